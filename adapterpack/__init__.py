@@ -1,0 +1,45 @@
+"""adapterpack: train, pack, verify, merge, compose, quantize, export and run adapters for large pretrained models.
+
+Names are imported on first use, so that looking at a pack never costs an import of torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_STAGES = ("compose", "demo", "export", "merge", "methods", "quantize", "train")
+"""Subpackages that are called like functions; see :mod:`adapterpack._stage`."""
+
+_PUBLIC = {
+    "AdapterpackError": "errors",
+    "LoRA": "methods",
+    "Pack": "pack.pack",
+    "Session": "runtime.session",
+    "active": "train.inject",
+    "adapt": "train.inject",
+    "attach": "train.inject",
+    "detach": "train.inject",
+    "inspect": "artifacts",
+    "load": "pack.validate",
+    "rules": "compose.rules",
+    "run": "runtime.run",
+    "save": "train.save",
+    "validate": "artifacts",
+}
+
+__all__ = ["__version__", *_STAGES, *_PUBLIC]  # noqa: PLE0604 - the names are strings
+
+
+def __getattr__(name: str) -> Any:
+    if name in _STAGES:
+        return import_module(f"adapterpack.{name}")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'adapterpack' has no attribute '{name}'")
+    return getattr(import_module(f"adapterpack.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

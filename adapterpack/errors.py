@@ -1,0 +1,178 @@
+"""One hierarchy of errors: each says what went wrong, where, what was expected, what was found, and what to do."""
+
+from __future__ import annotations
+
+import errno
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+EXIT_FAILED = 1
+EXIT_INCOMPLETE = 3
+
+
+class AdapterpackError(Exception):
+    """The base of every error that adapterpack raises on purpose.
+
+    ``code`` is a stable name for scripts; ``exit_code`` is what the command line returns.
+
+    Example:
+        >>> str(AdapterpackError("the rank is too large", where="sites[0]", expected="at most 8", found=9, remedy="lower r"))
+        'the rank is too large (at sites[0]; expected at most 8, found 9). To fix it: lower r.'
+    """
+
+    code = "error"
+    exit_code = EXIT_FAILED
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.expected = None if expected is None else str(expected)
+        self.found = None if found is None else str(found)
+        self.remedy = remedy
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        sides = []
+        if self.expected is not None:
+            sides.append(f"expected {self.expected}")
+        if self.found is not None:
+            sides.append(f"found {self.found}")
+        details = "; ".join(filter(None, [f"at {self.where}" if self.where else None, ", ".join(sides) or None]))
+        text = self.what + (f" ({details})" if details else "") + "."
+        if self.remedy:
+            text += f" To fix it: {self.remedy.rstrip('.')}."
+        return printable(text)
+
+    def to_json(self) -> dict[str, str | None]:
+        """The error as the object that ``--json`` prints under ``error``."""
+        fields = {"what": self.what, "where": self.where, "expected": self.expected, "found": self.found, "remedy": self.remedy}
+        return {"code": self.code, "message": str(self), **fields}
+
+
+class FormatError(AdapterpackError):
+    """A file is not what its format says: truncated, altered, out of limits, or malformed."""
+
+    code = "format"
+
+
+class BaseMismatch(AdapterpackError):
+    """A pack was made for another base model."""
+
+    code = "base-mismatch"
+
+
+class UnknownName(AdapterpackError):
+    """A name that no registry, bundle or model has."""
+
+    code = "unknown-name"
+
+
+class UnknownMethod(UnknownName):
+    """An adapter method that is not registered."""
+
+    code = "unknown-method"
+
+
+class UnknownAdapter(UnknownName):
+    """An adapter name that the bundle or model does not hold."""
+
+    code = "unknown-adapter"
+
+
+class SiteNotFound(UnknownName):
+    """A target that the model lacks."""
+
+    code = "site-not-found"
+
+
+class Unsupported(AdapterpackError):
+    """A combination that cannot be done exactly, and is therefore refused."""
+
+    code = "unsupported"
+
+
+class ConfigError(AdapterpackError):
+    """A configuration that cannot be used as it stands."""
+
+    code = "config"
+
+
+class OutputExists(AdapterpackError):
+    """The output path is taken; nothing is ever overwritten."""
+
+    code = "output-exists"
+
+
+class StorageError(AdapterpackError):
+    """The file system refused: disk full, no permission, missing file."""
+
+    code = "storage"
+
+
+class ProviderError(AdapterpackError):
+    """An ONNX Runtime execution provider that is unknown or did not start."""
+
+    code = "provider"
+
+
+class NonFinite(AdapterpackError):
+    """NaN or infinity where finite numbers are due."""
+
+    code = "non-finite"
+
+
+class ParityError(AdapterpackError):
+    """A graph disagrees with the model that it was made from."""
+
+    code = "parity"
+
+
+class NothingToDo(AdapterpackError):
+    """The stage would have changed nothing, which is never what was asked for."""
+
+    code = "nothing-to-do"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A remedy that names the closest known names, or lists what there is.
+
+    Example:
+        >>> nearest("lroa", ["lora", "ia3"])
+        "did you mean 'lora'? Known: ia3, lora"
+    """
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return f"{hint}Known: {shown or 'none'}"
+
+
+def printable(text: str) -> str:
+    """Text with control and bidirectional characters escaped, so that names from strangers cannot repaint a terminal."""
+    return "".join(c if c == "\n" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"} else f"\\u{ord(c):04x}" for c in text)
+
+
+@contextmanager
+def storage_errors(where: object) -> Iterator[None]:
+    """Turns what the operating system says of ``where`` into a :class:`StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        remedies = {
+            errno.ENOSPC: "free some space or choose another output folder; nothing was left behind",
+            errno.EDQUOT: "your quota is used up: free some space or choose another output folder; nothing was left behind",
+            errno.EACCES: "check the permissions of that path",
+            errno.ENOENT: "check that the path exists",
+        }
+        what = "the disk is full" if error.errno == errno.ENOSPC else f"the file system refused: {error.strerror or error}"
+        raise StorageError(what, where=where, remedy=remedies.get(error.errno or 0)) from error

@@ -1,0 +1,1 @@
+"""Where models and packs come from: folders, hub ids, ``hf://`` references."""

@@ -1,0 +1,204 @@
+"""What a weight method is: a value made of pure functions, a frozen config and declared traits.
+
+Every weight method reduces its trained tensors to one **normal form**::
+
+    y' = scale * (base(pre(x)) + up(down(x))) + shift
+
+so that training, merging, composing and exporting handle five fields, not N methods. The mathematics is written once, against the
+Python array API: the same few lines run on torch tensors while training and on numpy arrays everywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from .operators import Array, Operator
+
+Params = Mapping[str, Array]
+Forward = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in a model that an adapter changes.
+
+    ``path`` is the literal module path. ``weight`` (``[out, in]``) is given only to methods whose trait ``reads_weight`` is set.
+    """
+
+    path: str
+    in_features: int
+    out_features: int
+    kind: str = "linear"
+    bias: bool = False
+    weight: Array | None = field(default=None, compare=False, repr=False)
+
+
+class AttachForm(NamedTuple):
+    """The normal form of one adapter at one site; ``None`` means identity (``pre``), absent (``down``/``up``), one, or zero.
+
+    Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``scale`` ``[out]`` or ``[1]``, ``shift`` ``[out]``.
+    """
+
+    pre: Operator | None = None
+    down: Operator | None = None
+    up: Operator | None = None
+    scale: Array | None = None
+    shift: Array | None = None
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method can do, declared as data; the core asks these and never a name."""
+
+    additive: bool
+    """The change is added to the weight: adapters sum, and a weight on the adapter is a weight on the change."""
+    identity_at_init: bool
+    """A fresh adapter changes nothing, exactly."""
+    row_separable: bool
+    """A block of output rows can be folded without the others."""
+    low_rank: bool
+    """The change is ``up @ down`` of a small rank: composing in factor space is exact."""
+    reads_weight: bool = False
+    """``init`` and ``attach`` need the base weight."""
+    quantizable: bool = True
+    """Its tensors may be stored as int8."""
+    batchable: bool = True
+    """Rows of one batch may carry different adapters of this method."""
+    layers: tuple[str, ...] = ("linear",)
+    """The kinds of site it supports."""
+
+
+class MethodConfig(Protocol):
+    """The least that a method's frozen config dataclass offers; its fields are the method's only schema."""
+
+    targets: str | tuple[str, ...]
+    modules_to_save: tuple[str, ...]
+    dropout: float
+
+    def at(self, path: str) -> Any:
+        """The config as it holds for one site, patterns resolved."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """The number that multiplies the branch; written to the manifest for every site."""
+        ...
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the branch, or None for a method without one."""
+        ...
+
+
+class PeftForm(NamedTuple):
+    """How a method is stored in a folder that PEFT loads."""
+
+    peft_type: str
+    suffixes: Mapping[str, str]
+    """parameter name -> what follows the module path in PEFT's tensor name."""
+    to_config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    """site path -> config at that site, to PEFT's own config keys."""
+    from_config: Callable[[Mapping[str, Any]], Any]
+    """PEFT's config keys to ours."""
+    features: Callable[[Params], tuple[int, int]]
+    """parameters of a site -> its input and output width."""
+
+
+class Method(NamedTuple):
+    """An adapter method: what :mod:`adapterpack.methods.registry` holds.
+
+    ``examples`` are the configs under which the test matrix proves it.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    config: type[Any]
+    traits: Traits
+    shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]]
+    init: Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]
+    attach: Callable[[Any, Params, Site], AttachForm]
+    examples: tuple[Any, ...]
+    forward: Callable[[Any, Params, Site, Forward, Array, Forward], Array] | None = None
+    fold: Callable[[Any, Params, Site, Array, Array | None, slice], tuple[Array, Array | None]] | None = None
+    peft: PeftForm | None = None
+    kind: str = "weight"
+    spec_version: int = 1
+
+
+def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = None) -> Array:
+    """``scale * (base(pre(x)) + up(down(x))) + shift`` for ``x`` of shape ``[..., in]``.
+
+    ``drop`` is the dropout on the branch's input while training.
+    """
+    y = base(x if form.pre is None else form.pre.apply(x))
+    if form.down is not None and form.up is not None:
+        y = y + form.up.apply(form.down.apply(x if drop is None else drop(x)))
+    if form.scale is not None:
+        y = y * form.scale
+    return y if form.shift is None else y + form.shift
+
+
+def fold_form(form: AttachForm, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
+    """The normal form folded into a block of rows: ``W' = scale * (W pre + up down)``, ``b' = scale * b + shift``.
+
+    ``weight`` is the block ``[len(rows), in]`` and ``bias`` its part ``[len(rows)]`` or None; both are left as they are. A shift where
+    there was no bias gives a bias.
+    """
+    folded = weight if form.pre is None else form.pre.after(weight)
+    if form.down is not None and form.up is not None:
+        folded = folded + form.down.after(form.up.rows(rows))
+    if form.scale is not None:
+        scale = _block(form.scale, rows)
+        folded = folded * scale[:, None]
+        bias = None if bias is None else bias * scale
+    if form.shift is not None:
+        shift = _block(form.shift, rows)
+        bias = shift if bias is None else bias + shift
+    return folded, bias
+
+
+def _block(vector: Array, rows: slice) -> Array:
+    return vector if vector.shape[0] == 1 else vector[rows]
+
+
+def run(
+    method: Method, cfg: Any, params: Params, site: Site, base: Forward, x: Array, drop: Forward | None = None
+) -> Array:
+    """The adapted output ``[..., out]`` of ``base`` at ``x`` (``[..., in]``): the method's own ``forward``, or the normal form."""
+    if method.forward is not None:
+        return method.forward(cfg, params, site, base, x, drop or (lambda value: value))
+    return evaluate(method.attach(cfg, params, site), base, x, drop)
+
+
+def fold(
+    method: Method, cfg: Any, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice | None = None
+) -> tuple[Array, Array | None]:
+    """Weight and bias with the adapter folded in: the method's own ``fold``, or the normal form's.
+
+    ``weight`` is ``[out, in]``, or the block of output rows named by ``rows``; ``bias`` likewise. Inputs are not changed.
+
+    Example:
+        >>> import numpy as np
+        >>> from adapterpack.methods import LoRA, get
+        >>> site, lora = Site("layer", 3, 2), get("lora")
+        >>> params = {"lora_A": np.ones((1, 3)), "lora_B": np.ones((2, 1))}
+        >>> fold(lora, LoRA(r=1, alpha=2), params, site, np.zeros((2, 3)), None)[0]
+        array([[2., 2., 2.],
+               [2., 2., 2.]])
+    """
+    block = slice(0, site.out_features) if rows is None else rows
+    if method.fold is not None:
+        return method.fold(cfg, params, site, weight, bias, block)
+    return fold_form(method.attach(cfg, params, site), weight, bias, block)
+
+
+def row_blocks(rows: int, columns: int, elements: int = 1 << 18) -> Iterator[slice]:
+    """Slices that cut a ``[rows, columns]`` weight into blocks of about ``elements``, so that the scratch memory stays in cache."""
+    step = max(1, elements // max(1, columns))
+    for start in range(0, rows, step):
+        yield slice(start, min(rows, start + step))

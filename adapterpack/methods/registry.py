@@ -1,0 +1,61 @@
+"""The methods that are known: the catalogue, the command line, the schema and the test matrix read this."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..errors import AdapterpackError, UnknownMethod, nearest
+from .base import Method
+
+ENTRY_POINT_GROUP = "adapterpack.methods"
+
+_METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Adds a method to the catalogue and returns it.
+
+    Raises:
+        AdapterpackError: another method has that name.
+    """
+    if _METHODS.setdefault(method.name, method) is not method:
+        raise AdapterpackError("two methods have the same name", where=method.name, remedy="rename one of them")
+    return method
+
+
+def methods() -> dict[str, Method]:
+    """Every registered method by name, those of other packages (entry points ``adapterpack.methods``) included.
+
+    Example:
+        >>> methods()["lora"].traits.low_rank
+        True
+    """
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name not in _METHODS:
+            register(point.load())
+    return dict(sorted(_METHODS.items()))
+
+
+def get(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UnknownMethod: there is none.
+    """
+    found = _METHODS.get(name) or methods().get(name)
+    if found is None:
+        raise UnknownMethod("unknown adapter method", found=repr(name), remedy=nearest(name, _METHODS))
+    return found
+
+
+def method_of(config: Any) -> Method:
+    """The method whose config class ``config`` is an instance of.
+
+    Raises:
+        UnknownMethod: no registered method has that class.
+    """
+    for method in methods().values():
+        if type(config) is method.config:
+            return method
+    raise UnknownMethod("no registered method has this config class", found=type(config).__name__, remedy=nearest("", _METHODS))

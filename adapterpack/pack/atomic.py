@@ -1,0 +1,78 @@
+"""Outputs that are whole or absent: written under a temporary name, synced, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import OutputExists, storage_errors
+
+
+@contextmanager
+def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A fresh temporary folder beside ``out`` that takes its name when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputExists: something is already there.
+        StorageError: the disk is full, or the file system refuses.
+
+    Example:
+        >>> import tempfile
+        >>> out = Path(tempfile.mkdtemp()) / "new"
+        >>> with output_folder(out) as folder:
+        ...     _ = (folder / "file").write_text("whole")
+        >>> (out / "file").read_text()
+        'whole'
+    """
+    target = Path(out)
+    refuse_existing(target)
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        try:
+            yield folder
+            for file in sorted(folder.rglob("*")):
+                if file.is_file():
+                    _sync(file)
+            _sync(folder)
+            folder.chmod(0o755)
+            refuse_existing(target)
+            folder.rename(target)
+            _sync(target.parent)
+        except BaseException:  # an interrupt must clean up too
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def output_file(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside ``out`` that replaces it when the block ends well; used for files that may be renewed, such as reports."""
+    target = Path(out)
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def refuse_existing(out: Path) -> None:
+    """Raises :class:`OutputExists` if ``out`` is taken."""
+    if out.exists() or out.is_symlink():
+        raise OutputExists("the output already exists", where=out, remedy="choose another path with -o, or remove it first")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

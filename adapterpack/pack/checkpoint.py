@@ -1,0 +1,160 @@
+"""A base model on disk: a folder with ``config.json`` and one or several safetensors files, read without torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, SiteNotFound, StorageError, nearest, storage_errors
+from . import strict_json
+from .fingerprint import Fingerprint, content, structure
+from .safetensors import SafetensorsFile, TensorInfo
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_MAX_JSON = 64 << 20
+
+
+class Checkpoint:
+    """An opened base: its config, its shards in order, and where every tensor lies.
+
+    Raises:
+        StorageError: the folder or a shard is missing.
+        FormatError: a shard is malformed, or the index does not fit the shards.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise StorageError("there is no such base folder", where=self.folder, remedy="name a folder with config.json and safetensors files")
+        self.index, shards = self._shards()
+        self.files = {shard: SafetensorsFile(self.folder / shard) for shard in shards}
+        self.shard_of = {name: shard for shard, file in self.files.items() for name in file.tensors}
+        if self.index is not None and self.shard_of != self.index["weight_map"]:
+            wrong = sorted(set(self.shard_of.items()) ^ set(self.index["weight_map"].items()))[0][0]
+            raise FormatError("the index does not fit the shards", where=self.folder / INDEX, found=f"tensor {wrong}")
+
+    def _shards(self) -> tuple[dict[str, Any] | None, list[str]]:
+        if (self.folder / SINGLE).is_file():
+            return None, [SINGLE]
+        if (self.folder / INDEX).is_file():
+            index = read_json(self.folder / INDEX)
+            shards = sorted(set(index["weight_map"].values()))
+            for shard in shards:
+                if Path(shard).name != shard or shard.startswith("."):
+                    raise FormatError("a shard name must be a plain file name", where=self.folder / INDEX, found=shard)
+            return index, shards
+        raise StorageError(
+            "the folder holds no safetensors checkpoint",
+            where=self.folder,
+            expected=f"{SINGLE} or {INDEX}",
+            remedy="save the model with save_pretrained; pickle files are refused",
+        )
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The contents of ``config.json``, or an empty object."""
+        path = self.folder / "config.json"
+        loaded: dict[str, Any] = read_json(path) if path.is_file() else {}
+        return loaded
+
+    @property
+    def name(self) -> str:
+        """A short name for people: the folder's own."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor by name."""
+        return {name: self.files[shard].tensors[name] for name, shard in self.shard_of.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor as a read-only view of the mapped file."""
+        return self.files[self.shard_of[name]].read(name)
+
+    @cached_property
+    def structure(self) -> str:
+        """The fingerprint of names, dtypes and shapes."""
+        return structure((info.name, info.dtype, info.shape) for info in self.tensors.values())
+
+    @cached_property
+    def content(self) -> str:
+        """The fingerprint of every byte of every tensor; reads the whole checkpoint once."""
+        return _content_of(tuple(_identity(file.path) for file in self.files.values()), self)
+
+    def fingerprint(self) -> Fingerprint:
+        """Both levels."""
+        return Fingerprint(self.structure, self.content)
+
+    def weight_name(self, path: str) -> str | None:
+        """The tensor that holds the weight of module ``path``; a task model may have one prefix more or less than its checkpoint."""
+        direct = f"{path}.weight"
+        if direct in self.tensors:
+            return direct
+        stripped = direct.partition(".")[2]
+        if stripped in self.tensors:
+            return stripped
+        longer = [name for name in self.tensors if name.partition(".")[2] == direct]
+        return longer[0] if len(longer) == 1 else None
+
+    def require_weight(self, path: str) -> str:
+        """As :meth:`weight_name`.
+
+        Raises:
+            SiteNotFound: the checkpoint has no such tensor.
+        """
+        found = self.weight_name(path)
+        if found is None:
+            modules = [name.removesuffix(".weight") for name in self.tensors]
+            raise SiteNotFound("the base has no such site", where=self.folder, found=path, remedy=nearest(path, modules))
+        return found
+
+
+_CONTENT: dict[tuple[Any, ...], str] = {}
+
+
+def _content_of(key: tuple[Any, ...], checkpoint: Checkpoint) -> str:
+    """Content fingerprints are kept for the life of the process, by device, inode, size and times of the files."""
+    if key not in _CONTENT:
+        _CONTENT[key] = content(
+            (info.name, info.dtype, info.shape, checkpoint.files[checkpoint.shard_of[info.name]].buffer(info.name))
+            for info in checkpoint.tensors.values()
+        )
+    return _CONTENT[key]
+
+
+def _identity(path: Path) -> tuple[Any, ...]:
+    stat = path.stat()
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a base, parsed strictly."""
+    with storage_errors(path):
+        data = path.read_bytes()
+    return strict_json.loads(data, path, _MAX_JSON)
+
+
+def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
+    """Files of a base that a merged checkpoint or a bundle takes along: config, tokenizer, templates; never weights or code."""
+    wanted = {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "preprocessor_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+        *names,
+    }
+    return sorted(path for path in folder.iterdir() if path.name in wanted and path.is_file())

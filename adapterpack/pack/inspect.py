@@ -1,0 +1,70 @@
+"""What an artifact is, for whom, how big, and what it changes; read without torch."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from . import manifest as m
+from . import peft_layout
+from .checkpoint import Checkpoint
+from .validate import load
+
+
+def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A summary of a pack as JSON values; the pack is verified on the way."""
+    pack = load(path)
+    manifest = pack.manifest
+    adapters = [group for group in manifest.groups if group.role == "adapter"]
+    parameters = sum(value.size for value in pack.tensors.values())
+    return {
+        "kind": "pack",
+        "path": str(path),
+        "id": pack.id,
+        "name": pack.name,
+        "method": manifest.method.type,
+        "config": dict(manifest.config),
+        "task": {"type": manifest.task.type, "labels": list(manifest.task.labels or ())},
+        "base": {"name": manifest.base.name, "model_type": manifest.base.model_type, "structure": manifest.base.structure,
+                 "content": manifest.base.content},
+        "sites": len(adapters),
+        "sites_by_module": dict(Counter(group.path.rpartition(".")[2] for group in adapters)),
+        "ranks": dict(Counter(str(group.rank) for group in adapters)),
+        "scales": dict(Counter(f"{group.scale:g}" for group in adapters)),
+        "modules_to_save": [group.path for group in manifest.groups if group.role == "full"],
+        "parameters": parameters,
+        "bytes": sum(value.nbytes for value in pack.tensors.values()),
+        "quantization": manifest.quantization,
+        "lineage": None if manifest.lineage is None else manifest.lineage.operation,
+        "canary": manifest.canary is not None,
+        "metrics": [dict(metric) for metric in manifest.metrics],
+    }
+
+
+def inspect_base(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A summary of a base checkpoint as JSON values."""
+    base = Checkpoint(path)
+    return {
+        "kind": "base",
+        "path": str(path),
+        "name": base.name,
+        "model_type": base.config.get("model_type"),
+        "architectures": base.config.get("architectures", []),
+        "shards": list(base.files),
+        "tensors": len(base.tensors),
+        "parameters": sum(info.nbytes // (8 if info.dtype.endswith("64") else 4 if info.dtype.endswith("32") else 2)
+                          for info in base.tensors.values()),
+        "bytes": sum(info.nbytes for info in base.tensors.values()),
+        "dtypes": dict(Counter(info.dtype for info in base.tensors.values())),
+        "structure": base.structure,
+        "content": base.content,
+    }
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """``pack``, ``peft``, ``bundle`` or ``base``, told by the file that says so."""
+    folder = Path(path)
+    marks = {"adapterpack.bundle.json": "bundle", m.FILE_NAME: "pack", peft_layout.CONFIG: "peft"}
+    return next((kind for mark, kind in marks.items() if (folder / mark).is_file()), "base")

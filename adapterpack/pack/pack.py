@@ -1,0 +1,250 @@
+"""A pack in memory: manifest and tensors, the handle that every stage takes and returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import BaseMismatch, FormatError, NonFinite, SiteNotFound, nearest
+from ..methods import Method, Site, get
+from . import manifest as m
+from . import peft_layout, safetensors
+from .atomic import output_folder
+from .checkpoint import Checkpoint
+
+TENSORS = "adapter_model.safetensors"
+MUTABLE = frozenset({"README.md", ".gitattributes"})
+"""Files that a hub edits; they are allowed beside the closed list and never read as data."""
+_SELECTION = frozenset({"targets", "modules_to_save"})
+
+
+class Adapter(NamedTuple):
+    """One adapted site of a pack, ready for the method's functions."""
+
+    site: Site
+    config: Any
+    params: dict[str, np.ndarray]
+    weight: str | None
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One adapter: a manifest and its tensors. ``path`` is where it was read from, or None.
+
+    Example:
+        >>> from adapterpack import load  # doctest: +SKIP
+        >>> pack = load("packs/tickets")  # doctest: +SKIP
+        >>> pack.name, pack.method.name  # doctest: +SKIP
+        ('tickets', 'lora')
+    """
+
+    manifest: m.Manifest
+    tensors: Mapping[str, np.ndarray]
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The pack's name."""
+        return self.manifest.pack.name
+
+    @property
+    def id(self) -> str:
+        """The digest of the manifest, which is the identity of the pack."""
+        return self.manifest.id
+
+    @property
+    def method(self) -> Method:
+        """The method that made the pack."""
+        return get(self.manifest.method.type)
+
+    def renamed(self, name: str) -> Pack:
+        """The same pack under another name."""
+        info = dataclasses.replace(self.manifest.pack, name=name)
+        return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, pack=info))
+
+    def params(self, path: str) -> dict[str, np.ndarray]:
+        """The tensors of one group by parameter name; int8 tensors are given back as float32."""
+        found = {}
+        for name, entry in self.manifest.tensors.items():
+            if entry.group == path and not entry.param.endswith(".scales"):
+                value = self.tensors[name]
+                found[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
+        return found
+
+    def adapters(self) -> Iterator[Adapter]:
+        """Every adapted site with its resolved config and parameters, in the manifest's order."""
+        for group in self.manifest.groups:
+            if group.role == "adapter":
+                yield Adapter(site_of(group), self.config_at(group), self.params(group.path), group.weight)
+
+    def full(self) -> dict[str, dict[str, np.ndarray]]:
+        """The modules that were trained whole: path -> parameter name -> array."""
+        return {group.path: self.params(group.path) for group in self.manifest.groups if group.role == "full"}
+
+    def config_at(self, group: m.Group) -> Any:
+        """The method's config at one group.
+
+        Raises:
+            FormatError: the manifest holds a hyper-parameter that the method does not have.
+        """
+        try:
+            return self.method.config(**{**self.manifest.config, **group.config})
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"the method's configuration is not usable: {error}", where=f"group {group.path}") from error
+
+    def write(self, out: str | os.PathLike[str]) -> Pack:
+        """Writes the pack to a new folder ``out``, whole or not at all, and returns it with its path.
+
+        Raises:
+            OutputExists: something is there already.
+            StorageError: the file system refuses.
+        """
+        with output_folder(out) as folder:
+            self.write_into(folder)
+        return dataclasses.replace(self, path=Path(out))
+
+    def write_into(self, folder: Path) -> None:
+        """Writes the pack's files into an existing empty folder that the caller publishes."""
+        for name, data in encode_files(self.manifest, self.tensors).items():
+            (folder / name).write_bytes(data)
+        (folder / m.FILE_NAME).write_bytes(self.manifest.to_bytes())
+
+    def require_base(self, base: Checkpoint, content: bool = True) -> None:
+        """Checks that ``base`` is the model that this pack was made for.
+
+        ``content=False`` compares names, dtypes and shapes only. A pack without digests (a PEFT import) is checked site by site.
+
+        Raises:
+            BaseMismatch: it is another model; both are named.
+            SiteNotFound: the base lacks a site.
+        """
+        wanted = self.manifest.base
+        named = f"{wanted.name or 'an unnamed base'} ({(wanted.content or wanted.structure or 'no fingerprint')[:17]})"
+        if wanted.structure is not None and base.structure != wanted.structure:
+            raise BaseMismatch(
+                f"pack '{self.name}' was made for another base: names, dtypes or shapes differ",
+                where=base.folder,
+                expected=named,
+                found=f"{base.name} ({base.structure[:17]})",
+                remedy="use the base that the pack names",
+            )
+        if content and wanted.content is not None and base.content != wanted.content:
+            raise BaseMismatch(
+                f"pack '{self.name}' was made for another base: same shapes, other weights",
+                where=base.folder,
+                expected=named,
+                found=f"{base.name} ({base.content[:17]})",
+                remedy="use the base that the pack names",
+            )
+        for group in self.manifest.groups:
+            if group.role == "adapter":
+                shape = base.tensors[group.weight if group.weight in base.tensors else base.require_weight(group.path)].shape
+                if shape != (group.out_features, group.in_features):
+                    raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
+                                       expected=(group.out_features, group.in_features), found=shape, remedy="use the base that the pack names")
+
+
+def site_of(group: m.Group) -> Site:
+    """The site that a manifest group describes."""
+    return Site(group.path, group.in_features or 0, group.out_features or 0, group.kind, group.bias)
+
+
+def build(
+    name: str,
+    method: Method,
+    adapters: Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]],
+    *,
+    task: m.Task,
+    base: m.Base,
+    full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    weights: Mapping[str, str | None] | None = None,
+    **rest: Any,
+) -> Pack:
+    """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the modules trained whole.
+
+    ``weights`` names the base tensor behind each path; ``rest`` goes to :class:`~adapterpack.pack.manifest.Manifest`.
+
+    Raises:
+        NonFinite: a tensor holds NaN or infinity.
+    """
+    common, differing = _shared_config([cfg for cfg, _ in adapters.values()])
+    groups, tensors, entries = [], {}, {}
+
+    def add(path: str, param: str, tensor_name: str, value: np.ndarray) -> None:
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise NonFinite("a tensor to be packed holds NaN or infinity", where=tensor_name,
+                            remedy="lower the learning rate, or train in float32")
+        tensors[tensor_name] = value
+        entries[tensor_name] = entry_of(value, path, param)
+
+    for (site, (cfg, params)), overrides in zip(adapters.items(), differing, strict=True):
+        groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features, site.out_features,
+                              site.bias, cfg.rank, cfg.scale, overrides))
+        for param, value in params.items():
+            add(site.path, param, peft_layout.tensor_name(method, site.path, param), value)
+    for path, params in (full or {}).items():
+        groups.append(m.Group(path, "full", "module", (weights or {}).get(path)))
+        for param, value in params.items():
+            add(path, param, peft_layout.full_name(path, param), value)
+    draft = m.Manifest(
+        pack=m.PackInfo(name),
+        method=m.MethodRef(method.name, method.spec_version),
+        config=common,
+        task=task,
+        base=base,
+        groups=tuple(groups),
+        tensors=dict(sorted(entries.items())),
+        files=(),
+        **rest,
+    )
+    return sealed(draft, tensors)
+
+
+def sealed(draft: m.Manifest, tensors: Mapping[str, np.ndarray]) -> Pack:
+    """The pack whose closed file list is computed from the draft and its tensors."""
+    roles = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config"}
+    files = tuple(m.FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), roles[name])
+                  for name, data in sorted(encode_files(draft, tensors).items()))
+    return Pack(dataclasses.replace(draft, files=files), tensors)
+
+
+def encode_files(manifest: m.Manifest, tensors: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    """The bytes of every file beside the manifest: the tensors, and PEFT's config for a method that PEFT knows."""
+    buffer = io.BytesIO()
+    safetensors.write(buffer, tensors, {"format": "pt"})
+    files = {TENSORS: buffer.getvalue()}
+    config = peft_layout.config_bytes(manifest)
+    return files if config is None else {**files, peft_layout.CONFIG: config}
+
+
+def entry_of(value: np.ndarray, group: str, param: str, scales: str | None = None) -> m.TensorEntry:
+    """The manifest's entry for one tensor."""
+    digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    return m.TensorEntry(TENSORS, safetensors.dtype_name(value.dtype), tuple(value.shape), digest, group, param, scales)
+
+
+def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What all sites share, and for each site what differs from it; selection fields are already resolved into groups."""
+    plain = [{k: v for k, v in dataclasses.asdict(cfg).items() if k not in _SELECTION and v != {}} for cfg in configs]
+    common = plain[0] if plain else {}
+    return common, [{k: v for k, v in one.items() if common.get(k) != v} for one in plain]
+
+
+def require_sites(pack: Pack, known: Mapping[str, Any], where: object) -> None:
+    """Checks that every module the pack changes is among ``known``.
+
+    Raises:
+        SiteNotFound: one is not, or none is; the nearest name is given.
+    """
+    for group in pack.manifest.groups:
+        if group.path not in known:
+            raise SiteNotFound(f"pack '{pack.name}' changes a site that is not there", where=where, found=group.path,
+                               remedy=nearest(group.path, known))

@@ -1,0 +1,210 @@
+"""A strict reader and a deterministic writer of safetensors, with numpy alone.
+
+Format: an 8-byte little-endian header length, a JSON header, then the bytes. The reader refuses what the reference reader lets
+pass: duplicate names, extra fields, a header that does not begin with ``{``, padding other than spaces, holes, overlaps, trailing bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import FormatError, storage_errors
+from . import strict_json
+
+MAX_HEADER = 16 << 20
+MAX_TENSORS = 50_000
+MAX_RANK = 8
+MAX_NAME = 512
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FLOATS = frozenset(name for name in DTYPES if name.startswith(("F", "BF")))
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: ``offset`` is counted from the start of the file, in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class SafetensorsFile:
+    """An open file: headers parsed and checked, bytes mapped read-only and copied only when asked for.
+
+    Raises:
+        FormatError: the file breaks a rule of the format.
+
+    Example:
+        >>> import tempfile; path = Path(tempfile.mkdtemp()) / "x.safetensors"
+        >>> write(path, {"a": np.zeros((2, 3), np.float32)})
+        >>> SafetensorsFile(path).read("a").shape
+        (2, 3)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with storage_errors(self.path), self.path.open("rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            self.tensors, self.metadata = parse_header(file, self.size, self.path)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def buffer(self, name: str) -> memoryview:
+        """The bytes of a tensor, without a copy."""
+        info = self.tensors[name]
+        return memoryview(self._map)[info.offset : info.offset + info.nbytes]
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor as a read-only numpy view of the mapped file."""
+        info = self.tensors[name]
+        return np.frombuffer(self.buffer(name), dtype=DTYPES[info.dtype]).reshape(info.shape)
+
+
+def parse_header(file: IO[bytes], size: int, where: object) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors, ordered by offset, and the metadata of an open safetensors file of ``size`` bytes.
+
+    Raises:
+        FormatError: the header breaks a rule, or does not describe exactly the bytes that follow.
+    """
+    if size < 8:
+        raise FormatError("the file is too short to be safetensors", where=where, found=f"{size} bytes")
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(MAX_HEADER, size - 8):
+        raise FormatError(
+            "the safetensors header length is out of range: the file is truncated or not safetensors",
+            where=where,
+            expected=f"at most {min(MAX_HEADER, size - 8)} bytes",
+            found=length,
+            remedy="fetch the file again from where it came",
+        )
+    raw = file.read(length)
+    if raw[:1] != b"{":
+        raise FormatError("the safetensors header must begin with '{'", where=where, found=repr(raw[:1]))
+    body = raw.rstrip(b" ")
+    if not body.endswith(b"}"):
+        raise FormatError("the safetensors header may be padded with spaces only", where=where, found=repr(body[-1:]))
+    header = strict_json.loads(body, where, MAX_HEADER)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError("safetensors metadata must map strings to strings", where=where)
+    if len(header) > MAX_TENSORS:
+        raise FormatError("too many tensors", where=where, expected=f"at most {MAX_TENSORS}", found=len(header))
+    data_start = 8 + length
+    infos = sorted((_entry(name, entry, data_start, where) for name, entry in header.items()), key=lambda i: (i.offset, i.nbytes, i.name))
+    end = data_start
+    for info in infos:
+        if info.offset != end:
+            what = "tensors overlap" if info.offset < end else "bytes that belong to no tensor"
+            raise FormatError(what, where=f"{where}, tensor {info.name}", expected=f"offset {end}", found=info.offset)
+        end += info.nbytes
+    if end != size:
+        what = "the file is truncated" if end > size else "bytes after the last tensor"
+        raise FormatError(what, where=where, expected=f"{end} bytes", found=size, remedy="fetch the file again from where it came")
+    return {info.name: info for info in infos}, metadata
+
+
+def _entry(name: str, entry: Any, data_start: int, where: object) -> TensorInfo:
+    place = f"{where}, tensor {name[:MAX_NAME]}"
+    if not name or len(name) > MAX_NAME or any(ord(c) < 32 for c in name):
+        raise FormatError("a tensor name that the format does not allow", where=place)
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise FormatError("a tensor entry must have exactly dtype, shape and data_offsets", where=place)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in DTYPES:
+        raise FormatError("unknown dtype", where=place, expected=", ".join(DTYPES), found=repr(dtype))
+    if not _naturals(shape) or len(shape) > MAX_RANK:
+        raise FormatError("a shape must be a short list of natural numbers", where=place, found=repr(shape)[:80])
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FormatError("data_offsets must be two ascending natural numbers", where=place, found=repr(offsets)[:80])
+    nbytes = offsets[1] - offsets[0]
+    expected = DTYPES[dtype].itemsize
+    for extent in shape:
+        expected *= extent
+    if nbytes != expected:
+        raise FormatError("shape and dtype do not fit the bytes", where=place, expected=f"{expected} bytes", found=nbytes)
+    return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], nbytes)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The safetensors name of a numpy dtype.
+
+    Raises:
+        FormatError: safetensors has no such dtype.
+    """
+    name = _NAMES.get(np.dtype(dtype))
+    if name is None:
+        raise FormatError("safetensors cannot hold this dtype", expected=", ".join(DTYPES), found=dtype)
+    return name
+
+
+def plan(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None) -> tuple[bytes, dict[str, TensorInfo]]:
+    """Header bytes and the place of each tensor for a file that holds ``(name, dtype, shape)`` in the given order.
+
+    This is what lets merge write every tensor at its final offset before the others exist.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    sizes, offset = [], 0
+    for name, dtype, shape in tensors:
+        nbytes = DTYPES[dtype].itemsize * int(np.prod(shape, dtype=object) if shape else 1)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        sizes.append((name, dtype, tuple(shape), offset, nbytes))
+        offset += nbytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return header, {name: TensorInfo(name, dtype, shape, len(header) + start, nbytes) for name, dtype, shape, start, nbytes in sizes}
+
+
+def write(path: str | os.PathLike[str] | io.BytesIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes ``tensors`` to ``path``: wide dtypes first, then by name, so that equal content gives equal bytes.
+
+    Raises:
+        FormatError: a dtype that safetensors does not have.
+        StorageError: the file system refuses.
+    """
+    ordered = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))
+    header, _ = plan(((name, dtype_name(tensors[name].dtype), tensors[name].shape) for name in ordered), metadata)
+
+    def emit(file: IO[bytes]) -> None:
+        file.write(header)
+        for name in ordered:
+            file.write(np.ascontiguousarray(tensors[name]).tobytes())
+
+    if isinstance(path, io.BytesIO):
+        emit(path)
+        return
+    with storage_errors(path), Path(path).open("xb") as file:
+        emit(file)

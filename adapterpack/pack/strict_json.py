@@ -1,0 +1,72 @@
+"""JSON as the pack format allows it: no duplicate keys, no NaN, no huge integers, bounded depth, canonical bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from ..errors import FormatError
+
+MAX_DEPTH = 16
+MAX_INTEGER = 2**53
+
+
+def loads(data: bytes, where: object, limit: int) -> Any:
+    """The value in ``data``, parsed strictly.
+
+    Raises:
+        FormatError: larger than ``limit`` bytes, not UTF-8, duplicate keys, NaN or Infinity, integers beyond 2^53, or too deep.
+    """
+    if len(data) > limit:
+        raise FormatError("the JSON is too large", where=where, expected=f"at most {limit} bytes", found=len(data))
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique(where), parse_constant=_no_constant(where))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
+        raise FormatError(f"this is not valid JSON: {error}", where=where, remedy="fetch the file again from where it came") from error
+    _check(value, where, MAX_DEPTH)
+    return value
+
+
+def canonical(value: Any) -> bytes:
+    """The one byte form of a JSON value: sorted keys, two-space indent, a newline at the end; the same on every machine."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def digest(value: Any) -> str:
+    """The sha256 of the canonical bytes, as hex."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def _unique(where: object) -> Any:
+    def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            names = [key for key, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise FormatError("a key stands twice in one object", where=where, found=repr(twice))
+        return result
+
+    return hook
+
+
+def _no_constant(where: object) -> Any:
+    def hook(name: str) -> Any:
+        raise FormatError("a number that JSON does not have", where=where, found=name)
+
+    return hook
+
+
+def _check(value: Any, where: object, depth: int) -> None:
+    if depth < 0:
+        raise FormatError("the JSON is nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for item in value.values():
+            _check(item, where, depth - 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, where, depth - 1)
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise FormatError("an integer beyond 2^53", where=where, found=str(value)[:40])
+    elif isinstance(value, float) and value in (float("inf"), float("-inf")):
+        raise FormatError("a number too large for a double", where=where)

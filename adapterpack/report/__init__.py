@@ -1,0 +1,1 @@
+"""What people read: tables, plots, one self-contained HTML file."""

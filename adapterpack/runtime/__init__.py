@@ -1,0 +1,1 @@
+"""Bundles under ONNX Runtime: sessions, adapter bank, generation; without torch."""
