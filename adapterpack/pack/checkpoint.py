@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +33,14 @@ class Checkpoint:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise StorageError("there is no such base folder", where=self.folder, remedy="name a folder with config.json and safetensors files")
+            raise StorageError("there is no such base folder", where=self.folder,
+                               remedy="name a folder with config.json and safetensors files")
         self.index, shards = self._shards()
         self.files = {shard: SafetensorsFile(self.folder / shard) for shard in shards}
         self.shard_of = {name: shard for shard, file in self.files.items() for name in file.tensors}
+        if sum(len(file.tensors) for file in self.files.values()) != len(self.shard_of):
+            names = Counter(name for file in self.files.values() for name in file.tensors)
+            raise FormatError("a tensor stands in two shards", where=self.folder, found=names.most_common(1)[0][0])
         if self.index is not None and self.shard_of != self.index["weight_map"]:
             wrong = sorted(set(self.shard_of.items()) ^ set(self.index["weight_map"].items()))[0][0]
             raise FormatError("the index does not fit the shards", where=self.folder / INDEX, found=f"tensor {wrong}")
@@ -44,7 +50,11 @@ class Checkpoint:
             return None, [SINGLE]
         if (self.folder / INDEX).is_file():
             index = read_json(self.folder / INDEX)
-            shards = sorted(set(index["weight_map"].values()))
+            weight_map = index.get("weight_map") if isinstance(index, dict) else None
+            if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
+                raise FormatError("this is not an index of shards", where=self.folder / INDEX,
+                                  expected="weight_map: tensor name to file name")
+            shards = sorted(set(weight_map.values()))
             for shard in shards:
                 if Path(shard).name != shard or shard.startswith("."):
                     raise FormatError("a shard name must be a plain file name", where=self.folder / INDEX, found=shard)
@@ -63,10 +73,20 @@ class Checkpoint:
         loaded: dict[str, Any] = read_json(path) if path.is_file() else {}
         return loaded
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """A short name for people: the folder's own."""
-        return self.folder.resolve().name
+        """A name for people: ``org/name`` for a hub's cached snapshot, else the folder's own, in plain characters."""
+        folder = self.folder.resolve()
+        if self.commit is not None:
+            return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "base"
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit of a hub's cached snapshot, or None."""
+        folder = self.folder.resolve()
+        known = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+        return folder.name if known else None
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

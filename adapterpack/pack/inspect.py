@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from . import manifest as m
-from . import peft_layout
 from .checkpoint import Checkpoint
 from .validate import load
 
@@ -54,17 +52,9 @@ def inspect_base(path: str | os.PathLike[str]) -> dict[str, Any]:
         "architectures": base.config.get("architectures", []),
         "shards": list(base.files),
         "tensors": len(base.tensors),
-        "parameters": sum(info.nbytes // (8 if info.dtype.endswith("64") else 4 if info.dtype.endswith("32") else 2)
-                          for info in base.tensors.values()),
+        "parameters": sum(math.prod(info.shape) for info in base.tensors.values()),
         "bytes": sum(info.nbytes for info in base.tensors.values()),
         "dtypes": dict(Counter(info.dtype for info in base.tensors.values())),
         "structure": base.structure,
         "content": base.content,
     }
-
-
-def kind_of(path: str | os.PathLike[str]) -> str:
-    """``pack``, ``peft``, ``bundle`` or ``base``, told by the file that says so."""
-    folder = Path(path)
-    marks = {"adapterpack.bundle.json": "bundle", m.FILE_NAME: "pack", peft_layout.CONFIG: "peft"}
-    return next((kind for mark, kind in marks.items() if (folder / mark).is_file()), "base")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .. import resources
@@ -158,7 +160,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
-        encoded: dict[str, Any] = _plain(self)
+        encoded: dict[str, Any] = plain(self)
         return encoded
 
     def to_bytes(self) -> bytes:
@@ -184,22 +186,31 @@ def parse(data: bytes, where: object) -> Manifest:
     if major != FORMAT_VERSION.partition(".")[0]:
         raise FormatError("another major version of the format", where=where, expected="1.x", found=value.get("format_version"),
                           remedy="use a version of adapterpack that reads it")
-    unknown = set(value.get("must_understand", [])) - FEATURES
+    needs = value.get("must_understand")
+    unknown = {str(feature) for feature in needs} - FEATURES if isinstance(needs, list) else set()
     if unknown:
         raise FormatError("the pack needs features that this version does not have", where=where, expected=", ".join(sorted(FEATURES)),
-                          found=", ".join(sorted(map(str, unknown))), remedy="update adapterpack")
+                          found=", ".join(sorted(unknown)), remedy="update adapterpack")
     problem = schema_problem(value, "manifest.v1")
     if problem:
         pointer, message = problem
-        raise FormatError(f"the manifest does not fit its schema: {message}", where=f"{where}#{pointer}")
+        newer = value["format_version"] != FORMAT_VERSION
+        raise FormatError(f"the manifest does not fit its schema: {message}", where=f"{where}#{pointer}",
+                          remedy=f"it is of version {value['format_version']}: update adapterpack" if newer else None)
     return _decode(value)
 
 
 def schema_problem(value: Any, name: str) -> tuple[str, str] | None:
     """The first violation of a shipped schema as (JSON pointer, message), or None."""
-    from jsonschema import Draft202012Validator  # noqa: PLC0415 - keeps the import of this module cheap
+    from jsonschema import Draft202012Validator, ValidationError, validators  # noqa: PLC0415 - keeps the import of this module cheap
 
-    errors = Draft202012Validator(resources.schema(name)).iter_errors(value)
+    def pattern(_: Any, expression: str, instance: Any, __: Any) -> Iterator[ValidationError]:
+        # Every pattern is anchored; but Python's "$" would let a newline at the end pass, which the schema's "$" does not.
+        if isinstance(instance, str) and not re.fullmatch(expression, instance):
+            yield ValidationError(f"{instance!r} does not match {expression!r}")
+
+    strict = validators.extend(Draft202012Validator, {"pattern": pattern})
+    errors = strict(resources.schema(name)).iter_errors(value)
     first = min(errors, key=lambda error: list(map(str, error.absolute_path)), default=None)
     return None if first is None else ("/" + "/".join(map(str, first.absolute_path)), first.message[:300])
 
@@ -227,11 +238,18 @@ def _decode(value: dict[str, Any]) -> Manifest:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings and sequences as JSON values."""
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,12 +8,13 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import BaseMismatch, FormatError, NonFinite, SiteNotFound, nearest
+from ..errors import BaseMismatch, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
 from ..methods import Method, Site, get
 from . import manifest as m
 from . import peft_layout, safetensors
@@ -23,6 +24,8 @@ from .checkpoint import Checkpoint
 TENSORS = "adapter_model.safetensors"
 MUTABLE = frozenset({"README.md", ".gitattributes"})
 """Files that a hub edits; they are allowed beside the closed list and never read as data."""
+FILE_ROLES = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config"}
+"""The files that a pack may hold beside its manifest, and what the manifest says of each."""
 _SELECTION = frozenset({"targets", "modules_to_save"})
 
 
@@ -70,11 +73,18 @@ class Pack:
         info = dataclasses.replace(self.manifest.pack, name=name)
         return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, pack=info))
 
+    @cached_property
+    def _by_group(self) -> dict[str, list[tuple[str, m.TensorEntry]]]:
+        groups: dict[str, list[tuple[str, m.TensorEntry]]] = {}
+        for name, entry in self.manifest.tensors.items():
+            groups.setdefault(entry.group, []).append((name, entry))
+        return groups
+
     def params(self, path: str) -> dict[str, np.ndarray]:
         """The tensors of one group by parameter name; int8 tensors are given back as float32."""
         found = {}
-        for name, entry in self.manifest.tensors.items():
-            if entry.group == path and not entry.param.endswith(".scales"):
+        for name, entry in self._by_group.get(path, ()):
+            if not entry.param.endswith(".scales"):
                 value = self.tensors[name]
                 found[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
         return found
@@ -90,20 +100,24 @@ class Pack:
         return {group.path: self.params(group.path) for group in self.manifest.groups if group.role == "full"}
 
     def config_at(self, group: m.Group) -> Any:
-        """The method's config at one group.
+        """The method's config at one group; a list of the manifest's JSON is a tuple in the config.
 
         Raises:
-            FormatError: the manifest holds a hyper-parameter that the method does not have.
+            FormatError: the manifest holds a hyper-parameter that the method does not have, or a value that it cannot use.
         """
+        written = {**self.manifest.config, **group.config}
         try:
-            return self.method.config(**{**self.manifest.config, **group.config})
-        except (TypeError, ValueError) as error:
+            cfg = self.method.config(**{key: tuple(value) if isinstance(value, list) else value for key, value in written.items()})
+            _ = cfg.scale, cfg.rank  # a value of the wrong type may show only here
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise FormatError(f"the method's configuration is not usable: {error}", where=f"group {group.path}") from error
+        return cfg
 
     def write(self, out: str | os.PathLike[str]) -> Pack:
         """Writes the pack to a new folder ``out``, whole or not at all, and returns it with its path.
 
         Raises:
+            FormatError: the manifest breaks its own schema, for instance by the pack's name; such a pack could not be loaded.
             OutputExists: something is there already.
             StorageError: the file system refuses.
         """
@@ -113,9 +127,11 @@ class Pack:
 
     def write_into(self, folder: Path) -> None:
         """Writes the pack's files into an existing empty folder that the caller publishes."""
+        manifest = self.manifest.to_bytes()
+        m.parse(manifest, f"pack '{self.name}'")
         for name, data in encode_files(self.manifest, self.tensors).items():
             (folder / name).write_bytes(data)
-        (folder / m.FILE_NAME).write_bytes(self.manifest.to_bytes())
+        (folder / m.FILE_NAME).write_bytes(manifest)
 
     def require_base(self, base: Checkpoint, content: bool = True) -> None:
         """Checks that ``base`` is the model that this pack was made for.
@@ -149,7 +165,8 @@ class Pack:
                 shape = base.tensors[group.weight if group.weight in base.tensors else base.require_weight(group.path)].shape
                 if shape != (group.out_features, group.in_features):
                     raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
-                                       expected=(group.out_features, group.in_features), found=shape, remedy="use the base that the pack names")
+                                       expected=(group.out_features, group.in_features), found=shape,
+                                       remedy="use the base that the pack names")
 
 
 def site_of(group: m.Group) -> Site:
@@ -174,12 +191,15 @@ def build(
 
     Raises:
         NonFinite: a tensor holds NaN or infinity.
+        NothingToDo: there is neither an adapter nor a module that was trained whole.
     """
+    if not adapters and not full:
+        raise NothingToDo("a pack needs at least one adapter or one module that was trained whole", where=f"pack '{name}'")
     common, differing = _shared_config([cfg for cfg, _ in adapters.values()])
     groups, tensors, entries = [], {}, {}
 
     def add(path: str, param: str, tensor_name: str, value: np.ndarray) -> None:
-        if not np.isfinite(value.astype(np.float32)).all():
+        if not safetensors.all_finite(value):
             raise NonFinite("a tensor to be packed holds NaN or infinity", where=tensor_name,
                             remedy="lower the learning rate, or train in float32")
         tensors[tensor_name] = value
@@ -210,8 +230,7 @@ def build(
 
 def sealed(draft: m.Manifest, tensors: Mapping[str, np.ndarray]) -> Pack:
     """The pack whose closed file list is computed from the draft and its tensors."""
-    roles = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config"}
-    files = tuple(m.FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), roles[name])
+    files = tuple(m.FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), FILE_ROLES[name])
                   for name, data in sorted(encode_files(draft, tensors).items()))
     return Pack(dataclasses.replace(draft, files=files), tensors)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import FormatError, Unsupported
+from ..errors import FormatError, Unsupported, storage_errors
 from ..methods import Method, Site, get, methods
 from . import manifest as m
 from . import strict_json
@@ -26,12 +28,28 @@ _INERT: dict[str, tuple[Any, ...]] = {"bias": (None, "none"), "use_dora": (None,
                                       "alora_invocation_tokens": (None, []), "target_parameters": (None, []),
                                       "trainable_token_indices": (None, [], {})}
 """Keys that change the mathematics, with the values under which they do not."""
+_NEUTRAL = frozenset({
+    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "inference_mode", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save", "peft_type",
+    "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
+})
+"""Keys that say where the tensors came from and where they go: the tensors themselves say it again, so any value will do."""
+_OFF: tuple[Any, ...] = (None, False, "", [], {})
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
 def tensor_name(method: Method, path: str, param: str) -> str:
-    """PEFT's name for a parameter at a site."""
-    suffix = method.peft.suffixes[param] if method.peft else param
-    return f"{_PREFIX}{path}.{suffix}"
+    """PEFT's name for a parameter at a site.
+
+    Raises:
+        FormatError: the method does not say how PEFT calls that parameter.
+    """
+    suffixes = method.peft.suffixes if method.peft else {param: param}
+    if param not in suffixes:
+        raise FormatError(f"the method {method.name} has no parameter of that name", where=path, expected=", ".join(suffixes), found=param)
+    return f"{_PREFIX}{path}.{suffixes[param]}"
 
 
 def full_name(path: str, param: str) -> str:
@@ -41,11 +59,13 @@ def full_name(path: str, param: str) -> str:
 
 def config_bytes(manifest: m.Manifest) -> bytes | None:
     """PEFT's config for a manifest, or None where PEFT cannot load the tensors (another method, quantized tensors)."""
+    from .pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
+
     method = get(manifest.method.type)
     if method.peft is None or manifest.quantization is not None:
         return None
     adapters = [group for group in manifest.groups if group.role == "adapter"]
-    sites = {group.path: method.config(**{**manifest.config, **group.config}) for group in adapters}
+    sites = {group.path: Pack(manifest, {}).config_at(group) for group in adapters}
     saved = [group.path for group in manifest.groups if group.role == "full"]
     config = {
         "peft_type": method.peft.peft_type,
@@ -55,7 +75,7 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
         "inference_mode": True,
         "target_modules": list(sites),
         "modules_to_save": saved or None,
-        **method.peft.to_config(sites),
+        **(method.peft.to_config(sites) if sites else {}),
     }
     return strict_json.canonical(config)
 
@@ -69,20 +89,22 @@ def read(folder: Path, name: str | None = None) -> Pack:
     """
     from .pack import build  # noqa: PLC0415 - pack and its PEFT face know each other
 
-    config = strict_json.loads((folder / CONFIG).read_bytes(), folder / CONFIG, _MAX_CONFIG)
+    config = _config(folder / CONFIG)
     by_type = {method.peft.peft_type: method for method in methods().values() if method.peft}
-    method = by_type.get(config.get("peft_type"))
-    if method is None:
+    method = by_type.get(str(config.get("peft_type")))
+    if method is None or method.peft is None:
         raise Unsupported("this PEFT method is not supported", where=folder / CONFIG, expected=", ".join(sorted(by_type)),
                           found=config.get("peft_type"))
-    for key, inert in _INERT.items():
-        if config.get(key) not in inert:
-            raise Unsupported("this PEFT option is not supported yet", where=f"{folder / CONFIG}#/{key}", found=config[key])
-    assert method.peft is not None
+    try:
+        cfg = method.peft.from_config(config)
+        known = _NEUTRAL | set(method.peft.to_config({"": method.config()}))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
+    _refuse_options(config, known, folder / CONFIG)
     file = folder / "adapter_model.safetensors"
-    tensors = SafetensorsFile(file)
-    params, full = _sort(method, tensors, file)
-    cfg = method.peft.from_config(config)
+    _refuse_pickle(file)
+    tensors = SafetensorsFile(file, private=True)
+    params, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
     adapters = {}
     for path, found in sorted(params.items()):
         here = cfg.at(path)
@@ -90,15 +112,62 @@ def read(folder: Path, name: str | None = None) -> Pack:
         adapters[site] = (here, found)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
-    task = {value: key for key, value in _PEFT_TASKS.items()}.get(config.get("task_type"), "feature-extraction")
-    hint = config.get("base_model_name_or_path")
-    local = not isinstance(hint, str) or hint.startswith(("/", ".", "~")) or "\\" in hint
-    return build(name or folder.resolve().name, method, adapters, full=full, task=m.Task(task),
-                 base=m.Base(None if local else hint),
-                 training={"imported_from": "peft", "peft_version": str(config.get("peft_version"))})
+    task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), "feature-extraction")
+    version = config.get("peft_version")
+    return build(name or _plain_name(folder.resolve().name), method, adapters, full=full, task=m.Task(task), base=_base_hint(config),
+                 training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
 
 
-def _sort(method: Method, tensors: SafetensorsFile, where: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
+def _config(path: Path) -> dict[str, Any]:
+    with storage_errors(path):
+        if path.stat().st_size > _MAX_CONFIG:
+            raise FormatError("the PEFT configuration is too large", where=path, expected=f"at most {_MAX_CONFIG} bytes",
+                              found=path.stat().st_size)
+        data = path.read_bytes()
+    config = strict_json.loads(data, path, _MAX_CONFIG)
+    if not isinstance(config, dict):
+        raise FormatError("this is not a PEFT configuration", where=path, expected="an object with peft_type")
+    return config
+
+
+def _refuse_options(config: Mapping[str, Any], known: frozenset[str], where: Path) -> None:
+    """An option that is switched on and not understood would change the result without a word: it is refused."""
+    for key, value in config.items():
+        if value not in _INERT.get(key, (value,) if key in known else _OFF):
+            raise Unsupported(f"this PEFT option is not supported: {key}", where=f"{where}#/{key}", found=repr(value)[:80],
+                              remedy="merge this adapter with the library that made it, or train it without that option")
+
+
+def _refuse_pickle(file: Path) -> None:
+    pickles = [name for name in _PICKLES if (file.parent / name).exists()]
+    if pickles and not file.exists():
+        raise Unsupported("the adapter is stored as a pickle, which can run code and is never opened", where=file.parent / pickles[0],
+                          expected=file.name, remedy="save it again with save_pretrained(..., safe_serialization=True) where you trust it")
+
+
+def _base_hint(config: Mapping[str, Any]) -> m.Base:
+    """The base by its hub name, if it has one: the path of somebody's disk says nothing to others and stays out of the manifest."""
+    hint, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(hint, str) or len(hint) > 200 or not _HUB_ID.fullmatch(hint):
+        return m.Base()
+    return m.Base(hint, revision if isinstance(revision, str) and _COMMIT.fullmatch(revision) else None)
+
+
+def _plain_name(folder: str) -> str:
+    """A folder's name in the characters that a pack's name may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")[:128] or "adapter"
+
+
+def _saved(path: str, modules_to_save: Any) -> bool:
+    """Whether PEFT saves module ``path`` whole: it, or a module around it, has a name that ends in a saved one."""
+    parts = path.split(".")
+    around = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    return isinstance(modules_to_save, list | tuple) and any(module.endswith(str(saved)) for module in around for saved in modules_to_save)
+
+
+def _sort(
+    method: Method, tensors: SafetensorsFile, modules_to_save: Any, where: Path
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
     assert method.peft is not None
     params: dict[str, dict[str, np.ndarray]] = {}
     full: dict[str, dict[str, np.ndarray]] = {}
@@ -112,6 +181,10 @@ def _sort(method: Method, tensors: SafetensorsFile, where: Path) -> tuple[dict[s
                 break
         else:
             path, _, param = rest.rpartition(".")
+            if not _saved(path, modules_to_save):
+                raise Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=name,
+                                  expected=f"{', '.join(method.peft.suffixes.values())}, or a module of modules_to_save",
+                                  remedy="name its module in modules_to_save, or remove the tensor")
             full.setdefault(path, {})[param] = tensors.read(name)
     return params, full
 

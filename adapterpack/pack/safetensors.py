@@ -10,6 +10,7 @@ import io
 import json
 import mmap
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ class TensorInfo:
 class SafetensorsFile:
     """An open file: headers parsed and checked, bytes mapped read-only and copied only when asked for.
 
+    ``private`` reads the bytes into memory at once, so that what was checked cannot change afterwards, whoever may write to the file.
+
     Raises:
         FormatError: the file breaks a rule of the format.
 
@@ -71,17 +74,24 @@ class SafetensorsFile:
         (2, 3)
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], private: bool = False) -> None:
         self.path = Path(path)
+        self._bytes: bytes | mmap.mmap
+        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for ever
+            raise FormatError("this is not a regular file", where=self.path)
         with storage_errors(self.path), self.path.open("rb") as file:
             self.size = os.fstat(file.fileno()).st_size
             self.tensors, self.metadata = parse_header(file, self.size, self.path)
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if private:
+                file.seek(0)
+                self._bytes = file.read(self.size)
+            else:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def buffer(self, name: str) -> memoryview:
         """The bytes of a tensor, without a copy."""
         info = self.tensors[name]
-        return memoryview(self._map)[info.offset : info.offset + info.nbytes]
+        return memoryview(self._bytes)[info.offset : info.offset + info.nbytes]
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as a read-only numpy view of the mapped file."""
@@ -134,13 +144,12 @@ def parse_header(file: IO[bytes], size: int, where: object) -> tuple[dict[str, T
 
 def _entry(name: str, entry: Any, data_start: int, where: object) -> TensorInfo:
     place = f"{where}, tensor {name[:MAX_NAME]}"
-    if not name or len(name) > MAX_NAME or any(ord(c) < 32 for c in name):
-        raise FormatError("a tensor name that the format does not allow", where=place)
+    _check_name(name, place)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FormatError("a tensor entry must have exactly dtype, shape and data_offsets", where=place)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
-        raise FormatError("unknown dtype", where=place, expected=", ".join(DTYPES), found=repr(dtype))
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise FormatError("unknown dtype", where=place, expected=", ".join(DTYPES), found=repr(dtype)[:80])
     if not _naturals(shape) or len(shape) > MAX_RANK:
         raise FormatError("a shape must be a short list of natural numbers", where=place, found=repr(shape)[:80])
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -154,8 +163,24 @@ def _entry(name: str, entry: Any, data_start: int, where: object) -> TensorInfo:
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], nbytes)
 
 
+def _check_name(name: str, where: object) -> None:
+    if not name or len(name) > MAX_NAME or any(unicodedata.category(c) in {"Cc", "Cs"} for c in name):
+        raise FormatError("a tensor name that the format does not allow", where=where,
+                          expected=f"1 to {MAX_NAME} characters, none of them a control character", found=repr(name)[:80])
+
+
 def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def all_finite(value: np.ndarray) -> bool:
+    """Whether an array of any dtype of this format holds neither NaN nor infinity.
+
+    Example:
+        >>> all_finite(np.array([1e300])), all_finite(np.array([np.nan], ml_dtypes.bfloat16))
+        (True, False)
+    """
+    return dtype_name(value.dtype) not in FLOATS or bool(np.isfinite(value).all())
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
@@ -170,20 +195,32 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return name
 
 
-def plan(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None) -> tuple[bytes, dict[str, TensorInfo]]:
+def plan(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, TensorInfo]]:
     """Header bytes and the place of each tensor for a file that holds ``(name, dtype, shape)`` in the given order.
 
     This is what lets merge write every tensor at its final offset before the others exist.
+
+    Raises:
+        FormatError: a tensor that the reader would refuse: its name, its rank, one too many, or too long a header.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     sizes, offset = [], 0
     for name, dtype, shape in tensors:
+        _check_name(name, f"tensor {name[:MAX_NAME]}")
+        if name == "__metadata__" or name in entries or len(shape) > MAX_RANK:
+            raise FormatError("a tensor that safetensors cannot hold: reserved or repeated name, or too many dimensions",
+                              where=f"tensor {name}", expected=f"at most {MAX_RANK} dimensions", found=f"shape {list(shape)}")
         nbytes = DTYPES[dtype].itemsize * int(np.prod(shape, dtype=object) if shape else 1)
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
         sizes.append((name, dtype, tuple(shape), offset, nbytes))
         offset += nbytes
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER or len(sizes) > MAX_TENSORS:
+        raise FormatError("too many tensors for one safetensors file", expected=f"at most {MAX_TENSORS} and a header of {MAX_HEADER} bytes",
+                          found=f"{len(sizes)} tensors, {len(text)} bytes")
     header = len(text).to_bytes(8, "little") + text
     return header, {name: TensorInfo(name, dtype, shape, len(header) + start, nbytes) for name, dtype, shape, start, nbytes in sizes}
 
@@ -192,7 +229,7 @@ def write(path: str | os.PathLike[str] | io.BytesIO, tensors: Mapping[str, np.nd
     """Writes ``tensors`` to ``path``: wide dtypes first, then by name, so that equal content gives equal bytes.
 
     Raises:
-        FormatError: a dtype that safetensors does not have.
+        FormatError: a dtype, a name or a shape that safetensors does not have.
         StorageError: the file system refuses.
     """
     ordered = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from typing import Any
 
 from ..errors import FormatError
@@ -16,12 +17,14 @@ def loads(data: bytes, where: object, limit: int) -> Any:
     """The value in ``data``, parsed strictly.
 
     Raises:
-        FormatError: larger than ``limit`` bytes, not UTF-8, duplicate keys, NaN or Infinity, integers beyond 2^53, or too deep.
+        FormatError: larger than ``limit`` bytes, not UTF-8, duplicate keys, NaN or Infinity, integers beyond 2^53, ``-0``, half of a
+            surrogate pair, or too deep.
     """
     if len(data) > limit:
         raise FormatError("the JSON is too large", where=where, expected=f"at most {limit} bytes", found=len(data))
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique(where), parse_constant=_no_constant(where))
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique(where), parse_constant=_no_constant(where),
+                           parse_int=_integer(where))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
         raise FormatError(f"this is not valid JSON: {error}", where=where, remedy="fetch the file again from where it came") from error
     _check(value, where, MAX_DEPTH)
@@ -29,8 +32,15 @@ def loads(data: bytes, where: object, limit: int) -> Any:
 
 
 def canonical(value: Any) -> bytes:
-    """The one byte form of a JSON value: sorted keys, two-space indent, a newline at the end; the same on every machine."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    """The one byte form of a JSON value: sorted keys, two-space indent, a newline at the end; the same on every machine.
+
+    Raises:
+        FormatError: a value that JSON does not have, such as NaN or an array.
+    """
+    try:
+        return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"a value that JSON does not have: {error}", remedy="use plain numbers, text, lists and mappings") from error
 
 
 def digest(value: Any) -> str:
@@ -42,9 +52,8 @@ def _unique(where: object) -> Any:
     def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            names = [key for key, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise FormatError("a key stands twice in one object", where=where, found=repr(twice))
+            twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+            raise FormatError("a key stands twice in one object", where=where, found=repr(twice)[:200])
         return result
 
     return hook
@@ -57,11 +66,24 @@ def _no_constant(where: object) -> Any:
     return hook
 
 
+def _integer(where: object) -> Any:
+    def hook(text: str) -> int:
+        if text == "-0":  # other readers take it for a float
+            raise FormatError("an integer that JSON readers do not agree on", where=where, found=text)
+        return int(text)
+
+    return hook
+
+
 def _check(value: Any, where: object, depth: int) -> None:
     if depth < 0:
         raise FormatError("the JSON is nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
-    if isinstance(value, dict):
-        for item in value.values():
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise FormatError("half of a surrogate pair, which is no character", where=where, found=repr(value)[:200])
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check(key, where, depth)
             _check(item, where, depth - 1)
     elif isinstance(value, list):
         for item in value:

@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import AdapterpackError, FormatError, NonFinite, StorageError, storage_errors
+from ..errors import AdapterpackError, FormatError, NonFinite, StorageError, Unsupported, storage_errors
 from ..methods import get
 from . import manifest as m
 from . import peft_layout
 from .checkpoint import Checkpoint
-from .pack import MUTABLE, TENSORS, Pack, encode_files, site_of
-from .safetensors import FLOATS, SafetensorsFile
-
-MAX_FILE = 8 << 30
+from .pack import FILE_ROLES, MUTABLE, TENSORS, Pack, encode_files, site_of
+from .safetensors import SafetensorsFile, all_finite
 
 
 @dataclass(frozen=True)
@@ -82,26 +80,28 @@ def _error(rule: str, where: object, message: str, fix: str = "", error: type[Ad
     return Finding(rule, "error", str(where), message, fix, error)
 
 
-def closed_file_list(s: Subject) -> Iterator[Finding]:
-    """AP101-AP105: exactly the listed files, regular, of the listed size and bytes."""
-    listed = {entry.path: entry for entry in s.pack.manifest.files}
-    for path in sorted(s.folder.iterdir()):
-        if path.is_symlink() or not path.is_file():
+def regular_files(folder: Path) -> Iterator[Finding]:
+    """AP101: nothing but regular files; asked before any of them is opened. A hub cache's own links into its blobs are let pass."""
+    for path in sorted(folder.iterdir()):
+        if (path.is_symlink() and not _in_hub_cache(path)) or not path.is_file():
             yield _error("AP101", path.name, "only regular files may lie in a pack", "remove it")
-        elif path.name not in listed and path.name != m.FILE_NAME and path.name not in MUTABLE:
-            yield _error("AP102", path.name, "a file that the manifest does not list", "remove it, or pack the adapter again")
-    for name, entry in listed.items():
-        path = s.folder / name
-        if not path.is_file():
-            yield _error("AP103", name, "a listed file is missing", "fetch the pack again")
-        elif path.stat().st_size != entry.size:
-            yield _error("AP104", name, f"the file has {path.stat().st_size} bytes, the manifest says {entry.size}", "fetch the pack again")
-        elif _sha256(path) != entry.sha256:
-            yield _error("AP105", name, "the file's sha256 is not the manifest's: it was altered", "fetch the pack again")
+
+
+def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
+    """AP102-AP103: exactly the listed files."""
+    listed = {entry.path for entry in manifest.files}
+    present = {path.name for path in folder.iterdir()}
+    for name in sorted(present - listed - MUTABLE - {m.FILE_NAME}):
+        yield _error("AP102", name, "a file that the manifest does not list", "remove it, or pack the adapter again")
+    for name in sorted(listed - present):
+        yield _error("AP103", name, "a listed file is missing", "fetch the pack again")
 
 
 def tensor_index(s: Subject) -> Iterator[Finding]:
-    """AP201-AP204: names, dtypes, shapes and bytes of every tensor are the manifest's."""
+    """AP201-AP204: names, dtypes, shapes and bytes of every tensor are the manifest's.
+
+    It comes before the digests of whole files, so that altered bytes are reported by the name of the tensor that they belong to.
+    """
     entries, found = s.pack.manifest.tensors, s.file.tensors
     for name in sorted(entries.keys() - found.keys()):
         yield _error("AP201", name, "a tensor that the manifest lists is missing", "fetch the pack again")
@@ -110,16 +110,51 @@ def tensor_index(s: Subject) -> Iterator[Finding]:
     for name in sorted(entries.keys() & found.keys()):
         entry, info = entries[name], found[name]
         if (entry.dtype, entry.shape) != (info.dtype, info.shape):
-            yield _error("AP203", name, f"the tensor is {info.dtype} {list(info.shape)}, the manifest says {entry.dtype} {list(entry.shape)}")
+            yield _error("AP203", name,
+                         f"the tensor is {info.dtype} {list(info.shape)}, the manifest says {entry.dtype} {list(entry.shape)}")
         elif hashlib.sha256(s.file.buffer(name)).hexdigest() != entry.sha256:
             yield _error("AP204", name, "the tensor's sha256 is not the manifest's: its bytes were altered", "fetch the pack again")
 
 
+def file_digests(s: Subject) -> Iterator[Finding]:
+    """AP104-AP105: every listed file has the listed size and bytes."""
+    for entry in s.pack.manifest.files:
+        path = s.folder / entry.path
+        if path.stat().st_size != entry.size:
+            yield _error("AP104", entry.path, f"the file has {path.stat().st_size} bytes, the manifest says {entry.size}",
+                         "fetch the pack again")
+        elif m.sha256_of(path) != entry.sha256:
+            yield _error("AP105", entry.path, "the file's sha256 is not the manifest's: it was altered", "fetch the pack again")
+
+
+def quantized(s: Subject) -> Iterator[Finding]:
+    """AP205-AP207: int8 tensors and their scales belong together, fit each other, and the manifest says that the pack is quantized."""
+    entries, used = s.pack.manifest.tensors, set()
+    for name, entry in entries.items():
+        if entry.scales is None:
+            if entry.dtype == "I8":
+                yield _error("AP205", name, "an int8 tensor without scales", "quantize the pack again")
+            continue
+        used.add(entry.scales)
+        found = entries.get(entry.scales)
+        wanted = ("F32", (*entry.shape[:1], *(1 for _ in entry.shape[1:])), entry.group, f"{entry.param}.scales")
+        if entry.dtype != "I8" or found is None or (found.dtype, found.shape, found.group, found.param) != wanted:
+            yield _error("AP205", name, "the tensor and its scales do not fit each other", "quantize the pack again")
+        elif np.abs(s.file.read(entry.scales)).max() > np.finfo(np.float32).max / 128:
+            yield _error("AP301", entry.scales, "a scale so large that values overflow", "quantize the pack again", NonFinite)
+    for name in sorted(name for name, entry in entries.items() if entry.param.endswith(".scales") and name not in used):
+        yield _error("AP206", name, "scales that belong to no int8 tensor", "quantize the pack again")
+    said = (s.pack.manifest.quantization is not None, "int8" in s.pack.manifest.must_understand)
+    if said != (bool(used), bool(used)):
+        yield _error("AP207", "quantization", "the manifest does not say rightly whether the pack is quantized", "quantize the pack again")
+
+
 def finite(s: Subject) -> Iterator[Finding]:
     """AP301-AP302: no NaN, no infinity; an adapter whose change is all zero has no effect."""
-    for name, info in s.file.tensors.items():
-        if info.dtype in FLOATS and not np.isfinite(s.file.read(name).astype(np.float32)).all():
-            yield _error("AP301", name, "the tensor holds NaN or infinity", "train again in float32 or with a lower learning rate", NonFinite)
+    for name in s.file.tensors:
+        if not all_finite(s.file.read(name)):
+            yield _error("AP301", name, "the tensor holds NaN or infinity", "train again in float32 or with a lower learning rate",
+                         NonFinite)
     for group in s.pack.manifest.groups:
         if group.role == "adapter" and any(not np.any(value) for value in s.pack.params(group.path).values()):
             yield Finding("AP302", "warning", group.path, "a tensor of this site is all zero: the adapter has no effect there",
@@ -127,9 +162,9 @@ def finite(s: Subject) -> Iterator[Finding]:
 
 
 def roles(s: Subject) -> Iterator[Finding]:
-    """AP401-AP404: every group has the tensors that its method says, of the right shapes, and belongs to a group."""
-    paths = [group.path for group in s.pack.manifest.groups]
-    if len(set(paths)) != len(paths):
+    """AP401-AP405: every tensor belongs to a group, and every group has the tensors that its method says, of the right shapes."""
+    paths = {group.path for group in s.pack.manifest.groups}
+    if len(paths) != len(s.pack.manifest.groups):
         yield _error("AP401", "groups", "two groups have the same path")
     for name, entry in s.pack.manifest.tensors.items():
         if entry.group not in paths or entry.file != TENSORS:
@@ -139,6 +174,10 @@ def roles(s: Subject) -> Iterator[Finding]:
         if group.role == "full":
             if not params:
                 yield _error("AP403", group.path, "a module without tensors")
+            continue
+        layers = s.pack.method.traits.layers
+        if group.kind not in layers:
+            yield _error("AP405", group.path, f"the method has no sites of kind '{group.kind}', only {', '.join(layers)}")
             continue
         try:
             cfg = s.pack.config_at(group)
@@ -163,24 +202,34 @@ def scales(s: Subject) -> Iterator[Finding]:
 
 
 def peft_face(s: Subject) -> Iterator[Finding]:
-    """AP601: the files derived from the manifest are what the manifest gives."""
+    """AP601-AP602: the files are those that the manifest gives, byte for byte."""
     tensors = {name: s.file.read(name) for name in s.file.tensors}
-    for name, data in encode_files(s.pack.manifest, tensors).items():
-        path = s.folder / name
-        if path.is_file() and path.read_bytes() != data:
+    derived = encode_files(s.pack.manifest, tensors)
+    listed = sorted((entry.path, entry.role) for entry in s.pack.manifest.files)
+    expected = sorted((name, FILE_ROLES[name]) for name in derived)
+    if listed != expected:
+        yield _error("AP602", "files", f"the file list is {listed}, this pack's must be {expected}", "pack the adapter again")
+        return
+    for name, data in derived.items():
+        if (s.folder / name).read_bytes() != data:
             yield _error("AP601", name, "the file does not agree with the manifest that it is derived from", "pack the adapter again")
 
 
 def base_model(s: Subject) -> Iterator[Finding]:
     """AP701: the named base is the one that the pack was made for."""
-    if s.base is not None:
+    yield from _base_findings(s.pack, s.base)
+
+
+def _base_findings(pack: Pack, base: Checkpoint | None) -> Iterator[Finding]:
+    if base is not None:
         try:
-            s.pack.require_base(s.base)
+            pack.require_base(base)
         except AdapterpackError as error:
             yield _error("AP701", "base", str(error), error.remedy or "", type(error))
 
 
-CHECKS: tuple[Check, ...] = (closed_file_list, tensor_index, finite, roles, scales, peft_face, base_model)
+CHECKS: tuple[Check, ...] = (tensor_index, file_digests, quantized, finite, roles, scales, peft_face, base_model)
+"""In order; after the first that finds an error the rest are left out: what they would say of altered bytes means nothing."""
 
 
 def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Report:
@@ -204,20 +253,25 @@ def examine(folder: Path, base: Checkpoint | None = None) -> tuple[Report, Pack 
     if not folder.is_dir():
         raise StorageError("there is no such pack", where=folder, remedy="name a folder that holds adapterpack.json or adapter_config.json")
     try:
-        pack, file = _open(folder)
+        if not os.path.lexists(folder / m.FILE_NAME):
+            return _examine_peft(folder, base)
+        if findings := [*regular_files(folder)]:
+            return Report("pack", str(folder), None, tuple(findings)), None
+        manifest = _manifest(folder / m.FILE_NAME)
+        if findings := [*closed_file_list(folder, manifest)]:
+            return Report("pack", str(folder), manifest.id, tuple(findings)), None
+        file = SafetensorsFile(folder / TENSORS, private=True)
     except AdapterpackError as error:
         finding = _error("AP001", error.where or folder, str(error), error.remedy or "", type(error))
         return Report("pack", str(folder), None, (finding,)), None
-    if file is None:  # a PEFT folder: importing it has made every check that it can bear
-        return Report("peft", str(folder), pack.id, (), ("digests, base and canary: PEFT folders carry none",)), pack
-    findings: list[Finding] = []
+    pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder)
     for check in CHECKS:
         try:
             findings.extend(check(Subject(folder, pack, file, base)))
         except AdapterpackError as error:
             findings.append(_error("AP000", error.where or check.__name__, str(error), error.remedy or "", type(error)))
         if any(finding.severity == "error" for finding in findings):
-            break  # what a later check would say of altered bytes means nothing
+            break
     open_questions = ([] if base else ["base: none was named (--base)"]) + ["canary: replayed when the pack is attached or exported"]
     return Report("pack", str(folder), pack.id, tuple(findings), tuple(open_questions)), pack
 
@@ -243,13 +297,18 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     return pack if name is None else pack.renamed(name)
 
 
-def _open(folder: Path) -> tuple[Pack, SafetensorsFile | None]:
-    path = folder / m.FILE_NAME
-    if not path.exists():
-        if (folder / peft_layout.CONFIG).is_file():
-            return dataclasses.replace(peft_layout.read(folder), path=folder), None
+def _examine_peft(folder: Path, base: Checkpoint | None) -> tuple[Report, Pack]:
+    """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked for in a base."""
+    if not (folder / peft_layout.CONFIG).is_file():
         raise FormatError("the folder is not a pack", where=folder, expected=f"{m.FILE_NAME} or {peft_layout.CONFIG}",
                           remedy="name the folder that train, save or compose wrote")
+    pack = dataclasses.replace(peft_layout.read(folder), path=folder)
+    about_base = "base: compared by its shapes only" if base else "base: none was named (--base)"
+    open_questions = ("digests and canary: PEFT folders carry none", about_base)
+    return Report("peft", str(folder), pack.id, tuple(_base_findings(pack, base)), open_questions), pack
+
+
+def _manifest(path: Path) -> m.Manifest:
     with storage_errors(path):
         if path.stat().st_size > m.MAX_BYTES:
             raise FormatError("the manifest is too large", where=path, expected=f"at most {m.MAX_BYTES} bytes", found=path.stat().st_size)
@@ -257,11 +316,15 @@ def _open(folder: Path) -> tuple[Pack, SafetensorsFile | None]:
     manifest = m.parse(data, path)
     if manifest.to_bytes() != data:
         raise FormatError("the manifest is not in its canonical form: it was edited by hand", where=path, remedy="pack the adapter again")
-    get(manifest.method.type)
-    file = SafetensorsFile(folder / TENSORS)
-    return Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder), file
+    method = get(manifest.method.type)
+    if manifest.method.spec_version > method.spec_version:
+        raise Unsupported(f"the pack was made by a newer version of the method {method.name}", where=path,
+                          expected=f"spec_version {method.spec_version}", found=manifest.method.spec_version,
+                          remedy=f"update the package that brings {method.name}")
+    return manifest
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _in_hub_cache(link: Path) -> bool:
+    """Whether a link is one that the hub's client makes: ``snapshots/COMMIT/name`` into the ``blobs`` beside ``snapshots``."""
+    folder = link.parent.resolve()
+    return folder.parent.name == "snapshots" and link.resolve().parent == folder.parent.parent / "blobs"

@@ -1,0 +1,132 @@
+"""Normal form -> ONNX nodes; the only place that knows ONNX operators for adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..runtime.bundle import ADAPTER_IDS, MappedSite
+
+PREFIX = "adapterpack/"
+"""Every node that an adapter adds has a name that begins so: quantization leaves those alone."""
+
+
+class Emitter:
+    """Adds nodes to one graph, right after the nodes that they need.
+
+    ``batched``: slots carry the batch in front (a bank); else they are one adapter's own.
+    """
+
+    def __init__(self, model: Any, batched: bool) -> None:
+        self.graph = model.graph
+        self.batched = batched
+        self.values = {value.name: value for node in self.graph for value in [*node.inputs, *node.outputs] if value is not None}
+        self.nodes = {node.name: node for node in self.graph}
+        self._after: Any = None
+
+    def site(self, site: MappedSite, slots: Mapping[str, Any]) -> None:
+        """Puts the branches of one site into the graph: ``slots`` maps each field to the value that holds it."""
+        y = self.values[site.output]
+        base = self.nodes[site.node]
+        x = base.inputs[0]
+        self._after = y.producer()
+        if "head" in slots:
+            self._replace(y, self._head(site, x, slots))
+            return
+        if "pre" in slots:
+            self._before(base)
+            base.replace_input_with(0, self._op("Mul", site, "pre", x, self._lifted(site, slots["pre"])))
+            self._after = y.producer()
+        result = y
+        if "down" in slots:
+            wide = self._op("Unsqueeze", site, "rows", x, self._constant(site, "axis", [1])) if self._flat(site) else x
+            inner = self._op("MatMul", site, "down", wide, slots["down"])
+            delta = self._op("MatMul", site, "up", inner, slots["up"])
+            if self._flat(site):
+                delta = self._op("Squeeze", site, "flat", delta, self._constant(site, "axis", [1]))
+            result = self._op("Add", site, "sum", result, delta)
+        if "scale" in slots:
+            result = self._op("Mul", site, "scale", result, self._lifted(site, slots["scale"]))
+        if "shift" in slots:
+            result = self._op("Add", site, "shift", result, self._lifted(site, slots["shift"]))
+        self._replace(y, result)
+
+    def gather(self, site: MappedSite, field: str, bank: Any, ids: Any) -> Any:
+        """The rows of a bank that the batch asks for: ``[slots, ...]`` and ids ``[batch]`` to ``[batch, ...]``."""
+        self._after = None
+        return self._op("Gather", site, f"{field}/rows", bank, ids, attributes={"axis": 0})
+
+    def _head(self, site: MappedSite, x: Any, slots: Mapping[str, Any]) -> Any:
+        wide = self._op("Unsqueeze", site, "rows", x, self._constant(site, "axis", [1])) if self._flat(site) else x
+        y = self._op("MatMul", site, "head", wide, slots["head"])
+        if self._flat(site):
+            y = self._op("Squeeze", site, "flat", y, self._constant(site, "axis", [1]))
+        return self._op("Add", site, "bias", y, self._lifted(site, slots["head_bias"])) if "head_bias" in slots else y
+
+    def _flat(self, site: MappedSite) -> bool:
+        """A batched weight against an input ``[batch, in]`` needs an axis between: MatMul would broadcast wrongly without an error."""
+        return self.batched and site.rank == 2
+
+    def _lifted(self, site: MappedSite, vector: Any) -> Any:
+        """A per-row vector ``[batch, n]`` made to broadcast over ``[batch, positions, n]``."""
+        if not self.batched or site.rank == 2:
+            return vector
+        axes = self._constant(site, f"{vector.name}.axes", list(range(1, site.rank - 1)))
+        return self._op("Unsqueeze", site, f"{vector.name}.lifted", vector, axes)
+
+    def _constant(self, site: MappedSite, name: str, numbers: list[int]) -> Any:
+        full = f"{PREFIX}{site.path}/{name}"
+        if full not in self.values:
+            value = ir.Value(name=full, shape=ir.Shape([len(numbers)]), type=ir.TensorType(ir.DataType.INT64),
+                             const_value=ir.tensor(np.array(numbers, np.int64), name=full))
+            self.graph.register_initializer(value)
+            self.values[full] = value
+        return self.values[full]
+
+    def _op(self, op: str, site: MappedSite, what: str, *inputs: Any, attributes: Mapping[str, Any] | None = None) -> Any:
+        name = f"{PREFIX}{site.path}/{what}"
+        node = ir.node(op, list(inputs), attributes, name=name)
+        node.outputs[0].name = f"{name}:0"
+        if self._after is None:
+            self.graph.insert_before(self.graph[0], node)
+        else:
+            self.graph.insert_after(self._after, node)
+            self._after = node
+        return node.outputs[0]
+
+    def _before(self, node: Any) -> None:
+        """The next nodes go in front of ``node``."""
+        position = self.graph.index(node) if hasattr(self.graph, "index") else 0
+        self._after = self.graph[position - 1] if position else None
+
+    def _replace(self, old: Any, new: Any) -> None:
+        """Every use of ``old`` outside the new nodes becomes a use of ``new``; a graph output keeps its name."""
+        mine = {node for node in self.graph if node.name and node.name.startswith(PREFIX)}
+        for node, index in list(old.uses()):
+            if node not in mine:
+                node.replace_input_with(index, new)
+        if old.is_graph_output():
+            name = old.name
+            old.name, new.name = f"{name}/base", name
+            new.shape, new.type = new.shape or old.shape, old.type
+            for position, value in enumerate(self.graph.outputs):
+                if value is old:
+                    self.graph.outputs[position] = new
+
+
+def ids_input(model: Any, batch: Any) -> Any:
+    """The graph input ``adapter_ids`` [batch], int64; slot 0 is the base."""
+    value = ir.Value(name=ADAPTER_IDS, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT64))
+    model.graph.inputs.append(value)
+    return value
+
+
+def slot_input(model: Any, name: str, default: np.ndarray, symbols: list[int | str]) -> Any:
+    """A graph input with a default: ONNX Runtime calls it an overridable initializer. ``symbols`` is its declared shape."""
+    value = ir.Value(name=name, shape=ir.Shape(symbols), type=ir.TensorType(ir.DataType.FLOAT), const_value=ir.tensor(default, name=name))
+    model.graph.inputs.append(value)
+    model.graph.register_initializer(value)
+    return value

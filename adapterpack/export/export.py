@@ -1,0 +1,215 @@
+"""Base + packs -> bundle: build, map, attach, write, prove, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..errors import ConfigError, ParityError, SiteNotFound, UnknownName, Unsupported, nearest
+from ..hub.resolve import folder_of
+from ..merge.merge import merge
+from ..pack.atomic import output_folder, refuse_existing
+from ..pack.checkpoint import Checkpoint, carried_files
+from ..pack.manifest import Base
+from ..pack.pack import Pack
+from ..pack.validate import load
+from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, read_bundle
+from ..runtime.slots import HEAD_FIELDS, pack_values
+from ..tasks import TASKS, Task, task_named, task_of
+from .frontends import FRONTENDS, BaseGraph, Frontend
+from .modes import MODES, Plan, base_head, with_fields
+from .parity import prove
+from .sitemap import find_sites
+
+Progress = Callable[[str], None]
+
+
+def export(
+    base: str | os.PathLike[str],
+    packs: Sequence[Pack | str | os.PathLike[str]] = (),
+    out: str | os.PathLike[str] = "bundle",
+    *,
+    mode: str = "bank",
+    task: str | None = None,
+    slots: int | None = None,
+    max_rank: int | None = None,
+    quantize: str | None = None,
+    frontend: str | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Writes a bundle: an ONNX graph of ``base`` with ``packs`` in it, its site map, the packs and the tokenizer.
+
+    ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
+    for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
+    torch model, base and each adapter, on a ragged padded batch, before it is published.
+
+    Raises:
+        BaseMismatch: a pack belongs to another base.
+        ParityError: no frontend made a graph that agrees with the model.
+        Unsupported: the mode cannot carry one of the packs.
+        OutputExists: ``out`` is taken.
+
+    Example:
+        >>> export("MiniLM", ["packs/tickets"], "bundle", mode="bank")  # doctest: +SKIP
+    """
+    say = progress or (lambda text: None)
+    refuse_existing(Path(out))
+    if mode not in MODES:
+        raise UnknownName("unknown mode", found=repr(mode), remedy=nearest(mode, MODES))
+    folder = folder_of(base)
+    loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
+    checkpoint = Checkpoint(folder)
+    _check(loaded, checkpoint)
+    chosen = _task(task, loaded, checkpoint)
+    capacity = _capacity(loaded, slots, max_rank)
+    if quantize is not None:
+        from ..quantize.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
+
+        require_scheme(quantize)
+    with contextlib.ExitStack() as stack:
+        source = folder
+        if mode == "folded" and loaded:
+            say("merge")
+            source = stack.enter_context(_merged(folder, loaded))
+        reasons = []
+        for candidate in _candidates(frontend, checkpoint, chosen):
+            say(f"build the graph with {candidate.name}")
+            try:
+                graph = candidate.build(source, chosen.name)
+                say("attach")
+                return _publish(Path(out), graph, candidate, mode, chosen, checkpoint, source, loaded, capacity, quantize, say)
+            except ParityError as error:
+                reasons.append(f"{candidate.name}: {error}")
+                say(f"{candidate.name} is left out: {error}")
+    raise ParityError("no frontend made a graph that agrees with the model", where=folder, found="; ".join(reasons),
+                      remedy="report this architecture, or try another --frontend")
+
+
+def _publish(
+    out: Path, graph: BaseGraph, frontend: Frontend, mode: str, task: Task, base: Checkpoint, source: Path, packs: list[Pack],
+    capacity: tuple[int, int], quantize: str | None, say: Progress,
+) -> Bundle:
+    """Attaches, writes into a temporary folder, proves the graph there, and only then gives it its name."""
+    attached = [] if mode == "folded" else packs
+    plan = _plan(graph, attached, capacity)
+    done = MODES[mode](graph.model, plan)
+    labels = _labels(source, task)
+    bundle = Bundle(
+        mode=mode,
+        task=task.name,
+        base=Base(base.name, base.commit, base.config.get("model_type"), base.structure, base.content),
+        frontend=graph.version,
+        sites=done.sites or plan.sites,
+        adapters=tuple(BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", slot + 1 if mode == "bank" else None,
+                                      pack.manifest.task.labels) for slot, pack in enumerate(packs)),
+        files=(),
+        slots=plan.slots if mode == "bank" else 0,
+        max_rank=plan.max_rank if mode == "bank" else 0,
+        max_labels=plan.max_labels,
+        base_labels=labels,
+        base_head_trained=not labels or _has_head(Checkpoint(source), task),
+    )
+    with output_folder(out) as folder:
+        for pack in packs:
+            target = folder / "adapters" / pack.name
+            target.mkdir(parents=True)
+            pack.write_into(target)
+        done.write(folder)
+        say("write")
+        ir.save(graph.model, folder / GRAPH, external_data=f"{GRAPH}.data")
+        for path in carried_files(source):
+            shutil.copyfile(path, folder / path.name)
+        bundle.write(folder)
+        say("prove parity with torch")
+        parity = prove(folder, source, task, attached)
+        bundle = dataclasses.replace(bundle, parity=parity)
+        bundle.write(folder)
+        if quantize is not None:
+            from ..quantize.graphs import quantize_in_place  # noqa: PLC0415 - see above
+
+            say(f"quantize to {quantize}")
+            quantize_in_place(folder, quantize)
+    return read_bundle(out)
+
+
+def _plan(graph: BaseGraph, packs: list[Pack], capacity: tuple[int, int]) -> Plan:
+    sites = find_sites(graph.model, graph.scope)
+    values = [pack_values(pack) for pack in packs]
+    wanted = {name.rpartition(".")[0] for one in values for name in one}
+    missing = sorted(wanted - sites.keys())
+    if missing:
+        raise SiteNotFound("the graph has no such site", found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
+    heads = {name.rpartition(".")[0] for one in values for name in one if name.rpartition(".")[2] in HEAD_FIELDS.values()}
+    mapped = with_fields(sites, values, heads)
+    labels = max((site.out_features for site in mapped.values() if site.role == "full"), default=0)
+    labels = max([labels, *(array.shape[-1] for one in values for name, array in one.items() if name.rpartition(".")[0] in heads)]) if labels else 0
+    return Plan(packs, values, mapped, base_head(graph.model, mapped), *capacity, labels)
+
+
+def _check(packs: list[Pack], base: Checkpoint) -> None:
+    names = [pack.name for pack in packs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError("two packs have the same name", found=", ".join(twice), remedy="rename one: NAME=PATH")
+    for pack in packs:
+        pack.require_base(base)
+
+
+def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
+    if name is not None:
+        return task_named(name)
+    told = {pack.manifest.task.type for pack in packs}
+    if len(told) > 1:
+        raise Unsupported("the packs are for different tasks", found=", ".join(sorted(told)), remedy="export one bundle a task")
+    if told:
+        return task_named(told.pop())
+    architectures = base.config.get("architectures") or []
+    return task_of(architectures[0]) if architectures else TASKS["feature-extraction"]
+
+
+def _capacity(packs: list[Pack], slots: int | None, max_rank: int | None) -> tuple[int, int]:
+    ranks = [group.rank or 0 for pack in packs for group in pack.manifest.groups]
+    needed, rank = len(packs) + 1, max(ranks, default=16) or 16
+    if slots is not None and slots < needed:
+        raise ConfigError("too few slots", expected=f"at least {needed}: one for the base and one for each pack", found=slots)
+    if max_rank is not None and max_rank < max(ranks, default=0):
+        raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {max(ranks)}", found=max_rank)
+    return slots or needed, max_rank or rank
+
+
+def _candidates(name: str | None, base: Checkpoint, task: Task) -> list[Frontend]:
+    by_name = {frontend.name: frontend for frontend in FRONTENDS}
+    if name is not None and name not in by_name:
+        raise UnknownName("unknown frontend", found=repr(name), remedy=nearest(name, by_name))
+    found = [frontend for frontend in FRONTENDS if name in {None, frontend.name} and frontend.supports(base.config, task.name)]
+    if not found:
+        raise Unsupported("no frontend exports this task", found=f"{base.config.get('model_type')}, {task.name}",
+                          expected=", ".join(by_name), remedy="choose another --task or --frontend")
+    return found
+
+
+@contextlib.contextmanager
+def _merged(base: Path, packs: list[Pack]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="adapterpack-fold-") as scratch:
+        target = Path(scratch) / base.resolve().name
+        merge(base, packs, target)
+        yield target
+
+
+def _labels(folder: Path, task: Task) -> tuple[str, ...] | None:
+    """The labels of the base's own head, as transformers would name them."""
+    if not task.labelled:
+        return None
+    table = Checkpoint(folder).config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return tuple(table[key] for key in sorted(table, key=int))
+
+
+def _has_head(base: Checkpoint, task: Task) -> bool:
+    return any(name.partition(".")[0] in task.heads for name in base.tensors)

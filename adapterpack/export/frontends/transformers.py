@@ -1,0 +1,66 @@
+"""transformers.exporters (torch.export): encoders and classifiers of any architecture."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..sitemap import torch_scope
+from .base import BaseGraph, Frontend
+
+_AXES = ("batch", "sequence")
+
+
+def _supports(config: Mapping[str, Any], task: str) -> bool:
+    return task in {"text-classification", "feature-extraction"}
+
+
+def _build(folder: Path, task: str) -> BaseGraph:
+    import torch  # noqa: PLC0415 - heavy, and only this frontend needs it
+    import transformers as hf  # noqa: PLC0415
+    from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: PLC0415
+
+    from ...tasks import task_named  # noqa: PLC0415
+    from ...train.train import load_model  # noqa: PLC0415
+
+    model = load_model(task_named(task), folder).eval()
+    example = {"input_ids": torch.full((2, 7), 1), "attention_mask": torch.ones((2, 7), dtype=torch.int64)}
+    example["attention_mask"][1, 5:] = 0
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "transformers"):
+        warnings.simplefilter("ignore")
+        shapes = {name: dict.fromkeys(range(2), torch.export.Dim.DYNAMIC) for name in example}
+        graph = OnnxExporter().export(model, example, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
+    _name_axes(graph)
+    return BaseGraph(graph, torch_scope, f"transformers {hf.__version__}")
+
+
+def _name_axes(model: Any) -> None:
+    """The exporter's symbols (``s43``) become ``batch`` and ``sequence``, everywhere."""
+    import onnx_ir as ir  # noqa: PLC0415 - beside torch, for the same reason
+
+    ids = next(value for value in model.graph.inputs if value.name == "input_ids")
+    names = {str(dim.value): name for dim, name in zip(ids.shape, _AXES, strict=True) if not isinstance(dim, int)}
+    for value in [*model.graph.inputs, *model.graph.outputs, *(out for node in model.graph for out in node.outputs)]:
+        if value.shape is not None:
+            dims = [dim if isinstance(dim, int) else names.get(str(dim.value), dim.value) for dim in value.shape]
+            value.shape = ir.Shape(dims)
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Any:
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+transformers = Frontend("transformers", _supports, _build)

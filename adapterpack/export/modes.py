@@ -1,0 +1,143 @@
+"""The ways an adapter is in a graph, one function each, in a table: folded, inputs, bank."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import Unsupported
+from ..pack.pack import Pack
+from ..runtime.bundle import MappedSite
+from ..runtime.slots import Values, pack_values, padded, stacked
+from .emit import Emitter, ids_input, slot_input
+
+
+class Attached(NamedTuple):
+    """What attaching gave: the sites with their slots, and the files to be written beside the graph."""
+
+    sites: dict[str, MappedSite]
+    write: Callable[[Path], None] = lambda folder: None
+
+
+class Plan(NamedTuple):
+    """What is attached: the packs, their slot values, the sites that get slots, and the capacity."""
+
+    packs: list[Pack]
+    values: list[Values]
+    sites: dict[str, MappedSite]
+    base_head: Values
+    slots: int
+    max_rank: int
+    max_labels: int
+
+
+def folded(model: Any, plan: Plan) -> Attached:
+    """Nothing to attach: the weights themselves were changed before the graph was made."""
+    return Attached({})
+
+
+def inputs(model: Any, plan: Plan) -> Attached:
+    """ONNX Runtime's own scheme: every slot is an optional input whose default has rank 0 (or is the base's head)."""
+    emitter = Emitter(model, batched=False)
+    for number, site in enumerate(plan.sites.values()):
+        wide: dict[str, tuple[list[int | str], tuple[int, ...]]] = {
+            "down": ([site.in_features, f"rank_{number}"], (site.in_features, 0)),
+            "up": ([f"rank_{number}", site.out_features], (0, site.out_features)),
+            "scale": ([site.out_features], (site.out_features,)),
+            "shift": ([site.out_features], (site.out_features,)),
+            "pre": ([site.in_features], (site.in_features,)),
+            "head": ([site.in_features, f"labels_{number}"], (site.in_features, site.out_features)),
+            "head_bias": ([f"labels_{number}"], (site.out_features,)),
+        }
+        values = {}
+        for field in site.fields:
+            symbols, shape = wide[field]
+            name = f"{site.path}.{field}"
+            default = plan.base_head.get(name)
+            neutral = np.ones(shape, np.float32) if field in {"scale", "pre"} else np.zeros(shape, np.float32)
+            values[field] = slot_input(model, name, neutral if default is None else default, symbols)
+        emitter.site(site, values)
+    _free_labels(model, plan)
+    return Attached(plan.sites, lambda folder: _write_adapters(folder, plan))
+
+
+def bank(model: Any, plan: Plan) -> Attached:
+    """Stacked slots with ``adapter_ids`` [batch]: every row of a batch may use another adapter; slot 0 is the base."""
+    batch = model.graph.inputs[0].shape[0]
+    for site in plan.sites.values():
+        x = next(node for node in model.graph if node.name == site.node).inputs[0]
+        if site.rank not in {2, 3} or str(x.shape[0]) != str(batch):
+            raise Unsupported("the first axis of this site's input is not the batch, so rows cannot carry different adapters",
+                              where=site.path, expected=f"[{batch}, ...]", found=str(x.shape), remedy="export with --mode inputs or folded")
+    ids = ids_input(model, batch)
+    base = padded(plan.base_head, plan.sites, plan.max_rank, plan.max_labels)
+    ready = [padded(values, plan.sites, plan.max_rank, plan.max_labels) for values in plan.values]
+    filled = stacked([base, *ready, *[base] * (plan.slots - 1 - len(ready))])
+    emitter = Emitter(model, batched=True)
+    for site in plan.sites.values():
+        values = {}
+        for field in site.fields:
+            name = f"{site.path}.{field}"
+            values[field] = emitter.gather(site, field, slot_input(model, name, filled[name], list(filled[name].shape)), ids)
+        emitter.site(site, values)
+    _free_labels(model, plan)
+    return Attached(plan.sites)
+
+
+MODES: dict[str, Callable[[Any, Plan], Attached]] = {"folded": folded, "inputs": inputs, "bank": bank}
+
+
+def with_fields(sites: Mapping[str, MappedSite], values: list[Values], heads: set[str]) -> dict[str, MappedSite]:
+    """The sites that the packs change, each with the union of the fields that they need; without packs, every site with a low-rank slot."""
+    if not values:
+        return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in sites.items()}
+    fields: dict[str, set[str]] = {}
+    for one in values:
+        for name in one:
+            path, _, field = name.rpartition(".")
+            fields.setdefault(path, set()).add(field)
+    return {path: dataclasses.replace(sites[path], fields=tuple(sorted(fields[path])), role="full" if path in heads else "adapter")
+            for path in sorted(fields, key=list(sites).index)}
+
+
+def base_head(model: Any, sites: Mapping[str, MappedSite]) -> Values:
+    """The graph's own weights of the modules that the packs replace, as slot values."""
+    values: Values = {}
+    for path, site in sites.items():
+        if site.role == "full":
+            weight = model.graph.initializers[site.weight].const_value.numpy()
+            values[f"{path}.head"] = np.array(weight.T if site.layout == "out_in" else weight, np.float32)
+            # An exporter drops a bias that is all zero, as that of a fresh head is.
+            bias = np.zeros(site.out_features) if site.bias is None else model.graph.initializers[site.bias].const_value.numpy()
+            values[f"{path}.head_bias"] = np.array(bias, np.float32)
+    return values
+
+
+def _free_labels(model: Any, plan: Plan) -> None:
+    """The width of the logits is the slots', not the base head's."""
+    if any(site.role == "full" for site in plan.sites.values()):
+        for value in model.graph.outputs:
+            if value.name == "logits":
+                value.shape = ir.Shape([*list(value.shape)[:-1], "labels"])
+
+
+def _write_adapters(folder: Path, plan: Plan) -> None:
+    """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format."""
+    import onnxruntime as ort  # noqa: PLC0415 - only this mode needs it here
+
+    for pack, values in zip(plan.packs, plan.values, strict=True):
+        complete = dict(values)
+        for site in plan.sites.values():  # a pair must be whole: an absent module becomes an explicit rank-0 pair
+            if "down" in site.fields and f"{site.path}.down" not in complete:
+                complete[f"{site.path}.down"] = np.zeros((site.in_features, 0), np.float32)
+                complete[f"{site.path}.up"] = np.zeros((0, site.out_features), np.float32)
+        adapter = ort.AdapterFormat()
+        adapter.set_adapter_version(1)
+        adapter.set_model_version(1)
+        adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in complete.items()})
+        adapter.export_adapter(str(folder / "adapters" / f"{pack.name}.onnx_adapter"))

@@ -1,0 +1,72 @@
+"""Module path -> where it is in the graph, made before any fusion from the scopes that exporters leave on their nodes."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+
+from ..runtime.bundle import MappedSite
+
+Scope = Callable[[Any], str | None]
+"""node -> the path of the module that made it, or None."""
+
+
+def torch_scope(node: Any) -> str | None:
+    """The module path that torch.onnx notes on a node: the last scope before the node's own name."""
+    noted = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    scopes = ast.literal_eval(noted) if noted else []
+    return scopes[-2] if len(scopes) >= 2 else None
+
+
+def onnxscript_scope(node: Any) -> str | None:
+    """The module path that onnxscript's module builder notes on a node: its scopes, joined."""
+    noted = node.metadata_props.get("pkg.onnxscript.name_scopes")
+    return ".".join(part for part in ast.literal_eval(noted) if part) if noted else None
+
+
+def find_sites(model: Any, scope: Scope) -> dict[str, MappedSite]:
+    """Every linear module of the graph: a MatMul (with or without an Add for its bias) or a Gemm on a constant weight.
+
+    A module that appears more than once (a shared layer) is left out: a slot could not tell its uses apart.
+    """
+    found: dict[str, MappedSite] = {}
+    repeated: set[str] = set()
+    for node in model.graph:
+        path = scope(node) if node.op_type in {"MatMul", "Gemm"} else None
+        site = _site(path, node) if path else None
+        if site is not None:
+            if site.path in found:
+                repeated.add(site.path)
+            found[site.path] = site
+    return {path: site for path, site in found.items() if path not in repeated}
+
+
+def _site(path: str, node: Any) -> MappedSite | None:
+    x, weight = node.inputs[0], node.inputs[1]
+    constant = ir.convenience.get_const_tensor(weight)
+    if constant is None or not weight.is_initializer() or len(constant.shape) != 2 or x.shape is None:
+        return None
+    out_in = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    wide = tuple(int(extent) for extent in constant.shape)
+    in_features, out_features = (wide[1], wide[0]) if out_in else wide
+    output, bias = node.outputs[0], None
+    if node.op_type == "Gemm":
+        bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    else:
+        output, bias = _with_bias(output, out_features)
+    return MappedSite(path, node.name, x.name, output.name, weight.name, bias, "out_in" if out_in else "in_out", in_features,
+                      out_features, len(x.shape))
+
+
+def _with_bias(product: Any, out_features: int) -> tuple[Any, str | None]:
+    """The value after the Add of a bias, if that is all that happens to a product; else the product itself."""
+    uses = list(product.uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Add" and not product.is_graph_output():
+        other = uses[0].node.inputs[1 - uses[0].idx]
+        constant = ir.convenience.get_const_tensor(other)
+        if constant is not None and other.is_initializer() and tuple(constant.shape) == (out_features,):
+            return uses[0].node.outputs[0], other.name
+    return product, None

@@ -1,0 +1,140 @@
+"""Weight-only quantization of a bundle's graph: the base's MatMuls become MatMulNBits, the adapters stay float; the error is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ..errors import AdapterpackError, NothingToDo, ParityError, UnknownName, nearest
+from ..export.emit import PREFIX
+from ..pack import canary
+from ..pack.atomic import output_folder
+from ..pack.checkpoint import read_json
+from ..runtime.bundle import GRAPH, Bundle, MappedSite, read_bundle
+from ..runtime.session import Session, pad
+
+
+class Scheme(NamedTuple):
+    """A weight-only scheme of MatMulNBits. ``accuracy`` is the op's accuracy_level: 4 (int8 activations) can flip tokens, so it is explicit."""
+
+    bits: int
+    block_size: int
+    symmetric: bool
+    accuracy: int
+
+
+_SUFFIXES = ("_Q4", "_Q8")
+"""What the quantizer puts behind a node's name."""
+
+SCHEMES = {"int4": Scheme(4, 32, False, 0), "int8": Scheme(8, 32, False, 0)}
+
+
+def require_scheme(name: str) -> Scheme:
+    """The scheme of that name.
+
+    Raises:
+        UnknownName: there is none.
+    """
+    if name not in SCHEMES:
+        raise UnknownName("unknown quantization scheme for a bundle", found=repr(name), remedy=nearest(name, SCHEMES))
+    return SCHEMES[name]
+
+
+def quantize_bundle(source: Path, out: Path, scheme: str) -> Bundle:
+    """A quantized copy of the bundle at ``source``; its manifest says how far base and adapters moved.
+
+    Raises:
+        NothingToDo: it is quantized already, or has no MatMul to quantize.
+        ParityError: a slot was lost on the way.
+    """
+    require_scheme(scheme)
+    if read_bundle(source).quantization is not None:
+        raise NothingToDo("the bundle is quantized already", where=source, remedy="start from the float bundle")
+    with output_folder(out) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        quantize_in_place(folder, scheme)
+    return read_bundle(out)
+
+
+def quantize_in_place(folder: Path, name: str) -> None:
+    """Quantizes the graph of an unpublished bundle folder and rewrites its manifest."""
+    scheme, bundle = require_scheme(name), read_bundle(folder)
+    before = probe(folder)
+    slots = {value.name for value in ir.load(folder / GRAPH).graph.inputs}
+    count = _rewrite(folder, scheme)
+    if count == 0:
+        raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
+    quantized = ir.load(folder / GRAPH)
+    lost = sorted(slots - {value.name for value in quantized.graph.inputs})
+    if lost:
+        raise ParityError("quantization removed slots of the graph", where=folder.name, found=", ".join(lost[:5]))
+    moved = dataclasses.replace(bundle, sites=_relocated(bundle.sites, quantized))
+    moved.write(folder)
+    after = probe(folder)
+    report = {
+        "scheme": name,
+        "block_size": scheme.block_size,
+        "quantized": count,
+        "max_error": {key: float(np.abs(after[key] - before[key]).max()) for key in before},
+        "label_agreement": {key: float((after[key].argmax(-1) == before[key].argmax(-1)).mean()) for key in before},
+    }
+    dataclasses.replace(moved, quantization=report).write(folder)
+
+
+def probe(folder: Path) -> dict[str, np.ndarray]:
+    """The last-position outputs ``[rows, width]`` of base and every adapter on the canary's inputs."""
+    session = Session(folder, provider="cpu")
+    vocabulary = _vocabulary(folder)
+    generates = session.bundle.task == "text-generation"
+    batch = pad(canary.inputs(vocabulary), 0, left=generates)
+    names: list[str | None] = [*([] if session.bundle.mode == "folded" and session.adapters else [None]), *session.adapters]
+    found = {}
+    for name in names:
+        output = next(iter(session.run(batch, name).values()))
+        found[name or "base"] = output[:, -1] if generates else output[:, 0] if output.ndim == 3 else output
+    return found
+
+
+def _rewrite(folder: Path, scheme: Scheme) -> int:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # noqa: PLC0415 - imports onnx tooling
+
+    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
+    model = onnx.load(folder / GRAPH)
+    mine = [node.name for node in model.graph.node if node.name.startswith(PREFIX)]
+    quantizer = MatMulNBitsQuantizer(
+        model, bits=scheme.bits, block_size=scheme.block_size, is_symmetric=scheme.symmetric, accuracy_level=scheme.accuracy,
+        nodes_to_exclude=mine, op_types_to_quantize=("MatMul",),
+    )
+    quantizer.process()
+    done: Any = quantizer.model.model
+    for path in (folder / GRAPH, folder / f"{GRAPH}.data"):
+        path.unlink(missing_ok=True)
+    ir.save(ir.from_proto(done), folder / GRAPH, external_data=f"{GRAPH}.data")
+    return sum(node.op_type == "MatMulNBits" for node in done.graph.node)
+
+
+def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedSite]:
+    """The site map after quantization: the node and weight of a quantized site have new names."""
+    nodes = {node.name: node for node in model.graph if node.name}
+    found = {}
+    for path, site in sites.items():
+        node = next((nodes[name] for name in (site.node, *(site.node + suffix for suffix in _SUFFIXES)) if name in nodes), None)
+        if node is None:
+            raise ParityError("quantization lost a site of the graph", where=path, expected=site.node)
+        found[path] = dataclasses.replace(site, node=node.name, weight=node.inputs[1].name)
+    return found
+
+
+def _vocabulary(folder: Path) -> int:
+    size = read_json(folder / "config.json").get("vocab_size")
+    if not isinstance(size, int):
+        raise AdapterpackError("the bundle's config has no vocabulary size, so the error cannot be measured", where=folder.name)
+    return size

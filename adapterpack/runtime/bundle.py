@@ -1,0 +1,134 @@
+"""The bundle's manifest: one deployable folder of graph, site map, adapters and tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError, UnknownAdapter, nearest
+from ..pack import manifest as m
+from ..pack import strict_json
+from ..pack.manifest import Base, FileEntry, schema_problem
+
+FILE_NAME = "adapterpack.bundle.json"
+GRAPH = "model.onnx"
+MODES = ("folded", "inputs", "bank")
+ADAPTER_IDS = "adapter_ids"
+_MAX_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class MappedSite:
+    """One linear module and where it is in the graph.
+
+    ``layout`` says how ``weight`` lies: ``in_out`` or ``out_in``. ``rank`` is the number of axes of the site's input, whose first is
+    the batch. ``fields`` are the slots that the graph has for it (none in folded mode).
+    """
+
+    path: str
+    node: str
+    input: str
+    output: str
+    weight: str
+    bias: str | None
+    layout: str
+    in_features: int
+    out_features: int
+    rank: int
+    role: str = "adapter"
+    fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BundledAdapter:
+    """One adapter in the bundle: ``slot`` in bank mode, the pack's digest, its folder and its labels."""
+
+    name: str
+    pack: str
+    path: str
+    slot: int | None = None
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The manifest of a bundle. ``slots`` counts slot 0, which is the base."""
+
+    mode: str
+    task: str
+    base: Base
+    frontend: str
+    sites: Mapping[str, MappedSite]
+    adapters: tuple[BundledAdapter, ...]
+    files: tuple[FileEntry, ...]
+    slots: int = 0
+    max_rank: int = 0
+    max_labels: int = 0
+    base_labels: tuple[str, ...] | None = None
+    base_head_trained: bool = True
+    quantization: Mapping[str, Any] | None = None
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    format: str = "adapterpack.bundle"
+    format_version: str = "1.0"
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
+        encoded: dict[str, Any] = m.plain(self)
+        return encoded
+
+    def write(self, folder: Path) -> None:
+        """Writes the manifest into ``folder``, with the closed list of every other file in it."""
+        complete = dataclasses.replace(self, files=tuple(list_files(folder)))
+        (folder / FILE_NAME).write_bytes(strict_json.canonical(complete.to_json()))
+
+    def adapter(self, name: str) -> BundledAdapter:
+        """The adapter of that name.
+
+        Raises:
+            UnknownAdapter: the bundle has none.
+        """
+        found = next((adapter for adapter in self.adapters if adapter.name == name), None)
+        if found is None:
+            raise UnknownAdapter("the bundle has no such adapter", found=repr(name), remedy=nearest(name, [a.name for a in self.adapters]))
+        return found
+
+
+def list_files(folder: Path) -> list[FileEntry]:
+    """An entry for every file under ``folder`` except the bundle manifest itself, by relative path."""
+    entries = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        if path.is_file() and relative != FILE_NAME:
+            role = "graph" if relative.startswith(GRAPH) else "adapter" if relative.startswith("adapters/") else "carried"
+            entries.append(FileEntry(relative, path.stat().st_size, m.sha256_of(path), role))
+    return entries
+
+
+def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
+    """The manifest of the bundle in ``folder``.
+
+    Raises:
+        FormatError: there is none, or it does not fit its schema.
+    """
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        raise FormatError("the folder is not a bundle", where=folder, expected=FILE_NAME, remedy="name the folder that export wrote")
+    value = strict_json.loads(path.read_bytes(), path, _MAX_BYTES)
+    problem = schema_problem(value, "bundle.v1")
+    if problem:
+        raise FormatError(f"the bundle's manifest does not fit its schema: {problem[1]}", where=f"{path}#{problem[0]}")
+    tuples = {"base_labels": value["base_labels"] and tuple(value["base_labels"])}
+    return Bundle(
+        **{
+            **value,
+            **tuples,
+            "base": Base(**value["base"]),
+            "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"])}) for key, site in value["sites"].items()},
+            "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
+            "files": tuple(FileEntry(**entry) for entry in value["files"]),
+        }
+    )

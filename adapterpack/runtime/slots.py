@@ -1,0 +1,120 @@
+"""What a graph's slots are filled with: the normal form of each adapter as arrays, padded for a bank or as they are for inputs.
+
+Slot names are ``<module path>.<field>``. Fields of an adapted site: ``down`` [in, r], ``up`` [r, out], ``scale`` [out], ``shift``
+[out], ``pre`` [in]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels]. A bank puts the slots in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from ..errors import Unsupported
+from ..methods import AttachForm, Diagonal
+from ..pack.pack import Pack
+from .bundle import MappedSite
+
+NO_LABEL = np.float32(-1e9)
+"""The logit of a label that a row's adapter does not have: its probability is zero, and it survives conversion to JSON."""
+
+HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
+"""Parameter of a linear layer that was trained whole -> its slot field."""
+
+_NEUTRAL = {"scale": 1.0, "pre": 1.0, "shift": 0.0, "down": 0.0, "up": 0.0, "head": 0.0, "head_bias": float(NO_LABEL)}
+
+Values = dict[str, np.ndarray]
+
+
+def form_arrays(form: AttachForm, site: str, out_features: int) -> Values:
+    """The fields of one normal form, as float32 arrays; a low-rank ``up`` already holds the scale.
+
+    Raises:
+        Unsupported: a structure that the graph has no slot for.
+    """
+    fields: Values = {}
+    if form.down is not None and form.up is not None:
+        fields["down"], fields["up"] = np.asarray(form.down.dense()).T, np.asarray(form.up.dense()).T
+    if form.scale is not None:
+        fields["scale"] = np.broadcast_to(np.asarray(form.scale), (out_features,))
+    if form.shift is not None:
+        fields["shift"] = np.broadcast_to(np.asarray(form.shift), (out_features,))
+    if form.pre is not None:
+        if not isinstance(form.pre, Diagonal):
+            raise Unsupported("this input transformation has no slot form yet", where=site, expected="a diagonal",
+                              found=type(form.pre).__name__, remedy="export with --mode folded")
+        fields["pre"] = np.asarray(form.pre.vector)
+    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in fields.items()}
+
+
+def pack_values(pack: Pack) -> Values:
+    """Every slot value of one pack, by slot name, unpadded.
+
+    Raises:
+        Unsupported: a method that needs the base weight at run time, or a head that is not made of linear layers.
+    """
+    values: Values = {}
+    if pack.method.traits.reads_weight or not pack.method.traits.batchable:
+        raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
+                          remedy="export with --mode folded")
+    for adapter in pack.adapters():
+        form = pack.method.attach(adapter.config, adapter.params, adapter.site)
+        arrays = form_arrays(form, adapter.site.path, adapter.site.out_features)
+        values.update({f"{adapter.site.path}.{field}": array for field, array in arrays.items()})
+    for path, params in pack.full().items():
+        values.update(head_values(path, params))
+    return values
+
+
+def head_values(path: str, params: Mapping[str, np.ndarray]) -> Values:
+    """Slot values of a module that was trained whole: its linear layers' weights, transposed, and biases."""
+    values: Values = {}
+    for param, array in params.items():
+        owner, _, leaf = param.rpartition(".")
+        site = f"{path}.{owner}" if owner else path
+        if leaf not in HEAD_FIELDS or array.ndim != (2 if leaf == "weight" else 1):
+            raise Unsupported("a trained module that is not made of linear layers has no slot form", where=f"{path}.{param}",
+                              remedy="export with --mode folded")
+        values[f"{site}.{HEAD_FIELDS[leaf]}"] = np.ascontiguousarray(array.T, dtype=np.float32)
+    return values
+
+
+def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], max_rank: int, max_labels: int) -> Values:
+    """One adapter's values for every slot of the graph, padded with what changes nothing: zeros up to ``max_rank``, labels switched off.
+
+    Raises:
+        Unsupported: the adapter needs a slot, a rank or a number of labels that the graph does not have.
+    """
+    shapes = slot_shapes(sites, max_rank, max_labels)
+    for name in values:
+        if name not in shapes:
+            raise Unsupported("the graph has no slot for a part of this adapter", found=name,
+                              remedy="export the bundle again with this adapter among the packs")
+    result: Values = {}
+    for name, shape in shapes.items():
+        target = np.full(shape, _NEUTRAL[name.rpartition(".")[2]], np.float32)
+        value = values.get(name)
+        if value is not None:
+            if any(extent > room for extent, room in zip(value.shape, shape, strict=True)):
+                raise Unsupported("the adapter does not fit its slot", where=name, expected=f"at most {shape}", found=value.shape,
+                                  remedy="export with a larger --max-rank, or resize the adapter")
+            target[tuple(slice(0, extent) for extent in value.shape)] = value
+        result[name] = target
+    return result
+
+
+def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int, max_labels: int) -> dict[str, tuple[int, ...]]:
+    """The shape of one slot of every field of the graph."""
+    shapes = {}
+    for path, site in sites.items():
+        wide = max_labels if site.role == "full" and max_labels else site.out_features
+        every = {"down": (site.in_features, max_rank), "up": (max_rank, site.out_features), "scale": (site.out_features,),
+                 "shift": (site.out_features,), "pre": (site.in_features,), "head": (site.in_features, wide), "head_bias": (wide,)}
+        shapes.update({f"{path}.{field}": every[field] for field in site.fields})
+    return shapes
+
+
+def stacked(slots: Iterable[Values]) -> Values:
+    """A bank: every slot of one field stacked on a new first axis."""
+    ready = list(slots)
+    return {name: np.stack([slot[name] for slot in ready]) for name in ready[0]}

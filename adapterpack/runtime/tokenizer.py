@@ -1,0 +1,109 @@
+"""Text to ids and back, from a bundle's own files: ``tokenizers`` for the ids, a sandboxed jinja2 for the chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as Core
+
+from ..errors import FormatError, StorageError
+
+Message = Mapping[str, str]
+
+
+class Tokenizer:
+    """The tokenizer in a folder.
+
+    Raises:
+        StorageError: the folder has no ``tokenizer.json``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise StorageError("the bundle has no tokenizer", where=path, remedy="export from a base folder that holds tokenizer.json")
+        self.core: Any = Core.from_file(str(path))
+        self.core.no_padding()
+        self.core.no_truncation()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``tokenizer_config.json``."""
+        return _json(self.folder / "tokenizer_config.json")
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """The ids at which generation ends."""
+        found: set[int] = set()
+        for name in ("generation_config.json", "config.json"):
+            eos = _json(self.folder / name).get("eos_token_id")
+            found.update([eos] if isinstance(eos, int) else eos or [])
+        return frozenset(found)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """The id that fills up short rows; masked, so any id would do."""
+        token = self._token("pad_token")
+        known = self.core.token_to_id(token) if token else None
+        return int(known) if known is not None else 0
+
+    @cached_property
+    def template(self) -> str | None:
+        """The chat template, or None."""
+        path = self.folder / "chat_template.jinja"
+        if path.is_file():
+            return path.read_text("utf-8")
+        inline = self.config.get("chat_template")
+        return inline if isinstance(inline, str) else None
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The ids of a text, with the tokenizer's own special tokens around it unless ``special`` is off."""
+        ids: list[int] = self.core.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
+        """The ids of a prompt: a text becomes one user message, and the chat template (if any) renders the messages."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if self.template is None:
+            return self.encode("\n".join(message["content"] for message in messages))
+        return self.encode(self.render(messages), special=False)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The messages in the template's form, ready for the model's answer.
+
+        Raises:
+            FormatError: the template does not render.
+        """
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            return environment.from_string(self.template or "").render(
+                messages=list(messages), add_generation_prompt=True, bos_token=self._token("bos_token"), eos_token=self._token("eos_token")
+            )
+        except TemplateError as error:
+            raise FormatError(f"the chat template does not render: {error}", where=self.folder) from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        text: str = self.core.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def _token(self, name: str) -> str:
+        value = self.config.get(name)
+        return value if isinstance(value, str) else (value or {}).get("content", "")
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return loaded

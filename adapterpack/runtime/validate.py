@@ -1,0 +1,44 @@
+"""Checks of a bundle: its closed file list, and every pack in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import AdapterpackError
+from ..pack import manifest as m
+from ..pack.checkpoint import Checkpoint
+from ..pack.validate import Finding, Report, examine
+from .bundle import FILE_NAME, read_bundle
+
+
+def validate_bundle(folder: Path, base: Path | None = None) -> Report:
+    """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base."""
+    try:
+        bundle = read_bundle(folder)
+    except AdapterpackError as error:
+        return Report("bundle", str(folder), None, (Finding("AB001", "error", FILE_NAME, str(error), error.remedy or ""),))
+    findings = []
+    listed = {entry.path: entry for entry in bundle.files}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            findings.append(Finding("AB101", "error", relative, "only regular files may lie in a bundle", "remove it"))
+        elif path.is_file() and relative not in listed and relative != FILE_NAME:
+            findings.append(Finding("AB102", "error", relative, "a file that the manifest does not list", "remove it, or export again"))
+    for relative, entry in listed.items():
+        path = folder / relative
+        if not path.is_file():
+            findings.append(Finding("AB103", "error", relative, "a listed file is missing", "copy the bundle again"))
+        elif path.stat().st_size != entry.size or m.sha256_of(path) != entry.sha256:
+            findings.append(Finding("AB104", "error", relative, "the file is not the one that the manifest lists: it was altered or truncated",
+                                    "copy the bundle again"))
+    for adapter in bundle.adapters:
+        report, pack = examine(folder / adapter.path)
+        findings += [Finding(f.rule, f.severity, f"{adapter.path}/{f.where}", f.message, f.fix) for f in report.findings]
+        if pack is not None and pack.id != adapter.pack:
+            findings.append(Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again"))
+    if base is not None and (found := Checkpoint(base)).content != bundle.base.content:
+        findings.append(Finding("AB301", "error", "base", f"the bundle was made from {bundle.base.name} ({(bundle.base.content or '')[:17]}), "
+                                f"not from {found.name} ({found.content[:17]})", "name the base that it was exported from"))
+    open_questions = [] if base else ["base: none was named (--base)"]
+    return Report("bundle", str(folder), None, tuple(findings), (*open_questions, "graph: replayed when it was exported, not here"))

@@ -1,0 +1,145 @@
+"""A trained adapter out of a model and into a pack: fingerprint, canary, tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import AdapterpackError, BaseMismatch
+from ..hub.resolve import folder_of
+from ..pack import canary
+from ..pack import fingerprint as fp
+from ..pack import manifest as m
+from ..pack.checkpoint import Checkpoint
+from ..pack.pack import Pack, build
+from ..tasks import task_of
+from .inject import active, adapter_names, adapters_of, method_in
+from .layer import AdaptedLayer, own_modules
+
+
+def save(
+    model: nn.Module,
+    out: str | os.PathLike[str] | None,
+    *,
+    adapter: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    metrics: tuple[Mapping[str, Any], ...] = (),
+) -> Pack:
+    """Packs an adapter of ``model`` into the new folder ``out`` (None: in memory only) and returns the pack.
+
+    ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the folder's. The pack carries the
+    fingerprint of the base and, for models with a vocabulary, a canary.
+
+    Raises:
+        NonFinite: a trained tensor holds NaN or infinity.
+        OutputExists: ``out`` is taken.
+    """
+    names = adapter_names(model)
+    if adapter is None and len(names) != 1:
+        raise AdapterpackError("the model holds several adapters or none", found=", ".join(names) or "none", remedy="name one with adapter=")
+    chosen = adapter or names[0]
+    adapters, full = adapters_of(model, chosen)
+    checkpoint = _checkpoint(model, base)
+    config = getattr(model, "config", None)
+    task = task_of(type(model).__name__)
+    labelled = task.labelled and config is not None and bool(full)
+    pack = build(
+        name or (Path(out).name if out is not None else chosen),
+        method_in(model, chosen),
+        adapters,
+        full=full,
+        task=m.Task(task.name, type(model).__name__ if config is not None else None,
+                    tuple(config.id2label[i] for i in sorted(config.id2label)) if labelled and config is not None else None),
+        base=_base(model, checkpoint),
+        weights={path: checkpoint.weight_name(path) if checkpoint else f"{path}.weight" for path in [*(s.path for s in adapters), *full]},
+        canary=make_canary(model, chosen),
+        training=dict(training or {}),
+        metrics=metrics,
+    )
+    return pack if out is None else pack.write(out)
+
+
+def require_model_base(model: nn.Module, pack: Pack) -> None:
+    """Checks that ``model`` holds the base that ``pack`` was made for: by the checkpoint it came from, else by its own tensors.
+
+    Raises:
+        BaseMismatch: it does not.
+    """
+    checkpoint = _checkpoint(model, None)
+    if checkpoint is not None:
+        pack.require_base(checkpoint)
+    elif pack.manifest.base.content is not None and (found := _model_fingerprint(model)).content != pack.manifest.base.content:
+        raise BaseMismatch("the model is not the base that the pack was made for", where=type(model).__name__,
+                           expected=f"{pack.manifest.base.name or 'a base'} ({pack.manifest.base.content[:17]})", found=found.content[:17],
+                           remedy="load the model from the checkpoint that the pack names")
+
+
+def make_canary(model: nn.Module, name: str) -> m.Canary | None:
+    """A canary of one adapter, or None for a model that takes no token ids."""
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    if not vocabulary:
+        return None
+    ids = canary.inputs(vocabulary)
+    with only(model, name):
+        adapted = canary_rows(model, ids)
+        for module in model.modules():
+            if isinstance(module, AdaptedLayer):
+                module.active = ()
+        plain = canary_rows(model, ids)
+    return canary.record(ids, plain, adapted)
+
+
+@torch.no_grad()
+def canary_rows(model: nn.Module, ids: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:
+    """The model's logits at the last position for each row of ids, run one by one, as float32."""
+    device = next(model.parameters()).device
+    rows = []
+    for row in ids:
+        output = model(input_ids=torch.tensor([row], device=device))
+        values = output.logits if hasattr(output, "logits") else output[0]
+        rows.append((values[0, -1] if values.ndim == 3 else values[0]).float().cpu().numpy())
+    return rows
+
+
+@contextmanager
+def only(model: nn.Module, name: str | None) -> Iterator[None]:
+    """The model in evaluation mode with one adapter (or none) active; as it was before afterwards."""
+    before = {module: module.active for module in model.modules() if hasattr(module, "active")}
+    training = model.training
+    try:
+        active(model.eval(), name)
+        yield
+    finally:
+        model.train(training)
+        for module, names in before.items():
+            module.active = names
+
+
+def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkpoint | None:
+    source = base or getattr(getattr(model, "config", None), "_name_or_path", None)
+    return Checkpoint(folder_of(source)) if source else None
+
+
+def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
+    config = getattr(model, "config", None)
+    found = checkpoint.fingerprint() if checkpoint else _model_fingerprint(model)
+    return m.Base(checkpoint and checkpoint.name, checkpoint and checkpoint.commit, getattr(config, "model_type", None), found.structure, found.content)
+
+
+def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
+    """The fingerprint of a model that came from no checkpoint, over its own parameters under their own names."""
+    tensors = []
+    for path, module in own_modules(model):
+        for leaf, value in module.named_parameters(recurse=False):
+            raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            tensors.append((f"{path}.{leaf}".lstrip("."), str(value.dtype).removeprefix("torch."), tuple(value.shape), memoryview(raw)))
+    return fp.Fingerprint(fp.structure(t[:3] for t in tensors), fp.content(tensors))

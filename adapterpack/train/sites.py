@@ -1,0 +1,57 @@
+"""Which modules of a model an adapter changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..errors import SiteNotFound, Unsupported, nearest
+from ..methods import Site, Traits
+from .layer import own_modules
+
+LAYERS: dict[type[nn.Module], Callable[[str, Any], Site]] = {
+    nn.Linear: lambda path, module: Site(path, module.in_features, module.out_features, "linear", module.bias is not None),
+}
+"""Layer class -> the site that it is. A class that is not here cannot be adapted."""
+
+
+def site_at(path: str, module: nn.Module) -> Site | None:
+    """The site of a module, or None if its class is not in the table."""
+    return next((make(path, module) for kind, make in LAYERS.items() if isinstance(module, kind)), None)
+
+
+def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
+    """The sites that ``targets`` names, in the model's order.
+
+    ``targets`` is ``"all-linear"`` (every linear layer except the output embedding and ``exclude``) or names: a literal module path or
+    the end of one, matched whole components at a time; never a pattern.
+
+    Raises:
+        SiteNotFound: a name matches nothing; the nearest module name is given.
+        Unsupported: a named module is of a kind that the method does not support.
+    """
+    modules = dict(own_modules(model))
+    skipped = {path for path in modules if any(path == name or path.startswith(f"{name}.") for name in exclude)}
+    if targets == "all-linear":
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        sites = [site for path, module in modules.items() if path not in skipped and module is not head
+                 if (site := site_at(path, module)) is not None and site.kind in traits.layers]
+        if not sites:
+            raise SiteNotFound("the model has no layer that the method supports", expected=", ".join(traits.layers))
+        return sites
+    names = (targets,) if isinstance(targets, str) else targets
+    chosen: dict[str, Site] = {}
+    for name in names:
+        matches = [path for path in modules if path == name or path.endswith(f".{name}")]
+        if not matches:
+            leaves = {path.rpartition(".")[2] for path, module in modules.items() if site_at(path, module)}
+            raise SiteNotFound("the model has no such site", found=repr(name), remedy=nearest(name, leaves))
+        for path in matches:
+            site = site_at(path, modules[path])
+            if site is None or site.kind not in traits.layers:
+                raise Unsupported("the method does not support this layer", where=path, expected=", ".join(traits.layers),
+                                  found=type(modules[path]).__name__, remedy="name other targets")
+            chosen[path] = site
+    return [chosen[path] for path in modules if path in chosen]

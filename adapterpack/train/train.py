@@ -1,0 +1,177 @@
+"""Config + data -> packs: ``transformers.Trainer`` is the loop, the model stays the Hugging Face class."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoTokenizer, EvalPrediction, Trainer, TrainingArguments, set_seed
+
+from ..errors import ConfigError
+from ..hub.resolve import folder_of
+from ..pack.atomic import refuse_existing
+from ..pack.pack import Pack
+from ..tasks import Task, task_named
+from . import data
+from .config import TrainConfig, read_config
+from .inject import adapt
+from .save import save
+
+log = logging.getLogger(__name__)
+
+
+class Prepared(NamedTuple):
+    """What a task makes of a config: the model, encoded rows, metrics, and the modules that are trained whole."""
+
+    model: Any
+    train: list[dict[str, Any]]
+    evaluation: list[dict[str, Any]] | None
+    metrics: Callable[[EvalPrediction], dict[str, float]] | None
+    heads: tuple[str, ...]
+
+
+def train(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = ()) -> list[Pack]:
+    """Trains the adapters that ``config`` describes and writes one pack each; returns the packs.
+
+    ``config`` is a YAML file, a mapping or a :class:`TrainConfig`; ``overrides`` are ``key=value`` texts.
+
+    Raises:
+        ConfigError: an unknown key, a wrong value, or data of no known form.
+        OutputExists: an output folder is taken; found before anything is trained.
+        NonFinite: training diverged.
+
+    Example:
+        >>> train("train.yaml", ["learning_rate=1e-3"])  # doctest: +SKIP
+    """
+    configs, notes = read_config(config, overrides)
+    for note in notes:
+        log.info("%s", note)
+    for one in configs:
+        refuse_existing(Path(one.output_dir))
+        task_named(one.task)
+    return [train_one(one)[0] for one in configs]
+
+
+def train_one(config: TrainConfig) -> tuple[Pack, Any]:
+    """Trains one adapter and writes its pack; returns the pack and the model with the adapter active in it."""
+    started = time.perf_counter()
+    task = task_named(config.task)
+    set_seed(config.seed)
+    folder = folder_of(config.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prepared = PREPARE[task.name](config, task, folder, tokenizer)
+    model = prepared.model
+    method_config = dataclasses.replace(
+        config.method_config, modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *prepared.heads]))
+    )
+    adapt(model, method_config, config.pack_name, config.seed)
+    collator = data.Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+    with tempfile.TemporaryDirectory(prefix="adapterpack-train-") as scratch:
+        trainer = Trainer(
+            model=model,
+            args=_arguments(config, scratch, prepared.evaluation is not None),
+            train_dataset=prepared.train,
+            eval_dataset=prepared.evaluation,
+            data_collator=collator,
+            compute_metrics=prepared.metrics,
+        )
+        if not sys.stderr.isatty():
+            trainer.remove_callback(transformers.PrinterCallback)
+        result = trainer.train()
+        scores = trainer.evaluate() if prepared.evaluation is not None else {}
+    metrics = tuple({"name": key.removeprefix("eval_"), "value": float(scores[key]), "dataset": Path(str(config.eval_file)).name,
+                     "n": len(prepared.evaluation or ())} for key in ("eval_accuracy", "eval_loss") if key in scores)
+    training = {
+        "dataset": Path(config.train_file).name,
+        "rows": len(prepared.train),
+        "steps": int(result.global_step),
+        "final_loss": float(result.training_loss),
+        "learning_rate": config.learning_rate,
+        "seed": config.seed,
+        "precision": "bf16" if config.bf16 else "float32",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    pack = save(model, config.output_dir, adapter=config.pack_name, base=folder, name=config.pack_name, training=training, metrics=metrics)
+    log.info("trained '%s' in %.1f s", pack.name, time.perf_counter() - started)
+    return pack, model
+
+
+def _arguments(config: TrainConfig, scratch: str, evaluates: bool) -> TrainingArguments:
+    shared = {f.name for f in dataclasses.fields(TrainingArguments)} & {f.name for f in dataclasses.fields(TrainConfig)}
+    taken = {name: getattr(config, name) for name in shared - {"output_dir"}}
+    return TrainingArguments(
+        **taken,
+        output_dir=scratch,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        do_eval=evaluates,
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+
+
+def _classification(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
+    rows = _train_rows(config)
+    if "label" not in rows.column_names:
+        raise ConfigError("classification needs the columns text and label", where=config.train_file, found=", ".join(rows.column_names))
+    labels = sorted({str(label) for label in data.load_rows(config.train_file)["label"]})
+    model = load_model(task, folder, labels)
+    heads = tuple(name for name in task.heads if hasattr(model, name))
+    evaluation = None
+    if config.eval_file:
+        evaluation = data.encode_classification(data.load_rows(config.eval_file), tokenizer, labels, config.max_length, config.eval_file)
+    encoded = data.encode_classification(rows, tokenizer, labels, config.max_length, config.train_file)
+    return Prepared(model, encoded, evaluation, _accuracy, heads)
+
+
+def _causal(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
+    model = load_model(task, folder)
+    evaluation = None
+    if config.eval_file:
+        evaluation = data.encode_causal(data.load_rows(config.eval_file), tokenizer, config.max_length, config.eval_file)
+    return Prepared(model, data.encode_causal(_train_rows(config), tokenizer, config.max_length, config.train_file), evaluation, None, ())
+
+
+PREPARE: dict[str, Callable[[TrainConfig, Task, Path, Any], Prepared]] = {
+    "text-classification": _classification,
+    "text-generation": _causal,
+}
+"""Task -> how its data and model are prepared; a task that is not here cannot be trained yet."""
+
+
+def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0) -> Any:
+    """The task's model on a base, in float32; a new head, where there is one, is drawn from ``seed``."""
+    kwargs: dict[str, Any] = {}
+    if labels:
+        kwargs = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    set_seed(seed)
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # that a head is new is the point, not news
+    try:
+        return getattr(transformers, task.auto_class).from_pretrained(folder, dtype=torch.float32, **kwargs)
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def _train_rows(config: TrainConfig) -> Any:
+    rows = data.load_rows(config.train_file)
+    stop = len(rows) if config.max_train_samples is None else min(len(rows), config.skip_train_samples + config.max_train_samples)
+    return rows.select(range(config.skip_train_samples, stop))
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return {"accuracy": float((np.argmax(logits, -1) == prediction.label_ids).mean())}

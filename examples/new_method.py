@@ -1,0 +1,58 @@
+"""A method in one file: what stands here is all that it takes to train, pack, merge and export with a new adapter method.
+
+The method scales: y' = o * (W (i * x) + b) + t, with a trained vector on the inputs, one on the outputs, and a shift. It is
+(IA)^3 (Liu et al. 2022, arXiv 2205.05638) on both sides of one layer. Run it with `python examples/new_method.py`. A package of
+yours brings its method by an entry point: [project.entry-points."adapterpack.methods"] scaling = "new_method:scaling".
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapterpack.methods import AttachForm, Diagonal, Method, Traits, register
+from adapterpack.testing import prove
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The hyper-parameters, which are the method's whole schema: command line, YAML and manifest read these fields."""
+
+    shifted: bool = True
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    modules_to_save: tuple[str, ...] = ()
+    scale, rank = 1.0, None  # no branch beside the layer, so nothing multiplies it and it has no rank
+
+    def at(self, path):
+        """The same everywhere; a method with ranks would look one up by the site's path."""
+        return self
+
+
+def shapes(cfg, site):
+    """Parameter name -> shape; a site says how wide the layer is."""
+    vectors = {"input_scale": (site.in_features,), "output_scale": (site.out_features,)}
+    return {**vectors, "shift": (site.out_features,)} if cfg.shifted else vectors
+
+
+def init(cfg, site, rng):
+    """Ones and zeros: a fresh adapter changes nothing, which the trait below promises."""
+    return {name: (np.zeros if name == "shift" else np.ones)(shape, np.float32) for name, shape in shapes(cfg, site).items()}
+
+
+def attach(cfg, params, site):
+    """The mathematics, once: torch runs these lines in training, numpy everywhere else. Forward and fold follow from them."""
+    return AttachForm(pre=Diagonal(params["input_scale"]), scale=params["output_scale"], shift=params.get("shift"))
+
+
+scaling = Method(
+    name="scaling",
+    summary="a trained scale on the inputs and outputs of each layer, and a shift",
+    paper="https://arxiv.org/abs/2205.05638",
+    config=Scaling,
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False),
+    shapes=shapes, init=init, attach=attach,
+    examples=(Scaling(), Scaling(shifted=False)),
+)
+
+if __name__ == "__main__":
+    print(f"{prove(register(scaling))} promises hold")
