@@ -51,7 +51,7 @@ class AdapterpackError(Exception):
         text = self.what + (f" ({details})" if details else "") + "."
         if self.remedy:
             text += f" To fix it: {self.remedy.rstrip('.')}."
-        return printable(text)
+        return printable(text).replace("\n", "\\n")  # one line: a name from a stranger cannot write a line of its own
 
     def to_json(self) -> dict[str, str | None]:
         """The error as the object that ``--json`` prints under ``error``."""
@@ -159,7 +159,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def printable(text: str) -> str:
     """Text with control and bidirectional characters escaped, so that names from strangers cannot repaint a terminal."""
-    return "".join(c if c == "\n" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"} else f"\\u{ord(c):04x}" for c in text)
+    return "".join(c if c == "\n" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"} else f"\\u{ord(c):04x}" for c in text)
 
 
 @contextmanager
@@ -171,6 +171,7 @@ def storage_errors(where: object) -> Iterator[None]:
         remedies = {
             errno.ENOSPC: "free some space or choose another output folder; nothing was left behind",
             errno.EDQUOT: "your quota is used up: free some space or choose another output folder; nothing was left behind",
+            errno.EFBIG: "the file would pass the limit of the file system or of this process (ulimit -f); nothing was left behind",
             errno.EACCES: "check the permissions of that path",
             errno.ENOENT: "check that the path exists",
         }

@@ -1,0 +1,64 @@
+"""What packs must share before they can be combined: the base, the task and the meaning of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import BaseMismatch, Unsupported
+from ..pack import manifest as m
+from ..pack.pack import Pack
+
+SIDE_BY_SIDE = "compose adapters of one task, or serve them side by side in a bank bundle"
+
+
+def common_base(packs: Sequence[Pack]) -> m.Base:
+    """The base of all packs: the entry that knows most about it.
+
+    Raises:
+        BaseMismatch: two packs name bases whose known digests, or model types, differ; both are named.
+    """
+    for field in ("structure", "content", "model_type"):
+        known = [pack for pack in packs if getattr(pack.manifest.base, field) is not None]
+        for pack in known[1:]:
+            if getattr(pack.manifest.base, field) != getattr(known[0].manifest.base, field):
+                raise BaseMismatch(
+                    "the packs were made for different bases",
+                    where=f"{field} of '{known[0].name}' and '{pack.name}'",
+                    expected=_described(known[0].manifest.base, field),
+                    found=_described(pack.manifest.base, field),
+                    remedy="compose packs that were trained on one base",
+                )
+    bases = [pack.manifest.base for pack in packs]
+    return max(bases, key=lambda base: (base.content is not None, base.structure is not None, base.name is not None))
+
+
+def _described(base: m.Base, field: str) -> str:
+    return f"{base.name or 'an unnamed base'} ({getattr(base, field)[:17]})"
+
+
+def common_task(packs: Sequence[Pack]) -> m.Task:
+    """The task of all packs, with its labels.
+
+    Packs that hold a module trained whole, such as a head, must have the very same labels; others may leave them unsaid.
+
+    Raises:
+        Unsupported: the tasks or the labels differ.
+    """
+    tasks = [pack.manifest.task for pack in packs]
+    for pack, task in zip(packs, tasks, strict=True):
+        if task.type != tasks[0].type:
+            raise Unsupported("the packs are for different tasks", where=f"'{packs[0].name}' and '{pack.name}'", expected=tasks[0].type,
+                              found=task.type, remedy=SIDE_BY_SIDE)
+    whole = any(group.role == "full" for pack in packs for group in pack.manifest.groups)
+    labelled = [(pack.name, task.labels) for pack, task in zip(packs, tasks, strict=True) if whole or task.labels is not None]
+    for name, labels in labelled[1:]:
+        if labels != labelled[0][1]:
+            raise Unsupported("the packs have different labels, so their outputs do not mean the same",
+                              where=f"'{labelled[0][0]}' and '{name}'", expected=_listed(labelled[0][1]), found=_listed(labels),
+                              remedy=SIDE_BY_SIDE)
+    architecture = next((task.architecture for task in tasks if task.architecture is not None), None)
+    return m.Task(tasks[0].type, architecture, labelled[0][1] if labelled else None)
+
+
+def _listed(labels: tuple[str, ...] | None) -> str:
+    return "no labels" if labels is None else ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")

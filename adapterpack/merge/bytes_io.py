@@ -1,0 +1,75 @@
+"""Reading, writing and copying byte ranges of files, in full."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import FormatError
+
+_NO_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+"""What ``copy_file_range`` says where the kernel or the file system does not have it."""
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """A file descriptor, closed at the end."""
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> None:
+    """Fills the contiguous ``buffer`` with the bytes at ``offset``.
+
+    Raises:
+        FormatError: the file ends first: it was cut while it was read.
+    """
+    view = memoryview(buffer.reshape(-1).view(np.uint8).data)
+    while view:
+        count = os.preadv(descriptor, [view], offset)
+        if count == 0:
+            raise FormatError("the base became shorter while it was read", found=f"nothing at byte {offset}", remedy="fetch the base again")
+        view, offset = view[count:], offset + count
+
+
+def write_all(descriptor: int, buffer: np.ndarray, offset: int) -> None:
+    """Writes the contiguous ``buffer`` at ``offset``."""
+    view = memoryview(buffer.reshape(-1).view(np.uint8).data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+class Span(NamedTuple):
+    """A range of bytes and where it goes."""
+
+    start: int
+    offset: int
+    nbytes: int
+
+
+def copy_span(source: int, sink: int, span: Span, buffer: Callable[[int], np.ndarray]) -> None:
+    """Copies a span inside the kernel where it can, else through what ``buffer`` gives for a number of bytes."""
+    start, offset, left = span
+    try:
+        while left and hasattr(os, "copy_file_range"):
+            count = os.copy_file_range(source, sink, left, start, offset)
+            if count == 0:
+                break
+            start, offset, left = start + count, offset + count, left - count
+    except OSError as error:
+        if error.errno not in _NO_COPY:
+            raise
+    if left:
+        rest = buffer(left)
+        read_into(source, rest, start)
+        write_all(sink, rest, offset)

@@ -1,0 +1,26 @@
+"""The dtypes that a merge can write, under the names that people use for them."""
+
+from __future__ import annotations
+
+from ..errors import ConfigError, nearest
+
+TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+"""safetensors name -> the name that ``config.json`` uses."""
+_ALIASES = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16", "half": "F16", "fp8": "F8_E4M3"}
+NAMES = {**{name: code for code, name in TORCH.items()}, **{code.lower(): code for code in TORCH}, **_ALIASES}
+
+
+def parse(name: str) -> str:
+    """The safetensors name of a floating dtype.
+
+    Raises:
+        ConfigError: no such dtype.
+
+    Example:
+        >>> parse("bfloat16"), parse("fp32"), parse("F16")
+        ('BF16', 'F32', 'F16')
+    """
+    found = NAMES.get(name.lower().removeprefix("torch."))
+    if found is None:
+        raise ConfigError("a checkpoint cannot be written in this dtype", where="dtype", found=repr(name), remedy=nearest(name, NAMES))
+    return found

@@ -1,0 +1,193 @@
+"""The arithmetic of a merge: the change of one weight, row block by row block, in reused buffers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..methods import AttachForm, Dense, Method
+from ..methods.base import fold_form
+from ..pack.pack import Adapter
+from ..pack.safetensors import FLOATS, dtype_name
+from .report import TensorLoss
+
+Rows = np.ndarray
+_SERIAL = 1 << 18
+"""Multiplications of a product below which BLAS starts no threads."""
+Fold = Callable[[Rows, "np.ndarray | None", slice], "tuple[Rows, np.ndarray | None]"]
+
+
+class Contribution(NamedTuple):
+    """What one pack does to one weight: the adapter, its method, and the weight that multiplies its change."""
+
+    pack: str
+    method: Method
+    adapter: Adapter
+    weight: float
+
+
+def work_dtype(dtype: str) -> np.dtype[Any]:
+    """The dtype in which the fold of a tensor of that safetensors dtype is computed: float32, or float64 for float64."""
+    return np.dtype(np.float64 if dtype == "F64" else np.float32)
+
+
+class Bound(NamedTuple):
+    """A contribution with its parameters widened: the fold of a row block, and the normal form where that is what folds."""
+
+    fold: Fold
+    form: AttachForm | None
+
+
+def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray) -> Bound:
+    """Parameters widened to ``dtype`` and the normal form computed once, for all row blocks of ``weight`` ``[out, in]``.
+
+    A method that reads the base through ``attach`` gets the weight whole, in at least float32; no other makes such a copy.
+    """
+    method, adapter = contribution.method, contribution.adapter
+    params = {name: _widened(value, dtype) for name, value in adapter.params.items()}
+    site = dataclasses.replace(adapter.site, weight=_widened(weight, dtype)) if method.traits.reads_weight else adapter.site
+    if method.fold is not None:
+        own = method.fold
+        return Bound(lambda block, bias, rows: own(adapter.config, params, site, block, bias, rows), None)
+    form = method.attach(adapter.config, params, site)
+    return Bound(lambda block, bias, rows: fold_form(form, block, bias, rows), form)
+
+
+def _widened(value: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    return value.astype(dtype, copy=False) if dtype_name(value.dtype) in FLOATS else value
+
+
+def inert(contribution: Contribution, bound: Bound) -> bool:
+    """Whether the contribution certainly changes nothing: weight zero, or a normal form that is the identity.
+
+    A matrix that maps a random vector to zero is zero with probability one, so that no wide product is needed.
+    """
+    if contribution.weight == 0:
+        return True
+    form = bound.form
+    if form is None:
+        return False
+    x = np.random.default_rng(0).standard_normal(contribution.adapter.site.in_features, np.float32)
+    factors = _dense_factors(form)
+    if factors is not None:
+        return not np.any(factors[0] @ (factors[1] @ x))
+    moved = (
+        form.down is not None and form.up is not None and np.any(form.up.apply(form.down.apply(x))),
+        form.pre is not None and np.any(form.pre.apply(x) != x),
+        form.scale is not None and np.any(form.scale != 1),
+        form.shift is not None and np.any(form.shift),
+    )
+    return not any(moved)
+
+
+class Scratch:
+    """The buffers of one worker, each as large as the largest block that passed through it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, np.ndarray] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """An uninitialised array of that shape, valid until the same name is asked for again."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if name not in self._buffers or self._buffers[name].nbytes < nbytes:
+            self._buffers[name] = np.empty(nbytes, np.uint8)
+        return self._buffers[name][:nbytes].view(dtype).reshape(shape)
+
+
+class Change(NamedTuple):
+    """All contributions to one weight, ready to be applied block by block.
+
+    Plain factor pairs are stacked, ``up = [w_1 up_1, ...]`` and ``down = [down_1; ...]``, so that any number of adapters is one product;
+    ``rest`` holds the other additive ones as (weight, reads the base, fold); ``single`` is an adapter that is not additive.
+    """
+
+    up: np.ndarray | None
+    down: np.ndarray | None
+    rest: tuple[tuple[float, bool, Fold], ...]
+    single: Fold | None
+
+    def apply(self, weight: Rows, bias: np.ndarray | None, rows: slice, change: Rows, new: Rows) -> np.ndarray | None:
+        """Writes the change of a block into ``change`` and the changed block into ``new``; returns the changed bias."""
+        if self.single is not None:
+            folded, moved = self.single(weight, bias, rows)
+            np.copyto(new, folded)
+            np.subtract(new, weight, out=change)
+            return moved
+        if self.up is None or self.down is None:
+            change.fill(0)
+        else:
+            _product(self.up[rows], self.down, change)
+        total = bias
+        for factor, reads, fold in self.rest:
+            # The fold of zero is the change itself, free of the base's rounding, unless the method looks at the base.
+            start, offset = (weight, bias) if reads else (np.zeros_like(weight), None if bias is None else np.zeros_like(bias))
+            folded, moved = fold(start, offset, rows)
+            change += factor * (folded - start)
+            if total is not None and moved is not None and offset is not None:
+                total = total + factor * (moved - offset)
+        np.add(weight, change, out=new)
+        return total
+
+
+def _product(up: np.ndarray, down: np.ndarray, out: np.ndarray) -> None:
+    """``up @ down`` into ``out``, in pieces that BLAS computes on the calling thread: its own threads would only fight the workers'."""
+    step = max(1, _SERIAL // down.size)
+    for start in range(0, len(up), step):
+        np.matmul(up[start : start + step], down, out=out[start : start + step])
+
+
+def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray) -> Change:
+    """The change that ``contributions`` make together to ``weight`` ``[out, in]``, computed in ``dtype``."""
+    bound = [bind(contribution, dtype, weight) for contribution in contributions]
+    if not all(contribution.method.traits.additive for contribution in contributions):
+        (alone,) = bound  # several are refused while planning
+        return Change(None, None, (), alone.fold)
+    ups, downs, rest = [], [], []
+    for contribution, (fold, form) in zip(contributions, bound, strict=True):
+        factors = None if form is None else _dense_factors(form)
+        if factors is None:
+            rest.append((contribution.weight, contribution.method.traits.reads_weight, fold))
+        else:
+            ups.append(dtype.type(contribution.weight) * factors[0])
+            downs.append(factors[1])
+    up, down = (np.concatenate(ups, axis=1), np.concatenate(downs)) if ups else (None, None)
+    return Change(up, down, tuple(rest), None)
+
+
+def _dense_factors(form: AttachForm) -> tuple[np.ndarray, np.ndarray] | None:
+    only_factors = form.pre is None and form.scale is None and form.shift is None
+    if only_factors and isinstance(form.up, Dense) and isinstance(form.down, Dense):
+        return form.up.matrix, form.down.matrix
+    return None
+
+
+class LossSums:
+    """The sums behind a :class:`TensorLoss`, accumulated over blocks in float64."""
+
+    def __init__(self) -> None:
+        self.change = self.error = self.inner = self.stored = 0.0
+
+    def add(self, before: np.ndarray, change: np.ndarray, after: np.ndarray) -> bool:
+        """Adds a block and says whether all of ``after`` is certainly finite; ``before`` and ``change`` are used up as scratch."""
+        stored = np.subtract(after, before, out=before)
+        self.stored += _inner(stored, stored)
+        self.change += _inner(change, change)
+        self.inner += _inner(stored, change)
+        np.subtract(stored, change, out=change)
+        error = _inner(change, change)
+        self.error += error
+        return math.isfinite(error)
+
+    def loss(self, tensor: str, dtype: str) -> TensorLoss:
+        """The loss of the tensor whose blocks were added."""
+        kept = self.inner / self.change if self.change else 1.0
+        return TensorLoss(tensor, dtype, math.sqrt(self.change), math.sqrt(self.error), kept, math.sqrt(self.stored))
+
+
+def _inner(a: np.ndarray, b: np.ndarray) -> float:
+    """``<a, b>``: row by row, so that float32 sums stay short and BLAS starts no threads of its own, then over rows in float64."""
+    return float(np.sum(np.vecdot(a, b), dtype=np.float64))

@@ -1,0 +1,122 @@
+"""What a merge will change, decided and checked before a byte is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import NothingToDo, Unsupported
+from ..pack.checkpoint import Checkpoint
+from ..pack.pack import Pack
+from ..pack.safetensors import FLOATS
+from .fold import Contribution, bind, inert, work_dtype
+from .whole import Whole, resolve, weight_name
+
+KINDS = frozenset({"linear"})
+"""Kinds of site whose weight is stored ``[out, in]`` and folds as it lies."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight of the base and what changes it; ``bias`` is the tensor of its bias, if the fold changes that too."""
+
+    weight: str
+    bias: str | None
+    contributions: tuple[Contribution, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The targets by weight tensor, and the modules that come in whole."""
+
+    targets: Mapping[str, Target]
+    whole: Whole
+
+
+def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float]) -> Plan:
+    """The plan of a merge of ``packs``, each with its weight, into ``base``.
+
+    Raises:
+        BaseMismatch: a pack was made for another base.
+        SiteNotFound: the base lacks a site.
+        Unsupported: the fold would not be exact; says why and what to do instead.
+        NothingToDo: no weight would change.
+    """
+    _require_plain(base)
+    for content in (False, True):  # the headers of all before the bytes of any
+        for pack in packs:
+            pack.require_base(base, content=content)
+    found: dict[str, list[Contribution]] = {}
+    for pack, weight in zip(packs, weights, strict=True):
+        for name, contribution in _contributions(base, pack, weight):
+            found.setdefault(name, []).append(contribution)
+    whole = resolve(base, packs)
+    for name in sorted(found.keys() & whole.replaced.keys()):
+        raise Unsupported("one pack holds this tensor trained whole, another adapts it", where=name, remedy="merge only one of the two")
+    targets = {name: target for name, each in found.items() if (target := _target(base, name, each)) is not None}
+    if not targets and not whole.replaced and not whole.added:
+        raise NothingToDo("the packs would change nothing", where=", ".join(pack.name for pack in packs) or "no packs were given",
+                          remedy="train the adapter first, or give it a weight other than zero")
+    return Plan(targets, whole)
+
+
+def _require_plain(base: Checkpoint) -> None:
+    quantized = base.config.get("quantization_config")
+    if quantized is not None:
+        raise Unsupported("the base is quantized: its stored numbers are not its weights", where=base.folder / "config.json",
+                          found=quantized.get("quant_method") if isinstance(quantized, dict) else quantized,
+                          remedy="merge into the original checkpoint and quantize the result, or keep the adapter beside the base")
+
+
+def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
+    method, owner = pack.method, f"pack '{pack.name}'"
+    if method.kind != "weight":
+        raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
+                          remedy="keep the adapter beside the base")
+    if not method.traits.row_separable:
+        raise Unsupported(f"method '{method.name}' cannot be folded by rows", where=owner, remedy="keep the adapter beside the base")
+    if weight != 1 and not method.traits.additive:
+        raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
+                          expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
+    for adapter in pack.adapters():
+        name = weight_name(base, adapter.site.path, adapter.weight)
+        where = f"{owner}, {adapter.site.path}"
+        if adapter.site.kind not in KINDS:
+            raise Unsupported(f"sites of kind '{adapter.site.kind}' cannot be folded yet", where=where, expected=", ".join(sorted(KINDS)),
+                              remedy="keep the adapter beside the base")
+        if _module(name) != adapter.site.path.rpartition(".")[2]:
+            raise Unsupported("this site shares its weight with another module, which would change too", where=where, found=name,
+                              remedy="adapt a site that shares no weight, or keep the adapter beside the base")
+        if base.tensors[name].dtype not in FLOATS:
+            raise Unsupported("the weight of this site is not stored as floating point", where=where, found=base.tensors[name].dtype,
+                              remedy="merge into the original checkpoint, and quantize the result")
+        yield name, Contribution(pack.name, method, adapter, weight)
+
+
+def _module(tensor: str) -> str:
+    """The last component of the module that owns a tensor."""
+    return tensor.rpartition(".")[0].rpartition(".")[2]
+
+
+def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> Target | None:
+    """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias."""
+    if len(contributions) > 1 and not all(each.method.traits.additive for each in contributions):
+        raise Unsupported("several adapters change one weight and not all of them are additive, so their order would matter", where=name,
+                          found=", ".join(f"'{each.pack}' ({each.method.name})" for each in contributions),
+                          remedy="merge them one after another in the order that you mean, or serve them apart")
+    weight, dtype, row = base.read(name), work_dtype(base.tensors[name].dtype), slice(0, 1)
+    stem = name.removesuffix(".weight")
+    bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None
+    before = None if bias is None else base.read(bias)[row].astype(dtype)
+    changes_bias, moving = False, []
+    for each in contributions:
+        bound = bind(each, dtype, weight)
+        if inert(each, bound):
+            continue
+        moving.append(each)
+        after = bound.fold(weight[row].astype(dtype), before, row)[1]
+        if bias is None and after is not None:
+            raise Unsupported(f"folding method '{each.method.name}' gives this site a bias, and the base has none",
+                              where=f"{base.folder}, {name}", expected=f"{stem}.bias", remedy="keep the adapter beside the base")
+        changes_bias = changes_bias or after is not before
+    return Target(name, bias if changes_bias else None, tuple(moving)) if moving else None

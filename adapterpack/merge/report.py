@@ -1,0 +1,132 @@
+"""What a merge did, and how much of the adapters' change survived the rounding of the output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+MUCH = 0.25
+"""A total relative error above this is worth a warning: a quarter of the change is then rounding noise."""
+_WIDER = {"F8_E4M3": "bfloat16", "F8_E5M2": "bfloat16", "BF16": "float32", "F16": "float32"}
+
+
+class TensorLoss(NamedTuple):
+    """The fold loss of one tensor, its bias included: Frobenius norms in float64.
+
+    ``change`` is ``||D||`` of the exact change ``D``, ``error`` is ``||S - D||`` of the stored change ``S``, ``kept`` is
+    ``<S, D> / ||D||^2``, and ``stored`` is ``||S||``.
+    """
+
+    tensor: str
+    dtype: str
+    change: float
+    error: float
+    kept: float
+    stored: float
+
+    @property
+    def relative_error(self) -> float:
+        """``||S - D|| / ||D||``; zero where nothing was to change."""
+        return self.error / self.change if self.change else 0.0
+
+
+@dataclass(frozen=True)
+class MergedPack:
+    """One pack that went in, and the weight that multiplied its change."""
+
+    name: str
+    id: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What :func:`adapterpack.merge` did. ``dtype`` is the one that was asked for, or None where tensors kept theirs."""
+
+    out: str
+    base_name: str
+    base_structure: str
+    base_content: str
+    packs: tuple[MergedPack, ...]
+    dtype: str | None
+    tensors: int
+    tensors_changed: int
+    tensors_added: int
+    bytes_written: int
+    seconds: float
+    losses: tuple[TensorLoss, ...]
+
+    @property
+    def relative_error(self) -> float:
+        """The fold loss over all tensors: ``||S - D|| / ||D||``."""
+        change = math.hypot(*(loss.change for loss in self.losses))
+        return math.hypot(*(loss.error for loss in self.losses)) / change if change else 0.0
+
+    @property
+    def kept(self) -> float:
+        """The projection of the stored change on the exact one, over all tensors: 1 is all of it."""
+        energy = math.fsum(loss.change**2 for loss in self.losses)
+        return math.fsum(loss.kept * loss.change**2 for loss in self.losses) / energy if energy else 1.0
+
+    @property
+    def advice(self) -> str | None:
+        """One sentence where much of the change was lost in rounding, else None."""
+        return advice(self.losses, self.relative_error, self.kept)
+
+    def worst(self, count: int = 5) -> list[TensorLoss]:
+        """The tensors that lost most, the worst first."""
+        return sorted(self.losses, key=lambda loss: (math.isfinite(loss.error), -loss.relative_error, loss.tensor))[:count]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as ``merge --json`` prints it."""
+        return {
+            "kind": "merge",
+            "out": self.out,
+            **self.provenance(),
+            "seconds": self.seconds,
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What is written beside the checkpoint: all of the report but place and time, so that equal inputs give equal bytes."""
+        return {
+            "base": {"name": self.base_name, "structure": self.base_structure, "content": self.base_content},
+            "packs": [{"name": pack.name, "id": pack.id, "weight": pack.weight} for pack in self.packs],
+            "dtype": self.dtype,
+            "tensors": self.tensors,
+            "tensors_changed": self.tensors_changed,
+            "tensors_added": self.tensors_added,
+            "bytes_written": self.bytes_written,
+            "fold_loss": {
+                "relative_error": _finite(self.relative_error),
+                "kept": _finite(self.kept),
+                "worst": [
+                    {"tensor": loss.tensor, "dtype": loss.dtype, "relative_error": _finite(loss.relative_error), "kept": _finite(loss.kept)}
+                    for loss in self.worst()
+                ],
+            },
+            "advice": self.advice,
+        }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def advice(losses: Sequence[TensorLoss], relative_error: float, kept: float) -> str | None:
+    """One sentence where the total error is above :data:`MUCH`, else None.
+
+    Example:
+        >>> advice([TensorLoss("w", "F64", 1.0, 0.5, 0.9, 1.0)], 0.5, 0.9)
+        'Rounding to F64 stored the change with 50 % error (90 % of it kept): keep the adapter beside the base.'
+    """
+    strange = [loss.tensor for loss in losses if not math.isfinite(loss.error)]
+    if strange:
+        return f"The fold of {strange[0]} is not finite or too large to measure: merge with safe to be sure of it."
+    if relative_error <= MUCH:
+        return None
+    dtype = max(losses, key=lambda loss: loss.error).dtype
+    way_out = (f"merge with dtype {_WIDER[dtype]}, or " if dtype in _WIDER else "") + "keep the adapter beside the base"
+    return f"Rounding to {dtype} stored the change with {relative_error:.0%} error ({kept:.0%} of it kept): {way_out}.".replace("%", " %")

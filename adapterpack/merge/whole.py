@@ -1,0 +1,105 @@
+"""Modules that a pack holds trained whole, such as a classifier head: which tensors of the output they become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import Unsupported
+from ..pack.checkpoint import Checkpoint
+from ..pack.manifest import Group
+from ..pack.pack import Pack
+
+
+class Whole(NamedTuple):
+    """Tensors replaced (by base name), tensors added (by output name), the prefix that all other output names take, and whether
+    the output's embeddings are no longer tied."""
+
+    replaced: Mapping[str, np.ndarray]
+    added: Mapping[str, np.ndarray]
+    prefix: str
+    untied: bool
+
+
+def resolve(base: Checkpoint, packs: Sequence[Pack]) -> Whole:
+    """What the modules trained whole in ``packs`` become in a checkpoint made from ``base``.
+
+    Raises:
+        Unsupported: two packs hold the same module, or the result could not be loaded as it was trained.
+    """
+    owner: dict[str, str] = {}
+    replaced: dict[str, np.ndarray] = {}
+    added: dict[str, np.ndarray] = {}
+    prefixes: set[str] = set()
+    for pack in packs:
+        groups = {group.path: group for group in pack.manifest.groups}
+        full = pack.full()
+        prefix = _prefix(base, pack) if full else ""
+        for path, params in full.items():
+            if path in owner:
+                raise Unsupported("two packs hold this module trained whole, and two of it cannot be one", where=path,
+                                  found=f"'{owner[path]}' and '{pack.name}'", remedy="merge only one of them")
+            owner[path] = pack.name
+            for param, value in params.items():
+                name = _base_name(base, groups[path], param, prefix)
+                if name is None:
+                    added[f"{path}.{param}"] = value
+                    prefixes.add(prefix)
+                else:
+                    _require_replaceable(base, pack, name, value)
+                    replaced[name] = value
+    if len(prefixes) > 1:
+        raise Unsupported("the packs add modules to different task models", where=", ".join(sorted(owner)),
+                          found=f"names under {sorted(prefixes)}", remedy="merge only one of them")
+    return Whole(replaced, added, next(iter(prefixes), ""), _tied(base) and any(_vocabulary(base, value) for value in added.values()))
+
+
+def weight_name(base: Checkpoint, path: str, weight: str | None) -> str:
+    """The base's tensor for the weight of a site: the one that the pack names, or the one that its path leads to.
+
+    Raises:
+        SiteNotFound: the base has neither.
+    """
+    return weight if weight is not None and weight in base.tensors else base.require_weight(path)
+
+
+def _prefix(base: Checkpoint, pack: Pack) -> str:
+    """What the task model's module paths have before the base's tensor names, told by the sites that both know; empty if nothing."""
+    found = set()
+    for group in pack.manifest.groups:
+        if group.role == "adapter":
+            module = weight_name(base, group.path, group.weight).removesuffix(".weight")
+            found.add(group.path.removesuffix(module) if group.path.endswith(f".{module}") else "")
+    if len(found) > 1:
+        raise Unsupported("the sites do not agree on how the task model's names differ from the base's", where=f"pack '{pack.name}'",
+                          found=sorted(found), remedy="keep the adapter beside the base")
+    return next(iter(found), "")
+
+
+def _base_name(base: Checkpoint, group: Group, param: str, prefix: str) -> str | None:
+    """The base's tensor for one parameter of a module that was trained whole, or None where it has none."""
+    candidates = [f"{group.path}.{param}", f"{group.path.removeprefix(prefix)}.{param}"]
+    if group.weight is not None:
+        candidates.insert(0, f"{group.weight.rpartition('.')[0]}.{param}")
+    return next((name for name in candidates if name in base.tensors), None)
+
+
+def _require_replaceable(base: Checkpoint, pack: Pack, name: str, value: np.ndarray) -> None:
+    shape = base.tensors[name].shape
+    if shape != value.shape and not pack.manifest.task.labels:
+        raise Unsupported("a module that was trained whole has another shape in the base", where=f"pack '{pack.name}', {name}",
+                          expected=shape, found=value.shape, remedy="keep the adapter beside the base")
+    if _tied(base) and _vocabulary(base, value):
+        raise Unsupported("this tensor is the input embedding and the output head at once, and only one of them was trained",
+                          where=f"pack '{pack.name}', {name}", remedy="keep the adapter beside the base")
+
+
+def _tied(base: Checkpoint) -> bool:
+    return bool(base.config.get("tie_word_embeddings"))
+
+
+def _vocabulary(base: Checkpoint, value: np.ndarray) -> bool:
+    """Whether a tensor has one row for each word of the vocabulary."""
+    return value.ndim == 2 and value.shape[0] == base.config.get("vocab_size")

@@ -1,0 +1,108 @@
+"""Composed packs in PEFT, and PEFT's own combinations on the same tensors: the same changes where PEFT is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+import adapterpack
+from adapterpack.pack.pack import Pack
+
+pytestmark = pytest.mark.fast
+
+
+def deltas_of(pack: Pack) -> dict[str, np.ndarray]:
+    """The changes of a composed pack from its stored tensors: B A, at scale 1."""
+    name = "base_model.model.{}.{}.weight"
+    adapters = [group.path for group in pack.manifest.groups if group.role == "adapter"]
+    factors = {path: [pack.tensors[name.format(path, param)].astype(np.float64) for param in ("lora_B", "lora_A")] for path in adapters}
+    return {path: B @ A for path, (B, A) in factors.items()}
+
+
+def tiny_llama() -> Any:
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=31, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+                                                                  num_attention_heads=4, num_key_value_heads=2))
+
+
+def randomised(model: Any, seed: int) -> None:
+    """PEFT starts B at zero: give every trainable tensor values of a trained size."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.named_parameters():
+        if f"lora_A.s{seed}" in name or f"lora_B.s{seed}" in name:
+            value.data = 0.3 * torch.randn(value.shape, generator=generator)
+
+
+def peft_model(tmp_path: Any, configs: list[peft.LoraConfig]) -> tuple[Any, list[Any]]:
+    model = peft.get_peft_model(tiny_llama(), configs[0], adapter_name="s0")
+    for index, config in enumerate(configs[1:], 1):
+        model.add_adapter(f"s{index}", config)
+    for index in range(len(configs)):
+        randomised(model, index)
+    model.save_pretrained(tmp_path / "peft", save_embedding_layers=False)
+    return model, [tmp_path / "peft" / f"s{index}" for index in range(len(configs))]
+
+
+def peft_deltas(model: Any, adapter: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix("base_model.model."): module.get_delta_weight(adapter).detach().numpy().astype(np.float64)
+            for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.Linear) and adapter in module.lora_A}
+
+
+def test_peft_loads_what_was_composed(tmp_path: Any) -> None:
+    """PEFT on the composed folder has the weighted sum of its own deltas, with mixed ranks, alphas, rsLoRA and sites."""
+    model, folders = peft_model(tmp_path, [
+        peft.LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "down_proj"]),
+        peft.LoraConfig(r=5, lora_alpha=2, use_rslora=True, target_modules=["q_proj", "v_proj"],
+                        rank_pattern={"layers.1.self_attn.q_proj": 2}),
+    ])
+    parts, weights = [peft_deltas(model, "s0"), peft_deltas(model, "s1")], [0.8, -1.3]
+    adapterpack.compose(folders, weights=weights, out=tmp_path / "both")
+    loaded = peft.PeftModel.from_pretrained(tiny_llama(), tmp_path / "both")
+    found = peft_deltas(loaded, "default")
+    assert found.keys() == parts[0].keys() | parts[1].keys()
+    for path, delta in found.items():
+        wanted = sum(weight * part[path] for part, weight in zip(parts, weights, strict=True) if path in part)
+        np.testing.assert_allclose(delta, wanted, atol=1e-5)  # entries of size 1, float32 on both sides
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("cat", {"rule": "cat"}), ("cat", {"rule": "linear"}), ("svd", {"rule": "linear", "rank": 4}),
+                                              ("svd", {"rule": "cat", "rank": 4})])
+def test_peft_agrees_where_it_is_right(tmp_path: Any, theirs: str, ours: dict[str, Any]) -> None:
+    """PEFT's cat and svd on the same adapters (without rsLoRA, which it scales wrongly) give the same changes."""
+    model, folders = peft_model(tmp_path, [peft.LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "down_proj"]),
+                                           peft.LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj", "down_proj"])])
+    options = {"svd_rank": 4} if theirs == "svd" else {}
+    model.add_weighted_adapter(["s0", "s1"], [0.9, -0.4], "sum", combination_type=theirs, **options)
+    composed = deltas_of(adapterpack.compose(folders, weights=[0.9, -0.4], **ours))
+    wanted = peft_deltas(model, "sum")
+    assert composed.keys() == wanted.keys()
+    for path, delta in wanted.items():
+        np.testing.assert_allclose(composed[path], delta, atol=1e-5)
+
+
+def test_peft_loads_an_averaged_head(tmp_path: Any) -> None:
+    """PEFT on a composed classifier has the average of its own heads, and the sum of its deltas."""
+    def bert() -> Any:
+        torch.manual_seed(0)
+        return transformers.BertForSequenceClassification(transformers.BertConfig(
+            vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20, num_labels=3))
+
+    heads, folders = [], []
+    for seed in (1, 2):
+        model = peft.get_peft_model(bert(), peft.LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["query"]))
+        torch.manual_seed(seed)
+        for value in model.parameters():
+            if value.requires_grad:
+                value.data = torch.randn_like(value)
+        heads.append(model.base_model.model.classifier.modules_to_save["default"].weight.detach().numpy())
+        model.save_pretrained(tmp_path / f"s{seed}")
+        folders.append(tmp_path / f"s{seed}")
+    adapterpack.compose(folders, weights=[0.25, 0.75], out=tmp_path / "both")
+    loaded = peft.PeftModel.from_pretrained(bert(), tmp_path / "both")
+    found = loaded.base_model.model.classifier.modules_to_save["default"].weight.detach().numpy()
+    np.testing.assert_allclose(found, 0.25 * heads[0] + 0.75 * heads[1], atol=1e-6)
