@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from typing import Any
 
+from . import manifest as m
 from .checkpoint import Checkpoint
 from .validate import load
 
@@ -35,7 +36,7 @@ def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
         "parameters": parameters,
         "bytes": sum(value.nbytes for value in pack.tensors.values()),
         "quantization": manifest.quantization,
-        "lineage": None if manifest.lineage is None else manifest.lineage.operation,
+        "lineage": m.plain(manifest.lineage),
         "canary": manifest.canary is not None,
         "metrics": [dict(metric) for metric in manifest.metrics],
     }

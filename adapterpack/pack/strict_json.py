@@ -76,7 +76,7 @@ def _integer(where: object) -> Any:
 
 
 def _check(value: Any, where: object, depth: int) -> None:
-    if depth < 0:
+    if depth <= 0 and isinstance(value, dict | list):
         raise FormatError("the JSON is nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):

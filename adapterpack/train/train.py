@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer, EvalPrediction, Trainer, TrainingArguments, set_seed
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
 from ..pack.atomic import refuse_existing
 from ..pack.pack import Pack
@@ -69,6 +70,8 @@ def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     set_seed(config.seed)
     folder = folder_of(config.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if task.name not in PREPARE:
+        raise Unsupported("this task cannot be trained yet", found=task.name, expected=", ".join(PREPARE))
     prepared = PREPARE[task.name](config, task, folder, tokenizer)
     model = prepared.model
     method_config = dataclasses.replace(
@@ -108,7 +111,10 @@ def train_one(config: TrainConfig) -> tuple[Pack, Any]:
 
 def _arguments(config: TrainConfig, scratch: str, evaluates: bool) -> TrainingArguments:
     shared = {f.name for f in dataclasses.fields(TrainingArguments)} & {f.name for f in dataclasses.fields(TrainConfig)}
-    taken = {name: getattr(config, name) for name in shared - {"output_dir"}}
+    taken = {name: getattr(config, name) for name in shared - {"output_dir", "gradient_checkpointing"}}
+    if config.gradient_checkpointing:  # the name that newer versions of transformers use
+        known = {f.name for f in dataclasses.fields(TrainingArguments)}
+        taken["activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"] = True
     return TrainingArguments(
         **taken,
         output_dir=scratch,
@@ -149,7 +155,7 @@ PREPARE: dict[str, Callable[[TrainConfig, Task, Path, Any], Prepared]] = {
     "text-classification": _classification,
     "text-generation": _causal,
 }
-"""Task -> how its data and model are prepared; a task that is not here cannot be trained yet."""
+"""Task -> how its data and model are prepared."""
 
 
 def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0) -> Any:
@@ -158,12 +164,22 @@ def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: 
     if labels:
         kwargs = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     set_seed(seed)
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # that a head is new is the point, not news
-    try:
+    with quiet_transformers():  # that a head is new is the point, not news
         return getattr(transformers, task.auto_class).from_pretrained(folder, dtype=torch.float32, **kwargs)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Neither notes nor progress bars of transformers inside; as it was afterwards."""
+    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
     finally:
         transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
 
 
 def _train_rows(config: TrainConfig) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -20,7 +22,8 @@ def _build(folder: Path, task: str) -> BaseGraph:
     import mobius as builder  # noqa: PLC0415 - heavy, and only this frontend needs it
 
     logging.getLogger("mobius").setLevel(logging.WARNING)
-    package = builder.build(str(folder), task=task, execution_provider="default", dtype="f32")
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        package = builder.build(str(folder), task=task, execution_provider="default", dtype="f32")
     return BaseGraph(package["model"], onnxscript_scope, f"mobius-onnx {version('mobius-onnx')}")
 
 

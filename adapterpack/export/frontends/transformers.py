@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ def _build(folder: Path, task: str) -> BaseGraph:
     from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: PLC0415
 
     from ...tasks import task_named  # noqa: PLC0415
-    from ...train.train import load_model  # noqa: PLC0415
+    from ...train.train import load_model, quiet_transformers  # noqa: PLC0415
 
     model = load_model(task_named(task), folder).eval()
     example = {"input_ids": torch.full((2, 7), 1), "attention_mask": torch.ones((2, 7), dtype=torch.int64)}
     example["attention_mask"][1, 5:] = 0
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "transformers"):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_transformers(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")
         shapes = {name: dict.fromkeys(range(2), torch.export.Dim.DYNAMIC) for name in example}
         graph = OnnxExporter().export(model, example, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
@@ -52,15 +52,14 @@ def _name_axes(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quiet(*names: str) -> Any:
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logger.setLevel(level)
 
 
 transformers = Frontend("transformers", _supports, _build)

@@ -1,0 +1,33 @@
+# make        lint, types, tests
+# make fast   the inner loop: seconds
+.PHONY: all lint types test fast golden demo bench format
+
+all: lint types test
+
+lint:
+	ruff check .
+	ruff format --check .
+
+format:
+	ruff check --fix .
+	ruff format .
+
+types:
+	mypy
+
+test:
+	pytest
+
+fast:
+	pytest -m fast
+
+golden:
+	python -m adapterpack.testing > tests/golden/matrix.md
+
+demo:
+	adapterpack demo
+	adapterpack demo --causal-lm
+
+bench:
+	python benchmarks/merge.py
+	python benchmarks/compose.py
