@@ -65,6 +65,7 @@ def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
             "parity": {name: {"max_abs": error} for name, error in exported.parity["max_abs"].items()},
             "sizes": {"base checkpoint": folder_size(base), f"pack {ADAPTER}": folder_size(path), "bundle bank": folder_size(bundle)},
             "timings": stage.timings,
+            "paths": {"pack": str(path), "bundle": str(bundle)},
             "training": {ADAPTER: training_facts(load(path))},
         },
         out,

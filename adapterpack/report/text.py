@@ -1,0 +1,61 @@
+"""Text that goes into a page: escaped, and measured so that no label of a figure is ever cut off."""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+
+from ..errors import printable
+
+FONT_SIZE = 13
+"""The size of every text in a figure, in px."""
+_WIDTHS = (("mwMW%@", 1.12), ("<>=+~#^&", 0.9), ("iljtfrI.,:;' |!()[]-/", 0.46))
+_UPPER, _PLAIN, _FOREIGN, _SYMBOL = 0.87, 0.72, 1.25, 1.4
+"""Widths in em that DejaVu Sans Bold, the widest font that a page is likely to be shown in, stays below."""
+
+
+def escaped(text: object) -> str:
+    """Text for HTML and SVG, between tags and in quoted attributes: no markup, no control or bidirectional characters.
+
+    Example:
+        >>> escaped('<b title="x">' + chr(0x202e))
+        '&lt;b title=&quot;x&quot;&gt;\\\\u202e'
+    """
+    # XML 1.0 has no U+FFFE and no U+FFFF, which are neither control nor private.
+    safe = printable(str(text)).replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
+    return html.escape(safe, quote=True)
+
+
+def text_width(text: str) -> float:
+    """An upper bound of the width of one line of figure text, in px.
+
+    Example:
+        >>> round(text_width("88.0 %"))
+        55
+    """
+    return FONT_SIZE * sum(map(_em, printable(text)))
+
+
+def _em(character: str) -> float:
+    if unicodedata.combining(character):
+        return 0.0
+    # An accent adds no width.
+    plain = unicodedata.normalize("NFD", character)[0]
+    if not plain.isascii():
+        return _SYMBOL if unicodedata.category(plain) == "So" else _FOREIGN
+    return next((width for characters, width in _WIDTHS if plain in characters), _UPPER if plain.isupper() else _PLAIN)
+
+
+def elided(text: str, width: float) -> str:
+    """The text in one line, cut with an ellipsis where it is wider than ``width`` px.
+
+    Example:
+        >>> elided("a name that goes on", 90)
+        'a name t…'
+    """
+    line = " ".join(printable(text).split())
+    if text_width(line) <= width:
+        return line
+    while line and text_width(line + "…") > width:
+        line = line[:-1]
+    return line.rstrip() + "…"

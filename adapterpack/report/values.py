@@ -1,0 +1,98 @@
+"""Numbers as people read them; what was not measured says so."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "n/a"
+
+
+def number(value: object) -> float | None:
+    """The value as a finite float, or None where it is missing or no number.
+
+    Example:
+        >>> number(2), number(True), number(float("nan")), number(None)
+        (2.0, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def percent(value: object) -> str:
+    """A share between 0 and 1 as a percentage with one decimal.
+
+    Example:
+        >>> percent(0.167), percent(None)
+        ('16.7 %', 'n/a')
+    """
+    share = number(value)
+    return MISSING if share is None else f"{100 * share:.1f} %"
+
+
+def small(value: object) -> str:
+    """A difference in two digits and a power of ten; zero is exact.
+
+    Example:
+        >>> small(1.04e-6), small(0.0)
+        ('1.0e-06', '0')
+    """
+    difference = number(value)
+    if difference is None:
+        return MISSING
+    return f"{difference:.1e}" if difference else "0"
+
+
+def size(value: object) -> str:
+    """Bytes in decimal units and three digits.
+
+    Example:
+        >>> size(90868376), size(400_000), size(1_300_000), size(999_999), size(12)
+        ('90.9 MB', '400 kB', '1.30 MB', '1.00 MB', '12 B')
+    """
+    count = number(value)
+    if count is None:
+        return MISSING
+    for unit in ("B", "kB", "MB", "GB"):
+        # 999.5 of a unit would be printed as 1000 of it.
+        if count < 999.5:
+            return f"{count:.0f} B" if unit == "B" else f"{_three(count)} {unit}"
+        count /= 1000
+    return f"{_three(count)} TB"
+
+
+def _three(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def seconds(value: object) -> str:
+    """A duration, in minutes from two minutes on.
+
+    Example:
+        >>> seconds(1.234), seconds(30.1), seconds(125), seconds(0.004)
+        ('1.2 s', '30.1 s', '2 min 5 s', '< 0.1 s')
+    """
+    duration = number(value)
+    if duration is None:
+        return MISSING
+    if 0 < duration < 0.05:
+        return "< 0.1 s"
+    if duration < 119.95:
+        return f"{duration:.1f} s"
+    minutes, rest = divmod(round(duration), 60)
+    return f"{minutes} min {rest} s"
+
+
+def count(value: object) -> str:
+    """A whole number with separators, or in millions from one million on.
+
+    Example:
+        >>> count(300_000), count(22_713_216), count(1_234_000_000)
+        ('300,000', '22.7 million', '1.23 billion')
+    """
+    whole = number(value)
+    if whole is None:
+        return MISSING
+    if whole < 999_950:
+        return f"{whole:,.0f}"
+    return f"{_three(whole / 1e9)} billion" if whole >= 999.5e6 else f"{_three(whole / 1e6)} million"

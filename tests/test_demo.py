@@ -1,0 +1,133 @@
+"""The demo as a user runs it: the real command, the real models, every stage; what it prints is what it promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.pack.manifest import schema_problem
+
+COMMAND = [sys.executable, "-m", "adapterpack"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """One command of ours, whatever it answers."""
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
+
+
+def demo(folder: Path, *options: str) -> dict[str, Any]:
+    """The demo's JSON; the command must end with 0."""
+    done = run("demo", "-o", str(folder), "--json", *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> dict[str, Any]:
+    return demo(tmp_path_factory.mktemp("demo") / "encoder")
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> dict[str, Any]:
+    return demo(tmp_path_factory.mktemp("demo") / "causal", "--causal-lm")
+
+
+def test_accuracy_is_real_on_every_runner(encoder: dict[str, Any]) -> None:
+    """Held-out accuracy is clearly above chance and above an untrained head, in torch, merged, and as a bank in fp32, int8 and int4."""
+    for task, scores in encoder["accuracy"].items():
+        floor = max(scores["chance"], scores["base_untrained_head"])
+        for runner in ("torch", "merged", "onnx_fp32", "onnx_int8", "onnx_int4"):
+            assert scores[runner] >= max(0.75, floor + 0.25), (task, runner, scores)
+
+
+def test_fp32_runners_agree_with_torch(encoder: dict[str, Any]) -> None:
+    """float32 on another runtime moves logits by rounding only (below 1e-3 on logits of size 10) and no label."""
+    for task, runners in encoder["parity"].items():
+        for runner in ("merged", "onnx_fp32"):
+            assert runners[runner]["max_abs"] <= 1e-3, (task, runner)
+            assert runners[runner]["label_agreement"] == 1.0
+
+
+def test_a_mixed_batch_equals_the_single_runs(encoder: dict[str, Any]) -> None:
+    """Rows that use the first adapter, the second and none give what each gives alone."""
+    assert encoder["mixed_batch_equal"] is True
+    assert {row["adapter"] for row in encoder["mixed_batch"]["rows"]} == {"tickets", "reviews", None}
+
+
+def test_the_average_of_two_halves_stands_beside_each(encoder: dict[str, Any]) -> None:
+    """All three are real classifiers: well above the chance of one in six."""
+    composed = encoder["compose"]
+    assert min(composed["first_half"], composed["second_half"], composed["average"]) >= 0.4
+    assert composed["exact"] is True
+
+
+def test_the_artifacts_have_sizes_and_the_stages_have_times(encoder: dict[str, Any]) -> None:
+    """Quantized artifacts are smaller than what they were made from; every stage was timed."""
+    sizes = encoder["sizes"]
+    assert sizes["pack tickets-int8"] < 0.5 * sizes["pack tickets"] < 0.05 * sizes["base checkpoint"]
+    assert sizes["bundle bank-int4"] < sizes["bundle bank-int8"] < sizes["bundle bank"]
+    assert {"train tickets", "compose", "merge", "export bank", "evaluate", "mixed batch"} <= encoder["timings"].keys()
+
+
+def test_the_report_stands_alone(encoder: dict[str, Any]) -> None:
+    """``report.html`` shows the numbers and fetches nothing."""
+    page = Path(encoder["report"]).read_text("utf-8")
+    assert "tickets" in page and "<svg" in page
+    assert not any(mark in page for mark in ('src="http', "src='http", "<script src", "url(http", "@import"))
+
+
+def test_the_demo_result_fits_its_schema(encoder: dict[str, Any], causal: dict[str, Any]) -> None:
+    """Both variants print what ``report.v1`` says."""
+    assert schema_problem(encoder, "report.v1") is None
+    assert schema_problem(causal, "report.v1") is None
+
+
+def test_the_packs_validate_and_a_flipped_byte_is_named(encoder: dict[str, Any], tmp_path: Path, minilm: Path) -> None:
+    """``validate`` ends with 0 on the demo's packs, and with 1 naming the tensor when one byte of it is flipped."""
+    packs = Path(encoder["output"]) / "packs"
+    for pack in sorted(packs.iterdir()):
+        assert run("validate", str(pack), "--base", str(minilm)).returncode == 0, pack.name
+    altered = tmp_path / "altered"
+    altered.mkdir()
+    for file in (packs / "tickets").iterdir():
+        (altered / file.name).write_bytes(file.read_bytes())
+    manifest = json.loads((altered / "adapterpack.json").read_text("utf-8"))
+    data = bytearray((altered / "adapter_model.safetensors").read_bytes())
+    data[-3] ^= 0x10  # inside the last tensor of the file
+    (altered / "adapter_model.safetensors").write_bytes(data)
+    done = run("validate", str(altered))
+    assert done.returncode == 1
+    assert any(name in done.stdout for name in manifest["tensors"]), done.stdout
+
+
+def test_a_merged_checkpoint_is_a_plain_one(encoder: dict[str, Any], minilm: Path) -> None:
+    """The merged folder has every tensor of the base under the task model's names, and the head."""
+    base, merged = Checkpoint(minilm), Checkpoint(Path(encoder["output"]) / "merged" / "tickets")
+    assert set(merged.tensors) == {f"bert.{name}" for name in base.tensors} | {"classifier.weight", "classifier.bias"}
+
+
+def test_the_language_model_learns_the_form(causal: dict[str, Any]) -> None:
+    """Before: no answer is the wanted JSON. After: most are, exactly, and all are valid."""
+    assert causal["exact_match"]["before"] <= 0.05
+    assert causal["exact_match"]["after"] >= 0.6
+    assert causal["valid_json"]["after"] >= 0.9
+
+
+def test_onnx_runtime_says_what_torch_says(causal: dict[str, Any]) -> None:
+    """Greedy decoding gives the same tokens on both runtimes, with the adapter and without, in float32."""
+    assert causal["token_agreement"] == 1.0
+    assert causal["tokens_compared"] >= 200
+    assert causal["speed"]["onnx"]["tokens_per_second"] > 0
+
+
+def test_a_taken_output_is_refused_before_any_work(encoder: dict[str, Any]) -> None:
+    """The second run into the same folder ends at once with a sentence."""
+    done = run("demo", "-o", encoder["output"])
+    assert done.returncode == 1
+    assert "already exists" in done.stderr
