@@ -17,7 +17,7 @@ from ..train.config import read_config
 from ..train.inject import active
 from ..train.train import train_one
 from .encoder import data_file, rows_of
-from .stages import Say, Stages, finish, folder_size, model_facts, require_valid, training_facts
+from .stages import Say, Stages, folder_size, model_facts, require_valid, training_facts
 
 TASK = "text-generation"
 ADAPTER = "orders"
@@ -28,7 +28,7 @@ SHOWN = 8
 
 
 def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
-    """The whole line for ``base``; everything that is made lies under ``out``."""
+    """The whole line for ``base``; everything that is made lies under ``out``. Returns what was measured."""
     stage = Stages(say)
     path = out / "packs" / ADAPTER
     with stage(f"train {ADAPTER}"):
@@ -53,23 +53,20 @@ def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     expected = [json.loads(row["completion"]) for row in rows]
     with stage("compare with torch"):
         agreement = _agreement(session, model, [row["prompt"] for row in rows[:SHOWN]])
-    return finish(
-        {
-            "variant": "causal-lm",
-            "model": model_facts(base, source),
-            "exact_match": {"before": _exact(before, expected), "after": _exact(after, expected), "n": len(rows)},
-            "valid_json": {"before": _valid(before), "after": _valid(after)},
-            **agreement,
-            "examples": [{"prompt": row["prompt"], "expected": row["completion"], "base": plain.text, "adapter": adapted.text}
-                         for row, plain, adapted in list(zip(rows, before, after, strict=True))[:SHOWN]],
-            "parity": {name: {"max_abs": error} for name, error in exported.parity["max_abs"].items()},
-            "sizes": {"base checkpoint": folder_size(base), f"pack {ADAPTER}": folder_size(path), "bundle bank": folder_size(bundle)},
-            "timings": stage.timings,
-            "paths": {"pack": str(path), "bundle": str(bundle)},
-            "training": {ADAPTER: training_facts(load(path))},
-        },
-        out,
-    )
+    return {
+        "variant": "causal-lm",
+        "model": model_facts(base, source),
+        "exact_match": {"before": _exact(before, expected), "after": _exact(after, expected), "n": len(rows)},
+        "valid_json": {"before": _valid(before), "after": _valid(after)},
+        **agreement,
+        "examples": [{"prompt": row["prompt"], "expected": row["completion"], "base": plain.text, "adapter": adapted.text}
+                     for row, plain, adapted in list(zip(rows, before, after, strict=True))[:SHOWN]],
+        "parity": {name: {"max_abs": error} for name, error in exported.parity["max_abs"].items()},
+        "sizes": {"base checkpoint": folder_size(base), f"pack {ADAPTER}": folder_size(path), "bundle bank": folder_size(bundle)},
+        "timings": stage.timings,
+        "paths": {"pack": f"packs/{ADAPTER}", "bundle": "bundles/bank"},
+        "training": {ADAPTER: training_facts(load(path))},
+    }
 
 
 def _agreement(session: Session, model: Any, prompts: list[str]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..hub.resolve import folder_of
-from ..pack.atomic import refuse_existing
+from ..pack.atomic import output_folder, refuse_existing
 from .models import MINILM, SMOLLM2, fetch
+from .stages import finish
 
 Progress = Callable[[str], None]
 
@@ -42,9 +43,8 @@ def demo(
     base = fetch(wanted) if model is None else folder_of(model)
     source = wanted.source if model is None else str(model)
     if causal_lm:
-        from .causal import run_causal  # noqa: PLC0415 - each imports what it needs
-
-        return run_causal(base, source, target, say)
-    from .encoder import run_encoder  # noqa: PLC0415
-
-    return run_encoder(base, source, target, say)
+        from .causal import run_causal as run  # noqa: PLC0415 - each imports what it needs
+    else:
+        from .encoder import run_encoder as run  # noqa: PLC0415
+    with output_folder(target) as folder:  # an interrupt leaves nothing behind
+        return finish(run(base, source, folder, say), folder, target)

@@ -23,7 +23,7 @@ from ..tasks import task_named
 from ..train.config import TrainConfig, read_config
 from ..train.inject import attach
 from ..train.train import load_model, train_one
-from .stages import Say, Stages, finish, folder_size, model_facts, require_valid, training_facts
+from .stages import Say, Stages, folder_size, model_facts, require_valid, training_facts
 
 TASK = "text-classification"
 EPOCHS = {"tickets": 5, "reviews": 3}
@@ -38,7 +38,7 @@ Predict = Callable[[str, list[str]], np.ndarray]
 
 
 def run_encoder(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
-    """The whole line for ``base``; everything that is made lies under ``out``."""
+    """The whole line for ``base``; everything that is made lies under ``out``. Returns what was measured."""
     stage = Stages(say)
     tokenizer = Tokenizer(base)
     packs: dict[str, Path] = {}
@@ -88,22 +88,19 @@ def run_encoder(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     sizes = {"base checkpoint": folder_size(base), **{f"pack {path.name}": folder_size(path) for path in sorted((out / "packs").iterdir())},
              **{f"merged {name}": folder_size(out / "merged" / name) for name in EPOCHS},
              **{f"bundle {path.name}": folder_size(path) for path in sorted((out / "bundles").iterdir())}}
-    return finish(
-        {
-            "variant": "encoder",
-            "model": model_facts(base, source),
-            "accuracy": accuracy,
-            "compose": {**composed, "rank": max(group.rank or 0 for group in average.manifest.groups), "exact": True},
-            "parity": parity,
-            "mixed_batch_equal": mixed["equal"],
-            "mixed_batch": mixed,
-            "sizes": sizes,
-            "timings": stage.timings,
-            "paths": {"pack": str(packs["tickets"]), "bundle": str(bundle)},
-            "training": {name: training_facts(load(packs[name])) for name in EPOCHS},
-        },
-        out,
-    )
+    return {
+        "variant": "encoder",
+        "model": model_facts(base, source),
+        "accuracy": accuracy,
+        "compose": {**composed, "rank": max(group.rank or 0 for group in average.manifest.groups), "exact": True},
+        "parity": parity,
+        "mixed_batch_equal": mixed["equal"],
+        "mixed_batch": mixed,
+        "sizes": sizes,
+        "timings": stage.timings,
+        "paths": {"pack": "packs/tickets", "bundle": "bundles/bank"},
+        "training": {name: training_facts(load(packs[name])) for name in EPOCHS},
+    }
 
 
 def data_file(name: str, split: str) -> Path:

@@ -10,10 +10,11 @@ from typing import Any
 
 from .. import __version__
 from ..errors import FormatError
-from ..pack.atomic import output_file
 from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Pack
+from ..pack.strict_json import canonical
 from ..pack.validate import validate
+from ..report.demo import demo_report
 
 Say = Callable[[str], None]
 
@@ -65,14 +66,10 @@ def folder_size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def finish(result: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Writes ``result.json`` and ``report.html`` into the output folder and returns the result."""
-    from ..pack.strict_json import canonical  # noqa: PLC0415 - with the report, the last thing needed
-    from ..report.demo import demo_report  # noqa: PLC0415
-
-    complete = {"command": "demo", "version": __version__, **result, "output": str(out), "report": str(out / "report.html")}
-    with output_file(out / "report.html") as path:
-        path.write_text(demo_report(complete), "utf-8")
-    with output_file(out / "result.json") as path:
-        path.write_bytes(canonical(complete))
+def finish(result: dict[str, Any], folder: Path, final: Path) -> dict[str, Any]:
+    """Writes ``result.json`` and ``report.html`` into ``folder``, which will be called ``final``, and returns the result."""
+    paths = {name: str(final / path) for name, path in result["paths"].items()}
+    complete = {"command": "demo", "version": __version__, **result, "paths": paths, "output": str(final), "report": str(final / "report.html")}
+    (folder / "report.html").write_text(demo_report(complete), "utf-8")
+    (folder / "result.json").write_bytes(canonical(complete))
     return complete

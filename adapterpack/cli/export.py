@@ -1,0 +1,52 @@
+"""``adapterpack export``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from ..hub.resolve import folder_of
+from .options import out_option, pack_at, shared
+from .output import emit, line, size
+from .progress import steps
+
+
+@click.command("export", short_help="base and packs into a bundle for ONNX Runtime")
+@click.argument("base", metavar="BASE")
+@click.argument("packs", nargs=-1, metavar="[PACK...]")
+@out_option("The folder of the bundle")
+@click.option("--mode", default="bank", show_default=True, metavar="M",
+              help="folded (one adapter, in the weights), inputs (one adapter a run) or bank (another adapter for every row).")
+@click.option("--task", metavar="T", help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
+@click.option("--quantize", metavar="S", help="Quantize the base's weights: int8 or int4.")
+@click.option("--slots", type=int, metavar="N", help="Slots of a bank, the base's slot 0 included.")
+@click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
+@click.option("--frontend", metavar="F", help="What makes the graph: mobius or transformers; by default the first that is proved right.")
+@shared
+def command(
+    *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, slots: int | None,
+    max_rank: int | None, frontend: str | None, as_json: bool,
+) -> None:
+    """Writes a bundle: an ONNX graph of BASE with PACKS in it, its site map, the packs and the tokenizer.
+
+    \b
+    Example:
+      adapterpack export models/base packs/tickets packs/emails -o bundle
+      adapterpack export models/base support=packs/tickets --mode folded --quantize int4 -o bundle
+    """
+    folder, loaded = folder_of(base), [pack_at(pack) for pack in packs]
+    with steps() as say:
+        adapterpack.export(folder, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, frontend=frontend,
+                           progress=say)
+    found = adapterpack.inspect(out)
+    if as_json:
+        emit({"command": "export", **found})
+        return
+    names = ", ".join(adapter["name"] for adapter in found["adapters"]) or "no adapters"
+    line(f"exported {found['base']['name']} with {names} to {out}: {found['task']}, mode {mode}, {found['sites']} sites, "
+         f"{size(found['bytes'])}")
+    if found["slots"]:
+        line(f"the bank has {found['slots']} slots, the base's included, of rank at most {found['max_rank']}")
+    worst = max(found["parity"]["max_abs"].values())
+    line(f"proved against torch: largest difference {worst:.2g}" + (", before quantization" if found["quantization"] else ""))

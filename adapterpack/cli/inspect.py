@@ -1,0 +1,27 @@
+"""``adapterpack inspect``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from .options import shared
+from .output import emit, facts, size
+
+
+@click.command("inspect", short_help="what it is, for whom, how big, what it changes")
+@click.argument("path", metavar="PACK|BUNDLE|BASE")
+@shared
+def command(path: str, as_json: bool) -> None:
+    """What an artifact is, for whom, how big, and what it changes, as JSON values; packs are verified on the way.
+
+    \b
+    Example:
+      adapterpack inspect packs/tickets
+    """
+    found = adapterpack.inspect(path)
+    if as_json:
+        emit({"command": "inspect", **found})
+    else:
+        facts({key: size(value) if key.endswith("bytes") else value for key, value in found.items()})

@@ -1,0 +1,45 @@
+"""``adapterpack merge``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from ..hub.resolve import folder_of
+from .options import out_option, pack_at, shared, weight_option
+from .output import emit, line, size
+from .progress import byte_bar
+
+
+@click.command("merge", short_help="packs folded into a checkpoint")
+@click.argument("base", metavar="BASE")
+@click.argument("packs", nargs=-1, required=True, metavar="PACK...")
+@out_option("The folder of the merged checkpoint")
+@weight_option
+@click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own.")
+@click.option("--safe", is_flag=True, help="Refuse a result that is NaN or infinite.")
+@shared
+def command(
+    *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], dtype: str | None, safe: bool, as_json: bool
+) -> None:
+    """Folds PACKS into the checkpoint BASE and writes the result to the new folder OUT, whole or not at all.
+
+    \b
+    Example:
+      adapterpack merge models/base packs/tickets -o models/tickets
+      adapterpack merge models/base packs/a packs/b --weight 0.7 --weight 0.3 -o models/both
+    """
+    loaded = [pack_at(pack) for pack in packs]
+    with byte_bar("merge") as progress:
+        report = adapterpack.merge(folder_of(base), loaded, out, weights=weights or None, dtype=dtype, safe=safe, progress=progress)
+    if as_json:
+        emit({"command": "merge", **report.to_json()})
+        return
+    names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
+    line(f"merged {names} into {report.base_name}: {report.tensors_changed} of {report.tensors} tensors changed, "
+         f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s")
+    if report.losses:
+        line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")
+    if report.advice:
+        line(report.advice)

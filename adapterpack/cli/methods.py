@@ -1,0 +1,62 @@
+"""``adapterpack methods``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+import adapterpack
+
+from .options import shared
+from .output import emit, facts, table
+
+
+@click.command("methods", short_help="the catalogue of adapter methods")
+@click.argument("name", required=False)
+@shared
+def command(name: str | None, as_json: bool) -> None:
+    """Every registered method by name, those of other packages (entry points adapterpack.methods) included.
+
+    With NAME, that method alone, with its traits and hyper-parameters.
+
+    \b
+    Example:
+      adapterpack methods
+      adapterpack methods lora
+    """
+    chosen = adapterpack.methods().values() if name is None else [adapterpack.methods.get(name)]
+    found = [_described(method) for method in chosen]
+    if as_json:
+        emit({"command": "methods", "methods": found})
+    elif name is None:
+        table(["name", "kind", "what it does"], [[method["name"], method["kind"], method["summary"]] for method in found])
+    else:
+        facts(found[0])
+
+
+def _described(method: Any) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "paper": method.paper,
+        "kind": method.kind,
+        "spec_version": method.spec_version,
+        "peft": method.peft.peft_type if method.peft else None,
+        "traits": {field.name: _plain(getattr(method.traits, field.name)) for field in dataclasses.fields(method.traits)},
+        "hyperparameters": [{"name": field.name, "type": str(field.type), "default": _default(field)}
+                            for field in dataclasses.fields(method.config)],
+    }
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return _plain(field.default_factory())
+    return None if field.default is dataclasses.MISSING else _plain(field.default)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list | set | frozenset):
+        return list(value)
+    return value if isinstance(value, str | int | float | dict | None) else str(value)

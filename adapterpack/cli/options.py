@@ -1,0 +1,85 @@
+"""Options that several commands share, and packs by what the user typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+import adapterpack
+
+from ..errors import ConfigError
+from ..hub.resolve import folder_of
+
+TRACEBACK = "--traceback"
+_RENAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})=(.+)", re.DOTALL)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def wants(ctx: click.Context, flag: str) -> bool:
+    """Whether a flag was given to the command or to the group."""
+    return bool(ctx.meta.get(flag, False))
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    # The translator of errors asks the group's context, which shares its ``meta`` with the command's.
+    if value:
+        ctx.meta[param.opts[0]] = True
+    return value
+
+
+traceback_option = click.option(TRACEBACK, is_flag=True, is_eager=True, expose_value=False, callback=_remember,
+                                help="With an error, show where in the program it arose.")
+_json_option = click.option("--json", "as_json", is_flag=True, is_eager=True, callback=_remember,
+                            help="Print machine-readable JSON (schemas/report.v1.json).")
+
+
+def shared(function: _Function) -> _Function:
+    """The options that every command has: ``--json`` (as ``as_json``) and ``--traceback``."""
+    return _json_option(traceback_option(function))
+
+
+def out_option(help_text: str) -> Callable[[_Function], _Function]:
+    """``-o OUT``, which must not exist."""
+    return click.option("-o", "--output", "out", required=True, metavar="OUT", help=f"{help_text}; it must not exist.")
+
+
+weight_option = click.option("--weight", "weights", type=float, multiple=True, metavar="W",
+                             help="A pack's weight; repeat it, one for each pack in their order.")
+
+
+def pack_at(reference: str) -> Any:
+    """The pack behind ``PATH``, ``NAME=PATH`` or ``hf://org/name``, verified.
+
+    Raises:
+        StorageError: there is no such folder.
+        FormatError: it is no valid pack.
+    """
+    match = None if Path(reference).exists() else _RENAMED.fullmatch(reference)
+    name, path = match.groups() if match else (None, reference)
+    return adapterpack.load(folder_of(path), name)
+
+
+def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, Any]:
+    """``key=value`` texts as a mapping; values are read as YAML, as in a training configuration."""
+    found: dict[str, Any] = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not key=value.", ctx, param)
+        if key in found:
+            raise click.BadParameter(f"{key!r} is given twice.", ctx, param)
+        found[key] = _value(key, value)
+    return found
+
+
+def _value(key: str, text: str) -> Any:
+    import yaml  # noqa: PLC0415 - the listing of commands must not pay for it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("a value cannot be read", where=key, found=repr(text), remedy="put it in quotes") from error

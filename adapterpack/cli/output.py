@@ -1,0 +1,108 @@
+"""What commands print: JSON for programs; sentences, facts and tables for people, safe for a terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from ..errors import printable
+
+_PLAIN_WIDTH = 160
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def emit(value: Mapping[str, Any], compact: bool = False) -> None:
+    """Prints one JSON object, ASCII only: names from strangers can do nothing to a terminal."""
+    click.echo(json.dumps(finite(value), indent=None if compact else 2, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """The value with null in place of NaN and infinity, which JSON does not have.
+
+    Example:
+        >>> finite({"error": [float("nan"), 1.5]})
+        {'error': [None, 1.5]}
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def one_line(text: str) -> str:
+    """The text on one line, control and bidirectional characters escaped."""
+    return printable(text).replace("\n", "\\n")
+
+
+def line(text: str) -> None:
+    """Prints one line."""
+    click.echo(one_line(text))
+
+
+def facts(values: Mapping[str, Any]) -> None:
+    """Prints names and values in two columns, and after them a table for every list of mappings."""
+    tables = {name: value for name, value in values.items() if _is_records(value)}
+    plain = {name.replace("_", " "): value for name, value in values.items() if name not in tables}
+    width = max(map(len, plain), default=0)
+    for name, value in plain.items():
+        line(f"{name.ljust(width)}  {shown(value)}")
+    for name, records in tables.items():
+        table(list(records[0]), [list(record.values()) for record in records], name.replace("_", " "))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """Prints a table; on anything but a terminal it is wide, so that nothing is folded."""
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - the listing of commands must not pay for it
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    drawn = Table(box=SIMPLE_HEAD, title=None if title is None else Text(one_line(title)), title_justify="left", pad_edge=False)
+    for column in columns:
+        drawn.add_column(Text(one_line(column)), overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(one_line(shown(value))) for value in row))
+    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False).print(drawn)
+
+
+def shown(value: Any) -> str:
+    """A value as people read it.
+
+    Example:
+        >>> shown({"rank": 8, "labels": ["a", "b"], "scale": 0.125, "lineage": None, "canary": True})
+        'rank: 8, labels: a b, scale: 0.125, lineage: none, canary: yes'
+    """
+    if value is None or (isinstance(value, Mapping | list | tuple) and not value):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')}: {_nested(item)}" for key, item in value.items())
+    return " ".join(map(shown, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _nested(value: Any) -> str:
+    return f"({shown(value)})" if isinstance(value, Mapping) and value else shown(value)
+
+
+def size(count: int) -> str:
+    """A number of bytes.
+
+    Example:
+        >>> size(999), size(1_250_000)
+        ('999 bytes', '1.25 MB')
+    """
+    power = 0 if count < 1000 else min(int(math.log10(count)) // 3, len(_UNITS) - 1)
+    return f"{count / 1000**power:.3g} {_UNITS[power]}" if power else f"{count} bytes"
+
+
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)

@@ -1,0 +1,75 @@
+"""Progress on stderr: a bar on a terminal, plain lines elsewhere; stdout is kept for the answer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import click
+
+from .output import one_line, size
+
+_SECONDS_BETWEEN_LINES = 2.0
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """What other libraries print goes to stderr, and so does what adapterpack logs, while the block runs."""
+    log = logging.getLogger("adapterpack")
+    handler, level = logging.StreamHandler(sys.stderr), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """A function that says which step begins."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # one thing that moves is enough, and the libraries are not imported yet
+    with apart():
+        if not sys.stderr.isatty():
+            yield lambda text: click.echo(one_line(text), err=True)
+            return
+        from rich.console import Console  # noqa: PLC0415 - only a terminal pays for it
+        from rich.text import Text  # noqa: PLC0415
+
+        with Console(stderr=True).status(Text("start")) as status:
+            yield lambda text: status.update(Text(one_line(text)))
+
+
+@contextlib.contextmanager
+def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that is told (bytes done, bytes in all)."""
+    with apart():
+        if not sys.stderr.isatty():
+            yield _lines(label)
+            return
+        from rich import progress as p  # noqa: PLC0415 - only a terminal pays for it
+        from rich.console import Console  # noqa: PLC0415
+
+        columns = p.TextColumn("{task.description}"), p.BarColumn(), p.DownloadColumn(), p.TransferSpeedColumn(), p.TimeRemainingColumn()
+        with p.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(label: str) -> Callable[[int, int], None]:
+    said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if done == total or now - said >= _SECONDS_BETWEEN_LINES:
+            said = now
+            click.echo(f"{label}: {size(done)} of {size(total)}", err=True)
+
+    return tell

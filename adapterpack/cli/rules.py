@@ -1,0 +1,49 @@
+"""``adapterpack rules``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import adapterpack
+
+from .options import shared
+from .output import emit, facts, table
+
+
+@click.command("rules", short_help="the catalogue of composition rules")
+@click.argument("name", required=False)
+@shared
+def command(name: str | None, as_json: bool) -> None:
+    """Every rule by name.
+
+    With NAME, that rule alone, with its parameters.
+
+    \b
+    Example:
+      adapterpack rules
+      adapterpack rules linear
+    """
+    from ..compose.rules import get  # noqa: PLC0415 - imports numpy
+
+    chosen = adapterpack.rules().values() if name is None else [get(name)]
+    found = [_described(rule) for rule in chosen]
+    if as_json:
+        emit({"command": "rules", "rules": found})
+    elif name is None:
+        table(["name", "exact", "what it does"], [[rule["name"], rule["exact"], rule["summary"]] for rule in found])
+    else:
+        facts(found[0])
+
+
+def _described(rule: Any) -> dict[str, Any]:
+    return {
+        "name": rule.name,
+        "summary": rule.summary,
+        "paper": rule.paper,
+        "needs": rule.needs,
+        "exact": rule.exact,
+        "parameters": {name: {"required": known.default is known.empty, "default": None if known.default is known.empty else known.default}
+                       for name, known in rule.parameters.items()},
+    }

@@ -1,0 +1,139 @@
+"""``adapterpack run``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+import adapterpack
+
+from ..errors import ConfigError, NothingToDo, storage_errors
+from ..hub.resolve import folder_of
+from ..pack.atomic import output_file, refuse_existing
+from .options import shared
+from .output import emit, finite, line
+from .progress import apart
+
+
+@click.command("run", short_help="inference from the terminal, an adapter for every row")
+@click.argument("bundle", metavar="BUNDLE")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME",
+              help="An adapter for rows that name none; may be repeated, then each such row is run with each. Without it: the base.")
+@click.option("--prompt", "prompts", multiple=True, metavar="P", help="A text to run; may be repeated.")
+@click.option("--input", "source", metavar="F.jsonl", help='Rows with text, prompt or messages, and adapter if they like; "-" reads stdin.')
+@click.option("--provider", metavar="cuda|cpu", help="Where to run; by default CUDA where there is one.")
+@click.option("--output", "out", metavar="F.jsonl", help="A new file for the rows, in place of stdout.")
+@click.option("--max-new-tokens", type=int, metavar="N", help="The most tokens of an answer.")
+@click.option("--temperature", type=float, metavar="T", help="0, the default, always takes the likeliest token.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Rows that run together.")
+@shared
+def command(
+    *, bundle: str, adapters: tuple[str, ...], prompts: tuple[str, ...], source: str | None, provider: str | None, out: str | None,
+    max_new_tokens: int | None, temperature: float | None, batch_size: int, as_json: bool,
+) -> None:
+    """Runs rows through a bundle and yields one result for each, in order.
+
+    \b
+    Example:
+      adapterpack run bundle --adapter tickets --prompt "Where is my parcel?"
+      adapterpack run bundle --input rows.jsonl --output answers.jsonl
+    """
+    if bool(prompts) == (source is not None):
+        raise click.UsageError("Give either --prompt or --input.")
+    if out is not None:
+        refuse_existing(Path(out))
+    rows = _rows(source, reserved=as_json and out is None) if source is not None else ({"prompt": prompt} for prompt in prompts)
+    asked = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    sampling = {key: value for key, value in asked.items() if value is not None}
+    results = _apart(adapterpack.run(folder_of(bundle), rows, adapters=adapters, provider=provider, batch_size=batch_size, **sampling))
+    if out is None:
+        _print(results, source, as_json)
+        return
+    count = _write(results, source, Path(out))
+    if as_json:
+        emit({"command": "run", "output": out, "rows": count})
+    else:
+        line(f"wrote {count} rows to {out}")
+
+
+def _rows(source: str, reserved: bool) -> Iterator[Mapping[str, Any]]:
+    """The rows of a JSONL file, read as they are needed; empty lines are passed over."""
+    where = "stdin" if source == "-" else source
+    with contextlib.ExitStack() as stack:
+        with storage_errors(where):
+            lines: IO[bytes] = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
+        for number, text in enumerate(lines, 1):
+            if text.strip():
+                row = _row(text, f"{where}, line {number}")
+                if reserved and "command" in row:
+                    raise ConfigError("--json needs the key 'command' for itself", where=f"{where}, line {number}",
+                                      remedy="rename the key, or write to a file with --output")
+                yield row
+
+
+def _row(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # not UTF-8 or not JSON
+        raise ConfigError(f"this line is not JSON: {error}", where=where, remedy="write one object a line") from error
+    if not isinstance(row, dict):
+        raise ConfigError("a row must be an object", where=where, found=type(row).__name__, remedy="write one object a line")
+    return row
+
+
+def _apart(results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The results, with what ONNX Runtime prints on the way kept out of stdout."""
+    while True:
+        with apart():
+            row = next(results, None)
+        if row is None:
+            return
+        yield row
+
+
+def _write(results: Iterable[Mapping[str, Any]], source: str | None, out: Path) -> int:
+    """The rows as JSONL, the whole file or none of it."""
+    count = 0
+    # Half of a surrogate pair has no UTF-8; "backslashreplace" writes exactly JSON's own escape for it.
+    with output_file(out) as path, path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for row in results:
+            file.write(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
+        _require_rows(count, source)
+    return count
+
+
+def _print(results: Iterable[Mapping[str, Any]], source: str | None, as_json: bool) -> None:
+    count = 0
+    for row in results:
+        count += 1
+        if as_json:
+            emit({"command": "run", **row}, compact=True)
+        else:
+            line(f"{row['adapter'] or 'base'} | {_asked(row)} | {_answer(row)}")
+    _require_rows(count, source)
+
+
+def _require_rows(count: int, source: str | None) -> None:
+    if count == 0:
+        raise NothingToDo("there are no rows to run", where=source)
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    text = str(row.get("prompt") or row.get("text") or row["messages"][-1].get("content", ""))
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _answer(row: Mapping[str, Any]) -> str:
+    if "completion" in row:
+        return str(row["completion"])
+    if "embedding" in row:
+        first = ", ".join(f"{value:.4g}" for value in row["embedding"][:3])
+        return f"{len(row['embedding'])} numbers: {first}, …"
+    return f"{row['label']} {row['scores'][row['label']]:.3f}" if row.get("label") is not None else str(row.get("note", "no label"))
