@@ -8,12 +8,14 @@ A has shape [r, in], B has shape [out, r].
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from ..errors import Unsupported
 from .base import AttachForm, Method, Params, PeftForm, Site, Traits
 from .operators import Dense
 
@@ -39,15 +41,26 @@ class LoRA:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"r must be at least 1, not {self.r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
-        if self.alpha is None:
-            object.__setattr__(self, "alpha", 2.0 * self.r)
+        if type(self.r) is not int or self.r < 1:
+            raise ValueError(f"r must be a whole number of at least 1, not {self.r!r}")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout!r}")
+        if type(self.use_rslora) is not bool:
+            raise ValueError(f"use_rslora must be true or false, not {self.use_rslora!r}")
+        alpha = 2.0 * self.r if self.alpha is None else self.alpha
+        if not _is_number(alpha):
+            raise ValueError(f"alpha must be a finite number, not {alpha!r}")
+        object.__setattr__(self, "alpha", float(alpha))  # 16 and 16.0 are one config, and must be the same bytes in a manifest
 
     def at(self, path: str) -> LoRA:
-        """The config at one site: rank and alpha looked up by the literal path or its last components."""
+        """The config at one site: rank and alpha looked up by the literal path or its last components.
+
+        The longest name that fits counts; one that begins with ``^`` fits that path alone.
+
+        Example:
+            >>> LoRA(r=8, rank_pattern={"v_proj": 2, "1.v_proj": 4}).at("layers.1.v_proj").r
+            4
+        """
         rank, alpha = _by_suffix(self.rank_pattern, path, self.r), _by_suffix(self.alpha_pattern, path, self.alpha)
         return replace(self, r=rank, alpha=alpha, rank_pattern={}, alpha_pattern={})
 
@@ -62,8 +75,12 @@ class LoRA:
         return self.r
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _by_suffix(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    matches = [key for key in pattern if path == key or path.endswith("." + key)]
+    matches = [key for key in pattern if f"^{path}" == key or f".{path}".endswith(f".{key}")]
     return pattern[max(matches, key=len)] if matches else default
 
 
@@ -82,31 +99,69 @@ def _attach(cfg: LoRA, params: Params, site: Site) -> AttachForm:
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    configs = list(sites.values())
-    first: LoRA = configs[0]
+    first: LoRA = next(iter(sites.values()))
+
+    def alpha(cfg: LoRA) -> float:
+        """PEFT has one ``use_rslora`` for all sites: where a site's own differs, the alpha that gives the same scale."""
+        same = cfg.use_rslora == first.use_rslora
+        value = float(cfg.alpha or 0) if same else cfg.scale * (math.sqrt(cfg.r) if first.use_rslora else cfg.r)
+        return int(value) if value.is_integer() else value
+
+    def pattern(values: Mapping[str, float]) -> dict[str, float]:
+        """What differs from the first site; PEFT takes a name for the end of a path unless it is anchored."""
+        differing = {path: value for path, value in values.items() if value != next(iter(values.values()))}
+        return {f"^{path}" if any(other.endswith(f".{path}") for other in values) else path: value for path, value in differing.items()}
+
     return {
         "r": first.r,
-        "lora_alpha": first.alpha,
+        "lora_alpha": alpha(first),
         "lora_dropout": first.dropout,
         "use_rslora": first.use_rslora,
         "use_dora": False,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "rank_pattern": {path: cfg.r for path, cfg in sites.items() if cfg.r != first.r},
-        "alpha_pattern": {path: cfg.alpha for path, cfg in sites.items() if cfg.alpha != first.alpha},
+        "rank_pattern": pattern({path: cfg.r for path, cfg in sites.items()}),
+        "alpha_pattern": pattern({path: alpha(cfg) for path, cfg in sites.items()}),
     }
 
 
+_KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""PEFT's initialisations that leave the base weight alone. The others move a part of it into the adapter."""
+
+
 def _from_peft(config: Mapping[str, Any]) -> LoRA:
+    init = config.get("init_lora_weights")
+    if init not in _KEEPS_BASE:
+        raise Unsupported("this adapter belongs to a base whose weights its initialisation rewrote", where="init_lora_weights",
+                          expected="an initialisation that keeps the base", found=repr(init)[:80],
+                          remedy="convert it to plain LoRA with save_pretrained(..., path_initial_model_for_weight_conversion=...)")
     return LoRA(
         r=config.get("r", 8),
         alpha=config.get("lora_alpha", 8),
         use_rslora=config.get("use_rslora", False),
         dropout=config.get("lora_dropout", 0.0),
-        rank_pattern=config.get("rank_pattern") or {},
-        alpha_pattern=config.get("alpha_pattern") or {},
+        rank_pattern=_literal(config.get("rank_pattern"), "rank_pattern"),
+        alpha_pattern=_literal(config.get("alpha_pattern"), "alpha_pattern"),
     )
+
+
+def _literal(pattern: Any, where: str) -> dict[str, Any]:
+    """PEFT's pattern as names: PEFT takes the first key that fits the end of a path, we take the longest, so hidden keys are left out.
+
+    Its keys are regular expressions, which are not run here (one can take hours); a key that is more than a name is refused.
+    """
+    if not isinstance(pattern or {}, Mapping) or not all(map(_is_number, (pattern or {}).values())):
+        raise ValueError(f"{where} must map names to numbers, not {pattern!r:.80}")
+    names: dict[str, Any] = {}
+    for key, value in (pattern or {}).items():
+        name = key.replace("\\.", ".").removesuffix("$")
+        if not re.fullmatch(r"\^?[A-Za-z0-9_.-]+", name):
+            raise Unsupported("this PEFT pattern is a regular expression, which is not run", where=where, found=repr(key)[:80],
+                              expected="module names", remedy="write the pattern with literal module names")
+        if not any(f".{name.removeprefix('^')}".endswith(f".{earlier}") for earlier in names):
+            names[name] = value
+    return names
 
 
 lora = Method(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -17,8 +18,10 @@ def register(method: Method) -> Method:
     """Adds a method to the catalogue and returns it.
 
     Raises:
-        AdapterpackError: another method has that name.
+        AdapterpackError: another method has that name, or a manifest could not hold it.
     """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", method.name):
+        raise AdapterpackError("a method's name must be a lower-case identifier", found=repr(method.name), remedy="rename it")
     if _METHODS.setdefault(method.name, method) is not method:
         raise AdapterpackError("two methods have the same name", where=method.name, remedy="rename one of them")
     return method
@@ -27,13 +30,21 @@ def register(method: Method) -> Method:
 def methods() -> dict[str, Method]:
     """Every registered method by name, those of other packages (entry points ``adapterpack.methods``) included.
 
+    Raises:
+        AdapterpackError: another package's method cannot be imported; names the entry point.
+
     Example:
         >>> methods()["lora"].traits.low_rank
         True
     """
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name not in _METHODS:
-            register(point.load())
+            try:
+                method = point.load()
+            except Exception as error:
+                raise AdapterpackError(f"a method of another package cannot be imported: {error}", where=f"{point.name} = {point.value}",
+                                       remedy="update or uninstall that package") from error
+            register(method)
     return dict(sorted(_METHODS.items()))
 
 

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BaseMismatch, NothingToDo, ParityError
+from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
 from .manifest import Canary
 
 TOP = 8
 LENGTHS = (9, 5)
 RELATIVE_TOLERANCE = 2e-3
 """float32 on another runtime moves logits by about 1e-6 of their size; a wrong base moves them by its size."""
+SMALLEST_TOLERANCE = 2e-5
+"""Relative too: what a weak adapter's canary, which must still tell the adapter from the base, is never below."""
 
 
 def inputs(vocab_size: int) -> tuple[tuple[int, ...], ...]:
@@ -22,9 +24,20 @@ def inputs(vocab_size: int) -> tuple[tuple[int, ...], ...]:
 
 
 def record(ids: tuple[tuple[int, ...], ...], base: list[np.ndarray], adapter: list[np.ndarray]) -> Canary:
-    """A canary from the logits (``[vocab or labels]``, one array a row) without and with the adapter."""
+    """A canary from the logits (``[vocab or labels]``, one array a row) without and with the adapter.
+
+    Its tolerance is :data:`RELATIVE_TOLERANCE` of the largest logit, or a quarter of what the adapter changes where that is less.
+
+    Raises:
+        NonFinite: a logit is NaN or infinite.
+    """
+    if not all(np.isfinite(row).all() for row in [*base, *adapter]):
+        raise NonFinite("the adapted model gives NaN or infinity", where="canary", remedy="lower the learning rate, or train in float32")
     size = max(float(np.abs(row).max()) for row in [*base, *adapter])
-    return Canary(ids, tuple(map(_top, base)), tuple(map(_top, adapter)), max(1e-4, RELATIVE_TOLERANCE * size))
+    top = tuple(map(_top, base))
+    effect = _worst(top, adapter)
+    tolerance = max(min(RELATIVE_TOLERANCE * size, effect / 4), SMALLEST_TOLERANCE * size, float(np.finfo(np.float32).tiny))
+    return Canary(ids, top, tuple(map(_top, adapter)), tolerance)
 
 
 def check(canary: Canary, base: list[np.ndarray] | None, adapter: list[np.ndarray], where: object) -> float:
@@ -33,15 +46,15 @@ def check(canary: Canary, base: list[np.ndarray] | None, adapter: list[np.ndarra
     Raises:
         BaseMismatch: without the adapter the logits already differ.
         NothingToDo: with the adapter the logits are those of the base alone.
-        ParityError: neither explains it; the tolerance was exceeded.
+        ParityError: neither explains it; the tolerance was exceeded, or there is a NaN.
     """
-    error = max(map(_error, canary.adapter, adapter))
+    error = _worst(canary.adapter, adapter)
     if error <= canary.tolerance:
         return error
     sides = {"expected": f"within {canary.tolerance:.2g}", "found": f"{error:.2g}"}
-    if base is not None and max(map(_error, canary.base, base)) > canary.tolerance:
+    if base is not None and not _worst(canary.base, base) <= canary.tolerance:
         raise BaseMismatch("the canary fails: this is not the base that the pack was made for", where=where, **sides)
-    if max(map(_error, canary.base, adapter)) <= canary.tolerance:
+    if _worst(canary.base, adapter) <= canary.tolerance:
         raise NothingToDo("the canary fails: the adapter has no effect", where=where, remedy="check that its sites were matched", **sides)
     raise ParityError("the canary fails: the adapted model gives other logits", where=where, **sides)
 
@@ -49,6 +62,11 @@ def check(canary: Canary, base: list[np.ndarray] | None, adapter: list[np.ndarra
 def _top(row: np.ndarray) -> dict[str, Any]:
     ids = np.argsort(-row, kind="stable")[:TOP]
     return {"ids": [int(i) for i in ids], "logits": [float(np.float32(row[i])) for i in ids]}
+
+
+def _worst(expected: tuple[Any, ...], rows: list[np.ndarray]) -> float:
+    """The largest error over the rows; NaN if there is one, which Python's own ``max`` would lose."""
+    return float(np.max([_error(one, row) for one, row in zip(expected, rows, strict=True)]))
 
 
 def _error(expected: Any, row: np.ndarray) -> float:

@@ -107,7 +107,10 @@ def read(folder: Path, name: str | None = None) -> Pack:
     params, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
     adapters = {}
     for path, found in sorted(params.items()):
-        here = cfg.at(path)
+        try:
+            here = cfg.at(path)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise FormatError(f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}, {path}") from error
         site = _site(method, here, path, found, file)
         adapters[site] = (here, found)
     if not adapters:

@@ -1,0 +1,47 @@
+"""The matrix of methods and invariants: rows come from the registry, a cell is promised or not applicable because of a trait."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapterpack.methods import methods
+from adapterpack.testing import INVARIANTS, LAYERS, Case, Invariant, cases, render
+
+pytestmark = pytest.mark.fast
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "matrix.md"
+CELLS = [
+    pytest.param(case, invariant, id=f"{case.method.name}[{case.method.examples.index(case.config)}]-{invariant.name}[{case.layer.label}]")
+    for method in methods().values()
+    for case in cases(method)
+    for invariant in INVARIANTS
+    if invariant.needs(method)
+]
+
+
+@pytest.mark.parametrize(("case", "invariant"), CELLS)
+def test_invariant(case: Case, invariant: Invariant) -> None:
+    """Every promised cell holds; the equation stands in the invariant's docstring."""
+    invariant.check(case)
+
+
+def test_the_table_of_promises_is_the_recorded_one() -> None:
+    """A promise, a config or a layer that is dropped shows as a changed line; `make golden` records what was meant."""
+    assert render(methods().values()) == GOLDEN.read_text("utf-8"), "the matrix changed: run `make golden` and look at the difference"
+
+
+def test_every_method_is_proved_on_several_configs() -> None:
+    """Each method has at least two example configs, all different, and every layer is used with each."""
+    for method in methods().values():
+        assert len(set(map(repr, method.examples))) == len(method.examples) >= 2, method.name
+        assert len(list(cases(method))) == len(method.examples) * len(LAYERS)
+
+
+def test_every_invariant_says_its_equation() -> None:
+    """The docstring of an invariant is its contract; names are unique and are the functions' own."""
+    assert len({invariant.name for invariant in INVARIANTS}) == len(INVARIANTS)
+    for invariant in INVARIANTS:
+        assert invariant.check.__name__ == invariant.name
+        assert (invariant.check.__doc__ or "").strip().count(" ") >= 8, invariant.name

@@ -1,0 +1,202 @@
+"""Methods of other packages: found through an entry point, held to every promise; and the promises catch a method that breaks them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterpack.errors import AdapterpackError
+from adapterpack.methods import AttachForm, Dense, Diagonal, Method, get, lora, methods, register, registry
+from adapterpack.methods.lora import LoRA
+from adapterpack.testing import INVARIANTS, LAYERS, Case, cases
+
+pytestmark = pytest.mark.fast
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "new_method.py"
+
+
+def distribution(folder: Path, entry: str) -> Path:
+    """An installed distribution, as pip leaves it: metadata and an entry point."""
+    info = folder / "a_plugin-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: a-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[adapterpack.methods]\n{entry}\n")
+    return folder
+
+
+def python(*arguments: str, path: Path | None = None) -> str:
+    """The standard output of a fresh interpreter, one thread, with ``path`` importable."""
+    places = [str(place) for place in (path, EXAMPLE.parents[1]) if place]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_method_of_another_package_keeps_every_promise(tmp_path: Path) -> None:
+    """Installed beside adapterpack, it stands in the catalogue and in the table, and every cell that its traits promise holds."""
+    shutil.copy(EXAMPLE, distribution(tmp_path, "scaling = new_method:scaling"))
+    program = (
+        "from adapterpack.methods import get, methods\n"
+        "from adapterpack.testing import INVARIANTS, LAYERS, prove, render\n"
+        "method = get('scaling')\n"
+        "promised = [i.name for i in INVARIANTS if i.needs(method)]\n"
+        "assert prove(method) == len(promised) * len(method.examples) * len(LAYERS)\n"
+        "assert '| n/a (additive) |' in render([method]) and '| n/a (peft) |' in render([method])\n"
+        "print(*methods(), len(promised))\n"
+    )
+    *known, promised = python("-c", program, path=tmp_path).split()
+    assert known == sorted({*methods(), "scaling"})
+    assert int(promised) == len(INVARIANTS) - 3, "all but additive, low_rank and peft"
+    assert "scaling" not in methods(), "it left nothing behind in this process"
+
+
+def test_the_example_runs() -> None:
+    """`python examples/new_method.py` proves the method and says how many promises hold."""
+    promised = (len(INVARIANTS) - 3) * 2 * len(LAYERS)
+    assert python(str(EXAMPLE)) == f"{promised} promises hold\n"
+
+
+def test_a_plugin_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One broken package says which it is, instead of a bare ImportError from somewhere."""
+    monkeypatch.syspath_prepend(distribution(tmp_path, "broken = no_such_module_of_a_plugin:method"))
+    with pytest.raises(AdapterpackError, match="broken = no_such_module_of_a_plugin:method"):
+        methods()
+
+
+@pytest.mark.parametrize("name", ["lora", "LoRA", "", "x y", "x\n", "é", "9x"])
+def test_a_name_that_is_taken_or_that_no_manifest_holds_is_refused(name: str) -> None:
+    """Registered names are unique, and are those that the manifest's schema allows."""
+    with pytest.raises(AdapterpackError, match="name"):
+        register(lora._replace(name=name))
+    assert get("lora") is lora
+
+
+class Loose(LoRA):
+    """A config that swallows whatever it is given."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{name: value for name, value in given.items() if name in LoRA.__dataclass_fields__})
+
+
+class IntegerScale(LoRA):
+    """A config whose scale is not the number that multiplies the branch."""
+
+    @property
+    def scale(self) -> float:
+        return round(super().scale) + 1
+
+
+class UnderstatedRank(LoRA):
+    """A config that claims half the rank that its tensors have."""
+
+    @property
+    def rank(self) -> int:
+        return max(1, self.r // 2)
+
+
+def numpy_only(cfg: Any, params: Any, site: Any) -> AttachForm:
+    """Another formula for arrays that are not numpy's."""
+    factor = cfg.scale if isinstance(params["lora_A"], np.ndarray) else 2 * cfg.scale
+    return AttachForm(down=Dense(params["lora_A"]), up=Dense(factor * params["lora_B"]))
+
+
+def uphill(cfg: Any, params: Any, site: Any) -> AttachForm:
+    """The right values, with gradients of the wrong sign."""
+    B = params["lora_B"]
+    B = 2 * B.detach() - B if hasattr(B, "detach") else B
+    return AttachForm(down=Dense(params["lora_A"]), up=Dense(cfg.scale * B))
+
+
+def in_place(cfg: Any, params: Any, site: Any, weight: Any, bias: Any, rows: slice) -> Any:
+    """A fold into the caller's own array."""
+    weight += cfg.scale * params["lora_B"][rows] @ params["lora_A"]
+    return weight, bias
+
+
+def block_norm(cfg: Any, params: Any, site: Any, weight: Any, bias: Any, rows: slice) -> Any:
+    """A fold that looks at all rows of what it is given, while it claims to be separable by rows."""
+    return weight * (1 + (weight**2).sum()), bias
+
+
+def without_bias(cfg: Any, params: Any, site: Any, weight: Any, bias: Any, rows: slice) -> Any:
+    """The fold of a scaling method that forgets the bias."""
+    return weight * (1 + params["lora_B"][rows, :1]), bias
+
+
+def scaled(cfg: Any, params: Any, site: Any) -> AttachForm:
+    """A change that depends on the weight: not additive."""
+    return AttachForm(pre=Diagonal(1 + params["lora_A"][0]), scale=1 + params["lora_B"][:, 0])
+
+
+def wider(cfg: Any, params: Any, site: Any) -> AttachForm:
+    """A scale that is a numpy scalar, which widens float32 to float64."""
+    return AttachForm(down=Dense(params["lora_A"]), up=Dense(np.float64(cfg.scale) * params["lora_B"]))
+
+
+def noisy(cfg: Any, site: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """An initialisation that is not the identity."""
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in lora.shapes(cfg, site).items()}
+
+
+def unused(cfg: Any, site: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """One parameter more than the formula uses."""
+    return {**lora.init(cfg, site, rng), "idle": np.ones(3, np.float32)}
+
+
+def renamed(config: Callable[..., Any]) -> tuple[Any, ...]:
+    return tuple(config(**dataclasses.asdict(example)) for example in lora.examples)
+
+
+assert lora.peft is not None
+FAULTS: dict[str, Method] = {
+    "identity_at_init": lora._replace(init=noisy),
+    "trained_adapter_changes_the_output": lora._replace(attach=lambda cfg, params, site: AttachForm()),
+    "fold_equals_forward": lora._replace(attach=scaled, fold=without_bias),
+    "fold_in_row_blocks": lora._replace(fold=block_norm),
+    "torch_equals_numpy": lora._replace(attach=numpy_only),
+    "gradients_reach_every_parameter": lora._replace(init=unused),
+    "loss_falls": lora._replace(attach=uphill),
+    "shapes_declared": lora._replace(shapes=lambda cfg, site: {name: shape[::-1] for name, shape in lora.shapes(cfg, site).items()}),
+    "inputs_unchanged": lora._replace(fold=in_place),
+    "dtype_kept": lora._replace(attach=wider),
+    "additive_law": lora._replace(attach=scaled),
+    "low_rank_law": lora._replace(config=UnderstatedRank, examples=renamed(UnderstatedRank)),
+    "config_schema": lora._replace(config=Loose, examples=renamed(Loose)),
+    "pack_round_trip": lora._replace(init=unused),
+    "scale_recomputed": lora._replace(config=IntegerScale, examples=renamed(IntegerScale)),
+    "peft_round_trip": lora._replace(peft=lora.peft._replace(from_config=lambda config: LoRA(r=config["r"], alpha=1))),
+}
+
+
+@pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.name)
+def test_every_invariant_catches_a_method_that_breaks_it(invariant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each promise a method with one fault, put in LoRA's place, fails on at least one of its cases; LoRA itself passes them all."""
+    fault = FAULTS[invariant.name]
+    monkeypatch.setitem(registry._METHODS, "lora", fault)
+    assert invariant.needs(fault)
+
+    def broken(case: Case) -> bool:
+        try:
+            invariant.check(case)
+        except (AssertionError, AdapterpackError, RuntimeError):
+            return True
+        return False
+
+    assert any(broken(case) for case in cases(fault))
+    monkeypatch.undo()
+    assert not any(broken(case) for case in cases(lora._replace(examples=lora.examples[:1]))), "the matrix tests the other examples"
+
+
+def test_every_invariant_has_a_fault() -> None:
+    """The table above names every invariant: a new one needs a method that breaks it."""
+    assert set(FAULTS) == {invariant.name for invariant in INVARIANTS}
