@@ -22,6 +22,8 @@ from .atomic import output_folder
 from .checkpoint import Checkpoint
 
 TENSORS = "adapter_model.safetensors"
+METADATA = {"format": "pt"}
+"""What PEFT and transformers look for in the tensor file."""
 MUTABLE = frozenset({"README.md", ".gitattributes"})
 """Files that a hub edits; they are allowed beside the closed list and never read as data."""
 FILE_ROLES = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config"}
@@ -238,7 +240,7 @@ def sealed(draft: m.Manifest, tensors: Mapping[str, np.ndarray]) -> Pack:
 def encode_files(manifest: m.Manifest, tensors: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """The bytes of every file beside the manifest: the tensors, and PEFT's config for a method that PEFT knows."""
     buffer = io.BytesIO()
-    safetensors.write(buffer, tensors, {"format": "pt"})
+    safetensors.write(buffer, tensors, METADATA)
     files = {TENSORS: buffer.getvalue()}
     config = peft_layout.config_bytes(manifest)
     return files if config is None else {**files, peft_layout.CONFIG: config}

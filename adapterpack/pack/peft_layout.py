@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import FormatError, Unsupported, storage_errors
+from ..errors import AdapterpackError, FormatError, Unsupported, storage_errors
 from ..methods import Method, Site, get, methods
 from . import manifest as m
 from . import strict_json
@@ -119,6 +119,26 @@ def read(folder: Path, name: str | None = None) -> Pack:
     version = config.get("peft_version")
     return build(name or _plain_name(folder.resolve().name), method, adapters, full=full, task=m.Task(task), base=_base_hint(config),
                  training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
+
+
+def disagreement(folder: Path, manifest: m.Manifest) -> str | None:
+    """What PEFT would read from ``folder`` otherwise than ``manifest`` says, or None."""
+    from .pack import Pack  # noqa: PLC0415 - as above
+
+    try:
+        face, truth, config = read(folder), Pack(manifest, {}), _config(folder / CONFIG)
+    except AdapterpackError as error:
+        return f"PEFT's reading of it fails: {error}"
+    theirs = {group.path: (group.role, group.rank, group.scale) for group in face.manifest.groups}
+    ours = {group.path: (group.role, group.rank, group.scale) for group in manifest.groups}
+    for path in sorted(theirs.keys() ^ ours.keys()):
+        return f"the modules differ at {path}"
+    for path, meaning in ours.items():
+        if theirs[path] != meaning:
+            return f"{path} is {theirs[path]} there and {meaning} in the manifest"
+    if set(config.get("target_modules") or ()) != {group.path for group in manifest.groups if group.role == "adapter"}:
+        return "target_modules are not the adapted modules"
+    return None if face.method is truth.method else f"the method is {face.method.name}"
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..methods import get
 from . import manifest as m
 from . import peft_layout
 from .checkpoint import Checkpoint
-from .pack import FILE_ROLES, MUTABLE, TENSORS, Pack, encode_files, site_of
+from .pack import FILE_ROLES, METADATA, MUTABLE, TENSORS, Pack, site_of
 from .safetensors import SafetensorsFile, all_finite
 
 
@@ -202,17 +202,20 @@ def scales(s: Subject) -> Iterator[Finding]:
 
 
 def peft_face(s: Subject) -> Iterator[Finding]:
-    """AP601-AP602: the files are those that the manifest gives, byte for byte."""
-    tensors = {name: s.file.read(name) for name in s.file.tensors}
-    derived = encode_files(s.pack.manifest, tensors)
+    """AP601-AP602: the right files are listed, and PEFT would read from them what the manifest says.
+
+    The meaning is compared and not the bytes: another version of adapterpack may write PEFT's config in another way.
+    """
+    has_face = peft_layout.config_bytes(s.pack.manifest) is not None  # never for quantized tensors: PEFT would take integers for values
     listed = sorted((entry.path, entry.role) for entry in s.pack.manifest.files)
-    expected = sorted((name, FILE_ROLES[name]) for name in derived)
+    expected = sorted((name, FILE_ROLES[name]) for name in (TENSORS, *([peft_layout.CONFIG] if has_face else [])))
     if listed != expected:
         yield _error("AP602", "files", f"the file list is {listed}, this pack's must be {expected}", "pack the adapter again")
         return
-    for name, data in derived.items():
-        if (s.folder / name).read_bytes() != data:
-            yield _error("AP601", name, "the file does not agree with the manifest that it is derived from", "pack the adapter again")
+    if s.file.metadata != METADATA:
+        yield _error("AP601", TENSORS, f"the file's metadata must be {METADATA}", "pack the adapter again")
+    if has_face and (problem := peft_layout.disagreement(s.folder, s.pack.manifest)):
+        yield _error("AP601", peft_layout.CONFIG, f"the file does not agree with the manifest: {problem}", "pack the adapter again")
 
 
 def base_model(s: Subject) -> Iterator[Finding]:
