@@ -1,16 +1,11 @@
 # make        lint, types, tests
 # make fast   the inner loop: seconds
-.PHONY: all lint types test fast golden demo bench format
+.PHONY: all lint types test fast golden demo bench
 
 all: lint types test
 
 lint:
 	ruff check .
-	ruff format --check .
-
-format:
-	ruff check --fix .
-	ruff format .
 
 types:
 	mypy

@@ -116,6 +116,6 @@ def _valid(answers: list[Generation]) -> float:
 
 def _exact(answers: list[Generation], expected: list[Any]) -> float:
     """The share of answers whose JSON is the expected one, in every value."""
-    return sum(_parsed(answer) == truth for answer, truth in zip(answers, expected, strict=True)) / len(answers)
+    return sum(bool(_parsed(answer) == truth) for answer, truth in zip(answers, expected, strict=True)) / len(answers)
 
 
