@@ -9,8 +9,9 @@ import click
 
 import adapterpack
 
+from ..report.values import size
 from .options import out_option, pack_at, pairs, shared, weight_option
-from .output import emit, line, shown, size
+from .output import emit, line, shown
 
 
 @click.command("compose", short_help="packs combined into one pack")

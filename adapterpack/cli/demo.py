@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 import click
 
 import adapterpack
 
 from .options import shared
-from .output import emit, facts, line, size, table
+from .output import draw, emit, facts, line
 from .progress import steps
-
-SECTIONS = ("accuracy", "exact_match", "parity", "speed", "compose")
-"""What is shown as tables, where the demo has measured it."""
 
 
 @click.command("demo", short_help="the whole line on a real model")
@@ -38,30 +32,9 @@ def command(causal_lm: bool, model: str | None, out: str | None, as_json: bool) 
     if as_json:
         emit({**result, "command": "demo"})
         return
-    for name in SECTIONS:
-        if isinstance(result.get(name), Mapping):
-            _section(name.replace("_", " "), result[name])
-        elif name in result:
-            facts({name: result[name]})
-    table(["file or folder", "size"], [[name, size(count)] for name, count in result["sizes"].items()], "sizes")
-    table(["stage", "seconds"], result["timings"].items(), "times")
+    from ..report.tables import demo_tables  # noqa: PLC0415 - only what prints needs it
+
+    for drawn in demo_tables(result):
+        draw(drawn)
     facts({key: result[key] for key in ("mixed_batch_equal", "token_agreement") if key in result})
     line(f"report: {result['report']}")
-
-
-def _section(title: str, section: Mapping[str, Any]) -> None:
-    rows = list(_leaves(section))
-    columns = list(dict.fromkeys(key for _, leaf in rows for key in leaf))
-    labelled = any(label for label, _ in rows)
-    cells = [[*([label] if labelled else []), *(leaf.get(column, "") for column in columns)] for label, leaf in rows]
-    table([*([""] if labelled else []), *columns], cells, title)
-
-
-def _leaves(values: Mapping[str, Any], label: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The innermost mappings, each with the keys that lead to it; the single values of a level are one of its own."""
-    single = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
-    if single:
-        yield label, single
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{label} {key}".strip())

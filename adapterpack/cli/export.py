@@ -7,8 +7,9 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
+from ..report.values import size
 from .options import out_option, pack_at, shared
-from .output import emit, line, size
+from .output import emit, line
 from .progress import steps
 
 

@@ -6,8 +6,9 @@ import click
 
 import adapterpack
 
+from ..report.values import size
 from .options import shared
-from .output import emit, facts, size
+from .output import emit, facts
 
 
 @click.command("inspect", short_help="what it is, for whom, how big, what it changes")

@@ -13,7 +13,6 @@ import click
 from ..errors import printable
 
 _PLAIN_WIDTH = 160
-_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def emit(value: Mapping[str, Any], compact: bool = False) -> None:
@@ -59,7 +58,6 @@ def facts(values: Mapping[str, Any]) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
     """Prints a table; on anything but a terminal it is wide, so that nothing is folded."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - the listing of commands must not pay for it
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -68,7 +66,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
         drawn.add_column(Text(one_line(column)), overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(one_line(shown(value))) for value in row))
-    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False).print(drawn)
+    draw(drawn)
+
+
+def draw(table: Any) -> None:
+    """Prints a table that rich has laid out."""
+    from rich.console import Console  # noqa: PLC0415 - as above
+
+    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False).print(table)
 
 
 def shown(value: Any) -> str:
@@ -91,17 +96,6 @@ def shown(value: Any) -> str:
 
 def _nested(value: Any) -> str:
     return f"({shown(value)})" if isinstance(value, Mapping) and value else shown(value)
-
-
-def size(count: int) -> str:
-    """A number of bytes.
-
-    Example:
-        >>> size(999), size(1_250_000)
-        ('999 bytes', '1.25 MB')
-    """
-    power = 0 if count < 1000 else min(int(math.log10(count)) // 3, len(_UNITS) - 1)
-    return f"{count / 1000**power:.3g} {_UNITS[power]}" if power else f"{count} bytes"
 
 
 def _is_records(value: Any) -> bool:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from .output import one_line, size
+from ..report.values import size
+from .output import one_line
 
 _SECONDS_BETWEEN_LINES = 2.0
 

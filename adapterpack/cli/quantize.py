@@ -7,8 +7,9 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
+from ..report.values import size
 from .options import out_option, shared
-from .output import emit, facts, line, size
+from .output import emit, facts, line
 from .progress import apart
 
 

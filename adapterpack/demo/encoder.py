@@ -51,7 +51,8 @@ def run_encoder(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     halves = {"tickets-first-half": 0, "tickets-second-half": half}
     for name, skip in halves.items():
         with stage(f"train {name}"):
-            train_one(_config(base, out, name, "tickets", {"skip_train_samples": skip, "max_train_samples": half, "num_train_epochs": float(HALF_EPOCHS)}))
+            part = {"skip_train_samples": skip, "max_train_samples": half, "num_train_epochs": float(HALF_EPOCHS)}
+            train_one(_config(base, out, name, "tickets", part))
             packs[name] = out / "packs" / name
     with stage("validate"):
         require_valid(packs, base)

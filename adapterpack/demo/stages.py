@@ -69,7 +69,8 @@ def folder_size(path: Path) -> int:
 def finish(result: dict[str, Any], folder: Path, final: Path) -> dict[str, Any]:
     """Writes ``result.json`` and ``report.html`` into ``folder``, which will be called ``final``, and returns the result."""
     paths = {name: str(final / path) for name, path in result["paths"].items()}
-    complete = {"command": "demo", "version": __version__, **result, "paths": paths, "output": str(final), "report": str(final / "report.html")}
+    where = {"paths": paths, "output": str(final), "report": str(final / "report.html")}
+    complete = {"command": "demo", "version": __version__, **result, **where}
     (folder / "report.html").write_text(demo_report(complete), "utf-8")
     (folder / "result.json").write_bytes(canonical(complete))
     return complete

@@ -28,11 +28,12 @@ def demo_tables(result: Result) -> list[Table]:
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    from rich.table import Table  # noqa: PLC0415 - what never prints needs no rich
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - what never prints needs no rich
+    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     # Text and not str: names may hold what rich would take for markup.
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title=Text(title), title_justify="left", pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(Text(printable(column)), justify="right" if index else "left", overflow="fold")
     for row in rows:
