@@ -159,7 +159,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def printable(text: str) -> str:
     """Text with control and bidirectional characters escaped, so that names from strangers cannot repaint a terminal."""
-    return "".join(c if c == "\n" or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"} else f"\\u{ord(c):04x}" for c in text)
+    hidden = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+    return "".join(c if c == "\n" or unicodedata.category(c) not in hidden else f"\\u{ord(c):04x}" for c in text)
 
 
 @contextmanager

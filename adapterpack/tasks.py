@@ -22,7 +22,8 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("text-classification", "AutoModelForSequenceClassification", "ForSequenceClassification", ("classifier", "score"), labelled=True),
+        Task("text-classification", "AutoModelForSequenceClassification", "ForSequenceClassification", ("classifier", "score"),
+             labelled=True),
         Task("text-generation", "AutoModelForCausalLM", "ForCausalLM", generates=True),
         Task("feature-extraction", "AutoModel", "Model"),
     )

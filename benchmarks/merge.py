@@ -30,8 +30,8 @@ LINEAR = ("_proj.weight", ".query.weight", ".key.weight", ".value.weight", ".den
 
 
 def ours(base: str, pack: str, out: str, dtype: str | None) -> float:
-    import adapterpack  # noqa: PLC0415 - each process imports what it measures
-    from adapterpack.merge.merge import merge  # noqa: PLC0415
+    import adapterpack
+    from adapterpack.merge.merge import merge
 
     assert adapterpack.merge
     started = time.perf_counter()
@@ -40,9 +40,9 @@ def ours(base: str, pack: str, out: str, dtype: str | None) -> float:
 
 
 def peft(base: str, pack: str, out: str, dtype: str | None) -> float:
-    import torch  # noqa: PLC0415
-    from peft import PeftModel  # noqa: PLC0415
-    from transformers import AutoModel, AutoModelForCausalLM  # noqa: PLC0415
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
     started = time.perf_counter()
     config = json.loads((Path(base) / "config.json").read_text())
@@ -62,8 +62,8 @@ WORKERS = {"adapterpack": ours, "peft": peft}
 
 
 def build_base(folder: Path, size: str, dtype: str) -> None:
-    import torch  # noqa: PLC0415
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SIZES[size], tie_word_embeddings=True)).to(getattr(torch, dtype)).save_pretrained(folder)
@@ -71,10 +71,10 @@ def build_base(folder: Path, size: str, dtype: str) -> None:
 
 def build_pack(base: Path, folder: Path, rank: int) -> int:
     """A random LoRA at every linear layer, written as a pack; returns the number of sites."""
-    from adapterpack.methods import LoRA, Site, get  # noqa: PLC0415
-    from adapterpack.pack import manifest as m  # noqa: PLC0415
-    from adapterpack.pack.checkpoint import Checkpoint  # noqa: PLC0415
-    from adapterpack.pack.pack import build  # noqa: PLC0415
+    from adapterpack.methods import LoRA, Site, get
+    from adapterpack.pack import manifest as m
+    from adapterpack.pack.checkpoint import Checkpoint
+    from adapterpack.pack.pack import build
 
     checkpoint, rng = Checkpoint(base), np.random.default_rng(0)
     adapters, weights = {}, {}
@@ -110,7 +110,7 @@ def copy(base: Path, out: Path) -> float:
 
 
 def largest_difference(one: Path, other: Path) -> float:
-    from adapterpack.pack.checkpoint import Checkpoint  # noqa: PLC0415
+    from adapterpack.pack.checkpoint import Checkpoint
 
     a, b = Checkpoint(one), Checkpoint(other)
     return max(float(np.abs(a.read(name).astype(np.float32) - b.read(name).astype(np.float32)).max()) for name in a.tensors)

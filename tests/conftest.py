@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub by a
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 VOCABULARY = 96
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of a GPU are left out, not skipped, where there is none."""
+    if any(item.get_closest_marker("gpu") for item in items):
+        from adapterpack.runtime.providers import has_device
+
+        if not has_device():
+            left = [item for item in items if item.get_closest_marker("gpu")]
+            config.hook.pytest_deselected(items=left)
+            items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +91,129 @@ def _tokenizer(folder: Path) -> None:
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]",
                             unk_token="[UNK]").save_pretrained(folder)
+
+
+PACKS: dict[str, dict[str, tuple[dict[str, Any], list[str] | None]]] = {
+    "bert": {
+        "alpha": ({"r": 3, "alpha": 5, "modules_to_save": ("classifier",)}, ["x", "y", "z"]),
+        "beta": ({"r": 5, "alpha": 4, "targets": ("query", "value", "pooler.dense"), "modules_to_save": ("classifier",)}, list("pqrst")),
+        "gamma": ({"r": 2, "alpha": 7, "targets": ("key", "output.dense")}, None),  # no head of its own
+    },
+    "llama": {
+        "alpha": ({"r": 3, "alpha": 5}, None),
+        "beta": ({"r": 5, "alpha": 4, "use_rslora": True, "targets": ("q_proj", "down_proj")}, None),
+        "gamma": ({"r": 2, "alpha": 7, "targets": ("k_proj", "v_proj", "up_proj")}, None),
+    },
+}
+"""Random LoRAs of different rank, scale and reach; classifiers of different width."""
+TASK_OF = {"bert": "text-classification", "llama": "text-generation"}
+
+
+@pytest.fixture(scope="session")
+def base_of(tiny_bert: Path, tiny_llama: Path) -> Callable[[str], Path]:
+    """``bert`` or ``llama`` -> the folder of the tiny base."""
+    import torch
+
+    torch.set_num_threads(1)  # models this small only wait for each other's threads
+    return {"bert": tiny_bert, "llama": tiny_llama}.__getitem__
+
+
+@pytest.fixture(scope="session")
+def pack_of(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Base and name -> the folder of one of ``PACKS``, made when first asked for."""
+
+    @cache
+    def make(kind: str, name: str) -> Path:
+        import torch
+
+        from adapterpack import LoRA, adapt, save
+        from adapterpack.tasks import task_named
+        from adapterpack.train.train import load_model
+
+        fields, labels = PACKS[kind][name]
+        model = adapt(load_model(task_named(TASK_OF[kind]), base_of(kind), labels), LoRA(**fields), name)
+        generator = torch.Generator().manual_seed(len(name) + fields["r"])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        folder = tmp_path_factory.mktemp(f"packs-{kind}") / name
+        save(model, folder, base=base_of(kind))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def frontends(base_of: Callable[[str], Path]) -> tuple[Any, ...]:
+    """The real frontends; what torch.export makes of one base is built once and copied, since a build takes seconds."""
+    import onnx_ir as ir
+
+    from adapterpack.export.frontends import mobius, transformers
+
+    built: dict[tuple[str, str], Any] = {}
+
+    def build(folder: Path, task: str) -> Any:
+        if folder != base_of("bert"):
+            return transformers.build(folder, task)
+        if (str(folder), task) not in built:
+            graph = transformers.build(folder, task)
+            built[str(folder), task] = graph._replace(model=ir.to_proto(graph.model))
+        kept = built[str(folder), task]
+        return kept._replace(model=ir.from_proto(kept.model))
+
+    return mobius, transformers._replace(build=build)
+
+
+@pytest.fixture(scope="session")
+def bundle_of(
+    base_of: Callable[[str], Path],
+    pack_of: Callable[[str, str], Path],
+    frontends: tuple[Any, ...],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str], Path]:
+    """Base and mode -> a bundle with alpha and beta (folded: alpha), made when first asked for; a bank has four slots of rank up to 6."""
+    from importlib import import_module
+
+    from adapterpack import export
+
+    @cache
+    def make(kind: str, mode: str) -> Path:
+        folder = tmp_path_factory.mktemp("bundles") / f"{kind}-{mode}"
+        names = ("alpha",) if mode == "folded" else ("alpha", "beta")
+        room = {"slots": 4, "max_rank": 6} if mode == "bank" else {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(import_module("adapterpack.export.export"), "FRONTENDS", frontends)
+            export(base_of(kind), [pack_of(kind, name) for name in names], folder, mode=mode, **room)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dense_of(base_of: Callable[[str], Path], pack_of: Callable[[str, str], Path]) -> Callable[[str, str | None], Any]:
+    """Base and adapter (None: the base) -> the transformers model in float64 with ``W + s B A`` written into its weights."""
+
+    @cache
+    def make(kind: str, name: str | None) -> Any:
+        import torch
+
+        from adapterpack import load
+        from adapterpack.tasks import task_named
+        from adapterpack.train.train import load_model
+
+        model = load_model(task_named(TASK_OF[kind]), base_of(kind)).double().eval()
+        if name is not None:
+            pack = load(pack_of(kind, name))
+            fields, _ = PACKS[kind][name]
+            scale = fields["alpha"] / (fields["r"] ** 0.5 if fields.get("use_rslora") else fields["r"])
+            with torch.no_grad():
+                for adapter in pack.adapters():
+                    A, B = (torch.tensor(adapter.params[key]).double() for key in ("lora_A", "lora_B"))
+                    model.get_submodule(adapter.site.path).weight += scale * (B @ A)
+                for path, params in pack.full().items():
+                    for key, value in params.items():
+                        setattr(model.get_submodule(path), key, torch.nn.Parameter(torch.tensor(value).double()))
+        return model
+
+    return make

@@ -328,7 +328,7 @@ def test_scale_and_shift_reach_weight_and_bias(tmp_path: Path, rescale: Method, 
 
 def test_an_own_fold_and_an_additive_shift_are_summed(tmp_path: Path, rescale: Method) -> None:
     """An additive method with its own ``fold`` (W' = W + u 1^T, b' = b + t) sums with LoRA under weights, bias included."""
-    def fold(cfg: Any, params: Any, site: Site, weight: Any, bias: Any, rows: slice) -> Any:  # noqa: PLR0917 - the protocol's
+    def fold(cfg: Any, params: Any, site: Site, weight: Any, bias: Any, rows: slice) -> Any:
         return weight + params["s"][rows][:, None], None if bias is None else bias + params["t"][rows]
 
     method = register(rescale._replace(name="test_plus", traits=Traits(True, True, True, False), fold=fold))

@@ -621,9 +621,9 @@ def test_the_schema_and_the_reader_know_the_same_fields(place: str, described: t
 
 def test_the_schema_is_sound_and_closed() -> None:
     """Valid 2020-12; every object is closed or in the list of open ones; every pattern is anchored; the enums are the reader's own."""
-    from jsonschema import Draft202012Validator  # noqa: PLC0415 - only here
+    from jsonschema import Draft202012Validator
 
-    from adapterpack.pack.pack import FILE_ROLES  # noqa: PLC0415 - only here
+    from adapterpack.pack.pack import FILE_ROLES
 
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     Draft202012Validator.check_schema(SCHEMA)

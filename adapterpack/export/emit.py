@@ -99,7 +99,7 @@ class Emitter:
 
     def _before(self, node: Any) -> None:
         """The next nodes go in front of ``node``."""
-        position = self.graph.index(node) if hasattr(self.graph, "index") else 0
+        position = self.graph.index(node)
         self._after = self.graph[position - 1] if position else None
 
     def _replace(self, old: Any, new: Any) -> None:

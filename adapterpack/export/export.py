@@ -21,7 +21,7 @@ from ..pack.manifest import Base
 from ..pack.pack import Pack
 from ..pack.validate import load
 from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, read_bundle
-from ..runtime.slots import HEAD_FIELDS, pack_values
+from ..runtime.slots import pack_values
 from ..tasks import TASKS, Task, task_named, task_of
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .modes import MODES, Plan, base_head, with_fields
@@ -68,7 +68,7 @@ def export(
     checkpoint = Checkpoint(folder)
     _check(loaded, checkpoint)
     chosen = _task(task, loaded, checkpoint)
-    capacity = _capacity(loaded, slots, max_rank)
+    capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:
         from ..quantize.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
 
@@ -82,7 +82,7 @@ def export(
         for candidate in _candidates(frontend, checkpoint, chosen):
             say(f"build the graph with {candidate.name}")
             try:
-                graph = candidate.build(source, chosen.name)
+                graph = _built(candidate, source, chosen)
                 say("attach")
                 return _publish(Path(out), graph, candidate, mode, chosen, checkpoint, source, loaded, capacity, quantize, say)
             except ParityError as error:
@@ -90,6 +90,15 @@ def export(
                 say(f"{candidate.name} is left out: {error}")
     raise ParityError("no frontend made a graph that agrees with the model", where=folder, found="; ".join(reasons),
                       remedy="report this architecture, or try another --frontend")
+
+
+def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
+    """The frontend's graph; that it cannot make one is as good a reason to try the next as a wrong graph."""
+    try:
+        return frontend.build(source, task.name)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0][:300]
+        raise ParityError(f"this architecture cannot be built: {reason}", where=frontend.name) from error
 
 
 def _publish(
@@ -106,13 +115,13 @@ def _publish(
         task=task.name,
         base=Base(base.name, base.commit, base.config.get("model_type"), base.structure, base.content),
         frontend=graph.version,
-        sites=done.sites or plan.sites,
+        sites=done.sites,
         adapters=tuple(BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", slot + 1 if mode == "bank" else None,
                                       pack.manifest.task.labels) for slot, pack in enumerate(packs)),
         files=(),
         slots=plan.slots if mode == "bank" else 0,
         max_rank=plan.max_rank if mode == "bank" else 0,
-        max_labels=plan.max_labels,
+        max_labels=max((site.labels for site in plan.sites.values()), default=0),
         base_labels=labels,
         base_head_trained=not labels or _has_head(Checkpoint(source), task),
     )
@@ -146,11 +155,8 @@ def _plan(graph: BaseGraph, packs: list[Pack], capacity: tuple[int, int]) -> Pla
     missing = sorted(wanted - sites.keys())
     if missing:
         raise SiteNotFound("the graph has no such site", found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
-    heads = {name.rpartition(".")[0] for one in values for name in one if name.rpartition(".")[2] in HEAD_FIELDS.values()}
-    mapped = with_fields(sites, values, heads)
-    labels = max((site.out_features for site in mapped.values() if site.role == "full"), default=0)
-    labels = max([labels, *(array.shape[-1] for one in values for name, array in one.items() if name.rpartition(".")[0] in heads)]) if labels else 0
-    return Plan(packs, values, mapped, base_head(graph.model, mapped), *capacity, labels)
+    mapped = with_fields(sites, values)
+    return Plan(packs, values, mapped, base_head(graph.model, mapped), *capacity)
 
 
 def _check(packs: list[Pack], base: Checkpoint) -> None:
@@ -174,7 +180,10 @@ def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
     return task_of(architectures[0]) if architectures else TASKS["feature-extraction"]
 
 
-def _capacity(packs: list[Pack], slots: int | None, max_rank: int | None) -> tuple[int, int]:
+def _capacity(mode: str, packs: list[Pack], slots: int | None, max_rank: int | None) -> tuple[int, int]:
+    if mode != "bank" and (slots is not None or max_rank is not None):
+        raise ConfigError("only a bank has slots and a largest rank", found=f"mode {mode}",
+                          remedy="leave them out, or export with --mode bank")
     ranks = [group.rank or 0 for pack in packs for group in pack.manifest.groups]
     needed, rank = len(packs) + 1, max(ranks, default=16) or 16
     if slots is not None and slots < needed:

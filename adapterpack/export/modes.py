@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..errors import Unsupported
 from ..pack.pack import Pack
 from ..runtime.bundle import MappedSite
-from ..runtime.slots import Values, pack_values, padded, stacked
+from ..runtime.slots import Values, padded, stacked
 from .emit import Emitter, ids_input, slot_input
 
 
@@ -33,12 +33,11 @@ class Plan(NamedTuple):
     base_head: Values
     slots: int
     max_rank: int
-    max_labels: int
 
 
 def folded(model: Any, plan: Plan) -> Attached:
     """Nothing to attach: the weights themselves were changed before the graph was made."""
-    return Attached({})
+    return Attached({path: dataclasses.replace(site, fields=()) for path, site in plan.sites.items()})
 
 
 def inputs(model: Any, plan: Plan) -> Attached:
@@ -68,15 +67,17 @@ def inputs(model: Any, plan: Plan) -> Attached:
 
 def bank(model: Any, plan: Plan) -> Attached:
     """Stacked slots with ``adapter_ids`` [batch]: every row of a batch may use another adapter; slot 0 is the base."""
-    batch = model.graph.inputs[0].shape[0]
+    batch = next(value for value in model.graph.inputs if value.name == "input_ids").shape[0]
+    if isinstance(batch, int) or batch.value is None:
+        raise Unsupported("the batch of this graph is not a named axis, so rows cannot carry different adapters", found=str(batch),
+                          remedy="export with --mode inputs or folded")
     for site in plan.sites.values():
         x = next(node for node in model.graph if node.name == site.node).inputs[0]
         if site.rank not in {2, 3} or str(x.shape[0]) != str(batch):
             raise Unsupported("the first axis of this site's input is not the batch, so rows cannot carry different adapters",
                               where=site.path, expected=f"[{batch}, ...]", found=str(x.shape), remedy="export with --mode inputs or folded")
     ids = ids_input(model, batch)
-    base = padded(plan.base_head, plan.sites, plan.max_rank, plan.max_labels)
-    ready = [padded(values, plan.sites, plan.max_rank, plan.max_labels) for values in plan.values]
+    base, *ready = (padded(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values))
     filled = stacked([base, *ready, *[base] * (plan.slots - 1 - len(ready))])
     emitter = Emitter(model, batched=True)
     for site in plan.sites.values():
@@ -92,16 +93,27 @@ def bank(model: Any, plan: Plan) -> Attached:
 MODES: dict[str, Callable[[Any, Plan], Attached]] = {"folded": folded, "inputs": inputs, "bank": bank}
 
 
-def with_fields(sites: Mapping[str, MappedSite], values: list[Values], heads: set[str]) -> dict[str, MappedSite]:
-    """The sites that the packs change, each with the union of the fields that they need; without packs, every site with a low-rank slot."""
+def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[str, MappedSite]:
+    """The sites that the packs change, each with the union of the fields that they need; without packs, every site with a low-rank slot.
+
+    Raises:
+        Unsupported: a module that one pack replaces whole is adapted by another.
+    """
     if not values:
         return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in sites.items()}
     fields: dict[str, set[str]] = {}
+    labels: dict[str, int] = {}
     for one in values:
-        for name in one:
+        for name, array in one.items():
             path, _, field = name.rpartition(".")
             fields.setdefault(path, set()).add(field)
-    return {path: dataclasses.replace(sites[path], fields=tuple(sorted(fields[path])), role="full" if path in heads else "adapter")
+            if field == "head":
+                labels[path] = max(labels.get(path, sites[path].out_features), array.shape[-1])
+    for path in labels:
+        if fields[path] != {"head", "head_bias"}:
+            raise Unsupported("one pack replaces this module whole and another adapts it", where=path, remedy="export them apart")
+    return {path: dataclasses.replace(sites[path], fields=tuple(sorted(fields[path])), role="full" if path in labels else "adapter",
+                                      labels=labels.get(path, 0))
             for path in sorted(fields, key=list(sites).index)}
 
 

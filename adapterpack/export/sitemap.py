@@ -28,7 +28,7 @@ def onnxscript_scope(node: Any) -> str | None:
 
 
 def find_sites(model: Any, scope: Scope) -> dict[str, MappedSite]:
-    """Every linear module of the graph: a MatMul (with or without an Add for its bias) or a Gemm on a constant weight.
+    """Every linear module of the graph: a MatMul (with or without an Add for its bias) or a plain Gemm on a constant weight.
 
     A module that appears more than once (a shared layer) is left out: a slot could not tell its uses apart.
     """
@@ -49,7 +49,10 @@ def _site(path: str, node: Any) -> MappedSite | None:
     constant = ir.convenience.get_const_tensor(weight)
     if constant is None or not weight.is_initializer() or len(constant.shape) != 2 or x.shape is None:
         return None
-    out_in = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    known = node.attributes
+    if known.get_int("transA", 0) or known.get_float("alpha", 1.0) != 1 or known.get_float("beta", 1.0) != 1:
+        return None  # a Gemm that is not x W + b
+    out_in = known.get_int("transB", 0) == 1
     wide = tuple(int(extent) for extent in constant.shape)
     in_features, out_features = (wide[1], wide[0]) if out_in else wide
     output, bias = node.outputs[0], None

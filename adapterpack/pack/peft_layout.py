@@ -129,7 +129,9 @@ def disagreement(folder: Path, manifest: m.Manifest) -> str | None:
         face, truth, config = read(folder), Pack(manifest, {}), _config(folder / CONFIG)
     except AdapterpackError as error:
         return f"PEFT's reading of it fails: {error}"
-    theirs = {group.path: (group.role, group.rank, group.scale) for group in face.manifest.groups}
+    whole = [group.path for group in manifest.groups if group.role == "full"]  # which may be several layers in PEFT's reading
+    theirs = {next((path for path in whole if f"{group.path}.".startswith(f"{path}.")), group.path) if group.role == "full" else group.path:
+              (group.role, group.rank, group.scale) for group in face.manifest.groups}
     ours = {group.path: (group.role, group.rank, group.scale) for group in manifest.groups}
     for path in sorted(theirs.keys() ^ ours.keys()):
         return f"the modules differ at {path}"

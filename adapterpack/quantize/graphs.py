@@ -13,17 +13,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..errors import AdapterpackError, NothingToDo, ParityError, UnknownName, nearest
+from ..errors import AdapterpackError, FormatError, NothingToDo, ParityError, UnknownName, nearest
 from ..export.emit import PREFIX
 from ..pack import canary
 from ..pack.atomic import output_folder
 from ..pack.checkpoint import read_json
-from ..runtime.bundle import GRAPH, Bundle, MappedSite, read_bundle
+from ..runtime.bundle import GRAPH, Bundle, MappedSite, list_files, read_bundle
 from ..runtime.session import Session, pad
 
 
 class Scheme(NamedTuple):
-    """A weight-only scheme of MatMulNBits. ``accuracy`` is the op's accuracy_level: 4 (int8 activations) can flip tokens, so it is explicit."""
+    """A weight-only scheme of MatMulNBits.
+
+    ``accuracy`` is the op's accuracy_level: 4 (int8 activations) can flip tokens, so it is explicit.
+    """
 
     bits: int
     block_size: int
@@ -53,11 +56,16 @@ def quantize_bundle(source: Path, out: Path, scheme: str) -> Bundle:
 
     Raises:
         NothingToDo: it is quantized already, or has no MatMul to quantize.
+        FormatError: a file of the bundle was altered.
         ParityError: a slot was lost on the way.
     """
     require_scheme(scheme)
-    if read_bundle(source).quantization is not None:
+    bundle = read_bundle(source)
+    if bundle.quantization is not None:
         raise NothingToDo("the bundle is quantized already", where=source, remedy="start from the float bundle")
+    if sorted(bundle.files, key=str) != sorted(list_files(source), key=str):  # new digests must not hide an old change
+        raise FormatError("the bundle's files are not those that its manifest lists", where=source,
+                          remedy="see what validate says of it, or export again")
     with output_folder(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         quantize_in_place(folder, scheme)
@@ -95,17 +103,24 @@ def probe(folder: Path) -> dict[str, np.ndarray]:
     vocabulary = _vocabulary(folder)
     generates = session.bundle.task == "text-generation"
     batch = pad(canary.inputs(vocabulary), 0, left=generates)
-    names: list[str | None] = [*([] if session.bundle.mode == "folded" and session.adapters else [None]), *session.adapters]
+    # Rows of a folded bundle cannot choose: they have what was folded.
+    kinds: dict[str, str | None] = {"+".join(session.packs) or "base": None}
+    if session.bundle.mode != "folded":
+        kinds = {"base": None, **{name: name for name in session.adapters}}
     found = {}
-    for name in names:
+    for key, name in kinds.items():
         output = next(iter(session.run(batch, name).values()))
-        found[name or "base"] = output[:, -1] if generates else output[:, 0] if output.ndim == 3 else output
+        found[key] = output[:, -1] if generates else output[:, 0] if output.ndim == 3 else output
     return found
 
 
 def _rewrite(folder: Path, scheme: Scheme) -> int:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # noqa: PLC0415 - imports onnx tooling
 
+    root.handlers[:] = handlers  # its import makes the whole process log everything
+    root.setLevel(level)
     logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
     model = onnx.load(folder / GRAPH)
     mine = [node.name for node in model.graph.node if node.name.startswith(PREFIX)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -17,59 +18,69 @@ from .bundle import GRAPH, Bundle
 from .slots import Values, pack_values, padded
 
 
+class BankState(NamedTuple):
+    """Adapter name -> slot, and slot name -> device value; without values the graph's own defaults hold. Never changed in place."""
+
+    slots: Mapping[str, int]
+    overrides: Mapping[str, Any]
+
+
 class AdapterBank:
     """Slots of one session. What the graph was exported with needs no feed; after the first ``fill`` the bank is fed whole.
 
-    A fill puts a new set of device values in place of the old one, so a run that has begun keeps the set that it began with.
+    A fill or a free puts a new state in place of the old one, so a run that has begun keeps the state that it began with.
     """
 
     def __init__(self, bundle: Bundle, folder: Path, device: str) -> None:
         self.bundle, self.folder, self.device = bundle, folder, device
-        self.slots: dict[str, int] = {a.name: int(a.slot or 0) for a in bundle.adapters}
-        self.overrides: dict[str, Any] = {}
+        self.state = BankState({a.name: int(a.slot or 0) for a in bundle.adapters}, {})
         self._arrays: Values = {}
         self._lock = threading.Lock()
 
-    def slot(self, name: str | None) -> int:
-        """The slot of an adapter; 0 for the base."""
-        return 0 if name is None else self.slots[name]
-
     def fill(self, pack: Pack, base: Base) -> int:
-        """Puts a pack into a free slot and returns its number.
+        """Puts a pack into a free slot and returns its number. A pack without a head of its own has the base's.
 
         Raises:
             BaseMismatch: the pack belongs to another base.
             Unsupported: no slot is free, or it does not fit.
         """
-        wanted = pack.manifest.base
-        if wanted.content is not None and base.content is not None and wanted.content != base.content:
-            raise BaseMismatch(f"pack '{pack.name}' was made for another base", where=self.folder,
-                               expected=f"{base.name} ({base.content[:17]})", found=f"{wanted.name} ({wanted.content[:17]})",
-                               remedy="export a bundle of the base that the pack names")
-        values = padded(pack_values(pack), self.bundle.sites, self.bundle.max_rank, self.bundle.max_labels)
+        _require_base(pack, base, self.folder)
+        values = pack_values(pack)
         with self._lock:
-            if pack.name in self.slots:
+            slots, _ = self.state
+            if pack.name in slots:
                 raise AdapterpackError("the session already has an adapter of that name", where=pack.name, remedy="choose another name")
-            free = sorted(set(range(1, self.bundle.slots)) - set(self.slots.values()))
+            free = sorted(set(range(1, self.bundle.slots)) - set(slots.values()))
             if not free:
-                raise Unsupported("no slot is free", expected=f"fewer than {self.bundle.slots - 1} adapters", found=len(self.slots),
-                                  remedy="unload one, or export with more --slots")
+                raise Unsupported("no slot is free", where=self.folder, expected=f"at most {self.bundle.slots - 1} adapters",
+                                  found=len(slots) + 1, remedy="unload one, or export with more --slots")
             arrays = self._arrays or self._exported()
-            for name, array in values.items():
-                arrays[name] = arrays[name].copy()
-                arrays[name][free[0]] = array
-            self._arrays = arrays
-            self.overrides = {name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in arrays.items()}
-            self.slots[pack.name] = free[0]
+            heads = {name: array[0] for name, array in arrays.items() if name.endswith((".head", ".head_bias"))}
+            wide = padded(values, self.bundle.sites, self.bundle.max_rank, heads)
+            filled = {name: np.concatenate([array[: free[0]], wide[name][None], array[free[0] + 1 :]]) for name, array in arrays.items()}
+            overrides = {name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in filled.items()}
+            self._arrays, self.state = filled, BankState({**slots, pack.name: free[0]}, overrides)
             return free[0]
 
     def free(self, name: str) -> None:
         """Gives an adapter's slot back; its contents stay until the slot is filled again."""
         with self._lock:
-            del self.slots[name]
+            self.state = self.state._replace(slots={other: slot for other, slot in self.state.slots.items() if other != name})
 
     def _exported(self) -> Values:
         """The bank as the graph was exported with it."""
         graph = ir.load(self.folder / GRAPH).graph
         names = [f"{path}.{field}" for path, site in self.bundle.sites.items() for field in site.fields]
         return {name: np.array(graph.initializers[name].const_value.numpy()) for name in names}
+
+
+def _require_base(pack: Pack, base: Base, where: Path) -> None:
+    """By the content where both sides say it, else by names and shapes."""
+    wanted = pack.manifest.base
+    for mine, other in ((wanted.content, base.content), (wanted.structure, base.structure)):
+        if mine is not None and other is not None:
+            if mine != other:
+                raise BaseMismatch(f"pack '{pack.name}' was made for another base", where=where,
+                                   expected=f"{base.name} ({other[:17]})", found=f"{wanted.name} ({mine[:17]})",
+                                   remedy="export a bundle of the base that the pack names")
+            return

@@ -26,7 +26,8 @@ class MappedSite:
     """One linear module and where it is in the graph.
 
     ``layout`` says how ``weight`` lies: ``in_out`` or ``out_in``. ``rank`` is the number of axes of the site's input, whose first is
-    the batch. ``fields`` are the slots that the graph has for it (none in folded mode).
+    the batch. ``fields`` are the slots that the graph has for it (none in folded mode). ``labels`` is the width of the widest head that
+    the slots of a module take that was trained whole.
     """
 
     path: str
@@ -41,6 +42,7 @@ class MappedSite:
     rank: int
     role: str = "adapter"
     fields: tuple[str, ...] = ()
+    labels: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,9 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if isinstance(self.stop, str):  # else each of its characters would be a stop text
+            object.__setattr__(self, "stop", (self.stop,))
+        if self.max_new_tokens < 1 or not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError("sampling parameters out of range", found=self,
                               expected="max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1")
 
@@ -55,6 +58,7 @@ def generate(
     Raises:
         Unsupported: the bundle is not a decoder.
         UnknownAdapter: a name that the bundle does not hold.
+        ConfigError: a prompt without a token.
     """
     if session.bundle.task != "text-generation":
         raise Unsupported("the bundle does not generate text", found=session.bundle.task, expected="text-generation")
@@ -62,24 +66,30 @@ def generate(
         return []
     options = sampling or Sampling()
     names = session.names(adapters, len(prompts))
+    run = session.pin(names)
     rows = [_ids(session, prompt) for prompt in prompts]
-    rng = np.random.default_rng(options.seed)
+    draws = [np.random.default_rng([options.seed, row]) for row in range(len(rows))]  # a row's draws do not depend on the others
     batch = pad(rows, session.tokenizer.pad_id, left=True)
     mask = batch["attention_mask"]
     feeds: dict[str, Any] = {**batch, "position_ids": positions(mask), **session.empty_cache(len(rows))}
-    values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items() if name in session.inputs}
+    values = _values(session, feeds)
     state = _Rows(session, options, emit, len(rows))
     for _ in range(options.max_new_tokens):
-        outputs = session.step(values, names)
-        tokens = _choose(outputs["logits"].numpy()[:, -1], options, rng)
+        outputs = run(values)
+        tokens = _choose(outputs["logits"].numpy()[:, -1], options, draws)
         state.take(tokens)
         if state.finished:
             break
         mask = np.concatenate([mask, np.ones((len(rows), 1), np.int64)], axis=1)
         step = {"input_ids": tokens[:, None], "attention_mask": mask, "position_ids": positions(mask)[:, -1:]}
-        values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in step.items() if name in session.inputs}
+        values = _values(session, step)
         values |= {name.replace("present.", "past_key_values."): value for name, value in outputs.items() if name.startswith("present.")}
-    return [Generation(state.texts[i], tuple(state.ids[i]), state.reasons[i] or "length", names[i], len(rows[i])) for i in range(len(rows))]
+    return [Generation(state.texts[i], tuple(state.ids[i]), state.reasons[i] or "length", names[i], len(row)) for i, row in enumerate(rows)]
+
+
+def _values(session: Session, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Those of the arrays that the graph takes, as feeds."""
+    return {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items() if name in session.inputs}
 
 
 class _Rows:
@@ -114,19 +124,24 @@ class _Rows:
 
 
 def _ids(session: Session, prompt: Prompt) -> list[int]:
-    if isinstance(prompt, str):
-        return session.tokenizer.prompt(prompt)
-    if all(isinstance(item, int) for item in prompt):
-        return [int(item) for item in prompt]  # type: ignore[call-overload]
-    return session.tokenizer.prompt(prompt)  # type: ignore[arg-type]
+    items = [prompt] if isinstance(prompt, str) else list(prompt)
+    if items and all(isinstance(item, int) for item in items):
+        return [int(item) for item in items]  # type: ignore[call-overload]
+    if not isinstance(prompt, str) and not all(isinstance(item, Mapping) and "content" in item for item in items):
+        raise ConfigError("a prompt is a text, a list of messages with role and content, or a list of token ids", found=repr(prompt)[:80])
+    ids = session.tokenizer.prompt(prompt) if items else []  # type: ignore[arg-type]
+    if not ids:
+        raise ConfigError("a prompt has no tokens", where=session.folder, found=repr(prompt))
+    return ids
 
 
-def _choose(logits: np.ndarray, options: Sampling, rng: np.random.Generator) -> np.ndarray:
+def _choose(logits: np.ndarray, options: Sampling, draws: Sequence[np.random.Generator]) -> np.ndarray:
     """The next token of each row from its logits ``[rows, vocabulary]``: the largest, or drawn after top-k and top-p."""
     if options.temperature == 0:
-        return np.argmax(logits, axis=-1).astype(np.int64)
+        greedy: np.ndarray = np.argmax(logits, axis=-1).astype(np.int64)
+        return greedy
     chosen = []
-    for row in logits.astype(np.float64) / options.temperature:
+    for row, rng in zip(logits.astype(np.float64) / options.temperature, draws, strict=True):
         order = np.argsort(-row, kind="stable")
         order = order[: options.top_k] if options.top_k else order
         weights = np.exp(row[order] - row[order[0]])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import onnxruntime as ort
 
 from ..errors import ProviderError, nearest
@@ -13,7 +16,7 @@ def choose(name: str | None) -> list[str]:
     """The provider list for a session: CUDA then CPU for ``cuda``, CPU alone for ``cpu``; None takes CUDA where there is one.
 
     Raises:
-        ProviderError: an unknown name, or a provider that this build of ONNX Runtime does not have.
+        ProviderError: an unknown name, no device, or a provider that this build of ONNX Runtime does not have.
 
     Example:
         >>> choose("cpu")
@@ -21,12 +24,15 @@ def choose(name: str | None) -> list[str]:
     """
     available = ort.get_available_providers()
     if name is None:
-        name = "cuda" if PROVIDERS["cuda"] in available and _has_device() else "cpu"
+        name = "cuda" if PROVIDERS["cuda"] in available and has_device() else "cpu"
     if name not in PROVIDERS:
         raise ProviderError("unknown provider", found=repr(name), remedy=nearest(name, PROVIDERS))
+    if name == "cuda" and not has_device():
+        raise ProviderError("there is no CUDA device here, or its driver does not answer", expected=PROVIDERS["cuda"],
+                            remedy="check nvidia-smi, or choose --provider cpu")
     if PROVIDERS[name] not in available:
         raise ProviderError("this build of ONNX Runtime does not have the provider", expected=PROVIDERS[name], found=", ".join(available),
-                            remedy="install adapterpack[cuda], and see that the package onnxruntime is not installed beside onnxruntime-gpu")
+                            remedy="install adapterpack[cuda], and see that onnxruntime is not installed beside onnxruntime-gpu")
     if name == "cuda":
         ort.preload_dlls()
     return [PROVIDERS[name]] if name == "cpu" else [PROVIDERS["cuda"], PROVIDERS["cpu"]]
@@ -45,5 +51,11 @@ def require(session: ort.InferenceSession, wanted: list[str]) -> str:
     return str(running[0])
 
 
-def _has_device() -> bool:
-    return any(device.ep_name == PROVIDERS["cuda"] for device in ort.get_ep_devices())
+def has_device() -> bool:
+    """Whether the CUDA driver is here and sees a device; asked of the driver itself, since ONNX Runtime lists what it was built with."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

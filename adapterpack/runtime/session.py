@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from ..errors import ConfigError, Unsupported
+from ..errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter, nearest
 from ..pack.pack import Pack
 from ..pack.validate import load
 from . import providers
-from .bank import AdapterBank
-from .bundle import ADAPTER_IDS, GRAPH, Bundle, BundledAdapter, read_bundle
+from .attached import ATTACH, Run
+from .bundle import ADAPTER_IDS, GRAPH, Bundle, read_bundle
 from .tokenizer import Tokenizer
 
 Arrays = dict[str, np.ndarray]
@@ -26,7 +27,7 @@ class Session:
     """A running bundle. ``provider`` is ``cuda``, ``cpu`` or None for the best there is; ``session.provider`` says which runs.
 
     Raises:
-        FormatError: the folder is no bundle, or a pack in it was altered.
+        FormatError: the folder is no bundle, or an adapter in it was altered or exchanged.
         ProviderError: the provider is unknown or did not start.
 
     Example:
@@ -47,14 +48,20 @@ class Session:
         self.device = "cuda" if self.provider.startswith("CUDA") else "cpu"
         self.inputs = {value.name: value for value in self._ort.get_inputs()}
         self.outputs = [value.name for value in self._ort.get_outputs()]
-        self.packs: dict[str, Pack] = {a.name: load(self.folder / a.path, a.name) for a in self.bundle.adapters}
+        self.packs = _packs(self.folder, self.bundle)
         self._attach = ATTACH[self.bundle.mode](self)
         self._tokenizer: Tokenizer | None = None
 
     @property
     def adapters(self) -> list[str]:
         """The names of the adapters that rows may ask for."""
-        return list(self.packs)
+        together = self.bundle.mode == "folded" and len(self.packs) > 1
+        return [] if together else list(self.packs)
+
+    @property
+    def default(self) -> str | None:
+        """What rows have when no adapter is named at all: the base, or the one adapter that is folded into the weights."""
+        return self.adapters[0] if self.bundle.mode == "folded" and self.adapters else None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -71,12 +78,20 @@ class Session:
             Unsupported: no slot is free, or the pack does not fit the graph's slots.
         """
         loaded = pack if isinstance(pack, Pack) else load(pack, name)
-        return self._attach.load(loaded if name is None else loaded.renamed(name))
+        loaded = loaded if name is None else loaded.renamed(name)
+        self._attach.load(loaded)
+        self.packs = {**self.packs, loaded.name: loaded}
+        return loaded.name
 
     def unload(self, name: str) -> None:
-        """Frees the slot of an adapter; rows that are running keep what they started with."""
+        """Frees the slot of an adapter; rows that are running keep what they started with.
+
+        Raises:
+            UnknownAdapter: there is none of that name.
+        """
         self.bundle_adapter(name)
         self._attach.unload(name)
+        self.packs = {other: pack for other, pack in self.packs.items() if other != name}
 
     def bundle_adapter(self, name: str) -> None:
         """Checks that there is an adapter of that name.
@@ -84,17 +99,32 @@ class Session:
         Raises:
             UnknownAdapter: there is none.
         """
-        if name not in self.packs:
-            known = [BundledAdapter(n, p.id, "") for n, p in self.packs.items()]
-            Bundle("", "", self.bundle.base, "", {}, tuple(known), ()).adapter(name)
+        self.require(name, self.packs)
+
+    def require(self, name: str | None, known: Collection[str]) -> None:
+        """Checks that a row's adapter is the base (None) or among ``known``.
+
+        Raises:
+            UnknownAdapter: it is not; the nearest name is given.
+        """
+        if name is not None and name not in known:
+            raise UnknownAdapter("the bundle has no such adapter", where=self.folder, found=repr(name), remedy=nearest(name, known))
 
     def labels(self, adapter: str | None) -> tuple[str, ...] | None:
-        """The labels of a row's logits, in order, or None for a task without labels."""
-        return self.bundle.base_labels if adapter is None else self.packs[adapter].manifest.task.labels
+        """The labels of a row's logits, in order, or None for a task without labels; an adapter without a head has the base's."""
+        own = None if adapter is None else self.packs[adapter].manifest.task.labels
+        return own or self.bundle.base_labels
 
     def encode(self, texts: Sequence[str]) -> Arrays:
-        """Texts as a padded batch: ``input_ids`` and ``attention_mask`` [batch, longest], int64, padded on the right."""
+        """Texts as a padded batch: ``input_ids`` and ``attention_mask`` [batch, longest], int64, padded on the right.
+
+        Raises:
+            ConfigError: a text without a token.
+        """
         rows = [self.tokenizer.encode(text) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if not row:
+                raise ConfigError("a text has no tokens", where=self.folder, found=repr(text))
         return pad(rows, self.tokenizer.pad_id, left=False)
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Names = None) -> Arrays:
@@ -109,10 +139,9 @@ class Session:
             UnknownAdapter: a name that the bundle does not hold.
             ConfigError: a missing or unknown input.
         """
-        rows = inputs["input_ids"].shape[0] if "input_ids" in inputs else next(iter(inputs.values())).shape[0]
-        names = self.names(adapters, rows)
-        feeds = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in self._complete(inputs).items()}
-        values = self._attach.run(feeds, names)
+        complete = self._complete(inputs)
+        run = self.pin(self.names(adapters, complete["input_ids"].shape[0]))
+        values = run({name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in complete.items()})
         return {name: value.numpy() for name, value in values.items()}
 
     def generate(self, prompts: Sequence[Any], adapters: Names = None, **sampling: Any) -> list[Any]:
@@ -125,39 +154,85 @@ class Session:
         from .generate import Sampling, generate  # noqa: PLC0415 - generation is built on the session
 
         emit = sampling.pop("emit", None)
+        known = [field.name for field in dataclasses.fields(Sampling)]
+        for name in sampling:
+            if name not in known:
+                raise ConfigError("unknown sampling parameter", found=repr(name), remedy=nearest(name, known))
         return list(generate(self, prompts, adapters, Sampling(**sampling), emit))
 
     def names(self, adapters: Names, rows: int) -> list[str | None]:
         """One name a row, each known to the bundle."""
-        names: list[str | None] = [adapters] * rows if adapters is None or isinstance(adapters, str) else list(adapters)
+        chosen = self.default if adapters is None else adapters
+        names: list[str | None] = [chosen] * rows if chosen is None or isinstance(chosen, str) else list(chosen)
         if len(names) != rows:
             raise ConfigError("adapters must name one for each row", expected=rows, found=len(names))
-        for name in {name for name in names if name is not None}:
-            self.bundle_adapter(name)
+        for name in names:
+            if not isinstance(name, str | None):
+                raise ConfigError("an adapter is named by a text, the base by None", found=repr(name))
+            self.require(name, self.packs)
         return names
 
+    def pin(self, names: Sequence[str | None]) -> Run:
+        """One run after another on ``OrtValue`` feeds with these adapters, one a row, whatever is loaded or unloaded meanwhile.
+
+        Raises:
+            UnknownAdapter: one was unloaded.
+            Unsupported: the rows of a folded bundle cannot choose.
+        """
+        return self._attach.pin(names)
+
     def step(self, feeds: Mapping[str, Any], names: list[str | None]) -> dict[str, Any]:
-        """One pass on ``OrtValue`` feeds, nothing copied back: what generation calls for every token."""
-        return self._attach.run(dict(feeds), names)
+        """One pass on ``OrtValue`` feeds, nothing copied back."""
+        return self.pin(names)(feeds)
 
     def call(self, feeds: Mapping[str, Any], options: Any = None) -> dict[str, Any]:
-        """The graph itself."""
-        return dict(zip(self.outputs, self._ort.run_with_ort_values(self.outputs, dict(feeds), options), strict=True))
+        """The graph itself. On CUDA a cache stays on the device, unless ONNX Runtime's own adapters are active: bindings ignore those.
+
+        Raises:
+            AdapterpackError: ONNX Runtime refuses, for instance because of a shape or an id that the graph cannot take.
+        """
+        try:
+            if self.device == "cpu" or options is not None:
+                values = self._ort.run_with_ort_values(self.outputs, dict(feeds), options)
+            else:
+                values = self._bound(feeds)
+        except Exception as error:
+            reason = str(error).partition("\n")[0][:300]
+            raise AdapterpackError("ONNX Runtime could not run the graph on these inputs", where=self.folder, found=reason,
+                                   remedy="check shapes, lengths and ids against the model's config") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+    def _bound(self, feeds: Mapping[str, Any]) -> list[Any]:
+        binding = self._ort.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            binding.bind_output(name, self.device if name.startswith("present.") else "cpu")
+        self._ort.run_with_iobinding(binding)
+        return list(binding.get_outputs())
 
     def _complete(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        slots = {ADAPTER_IDS}
-        unknown = sorted(set(inputs) - set(self.inputs))
+        known = set(self.inputs) - {ADAPTER_IDS}
+        unknown = sorted(set(inputs) - known)
         if unknown:
-            raise ConfigError("inputs that the graph does not have", expected=", ".join(sorted(set(self.inputs) - slots)),
-                              found=", ".join(unknown))
+            raise ConfigError("inputs that the graph does not take", expected=", ".join(sorted(known)), found=", ".join(unknown),
+                              remedy="name adapters with adapters=" if ADAPTER_IDS in unknown else None)
+        if "input_ids" not in inputs or inputs["input_ids"].ndim != 2 or 0 in inputs["input_ids"].shape:
+            raise ConfigError("inputs are missing", expected="input_ids [rows, tokens], at least one of each",
+                              found=inputs["input_ids"].shape if "input_ids" in inputs else ", ".join(inputs) or "nothing")
         complete = dict(inputs)
         batch, length = complete["input_ids"].shape
-        complete.setdefault("attention_mask", np.ones((batch, length), np.int64))
-        if "position_ids" in self.inputs:
-            complete.setdefault("position_ids", positions(complete["attention_mask"])[:, -length:])
         for name, empty in self.empty_cache(batch).items():
             complete.setdefault(name, empty)
-        missing = sorted(set(self.inputs) - set(complete) - slots)
+        past = next((array.shape[2] for name, array in complete.items() if name.startswith("past_key_values.")), 0)
+        if "attention_mask" in known:
+            mask = complete.setdefault("attention_mask", np.ones((batch, past + length), np.int64))
+            if mask.shape != (batch, past + length):
+                raise ConfigError("attention_mask must cover every token, those in the cache too", expected=(batch, past + length),
+                                  found=mask.shape)
+            if "position_ids" in known:
+                complete.setdefault("position_ids", positions(mask)[:, -length:])
+        missing = sorted(known - set(complete))
         if missing:
             raise ConfigError("inputs are missing", expected=", ".join(missing))
         return {name: array.astype(np.int64) if name.endswith(("_ids", "_mask")) else array for name, array in complete.items()}
@@ -173,7 +248,8 @@ class Session:
 
 def positions(mask: np.ndarray) -> np.ndarray:
     """Position ids of a mask ``[batch, length]``: counted from the first real token, whatever the padding side."""
-    return np.clip(np.cumsum(mask, axis=1) - 1, 0, None).astype(np.int64)
+    counted: np.ndarray = np.clip(np.cumsum(mask, axis=1) - 1, 0, None).astype(np.int64)
+    return counted
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> Arrays:
@@ -187,90 +263,10 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> Arrays:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-class _Folded:
-    """The adapter is in the weights: the only name that a row may have is that of a folded pack."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def run(self, feeds: dict[str, Any], names: list[str | None]) -> dict[str, Any]:
-        if self.session.packs and None in names and any(names):
-            raise Unsupported("a folded bundle has no base to run rows on", remedy="export with --mode bank")
-        return self.session.call(feeds)
-
-    def load(self, pack: Pack) -> str:
-        raise Unsupported("a folded bundle takes no further adapters", found=pack.name, remedy="export with --mode bank")
-
-    def unload(self, name: str) -> None:
-        raise Unsupported("the adapter is folded into the weights", found=name, remedy="export with --mode bank")
-
-
-class _Inputs:
-    """ONNX Runtime's own adapters, one a run: a mixed batch runs once for each adapter in it."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.files: dict[str, Any] = {}
-        for adapter in session.bundle.adapters:
-            self.files[adapter.name] = ort.LoraAdapter()
-            self.files[adapter.name].Load(str(session.folder / f"{adapter.path}.onnx_adapter"))
-
-    def run(self, feeds: dict[str, Any], names: list[str | None]) -> dict[str, Any]:
-        kinds = list(dict.fromkeys(names))
-        if len(kinds) == 1:
-            return self.session.call(feeds, self._options(kinds[0]))
-        parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        for kind in kinds:
-            rows = np.array([number for number, name in enumerate(names) if name == kind])
-            some = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[rows])) for name, value in feeds.items()}
-            for name, value in self.session.call(some, self._options(kind)).items():
-                parts.setdefault(name, []).append((rows, value.numpy()))
-        return {name: ort.OrtValue.ortvalue_from_numpy(_joined(pieces)) for name, pieces in parts.items()}
-
-    def _options(self, name: str | None) -> Any:
-        options = ort.RunOptions()
-        if name is not None:
-            options.add_active_adapter(self.files[name])
-        return options
-
-    def load(self, pack: Pack) -> str:
-        raise Unsupported("this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank")
-
-    def unload(self, name: str) -> None:
-        del self.files[name], self.session.packs[name]
-
-
-class _Bank:
-    """Stacked slots on the device; ``adapter_ids`` chooses one for each row."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.bank = AdapterBank(session.bundle, session.folder, session.device)
-
-    def run(self, feeds: dict[str, Any], names: list[str | None]) -> dict[str, Any]:
-        ids = np.array([self.bank.slot(name) for name in names], np.int64)
-        return self.session.call({**feeds, ADAPTER_IDS: ort.OrtValue.ortvalue_from_numpy(ids), **self.bank.overrides})
-
-    def load(self, pack: Pack) -> str:
-        wanted = self.session.bundle.base
-        self.bank.fill(pack, wanted)
-        self.session.packs[pack.name] = pack
-        return pack.name
-
-    def unload(self, name: str) -> None:
-        self.bank.free(name)
-        del self.session.packs[name]
-
-
-def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Rows of several runs put back in their order; narrower logits are filled with the logit of an absent label."""
-    first = pieces[0][1]
-    width = max(array.shape[-1] for _, array in pieces)
-    total = sum(len(rows) for rows, _ in pieces)
-    joined = np.full((total, *first.shape[1:-1], width), -1e9, first.dtype)
-    for rows, array in pieces:
-        joined[rows, ..., : array.shape[-1]] = array
-    return joined
-
-
-ATTACH: dict[str, Any] = {"folded": _Folded, "inputs": _Inputs, "bank": _Bank}
+def _packs(folder: Path, bundle: Bundle) -> dict[str, Pack]:
+    packs = {adapter.name: load(folder / adapter.path, adapter.name) for adapter in bundle.adapters}
+    for adapter in bundle.adapters:
+        if packs[adapter.name].id != adapter.pack:
+            raise FormatError("the bundle holds another adapter than its manifest names", where=folder / adapter.path,
+                              expected=adapter.pack[:19], found=packs[adapter.name].id[:19], remedy="export again")
+    return packs

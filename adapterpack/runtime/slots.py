@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ..errors import Unsupported
+from ..errors import BaseMismatch, Unsupported
 from ..methods import AttachForm, Diagonal
 from ..pack.pack import Pack
 from .bundle import MappedSite
@@ -22,6 +22,9 @@ HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 """Parameter of a linear layer that was trained whole -> its slot field."""
 
 _NEUTRAL = {"scale": 1.0, "pre": 1.0, "shift": 0.0, "down": 0.0, "up": 0.0, "head": 0.0, "head_bias": float(NO_LABEL)}
+
+_FREE_AXIS = {"down": 1, "up": 0, "head": 1, "head_bias": 0}
+"""Where adapters may be narrower than their slot: the rank and the labels. Every other axis is the base's own width."""
 
 Values = dict[str, np.ndarray]
 
@@ -76,38 +79,52 @@ def head_values(path: str, params: Mapping[str, np.ndarray]) -> Values:
             raise Unsupported("a trained module that is not made of linear layers has no slot form", where=f"{path}.{param}",
                               remedy="export with --mode folded")
         values[f"{site}.{HEAD_FIELDS[leaf]}"] = np.ascontiguousarray(array.T, dtype=np.float32)
+        if leaf == "weight":  # without a bias there would be nowhere to switch an absent label off
+            values.setdefault(f"{site}.head_bias", np.zeros(array.shape[0], np.float32))
     return values
 
 
-def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], max_rank: int, max_labels: int) -> Values:
+def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], max_rank: int, heads: Mapping[str, np.ndarray]) -> Values:
     """One adapter's values for every slot of the graph, padded with what changes nothing: zeros up to ``max_rank``, labels switched off.
 
+    ``heads`` are the slot values of the base's own heads, for an adapter that has none.
+
     Raises:
+        BaseMismatch: the adapter was made for a layer of another width.
         Unsupported: the adapter needs a slot, a rank or a number of labels that the graph does not have.
     """
-    shapes = slot_shapes(sites, max_rank, max_labels)
+    shapes = slot_shapes(sites, max_rank)
     for name in values:
         if name not in shapes:
             raise Unsupported("the graph has no slot for a part of this adapter", found=name,
                               remedy="export the bundle again with this adapter among the packs")
     result: Values = {}
     for name, shape in shapes.items():
-        target = np.full(shape, _NEUTRAL[name.rpartition(".")[2]], np.float32)
+        path, _, field = name.rpartition(".")
         value = values.get(name)
+        if value is None and f"{path}.head" not in values:
+            value = heads.get(name)
+        result[name] = np.full(shape, _NEUTRAL[field], np.float32)
         if value is not None:
-            if any(extent > room for extent, room in zip(value.shape, shape, strict=True)):
-                raise Unsupported("the adapter does not fit its slot", where=name, expected=f"at most {shape}", found=value.shape,
-                                  remedy="export with a larger --max-rank, or resize the adapter")
-            target[tuple(slice(0, extent) for extent in value.shape)] = value
-        result[name] = target
+            _require_fit(name, value.shape, shape, _FREE_AXIS.get(field))
+            result[name][tuple(slice(0, extent) for extent in value.shape)] = value
     return result
 
 
-def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int, max_labels: int) -> dict[str, tuple[int, ...]]:
+def _require_fit(name: str, found: tuple[int, ...], room: tuple[int, ...], free: int | None) -> None:
+    if len(found) != len(room) or any(a != b for axis, (a, b) in enumerate(zip(found, room, strict=True)) if axis != free):
+        raise BaseMismatch("the adapter was made for a layer of another width", where=name, expected=room, found=found,
+                           remedy="export a bundle of the base that the adapter was made for")
+    if free is not None and found[free] > room[free]:
+        raise Unsupported("the adapter does not fit its slot", where=name, expected=f"at most {room[free]} on axis {free}",
+                          found=found[free], remedy="export with a larger --max-rank or with this adapter among the packs, or resize it")
+
+
+def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tuple[int, ...]]:
     """The shape of one slot of every field of the graph."""
     shapes = {}
     for path, site in sites.items():
-        wide = max_labels if site.role == "full" and max_labels else site.out_features
+        wide = site.labels or site.out_features
         every = {"down": (site.in_features, max_rank), "up": (max_rank, site.out_features), "scale": (site.out_features,),
                  "shift": (site.out_features,), "pre": (site.in_features,), "head": (site.in_features, wide), "head_bias": (wide,)}
         shapes.update({f"{path}.{field}": every[field] for field in site.fields})

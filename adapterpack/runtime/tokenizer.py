@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from tokenizers import Tokenizer as Core
 from ..errors import FormatError, StorageError
 
 Message = Mapping[str, str]
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""What a template knows beside the messages, as under transformers."""
 
 
 class Tokenizer:
@@ -41,11 +45,11 @@ class Tokenizer:
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """The ids at which generation ends."""
-        found: set[int] = set()
-        for name in ("generation_config.json", "config.json"):
+        for name in ("generation_config.json", "config.json"):  # the first that says it, as in transformers
             eos = _json(self.folder / name).get("eos_token_id")
-            found.update([eos] if isinstance(eos, int) else eos or [])
-        return frozenset(found)
+            if eos is not None:
+                return frozenset([eos] if isinstance(eos, int) else eos)
+        return frozenset()
 
     @cached_property
     def pad_id(self) -> int:
@@ -61,6 +65,8 @@ class Tokenizer:
         if path.is_file():
             return path.read_text("utf-8")
         inline = self.config.get("chat_template")
+        if isinstance(inline, list):  # several by name
+            inline = {entry["name"]: entry["template"] for entry in inline}.get("default")
         return inline if isinstance(inline, str) else None
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -81,13 +87,15 @@ class Tokenizer:
         Raises:
             FormatError: the template does not render.
         """
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        environment.filters["tojson"] = _tojson  # jinja's own escapes for HTML
+        special = {name: self._token(name) for name in _SPECIAL if self._token(name)}
         try:
             return environment.from_string(self.template or "").render(
-                messages=list(messages), add_generation_prompt=True, bos_token=self._token("bos_token"), eos_token=self._token("eos_token")
+                messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **special
             )
-        except TemplateError as error:
+        except Exception as error:  # whatever a stranger's template can raise
             raise FormatError(f"the chat template does not render: {error}", where=self.folder) from error
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -98,6 +106,10 @@ class Tokenizer:
     def _token(self, name: str) -> str:
         value = self.config.get(name)
         return value if isinstance(value, str) else (value or {}).get("content", "")
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
 def _refuse(message: str) -> None:

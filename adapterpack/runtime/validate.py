@@ -30,15 +30,16 @@ def validate_bundle(folder: Path, base: Path | None = None) -> Report:
         if not path.is_file():
             findings.append(Finding("AB103", "error", relative, "a listed file is missing", "copy the bundle again"))
         elif path.stat().st_size != entry.size or m.sha256_of(path) != entry.sha256:
-            findings.append(Finding("AB104", "error", relative, "the file is not the one that the manifest lists: it was altered or truncated",
-                                    "copy the bundle again"))
+            message = "the file is not the one that the manifest lists: it was altered or truncated"
+            findings.append(Finding("AB104", "error", relative, message, "copy the bundle again"))
     for adapter in bundle.adapters:
         report, pack = examine(folder / adapter.path)
         findings += [Finding(f.rule, f.severity, f"{adapter.path}/{f.where}", f.message, f.fix) for f in report.findings]
         if pack is not None and pack.id != adapter.pack:
             findings.append(Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again"))
     if base is not None and (found := Checkpoint(base)).content != bundle.base.content:
-        findings.append(Finding("AB301", "error", "base", f"the bundle was made from {bundle.base.name} ({(bundle.base.content or '')[:17]}), "
-                                f"not from {found.name} ({found.content[:17]})", "name the base that it was exported from"))
+        message = (f"the bundle was made from {bundle.base.name} ({(bundle.base.content or '')[:17]}), "
+                   f"not from {found.name} ({found.content[:17]})")
+        findings.append(Finding("AB301", "error", "base", message, "name the base that it was exported from"))
     open_questions = [] if base else ["base: none was named (--base)"]
     return Report("bundle", str(folder), None, tuple(findings), (*open_questions, "graph: replayed when it was exported, not here"))

@@ -1,10 +1,11 @@
-"""The training configuration: one flat dataclass, its YAML form, aliases of other tools, and overrides."""
+"""The training configuration: one flat dataclass, its YAML form, and overrides."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-import types
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,36 +16,32 @@ import yaml
 
 from ..errors import ConfigError, nearest, storage_errors
 from ..methods import get
+from .aliases import ALIASES, translate
+from .typed import typed_value
 
-ALIASES: dict[str, str] = {
-    # PEFT and TRL names for the hyper-parameters of a method
-    "lora_r": "r",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "target_modules": "targets",
-    "lora_target_modules": "targets",
-    "peft_type": "method",
-    # axolotl
-    "base_model": "model_name_or_path",
-    "adapter": "method",
-    "sequence_len": "max_length",
-    "micro_batch_size": "per_device_train_batch_size",
-    "lr_scheduler": "lr_scheduler_type",
-    "num_epochs": "num_train_epochs",
-    "lora_modules_to_save": "modules_to_save",
-    # LLaMA-Factory
-    "lora_rank": "r",
-    "lora_target": "targets",
-    "cutoff_len": "max_length",
-    "finetuning_type": "method",
-    "additional_target": "modules_to_save",
-    # earlier and other names
-    "max_seq_length": "max_length",
-    "model_name": "model_name_or_path",
-    "batch_size": "per_device_train_batch_size",
-    "dataset": "train_file",
-    "output": "output_dir",
+LEAST: dict[str, float] = {
+    "max_length": 1,
+    "learning_rate": 0,
+    "num_train_epochs": 0,
+    "max_steps": -1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "logging_steps": 1,
+    "seed": 0,
+    "max_train_samples": 1,
+    "skip_train_samples": 0,
 }
+"""The least value of each number; the schema says the same."""
+
+POSITIVE = frozenset({"learning_rate", "num_train_epochs"})
+"""Of these, zero would train nothing."""
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+"""What a pack may be called, as the manifest has it: asked for before training, not after."""
 
 
 @dataclass(frozen=True)
@@ -95,82 +92,110 @@ def read_config(
     writes to ``output_dir/name``.
 
     Raises:
-        ConfigError: an unknown key, a missing key, or a value of the wrong type; the nearest key is named.
+        ConfigError: an unknown key, a missing key, or a value of the wrong type or out of range; the nearest key is named.
     """
-    if isinstance(source, TrainConfig):
-        return [source], []
-    where = "the configuration" if isinstance(source, Mapping) else source
-    common = dict(source) if isinstance(source, Mapping) else _load_yaml(Path(source))
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError("an override must be key=value", found=repr(text))
-        common[key] = yaml.safe_load(value)
-    entries = common.pop("adapters", None)
     notes: list[str] = []
+    where = "the configuration" if isinstance(source, Mapping | TrainConfig) else source
+    if isinstance(source, TrainConfig):
+        given = _as_mapping(source)
+    else:
+        given = dict(source) if isinstance(source, Mapping) else _load_yaml(Path(source))
+    entries = given.pop("adapters", None)
+    wins = translate(dict(map(_override, overrides)), notes, "an override")
+    common = {**translate(given, notes, where), **wins}
     if entries is None:
-        return [_config(common, notes, where)], notes
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
+        return [_config(common, where)], notes
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
         raise ConfigError("adapters must be a list of entries, each with a name", where=where)
+    if "name" in wins:
+        raise ConfigError("one name for several adapters", where="an override", found="name", remedy="rename them in the file")
     configs = []
     for entry in entries:
-        merged = {**common, **entry}
-        if "output_dir" in common and "output_dir" not in entry:
-            merged["output_dir"] = str(Path(str(common["output_dir"])) / str(entry["name"]))
-        configs.append(_config(merged, notes, where))
+        own = {key: value for key, value in translate(entry, notes, f"{where}, adapter {entry['name']}").items() if key not in wins}
+        if "output_dir" in common and "output_dir" not in own:
+            own["output_dir"] = str(Path(str(common["output_dir"])) / str(entry["name"]))
+        configs.append(_config({**common, **own}, f"{where}, adapter {entry['name']}"))
+    for key in ("name", "output_dir"):
+        values = [getattr(config, key) for config in configs]
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise ConfigError(f"two adapters have the same {key}", where=where, found=", ".join(twice))
     return configs, notes
+
+
+def _as_mapping(config: TrainConfig) -> dict[str, Any]:
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "method_config"}
+    own = config.method_config
+    return {**values, **({} if own is None else {f.name: getattr(own, f.name) for f in dataclasses.fields(own)})}
+
+
+def _override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError("an override must be key=value", found=repr(text))
+    if key == "adapters":
+        raise ConfigError("adapters can only be listed in the file", where="an override", found=repr(text))
+    try:
+        return key, yaml.load(value, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of an override is not valid YAML: {' '.join(str(error).split())}", where=key, found=value) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain types; a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class has it, after the check."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"a key stands twice: {', '.join(twice)}", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     with storage_errors(path):
-        text = path.read_text("utf-8")
+        data = path.read_bytes()
     try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        loaded = yaml.load(data.decode("utf-8"), _Loader)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"this is not valid YAML: {' '.join(str(error).split())}", where=path) from error
     if not isinstance(loaded, dict):
         raise ConfigError("the configuration must be a mapping of keys to values", where=path, found=type(loaded).__name__)
     return loaded
 
 
-def _config(values: Mapping[str, Any], notes: list[str], where: object) -> TrainConfig:
-    translated: dict[str, Any] = {}
-    for key, value in values.items():
-        name = ALIASES.get(key, key)
-        if name != key:
-            notes.append(f"{key} is read as {name}")
-        if name in translated:
-            raise ConfigError("a setting is given twice", where=where, found=f"{name} and its alias {key}")
-        translated[name] = value
-    method = get(str(translated.get("method", "lora")).lower())
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """The types of a dataclass's fields; those that another package cannot say at run time are left open."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:
+        return {f.name: Any for f in dataclasses.fields(cls)}
+
+
+def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
+    method = get(str(values.get("method", "lora")).lower())
     own = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "method_config"}
     theirs = {f.name for f in dataclasses.fields(method.config)}
-    for key in translated:
+    for key in values:
         if key not in own and key not in theirs:
-            raise ConfigError("unknown key", where=where, found=repr(key), remedy=nearest(key, {*own, *theirs, *ALIASES, "adapters"}))
+            raise ConfigError("unknown key", where=where, found=repr(key), remedy=nearest(str(key), {*own, *theirs, *ALIASES, "adapters"}))
     for name, field in own.items():
-        if field.default is dataclasses.MISSING and name not in translated:
+        if field.default is dataclasses.MISSING and name not in values:
             raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
-    hints = typing.get_type_hints(TrainConfig)
-    settings = {key: _typed(key, value, hints[key], where) for key, value in translated.items() if key in own}
-    hyper = {key: tuple(value) if isinstance(value, list) else value for key, value in translated.items() if key in theirs}
+    hints = {**_hints(method.config), **_hints(TrainConfig)}
+    typed = {key: typed_value(key, value, hints[key], where) for key, value in values.items()}
+    for key, least in LEAST.items():
+        value, above = typed.get(key), key in POSITIVE
+        if value is not None and not (least <= value < math.inf and (value > 0 or not above)):
+            expected = f"{'more than' if above else 'at least'} {least}, and finite"
+            raise ConfigError("a number out of range", where=f"{where}, {key}", expected=expected, found=value)
     try:
-        method_config = method.config(**hyper)
+        method_config = method.config(**{key: value for key, value in typed.items() if key in theirs})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the method's configuration is not usable: {error}", where=where) from error
-    return TrainConfig(**{**settings, "method": method.name}, method_config=method_config)
-
-
-def _typed(key: str, value: Any, hint: Any, where: object) -> Any:
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and types.NoneType in allowed:
-        return None
-    if float in allowed and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-4 as text
-        except ValueError:
-            pass
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed if kind is not types.NoneType)
-        raise ConfigError("a value of the wrong type", where=f"{where}, {key}", expected=names, found=f"{value!r} ({type(value).__name__})")
-    return value
+    settings = {key: value for key, value in typed.items() if key in own}
+    config = TrainConfig(**{**settings, "method": method.name}, method_config=method_config)
+    if not re.fullmatch(NAME, config.pack_name):
+        raise ConfigError("a pack cannot have this name", where=f"{where}, name", found=repr(config.pack_name),
+                          expected="up to 128 letters, digits, dots, underscores and hyphens, the first a letter or digit")
+    return config

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, disable_progress_bars, load_dataset
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_dataset
 
 from ..errors import ConfigError, StorageError
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -22,18 +26,44 @@ def load_rows(source: str) -> Dataset:
 
     Raises:
         StorageError: there is no such file.
-        ConfigError: it cannot be read as such.
+        ConfigError: it cannot be read as such, or it holds no rows.
     """
-    disable_progress_bars()
+    require_file(source)
     path = Path(source)
-    builder = _BUILDERS.get(path.suffix)
-    if builder and not path.is_file():
-        raise StorageError("there is no such data file", where=source, remedy="paths are taken from the current folder")
+    builder = _BUILDERS.get(path.suffix.lower())
     try:
-        return load_dataset(builder, data_files=str(path), split="train") if builder else load_dataset(source, split="train")
+        with _quiet_datasets():
+            rows = load_dataset(builder, data_files=str(path), split="train") if builder else load_dataset(source, split="train")
     except Exception as error:
-        raise ConfigError(f"the data cannot be read: {str(error).partition(chr(10))[0]}", where=source,
+        reason = str(error.__cause__ or error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"the data cannot be read: {reason}", where=source,
                           expected="json, jsonl, csv or parquet rows, or a hub data set") from error
+    if not len(rows):
+        raise ConfigError("the data holds no rows", where=source)
+    return rows
+
+
+def require_file(source: str) -> None:
+    """Checks that a data file is there; the name of a hub data set is let pass.
+
+    Raises:
+        StorageError: it is not.
+    """
+    path = Path(source)
+    if path.suffix.lower() in _BUILDERS and not path.is_file():
+        raise StorageError("there is no such data file", where=source, remedy="paths are taken from the current folder")
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """No progress bars of ``datasets`` inside; as it was afterwards."""
+    disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            enable_progress_bars()
 
 
 @dataclass(frozen=True)
@@ -46,11 +76,18 @@ class Form:
 
 
 def _user(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+    return [{"role": "user", "content": _text(text)}]
+
+
+def _conversation(row: Row) -> tuple[list[dict[str, str]], str]:
+    *before, last = row["messages"]
+    if last["role"] != "assistant":
+        raise ValueError("the last message is not the assistant's")
+    return before, last["content"]
 
 
 FORMS = (
-    Form("messages", frozenset({"messages"}), lambda row: (list(row["messages"][:-1]), row["messages"][-1]["content"])),
+    Form("messages", frozenset({"messages"}), _conversation),
     Form("prompt-completion", frozenset({"prompt", "completion"}), lambda row: (_user(row["prompt"]), row["completion"])),
     Form("alpaca", frozenset({"instruction", "output"}),
          lambda row: (_user("\n\n".join(filter(None, [row["instruction"], row.get("input")]))), row["output"])),
@@ -74,29 +111,73 @@ def form_of(columns: list[str], where: object) -> Form:
 def encode_causal(rows: Dataset, tokenizer: Any, max_length: int, where: object) -> list[dict[str, list[int]]]:
     """Token ids and labels for causal language modelling: the loss is on the completion alone; the end token is learnt.
 
-    A chat template, where the tokenizer has one, renders the prompt. Rows longer than ``max_length`` tokens are cut at the end.
+    A chat template, where the tokenizer has one, renders the prompt. Rows longer than ``max_length`` tokens are cut at the end; those of
+    which only the prompt would be left are left out, with a warning.
+
+    Raises:
+        ConfigError: a row that is not of its columns' form; no row is left; or the tokenizer has no end token.
     """
     form = form_of(rows.column_names, where)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("the tokenizer has no end token, so the model could not learn where to stop", where=where,
+                          remedy="use the tokenizer of a generating model")
     encoded = []
-    for row in rows:
-        messages, completion = form.split(row)
-        prompt = prompt_ids(messages, tokenizer)
-        answer = tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        ids = (prompt + answer)[:max_length]
-        encoded.append({"input_ids": ids, "labels": ([IGNORED] * len(prompt) + answer)[:max_length]})
+    for number, row in enumerate(rows):
+        try:
+            messages, completion = form.split(row)
+            prompt = prompt_ids(messages, tokenizer)
+            answer = tokenizer(_text(completion), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        except Exception as error:
+            reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+            raise ConfigError(f"a row is not of the form {form.name}: {reason}", where=f"{where}, row {number + 1}") from error
+        if len(prompt) < max_length:
+            encoded.append({"input_ids": (prompt + answer)[:max_length], "labels": ([IGNORED] * len(prompt) + answer)[:max_length]})
+    left_out = len(rows) - len(encoded)
+    if not encoded:
+        raise ConfigError("every prompt is longer than max_length, so there is nothing to learn", where=where,
+                          found=f"max_length {max_length}", remedy="raise max_length")
+    if left_out:
+        log.warning("%s: %d of %d rows are left out, their prompts fill max_length (%d)", where, left_out, len(rows), max_length)
     return encoded
 
 
 def prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
-    """The ids of a prompt, rendered by the chat template if there is one."""
-    if not messages:
-        return []
-    if tokenizer.chat_template:
+    """The ids of a prompt, rendered by the chat template if there is one; of no messages, those that begin every text.
+
+    The end token that some tokenizers put behind every text is taken off: here an answer follows.
+    """
+    if messages and tokenizer.chat_template:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-    plain: list[int] = tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
-    return plain
+        rendered: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return rendered
+    ids: list[int] = tokenizer("\n".join(_text(message["content"]) for message in messages))["input_ids"]
+    begins = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id  # some models begin with the token with which they end
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and not begins else ids
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"text was expected, found {value!r}")  # becomes a ConfigError that names the row
+    return value
+
+
+def labels_in(rows: Dataset, where: object) -> list[str]:
+    """The labels of classification rows as text, sorted; numbers in their own order.
+
+    Raises:
+        ConfigError: there is no column ``label``, a row has none, or all have the same.
+    """
+    if "label" not in rows.column_names:
+        raise ConfigError("classification needs the columns text and label", where=where, found=", ".join(rows.column_names))
+    values = rows["label"]
+    for number, label in enumerate(values):
+        if label is None or label == "":
+            raise ConfigError("a row without a label", where=f"{where}, row {number + 1}")
+    found = sorted(set(values), key=lambda label: (isinstance(label, str), label))
+    labels = list(dict.fromkeys(map(str, found)))
+    if len(labels) < 2:
+        raise ConfigError("there is nothing to tell apart", where=where, expected="at least two labels", found=", ".join(labels))
+    return labels
 
 
 def encode_classification(rows: Dataset, tokenizer: Any, labels: list[str], max_length: int, where: object) -> list[dict[str, Any]]:
@@ -111,10 +192,12 @@ def encode_classification(rows: Dataset, tokenizer: Any, labels: list[str], max_
     index = {label: position for position, label in enumerate(labels)}
     encoded = []
     for number, row in enumerate(rows):
+        place = f"{where}, row {number + 1}"
         if str(row["label"]) not in index:
-            raise ConfigError("a label that the training data does not have", where=f"{where}, row {number + 1}", expected=", ".join(labels),
-                              found=row["label"])
+            raise ConfigError("a label that the training data does not have", where=place, expected=", ".join(labels), found=row["label"])
         texts = (row["sentence1"], row["sentence2"]) if pairs else (row["text"],)
+        if not all(isinstance(text, str) for text in texts):
+            raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
         ids = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
         encoded.append({"input_ids": ids, "labels": index[str(row["label"])]})
     return encoded

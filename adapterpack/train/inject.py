@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..errors import AdapterpackError, NothingToDo, SiteNotFound, UnknownAdapter, nearest
+from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
 from ..methods import Site, method_of
 from ..pack import peft_layout
 from ..pack.pack import Pack, require_sites
-from .layer import AdaptedLayer, SavedModule, own_modules
+from .layer import AdaptedLayer, SavedModule, module_at, own_modules
 from .sites import select, site_at
 
 
@@ -34,21 +36,25 @@ def adapt(model: nn.Module, config: Any, name: str = "default", seed: int = 0) -
     """
     method, rng = method_of(config), np.random.default_rng(seed)
     _refuse_taken(model, name)
-    sites = select(model, config.targets, method.traits, config.modules_to_save)
+    whole = [_module_path(model, path) for path in config.modules_to_save]
+    with _wrapping(model, name) as work:
+        for site in select(model, config.targets, method.traits, tuple(whole)):
+            cfg = config.at(site.path)
+            known = _with_weight(model, site) if method.traits.reads_weight else site
+            work.layer(site.path).add(name, method, cfg, method.init(cfg, known, rng))
+        for path in whole:
+            work.saved(path).add(name)
     model.requires_grad_(False)
-    for site in sites:
-        cfg = config.at(site.path)
-        known = _with_weight(model, site) if method.traits.reads_weight else site
-        _adapted(model, site).add(name, method, cfg, method.init(cfg, known, rng))
-    for path in config.modules_to_save:
-        _saved(model, _module_path(model, path)).add(name)
+    for module in work.touched:
+        module.part(name).requires_grad_(True)
     return active(model, name)
 
 
 def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True) -> nn.Module:
     """Puts a trained pack into ``model``, in place, under the pack's name, and makes it the active one.
 
-    ``check_base=False`` leaves out the comparison of the model with the base that the pack was made for.
+    The model's own parameters are frozen; the pack's may be trained on. ``check_base=False`` leaves out the comparison of the model with
+    the base that the pack was made for.
 
     Raises:
         BaseMismatch: the model is not the pack's base.
@@ -61,15 +67,19 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
         from .save import require_model_base  # noqa: PLC0415 - save imports this module
 
         require_model_base(model, pack)
-    for adapter in pack.adapters():
-        layer = _adapted(model, adapter.site)
-        shapes = (layer.site.out_features, layer.site.in_features), (adapter.site.out_features, adapter.site.in_features)
-        if shapes[0] != shapes[1]:
-            raise SiteNotFound("a site has another shape in this model", where=adapter.site.path, expected=shapes[1], found=shapes[0])
-        peft_layout.check_shapes(pack.method, adapter.config, layer.site, adapter.params, pack.name)
-        layer.add(name, pack.method, adapter.config, adapter.params)
-    for path, params in pack.full().items():
-        _saved(model, path).add(name, params)
+    with _wrapping(model, name) as work:
+        for adapter in pack.adapters():
+            layer = work.layer(adapter.site.path)
+            shapes = (layer.site.out_features, layer.site.in_features), (adapter.site.out_features, adapter.site.in_features)
+            if shapes[0] != shapes[1]:
+                raise SiteNotFound("a site has another shape in this model", where=adapter.site.path, expected=shapes[1], found=shapes[0])
+            peft_layout.check_shapes(pack.method, adapter.config, layer.site, adapter.params, pack.name)
+            layer.add(name, pack.method, adapter.config, adapter.params)
+        for path, params in pack.full().items():
+            work.saved(path).add(name, params, pack.manifest.task.labels)
+    for _, module in own_modules(model):
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
     return active(model, name)
 
 
@@ -82,11 +92,13 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     names = adapter_names(model)
     if name is not None and name not in names:
         raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, names))
-    for path, module in list(_wrappers(model)):
+    empty: dict[nn.Module, nn.Module] = {}
+    for module in _wrappers(model):
         for one in names if name is None else [name]:
             module.remove(one)
-        if not (module.adapters if isinstance(module, AdaptedLayer) else module.copies):
-            _replace(model, path, module.base)
+        if not module.names:
+            empty[module] = module.base
+    _swap(model, empty)
     return model
 
 
@@ -101,84 +113,125 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
     for name in wanted:
         if name not in known:
             raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, known))
-    for _, module in _wrappers(model):
-        here = module.methods if isinstance(module, AdaptedLayer) else {name for name in wanted if module.has(name)}
-        module.active = tuple(name for name in wanted if name in here)
+    for module in _wrappers(model):
+        module.active = tuple(name for name in wanted if name in module.names)
     return model
 
 
 def adapter_names(model: nn.Module) -> list[str]:
     """The names of the adapters in a model, sorted."""
-    return sorted({name for _, module in _wrappers(model) if isinstance(module, AdaptedLayer) for name in module.methods})
+    return sorted({name for module in _wrappers(model) for name in module.names})
 
 
 def adapters_of(model: nn.Module, name: str) -> tuple[dict[Site, tuple[Any, dict[str, np.ndarray]]], dict[str, dict[str, np.ndarray]]]:
     """One adapter's parts as the pack wants them: site -> (config, parameters), and path -> parameters of modules trained whole.
 
     Raises:
-        NothingToDo: the model has no adapter of that name.
+        UnknownAdapter: the model has no adapter of that name.
     """
-    adapters = {module.site: (module.methods[name][1], module.params(name))
-                for _, module in _wrappers(model) if isinstance(module, AdaptedLayer) and name in module.methods}
+    wrappers = [module for module in _wrappers(model) if name in module.names]
+    if not wrappers:
+        raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, adapter_names(model)))
+    adapters = {module.site: (module.methods[name][1], module.params(name)) for module in wrappers if isinstance(module, AdaptedLayer)}
     if not adapters:
-        raise NothingToDo("the model has no such adapter", found=repr(name), remedy=nearest(name, adapter_names(model)))
-    full = {path: module.params(name) for path, module in _wrappers(model)
-            if isinstance(module, SavedModule) and module.has(name)}
-    return adapters, full
+        raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,
+                          remedy="keep the pack that it came from")
+    return adapters, {module.path: module.params(name) for module in wrappers if isinstance(module, SavedModule)}
+
+
+def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
+    """The labels that came with an attached adapter's head, or None."""
+    return next((module.labels[name] for module in _wrappers(model) if isinstance(module, SavedModule) and module.labels.get(name)), None)
 
 
 def method_in(model: nn.Module, name: str) -> Any:
     """The method of an adapter in a model."""
-    return next(module.methods[name][0] for _, module in _wrappers(model) if isinstance(module, AdaptedLayer) and name in module.methods)
+    return next(module.methods[name][0] for module in _wrappers(model) if isinstance(module, AdaptedLayer) and name in module.methods)
 
 
-def _wrappers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer | SavedModule]]:
-    for path, module in model.named_modules():
-        if isinstance(module, AdaptedLayer | SavedModule):
-            yield path, module
+class _Work:
+    """Wrappers for one adapter, made beside the model; :func:`_wrapping` puts them into it."""
 
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.swaps: dict[nn.Module, nn.Module] = {}
+        self.touched: list[AdaptedLayer | SavedModule] = []
 
-def _adapted(model: nn.Module, site: Site) -> AdaptedLayer:
-    module = model.get_submodule(site.path)
-    if isinstance(module, AdaptedLayer):
+    def layer(self, path: str) -> AdaptedLayer:
+        """The adapted layer at one of the model's own paths."""
+        outer = module_at(self.model, path)
+        module = outer.base if isinstance(outer, SavedModule) else outer  # a layer that another adapter has trained whole
+        if not isinstance(module, AdaptedLayer):
+            site = site_at(path, module)
+            if site is None:
+                raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(module).__name__)
+            module = self.swaps.setdefault(module, AdaptedLayer(module, site))  # type: ignore[assignment]
+        assert isinstance(module, AdaptedLayer)
+        self.touched.append(module)
         return module
-    own = site_at(site.path, module)
-    if own is None:
-        raise SiteNotFound("the module at this site cannot be adapted", where=site.path, found=type(module).__name__)
-    layer = AdaptedLayer(module.requires_grad_(False), own)
-    _replace(model, site.path, layer)
-    return layer
 
-
-def _saved(model: nn.Module, path: str) -> SavedModule:
-    module = model.get_submodule(path)
-    if isinstance(module, SavedModule):
+    def saved(self, path: str) -> SavedModule:
+        """The module with whole copies at one of the model's own paths."""
+        module = module_at(self.model, path)
+        if not isinstance(module, SavedModule):
+            saved = SavedModule(module, path)
+            self.swaps[module] = saved
+            module = saved
+        self.touched.append(module)
         return module
-    saved = SavedModule(module.requires_grad_(False))
-    _replace(model, path, saved)
-    return saved
+
+
+@contextmanager
+def _wrapping(model: nn.Module, name: str) -> Iterator[_Work]:
+    """Puts the wrappers made inside into the model when the block ends well; when it does not, the model is as it was."""
+    work = _Work(model)
+    try:
+        yield work
+    except BaseException:
+        for module in work.touched:
+            module.remove(name)
+        raise
+    _swap(model, work.swaps)
+
+
+def _wrappers(model: nn.Module) -> Iterator[AdaptedLayer | SavedModule]:
+    return (module for module in model.modules() if isinstance(module, AdaptedLayer | SavedModule))
+
+
+def _swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
+    """Puts one module in another's place wherever it stands: a layer that is used at two places stays one layer."""
+    for parent in list(model.modules()):
+        for leaf, child in list(parent._modules.items()):
+            new = child
+            while new in swaps:
+                new = swaps[new]
+            if new is not child:
+                setattr(parent, leaf, new)
+                if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, AdaptedLayer):
+                    new.register_forward_pre_hook(_called)
+
+
+def _called(*_: Any) -> None:
+    """A hook that does nothing: where there is one, torch's fused encoder calls its layers instead of reading their weights."""
 
 
 def _module_path(model: nn.Module, name: str) -> str:
-    paths = [path for path, _ in own_modules(model)]
-    matches = [path for path in paths if path == name or path.endswith(f".{name}")]
+    paths = [path for path, _ in own_modules(model) if path]
+    matches = [path for path in paths if path == name] or [path for path in paths if path.endswith(f".{name}")]
     if len(matches) != 1:
-        raise SiteNotFound("modules_to_save must name one module each", found=f"{name!r} matches {len(matches)}",
-                           remedy=nearest(name, {path.rpartition(".")[2] for path in paths if path}))
+        raise SiteNotFound("modules_to_save must name one module each", found=f"{name!r}, which matches {', '.join(matches) or 'none'}",
+                           remedy="name the whole path" if matches else nearest(name, {path.rpartition(".")[2] for path in paths}))
     return matches[0]
 
 
 def _with_weight(model: nn.Module, site: Site) -> Site:
-    weight: torch.Tensor = model.get_submodule(site.path).weight  # type: ignore[assignment]  # of the layer or its wrapper
-    return Site(site.path, site.in_features, site.out_features, site.kind, site.bias, weight.detach().float().cpu().numpy())
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    module.train(model.training)
-    setattr(model.get_submodule(parent), leaf, module)
+    weight: torch.Tensor = module_at(model, site.path).weight  # type: ignore[assignment]  # of the layer or its wrapper
+    return dataclasses.replace(site, weight=weight.detach().float().cpu().numpy())
 
 
 def _refuse_taken(model: nn.Module, name: str) -> None:
+    if not name:
+        raise AdapterpackError("an adapter needs a name", found=repr(name))
     if name in adapter_names(model):
-        raise AdapterpackError("the model already has an adapter of that name", where=name, remedy="choose another name, or detach it first")
+        raise AdapterpackError("the model already has an adapter of that name", where=name,
+                               remedy="choose another name, or detach it first")

@@ -10,28 +10,52 @@ from ..methods import AttachForm, Dense
 
 
 class _LowRank(torch.autograd.Function):
-    """``(x A^T) B^T`` that keeps only ``x``, ``A`` and ``B`` for the backward pass: ``x A^T`` is recomputed, which costs rank/width of a layer."""
+    """``y + (x A^T) B^T`` that keeps only ``x``, ``A`` and ``B`` for the backward pass.
+
+    ``x A^T`` is computed again, which costs rank/width of a layer. ``x`` and ``y`` may be of a lower precision than ``A`` and ``B``: ``x``
+    is kept as it came, and every product is taken in theirs.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-        """``x`` ``[..., in]``, ``A`` ``[r, in]``, ``B`` ``[out, r]`` -> ``[..., out]``."""
+    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+        """``y`` ``[..., out]``, ``x`` ``[..., in]``, ``A`` ``[r, in]``, ``B`` ``[out, r]`` -> ``[..., out]``."""
         ctx.save_for_backward(x, A, B)
-        return (x @ A.T) @ B.T
+        ctx.dtype = y.dtype
+        inner = _flat(x).to(A.dtype) @ A.T
+        # One pass over the output where the dtypes allow it: neither the branch nor the sum is a tensor of its own.
+        wide = torch.addmm(_flat(y), inner, B.T) if y.dtype == B.dtype else _flat(y) + inner @ B.T
+        return wide.reshape(y.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-        """Gradients of ``x``, ``A`` and ``B``."""
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of ``y``, ``x``, ``A`` and ``B``."""
         x, A, B = ctx.saved_tensors
-        flat_x, flat_g = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        of_y, of_x, of_a, of_b = ctx.needs_input_grad
+        flat_x, flat_g = _flat(x).to(A.dtype), _flat(gradient)
         inner = flat_g @ B
-        grad_x = (inner @ A).reshape(x.shape) if ctx.needs_input_grad[0] else None
-        return grad_x, inner.T @ flat_x, flat_g.T @ (flat_x @ A.T)
+        return (
+            gradient.to(ctx.dtype) if of_y else None,
+            (inner @ A).reshape(x.shape).to(x.dtype) if of_x else None,
+            inner.T @ flat_x if of_a else None,
+            flat_g.T @ (flat_x @ A.T) if of_b else None,
+        )
 
 
-def branch(form: AttachForm, x: torch.Tensor) -> torch.Tensor | None:
-    """``up(down(x))`` of a form that is nothing but a dense low-rank branch, or None for any other structure."""
+def _flat(value: torch.Tensor) -> torch.Tensor:
+    """``[..., width]`` as ``[rows, width]``."""
+    return value.reshape(value.shape[:-1].numel(), value.shape[-1])
+
+
+def is_low_rank(form: AttachForm) -> bool:
+    """Whether a form is nothing but a dense low-rank branch."""
     plain = form.pre is None and form.scale is None and form.shift is None
-    if plain and isinstance(form.down, Dense) and isinstance(form.up, Dense):
-        result: torch.Tensor = _LowRank.apply(x, form.down.matrix, form.up.matrix)
-        return result
-    return None
+    return plain and isinstance(form.down, Dense) and isinstance(form.up, Dense)
+
+
+def add_low_rank(form: AttachForm, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``y + up(down(x))`` for a form of which :func:`is_low_rank` holds; ``x`` ``[..., in]``, ``y`` ``[..., out]``.
+
+    The result is of the wider precision of ``y`` and the form.
+    """
+    result: torch.Tensor = _LowRank.apply(y, x, form.down.matrix, form.up.matrix)  # type: ignore[union-attr]
+    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..errors import SiteNotFound, nearest
 from ..methods import Method, Site, evaluate, run
 from . import kernels
 
@@ -23,6 +25,7 @@ class AdaptedLayer(nn.Module):
 
     def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__()
+        self.training = base.training
         self.base = base
         self.site = site
         self.adapters = nn.ModuleDict()
@@ -30,11 +33,20 @@ class AdaptedLayer(nn.Module):
         self.active: tuple[str, ...] = ()
 
     def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray]) -> None:
-        """Adds an adapter whose parameters are ``params``, as float32 on the base layer's device."""
+        """Adds a trainable adapter whose parameters are ``params``, as float32 on the base layer's device."""
         device = next(self.base.parameters()).device
         tensors = {key: nn.Parameter(torch.from_numpy(np.array(value, np.float32)).to(device)) for key, value in params.items()}
         self.adapters[_key(name)] = nn.ParameterDict(tensors)
         self.methods[name] = (method, cfg)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the adapters, in the order in which they came."""
+        return tuple(self.methods)
+
+    def part(self, name: str) -> nn.Module:
+        """What holds the adapter's parameters."""
+        return self.adapters[_key(name)]
 
     def remove(self, name: str) -> None:
         """Removes an adapter; unknown names are ignored."""
@@ -44,7 +56,7 @@ class AdaptedLayer(nn.Module):
 
     def params(self, name: str) -> dict[str, np.ndarray]:
         """The adapter's parameters as numpy arrays."""
-        return {key: value.detach().float().cpu().numpy() for key, value in self.adapters[_key(name)].items()}
+        return {key: value.detach().float().cpu().numpy() for key, value in self.part(name).items()}
 
     @property
     def weight(self) -> torch.Tensor:
@@ -68,81 +80,155 @@ class AdaptedLayer(nn.Module):
 
     def _applied(self, name: str, before: Any) -> Any:
         method, cfg = self.methods[name]
-        tensors = self.adapters[_key(name)]
+        trained = self.adapters[_key(name)]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             autocast = torch.is_autocast_enabled(x.device.type)
-            inner = x if autocast else x.to(next(iter(tensors.values())).dtype)
+            own = next(iter(trained.values())).dtype
+            # The branch is computed in the adapter's precision, or the input's where that is finer: nothing of the base is rounded away.
+            dtype = torch.promote_types(x.dtype, own)
+            tensors = trained if dtype == own else {key: value.to(dtype) for key, value in trained.items()}
             drop = (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
+            result = x.dtype
 
             def base(value: torch.Tensor) -> torch.Tensor:
+                nonlocal result
                 output: torch.Tensor = before(value.to(x.dtype))
+                result = output.dtype  # under autocast it is not that of the input, and the layer's neighbours count on it
                 return output
 
+            inner = x if autocast else x.to(dtype)
+            site = dataclasses.replace(self.site, weight=self.weight.to(dtype)) if method.traits.reads_weight else self.site
             if method.forward is not None:
-                return run(method, cfg, tensors, self.site, base, inner, drop).to(x.dtype)
-            form = method.attach(cfg, tensors, self.site)
+                return run(method, cfg, tensors, site, base, inner, drop).to(result)
+            form = method.attach(cfg, tensors, site)
             # Autocast rules do not reach the backward of a custom function, so the kernel stays out of its way.
-            quick = None if drop or autocast else kernels.branch(form, inner)
-            y: torch.Tensor = evaluate(form, base, inner, drop) if quick is None else base(inner) + quick
-            return y.to(x.dtype)
+            quick = not drop and not autocast and kernels.is_low_rank(form)
+            y: torch.Tensor = kernels.add_low_rank(form, base(x), x) if quick else evaluate(form, base, inner, drop)
+            return y.to(result)
 
         return forward
 
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapped layer has and this one has not (``in_features``, ...) is read from it: models look at such things."""
+        return _from_base(self, name)
+
 
 class SavedModule(nn.Module):
-    """A module with whole trained copies by name; with none active it is the original."""
+    """A module with whole trained copies by name; with none active it is the original. ``labels`` says what a copy's outputs mean."""
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, path: str) -> None:
         super().__init__()
+        self.training = base.training
         self.base = base
+        self.path = path
         self.copies = nn.ModuleDict()
+        self.labels: dict[str, tuple[str, ...] | None] = {}
         self.active: tuple[str, ...] = ()
 
-    def add(self, name: str, params: Mapping[str, np.ndarray] | None = None) -> None:
-        """Adds a trainable float32 copy; ``params`` replaces its parameters, in shape too (a head with other labels)."""
-        twin = copy.deepcopy(self.base).float().requires_grad_(True)
-        for key, value in (params or {}).items():
-            owner, _, leaf = key.rpartition(".")
-            device = next(self.base.parameters()).device
-            setattr(twin.get_submodule(owner), leaf, nn.Parameter(torch.from_numpy(np.array(value, np.float32)).to(device)))
-        self.copies[_key(name)] = twin
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the copies, in the order in which they came."""
+        return tuple(self.labels)
 
-    def has(self, name: str) -> bool:
-        """Whether there is a copy of that name."""
-        return _key(name) in self.copies
+    def add(self, name: str, params: Mapping[str, np.ndarray] | None = None, labels: tuple[str, ...] | None = None) -> None:
+        """Adds a trainable float32 copy; ``params`` replaces its parameters, in shape too (a head with other labels).
+
+        Raises:
+            SiteNotFound: the module has no parameter of that name.
+        """
+        twin = _bare(copy.deepcopy(self.base)).float().requires_grad_(True)
+        own = dict(twin.named_parameters())
+        for key, value in (params or {}).items():
+            if key not in own:
+                raise SiteNotFound("the module has no such parameter", where=self.path, found=key, remedy=nearest(key, own))
+            owner, _, leaf = key.rpartition(".")
+            holder = twin.get_submodule(owner)
+            setattr(holder, leaf, nn.Parameter(torch.from_numpy(np.array(value, np.float32)).to(own[key].device)))
+            if isinstance(holder, nn.Linear):
+                holder.out_features, holder.in_features = holder.weight.shape
+        self.copies[_key(name)] = twin
+        self.labels[name] = labels
+
+    def part(self, name: str) -> nn.Module:
+        """The copy of that name."""
+        return self.copies[_key(name)]
 
     def remove(self, name: str) -> None:
         """Removes a copy; unknown names are ignored."""
-        if self.has(name):
-            del self.copies[_key(name)]
+        if name in self.labels:
+            del self.copies[_key(name)], self.labels[name]
             self.active = tuple(other for other in self.active if other != name)
 
     def params(self, name: str) -> dict[str, np.ndarray]:
         """The copy's parameters as numpy arrays."""
-        return {key: value.detach().float().cpu().numpy() for key, value in self.copies[_key(name)].named_parameters()}
+        return {key: value.detach().float().cpu().numpy() for key, value in self.part(name).named_parameters()}
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The output of the last active copy, or of the original."""
+        """The output of the last active copy, or of the original; in the original's precision."""
         if not self.active:
             return self.base(x, *args, **kwargs)
-        return self.copies[_key(self.active[-1])](x.float(), *args, **kwargs).to(x.dtype)
+        output = self.copies[_key(self.active[-1])](x.float() if x.is_floating_point() else x, *args, **kwargs)
+        if torch.is_autocast_enabled(x.device.type) or not isinstance(output, torch.Tensor):
+            return output
+        own = next(self.base.parameters(), x)
+        return output.to(x.dtype if x.is_floating_point() else own.dtype)  # an embedding takes ids
+
+    def __getattr__(self, name: str) -> Any:
+        """As for :class:`AdaptedLayer`."""
+        return _from_base(self, name)
 
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's own modules under their own paths, as if nothing had been put into it."""
-    wrapped: set[str] = set()
-    for path, module in model.named_modules():
-        parts = path.split(".")
-        if any(".".join(parts[:end]) in wrapped for end in range(1, len(parts))):
-            continue
-        if isinstance(module, AdaptedLayer | SavedModule):
-            wrapped.add(path)
-            yield path, module.base
-        else:
-            yield path, module
+    """The model's own modules under their own paths, as if nothing had been put into it; a shared module once."""
+    return ((path, module) for path, _, module in _walk(model, "", set()))
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """What stands at one of the model's own paths: the module itself, or what wraps it.
+
+    Raises:
+        AttributeError: there is no such path.
+    """
+    module = model
+    for leaf in filter(None, path.split(".")):
+        module = getattr(_innermost(module), leaf)
+    return module
+
+
+def _walk(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    own = _innermost(module)
+    if own not in seen:
+        seen.add(own)
+        yield path, module, own
+        for leaf, child in own.named_children():
+            yield from _walk(child, f"{path}.{leaf}" if path else leaf, seen)
+
+
+def _innermost(module: nn.Module) -> nn.Module:
+    while isinstance(module, AdaptedLayer | SavedModule):
+        module = module.base
+    return module
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """The module without anything that was put into it or around it."""
+    module = _innermost(module)
+    for leaf, child in list(module.named_children()):
+        if (own := _bare(child)) is not child:
+            setattr(module, leaf, own)
+    return module
+
+
+def _from_base(wrapper: nn.Module, name: str) -> Any:
+    try:
+        return nn.Module.__getattr__(wrapper, name)
+    except AttributeError:
+        if name == "base":
+            raise
+        return getattr(wrapper.base, name)
 
 
 def _key(name: str) -> str:
-    """Module names may not hold dots."""
-    return name.replace(".", "%2e")
+    """A name as the key of a ModuleDict, which may hold no dots and none of the dict's own words (``keys``, ``train``)."""
+    return "adapter:" + name.replace("%", "%25").replace(".", "%2e")

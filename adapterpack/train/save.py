@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,16 +13,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import AdapterpackError, BaseMismatch
+from ..errors import AdapterpackError, BaseMismatch, NothingToDo
 from ..hub.resolve import folder_of
 from ..pack import canary
 from ..pack import fingerprint as fp
 from ..pack import manifest as m
+from ..pack.atomic import refuse_existing
 from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Pack, build
+from ..pack.safetensors import DTYPES
 from ..tasks import task_of
-from .inject import active, adapter_names, adapters_of, method_in
-from .layer import AdaptedLayer, own_modules
+from .inject import active, adapter_names, adapters_of, labels_of, method_in
+from .layer import AdaptedLayer, SavedModule, own_modules
+
+DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
+"""numpy's and torch's name of a dtype -> that of safetensors."""
 
 
 def save(
@@ -40,25 +46,30 @@ def save(
     fingerprint of the base and, for models with a vocabulary, a canary.
 
     Raises:
-        NonFinite: a trained tensor holds NaN or infinity.
+        NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.
         OutputExists: ``out`` is taken.
+        UnknownAdapter: the model has no adapter of that name.
     """
+    if out is not None:
+        refuse_existing(Path(out))
     names = adapter_names(model)
     if adapter is None and len(names) != 1:
-        raise AdapterpackError("the model holds several adapters or none", found=", ".join(names) or "none", remedy="name one with adapter=")
+        raise AdapterpackError("the model holds several adapters or none", found=", ".join(names) or "none",
+                               remedy="name one with adapter=")
     chosen = adapter or names[0]
     adapters, full = adapters_of(model, chosen)
     checkpoint = _checkpoint(model, base)
     config = getattr(model, "config", None)
     task = task_of(type(model).__name__)
-    labelled = task.labelled and config is not None and bool(full)
+    labels = labels_of(model, chosen)
+    if labels is None and task.labelled and config is not None and full:
+        labels = tuple(config.id2label[i] for i in sorted(config.id2label))
     pack = build(
         name or (Path(out).name if out is not None else chosen),
         method_in(model, chosen),
         adapters,
         full=full,
-        task=m.Task(task.name, type(model).__name__ if config is not None else None,
-                    tuple(config.id2label[i] for i in sorted(config.id2label)) if labelled and config is not None else None),
+        task=m.Task(task.name, type(model).__name__ if config is not None else None, labels),
         base=_base(model, checkpoint),
         weights={path: checkpoint.weight_name(path) if checkpoint else f"{path}.weight" for path in [*(s.path for s in adapters), *full]},
         canary=make_canary(model, chosen),
@@ -66,6 +77,27 @@ def save(
         metrics=metrics,
     )
     return pack if out is None else pack.write(out)
+
+
+def verify_canary(model: nn.Module, pack: Pack) -> float:
+    """Replays the canary of ``pack`` on a model that it is attached to (by its name), without and with the adapter; the largest error.
+
+    The model is afterwards as it was. In half precision the tolerance grows by what that precision rounds away.
+
+    Raises:
+        UnknownAdapter: the pack is not attached under its name.
+        NothingToDo: the pack carries no canary; or the adapter has no effect.
+        BaseMismatch: without the adapter the model already gives other logits.
+        ParityError: with the adapter it gives other logits.
+    """
+    recorded = pack.manifest.canary
+    if recorded is None:
+        raise NothingToDo("the pack carries no canary", where=pack.name, remedy="save it from a model that takes token ids")
+    size = max(abs(value) for row in (*recorded.base, *recorded.adapter) for value in row["logits"])
+    rounding = 8 * torch.finfo(next(model.parameters()).dtype).eps * size  # a few roundings of the largest logit
+    allowed = dataclasses.replace(recorded, tolerance=max(recorded.tolerance, rounding))
+    plain, adapted = _replay(model, pack.name, recorded.input_ids)
+    return canary.check(allowed, plain, adapted, where=pack.name)
 
 
 def require_model_base(model: nn.Module, pack: Pack) -> None:
@@ -89,22 +121,26 @@ def make_canary(model: nn.Module, name: str) -> m.Canary | None:
     if not vocabulary:
         return None
     ids = canary.inputs(vocabulary)
+    return canary.record(ids, *_replay(model, name, ids))
+
+
+def _replay(model: nn.Module, name: str, ids: tuple[tuple[int, ...], ...]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The rows without and with the adapter; its trained head is on in both."""
     with only(model, name):
         adapted = canary_rows(model, ids)
         for module in model.modules():
             if isinstance(module, AdaptedLayer):
                 module.active = ()
-        plain = canary_rows(model, ids)
-    return canary.record(ids, plain, adapted)
+        return canary_rows(model, ids), adapted
 
 
-@torch.no_grad()
 def canary_rows(model: nn.Module, ids: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:
     """The model's logits at the last position for each row of ids, run one by one, as float32."""
     device = next(model.parameters()).device
     rows = []
     for row in ids:
-        output = model(input_ids=torch.tensor([row], device=device))
+        with torch.no_grad():
+            output = model(input_ids=torch.tensor([row], device=device))
         values = output.logits if hasattr(output, "logits") else output[0]
         rows.append((values[0, -1] if values.ndim == 3 else values[0]).float().cpu().numpy())
     return rows
@@ -113,15 +149,17 @@ def canary_rows(model: nn.Module, ids: tuple[tuple[int, ...], ...]) -> list[np.n
 @contextmanager
 def only(model: nn.Module, name: str | None) -> Iterator[None]:
     """The model in evaluation mode with one adapter (or none) active; as it was before afterwards."""
-    before = {module: module.active for module in model.modules() if hasattr(module, "active")}
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
+    before = {module: module.active for module in modes if isinstance(module, AdaptedLayer | SavedModule)}
     try:
-        active(model.eval(), name)
+        active(model, name)
+        model.eval()
         yield
     finally:
-        model.train(training)
-        for module, names in before.items():
-            module.active = names
+        for module, mode in modes.items():
+            module.training = mode
+        for wrapper, names in before.items():
+            wrapper.active = names
 
 
 def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkpoint | None:
@@ -132,14 +170,21 @@ def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkp
 def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
     config = getattr(model, "config", None)
     found = checkpoint.fingerprint() if checkpoint else _model_fingerprint(model)
-    return m.Base(checkpoint and checkpoint.name, checkpoint and checkpoint.commit, getattr(config, "model_type", None), found.structure, found.content)
+    name, commit = (checkpoint.name, checkpoint.commit) if checkpoint else (None, None)
+    return m.Base(name, commit, getattr(config, "model_type", None), found.structure, found.content)
 
 
 def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
-    """The fingerprint of a model that came from no checkpoint, over its own parameters under their own names."""
-    tensors = []
+    """The fingerprint of a model that came from no checkpoint: that of the checkpoint which it would give, tied weights once."""
+    tensors, seen = [], set()
     for path, module in own_modules(model):
-        for leaf, value in module.named_parameters(recurse=False):
+        passing = module._non_persistent_buffers_set
+        own = [*module._parameters.items(), *((leaf, value) for leaf, value in module._buffers.items() if leaf not in passing)]
+        for leaf, value in own:
+            if value is None or id(value) in seen:
+                continue
+            seen.add(id(value))
             raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-            tensors.append((f"{path}.{leaf}".lstrip("."), str(value.dtype).removeprefix("torch."), tuple(value.shape), memoryview(raw)))
+            name = str(value.dtype).removeprefix("torch.")
+            tensors.append((f"{path}.{leaf}".lstrip("."), DTYPE_NAMES.get(name, name), tuple(value.shape), memoryview(raw)))
     return fp.Fingerprint(fp.structure(t[:3] for t in tensors), fp.content(tensors))

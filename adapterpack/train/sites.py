@@ -17,26 +17,36 @@ LAYERS: dict[type[nn.Module], Callable[[str, Any], Site]] = {
 """Layer class -> the site that it is. A class that is not here cannot be adapted."""
 
 
+BYPASSED: tuple[type[nn.Module], ...] = (nn.modules.linear.NonDynamicallyQuantizableLinear,)
+"""Classes whose owners read the weight and never call the layer (``nn.MultiheadAttention.out_proj``): an adapter there would do nothing."""
+
+
 def site_at(path: str, module: nn.Module) -> Site | None:
     """The site of a module, or None if its class is not in the table."""
+    if isinstance(module, BYPASSED):
+        return None
     return next((make(path, module) for kind, make in LAYERS.items() if isinstance(module, kind)), None)
 
 
 def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
     """The sites that ``targets`` names, in the model's order.
 
-    ``targets`` is ``"all-linear"`` (every linear layer except the output embedding and ``exclude``) or names: a literal module path or
-    the end of one, matched whole components at a time; never a pattern.
+    ``targets`` is ``"all-linear"`` (every linear layer except the output embedding and the modules at or below the paths ``exclude``) or
+    names: a literal module path or the end of one, matched whole components at a time; never a pattern.
 
     Raises:
         SiteNotFound: a name matches nothing; the nearest module name is given.
-        Unsupported: a named module is of a kind that the method does not support.
+        Unsupported: a named module is of a kind that the method does not support, or is among ``exclude``.
     """
     modules = dict(own_modules(model))
+    if site_at("", modules.pop("")) is not None:
+        raise Unsupported("the model is itself a layer, which cannot be replaced inside it", found=type(model).__name__,
+                          remedy="put it into a container, such as nn.Sequential")
     skipped = {path for path in modules if any(path == name or path.startswith(f"{name}.") for name in exclude)}
     if targets == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        sites = [site for path, module in modules.items() if path not in skipped and module is not head
+        heads = {own for _, own in own_modules(head)} if head is not None else set()
+        sites = [site for path, module in modules.items() if path not in skipped and module not in heads
                  if (site := site_at(path, module)) is not None and site.kind in traits.layers]
         if not sites:
             raise SiteNotFound("the model has no layer that the method supports", expected=", ".join(traits.layers))
@@ -53,5 +63,8 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
             if site is None or site.kind not in traits.layers:
                 raise Unsupported("the method does not support this layer", where=path, expected=", ".join(traits.layers),
                                   found=type(modules[path]).__name__, remedy="name other targets")
+            if path in skipped:
+                raise Unsupported("a module can be adapted or trained whole, not both", where=path,
+                                  remedy="take it out of targets or out of modules_to_save")
             chosen[path] = site
     return [chosen[path] for path in modules if path in chosen]

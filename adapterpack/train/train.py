@@ -49,6 +49,7 @@ def train(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, over
     Raises:
         ConfigError: an unknown key, a wrong value, or data of no known form.
         OutputExists: an output folder is taken; found before anything is trained.
+        StorageError: a data file or the base is missing; found before anything is trained.
         NonFinite: training diverged.
 
     Example:
@@ -59,33 +60,36 @@ def train(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, over
         log.info("%s", note)
     for one in configs:
         refuse_existing(Path(one.output_dir))
-        task_named(one.task)
+        _require_trainable(task_named(one.task))
+        folder_of(one.model_name_or_path)
+        for source in filter(None, (one.train_file, one.eval_file)):
+            data.require_file(source)
     return [train_one(one)[0] for one in configs]
 
 
 def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     """Trains one adapter and writes its pack; returns the pack and the model with the adapter active in it."""
     started = time.perf_counter()
-    task = task_named(config.task)
-    set_seed(config.seed)
+    task = _require_trainable(task_named(config.task))
+    refuse_existing(Path(config.output_dir))
     folder = folder_of(config.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    if task.name not in PREPARE:
-        raise Unsupported("this task cannot be trained yet", found=task.name, expected=", ".join(PREPARE))
     prepared = PREPARE[task.name](config, task, folder, tokenizer)
     model = prepared.model
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if task.labelled and getattr(model.config, "pad_token_id", padding) is None:
+        model.config.pad_token_id = padding  # a decoder that classifies looks for its last real token
     method_config = dataclasses.replace(
         config.method_config, modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *prepared.heads]))
     )
     adapt(model, method_config, config.pack_name, config.seed)
-    collator = data.Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
     with tempfile.TemporaryDirectory(prefix="adapterpack-train-") as scratch:
         trainer = Trainer(
             model=model,
             args=_arguments(config, scratch, prepared.evaluation is not None),
             train_dataset=prepared.train,
             eval_dataset=prepared.evaluation,
-            data_collator=collator,
+            data_collator=data.Collator(padding or 0),  # masked, so any id would do
             compute_metrics=prepared.metrics,
         )
         if not sys.stderr.isatty():
@@ -109,46 +113,55 @@ def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     return pack, model
 
 
+def _require_trainable(task: Task) -> Task:
+    if task.name not in PREPARE:
+        raise Unsupported("this task cannot be trained yet", found=task.name, expected=", ".join(PREPARE))
+    return task
+
+
 def _arguments(config: TrainConfig, scratch: str, evaluates: bool) -> TrainingArguments:
     shared = {f.name for f in dataclasses.fields(TrainingArguments)} & {f.name for f in dataclasses.fields(TrainConfig)}
     taken = {name: getattr(config, name) for name in shared - {"output_dir", "gradient_checkpointing"}}
     if config.gradient_checkpointing:  # the name that newer versions of transformers use
         known = {f.name for f in dataclasses.fields(TrainingArguments)}
         taken["activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"] = True
-    return TrainingArguments(
-        **taken,
-        output_dir=scratch,
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        do_eval=evaluates,
-        remove_unused_columns=False,
-        label_names=["labels"],
-    )
+    try:
+        return TrainingArguments(
+            **taken,
+            output_dir=scratch,
+            save_strategy="no",
+            eval_strategy="no",
+            report_to="none",
+            disable_tqdm=not sys.stderr.isatty(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            do_eval=evaluates,
+            use_cpu=not torch.accelerator.is_available(),  # said, because only then bf16 is let pass on a CPU
+            remove_unused_columns=False,
+            label_names=["labels"],
+        )
+    except ValueError as error:
+        raise ConfigError(f"the trainer refuses a setting: {str(error).partition(chr(10))[0].rstrip('.')}") from error
 
 
 def _classification(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
-    rows = _train_rows(config)
-    if "label" not in rows.column_names:
-        raise ConfigError("classification needs the columns text and label", where=config.train_file, found=", ".join(rows.column_names))
-    labels = sorted({str(label) for label in data.load_rows(config.train_file)["label"]})
-    model = load_model(task, folder, labels)
-    heads = tuple(name for name in task.heads if hasattr(model, name))
+    rows = data.load_rows(config.train_file)
+    labels = data.labels_in(rows, config.train_file)
+    encoded = data.encode_classification(_chosen(rows, config), tokenizer, labels, config.max_length, config.train_file)
     evaluation = None
     if config.eval_file:
         evaluation = data.encode_classification(data.load_rows(config.eval_file), tokenizer, labels, config.max_length, config.eval_file)
-    encoded = data.encode_classification(rows, tokenizer, labels, config.max_length, config.train_file)
-    return Prepared(model, encoded, evaluation, _accuracy, heads)
+    model, new = _loaded(task, folder, labels)
+    heads = dict.fromkeys([name for name in task.heads if hasattr(model, name)])
+    heads.update(dict.fromkeys(path for path in new if path.partition(".")[0] not in heads))
+    return Prepared(model, encoded, evaluation, _accuracy, tuple(heads))
 
 
 def _causal(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
-    model = load_model(task, folder)
+    encoded = data.encode_causal(_chosen(data.load_rows(config.train_file), config), tokenizer, config.max_length, config.train_file)
     evaluation = None
     if config.eval_file:
         evaluation = data.encode_causal(data.load_rows(config.eval_file), tokenizer, config.max_length, config.eval_file)
-    return Prepared(model, data.encode_causal(_train_rows(config), tokenizer, config.max_length, config.train_file), evaluation, None, ())
+    return Prepared(load_model(task, folder), encoded, evaluation, None, ())
 
 
 PREPARE: dict[str, Callable[[TrainConfig, Task, Path, Any], Prepared]] = {
@@ -160,12 +173,26 @@ PREPARE: dict[str, Callable[[TrainConfig, Task, Path, Any], Prepared]] = {
 
 def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0) -> Any:
     """The task's model on a base, in float32; a new head, where there is one, is drawn from ``seed``."""
+    return _loaded(task, folder, labels, seed)[0]
+
+
+def _loaded(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0) -> tuple[Any, list[str]]:
+    """The model, and the paths of the modules whose parameters the checkpoint does not hold."""
     kwargs: dict[str, Any] = {}
     if labels:
         kwargs = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     set_seed(seed)
+    if task.labelled:
+        kwargs["ignore_mismatched_sizes"] = True  # a base that came with a head for other labels gets a new one
     with quiet_transformers():  # that a head is new is the point, not news
-        return getattr(transformers, task.auto_class).from_pretrained(folder, dtype=torch.float32, **kwargs)
+        auto_class = getattr(transformers, task.auto_class)
+        model, report = auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **kwargs)
+    sizes = {name: value.numel() for name, value in model.named_parameters()}
+    new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} & sizes.keys()
+    if 2 * sum(sizes[name] for name in new) > sum(sizes.values()):
+        raise Unsupported("the checkpoint holds less than half of the task's model", where=folder, found=type(model).__name__,
+                          expected=f"weights such as {min(new)}", remedy="name a base of that architecture")
+    return model, sorted({name.rpartition(".")[0] for name in new})
 
 
 @contextlib.contextmanager
@@ -182,8 +209,10 @@ def quiet_transformers() -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-def _train_rows(config: TrainConfig) -> Any:
-    rows = data.load_rows(config.train_file)
+def _chosen(rows: Any, config: TrainConfig) -> Any:
+    if config.skip_train_samples >= len(rows):
+        raise ConfigError("skip_train_samples leaves no rows", where=config.train_file, expected=f"less than {len(rows)}",
+                          found=config.skip_train_samples)
     stop = len(rows) if config.max_train_samples is None else min(len(rows), config.skip_train_samples + config.max_train_samples)
     return rows.select(range(config.skip_train_samples, stop))
 

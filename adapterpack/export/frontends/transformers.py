@@ -40,11 +40,11 @@ def _build(folder: Path, task: str) -> BaseGraph:
 
 
 def _name_axes(model: Any) -> None:
-    """The exporter's symbols (``s43``) become ``batch`` and ``sequence``, everywhere."""
+    """The exporter's symbols (``s43``), of which each input may have its own, become ``batch`` and ``sequence``, everywhere."""
     import onnx_ir as ir  # noqa: PLC0415 - beside torch, for the same reason
 
-    ids = next(value for value in model.graph.inputs if value.name == "input_ids")
-    names = {str(dim.value): name for dim, name in zip(ids.shape, _AXES, strict=True) if not isinstance(dim, int)}
+    names = {str(dim.value): name for value in model.graph.inputs for dim, name in zip(value.shape, _AXES, strict=True)
+             if not isinstance(dim, int)}
     for value in [*model.graph.inputs, *model.graph.outputs, *(out for node in model.graph for out in node.outputs)]:
         if value.shape is not None:
             dims = [dim if isinstance(dim, int) else names.get(str(dim.value), dim.value) for dim in value.shape]

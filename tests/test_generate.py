@@ -1,0 +1,276 @@
+"""Generation: tokens equal transformers' own greedy decoding, rows of a batch equal single rows; sampling, stops, chat templates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from adapterpack import Session
+from adapterpack.errors import ConfigError, FormatError, UnknownAdapter, Unsupported
+from adapterpack.runtime.generate import Sampling, _choose
+from adapterpack.runtime.session import pad
+from adapterpack.runtime.tokenizer import Tokenizer
+
+Make = Callable[..., Any]
+PROMPTS: list[list[int]] = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16], [60]]
+NAMES: list[str | None] = ["alpha", None, "beta", "alpha"]
+TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def session(bundle_of: Make) -> Session:
+    return Session(bundle_of("llama", "bank"), "cpu")
+
+
+def greedy(model: Any, prompts: list[list[int]], eos: list[int] | None = None, tokens: int = TOKENS) -> list[tuple[int, ...]]:
+    """New token ids by transformers' ``generate(do_sample=False)`` on a float32 copy's left-padded batch, the end token left out."""
+    batch = pad(prompts, 0, left=True)
+    eos = eos or [2]
+    with torch.no_grad():
+        output = model.generate(**{key: torch.from_numpy(value) for key, value in batch.items()}, max_new_tokens=tokens, do_sample=False,
+                                pad_token_id=0, eos_token_id=eos)
+    rows = output[:, batch["input_ids"].shape[1] :].tolist()
+    return [tuple(row[: next((at for at, token in enumerate(row) if token in eos), len(row))]) for row in rows]
+
+
+@pytest.mark.parametrize("mode", ["bank", "inputs", "folded"])
+def test_greedy_tokens_equal_transformers(mode: str, bundle_of: Make, dense_of: Make) -> None:
+    """The same ids for the base and each adapter, on ragged prompts in one batch, against the float64 model with W + s B A."""
+    session = Session(bundle_of("llama", mode), "cpu")
+    for name in ("alpha",) if mode == "folded" else (None, "alpha", "beta"):
+        found = session.generate(PROMPTS, name, max_new_tokens=TOKENS)
+        assert [answer.ids for answer in found] == greedy(dense_of("llama", name), PROMPTS)
+        assert all(answer.adapter == name for answer in found)
+        assert [answer.prompt_tokens for answer in found] == [len(prompt) for prompt in PROMPTS]
+        assert [answer.finish_reason for answer in found] == ["length" if len(answer.ids) == TOKENS else "stop" for answer in found]
+
+
+@pytest.mark.parametrize("mode", ["bank", "inputs"])
+def test_a_mixed_batch_equals_single_rows(mode: str, bundle_of: Make) -> None:
+    """generate(prompts, names)[i] == generate([prompt_i], [name_i]), in every field, and once more in another order."""
+    session = Session(bundle_of("llama", mode), "cpu")
+    together = session.generate(PROMPTS, NAMES, max_new_tokens=TOKENS)
+    assert together == [session.generate([prompt], [name], max_new_tokens=TOKENS)[0] for prompt, name in zip(PROMPTS, NAMES, strict=True)]
+    assert together[::-1] == session.generate(PROMPTS[::-1], NAMES[::-1], max_new_tokens=TOKENS)
+    assert len({answer.ids for answer in together}) == len(PROMPTS)
+
+
+def test_the_end_token_ends_a_row(bundle_of: Make, dense_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an end token that greedy decoding meets, rows end before it, each at its own step, as under transformers; others run on."""
+    plain = greedy(dense_of("llama", "alpha"), PROMPTS)
+    end = plain[0][4]
+    folder = Path(shutil.copytree(bundle_of("llama", "bank"), tmp_path / "bundle"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, 3]}))
+    found = Session(folder, "cpu").generate(PROMPTS, "alpha", max_new_tokens=TOKENS)
+    assert [answer.ids for answer in found] == greedy(dense_of("llama", "alpha"), PROMPTS, [end, 3])
+    assert found[0].ids == plain[0][: plain[0].index(end)]
+    assert found[0].finish_reason == "stop"
+    assert end not in [token for answer in found for token in answer.ids]
+    session, calls = Session(folder, "cpu"), []
+    call = session.call
+    monkeypatch.setattr(session, "call", lambda feeds: calls.append(1) or call(feeds))
+    session.generate(PROMPTS[:1], "alpha", max_new_tokens=TOKENS)
+    assert len(calls) == len(found[0].ids) + 1, "nothing runs after the last row has ended"
+    for name, expected in (("generation_config.json", frozenset({end, 3})), ("config.json", frozenset({2})), (None, frozenset())):
+        assert Tokenizer(folder).eos_ids == expected  # the generation config counts, where it says one
+        if name:
+            (folder / name).write_text("{}")
+
+
+def test_stop_texts_end_a_row_and_are_cut_off(session: Session) -> None:
+    """A stop text that is met ends its row there, within a token or across tokens; the earliest counts; a plain text is one stop text."""
+    (whole,) = session.generate([PROMPTS[0]], "alpha", max_new_tokens=TOKENS)
+    words = whole.text.split(" ")
+    assert len(words) > 8
+    across = f"{words[3][-1]} {words[4]}"
+    for stop in (across, (words[7], across), (across, "not there")):
+        (found,) = session.generate([PROMPTS[0]], "alpha", max_new_tokens=TOKENS, stop=stop)
+        first = stop if isinstance(stop, str) else min(stop, key=lambda text: whole.text.find(text) % 1000)
+        assert found.text == whole.text[: whole.text.find(first)]
+        assert found.finish_reason == "stop"
+        assert len(found.ids) < len(whole.ids)
+    both = session.generate([PROMPTS[0], PROMPTS[2]], "alpha", max_new_tokens=TOKENS, stop=(across,))
+    (other,) = session.generate([PROMPTS[2]], "alpha", max_new_tokens=TOKENS)
+    assert both[1] == other or across in other.text, "a row that meets no stop text runs on"
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_max_new_tokens(session: Session, count: int) -> None:
+    """At most so many tokens, the first ones of a longer answer."""
+    longer = session.generate(PROMPTS, NAMES, max_new_tokens=TOKENS)
+    for short, whole in zip(session.generate(PROMPTS, NAMES, max_new_tokens=count), longer, strict=True):
+        assert short.ids == whole.ids[:count]
+        assert short.finish_reason == ("length" if len(whole.ids) >= count else "stop")
+
+
+def test_tokens_are_emitted_in_order(session: Session) -> None:
+    """The callback sees (row, token, text so far): step by step, rows in order within a step, and what it saw is the answer."""
+    seen: list[tuple[int, int, str]] = []
+    found = session.generate(PROMPTS, NAMES, max_new_tokens=6, emit=lambda *event: seen.append(event))
+    assert seen == [
+        (row, answer.ids[step], session.tokenizer.decode(answer.ids[: step + 1]))
+        for step in range(6) for row, answer in enumerate(found) if step < len(answer.ids)
+    ]
+    assert [answer.text for answer in found] == [[text for row, _, text in seen if row == number][-1] for number in range(len(PROMPTS))]
+
+
+def test_sampling_is_reproducible(session: Session) -> None:
+    """One seed gives one answer; another seed another; a row's draws do not depend on the rows after it; equal prompts differ."""
+    options: dict[str, Any] = {"max_new_tokens": TOKENS, "temperature": 1.5}
+    one, again, other = (session.generate(PROMPTS, NAMES, **options, seed=seed) for seed in (1, 1, 2))
+    assert one == again
+    assert [a.ids for a in one] != [a.ids for a in other]
+    assert session.generate(PROMPTS[:2], NAMES[:2], **options, seed=1) == one[:2]
+    twins = session.generate([PROMPTS[0]] * 3, "alpha", **options, seed=1)
+    assert len({answer.ids for answer in twins}) == 3
+
+
+def test_narrow_sampling_is_greedy(session: Session) -> None:
+    """top_k = 1, a tiny top_p, and a temperature near 0 all take the likeliest token."""
+    expected = session.generate(PROMPTS, NAMES, max_new_tokens=TOKENS)
+    for options in ({"temperature": 2.0, "top_k": 1}, {"temperature": 1.0, "top_p": 1e-9}, {"temperature": 1e-7}):
+        assert session.generate(PROMPTS, NAMES, max_new_tokens=TOKENS, seed=3, **options) == expected
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.7), (4, 0.6)])
+def test_draws_follow_the_distribution(top_k: int, top_p: float) -> None:
+    """Frequencies of 20000 draws equal softmax(logits / T), cut to the top k, then to the smallest set that holds p, within 0.02."""
+    logits = np.array([2.0, -1.0, 0.5, 1.5, 0.0, -3.0])
+    weights = np.exp(logits / 0.8) / np.exp(logits / 0.8).sum()
+    order = np.argsort(-weights)[: top_k or None]
+    share = np.cumsum(weights[order]) / weights[order].sum()
+    kept = order[: int((share < top_p).sum()) + 1]
+    expected = np.zeros(6)
+    expected[kept] = weights[kept] / weights[kept].sum()
+    options, draws = Sampling(temperature=0.8, top_k=top_k, top_p=top_p), [np.random.default_rng([0, row]) for row in range(200)]
+    found = np.concatenate([_choose(np.tile(logits, (200, 1)), options, draws) for _ in range(100)])
+    counts = np.bincount(found, minlength=6) / len(found)
+    assert (counts[expected == 0] == 0).all()
+    np.testing.assert_allclose(counts, expected, rtol=0, atol=0.02)  # five standard deviations are 0.018
+
+
+def test_prompts_in_every_form(session: Session) -> None:
+    """A text is one user message; without a chat template messages are their contents; ids are themselves; no prompts, no answers."""
+    ids = session.tokenizer.encode("w1 w2 w3")
+    assert ids == [5, 6, 7]
+    forms: list[Any] = ["w1 w2 w3", [{"role": "user", "content": "w1 w2 w3"}], ids, [{"role": "system", "content": "w1"},
+                                                                                 {"role": "user", "content": "w2 w3"}]]
+    assert len(set(session.generate(forms, "beta", max_new_tokens=5))) == 1
+    assert session.generate([], None) == []
+
+
+def test_what_generation_refuses(session: Session, bundle_of: Make) -> None:
+    """A bundle that is no decoder, an unknown adapter, prompts of no form or without tokens, parameters out of range: by name."""
+    with pytest.raises(Unsupported, match="text-classification"):
+        Session(bundle_of("bert", "bank"), "cpu").generate(["w1"])
+    with pytest.raises(UnknownAdapter, match="did you mean 'beta'"):
+        session.generate(["w1"], ["betta"])
+    with pytest.raises(ConfigError, match="expected 1, found 2"):
+        session.generate(["w1"], ["beta", None])
+    for prompt in ("", [], [{"role": "user", "content": ""}]):
+        with pytest.raises(ConfigError, match="no tokens"):
+            session.generate(["w1", prompt])
+    for prompt in (["w1"], [1, "w1"], [{"role": "user"}], [1.5]):
+        with pytest.raises(ConfigError, match="a prompt is"):
+            session.generate([prompt])
+    for options in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": float("inf")},
+                    {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(ConfigError, match="out of range"):
+            session.generate(["w1"], **options)
+    with pytest.raises(ConfigError, match="did you mean 'temperature'"):
+        session.generate(["w1"], temprature=1.0)
+
+
+# Chat templates.
+
+
+TEMPLATES = {
+    "plain": "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] | trim }}\n{% endfor %}"
+             "{% if add_generation_prompt %}<assistant> {% endif %}",
+    "special": "{{ bos_token }}{% for m in messages %}\n    {%- if m.role == 'user' %}\n  w1 {{ m.content }}{{ eos_token }}\n"
+               "    {% endif %}\n{% endfor %}",
+    "tools": "{% if tools is not none %}tools{% endif %}{% if not tools %}none{% endif %}{{ messages[0].content }}",
+    "json": "{{ messages | tojson }}|{{ messages[0] | tojson(indent=2) }}",
+    "loop": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ unk_token }}",
+    "undefined": "{{ documents is none }}{{ custom is defined }}{{ cls_token is defined }}{{ pad_token }}",
+}
+MESSAGES = [
+    {"role": "system", "content": "  w4 <b>&'\" ü"}, {"role": "user", "content": "w5 w6\n"}, {"role": "assistant", "content": "w7"},
+    {"role": "user", "content": "w8"},
+]
+
+
+def with_template(source: Path, target: Path, template: str) -> Path:
+    """A copy of a model folder with a chat template."""
+    shutil.copytree(source, target)
+    (target / "chat_template.jinja").write_text(template, "utf-8")
+    return target
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_render_as_under_transformers(name: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Text and ids equal ``apply_chat_template(add_generation_prompt=True)``, from chat_template.jinja and from the tokenizer's config."""
+    folder = with_template(tiny_llama, tmp_path / "model", TEMPLATES[name])
+    theirs = AutoTokenizer.from_pretrained(folder)
+    expected = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    ours = Tokenizer(folder)
+    assert ours.render(MESSAGES) == expected
+    ids = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True)
+    assert ours.prompt(MESSAGES) == list(ids["input_ids"] if hasattr(ids, "keys") else ids)
+    (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for inline in (TEMPLATES[name], [{"name": "rag", "template": "no"}, {"name": "default", "template": TEMPLATES[name]}]):
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": inline}))
+        assert Tokenizer(folder).render(MESSAGES) == expected
+
+
+HOSTILE = {
+    "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "globals": "{{ raise_exception.__globals__['__builtins__'] }}",
+    "attribute filter": "{{ (messages | attr('__class__')).mro() }}",
+    "call": "{{ ''.__class__() }}",
+    "cycler": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "changes its input": "{{ messages.append('x') }}",
+    "changes a message": "{{ messages[0].update({'content': 'x'}) }}",
+    "endless": "{% for i in range(10**9) %}x{% endfor %}",
+    "syntax": "{% for %}",
+    "raises": "{{ raise_exception('roles must alternate') }}",
+    "divides by zero": "{{ 1 / 0 }}",
+    "wrong type": "{{ messages[0].content + 1 }}",
+    "reads a file": "{% include '/etc/passwd' %}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_is_refused(name: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """The sandbox gives no way to Python's insides, to files, or to the caller's messages: an error that names the folder, no answer."""
+    tokenizer = Tokenizer(with_template(tiny_llama, tmp_path / "model", HOSTILE[name]))
+    messages = [{"role": "user", "content": "w1"}]
+    with pytest.raises(FormatError, match="does not render"):
+        tokenizer.render(messages)
+    assert messages == [{"role": "user", "content": "w1"}]
+
+
+@pytest.mark.parametrize("hidden", ["{{ messages | attr('__class__') }}", "{{ ''.__class__ }}", "{{ '{0.__class__}'.format(messages) }}"])
+def test_what_the_sandbox_hides_is_empty(hidden: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """An attribute of Python's insides that is merely printed is printed as nothing, as under transformers."""
+    folder = with_template(tiny_llama, tmp_path / "model", f"[{hidden}]")
+    assert Tokenizer(folder).render(MESSAGES) == "[]"
+
+
+def test_a_bundle_takes_its_template_along(bundle_of: Make, tmp_path: Path) -> None:
+    """A prompt given as text goes through the bundle's template; ids do not."""
+    folder = with_template(bundle_of("llama", "bank"), tmp_path / "bundle", "{% for m in messages %}w9 {{ m.content }} w10{% endfor %}")
+    session = Session(folder, "cpu")
+    text, ids, raw = session.generate(["w1", [13, 5, 14], [5]], "alpha", max_new_tokens=4)
+    assert text == ids
+    assert raw.prompt_tokens == 1

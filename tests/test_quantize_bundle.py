@@ -1,0 +1,198 @@
+"""Quantized bundles: slots, site map and adapters survive; the recorded error is the measured one; weights are within half a step."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from adapterpack import Session, export, quantize, validate
+from adapterpack.errors import FormatError, NothingToDo, OutputExists, ParityError, UnknownName
+from adapterpack.pack import canary
+from adapterpack.pack import manifest as m
+from adapterpack.quantize import graphs
+from adapterpack.quantize.graphs import SCHEMES
+from adapterpack.runtime.bundle import GRAPH, read_bundle
+from adapterpack.runtime.session import pad
+
+Make = Callable[..., Any]
+BUNDLES = [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("bert", "bank"), ("bert", "inputs")]
+
+
+@pytest.fixture(scope="module")
+def quantized(bundle_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], Path]:
+    made: dict[tuple[str, str, str], Path] = {}
+
+    def get(kind: str, mode: str, scheme: str) -> Path:
+        key = (kind, mode, scheme)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("quantized") / "-".join(key)
+            quantize(bundle_of(kind, mode), folder, scheme=scheme)
+            made[key] = folder
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("kind", "mode"), BUNDLES)
+def test_slots_and_sites_survive(kind: str, mode: str, scheme: str, bundle_of: Make, quantized: Make) -> None:
+    """The graph's inputs, their shapes and their defaults are the same bytes; every node and weight of the site map is in the new graph."""
+    before, after = (ir.load(folder / GRAPH).graph for folder in (bundle_of(kind, mode), quantized(kind, mode, scheme)))
+    assert [(value.name, str(value.shape)) for value in after.inputs] == [(value.name, str(value.shape)) for value in before.inputs]
+    assert [value.name for value in after.outputs] == [value.name for value in before.outputs]
+    bundle = read_bundle(quantized(kind, mode, scheme))
+    slots = [f"{path}.{field}" for path, site in bundle.sites.items() for field in site.fields]
+    assert bool(slots) == (mode != "folded")
+    for name in slots:
+        assert np.array_equal(after.initializers[name].const_value.numpy(), before.initializers[name].const_value.numpy())
+    nodes = {node.name: node for node in after}
+    for site in bundle.sites.values():
+        assert site.weight in after.initializers
+        assert nodes[site.node].op_type in {"MatMulNBits", "Gemm"}  # a Gemm is a head or a pooler, and stays float
+        assert nodes[site.node].inputs[1].name == site.weight
+    quantizable = sum(node.op_type == "MatMul" and node.inputs[1].name in before.initializers for node in before
+                      if not node.name.startswith("adapterpack/"))
+    assert bundle.quantization["quantized"] == sum(node.op_type == "MatMulNBits" for node in after) == quantizable > 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("kind", "mode"), BUNDLES)
+def test_the_recorded_error_is_the_measured_one(kind: str, mode: str, scheme: str, bundle_of: Make, quantized: Make) -> None:
+    """max|quantized - float| at the last position over the canary's rows, for the base and each adapter, as the manifest says."""
+    folders = bundle_of(kind, mode), quantized(kind, mode, scheme)
+    batch = pad(canary.inputs(96), 0, left=kind == "llama")
+    report = read_bundle(folders[1]).quantization
+    assert set(report["max_error"]) == ({"alpha"} if mode == "folded" else {"base", "alpha", "beta"})
+    for key, recorded in report["max_error"].items():
+        name = None if key == "base" else key
+        exact, found = (Session(folder, "cpu").run(batch, name)["logits"] for folder in folders)
+        last = slice(None) if kind == "bert" else (slice(None), -1)
+        assert recorded == pytest.approx(float(np.abs(found[last] - exact[last]).max()), rel=1e-4)
+        assert recorded > 0
+        assert report["label_agreement"][key] == pytest.approx((found[last].argmax(-1) == exact[last].argmax(-1)).mean())
+
+
+def test_eight_bits_are_nearer_than_four(quantized: Make) -> None:
+    """A step of int8 is a seventeenth of int4's, and so, about, is the error."""
+    four, eight = (read_bundle(quantized("llama", "bank", scheme)).quantization["max_error"] for scheme in ("int4", "int8"))
+    for name, error in four.items():
+        assert eight[name] < error / 4
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_weight_is_within_half_a_step(scheme: str, bundle_of: Make, quantized: Make) -> None:
+    """|w - (q - z) s| <= s / 2 (and what rounding z adds, s / 2) for every weight, by the operator's own definition of its blocks."""
+    before, after = (ir.load(folder / GRAPH).graph for folder in (bundle_of("llama", "bank"), quantized("llama", "bank", scheme)))
+    floats = read_bundle(bundle_of("llama", "bank")).sites
+    bits, nodes = SCHEMES[scheme].bits, {node.name: node for node in after}
+    for path, site in read_bundle(quantized("llama", "bank", scheme)).sites.items():
+        weight = before.initializers[floats[path].weight].const_value.numpy()  # [in, out]
+        packed, scales, zeros = (value.const_value.numpy() for value in nodes[site.node].inputs[1:4])
+        out = weight.shape[1]
+        codes = packed.reshape(out, -1)
+        zeros = zeros.reshape(out, -1)
+        if bits == 4:
+            codes, zeros = (np.stack([array & 15, array >> 4], -1).reshape(out, -1) for array in (codes, zeros))
+        scales = scales.reshape(out, -1)
+        step = np.repeat(scales, SCHEMES[scheme].block_size, 1)[:, : weight.shape[0]]
+        zero = np.repeat(zeros[:, : scales.shape[1]], SCHEMES[scheme].block_size, 1)[:, : weight.shape[0]]
+        found = (codes[:, : weight.shape[0]].astype(np.float64) - zero) * step
+        assert (np.abs(found - weight.T) <= np.abs(step) * 1.001).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("kind", "mode"), [("llama", "bank"), ("llama", "inputs"), ("bert", "bank")])
+def test_adapters_still_swap(kind: str, mode: str, scheme: str, quantized: Make) -> None:
+    """Mixed rows equal single runs within 1e-4, and each adapter is still another model than the base."""
+    session = Session(quantized(kind, mode, scheme), "cpu")
+    rng = np.random.default_rng(2)
+    batch = {"input_ids": rng.integers(3, 96, (3, 6))}
+    names = ["beta", None, "alpha"]
+    mixed = session.run(batch, names)["logits"]
+    singles = {name: session.run(batch, name)["logits"] for name in names}
+    for row, name in enumerate(names):
+        wide = singles[name].shape[-1]
+        assert np.abs(mixed[row][..., :wide] - singles[name][row]).max() <= 1e-4
+        if name:
+            assert np.abs(singles[name][row][..., :2] - singles[None][row][..., :2]).max() > 1e-2
+
+
+def test_a_pack_is_loaded_into_a_quantized_bank(quantized: Make, pack_of: Make) -> None:
+    """The float slots of an int8 bank take another pack: the base's rows keep every bit."""
+    session = Session(quantized("llama", "bank", "int8"), "cpu")
+    ids = {"input_ids": np.random.default_rng(3).integers(3, 96, (2, 5))}
+    before = session.run(ids, [None, "beta"])["logits"]
+    session.load(pack_of("llama", "gamma"))
+    after = session.run(ids, [None, "beta"])["logits"]
+    assert np.array_equal(before, after)
+    assert np.abs(session.run(ids, "gamma")["logits"][0] - before[0]).max() > 1e-2
+
+
+def test_a_quantized_export_is_a_quantized_bundle(tiny_llama: Path, pack_of: Make, quantized: Make, tmp_path: Path) -> None:
+    """``export(quantize=...)`` and ``quantize(export(...))`` give the same graph and record the same errors."""
+    bundle = export(tiny_llama, [pack_of("llama", "alpha"), pack_of("llama", "beta")], tmp_path / "b", slots=4, max_rank=6, quantize="int8")
+    other = read_bundle(quantized("llama", "bank", "int8"))
+    assert bundle.quantization == other.quantization
+    assert bundle.sites == other.sites
+    assert validate(tmp_path / "b").valid
+    assert validate(quantized("llama", "bank", "int8"), tiny_llama).valid
+
+
+def test_the_source_is_left_as_it_was_and_the_copy_is_whole(bundle_of: Make, tmp_path: Path) -> None:
+    """Quantizing reads: no byte of the source changes, and the copy keeps packs and tokenizer."""
+    source = bundle_of("llama", "inputs")
+    before = {path.relative_to(source): m.sha256_of(path) for path in source.rglob("*") if path.is_file()}
+    quantize(source, tmp_path / "copy", scheme="int4")
+    assert {path.relative_to(source): m.sha256_of(path) for path in source.rglob("*") if path.is_file()} == before
+    copied = {path.relative_to(tmp_path / "copy") for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    assert copied == set(before)
+
+
+def test_what_is_refused(bundle_of: Make, quantized: Make, tmp_path: Path) -> None:
+    """Twice is NothingToDo; an unknown scheme, a taken output and an altered source are named; nothing is left behind."""
+    source, out = bundle_of("llama", "bank"), tmp_path / "out"
+    with pytest.raises(NothingToDo, match="quantized already"):
+        quantize(quantized("llama", "bank", "int4"), out, scheme="int8")
+    with pytest.raises(UnknownName, match="int4, int8"):
+        quantize(source, out, scheme="fp3")
+    altered = tmp_path / "altered"
+    shutil.copytree(source, altered)
+    with (altered / f"{GRAPH}.data").open("r+b") as file:
+        file.seek(100)
+        file.write(b"\x01\x02")
+    with pytest.raises(FormatError, match="validate"):
+        quantize(altered, out, scheme="int8")
+    shutil.rmtree(altered)
+    assert list(tmp_path.iterdir()) == []
+    out.mkdir()
+    with pytest.raises(OutputExists):
+        quantize(source, out, scheme="int8")
+
+
+def test_a_lost_slot_is_found(bundle_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the adapters' nodes not excluded, the quantizer would eat their slots without a word: then nothing is published."""
+    monkeypatch.setattr(graphs, "PREFIX", "no such prefix")
+    with pytest.raises(ParityError, match="removed slots"):
+        quantize(bundle_of("llama", "inputs"), tmp_path / "out", scheme="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_stays_as_it_was(bundle_of: Make, tmp_path: Path) -> None:
+    """Quantizing leaves the process's logging alone (the quantizer's import would make it tell everything), and imports no torch."""
+    program = (
+        "import logging, sys, adapterpack\n"
+        "adapterpack.quantize(sys.argv[1], sys.argv[2], scheme='int8')\n"
+        "root = logging.getLogger()\n"
+        "print(root.handlers, root.level, sorted({'torch', 'transformers'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", program, str(bundle_of("llama", "bank")), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("[] 30 []\n", "", 0)

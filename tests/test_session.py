@@ -1,0 +1,523 @@
+"""Running bundles: hot load and unload, threads, errors, the validator, rows in and out, what is imported, and CUDA."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adapterpack import LoRA, Session, export, load, run, validate
+from adapterpack.errors import (
+    AdapterpackError,
+    BaseMismatch,
+    ConfigError,
+    FormatError,
+    ProviderError,
+    StorageError,
+    UnknownAdapter,
+    Unsupported,
+)
+from adapterpack.methods import Site, get
+from adapterpack.pack import manifest as m
+from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.pack.pack import Pack, build
+from adapterpack.runtime import providers
+from adapterpack.runtime.bundle import FILE_NAME, read_bundle
+from adapterpack.runtime.session import pad
+from adapterpack.runtime.slots import NO_LABEL
+
+Make = Callable[..., Any]
+WORDS = ("w1 w2 w3 w9", "w5 w6", "w7 w8 w30 w31 w32 w33")
+
+
+def batch_of(lengths: tuple[int, ...] = (5, 9, 3), left: bool = True) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(8)
+    return pad([list(map(int, rng.integers(3, 96, length))) for length in lengths], 0, left=left)
+
+
+def expect(dense_of: Make, batch: dict[str, np.ndarray], names: list[str | None]) -> list[np.ndarray]:
+    """Each row's real logits by the float64 model of its adapter."""
+    inputs = {key: torch.from_numpy(value) for key, value in batch.items()}
+    inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        return [dense_of("llama", name)(**inputs).logits[row].numpy()[batch["attention_mask"][row] > 0] for row, name in enumerate(names)]
+
+
+def check(session: Session, dense_of: Make, names: list[str | None], called: dict[str, str] | None = None) -> None:
+    """The session's rows equal the float64 model's within 5e-5 on logits of size 3; ``called`` gives the names that it knows."""
+    batch = batch_of()
+    found = session.run(batch, [(called or {}).get(name or "", name) for name in names])["logits"]
+    for row, expected in enumerate(expect(dense_of, batch, names)):
+        np.testing.assert_allclose(found[row][batch["attention_mask"][row] > 0], expected, rtol=0, atol=5e-5)
+
+
+def pack_for(base: Path, path: str, wide: int, out: int, rank: int = 1, name: str = "odd", known: bool = True) -> Pack:
+    """A pack with one site; ``known``: it carries the fingerprint of the base."""
+    params = {"lora_A": np.full((rank, wide), 0.1, np.float32), "lora_B": np.full((out, rank), 0.1, np.float32)}
+    finger = Checkpoint(base).fingerprint() if known else (None, None)
+    return build(name, get("lora"), {Site(path, wide, out): (LoRA(r=rank), params)}, task=m.Task("text-generation"),
+                 base=m.Base("tiny", None, None, *finger))
+
+
+# Hot load and unload.
+
+
+def test_a_third_pack_into_a_running_bank(bundle_of: Make, pack_of: Make, dense_of: Make) -> None:
+    """Load, mix, unload, load into the freed slot: every row equals its own float64 model at every moment."""
+    session = Session(bundle_of("llama", "bank"), "cpu")
+    check(session, dense_of, ["alpha", None, "beta"])
+    assert session.load(pack_of("llama", "gamma")) == "gamma"
+    assert session.adapters == ["alpha", "beta", "gamma"]
+    check(session, dense_of, ["gamma", "alpha", "beta"])
+    check(session, dense_of, [None, "gamma", None])
+    session.unload("alpha")
+    with pytest.raises(UnknownAdapter, match="'alpha'"):
+        session.run(batch_of(), "alpha")
+    check(session, dense_of, ["beta", None, "gamma"])
+    assert session.load(load(pack_of("llama", "alpha")), "again") == "again"
+    check(session, dense_of, ["alpha", "gamma", "beta"], {"alpha": "again"})
+    session.unload("gamma")
+    session.load(pack_of("llama", "beta"), "twin")
+    check(session, dense_of, ["beta", None, "beta"], {"beta": "twin"})
+    check(Session(bundle_of("llama", "bank"), "cpu"), dense_of, ["alpha", None, "beta"])  # the bundle itself is untouched
+
+
+def test_a_headless_pack_into_a_bank_of_classifiers(bundle_of: Make, pack_of: Make, dense_of: Make) -> None:
+    """A pack without a head of its own gets the base's: two labels, the rest switched off."""
+    session = Session(bundle_of("bert", "bank"), "cpu")
+    session.load(pack_of("bert", "gamma"))
+    batch = batch_of(left=False)
+    found = session.run(batch, "gamma")["logits"]
+    with torch.no_grad():
+        expected = dense_of("bert", "gamma")(**{key: torch.from_numpy(value) for key, value in batch.items()}).logits.numpy()
+    np.testing.assert_allclose(found[:, :2], expected, rtol=0, atol=5e-5)
+    assert (found[:, 2:] == NO_LABEL).all()
+    assert session.labels("gamma") == ("LABEL_0", "LABEL_1")
+
+
+def test_what_a_running_bank_refuses(bundle_of: Make, pack_of: Make, base_of: Make) -> None:
+    """No free slot, too large a rank, another base, an unknown site, a taken name, too many labels: errors by name, and nothing changes."""
+    session = Session(bundle_of("llama", "bank"), "cpu")
+    llama, bert = base_of("llama"), base_of("bert")
+    site, before = "model.layers.0.self_attn.q_proj", session.run(batch_of(), ["alpha", None, "beta"])["logits"]
+    with pytest.raises(AdapterpackError, match="already has an adapter of that name"):
+        session.load(pack_of("llama", "alpha"))
+    with pytest.raises(Unsupported, match=r"does not fit.*q_proj\.down.*at most 6 on axis 1, found 7.*--max-rank"):
+        session.load(pack_for(llama, site, 32, 32, rank=7))
+    with pytest.raises(BaseMismatch, match="another base"):
+        session.load(pack_of("bert", "gamma"))
+    with pytest.raises(BaseMismatch, match="another base"):
+        session.load(pack_for(bert, site, 32, 32))
+    with pytest.raises(Unsupported, match=r"no slot.*lm_head\.down"):
+        session.load(pack_for(llama, "lm_head", 32, 96))
+    with pytest.raises(BaseMismatch, match="another width"):  # a pack without digests is told by its shapes
+        session.load(pack_for(llama, site, 16, 32, known=False))
+    with pytest.raises(StorageError):
+        session.load("no/such/pack")
+    assert session.adapters == ["alpha", "beta"]
+    session.load(pack_of("llama", "gamma"))
+    with pytest.raises(Unsupported, match=r"no slot is free.*at most 3 adapters"):
+        session.load(pack_of("llama", "gamma"), "fourth")
+    with pytest.raises(UnknownAdapter, match="did you mean 'gamma'"):
+        session.unload("gama")
+    assert np.array_equal(session.run(batch_of(), ["alpha", None, "beta"])["logits"], before)
+
+
+@pytest.mark.parametrize("mode", ["inputs", "folded"])
+def test_only_a_bank_takes_packs_while_it_runs(mode: str, bundle_of: Make, pack_of: Make) -> None:
+    """Other modes say which mode does."""
+    session = Session(bundle_of("llama", mode), "cpu")
+    with pytest.raises(Unsupported, match="--mode bank"):
+        session.load(pack_of("llama", "gamma"))
+    if mode == "folded":
+        with pytest.raises(Unsupported, match="folded into the weights"):
+            session.unload("alpha")
+    else:
+        session.unload("alpha")
+        assert session.adapters == ["beta"]
+        with pytest.raises(UnknownAdapter, match="beta"):
+            session.run(batch_of(), "alpha")
+
+
+def test_runs_keep_right_while_slots_change(bundle_of: Make, pack_of: Make, dense_of: Make) -> None:
+    """Two threads run mixed batches while a third loads and unloads the free slot under changing contents: no row is ever another's."""
+    session = Session(bundle_of("llama", "bank"), "cpu", threads=1)
+    batch = batch_of()
+    right = {name: expect(dense_of, batch, [name] * 3) for name in (None, "alpha", "beta", "gamma")}
+    stop, wrong, runs = threading.Event(), [], [0, 0, 0]
+
+    def watch(number: int, names: list[str | None]) -> None:
+        while not stop.is_set():
+            try:
+                found = session.run(batch, names)["logits"]
+            except UnknownAdapter:
+                continue  # "extra" is not there at this moment, which is what we are told
+            except Exception as error:
+                wrong.append(error)
+                return
+            runs[number] += 1
+            for row, name in enumerate(names):
+                wanted = right["gamma" if name == "extra" else name][row]
+                error = np.abs(found[row][batch["attention_mask"][row] > 0] - wanted).max()
+                if error > 5e-5:
+                    wrong.append((names, row, error))
+
+    jobs: list[list[str | None]] = [["alpha", None, "beta"], ["beta", "alpha", "beta"], ["extra", "alpha", "extra"]]
+    threads = [threading.Thread(target=watch, args=(number, names)) for number, names in enumerate(jobs)]
+    for thread in threads:
+        thread.start()
+    gamma, beta = load(pack_of("llama", "gamma")), load(pack_of("llama", "beta"))
+    for turn in range(1, 31):
+        session.load(gamma, "extra")
+        while min(runs) < turn and not wrong:
+            threading.Event().wait(0.001)
+        session.unload("extra")
+        session.load(beta, "other")  # the same slot, filled with something else
+        session.unload("other")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert min(runs) >= 30
+    assert session.adapters == ["alpha", "beta"]
+
+
+def test_what_has_begun_keeps_what_it_began_with(bundle_of: Make, pack_of: Make) -> None:
+    """A generation whose adapter is unloaded, and whose slot is filled anew, between two tokens ends as if nothing had happened."""
+    for mode in ("bank", "inputs"):
+        session = Session(bundle_of("llama", mode), "cpu")
+        prompts = [[5, 6, 7], [8, 9]]
+        expected = [answer.ids for answer in session.generate(prompts, ["alpha", "beta"], max_new_tokens=8)]
+        seen: list[int] = []
+
+        def change(row: int, token: int, text: str, session: Session = session, mode: str = mode, seen: list[int] = seen) -> None:
+            seen.append(row)
+            if len(seen) == 3:
+                session.unload("alpha")
+                if mode == "bank":
+                    session.load(pack_of("llama", "gamma"))
+
+        found = session.generate(prompts, ["alpha", "beta"], max_new_tokens=8, emit=change)
+        assert [answer.ids for answer in found] == expected
+        assert "alpha" not in session.adapters
+
+
+# Errors of a session.
+
+
+def test_providers_are_chosen_and_checked(bundle_of: Make) -> None:
+    """An unknown provider is named with what there is; cpu is cpu."""
+    folder = bundle_of("llama", "bank")
+    with pytest.raises(ProviderError, match=r"'tpu'.*cpu, cuda"):
+        Session(folder, "tpu")
+    assert Session(folder, "cpu").provider == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize("believed", [False, True])
+def test_cuda_never_becomes_cpu_silently(believed: bool, bundle_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no device, asking for CUDA is an error: at once, or, were a device believed in, by what the session really runs on."""
+    if providers.has_device():
+        assert Session(bundle_of("llama", "bank"), "cuda").provider == "CUDAExecutionProvider"
+        return
+    if believed:
+        monkeypatch.setattr(providers, "has_device", lambda: True)
+    with pytest.raises(ProviderError, match="cpu"):
+        Session(bundle_of("llama", "bank"), "cuda")
+    if not believed:
+        assert Session(bundle_of("llama", "bank")).provider == "CPUExecutionProvider"
+
+
+def test_device_bindings_give_the_same(bundle_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path that keeps a cache on its device, taken here with the CPU as the device: same logits, same cache, slots honoured."""
+    session = Session(bundle_of("llama", "bank"), "cpu")
+    names = ["alpha", None, "beta"]
+    expected = session.run(batch_of(), names)
+    calls = []
+    bound = session._bound
+    monkeypatch.setattr(session._ort, "run_with_ort_values", lambda outputs, feeds, options: calls.append(1) or bound(feeds))
+    found = session.run(batch_of(), names)
+    assert calls == [1]
+    assert set(found) == set(expected)
+    assert all(np.array_equal(found[key], value) for key, value in expected.items())
+
+
+def test_adapters_of_a_run(bundle_of: Make) -> None:
+    """Unknown names come with the nearest; the number of names is the number of rows; names are texts."""
+    session = Session(bundle_of("llama", "bank"), "cpu")
+    with pytest.raises(UnknownAdapter, match=r"'alhpa'.*did you mean 'alpha'"):
+        session.run(batch_of(), ["alhpa", None, None])
+    with pytest.raises(ConfigError, match="expected 3, found 2"):
+        session.run(batch_of(), ["alpha", None])
+    for odd in (5, ["alpha"], b"alpha"):
+        with pytest.raises(ConfigError, match="named by a text"):
+            session.run(batch_of(), [odd, None, None])
+    folded = Session(bundle_of("llama", "folded"), "cpu")
+    with pytest.raises(Unsupported, match="no base"):
+        folded.run(batch_of(), ["alpha", None, "alpha"])
+    with pytest.raises(Unsupported, match="no base"):
+        folded.run(batch_of(), [None, None, None])
+    assert np.array_equal(folded.run(batch_of())["logits"], folded.run(batch_of(), "alpha")["logits"])
+    assert (folded.default, session.default) == ("alpha", None)
+
+
+def test_inputs_of_a_run(bundle_of: Make) -> None:
+    """Missing, unknown and ill-shaped inputs are named, the graph's own words included."""
+    session, batch = Session(bundle_of("llama", "bank"), "cpu"), batch_of()
+    ids = batch["input_ids"]
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({}, "inputs are missing.*input_ids"),
+        ({"attention_mask": ids}, "input_ids.*found attention_mask"),
+        ({"input_ids": ids, "token_type_ids": ids}, "does not take.*found token_type_ids"),
+        ({"input_ids": ids, "adapter_ids": np.zeros(3, np.int64)}, "adapters="),
+        ({"input_ids": ids[0]}, r"\(9,\)"),
+        ({"input_ids": ids[:0]}, r"\(0, 9\)"),
+        ({"input_ids": ids[:, :0]}, r"\(3, 0\)"),
+        ({"input_ids": ids, "attention_mask": ids[:, 1:]}, r"expected \(3, 9\), found \(3, 8\)"),
+        ({"input_ids": np.full((1, 3), 96)}, "ONNX Runtime could not run.*config"),
+        ({"input_ids": ids, "past_key_values.0.key": np.zeros((3, 2, 1, 9), np.float32)}, "expected|could not run"),
+    ]
+    for inputs, text in bad:
+        with pytest.raises(AdapterpackError, match=text):
+            session.run(inputs)
+    small = {"input_ids": ids.astype(np.int32), "attention_mask": batch["attention_mask"].astype(bool)}
+    assert np.array_equal(session.run(small)["logits"], session.run(batch)["logits"])
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path, pack_of: Make) -> None:
+    """A pack, an empty folder, a broken manifest: FormatError, which names the file."""
+    for folder in (tmp_path, pack_of("llama", "alpha"), tmp_path / "none"):
+        with pytest.raises(FormatError, match=FILE_NAME):
+            Session(folder, "cpu")
+    (tmp_path / FILE_NAME).write_text("{}")
+    with pytest.raises(FormatError, match="schema"):
+        Session(tmp_path, "cpu")
+
+
+@pytest.fixture
+def copied(bundle_of: Make, tmp_path: Path) -> Callable[[str, str], Path]:
+    def copy(kind: str, mode: str) -> Path:
+        return Path(shutil.copytree(bundle_of(kind, mode), tmp_path / f"{kind}-{mode}"))
+
+    return copy
+
+
+def flip(path: Path, at: int) -> None:
+    """Changes one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_altered_adapters_do_not_start(copied: Make, pack_of: Make) -> None:
+    """A pack with one byte changed, another good pack in its place, and a changed or missing .onnx_adapter: FormatError at the start."""
+    folder = copied("llama", "bank")
+    flip(folder / "adapters/alpha/adapter_model.safetensors", -1)
+    with pytest.raises(FormatError):
+        Session(folder, "cpu")
+    shutil.rmtree(folder / "adapters/alpha")
+    load(pack_of("llama", "gamma")).renamed("alpha").write(folder / "adapters/alpha")
+    with pytest.raises(FormatError, match="another adapter"):
+        Session(folder, "cpu")
+    folder = copied("llama", "inputs")
+    file = folder / "adapters/beta.onnx_adapter"
+    flip(file, -5)
+    with pytest.raises(FormatError, match=r"beta\.onnx_adapter"):
+        Session(folder, "cpu")
+    file.unlink()
+    with pytest.raises(FormatError, match=r"beta\.onnx_adapter"):
+        Session(folder, "cpu")
+
+
+def test_the_validator_of_bundles(copied: Make, bundle_of: Make, base_of: Make) -> None:
+    """Every bundle as exported is valid; each change is one finding with its rule and place."""
+    for kind, mode in (("llama", "bank"), ("llama", "inputs"), ("bert", "folded")):
+        report = validate(bundle_of(kind, mode), base_of(kind))
+        assert (report.valid, report.findings) == (True, ())
+        assert validate(bundle_of(kind, mode)).not_checked
+
+    def found(folder: Path, base: Path | None = None) -> set[tuple[str, str]]:
+        report = validate(folder, base)
+        assert not report.valid
+        return {(finding.rule, finding.where) for finding in report.findings}
+
+    assert found(bundle_of("llama", "bank"), base_of("bert")) == {("AB301", "base")}
+    folder = copied("llama", "bank")
+    flip(folder / "model.onnx.data", 50)
+    assert found(folder) == {("AB104", "model.onnx.data")}
+    (folder / "model.onnx.data").unlink()
+    assert found(folder) == {("AB103", "model.onnx.data")}
+    (folder / "extra.bin").write_bytes(b"?")
+    (folder / "link").symlink_to("/etc/hosts")
+    assert {("AB102", "extra.bin"), ("AB101", "link")} <= found(folder)
+    altered = copied("llama", "inputs")
+    flip(altered / "adapters/alpha/adapter_model.safetensors", -1)
+    rules = found(altered)
+    assert ("AB104", "adapters/alpha/adapter_model.safetensors") in rules
+    assert any(where.startswith("adapters/alpha/") and rule != "AB104" for rule, where in rules), "the pack's own validator says so, too"
+    value = json.loads((altered / FILE_NAME).read_text())
+    (altered / FILE_NAME).write_text(json.dumps({**value, "mode": "banc"}))
+    assert found(altered) == {("AB001", FILE_NAME)}
+
+
+def test_the_manifest_round_trips(bundle_of: Make, tmp_path: Path) -> None:
+    """read(write(bundle)) == bundle, byte for byte."""
+    for kind in ("bert", "llama"):
+        folder = bundle_of(kind, "bank")
+        data = (folder / FILE_NAME).read_bytes()
+        bundle = read_bundle(folder)
+        copy = Path(shutil.copytree(folder, tmp_path / kind))
+        bundle.write(copy)
+        assert (copy / FILE_NAME).read_bytes() == data
+
+
+def test_the_runtime_needs_no_torch(bundle_of: Make) -> None:
+    """Opening, running, generating and loading a pack import neither torch nor transformers."""
+    program = (
+        "import sys, numpy as np, adapterpack\n"
+        "from adapterpack.runtime import generate, validate\n"
+        "session = adapterpack.Session(sys.argv[1], 'cpu')\n"
+        "session.generate(['w1 w2'], ['alpha'], max_new_tokens=2)\n"
+        "session.load(sys.argv[2], 'more')\n"
+        "print(session.run({'input_ids': np.array([[3, 4]])}, 'more')['logits'].shape)\n"
+        "assert adapterpack.validate(sys.argv[1]).valid\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'mobius'} & set(sys.modules)))\n"
+    )
+    folder = bundle_of("llama", "bank")
+    done = subprocess.run([sys.executable, "-c", program, str(folder), str(folder / "adapters/beta")], capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["(1, 2, 96)", "[]"]
+
+
+# Rows in, rows out.
+
+
+def test_rows_of_a_classifier(bundle_of: Make) -> None:
+    """One result a row, in order, over several batches: the label is that of the largest score, the pack's digest stands beside."""
+    folder = bundle_of("bert", "bank")
+    session = Session(folder, "cpu")
+    names = ("beta", None, "alpha")
+    rows: list[dict[str, Any]] = [{"text": text, "adapter": name, "id": f"{text}-{name}"} for text in WORDS for name in names]
+    found = list(run(folder, iter(rows), provider="cpu", batch_size=4))
+    assert [row["id"] for row in found] == [row["id"] for row in rows]
+    for row in found:
+        if row["adapter"] is None:
+            assert (row["label"], row["pack"]) == (None, None), "the base has no trained head"
+            continue
+        assert row["pack"] == session.packs[row["adapter"]].id
+        logits = session.run(session.encode([row["text"]]), row["adapter"])["logits"][0].astype(np.float64)
+        labels = session.labels(row["adapter"])
+        shares = np.exp(logits[: len(labels)]) / np.exp(logits[: len(labels)]).sum()
+        assert row["label"] == labels[int(shares.argmax())]
+        assert list(row["scores"]) == list(labels)
+        np.testing.assert_allclose(list(row["scores"].values()), shares, rtol=0, atol=2e-6)  # six digits are told
+
+
+def test_rows_that_name_no_adapter(bundle_of: Make) -> None:
+    """They run with each of ``adapters`` in turn, with the base if there are none, with what is folded in a folded bundle."""
+    rows = [{"text": WORDS[0]}, {"text": WORDS[1], "adapter": "beta"}]
+    found = list(run(bundle_of("bert", "inputs"), rows, adapters=["alpha", "beta"], provider="cpu"))
+    assert [(row["text"], row["adapter"]) for row in found] == [(WORDS[0], "alpha"), (WORDS[0], "beta"), (WORDS[1], "beta")]
+    assert [row["adapter"] for row in run(bundle_of("bert", "bank"), [{"prompt": WORDS[0]}], provider="cpu")] == [None]
+    (folded,) = run(bundle_of("bert", "folded"), [{"text": WORDS[0]}], provider="cpu")
+    (single,) = run(bundle_of("bert", "bank"), [{"text": WORDS[0], "adapter": "alpha"}], provider="cpu")
+    assert (folded["adapter"], folded["pack"], folded["label"]) == ("alpha", single["pack"], single["label"])
+    with pytest.raises(Unsupported, match="no base"):
+        list(run(bundle_of("bert", "folded"), [{"text": WORDS[0], "adapter": None}], provider="cpu"))
+
+
+def test_rows_of_a_decoder(bundle_of: Make) -> None:
+    """Text, prompt, messages and ids; each completion is that of ``generate`` for the row alone."""
+    folder = bundle_of("llama", "bank")
+    session = Session(folder, "cpu")
+    rows: list[dict[str, Any]] = [
+        {"prompt": WORDS[0], "adapter": "alpha"},
+        {"text": WORDS[1]},
+        {"messages": [{"role": "user", "content": WORDS[2]}], "adapter": "beta"},
+        {"prompt": [5, 6, 7], "adapter": "alpha"},
+    ]
+    found = list(run(folder, rows, provider="cpu", max_new_tokens=6, batch_size=3))
+    for row, result in zip(rows, found, strict=True):
+        prompt = row.get("messages") or row.get("prompt") or row["text"]
+        (alone,) = session.generate([prompt], [row.get("adapter")], max_new_tokens=6)
+        assert {key: result[key] for key in row} == row
+        assert (result["completion"], result["finish_reason"]) == (alone.text, alone.finish_reason)
+        assert (result["prompt_tokens"], result["completion_tokens"]) == (alone.prompt_tokens, len(alone.ids))
+        assert result["pack"] == (session.packs[row["adapter"]].id if row.get("adapter") else None)
+
+
+def test_rows_that_cannot_be_run(bundle_of: Make) -> None:
+    """An unknown form names the row; an unknown adapter or option the name; before the row is run."""
+    bert, llama = bundle_of("bert", "bank"), bundle_of("llama", "bank")
+    bad: list[tuple[Path, list[Any], dict[str, Any], type[AdapterpackError], str]] = [
+        (bert, [{"text": "w1"}, {"txt": "w1"}], {}, ConfigError, "row 2.*txt"),
+        (bert, [{}], {}, ConfigError, "an empty row"),
+        (bert, [{"text": 5}], {}, ConfigError, "row 1"),
+        (bert, ["w1"], {}, ConfigError, "row 1.*str"),
+        (bert, [{"messages": [{"role": "user", "content": "w1"}]}], {}, ConfigError, "needs text"),
+        (bert, [{"text": ""}], {}, ConfigError, "no tokens"),
+        (bert, [{"text": "w1", "adapter": "alfa"}], {}, UnknownAdapter, "did you mean 'alpha'"),
+        (bert, [{"text": "w1", "adapter": 3}], {}, ConfigError, "named by a text"),
+        (bert, [{"text": "w1"}], {"adapters": ["gamma"]}, UnknownAdapter, "'gamma'"),
+        (bert, [{"text": "w1"}], {"batch_size": 0}, ConfigError, "batch_size"),
+        (bert, [{"text": "w1"}], {"max_new_tokens": 3}, ConfigError, "max_new_tokens"),
+        (llama, [{"text": "w1"}], {"max_tokens": 3}, ConfigError, "did you mean 'max_new_tokens'"),
+        (llama, [{"messages": ["w1"]}], {}, ConfigError, "list of messages"),
+        (llama, [{"prompt": []}], {}, ConfigError, "no tokens"),
+        (llama, [{"prompt": ""}], {}, ConfigError, "no tokens"),
+    ]
+    for folder, rows, options, error, text in bad:
+        with pytest.raises(error, match=text):
+            list(run(folder, rows, provider="cpu", **options))
+
+
+def test_features_are_means_over_real_tokens(tiny_bert: Path, tmp_path: Path) -> None:
+    """A bundle without a head gives, for each text, the mean of its hidden states, whatever it is padded with."""
+    export(tiny_bert, [], tmp_path / "bundle", mode="inputs", task="feature-extraction")
+    together = list(run(tmp_path / "bundle", [{"text": text} for text in WORDS], provider="cpu"))
+    for text, row in zip(WORDS, together, strict=True):
+        (alone,) = run(tmp_path / "bundle", [{"text": text}], provider="cpu")
+        np.testing.assert_allclose(row["embedding"], alone["embedding"], rtol=0, atol=1e-5)
+        session = Session(tmp_path / "bundle", "cpu")
+        hidden = session.run(session.encode([text]))["last_hidden_state"][0]
+        np.testing.assert_allclose(row["embedding"], hidden.mean(0), rtol=0, atol=1e-5)
+
+
+def test_a_bundle_is_no_base(bundle_of: Make) -> None:
+    """Exporting a bundle is refused by what it lacks."""
+    with pytest.raises(StorageError, match="safetensors"):
+        export(bundle_of("llama", "bank"), [], Path("never"), mode="folded")
+
+
+# On a GPU.
+
+
+@pytest.mark.gpu
+def test_a_bank_on_cuda_equals_torch(bundle_of: Make, pack_of: Make, dense_of: Make) -> None:
+    """Mixed rows on CUDA equal the float64 models within 2e-2 of TF32 on logits of size 3, after a hot load, too."""
+    session, batch = Session(bundle_of("llama", "bank"), "cuda"), batch_of()
+    assert session.provider == "CUDAExecutionProvider"
+    session.load(pack_of("llama", "gamma"))
+    for names in (["alpha", None, "beta"], ["gamma", "beta", "gamma"]):
+        found = session.run(batch, names)["logits"]
+        for row, expected in enumerate(expect(dense_of, batch, names)):
+            np.testing.assert_allclose(found[row][batch["attention_mask"][row] > 0], expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.gpu
+def test_tokens_on_cuda_equal_the_cpus(bundle_of: Make) -> None:
+    """Greedy tokens of a mixed batch are the same on both devices, in bank and in inputs mode."""
+    for mode in ("bank", "inputs"):
+        here, there = (Session(bundle_of("llama", mode), provider) for provider in ("cpu", "cuda"))
+        prompts, names = [[5, 6, 7], [8, 9], [10, 11, 12, 13]], ["alpha", None, "beta"]
+        expected, found = (session.generate(prompts, names, max_new_tokens=12) for session in (here, there))
+        assert [answer.ids for answer in found] == [answer.ids for answer in expected]

@@ -1,0 +1,513 @@
+"""Training from a configuration to a pack: data, results, what is refused, and what is left behind when it fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, are_progress_bars_disabled, enable_progress_bars
+from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertModel,
+)
+
+import adapterpack
+from adapterpack import LoRA, Pack, adapt, attach, load, save, train
+from adapterpack.errors import AdapterpackError, ConfigError, NonFinite, OutputExists, StorageError, UnknownName, Unsupported
+from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.tasks import task_named
+from adapterpack.train import data
+from adapterpack.train.save import verify_canary
+from adapterpack.train.train import load_model
+
+TEXT = "text-classification"
+CAUSAL = {"task": "text-generation"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The data sets' cache in a folder of the test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+        yield folder
+
+
+def labelled(seed: int, count: int) -> list[dict[str, str]]:
+    """Rows that words tell apart: w0 to w5 for ``no``, w40 to w45 for ``yes``, among words that tell nothing."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        start = 40 * (number % 2)
+        words = [f"w{rng.randrange(start, start + 6)}" for _ in range(3)] + [f"w{rng.randrange(70, 90)}" for _ in range(rng.randrange(4))]
+        rng.shuffle(words)
+        rows.append({"text": " ".join(words), "label": ("no", "yes")[number % 2]})
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def settings(base: Path, folder: Path, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """A short run on ``rows``, written to ``folder/pack``."""
+    return {"model_name_or_path": str(base), "train_file": write(folder / "rows.jsonl", rows), "output_dir": str(folder / "pack"),
+            "learning_rate": 1e-2, "max_steps": 2, "max_length": 32, "r": 4, **more}
+
+
+def classify(base: Path, folder: Path, **more: Any) -> dict[str, Any]:
+    return settings(base, folder, labelled(0, 64), task=TEXT, **more)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- classification
+
+
+def test_a_classifier_learns(tiny_bert: Path, tmp_path: Path) -> None:
+    """Two labels told by words: on held-out rows the accuracy is over 0.95 (chance is 0.5) and the loss below half of ln 2; what the
+    manifest claims is what the pack gives when it is attached to the base again; labels, canary, fingerprint, training facts are there."""
+    held_out = labelled(1, 50)
+    held_out[0]["text"] += " " + " ".join(["w75"] * 40)  # longer than max_length
+    (pack,) = train({**classify(tiny_bert, tmp_path, max_steps=60), "eval_file": write(tmp_path / "test.jsonl", held_out)})
+    assert adapterpack.validate(tmp_path / "pack", tiny_bert).valid
+    again = load(tmp_path / "pack")
+    assert again.id == pack.id
+    manifest = again.manifest
+    assert (manifest.task.type, manifest.task.labels) == (TEXT, ("no", "yes"))
+    assert (manifest.base.structure, manifest.base.content) == Checkpoint(tiny_bert).fingerprint()
+    claims = {metric["name"]: metric for metric in manifest.metrics}
+    assert all((metric["dataset"], metric["n"]) == ("test.jsonl", 50) for metric in claims.values())
+    assert claims["accuracy"]["value"] > 0.95
+    assert claims["loss"]["value"] < np.log(2) / 2
+    assert manifest.training["final_loss"] < np.log(2)
+    assert {"dataset": "rows.jsonl", "rows": 64, "steps": 60, "seed": 0, "precision": "float32"}.items() <= manifest.training.items()
+
+    model = attach(load_model(task_named(TEXT), tiny_bert).eval(), again)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    scores = []
+    with torch.no_grad():
+        for row in held_out:
+            ids = tokenizer(row["text"], truncation=True, max_length=32, return_tensors="pt")["input_ids"]
+            scores.append((model(input_ids=ids).logits[0].double(), manifest.task.labels.index(row["label"])))
+    accuracy = np.mean([float(values.argmax()) == label for values, label in scores])
+    loss = np.mean([float(torch.logsumexp(values, 0) - values[label]) for values, label in scores])
+    assert abs(accuracy - claims["accuracy"]["value"]) < 1e-9
+    assert abs(loss - claims["loss"]["value"]) < 1e-5  # rows alone here, padded batches there
+    assert verify_canary(model, again) < 1e-5
+
+
+def test_the_same_seed_gives_the_same_pack(tiny_bert: Path, tmp_path: Path) -> None:
+    """Twice the same configuration: the same pack id, so the same bytes; dropout and the order of rows included. Another seed: another."""
+    ids = []
+    for number, seed in enumerate((0, 0, 1)):
+        config = classify(tiny_bert, tmp_path, max_steps=4, dropout=0.1, seed=seed, name="p")
+        torch.manual_seed(number)  # what the process drew before does not matter
+        (pack,) = train({**config, "output_dir": str(tmp_path / str(number))})
+        ids.append(pack.id)
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_the_seed_is_the_adapters(tiny_bert: Path, tmp_path: Path) -> None:
+    """With a learning rate of nothing, A is what ``adapt`` draws from that seed: a step moves it by 1e-12 at most."""
+    for seed in (0, 5):
+        (pack,) = train({**classify(tiny_bert, tmp_path, learning_rate=1e-12, seed=seed), "output_dir": str(tmp_path / f"s{seed}")})
+        fresh = adapt(load_model(task_named(TEXT), tiny_bert, ["no", "yes"]), LoRA(r=4, modules_to_save=("classifier",)), "f", seed)
+        expected = {adapter.site.path: adapter.params["lora_A"] for adapter in save(fresh, None, adapter="f").adapters()}
+        for adapter in pack.adapters():
+            np.testing.assert_allclose(adapter.params["lora_A"], expected[adapter.site.path], atol=1e-9)
+
+
+def test_new_modules_are_trained_whole(tiny_bert: Path, tmp_path: Path) -> None:
+    """DistilBERT's task model adds two modules to its base. Both are drawn anew on every load, so both are in the pack, and a model loaded
+    under another seed gives the trained logits."""
+    base = tmp_path / "distil"
+    torch.manual_seed(3)
+    DistilBertModel(DistilBertConfig(vocab_size=96, dim=24, n_layers=1, n_heads=3, hidden_dim=40, max_position_embeddings=64,
+                                     dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0)).save_pretrained(base)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_bert / name, base)
+    (pack,) = train(classify(base, tmp_path))
+    assert sorted(pack.full()) == ["classifier", "pre_classifier"]
+    assert not any("classifier" in adapter.site.path for adapter in pack.adapters())
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = attach(AutoModelForSequenceClassification.from_pretrained(base).eval(), load(tmp_path / "pack"))
+        assert verify_canary(model, pack) < 1e-5
+        with torch.no_grad():
+            found.append(model(input_ids=torch.tensor([[5, 6, 7]])).logits)
+    assert torch.equal(*found)
+
+
+def test_a_base_with_a_head_for_other_labels(tiny_bert: Path, tmp_path: Path) -> None:
+    """A checkpoint that is itself a classifier of five labels trains on two: its head is drawn anew, and said in the pack."""
+    base = tmp_path / "five"
+    AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=5).save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(base)
+    (pack,) = train(classify(base, tmp_path))
+    assert pack.full()["classifier"]["weight"].shape == (2, 24)
+    assert adapterpack.validate(tmp_path / "pack", base).valid
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    """A checkpoint without the model's weights would be a random base: refused, not trained whole."""
+    base = tmp_path / "wrong"
+    base.mkdir()
+    for path in tiny_bert.iterdir():
+        shutil.copy(path, base)
+    state = AutoModel.from_pretrained(tiny_bert).state_dict()
+    save_file({f"other.{name}": value.contiguous() for name, value in state.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(Unsupported, match="less than half"):
+        train(classify(base, tmp_path))
+
+
+def test_a_decoder_classifies(tiny_llama: Path, tmp_path: Path) -> None:
+    """A causal base gets a ``score`` head; without a padding token in its config batches still work."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    config = json.loads((base / "config.json").read_text())
+    del config["pad_token_id"]
+    (base / "config.json").write_text(json.dumps(config))
+    (pack,) = train(classify(base, tmp_path))
+    assert sorted(pack.full()) == ["score"]
+    assert pack.manifest.task.architecture == "LlamaForSequenceClassification"
+
+
+def test_settings_reach_the_trainer(tiny_bert: Path, tmp_path: Path) -> None:
+    """bfloat16, gradient checkpointing, accumulation, a schedule with warm-up, a chosen part of the rows: two steps, said in the pack."""
+    (pack,) = train(classify(tiny_bert, tmp_path, bf16=True, gradient_checkpointing=True, gradient_accumulation_steps=2, warmup_steps=0.5,
+                             lr_scheduler_type="cosine", skip_train_samples=10, max_train_samples=20, max_steps=-1, num_train_epochs=1,
+                             per_device_train_batch_size=8))
+    assert {"rows": 20, "steps": 2, "precision": "bf16"}.items() <= pack.manifest.training.items()
+    assert {value.dtype for value in pack.tensors.values()} == {np.dtype(np.float32)}
+    assert all(np.any(adapter.params["lora_B"]) for adapter in pack.adapters() if "pooler" not in adapter.site.path)
+
+
+# --- data files
+
+
+def _rows() -> list[dict[str, str]]:
+    return [{"text": 'w1 "w2", w3', "label": "no"}, {"text": "w44", "label": "yes"}]
+
+
+def test_csv_and_parquet_and_json_are_the_same_rows(tiny_bert: Path, tmp_path: Path) -> None:
+    """One set of rows in four kinds of file gives the same ids and labels; training works on each kind."""
+    rows = _rows()
+    write(tmp_path / "r.jsonl", rows)
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    with (tmp_path / "r.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    Dataset.from_list(rows).to_parquet(tmp_path / "r.parquet")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    for kind in ("jsonl", "json", "csv", "parquet"):
+        loaded = data.load_rows(str(tmp_path / f"r.{kind}"))
+        assert data.labels_in(loaded, kind) == ["no", "yes"]
+        encoded = data.encode_classification(loaded, tokenizer, ["no", "yes"], 32, kind)
+        assert [row["labels"] for row in encoded] == [0, 1]
+        assert encoded[1]["input_ids"] == [48]
+    for kind in ("csv", "parquet"):
+        config = {**classify(tiny_bert, tmp_path), "train_file": str(tmp_path / f"r.{kind}"), "output_dir": str(tmp_path / kind)}
+        (pack,) = train(config, ["max_steps=1"])
+        assert pack.manifest.training["dataset"] == f"r.{kind}"
+
+
+def test_labels_and_pairs(tiny_bert: Path) -> None:
+    """Numbers are labels in their own order; two sentences are one input."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    rows = Dataset.from_list([{"sentence1": "w1", "sentence2": "w2 w3", "label": label} for label in (10, 2, 1)])
+    labels = data.labels_in(rows, "here")
+    assert labels == ["1", "2", "10"]
+    encoded = data.encode_classification(rows, tokenizer, labels, 2, "here")
+    assert [row["labels"] for row in encoded] == [2, 1, 0]
+    assert [len(row["input_ids"]) for row in encoded] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "error", "words"),
+    [
+        ([{"txt": "w1", "label": "a"}, {"txt": "w2", "label": "b"}], {}, ConfigError, ["columns text and label", "txt, label"]),
+        ([{"text": "w1"}], {}, ConfigError, ["columns text and label", "found text"]),
+        ([{"text": "w1", "label": "a"}, {"text": "w2", "label": None}], {}, ConfigError, ["without a label", "row 2"]),
+        ([{"text": "w1", "label": "a"}, {"text": None, "label": "b"}], {}, ConfigError, ["without text", "row 2"]),
+        ([{"text": "w1", "label": "a"}], {}, ConfigError, ["at least two labels", "found a"]),
+        ([], {}, ConfigError, ["rows.jsonl"]),
+        (None, {"skip_train_samples": 64}, ConfigError, ["skip_train_samples leaves no rows", "less than 64"]),
+        (None, {"train_file": "nowhere.csv"}, StorageError, ["no such data file", "nowhere.csv"]),
+        (None, {"eval_file": "nowhere.csv"}, StorageError, ["no such data file", "nowhere.csv"]),
+        (None, {"model_name_or_path": "./nowhere"}, StorageError, ["no such folder", "nowhere"]),
+        (None, {"task": "text-clasification"}, UnknownName, ["'text-clasification'", "did you mean 'text-classification'"]),
+        (None, {"task": "feature-extraction"}, Unsupported, ["feature-extraction", "text-generation"]),
+        (None, {"lr_scheduler_type": "liner"}, ConfigError, ["liner"]),
+        (None, {"targets": ["qery"]}, AdapterpackError, ["did you mean 'query'"]),
+        ([{"question": "w1", "answer": "w2"}], CAUSAL, ConfigError, ["no known form", "completion + prompt", "question, answer"]),
+        ([{"prompt": "w1", "completion": None}], CAUSAL, ConfigError, ["form prompt-completion", "row 1", "None"]),
+        ([{"prompt": None, "completion": "w1"}, {"prompt": "w2", "completion": "w1"}], CAUSAL, ConfigError, ["row 1"]),
+        ([{"messages": [{"role": "user", "content": "w1"}]}], CAUSAL, ConfigError, ["row 1", "not the assistant's"]),
+        ([{"messages": []}], CAUSAL, ConfigError, ["row 1", "form messages"]),
+        ([{"prompt": "w1 w2 w3", "completion": "w4"}], {**CAUSAL, "max_length": 3}, ConfigError, ["longer than max_length"]),
+    ],
+)
+def test_data_errors_are_sentences(
+    request: pytest.FixtureRequest, tmp_path: Path, rows: list[dict[str, Any]] | None, more: dict[str, Any],
+    error: type[AdapterpackError], words: list[str],
+) -> None:
+    """What is wrong, in which file and row, and what was expected; nothing is written."""
+    base = request.getfixturevalue("tiny_llama" if more.items() >= CAUSAL.items() else "tiny_bert")
+    config = {**settings(base, tmp_path, labelled(0, 64) if rows is None else rows, task=TEXT), **more}
+    with pytest.raises(error) as caught:
+        train(config)
+    for word in words:
+        assert word in str(caught.value)
+    assert left(tmp_path) == ["rows.jsonl"]
+
+
+def test_a_label_that_only_the_evaluation_has(tiny_bert: Path, tmp_path: Path) -> None:
+    """It is named with its row, before training."""
+    held_out = write(tmp_path / "e.jsonl", [*labelled(1, 2), {"text": "w1", "label": "maybe"}])
+    with pytest.raises(ConfigError, match=r"training data does not have.*e\.jsonl, row 3; expected no, yes, found maybe"):
+        train(classify(tiny_bert, tmp_path, eval_file=held_out))
+
+
+def test_data_that_cannot_be_read(tmp_path: Path) -> None:
+    """A broken file is a sentence on one line."""
+    (tmp_path / "broken.jsonl").write_text('{"text": "w1"\n{"text"')
+    with pytest.raises(ConfigError, match=r"cannot be read.*broken\.jsonl") as caught:
+        data.load_rows(str(tmp_path / "broken.jsonl"))
+    assert "\n" not in str(caught.value)
+
+
+# --- causal language models: ids by hand. The word wN has the id N + 4; the end token is 2.
+
+P, E, X = [5, 6], 2, -100
+TEMPLATE = ("{% for m in messages %}w90 {{ m.content }} {% endfor %}{% if add_generation_prompt %}w91{% endif %}")
+
+
+@pytest.mark.parametrize(
+    ("row", "ids", "labels"),
+    [
+        ({"prompt": "w1 w2", "completion": "w3"}, [5, 6, 7, E], [X, X, 7, E]),
+        ({"messages": [{"role": "user", "content": "w1"}, {"role": "user", "content": "w2"}, {"role": "assistant", "content": "w3 w4"}]},
+         [5, 6, 7, 8, E], [X, X, 7, 8, E]),
+        ({"instruction": "w1", "input": "w2", "output": "w3"}, [5, 6, 7, E], [X, X, 7, E]),
+        ({"instruction": "w1", "input": "", "output": "w3"}, [5, 7, E], [X, 7, E]),
+        ({"instruction": "w1", "output": "w3"}, [5, 7, E], [X, 7, E]),
+        ({"text": "w1 w2"}, [5, 6, E], [5, 6, E]),
+    ],
+)
+def test_labels_are_masked_on_the_prompt(tiny_llama: Path, row: dict[str, Any], ids: list[int], labels: list[int]) -> None:
+    """The loss is on the completion and the end token alone, in every form of data."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    assert data.encode_causal(Dataset.from_list([row]), tokenizer, 32, "here") == [{"input_ids": ids, "labels": labels}]
+
+
+def test_a_chat_template_renders_the_prompt(tiny_llama: Path) -> None:
+    """The template's words and its opening of the answer are prompt; the answer is learnt as it stands."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.chat_template = TEMPLATE
+    rows = Dataset.from_list([{"prompt": "w1", "completion": "w3"}])
+    assert data.encode_causal(rows, tokenizer, 32, "here") == [{"input_ids": [94, 5, 95, 7, E], "labels": [X, X, X, 7, E]}]
+    text = Dataset.from_list([{"text": "w1"}])
+    assert data.encode_causal(text, tokenizer, 32, "here") == [{"input_ids": [5, E], "labels": [5, E]}]
+
+
+@pytest.mark.parametrize(("single", "begins"), [("[BOS] $A", [1]), ("[BOS] $A [EOS]", [1]), ("$A [EOS]", []), ("[EOS] $A", [2])])
+def test_tokens_that_the_tokenizer_adds(tiny_llama: Path, single: str, begins: list[int]) -> None:
+    """What begins every text begins the prompt, of plain text too, and is not learnt; an end token never stands before the answer."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=[("[BOS]", 1), ("[EOS]", 2)])
+    if begins == [2]:
+        tokenizer.bos_token = tokenizer.eos_token
+    mask = [X] * len(begins)
+    for row, prompt in (({"prompt": "w1", "completion": "w3"}, [5]), ({"text": "w3"}, [])):
+        (found,) = data.encode_causal(Dataset.from_list([row]), tokenizer, 32, "here")
+        assert found == {"input_ids": [*begins, *prompt, 7, E], "labels": [*mask, *[X] * len(prompt), 7, E]}
+
+
+def test_long_rows(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Cut at the end; a row of which only prompt would be left is left out, and that is said: its loss would be 0/0."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    rows = Dataset.from_list([{"prompt": "w1 w2", "completion": "w3 w4"}, {"prompt": "w1 w2 w3", "completion": "w4"}])
+    with caplog.at_level(logging.WARNING):
+        assert data.encode_causal(rows, tokenizer, 3, "here") == [{"input_ids": [5, 6, 7], "labels": [X, X, 7]}]
+    assert "here: 1 of 2 rows are left out" in caplog.text
+
+
+def test_a_tokenizer_without_an_end_token(tiny_llama: Path) -> None:
+    """The model could not learn where to stop: refused."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="no end token"):
+        data.encode_causal(Dataset.from_list([{"text": "w1"}]), tokenizer, 3, "here")
+
+
+def test_collation() -> None:
+    """Right padding; masked positions have mask 0 and, in sequences, the ignored label."""
+    batch = data.Collator(9)([{"input_ids": [5], "labels": [X]}, {"input_ids": [6, 7], "labels": [X, 7]}])
+    assert {key: value.tolist() for key, value in batch.items()} == {
+        "input_ids": [[5, 9], [6, 7]], "attention_mask": [[1, 0], [1, 1]], "labels": [[X, X], [X, 7]]}
+    assert data.Collator(0)([{"input_ids": [5], "labels": 3}])["labels"].tolist() == [3]
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "prompt-completion": {"prompt": "w{a} w{b}", "completion": "w{c} w{d}"},
+    "messages": {"messages": [{"role": "user", "content": "w{a} w{b}"}, {"role": "assistant", "content": "w{c} w{d}"}]},
+    "alpaca": {"instruction": "w{a}", "input": "w{b}", "output": "w{c} w{d}"},
+    "text": {"text": "w{a} w{b} w{c} w{d}"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_causal_model_learns_to_answer_and_to_stop(tiny_llama: Path, tmp_path: Path, form: str) -> None:
+    """Four questions with answers of two words: greedy generation gives the answer and the end token after it; the base does not."""
+    asked = [(1, 2, 31, 41), (3, 4, 32, 42), (5, 6, 33, 43), (7, 8, 34, 44)]
+
+    rows = []
+    for words in asked:
+        text = json.dumps(FORMS[form])
+        for letter, word in zip("abcd", words, strict=True):
+            text = text.replace(f"{{{letter}}}", str(word))
+        rows.append(json.loads(text))
+    more = {"max_steps": 60, "learning_rate": 2e-2, "r": 8, "max_length": 32}
+    (pack,) = train(settings(tiny_llama, tmp_path, rows, **more, eval_file=write(tmp_path / "e.jsonl", rows)))
+    assert [metric["name"] for metric in pack.manifest.metrics] == ["loss"]
+    # ln 96 is chance. Its tied embeddings are short, so this model can give no token more than about e^3.3 / (e^3.3 + 96).
+    assert pack.manifest.metrics[0]["value"] < np.log(96) / 2
+    assert pack.manifest.task.labels is None
+
+    def answers(model: Any) -> list[list[int]]:
+        prompts = [torch.tensor([[a + 4, b + 4]]) for a, b, _, _ in asked]
+        found = [model.generate(p, attention_mask=torch.ones_like(p), max_new_tokens=6, do_sample=False) for p in prompts]
+        return [ids[0, 2:].tolist() for ids in found]
+
+    expected = [[c + 4, d + 4, E] for _, _, c, d in asked]
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    assert not any(answer == right for answer, right in zip(answers(model), expected, strict=True))
+    assert answers(attach(model, load(tmp_path / "pack"))) == expected
+
+
+# --- several adapters, and what is left behind
+
+
+def test_a_list_of_adapters(tiny_bert: Path, tmp_path: Path) -> None:
+    """One file, several packs, each with its own settings; they attach to one model together."""
+    config = {**classify(tiny_bert, tmp_path), "adapters": [{"name": "a"}, {"name": "b", "r": 2, "targets": ["query"]}]}
+    packs = train(config)
+    assert [(pack.name, pack.path) for pack in packs] == [("a", tmp_path / "pack" / "a"), ("b", tmp_path / "pack" / "b")]
+    assert {adapter.config.rank for adapter in packs[1].adapters()} == {2}
+    model = load_model(task_named(TEXT), tiny_bert)
+    for pack in packs:
+        assert verify_canary(attach(model, pack), pack) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("entry", "error"),
+    [
+        ({"output_dir": "TAKEN"}, OutputExists),
+        ({"train_file": "nowhere.csv"}, StorageError),
+        ({"task": "feature-extraction"}, Unsupported),
+        ({"model_name_or_path": "./nowhere"}, StorageError),
+    ],
+)
+def test_what_the_second_adapter_lacks_is_found_before_the_first_is_trained(
+    tiny_bert: Path, tmp_path: Path, entry: dict[str, Any], error: type[AdapterpackError]
+) -> None:
+    """Nothing is trained and nothing written if a later entry cannot be."""
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    second = {key: str(taken) if value == "TAKEN" else value for key, value in entry.items()}
+    with pytest.raises(error):
+        train({**classify(tiny_bert, tmp_path), "adapters": [{"name": "first"}, {"name": "second", **second}]})
+    assert left(tmp_path) == ["rows.jsonl", "taken"]
+    assert left(taken) == []
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_divergence_writes_nothing(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """A learning rate of 1e30: after one step tensors are finite and logits are not, after four both are not. NonFinite, and no folder."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with pytest.raises(NonFinite):
+        train(classify(tiny_bert, tmp_path, learning_rate=1e30, max_steps=steps, lr_scheduler_type="constant"))
+    assert left(tmp_path) == ["rows.jsonl", "scratch"]
+    assert left(scratch) == []
+
+
+def test_ctrl_c_leaves_nothing(tiny_bert: Path, tmp_path: Path, cache: Path) -> None:
+    """SIGINT in the middle of training: a failure, with neither an output folder nor a scratch folder left."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    config = tmp_path / "train.json"
+    config.write_text(json.dumps(classify(tiny_bert, tmp_path, max_steps=1_000_000)))
+    code = "import sys, logging, adapterpack; logging.basicConfig(level=10); adapterpack.train(sys.argv[1])"
+    environment = {**os.environ, "TMPDIR": str(scratch), "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, str(config)], env=environment, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # background jobs inherit it ignored
+    deadline = time.monotonic() + 60
+    while not any(path.name.startswith("adapterpack-train-") for path in scratch.iterdir()):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)  # into the loop
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in errors
+    assert "inner_training_loop" in errors or "training_step" in errors or "optimizer" in errors
+    assert left(tmp_path) == ["rows.jsonl", "scratch", "train.json"]
+    assert [name for name in left(scratch) if name.startswith("adapterpack")] == []
+
+
+def test_a_pack_of_a_model_in_memory_is_returned(tiny_bert: Path, tmp_path: Path) -> None:
+    """``train`` returns packs that need not be read again, and leaves its input and the progress bars of others alone."""
+    enable_progress_bars()
+    config = classify(tiny_bert, tmp_path)
+    kept = json.dumps(config)
+    (pack,) = train(config)
+    assert isinstance(pack, Pack)
+    assert json.dumps(config) == kept
+    assert not are_progress_bars_disabled()
+
+
+def test_a_real_encoder(minilm: Path, tmp_path: Path) -> None:
+    """On a real encoder of 22 M: save, load, attach, canary; logits equal within 1e-6; the base is known by its content."""
+    model = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=4).eval()
+    adapt(model, LoRA(r=4, targets=("query", "value"), modules_to_save=("classifier",)), "real")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    pack = save(model, tmp_path / "real")
+    assert pack.manifest.base.content == Checkpoint(minilm).content
+    assert adapterpack.validate(tmp_path / "real", minilm).valid
+    twin = attach(AutoModelForSequenceClassification.from_pretrained(minilm).eval(), load(tmp_path / "real"))
+    ids = torch.randint(1000, 20000, (3, 21))
+    with torch.no_grad():
+        torch.testing.assert_close(twin(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-6, rtol=0)
+    assert verify_canary(twin, pack) <= 1e-6

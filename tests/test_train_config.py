@@ -1,0 +1,312 @@
+"""The training configuration: what is read, translated, refused, and that the schema says the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from adapterpack.errors import AdapterpackError, ConfigError, StorageError, UnknownMethod
+from adapterpack.methods import LoRA
+from adapterpack.pack.manifest import schema_problem
+from adapterpack.train.aliases import ALIASES, translate
+from adapterpack.train.config import LEAST, NAME, POSITIVE, TrainConfig, read_config
+from adapterpack.train.train import PREPARE
+
+pytestmark = pytest.mark.fast
+
+NEEDED = {"model_name_or_path": "base", "train_file": "rows.jsonl", "output_dir": "out/tickets"}
+SCHEMA = json.loads((Path(__file__).parent.parent / "schemas" / "train.v1.json").read_text())
+MANIFEST = json.loads((Path(__file__).parent.parent / "schemas" / "manifest.v1.json").read_text())
+
+
+def one(values: dict[str, Any] | None = None, *overrides: str) -> TrainConfig:
+    (config,), _ = read_config({**NEEDED, **(values or {})}, overrides)
+    return config
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    """Every setting, each other than its default, through a YAML file: the config that comes back has them all."""
+    hyper = {"r": 3, "alpha": 5.5, "use_rslora": True, "dropout": 0.25, "targets": ["query", "value"], "modules_to_save": ["classifier"],
+             "rank_pattern": {"query": 7}, "alpha_pattern": {"value": 9.0}}
+    settings = {"task": "text-classification", "name": "other", "method": "lora", "eval_file": "e.csv", "max_length": 17,
+                "learning_rate": 3e-5, "num_train_epochs": 1.5, "max_steps": 11, "per_device_train_batch_size": 2,
+                "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
+                "weight_decay": 0.01, "max_grad_norm": 0.5, "logging_steps": 7, "seed": 5, "bf16": True, "gradient_checkpointing": True,
+                "max_train_samples": 100, "skip_train_samples": 3}
+    assert {*settings, *NEEDED} == {f.name for f in dataclasses.fields(TrainConfig)} - {"method_config"}
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump({**NEEDED, **settings, **hyper}))
+    (config,), notes = read_config(path)
+    assert notes == []
+    assert {key: getattr(config, key) for key in (*NEEDED, *settings)} == {**NEEDED, **settings}
+    assert config.method_config == LoRA(r=3, alpha=5.5, use_rslora=True, dropout=0.25, targets=("query", "value"),
+                                        modules_to_save=("classifier",), rank_pattern={"query": 7}, alpha_pattern={"value": 9.0})
+    assert read_config(config) == ([config], [])
+
+
+def test_defaults_are_the_dataclasses() -> None:
+    """The three needed keys alone give the dataclasses' defaults; the name is the folder's."""
+    config = one()
+    assert config == TrainConfig(**NEEDED, method_config=LoRA())
+    assert config.pack_name == "tickets"
+    assert read_config(TrainConfig(**NEEDED))[0] == [config]
+
+
+@pytest.mark.parametrize(
+    ("foreign", "ours"),
+    [
+        # axolotl
+        ({"base_model": "b", "adapter": "lora", "sequence_len": 99, "micro_batch_size": 3, "lr_scheduler": "cosine", "num_epochs": 2,
+          "lora_r": 4, "lora_alpha": 6, "lora_dropout": 0.1, "lora_target_modules": ["q_proj"], "lora_modules_to_save": ["lm_head"]},
+         {"model_name_or_path": "b", "method": "lora", "max_length": 99, "per_device_train_batch_size": 3, "lr_scheduler_type": "cosine",
+          "num_train_epochs": 2.0, "r": 4, "alpha": 6.0, "dropout": 0.1, "targets": ("q_proj",), "modules_to_save": ("lm_head",)}),
+        ({"lora_target_linear": True}, {"targets": "all-linear"}),
+        # LLaMA-Factory: lists are one text, "all" is all-linear
+        ({"finetuning_type": "lora", "lora_rank": 4, "lora_target": "q_proj, v_proj", "cutoff_len": 33, "additional_target": "a,b"},
+         {"method": "lora", "r": 4, "targets": ("q_proj", "v_proj"), "max_length": 33, "modules_to_save": ("a", "b")}),
+        ({"lora_target": "all"}, {"targets": "all-linear"}),
+        # PEFT, and what saved PEFT configs say
+        ({"peft_type": "LORA", "target_modules": "all-linear"}, {"method": "lora", "targets": "all-linear"}),
+        ({"max_seq_length": 5, "batch_size": 6, "dataset": "d", "output": "o", "model_name": "n"},
+         {"max_length": 5, "per_device_train_batch_size": 6, "train_file": "d", "output_dir": "o", "model_name_or_path": "n"}),
+    ],
+)
+def test_other_tools_names_are_translated_and_reported(foreign: dict[str, Any], ours: dict[str, Any]) -> None:
+    """The setting has our name and type, and one note a key says what was read as what."""
+    replaced = {ALIASES[key] for key in foreign}
+    (config,), notes = read_config({**{key: value for key, value in NEEDED.items() if key not in replaced}, **foreign})
+    for key, value in ours.items():
+        found = getattr(config, key) if hasattr(config, key) else getattr(config.method_config, key)
+        assert (found, type(found)) == (value, type(value)), key
+    assert notes == [f"{key} is read as {ALIASES[key]}" for key in foreign]
+
+
+def test_every_alias_leads_to_a_setting() -> None:
+    """No alias is a key of ours, and none leads nowhere."""
+    keys = {f.name for cls in (TrainConfig, LoRA) for f in dataclasses.fields(cls)}
+    assert set(ALIASES.values()) <= keys
+    assert not set(ALIASES) & keys
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("learning_rate=1e-4", "learning_rate", 1e-4),  # which YAML takes for text
+        ("learning_rate=0.5", "learning_rate", 0.5),
+        ("num_train_epochs=2", "num_train_epochs", 2.0),
+        ("alpha=1e1", "alpha", 10.0),
+        ("alpha=null", "alpha", 16.0),
+        ("targets=[query, value]", "targets", ("query", "value")),
+        ("targets=query", "targets", "query"),
+        ("modules_to_save=classifier", "modules_to_save", ("classifier",)),  # one name is a list of one, not of its letters
+        ("rank_pattern={query: 2}", "rank_pattern", {"query": 2}),
+        ("lora_r=5", "r", 5),
+        ("max_train_samples=null", "max_train_samples", None),
+        ("bf16=true", "bf16", True),
+        ("eval_file=a=b.csv", "eval_file", "a=b.csv"),
+        ("name='12'", "name", "12"),
+    ],
+)
+def test_overrides(text: str, key: str, value: Any) -> None:
+    """``key=value`` is read as YAML would, typed as the field is."""
+    config = one({}, text)
+    found = getattr(config, key) if hasattr(config, key) else getattr(config.method_config, key)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_overrides_win_over_the_file_under_any_name() -> None:
+    """Over the same key, over its alias, over the entries of ``adapters:``; the last of two counts."""
+    assert one({"r": 2}, "r=3").method_config.r == 3
+    assert one({"lora_r": 2}, "r=3").method_config.r == 3
+    assert one({"r": 2}, "lora_rank=3").method_config.r == 3
+    assert one({}, "r=3", "r=4").method_config.r == 4
+    entries = [{"name": "a", "r": 2, "output_dir": "elsewhere"}, {"name": "b", "lora_r": 9, "learning_rate": 1e-3}]
+    configs, _ = read_config({**NEEDED, "adapters": entries}, ["r=5", "output_dir=new"])
+    assert [(c.method_config.r, c.learning_rate, c.output_dir) for c in configs] == [(5, 2e-4, "new/a"), (5, 1e-3, "new/b")]
+    (config,), _ = read_config(TrainConfig(**NEEDED, method_config=LoRA(r=2, targets=("q",))), ["r=3", "seed=4"])
+    assert (config.method_config, config.seed) == (LoRA(r=3, alpha=4, targets=("q",)), 4)
+
+
+def test_several_adapters_share_the_common_keys() -> None:
+    """An entry takes the common keys and its own; its folder is ``output_dir/name`` unless it names one."""
+    entries = [{"name": "a", "train_file": "a.csv"}, {"name": "b", "lora_r": 3, "output_dir": "elsewhere"}]
+    configs, notes = read_config({**NEEDED, "lora_r": 5, "adapters": entries})
+    assert [(c.pack_name, c.train_file, c.output_dir, c.method_config.r) for c in configs] == [
+        ("a", "a.csv", "out/tickets/a", 5), ("b", "rows.jsonl", "elsewhere", 3)]
+    assert notes == ["lora_r is read as r"]
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "words"),
+    [
+        ({"learning_rat": 1}, [], ["unknown key", "'learning_rat'", "did you mean 'learning_rate'?"]),
+        ({"lora_alhpa": 1}, [], ["did you mean 'lora_alpha'?"]),
+        ({7: 1}, [], ["unknown key", "7"]),
+        ({"max_length": "long"}, [], ["max_length", "expected a whole number", "'long' (str)"]),
+        ({"max_length": 8.0}, [], ["max_length", "expected a whole number", "8.0 (float)"]),
+        ({"max_length": True}, [], ["max_length", "True (bool)"]),
+        ({"learning_rate": "fast"}, [], ["learning_rate", "expected a number", "'fast'"]),
+        ({"learning_rate": False}, [], ["learning_rate", "expected a number"]),
+        ({"bf16": "auto"}, [], ["bf16", "expected true or false", "'auto'"]),
+        ({"train_file": None}, [], ["train_file", "expected text", "None"]),
+        ({"name": 12}, [], ["name", "expected text", "12 (int)"]),
+        ({"targets": 5}, [], ["targets", "text or a list of names"]),
+        ({"targets": ["q", 5]}, [], ["targets", "text or a list of names"]),
+        ({"modules_to_save": {"a": 1}}, [], ["modules_to_save", "a list of names"]),
+        ({"rank_pattern": {"q": "two"}}, [], ["rank_pattern", "names with numbers"]),
+        ({"rank_pattern": ["q"]}, [], ["rank_pattern", "names with numbers"]),
+        ({"r": "8"}, [], ["r", "expected a whole number"]),
+        ({"r": 0}, [], ["r must be a whole number of at least 1"]),
+        ({"dropout": 1.0}, [], ["dropout must lie in [0, 1)"]),
+        ({"learning_rate": float("nan")}, [], ["learning_rate", "more than 0, and finite", "nan"]),
+        ({"learning_rate": 0}, [], ["learning_rate", "more than 0"]),
+        ({"learning_rate": "inf"}, [], ["learning_rate", "finite"]),
+        ({"per_device_train_batch_size": 0}, [], ["per_device_train_batch_size", "at least 1", "found 0"]),
+        ({"seed": -1}, [], ["seed", "at least 0"]),
+        ({"name": "../up"}, [], ["'../up'", "name"]),
+        ({"output_dir": "out/with space"}, [], ["'with space'", "name"]),
+        ({"r": 8, "lora_r": 8}, [], ["given twice", "r, under two names"]),
+        ({"adapters": []}, [], ["adapters must be a list"]),
+        ({"adapters": {"name": "a"}}, [], ["adapters must be a list"]),
+        ({"adapters": [{"r": 2}]}, [], ["each with a name"]),
+        ({"adapters": [{"name": "a"}, {"name": "a"}]}, [], ["the same name", "found a"]),
+        ({"adapters": [{"name": "a", "output_dir": "x"}, {"name": "b", "output_dir": "x"}]}, [], ["the same output_dir", "found x"]),
+        ({"adapters": [{"name": "a", "rr": 2}]}, [], ["adapter a", "'rr'"]),
+        ({"adapters": [{"name": "a"}, {"name": "b"}]}, ["name=c"], ["one name for several adapters"]),
+        ({}, ["learning_rate"], ["key=value", "'learning_rate'"]),
+        ({}, ["=5"], ["key=value"]),
+        ({}, ["targets=[q"], ["override", "targets", "not valid YAML"]),
+        ({}, ["adapters=[]"], ["adapters can only be listed in the file"]),
+        ({}, ["leraning_rate=1"], ["did you mean 'learning_rate'?"]),
+    ],
+)
+def test_what_is_refused(values: dict[Any, Any], overrides: list[str], words: list[str]) -> None:
+    """One sentence that names the key, what was expected and what was found."""
+    with pytest.raises(ConfigError) as caught:
+        read_config({**NEEDED, **values}, overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("key", NEEDED)
+def test_a_missing_key_is_named(key: str) -> None:
+    """The key that is needed and the line to add."""
+    with pytest.raises(ConfigError, match=f"a key is missing.*{key}.*add '{key}: ...'"):
+        read_config({other: value for other, value in NEEDED.items() if other != key})
+
+
+def test_an_unknown_method_is_named() -> None:
+    """The nearest method is offered; the name's case does not matter."""
+    with pytest.raises(UnknownMethod, match="did you mean 'lora'"):
+        one({"method": "lorra"})
+    assert one({"method": "LoRA"}).method == "lora"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"a: [1", ["not valid YAML"]),
+        (b"- a\n- b\n", ["must be a mapping", "list"]),
+        (b"", ["must be a mapping", "NoneType"]),
+        (b"seed: 1\nseed: 2\n", ["a key stands twice: seed"]),
+        (b"name: \xff\xfe\n", ["not valid YAML"]),
+        (b"!!python/object/apply:os.getcwd []\n", ["not valid YAML"]),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, text: bytes, words: list[str]) -> None:
+    """A sentence that names the file; code in YAML is not run."""
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    for word in (str(path), *words):
+        assert word in str(caught.value)
+    with pytest.raises(StorageError, match=r"none\.yaml"):
+        read_config(tmp_path / "none.yaml")
+
+
+# --- the schema
+
+
+def test_the_schema_is_one_and_has_every_setting() -> None:
+    """Valid draft 2020-12; its keys are the fields of the dataclasses and ``adapters``, no alias; defaults and limits are the code's."""
+    Draft202012Validator.check_schema(SCHEMA)
+    fields = {f.name: f for cls in (TrainConfig, LoRA) for f in dataclasses.fields(cls) if f.name != "method_config"}
+    properties = SCHEMA["properties"]
+    assert list(properties) == [*fields, "adapters"]
+    assert SCHEMA["additionalProperties"] is False
+    assert not set(ALIASES) & set(properties)
+    entry = SCHEMA["$defs"]["adapter"]
+    assert list(entry["properties"]) == list(fields)
+    assert entry["additionalProperties"] is False
+    assert all(value == {"$ref": f"#/properties/{key}"} for key, value in entry["properties"].items())
+    for key, field in fields.items():
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        assert ("default" in properties[key]) is not needed
+        if not needed:
+            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+            assert properties[key]["default"] == (list(default) if isinstance(default, tuple) else default), key
+        assert properties[key]["description"]
+    assert SCHEMA["then"]["required"] == [f.name for f in dataclasses.fields(TrainConfig) if f.default is dataclasses.MISSING]
+    own = {f.name for f in dataclasses.fields(TrainConfig)}
+    limits = {key: value.get("exclusiveMinimum" if key in POSITIVE else "minimum") for key, value in properties.items() if key in own}
+    assert {key: value for key, value in limits.items() if value is not None} == LEAST
+    assert sorted(properties["task"]["enum"]) == sorted(PREPARE)
+    assert properties["name"]["pattern"] == NAME == MANIFEST["properties"]["pack"]["properties"]["name"]["pattern"]
+
+
+GOOD: list[dict[str, Any]] = [
+    {},
+    {"learning_rate": 1, "num_train_epochs": 2, "alpha": 4, "warmup_steps": 0.1},
+    {"learning_rate": "1e-4", "alpha": "2E1", "weight_decay": ".5"},
+    {"name": None, "eval_file": None, "alpha": None, "max_train_samples": None},
+    {"targets": "query", "modules_to_save": "classifier"},
+    {"targets": ["query"], "modules_to_save": [], "rank_pattern": {"q": 2}, "alpha_pattern": {"q": 0.5}},
+    {"adapters": [{"name": "a"}, {"name": "b", "r": 4, "learning_rate": 1e-3, "targets": ["q"]}]},
+    {"max_steps": -1, "seed": 0, "max_grad_norm": 0, "task": "text-classification"},
+]
+BAD: list[dict[str, Any]] = [
+    {"learning_rat": 1}, {"max_length": "long"}, {"max_length": True}, {"learning_rate": "fast"}, {"learning_rate": 0}, {"bf16": "auto"},
+    {"train_file": None}, {"name": 12}, {"name": "a b"}, {"targets": 5}, {"targets": ["q", 5]}, {"rank_pattern": {"q": "two"}}, {"r": "8"},
+    {"r": 0}, {"dropout": 1.0}, {"seed": -1}, {"adapters": []}, {"adapters": [{"r": 2}]}, {"adapters": [{"name": "a", "rr": 2}]},
+    {"per_device_train_batch_size": 0}, {"max_train_samples": 0},
+]
+
+
+@pytest.mark.parametrize("values", GOOD)
+def test_the_schema_accepts_what_the_reader_accepts(values: dict[str, Any]) -> None:
+    """Both take it."""
+    read_config({**NEEDED, **values})
+    assert schema_problem({**NEEDED, **values}, "train.v1") is None
+
+
+@pytest.mark.parametrize("values", BAD)
+def test_the_schema_refuses_what_the_reader_refuses(values: dict[str, Any]) -> None:
+    """Neither takes it."""
+    with pytest.raises(AdapterpackError):
+        read_config({**NEEDED, **values})
+    assert schema_problem({**NEEDED, **values}, "train.v1") is not None
+
+
+def test_needed_keys_may_stand_in_the_entries() -> None:
+    """With ``adapters:`` the needed keys may be in each entry; without, the schema asks for them."""
+    base = {"model_name_or_path": "b", "adapters": [{"name": "a", "train_file": "x", "output_dir": "o/a"}]}
+    assert len(read_config(base)[0]) == 1
+    assert schema_problem(base, "train.v1") is None
+    assert schema_problem({"model_name_or_path": "b"}, "train.v1") is not None
+
+
+def test_the_shipped_examples_fit_the_schema() -> None:
+    """Every configuration under ``examples/``, other tools' names translated, is valid by the schema and by the reader."""
+    files = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+    for file in files:
+        assert schema_problem(translate(yaml.safe_load(file.read_text()), [], file), "train.v1") is None, file
+        assert re.fullmatch(NAME, read_config(file)[0][0].pack_name)
+    assert files
