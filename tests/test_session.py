@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ml_dtypes import bfloat16
 
 from adapterpack import LoRA, Session, export, load, run, validate
 from adapterpack.errors import (
@@ -33,7 +34,7 @@ from adapterpack.pack.pack import Pack, build
 from adapterpack.runtime import providers
 from adapterpack.runtime.bundle import FILE_NAME, read_bundle
 from adapterpack.runtime.session import pad
-from adapterpack.runtime.slots import NO_LABEL
+from adapterpack.runtime.slots import NO_LABEL, pack_values
 
 Make = Callable[..., Any]
 WORDS = ("w1 w2 w3 w9", "w5 w6", "w7 w8 w30 w31 w32 w33")
@@ -521,3 +522,13 @@ def test_tokens_on_cuda_equal_the_cpus(bundle_of: Make) -> None:
         prompts, names = [[5, 6, 7], [8, 9], [10, 11, 12, 13]], ["alpha", None, "beta"]
         expected, found = (session.generate(prompts, names, max_new_tokens=12) for session in (here, there))
         assert [answer.ids for answer in found] == [answer.ids for answer in expected]
+
+
+def test_half_precision_factors_are_widened_before_they_are_scaled() -> None:
+    """A bfloat16 pack's ``up`` slot is ``s B`` computed in float32: in bfloat16 the product with s = 1/3 would lose 2^-9 of it."""
+    rng = np.random.default_rng(5)
+    site, cfg = Site("net.q", 7, 5), LoRA(r=3, alpha=1)
+    params = {"lora_A": rng.standard_normal((3, 7)).astype(bfloat16), "lora_B": rng.standard_normal((5, 3)).astype(bfloat16)}
+    pack = build("half", get("lora"), {site: (cfg, params)}, task=m.Task("feature-extraction"), base=m.Base())
+    expected = params["lora_B"].astype(np.float64).T / 3
+    np.testing.assert_allclose(pack_values(pack)["net.q.up"], expected, rtol=2**-23)

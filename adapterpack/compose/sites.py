@@ -69,12 +69,7 @@ def _shape(site: Site) -> str:
 def _term(method: Method, adapter: Adapter | None, site: Site, weight: float) -> Term:
     if adapter is None:
         return Term(np.zeros((0, site.in_features), np.float32), np.zeros((site.out_features, 0), np.float32), weight)
-    # Widened before the method's scale is applied: in half precision that product would round.
-    form = method.attach(adapter.config, {name: _wide(value) for name, value in adapter.params.items()}, adapter.site)
+    form = method.attach(adapter.config, adapter.wide, adapter.site)
     if form.down is None or form.up is None or (form.pre, form.scale, form.shift) != (None, None, None):
         raise Unsupported(f"the method {method.name} does more at this site than add up @ down", where=site.path, remedy=SIDE_BY_SIDE)
     return Term(np.asarray(form.down.dense()), np.asarray(form.up.dense()), weight)
-
-
-def _wide(value: np.ndarray) -> np.ndarray:
-    return value if value.dtype == np.float64 else value.astype(np.float32)

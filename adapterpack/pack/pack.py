@@ -39,6 +39,11 @@ class Adapter(NamedTuple):
     params: dict[str, np.ndarray]
     weight: str | None
 
+    @property
+    def wide(self) -> dict[str, np.ndarray]:
+        """The parameters in at least float32: in half precision the method's own scale would round."""
+        return {name: value if value.dtype == np.float64 else value.astype(np.float32) for name, value in self.params.items()}
+
 
 @dataclass(frozen=True)
 class Pack:

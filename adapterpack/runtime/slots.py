@@ -61,7 +61,7 @@ def pack_values(pack: Pack) -> Values:
         raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
                           remedy="export with --mode folded")
     for adapter in pack.adapters():
-        form = pack.method.attach(adapter.config, adapter.params, adapter.site)
+        form = pack.method.attach(adapter.config, adapter.wide, adapter.site)
         arrays = form_arrays(form, adapter.site.path, adapter.site.out_features)
         values.update({f"{adapter.site.path}.{field}": array for field, array in arrays.items()})
     for path, params in pack.full().items():
