@@ -465,10 +465,11 @@ def test_ctrl_c_leaves_nothing(tiny_bert: Path, tmp_path: Path, cache: Path) -> 
     scratch.mkdir()
     config = tmp_path / "train.json"
     config.write_text(json.dumps(classify(tiny_bert, tmp_path, max_steps=1_000_000)))
-    code = "import sys, logging, adapterpack; logging.basicConfig(level=10); adapterpack.train(sys.argv[1])"
+    # A shell that runs the tests in the background has its children ignore SIGINT; a user's terminal does not.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); " \
+        "import sys, logging, adapterpack; logging.basicConfig(level=10); adapterpack.train(sys.argv[1])"
     environment = {**os.environ, "TMPDIR": str(scratch), "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code, str(config)], env=environment, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # background jobs inherit it ignored
+    process = subprocess.Popen([sys.executable, "-c", code, str(config)], env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not any(path.name.startswith("adapterpack-train-") for path in scratch.iterdir()):
         assert process.poll() is None, process.communicate()[1]
