@@ -129,7 +129,7 @@ def _config(base: Path, out: Path, name: str, data: str, extra: dict[str, Any] |
         "model_name_or_path": str(base), "task": TASK, "name": name, "output_dir": str(out / "packs" / name),
         "train_file": str(data_file(data, "train")), "eval_file": str(data_file(data, "test")),
         "method": "lora", "r": 8, "alpha": 16, "targets": "all-linear", "learning_rate": 1e-3, "lr_scheduler_type": "cosine",
-        "num_train_epochs": float(EPOCHS[data]), "per_device_train_batch_size": 16, "max_length": 128, "seed": 0, **(extra or {}),
+        "num_train_epochs": float(EPOCHS[data]), "per_device_train_batch_size": 16, "max_length": 128, "group_by_length": True, "seed": 0, **(extra or {}),
     })
     return configs[0]
 

@@ -72,6 +72,7 @@ class TrainConfig:
     logging_steps: int = 10
     seed: int = 0
     bf16: bool = False
+    group_by_length: bool = False
     gradient_checkpointing: bool = False
     max_train_samples: int | None = None
     skip_train_samples: int = 0

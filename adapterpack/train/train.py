@@ -125,6 +125,8 @@ def _arguments(config: TrainConfig, scratch: str, evaluates: bool) -> TrainingAr
     if config.gradient_checkpointing:  # the name that newer versions of transformers use
         known = {f.name for f in dataclasses.fields(TrainingArguments)}
         taken["activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"] = True
+    if config.group_by_length:  # rows of about one length share a batch, so that little is padding
+        taken["train_sampling_strategy"] = "group_by_length"
     try:
         return TrainingArguments(
             **taken,
