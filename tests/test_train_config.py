@@ -39,6 +39,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
                 "learning_rate": 3e-5, "num_train_epochs": 1.5, "max_steps": 11, "per_device_train_batch_size": 2,
                 "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
                 "weight_decay": 0.01, "max_grad_norm": 0.5, "logging_steps": 7, "seed": 5, "bf16": True, "gradient_checkpointing": True,
+                "group_by_length": True,
                 "max_train_samples": 100, "skip_train_samples": 3}
     assert {*settings, *NEEDED} == {f.name for f in dataclasses.fields(TrainConfig)} - {"method_config"}
     path = tmp_path / "train.yaml"
