@@ -124,8 +124,8 @@ def _quantized(a: Checkpoint, b: Checkpoint) -> Relation | None:
     declared = scheme(b)
     if declared is None or scheme(a) is not None:
         return None
-    common = {name: info.dtype for name, info in b.tensors.items()
-              if name in a.tensors and a.tensors[name].shape == info.shape and {a.tensors[name].dtype, info.dtype} <= FLOATS}
+    both = {name: (a.tensors[name], info) for name, info in b.tensors.items() if name in a.tensors and info.nbytes}
+    common = {name: new.dtype for name, (old, new) in both.items() if old.shape == new.shape and {old.dtype, new.dtype} <= FLOATS}
     cast = cast_digests(a, common)
     equal = sum(cast[name] == b.digests[name] for name in common)
     if not equal:
