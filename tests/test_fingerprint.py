@@ -330,6 +330,12 @@ def test_a_cast_is_the_one_that_torch_makes(source: str, dtype: str, tmp_path: P
     assert (found.kind, found.proven, found.detail) == ("dtype_cast", True, f"{source} to {dtype} in 1 tensors")
 
 
+def test_a_dtype_without_infinity_saturates() -> None:
+    """e4m3 holds at most 448; NaN stays NaN."""
+    values = cast(np.array([449, 1e5, -1e5, np.inf, np.nan], np.float32), "F8_E4M3").astype(np.float32)
+    assert np.array_equal(values, np.array([448, 448, -448, 448, np.nan], np.float32), equal_nan=True)
+
+
 def test_a_cast_needs_a_floating_dtype(tmp_path: Path) -> None:
     """ConfigError with the names that there are."""
     with pytest.raises(ConfigError, match="BF16"):
@@ -493,6 +499,13 @@ def test_digests_are_kept_only_while_times_can_tell_a_change(tmp_path: Path, mon
     assert Checkpoint(folder).content != first
 
 
+def test_a_file_is_settled_once_both_of_its_times_are_past() -> None:
+    """settled = more than two seconds since the later of both times; a time in the future is not past."""
+    now, old = time.time_ns(), time.time_ns() - 10_000_000_000
+    expected = {(old, old): True, (now, old): False, (old, now): False, (old, now + 10**12): False}
+    assert {times: digests.Identity(1, 2, 3, *times).settled for times in expected} == expected
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=12), st.integers(1, 5))
 def test_any_number_of_threads_gives_the_same_digests(sizes: list[int], threads: int) -> None:
@@ -518,9 +531,9 @@ def test_an_error_in_one_thread_stops_the_others(tmp_path: Path) -> None:
     done: list[str] = []
 
     def each(name: str, blocks: object) -> bytes:
-        if name == "3":
+        time.sleep(0.002)
+        if name == "2":  # of the third thread, while the first still has work
             raise KeyboardInterrupt
-        time.sleep(0.001)
         done.append(name)
         return b""
 

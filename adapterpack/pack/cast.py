@@ -39,20 +39,14 @@ def cast_fingerprint(base: Checkpoint, dtype: str) -> fp.Fingerprint:
 
 def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = False) -> dict[str, bytes]:
     """The sha256 of the tensors named in ``dtypes``, each cast to its dtype there; ``samples`` takes only what the probe would read."""
-    plain = base.samples if samples else base.digests
-    kept = {name: plain[name] for name, dtype in dtypes.items() if base.tensors[name].dtype == dtype}
-
     def each(name: str, blocks: Iterator[memoryview]) -> bytes:
         hasher, old, new = hashlib.sha256(), base.tensors[name].dtype, dtypes[name]
         with np.errstate(all="ignore"):  # an overflow gives the infinity that it gives everywhere
             for block in blocks:
-                hasher.update(cast(np.frombuffer(block, DTYPES[old]), new).view(np.uint8).data)
+                hasher.update(block if old == new else cast(np.frombuffer(block, DTYPES[old]), new).view(np.uint8).data)
         return hasher.digest()
 
-    sources = {name: base.source(name) for name in dtypes if name not in kept}
-    if samples:
-        sources = {name: _sampled(base, name, dtypes[name]) for name in sources}
-    return kept | digest(sources, each)
+    return digest({name: _sampled(base, name, dtype) if samples else base.source(name) for name, dtype in dtypes.items()}, each)
 
 
 def cast(values: np.ndarray, dtype: str) -> np.ndarray:
