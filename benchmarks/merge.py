@@ -85,7 +85,7 @@ def build_pack(base: Path, folder: Path, rank: int) -> int:
             adapters[site] = (LoRA(r=rank), {key: rng.normal(0, 0.02, shape).astype(np.float32) for key, shape in shapes.items()})
             weights[site.path] = name
     task = m.Task("text-generation")
-    pack_base = m.Base("base", None, None, *checkpoint.fingerprint())
+    pack_base = m.Base("base", None, None, structure=checkpoint.structure, content=checkpoint.content)
     build("bench", get("lora"), adapters, task=task, base=pack_base, weights=weights).write(folder)
     return len(adapters)
 

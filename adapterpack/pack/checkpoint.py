@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, SiteNotFound, StorageError, nearest, storage_errors
-from . import strict_json
-from .fingerprint import Fingerprint, content, structure
+from . import fingerprint as fp
+from . import proof, strict_json
+from .digests import Identity, Source, digest, identity
 from .safetensors import SafetensorsFile, TensorInfo
 
 INDEX = "model.safetensors.index.json"
@@ -36,6 +37,7 @@ class Checkpoint:
             raise StorageError("there is no such base folder", where=self.folder,
                                remedy="name a folder with config.json and safetensors files")
         self.index, shards = self._shards()
+        self.identities = {shard: identity(self.folder / shard) for shard in shards}  # before opening, so that a later change shows
         self.files = {shard: SafetensorsFile(self.folder / shard) for shard in shards}
         self.shard_of = {name: shard for shard, file in self.files.items() for name in file.tensors}
         if sum(len(file.tensors) for file in self.files.values()) != len(self.shard_of):
@@ -50,15 +52,7 @@ class Checkpoint:
             return None, [SINGLE]
         if (self.folder / INDEX).is_file():
             index = read_json(self.folder / INDEX)
-            weight_map = index.get("weight_map") if isinstance(index, dict) else None
-            if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
-                raise FormatError("this is not an index of shards", where=self.folder / INDEX,
-                                  expected="weight_map: tensor name to file name")
-            shards = sorted(set(weight_map.values()))
-            for shard in shards:
-                if Path(shard).name != shard or shard.startswith("."):
-                    raise FormatError("a shard name must be a plain file name", where=self.folder / INDEX, found=shard)
-            return index, shards
+            return index, shards_in(index, self.folder / INDEX)
         raise StorageError(
             "the folder holds no safetensors checkpoint",
             where=self.folder,
@@ -97,19 +91,84 @@ class Checkpoint:
         """A tensor as a read-only view of the mapped file."""
         return self.files[self.shard_of[name]].read(name)
 
+    def source(self, name: str) -> Source:
+        """Where the bytes of a tensor lie."""
+        shard, info = self.shard_of[name], self.tensors[name]
+        return Source(self.folder / shard, self.identities[shard], ((info.offset, info.nbytes),))
+
     @cached_property
     def structure(self) -> str:
         """The fingerprint of names, dtypes and shapes."""
-        return structure((info.name, info.dtype, info.shape) for info in self.tensors.values())
+        return fp.structure(self._headers())
+
+    @cached_property
+    def samples(self) -> dict[str, bytes]:
+        """The sha256 of the first, middle and last 4 KiB of every tensor; reads no more than these."""
+        return digest({name: sampled(self.source(name)) for name in self.tensors})
+
+    @cached_property
+    def probe(self) -> str:
+        """The fingerprint of samples of every tensor: good against mistakes, not against someone who means to deceive."""
+        return fp.probe((*header, self.samples[header[0]]) for header in self._headers())
+
+    @cached_property
+    def digests(self) -> dict[str, bytes]:
+        """The sha256 of the bytes of every tensor; reads the whole checkpoint once.
+
+        Digests are kept for the life of the process, by device, inode, size and times of the file.
+
+        Raises:
+            StorageError: a file changed since the checkpoint was opened.
+        """
+        settled = {shard for shard, seen in self.identities.items() if seen.settled}
+        kept = {shard: _DIGESTS[seen] for shard, seen in self.identities.items() if seen in _DIGESTS}
+        known = {name: kept[shard][name] for name, shard in self.shard_of.items() if shard in kept}
+        fresh = digest({name: self.source(name) for name in self.tensors if name not in known})
+        for shard in settled:
+            if identity(self.folder / shard) == (seen := self.identities[shard]):
+                _DIGESTS.setdefault(seen, {name: fresh[name] for name in self.files[shard].tensors if name in fresh})
+        return known | fresh
+
+    @cached_property
+    def leaves(self) -> dict[str, str]:
+        """The leaves of ``content`` by tensor, as hex: what is kept to prove one tensor alone."""
+        return {header[0]: fp.leaf(*header, self.digests[header[0]]) for header in self._headers()}
 
     @cached_property
     def content(self) -> str:
         """The fingerprint of every byte of every tensor; reads the whole checkpoint once."""
-        return _content_of(tuple(_identity(file.path) for file in self.files.values()), self)
+        return fp.root(self.leaves)
 
-    def fingerprint(self) -> Fingerprint:
-        """Both levels."""
-        return Fingerprint(self.structure, self.content)
+    @cached_property
+    def file_entries(self) -> tuple[fp.FileEntry, ...]:
+        """Shards and index with size and sha256, as a hub lists them; reads every file once."""
+        seen = dict(self.identities)
+        if self.index is not None:
+            seen[INDEX] = identity(self.folder / INDEX)
+        found = digest({path: Source(self.folder / path, each, ((0, each.size),)) for path, each in seen.items()})
+        return tuple(fp.FileEntry(path, seen[path].size, found[path].hex()) for path in sorted(seen))
+
+    def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
+        """The levels: ``structure`` and ``probe`` always, ``content`` and ``files`` for one full read each."""
+        return fp.Fingerprint(self.structure, self.content if content else None, fp.files(self.file_entries) if files else None, self.probe)
+
+    def prove(self, content: str, leaves: Mapping[str, str], names: Iterable[str]) -> None:
+        """Checks that the tensors ``names`` are those of the base with fingerprint ``content``; reads only these.
+
+        Raises:
+            BaseMismatch: the leaves do not belong to ``content``, or a tensor is another.
+            SiteNotFound: that base, or this one, has no such tensor.
+        """
+        wanted = list(names)
+        for name in wanted:
+            if name not in self.tensors:
+                raise SiteNotFound("the base has no such tensor", where=self.folder, found=name, remedy=nearest(name, self.tensors))
+        for name, sha256 in digest({name: self.source(name) for name in wanted}).items():
+            info = self.tensors[name]
+            proof.prove_tensor(content, leaves, (name, info.dtype, info.shape), sha256)
+
+    def _headers(self) -> list[fp.Header]:
+        return [(info.name, info.dtype, info.shape) for info in self.tensors.values()]
 
     def weight_name(self, path: str) -> str | None:
         """The tensor that holds the weight of module ``path``; a task model may have one prefix more or less than its checkpoint."""
@@ -135,22 +194,33 @@ class Checkpoint:
         return found
 
 
-_CONTENT: dict[tuple[Any, ...], str] = {}
+_DIGESTS: dict[Identity, dict[str, bytes]] = {}
 
 
-def _content_of(key: tuple[Any, ...], checkpoint: Checkpoint) -> str:
-    """Content fingerprints are kept for the life of the process, by device, inode, size and times of the files."""
-    if key not in _CONTENT:
-        _CONTENT[key] = content(
-            (info.name, info.dtype, info.shape, checkpoint.files[checkpoint.shard_of[info.name]].buffer(info.name))
-            for info in checkpoint.tensors.values()
-        )
-    return _CONTENT[key]
+def sampled(source: Source) -> Source:
+    """The ranges of a tensor that the probe reads."""
+    ((start, nbytes),) = source.ranges
+    return source._replace(ranges=tuple((start + offset, length) for offset, length in fp.spans(nbytes)))
 
 
-def _identity(path: Path) -> tuple[Any, ...]:
-    stat = path.stat()
-    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+def shards_in(index: Any, where: object) -> list[str]:
+    """The file names in a parsed ``model.safetensors.index.json``, sorted.
+
+    Raises:
+        FormatError: it is no index, or a name would lead out of the folder.
+
+    Example:
+        >>> shards_in({"weight_map": {"w": "b.safetensors", "v": "a.safetensors"}}, "the index")
+        ['a.safetensors', 'b.safetensors']
+    """
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise FormatError("this is not an index of shards", where=where, expected="weight_map: tensor name to file name")
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if Path(shard).name != shard or shard.startswith("."):
+            raise FormatError("a shard name must be a plain file name", where=where, found=shard)
+    return shards
 
 
 def read_json(path: Path) -> Any:

@@ -1,0 +1,61 @@
+"""Which quantization a checkpoint declares, by its config or by the names of its tensors; nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .checkpoint import Checkpoint
+
+
+class Scheme(NamedTuple):
+    """A quantization scheme: config keys that stand for it where no method is named, and endings of tensor names that must all occur."""
+
+    name: str
+    keys: tuple[str, ...]
+    endings: tuple[str, ...]
+
+
+SCHEMES = (
+    Scheme("bitsandbytes", ("load_in_4bit", "_load_in_4bit"), (".absmax", ".quant_map")),
+    Scheme("bitsandbytes", ("load_in_8bit", "_load_in_8bit"), (".SCB",)),
+    Scheme("gptq", ("desc_act", "damp_percent"), (".qweight", ".qzeros", ".g_idx")),
+    Scheme("awq", (), (".qweight", ".qzeros", ".scales")),
+    Scheme("torchao", ("quant_type",), ("_weight_qdata",)),
+    Scheme("torchao", (), (":qdata",)),
+)
+
+
+def scheme(base: Checkpoint) -> str | None:
+    """The name of the scheme that a checkpoint declares, or None.
+
+    Example:
+        >>> scheme(Checkpoint("llama-awq"))  # doctest: +SKIP
+        'awq'
+    """
+    return declared(base.config) or next((row.name for row in SCHEMES if all(_occurs(base, ending) for ending in row.endings)), None)
+
+
+def declared(config: Mapping[str, Any]) -> str | None:
+    """What ``quantization_config`` says, in a model's config or in that of its text part.
+
+    Example:
+        >>> declared({"quantization_config": {"quant_method": "gptq", "bits": 4}})
+        'gptq'
+        >>> declared({"quantization_config": {"load_in_4bit": True}})
+        'bitsandbytes'
+        >>> declared({"hidden_size": 4}) is None
+        True
+    """
+    for part in (config, config.get("text_config")):
+        found = part.get("quantization_config") if isinstance(part, dict) else None
+        if isinstance(found, dict):
+            method = found.get("quant_method")
+            if isinstance(method, str) and method:
+                return method
+            return next((row.name for row in SCHEMES if any(found.get(key) for key in row.keys)), "unnamed")
+    return None
+
+
+def _occurs(base: Checkpoint, ending: str) -> bool:
+    return any(name.endswith(ending) for name in base.tensors)
