@@ -18,6 +18,7 @@ _PUBLIC = {
     "LoRA": "methods",
     "Pack": "pack.pack",
     "Session": "runtime.session",
+    "Store": "pack.store",
     "active": "train.inject",
     "adapt": "train.inject",
     "attach": "train.inject",
@@ -27,7 +28,9 @@ _PUBLIC = {
     "rules": "compose.rules",
     "run": "runtime.run",
     "save": "train.save",
+    "sign": "pack.sign",
     "validate": "artifacts",
+    "verify": "pack.sign",
 }
 
 __all__ = ["__version__", *_STAGES, *_PUBLIC]  # noqa: PLE0604 - the names are strings

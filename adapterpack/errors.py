@@ -10,6 +10,7 @@ from difflib import get_close_matches
 
 EXIT_FAILED = 1
 EXIT_INCOMPLETE = 3
+EXIT_TRUST = 4
 
 
 class AdapterpackError(Exception):
@@ -135,6 +136,43 @@ class ParityError(AdapterpackError):
     """A graph disagrees with the model that it was made from."""
 
     code = "parity"
+
+
+class TrustError(AdapterpackError):
+    """It cannot be shown that a pack comes from whom it should come; the pack itself may be whole."""
+
+    code = "trust"
+    exit_code = EXIT_TRUST
+
+
+class Unsigned(TrustError):
+    """There is no signature."""
+
+    code = "unsigned"
+
+
+class WronglySigned(TrustError):
+    """There is a signature, and it is not one of this key over these files."""
+
+    code = "wrongly-signed"
+
+
+class SignatureExpired(TrustError):
+    """The signature is right, and was made for a time that is over."""
+
+    code = "signature-expired"
+
+
+class UnsupportedSignature(TrustError):
+    """A signature of a kind that cannot be verified here, such as one without a local key."""
+
+    code = "unsupported-signature"
+
+
+class CorruptBlob(FormatError):
+    """Stored bytes changed after they were stored; they were put into quarantine."""
+
+    code = "corrupt-blob"
 
 
 class NothingToDo(AdapterpackError):

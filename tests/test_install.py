@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 pytestmark = pytest.mark.fast
 
-EXTRAS = ("demo", "test", "cuda", "serve", "ray")
+EXTRAS = ("demo", "sign", "test", "cuda", "serve", "ray")
 
 
 def closure(root: str, extras: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,8 @@ COMMANDS = {
     "train": "adapterpack.cli.train:command",
     "validate": "adapterpack.cli.validate:command",
     "inspect": "adapterpack.cli.inspect:command",
+    "sign": "adapterpack.cli.sign:command",
+    "verify": "adapterpack.cli.verify:command",
     "merge": "adapterpack.cli.merge:command",
     "compose": "adapterpack.cli.compose:command",
     "quantize": "adapterpack.cli.quantize:command",

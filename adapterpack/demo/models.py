@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..errors import FormatError, OutputExists, StorageError
 from ..pack.atomic import output_folder
+from ..pack.cache import cache_folder
 from ..pack.manifest import sha256_of
 
 
@@ -34,16 +34,6 @@ class DemoModel:
     def source(self) -> str:
         """Where it comes from, for people."""
         return f"wheel {self.package} {self.version}"
-
-
-def cache_folder() -> Path:
-    """Where fetched models are kept: ``ADAPTERPACK_CACHE``, or the user's cache folder."""
-    named = os.environ.get("ADAPTERPACK_CACHE")
-    if named:
-        return Path(named)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "adapterpack"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adapterpack"
 
 
 def fetch(model: DemoModel) -> Path:

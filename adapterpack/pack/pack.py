@@ -24,8 +24,8 @@ from .checkpoint import Checkpoint
 TENSORS = "adapter_model.safetensors"
 METADATA = {"format": "pt"}
 """What PEFT and transformers look for in the tensor file."""
-MUTABLE = frozenset({"README.md", ".gitattributes"})
-"""Files that a hub edits; they are allowed beside the closed list and never read as data."""
+MUTABLE = frozenset({"README.md", ".gitattributes", "adapterpack.sig.json"})
+"""Files that a hub edits, and the detached signature; they are allowed beside the closed list and never read as data."""
 FILE_ROLES = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config"}
 """The files that a pack may hold beside its manifest, and what the manifest says of each."""
 _SELECTION = frozenset({"targets", "modules_to_save"})

@@ -1,0 +1,43 @@
+"""``adapterpack sign``."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+import adapterpack
+
+from .options import shared
+from .output import emit, line
+
+PASSWORD = "ADAPTERPACK_KEY_PASSWORD"
+
+
+@click.command("sign", short_help="a detached signature over a pack")
+@click.argument("pack", metavar="PACK")
+@click.option("--key", required=True, metavar="K", help="A PEM file with your private elliptic-curve key.")
+@click.option("--identity", metavar="TEXT", help="Who signs, in your words; it becomes part of what is signed.")
+@click.option("--expires", metavar="DATE", help="The last day (UTC) or moment that the signature holds.")
+@shared
+def command(pack: str, key: str, identity: str | None, expires: str | None, as_json: bool) -> None:
+    """Signs a pack: writes the detached signature adapterpack.sig.json into its folder, over the manifest and every file that it lists.
+
+    OpenSSF's model-signing verifies it as well. The password of a key that has one is read from ADAPTERPACK_KEY_PASSWORD. A pair of keys
+    is made with:
+
+    \b
+      openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem
+      openssl pkey -in key.pem -pubout -out key.pub
+
+    \b
+    Example:
+      adapterpack sign packs/tickets --key key.pem --expires 2030-06-30
+    """
+    signature = adapterpack.sign(pack, key, identity=identity, expires=expires, password=os.environ.get(PASSWORD))
+    if as_json:
+        emit({"command": "sign", **signature.to_json()})
+        return
+    found = signature.to_json()
+    line(f"signed {signature.name} ({signature.pack}) with the key {signature.key}: {found['signature']}")
+    line(f"it holds {'until ' + found['expires'] if signature.expires else 'without a limit in time'}")

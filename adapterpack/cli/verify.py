@@ -1,0 +1,39 @@
+"""``adapterpack verify``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from ..hub.resolve import folder_of
+from .options import shared
+from .output import emit, line
+
+
+@click.command("verify", short_help="whether a pack is signed, and by which key")
+@click.argument("pack", metavar="PACK")
+@click.option("--key", required=True, metavar="K", help="A PEM file with the signer's public key.")
+@click.option("--identity", metavar="TEXT", help="The identity that must have been signed.")
+@shared
+def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
+    """Verifies a pack's signature: that the holder of the key signed exactly the files that lie there.
+
+    It proves who vouches for which bytes; what they do is a matter of "adapterpack validate". Exit code 4: unsigned, wrongly signed,
+    expired, or a signature that cannot be verified here; the error says which. The public key is written out with:
+
+    \b
+      openssl pkey -in key.pem -pubout -out key.pub
+
+    \b
+    Example:
+      adapterpack verify packs/tickets --key key.pub
+    """
+    signature = adapterpack.verify(folder_of(pack), key, identity=identity)
+    if as_json:
+        emit({"command": "verify", **signature.to_json()})
+        return
+    found = signature.to_json()
+    line(f"{signature.name} ({signature.pack}) was signed with the key {signature.key}; none of {len(signature.files)} files was altered")
+    line(f"identity: {signature.identity or 'none'}; it holds "
+         f"{'until ' + found['expires'] if signature.expires else 'without a limit in time'}")

@@ -1,0 +1,44 @@
+"""A lock between processes on one file: shared by many, or held alone; the system frees it when a process dies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import Unsupported, storage_errors
+
+
+@contextmanager
+def locked(path: Path, alone: bool) -> Iterator[None]:
+    """Holds the lock at ``path`` during the block, waiting for it if need be.
+
+    Raises:
+        StorageError: the lock file cannot be made.
+        Unsupported: the lock is wanted alone, and this system has no file locks.
+
+    Example:
+        >>> import tempfile
+        >>> with locked(Path(tempfile.mkdtemp()) / "lock", alone=True):
+        ...     pass
+    """
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        with storage_errors(path):
+            _take(descriptor, alone)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, alone: bool) -> None:
+    try:
+        import fcntl  # noqa: PLC0415 - not on every system
+    except ImportError as error:
+        if alone:
+            raise Unsupported("this system has no file locks, so nothing can be removed from a store safely",
+                              remedy="remove the store's folder when no process uses it") from error
+        return
+    fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)

@@ -1,0 +1,260 @@
+"""A local store of packs by content: every file once, under its sha256; read back only after hashing it again.
+
+    blobs/ab/abcd...   read-only files by sha256          packs/ID/     one folder a pack, its files linked to the blobs
+    tmp/               what is being written               quarantine/   what was found altered
+
+Everything appears by a rename and is never written to again, so readers see whole packs or none. Adding and reading share a lock;
+collecting garbage and putting into quarantine hold it alone. Packs are ordinary folders: PEFT loads them as they lie there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ..errors import AdapterpackError, CorruptBlob, FormatError, StorageError, UnknownName, nearest, storage_errors
+from . import blobs
+from . import manifest as m
+from .cache import cache_folder
+from .locks import locked
+from .pack import Pack
+from .validate import load, regular_files
+
+_ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One pack of a store: its id, its name, and the bytes of its files."""
+
+    id: str
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What :meth:`Store.gc` removed, or would remove: ids of packs, the number of other files, and the bytes that the disk gets back."""
+
+    packs: tuple[str, ...]
+    files: int
+    bytes: int
+    dry_run: bool
+
+
+class Store:
+    """The store in ``root``, by default in the user's cache folder; any number of processes may use it at once.
+
+    Example:
+        >>> store = Store(tempfile.mkdtemp())
+        >>> store.list(), store.gc().bytes
+        ((), 0)
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self.root = cache_folder() / "store" if root is None else Path(root)
+
+    def add(self, pack: Pack | str | os.PathLike[str]) -> Pack:
+        """Copies a pack into the store, hashing while it copies, and returns it as loaded from the store's own bytes.
+
+        Files beside the manifest's list, such as a README or a signature, stay behind. A pack that is there already is not written again.
+
+        Raises:
+            FormatError: not a valid pack; nothing of it is kept.
+            StorageError: the file system refuses.
+        """
+        try:
+            return self.get(self._add(pack))
+        except CorruptBlob:  # what lay there before was altered; it is in quarantine now, and its place is free
+            return self.get(self._add(pack))
+
+    def _add(self, pack: Pack | str | os.PathLike[str]) -> str:
+        with self._lock(alone=False), self._scratch() as scratch:
+            source = self._source(pack, scratch / "written")
+            staged, identity = self._staged(source, scratch / "staged")
+            checked = load(staged)  # an invalid pack is never published
+            if isinstance(pack, Pack) and pack.id != identity:
+                raise FormatError("the folder of the pack holds another pack now", where=source, expected=pack.id, found=identity)
+            target = self._pack_folder(checked.id)
+            with storage_errors(target):
+                staged.chmod(0o755)
+                try:
+                    staged.rename(target)
+                except OSError:
+                    if not target.is_dir():  # when another process was faster, its pack is as good
+                        raise
+                blobs.sync(target.parent)
+        return checked.id
+
+    def get(self, identity: str) -> Pack:
+        """The pack with this id, every byte hashed again.
+
+        Raises:
+            CorruptBlob: stored bytes were altered; they are moved into ``quarantine`` and the pack can be added again.
+            UnknownName: the store has no such pack.
+        """
+        folder = self._pack_folder(identity)
+        try:
+            with self._lock(alone=False):
+                if not folder.is_dir():
+                    raise UnknownName("the store has no such pack", where=self.root, found=identity,
+                                      remedy=nearest(identity, [entry.id for entry in self.list()]))
+                pack = load(folder)
+            if pack.id == f"sha256:{folder.name}":
+                return pack
+        except UnknownName:
+            raise
+        except AdapterpackError:
+            if not (altered := self._quarantine(folder)):
+                raise  # the bytes are those that were stored: it is something else
+        else:
+            altered = self._quarantine(folder) or (m.FILE_NAME,)
+        raise CorruptBlob("a stored pack was altered and is in quarantine now", where=folder, found=", ".join(altered),
+                          remedy="add the pack again from where it came")
+
+    def list(self) -> tuple[Stored, ...]:
+        """Every pack of the store, by id; nothing is hashed."""
+        found = []
+        for folder in self._folders():
+            with suppress(AdapterpackError, FileNotFoundError):  # removed just now, or altered: get says so
+                manifest = m.parse((folder / m.FILE_NAME).read_bytes(), folder)
+                found.append(Stored(f"sha256:{folder.name}", manifest.pack.name, sum(file.stat().st_size for file in folder.iterdir())))
+        return tuple(found)
+
+    def gc(self, keep: Iterable[str] | None = None, dry_run: bool = True) -> Garbage:
+        """Removes every pack whose id is not in ``keep``, and what no pack needs: blobs, leftovers of processes that died, quarantine.
+
+        Without ``keep`` every pack stays. With ``dry_run``, which is the default, nothing is removed and the report is the same.
+
+        Raises:
+            UnknownName: ``keep`` names a pack that the store does not have.
+            Unsupported: this system has no file locks, and something is to be removed.
+        """
+        with self._lock(alone=True):
+            folders = {folder.name: folder for folder in self._folders()}
+            kept = set(folders) if keep is None else {self._pack_folder(identity).name for identity in keep}
+            if missing := sorted(kept - folders.keys()):
+                raise UnknownName("a pack that is to be kept is not in the store", where=self.root, found=f"sha256:{missing[0]}",
+                                  remedy="list what the store has: nothing was removed")
+            needed = {blobs.inode(file) for name in kept for file in folders[name].iterdir()}
+            unneeded = [file for file in blobs.files(self.root / "blobs") if not self._needed(file, needed, folders, kept)]
+            dropped = [folders[name] for name in sorted(folders.keys() - kept)]
+            loose = [*unneeded, *blobs.files(self.root / "tmp"), *blobs.files(self.root / "quarantine")]
+            freed = blobs.freed([*loose, *(file for folder in dropped for file in blobs.files(folder))])
+            if not dry_run:
+                with storage_errors(self.root):
+                    for tree in (*dropped, self.root / "quarantine"):  # a pack vanishes at once, by a rename, and not file by file
+                        tree.rename(Path(tempfile.mkdtemp(dir=self.root / "tmp")) / "removed")
+                    for file in unneeded:
+                        file.unlink()
+                    shutil.rmtree(self.root / "tmp")
+            return Garbage(tuple(f"sha256:{folder.name}" for folder in dropped), len(loose), freed, dry_run)
+
+    @staticmethod
+    def _needed(blob: Path, needed: set[tuple[int, int]], folders: dict[str, Path], kept: set[str]) -> bool:
+        """Whether a kept pack is linked to the blob, or, where a file system has no links, holds a copy of it."""
+        if blobs.inode(blob) in needed:
+            return True
+        return blob.stat().st_nlink == 1 and any(_has_copy(folders[name], blob) for name in kept)
+
+    def _source(self, pack: Pack | str | os.PathLike[str], written: Path) -> Path:
+        """A folder with the pack's files: its own, or a new one for a pack that lies nowhere, was renamed or came from PEFT."""
+        if isinstance(pack, Pack):
+            file = pack.path / m.FILE_NAME if pack.path else None
+            if pack.path and file and file.is_file() and f"sha256:{m.sha256_of(file)}" == pack.id:
+                return pack.path
+            loaded = pack
+        else:
+            if not Path(pack).is_dir():
+                raise StorageError("there is no such pack", where=pack, remedy="name the folder of a pack")
+            if (Path(pack) / m.FILE_NAME).is_file():
+                return Path(pack)
+            loaded = load(pack)
+        written.mkdir()
+        loaded.write_into(written)
+        return written
+
+    def _staged(self, source: Path, staged: Path) -> tuple[Path, str]:
+        """A folder of links to blobs that now hold the pack's files, and the pack's id; only listed files are opened."""
+        staged.mkdir()
+        put = partial(blobs.put, self.root / "blobs", self.root / "tmp")
+        where = source / m.FILE_NAME
+        if irregular := next(regular_files(source), None):
+            raise FormatError(irregular.message, where=source / irregular.where, remedy=irregular.fix)
+        with storage_errors(where), blobs.open_regular(where) as file:
+            data = file.read(m.MAX_BYTES + 1)
+        manifest, digest = m.parse(data, where), hashlib.sha256(data).hexdigest()
+        blobs.link(put(where, digest, len(data)), staged / m.FILE_NAME)
+        for entry in manifest.files:
+            blobs.link(put(source / entry.path, entry.sha256, entry.size), staged / entry.path)
+        blobs.sync(staged)
+        return staged, f"sha256:{digest}"
+
+    def _quarantine(self, folder: Path) -> tuple[str, ...]:
+        """Moves a pack with altered files, and their blobs, out of the way; the names of the altered files."""
+        with self._lock(alone=True), storage_errors(folder):
+            altered, digests = _altered(folder)
+            if altered:  # asked again under the lock: another process may have mended it
+                place = Path(tempfile.mkdtemp(prefix=f"{folder.name[:16]}-", dir=self.root / "quarantine"))
+                folder.rename(place / "pack")
+                for digest in digests:
+                    blob = blobs.place(self.root / "blobs", digest)
+                    if blob.is_file() and m.sha256_of(blob) != digest:
+                        blob.rename(place / digest)
+        return altered
+
+    def _pack_folder(self, identity: str) -> Path:
+        match = _ID.fullmatch(identity)
+        if match is None:
+            raise UnknownName("this is not the id of a pack", where=self.root, expected="sha256: and 64 hex digits", found=identity)
+        return self.root / "packs" / match[1]
+
+    def _folders(self) -> tuple[Path, ...]:
+        place = self.root / "packs"
+        return tuple(sorted(folder for folder in place.iterdir() if _ID.fullmatch(folder.name))) if place.is_dir() else ()
+
+    def _lock(self, alone: bool) -> AbstractContextManager[None]:
+        """The store's lock; makes the store's folders on first use."""
+        with storage_errors(self.root):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("blobs", "packs", "tmp", "quarantine"):
+                (self.root / name).mkdir(mode=0o700, exist_ok=True)
+        return locked(self.root / ".lock", alone)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        with storage_errors(self.root):
+            folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+def _altered(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The files of a stored pack that are not what its id and its manifest say, and the digests that they should have."""
+    if not folder.is_dir():
+        return (), ()
+    file = folder / m.FILE_NAME
+    if not file.is_file() or m.sha256_of(file) != folder.name:
+        return (m.FILE_NAME,), (folder.name,)
+    entries = m.parse(file.read_bytes(), file).files
+    bad = [entry for entry in entries if not (folder / entry.path).is_file() or m.sha256_of(folder / entry.path) != entry.sha256]
+    strange = {path.name for path in folder.iterdir()} - {entry.path for entry in entries} - {m.FILE_NAME}
+    return (*(entry.path for entry in bad), *sorted(strange)), tuple(entry.sha256 for entry in bad)
+
+
+def _has_copy(folder: Path, blob: Path) -> bool:
+    file = folder / m.FILE_NAME
+    if blob.name == folder.name:
+        return True
+    with suppress(AdapterpackError, OSError):
+        return any(entry.sha256 == blob.name for entry in m.parse(file.read_bytes(), file).files)
+    return False

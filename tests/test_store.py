@@ -1,0 +1,290 @@
+"""The local store: every file once, read back by its digest, whole under concurrent processes, and freed only on purpose."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import adapterpack
+from adapterpack.errors import CorruptBlob, FormatError, StorageError, UnknownName
+from adapterpack.methods import LoRA, Site, get
+from adapterpack.pack import manifest as m
+from adapterpack.pack.cache import cache_folder
+from adapterpack.pack.pack import Pack, build
+from adapterpack.pack.store import Store
+
+pytestmark = pytest.mark.fast
+
+MANIFEST, TENSORS = "adapterpack.json", "adapter_model.safetensors"
+
+
+def make_pack(name: str = "tickets", seed: int = 7, width: int = 7) -> Pack:
+    rng = np.random.default_rng(seed)
+    params = {"lora_A": rng.standard_normal((3, width), dtype=np.float32), "lora_B": rng.standard_normal((5, 3), dtype=np.float32)}
+    return build(name, get("lora"), {Site("net.q", width, 5): (LoRA(r=3, alpha=6), params)}, task=m.Task("feature-extraction"),
+                 base=m.Base("org/base"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def blobs(store: Store) -> list[Path]:
+    return sorted(path for path in (store.root / "blobs").rglob("*") if path.is_file())
+
+
+def spoil(path: Path) -> None:
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def used(store: Store) -> int:
+    """The bytes of all files on the disk; a file with several names counts once."""
+    found = {path.stat().st_ino: path.stat().st_size for path in store.root.rglob("*") if path.is_file()}
+    return sum(found.values())
+
+
+def test_what_goes_in_comes_out_from_the_stores_own_bytes(store: Store, tmp_path: Path) -> None:
+    """get(add(pack).id) = pack, whether it was given as a pack in memory or a folder; afterwards the source may vanish or change."""
+    pack = make_pack()
+    folder = pack.write(tmp_path / "tickets").path
+    assert folder is not None
+    (folder / "README.md").write_text("stays behind")
+    added = store.add(folder)
+    assert added.path == store.root / "packs" / pack.id.removeprefix("sha256:")
+    spoil(folder / TENSORS)
+    again = store.get(pack.id)
+    assert again.id == added.id == pack.id
+    assert all(np.array_equal(again.tensors[name], pack.tensors[name]) for name in pack.tensors)
+    assert sorted(path.name for path in added.path.iterdir()) == ["adapter_config.json", TENSORS, MANIFEST]
+    assert store.add(pack).id == Store(store.root).add(make_pack()).id == pack.id
+    assert adapterpack.validate(added.path).valid
+    assert [entry.id for entry in store.list()] == [pack.id]
+    assert store.list()[0].name == "tickets"
+    assert store.list()[0].bytes == sum(path.stat().st_size for path in added.path.iterdir())
+
+
+def test_every_file_lies_once_and_read_only(store: Store) -> None:
+    """A renamed pack shares its tensors; a blob's name is its sha256; there are no links that could lead out."""
+    pack = make_pack()
+    one, two = store.add(pack), store.add(pack.renamed("other"))
+    assert one.path and two.path and one.id != two.id
+    assert (one.path / TENSORS).stat().st_ino == (two.path / TENSORS).stat().st_ino
+    assert len(blobs(store)) == 4  # two manifests, one file of tensors, one of PEFT's config
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in blobs(store))
+    assert all(path.stat().st_mode & 0o222 == 0 for path in store.root.rglob("*") if path.is_file() and path.name != ".lock")
+    assert not [path for path in store.root.rglob("*") if path.is_symlink()]
+    assert store.root.stat().st_mode & 0o077 == 0
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_a_peft_folder_becomes_a_pack(store: Store, tmp_path: Path) -> None:
+    """An import has no manifest on disk: it gets one in the store."""
+    folder = make_pack().write(tmp_path / "peft").path
+    assert folder is not None
+    (folder / MANIFEST).unlink()
+    added = store.add(folder)
+    assert store.get(added.id).id == adapterpack.load(folder).id
+
+
+def test_nothing_of_an_invalid_pack_is_published(store: Store, tmp_path: Path) -> None:
+    """An altered file, a shorter or longer one, a pipe, a link, a manifest that was edited, no folder: refused, and no pack is listed."""
+    for number, change in enumerate((
+        spoil, lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.write_bytes(path.read_bytes() + b"0"),
+        lambda path: (path.unlink(), os.mkfifo(path)), lambda path: (path.rename(tmp_path / "moved"), path.symlink_to(tmp_path / "moved")),
+        lambda path: (path.parent / MANIFEST).write_bytes((path.parent / MANIFEST).read_bytes() + b"\n"),
+        lambda path: (path.parent / MANIFEST).write_bytes(b"{}"),
+    )):  # fmt: skip
+        folder = make_pack().write(tmp_path / f"bad{number}").path
+        assert folder is not None
+        change(folder / TENSORS)  # type: ignore[no-untyped-call]
+        with pytest.raises(FormatError):
+            store.add(folder)
+    with pytest.raises(StorageError):
+        store.add(tmp_path / "nowhere")
+    assert store.list() == ()
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_a_handle_whose_folder_changed_is_not_confused(store: Store, tmp_path: Path) -> None:
+    """The pack in memory is stored, not what lies in its folder by now."""
+    pack = make_pack().write(tmp_path / "tickets")
+    (tmp_path / "tickets").rename(tmp_path / "old")
+    make_pack("tickets", seed=8).write(tmp_path / "tickets")
+    assert store.add(pack).id == pack.id
+
+
+@pytest.mark.parametrize("name", [TENSORS, MANIFEST, "adapter_config.json"])
+def test_altered_bytes_are_named_and_put_into_quarantine(store: Store, name: str) -> None:
+    """One flipped bit in the store: an error that names the file; the pack is gone from its place, kept aside, and can be added again."""
+    pack = store.add(make_pack())
+    assert pack.path is not None
+    spoil(pack.path / name)
+    with pytest.raises(CorruptBlob, match=f"quarantine.*{name}"):
+        store.get(pack.id)
+    assert store.list() == ()
+    with pytest.raises(UnknownName):
+        store.get(pack.id)
+    kept = [path for path in (store.root / "quarantine").rglob("*") if path.is_file()]
+    assert {path.name for path in kept} >= {name, MANIFEST}
+    assert store.add(make_pack()).id == pack.id
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in blobs(store))
+
+
+def test_adding_mends_an_altered_pack(store: Store) -> None:
+    """add does not believe what lies there already: neither the pack nor a blob that another pack needs."""
+    pack = store.add(make_pack())
+    assert pack.path is not None
+    spoil(pack.path / TENSORS)
+    assert store.add(make_pack()).id == pack.id
+    spoil(pack.path / TENSORS)
+    other = store.add(make_pack().renamed("other"))
+    assert store.get(other.id).id == other.id
+    with pytest.raises(CorruptBlob):
+        store.get(pack.id)
+
+
+def test_an_unknown_pack(store: Store) -> None:
+    for identity in ("sha256:" + "0" * 64, "../packs", "", "sha256:abc"):
+        with pytest.raises(UnknownName):
+            store.get(identity)
+
+
+# --- garbage ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_tells_what_the_real_one_frees(store: Store) -> None:
+    """gc(dry_run).bytes = bytes of the disk before - after; packs that are kept stay whole, shared blobs too."""
+    one, other = store.add(make_pack()), store.add(make_pack().renamed("other"))
+    three = store.add(make_pack(seed=9, width=4001))
+    before = used(store)
+    told = store.gc(keep=[one.id])
+    assert told.dry_run
+    assert used(store) == before
+    assert told.packs == tuple(sorted([other.id, three.id]))
+    done = store.gc(keep=[one.id], dry_run=False)
+    assert (done.packs, done.files, done.bytes) == (told.packs, told.files, told.bytes)
+    assert before - used(store) == done.bytes > 40_000
+    assert store.get(one.id).id == one.id
+    assert [entry.id for entry in store.list()] == [one.id]
+    assert store.gc(dry_run=False).bytes == 0
+
+
+def test_without_keep_only_leftovers_go(store: Store, tmp_path: Path) -> None:
+    """Every pack stays; what a dead process left, lonely blobs and the quarantine go."""
+    pack = store.add(make_pack())
+    lonely = store.root / "blobs" / "ab" / ("ab" + "0" * 62)
+    lonely.parent.mkdir(exist_ok=True)
+    for path in (lonely, store.root / "tmp" / "left", store.root / "quarantine" / "old"):
+        path.write_bytes(b"x" * 1000)
+    assert store.gc().bytes == 3000
+    assert store.gc(dry_run=False) == adapterpack.pack.store.Garbage((), 3, 3000, False)
+    assert store.get(pack.id).id == pack.id
+    assert store.gc().files == 0
+
+
+def test_a_wrong_keep_removes_nothing(store: Store) -> None:
+    pack = store.add(make_pack())
+    for keep in (["sha256:" + "0" * 64], [pack.id, "nonsense"]):
+        with pytest.raises(UnknownName):
+            store.gc(keep=keep, dry_run=False)
+    assert store.get(pack.id).id == pack.id
+
+
+def test_where_there_are_no_hard_links_copies_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same promises on a file system that refuses links; a blob that a kept pack has a copy of stays."""
+
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    pack, other = store.add(make_pack()), store.add(make_pack(seed=9))
+    assert store.get(pack.id).id == pack.id
+    before = used(store)
+    done = store.gc(keep=[pack.id], dry_run=False)
+    assert done.packs == (other.id,)
+    assert before - used(store) == done.bytes
+    assert store.get(pack.id).id == pack.id
+    assert store.gc().files == 0
+
+
+# --- many processes ---------------------------------------------------------------------------------------------------------------------
+
+ADD = """
+import sys, time
+from adapterpack.pack.store import Store
+while time.time() < float(sys.argv[2]): pass
+store = Store(sys.argv[1])
+for folder in sys.argv[3:]:
+    pack = store.add(folder)
+    assert store.get(pack.id).id == pack.id
+"""
+COLLECT = """
+import sys, time
+from adapterpack.pack.store import Store
+store = Store(sys.argv[1])
+while time.time() < float(sys.argv[2]): store.gc(dry_run=False)
+"""
+
+
+def start(program: str, *args: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", program, *map(str, args)], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_processes_that_add_at_the_same_moment(store: Store, tmp_path: Path) -> None:
+    """Six processes add the same and different packs from one moment on, while a seventh collects garbage: all whole, nothing left over."""
+    folders = [make_pack(f"p{number}", seed=number // 2).write(tmp_path / f"p{number}").path for number in range(6)]
+    wanted = sorted(adapterpack.load(str(folder)).id for folder in folders)
+    moment = time.time() + 2
+    running = [start(ADD, store.root, moment, *(folders[number:] + folders[:number])) for number in range(6)]
+    running.append(start(COLLECT, store.root, moment + 2))
+    for process in running:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert [entry.id for entry in store.list()] == wanted
+    assert [store.get(identity).id for identity in wanted] == wanted
+    assert len(blobs(store)) == 6 + 3 + 1  # manifests, tensors of three seeds, one PEFT config
+    assert list((store.root / "tmp").iterdir()) == []
+    assert store.gc().files == 0
+
+
+def test_a_process_that_is_killed_leaves_no_half_pack(store: Store, tmp_path: Path) -> None:
+    """SIGKILL at twelve moments of adding: every pack that is listed is whole, and gc frees the rest."""
+    pack = make_pack(width=400_001)
+    folder = pack.write(tmp_path / "big").path
+    program = "import sys\nfrom adapterpack.pack.store import Store\nprint('ready', flush=True)\nStore(sys.argv[1]).add(sys.argv[2])"
+    for number in range(12):
+        process = subprocess.Popen([sys.executable, "-c", program, str(store.root), str(folder)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.004 * number)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        assert all(store.get(entry.id).id == pack.id for entry in store.list())
+    store.gc(keep=[], dry_run=False)
+    assert used(store) == 0
+    assert store.add(str(folder)).id == pack.id
+
+
+def test_where_the_store_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the user's cache folder, beside the demo's models, which read the same rule under its old name."""
+    from adapterpack.demo import models
+
+    monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
+    assert Store().root == tmp_path / "cache" / "store"
+    assert models.cache_folder is cache_folder
+    monkeypatch.delenv("ADAPTERPACK_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert sys.platform == "darwin" or cache_folder() == tmp_path / "adapterpack"
