@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_STAGES = ("compose", "demo", "export", "merge", "methods", "quantize", "train")
+_STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize", "train")
 """Subpackages that are called like functions; see :mod:`adapterpack._stage`."""
 
 _PUBLIC = {

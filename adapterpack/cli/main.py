@@ -29,6 +29,7 @@ COMMANDS = {
     "merge": "adapterpack.cli.merge:command",
     "compose": "adapterpack.cli.compose:command",
     "quantize": "adapterpack.cli.quantize:command",
+    "convert": "adapterpack.cli.convert:command",
     "export": "adapterpack.cli.export:command",
     "run": "adapterpack.cli.run:command",
     "methods": "adapterpack.cli.methods:command",

@@ -1,0 +1,39 @@
+"""``adapterpack convert``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from ..hub.resolve import folder_of
+from .options import out_option, shared
+from .output import emit, line
+from .progress import apart
+
+
+@click.command("convert", short_help="a pack or an adapter of another tool in another format")
+@click.argument("source", metavar="SRC")
+@out_option("The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft) to write")
+@click.option("--to", "form", required=True, metavar="F", help="pack, peft, gguf, kohya, diffusers or onnx_adapter.")
+@click.option("--base", metavar="BASE", help="The model that the adapter belongs to; gguf needs it both ways, kohya for reading.")
+@click.option("--part", metavar="PREFIX", help="Which model of a kohya or diffusers file with several: lora_unet, lora_te, unet, ...")
+@shared
+def command(*, source: str, out: str, form: str, base: str | None, part: str | None, as_json: bool) -> None:
+    """Writes a pack or an adapter of another tool in the format TO, whole or not at all; what cannot be carried is refused by name.
+
+    \b
+    Example:
+      adapterpack convert packs/tickets -o tickets.gguf --to gguf --base models/base
+      adapterpack convert style.safetensors -o packs/style --to pack --base models/unet --part lora_unet
+    """
+    with apart():
+        done = adapterpack.convert(folder_of(source), out, to=form, base=base, part=part)
+    answer = done.to_json()
+    if as_json:
+        emit({"command": "convert", **answer})
+        return
+    whole = f" and {len(answer['modules_to_save'])} modules trained whole" if answer["modules_to_save"] else ""
+    line(f"converted {source} ({done.source}) to {out} ({done.target}): {answer['sites']} sites{whole}")
+    for note in done.notes:
+        line(note)

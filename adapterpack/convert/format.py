@@ -1,0 +1,110 @@
+"""What an interchange format is: a value with three functions. What it cannot carry, it refuses by name; what it changes, it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import ConfigError, FormatError, Unsupported, printable, storage_errors
+from ..pack.pack import Pack
+from .base import BaseModel
+
+MAX_FILE = 16 << 30
+"""Bytes of a file that is read whole."""
+
+
+class Source(NamedTuple):
+    """What is read: a path, the name of the pack to be, the base if one was named, and which model of a file that holds several."""
+
+    path: Path
+    name: str
+    base: BaseModel | None = None
+    part: str | None = None
+
+
+class Reading(NamedTuple):
+    """What came of it: a pack, and in sentences what a reader should know of how it was understood."""
+
+    pack: Pack
+    notes: tuple[str, ...] = ()
+
+
+class Format(NamedTuple):
+    """A format: ``detect`` looks at names and first bytes only; ``read`` validates like a pack; ``write`` returns notes.
+
+    ``folder`` says that it is a folder and not a file; ``write`` gets an empty folder or a path that is free.
+    """
+
+    name: str
+    summary: str
+    folder: bool
+    detect: Callable[[Path], bool]
+    read: Callable[[Source], Reading]
+    write: Callable[[Pack, Path, BaseModel | None], tuple[str, ...]]
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """The first bytes of a regular file; nothing of anything else."""
+    if not path.is_file():
+        return b""
+    with storage_errors(path), path.open("rb") as file:
+        return file.read(count)
+
+
+def whole_file(path: Path) -> bytes:
+    """A file's bytes, read once, so that what was checked is what is used.
+
+    Raises:
+        FormatError: it is larger than any adapter.
+    """
+    with storage_errors(path), path.open("rb") as file:
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            raise FormatError("the file is too large for an adapter", where=path, expected=f"at most {MAX_FILE} bytes", found=size)
+        return file.read(size)
+
+
+def need_base(base: BaseModel | None, where: object, why: str) -> BaseModel:
+    """The base, or a sentence that asks for it.
+
+    Raises:
+        ConfigError: none was named.
+    """
+    if base is None:
+        raise ConfigError(f"this format needs the base model: {why}", where=where, remedy="name its folder with --base (base=...)")
+    return base
+
+
+def refuse_whole(pack: Pack, form: str) -> None:
+    """Refuses a pack with modules that were trained whole, for formats that hold low-rank factors alone.
+
+    Raises:
+        Unsupported: names the modules.
+    """
+    if whole := list(pack.full()):
+        raise Unsupported(f"the format {form} cannot carry modules that were trained whole", where=f"pack '{pack.name}'",
+                          expected="low-rank factors only", found=listed(whole),
+                          remedy="convert to peft or onnx_adapter, or merge the pack")
+
+
+def listed(names: list[str], most: int = 5) -> str:
+    """The first names, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    shown = ", ".join(printable(name[:200]) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def plain_name(text: str) -> str:
+    """A text in the characters that a pack's name may have.
+
+    Example:
+        >>> plain_name("my LoRA (v2)")
+        'my-LoRA-v2'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:128] or "adapter"

@@ -1,0 +1,783 @@
+"""Interchange formats: what other tools wrote is read, what we write they read, and the change is the same in float64."""
+
+from __future__ import annotations
+
+import ast
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+import peft
+import pytest
+import safetensors.numpy
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+import adapterpack
+from adapterpack.cli.main import main
+from adapterpack.convert.factors import factors
+from adapterpack.convert.flatbuffer import read_parameters
+from adapterpack.convert.gguf import FAMILIES, common_alpha, scaled
+from adapterpack.convert.gguf_file import read_gguf
+from adapterpack.convert.registry import formats
+from adapterpack.errors import (
+    AdapterpackError,
+    BaseMismatch,
+    ConfigError,
+    FormatError,
+    NonFinite,
+    NothingToDo,
+    OutputExists,
+    SiteNotFound,
+    UnknownName,
+    Unsupported,
+)
+from adapterpack.methods import LoRA, Site, get
+from adapterpack.pack import manifest as m
+from adapterpack.pack.manifest import schema_problem
+from adapterpack.pack.pack import Pack, build
+from adapterpack.pack.validate import load, validate
+from adapterpack.quantize.packs import quantize_pack
+
+pytestmark = pytest.mark.fast
+
+EXACT = 1e-12
+"""Absolute, float64: sums of at most 40 products of numbers of about one."""
+ONE_ROUNDING = 2.0**-24
+"""Relative: a factor, or an alpha, is rounded once to float32."""
+BF16 = np.dtype(ml_dtypes.bfloat16)
+LEAVES = ("lora_A", "lora_B")
+
+
+def pack_on(shapes: Mapping[str, tuple[int, int]], config: Callable[[int], LoRA] = lambda _: LoRA(r=3, alpha=6), seed: int = 0,
+            dtype: Any = np.float32, **rest: Any) -> Pack:
+    """A random pack on modules of shape ``(out, in)``; ``config`` gives each site's by its number."""
+    rng, adapters = np.random.default_rng(seed), {}
+    for number, (path, (rows, columns)) in enumerate(shapes.items()):
+        cfg = config(number)
+        params = {"lora_A": rng.normal(size=(cfg.r, columns)).astype(dtype), "lora_B": rng.normal(size=(rows, cfg.r)).astype(dtype)}
+        adapters[Site(path, columns, rows)] = (cfg, params)
+    rest = {"task": m.Task("feature-extraction"), "base": m.Base(), **rest}
+    return build("example", get("lora"), adapters, **rest)
+
+
+def changes(pack: Pack) -> dict[str, np.ndarray]:
+    """``s B A`` of every site, from the manifest's own scale, in float64."""
+    scales = {group.path: group.scale for group in pack.manifest.groups}
+    return {a.site.path: scales[a.site.path] * a.params["lora_B"].astype(np.float64) @ a.params["lora_A"].astype(np.float64)
+            for a in pack.adapters()}
+
+
+def same_changes(one: Pack, two: Pack, relative: float = 0.0) -> None:
+    """The same sites, and the same changes within a rounding of each factor relative to what the sums add up."""
+    ours, theirs = changes(one), changes(two)
+    assert list(ours) and ours.keys() == theirs.keys()
+    for adapter in one.adapters():
+        path, scale = adapter.site.path, abs(adapter.config.scale)
+        size = scale * np.abs(adapter.params["lora_B"].astype(np.float64)) @ np.abs(adapter.params["lora_A"].astype(np.float64))
+        assert (np.abs(ours[path] - theirs[path]) <= EXACT + relative * size).all(), path
+
+
+LLAMA = {"q_proj": (32, 32), "k_proj": (16, 32), "v_proj": (16, 32), "o_proj": (32, 32)}
+MLP = {"gate_proj": (48, 32), "up_proj": (48, 32), "down_proj": (32, 48)}
+
+
+def llama_sites() -> dict[str, tuple[int, int]]:
+    """Every linear layer of the tiny Llama."""
+    sites = {}
+    for layer in range(2):
+        sites |= {f"model.layers.{layer}.self_attn.{name}": shape for name, shape in LLAMA.items()}
+        sites |= {f"model.layers.{layer}.mlp.{name}": shape for name, shape in MLP.items()}
+    return sites
+
+
+def dotted(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] | None = None, name: str = "model") -> Path:
+    """A base with weights of these shapes."""
+    folder.mkdir(parents=True)
+    tensors = {f"{path}.weight": np.ones(shape, np.float32) for path, shape in shapes.items()}
+    safetensors.numpy.save_file(tensors, folder / f"{name}.safetensors")
+    (folder / "config.json").write_text(json.dumps(config or {"model_type": "clip_text_model"}))
+    return folder
+
+
+UNET = {"down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q": (7, 5), "mid_block.attentions.0.proj_in": (5, 9),
+        "up_blocks.1.attn2.to_out.0": (11, 3)}
+
+
+@pytest.fixture
+def unet(tmp_path: Path) -> Path:
+    """A model of diffusers, with a convolution and odd sizes."""
+    return dotted(tmp_path / "unet", {**UNET, "conv_in": (4, 3, 3, 3)}, {"_class_name": "UNet2DConditionModel"}, "diffusion_pytorch_model")
+
+
+# PEFT
+
+
+def llama() -> torch.nn.Module:
+    config = LlamaConfig(vocab_size=37, hidden_size=16, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2)
+    return LlamaForCausalLM(config)
+
+
+def bert() -> torch.nn.Module:
+    config = BertConfig(vocab_size=37, hidden_size=16, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4, num_labels=3)
+    return BertForSequenceClassification(config)
+
+
+PEFT_CASES = {
+    "lora": (llama, {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"]}),
+    "rslora": (llama, {"r": 5, "lora_alpha": 7, "use_rslora": True, "target_modules": ["v_proj"]}),
+    "patterns": (llama, {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 5},
+                         "alpha_pattern": {"layers.0.self_attn.q_proj": 9}}),
+    "modules_to_save": (bert, {"r": 3, "lora_alpha": 6, "target_modules": ["query", "value"], "modules_to_save": ["classifier"],
+                               "task_type": "SEQ_CLS"}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("case", PEFT_CASES)
+def test_peft_to_pack_to_peft_is_byte_equal(tmp_path: Path, case: str, dtype: torch.dtype) -> None:
+    """PEFT -> pack -> PEFT: the same names, dtypes, shapes and bytes; and PEFT's model of it gives the same logits, bit for bit."""
+    make, options = PEFT_CASES[case]
+    torch.manual_seed(3)
+    model = make()
+    plain = {name: value.clone() for name, value in model.state_dict().items()}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                value.copy_(torch.randn_like(value))
+    adapted.to(dtype).save_pretrained(tmp_path / "theirs")
+    adapterpack.convert(tmp_path / "theirs", tmp_path / "pack", to="pack")
+    assert validate(tmp_path / "pack").valid
+    done = adapterpack.convert(tmp_path / "pack", tmp_path / "ours", to="peft")
+    assert (done.source, done.target, sorted(path.name for path in (tmp_path / "ours").iterdir())) == (
+        "pack", "peft", ["adapter_config.json", "adapter_model.safetensors"])
+    files = [safe_open(tmp_path / side / "adapter_model.safetensors", "pt") for side in ("theirs", "ours")]
+    assert sorted(files[0].keys()) == sorted(files[1].keys())
+    for key in files[0].keys():  # noqa: SIM118 - not a mapping
+        one, two = (file.get_tensor(key) for file in files)
+        assert one.dtype == two.dtype == dtype
+        assert one.shape == two.shape
+        assert one.view(torch.uint8).numpy().tobytes() == two.view(torch.uint8).numpy().tobytes()
+    outputs = []
+    for side in ("theirs", "ours"):
+        fresh = make()
+        fresh.load_state_dict(plain)
+        loaded = peft.PeftModel.from_pretrained(fresh.to(dtype), tmp_path / side).eval()
+        with torch.no_grad():
+            outputs.append(loaded(input_ids=torch.tensor([[3, 1, 4, 1, 5]])).logits)
+    assert torch.equal(*outputs)
+
+
+# GGUF
+
+
+def gguf_changes(path: Path) -> dict[str, np.ndarray]:
+    """What llama.cpp adds to each tensor, read with the gguf package: ``alpha / r * B A``, float64, in its order of rows."""
+    reader = gguf.GGUFReader(path)
+    alpha = float(reader.fields["adapter.lora.alpha"].contents())
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for tensor in reader.tensors:
+        name, _, role = tensor.name.rpartition(".")
+        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+        found.setdefault(name, {})[role] = value.reshape([int(extent) for extent in tensor.shape][::-1])
+    return {name: (alpha / pair["lora_a"].shape[0] if alpha else 1.0) * pair["lora_b"] @ pair["lora_a"] for name, pair in found.items()}
+
+
+def in_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Each head's halves interleaved, row by row, written as a loop."""
+    size = rows.shape[0] // heads
+    order = [head * size + half * (size // 2) + i for head in range(heads) for i in range(size // 2) for half in (0, 1)]
+    return rows[order]
+
+
+GGUF_NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+              "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+CONFIGS: dict[str, Callable[[int], LoRA]] = {
+    "one scale": lambda _: LoRA(r=3, alpha=6),
+    "rslora": lambda _: LoRA(r=5, alpha=7, use_rslora=True),
+    "ranks with one alpha": lambda n: LoRA(r=1 + n % 4, alpha=8),
+    "scales a power of two apart": lambda n: LoRA(r=4, alpha=2.0 ** (n % 3)),
+    "scales of all kinds": lambda n: LoRA(r=1 + n % 3, alpha=3 + n / 7, use_rslora=bool(n % 2)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BF16], ids=["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_gguf_holds_the_same_change(tmp_path: Path, tiny_llama: Path, kind: str, dtype: Any) -> None:
+    """``alpha / r * lora_b lora_a`` by the gguf package == ``s B A``, rows of q and k in llama.cpp's order; and reading gives it back.
+
+    Within one rounding to float32 of alpha or of a scaled factor; to the last bit of float64 sums where nothing needs rounding.
+    """
+    pack = pack_on(llama_sites(), CONFIGS[kind], dtype=dtype)
+    done = adapterpack.convert(pack, tmp_path / "a.gguf", to="gguf", base=tiny_llama)
+    found, relative = gguf_changes(tmp_path / "a.gguf"), 0.0 if kind in ("one scale", "ranks with one alpha") else 2 * ONE_ROUNDING
+    assert len(found) == 14
+    for path, change in changes(pack).items():
+        _, _, layer, *rest = path.split(".")
+        name, heads = GGUF_NAMES[".".join(rest)], {"q_proj": 4, "k_proj": 2}.get(rest[-1])
+        wanted = change if heads is None else in_pairs(change, heads)
+        assert np.abs(found[f"blk.{layer}.{name}.weight"] - wanted).max() <= EXACT + relative * np.abs(wanted).max() * 20
+    exact = kind in ("one scale", "ranks with one alpha", "scales a power of two apart")
+    kept = {value.tensor_type.name for value in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    if exact:
+        assert kept == {{"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[np.dtype(dtype).name]}
+    assert bool(done.notes) == kind.startswith("scales")
+    back = adapterpack.convert(tmp_path / "a.gguf", tmp_path / "back", to="pack", base=tiny_llama)
+    assert validate(tmp_path / "back", tiny_llama).valid
+    same_changes(pack, load(tmp_path / "back"), relative)
+    lineage = back.pack.manifest.lineage
+    assert lineage is not None
+    assert lineage.parents[0].digest == f"sha256:{m.sha256_of(tmp_path / 'a.gguf')}"
+
+
+def test_gguf_keys_are_those_of_an_adapter(tmp_path: Path, tiny_llama: Path) -> None:
+    """The keys that llama.cpp asks for have the values that it asks for; two writings are the same bytes."""
+    pack = pack_on(llama_sites())
+    for name in ("a", "b"):
+        adapterpack.convert(pack, tmp_path / f"{name}.gguf", to="gguf", base=tiny_llama)
+    fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
+    wanted = {"general.type": "adapter", "general.architecture": "llama", "adapter.type": "lora", "adapter.lora.alpha": 6.0,
+              "general.name": "example", "adapterpack.pack": pack.id}
+    assert {key: fields[key].contents() for key in wanted} == wanted
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_the_order_of_rows_is_the_one_that_rotary_embeddings_need(tmp_path: Path, tiny_llama: Path) -> None:
+    """Halves rotated (the model) and neighbours rotated (llama.cpp) give the same ``q . k`` with the adapter in, in float64."""
+    pack = pack_on(llama_sites(), seed=5)
+    adapterpack.convert(pack, tmp_path / "a.gguf", to="gguf", base=tiny_llama)
+    theirs, ours, rng = gguf_changes(tmp_path / "a.gguf"), changes(pack), np.random.default_rng(6)
+    size, (x, y) = 8, rng.normal(size=(2, 32))
+    angle = 3.0 / 10000.0 ** (np.arange(size // 2) / (size // 2))
+
+    def halves(v: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        a, b = v[:, : size // 2], v[:, size // 2 :]
+        return np.concatenate([a * np.cos(turn) - b * np.sin(turn), b * np.cos(turn) + a * np.sin(turn)], 1)
+
+    def neighbours(v: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        a, b = v[:, 0::2], v[:, 1::2]
+        return np.stack([a * np.cos(turn) - b * np.sin(turn), b * np.cos(turn) + a * np.sin(turn)], 2).reshape(v.shape)
+
+    q, k = (ours[f"model.layers.1.self_attn.{name}"] @ vector for name, vector in (("q_proj", x), ("k_proj", y)))
+    q2, k2 = (theirs[f"blk.1.{name}.weight"] @ vector for name, vector in (("attn_q", x), ("attn_k", y)))
+    scores = np.einsum("hd,hd->h", halves(q.reshape(4, size), angle), np.repeat(halves(k.reshape(2, size), 4 * angle), 2, 0))
+    other = np.einsum("hd,hd->h", neighbours(q2.reshape(4, size), angle), np.repeat(neighbours(k2.reshape(2, size), 4 * angle), 2, 0))
+    assert np.abs(scores).min() > 1e-3
+    assert np.abs(scores - other).max() <= 1e-9 * np.abs(scores).max()  # sums of some 1e3 products of about 10
+
+
+def test_a_model_whose_rows_keep_their_order(tmp_path: Path, tiny_bert: Path) -> None:
+    """BERT: other names, and no row moves."""
+    sites = {f"encoder.layer.{n}.attention.self.{name}": (24, 24) for n in range(2) for name in ("query", "key", "value")}
+    pack = pack_on({**sites, "encoder.layer.1.intermediate.dense": (40, 24)})
+    adapterpack.convert(pack, tmp_path / "a.gguf", to="gguf", base=tiny_bert)
+    found, wanted = gguf_changes(tmp_path / "a.gguf"), changes(pack)
+    assert np.abs(found["blk.1.attn_q.weight"] - wanted["encoder.layer.1.attention.self.query"]).max() <= EXACT
+    assert np.abs(found["blk.1.ffn_up.weight"] - wanted["encoder.layer.1.intermediate.dense"]).max() <= EXACT
+    adapterpack.convert(tmp_path / "a.gguf", tmp_path / "back", to="pack", base=tiny_bert)
+    same_changes(pack, load(tmp_path / "back"))
+
+
+def test_every_family_is_one_that_the_gguf_package_knows() -> None:
+    """Each name of the table is an architecture, and has a name for the queries of its first layer."""
+    known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    for family in FAMILIES.values():
+        names = gguf.get_tensor_name_map(known[family.name], 2)
+        paths = ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.qkv_proj", "encoder.layer.1.attention.self.query")
+        assert any(names.get_name(path) in ("blk.1.attn_q", "blk.1.attn_qkv") for path in paths), family
+
+
+def foreign_gguf(path: Path, tensors: Mapping[str, np.ndarray], raw: Any = None, arch: str = "llama", **keys: Any) -> Path:
+    """A file that the gguf package wrote."""
+    writer = gguf.GGUFWriter(path, arch)
+    values = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 4.0, **keys}
+    for key, value in values.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif value is not None:
+            (writer.add_string if isinstance(value, str) else writer.add_float32)(key, value)
+    for name, value in tensors.items():
+        if raw is None:
+            writer.add_tensor(name, value)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(value, raw), raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def pair(rows: int = 16, columns: int = 32, r: int = 2, name: str = "blk.0.attn_v.weight") -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(8)
+    return {f"{name}.lora_a": rng.normal(size=(r, columns)).astype(np.float32),
+            f"{name}.lora_b": rng.normal(size=(rows, r)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("alpha", [0.0, None])
+def test_a_gguf_without_alpha_has_scale_one(tmp_path: Path, tiny_llama: Path, alpha: float | None) -> None:
+    """As llama.cpp has it; and it is said."""
+    tensors = pair()
+    path = foreign_gguf(tmp_path / "a.gguf", tensors, **{"adapter.lora.alpha": alpha})
+    done = adapterpack.convert(path, tmp_path / "pack", to="pack", base=tiny_llama)
+    (change,) = changes(done.pack).values()
+    assert np.abs(change - tensors["blk.0.attn_v.weight.lora_b"].astype(float) @ tensors["blk.0.attn_v.weight.lora_a"]).max() <= EXACT
+    assert any("states no alpha" in note for note in done.notes)
+
+
+def test_a_q8_0_gguf_is_read_with_the_values_that_the_gguf_package_gives(tmp_path: Path, tiny_llama: Path) -> None:
+    """The blocks' float32 values, bit for bit, and the reading says so."""
+    tensors = pair(r=32)
+    path = foreign_gguf(tmp_path / "a.gguf", tensors, gguf.GGMLQuantizationType.Q8_0)
+    done = adapterpack.convert(path, tmp_path / "pack", to="pack", base=tiny_llama)
+    (adapter,) = done.pack.adapters()
+    for tensor in gguf.GGUFReader(path).tensors:
+        leaf = LEAVES[tensor.name.endswith("lora_b")]
+        assert np.array_equal(adapter.params[leaf], gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+    assert any("Q8_0" in note for note in done.notes)
+
+
+GGUF_REFUSED: dict[str, tuple[Callable[[], Mapping[str, Any]], type[AdapterpackError], str]] = {
+    "a whole model": (lambda: {"keys": {"general.type": "model"}}, FormatError, "general.type"),
+    "a control vector": (lambda: {"keys": {"adapter.type": "control_vector"}}, FormatError, "adapter.type"),
+    "another family": (lambda: {"arch": "qwen2"}, BaseMismatch, "qwen2"),
+    "activated by tokens": (lambda: {"keys": {"adapter.alora.invocation_tokens": [1, 2]}}, Unsupported, "activated LoRA"),
+    "a norm": (lambda: {"tensors": {**pair(), "blk.0.attn_norm.weight": np.ones(32, np.float32)}}, Unsupported, "attn_norm"),
+    "half a pair": (lambda: {"tensors": dict(list(pair().items())[:1])}, FormatError, "pair up"),
+    "an unknown tensor": (lambda: {"tensors": pair(name="blk.7.attn_v.weight")}, SiteNotFound, "blk.7"),
+    "an embedding": (lambda: {"tensors": pair(96, 32, name="token_embd.weight")}, SiteNotFound, "token_embd"),
+    "another width": (lambda: {"tensors": pair(16, 31)}, BaseMismatch, "another shape"),
+    "ranks that differ": (lambda: {"tensors": {"blk.0.attn_v.weight.lora_a": np.ones((2, 32), np.float32),
+                                               "blk.0.attn_v.weight.lora_b": np.ones((16, 3), np.float32)}}, FormatError, "fit each other"),
+    "NaN": (lambda: {"tensors": {k: v * np.nan for k, v in pair().items()}}, NonFinite, "NaN"),
+    "an infinite alpha": (lambda: {"keys": {"adapter.lora.alpha": float("inf")}}, FormatError, "alpha"),
+}
+
+
+@pytest.mark.parametrize("kind", GGUF_REFUSED)
+def test_what_a_pack_cannot_hold_of_a_gguf_is_refused_by_name(tmp_path: Path, tiny_llama: Path, kind: str) -> None:
+    """Nothing is left behind, and the error names it."""
+    make, error, said = GGUF_REFUSED[kind]
+    parts = make()
+    path = foreign_gguf(tmp_path / "a.gguf", parts.get("tensors", pair()), arch=parts.get("arch", "llama"), **parts.get("keys", {}))
+    with pytest.raises(error, match=said):
+        adapterpack.convert(path, tmp_path / "pack", to="pack", base=tiny_llama)
+    assert not (tmp_path / "pack").exists()
+
+
+def test_what_gguf_cannot_hold_of_a_pack_is_refused_by_name(tmp_path: Path, tiny_llama: Path) -> None:
+    """A head, a tied output layer, a module without a tensor, an unknown family, no base, a scale of zero."""
+    def refused(pack: Pack, error: type[AdapterpackError], said: str, base: Path | None = tiny_llama) -> None:
+        with pytest.raises(error, match=said):
+            adapterpack.convert(pack, tmp_path / "a.gguf", to="gguf", base=base)
+        assert not list(tmp_path.glob("*gguf*"))
+
+    sites = {"model.layers.0.self_attn.v_proj": (16, 32)}
+    refused(pack_on(sites, full={"score": {"weight": np.ones((3, 32), np.float32)}}), Unsupported, "found score")
+    refused(pack_on({"lm_head": (96, 32)}), SiteNotFound, "lm_head")
+    refused(pack_on({"model.embed_tokens": (96, 32)}), Unsupported, "embed_tokens")
+    refused(pack_on(sites), ConfigError, "--base", None)
+    refused(pack_on(sites, lambda _: LoRA(r=2, alpha=0)), Unsupported, "zero")
+    refused(pack_on({"model.layers.0.self_attn.v_proj": (17, 32)}), BaseMismatch, "another shape")
+    refused(pack_on(sites, lambda _: LoRA(r=2, alpha=1)), Unsupported, "clip_text_model",
+            dotted(tmp_path / "odd", {"model.layers.0.self_attn.v_proj": (16, 32)}))
+
+
+def test_one_alpha_for_all() -> None:
+    """The alpha of most sites; a scale that float32 cannot hold in the factor is refused, one that it can is rounded once at most."""
+    pack = pack_on({f"s{n}": (3, 5) for n in range(5)}, lambda n: LoRA(r=2, alpha=[4, 4, 4, 6, 0][n]))
+    assert common_alpha(list(factors(pack, "gguf")))[0] == 4
+    up = np.array([[1.5, -3.0]], np.float32)
+    assert scaled(up, 1 + 1e-9, "s") is up
+    assert scaled(up.astype(BF16), 0.5, "s").dtype == BF16
+    assert scaled(up.astype(np.float16), 1e6, "s").dtype == np.float32
+    assert np.abs(scaled(up, 1 / 3, "s") / (up.astype(float) / 3) - 1).max() <= ONE_ROUNDING
+    for ratio in (1e38 * 5, 1e-46):
+        with pytest.raises(Unsupported, match="range of float32"):
+            scaled(up, ratio, "s")
+
+
+def hostile(data: bytes, seed: int) -> Iterator[bytes]:
+    """The bytes cut at 60 places, and with 200 bytes altered one at a time, most of them in the first 600."""
+    rng = np.random.default_rng(seed)
+    yield from (data[:end] for end in rng.integers(0, len(data), 60))
+    for position in (*rng.integers(0, min(600, len(data)), 150), *rng.integers(0, len(data), 50)):
+        altered = bytearray(data)
+        altered[position] ^= int(rng.integers(1, 256))
+        yield bytes(altered)
+
+
+def test_a_damaged_gguf_is_an_error_and_never_a_crash(tmp_path: Path, tiny_llama: Path) -> None:
+    """Cut anywhere it is refused; an altered byte is refused with a named error, or changes a value and nothing else."""
+    adapterpack.convert(pack_on(llama_sites()), tmp_path / "a.gguf", to="gguf", base=tiny_llama)
+    data, path, refused = (tmp_path / "a.gguf").read_bytes(), tmp_path / "b.gguf", 0
+    for altered in hostile(data, 9):
+        path.write_bytes(altered)
+        try:
+            read_gguf(path)
+        except AdapterpackError:
+            refused += 1
+        else:
+            assert len(altered) == len(data)
+    assert refused >= 100
+
+
+@pytest.mark.parametrize(("at", "value"), [(8, 2**63), (16, 2**63), (8, 50_001), (24, 2**62)])
+def test_a_gguf_that_promises_too_much_is_refused_before_anything_is_allocated(tmp_path: Path, at: int, value: int) -> None:
+    """Counts of tensors, of keys, and the length of the first key."""
+    data = bytearray(foreign_gguf(tmp_path / "a.gguf", pair()).read_bytes())
+    data[at : at + 8] = struct.pack("<Q", value)
+    (tmp_path / "b.gguf").write_bytes(data)
+    with pytest.raises(FormatError, match="too many or too long"):
+        read_gguf(tmp_path / "b.gguf")
+
+
+# kohya and diffusers
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_kohya_both_ways(tmp_path: Path, unet: Path, kind: str) -> None:
+    """``alpha / r * up down`` of the file == ``s B A`` in float64 with the factors' own bytes; pack and file come back."""
+    pack = pack_on(UNET, CONFIGS[kind])
+    adapterpack.convert(pack, tmp_path / "a.safetensors", to="kohya", base=unet)
+    with safe_open(tmp_path / "a.safetensors", "np") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    assert len(tensors) == 9
+    for path, change in changes(pack).items():
+        name = f"lora_unet_{path.replace('.', '_')}"
+        down, up, alpha = (tensors[f"{name}.{leaf}"] for leaf in ("lora_down.weight", "lora_up.weight", "alpha"))
+        assert np.array_equal(down, pack.params(path)["lora_A"])
+        assert alpha.shape == ()
+        assert np.abs(float(alpha) / down.shape[0] * up.astype(float) @ down.astype(float) - change).max() <= EXACT
+    done = adapterpack.convert(tmp_path / "a.safetensors", tmp_path / "pack", to="pack", base=unet)
+    assert (done.source, done.notes) == ("kohya", ())
+    assert validate(tmp_path / "pack").valid
+    same_changes(pack, load(tmp_path / "pack"))
+    adapterpack.convert(tmp_path / "pack", tmp_path / "b.safetensors", to="kohya")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def kohya(path: Path, modules: Mapping[str, tuple[int, int]], **more: np.ndarray) -> Path:
+    """A file such as kohya's scripts write, without alpha."""
+    rng, tensors = np.random.default_rng(4), dict(more)
+    for name, (rows, columns) in modules.items():
+        tensors |= {f"{name}.lora_down.weight": rng.normal(size=(2, columns)).astype(np.float16),
+                    f"{name}.lora_up.weight": rng.normal(size=(rows, 2)).astype(np.float16)}
+    safetensors.numpy.save_file(tensors, path, {"ss_network_module": "networks.lora"})
+    return path
+
+
+PROJ = "lora_unet_mid_block_attentions_0_proj_in"
+
+
+def test_kohya_without_alpha_has_scale_one_and_says_so(tmp_path: Path, unet: Path) -> None:
+    """Missing alpha means alpha = r, for those modules alone."""
+    path = kohya(tmp_path / "a.safetensors", {PROJ: (5, 9), "lora_unet_up_blocks_1_attn2_to_out_0": (11, 3)},
+                 **{f"{PROJ}.alpha": np.array(1.0, np.float32)})
+    done = adapterpack.convert(path, tmp_path / "pack", to="pack", base=unet)
+    assert {group.path: group.scale for group in done.pack.manifest.groups} == {"mid_block.attentions.0.proj_in": 0.5,
+                                                                               "up_blocks.1.attn2.to_out.0": 1.0}
+    assert "no alpha for 1 modules (lora_unet_up_blocks_1_attn2_to_out_0)" in done.notes[0]
+
+
+def test_kohya_of_several_models_is_read_one_by_one(tmp_path: Path, unet: Path) -> None:
+    """A pack belongs to one base: the parts are named, and one is chosen; what is left out is said."""
+    path = kohya(tmp_path / "a.safetensors", {PROJ: (5, 9), "lora_te1_text_model_q": (4, 3), "lora_te2_text_model_q": (4, 3)})
+    with pytest.raises(Unsupported, match=r"lora_te1 \(1 modules\), lora_te2 \(1 modules\), lora_unet \(1 modules\)"):
+        adapterpack.convert(path, tmp_path / "pack", to="pack", base=unet)
+    with pytest.raises(UnknownName, match="lora_te3"):
+        adapterpack.convert(path, tmp_path / "pack", to="pack", base=unet, part="lora_te3")
+    done = adapterpack.convert(path, tmp_path / "unet-pack", to="pack", base=unet, part="lora_unet")
+    assert "left out: lora_te1, lora_te2" in done.notes[0]
+    text = dotted(tmp_path / "text", {"text_model.q": (4, 3)})
+    adapterpack.convert(path, tmp_path / "text-pack", to="pack", base=text, part="lora_te2")
+    adapterpack.convert(tmp_path / "text-pack", tmp_path / "b.safetensors", to="kohya")
+    assert all(key.startswith("lora_te2_text_model_q.") for key in safetensors.numpy.load_file(tmp_path / "b.safetensors"))
+
+
+def test_what_kohya_and_packs_cannot_say_to_each_other_is_refused_by_name(tmp_path: Path, unet: Path) -> None:
+    """No base, an unknown or ambiguous name, a convolution, LoHa, a head, two paths with one name, NaN."""
+    def refused(path: Path, error: type[AdapterpackError], said: str, base: Path | None = unet) -> None:
+        with pytest.raises(error, match=said):
+            adapterpack.convert(path, tmp_path / "pack", to="pack", base=base)
+        assert not (tmp_path / "pack").exists()
+
+    one = kohya(tmp_path / "1.safetensors", {PROJ: (5, 9)})
+    refused(one, ConfigError, "--base", None)
+    refused(one, Unsupported, r"a\.b_mid|mid_block", dotted(tmp_path / "twice", {"mid_block.attentions.0.proj_in": (5, 9),
+                                                                               "mid.block.attentions_0.proj.in": (5, 9)}))
+    refused(kohya(tmp_path / "2.safetensors", {"lora_unet_mid_block_nothing": (5, 9)}), SiteNotFound, "mid_block_nothing")
+    refused(kohya(tmp_path / "3.safetensors", {}, **{"lora_unet_conv_in.lora_down.weight": np.ones((2, 3, 3, 3), np.float32),
+                                                     "lora_unet_conv_in.lora_up.weight": np.ones((4, 2, 1, 1), np.float32)}),
+            Unsupported, "conv_in.*not linear|not linear.*conv_in")
+    refused(kohya(tmp_path / "4.safetensors", {}, **{f"{PROJ}.hada_w1_a": np.ones((5, 2), np.float32)}), Unsupported, "hada_w1_a")
+    refused(kohya(tmp_path / "5.safetensors", {PROJ: (5, 9)}, **{f"{PROJ}.dora_scale": np.ones(5, np.float32)}), Unsupported, "dora_scale")
+    refused(kohya(tmp_path / "6.safetensors", {PROJ: (6, 9)}), BaseMismatch, "another shape")
+    refused(kohya(tmp_path / "7.safetensors", {PROJ: (5, 9)}, **{f"{PROJ}.alpha": np.array(np.nan, np.float32)}), NonFinite, "alpha")
+    refused(kohya(tmp_path / "8.safetensors", {PROJ: (5, 9)}, **{f"{PROJ}.alpha": np.ones(2, np.float32)}), FormatError, "alpha")
+    refused(kohya(tmp_path / "9.safetensors", {}, **{f"{PROJ}.lora_up.weight": np.ones((5, 2), np.float32)}), FormatError, "pair up")
+    for form in ("kohya", "diffusers"):
+        with pytest.raises(Unsupported, match="score"):
+            adapterpack.convert(pack_on(UNET, full={"score": {"weight": np.ones((2, 3), np.float32)}}), tmp_path / "x", to=form)
+    with pytest.raises(Unsupported, match="one name"):
+        adapterpack.convert(pack_on({"a.b_c": (2, 3), "a_b.c": (2, 3)}), tmp_path / "x", to="kohya")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_diffusers_both_ways(tmp_path: Path, unet: Path, kind: str) -> None:
+    """The metadata makes a configuration of PEFT under which PEFT's scaling and the factors give ``s B A``; and the pack comes back."""
+    pack = pack_on(UNET, CONFIGS[kind])
+    adapterpack.convert(pack, tmp_path / "a.safetensors", to="diffusers")
+    with safe_open(tmp_path / "a.safetensors", "np") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        stated = json.loads(file.metadata()["lora_adapter_metadata"])
+    config = peft.LoraConfig(**{key.removeprefix("unet."): value for key, value in stated.items()})
+    model = torch.nn.Module()
+    for path, (rows, columns) in UNET.items():
+        owner = model
+        for name in path.split(".")[:-1]:
+            if not hasattr(owner, name):
+                owner.add_module(name, torch.nn.Module())
+            owner = getattr(owner, name)
+        owner.add_module(path.rpartition(".")[2], torch.nn.Linear(columns, rows, bias=False))
+    injected = peft.inject_adapter_in_model(config, model)
+    for path, change in changes(pack).items():
+        A, B = (tensors[f"unet.{path}.{leaf}.weight"].astype(float) for leaf in LEAVES)
+        layer = injected.get_submodule(path)
+        assert layer.lora_A["default"].weight.shape == A.shape
+        assert np.abs(layer.scaling["default"] * B @ A - change).max() <= EXACT
+    done = adapterpack.convert(tmp_path / "a.safetensors", tmp_path / "pack", to="pack")
+    assert (done.source, done.notes) == ("diffusers", ())
+    same_changes(pack, load(tmp_path / "pack"))
+    adapterpack.convert(tmp_path / "pack", tmp_path / "b.safetensors", to="diffusers", base=unet)
+    same_changes(pack, adapterpack.convert(tmp_path / "b.safetensors", tmp_path / "again", to="pack", base=unet).pack)
+
+
+def test_diffusers_alpha_of_keys_and_of_nobody(tmp_path: Path) -> None:
+    """An ``.alpha`` counts; without it and without metadata alpha = r, and that is said. PEFT's prefix without its config reads alike."""
+    for before in ("transformer.", "base_model.model.", ""):
+        tensors = {f"{before}{name}.{leaf}.weight": np.ones((2, 5) if leaf == "lora_A" else (7, 2), np.float32)
+                   for name in ("x.to_q", "x.to_k") for leaf in LEAVES}
+        tensors[f"{before}x.to_q.alpha"] = np.array(8.0, np.float32)
+        path = tmp_path / f"{before}a.safetensors"
+        safetensors.numpy.save_file(tensors, path)
+        done = adapterpack.convert(path, tmp_path / f"{before}pack", to="pack")
+        assert {group.path: group.scale for group in done.pack.manifest.groups} == {"x.to_k": 1.0, "x.to_q": 4.0}
+        assert len(done.notes) == 1
+        assert "no alpha for 1 modules (x.to_k)" in done.notes[0]
+
+
+def test_what_diffusers_files_hold_beyond_plain_lora_is_refused_by_name(tmp_path: Path) -> None:
+    """DoRA, a stated option, two models, a convolution, a false rank, metadata that is no JSON."""
+    good = {"unet.q.lora_A.weight": np.ones((2, 5), np.float32), "unet.q.lora_B.weight": np.ones((7, 2), np.float32)}
+
+    def refused(number: int, error: type[AdapterpackError], said: str, more: Mapping[str, np.ndarray], metadata: str | None = None) -> None:
+        path = tmp_path / f"{number}.safetensors"
+        safetensors.numpy.save_file({**good, **more}, path, {"lora_adapter_metadata": metadata} if metadata else None)
+        with pytest.raises(error, match=said):
+            adapterpack.convert(path, tmp_path / "pack", to="pack")
+
+    refused(1, Unsupported, "magnitude", {"unet.q.lora_magnitude_vector": np.ones(7, np.float32)})
+    refused(2, Unsupported, "use_dora", {}, json.dumps({"unet.r": 2, "unet.use_dora": True}))
+    refused(3, Unsupported, "text_encoder", {f"text_encoder.{key[5:]}": value for key, value in good.items()})
+    refused(4, Unsupported, "not linear", {"unet.q.lora_A.weight": np.ones((2, 5, 3, 3), np.float32)})
+    refused(5, FormatError, "rank", {}, json.dumps({"unet.r": 3, "unet.lora_alpha": 3}))
+    refused(6, FormatError, "lora_adapter_metadata", {}, "{")
+    refused(7, FormatError, "not usable", {}, json.dumps({"unet.r": "many"}))
+
+
+# ONNX Runtime
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["f32", "bf16"])
+def test_onnx_adapter_both_ways(tmp_path: Path, dtype: Any) -> None:
+    """ONNX Runtime reads ``down up == (s B A)^T`` from the file within one rounding of each slot, and the head's own numbers."""
+    head = {"weight": np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32), "bias": np.array([1, 2, 3], np.float32)}
+    pack = pack_on({"encoder.q": (7, 5), "encoder.v": (3, 9)}, CONFIGS["scales of all kinds"], dtype=dtype, full={"classifier": head})
+    adapterpack.convert(pack, tmp_path / "a.onnx_adapter", to="onnx_adapter")
+    theirs = ort.AdapterFormat.read_adapter(str(tmp_path / "a.onnx_adapter")).get_parameters()
+    values = {name: value.numpy() for name, value in theirs.items()}
+    assert {name.rpartition(".")[2] for name in values} == {"down", "up", "head", "head_bias"}
+    for path, change in changes(pack).items():
+        down, up = (values[f"{path}.{field}"].astype(float) for field in ("down", "up"))
+        assert (np.abs((down @ up).T - change) <= EXACT + 2 * ONE_ROUNDING * (np.abs(down) @ np.abs(up)).T).all()
+    assert np.array_equal(values["classifier.head"], head["weight"].T)
+    done = adapterpack.convert(tmp_path / "a.onnx_adapter", tmp_path / "pack", to="pack")
+    assert validate(tmp_path / "pack").valid
+    back = load(tmp_path / "pack")
+    same_changes(pack, back, 2 * ONE_ROUNDING)
+    assert {group.scale for group in back.manifest.groups if group.role == "adapter"} == {1.0}
+    assert all(np.array_equal(back.full()["classifier"][name], value) for name, value in head.items())
+    assert any("alpha = r" in note for note in done.notes)
+
+
+def adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> Path:
+    """A file that ONNX Runtime wrote."""
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(1)
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
+    adapter.export_adapter(str(path))
+    return path
+
+
+def test_our_reader_agrees_with_onnx_runtime(tmp_path: Path) -> None:
+    """The same names, dtypes, shapes and numbers, empty and scalar ones too."""
+    rng = np.random.default_rng(2)
+    values = {f"p{n}": rng.normal(size=shape).astype(dtype) for n, (shape, dtype) in enumerate(
+        [((3, 5), np.float32), ((0, 4), np.float32), ((7,), np.float64), ((2, 3, 5), np.float16)])}
+    path = adapter_file(tmp_path / "a.onnx_adapter", values)
+    ours, theirs = read_parameters(path), ort.AdapterFormat.read_adapter(str(path)).get_parameters()
+    assert ours.keys() == theirs.keys() == values.keys()
+    for name, value in values.items():
+        assert ours[name].dtype == value.dtype
+        assert np.array_equal(ours[name], value)
+        assert np.array_equal(theirs[name].numpy(), value)
+
+
+@pytest.mark.parametrize(("values", "error", "said"), [
+    ({"model.layers.0.attn.qkv_proj.lora_A.MatMul.weight": np.ones((3, 2))}, Unsupported, "another tool.*lora_A|lora_A"),
+    ({"down": np.ones((3, 2))}, Unsupported, "another tool"),
+    ({"a.down": np.ones((3, 2))}, FormatError, "pair up.*|down and up"),
+    ({"a.down": np.ones((3, 2)), "a.up": np.ones((4, 5))}, FormatError, "fit each other"),
+    ({"a.down": np.ones((3, 0)), "a.up": np.ones((0, 5))}, FormatError, "empty"),
+    ({"a.scale": np.ones(3)}, Unsupported, "a.scale"),
+    ({"a.down": np.ones((3, 2)), "a.up": np.ones((2, 5)), "b.scale": np.ones(3)}, Unsupported, "b.scale"),
+    ({"a.head_bias": np.ones(3)}, FormatError, "pair up"),
+    ({"a.head": np.ones((3, 2)), "a.head_bias": np.ones(3)}, FormatError, "fit each other"),
+    ({"a.down": np.full((3, 2), np.inf), "a.up": np.ones((2, 5))}, NonFinite, "infinity"),
+    ({"a.head": np.full((3, 2), np.nan)}, NonFinite, "infinity"),
+    ({"a.down": np.ones((3, 2)), "a.up": np.ones((2, 5)), "a.head": np.ones((3, 5))}, FormatError, "both"),
+])
+def test_what_is_no_slot_of_ours_is_refused_by_name(tmp_path: Path, values: dict[str, np.ndarray], error: Any, said: str) -> None:
+    """Somebody else's names, half a pair, another method, shapes that do not fit, numbers that are none."""
+    path = adapter_file(tmp_path / "a.onnx_adapter", {name: value.astype(np.float32) for name, value in values.items()})
+    with pytest.raises(error, match=said):
+        adapterpack.convert(path, tmp_path / "pack", to="pack")
+    assert not (tmp_path / "pack").exists()
+
+
+def test_a_damaged_onnx_adapter_is_an_error_and_never_a_crash(tmp_path: Path) -> None:
+    """As for GGUF; a shape that promises more than the bytes hold is refused before it is made."""
+    adapterpack.convert(pack_on({"a.q": (7, 5), "a.v": (3, 9)}), tmp_path / "a.onnx_adapter", to="onnx_adapter")
+    data, path, refused = (tmp_path / "a.onnx_adapter").read_bytes(), tmp_path / "b.onnx_adapter", 0
+    for altered in hostile(data, 10):
+        path.write_bytes(altered)
+        try:
+            read_parameters(path)
+        except AdapterpackError:
+            refused += 1
+    assert refused >= 80
+    wide = data.replace(struct.pack("<qq", 5, 3), struct.pack("<qq", 2**40, 2**40))
+    assert wide != data
+    path.write_bytes(wide)
+    with pytest.raises(FormatError, match="does not fit its bytes"):
+        read_parameters(path)
+
+
+# All formats
+
+
+def target(form: str) -> str:
+    return "out" if formats()[form].folder else f"out.{form}"
+
+
+@pytest.mark.parametrize("form", list(formats()))
+def test_a_quantized_pack_is_written_as_the_floats_that_it_stands_for(tmp_path: Path, tiny_llama: Path, form: str) -> None:
+    """int8 values times their scales, in float64, whatever the format; and it is said."""
+    pack = pack_on(llama_sites())
+    small = quantize_pack(pack).write(tmp_path / "small")
+    done = adapterpack.convert(small.path, tmp_path / target(form), to=form, base=tiny_llama)
+    assert any("quantized" in note and "float32" in note for note in done.notes)
+    if form == "gguf":
+        found = gguf_changes(tmp_path / target(form))
+        assert np.abs(found["blk.0.attn_v.weight"] - changes(small)["model.layers.0.self_attn.v_proj"]).max() <= EXACT
+        return
+    again = tmp_path / target(form)
+    back = load(again) if form in ("pack", "peft") else adapterpack.convert(again, tmp_path / "back", to="pack", base=tiny_llama).pack
+    same_changes(small, back, 2 * ONE_ROUNDING if form == "onnx_adapter" else 0.0)
+    assert back.manifest.quantization is None
+
+
+def test_a_base_makes_the_pack_name_it_by_content(tmp_path: Path, tiny_llama: Path) -> None:
+    """With a base the imported pack is bound to its digests and names its tensors; another base is refused afterwards."""
+    pack_on(llama_sites(), full=None).write(tmp_path / "p")
+    adapterpack.convert(tmp_path / "p", tmp_path / "peft", to="peft")
+    adapterpack.convert(tmp_path / "peft", tmp_path / "bound", to="pack", base=tiny_llama)
+    bound = load(tmp_path / "bound")
+    assert bound.manifest.base.content is not None
+    assert {group.weight for group in bound.manifest.groups} == {f"{path}.weight" for path in llama_sites()}
+    assert validate(tmp_path / "bound", tiny_llama).valid
+    with pytest.raises(AdapterpackError):
+        adapterpack.convert(tmp_path / "bound", tmp_path / "x.gguf", to="gguf", base=dotted(tmp_path / "other", llama_sites()))
+
+
+def test_wrong_requests_are_named(tmp_path: Path) -> None:
+    """An unknown format, the same format, a taken output, a part where there is none, a pickle, noise, a broken file, nothing there."""
+    pack = pack_on({"a.q": (7, 5)})
+    pack.write(tmp_path / "pack")
+    with pytest.raises(UnknownName, match="did you mean 'gguf'"):
+        adapterpack.convert(pack, tmp_path / "x", to="ggfu")
+    with pytest.raises(NothingToDo, match="already"):
+        adapterpack.convert(tmp_path / "pack", tmp_path / "x", to="pack")
+    with pytest.raises(OutputExists):
+        adapterpack.convert(pack, tmp_path / "pack", to="kohya")
+    with pytest.raises(Unsupported, match="parts"):
+        adapterpack.convert(pack, tmp_path / "x", to="kohya", part="lora_unet")
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
+    with pytest.raises(Unsupported, match="pickle"):
+        adapterpack.convert(tmp_path / "a.pt", tmp_path / "x", to="pack")
+    (tmp_path / "noise").write_bytes(b"hello world")
+    with pytest.raises(FormatError, match="no adapter in a known format"):
+        adapterpack.convert(tmp_path / "noise", tmp_path / "x", to="pack")
+    (tmp_path / "broken.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}trailing")
+    with pytest.raises(FormatError, match="after the last tensor"):
+        adapterpack.convert(tmp_path / "broken.safetensors", tmp_path / "x", to="pack")
+    with pytest.raises(AdapterpackError, match="no such folder"):
+        adapterpack.convert(tmp_path / "nothing", tmp_path / "x", to="pack")
+    assert not (tmp_path / "x").exists()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_the_command_prints_what_was_done(tmp_path: Path, tiny_llama: Path) -> None:
+    """One object that fits the schema; sentences for people; an error is an exit code and a sentence."""
+    pack_on(llama_sites(), CONFIGS["scales of all kinds"]).write(tmp_path / "pack")
+    args = ["convert", str(tmp_path / "pack"), "--to", "gguf", "--base", str(tiny_llama)]
+    done = CliRunner().invoke(main, [*args, "-o", str(tmp_path / "a.gguf"), "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert schema_problem(report, "report.v1") is None
+    assert (report["from"], report["to"], report["sites"]) == ("pack", "gguf", 14)
+    assert report["bytes"] == (tmp_path / "a.gguf").stat().st_size
+    told = CliRunner().invoke(main, [*args, "-o", str(tmp_path / "b.gguf")])
+    assert "14 sites" in told.stdout
+    assert "one alpha" in told.stdout
+    failed = CliRunner().invoke(main, ["convert", str(tmp_path / "pack"), "--to", "gguf", "-o", str(tmp_path / "c.gguf"), "--json"])
+    assert failed.exit_code == 1
+    assert schema_problem(json.loads(failed.stdout), "report.v1") is None
+
+
+def test_the_converters_import_neither_torch_nor_what_one_format_alone_needs() -> None:
+    """No torch and no transformers at all; onnxruntime and gguf inside a function of the one file that needs each."""
+    for file in (Path(adapterpack.__file__).parent / "convert").glob("*.py"):
+        tree = ast.parse(file.read_text("utf-8"))
+        top, anywhere = ({name for node in nodes for name in _imported(node)} for nodes in (tree.body, ast.walk(tree)))
+        assert not anywhere & {"torch", "transformers", "peft"}
+        assert not top & {"onnxruntime", "gguf"}
+        assert anywhere & {"onnxruntime", "gguf"} <= {{"onnx_adapter.py": "onnxruntime", "gguf.py": "gguf"}.get(file.name, "")}
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name.partition(".")[0] for alias in node.names]
+    return [(node.module or "").partition(".")[0]] if isinstance(node, ast.ImportFrom) and not node.level else []
