@@ -126,7 +126,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
         **{
             **value,
             **tuples,
-            "base": Base(**value["base"]),
+            "base": m.decode_base(value["base"]),
             "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"])}) for key, site in value["sites"].items()},
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
