@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from .. import resources
 from ..errors import FormatError
 from . import strict_json
-from .schema_check import schema_problem as schema_problem
+from .schema_check import schema_problem
 from .upgrade import pruned, upgraded
 
 FILE_NAME = "adapterpack.json"

@@ -21,7 +21,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
 _NOTES = frozenset({"$schema", "$id", "title", "description"})
 
 
-class _OutsideVocabulary(Exception):
+class _OutsideVocabulary(Exception):  # noqa: N818 - never leaves this file
     """The schema uses a keyword that the quick check does not have."""
 
 
@@ -133,7 +133,7 @@ def _worded(value: Any, name: str) -> tuple[str, str] | None:
         if isinstance(instance, str) and not _compiled(expression).fullmatch(instance):
             yield ValidationError(f"{instance!r} does not match {expression!r}")
 
-    strict = validators.extend(Draft202012Validator, {"pattern": pattern})
+    strict = validators.extend(Draft202012Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]
     errors = strict(resources.schema(name)).iter_errors(value)
     first = min(errors, key=lambda error: list(map(str, error.absolute_path)), default=None)
     return None if first is None else (_pointer(first.absolute_path), first.message[:300])

@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import FormatError, UnknownAdapter, nearest
 from ..pack import manifest as m
 from ..pack import strict_json
-from ..pack.manifest import Base, FileEntry, schema_problem
+from ..pack.manifest import Base, FileEntry
+from ..pack.schema_check import schema_problem
 
 FILE_NAME = "adapterpack.bundle.json"
 GRAPH = "model.onnx"
