@@ -49,9 +49,9 @@ def command(ctx: click.Context, path: str, base: str | None, full: bool, sarif_f
         emit({"command": "validate", **report.to_json()})
     else:
         for finding in report.findings:
-            message, *more = finding.message.rstrip(".").split("\n")
+            message, *more = finding.message.split("\n")
             fix = f" To fix it: {finding.fix.rstrip('.')}." if finding.fix else ""
-            line(f"{finding.severity} {finding.rule} at {finding.where}: {message.rstrip(':')}.{fix}")
+            line(f"{finding.severity} {finding.rule} at {finding.where}: {message.rstrip('.:')}.{fix}")
             for text in more:
                 line(f"  {text}")
         if report.not_checked:
