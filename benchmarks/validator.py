@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -45,14 +46,24 @@ def by_peft(folder: Path) -> str:
     """loads / warns / refuses."""
     with warnings.catch_warnings(record=True) as told, contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("always")
+        signal.setitimer(signal.ITIMER_REAL, 5)
         try:
             PeftModel.from_pretrained(Net(), str(folder))
+        except TimeoutError:
+            return "runs on (stopped after 5 s)"
         except Exception as error:
             return f"refuses ({type(error).__name__})"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     return "loads, with a warning" if any("adapter" in str(one.message).lower() for one in told) else "loads"
 
 
+def _too_long(*_: object) -> None:
+    raise TimeoutError
+
+
 def main() -> None:
+    signal.signal(signal.SIGALRM, _too_long)
     refused = 0
     print("| pack | adapterpack | PEFT's loader |\n| --- | --- | --- |")
     with tempfile.TemporaryDirectory() as scratch:

@@ -383,7 +383,8 @@ def test_the_quick_schema_check_agrees_with_the_full_one(data: st.DataObject) ->
 def test_a_valid_pack_is_validated_without_heavy_imports(folder: Path) -> None:
     """Neither torch, transformers, peft, jsonschema, jinja2 nor huggingface_hub is imported."""
     code = f"import sys; from adapterpack.pack.validate import load; load({str(folder)!r}); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert not {"torch", "transformers", "peft", "jsonschema", "jinja2", "huggingface_hub", "rich"} & set(done.stdout.split())
 
 

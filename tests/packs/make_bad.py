@@ -142,10 +142,12 @@ def configured(folder: Path, **changes: Any) -> None:
 
 for _name, _rule, _data in (
     ("training_args.bin", "AP106", pickle.dumps({"lr": 1}, 2)), ("model.pkl", "AP106", b"x"), ("MODELING.PY", "AP106", b"import os"),
-    ("setup.sh", "AP106", b"true"), ("weights.npy", "AP106", b"\x93NUMPY"), ("notes.ipynb", "AP106", b"{}"), ("lora.gguf", "AP106", b"GGUF"),
+    ("setup.sh", "AP106", b"true"), ("weights.npy", "AP106", b"\x93NUMPY"), ("notes.ipynb", "AP106", b"{}"),
+    ("lora.gguf", "AP106", b"GGUF"),
     ("page.html", "AP106", b"<html>"), ("lib.so", "AP106", b"\x7fELF"),
     ("README.md", "AP107", b"<!DOCTYPE html><script>x</script>"), ("optimizer", "AP107", pickle.dumps([1], 4)),
-    ("old_pickle", "AP107", b"cos\nsystem\n(S'true'\ntR."), ("archive", "AP107", b"7z\xbc\xaf\x27\x1c\0\4"), ("tool", "AP107", b"\x7fELF\2\1\1"),
+    ("old_pickle", "AP107", b"cos\nsystem\n(S'true'\ntR."), ("archive", "AP107", b"7z\xbc\xaf\x27\x1c\0\4"),
+    ("tool", "AP107", b"\x7fELF\2\1\1"),
     ("run", "AP107", b"#!/bin/sh\ntrue\n"), ("model", "AP107", b"GGUF\3\0\0\0"), (".env", "AP102", b"TOKEN=x"), ("CON", "AP102", b""),
 ):  # fmt: skip
     BAD.append(Bad(f"file_{_name}", _rule, lambda folder, n=_name, d=_data: (folder / n).write_bytes(d)))
