@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from .errors import StorageError
 from .hub.resolve import folder_of
 from .pack import manifest as m
 from .pack import peft_layout
+from .pack.checks.budget import Budget
 from .pack.inspect import inspect_base, inspect_pack
 from .pack.validate import Report
 from .pack.validate import validate as validate_pack
@@ -29,11 +31,15 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     return next((kind for mark, kind in marks.items() if (folder / mark).is_file()), "base")
 
 
-def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Report:
+def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
+             budget: Budget | None = None) -> Report:
     """Every check that applies to a pack, a PEFT adapter or a bundle; with ``base``, also that it belongs to that base.
 
+    ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
+    ``budget`` of time or memory ran out.
+
     Returns:
-        A report: ``report.valid``, ``report.findings``, ``report.not_checked``. Faults are findings, not exceptions.
+        A report: ``report.state``, ``report.findings``, ``report.not_checked``. Faults are findings, not exceptions.
 
     Raises:
         StorageError: there is no such folder.
@@ -47,8 +53,9 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     if kind_of(folder) == "bundle":
         from .runtime.validate import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
-        return validate_bundle(folder, known)
-    return validate_pack(folder, known)
+        report = validate_bundle(folder, known)
+        return dataclasses.replace(report, incomplete=report.incomplete or (full and known is None))
+    return validate_pack(folder, known, full=full, budget=budget)
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapterpack.pack.checkpoint import Checkpoint
-from adapterpack.pack.manifest import schema_problem
+from adapterpack.pack.schema_check import schema_problem
 
 COMMAND = [sys.executable, "-m", "adapterpack"]
 

@@ -37,11 +37,12 @@ from adapterpack.pack import manifest as m
 from adapterpack.pack import safetensors, strict_json
 from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.pack import Pack, build
+from adapterpack.pack.upgrade import STEPS
 from adapterpack.pack.validate import load, validate
 
 pytestmark = pytest.mark.fast
 
-GOLDEN = Path(__file__).parent / "golden" / "pack-1.0"
+GOLDEN = Path(__file__).parent / "golden"
 FILES = ["adapter_config.json", "adapter_model.safetensors", "adapterpack.json"]
 TENSORS, MANIFEST, CONFIG = "adapter_model.safetensors", "adapterpack.json", "adapter_config.json"
 
@@ -106,6 +107,17 @@ def reseal(folder: Path) -> None:
     edit(folder, change)
 
 
+def reseal_files(folder: Path) -> None:
+    """As `reseal`, the digests of files only."""
+
+    def change(value: dict[str, Any]) -> None:
+        for entry in value["files"]:
+            data = (folder / entry["path"]).read_bytes()
+            entry.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    edit(folder, change)
+
+
 def rules(folder: Path, base: Path | None = None) -> list[tuple[str, str]]:
     """The errors that validation finds, as (rule, where); `load` must refuse exactly when there is one."""
     report = validate(folder, base)
@@ -152,11 +164,40 @@ def test_writing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> Non
     assert LoRA(r=2, alpha=3) == LoRA(r=2, alpha=3.0) and repr(LoRA(r=2, alpha=3)) == repr(LoRA(r=2, alpha=3.0))
 
 
-def test_the_first_version_of_the_format_is_read_for_ever(tmp_path: Path) -> None:
-    """The recorded pack of format 1.0 loads, and what we write today from the same parts is the same to the byte."""
-    assert load(GOLDEN).id == "sha256:" + hashlib.sha256((GOLDEN / MANIFEST).read_bytes()).hexdigest()
+def versions() -> list[str]:
+    """Every version that the steps lead through, and the one that is written."""
+    return [*STEPS, m.FORMAT_VERSION]
+
+
+@pytest.mark.parametrize("version", versions())
+def test_every_version_of_the_format_is_read_for_ever(version: str, tmp_path: Path) -> None:
+    """The recorded pack of each version loads with the id of its own bytes, means what the same parts mean today, and copies."""
+    golden = GOLDEN / f"pack-{version}"
+    pack = load(golden)
+    assert json.loads((golden / MANIFEST).read_bytes())["format_version"] == version
+    assert pack.id == "sha256:" + hashlib.sha256((golden / MANIFEST).read_bytes()).hexdigest()
+    assert pack.manifest == make_pack(name="golden").manifest
+    pack.write(tmp_path / "copy")
+    assert {name: (tmp_path / "copy" / name).read_bytes() for name in FILES} == {name: (golden / name).read_bytes() for name in FILES}
+
+
+def test_what_is_written_today_is_the_recorded_pack_of_this_version(tmp_path: Path) -> None:
+    """From the same parts, the same bytes as in the golden pack: a change of the format needs a new version."""
+    golden = GOLDEN / f"pack-{m.FORMAT_VERSION}"
     make_pack(name="golden").write(tmp_path / "golden")
-    assert {name: (tmp_path / "golden" / name).read_bytes() for name in FILES} == {name: (GOLDEN / name).read_bytes() for name in FILES}
+    assert {name: (tmp_path / "golden" / name).read_bytes() for name in FILES} == {name: (golden / name).read_bytes() for name in FILES}
+
+
+def test_a_newer_minor_version_keeps_what_it_alone_knows(folder: Path, tmp_path: Path) -> None:
+    """An optional field of a later version is ignored, is part of the id, and is still there in a copy; a renamed pack is ours again."""
+    edit(folder, lambda value: value.update(format_version="1.9", colour="red"))
+    pack = load(folder)
+    assert not hasattr(pack.manifest, "colour")
+    assert pack.id == "sha256:" + hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() != make_pack().id
+    pack.write(tmp_path / "copy")
+    assert (tmp_path / "copy" / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
+    renamed = pack.renamed("other")
+    assert b"colour" not in renamed.manifest.to_bytes() and renamed.id != pack.id
 
 
 def test_the_readme_of_a_hub_may_lie_beside_the_closed_list(folder: Path) -> None:
@@ -336,16 +377,21 @@ def drop_tensor(folder: Path) -> None:
     safetensors.write(folder / TENSORS, kept, {"format": "pt"})
 
 
+def drop_tensor_resealed(folder: Path) -> None:
+    drop_tensor(folder)
+    reseal_files(folder)
+
+
 SPOILED: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "truncated": (shortened, "AP001", TENSORS),
-    "bytes appended": (lengthened, "AP001", TENSORS),
+    "truncated": (shortened, "AP104", TENSORS),
+    "bytes appended": (lengthened, "AP104", TENSORS),
     "tensors missing": (lambda f: (f / TENSORS).unlink(), "AP103", TENSORS),
     "PEFT config missing": (lambda f: (f / CONFIG).unlink(), "AP103", CONFIG),
     "PEFT config altered": (other_config, "AP105", CONFIG),
     "PEFT config longer": (lambda f: (f / CONFIG).write_text((f / CONFIG).read_text() + " "), "AP104", CONFIG),
     "PEFT config altered and resealed": (other_config_resealed, "AP601", CONFIG),
     "PEFT config no longer listed": (unlisted, "AP602", "files"),
-    "another file": (lambda f: (f / "adapter_model.bin").write_bytes(b"\x80\4"), "AP102", "adapter_model.bin"),
+    "another file": (lambda f: (f / "adapter_model.bin").write_bytes(b"\x80\4"), "AP106", "adapter_model.bin"),
     "a hidden file": (lambda f: (f / ".env").write_text("x"), "AP102", ".env"),
     "a folder": (lambda f: (f / "sub").mkdir(), "AP101", "sub"),
     "tensors behind a link": (linked, "AP101", TENSORS),
@@ -360,7 +406,8 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "manifest empty": (lambda f: (f / MANIFEST).write_bytes(b""), "AP001", MANIFEST),
     "manifest far too large": (lambda f: (f / MANIFEST).write_bytes(b" " * (m.MAX_BYTES + 1)), "AP001", MANIFEST),
     "a key twice": (doubled, "AP001", MANIFEST),
-    "a tensor cut from the file": (drop_tensor, "AP201", "base_model.model.head.bias"),
+    "a tensor cut from the file": (drop_tensor, "AP104", TENSORS),
+    "a tensor cut from the file, size resealed": (drop_tensor_resealed, "AP201", "base_model.model.head.bias"),
 }
 
 
@@ -453,7 +500,11 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str, type[Adapterpac
     "major version 2": (forge("format_version", to="2.0"), "AP001", FormatError, "another major version"),
     "major version 10": (forge("format_version", to="10.0"), "AP001", FormatError, "another major version"),
     "version as a number": (forge("format_version", to=1.0), "AP001", FormatError, "format_version"),
-    "newer minor with a new field": (lambda v: v.update(format_version="1.7", colour="red"), "AP001", FormatError, "update adapterpack"),
+    "newer minor with a new role": (lambda v: (v.update(format_version="1.7"), v["groups"][0].update(role="gate")), "AP001", FormatError,
+                                    "update adapterpack"),
+    "older minor with a newer field": (forge("format_version", to="1.0"), "AP001", FormatError, "format_version does not have"),
+    "newer minor that must be understood": (lambda v: v.update(format_version="1.7", colour="red", must_understand=["colour"]), "AP001",
+                                            FormatError, "colour"),
     "feature not understood": (forge("must_understand", to=["int8", "telepathy"]), "AP001", FormatError, "telepathy"),
     "features of a wrong type": (forge("must_understand", to=[[]]), "AP001", FormatError, "features"),
     "features not a list": (forge("must_understand", to=5), "AP001", FormatError, "must_understand"),
@@ -529,6 +580,8 @@ def at_a_commit(folder: Path) -> None:
 
 
 LEFT_OPEN: dict[str, Callable[[Path], object]] = {
+    "higher minor version with new fields": lambda folder: edit(
+        folder, lambda v: (v.update(format_version="1.7", colour="red"), v["groups"][0].update(mood="calm"), v["base"].update(age=3))),
     "higher minor version": lambda folder: edit(folder, forge("format_version", to="1.9")),
     "extension": lambda folder: edit(folder, forge("extensions", to={"x_vendor": {"anything": [1]}})),
     "claims": lambda folder: edit(folder, forge("training", to={"epochs": 3, "note": ["x"]})),
@@ -586,8 +639,12 @@ def test_any_value_in_any_place_of_the_manifest_gives_a_named_error_or_a_pack(
 
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "schemas" / "manifest.v1.json").read_text())
-OPEN = {"/config", "/groups/[]/config", "/lineage/params", "/training", "/metrics/[]", "/extensions"}
+OPEN = {"/config", "/groups/[]/config", "/lineage/params", "/base_quantization/params", "/training", "/metrics/[]", "/extensions"}
 """Objects whose keys are not the format's business: hyper-parameters, claims, and what vendors add."""
+
+
+CLAIMS = {"/training", "/metrics/[]"}
+"""Open objects some of whose keys have a meaning."""
 
 
 def subschemas(schema: Any, at: str = "") -> list[tuple[str, dict[str, Any]]]:
@@ -609,7 +666,8 @@ def subschemas(schema: Any, at: str = "") -> list[tuple[str, dict[str, Any]]]:
     ("place", "described"),
     [("", m.Manifest), ("/pack", m.PackInfo), ("/method", m.MethodRef), ("/task", m.Task), ("/base", m.Base), ("/groups/[]", m.Group),
      ("/tensors/{}", m.TensorEntry), ("/files/[]", m.FileEntry), ("/lineage", m.Lineage), ("/lineage/parents/[]", m.Parent),
-     ("/canary", m.Canary)],
+     ("/canary", m.Canary), ("/base/dims", m.Dims), ("/base/variants/[]", m.Variant), ("/tokenizer", m.Tokenizer),
+     ("/base_quantization", m.BaseQuantization)],
 )
 def test_the_schema_and_the_reader_know_the_same_fields(place: str, described: type[Any]) -> None:
     """Every dataclass field stands in the schema and is required there, and the schema has no other."""
@@ -632,7 +690,7 @@ def test_the_schema_is_sound_and_closed() -> None:
         if "pattern" in schema:
             assert schema["pattern"].startswith("^") and schema["pattern"].endswith("$"), place
         if "object" in schema.get("type", ()) and schema.get("additionalProperties") is not False:
-            assert isinstance(schema.get("additionalProperties"), dict) or "properties" not in schema
+            assert isinstance(schema.get("additionalProperties"), dict) or "properties" not in schema or place in CLAIMS
             opened |= set() if isinstance(schema.get("additionalProperties"), dict) else {place}
         if schema.get("type") == "array":
             assert "items" in schema, place
@@ -753,6 +811,7 @@ def test_a_hostile_name_in_a_file_is_shown_escaped(folder: Path) -> None:
     """The way from a header on disk to the message, end to end."""
     header = b'{"\\u001b]0;x\\u0007\\u202eevil":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     (folder / TENSORS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    reseal_files(folder)
     with pytest.raises(FormatError) as caught:
         load(folder)
     assert "\\u001b]0;x\\u0007\\u202eevil" in str(caught.value)

@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 import adapterpack
 
-from ..errors import EXIT_FAILED
+from ..errors import EXIT_FAILED, EXIT_INCOMPLETE
 from .options import shared
 from .output import emit, line
+
+if TYPE_CHECKING:
+    from ..pack.validate import Report
+
+_EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLETE}
 
 
 @click.command("validate", short_help="every check that applies; names what was not checked")
 @click.argument("path", metavar="PACK|BUNDLE")
 @click.option("--base", metavar="BASE", help="The base that the pack or bundle must belong to.")
+@click.option("--full", is_flag=True, help="Make the costly checks too; whatever cannot be checked then gives exit code 3.")
+@click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F; it must not exist.")
+@click.option("--max-seconds", type=click.FloatRange(min=0), metavar="S", help="Stop checking after S seconds, with exit code 3 [600].")
+@click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Hold at most B bytes of a pack, else exit code 3 [8 GiB].")
 @shared
 @click.pass_context
-def command(ctx: click.Context, path: str, base: str | None, as_json: bool) -> None:
+def command(ctx: click.Context, path: str, base: str | None, full: bool, sarif_file: str | None, max_seconds: float | None,
+            max_bytes: int | None, as_json: bool) -> None:
     """Every check that applies to a pack, a PEFT adapter or a bundle; with BASE, also that it belongs to that base.
 
-    Exit code 0: valid; 1: invalid.
+    Exit code 0: valid; 1: invalid; 3: not fully checked.
 
     \b
     Example:
       adapterpack validate packs/tickets --base models/base
     """
-    report = adapterpack.validate(path, base)
+    from ..pack.checks.budget import Budget  # noqa: PLC0415 - imports numpy
+
+    limits = {"seconds": max_seconds, "memory": max_bytes}
+    budget = Budget(**{key: value for key, value in limits.items() if value is not None})  # type: ignore[arg-type]
+    report = adapterpack.validate(path, base, full=full, budget=budget)
+    if sarif_file is not None:
+        _write_sarif(report, Path(sarif_file))
     if as_json:
         emit({"command": "validate", **report.to_json()})
     else:
         for finding in report.findings:
+            message, *more = finding.message.split("\n")
             fix = f" To fix it: {finding.fix.rstrip('.')}." if finding.fix else ""
-            line(f"{finding.severity} {finding.rule} at {finding.where}: {finding.message.rstrip('.')}.{fix}")
+            line(f"{finding.severity} {finding.rule} at {finding.where}: {message.rstrip('.:')}.{fix}")
+            for text in more:
+                line(f"  {text}")
         if report.not_checked:
             line(f"not checked: {'; '.join(report.not_checked)}")
-        line(f"{report.path} is {'valid' if report.valid else 'not valid'}")
-    if not report.valid:
-        ctx.exit(EXIT_FAILED)
+        line(f"{report.path} is {'not valid' if report.state == 'invalid' else report.state}")
+    if code := _EXIT[report.state]:
+        ctx.exit(code)
+
+
+def _write_sarif(report: Report, out: Path) -> None:
+    from ..pack import strict_json  # noqa: PLC0415
+    from ..pack.atomic import output_file  # noqa: PLC0415
+    from ..pack.checks.sarif import sarif  # noqa: PLC0415
+
+    with output_file(out) as path:
+        path.write_bytes(strict_json.canonical(sarif(report, adapterpack.__version__)))

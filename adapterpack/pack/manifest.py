@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .. import resources
 from ..errors import FormatError
 from . import strict_json
+from .schema_check import schema_problem
+from .upgrade import pruned, upgraded
 
 FILE_NAME = "adapterpack.json"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 MAX_BYTES = 4 << 20
 FEATURES = frozenset({"int8"})
 """What this reader understands of ``must_understand``."""
@@ -23,11 +24,13 @@ FEATURES = frozenset({"int8"})
 
 @dataclass(frozen=True)
 class PackInfo:
-    """Names and claims about the pack itself."""
+    """Names and claims about the pack itself; ``created`` is RFC 3339."""
 
     name: str
     version: str = "0.1.0"
     description: str = ""
+    authors: tuple[str, ...] = ()
+    created: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,62 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Dims:
+    """The sizes of a base: width of the hidden state, number of layers and of attention heads, entries of the vocabulary."""
+
+    hidden: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    vocab: int | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another form of the same base for which the pack is meant: how it differs, its digests, and whether it was tried."""
+
+    relation: str
+    structure: str | None = None
+    content: str | None = None
+    tested: bool = False
+
+
+@dataclass(frozen=True)
 class Base:
-    """The model that the pack belongs to: name and commit are hints, the digests are its identity."""
+    """The model that the pack belongs to: name, commit, architecture and sizes are hints, the digests are its identity.
+
+    ``structure``, ``files``, ``content`` and ``probe`` are the four levels of the fingerprint, each may be unknown.
+    """
 
     name: str | None = None
     commit: str | None = None
     model_type: str | None = None
     structure: str | None = None
     content: str | None = None
+    architecture: str | None = None
+    dims: Dims | None = None
+    files: str | None = None
+    probe: str | None = None
+    variants: tuple[Variant, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The tokenizer in training: sha256 of ``tokenizer.json``, of ``added_tokens.json`` and of the chat template, as hex.
+
+    ``same-as-base`` says that the base's own was used; None that nothing is known, or that there is none.
+    """
+
+    tokenizer_json: str | None = None
+    added_tokens: str | None = None
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True)
+class BaseQuantization:
+    """How the base was quantized while the adapter was trained on it, for instance ``nf4`` and its parameters."""
+
+    scheme: str
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,20 +154,30 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Parent:
-    """A pack that this one was made from, by digest."""
+    """A pack that this one was made from, by digest; ``repo`` and ``commit`` say where it was found."""
 
     digest: str
     name: str
     weight: float | None = None
+    repo: str | None = None
+    commit: str | None = None
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """The operation that made this pack from its parents, with every parameter."""
+    """The operation that made this pack from its parents, with every parameter.
+
+    ``tool`` is name and version; ``source_format`` what a converted pack was before; ``ancestors`` the parents of the parents, pack
+    digest to pack digests, as far as they are known.
+    """
 
     operation: str
     parents: tuple[Parent, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
+    tool: str | None = None
+    seed: int | None = None
+    source_format: str | None = None
+    ancestors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,7 +197,10 @@ class Canary:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole manifest. Everything from ``training`` on is claimed, not verifiable."""
+    """The whole manifest. ``training``, ``metrics``, the licenses and what ``pack`` says are claimed, not verifiable.
+
+    A manifest that was read keeps its bytes: they are its identity, whatever version of the format they are in.
+    """
 
     pack: PackInfo
     method: MethodRef
@@ -157,6 +221,13 @@ class Manifest:
     extensions: Mapping[str, Any] = field(default_factory=dict)
     format: str = "adapterpack"
     format_version: str = FORMAT_VERSION
+    tokenizer: Tokenizer | None = None
+    base_quantization: BaseQuantization | None = None
+    base_license: str | None = None
+    license_link: str | None = None
+    license_sha256: str | None = None
+
+    _raw: ClassVar[bytes | None] = None  # set on the instance by parse; no field, so that a changed copy does not inherit it
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
@@ -164,8 +235,8 @@ class Manifest:
         return encoded
 
     def to_bytes(self) -> bytes:
-        """The canonical bytes that go to disk; their sha256 is the pack's id."""
-        return strict_json.canonical(self.to_json())
+        """The bytes it was read from, else the canonical bytes that go to disk; their sha256 is the pack's id."""
+        return self._raw if self._raw is not None else strict_json.canonical(self.to_json())
 
     @property
     def id(self) -> str:
@@ -191,51 +262,60 @@ def parse(data: bytes, where: object) -> Manifest:
     if unknown:
         raise FormatError("the pack needs features that this version does not have", where=where, expected=", ".join(sorted(FEATURES)),
                           found=", ".join(sorted(unknown)), remedy="update adapterpack")
-    problem = schema_problem(value, "manifest.v1")
+    if strict_json.canonical(value) != data:
+        raise FormatError("the manifest is not in its canonical form: it was edited by hand", where=where, remedy="pack the adapter again")
+    try:
+        current = upgraded(value)
+    except FormatError as error:
+        raise FormatError(error.what, where=f"{where}#{error.where}", remedy=error.remedy) from error
+    newer = _is_newer(current.get("format_version"))
+    if newer:
+        current = pruned(current, resources.schema("manifest.v1"))
+    problem = schema_problem(current, "manifest.v1")
     if problem:
         pointer, message = problem
-        newer = value["format_version"] != FORMAT_VERSION
         raise FormatError(f"the manifest does not fit its schema: {message}", where=f"{where}#{pointer}",
                           remedy=f"it is of version {value['format_version']}: update adapterpack" if newer else None)
-    return _decode(value)
+    manifest = _decode(current)
+    object.__setattr__(manifest, "_raw", data)
+    return manifest
 
 
-def schema_problem(value: Any, name: str) -> tuple[str, str] | None:
-    """The first violation of a shipped schema as (JSON pointer, message), or None."""
-    from jsonschema import Draft202012Validator, ValidationError, validators  # noqa: PLC0415 - keeps the import of this module cheap
-
-    def pattern(_: Any, expression: str, instance: Any, __: Any) -> Iterator[ValidationError]:
-        # Every pattern is anchored; but Python's "$" would let a newline at the end pass, which the schema's "$" does not.
-        if isinstance(instance, str) and not re.fullmatch(expression, instance):
-            yield ValidationError(f"{instance!r} does not match {expression!r}")
-
-    strict = validators.extend(Draft202012Validator, {"pattern": pattern})
-    errors = strict(resources.schema(name)).iter_errors(value)
-    first = min(errors, key=lambda error: list(map(str, error.absolute_path)), default=None)
-    return None if first is None else ("/" + "/".join(map(str, first.absolute_path)), first.message[:300])
+def _is_newer(version: Any) -> bool:
+    minor = str(version).partition(".")[2]
+    return len(minor) < 6 and minor.isdecimal() and minor.isascii() and int(minor) > int(FORMAT_VERSION.partition(".")[2])
 
 
 def _decode(value: dict[str, Any]) -> Manifest:
-    lineage, canary, labels = value.get("lineage"), value.get("canary"), value["task"].get("labels")
+    lineage, canary, labels, base = value["lineage"], value["canary"], value["task"]["labels"], value["base"]
     known = {f.name for f in dataclasses.fields(Manifest)}
     plain = {key: item for key, item in value.items() if key in known}
     return Manifest(
         **{
             **plain,
-            "pack": PackInfo(**value["pack"]),
+            "pack": PackInfo(**{**value["pack"], "authors": tuple(value["pack"]["authors"])}),
             "method": MethodRef(**value["method"]),
             "task": Task(**{**value["task"], "labels": None if labels is None else tuple(labels)}),
-            "base": Base(**value["base"]),
+            "base": decode_base(base),
+            "tokenizer": value["tokenizer"] and Tokenizer(**value["tokenizer"]),
+            "base_quantization": value["base_quantization"] and BaseQuantization(**value["base_quantization"]),
             "groups": tuple(Group(**group) for group in value["groups"]),
             "tensors": {name: TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for name, entry in value["tensors"].items()},
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
-            "lineage": lineage and Lineage(lineage["operation"], tuple(Parent(**p) for p in lineage["parents"]), lineage["params"]),
+            "lineage": lineage and Lineage(**{**lineage, "parents": tuple(Parent(**parent) for parent in lineage["parents"]),
+                                              "ancestors": {one: tuple(before) for one, before in lineage["ancestors"].items()}}),
             "canary": canary and Canary(**{**canary, "input_ids": tuple(map(tuple, canary["input_ids"])),
                                            "base": tuple(canary["base"]), "adapter": tuple(canary["adapter"])}),
-            "metrics": tuple(value.get("metrics", ())),
-            "must_understand": tuple(value.get("must_understand", ())),
+            "metrics": tuple(value["metrics"]),
+            "must_understand": tuple(value["must_understand"]),
         }
     )
+
+
+def decode_base(value: Mapping[str, Any]) -> Base:
+    """The base that a manifest or a bundle names, from its JSON; fields that are left out are unknown."""
+    dims = value.get("dims")
+    return Base(**{**value, "dims": dims and Dims(**dims), "variants": tuple(Variant(**one) for one in value.get("variants", ()))})
 
 
 def plain(value: Any) -> Any:

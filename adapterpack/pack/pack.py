@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ METADATA = {"format": "pt"}
 """What PEFT and transformers look for in the tensor file."""
 MUTABLE = frozenset({"README.md", ".gitattributes", "adapterpack.sig.json"})
 """Files that a hub edits, and the detached signature; they are allowed beside the closed list and never read as data."""
-FILE_ROLES = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config"}
+TEMPLATE = "chat_template.jinja"
+FILE_ROLES = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config", TEMPLATE: "chat_template"}
 """The files that a pack may hold beside its manifest, and what the manifest says of each."""
 _SELECTION = frozenset({"targets", "modules_to_save"})
 
@@ -49,6 +50,8 @@ class Adapter(NamedTuple):
 class Pack:
     """One adapter: a manifest and its tensors. ``path`` is where it was read from, or None.
 
+    ``extra`` holds the bytes of the other files that it carries, by name: a chat template.
+
     Example:
         >>> from adapterpack import load  # doctest: +SKIP
         >>> pack = load("packs/tickets")  # doctest: +SKIP
@@ -59,6 +62,7 @@ class Pack:
     manifest: m.Manifest
     tensors: Mapping[str, np.ndarray]
     path: Path | None = None
+    extra: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -136,7 +140,7 @@ class Pack:
         """Writes the pack's files into an existing empty folder that the caller publishes."""
         manifest = self.manifest.to_bytes()
         m.parse(manifest, f"pack '{self.name}'")
-        for name, data in encode_files(self.manifest, self.tensors).items():
+        for name, data in encode_files(self.manifest, self.tensors, self.extra).items():
             (folder / name).write_bytes(data)
         (folder / m.FILE_NAME).write_bytes(manifest)
 
@@ -235,18 +239,18 @@ def build(
     return sealed(draft, tensors)
 
 
-def sealed(draft: m.Manifest, tensors: Mapping[str, np.ndarray]) -> Pack:
-    """The pack whose closed file list is computed from the draft and its tensors."""
+def sealed(draft: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> Pack:
+    """The pack whose closed file list is computed from the draft, its tensors, and the other files that it carries."""
     files = tuple(m.FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), FILE_ROLES[name])
-                  for name, data in sorted(encode_files(draft, tensors).items()))
-    return Pack(dataclasses.replace(draft, files=files), tensors)
+                  for name, data in sorted(encode_files(draft, tensors, extra or {}).items()))
+    return Pack(dataclasses.replace(draft, files=files), tensors, extra=dict(extra or {}))
 
 
-def encode_files(manifest: m.Manifest, tensors: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """The bytes of every file beside the manifest: the tensors, and PEFT's config for a method that PEFT knows."""
+def encode_files(manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
+    """The bytes of every file beside the manifest: the tensors, PEFT's config for a method that PEFT knows, and ``extra``."""
     buffer = io.BytesIO()
     safetensors.write(buffer, tensors, METADATA)
-    files = {TENSORS: buffer.getvalue()}
+    files = {TENSORS: buffer.getvalue(), **(extra or {})}
     config = peft_layout.config_bytes(manifest)
     return files if config is None else {**files, peft_layout.CONFIG: config}
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pack import Pack
 
 CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _MAX_CONFIG = 4 << 20
 _PEFT_TASKS = {"text-classification": "SEQ_CLS", "text-generation": "CAUSAL_LM", "token-classification": "TOKEN_CLS",
@@ -90,7 +91,24 @@ def read(folder: Path, name: str | None = None) -> Pack:
     from .pack import build  # noqa: PLC0415 - pack and its PEFT face know each other
 
     config = _config(folder / CONFIG)
-    by_type = {method.peft.peft_type: method for method in methods().values() if method.peft}
+    _refuse_pickle(folder / TENSORS)
+    method, adapters, full = _parts(folder, config, None, None)
+    task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), "feature-extraction")
+    version = config.get("peft_version")
+    return build(name or _plain_name(folder.resolve().name), method, adapters, full=full, task=m.Task(task), base=_base_hint(config),
+                 training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
+
+
+def _parts(
+    folder: Path, config: Mapping[str, Any], expected: Method | None, tensors: SafetensorsFile | None
+) -> tuple[Method, dict[Site, tuple[Any, dict[str, np.ndarray]]], dict[str, dict[str, np.ndarray]]]:
+    """Method, adapted sites and whole modules of a PEFT folder; ``tensors``: its file, if it is open already.
+
+    ``expected`` is asked first, because listing every method means looking through every installed package.
+    """
+    is_expected = expected is not None and expected.peft is not None and expected.peft.peft_type == config.get("peft_type")
+    known_methods = [expected] if is_expected and expected is not None else methods().values()
+    by_type = {method.peft.peft_type: method for method in known_methods if method.peft}
     method = by_type.get(str(config.get("peft_type")))
     if method is None or method.peft is None:
         raise Unsupported("this PEFT method is not supported", where=folder / CONFIG, expected=", ".join(sorted(by_type)),
@@ -101,9 +119,8 @@ def read(folder: Path, name: str | None = None) -> Pack:
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
     _refuse_options(config, known, folder / CONFIG)
-    file = folder / "adapter_model.safetensors"
-    _refuse_pickle(file)
-    tensors = SafetensorsFile(file, private=True)
+    file = folder / TENSORS
+    tensors = tensors or SafetensorsFile(file, private=True)
     params, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
     adapters = {}
     for path, found in sorted(params.items()):
@@ -115,23 +132,21 @@ def read(folder: Path, name: str | None = None) -> Pack:
         adapters[site] = (here, found)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
-    task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), "feature-extraction")
-    version = config.get("peft_version")
-    return build(name or _plain_name(folder.resolve().name), method, adapters, full=full, task=m.Task(task), base=_base_hint(config),
-                 training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
+    return method, adapters, full
 
 
-def disagreement(folder: Path, manifest: m.Manifest) -> str | None:
-    """What PEFT would read from ``folder`` otherwise than ``manifest`` says, or None."""
-    from .pack import Pack  # noqa: PLC0415 - as above
-
+def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensors: SafetensorsFile) -> str | None:
+    """What PEFT would read otherwise than ``manifest`` says, or None; from bytes already read, ``folder`` is for messages."""
+    truth = get(manifest.method.type)
     try:
-        face, truth, config = read(folder), Pack(manifest, {}), _config(folder / CONFIG)
+        config = _parsed(config_bytes, folder / CONFIG)
+        method, adapters, full = _parts(folder, config, truth, tensors)
     except AdapterpackError as error:
         return f"PEFT's reading of it fails: {error}"
     whole = [group.path for group in manifest.groups if group.role == "full"]  # which may be several layers in PEFT's reading
-    theirs = {next((path for path in whole if f"{group.path}.".startswith(f"{path}.")), group.path) if group.role == "full" else group.path:
-              (group.role, group.rank, group.scale) for group in face.manifest.groups}
+    theirs: dict[str, tuple[str, int | None, float | None]] = {site.path: ("adapter", cfg.rank, cfg.scale)
+                                                                for site, (cfg, _) in adapters.items()}
+    theirs |= {next((path for path in whole if f"{found}.".startswith(f"{path}.")), found): ("full", None, None) for found in full}
     ours = {group.path: (group.role, group.rank, group.scale) for group in manifest.groups}
     for path in sorted(theirs.keys() ^ ours.keys()):
         return f"the modules differ at {path}"
@@ -140,7 +155,7 @@ def disagreement(folder: Path, manifest: m.Manifest) -> str | None:
             return f"{path} is {theirs[path]} there and {meaning} in the manifest"
     if set(config.get("target_modules") or ()) != {group.path for group in manifest.groups if group.role == "adapter"}:
         return "target_modules are not the adapted modules"
-    return None if face.method is truth.method else f"the method is {face.method.name}"
+    return None if method is truth else f"the method is {method.name}"
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -149,6 +164,10 @@ def _config(path: Path) -> dict[str, Any]:
             raise FormatError("the PEFT configuration is too large", where=path, expected=f"at most {_MAX_CONFIG} bytes",
                               found=path.stat().st_size)
         data = path.read_bytes()
+    return _parsed(data, path)
+
+
+def _parsed(data: bytes, path: Path) -> dict[str, Any]:
     config = strict_json.loads(data, path, _MAX_CONFIG)
     if not isinstance(config, dict):
         raise FormatError("this is not a PEFT configuration", where=path, expected="an object with peft_type")

@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import FormatError, UnknownAdapter, nearest
 from ..pack import manifest as m
 from ..pack import strict_json
-from ..pack.manifest import Base, FileEntry, schema_problem
+from ..pack.manifest import Base, FileEntry
+from ..pack.schema_check import schema_problem
 
 FILE_NAME = "adapterpack.bundle.json"
 GRAPH = "model.onnx"
@@ -128,7 +129,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
         **{
             **value,
             **tuples,
-            "base": Base(**value["base"]),
+            "base": m.decode_base(value["base"]),
             "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"])}) for key, site in value["sites"].items()},
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),

@@ -1,0 +1,24 @@
+"""The table of all rules, and the checks in their order."""
+
+from __future__ import annotations
+
+from . import base, face, folder, lineage, reading, remote, sites, template, tensors, text, values
+from .finding import Rule
+from .subject import Check
+
+_GROUPS = (reading, folder, remote, tensors, values, sites, face, base, text, template, lineage)
+
+RULES: dict[str, Rule] = {rule.id: rule for group in _GROUPS for rule in group.RULES}
+"""Every rule by its id. Ids are never reused: what a rule says may be worded anew, what it is about stays."""
+
+CHECKS: tuple[Check, ...] = (
+    tensors.tensor_index, folder.file_digests, remote.in_pack, tensors.quantized, values.finite, sites.roles, sites.scales, face.peft_face,
+    text.texts, lineage.lineage, template.carried, base.base_model, base.tokenizer, base.tied, values.fused, base.share, face.second_reader,
+)  # fmt: skip
+"""In order; after the first that finds an error the rest are left out: what they would say of altered bytes means nothing."""
+
+
+def rules_table() -> str:
+    """The rules as a Markdown table, as docs/validator.md shows it."""
+    head = "| rule | severity | what must hold | what to do |\n| --- | --- | --- | --- |\n"
+    return head + "".join(f"| {rule.id} | {rule.severity} | {rule.holds} | {rule.fix} |\n" for rule in sorted(RULES.values()))

@@ -1,0 +1,68 @@
+"""Sites: every group has the tensors that its method says, the scale and rank that its configuration gives. AP401-AP406, AP501-AP502."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...errors import AdapterpackError
+from .. import peft_layout
+from ..pack import TENSORS, site_of
+from .finding import Finding, Rule
+from .subject import Subject, group_pointer, tensor_pointer
+
+TWICE = Rule("AP401", "error", "No two groups have the same path.", "pack the adapter again")
+NO_GROUP = Rule("AP402", "error", "Every tensor belongs to a group and to the tensor file.", "pack the adapter again")
+SHAPES = Rule("AP403", "error", "Every group has all tensors that its method needs, of shapes that pair up.", "pack the adapter again")
+EXTRA = Rule("AP404", "error", "No group has a tensor that its method does not know.", "pack the adapter again")
+KIND = Rule("AP405", "error", "Every site is of a kind that the method can adapt.", "pack the adapter again")
+RANK_LARGE = Rule("AP406", "warning", "The rank of a low-rank site is at most the smaller of its two sizes.",
+                  "resize the adapter: a larger rank only costs")
+SCALE = Rule("AP501", "error", "The written scale is the one that the configuration gives.", "pack the adapter again")
+RANK = Rule("AP502", "error", "The written rank is the one that the configuration gives.", "pack the adapter again")
+RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, SCALE, RANK)
+
+
+def roles(s: Subject) -> Iterator[Finding]:
+    """AP401-AP406."""
+    paths = {group.path for group in s.pack.manifest.groups}
+    if len(paths) != len(s.pack.manifest.groups):
+        yield TWICE.at("groups", "two groups have the same path", pointer="/groups")
+    for name, entry in s.pack.manifest.tensors.items():
+        if entry.group not in paths or entry.file != TENSORS:
+            yield NO_GROUP.at(name, "the tensor belongs to no group, or to another file", pointer=tensor_pointer(name))
+    for number, group in enumerate(s.pack.manifest.groups):
+        s.budget.require_time("the shapes of the sites")
+        pointer, params = group_pointer(number), s.pack.params(group.path)
+        if group.role == "full":
+            if not params:
+                yield SHAPES.at(group.path, "a module without tensors", pointer=pointer)
+            continue
+        layers = s.pack.method.traits.layers
+        if group.kind not in layers:
+            yield KIND.at(group.path, f"the method has no sites of kind '{group.kind}', only {', '.join(layers)}", pointer=pointer)
+            continue
+        try:
+            cfg = s.pack.config_at(group)
+            peft_layout.check_shapes(s.pack.method, cfg, site_of(group), params, s.folder.name)
+        except AdapterpackError as error:
+            yield SHAPES.at(group.path, error.what + (f": expected {error.expected}, found {error.found}" if error.expected else ""),
+                            pointer=pointer)
+            continue
+        if extra := sorted(set(params) - set(s.pack.method.shapes(cfg, site_of(group)))):
+            yield EXTRA.at(group.path, f"a tensor that the method does not have: {', '.join(extra)}", pointer=pointer)
+        if s.pack.method.traits.low_rank and (cfg.rank or 0) > min(group.in_features or 0, group.out_features or 0):
+            yield RANK_LARGE.at(group.path, f"rank {cfg.rank} at a site of {group.out_features} x {group.in_features}", pointer=pointer)
+
+
+def scales(s: Subject) -> Iterator[Finding]:
+    """AP501-AP502."""
+    for number, group in enumerate(s.pack.manifest.groups):
+        if group.role != "adapter":
+            continue
+        cfg = s.pack.config_at(group)
+        if group.scale is None or not np.isclose(group.scale, cfg.scale, rtol=1e-9, atol=0):
+            yield SCALE.at(group.path, f"the scale is {group.scale}, the configuration gives {cfg.scale}", pointer=group_pointer(number))
+        if group.rank != cfg.rank:
+            yield RANK.at(group.path, f"the rank is {group.rank}, the configuration gives {cfg.rank}", pointer=group_pointer(number))

@@ -1,0 +1,54 @@
+"""What a check looks at."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from ..checkpoint import Checkpoint
+from ..pack import Pack
+from ..safetensors import SafetensorsFile, parse_header
+from .budget import Budget
+from .finding import Finding
+
+
+class HeldFile(SafetensorsFile):
+    """A safetensors file whose bytes are in memory already: what was hashed is what is parsed is what is used.
+
+    Raises:
+        FormatError: the bytes break a rule of the format.
+    """
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        self.path, self.size, self._bytes = path, len(data), data
+        self.tensors, self.metadata = parse_header(io.BytesIO(data), len(data), path)
+
+
+class Subject(NamedTuple):
+    """The pack, the bytes of its files by name, its tensor file over those bytes, and the base if one was named.
+
+    Nothing is read from ``folder`` any more: it is there for messages.
+    """
+
+    folder: Path
+    pack: Pack
+    file: SafetensorsFile
+    held: Mapping[str, bytes]
+    base: Checkpoint | None
+    full: bool
+    budget: Budget
+
+
+Check = Callable[[Subject], Iterator[Finding]]
+
+
+def group_pointer(number: int) -> str:
+    """The JSON pointer to a group."""
+    return f"/groups/{number}"
+
+
+def tensor_pointer(name: str) -> str:
+    """The JSON pointer to a tensor's entry (RFC 6901)."""
+    return "/tensors/" + name.replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,81 @@
+"""Manifests of other minor versions, made readable in memory; the bytes on disk, and with them the pack's id, stay what they are.
+
+An older one goes through the numbered steps. A newer one loses the fields that this version does not know: what may not be ignored
+is named in ``must_understand``, and that is asked first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ..errors import FormatError
+
+Step = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Upgrade(NamedTuple):
+    """One step: the version that it makes, and how."""
+
+    to: str
+    apply: Step
+
+
+def _with(value: Mapping[str, Any], added: Mapping[str, Any], pointer: str) -> dict[str, Any]:
+    for key in added:
+        if key in value:
+            raise FormatError("the manifest holds a field that its format_version does not have", where=f"{pointer}/{key}",
+                              remedy="pack the adapter again")
+    return {**value, **added}
+
+
+def _object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _from_1_0(value: dict[str, Any]) -> dict[str, Any]:
+    """1.1 adds authors and time, more of the base, tokenizer digests, the base's quantization, and details of lineage and license."""
+    new = _with(value, {"tokenizer": None, "base_quantization": None, "base_license": None, "license_link": None,
+                        "license_sha256": None}, "")
+    if _object(new.get("pack")):
+        new["pack"] = _with(new["pack"], {"authors": [], "created": None}, "/pack")
+    if _object(new.get("base")):
+        new["base"] = _with(new["base"], {"architecture": None, "dims": None, "files": None, "probe": None, "variants": []}, "/base")
+    lineage = new.get("lineage")
+    if isinstance(lineage, dict):
+        new["lineage"] = _with(lineage, {"tool": None, "seed": None, "source_format": None, "ancestors": {}}, "/lineage")
+        if isinstance(lineage.get("parents"), list):
+            new["lineage"]["parents"] = [
+                _with(parent, {"repo": None, "commit": None}, f"/lineage/parents/{number}") if _object(parent) else parent
+                for number, parent in enumerate(lineage["parents"])
+            ]
+    return new
+
+
+STEPS: dict[str, Upgrade] = {"1.0": Upgrade("1.1", _from_1_0)}
+"""Version -> the step out of it."""
+
+
+def upgraded(value: dict[str, Any]) -> dict[str, Any]:
+    """The manifest in the newest version that the steps reach; ``value`` itself is not changed.
+
+    Raises:
+        FormatError: a field of a later version stands in an older manifest.
+    """
+    while (step := STEPS.get(str(value.get("format_version")))) is not None:
+        value = {**step.apply(dict(value)), "format_version": step.to}
+    return value
+
+
+def pruned(value: Any, schema: Mapping[str, Any]) -> Any:
+    """``value`` without the fields that a closed object of ``schema`` does not have."""
+    if isinstance(value, list):
+        return [pruned(item, schema["items"]) for item in value] if "items" in schema else value
+    if not isinstance(value, dict):
+        return value
+    for choice in schema.get("anyOf", ()):
+        if choice.get("type") == "object":
+            return pruned(value, choice)
+    known, rest = schema.get("properties", {}), schema.get("additionalProperties", True)
+    return {key: pruned(item, known[key] if key in known else rest if isinstance(rest, dict) else {})
+            for key, item in value.items() if key in known or rest is not False}

@@ -1,0 +1,395 @@
+"""The validator: bad packs by rule, altered bytes, budgets, swapped files, the forms of its report."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapterpack.cli.main import main
+from adapterpack.errors import FormatError
+from adapterpack.pack import schema_check
+from adapterpack.pack.checks import folder as files
+from adapterpack.pack.checks.budget import Budget
+from adapterpack.pack.checks.registry import RULES, rules_table
+from adapterpack.pack.checks.sarif import sarif
+from adapterpack.pack.checks.template import template_findings
+from adapterpack.pack.checks.text import looks_like, unsafe
+from adapterpack.pack.validate import examine, load, validate
+from adapterpack.resources import schema
+
+sys.path.insert(0, str(Path(__file__).parent / "packs"))
+import make_bad as bad
+from test_pack import PLACES
+from test_pack import VALUE as GOOD
+
+pytestmark = pytest.mark.fast
+ROOT = Path(__file__).parent.parent
+CASES = {case.name: case for case in bad.BAD}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A valid pack that a test may spoil."""
+    bad.good(tmp_path / "tickets")
+    return tmp_path / "tickets"
+
+
+def errors(folder: Path, **options: Any) -> list[str]:
+    """The ids of the rules that are broken."""
+    return [finding.rule for finding in validate(folder, **options).findings if finding.severity == "error"]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- bad packs
+
+
+def test_there_are_sixty_bad_packs_with_names_of_their_own() -> None:
+    """At least 60, and every rule whose breach is an error and needs no base is triggered by at least one."""
+    assert len(bad.BAD) >= 60
+    assert len(CASES) == len(bad.BAD)
+    known_elsewhere = {"AP000", "AP201", "AP206", "AP404", "AP603", "AP701", "AP702"}  # tests/test_pack.py and below
+    assert {rule.id for rule in RULES.values() if rule.severity == "error"} - {case.rule for case in bad.BAD} == known_elsewhere
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_bad_pack_is_refused_by_its_rule_quickly(name: str, tmp_path: Path) -> None:
+    """The first error is of the rule; load refuses; under 1 s; under 64 MB more of memory at the peak than before."""
+    folder = bad.make(CASES[name], tmp_path / "tickets")
+    gc.collect()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    report = validate(folder)
+    taken, grown = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert [finding.rule for finding in report.findings if finding.severity == "error"][:1] == [CASES[name].rule], report.findings
+    assert report.state == "invalid"
+    assert taken < 1
+    assert grown < 64 << 10  # kilobytes
+    with pytest.raises(Exception, match=CASES[name].rule):
+        load(folder)
+
+
+def test_the_good_pack_of_which_they_are_made_is_valid(folder: Path, tmp_path: Path) -> None:
+    """With and without a template: no finding at all; so each bad pack is bad by its own fault."""
+    assert validate(folder).findings == ()
+    bad.good(tmp_path / "templated", bad.GOOD_TEMPLATE)
+    assert validate(tmp_path / "templated").findings == ()
+    load(tmp_path / "templated").write(tmp_path / "copy")
+    assert (tmp_path / "copy" / bad.TEMPLATE).read_text() == bad.GOOD_TEMPLATE
+    assert validate(tmp_path / "copy").findings == ()
+
+
+def test_bad_packs_are_the_same_bytes_every_time(tmp_path: Path) -> None:
+    """The generator is deterministic."""
+    for name in ("tensor_name_twice", "zip_archive", "template_swapped", "lineage_too_deep"):
+        one, two = bad.make(CASES[name], tmp_path / f"{name}-1"), bad.make(CASES[name], tmp_path / f"{name}-2")
+        assert {path.name: path.read_bytes() for path in one.iterdir()} == {path.name: path.read_bytes() for path in two.iterdir()}
+
+
+def places(folder: Path, count: int) -> Iterator[tuple[Path, bytes, int]]:
+    """Random positions over all bytes of the pack."""
+    contents = [(path, path.read_bytes()) for path in sorted(folder.iterdir())]
+    chance = random.Random(7)
+    for _ in range(count):
+        position = chance.randrange(sum(len(data) for _, data in contents))
+        for path, data in contents:
+            if position < len(data):
+                yield path, data, position
+                break
+            position -= len(data)
+
+
+def test_two_hundred_flipped_bytes_are_all_found(folder: Path) -> None:
+    """A byte of any file with one or more bits flipped: the pack is invalid, or, in the manifest, it has another id.
+
+    The manifest is its own identity: a changed claim in it that is still well-formed is another pack, and says so by its id.
+    """
+    identity, chance, renamed = validate(folder).id, random.Random(8), 0
+    for path, data, position in places(folder, 200):
+        changed = bytearray(data)
+        changed[position] ^= chance.randrange(1, 256)
+        path.write_bytes(changed)
+        report = validate(folder)
+        assert not report.valid or (path.name == bad.MANIFEST and report.id != identity), (path.name, position)
+        renamed += report.valid
+        path.write_bytes(data)
+    assert renamed < 40
+    assert validate(folder).id == identity
+
+
+def test_two_hundred_truncations_are_all_found(folder: Path) -> None:
+    """Any file cut at any position is invalid."""
+    for path, data, position in places(folder, 200):
+        path.write_bytes(data[:position])
+        assert errors(folder), (path.name, position)
+        path.write_bytes(data)
+    assert not errors(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------------ time of check, use
+
+
+def test_files_swapped_after_they_were_read_change_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between reading and checking every file is replaced by another pack's: report and tensors are those of the bytes that were read."""
+    expected = load(folder)
+    real = files.hold
+
+    def hold(*args: Any) -> dict[str, bytes]:
+        held = real(*args)
+        for path in folder.iterdir():
+            path.unlink()
+            path.write_bytes(b"\x80\4 swapped")
+        return held
+
+    monkeypatch.setattr(files, "hold", hold)
+    report, pack = examine(folder)
+    assert (report.findings, report.id) == ((), expected.id)
+    assert pack is not None
+    assert all(np.array_equal(pack.tensors[name], value) for name, value in expected.tensors.items())
+
+
+def test_a_link_put_in_place_of_a_file_is_not_followed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the folder and the reading, the tensor file becomes a link to the same bytes: refused."""
+    real = files.closed_file_list
+
+    def swapped(*args: Any) -> Any:
+        found = [*real(*args)]
+        (folder / bad.TENSORS).rename(tmp_path / "elsewhere")
+        (folder / bad.TENSORS).symlink_to(tmp_path / "elsewhere")
+        return found
+
+    monkeypatch.setattr(files, "closed_file_list", swapped)
+    assert errors(folder) == ["AP001"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- budgets
+
+
+def test_a_budget_that_runs_out_is_not_fully_checked(folder: Path) -> None:
+    """No time, or no memory for the files: neither valid nor invalid, what is open is named, exit code 3, and nothing is loaded."""
+    for budget, words in ((Budget(seconds=0), "time"), (Budget(memory=100), "bytes")):
+        report = validate(folder, budget=budget)
+        assert report.state == "not fully checked"
+        assert words in report.not_checked[0]
+    for option in (["--max-seconds", "0"], ["--max-bytes", "100"]):
+        done = click.testing.CliRunner().invoke(main, ["validate", str(folder), *option])
+        assert done.exit_code == 3
+        assert "is not fully checked" in done.output
+
+
+def test_full_needs_a_base_and_asks_the_second_reader(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a base a full validation is open; the reference reader is asked and agrees; one that does not is AP603."""
+    assert validate(folder, full=True).state == "not fully checked"
+    assert validate(folder).state == "valid"
+    assert click.testing.CliRunner().invoke(main, ["validate", str(folder), "--full"]).exit_code == 3
+    import safetensors
+
+    monkeypatch.setattr(safetensors, "deserialize", lambda data: [])
+    assert errors(folder, full=True) == ["AP603"]
+
+
+def test_an_error_outweighs_what_was_not_checked(folder: Path) -> None:
+    """invalid, exit code 1, also with --full and no base."""
+    bad.values(folder, bad.A, float("nan"))
+    assert validate(folder, full=True).state == "invalid"
+
+
+# ---------------------------------------------------------------------------------------------------------------- reports, warnings
+
+
+def test_every_finding_has_a_place_for_programs(tmp_path: Path) -> None:
+    """JSON: rule, severity, where, message, fix, and file, pointer or offset; the pointer leads to a value of the manifest."""
+    for name in ("scale_tampered", "digest_of_another_tensor", "auto_map", "zip_archive", "unknown_field"):
+        folder = bad.make(CASES[name], tmp_path / name)
+        finding = validate(folder).findings[0].to_json()
+        assert finding["file"] or finding["pointer"]
+        if finding["pointer"] and finding["pointer"] != "/":
+            value = json.loads((folder / bad.MANIFEST).read_text())
+            for part in finding["pointer"].split("/")[1:]:
+                key = part.replace("~1", "/").replace("~0", "~")
+                value = value[int(key)] if isinstance(value, list) else value[key]
+
+
+def test_sarif_has_the_structure_of_2_1_0(tmp_path: Path) -> None:
+    """Version, one run, a driver with rules, results whose ruleIndex is their rule's, levels and locations of the standard."""
+    for number, name in enumerate(("digest_of_another_tensor", "scale_tampered", "file_.env")):
+        folder = bad.make(CASES[name], tmp_path / name)
+        out = tmp_path / f"{number}.sarif"
+        done = click.testing.CliRunner().invoke(main, ["validate", str(folder), "--sarif", str(out)])
+        assert done.exit_code == 1
+        log = json.loads(out.read_text())
+        assert log == sarif(validate(folder), log["runs"][0]["tool"]["driver"]["version"])
+        assert (log["version"], len(log["runs"])) == ("2.1.0", 1)
+        assert log["$schema"].startswith("https://")
+        (run,) = log["runs"]
+        rules = run["tool"]["driver"]["rules"]
+        assert len({rule["id"] for rule in rules}) == len(rules)
+        assert all(isinstance(invocation["executionSuccessful"], bool) for invocation in run["invocations"])
+        assert run["results"]
+        for result in run["results"]:
+            assert rules[result["ruleIndex"]]["id"] == result["ruleId"] == CASES[name].rule
+            assert result["level"] in {"none", "note", "warning", "error"}
+            assert result["message"]["text"]
+            (location,) = result["locations"]
+            physical = location["physicalLocation"]
+            assert re.fullmatch(r"[\w.%-]+", physical["artifactLocation"]["uri"])
+            assert physical.get("region", {"byteOffset": 0})["byteOffset"] >= 0
+            assert location["logicalLocations"][0]["fullyQualifiedName"]
+
+
+def test_the_page_of_rules_is_the_registry() -> None:
+    """docs/validator.md holds the table that the registry gives."""
+    assert rules_table() in (ROOT / "docs" / "validator.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("value", "rule"), [(2e4, "AP303"), (3e3, "AP304")])
+def test_values_that_will_not_survive_are_warned_of(value: float, rule: str, folder: Path) -> None:
+    """A value above 1e4; two factors of 3000: 1.5 * 2 * 3000 * 3000 is beyond float16."""
+    bad.values(folder, bad.A, value)
+    bad.values(folder, bad.B, value)
+    report = validate(folder)
+    assert report.valid
+    assert rule in [finding.rule for finding in report.findings]
+
+
+def test_look_alike_owners_and_unsafe_addresses() -> None:
+    """One letter, a swap or a look-alike digit away is told; the owners themselves and strangers are not."""
+    assert [looks_like(owner) for owner in ("meta-lIama", "rnistralai", "micorsoft", "Gooogle", "HuggingFaceTB", "acme")] == [
+        "meta-llama", "mistralai", "microsoft", "google", None, None]
+    assert unsafe("https://example.org/a?b=c") is None
+    for address in ("https://localhost/", "https://10.0.0.1", "https://[::1]/", "https://0x7f.1/", "https://a.internal/", "ftp://example.org",
+                    "https://example.org:22/", "https://ex\u0430mple.org/", "https://a@b.org", "https://[x"):
+        assert unsafe(address), address
+
+
+def test_templates_of_real_models_pass() -> None:
+    """What chat templates do: loops, filters, namespaces, slices, raise_exception, generation marks."""
+    text = """{%- set ns = namespace(found=false) -%}{% for m in messages if m.role != 'system' %}{{ '<|im_start|>' + m['role'] }}
+{% if m.content is string %}{{ m.content | trim }}{% else %}{{ m.content | map(attribute='text') | join(' ') }}{% endif %}
+{% generation %}{{ m['content'][::-1] | tojson }}{% endgeneration %}{% if loop.last %}{% break %}{% endif %}{% endfor %}
+{% if not ns.found %}{{ raise_exception('no') }}{% endif %}"""
+    assert [*template_findings(text.encode(), "t")] == []
+    assert [finding.rule for finding in template_findings(b"see https://example.org", "t")] == ["AP856"]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- with a base
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A tiny tied base with a tokenizer and a chat template."""
+    from adapterpack.pack import safetensors
+
+    (tmp_path / "base").mkdir()
+    tensors = {"net.q.weight": np.ones((7, 5), np.float32), "net.v.weight": np.ones((3, 5), np.float32),
+               "head.weight": np.ones((20, 30), np.float32)}
+    safetensors.write(tmp_path / "base" / "model.safetensors", tensors)
+    (tmp_path / "base" / "config.json").write_text('{"tie_word_embeddings": true}')
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps({"chat_template": bad.GOOD_TEMPLATE}))
+    return tmp_path / "base"
+
+
+def test_the_template_is_compared_with_the_base(base: Path, tmp_path: Path) -> None:
+    """The same: nothing. Another: a warning with a unified diff. Said to be the same and is not: an error."""
+    bad.good(tmp_path / "same", bad.GOOD_TEMPLATE)
+    assert validate(tmp_path / "same", base).findings == ()
+    assert validate(tmp_path / "same", base, full=True).state == "valid"
+    bad.good(tmp_path / "other", bad.GOOD_TEMPLATE + "Be brief.")
+    (finding,) = validate(tmp_path / "other", base).findings
+    assert (finding.rule, finding.severity) == ("AP705", "warning")
+    assert "+{% endfor %}Be brief." in finding.message
+    shown = click.testing.CliRunner().invoke(main, ["validate", str(tmp_path / "other"), "--base", str(base)]).output
+    assert "\n  +{% endfor %}Be brief.\n" in shown
+    bad.put(tmp_path / "other", "tokenizer", "chat_template", to="same-as-base")
+    assert errors(tmp_path / "other", base=base) == ["AP702"]
+
+
+def test_tokenizer_digests_are_compared_with_the_base(base: Path, tmp_path: Path) -> None:
+    """A digest that is not the base's file's, or not its template's, is AP702; same-as-base and the right digest are not."""
+    for field, value, expected in (("tokenizer_json", "0" * 64, ["AP702"]), ("added_tokens", "0" * 64, ["AP702"]),
+                                   ("chat_template", "0" * 64, ["AP702"]), ("tokenizer_json", "same-as-base", []),
+                                   ("tokenizer_json", "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a", [])):
+        folder = tmp_path / f"{field}-{value[:4]}"
+        bad.good(folder)
+        bad.put(folder, "tokenizer", to={"tokenizer_json": None, "added_tokens": None, "chat_template": None, field: value})
+        assert errors(folder, base=base) == expected, field
+
+
+def test_a_change_of_one_tied_partner_and_a_pack_as_large_as_its_base_are_warned_of(base: Path, tmp_path: Path) -> None:
+    """The base ties lm_head to its embeddings; the pack trains lm_head alone, with as many parameters as the base: AP703, AP704."""
+    from adapterpack.methods import LoRA, Site, get
+    from adapterpack.pack import manifest as m
+    from adapterpack.pack.pack import build
+
+    site = {Site("net.q", 5, 7): (LoRA(r=1), {"lora_A": np.ones((1, 5), np.float32), "lora_B": np.ones((7, 1), np.float32)})}
+    build("x", get("lora"), site, task=m.Task("text-generation"), base=m.Base(),
+          full={"lm_head": {"weight": np.ones((20, 30), np.float32)}}).write(tmp_path / "x")
+    assert [finding.rule for finding in validate(tmp_path / "x", base).findings] == ["AP703", "AP704"]
+
+
+# --------------------------------------------------------------------------------------------------------------- folders of PEFT
+
+
+def test_a_folder_of_peft_with_leftovers_is_imported_with_warnings(folder: Path) -> None:
+    """training_args.bin beside it is never opened: a warning; a key that loads code is an error; so is a template that breaks out."""
+    (folder / bad.MANIFEST).unlink()
+    (folder / "training_args.bin").write_bytes(b"\x80\4")
+    report = validate(folder)
+    assert report.valid
+    assert [(finding.rule, finding.severity) for finding in report.findings] == [("AP106", "warning")]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": "x.Y"}}))
+    assert errors(folder) == ["AP110"]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ x.__class__ }}"}))
+    assert errors(folder) == ["AP852"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- the schema, quickly
+
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-3, 3) | st.sampled_from(["", "a", "lora", "1.1", "0" * 64, "a\n"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "name", "x_a"]), inner, max_size=3), max_leaves=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_the_quick_schema_check_agrees_with_the_full_one(data: st.DataObject) -> None:
+    """Any value at any place of a good manifest: both say yes or both say no."""
+    forged = json.loads(json.dumps(GOOD))
+    *path, last = data.draw(st.sampled_from(PLACES))
+    here = forged
+    for key in path:
+        here = here[key]
+    if isinstance(here, list) or data.draw(st.booleans()):
+        here[last] = data.draw(VALUE)
+    else:
+        del here[last]
+    assert schema_check.fits(forged, schema("manifest.v1")) == (schema_check._worded(forged, "manifest.v1") is None)
+
+
+def test_a_valid_pack_is_validated_without_heavy_imports(folder: Path) -> None:
+    """Neither torch, transformers, peft, jsonschema, jinja2 nor huggingface_hub is imported."""
+    code = f"import sys; from adapterpack.pack.validate import load; load({str(folder)!r}); print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert not {"torch", "transformers", "peft", "jsonschema", "jinja2", "huggingface_hub", "rich"} & set(done.stdout.split())
+
+
+def test_load_refuses_what_is_incomplete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pack too large for the memory budget is not loaded half-checked."""
+    monkeypatch.setattr("adapterpack.pack.validate.Budget", lambda: Budget(memory=10))
+    with pytest.raises(FormatError, match="checked to the end"):
+        load(folder)
