@@ -27,7 +27,7 @@ from .stages import Say, Stages, folder_size, model_facts, require_valid, traini
 
 TASK = "text-classification"
 EPOCHS = {"tickets": 5, "reviews": 3}
-HALF_EPOCHS = 8
+HALF_EPOCHS = 6
 """Half the rows take more rounds to the same place."""
 BUNDLES = {"fp32": "bank", "int8": "bank-int8", "int4": "bank-int4"}
 MIXED_TOLERANCE = 1e-5
@@ -129,7 +129,8 @@ def _config(base: Path, out: Path, name: str, data: str, extra: dict[str, Any] |
         "model_name_or_path": str(base), "task": TASK, "name": name, "output_dir": str(out / "packs" / name),
         "train_file": str(data_file(data, "train")), "eval_file": str(data_file(data, "test")),
         "method": "lora", "r": 8, "alpha": 16, "targets": "all-linear", "learning_rate": 1e-3, "lr_scheduler_type": "cosine",
-        "num_train_epochs": float(EPOCHS[data]), "per_device_train_batch_size": 16, "max_length": 128, "group_by_length": True, "seed": 0, **(extra or {}),
+        "num_train_epochs": float(EPOCHS[data]), "per_device_train_batch_size": 16, "max_length": 128,
+        "group_by_length": True, "seed": 0, **(extra or {}),
     })
     return configs[0]
 

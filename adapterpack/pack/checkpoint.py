@@ -227,7 +227,8 @@ def read_json(path: Path) -> Any:
     """A JSON file of a base, parsed strictly."""
     with storage_errors(path):
         data = path.read_bytes()
-    return strict_json.loads(data, path, _MAX_JSON)
+    # Tokenizers write 10^30 where they mean "no limit".
+    return strict_json.loads(data, path, _MAX_JSON, max_integer=float("inf"))
 
 
 def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:

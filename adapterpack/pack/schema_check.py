@@ -21,7 +21,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
 _NOTES = frozenset({"$schema", "$id", "title", "description"})
 
 
-class _OutsideVocabulary(Exception):  # noqa: N818 - never leaves this file
+class _OutsideVocabulary(Exception):
     """The schema uses a keyword that the quick check does not have."""
 
 

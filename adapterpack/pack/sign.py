@@ -13,9 +13,10 @@ from ..errors import ConfigError, FormatError, OutputExists, SignatureExpired, S
 from . import dsse, statement
 from . import manifest as m
 from .atomic import output_file
+from .checks.folder import regular_files
 from .keys import key_digest, private_key, public_key
 from .pack import MUTABLE, Pack
-from .validate import load, regular_files
+from .validate import load
 
 FILE_NAME = "adapterpack.sig.json"
 

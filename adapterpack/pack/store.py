@@ -24,9 +24,10 @@ from ..errors import AdapterpackError, CorruptBlob, FormatError, StorageError, U
 from . import blobs
 from . import manifest as m
 from .cache import cache_folder
+from .checks.folder import regular_files
 from .locks import locked
 from .pack import Pack
-from .validate import load, regular_files
+from .validate import load
 
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 

@@ -13,7 +13,7 @@ MAX_DEPTH = 16
 MAX_INTEGER = 2**53
 
 
-def loads(data: bytes, where: object, limit: int) -> Any:
+def loads(data: bytes, where: object, limit: int, max_integer: float = MAX_INTEGER) -> Any:
     """The value in ``data``, parsed strictly.
 
     Raises:
@@ -27,7 +27,7 @@ def loads(data: bytes, where: object, limit: int) -> Any:
                            parse_int=_integer(where))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
         raise FormatError(f"this is not valid JSON: {error}", where=where, remedy="fetch the file again from where it came") from error
-    _check(value, where, MAX_DEPTH)
+    _check(value, where, MAX_DEPTH, max_integer)
     return value
 
 
@@ -75,7 +75,7 @@ def _integer(where: object) -> Any:
     return hook
 
 
-def _check(value: Any, where: object, depth: int) -> None:
+def _check(value: Any, where: object, depth: int, max_integer: float) -> None:
     if depth <= 0 and isinstance(value, dict | list):
         raise FormatError("the JSON is nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
     if isinstance(value, str):
@@ -83,12 +83,12 @@ def _check(value: Any, where: object, depth: int) -> None:
             raise FormatError("half of a surrogate pair, which is no character", where=where, found=repr(value)[:200])
     elif isinstance(value, dict):
         for key, item in value.items():
-            _check(key, where, depth)
-            _check(item, where, depth - 1)
+            _check(key, where, depth, max_integer)
+            _check(item, where, depth - 1, max_integer)
     elif isinstance(value, list):
         for item in value:
-            _check(item, where, depth - 1)
-    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+            _check(item, where, depth - 1, max_integer)
+    elif isinstance(value, int) and abs(value) > max_integer:
         raise FormatError("an integer beyond 2^53", where=where, found=str(value)[:40])
     elif isinstance(value, float) and value in (float("inf"), float("-inf")):
         raise FormatError("a number too large for a double", where=where)

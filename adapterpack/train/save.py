@@ -111,7 +111,8 @@ def require_model_base(model: nn.Module, pack: Pack) -> None:
         pack.require_base(checkpoint)
     elif pack.manifest.base.content is not None and (found := _model_fingerprint(model)).content != pack.manifest.base.content:
         raise BaseMismatch("the model is not the base that the pack was made for", where=type(model).__name__,
-                           expected=f"{pack.manifest.base.name or 'a base'} ({pack.manifest.base.content[:17]})", found=found.content[:17],
+                           expected=f"{pack.manifest.base.name or 'a base'} ({pack.manifest.base.content[:17]})",
+                           found=(found.content or "none")[:17],
                            remedy="load the model from the checkpoint that the pack names")
 
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 
-class Spent(Exception):  # noqa: N818 - no error: the report says it
+class Spent(Exception):
     """The budget ran out before the check that is named was made."""
 
 
