@@ -27,7 +27,7 @@ from .stages import Say, Stages, folder_size, model_facts, require_valid, traini
 
 TASK = "text-classification"
 EPOCHS = {"tickets": 5, "reviews": 3}
-HALF_EPOCHS = 8
+HALF_EPOCHS = 6
 """Half the rows take more rounds to the same place."""
 BUNDLES = {"fp32": "bank", "int8": "bank-int8", "int4": "bank-int4"}
 MIXED_TOLERANCE = 1e-5
