@@ -98,7 +98,7 @@ def test_a_classifier_learns(tiny_bert: Path, tmp_path: Path) -> None:
     assert again.id == pack.id
     manifest = again.manifest
     assert (manifest.task.type, manifest.task.labels) == (TEXT, ("no", "yes"))
-    assert (manifest.base.structure, manifest.base.content) == Checkpoint(tiny_bert).fingerprint()
+    assert (manifest.base.structure, manifest.base.content) == Checkpoint(tiny_bert).fingerprint()[:2]
     claims = {metric["name"]: metric for metric in manifest.metrics}
     assert all((metric["dataset"], metric["n"]) == ("test.jsonl", 50) for metric in claims.values())
     assert claims["accuracy"]["value"] > 0.95
