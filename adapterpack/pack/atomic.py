@@ -37,12 +37,12 @@ def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
             yield folder
             for file in sorted(folder.rglob("*")):
                 if file.is_file():
-                    _sync(file)
-            _sync(folder)
+                    sync(file)
+            sync(folder)
             folder.chmod(0o755)
             refuse_existing(target)
             folder.rename(target)
-            _sync(target.parent)
+            sync(target.parent)
         except BaseException:  # an interrupt must clean up too
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -57,7 +57,7 @@ def output_file(out: str | os.PathLike[str]) -> Iterator[Path]:
         temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -70,7 +70,8 @@ def refuse_existing(out: Path) -> None:
         raise OutputExists("the output already exists", where=out, remedy="choose another path with -o, or remove it first")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Makes a file's bytes, or the names in a folder, outlive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

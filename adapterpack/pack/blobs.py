@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import FormatError, storage_errors
+from .atomic import sync
 from .manifest import sha256_of
 
 _CHUNK = 1 << 20
@@ -103,12 +104,3 @@ def freed(gone: Iterable[Path]) -> int:
         names[key] = names.get(key, 0) + 1
         sizes[key] = (found.st_nlink, found.st_size)
     return sum(size for key, (links, size) in sizes.items() if names[key] == links)
-
-
-def sync(folder: Path) -> None:
-    """Makes the names in a folder outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ from pathlib import Path
 from ..errors import AdapterpackError, CorruptBlob, FormatError, StorageError, UnknownName, nearest, storage_errors
 from . import blobs
 from . import manifest as m
+from .atomic import sync
 from .cache import cache_folder
 from .checks.folder import regular_files
 from .locks import locked
@@ -92,7 +93,7 @@ class Store:
                 except OSError:
                     if not target.is_dir():  # when another process was faster, its pack is as good
                         raise
-                blobs.sync(target.parent)
+                sync(target.parent)
         return checked.id
 
     def get(self, identity: str) -> Pack:
@@ -196,7 +197,7 @@ class Store:
         blobs.link(put(where, digest, len(data)), staged / m.FILE_NAME)
         for entry in manifest.files:
             blobs.link(put(source / entry.path, entry.sha256, entry.size), staged / entry.path)
-        blobs.sync(staged)
+        sync(staged)
         return staged, f"sha256:{digest}"
 
     def _quarantine(self, folder: Path) -> tuple[str, ...]:
