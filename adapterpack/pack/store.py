@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -223,13 +223,16 @@ class Store:
         place = self.root / "packs"
         return tuple(sorted(folder for folder in place.iterdir() if _ID.fullmatch(folder.name))) if place.is_dir() else ()
 
-    def _lock(self, alone: bool) -> AbstractContextManager[None]:
-        """The store's lock; makes the store's folders on first use."""
+    @contextmanager
+    def _lock(self, alone: bool) -> Iterator[None]:
+        """The store's lock, and under it the store's folders: collecting garbage takes some of them away while others wait."""
         with storage_errors(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("blobs", "packs", "tmp", "quarantine"):
-                (self.root / name).mkdir(mode=0o700, exist_ok=True)
-        return locked(self.root / ".lock", alone)
+        with locked(self.root / ".lock", alone):
+            with storage_errors(self.root):
+                for name in ("blobs", "packs", "tmp", "quarantine"):
+                    (self.root / name).mkdir(mode=0o700, exist_ok=True)
+            yield
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
@@ -239,6 +242,7 @@ class Store:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
 
 def _altered(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The files of a stored pack that are not what its id and its manifest say, and the digests that they should have."""
