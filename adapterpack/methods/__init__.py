@@ -1,9 +1,10 @@
 """Adapter methods: one small file each, registered here."""
 
 from .._stage import callable_package
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits, evaluate, fold, row_blocks, run
+from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
+from .config import SiteConfig
 from .lora import LoRA, lora
-from .operators import Dense, Diagonal, Operator
+from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
 from .registry import get, method_of, methods, register
 
 register(lora)
@@ -11,15 +12,22 @@ callable_package(__name__, "methods", "registry")
 
 __all__ = [
     "AttachForm",
+    "BlockDiagonal",
+    "Chain",
     "Dense",
+    "Deviation",
     "Diagonal",
+    "Kronecker",
     "LoRA",
     "Method",
     "Operator",
     "Params",
     "PeftForm",
+    "Shared",
     "Site",
+    "SiteConfig",
     "Traits",
+    "complete",
     "evaluate",
     "fold",
     "get",

@@ -17,11 +17,12 @@ import numpy as np
 
 from ..errors import Unsupported
 from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .config import SiteConfig, by_suffix, is_number, require_flag, require_number, require_whole
 from .operators import Dense
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(SiteConfig):
     """The hyper-parameters of LoRA; ``alpha`` defaults to ``2 r``.
 
     Example:
@@ -34,22 +35,15 @@ class LoRA:
     r: int = 8
     alpha: float | None = None
     use_rslora: bool = False
-    dropout: float = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
-    modules_to_save: tuple[str, ...] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if type(self.r) is not int or self.r < 1:
-            raise ValueError(f"r must be a whole number of at least 1, not {self.r!r}")
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout!r}")
-        if type(self.use_rslora) is not bool:
-            raise ValueError(f"use_rslora must be true or false, not {self.use_rslora!r}")
+        super().__post_init__()
+        require_whole("r", self.r)
+        require_flag("use_rslora", self.use_rslora)
         alpha = 2.0 * self.r if self.alpha is None else self.alpha
-        if not _is_number(alpha):
-            raise ValueError(f"alpha must be a finite number, not {alpha!r}")
+        require_number("alpha", alpha)
         object.__setattr__(self, "alpha", float(alpha))  # 16 and 16.0 are one config, and must be the same bytes in a manifest
 
     def at(self, path: str) -> LoRA:
@@ -61,7 +55,7 @@ class LoRA:
             >>> LoRA(r=8, rank_pattern={"v_proj": 2, "1.v_proj": 4}).at("layers.1.v_proj").r
             4
         """
-        rank, alpha = _by_suffix(self.rank_pattern, path, self.r), _by_suffix(self.alpha_pattern, path, self.alpha)
+        rank, alpha = by_suffix(self.rank_pattern, path, self.r), by_suffix(self.alpha_pattern, path, self.alpha)
         return replace(self, r=rank, alpha=alpha, rank_pattern={}, alpha_pattern={})
 
     @property
@@ -73,15 +67,6 @@ class LoRA:
     def rank(self) -> int:
         """The inner dimension of ``B A``."""
         return self.r
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _by_suffix(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    matches = [key for key in pattern if f"^{path}" == key or f".{path}".endswith(f".{key}")]
-    return pattern[max(matches, key=len)] if matches else default
 
 
 def _shapes(cfg: LoRA, site: Site) -> dict[str, tuple[int, ...]]:
@@ -151,7 +136,7 @@ def _literal(pattern: Any, where: str) -> dict[str, Any]:
 
     Its keys are regular expressions, which are not run here (one can take hours); a key that is more than a name is refused.
     """
-    if not isinstance(pattern or {}, Mapping) or not all(map(_is_number, (pattern or {}).values())):
+    if not isinstance(pattern or {}, Mapping) or not all(map(is_number, (pattern or {}).values())):
         raise ValueError(f"{where} must map names to numbers, not {pattern!r:.80}")
     names: dict[str, Any] = {}
     for key, value in (pattern or {}).items():
