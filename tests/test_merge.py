@@ -43,7 +43,7 @@ from adapterpack.errors import (
     StorageError,
     Unsupported,
 )
-from adapterpack.methods import AttachForm, LoRA, Method, Site, Traits, fold, get, register, registry
+from adapterpack.methods import AttachForm, LoRA, Method, Site, SiteConfig, Traits, fold, get, register, registry
 from adapterpack.pack import manifest as m
 from adapterpack.pack import safetensors as st
 from adapterpack.pack.checkpoint import Checkpoint
@@ -268,19 +268,10 @@ def test_tied_embeddings_stay_tied_and_untouched(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Rescale:
+class Rescale(SiteConfig):
     """An IA3-like method: y' = s * (W x + b) + t, with t only if ``shifted``."""
 
     shifted: bool = True
-    targets: str | tuple[str, ...] = "all-linear"
-    modules_to_save: tuple[str, ...] = ()
-    dropout: float = 0.0
-
-    def at(self, path: str) -> Rescale:
-        return self
-
-    scale = 1.0
-    rank = None
 
 
 def rescale_shapes(cfg: Rescale, site: Site) -> dict[str, tuple[int, ...]]:

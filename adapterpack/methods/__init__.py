@@ -3,6 +3,7 @@
 from .._stage import callable_package
 from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
 from .config import SiteConfig
+from .inits import INITS, Init, Seen
 from .lora import LoRA, lora
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
 from .registry import get, method_of, methods, register
@@ -11,18 +12,21 @@ register(lora)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
+    "INITS",
     "AttachForm",
     "BlockDiagonal",
     "Chain",
     "Dense",
     "Deviation",
     "Diagonal",
+    "Init",
     "Kronecker",
     "LoRA",
     "Method",
     "Operator",
     "Params",
     "PeftForm",
+    "Seen",
     "Shared",
     "Site",
     "SiteConfig",

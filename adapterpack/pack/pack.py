@@ -31,7 +31,6 @@ FILE_ROLES = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config", TEMPLATE: "
 """The files that a pack may hold beside its manifest, and what the manifest says of each."""
 SHARED = "@shared"
 """The path of the group that holds what all sites have in common: no module can have it."""
-_SELECTION = frozenset({"targets", "modules_to_save"})
 
 
 class Adapter(NamedTuple):
@@ -276,8 +275,9 @@ def entry_of(value: np.ndarray, group: str, param: str, scales: str | None = Non
 
 
 def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What all sites share, and for each site what differs from it; selection fields are already resolved into groups."""
-    plain = [{k: v for k, v in dataclasses.asdict(cfg).items() if k not in _SELECTION and v != {}} for cfg in configs]
+    """What all sites share, and for each site what differs from it; what only training asks for is left out."""
+    packed = {f.name for f in dataclasses.fields(configs[0]) if f.metadata.get("packed", True)} if configs else set()
+    plain = [{k: v for k, v in dataclasses.asdict(cfg).items() if k in packed and v != {}} for cfg in configs]
     common = plain[0] if plain else {}
     return common, [{k: v for k, v in one.items() if common.get(k) != v} for one in plain]
 

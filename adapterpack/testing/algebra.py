@@ -96,4 +96,4 @@ def config_schema(case: Case) -> None:
     rebuilt = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in back.items()})
     require(rebuilt == case.config, f"{case.config} came back as {rebuilt}")
     with contextlib.suppress(TypeError):
-        require(cls(**values, no_such_field=1) is None, f"{cls.__name__} accepts a field that it does not have")
+        require(cls(**{**values, "no_such_field": 1}) is None, f"{cls.__name__} accepts a field that it does not have")
