@@ -142,7 +142,7 @@ def scaled(cfg: Any, params: Any, site: Any) -> AttachForm:
 
 def affine(cfg: Any, params: Any, site: Any) -> AttachForm:
     """A scale and a shift, whose order matters."""
-    return AttachForm(scale=1 + params["lora_B"][:, 0], shift=params["lora_B"][:, 0])
+    return AttachForm(scale=1 + params["lora_B"][:, 0], shift=0 * params["lora_B"][:, 0] + 1)
 
 
 def wider(cfg: Any, params: Any, site: Any) -> AttachForm:
