@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import NothingToDo, SiteNotFound, Unsupported, nearest
+from ..errors import NothingToDo, Unsupported
 from ..pack.checkpoint import Checkpoint
 from ..pack.match import Verdict
 from ..pack.pack import Pack
@@ -49,9 +49,6 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allo
     for pack in packs:  # the headers of all before the bytes of any
         pack.require_base(base, content=False, allow_structural=True)
     verdicts = tuple(pack.require_base(base, allow_structural=allow_structural) for pack in packs)
-    for pack, verdict in zip(packs, verdicts, strict=True):
-        if verdict.variant is not None and verdict.variant.relation == "renamed_keys":
-            _require_names(base, pack)
     found: dict[str, list[Contribution]] = {}
     for pack, weight in zip(packs, weights, strict=True):
         for name, contribution in _contributions(base, pack, weight):
@@ -72,16 +69,6 @@ def _require_plain(base: Checkpoint) -> None:
         raise Unsupported("the base is quantized: its stored numbers are not its weights", where=base.folder, found=found,
                           remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the adapter "
                                  "beside the base")
-
-
-def _require_names(base: Checkpoint, pack: Pack) -> None:
-    """A variant with renamed tensors will do where each one that the pack changes is still found by the path of its module."""
-    for group in pack.manifest.groups:
-        if group.role == "adapter" and base.weight_name(group.path, group.weight) is None:
-            raise SiteNotFound("this variant of the base has renamed its tensors, and one that the pack changes cannot be told among them",
-                               where=f"{base.folder}, {group.path}", expected=group.weight or f"{group.path}.weight",
-                               found=nearest(group.path, [name.removesuffix(".weight") for name in base.tensors]) or "no such name",
-                               remedy="merge into the checkpoint that the pack names")
 
 
 def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:

@@ -32,6 +32,7 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
     Raises:
         BaseMismatch: ``base`` is not the very base that the pack names, or ``other`` is no variant of it.
         NothingToDo: the pack is accepted on ``other`` as it is.
+        SiteNotFound: ``other`` has renamed a tensor that the pack changes, so that the path of its module does not lead to it.
         Unsupported: in ``other`` another tensor has the name of one that the pack changes.
         OutputExists: ``out`` is taken.
 
@@ -59,6 +60,7 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
     draft = dataclasses.replace(source.manifest, base=dataclasses.replace(named, variants=(*named.variants, declared)), lineage=lineage,
                                 files=())
     made = sealed(draft, source.tensors, source.extra)
+    made.require_base(second)
     return made if out is None else made.write(out)
 
 

@@ -10,8 +10,6 @@ from .match import Variant, Verdict, match
 
 LEAVE = "--allow-structural-base (allow_structural=True; for attach check_base=False)"
 """How a user accepts a base by its structure alone."""
-REWRITTEN = frozenset({"quantized", "renamed_keys"})
-"""Relations of a variant whose tensors have other names or shapes than those that a pack records."""
 
 
 def levels(base: m.Base) -> Fingerprint:
@@ -27,12 +25,13 @@ def variants(base: m.Base) -> tuple[Variant, ...]:
 def read(base: Checkpoint, wanted: m.Base, content: bool = True) -> Fingerprint:
     """The levels of a checkpoint that tell whether it is ``wanted``; bytes are read only if they can still decide.
 
-    ``content=False`` reads headers and samples only.
+    ``content=False`` reads headers and samples only, unless the manifest names a base without its structure.
     """
     known = [levels(wanted), *(variant.digests for variant in variants(wanted))]
-    open_still = content and bool({None, base.structure} & {each.structure for each in known})
-    by_content = open_still and any(each.content is not None for each in known)
-    by_files = open_still and any(each.content is None and each.files is not None for each in known)
+    structures = {each.structure for each in known}
+    deciding = None in structures or (content and base.structure in structures)
+    by_content = deciding and any(each.content is not None for each in known)
+    by_files = deciding and any(each.content is None and each.files is not None for each in known)
     return base.fingerprint(content=by_content, files=by_files)
 
 

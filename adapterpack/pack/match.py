@@ -24,7 +24,7 @@ class Variant:
 class Evidence(NamedTuple):
     """Which levels are equal: True, False, or None where one side does not know it or used another version of the scheme.
 
-    ``variant`` is the one that was recognized; ``outline`` says that one may be: its ``structure`` is equal, its bytes were not read.
+    ``variant`` is the one that was recognized; with ``outline`` by its ``structure`` alone, because its bytes were not read.
     """
 
     structure: bool | None
@@ -38,7 +38,7 @@ class Evidence(NamedTuple):
 class Verdict(NamedTuple):
     """``accepted`` tells whether a pack may be used without further leave; ``means`` says it for people.
 
-    ``differs`` tells a difference that was seen from a likeness that was not shown.
+    ``differs`` tells a difference that was seen from a likeness that was not shown; ``variant`` is the one that the verdict is about.
     """
 
     name: str
@@ -61,7 +61,7 @@ _TABLE: tuple[tuple[Callable[[Evidence], bool], Verdict], ...] = (
     (lambda e: bool(e.content), Verdict("same", True, "every byte of every tensor is equal")),
     # Equal files under unequal content cannot be: where both are known, content decides. Unequal files prove nothing.
     (lambda e: e.content is None and bool(e.files), Verdict("same", True, "the weight files are equal")),
-    (lambda e: e.variant is not None, Verdict("variant", True, "a declared variant of the base")),
+    (lambda e: e.variant is not None and not e.outline, Verdict("variant", True, "a declared variant of the base")),
     (lambda e: e.content is None and bool(e.probe) and e.structure is not False,
      Verdict("likely", True, "samples of every tensor are equal; the rest was not read")),
     (lambda e: bool(e.structure) and False in {e.content, e.probe},
@@ -90,17 +90,21 @@ def match(wanted: Fingerprint, found: Fingerprint, variants: Iterable[Variant] =
     """
     known = tuple(variants)
     declared = next((v for v in known if _strong(v.digests, found)), None)
-    outline = any(_strong(v.digests, found) is None and _equal(v.digests.structure, found.structure) for v in known)
     levels = {level: _equal(getattr(wanted, level), getattr(found, level)) for level in Fingerprint._fields}
-    evidence = Evidence(**levels, variant=declared, outline=outline)
+    outlined = None if declared or levels["structure"] else next((v for v in known if _outlined(v.digests, found)), None)
+    evidence = Evidence(**levels, variant=declared or outlined, outline=outlined is not None)
     verdict = next(verdict for holds, verdict in _TABLE if holds(evidence))
-    return verdict._replace(variant=declared) if verdict.name == "variant" else verdict
+    return verdict._replace(variant=evidence.variant) if verdict.name in {"variant", "structural"} else verdict
 
 
 def _strong(wanted: Fingerprint, found: Fingerprint) -> bool | None:
     """Whether every byte is equal: by ``content``, else by ``files``, whose being unequal proves nothing."""
     content, files = _equal(wanted.content, found.content), _equal(wanted.files, found.files)
     return content if content is not None else files or None
+
+
+def _outlined(wanted: Fingerprint, found: Fingerprint) -> bool:
+    return _strong(wanted, found) is None and bool(_equal(wanted.structure, found.structure))
 
 
 def _equal(one: str | None, other: str | None) -> bool | None:

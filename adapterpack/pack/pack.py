@@ -154,12 +154,13 @@ class Pack:
 
         Raises:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
-            SiteNotFound: the base lacks a site.
+            SiteNotFound: the base lacks a site, or is a variant in which its tensor cannot be told by the module's path.
         """
         found = identity.read(base, self.manifest.base, content)
         verdict = self.require_levels(found, name=base.name, where=base.folder, allow_structural=allow_structural)
-        if verdict.variant is None or verdict.variant.relation not in identity.REWRITTEN:
-            self._require_shapes(base)
+        relation = None if verdict.variant is None else verdict.variant.relation
+        if relation != "quantized":  # what that stores has shapes, and often names, of its own
+            self._require_sites(base, renamed=relation == "renamed_keys")
         return verdict
 
     def require_levels(self, found: Fingerprint, *, name: str | None, where: object, allow_structural: bool = False) -> Verdict:
@@ -170,14 +171,19 @@ class Pack:
         """
         return identity.require(f"pack '{self.name}'", self.manifest.base, found, name=name, where=where, allow_structural=allow_structural)
 
-    def _require_shapes(self, base: Checkpoint) -> None:
+    def _require_sites(self, base: Checkpoint, renamed: bool) -> None:
         for group in self.manifest.groups:
-            if group.role == "adapter":
-                shape = base.tensors[base.require_weight(group.path, group.weight)].shape
-                if shape != (group.out_features, group.in_features):
-                    raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
-                                       expected=(group.out_features, group.in_features), found=shape,
-                                       remedy="use the base that the pack names")
+            if group.role != "adapter":
+                continue
+            if renamed and base.weight_name(group.path, group.weight) is None:
+                modules = [name.removesuffix(".weight") for name in base.tensors]
+                raise SiteNotFound("in this variant of the base a tensor that the pack changes has another name, to which its module's path "
+                                   "does not lead", where=f"{base.folder}, {group.path}", found=group.weight or f"{group.path}.weight",
+                                   remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
+            shape = base.tensors[base.require_weight(group.path, group.weight)].shape
+            if shape != (group.out_features, group.in_features):
+                raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
+                                   expected=(group.out_features, group.in_features), found=shape, remedy="use the base that the pack names")
 
 
 def site_of(group: m.Group) -> Site:
