@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import adapterpack
 from adapterpack import LoRA, Pack, adapt, attach, declare, load, save
@@ -83,8 +83,6 @@ TARGET = "model.layers.1.mlp.down_proj.weight"
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """The tiny Llama with an embedding that is larger than the samples of the probe."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(5)
     folder = tmp_path_factory.mktemp("identity") / "base"
     config = LlamaConfig(vocab_size=131, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -220,27 +218,14 @@ def test_a_pack_that_names_no_digest_is_not_held_to_one(pack: Pack, bases: dict[
 # --- a model in memory, a running bank
 
 
-def test_a_model_in_memory_has_every_level_but_files() -> None:
+def test_a_model_in_memory_has_every_level_but_files(tmp_path: Path) -> None:
     """structure, content and probe of ``fp.in_memory`` are those of the file with the same tensors; larger than the samples too."""
     rng = np.random.default_rng(2)
     values = {"a": rng.standard_normal((131, 37)).astype(np.float32), "b": rng.standard_normal(7).astype(ml_dtypes.bfloat16),
               "c": np.zeros((0, 3), np.float32), "d": np.array(3, np.int64)}
     found = fp.in_memory([(name, safetensors.dtype_name(v.dtype), v.shape, v.tobytes()) for name, v in values.items()])
-    with pytest.MonkeyPatch.context(), _folder() as folder:
-        safetensors.write(folder / "model.safetensors", values, {})
-        assert found == Checkpoint(folder).fingerprint()
-
-
-def _folder() -> Any:
-    from contextlib import contextmanager
-    from tempfile import TemporaryDirectory
-
-    @contextmanager
-    def made() -> Any:
-        with TemporaryDirectory() as name:
-            yield Path(name)
-
-    return made()
+    safetensors.write(tmp_path / "model.safetensors", values, {})
+    assert found == Checkpoint(tmp_path).fingerprint()
 
 
 def in_memory(base: Path, **change: Any) -> nn.Module:
@@ -277,7 +262,7 @@ def test_a_cast_model_in_memory_is_the_declared_cast(declared: Callable[[str], P
 
 def test_a_declaration_is_a_new_pack_with_its_lineage(pack: Pack, bases: dict[str, Path], tmp_path: Path) -> None:
     """The variant's own digests, the parent by digest, the same tensors and canary; the same bytes twice; nothing happens to the pack."""
-    before = (wide_manifest := Path(str(pack.path)) / "adapterpack.json").read_bytes()
+    before = (original := Path(str(pack.path)) / "adapterpack.json").read_bytes()
     one, two = (declare(pack, bases["same"], bases["cast"], tmp_path / name) for name in "ab")
     found, made = Checkpoint(bases["cast"]), load(tmp_path / "a")
     assert made.manifest.base.variants == (m.Variant("dtype_cast", found.structure, found.content, False),)
@@ -290,7 +275,7 @@ def test_a_declaration_is_a_new_pack_with_its_lineage(pack: Pack, bases: dict[st
     assert made.id == one.id == two.id != pack.id
     for name in ("adapterpack.json", "adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert wide_manifest.read_bytes() == before
+    assert original.read_bytes() == before
     again = declare(made, bases["same"], bases["quantized"])
     assert [variant.relation for variant in again.manifest.base.variants] == ["dtype_cast", "quantized"]
     assert again.manifest.lineage is not None
@@ -471,6 +456,18 @@ def test_a_module_trained_whole_that_was_renamed(wide: Path, bases: dict[str, Pa
     assert np.array_equal(tensors_of(tmp_path / "out")["norm.weight"], whole.params("model.norm")["weight"])
 
 
+def test_what_is_derived_keeps_the_variants(pack: Pack, declared: Callable[[str], Pack], bases: dict[str, Path], tmp_path: Path) -> None:
+    """Quantized and composed packs are of the same base: what any parent declared of it holds, in whatever order the parents come."""
+    quantized = adapterpack.quantize(declared("cast"), tmp_path / "small")
+    assert isinstance(quantized, Pack)
+    parents = [pack.renamed("a"), declared("cast").renamed("b"), declared("quantized").renamed("c")]
+    for made in (quantized, adapterpack.compose(parents), adapterpack.compose(parents[::-1])):
+        assert made.require_base(Checkpoint(bases["cast"])).name == "variant"
+    assert adapterpack.compose(parents).manifest.base.variants == adapterpack.compose([*parents, *parents[1:]]).manifest.base.variants
+    with pytest.raises(BaseMismatch):
+        adapterpack.compose(parents[:1]).require_base(Checkpoint(bases["cast"]))
+
+
 # --- leave, and what is told
 
 
@@ -499,6 +496,8 @@ def test_leave_is_given_by_name(pack: Pack, bases: dict[str, Path], tmp_path: Pa
         done = call(*args, "-o", tmp_path / name, "--allow-structural-base", "--json")
         assert done.exit_code == 0, done.output
         shown(done)
+    done = call("merge", base, folder, "-o", tmp_path / "again", "--allow-structural-base")
+    assert "tickets was made for another base: only names, dtypes and shapes agree" in done.stdout
     note = json.loads((tmp_path / "merge" / "adapterpack.merge.json").read_text())
     assert [one["base"] for one in note["packs"]] == ["structural"]
     for args in commands.values():

@@ -43,6 +43,9 @@ def command(
     names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
     line(f"merged {names} into {report.base_name}: {report.tensors_changed} of {report.tensors} tensors changed, "
          f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s")
+    for pack in report.packs:
+        if pack.base == "structural":
+            line(f"{pack.name} was made for another base: only names, dtypes and shapes agree")
     if report.losses:
         line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")
     if report.advice:

@@ -177,8 +177,8 @@ class Pack:
                 continue
             if renamed and base.weight_name(group.path, group.weight) is None:
                 modules = [name.removesuffix(".weight") for name in base.tensors]
-                raise SiteNotFound("in this variant of the base a tensor that the pack changes has another name, to which its module's path "
-                                   "does not lead", where=f"{base.folder}, {group.path}", found=group.weight or f"{group.path}.weight",
+                raise SiteNotFound("a tensor that the pack changes has another name in this variant of the base, and no path leads to it",
+                                   where=f"{base.folder}, {group.path}", found=group.weight or f"{group.path}.weight",
                                    remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
             shape = base.tensors[base.require_weight(group.path, group.weight)].shape
             if shape != (group.out_features, group.in_features):

@@ -17,7 +17,8 @@ from ..pack import TEMPLATE, Pack
 from .finding import Finding, Rule
 from .subject import Subject
 
-ANOTHER = Rule("AP701", "error", "The named base is the one that the pack was made for.", "use the base that the pack names", BaseMismatch)
+ANOTHER = Rule("AP701", "error", "The named base is the one that the pack was made for, or a variant that it declares.",
+               "use the base that the pack names", BaseMismatch)
 TOKENIZER = Rule("AP702", "error", "The base's tokenizer and chat template have the digests that the pack was trained with.",
                  "use the tokenizer that the pack names")
 TIED = Rule("AP703", "warning", "Where the base ties its embeddings and its head, the pack does not change one of them alone.",
