@@ -416,11 +416,20 @@ def test_a_quantized_variant_takes_adapters_but_no_merge(pack: Pack, declared: C
                  lambda: adapterpack.export(bases["quantized"], [known], tmp_path / "out", mode="folded")):
         with pytest.raises(Unsupported, match=r"quantized.*fp8.*dequantize it first"):
             make()
-    bare = rewritten(bases["quantized"], tmp_path / "bare", {f"{TARGET[:-7]}.{part}": np.ones(3, np.int32) for part in
-                                                             ("qweight", "qzeros", "scales")}, quantization_config=None)
-    with pytest.raises(Unsupported, match=r"quantized.*awq"):  # told by the names of its tensors alone
-        adapterpack.merge(bare, [known], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_variant_may_store_its_weights_in_any_form(pack: Pack, bases: dict[str, Path], tmp_path: Path) -> None:
+    """Recognized by the names of its tensors alone, accepted by its content although the pack's sites are not in it, and not merged into."""
+    values = tensors_of(bases["same"])
+    stem = TARGET.removesuffix(".weight")
+    packed = {f"{stem}.{part}": np.ones(3, np.int32) for part in ("qweight", "qzeros", "scales")}
+    base = rewritten(bases["same"], tmp_path / "packed", {**{name: value for name, value in values.items() if name != TARGET}, **packed})
+    known = declare(pack, bases["same"], base)
+    verdict = known.require_base(Checkpoint(base))
+    assert (verdict.name, verdict.to_json()["relation"]) == ("variant", "quantized")
+    with pytest.raises(Unsupported, match=r"quantized.*awq"):
+        adapterpack.merge(base, [known], tmp_path / "out")
 
 
 def test_a_renamed_variant_that_others_declared(pack: Pack, bases: dict[str, Path], tmp_path: Path) -> None:
