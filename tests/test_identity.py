@@ -420,7 +420,7 @@ def test_a_quantized_variant_takes_adapters_but_no_merge(pack: Pack, declared: C
 
 
 def test_a_quantized_variant_may_store_its_weights_in_any_form(pack: Pack, bases: dict[str, Path], tmp_path: Path) -> None:
-    """Recognized by the names of its tensors alone, accepted by its content although the pack's sites are not in it, and not merged into."""
+    """Recognized by the names of its tensors, accepted by content although the pack's sites are not in it, and not merged into."""
     values = tensors_of(bases["same"])
     stem = TARGET.removesuffix(".weight")
     packed = {f"{stem}.{part}": np.ones(3, np.int32) for part in ("qweight", "qzeros", "scales")}
