@@ -49,7 +49,8 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
                            found=str(known), remedy="name that base, or convert an imported adapter to a pack with its base first")
     named = source.manifest.base
     if (already := identity.verdict(named, identity.read(second, named))).accepted:
-        raise NothingToDo(f"pack '{source.name}' is accepted there as it is: {already.means}", where=other)
+        raise NothingToDo(f"pack '{source.name}' is accepted there as it is: {already.means}", where=other,
+                          remedy="use the pack as it is")
     found = variant(first, second)
     if found.relation == "renamed_keys":
         _require_same_places(source, first, second)

@@ -8,8 +8,11 @@ from .checkpoint import Checkpoint
 from .fingerprint import Fingerprint
 from .match import Variant, Verdict, match
 
-LEAVE = "--allow-structural-base (allow_structural=True; for attach check_base=False)"
-"""How a user accepts a base by its structure alone."""
+OR_ELSE = {
+    "structural": ", or accept another with --allow-structural-base (allow_structural=True; for attach check_base=False)",
+    "other": ", or declare a cast, quantized or renamed form of it as a variant (adapterpack declare)",
+}
+"""Verdict -> what a user can do beside using the right base."""
 
 
 def levels(base: m.Base) -> Fingerprint:
@@ -53,9 +56,8 @@ def require(owner: str, wanted: m.Base, found: Fingerprint, *, name: str | None,
     if known.accepted or (allow_structural and known.name == "structural") or not any(levels(wanted)):
         return known
     what = f"{owner} was made for another base" if known.differs else f"nothing shows that {owner} was made for this base"
-    give = f", or accept another with {LEAVE}" if known.name == "structural" else ""
     raise BaseMismatch(f"{what}: {known.means}", where=where, expected=_described(wanted.name or "an unnamed base", levels(wanted), found),
-                       found=_described(name, found, levels(wanted)), remedy=f"use the base that it names{give}")
+                       found=_described(name, found, levels(wanted)), remedy="use the base that it names" + OR_ELSE.get(known.name, ""))
 
 
 def _described(name: str | None, one: Fingerprint, other: Fingerprint) -> str:
