@@ -23,8 +23,8 @@ from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Pack, build
 from ..pack.safetensors import DTYPES
 from ..tasks import task_of
-from .inject import active, adapter_names, adapters_of, labels_of, method_in
-from .layer import AdaptedLayer, SavedModule, own_modules
+from .inject import active, adapter_names, labels_of, parts_of
+from .layer import Adapted, Wrapper, own_modules
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 """numpy's and torch's name of a dtype -> that of safetensors."""
@@ -57,21 +57,23 @@ def save(
         raise AdapterpackError("the model holds several adapters or none", found=", ".join(names) or "none",
                                remedy="name one with adapter=")
     chosen = adapter or names[0]
-    adapters, full = adapters_of(model, chosen)
+    parts = parts_of(model, chosen)
     checkpoint = _checkpoint(model, base)
     config = getattr(model, "config", None)
     task = task_of(type(model).__name__)
     labels = labels_of(model, chosen)
-    if labels is None and task.labelled and config is not None and full:
+    if labels is None and task.labelled and config is not None and parts.full:
         labels = tuple(config.id2label[i] for i in sorted(config.id2label))
     pack = build(
         name or (Path(out).name if out is not None else chosen),
-        method_in(model, chosen),
-        adapters,
-        full=full,
+        parts.method,
+        parts.adapters,
+        shared=parts.shared,
+        full=parts.full,
         task=m.Task(task.name, type(model).__name__ if config is not None else None, labels),
         base=_base(model, checkpoint),
-        weights={path: checkpoint.weight_name(path) if checkpoint else f"{path}.weight" for path in [*(s.path for s in adapters), *full]},
+        weights={path: checkpoint.weight_name(path) if checkpoint else f"{path}.weight"
+                 for path in [*(site.path for site in parts.adapters), *parts.full]},
         canary=make_canary(model, chosen),
         training=dict(training or {}),
         metrics=metrics,
@@ -127,7 +129,7 @@ def _replay(model: nn.Module, name: str, ids: tuple[tuple[int, ...], ...]) -> tu
     with only(model, name):
         adapted = canary_rows(model, ids)
         for module in model.modules():
-            if isinstance(module, AdaptedLayer):
+            if isinstance(module, Adapted):
                 module.active = ()
         return canary_rows(model, ids), adapted
 
@@ -148,7 +150,7 @@ def canary_rows(model: nn.Module, ids: tuple[tuple[int, ...], ...]) -> list[np.n
 def only(model: nn.Module, name: str | None) -> Iterator[None]:
     """The model in evaluation mode with one adapter (or none) active; as it was before afterwards."""
     modes = {module: module.training for module in model.modules()}
-    before = {module: module.active for module in modes if isinstance(module, AdaptedLayer | SavedModule)}
+    before = {module: module.active for module in modes if isinstance(module, Wrapper)}
     try:
         active(model, name)
         model.eval()
