@@ -9,7 +9,6 @@ import click
 
 import adapterpack
 
-from ..methods.inits import INITS
 from .options import shared
 from .output import emit, facts, table
 
@@ -30,11 +29,11 @@ def command(name: str | None, as_json: bool) -> None:
     chosen = adapterpack.methods().values() if name is None else [adapterpack.methods.get(name)]
     found = [_described(method) for method in chosen]
     if as_json:
-        emit({"command": "methods", "methods": found, "inits": [_init(init) for init in INITS.values()]})
+        emit({"command": "methods", "methods": found, "inits": [_init(init) for init in adapterpack.methods.inits.INITS.values()]})
     elif name is None:
         table(["name", "kind", "what it does"], [[method["name"], method["kind"], method["summary"]] for method in found])
         table(["init", "needs", "how the branch begins"],
-              [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in INITS.values()])
+              [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in adapterpack.methods.inits.INITS.values()])
     else:
         facts(found[0])
 

@@ -155,4 +155,4 @@ def pack_of(case: Case) -> Pack:
     trained = case.trained(np.float32)
     own, shared = ({name: trained[name] for name in made} for made in (case.own(), case.shared()))
     baked = (resolved(case), own) if case.method.bake is None else case.method.bake(resolved(case), own, case.site)
-    return build("example", case.method, {case.site: baked}, shared=shared, task=m.Task("feature-extraction"), base=m.Base("org/base"))
+    return build("example", case.method, {case.site: baked}, shared=shared, task=m.Task("image-classification"), base=m.Base("org/base"))
