@@ -296,7 +296,7 @@ def rescale_pack(folder: Path, method: Method, suffix: str, shifted: bool, name:
         if path.endswith(suffix):
             site, cfg = Site(path, columns, rows), Rescale(shifted)
             adapters[site] = (cfg, {key: rng.normal(1, 0.5, shape).astype(np.float32) for key, shape in rescale_shapes(cfg, site).items()})
-    return build(name, method, adapters, task=m.Task("text-generation"), base=m.Base(structure=base.structure))
+    return build(name, method, adapters, task=m.Task("text-generation"), base=m.Base(structure=base.structure, content=base.content))
 
 
 @pytest.mark.parametrize("shifted", [True, False])
@@ -598,7 +598,7 @@ def test_equal_inputs_give_equal_bytes_and_provenance(llama: Path, tmp_path: Pat
     note = json.loads((tmp_path / "x" / "adapterpack.merge.json").read_text())
     base = Checkpoint(llama)
     assert note["base"] == {"name": base.name, "structure": base.structure, "content": base.content}
-    assert note["packs"] == [{"name": p.name, "id": p.id, "weight": w} for p, w in zip(packs, (1, 0.5), strict=True)]
+    assert note["packs"] == [{"name": p.name, "id": p.id, "weight": w, "base": "same"} for p, w in zip(packs, (1, 0.5), strict=True)]
     metadata = st.SafetensorsFile(tmp_path / "x" / "model.safetensors").metadata
     assert metadata["format"] == "pt" and packs[1].id in metadata["adapterpack_merge"]
     assert (tmp_path / "x" / "config.json").read_bytes() == (llama / "config.json").read_bytes()
