@@ -53,7 +53,7 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     if kind_of(folder) == "bundle":
         from .runtime.validate import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
-        report = validate_bundle(folder, known)
+        report = validate_bundle(folder, known, full)
         return dataclasses.replace(report, incomplete=report.incomplete or (full and known is None))
     return validate_pack(folder, known, full=full, budget=budget)
 

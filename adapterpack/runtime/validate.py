@@ -8,11 +8,16 @@ from ..errors import AdapterpackError
 from ..pack import manifest as m
 from ..pack.checkpoint import Checkpoint
 from ..pack.validate import Finding, Report, examine
-from .bundle import FILE_NAME, read_bundle
+from .bundle import FILE_NAME, GRAPH, read_bundle
+
+_NOT_RUN = "graph and canaries: replayed with full, where there is no error"
 
 
-def validate_bundle(folder: Path, base: Path | None = None) -> Report:
-    """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base."""
+def validate_bundle(folder: Path, base: Path | None = None, full: bool = False) -> Report:
+    """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base.
+
+    ``full`` also runs the graph: the canaries of its packs are replayed. A bundle with an error is not run.
+    """
     try:
         bundle = read_bundle(folder)
     except AdapterpackError as error:
@@ -41,5 +46,22 @@ def validate_bundle(folder: Path, base: Path | None = None) -> Report:
         message = (f"the bundle was made from {bundle.base.name} ({(bundle.base.content or '')[:17]}), "
                    f"not from {found.name} ({found.content[:17]})")
         findings.append(Finding("AB301", "error", "base", message, "name the base that it was exported from"))
-    open_questions = [] if base else ["base: none was named (--base)"]
-    return Report("bundle", str(folder), None, tuple(findings), (*open_questions, "graph: replayed when it was exported, not here"))
+    sound = not any(finding.severity == "error" for finding in findings)
+    broken, about_graph = _replayed(folder) if full and sound else ([], (_NOT_RUN,))
+    open_questions = [*([] if base else ["base: none was named (--base)"]), *about_graph]
+    return Report("bundle", str(folder), None, (*findings, *broken), tuple(open_questions))
+
+
+def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
+    """AB401, and which canaries say nothing of this graph."""
+    from . import canary  # noqa: PLC0415 - only what runs the graph needs ONNX Runtime
+    from .session import Session  # noqa: PLC0415
+
+    try:
+        found = canary.verify(Session(folder, provider="cpu"))
+    except AdapterpackError as error:
+        return [Finding("AB401", "error", error.where or GRAPH, str(error), error.remedy or "export again", type(error))], ()
+    except Exception as error:  # whatever ONNX Runtime says of a graph from a stranger
+        reason = str(error).partition("\n")[0][:300]
+        return [Finding("AB401", "error", GRAPH, f"the graph cannot be run: {reason}", "export again")], ()
+    return [], tuple(f"canary of {name}: {reason}" for name, reason in found["not_replayed"].items())

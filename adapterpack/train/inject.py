@@ -50,15 +50,19 @@ def adapt(model: nn.Module, config: Any, name: str = "default", seed: int = 0) -
     return active(model, name)
 
 
-def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True) -> nn.Module:
+def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True, check_canary: bool = True) -> nn.Module:
     """Puts a trained pack into ``model``, in place, under the pack's name, and makes it the active one.
 
     The model's own parameters are frozen; the pack's may be trained on. ``check_base=False`` leaves out the comparison of the model with
-    the base that the pack was made for.
+    the base that the pack was made for, and the replay of the pack's canary: four forward passes over a few tokens, made where the model
+    is of the class that the canary was recorded on. ``check_canary=False`` leaves out the replay alone. After an error the model is as it
+    was.
 
     Raises:
         BaseMismatch: the model is not the pack's base.
         SiteNotFound: the model lacks a module that the pack changes.
+        NothingToDo: the adapter has no effect on this model.
+        ParityError: the adapted model gives other logits than when the pack was made.
     """
     name = name or pack.name
     _refuse_taken(model, name)
@@ -77,6 +81,14 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
             layer.add(name, pack.method, adapter.config, adapter.params)
         for path, params in pack.full().items():
             work.saved(path).add(name, params, pack.manifest.task.labels)
+    if check_base and check_canary:
+        from .canary import verify_attached  # noqa: PLC0415 - as above
+
+        try:
+            verify_attached(model, pack, name)
+        except BaseException:
+            detach(model, name)
+            raise
     for _, module in own_modules(model):
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
