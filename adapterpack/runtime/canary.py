@@ -35,8 +35,8 @@ def replay(session: Session) -> dict[str, Replay]:
 
 
 def drift(before: Mapping[str, Replay], after: Mapping[str, Replay]) -> dict[str, float]:
-    """By how much one graph's rows differ from another's, at most, for every canary."""
-    return {name: max(float(np.abs(one - two).max()) for one, two in zip(_all(before[name]), _all(after[name]), strict=True))
+    """By how much two graphs differ, at most, in what each canary compares."""
+    return {name: max(float(np.abs(one - two).max()) for one, two in zip(_compared(before[name]), _compared(after[name]), strict=True))
             for name in after}
 
 
@@ -123,5 +123,7 @@ def _inputs(ids: Ids) -> Iterator[dict[str, np.ndarray]]:
     return ({"input_ids": np.array([row], np.int64)} for row in ids)
 
 
-def _all(one: Replay) -> Rows:
-    return [*(one.base or ()), *one.adapter]
+def _compared(one: Replay) -> Rows:
+    """The components that were recorded; of one that a row does not have, which :func:`adapterpack.pack.canary.check` tells, the last."""
+    pairs = [*zip(one.recorded.base, one.base or (), strict=False), *zip(one.recorded.adapter, one.adapter, strict=True)]
+    return [np.take(row, kept["ids"], mode="clip") for kept, row in pairs]

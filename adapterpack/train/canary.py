@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 _ROUNDINGS = 8
 """How many roundings of its precision a model's logits are allowed."""
 
+_MATMUL = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
+"""``torch.set_float32_matmul_precision`` -> what it may round away: nothing of float32, down to TensorFloat32, down to bfloat16."""
+
 Rows = list[np.ndarray]
 Outputs = list[dict[str, np.ndarray]]
 
@@ -77,7 +80,7 @@ def coarse(model: nn.Module) -> float:
     """The share of the largest logit that the model's own arithmetic may round away: a few roundings, or more for a quantized base."""
     if getattr(getattr(model, "config", None), "quantization_config", None) or not _coarsest(model).is_floating_point:
         return canary.QUANTIZED
-    return min(canary.QUANTIZED, _ROUNDINGS * float(torch.finfo(_coarsest(model)).eps))
+    return min(canary.QUANTIZED, _ROUNDINGS * max(float(torch.finfo(_coarsest(model)).eps), _MATMUL[torch.get_float32_matmul_precision()]))
 
 
 @contextmanager
