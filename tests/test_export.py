@@ -32,7 +32,22 @@ from adapterpack.export import parity
 from adapterpack.export.frontends import BaseGraph, Frontend, mobius
 from adapterpack.export.modes import MODES, Plan, base_head, with_fields
 from adapterpack.export.sitemap import find_sites
-from adapterpack.methods import AttachForm, Dense, Diagonal, Method, Site, Traits, get, register, registry
+from adapterpack.methods import (
+    AttachForm,
+    BlockDiagonal,
+    Dense,
+    Deviation,
+    Diagonal,
+    Kronecker,
+    Method,
+    Site,
+    SiteConfig,
+    Traits,
+    evaluate,
+    get,
+    register,
+    registry,
+)
 from adapterpack.pack import manifest as m
 from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.pack import build
@@ -231,21 +246,14 @@ def test_every_output_of_an_encoder_is_right(tiny_bert: Path, tmp_path: Path) ->
 
 
 @dataclass(frozen=True)
-class Everything:
+class Everything(SiteConfig):
     """A config of a method that uses the whole normal form."""
 
     r: int = 2
-    dropout: float = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
-    modules_to_save: tuple[str, ...] = ()
-    scale = 1.0
 
     @property
     def rank(self) -> int:
         return self.r
-
-    def at(self, path: str) -> Everything:
-        return self
 
 
 def everything_shapes(cfg: Everything, site: Site) -> dict[str, tuple[int, ...]]:
@@ -314,7 +322,7 @@ def test_every_field_of_the_normal_form(op: str, rank: int, biased: bool, mode: 
     bias = rng.normal(size=5).astype(np.float32) if biased else None
     site = Site("layer", 7, 5, "linear", biased)
     params = [everything.init(Everything(r=r), site, rng) for r in (2, 3)]
-    values = [{f"layer.{field}": array for field, array in form_arrays(everything.attach(Everything(), p, site), "layer", 5).items()}
+    values = [{f"layer.{field}": array for field, array in form_arrays(everything.attach(Everything(), p, site), 5).items()}
               for p in params]
     model = one_layer(op, rank, weight, bias)
     sites = find_sites(model, lambda node: "layer")
@@ -415,10 +423,48 @@ def test_rows_must_be_batches() -> None:
 
 
 @pytest.mark.fast
-def test_a_dense_input_transformation_is_refused() -> None:
-    """pre is a diagonal or it has no slot; the remedy is to fold."""
-    with pytest.raises(Unsupported, match="folded"):
-        form_arrays(AttachForm(pre=Dense(np.eye(3))), "layer", 3)
+
+
+def structures(rng: np.random.Generator) -> list[AttachForm]:
+    """One form for every structure that a slot can carry, on a layer of 6 inputs and 5 outputs."""
+    some = lambda *shape: rng.normal(size=shape)  # noqa: E731 - a short name for a short thing
+    return [
+        AttachForm(pre=Dense(some(6, 6))),
+        AttachForm(pre=Deviation(some(2, 6), some(6, 2)), scale=some(5)),
+        AttachForm(pre=BlockDiagonal(some(3, 2, 2)), shift=some(5)),
+        AttachForm(pre=Diagonal(some(6)), down=Dense(some(5, 6))),
+        AttachForm(down=Kronecker(some(5, 2), some(1, 3)), scale=some(1)),
+        AttachForm(down=Dense(some(3, 6)), up=Dense(some(5, 3))),
+    ]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("mode", ["bank", "inputs"])
+@pytest.mark.parametrize(("op", "rank", "biased"), LAYERS)
+def test_every_structure_of_the_normal_form(op: str, rank: int, biased: bool, mode: str, tmp_path: Path) -> None:
+    """Forms of all structures share one graph, each in its own slot, and none is felt in another's rows."""
+    rng = np.random.default_rng(6)
+    weight, bias = rng.normal(size=(5, 6)).astype(np.float32), rng.normal(size=5).astype(np.float32) if biased else None
+    forms = structures(rng)
+    values = [{f"layer.{field}": array for field, array in form_arrays(form, 5).items()} for form in forms]
+    model = one_layer(op, rank, weight, bias)
+    mapped = with_fields(find_sites(model, lambda node: "layer"), values)
+    MODES[mode](model, Plan([], values, mapped, base_head(model, mapped), len(forms) + 1, 3))
+    ir.save(model, tmp_path / "model.onnx")
+    onnx.checker.check_model(tmp_path / "model.onnx")
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    base = lambda x: x @ weight.astype(float).T + (0 if bias is None else bias)  # noqa: E731
+    for rows in (1, 6, 7):
+        x = rng.normal(size=(rows, 4, 6) if rank == 3 else (rows, 6)).astype(np.float32)
+        dense = [base(x.astype(float)), *(evaluate(form, base, x.astype(float)) for form in forms)]
+        if mode == "bank":
+            ids = np.arange(rows) % len(dense)
+            found = session.run(None, {"input_ids": x, "adapter_ids": ids})[0]
+            # float32 sums of up to six products of size 10, two deep
+            np.testing.assert_allclose(found, np.stack([dense[ids[row]][row] for row in range(rows)]), rtol=0, atol=1e-4)
+        else:
+            for feed, expected in zip([{}, *values], dense, strict=True):
+                np.testing.assert_allclose(session.run(None, {"input_ids": x, **feed})[0], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["bank", "inputs"])

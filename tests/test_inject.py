@@ -31,7 +31,7 @@ from adapterpack.methods import AttachForm, Dense, Diagonal, Method, Site, Trait
 from adapterpack.pack import canary
 from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.train.canary import verify_canary
-from adapterpack.train.inject import adapter_names, adapters_of
+from adapterpack.train.inject import adapter_names, parts_of
 from adapterpack.train.kernels import add_low_rank, is_low_rank
 from adapterpack.train.layer import AdaptedLayer, SavedModule, own_modules
 from adapterpack.train.save import _model_fingerprint
@@ -219,13 +219,13 @@ def test_a_second_adapter_finds_the_original_paths(tiny_bert: Path) -> None:
     """``paths(adapt(adapt(model, a), b)) == paths(adapt(model, b))``, also where ``a`` trained the head whole and ``b`` adapts it."""
     alone = adapt(classifier(tiny_bert), LoRA(r=2), "b")
     both = adapt(adapt(classifier(tiny_bert), LoRA(r=2, modules_to_save=("classifier",)), "a"), LoRA(r=2), "b")
-    paths = [site.path for site in adapters_of(alone, "b")[0]]
+    paths = [site.path for site in parts_of(alone, "b").adapters]
     assert "classifier" in paths
-    assert [site.path for site in adapters_of(both, "b")[0]] == paths
+    assert [site.path for site in parts_of(both, "b").adapters] == paths
     assert [path for path, _ in own_modules(both)] == [path for path, _ in classifier(tiny_bert).named_modules()]
     for model in (alone, both):
         shake(active(model, "b"), seed=5) if model is alone else None
-    for site, (_, params) in adapters_of(alone, "b")[0].items():
+    for site, (_, params) in parts_of(alone, "b").adapters.items():
         layer = dict(own_wrappers(both))[site.path]
         with torch.no_grad():
             for key, value in params.items():
@@ -246,7 +246,7 @@ def test_one_adapter_adapts_a_module_that_another_trains_whole(tiny_bert: Path) 
         for name in (first, "b" if first == "a" else "a"):
             adapt(model, settings[name], name)
             assert torch.equal(logits(model), before)
-        full = adapters_of(model, "b")[1]
+        full = parts_of(model, "b").full
         assert {path: sorted(params) for path, params in full.items()} == {
             "classifier": ["bias", "weight"], "bert.encoder.layer.1.intermediate": ["dense.bias", "dense.weight"]}
         shake(model)
@@ -265,8 +265,8 @@ def own_wrappers(model: nn.Module) -> list[tuple[str, AdaptedLayer]]:
 def test_the_output_embedding_is_left_out_every_time(tiny_llama: Path) -> None:
     """``all-linear`` never means the output embedding, not even when an earlier adapter sits on it."""
     model = adapt(adapt(causal(tiny_llama), LoRA(r=2, targets="lm_head"), "a"), LoRA(r=2), "b")
-    assert [site.path for site in adapters_of(model, "a")[0]] == ["lm_head"]
-    assert "lm_head" not in [site.path for site in adapters_of(model, "b")[0]]
+    assert [site.path for site in parts_of(model, "a").adapters] == ["lm_head"]
+    assert "lm_head" not in [site.path for site in parts_of(model, "b").adapters]
 
 
 @pytest.mark.parametrize("name", ["team.tickets-v1.2", "keys", "train", "active", "a%2eb"])
@@ -288,7 +288,7 @@ def test_targets_are_names_or_the_ends_of_paths(tiny_llama: Path) -> None:
     """A name is matched by whole components; a full path names one module; the order is the model's."""
 
     def paths(targets: Any, **rest: Any) -> list[str]:
-        return [site.path for site in adapters_of(adapt(causal(tiny_llama), LoRA(r=1, targets=targets, **rest)), "default")[0]]
+        return [site.path for site in parts_of(adapt(causal(tiny_llama), LoRA(r=1, targets=targets, **rest)), "default").adapters]
 
     assert paths("v_proj") == ["model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj"]
     assert paths(("mlp.up_proj", "model.layers.1.self_attn.q_proj")) == [
@@ -347,7 +347,7 @@ def test_a_pack_that_does_not_fit_leaves_nothing_behind() -> None:
     pack = save(shake(adapt(wide, LoRA(r=2), "wide")), None)
     model = adapt(mlp(), LoRA(r=2, targets="0"), "first")
     tree = modules_by_path(model)
-    with pytest.raises(SiteNotFound, match=r"another shape.*at 2; expected \(6, 11\), found \(5, 11\)"):
+    with pytest.raises(SiteNotFound, match=r"another shape.*at 2, out_features; expected 6, found 5"):
         attach(model, pack, check_base=False)
     assert modules_by_path(model) == tree
     assert adapter_names(model) == ["first"]
@@ -443,7 +443,7 @@ def test_torch_encoder_layers_do_not_bypass_the_adapter() -> None:
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)).eval()
     x = torch.randn(2, 5, 8)
     adapt(model, LoRA(r=2))
-    assert [site.path for site in adapters_of(model, "default")[0]] == ["0.linear1", "0.linear2"]
+    assert [site.path for site in parts_of(model, "default").adapters] == ["0.linear1", "0.linear2"]
     shake(model, 0.5)
     with_gradients = model(x)
     with torch.no_grad():
@@ -554,12 +554,16 @@ def test_the_kernel_equals_the_generic_path() -> None:
         torch.testing.assert_close(ours, generic, atol=1e-10, rtol=1e-12)
 
 
-def test_only_a_plain_low_rank_branch_takes_the_kernel() -> None:
-    """Any other field of the normal form, or a structured factor, means the generic path."""
+def test_only_a_dense_low_rank_branch_takes_the_kernel() -> None:
+    """A changed input or a structured factor means the generic path; the kernel gives what the generic path gives."""
     A, B = torch.randn(2, 3), torch.randn(4, 2)
-    assert is_low_rank(AttachForm(down=Dense(A), up=Dense(B)))
-    for other in ({"scale": torch.ones(4)}, {"shift": torch.ones(4)}, {"pre": Dense(torch.eye(3))}):
-        assert not is_low_rank(AttachForm(down=Dense(A), up=Dense(B), **other))
+    y, x = torch.randn(5, 4), torch.randn(5, 3)
+    for other in ({}, {"scale": torch.randn(4)}, {"shift": torch.randn(4)}, {"scale": torch.randn(1), "shift": torch.randn(4)}):
+        form = AttachForm(down=Dense(A), up=Dense(B), **other)
+        assert is_low_rank(form)
+        expected = (y.double() + x.double() @ A.double().T @ B.double().T) * other.get("scale", 1) + other.get("shift", 0)
+        torch.testing.assert_close(add_low_rank(form, y, x).double(), expected, rtol=1e-5, atol=1e-5)
+    assert not is_low_rank(AttachForm(down=Dense(A), up=Dense(B), pre=Dense(torch.eye(3))))
     assert not is_low_rank(AttachForm(scale=torch.ones(4)))
     assert not is_low_rank(AttachForm(down=Dense(A), up=Diagonal(torch.ones(2))))
 

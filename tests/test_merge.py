@@ -43,7 +43,7 @@ from adapterpack.errors import (
     StorageError,
     Unsupported,
 )
-from adapterpack.methods import AttachForm, LoRA, Method, Site, Traits, get, register, registry
+from adapterpack.methods import AttachForm, LoRA, Method, Site, SiteConfig, Traits, fold, get, register, registry
 from adapterpack.pack import manifest as m
 from adapterpack.pack import safetensors as st
 from adapterpack.pack.checkpoint import Checkpoint
@@ -268,19 +268,10 @@ def test_tied_embeddings_stay_tied_and_untouched(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Rescale:
+class Rescale(SiteConfig):
     """An IA3-like method: y' = s * (W x + b) + t, with t only if ``shifted``."""
 
     shifted: bool = True
-    targets: str | tuple[str, ...] = "all-linear"
-    modules_to_save: tuple[str, ...] = ()
-    dropout: float = 0.0
-
-    def at(self, path: str) -> Rescale:
-        return self
-
-    scale = 1.0
-    rank = None
 
 
 def rescale_shapes(cfg: Rescale, site: Site) -> dict[str, tuple[int, ...]]:
@@ -481,18 +472,39 @@ def test_refuses(llama: Path, tmp_path: Path, case: str) -> None:
 
 
 def test_refuses_what_is_not_additive(llama: Path, tmp_path: Path, rescale: Method) -> None:
-    """A method that multiplies takes no weight, no company at a site, and no bias where the base has none."""
+    """A method that multiplies takes no weight, and no bias where the base has none; what is no change of weights is not folded."""
     pack, biasing = rescale_pack(llama, rescale, "q_proj", True), rescale_pack(llama, rescale, "gate_proj", True)
-    for packs, weights, words in (([pack], [0.5], "not additive"), ([pack, lora_pack(llama)], None, "their order would matter"),
-                                  ([biasing], None, "gives this site a bias, and the base has none")):
+    for packs, weights, words in (([pack], [0.5], "not additive"), ([biasing], None, "gives this site a bias, and the base has none")):
         with pytest.raises(Unsupported, match=words):
             adapterpack.merge(llama, packs, tmp_path / "out", weights=weights)
-    whole = dataclasses.replace(rescale.traits, row_separable=False)
-    for change, words in (({"traits": whole}, "by rows"), ({"kind": "prompt"}, "not act on weights")):
-        registry._METHODS[rescale.name] = rescale._replace(**change)
-        with pytest.raises(Unsupported, match=words):
-            adapterpack.merge(llama, [pack], tmp_path / "out")
+    registry._METHODS[rescale.name] = rescale._replace(kind="prompt")
+    with pytest.raises(Unsupported, match="not act on weights"):
+        adapterpack.merge(llama, [pack], tmp_path / "out")
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("first", ["rescale", "lora"])
+def test_adapters_that_do_not_add_up_fold_in_order(llama: Path, tmp_path: Path, rescale: Method, first: str, by_rows: bool) -> None:
+    """One after the other, as active adapters apply in a model: scale and then add, or add and then scale, by blocks of rows or whole."""
+    registry._METHODS[rescale.name] = rescale._replace(traits=dataclasses.replace(rescale.traits, row_separable=by_rows))
+    scaling, adding = rescale_pack(llama, rescale, "q_proj", True), lora_pack(llama)
+    packs = [scaling, adding] if first == "rescale" else [adding, scaling]
+    adapterpack.merge(llama, packs, tmp_path / "out")
+    before, after = Checkpoint(llama), Checkpoint(tmp_path / "out")
+    changed = 0
+    for path in (group.path for group in scaling.manifest.groups):
+        name = before.require_weight(path)
+        expected = before.read(name).astype(np.float64)
+        for pack in packs:
+            for adapter in pack.adapters():
+                if adapter.site.path == path:
+                    expected, _ = fold(pack.method, adapter.config, {k: v.astype(np.float64) for k, v in adapter.params.items()},
+                                       adapter.site, expected, np.zeros(len(expected)))
+        # float32 rounds each of a handful of steps on numbers of size 1
+        np.testing.assert_allclose(after.read(name), expected, rtol=1e-5, atol=1e-6)
+        changed += 1
+    assert changed
 
 
 def test_refuses_bases_that_would_come_out_wrong(llama: Path, tmp_path: Path) -> None:

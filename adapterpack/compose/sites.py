@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import Unsupported
-from ..methods import Method, Site
+from ..methods import Method, Site, complete
 from ..methods.lora import lora
 from ..pack.pack import Adapter, Pack
 from .agree import SIDE_BY_SIDE
@@ -69,7 +69,7 @@ def _shape(site: Site) -> str:
 def _term(method: Method, adapter: Adapter | None, site: Site, weight: float) -> Term:
     if adapter is None:
         return Term(np.zeros((0, site.in_features), np.float32), np.zeros((site.out_features, 0), np.float32), weight)
-    form = method.attach(adapter.config, adapter.wide, adapter.site)
+    form = method.attach(adapter.config, complete(method, adapter.config, adapter.wide, site), site)
     if form.down is None or form.up is None or (form.pre, form.scale, form.shift) != (None, None, None):
         raise Unsupported(f"the method {method.name} does more at this site than add up @ down", where=site.path, remedy=SIDE_BY_SIDE)
     return Term(np.asarray(form.down.dense()), np.asarray(form.up.dense()), weight)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import FormatError, NonFinite, Unsupported
-from ..methods import LoRA, Site, method_of
+from ..methods import LoRA, Site, complete, method_of
 from ..pack import manifest as m
 from ..pack.pack import Adapter, Pack, build
 from ..pack.safetensors import FLOATS, all_finite, dtype_name
@@ -52,7 +52,7 @@ def factors(pack: Pack, form: str) -> Iterator[Factors]:
 
 def _factors(pack: Pack, adapter: Adapter) -> Factors:
     wide = {name: value.astype(np.float32) if _narrow(value) else value for name, value in adapter.params.items()}
-    form = pack.method.attach(adapter.config, wide, adapter.site)
+    form = pack.method.attach(adapter.config, complete(pack.method, adapter.config, wide, adapter.site), adapter.site)
     if form.down is None or form.up is None or form.pre is not None or form.scale is not None or form.shift is not None:
         raise Unsupported("the change at a site is more than a product of two factors", where=adapter.site.path, found=pack.method.name)
     down, up = np.asarray(form.down.dense()), np.asarray(form.up.dense())

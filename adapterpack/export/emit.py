@@ -36,18 +36,15 @@ class Emitter:
         if "head" in slots:
             self._replace(y, self._head(site, x, slots))
             return
-        if "pre" in slots:
+        if slots.keys() & {"pre", "turn", "turn_down"}:
             self._before(base)
-            base.replace_input_with(0, self._op("Mul", site, "pre", x, self._lifted(site, slots["pre"])))
+            base.replace_input_with(0, self._turned(site, x, slots))
             self._after = y.producer()
         result = y
         if "down" in slots:
-            wide = self._op("Unsqueeze", site, "rows", x, self._constant(site, "axis", [1])) if self._flat(site) else x
-            inner = self._op("MatMul", site, "down", wide, slots["down"])
-            delta = self._op("MatMul", site, "up", inner, slots["up"])
-            if self._flat(site):
-                delta = self._op("Squeeze", site, "flat", delta, self._constant(site, "axis", [1]))
-            result = self._op("Add", site, "sum", result, delta)
+            result = self._op("Add", site, "sum", result, self._product(site, "up", x, slots["down"], slots["up"]))
+        if "delta" in slots:
+            result = self._op("Add", site, "delta/sum", result, self._product(site, "delta", x, slots["delta"]))
         if "scale" in slots:
             result = self._op("Mul", site, "scale", result, self._lifted(site, slots["scale"]))
         if "shift" in slots:
@@ -59,11 +56,25 @@ class Emitter:
         self._after = None
         return self._op("Gather", site, f"{field}/rows", bank, ids, attributes={"axis": 0})
 
+    def _turned(self, site: MappedSite, x: Any, slots: Mapping[str, Any]) -> Any:
+        """The input of the base as the adapter changes it."""
+        if "pre" in slots:
+            x = self._op("Mul", site, "pre", x, self._lifted(site, slots["pre"]))
+        changes = [self._product(site, field, x, *(slots[one] for one in fields))
+                   for field, fields in (("turn", ("turn",)), ("turn_up", ("turn_down", "turn_up"))) if fields[0] in slots]
+        for number, change in enumerate(changes):
+            x = self._op("Add", site, f"turned_{number}", x, change)
+        return x
+
+    def _product(self, site: MappedSite, what: str, x: Any, *matrices: Any) -> Any:
+        """``x`` times one matrix after the other."""
+        value = self._op("Unsqueeze", site, f"{what}/wide", x, self._constant(site, "axis", [1])) if self._flat(site) else x
+        for number, matrix in enumerate(matrices):
+            value = self._op("MatMul", site, f"{what}/{number}", value, matrix)
+        return self._op("Squeeze", site, f"{what}/flat", value, self._constant(site, "axis", [1])) if self._flat(site) else value
+
     def _head(self, site: MappedSite, x: Any, slots: Mapping[str, Any]) -> Any:
-        wide = self._op("Unsqueeze", site, "rows", x, self._constant(site, "axis", [1])) if self._flat(site) else x
-        y = self._op("MatMul", site, "head", wide, slots["head"])
-        if self._flat(site):
-            y = self._op("Squeeze", site, "flat", y, self._constant(site, "axis", [1]))
+        y = self._product(site, "head", x, slots["head"])
         return self._op("Add", site, "bias", y, self._lifted(site, slots["head_bias"])) if "head_bias" in slots else y
 
     def _flat(self, site: MappedSite) -> bool:
@@ -94,7 +105,7 @@ class Emitter:
             self.graph.insert_before(self.graph[0], node)
         else:
             self.graph.insert_after(self._after, node)
-            self._after = node
+        self._after = node
         return node.outputs[0]
 
     def _before(self, node: Any) -> None:

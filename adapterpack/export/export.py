@@ -10,15 +10,17 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from ..errors import ConfigError, ParityError, SiteNotFound, UnknownName, Unsupported, nearest
 from ..hub.resolve import folder_of
 from ..merge.merge import merge
+from ..merge.whole import weight_name
 from ..pack.atomic import output_folder, refuse_existing
 from ..pack.checkpoint import Checkpoint, carried_files
 from ..pack.manifest import Base
-from ..pack.pack import Pack
+from ..pack.pack import Adapter, Pack
 from ..pack.validate import load
 from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, read_bundle
 from ..runtime.slots import pack_values
@@ -27,6 +29,9 @@ from .frontends import FRONTENDS, BaseGraph, Frontend
 from .modes import MODES, Plan, base_head, with_fields
 from .parity import prove
 from .sitemap import find_sites
+
+DEFAULT_RANK = 16
+"""The largest rank of a bank that is exported without adapters."""
 
 Progress = Callable[[str], None]
 
@@ -103,11 +108,11 @@ def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
 
 def _publish(
     out: Path, graph: BaseGraph, frontend: Frontend, mode: str, task: Task, base: Checkpoint, source: Path, packs: list[Pack],
-    capacity: tuple[int, int], quantize: str | None, say: Progress,
+    capacity: tuple[int, int | None], quantize: str | None, say: Progress,
 ) -> Bundle:
     """Attaches, writes into a temporary folder, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
-    plan = _plan(graph, attached, capacity)
+    plan = _plan(graph, base, attached, capacity)
     done = MODES[mode](graph.model, plan)
     labels = _labels(source, task)
     bundle = Bundle(
@@ -148,15 +153,26 @@ def _publish(
     return read_bundle(out)
 
 
-def _plan(graph: BaseGraph, packs: list[Pack], capacity: tuple[int, int]) -> Plan:
+def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
+    """The base's own weight and bias at a site, out of its checkpoint."""
+    name = weight_name(base, adapter.site.path, adapter.weight)
+    bias = f"{name.removesuffix('.weight')}.bias"
+    return base.read(name), base.read(bias) if bias in base.tensors else None
+
+
+def _plan(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple[int, int | None]) -> Plan:
     sites = find_sites(graph.model, graph.scope)
-    values = [pack_values(pack) for pack in packs]
+    values = [pack_values(pack, lambda adapter: _weights(base, adapter)) for pack in packs]
     wanted = {name.rpartition(".")[0] for one in values for name in one}
     missing = sorted(wanted - sites.keys())
     if missing:
         raise SiteNotFound("the graph has no such site", found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
     mapped = with_fields(sites, values)
-    return Plan(packs, values, mapped, base_head(graph.model, mapped), *capacity)
+    slots, max_rank = capacity
+    needed = max((array.shape[1] for one in values for name, array in one.items() if name.endswith((".down", ".turn_down"))), default=0)
+    if max_rank is not None and max_rank < needed:
+        raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank)
+    return Plan(packs, values, mapped, base_head(graph.model, mapped), slots, max_rank or needed or DEFAULT_RANK)
 
 
 def _check(packs: list[Pack], base: Checkpoint) -> None:
@@ -180,17 +196,14 @@ def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
     return task_of(architectures[0]) if architectures else TASKS["feature-extraction"]
 
 
-def _capacity(mode: str, packs: list[Pack], slots: int | None, max_rank: int | None) -> tuple[int, int]:
+def _capacity(mode: str, packs: list[Pack], slots: int | None, max_rank: int | None) -> tuple[int, int | None]:
     if mode != "bank" and (slots is not None or max_rank is not None):
         raise ConfigError("only a bank has slots and a largest rank", found=f"mode {mode}",
                           remedy="leave them out, or export with --mode bank")
-    ranks = [group.rank or 0 for pack in packs for group in pack.manifest.groups]
-    needed, rank = len(packs) + 1, max(ranks, default=16) or 16
+    needed = len(packs) + 1
     if slots is not None and slots < needed:
         raise ConfigError("too few slots", expected=f"at least {needed}: one for the base and one for each pack", found=slots)
-    if max_rank is not None and max_rank < max(ranks, default=0):
-        raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {max(ranks)}", found=max_rank)
-    return slots or needed, max_rank or rank
+    return slots or needed, max_rank
 
 
 def _candidates(name: str | None, base: Checkpoint, task: Task) -> list[Frontend]:

@@ -49,6 +49,10 @@ def inputs(model: Any, plan: Plan) -> Attached:
             "up": ([f"rank_{number}", site.out_features], (0, site.out_features)),
             "scale": ([site.out_features], (site.out_features,)),
             "shift": ([site.out_features], (site.out_features,)),
+            "delta": ([site.in_features, site.out_features], (site.in_features, site.out_features)),
+            "turn": ([site.in_features, site.in_features], (site.in_features, site.in_features)),
+            "turn_down": ([site.in_features, f"turn_{number}"], (site.in_features, 0)),
+            "turn_up": ([f"turn_{number}", site.in_features], (0, site.in_features)),
             "pre": ([site.in_features], (site.in_features,)),
             "head": ([site.in_features, f"labels_{number}"], (site.in_features, site.out_features)),
             "head_bias": ([f"labels_{number}"], (site.out_features,)),
@@ -145,9 +149,10 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
     for pack, values in zip(plan.packs, plan.values, strict=True):
         complete = dict(values)
         for site in plan.sites.values():  # a pair must be whole: an absent module becomes an explicit rank-0 pair
-            if "down" in site.fields and f"{site.path}.down" not in complete:
-                complete[f"{site.path}.down"] = np.zeros((site.in_features, 0), np.float32)
-                complete[f"{site.path}.up"] = np.zeros((0, site.out_features), np.float32)
+            for narrow, wide, width in (("down", "up", site.out_features), ("turn_down", "turn_up", site.in_features)):
+                if narrow in site.fields and f"{site.path}.{narrow}" not in complete:
+                    complete[f"{site.path}.{narrow}"] = np.zeros((site.in_features, 0), np.float32)
+                    complete[f"{site.path}.{wide}"] = np.zeros((0, width), np.float32)
         adapter = ort.AdapterFormat()
         adapter.set_adapter_version(1)
         adapter.set_model_version(1)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..methods import AttachForm, Dense, Method
+from ..methods import AttachForm, Dense, Method, complete
 from ..methods.base import fold_form
 from ..pack.pack import Adapter
 from ..pack.safetensors import FLOATS, dtype_name
@@ -42,14 +42,16 @@ class Bound(NamedTuple):
     form: AttachForm | None
 
 
-def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray) -> Bound:
+def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None) -> Bound:
     """Parameters widened to ``dtype`` and the normal form computed once, for all row blocks of ``weight`` ``[out, in]``.
 
-    A method that reads the base through ``attach`` gets the weight whole, in at least float32; no other makes such a copy.
+    A method that reads the base through ``attach`` gets the weight and the bias whole, in at least float32; no other makes such a copy.
     """
     method, adapter = contribution.method, contribution.adapter
-    params = {name: _widened(value, dtype) for name, value in adapter.params.items()}
-    site = dataclasses.replace(adapter.site, weight=_widened(weight, dtype)) if method.traits.reads_weight else adapter.site
+    site = dataclasses.replace(adapter.site, out_features=weight.shape[0], in_features=weight.shape[1])
+    if method.traits.reads_weight:
+        site = dataclasses.replace(site, weight=_widened(weight, dtype), base_bias=None if bias is None else _widened(bias, dtype))
+    params = complete(method, adapter.config, {name: _widened(value, dtype) for name, value in adapter.params.items()}, site)
     if method.fold is not None:
         own = method.fold
         return Bound(lambda block, bias, rows: own(adapter.config, params, site, block, bias, rows), None)
@@ -61,8 +63,8 @@ def _widened(value: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return value.astype(dtype, copy=False) if dtype_name(value.dtype) in FLOATS else value
 
 
-def inert(contribution: Contribution, bound: Bound) -> bool:
-    """Whether the contribution certainly changes nothing: weight zero, or a normal form that is the identity.
+def inert(contribution: Contribution, bound: Bound, width: int) -> bool:
+    """Whether the contribution to a weight ``[out, width]`` certainly changes nothing: weight zero, or a form that is the identity.
 
     A matrix that maps a random vector to zero is zero with probability one, so that no wide product is needed.
     """
@@ -71,12 +73,12 @@ def inert(contribution: Contribution, bound: Bound) -> bool:
     form = bound.form
     if form is None:
         return False
-    x = np.random.default_rng(0).standard_normal(contribution.adapter.site.in_features, np.float32)
+    x = np.random.default_rng(0).standard_normal(width, np.float32)
     factors = _dense_factors(form)
     if factors is not None:
         return not np.any(factors[0] @ (factors[1] @ x))
     moved = (
-        form.down is not None and form.up is not None and np.any(form.up.apply(form.down.apply(x))),
+        form.down is not None and np.any(form.down.apply(x) if form.up is None else form.up.apply(form.down.apply(x))),
         form.pre is not None and np.any(form.pre.apply(x) != x),
         form.scale is not None and np.any(form.scale != 1),
         form.shift is not None and np.any(form.shift),
@@ -102,18 +104,22 @@ class Change(NamedTuple):
     """All contributions to one weight, ready to be applied block by block.
 
     Plain factor pairs are stacked, ``up = [w_1 up_1, ...]`` and ``down = [down_1; ...]``, so that any number of adapters is one product;
-    ``rest`` holds the other additive ones as (weight, reads the base, fold); ``single`` is an adapter that is not additive.
+    ``rest`` holds the other additive ones as (weight, reads the base, fold). Where one is not additive, all are in ``chain``: each folds
+    what the one before it left, as active adapters do in a model. ``whole``: not all can fold a block of rows without the others.
     """
 
-    up: np.ndarray | None
-    down: np.ndarray | None
-    rest: tuple[tuple[float, bool, Fold], ...]
-    single: Fold | None
+    up: np.ndarray | None = None
+    down: np.ndarray | None = None
+    rest: tuple[tuple[float, bool, Fold], ...] = ()
+    chain: tuple[Fold, ...] = ()
+    whole: bool = False
 
     def apply(self, weight: Rows, bias: np.ndarray | None, rows: slice, change: Rows, new: Rows) -> np.ndarray | None:
         """Writes the change of a block into ``change`` and the changed block into ``new``; returns the changed bias."""
-        if self.single is not None:
-            folded, moved = self.single(weight, bias, rows)
+        if self.chain:
+            folded, moved = weight, bias
+            for fold in self.chain:
+                folded, moved = fold(folded, moved, rows)
             np.copyto(new, folded)
             np.subtract(new, weight, out=change)
             return moved
@@ -140,12 +146,12 @@ def _product(up: np.ndarray, down: np.ndarray, out: np.ndarray) -> None:
         np.matmul(up[start : start + step], down, out=out[start : start + step])
 
 
-def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray) -> Change:
-    """The change that ``contributions`` make together to ``weight`` ``[out, in]``, computed in ``dtype``."""
-    bound = [bind(contribution, dtype, weight) for contribution in contributions]
+def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None) -> Change:
+    """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype``."""
+    bound = [bind(contribution, dtype, weight, bias) for contribution in contributions]
+    whole = not all(contribution.method.traits.row_separable for contribution in contributions)
     if not all(contribution.method.traits.additive for contribution in contributions):
-        (alone,) = bound  # several are refused while planning
-        return Change(None, None, (), alone.fold)
+        return Change(chain=tuple(one.fold for one in bound), whole=whole)
     ups, downs, rest = [], [], []
     for contribution, (fold, form) in zip(contributions, bound, strict=True):
         factors = None if form is None else _dense_factors(form)
@@ -155,7 +161,7 @@ def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight:
             ups.append(dtype.type(contribution.weight) * factors[0])
             downs.append(factors[1])
     up, down = (np.concatenate(ups, axis=1), np.concatenate(downs)) if ups else (None, None)
-    return Change(up, down, tuple(rest), None)
+    return Change(up, down, tuple(rest), whole=whole)
 
 
 def _dense_factors(form: AttachForm) -> tuple[np.ndarray, np.ndarray] | None:

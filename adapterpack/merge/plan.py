@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..errors import NothingToDo, Unsupported
 from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Pack
@@ -18,11 +20,15 @@ KINDS = frozenset({"linear"})
 
 @dataclass(frozen=True)
 class Target:
-    """One weight of the base and what changes it; ``bias`` is the tensor of its bias, if the fold changes that too."""
+    """One weight of the base and what changes it; ``bias`` is the tensor of its bias, if the fold changes that too.
+
+    ``base_bias`` holds the values of its bias, for methods that read them.
+    """
 
     weight: str
     bias: str | None
     contributions: tuple[Contribution, ...]
+    base_bias: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,6 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
     if method.kind != "weight":
         raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
                           remedy="keep the adapter beside the base")
-    if not method.traits.row_separable:
-        raise Unsupported(f"method '{method.name}' cannot be folded by rows", where=owner, remedy="keep the adapter beside the base")
     if weight != 1 and not method.traits.additive:
         raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
                           expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
@@ -100,18 +104,16 @@ def _module(tensor: str) -> str:
 
 def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> Target | None:
     """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias."""
-    if len(contributions) > 1 and not all(each.method.traits.additive for each in contributions):
-        raise Unsupported("several adapters change one weight and not all of them are additive, so their order would matter", where=name,
-                          found=", ".join(f"'{each.pack}' ({each.method.name})" for each in contributions),
-                          remedy="merge them one after another in the order that you mean, or serve them apart")
-    weight, dtype, row = base.read(name), work_dtype(base.tensors[name].dtype), slice(0, 1)
+    weight, dtype = base.read(name), work_dtype(base.tensors[name].dtype)
     stem = name.removesuffix(".weight")
     bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None
-    before = None if bias is None else base.read(bias)[row].astype(dtype)
+    old = None if bias is None else base.read(bias)
+    row = slice(0, 1) if all(each.method.traits.row_separable for each in contributions) else slice(0, len(weight))
+    before = None if old is None else old[row].astype(dtype)
     changes_bias, moving = False, []
     for each in contributions:
-        bound = bind(each, dtype, weight)
-        if inert(each, bound):
+        bound = bind(each, dtype, weight, old)
+        if inert(each, bound, weight.shape[1]):
             continue
         moving.append(each)
         after = bound.fold(weight[row].astype(dtype), before, row)[1]
@@ -119,4 +121,4 @@ def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> T
             raise Unsupported(f"folding method '{each.method.name}' gives this site a bias, and the base has none",
                               where=f"{base.folder}, {name}", expected=f"{stem}.bias", remedy="keep the adapter beside the base")
         changes_bias = changes_bias or after is not before
-    return Target(name, bias if changes_bias else None, tuple(moving)) if moving else None
+    return Target(name, bias if changes_bias else None, tuple(moving), old) if moving else None

@@ -178,12 +178,12 @@ def _fold(tensor: _Tensor, bias: _Tensor | None, ticker: Ticker, safe: bool, scr
     assert source is not None
     rows, columns = source.shape
     dtype, read, stored_as = work_dtype(source.dtype), DTYPES[source.dtype], DTYPES[place.dtype]
-    change = prepare(target.contributions, dtype, tensor.shard.base.read(source.name))
+    change = prepare(target.contributions, dtype, tensor.shard.base.read(source.name), target.base_bias)
     before = None if target.bias is None or bias is None else bias.shard.base.read(target.bias).astype(dtype)
     after = None if before is None else np.empty_like(before)
     sums = LossSums()
     with opened(tensor.shard.base.path, os.O_RDONLY) as reader, opened(tensor.out, os.O_WRONLY) as sink:
-        for block in row_blocks(rows, columns):
+        for block in iter((slice(0, rows),)) if change.whole else row_blocks(rows, columns):
             shape = (block.stop - block.start, columns)
             raw = scratch.get("raw", shape, read)
             read_into(reader, raw, source.offset + block.start * columns * read.itemsize)

@@ -1,25 +1,37 @@
 """Adapter methods: one small file each, registered here."""
 
 from .._stage import callable_package
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits, evaluate, fold, row_blocks, run
+from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
+from .config import SiteConfig
+from .inits import INITS, Init, Seen
 from .lora import LoRA, lora
-from .operators import Dense, Diagonal, Operator
+from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
 from .registry import get, method_of, methods, register
 
 register(lora)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
+    "INITS",
     "AttachForm",
+    "BlockDiagonal",
+    "Chain",
     "Dense",
+    "Deviation",
     "Diagonal",
+    "Init",
+    "Kronecker",
     "LoRA",
     "Method",
     "Operator",
     "Params",
     "PeftForm",
+    "Seen",
+    "Shared",
     "Site",
+    "SiteConfig",
     "Traits",
+    "complete",
     "evaluate",
     "fold",
     "get",

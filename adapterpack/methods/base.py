@@ -10,12 +10,13 @@ Python array API: the same few lines run on torch tensors while training and on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .inits.base import Seen
 from .operators import Array, Operator
 
 Params = Mapping[str, Array]
@@ -26,7 +27,9 @@ Forward = Callable[[Array], Array]
 class Site:
     """One place in a model that an adapter changes.
 
-    ``path`` is the literal module path. ``weight`` (``[out, in]``) is given only to methods whose trait ``reads_weight`` is set.
+    ``path`` is the literal module path. ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
+    trait ``reads_weight`` is set, and with ``seen`` to an ``init`` that asks for them. A width is 0 where it is not known: a file of
+    another library need not say both.
     """
 
     path: str
@@ -35,12 +38,15 @@ class Site:
     kind: str = "linear"
     bias: bool = False
     weight: Array | None = field(default=None, compare=False, repr=False)
+    base_bias: Array | None = field(default=None, compare=False, repr=False)
+    seen: Seen | None = field(default=None, compare=False, repr=False)
 
 
 class AttachForm(NamedTuple):
-    """The normal form of one adapter at one site; ``None`` means identity (``pre``), absent (``down``/``up``), one, or zero.
+    """The normal form of one adapter at one site; ``None`` means identity (``pre``, ``up``), absent (``down``), one, or zero.
 
-    Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``scale`` ``[out]`` or ``[1]``, ``shift`` ``[out]``.
+    Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``scale`` ``[out]`` or ``[1]``, ``shift`` ``[out]``. A change
+    that has no factors is a ``down`` of ``[out, in]`` without an ``up``.
     """
 
     pre: Operator | None = None
@@ -70,28 +76,8 @@ class Traits:
     """Rows of one batch may carry different adapters of this method."""
     layers: tuple[str, ...] = ("linear",)
     """The kinds of site it supports."""
-
-
-class MethodConfig(Protocol):
-    """The least that a method's frozen config dataclass offers; its fields are the method's only schema."""
-
-    targets: str | tuple[str, ...]
-    modules_to_save: tuple[str, ...]
-    dropout: float
-
-    def at(self, path: str) -> Any:
-        """The config as it holds for one site, patterns resolved."""
-        ...
-
-    @property
-    def scale(self) -> float:
-        """The number that multiplies the branch; written to the manifest for every site."""
-        ...
-
-    @property
-    def rank(self) -> int | None:
-        """The rank of the branch, or None for a method without one."""
-        ...
+    frozen: tuple[str, ...] = ()
+    """Its parameters that are stored and not trained, beside those that are not of a floating type."""
 
 
 class PeftForm(NamedTuple):
@@ -104,14 +90,24 @@ class PeftForm(NamedTuple):
     """site path -> config at that site, to PEFT's own config keys."""
     from_config: Callable[[Mapping[str, Any]], Any]
     """PEFT's config keys to ours."""
-    features: Callable[[Params], tuple[int, int]]
-    """parameters of a site -> its input and output width."""
+    features: Callable[[Params], tuple[int | None, int | None]]
+    """parameters of a site -> its input and output width, None where they do not say it."""
+    shared: Mapping[str, str] = {}
+    """shared parameter name -> PEFT's whole tensor name."""
+
+
+class Shared(NamedTuple):
+    """Parameters that all sites of one adapter have in common, stored once; ``attach`` finds them among its parameters."""
+
+    shapes: Callable[[Any, Sequence[Site]], dict[str, tuple[int, ...]]]
+    init: Callable[[Any, Sequence[Site], np.random.Generator], dict[str, np.ndarray]]
 
 
 class Method(NamedTuple):
     """An adapter method: what :mod:`adapterpack.methods.registry` holds.
 
-    ``examples`` are the configs under which the test matrix proves it.
+    ``examples`` are the configs under which the test matrix proves it. The parameters that ``attach``, ``forward`` and ``fold`` are given
+    are complete: the site's own, the shared ones, and the constants.
     """
 
     name: str
@@ -126,6 +122,21 @@ class Method(NamedTuple):
     forward: Callable[[Any, Params, Site, Forward, Array, Forward], Array] | None = None
     fold: Callable[[Any, Params, Site, Array, Array | None, slice], tuple[Array, Array | None]] | None = None
     peft: PeftForm | None = None
+    constants: Callable[[Any, Site], dict[str, np.ndarray]] | None = None
+    """What follows from the config, the site and (by trait) its weight, and is neither trained nor stored: random bases from a seed, ..."""
+    shared: Shared | None = None
+    needs: Callable[[Any], frozenset[str]] | None = None
+    """What ``init`` wants to be told of a site under a config: of ``weight``, ``moment``, ``gradient`` (:class:`~.inits.Seen`)."""
+    plan: Callable[[Any, Sequence[Site]], Any] | None = None
+    """The config, changed by what was seen of all sites."""
+    bake: Callable[[Any, Params, Site], tuple[Any, dict[str, np.ndarray]]] | None = None
+    """What a pack stores of a trained site, where that is not what is trained: the config and the parameters in their final form."""
+    rates: Callable[[Any], Mapping[str, float]] | None = None
+    """Parameter name -> what multiplies its learning rate."""
+    penalty: Callable[[Any, Params], Array] | None = None
+    """A term of one site that is added to the loss."""
+    formula: str = ""
+    """What it computes, in one line; ``W x + b`` is the layer."""
     kind: str = "weight"
     spec_version: int = 1
 
@@ -136,8 +147,9 @@ def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = N
     ``drop`` is the dropout on the branch's input while training.
     """
     y = base(x if form.pre is None else form.pre.apply(x))
-    if form.down is not None and form.up is not None:
-        y = y + form.up.apply(form.down.apply(x if drop is None else drop(x)))
+    if form.down is not None:
+        inner = form.down.apply(x if drop is None else drop(x))
+        y = y + (inner if form.up is None else form.up.apply(inner))
     if form.scale is not None:
         y = y * form.scale
     return y if form.shift is None else y + form.shift
@@ -150,8 +162,8 @@ def fold_form(form: AttachForm, weight: Array, bias: Array | None, rows: slice) 
     there was no bias gives a bias.
     """
     folded = weight if form.pre is None else form.pre.after(weight)
-    if form.down is not None and form.up is not None:
-        folded = folded + form.down.after(form.up.rows(rows))
+    if form.down is not None:
+        folded = folded + (form.down.rows(rows) if form.up is None else form.down.after(form.up.rows(rows)))
     if form.scale is not None:
         scale = _block(form.scale, rows)
         folded = folded * scale[:, None]
@@ -164,6 +176,21 @@ def fold_form(form: AttachForm, weight: Array, bias: Array | None, rows: slice) 
 
 def _block(vector: Array, rows: slice) -> Array:
     return vector if vector.shape[0] == 1 else vector[rows]
+
+
+def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, Array]:
+    """The stored parameters of a site (numpy) with the method's constants, in the parameters' floating dtype.
+
+    Example:
+        >>> from adapterpack.methods import LoRA, get
+        >>> sorted(complete(get("lora"), LoRA(r=1), {"lora_A": np.ones((1, 2)), "lora_B": np.ones((3, 1))}, Site("layer", 2, 3)))
+        ['lora_A', 'lora_B']
+    """
+    if method.constants is None:
+        return dict(params)
+    dtype = next((value.dtype for value in params.values() if np.issubdtype(value.dtype, np.floating)), np.dtype(np.float32))
+    made = method.constants(cfg, site)
+    return {**{name: value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value for name, value in made.items()}, **params}
 
 
 def run(

@@ -66,7 +66,7 @@ class Diagonal(NamedTuple):
     def dense(self) -> Array:
         """See :class:`Operator`."""
         xp = array_namespace(self.vector)
-        return xp.eye(self.vector.shape[0], dtype=self.vector.dtype) * self.vector
+        return xp.eye(self.vector.shape[0], dtype=self.vector.dtype, device=self.vector.device) * self.vector
 
     def rows(self, block: slice) -> Array:
         """See :class:`Operator`."""
@@ -75,3 +75,117 @@ class Diagonal(NamedTuple):
     def after(self, weight: Array) -> Array:
         """See :class:`Operator`."""
         return weight * self.vector
+
+
+class BlockDiagonal(NamedTuple):
+    """Blocks ``[n, b_out, b_in]`` along the diagonal: shape ``[n b_out, n b_in]``."""
+
+    blocks: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(x, self.blocks)
+        count, wide, narrow = self.blocks.shape
+        rows = xp.permute_dims(xp.reshape(x, (-1, count, narrow)), (1, 0, 2))
+        turned = xp.matmul(rows, xp.permute_dims(self.blocks, (0, 2, 1)))
+        return xp.reshape(xp.permute_dims(turned, (1, 0, 2)), (*x.shape[:-1], count * wide))
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(self.blocks)
+        count, wide, narrow = self.blocks.shape
+        spread = xp.eye(count, dtype=self.blocks.dtype, device=self.blocks.device)[:, None, :, None] * self.blocks[:, :, None, :]
+        return xp.reshape(spread, (count * wide, count * narrow))
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.dense()[block]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        return transposed(self).apply(weight)
+
+
+class Kronecker(NamedTuple):
+    """``left ⊗ right`` of ``[a, b]`` and ``[c, d]``: shape ``[a c, b d]``."""
+
+    left: Array
+    right: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(x, self.left, self.right)
+        wide = xp.reshape(x, (*x.shape[:-1], self.left.shape[1], self.right.shape[1]))
+        inner = xp.matmul(wide, self.right.T)
+        turned = xp.matmul(self.left, inner)
+        return xp.reshape(turned, (*x.shape[:-1], self.left.shape[0] * self.right.shape[0]))
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(self.left, self.right)
+        (a, b), (c, d) = self.left.shape, self.right.shape
+        return xp.reshape(self.left[:, None, :, None] * self.right[None, :, None, :], (a * c, b * d))
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.dense()[block]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        return transposed(self).apply(weight)
+
+
+class Chain(NamedTuple):
+    """``second first``: what ``first`` gives goes through ``second``."""
+
+    first: Any
+    second: Any
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        return self.second.apply(self.first.apply(x))
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        return self.first.after(self.second.dense())
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.first.after(self.second.rows(block))
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        return self.first.after(self.second.after(weight))
+
+
+class Deviation(NamedTuple):
+    """``I + up down``: the identity and a change of low rank, ``down`` ``[r, n]`` and ``up`` ``[n, r]``."""
+
+    down: Array
+    up: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(x, self.down, self.up)
+        return x + xp.matmul(xp.matmul(x, self.down.T), self.up.T)
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(self.down, self.up)
+        return xp.eye(self.up.shape[0], dtype=self.up.dtype, device=self.up.device) + xp.matmul(self.up, self.down)
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.dense()[block]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(weight, self.down, self.up)
+        return weight + xp.matmul(xp.matmul(weight, self.up), self.down)
+
+
+def transposed(operator: BlockDiagonal | Kronecker) -> Any:
+    """``M^T`` as an operator of the same structure."""
+    if isinstance(operator, Kronecker):
+        return Kronecker(operator.left.T, operator.right.T)
+    return BlockDiagonal(array_namespace(operator.blocks).permute_dims(operator.blocks, (0, 2, 1)))

@@ -111,7 +111,8 @@ class BaseQuantization:
 
 @dataclass(frozen=True)
 class Group:
-    """One module that the pack changes. ``role`` is ``adapter``, or ``full`` for a module that was trained whole.
+    """One module that the pack changes. ``role`` is ``adapter``, or ``full`` for a module that was trained whole; the one group of role
+    ``shared`` is no module and holds what all adapters of the pack have in common. A width may be unknown (None).
 
     ``weight`` is the literal name of the tensor in the base checkpoint; ``config`` holds the hyper-parameters that differ here from
     the manifest's ``config``; ``scale`` is the number that multiplies the branch.

@@ -29,7 +29,8 @@ MUTABLE = frozenset({"README.md", ".gitattributes", "adapterpack.sig.json"})
 TEMPLATE = "chat_template.jinja"
 FILE_ROLES = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config", TEMPLATE: "chat_template"}
 """The files that a pack may hold beside its manifest, and what the manifest says of each."""
-_SELECTION = frozenset({"targets", "modules_to_save"})
+SHARED = "@shared"
+"""The path of the group that holds what all sites have in common: no module can have it."""
 
 
 class Adapter(NamedTuple):
@@ -101,10 +102,15 @@ class Pack:
         return found
 
     def adapters(self) -> Iterator[Adapter]:
-        """Every adapted site with its resolved config and parameters, in the manifest's order."""
+        """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order."""
+        shared = self.shared()
         for group in self.manifest.groups:
             if group.role == "adapter":
-                yield Adapter(site_of(group), self.config_at(group), self.params(group.path), group.weight)
+                yield Adapter(site_of(group), self.config_at(group), {**shared, **self.params(group.path)}, group.weight)
+
+    def shared(self) -> dict[str, np.ndarray]:
+        """The parameters that all adapted sites have in common."""
+        return self.params(SHARED)
 
     def full(self) -> dict[str, dict[str, np.ndarray]]:
         """The modules that were trained whole: path -> parameter name -> array."""
@@ -174,7 +180,8 @@ class Pack:
         for group in self.manifest.groups:
             if group.role == "adapter":
                 shape = base.tensors[group.weight if group.weight in base.tensors else base.require_weight(group.path)].shape
-                if shape != (group.out_features, group.in_features):
+                known = zip((group.out_features, group.in_features), shape, strict=True)
+                if any(mine not in {None, its} for mine, its in known):
                     raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
                                        expected=(group.out_features, group.in_features), found=shape,
                                        remedy="use the base that the pack names")
@@ -192,12 +199,14 @@ def build(
     *,
     task: m.Task,
     base: m.Base,
+    shared: Mapping[str, np.ndarray] | None = None,
     full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     weights: Mapping[str, str | None] | None = None,
     **rest: Any,
 ) -> Pack:
     """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the modules trained whole.
 
+    ``shared`` are the parameters that all sites have in common.
     ``weights`` names the base tensor behind each path; ``rest`` goes to :class:`~adapterpack.pack.manifest.Manifest`.
 
     Raises:
@@ -217,10 +226,14 @@ def build(
         entries[tensor_name] = entry_of(value, path, param)
 
     for (site, (cfg, params)), overrides in zip(adapters.items(), differing, strict=True):
-        groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features, site.out_features,
-                              site.bias, cfg.rank, cfg.scale, overrides))
+        groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
+                              site.out_features or None, site.bias, cfg.rank, cfg.scale, overrides))
         for param, value in params.items():
             add(site.path, param, peft_layout.tensor_name(method, site.path, param), value)
+    if shared:
+        groups.append(m.Group(SHARED, "shared", "module"))
+    for param, value in (shared or {}).items():
+        add(SHARED, param, peft_layout.shared_name(method, param), value)
     for path, params in (full or {}).items():
         groups.append(m.Group(path, "full", "module", (weights or {}).get(path)))
         for param, value in params.items():
@@ -262,8 +275,9 @@ def entry_of(value: np.ndarray, group: str, param: str, scales: str | None = Non
 
 
 def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What all sites share, and for each site what differs from it; selection fields are already resolved into groups."""
-    plain = [{k: v for k, v in dataclasses.asdict(cfg).items() if k not in _SELECTION and v != {}} for cfg in configs]
+    """What all sites share, and for each site what differs from it; what only training asks for is left out."""
+    packed = {f.name for f in dataclasses.fields(configs[0]) if f.metadata.get("packed", True)} if configs else set()
+    plain = [{k: v for k, v in dataclasses.asdict(cfg).items() if k in packed and v != {}} for cfg in configs]
     common = plain[0] if plain else {}
     return common, [{k: v for k, v in one.items() if common.get(k) != v} for one in plain]
 
@@ -275,6 +289,6 @@ def require_sites(pack: Pack, known: Mapping[str, Any], where: object) -> None:
         SiteNotFound: one is not, or none is; the nearest name is given.
     """
     for group in pack.manifest.groups:
-        if group.path not in known:
+        if group.role != "shared" and group.path not in known:
             raise SiteNotFound(f"pack '{pack.name}' changes a site that is not there", where=where, found=group.path,
                                remedy=nearest(group.path, known))

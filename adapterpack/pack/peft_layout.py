@@ -53,6 +53,11 @@ def tensor_name(method: Method, path: str, param: str) -> str:
     return f"{_PREFIX}{path}.{suffixes[param]}"
 
 
+def shared_name(method: Method, param: str) -> str:
+    """PEFT's name for a parameter that all sites share; one of our own for a method that PEFT does not know."""
+    return method.peft.shared[param] if method.peft else f"{_PREFIX}@shared.{param}"
+
+
 def full_name(path: str, param: str) -> str:
     """PEFT's name for a parameter of a module that was trained whole."""
     return f"{_PREFIX}{path}.{param}"
@@ -92,17 +97,18 @@ def read(folder: Path, name: str | None = None) -> Pack:
 
     config = _config(folder / CONFIG)
     _refuse_pickle(folder / TENSORS)
-    method, adapters, full = _parts(folder, config, None, None)
+    method, adapters, shared, full = _parts(folder, config, None, None)
     task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), "feature-extraction")
     version = config.get("peft_version")
-    return build(name or _plain_name(folder.resolve().name), method, adapters, full=full, task=m.Task(task), base=_base_hint(config),
+    return build(name or _plain_name(folder.resolve().name), method, adapters, shared=shared, full=full, task=m.Task(task),
+                 base=_base_hint(config),
                  training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
 
 
 def _parts(
     folder: Path, config: Mapping[str, Any], expected: Method | None, tensors: SafetensorsFile | None
-) -> tuple[Method, dict[Site, tuple[Any, dict[str, np.ndarray]]], dict[str, dict[str, np.ndarray]]]:
-    """Method, adapted sites and whole modules of a PEFT folder; ``tensors``: its file, if it is open already.
+) -> tuple[Method, dict[Site, tuple[Any, dict[str, np.ndarray]]], dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """Method, adapted sites, shared parameters and whole modules of a PEFT folder; ``tensors``: its file, if it is open already.
 
     ``expected`` is asked first, because listing every method means looking through every installed package.
     """
@@ -121,7 +127,7 @@ def _parts(
     _refuse_options(config, known, folder / CONFIG)
     file = folder / TENSORS
     tensors = tensors or SafetensorsFile(file, private=True)
-    params, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
+    params, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
     adapters = {}
     for path, found in sorted(params.items()):
         try:
@@ -132,7 +138,7 @@ def _parts(
         adapters[site] = (here, found)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
-    return method, adapters, full
+    return method, adapters, shared, full
 
 
 def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensors: SafetensorsFile) -> str | None:
@@ -140,14 +146,14 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
     truth = get(manifest.method.type)
     try:
         config = _parsed(config_bytes, folder / CONFIG)
-        method, adapters, full = _parts(folder, config, truth, tensors)
+        method, adapters, _, full = _parts(folder, config, truth, tensors)
     except AdapterpackError as error:
         return f"PEFT's reading of it fails: {error}"
     whole = [group.path for group in manifest.groups if group.role == "full"]  # which may be several layers in PEFT's reading
     theirs: dict[str, tuple[str, int | None, float | None]] = {site.path: ("adapter", cfg.rank, cfg.scale)
                                                                 for site, (cfg, _) in adapters.items()}
     theirs |= {next((path for path in whole if f"{found}.".startswith(f"{path}.")), found): ("full", None, None) for found in full}
-    ours = {group.path: (group.role, group.rank, group.scale) for group in manifest.groups}
+    ours = {group.path: (group.role, group.rank, group.scale) for group in manifest.groups if group.role != "shared"}
     for path in sorted(theirs.keys() ^ ours.keys()):
         return f"the modules differ at {path}"
     for path, meaning in ours.items():
@@ -211,11 +217,14 @@ def _saved(path: str, modules_to_save: Any) -> bool:
 
 def _sort(
     method: Method, tensors: SafetensorsFile, modules_to_save: Any, where: Path
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
     assert method.peft is not None
     params: dict[str, dict[str, np.ndarray]] = {}
     full: dict[str, dict[str, np.ndarray]] = {}
+    shared = {param: tensors.read(name) for param, name in method.peft.shared.items() if name in tensors.tensors}
     for name in tensors.tensors:
+        if name in method.peft.shared.values():
+            continue
         if not name.startswith(_PREFIX):
             raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{_PREFIX}...")
         rest = name.removeprefix(_PREFIX)
@@ -230,15 +239,20 @@ def _sort(
                                   expected=f"{', '.join(method.peft.suffixes.values())}, or a module of modules_to_save",
                                   remedy="name its module in modules_to_save, or remove the tensor")
             full.setdefault(path, {})[param] = tensors.read(name)
-    return params, full
+    return params, shared, full
 
 
 def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], where: Path) -> Site:
     assert method.peft is not None
     expected = set(method.shapes(cfg, Site(path, 1, 1)))
-    if set(params) != expected or any(value.ndim < 2 for value in params.values()):
+    if set(params) != expected:
         raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(expected), found=sorted(params))
-    return check_shapes(method, cfg, Site(path, *method.peft.features(params)), params, where)
+    try:
+        widths = method.peft.features(params)
+    except (IndexError, ValueError) as error:
+        shapes = {name: value.shape for name, value in params.items()}
+        raise FormatError("the tensors of a site have too few axes", where=f"{where}, {path}", found=shapes) from error
+    return check_shapes(method, cfg, Site(path, widths[0] or 0, widths[1] or 0), params, where)
 
 
 def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:

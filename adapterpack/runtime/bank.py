@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from ..errors import AdapterpackError, BaseMismatch, Unsupported
 from ..pack.manifest import Base
-from ..pack.pack import Pack
+from ..pack.pack import Adapter, Pack
 from .bundle import GRAPH, Bundle
 from .slots import Values, pack_values, padded
 
@@ -45,7 +45,7 @@ class AdapterBank:
             Unsupported: no slot is free, or it does not fit.
         """
         _require_base(pack, base, self.folder)
-        values = pack_values(pack)
+        values = pack_values(pack, self._weights if self.bundle.quantization is None else None)
         with self._lock:
             slots, _ = self.state
             if pack.name in slots:
@@ -66,6 +66,17 @@ class AdapterBank:
         """Gives an adapter's slot back; its contents stay until the slot is filled again."""
         with self._lock:
             self.state = self.state._replace(slots={other: slot for other, slot in self.state.slots.items() if other != name})
+
+    def _weights(self, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
+        """The base's own weight and bias at a site, out of the graph."""
+        site = self.bundle.sites.get(adapter.site.path)
+        if site is None:
+            raise Unsupported("the graph has no slot for a part of this adapter", found=adapter.site.path,
+                              remedy="export the bundle again with this adapter among the packs")
+        known = ir.load(self.folder / GRAPH).graph.initializers
+        weight = np.array(known[site.weight].const_value.numpy())
+        bias = None if site.bias is None else np.array(known[site.bias].const_value.numpy())
+        return weight if site.layout == "out_in" else weight.T, bias
 
     def _exported(self) -> Values:
         """The bank as the graph was exported with it."""

@@ -1,18 +1,24 @@
 """What a graph's slots are filled with: the normal form of each adapter as arrays, padded for a bank or as they are for inputs.
 
-Slot names are ``<module path>.<field>``. Fields of an adapted site: ``down`` [in, r], ``up`` [r, out], ``scale`` [out], ``shift``
-[out], ``pre`` [in]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels]. A bank puts the slots in front.
+Slot names are ``<module path>.<field>``. Fields of an adapted site::
+
+    x' = x * pre;   x" = x' + x' turn + (x' turn_down) turn_up;   y = (base(x") + (x down) up + x delta) * scale + shift
+
+``pre`` [in], ``turn`` [in, in], ``turn_down`` [in, t], ``turn_up`` [t, in], ``down`` [in, r], ``up`` [r, out], ``delta`` [in, out],
+``scale`` [out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels]. A bank puts the slots
+in front. Apart from ``pre`` and ``scale``, zeros change nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from ..errors import BaseMismatch, Unsupported
-from ..methods import AttachForm, Diagonal
-from ..pack.pack import Pack
+from ..methods import AttachForm, Deviation, Diagonal, complete
+from ..pack.pack import Adapter, Pack
 from .bundle import MappedSite
 
 NO_LABEL = np.float32(-1e9)
@@ -21,49 +27,61 @@ NO_LABEL = np.float32(-1e9)
 HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 """Parameter of a linear layer that was trained whole -> its slot field."""
 
-_NEUTRAL = {"scale": 1.0, "pre": 1.0, "shift": 0.0, "down": 0.0, "up": 0.0, "head": 0.0, "head_bias": float(NO_LABEL)}
+_NEUTRAL = {"scale": 1.0, "pre": 1.0, "head_bias": float(NO_LABEL)}
+"""What a field holds that changes nothing, where that is not zero."""
 
-_FREE_AXIS = {"down": 1, "up": 0, "head": 1, "head_bias": 0}
+_FREE_AXIS = {"down": 1, "up": 0, "turn_down": 1, "turn_up": 0, "head": 1, "head_bias": 0}
 """Where adapters may be narrower than their slot: the rank and the labels. Every other axis is the base's own width."""
 
 Values = dict[str, np.ndarray]
 
 
-def form_arrays(form: AttachForm, site: str, out_features: int) -> Values:
-    """The fields of one normal form, as float32 arrays; a low-rank ``up`` already holds the scale.
+Weights = Callable[[Adapter], "tuple[np.ndarray, np.ndarray | None]"]
+"""Where the base's weight ``[out, in]`` and bias ``[out]`` behind an adapted site come from."""
 
-    Raises:
-        Unsupported: a structure that the graph has no slot for.
-    """
+
+def form_arrays(form: AttachForm, out_features: int) -> Values:
+    """The fields of one normal form, as float32 arrays; a low-rank ``up`` already holds the scale."""
     fields: Values = {}
     if form.down is not None and form.up is not None:
         fields["down"], fields["up"] = np.asarray(form.down.dense()).T, np.asarray(form.up.dense()).T
+    elif form.down is not None:
+        fields["delta"] = np.asarray(form.down.dense()).T
     if form.scale is not None:
         fields["scale"] = np.broadcast_to(np.asarray(form.scale), (out_features,))
     if form.shift is not None:
         fields["shift"] = np.broadcast_to(np.asarray(form.shift), (out_features,))
-    if form.pre is not None:
-        if not isinstance(form.pre, Diagonal):
-            raise Unsupported("this input transformation has no slot form yet", where=site, expected="a diagonal",
-                              found=type(form.pre).__name__, remedy="export with --mode folded")
+    if isinstance(form.pre, Diagonal):
         fields["pre"] = np.asarray(form.pre.vector)
+    elif isinstance(form.pre, Deviation):
+        fields["turn_down"], fields["turn_up"] = np.asarray(form.pre.down).T, np.asarray(form.pre.up).T
+    elif form.pre is not None:
+        dense = np.asarray(form.pre.dense())
+        fields["turn"] = (dense - np.eye(len(dense), dtype=dense.dtype)).T
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in fields.items()}
 
 
-def pack_values(pack: Pack) -> Values:
-    """Every slot value of one pack, by slot name, unpadded.
+def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
+    """Every slot value of one pack, by slot name, unpadded; ``weights`` is asked for a method that reads the base.
 
     Raises:
-        Unsupported: a method that needs the base weight at run time, or a head that is not made of linear layers.
+        Unsupported: the base's weights are not at hand and needed, or a head is not made of linear layers.
     """
     values: Values = {}
-    if pack.method.traits.reads_weight or not pack.method.traits.batchable:
+    traits = pack.method.traits
+    if not traits.batchable or pack.method.kind != "weight":
         raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
                           remedy="export with --mode folded")
+    if traits.reads_weight and weights is None:
+        raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
+                          found=pack.method.name, remedy="export the bundle again with this adapter among the packs")
     for adapter in pack.adapters():
-        form = pack.method.attach(adapter.config, adapter.wide, adapter.site)
-        arrays = form_arrays(form, adapter.site.path, adapter.site.out_features)
-        values.update({f"{adapter.site.path}.{field}": array for field, array in arrays.items()})
+        site = adapter.site
+        if traits.reads_weight and weights is not None:
+            weight, bias = weights(adapter)
+            site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=None if bias is None else bias.astype(np.float32))
+        form = pack.method.attach(adapter.config, complete(pack.method, adapter.config, adapter.wide, site), site)
+        values.update({f"{site.path}.{field}": array for field, array in form_arrays(form, site.out_features or 1).items()})
     for path, params in pack.full().items():
         values.update(head_values(path, params))
     return values
@@ -104,7 +122,7 @@ def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], ma
         value = values.get(name)
         if value is None and f"{path}.head" not in values:
             value = heads.get(name)
-        result[name] = np.full(shape, _NEUTRAL[field], np.float32)
+        result[name] = np.full(shape, _NEUTRAL.get(field, 0.0), np.float32)
         if value is not None:
             _require_fit(name, value.shape, shape, _FREE_AXIS.get(field))
             result[name][tuple(slice(0, extent) for extent in value.shape)] = value
@@ -125,8 +143,11 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
     shapes = {}
     for path, site in sites.items():
         wide = site.labels or site.out_features
+        turn = min(max_rank, site.in_features)
         every = {"down": (site.in_features, max_rank), "up": (max_rank, site.out_features), "scale": (site.out_features,),
-                 "shift": (site.out_features,), "pre": (site.in_features,), "head": (site.in_features, wide), "head_bias": (wide,)}
+                 "shift": (site.out_features,), "pre": (site.in_features,), "turn": (site.in_features, site.in_features),
+                 "turn_down": (site.in_features, turn), "turn_up": (turn, site.in_features),
+                 "delta": (site.in_features, site.out_features), "head": (site.in_features, wide), "head_bias": (wide,)}
         shapes.update({f"{path}.{field}": every[field] for field in site.fields})
     return shapes
 

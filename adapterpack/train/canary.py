@@ -15,7 +15,7 @@ from ..pack import canary
 from ..pack.manifest import Canary
 from ..pack.pack import Pack
 from .inject import active
-from .layer import AdaptedLayer, SavedModule, own_modules
+from .layer import Adapted, Wrapper, own_modules
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def coarse(model: nn.Module) -> float:
 def only(model: nn.Module, name: str | None) -> Iterator[None]:
     """The model in evaluation mode with one adapter (or none) active; as it was before afterwards."""
     modes = {module: module.training for module in model.modules()}
-    before = {module: module.active for module in modes if isinstance(module, AdaptedLayer | SavedModule)}
+    before = {module: module.active for module in modes if isinstance(module, Wrapper)}
     try:
         active(model, name)
         model.eval()
@@ -133,7 +133,7 @@ def _outputs(model: nn.Module, name: str, ids: tuple[tuple[int, ...], ...]) -> t
     with only(model, name):
         adapted = _run(model, ids)
         for module in model.modules():
-            if isinstance(module, AdaptedLayer):
+            if isinstance(module, Adapted):
                 module.active = ()
         return _run(model, ids), adapted
 

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
-from ..methods import Site, method_of
+from ..methods import Method, Seen, Site, SiteConfig, method_of
 from ..pack import peft_layout
 from ..pack.pack import Pack, require_sites
-from .layer import AdaptedLayer, SavedModule, module_at, own_modules
-from .sites import select, site_at
+from .kinds import KINDS
+from .layer import Adapted, AdaptedLayer, SavedModule, as_numpy, as_parameter, module_at, own_modules
+from .seen import measure
 
 
-def adapt(model: nn.Module, config: Any, name: str = "default", seed: int = 0) -> nn.Module:
+def adapt(
+    model: nn.Module, config: SiteConfig, name: str = "default", seed: int = 0, data: Iterable[Mapping[str, Any]] | None = None
+) -> nn.Module:
     """Freezes ``model`` and puts a fresh trainable adapter into it, in place; only the adapter's parameters require gradients.
 
-    ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``. Returns the same model.
+    ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``. ``data``, batches of the model's keyword
+    arguments, is for initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Returns the same model.
 
     Raises:
+        ConfigError: the initialisation wants data, and there are none.
         SiteNotFound: a target matches no module.
         Unsupported: the method does not support a targeted layer.
 
@@ -37,16 +43,21 @@ def adapt(model: nn.Module, config: Any, name: str = "default", seed: int = 0) -
     method, rng = method_of(config), np.random.default_rng(seed)
     _refuse_taken(model, name)
     whole = [_module_path(model, path) for path in config.modules_to_save]
-    with _wrapping(model, name) as work:
-        for site in select(model, config.targets, method.traits, tuple(whole)):
+    sites = KINDS[method.kind].select(model, config.targets, method.traits, tuple(whole))
+    needs = method.needs(config) if method.needs is not None else frozenset()
+    seen = measure(model, sites, needs, data)
+    if method.plan is not None:
+        config = method.plan(config, [dataclasses.replace(site, seen=seen.get(site.path)) for site in sites])
+    common = method.shared.init(config, sites, rng) if method.shared is not None else {}
+    with _wrapping(model, name, method, common) as work:
+        for site in sites:
             cfg = config.at(site.path)
-            known = _with_weight(model, site) if method.traits.reads_weight else site
-            work.layer(site.path).add(name, method, cfg, method.init(cfg, known, rng))
+            work.adapter(site.path, cfg, partial(_fresh, method, cfg, rng, seen.get(site.path)), "weight" in needs)
         for path in whole:
             work.saved(path).add(name)
     model.requires_grad_(False)
     for module in work.touched:
-        module.part(name).requires_grad_(True)
+        module.trainable(name)
     return active(model, name)
 
 
@@ -71,14 +82,15 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
         from .save import require_model_base  # noqa: PLC0415 - save imports this module
 
         require_model_base(model, pack)
-    with _wrapping(model, name) as work:
+    with _wrapping(model, name, pack.method, pack.shared()) as work:
         for adapter in pack.adapters():
-            layer = work.layer(adapter.site.path)
-            shapes = (layer.site.out_features, layer.site.in_features), (adapter.site.out_features, adapter.site.in_features)
-            if shapes[0] != shapes[1]:
-                raise SiteNotFound("a site has another shape in this model", where=adapter.site.path, expected=shapes[1], found=shapes[0])
-            peft_layout.check_shapes(pack.method, adapter.config, layer.site, adapter.params, pack.name)
-            layer.add(name, pack.method, adapter.config, adapter.params)
+            own = {key: value for key, value in adapter.params.items() if key not in work.shared}
+            layer = work.adapter(adapter.site.path, adapter.config, partial(_stored, own))
+            for side in ("out_features", "in_features"):
+                if getattr(adapter.site, side) not in {0, getattr(layer.site, side)}:
+                    raise SiteNotFound("a site has another shape in this model", where=f"{adapter.site.path}, {side}",
+                                       expected=getattr(adapter.site, side), found=getattr(layer.site, side))
+            peft_layout.check_shapes(pack.method, adapter.config, layer.site, own, pack.name)
         for path, params in pack.full().items():
             work.saved(path).add(name, params, pack.manifest.task.labels)
     if check_base and check_canary:
@@ -135,8 +147,18 @@ def adapter_names(model: nn.Module) -> list[str]:
     return sorted({name for module in _wrappers(model) for name in module.names})
 
 
-def adapters_of(model: nn.Module, name: str) -> tuple[dict[Site, tuple[Any, dict[str, np.ndarray]]], dict[str, dict[str, np.ndarray]]]:
-    """One adapter's parts as the pack wants them: site -> (config, parameters), and path -> parameters of modules trained whole.
+class Parts(NamedTuple):
+    """One adapter out of a model, as a pack wants it: its method, site -> (config, parameters) in their final form, the parameters that
+    all sites share, and path -> parameters of modules that were trained whole."""
+
+    method: Method
+    adapters: dict[Site, tuple[Any, dict[str, np.ndarray]]]
+    shared: dict[str, np.ndarray]
+    full: dict[str, dict[str, np.ndarray]]
+
+
+def parts_of(model: nn.Module, name: str) -> Parts:
+    """The adapter of that name.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
@@ -144,11 +166,16 @@ def adapters_of(model: nn.Module, name: str) -> tuple[dict[Site, tuple[Any, dict
     wrappers = [module for module in _wrappers(model) if name in module.names]
     if not wrappers:
         raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, adapter_names(model)))
-    adapters = {module.site: (module.methods[name][1], module.params(name)) for module in wrappers if isinstance(module, AdaptedLayer)}
-    if not adapters:
+    adapted = [module for module in wrappers if isinstance(module, Adapted)]
+    if not adapted:
         raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,
                           remedy="keep the pack that it came from")
-    return adapters, {module.path: module.params(name) for module in wrappers if isinstance(module, SavedModule)}
+    method = adapted[0].methods[name][0]
+    adapters = {module.site: (module.methods[name][1], module.params(name)) for module in adapted}
+    if method.bake is not None:
+        adapters = {site: method.bake(cfg, params, site) for site, (cfg, params) in adapters.items()}
+    shared = {key: as_numpy(value) for key, value in adapted[0].shared(name).items()}
+    return Parts(method, adapters, shared, {module.path: module.params(name) for module in wrappers if isinstance(module, SavedModule)})
 
 
 def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
@@ -156,31 +183,52 @@ def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
     return next((module.labels[name] for module in _wrappers(model) if isinstance(module, SavedModule) and module.labels.get(name)), None)
 
 
-def method_in(model: nn.Module, name: str) -> Any:
-    """The method of an adapter in a model."""
-    return next(module.methods[name][0] for module in _wrappers(model) if isinstance(module, AdaptedLayer) and name in module.methods)
+def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Seen | None, site: Site) -> Mapping[str, np.ndarray]:
+    return method.init(cfg, dataclasses.replace(site, seen=seen), rng)
+
+
+def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.ndarray]:
+    return params
 
 
 class _Work:
     """Wrappers for one adapter, made beside the model; :func:`_wrapping` puts them into it."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, name: str, method: Method, shared: Mapping[str, np.ndarray]) -> None:
+        self.model, self.name, self.method = model, name, method
+        device = next(model.parameters()).device
+        self.shared = {key: as_parameter(value, device) for key, value in shared.items()}
         self.swaps: dict[nn.Module, nn.Module] = {}
-        self.touched: list[AdaptedLayer | SavedModule] = []
+        self.touched: list[Adapted | SavedModule] = []
+        self._constants: dict[int, tuple[np.ndarray, nn.Parameter]] = {}
 
-    def layer(self, path: str) -> AdaptedLayer:
-        """The adapted layer at one of the model's own paths."""
+    def adapter(self, path: str, cfg: Any, params: Callable[[Site], Mapping[str, np.ndarray]], weight: bool = False) -> Adapted:
+        """The wrapper at a site with the new adapter in it; ``params`` is asked with the site, and its ``weight`` if that is wanted."""
+        wrapper = self._wrapper(path)
+        self.touched.append(wrapper)
+        known = _with_weight(wrapper) if weight or self.method.traits.reads_weight else wrapper.site
+        own = params(known)
+        made = self.method.constants(cfg, known) if self.method.constants is not None else {}
+        device = next(wrapper.base.parameters()).device
+        wrapper.add(self.name, self.method, cfg, own, {key: self._constant(value, device) for key, value in made.items()}, self.shared)
+        return wrapper
+
+    def _constant(self, value: np.ndarray, device: torch.device) -> nn.Parameter:
+        """A constant as a tensor; the same array at another site is the same tensor."""
+        if id(value) not in self._constants:
+            self._constants[id(value)] = value, as_parameter(value, device)
+        return self._constants[id(value)][1]
+
+    def _wrapper(self, path: str) -> Adapted:
         outer = module_at(self.model, path)
         module = outer.base if isinstance(outer, SavedModule) else outer  # a layer that another adapter has trained whole
-        if not isinstance(module, AdaptedLayer):
-            site = site_at(path, module)
-            if site is None:
-                raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(module).__name__)
-            module = self.swaps.setdefault(module, AdaptedLayer(module, site))  # type: ignore[assignment]
-        assert isinstance(module, AdaptedLayer)
-        self.touched.append(module)
-        return module
+        if isinstance(module, Adapted):
+            return module
+        if module not in self.swaps:
+            self.swaps[module] = KINDS[self.method.kind].wrap(module, path)
+        wrapper = self.swaps[module]
+        assert isinstance(wrapper, Adapted)
+        return wrapper
 
     def saved(self, path: str) -> SavedModule:
         """The module with whole copies at one of the model's own paths."""
@@ -194,9 +242,9 @@ class _Work:
 
 
 @contextmanager
-def _wrapping(model: nn.Module, name: str) -> Iterator[_Work]:
+def _wrapping(model: nn.Module, name: str, method: Method, shared: Mapping[str, np.ndarray]) -> Iterator[_Work]:
     """Puts the wrappers made inside into the model when the block ends well; when it does not, the model is as it was."""
-    work = _Work(model)
+    work = _Work(model, name, method, shared)
     try:
         yield work
     except BaseException:
@@ -206,8 +254,8 @@ def _wrapping(model: nn.Module, name: str) -> Iterator[_Work]:
     _swap(model, work.swaps)
 
 
-def _wrappers(model: nn.Module) -> Iterator[AdaptedLayer | SavedModule]:
-    return (module for module in model.modules() if isinstance(module, AdaptedLayer | SavedModule))
+def _wrappers(model: nn.Module) -> Iterator[Adapted | SavedModule]:
+    return (module for module in model.modules() if isinstance(module, Adapted | SavedModule))
 
 
 def _swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
@@ -236,9 +284,11 @@ def _module_path(model: nn.Module, name: str) -> str:
     return matches[0]
 
 
-def _with_weight(model: nn.Module, site: Site) -> Site:
-    weight: torch.Tensor = module_at(model, site.path).weight  # type: ignore[assignment]  # of the layer or its wrapper
-    return dataclasses.replace(site, weight=weight.detach().float().cpu().numpy())
+def _with_weight(wrapper: Adapted) -> Site:
+    """The site with its weight and bias, float32."""
+    weight, bias = wrapper.base.weight, wrapper.base.bias
+    assert isinstance(weight, torch.Tensor)
+    return dataclasses.replace(wrapper.site, weight=as_numpy(weight), base_bias=None if bias is None else as_numpy(bias))  # type: ignore[arg-type]
 
 
 def _refuse_taken(model: nn.Module, name: str) -> None:

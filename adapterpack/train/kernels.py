@@ -47,15 +47,15 @@ def _flat(value: torch.Tensor) -> torch.Tensor:
 
 
 def is_low_rank(form: AttachForm) -> bool:
-    """Whether a form is nothing but a dense low-rank branch."""
-    plain = form.pre is None and form.scale is None and form.shift is None
-    return plain and isinstance(form.down, Dense) and isinstance(form.up, Dense)
+    """Whether a form has a dense low-rank branch and leaves the input alone."""
+    return form.pre is None and isinstance(form.down, Dense) and isinstance(form.up, Dense)
 
 
 def add_low_rank(form: AttachForm, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``y + up(down(x))`` for a form of which :func:`is_low_rank` holds; ``x`` ``[..., in]``, ``y`` ``[..., out]``.
+    """``scale * (y + up(down(x))) + shift`` for a form of which :func:`is_low_rank` holds; ``x`` ``[..., in]``, ``y`` ``[..., out]``.
 
     The result is of the wider precision of ``y`` and the form.
     """
     result: torch.Tensor = _LowRank.apply(y, x, form.down.matrix, form.up.matrix)  # type: ignore[union-attr]
-    return result
+    result = result if form.scale is None else result * form.scale
+    return result if form.shift is None else result + form.shift

@@ -16,28 +16,77 @@ from ..errors import SiteNotFound, nearest
 from ..methods import Method, Site, evaluate, run
 from . import kernels
 
+Tensors = Mapping[str, nn.Parameter]
 
-class AdaptedLayer(nn.Module):
-    """A frozen layer with any number of named adapters; with none active it is the layer itself, exactly.
 
-    Input and output are those of the wrapped layer. Several active adapters apply one after the other, in order.
-    """
+class Wrapper(nn.Module):
+    """What stands in a module's place and holds named adapters for it; with none active it is the module itself, exactly."""
 
-    def __init__(self, base: nn.Module, site: Site) -> None:
+    active: tuple[str, ...]
+
+    def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.training = base.training
         self.base = base
+        self.active = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the adapters, in the order in which they came."""
+        raise NotImplementedError
+
+    def part(self, name: str) -> nn.Module:
+        """What holds the adapter's parameters."""
+        raise NotImplementedError
+
+    def remove(self, name: str) -> None:
+        """Removes an adapter; unknown names are ignored."""
+        raise NotImplementedError
+
+    def params(self, name: str) -> dict[str, np.ndarray]:
+        """The adapter's own parameters as numpy arrays: floats as float32, the rest as it is."""
+        return {key: as_numpy(value) for key, value in self.part(name).named_parameters()}
+
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapped module has and this one has not (``in_features``, ...) is read from it: models look at such things."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base":
+                raise
+            return getattr(self.base, name)
+
+
+class Adapted(Wrapper):
+    """A wrapper whose adapters are those of a method at a site: their own parameters, the shared ones, and the constants."""
+
+    def __init__(self, base: nn.Module, site: Site) -> None:
+        super().__init__(base)
         self.site = site
         self.adapters = nn.ModuleDict()
+        self.common = nn.ModuleDict()
+        self.fixed = nn.ModuleDict()
         self.methods: dict[str, tuple[Method, Any]] = {}
-        self.active: tuple[str, ...] = ()
 
-    def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray]) -> None:
-        """Adds a trainable adapter whose parameters are ``params``, as float32 on the base layer's device."""
+    def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
+        """Adds an adapter; its own parameters are trained as float32, on the base's device, unless the method says that they are frozen.
+
+        ``constants`` and ``shared`` may belong to other sites, too.
+        """
         device = next(self.base.parameters()).device
-        tensors = {key: nn.Parameter(torch.from_numpy(np.array(value, np.float32)).to(device)) for key, value in params.items()}
-        self.adapters[_key(name)] = nn.ParameterDict(tensors)
+        self.adapters[_key(name)] = nn.ParameterDict({key: as_parameter(value, device) for key, value in params.items()})
+        self.common[_key(name)] = nn.ParameterDict(dict(shared))
+        self.fixed[_key(name)] = nn.ParameterDict(dict(constants))
         self.methods[name] = (method, cfg)
+        self.trainable(name)
+
+    def trainable(self, name: str, yes: bool = True) -> None:
+        """Lets the adapter's parameters be trained, or not."""
+        method, cfg = self.methods[name]
+        frozen = cfg.frozen.union(method.traits.frozen)
+        for part in (self.adapters[_key(name)], self.common[_key(name)]):
+            for key, value in part.items():
+                value.requires_grad_(yes and value.is_floating_point() and key not in frozen)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -45,18 +94,31 @@ class AdaptedLayer(nn.Module):
         return tuple(self.methods)
 
     def part(self, name: str) -> nn.Module:
-        """What holds the adapter's parameters."""
+        """What holds the adapter's own parameters."""
         return self.adapters[_key(name)]
+
+    def shared(self, name: str) -> dict[str, nn.Parameter]:
+        """The parameters that the adapter has in common at all its sites."""
+        return dict(self.common[_key(name)].items())
 
     def remove(self, name: str) -> None:
         """Removes an adapter; unknown names are ignored."""
         if name in self.methods:
-            del self.adapters[_key(name)], self.methods[name]
+            del self.adapters[_key(name)], self.common[_key(name)], self.fixed[_key(name)], self.methods[name]
             self.active = tuple(other for other in self.active if other != name)
 
-    def params(self, name: str) -> dict[str, np.ndarray]:
-        """The adapter's parameters as numpy arrays."""
-        return {key: value.detach().float().cpu().numpy() for key, value in self.part(name).items()}
+    def tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Everything that the method's functions want of the adapter, floats in ``dtype``."""
+        key = _key(name)
+        every = {**self.fixed[key], **self.common[key], **self.adapters[key]}
+        return {leaf: value.to(dtype) if value.is_floating_point() and value.dtype != dtype else value for leaf, value in every.items()}
+
+
+class AdaptedLayer(Adapted):
+    """A frozen layer with any number of named adapters of weight methods.
+
+    Input and output are those of the wrapped layer. Several active adapters apply one after the other, in order.
+    """
 
     @property
     def weight(self) -> torch.Tensor:
@@ -80,14 +142,13 @@ class AdaptedLayer(nn.Module):
 
     def _applied(self, name: str, before: Any) -> Any:
         method, cfg = self.methods[name]
-        trained = self.adapters[_key(name)]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             autocast = torch.is_autocast_enabled(x.device.type)
-            own = next(iter(trained.values())).dtype
+            own = next(value.dtype for value in self._own(name) if value.is_floating_point())
             # The branch is computed in the adapter's precision, or the input's where that is finer: nothing of the base is rounded away.
             dtype = torch.promote_types(x.dtype, own)
-            tensors = trained if dtype == own else {key: value.to(dtype) for key, value in trained.items()}
+            tensors = self.tensors(name, dtype)
             drop = (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
             result = x.dtype
 
@@ -98,7 +159,7 @@ class AdaptedLayer(nn.Module):
                 return output
 
             inner = x if autocast else x.to(dtype)
-            site = dataclasses.replace(self.site, weight=self.weight.to(dtype)) if method.traits.reads_weight else self.site
+            site = self._with_weight(dtype) if method.traits.reads_weight else self.site
             if method.forward is not None:
                 return run(method, cfg, tensors, site, base, inner, drop).to(result)
             form = method.attach(cfg, tensors, site)
@@ -109,22 +170,23 @@ class AdaptedLayer(nn.Module):
 
         return forward
 
-    def __getattr__(self, name: str) -> Any:
-        """What the wrapped layer has and this one has not (``in_features``, ...) is read from it: models look at such things."""
-        return _from_base(self, name)
+    def _own(self, name: str) -> Iterator[torch.Tensor]:
+        return iter((*self.part(name).parameters(), *self.shared(name).values()))
+
+    def _with_weight(self, dtype: torch.dtype) -> Site:
+        """The site with the frozen weight and bias, which pass no gradient on."""
+        bias = None if self.bias is None else self.bias.detach().to(dtype)
+        return dataclasses.replace(self.site, weight=self.weight.detach().to(dtype), base_bias=bias)
 
 
-class SavedModule(nn.Module):
+class SavedModule(Wrapper):
     """A module with whole trained copies by name; with none active it is the original. ``labels`` says what a copy's outputs mean."""
 
     def __init__(self, base: nn.Module, path: str) -> None:
-        super().__init__()
-        self.training = base.training
-        self.base = base
+        super().__init__(base)
         self.path = path
         self.copies = nn.ModuleDict()
         self.labels: dict[str, tuple[str, ...] | None] = {}
-        self.active: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -154,15 +216,15 @@ class SavedModule(nn.Module):
         """The copy of that name."""
         return self.copies[_key(name)]
 
+    def trainable(self, name: str, yes: bool = True) -> None:
+        """Lets the copy be trained, or not."""
+        self.part(name).requires_grad_(yes)
+
     def remove(self, name: str) -> None:
         """Removes a copy; unknown names are ignored."""
         if name in self.labels:
             del self.copies[_key(name)], self.labels[name]
             self.active = tuple(other for other in self.active if other != name)
-
-    def params(self, name: str) -> dict[str, np.ndarray]:
-        """The copy's parameters as numpy arrays."""
-        return {key: value.detach().float().cpu().numpy() for key, value in self.part(name).named_parameters()}
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The output of the last active copy, or of the original; in the original's precision."""
@@ -173,10 +235,6 @@ class SavedModule(nn.Module):
             return output
         own = next(self.base.parameters(), x)
         return output.to(x.dtype if x.is_floating_point() else own.dtype)  # an embedding takes ids
-
-    def __getattr__(self, name: str) -> Any:
-        """As for :class:`AdaptedLayer`."""
-        return _from_base(self, name)
 
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -206,7 +264,7 @@ def _walk(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[
 
 
 def _innermost(module: nn.Module) -> nn.Module:
-    while isinstance(module, AdaptedLayer | SavedModule):
+    while isinstance(module, Wrapper):
         module = module.base
     return module
 
@@ -220,13 +278,16 @@ def _bare(module: nn.Module) -> nn.Module:
     return module
 
 
-def _from_base(wrapper: nn.Module, name: str) -> Any:
-    try:
-        return nn.Module.__getattr__(wrapper, name)
-    except AttributeError:
-        if name == "base":
-            raise
-        return getattr(wrapper.base, name)
+def as_numpy(value: torch.Tensor) -> np.ndarray:
+    """A tensor as a numpy array: floats as float32, the rest as it is."""
+    array: np.ndarray = (value.detach().float() if value.is_floating_point() else value.detach()).cpu().numpy()
+    return array
+
+
+def as_parameter(value: np.ndarray, device: torch.device) -> nn.Parameter:
+    """A numpy array as a parameter that is not trained yet: floats as float32, the rest as it is."""
+    wide = np.array(value, np.float32 if np.issubdtype(value.dtype, np.floating) else value.dtype)
+    return nn.Parameter(torch.from_numpy(wide).to(device), requires_grad=False)
 
 
 def _key(name: str) -> str:

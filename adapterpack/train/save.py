@@ -23,7 +23,7 @@ from ..pack.pack import Pack, build
 from ..pack.safetensors import DTYPES
 from ..tasks import task_of
 from .canary import make_canary
-from .inject import adapter_names, adapters_of, labels_of, method_in
+from .inject import adapter_names, labels_of, parts_of
 from .layer import own_modules
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
@@ -60,21 +60,23 @@ def save(
         raise AdapterpackError("the model holds several adapters or none", found=", ".join(names) or "none",
                                remedy="name one with adapter=")
     chosen = adapter or names[0]
-    adapters, full = adapters_of(model, chosen)
+    parts = parts_of(model, chosen)
     checkpoint = _checkpoint(model, base)
     config = getattr(model, "config", None)
     task = task_of(type(model).__name__)
     labels = labels_of(model, chosen)
-    if labels is None and task.labelled and config is not None and full:
+    if labels is None and task.labelled and config is not None and parts.full:
         labels = tuple(config.id2label[i] for i in sorted(config.id2label))
     pack = build(
         name or (Path(out).name if out is not None else chosen),
-        method_in(model, chosen),
-        adapters,
-        full=full,
+        parts.method,
+        parts.adapters,
+        shared=parts.shared,
+        full=parts.full,
         task=m.Task(task.name, type(model).__name__ if config is not None else None, labels),
         base=_base(model, checkpoint),
-        weights={path: checkpoint.weight_name(path) if checkpoint else f"{path}.weight" for path in [*(s.path for s in adapters), *full]},
+        weights={path: checkpoint.weight_name(path) if checkpoint else f"{path}.weight"
+                 for path in [*(site.path for site in parts.adapters), *parts.full]},
         canary=make_canary(model, chosen),
         training={"framework_versions": _versions(), **(training or {})},
         metrics=metrics,

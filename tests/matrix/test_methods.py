@@ -17,7 +17,7 @@ CELLS = [
     for method in methods().values()
     for case in cases(method)
     for invariant in INVARIANTS
-    if invariant.needs(method)
+    if invariant.holds_for(case)
 ]
 
 

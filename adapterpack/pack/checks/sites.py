@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...errors import AdapterpackError
+from .. import manifest as m
 from .. import peft_layout
-from ..pack import TENSORS, site_of
+from ..pack import SHARED, TENSORS, site_of
 from .finding import Finding, Rule
 from .subject import Subject, group_pointer, tensor_pointer
 
@@ -21,6 +22,8 @@ RANK_LARGE = Rule("AP406", "warning", "The rank of a low-rank site is at most th
                   "resize the adapter: a larger rank only costs")
 SCALE = Rule("AP501", "error", "The written scale is the one that the configuration gives.", "pack the adapter again")
 RANK = Rule("AP502", "error", "The written rank is the one that the configuration gives.", "pack the adapter again")
+_UNKNOWN = 1 << 31
+"""Wider than any layer: what stands for a width that the pack does not say."""
 RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, SCALE, RANK)
 
 
@@ -35,9 +38,11 @@ def roles(s: Subject) -> Iterator[Finding]:
     for number, group in enumerate(s.pack.manifest.groups):
         s.budget.require_time("the shapes of the sites")
         pointer, params = group_pointer(number), s.pack.params(group.path)
-        if group.role == "full":
+        if group.role != "adapter":
             if not params:
                 yield SHAPES.at(group.path, "a module without tensors", pointer=pointer)
+            if group.role == "shared":
+                yield from _shared(s, group, params, pointer)
             continue
         layers = s.pack.method.traits.layers
         if group.kind not in layers:
@@ -52,8 +57,25 @@ def roles(s: Subject) -> Iterator[Finding]:
             continue
         if extra := sorted(set(params) - set(s.pack.method.shapes(cfg, site_of(group)))):
             yield EXTRA.at(group.path, f"a tensor that the method does not have: {', '.join(extra)}", pointer=pointer)
-        if s.pack.method.traits.low_rank and (cfg.rank or 0) > min(group.in_features or 0, group.out_features or 0):
+        narrow = min(group.in_features or _UNKNOWN, group.out_features or _UNKNOWN)
+        if s.pack.method.traits.low_rank and (cfg.rank or 0) > narrow:
             yield RANK_LARGE.at(group.path, f"rank {cfg.rank} at a site of {group.out_features} x {group.in_features}", pointer=pointer)
+
+
+def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
+    """What all sites share is what the method says of them together."""
+    adapters = [one for one in s.pack.manifest.groups if one.role == "adapter"]
+    if group.path != SHARED or s.pack.method.shared is None or not adapters:
+        yield EXTRA.at(group.path, "the method shares nothing between sites", pointer=pointer)
+        return
+    try:
+        expected = s.pack.method.shared.shapes(s.pack.config_at(adapters[0]), [site_of(one) for one in adapters])
+    except AdapterpackError as error:
+        yield SHAPES.at(group.path, error.what, pointer=pointer)
+        return
+    found = {param: value.shape for param, value in params.items()}
+    if found != expected:
+        yield SHAPES.at(group.path, f"expected {expected}, found {found}", pointer=pointer)
 
 
 def scales(s: Subject) -> Iterator[Finding]:

@@ -1,0 +1,8 @@
+"""Prints the table of promises."""
+
+import sys
+
+from ..methods import methods
+from .matrix import render
+
+sys.stdout.write(render(methods().values()))
