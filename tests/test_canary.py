@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from adapterpack import LoRA, Pack, Session, adapt, attach, export, load, save, validate
+from adapterpack.cli.export import command
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
 from adapterpack.pack import canary
 from adapterpack.quantize.graphs import quantize_bundle
@@ -420,9 +422,11 @@ def test_export_publishes_nothing_whose_canary_fails(tiny_llama: Path, pack_for:
 
 
 def test_adapters_folded_together_have_no_canary(tiny_llama: Path, pack_of: Make, tmp_path: Path) -> None:
-    """Both are in the weights: neither's own logits are there to be seen."""
-    export(tiny_llama, [pack_of("llama", "alpha"), pack_of("llama", "beta")], tmp_path / "out", mode="folded")
+    """Both are in the weights: neither's own logits are there to be seen; the command says so."""
+    packs = [str(pack_of("llama", name)) for name in ("alpha", "beta")]
+    done = CliRunner().invoke(command, [str(tiny_llama), *packs, "-o", str(tmp_path / "out"), "--mode", "folded"])
     reason = "it is folded together with others"
+    assert f"the canary of beta was not replayed: {reason}" in done.output
     assert read_bundle(tmp_path / "out").parity["canary"] == {"replayed": {}, "not_replayed": {"alpha": reason, "beta": reason}}
 
 
