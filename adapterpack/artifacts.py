@@ -55,7 +55,7 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     if kind_of(folder) == "bundle":
         from .runtime.validate import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
-        report = validate_bundle(folder, known, allow_structural)
+        report = validate_bundle(folder, known, full, allow_structural)
         return dataclasses.replace(report, incomplete=report.incomplete or (full and known is None))
     return validate_pack(folder, known, full=full, budget=budget, allow_structural=allow_structural)
 

@@ -185,8 +185,8 @@ class Lineage:
 class Canary:
     """An executable proof: these inputs must give these logits, without and with the adapter.
 
-    ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and ``logits`` beside them. In
-    ``base`` the pack's trained head is on and its adapters are off.
+    ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and ``logits`` beside them; for a
+    model without logits, components of its last hidden state. In ``base`` the pack's trained head is on and its adapters are off.
     """
 
     input_ids: tuple[tuple[int, ...], ...]

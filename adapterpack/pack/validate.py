@@ -25,7 +25,7 @@ from .pack import TEMPLATE, TENSORS, Pack
 
 __all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]
 
-_CANARY = "canary: replayed when the pack is attached or exported"
+_CANARY = "canary: it needs the model running; attach (torch), export, and validate --full of the bundle (ONNX Runtime) replay it"
 _NO_BASE = "base: none was named (--base)"
 
 

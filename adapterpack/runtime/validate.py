@@ -10,11 +10,16 @@ from ..pack import manifest as m
 from ..pack.checkpoint import Checkpoint
 from ..pack.match import Verdict
 from ..pack.validate import Finding, Report, examine
-from .bundle import FILE_NAME, Bundle, read_bundle
+from .bundle import FILE_NAME, GRAPH, Bundle, read_bundle
+
+_NOT_RUN = "graph and canaries: replayed with full, where there is no error"
 
 
-def validate_bundle(folder: Path, base: Path | None = None, allow_structural: bool = False) -> Report:
-    """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base."""
+def validate_bundle(folder: Path, base: Path | None = None, full: bool = False, allow_structural: bool = False) -> Report:
+    """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base.
+
+    ``full`` also runs the graph: the canaries of its packs are replayed. A bundle with an error is not run.
+    """
     try:
         bundle = read_bundle(folder)
     except AdapterpackError as error:
@@ -40,9 +45,11 @@ def validate_bundle(folder: Path, base: Path | None = None, allow_structural: bo
         if pack is not None and pack.id != adapter.pack:
             findings.append(Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again"))
     known, about_base = _base(bundle, base, allow_structural)
-    open_questions = [] if base else ["base: none was named (--base)"]
-    open_questions.append("graph: replayed when it was exported, not here")
-    return Report("bundle", str(folder), None, (*findings, *about_base), tuple(open_questions), base=known)
+    findings += about_base
+    sound = not any(finding.severity == "error" for finding in findings)
+    broken, about_graph = _replayed(folder) if full and sound else ([], (_NOT_RUN,))
+    open_questions = [*([] if base else ["base: none was named (--base)"]), *about_graph]
+    return Report("bundle", str(folder), None, (*findings, *broken), tuple(open_questions), base=known)
 
 
 def _base(bundle: Bundle, base: Path | None, allow_structural: bool) -> tuple[Verdict | None, list[Finding]]:
@@ -56,3 +63,18 @@ def _base(bundle: Bundle, base: Path | None, allow_structural: bool) -> tuple[Ve
     except BaseMismatch as error:
         return identity.verdict(bundle.base, found), [Finding("AB301", "error", "base", str(error), remedy)]
     return known, [Finding("AB301", "warning", "base", known.means, remedy)] if known.name == "structural" else []
+
+
+def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
+    """AB401, and which canaries say nothing of this graph."""
+    from . import canary  # noqa: PLC0415 - only what runs the graph needs ONNX Runtime
+    from .session import Session  # noqa: PLC0415
+
+    try:
+        found = canary.verify(Session(folder, provider="cpu"))
+    except AdapterpackError as error:
+        return [Finding("AB401", "error", error.where or GRAPH, str(error), error.remedy or "export again", type(error))], ()
+    except Exception as error:  # whatever ONNX Runtime says of a graph from a stranger
+        reason = str(error).partition("\n")[0][:300]
+        return [Finding("AB401", "error", GRAPH, f"the graph cannot be run: {reason}", "export again")], ()
+    return [], tuple(f"canary of {name}: {reason}" for name, reason in found["not_replayed"].items())
