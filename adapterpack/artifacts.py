@@ -12,10 +12,8 @@ from .hub.resolve import folder_of
 from .pack import manifest as m
 from .pack import peft_layout
 from .pack.checks.budget import Budget
-from .pack.inspect import inspect_base, inspect_pack
 from .pack.validate import Report
 from .pack.validate import validate as validate_pack
-from .runtime import bundle as b
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
@@ -27,8 +25,12 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     folder = Path(path)
     if not folder.is_dir():
         raise StorageError("there is no such folder", where=path, remedy="name a pack, a bundle or a base checkpoint")
-    marks = {b.FILE_NAME: "bundle", m.FILE_NAME: "pack", peft_layout.CONFIG: "peft"}
-    return next((kind for mark, kind in marks.items() if (folder / mark).is_file()), "base")
+    marks = {m.FILE_NAME: "pack", peft_layout.CONFIG: "peft"}
+    if found := next((kind for mark, kind in marks.items() if (folder / mark).is_file()), None):
+        return found
+    from .runtime.bundle import FILE_NAME  # noqa: PLC0415 - packs do not need what bundles need
+
+    return "bundle" if (folder / FILE_NAME).is_file() else "base"
 
 
 def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
@@ -69,11 +71,15 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     kind = kind_of(folder)
     if kind == "bundle":
         return _inspect_bundle(folder)
+    from .pack.inspect import inspect_base, inspect_pack  # noqa: PLC0415 - validating does not need it
+
     return inspect_base(folder) if kind == "base" else inspect_pack(folder)
 
 
 def _inspect_bundle(folder: Path) -> dict[str, Any]:
-    bundle = b.read_bundle(folder)
+    from .runtime.bundle import read_bundle  # noqa: PLC0415 - packs do not need what bundles need
+
+    bundle = read_bundle(folder)
     return {
         "kind": "bundle",
         "path": str(folder),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from ..errors import BaseMismatch, FormatError, NonFinite, NothingToDo, SiteNotF
 from ..methods import Method, Site, get
 from . import manifest as m
 from . import peft_layout, safetensors
-from .atomic import output_folder
-from .checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 TENSORS = "adapter_model.safetensors"
 METADATA = {"format": "pt"}
@@ -132,6 +133,8 @@ class Pack:
             OutputExists: something is there already.
             StorageError: the file system refuses.
         """
+        from .atomic import output_folder  # noqa: PLC0415 - reading a pack needs nothing that writes
+
         with output_folder(out) as folder:
             self.write_into(folder)
         return dataclasses.replace(self, path=Path(out))

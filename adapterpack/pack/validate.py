@@ -6,22 +6,26 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
 from ..methods import get
 from . import manifest as m
 from . import peft_layout, strict_json
-from .checkpoint import Checkpoint
 from .checks import folder as files
 from .checks import reading
 from .checks.base import base_findings
 from .checks.budget import Budget, Spent
 from .checks.finding import Finding, Report
+from .checks.hashing import hashed
 from .checks.registry import CHECKS
 from .checks.remote import remote_code
 from .checks.subject import HeldFile, Subject
 from .checks.template import template_findings
 from .pack import TEMPLATE, TENSORS, Pack
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 __all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]
 
@@ -46,7 +50,13 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
         >>> validate("packs/tickets").valid  # doctest: +SKIP
         True
     """
-    return examine(Path(path), None if base is None else Checkpoint(base), full, budget)[0]
+    return examine(Path(path), None if base is None else _checkpoint(base), full, budget)[0]
+
+
+def _checkpoint(base: str | os.PathLike[str]) -> Checkpoint:
+    from .checkpoint import Checkpoint  # noqa: PLC0415 - most packs are looked at without a base
+
+    return Checkpoint(base)
 
 
 def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, budget: Budget | None = None) -> tuple[Report, Pack | None]:
@@ -83,8 +93,8 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget) 
     file = HeldFile(held[TENSORS], folder / TENSORS)
     pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder,
                 {name: data for name, data in held.items() if name == TEMPLATE})
-    subject = Subject(folder, pack, file, held, base, full, budget)
-    findings, spent_on = _run(subject)
+    with hashed(held, budget) as digests:
+        findings, spent_on = _run(Subject(folder, pack, file, held, digests, base, full, budget))
     open_questions = [*spent_on, *([] if base else [_NO_BASE]), *([_CANARY] if manifest.canary else ["canary: the pack carries none"])]
     return Report("pack", str(folder), pack.id, tuple(findings), tuple(open_questions), bool(spent_on) or (full and base is None)), pack
 

@@ -6,13 +6,15 @@ import difflib
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import AdapterpackError, BaseMismatch
-from ..checkpoint import Checkpoint, read_json
 from ..pack import TEMPLATE, Pack
 from .finding import Finding, Rule
 from .subject import Subject
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
 
 ANOTHER = Rule("AP701", "error", "The named base is the one that the pack was made for.", "use the base that the pack names", BaseMismatch)
 TOKENIZER = Rule("AP702", "error", "The base's tokenizer and chat template have the digests that the pack was trained with.",
@@ -79,6 +81,8 @@ def difference(base: str, carried: str) -> str:
 
 def base_template(base: Checkpoint) -> str | None:
     """The base's chat template: its own file, or what ``tokenizer_config.json`` says."""
+    from ..checkpoint import read_json  # noqa: PLC0415 - loaded already: there is a base
+
     own, config = base.folder / TEMPLATE, base.folder / "tokenizer_config.json"
     if own.is_file():
         return own.read_text("utf-8", errors="replace")
