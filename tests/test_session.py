@@ -88,6 +88,7 @@ def test_a_third_pack_into_a_running_bank(bundle_of: Make, pack_of: Make, dense_
     check(session, dense_of, ["alpha", "gamma", "beta"], {"alpha": "again"})
     session.unload("gamma")
     session.load(pack_of("llama", "beta"), "twin")
+    assert session.packs["twin"].id == load(pack_of("llama", "beta")).id  # a name given here is no other adapter
     check(session, dense_of, ["beta", None, "beta"], {"beta": "twin"})
     check(Session(bundle_of("llama", "bank"), "cpu"), dense_of, ["alpha", None, "beta"])  # the bundle itself is untouched
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import BaseMismatch, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
+from ..errors import BaseMismatch, ConfigError, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
 from ..methods import Method, Site, get
 from . import manifest as m
 from . import peft_layout, safetensors
@@ -51,7 +51,8 @@ class Adapter(NamedTuple):
 class Pack:
     """One adapter: a manifest and its tensors. ``path`` is where it was read from, or None.
 
-    ``extra`` holds the bytes of the other files that it carries, by name: a chat template.
+    ``extra`` holds the bytes of the other files that it carries, by name: a chat template. ``alias`` is what it is called here, if that
+    is not its own name: nothing of it is written, and the identity stays what it is on disk.
 
     Example:
         >>> from adapterpack import load  # doctest: +SKIP
@@ -64,11 +65,12 @@ class Pack:
     tensors: Mapping[str, np.ndarray]
     path: Path | None = None
     extra: Mapping[str, bytes] = field(default_factory=dict)
+    alias: str | None = None
 
     @property
     def name(self) -> str:
-        """The pack's name."""
-        return self.manifest.pack.name
+        """What the pack is called here: its alias, else its own name."""
+        return self.alias or self.manifest.pack.name
 
     @property
     def id(self) -> str:
@@ -80,10 +82,20 @@ class Pack:
         """The method that made the pack."""
         return get(self.manifest.method.type)
 
+    def called(self, name: str) -> Pack:
+        """This very pack, called otherwise here: the same manifest, digest and files.
+
+        Raises:
+            ConfigError: a pack cannot be called that.
+        """
+        if not m.NAME.fullmatch(name):
+            raise ConfigError("a pack cannot be called that", expected="letters, digits and . _ -, at most 128", found=repr(name))
+        return dataclasses.replace(self, alias=name)
+
     def renamed(self, name: str) -> Pack:
-        """The same pack under another name."""
+        """Another pack that differs in its own name alone; the name is in the manifest, so it has another id."""
         info = dataclasses.replace(self.manifest.pack, name=name)
-        return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, pack=info))
+        return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, pack=info), alias=None)
 
     @cached_property
     def _by_group(self) -> dict[str, list[tuple[str, m.TensorEntry]]]:

@@ -116,9 +116,10 @@ def _run(subject: Subject) -> tuple[list[Finding], list[str]]:
 
 
 def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
-    """The pack in a folder, every digest verified; a folder that PEFT wrote is imported.
+    """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to call it here.
 
     Raises:
+        ConfigError: a pack cannot be called ``name``.
         FormatError: truncated, altered or malformed.
         NonFinite: a tensor holds NaN or infinity.
         UnknownMethod: its method is not registered.
@@ -135,7 +136,7 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     if pack is None or report.incomplete:
         raise FormatError("the pack could not be checked to the end", where=path, found="; ".join(report.not_checked),
                           remedy="validate it with a larger budget")
-    return pack if name is None else pack.renamed(name)
+    return pack if name is None else pack.called(name)
 
 
 def _examine_peft(folder: Path, base: Checkpoint | None, full: bool) -> tuple[Report, Pack | None]:
