@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,7 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     if kind_of(folder) == "bundle":
         from .runtime.validate import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
-        report = validate_bundle(folder, known)
-        return dataclasses.replace(report, incomplete=report.incomplete or (full and known is None))
+        return validate_bundle(folder, known, full=full, budget=budget)
     return validate_pack(folder, known, full=full, budget=budget)
 
 

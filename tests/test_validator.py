@@ -203,6 +203,23 @@ def test_full_needs_a_base_and_asks_the_second_reader(folder: Path, monkeypatch:
     assert errors(folder, full=True) == ["AP603"]
 
 
+def test_what_was_not_checked_is_said_of_this_pack(folder: Path, tmp_path: Path) -> None:
+    """Each question that was not asked, and how to ask it; nothing is said of what the pack does not have or what was checked."""
+    said = validate(folder).not_checked
+    assert [text.partition(":")[0] for text in said] == ["base", "canary", "second reader", "lineage"]
+    assert "second reader" not in " ".join(validate(folder, full=True).not_checked)
+    (folder / "adapterpack.sig.json").write_text("{}")
+    report = validate(folder)
+    assert report.valid
+    assert f"signature: not verified (adapterpack verify {folder} --key KEY)" in report.not_checked
+    assert "signature: not verified" in click.testing.CliRunner().invoke(main, ["validate", str(folder)]).output
+    bad.put(folder, "license", to="Apache-2.0")
+    bad.put(folder, "metrics", to=[{"name": "accuracy", "value": 0.5}])
+    bad.put(folder, "lineage", to=None)
+    assert validate(folder).not_checked[-1] == "claims: metrics, license cannot be checked"
+    assert not any(text.startswith("lineage") for text in validate(folder).not_checked)
+
+
 def test_an_error_outweighs_what_was_not_checked(folder: Path) -> None:
     """invalid, exit code 1, also with --full and no base."""
     bad.values(folder, bad.A, float("nan"))

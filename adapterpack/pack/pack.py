@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 TENSORS = "adapter_model.safetensors"
 METADATA = {"format": "pt"}
 """What PEFT and transformers look for in the tensor file."""
-MUTABLE = frozenset({"README.md", ".gitattributes", "adapterpack.sig.json"})
+SIGNATURE = "adapterpack.sig.json"
+MUTABLE = frozenset({"README.md", ".gitattributes", SIGNATURE})
 """Files that a hub edits, and the detached signature; they are allowed beside the closed list and never read as data."""
 TEMPLATE = "chat_template.jinja"
 FILE_ROLES = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config", TEMPLATE: "chat_template"}

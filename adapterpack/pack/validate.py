@@ -22,15 +22,13 @@ from .checks.registry import CHECKS
 from .checks.remote import remote_code
 from .checks.subject import HeldFile, Subject
 from .checks.template import template_findings
+from .checks.unchecked import NO_BASE, SHAPES_ONLY, unchecked
 from .pack import TEMPLATE, TENSORS, Pack
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 __all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]
-
-_CANARY = "canary: replayed when the pack is attached or exported"
-_NO_BASE = "base: none was named (--base)"
 
 
 def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
@@ -94,9 +92,10 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget) 
     pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder,
                 {name: data for name, data in held.items() if name == TEMPLATE})
     with hashed(held, budget) as digests:
-        findings, spent_on = _run(Subject(folder, pack, file, held, digests, base, full, budget))
-    open_questions = [*spent_on, *([] if base else [_NO_BASE]), *([_CANARY] if manifest.canary else ["canary: the pack carries none"])]
-    return Report("pack", str(folder), pack.id, tuple(findings), tuple(open_questions), bool(spent_on) or (full and base is None)), pack
+        subject = Subject(folder, pack, file, held, digests, base, full, budget)
+        findings, spent_on = _run(subject)
+    open_questions = (*spent_on, *unchecked(subject))
+    return Report("pack", str(folder), pack.id, tuple(findings), open_questions, bool(spent_on) or (full and base is None)), pack
 
 
 def _run(subject: Subject) -> tuple[list[Finding], list[str]]:
@@ -152,7 +151,7 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool) -> tuple[Re
     if any(finding.severity == "error" for finding in findings):
         return Report("peft", str(folder), None, tuple(findings)), None
     pack = dataclasses.replace(peft_layout.read(folder), path=folder)
-    about_base = "base: compared by its shapes only" if base else _NO_BASE
+    about_base = SHAPES_ONLY if base else NO_BASE
     open_questions = ("digests and canary: PEFT folders carry none", about_base)
     return Report("peft", str(folder), pack.id, (*findings, *base_findings(pack, base)), open_questions, incomplete=full), pack
 
