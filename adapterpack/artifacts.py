@@ -1,4 +1,4 @@
-"""What lies in a folder - a pack, a PEFT adapter, a bundle or a base - and the questions that are asked of each alike."""
+"""What lies at a path - a pack, a PEFT adapter, a bundle, a base, an adapter in one file - and the questions that are asked of each."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from .pack.validate import validate as validate_pack
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """``pack``, ``peft``, ``bundle`` or ``base``, told by the file that says so.
+    """``pack``, ``peft``, ``bundle`` or ``base``, told by the file that says so; ``adapter`` for a file that is none of them.
 
     Raises:
-        StorageError: there is no such folder.
+        StorageError: there is no such path.
     """
     folder = Path(path)
+    if folder.is_file():
+        return "adapter"
     if not folder.is_dir():
         raise StorageError("there is no such folder", where=path, remedy="name a pack, a bundle or a base checkpoint")
     marks = {m.FILE_NAME: "pack", peft_layout.CONFIG: "peft"}
@@ -34,7 +36,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
              budget: Budget | None = None) -> Report:
-    """Every check that applies to a pack, a PEFT adapter or a bundle; with ``base``, also that it belongs to that base.
+    """Every check that applies to a pack, a PEFT adapter, a bundle or another tool's adapter; with ``base``, also that it belongs to it.
 
     ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
     ``budget`` of time or memory ran out.
@@ -43,7 +45,7 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
         A report: ``report.state``, ``report.findings``, ``report.not_checked``. Faults are findings, not exceptions.
 
     Raises:
-        StorageError: there is no such folder.
+        StorageError: there is no such path.
 
     Example:
         >>> validate("packs/tickets").valid  # doctest: +SKIP
@@ -51,7 +53,12 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     """
     folder = folder_of(path)
     known = None if base is None else folder_of(base)
-    if kind_of(folder) == "bundle":
+    kind = kind_of(folder)
+    if kind == "adapter":
+        from .convert.outline import validate_file  # noqa: PLC0415 - as below
+
+        return validate_file(folder, known, full)
+    if kind == "bundle":
         from .runtime.validate import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
         return validate_bundle(folder, known, full=full, budget=budget)
@@ -67,6 +74,10 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder = folder_of(path)
     kind = kind_of(folder)
+    if kind == "adapter":
+        from .convert.outline import inspect_file  # noqa: PLC0415 - packs do not need what other formats need
+
+        return inspect_file(folder)
     if kind == "bundle":
         return _inspect_bundle(folder)
     from .pack.inspect import inspect_base, inspect_pack  # noqa: PLC0415 - validating does not need it

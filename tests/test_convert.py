@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from safetensors import safe_open
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import adapterpack
+from adapterpack import validate as validate_any
 from adapterpack.cli.main import main
 from adapterpack.convert.factors import factors
 from adapterpack.convert.flatbuffer import read_parameters
@@ -781,3 +783,68 @@ def _imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name.partition(".")[0] for alias in node.names]
     return [(node.module or "").partition(".")[0]] if isinstance(node, ast.ImportFrom) and not node.level else []
+
+
+# Looking at a file
+
+
+LAST = Counter(path.rpartition(".")[2] for path in llama_sites())
+
+
+@pytest.mark.parametrize("form", [name for name, form in formats().items() if not form.folder])
+def test_a_single_file_is_looked_at_without_its_base(tmp_path: Path, tiny_llama: Path, form: str) -> None:
+    """inspect of the file and of the pack: the same sites, parameters, ranks and scales, as far as the format keeps them; validate says
+    that it is well formed, and with its base that it fits; both print objects that fit the schema."""
+    pack = pack_on(llama_sites(), CONFIGS["ranks with one alpha"]).write(tmp_path / "pack")
+    path = tmp_path / ("out.safetensors" if form in ("kohya", "diffusers") else target(form))
+    adapterpack.convert(pack, path, to=form, base=tiny_llama)
+    ours, found = adapterpack.inspect(tmp_path / "pack"), adapterpack.inspect(path)
+    assert (found["kind"], found["format"], found["name"]) == ("adapter", form, "out")
+    assert found["file_bytes"] == path.stat().st_size
+    for key in ("method", "sites", "parameters", "ranks", "modules_to_save"):
+        assert found[key] == ours[key], key
+    assert found["scales"] == ({"1": 14} if form == "onnx_adapter" else ours["scales"])
+    called = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
+              "up_proj": "ffn_up", "down_proj": "ffn_down"}
+    called = {"gguf": called, "kohya": {name: f"self_attn_{name}" if name in LLAMA else f"mlp_{name}" for name in LAST}}.get(form, {})
+    assert found["sites_by_module"] == {called.get(name, name): count for name, count in LAST.items()}
+    assert found["base"]["model_type"] == ("llama" if form == "gguf" else None)
+    for base in ((), ("--base", str(tiny_llama))):
+        for command in ("inspect", "validate"):
+            done = CliRunner().invoke(main, [command, str(path), *(base if command == "validate" else ()), "--json"])
+            assert done.exit_code == 0, done.output
+            assert schema_problem(json.loads(done.stdout), "report.v1") is None
+    assert validate_any(path).not_checked[0].startswith("base")
+    assert validate_any(path, full=True).state == "not fully checked"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(AdapterpackError):
+        adapterpack.inspect(path)
+    assert validate_any(path).state == "invalid"
+
+
+def test_a_file_of_several_models_is_looked_at_as_a_whole(tmp_path: Path) -> None:
+    """All sites, and a sentence that counts them by model."""
+    path = kohya(tmp_path / "a.safetensors", {PROJ: (5, 9), "lora_te1_text_model_q": (4, 3), "lora_te1_text_model_k": (4, 3)})
+    found = adapterpack.inspect(path)
+    assert (found["format"], found["sites"], found["parameters"]) == ("kohya", 3, 2 * (5 + 9 + 2 * 7))
+    assert found["sites_by_module"]["proj_in"] == 1
+    assert "lora_te1 (2 modules), lora_unet (1 modules)" in found["notes"][0]
+    tensors = {f"{part}.mid.to_q.lora_{leaf}.weight": np.ones(shape, np.float32)
+               for part in ("unet", "text_encoder") for leaf, shape in (("A", (2, 5)), ("B", (7, 2)))}
+    safetensors.numpy.save_file(tensors, tmp_path / "b.safetensors")
+    found = adapterpack.inspect(tmp_path / "b.safetensors")
+    assert (found["format"], found["sites"], found["sites_by_module"]) == ("diffusers", 2, {"to_q": 2})
+    assert "text_encoder (1 modules), unet (1 modules)" in found["notes"][0]
+
+
+def test_a_file_that_is_no_adapter(tmp_path: Path, tiny_llama: Path) -> None:
+    """A pickle, any other file, and a base's weights: an error that says so, and no report of them as valid."""
+    (tmp_path / "a.bin").write_bytes(b"\x80\x02}q\x00.")
+    (tmp_path / "b.txt").write_text("hello")
+    for path, said in ((tmp_path / "a.bin", "pickle"), (tmp_path / "b.txt", "known format"),
+                       (tiny_llama / "model.safetensors", "known format")):
+        with pytest.raises(AdapterpackError, match=said):
+            adapterpack.inspect(path)
+        assert not validate_any(path).valid
+    with pytest.raises(Unsupported, match="only packs and bundles"):
+        adapterpack.quantize(tmp_path / "b.txt", tmp_path / "out")
