@@ -123,10 +123,14 @@ def unet(tmp_path: Path) -> Path:
 # PEFT
 
 
-def llama() -> torch.nn.Module:
+def llama(tied: bool = False) -> torch.nn.Module:
     config = LlamaConfig(vocab_size=37, hidden_size=16, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2)
+                         num_key_value_heads=2, tie_word_embeddings=tied)
     return LlamaForCausalLM(config)
+
+
+def tied_llama() -> torch.nn.Module:
+    return llama(tied=True)
 
 
 def bert() -> torch.nn.Module:
@@ -141,6 +145,9 @@ PEFT_CASES = {
                          "alpha_pattern": {"layers.0.self_attn.q_proj": 9}}),
     "modules_to_save": (bert, {"r": 3, "lora_alpha": 6, "target_modules": ["query", "value"], "modules_to_save": ["classifier"],
                                "task_type": "SEQ_CLS"}),
+    "head and embeddings": (llama, {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}),
+    "tied head": (tied_llama, {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "tied embeddings": (tied_llama, {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
 }
 
 
