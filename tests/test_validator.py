@@ -186,6 +186,11 @@ def test_a_budget_that_runs_out_is_not_fully_checked(folder: Path) -> None:
         report = validate(folder, budget=budget)
         assert report.state == "not fully checked"
         assert words in report.not_checked[0]
+    (folder / bad.MANIFEST).unlink()  # what PEFT wrote is held as well
+    for budget, words in ((Budget(seconds=0), "time"), (Budget(memory=100), "bytes")):
+        report = validate(folder, budget=budget)
+        assert (report.kind, report.state) == ("peft", "not fully checked")
+        assert words in report.not_checked[0]
     for option in (["--max-seconds", "0"], ["--max-bytes", "100"]):
         done = click.testing.CliRunner().invoke(main, ["validate", str(folder), *option])
         assert done.exit_code == 3

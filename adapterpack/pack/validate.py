@@ -63,7 +63,7 @@ def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, bu
         raise StorageError("there is no such pack", where=folder, remedy="name a folder that holds adapterpack.json or adapter_config.json")
     try:
         if not os.path.lexists(folder / m.FILE_NAME):
-            return _examine_peft(folder, base, full)
+            return _examine_peft(folder, base, full, budget or Budget())
         return _examine(folder, base, full, budget or Budget())
     except AdapterpackError as error:
         return Report("pack", str(folder), None, (reading.unreadable(error, folder),)), None
@@ -138,7 +138,7 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     return pack if name is None else pack.called(name)
 
 
-def _examine_peft(folder: Path, base: Checkpoint | None, full: bool) -> tuple[Report, Pack | None]:
+def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Budget) -> tuple[Report, Pack | None]:
     """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked for in a base.
 
     What lies beside its two files is never opened nor taken along, so files that a pack may not hold are warnings there.
@@ -150,6 +150,11 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool) -> tuple[Re
     findings += [*_foreign_json(folder)]
     if any(finding.severity == "error" for finding in findings):
         return Report("peft", str(folder), None, tuple(findings)), None
+    try:
+        budget.require_time("the import")
+        budget.require_memory((folder / TENSORS).stat().st_size if (folder / TENSORS).is_file() else 0)
+    except Spent as spent:
+        return Report("peft", str(folder), None, tuple(findings), (str(spent),), incomplete=True), None
     pack = dataclasses.replace(peft_layout.read(folder), path=folder)
     about_base = SHAPES_ONLY if base else NO_BASE
     open_questions = ("digests and canary: PEFT folders carry none", about_base)
