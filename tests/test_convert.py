@@ -654,6 +654,22 @@ def test_our_reader_agrees_with_onnx_runtime(tmp_path: Path) -> None:
         assert np.array_equal(theirs[name].numpy(), value)
 
 
+def test_an_empty_shape_that_no_array_can_have_is_refused(tmp_path: Path) -> None:
+    """Zero bytes by one axis, more than can be addressed by the others: a named error in GGUF and in .onnx_adapter."""
+    data = foreign_gguf(tmp_path / "a.gguf", {"w.lora_a": np.ones((3, 7, 32), np.float32)}).read_bytes()
+    extents = struct.pack("<QQQ", 32, 7, 3)
+    assert data.count(extents) == 1
+    (tmp_path / "b.gguf").write_bytes(data.replace(extents, struct.pack("<QQQ", 2**40, 2**40, 0))[:-3 * 7 * 32 * 4])
+    with pytest.raises(FormatError, match="no array can have"):
+        read_gguf(tmp_path / "b.gguf")
+    data = adapter_file(tmp_path / "a.onnx_adapter", {"w.down": np.ones((0, 5, 3), np.float32)}).read_bytes()
+    extents = struct.pack("<qqq", 0, 5, 3)
+    assert data.count(extents) == 1
+    (tmp_path / "b.onnx_adapter").write_bytes(data.replace(extents, struct.pack("<qqq", 0, 2**40, 2**40)))
+    with pytest.raises(FormatError, match="no array can have"):
+        read_parameters(tmp_path / "b.onnx_adapter")
+
+
 @pytest.mark.parametrize(("values", "error", "said"), [
     ({"model.layers.0.attn.qkv_proj.lora_A.MatMul.weight": np.ones((3, 2))}, Unsupported, "another tool.*lora_A|lora_A"),
     ({"down": np.ones((3, 2))}, Unsupported, "another tool"),

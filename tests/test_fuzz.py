@@ -27,7 +27,7 @@ def test_three_seconds_find_nothing() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 findings" in done.stdout
     lines = {line.split()[0]: line for line in done.stdout.splitlines()[:-1]}
-    assert set(lines) == {"tensor_file", "manifest", "pack", "peft"}
+    assert set(lines) == {"tensor_file", "manifest", "pack", "peft", "gguf_file", "onnx_adapter"}
     assert not any(" 0 accepted" in lines[name] for name in ("tensor_file", "manifest", "peft"))
 
 

@@ -11,10 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gguf
 import ml_dtypes
 import numpy as np
+import onnxruntime as ort
 import safetensors
 
+from adapterpack.convert.flatbuffer import read_parameters
+from adapterpack.convert.gguf_file import read_gguf
 from adapterpack.errors import AdapterpackError
 from adapterpack.pack import manifest as m
 from adapterpack.pack import peft_layout, strict_json
@@ -82,6 +86,20 @@ def peft(data: bytes) -> str:
     return ACCEPTED
 
 
+def gguf_file(data: bytes) -> str:
+    """Another tool's file: arrays of the shapes that were checked."""
+    (SCRATCH / "x.gguf").write_bytes(data)
+    read_gguf(SCRATCH / "x.gguf")
+    return ACCEPTED
+
+
+def onnx_adapter(data: bytes) -> str:
+    """As for GGUF."""
+    (SCRATCH / "x.onnx_adapter").write_bytes(data)
+    read_parameters(SCRATCH / "x.onnx_adapter")
+    return ACCEPTED
+
+
 def header_or_bytes(data: bytes, rng: random.Random, other: bytes) -> bytes:
     """A safetensors file with a forged header of the right length, or any bytes changed."""
     size = int.from_bytes(data[:8], "little")
@@ -123,6 +141,30 @@ def _tensor_files() -> tuple[bytes, ...]:
     return (*found, (GOLDEN / "pack-1.1" / TENSORS).read_bytes())
 
 
+def _gguf() -> bytes:
+    writer = gguf.GGUFWriter(SCRATCH / "seed.gguf", "llama")
+    writer.add_string("general.type", "adapter")
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    writer.add_array("words", ["a", "b"])
+    for name, shape in (("lora_a", (2, 32)), ("lora_b", (16, 2))):
+        writer.add_tensor(f"blk.0.attn_v.weight.{name}", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return (SCRATCH / "seed.gguf").read_bytes()
+
+
+def _onnx_adapter() -> bytes:
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(1)
+    values = {"a.down": np.ones((3, 2), np.float32), "a.up": np.ones((2, 5), np.float16), "b.head": np.ones((0, 4), np.float32)}
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
+    adapter.export_adapter(str(SCRATCH / "seed.onnx_adapter"))
+    return (SCRATCH / "seed.onnx_adapter").read_bytes()
+
+
 FOLDER, PEFT = SCRATCH / "pack", SCRATCH / "peft"
 for _folder in (FOLDER, PEFT):
     bad.good(_folder)
@@ -135,6 +177,8 @@ TARGETS = {
     "manifest": Target(_MANIFESTS, canonical_or_bytes, manifest),
     "pack": Target((_MANIFEST,), canonical_or_bytes, pack),
     "peft": Target((_CONFIG,), canonical_or_bytes, peft),
+    "gguf_file": Target((_gguf(),), mutated_bytes, gguf_file),
+    "onnx_adapter": Target((_onnx_adapter(),), mutated_bytes, onnx_adapter),
 }
 
 
