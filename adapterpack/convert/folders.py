@@ -87,6 +87,7 @@ def from_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:
     return dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, lineage=lineage))
 
 
-PACK = Format("pack", "a pack: manifest and tensors", True, lambda path: os.path.lexists(path / m.FILE_NAME), _read_pack, _write_pack)
+PACK = Format("pack", "a pack: manifest and tensors", True, lambda path: os.path.lexists(path / m.FILE_NAME), _read_pack, _write_pack,
+              _read_pack)
 PEFT = Format("peft", "PEFT's adapter_config.json and adapter_model.safetensors", True,
-              lambda path: (path / peft_layout.CONFIG).is_file(), _read_peft, _write_peft)
+              lambda path: (path / peft_layout.CONFIG).is_file(), _read_peft, _write_peft, _read_peft)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from .upgrade import pruned, upgraded
 FILE_NAME = "adapterpack.json"
 FORMAT_VERSION = "1.1"
 MAX_BYTES = 4 << 20
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""The names that a pack may have; the schema says the same."""
 FEATURES = frozenset({"int8"})
 """What this reader understands of ``must_understand``."""
 

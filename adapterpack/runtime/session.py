@@ -79,8 +79,8 @@ class Session:
             BaseMismatch: the pack belongs to another base.
             Unsupported: no slot is free, or the pack does not fit the graph's slots.
         """
-        loaded = pack if isinstance(pack, Pack) else load(pack, name)
-        loaded = loaded if name is None else loaded.renamed(name)
+        loaded = pack if isinstance(pack, Pack) else load(pack)
+        loaded = loaded if name is None else loaded.called(name)
         self._attach.load(loaded, allow_structural)
         self.packs = {**self.packs, loaded.name: loaded}
         return loaded.name
