@@ -3,11 +3,13 @@
 from .._stage import callable_package
 from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
 from .config import SiteConfig
+from .dora import DoRA, dora
 from .lora import LoRA, lora
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
 from .registry import get, method_of, methods, register
 
-register(lora)
+for _method in (dora, lora):
+    register(_method)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Dense",
     "Deviation",
     "Diagonal",
+    "DoRA",
     "Kronecker",
     "LoRA",
     "Method",

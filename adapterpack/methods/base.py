@@ -113,6 +113,14 @@ class PeftForm(NamedTuple):
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
     """shared parameter name -> PEFT's whole tensor name."""
+    matches: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type stands for several methods."""
+    aliases: Mapping[str, str] = {}
+    """what older versions of PEFT wrote after the module path -> parameter name."""
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether a PEFT config is of this method."""
+        return config.get("peft_type") == self.peft_type if self.matches is None else self.matches(config)
 
 
 class Shared(NamedTuple):
@@ -152,6 +160,11 @@ class Method(NamedTuple):
     """A term of one site that is added to the loss."""
     kind: str = "weight"
     spec_version: int = 1
+
+
+def constant(value: Array) -> Array:
+    """The same array as something that no gradient flows through; numpy's has none."""
+    return value.detach() if hasattr(value, "detach") else value
 
 
 def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = None) -> Array:
