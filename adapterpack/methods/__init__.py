@@ -2,27 +2,45 @@
 
 from .._stage import callable_package
 from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
+from .bat import Bat, bat
 from .config import SiteConfig
+from .delora import DeLoRA, delora
 from .dora import DoRA, dora
+from .gralora import GraLoRA, gralora
+from .hira import HiRA, hira
+from .kasa import KaSA, kasa
+from .loha import LoHa, loha
+from .lokr import LoKr, lokr
 from .lora import LoRA, lora
+from .miss import MiSS, miss
+from .miss_mini import MiSSMini, miss_mini
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
 from .registry import get, method_of, methods, register
 
-for _method in (dora, lora):
+for _method in (bat, delora, dora, gralora, hira, kasa, loha, lokr, lora, miss, miss_mini):
     register(_method)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
     "AttachForm",
+    "Bat",
     "BlockDiagonal",
     "Chain",
+    "DeLoRA",
     "Dense",
     "Deviation",
     "Diagonal",
     "DoRA",
+    "GraLoRA",
+    "HiRA",
+    "KaSA",
     "Kronecker",
+    "LoHa",
+    "LoKr",
     "LoRA",
     "Method",
+    "MiSS",
+    "MiSSMini",
     "Operator",
     "Params",
     "PeftForm",

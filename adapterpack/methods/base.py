@@ -27,7 +27,8 @@ class Site:
     """One place in a model that an adapter changes.
 
     ``path`` is the literal module path. ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
-    trait ``reads_weight`` is set. A width is 0 where it is not known: a file of another library need not say both.
+    trait ``reads_weight`` is set, and to the ``init`` of those that have ``starts_from_weight``. A width is 0 where it is not known: a
+    file of another library need not say both.
     """
 
     path: str
@@ -67,6 +68,8 @@ class Traits:
     """The change is ``up @ down`` of a small rank: composing in factor space is exact."""
     reads_weight: bool = False
     """``init`` and ``attach`` need the base weight."""
+    starts_from_weight: bool = False
+    """``init`` needs it, and what follows from it is stored: ``attach`` does not."""
     quantizable: bool = True
     """Its tensors may be stored as int8."""
     batchable: bool = True

@@ -42,26 +42,18 @@ class SiteConfig:
 
 @dataclass(frozen=True)
 class RankConfig(SiteConfig):
-    """The config of a method with a rank, which may differ by site.
+    """The config of a method with a rank.
 
     Example:
-        >>> RankConfig(r=8, rank_pattern={"v_proj": 2, "1.v_proj": 4}).at("layers.1.v_proj").rank
+        >>> RankConfig(r=4).rank
         4
     """
 
     r: int = 8
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_whole("r", self.r)
-
-    def at(self, path: str) -> Self:
-        """The config at one site: patterns are looked up by the literal path or its last components.
-
-        The longest name that fits counts; one that begins with ``^`` fits that path alone.
-        """
-        return replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={})
 
     @property
     def rank(self) -> int | None:
@@ -70,7 +62,26 @@ class RankConfig(SiteConfig):
 
 
 @dataclass(frozen=True)
-class AlphaConfig(RankConfig):
+class RanksConfig(RankConfig):
+    """The config of a method with a rank that may differ by site.
+
+    Example:
+        >>> RanksConfig(r=8, rank_pattern={"v_proj": 2, "1.v_proj": 4}).at("layers.1.v_proj").rank
+        4
+    """
+
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+
+    def at(self, path: str) -> Self:
+        """The config at one site: patterns are looked up by the literal path or its last components.
+
+        The longest name that fits counts; one that begins with ``^`` fits that path alone.
+        """
+        return replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={})
+
+
+@dataclass(frozen=True)
+class AlphaConfig(RanksConfig):
     """The config of a method whose branch is scaled by ``alpha / r``; ``alpha`` defaults to ``2 r`` and may differ by site.
 
     Example:
@@ -88,7 +99,7 @@ class AlphaConfig(RankConfig):
         object.__setattr__(self, "alpha", float(alpha))  # 16 and 16.0 are one config, and must be the same bytes in a manifest
 
     def at(self, path: str) -> Self:
-        """The config at one site; see :meth:`RankConfig.at`."""
+        """The config at one site; see :meth:`RanksConfig.at`."""
         return replace(super().at(path), alpha=by_suffix(self.alpha_pattern, path, self.alpha), alpha_pattern={})
 
     @property

@@ -47,8 +47,8 @@ def _init(cfg: DoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 def _lengths(site: Site) -> np.ndarray:
     """``||W||_row``, rounded to float32: a fresh magnitude and the norm that it is divided by are the same numbers."""
     weight = np.asarray(site.weight)
-    lengths: np.ndarray = np.sqrt(np.einsum("oi,oi->o", weight, weight, dtype=np.float64))
-    return np.maximum(lengths, _LEAST).astype(np.float32)
+    lengths: np.ndarray = np.maximum(np.sqrt(np.einsum("oi,oi->o", weight, weight, dtype=np.float64)), _LEAST).astype(np.float32)
+    return lengths
 
 
 def _attach(cfg: DoRA, params: Params, site: Site) -> AttachForm:

@@ -44,7 +44,8 @@ class Case(NamedTuple):
     @property
     def site(self) -> Site:
         """The layer as a site; with its weight for a method that reads it."""
-        weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
+        traits = self.method.traits
+        weight, bias = (self.weight, self.bias) if traits.reads_weight or traits.starts_from_weight else (None, None)
         return Site("block.0.proj", self.layer.in_features, self.layer.out_features, "linear", self.layer.bias, weight, bias)
 
     @property

@@ -185,7 +185,8 @@ class _Work:
         """The wrapper at a site with the new adapter in it; ``params`` is asked with the site as the method wants to know it."""
         wrapper = self._wrapper(path)
         self.touched.append(wrapper)
-        known = _with_weight(wrapper) if self.method.traits.reads_weight else wrapper.site
+        traits = self.method.traits
+        known = _with_weight(wrapper) if traits.reads_weight or traits.starts_from_weight else wrapper.site
         own = params(known)
         made = self.method.constants(cfg, known) if self.method.constants is not None else {}
         device = next(wrapper.base.parameters()).device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import peft
 import pytest
+import safetensors.numpy
 import torch
 from torch import nn
 
 import adapterpack
-from adapterpack.methods import DoRA, complete, fold, get
+from adapterpack.methods import Bat, DeLoRA, DoRA, GraLoRA, HiRA, KaSA, LoHa, LoKr, MiSS, MiSSMini, complete, fold, get
 from adapterpack.pack import peft_layout
 from adapterpack.pack.pack import Pack
 
@@ -41,11 +43,84 @@ def dora(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
     return t["lora_magnitude_vector"][:, None] * turned / np.linalg.norm(turned, axis=1, keepdims=True)
 
 
+def loha(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    return W + cfg.scale * (t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"])
+
+
+def lokr(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    first, second = (t[name] if name in t else t[f"{name}_a"] @ t[f"{name}_b"] for name in ("lokr_w1", "lokr_w2"))
+    return W + cfg.scale * np.kron(first, second)
+
+
+def hira(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    return W + W * (t["hira_B"] @ t["hira_A"])
+
+
+def gralora(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    A, B = t["gralora_A"], t["gralora_B"]
+    k, narrow, r = A.shape
+    wide, each, changed = B.shape[2], r // k, W.copy()
+    for i in range(k):
+        for j in range(k):
+            pair = A[j][:, i * each : (i + 1) * each] @ B[i][j * each : (j + 1) * each]
+            changed[i * wide : (i + 1) * wide, j * narrow : (j + 1) * narrow] += cfg.scale * pair.T
+    return changed + cfg.scale * t["gralora_B_general"] @ t["gralora_A_general"] if cfg.hybrid_r else changed
+
+
+def miss(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    M = t["miss_block"]
+    return W + np.stack([[M[j % M.shape[0], i % M.shape[1]] for j in range(W.shape[1])] for i in range(W.shape[0])])
+
+
+def bat(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    r, changed = t["miss_block"].shape[1], W.copy()
+    for i, M in enumerate(t["miss_block"]):
+        for j in range(W.shape[1] // r):
+            block = W[i * r : (i + 1) * r, j * r : (j + 1) * r]
+            changed[i * r : (i + 1) * r, j * r : (j + 1) * r] += block @ M + M
+    return changed
+
+
+def delora(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    A, B = t["delora_A"], t["delora_B"]
+    share = t["delora_lambda"] / (cfg.r * np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=0))
+    return W + B @ np.diag(share) @ A * np.linalg.norm(W, axis=0)
+
+
+def kasa(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    u, values, vt = np.linalg.svd(W)
+    kept = len(values) - cfg.r
+    return u[:, :kept] @ np.diag(values[:kept]) @ vt[:kept] + cfg.scale * t["lora_B"] @ np.diag(t["lora_diag"]) @ t["lora_A"]
+
+
+EVEN = (12, 8, 12, 4)
 TABLE: dict[str, Row] = {
     "DoRA": Row(DoRA(r=3, alpha=5), peft.LoraConfig(r=3, lora_alpha=5, use_dora=True), dora),
     "DoRA, rsLoRA, a rank of its own": Row(
         DoRA(r=3, alpha=5, use_rslora=True, rank_pattern={"b": 2}),
         peft.LoraConfig(r=3, lora_alpha=5, use_dora=True, use_rslora=True, rank_pattern={"b": 2}), dora),
+    "LoHa by factors": Row(LoHa(r=2, alpha=3), peft.LoHaConfig(r=2, alpha=3), loha),
+    "LoHa dense, a rank and an alpha of its own": Row(
+        LoHa(r=3, alpha=5, rank_pattern={"b": 4}, alpha_pattern={"a": 2}),
+        peft.LoHaConfig(r=3, alpha=5, rank_pattern={"b": 4}, alpha_pattern={"a": 2}, rank_dropout=0.2), loha),
+    "LoKr whole": Row(LoKr(r=8, alpha=5), peft.LoKrConfig(r=8, alpha=5), lokr),
+    "LoKr with w2 in two": Row(LoKr(r=1, alpha=2), peft.LoKrConfig(r=1, alpha=2, init_weights="lycoris"), lokr),
+    "LoKr with both in two": Row(
+        LoKr(r=1, alpha=2, decompose_both=True, decompose_factor=4),
+        peft.LoKrConfig(r=1, alpha=2, decompose_both=True, decompose_factor=4, init_weights="lycoris"), lokr, EVEN),
+    "LoKr with a rank of its own": Row(
+        LoKr(r=1, alpha=2, decompose_factor=3, rank_pattern={"a": 3}),
+        peft.LoKrConfig(r=1, alpha=2, decompose_factor=3, rank_pattern={"a": 3}), lokr),
+    "HiRA": Row(HiRA(r=3), peft.HiraConfig(r=3, rank_pattern={"c": 2}), hira),
+    "GraLoRA": Row(GraLoRA(r=6, alpha=5), peft.GraloraConfig(r=6, alpha=5), gralora, EVEN),
+    "GraLoRA hybrid": Row(GraLoRA(r=4, k=4, alpha=5, hybrid_r=3), peft.GraloraConfig(r=4, gralora_k=4, alpha=5, hybrid_r=3), gralora, EVEN),
+    "DeLoRA": Row(
+        DeLoRA(r=3, bound=4, rank_pattern={"b": 2}, bound_pattern={"a": 7}),
+        peft.DeloraConfig(r=3, delora_lambda=4, rank_pattern={"b": 2}, lambda_pattern={"a": 7}), delora),
+    "KaSA": Row(KaSA(r=3, alpha=5), peft.LoraConfig(r=3, lora_alpha=5, kasa_config=peft.KasaConfig()), kasa),
+    "MiSS": Row(MiSS(r=5), peft.MissConfig(r=5), miss),
+    "MiSS mini": Row(MiSSMini(r=3, mini_r=4), peft.MissConfig(r=3, mini_r=4, init_weights="mini"), miss, EVEN),
+    "Bat": Row(Bat(r=4), peft.MissConfig(r=4, init_weights="bat"), bat, EVEN),
 }
 ROWS = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
 
@@ -97,7 +172,7 @@ def folded(row: Row, pack: Pack) -> dict[str, np.ndarray]:
     for adapter in pack.adapters():
         layer = model.get_submodule(adapter.site.path)
         weight, bias = layer.weight.detach().numpy(), None if layer.bias is None else layer.bias.detach().numpy()
-        site = adapter.site
+        site = dataclasses.replace(adapter.site, out_features=weight.shape[0], in_features=weight.shape[1])
         if pack.method.traits.reads_weight:
             site = dataclasses.replace(site, weight=weight, base_bias=bias)
         params = complete(pack.method, adapter.config, adapter.wide, site)
@@ -155,6 +230,24 @@ def test_a_pack_is_hardly_larger_than_what_was_trained(row: Row, tmp_path: Path)
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     frozen = adapterpack.methods.registry.method_of(row.ours).traits.frozen
     assert sum(sizes.values()) <= 1.05 * sum(size for name, size in sizes.items() if name not in frozen)
+
+
+def test_bone_is_read_as_miss(tmp_path: Path) -> None:
+    """A folder of the time when MiSS was called Bone, its tensors `bone_block`: the same adapter."""
+    row = TABLE["MiSS"]
+    ours = adapterpack.adapt(Three(row.widths), row.ours, "ours")
+    randomise(ours)
+    pack = adapterpack.save(ours, tmp_path / "ours")
+    (tmp_path / "bone").mkdir()
+    config = {**json.loads((tmp_path / "ours" / "adapter_config.json").read_text()), "peft_type": "BONE"}
+    (tmp_path / "bone" / "adapter_config.json").write_text(json.dumps(config))
+    tensors = safetensors.numpy.load_file(tmp_path / "ours" / "adapter_model.safetensors")
+    safetensors.numpy.save_file({name.replace("miss", "bone"): value for name, value in tensors.items()},
+                                tmp_path / "bone" / "adapter_model.safetensors")
+    read = peft_layout.read(tmp_path / "bone")
+    assert read.method.name == "miss"
+    np.testing.assert_array_equal(outputs(adapterpack.attach(Three(row.widths), read, check_base=False)), outputs(ours))
+    assert pack.tensors.keys() == read.tensors.keys()
 
 
 def test_doras_gradient_is_pefts(tmp_path: Path) -> None:
