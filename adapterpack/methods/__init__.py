@@ -1,7 +1,8 @@
 """Adapter methods: one small file each, registered here."""
 
 from .._stage import callable_package
-from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
+from .adalora import AdaLoRA, adalora
+from .base import AttachForm, Method, Params, PeftForm, Progress, Shared, Site, Trained, Traits, complete, evaluate, fold, row_blocks, run
 from .bat import Bat, bat
 from .config import SiteConfig
 from .delora import DeLoRA, delora
@@ -17,11 +18,12 @@ from .miss_mini import MiSSMini, miss_mini
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
 from .registry import get, method_of, methods, register
 
-for _method in (bat, delora, dora, gralora, hira, kasa, loha, lokr, lora, miss, miss_mini):
+for _method in (adalora, bat, delora, dora, gralora, hira, kasa, loha, lokr, lora, miss, miss_mini):
     register(_method)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
+    "AdaLoRA",
     "AttachForm",
     "Bat",
     "BlockDiagonal",
@@ -44,9 +46,11 @@ __all__ = [
     "Operator",
     "Params",
     "PeftForm",
+    "Progress",
     "Shared",
     "Site",
     "SiteConfig",
+    "Trained",
     "Traits",
     "complete",
     "evaluate",

@@ -133,6 +133,21 @@ class Shared(NamedTuple):
     init: Callable[[Any, Sequence[Site], np.random.Generator], dict[str, np.ndarray]]
 
 
+class Progress(NamedTuple):
+    """Where a training stands: ``step`` optimizer steps of ``total`` are done, the first of which is number 1."""
+
+    step: int
+    total: int
+
+
+class Trained(NamedTuple):
+    """One site after an optimizer step: its config, its trained parameters and their gradients."""
+
+    config: Any
+    params: Params
+    gradients: Params
+
+
 class Method(NamedTuple):
     """An adapter method: what :mod:`adapterpack.methods.registry` holds.
 
@@ -159,8 +174,11 @@ class Method(NamedTuple):
     """What a pack stores of a trained site, where that is not what is trained: the config and the parameters in their final form."""
     rates: Callable[[Any], Mapping[str, float]] | None = None
     """Parameter name -> what multiplies its learning rate."""
-    penalty: Callable[[Any, Params], Array] | None = None
-    """A term of one site that is added to the loss."""
+    penalty: Callable[[Any, Params, int], Array] | None = None
+    """A term of one site that is added to the loss; the number of all sites is for those that are an average."""
+    budget: Callable[[Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]] | None = None
+    """What follows each optimizer step, over all sites of an adapter at once: (progress, state, path -> site) -> (state, path -> what
+    some of its parameters become). The state is the method's own, None at first."""
     kind: str = "weight"
     spec_version: int = 1
 

@@ -104,7 +104,7 @@ delora = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
-    examples=(DeLoRA(r=1), DeLoRA(r=5, bound=4), DeLoRA(r=4, bound=2.5, dropout=0.1)),
+    examples=(DeLoRA(r=2, bound=6), DeLoRA(r=3, bound=3), DeLoRA(r=5, bound=2.5, dropout=0.1)),
     peft=PeftForm(
         peft_type="DELORA",
         suffixes={name: name for name in ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")},

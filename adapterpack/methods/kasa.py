@@ -65,7 +65,7 @@ def _attach(cfg: KaSA, params: Params, site: Site) -> AttachForm:
     return AttachForm(down=Dense(xp.concat([A, params["cut_down"]], axis=0)), up=Dense(xp.concat([B, params["cut_up"]], axis=1)))
 
 
-def _penalty(cfg: KaSA, params: Params) -> Array:
+def _penalty(cfg: KaSA, params: Params, sites: int) -> Array:
     A, B, d = params["lora_A"], params["lora_B"], params["lora_diag"]
     xp = array_namespace(A, B, d)
     return cfg.beta * xp.sum(d * d) + cfg.gamma * (departure(xp.matmul(B.T, B)) + departure(xp.matmul(A, A.T)))

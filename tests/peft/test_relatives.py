@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import adapterpack
-from adapterpack.methods import Bat, DeLoRA, DoRA, GraLoRA, HiRA, KaSA, LoHa, LoKr, MiSS, MiSSMini, complete, fold, get
+from adapterpack.methods import AdaLoRA, Bat, DeLoRA, DoRA, GraLoRA, HiRA, KaSA, LoHa, LoKr, MiSS, MiSSMini, complete, fold, get
 from adapterpack.pack import peft_layout
 from adapterpack.pack.pack import Pack
 
@@ -93,6 +93,10 @@ def kasa(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
     return u[:, :kept] @ np.diag(values[:kept]) @ vt[:kept] + cfg.scale * t["lora_B"] @ np.diag(t["lora_diag"]) @ t["lora_A"]
 
 
+def adalora(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    return W + cfg.alpha / (cfg.init_r + 1e-5) * t["lora_B"] @ np.diag(t["lora_E"][:, 0]) @ t["lora_A"]
+
+
 EVEN = (12, 8, 12, 4)
 TABLE: dict[str, Row] = {
     "DoRA": Row(DoRA(r=3, alpha=5), peft.LoraConfig(r=3, lora_alpha=5, use_dora=True), dora),
@@ -118,6 +122,8 @@ TABLE: dict[str, Row] = {
         DeLoRA(r=3, bound=4, rank_pattern={"b": 2}, bound_pattern={"a": 7}),
         peft.DeloraConfig(r=3, delora_lambda=4, rank_pattern={"b": 2}, lambda_pattern={"a": 7}), delora),
     "KaSA": Row(KaSA(r=3, alpha=5), peft.LoraConfig(r=3, lora_alpha=5, kasa_config=peft.KasaConfig()), kasa),
+    "AdaLoRA": Row(AdaLoRA(init_r=5, target_r=2, alpha=4),
+                   peft.AdaLoraConfig(init_r=5, target_r=2, lora_alpha=4, total_step=10), adalora),
     "MiSS": Row(MiSS(r=5), peft.MissConfig(r=5), miss),
     "MiSS mini": Row(MiSSMini(r=3, mini_r=4), peft.MissConfig(r=3, mini_r=4, init_weights="mini"), miss, EVEN),
     "Bat": Row(Bat(r=4), peft.MissConfig(r=4, init_weights="bat"), bat, EVEN),
