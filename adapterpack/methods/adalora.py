@@ -162,9 +162,9 @@ def _least(state: _State, sites: Mapping[str, Trained], count: int) -> dict[str,
 
 
 def _bake(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, dict[str, np.ndarray]]:
-    """Without the triplets whose value is zero, unless all are: then it has not been trained."""
+    """Without the triplets whose value is zero; one stays in any case, since a site has a rank."""
     kept = np.asarray(params["lora_E"])[:, 0] != 0
-    kept = kept if kept.any() else np.ones_like(kept)
+    kept[0] |= not kept.any()
     final = replace(cfg, r=int(kept.sum()), total_step=_total(cfg))
     return final, {"lora_A": params["lora_A"][kept], "lora_B": params["lora_B"][:, kept], "lora_E": params["lora_E"][kept]}
 
