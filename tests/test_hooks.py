@@ -79,7 +79,8 @@ def test_the_budget_is_pefts(tmp_path: Path) -> None:
 
 def test_penalties_are_the_papers(tmp_path: Path) -> None:
     """KaSA: PEFT's own loss, within 1e-5; AdaLoRA: orth_reg_weight times the mean of ||G - I||_F over all A and B, in numpy."""
-    ours, theirs = pair(peft.LoraConfig(r=3, kasa_config=peft.KasaConfig(beta=0.3, gamma=0.2), target_modules=["a", "b"]), tmp_path / "kasa")
+    config = peft.LoraConfig(r=3, kasa_config=peft.KasaConfig(beta=0.3, gamma=0.2), target_modules=["a", "b"])
+    ours, theirs = pair(config, tmp_path / "kasa")
     assert float(hooks.penalty(ours)) == pytest.approx(float(theirs._get_kasa_loss()), rel=1e-5)
     model = adapt(Two(), AdaLoRA(init_r=4, target_r=2, orth_reg_weight=0.7), "one")
     noisy(model)
