@@ -15,10 +15,11 @@ from .lokr import LoKr, lokr
 from .lora import LoRA, lora
 from .miss import MiSS, miss
 from .miss_mini import MiSSMini, miss_mini
-from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
+from .mora import MoRA, mora
+from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Repeat
 from .registry import get, method_of, methods, register
 
-for _method in (adalora, bat, delora, dora, gralora, hira, kasa, loha, lokr, lora, miss, miss_mini):
+for _method in (adalora, bat, delora, dora, gralora, hira, kasa, loha, lokr, lora, miss, miss_mini, mora):
     register(_method)
 callable_package(__name__, "methods", "registry")
 
@@ -43,10 +44,12 @@ __all__ = [
     "Method",
     "MiSS",
     "MiSSMini",
+    "MoRA",
     "Operator",
     "Params",
     "PeftForm",
     "Progress",
+    "Repeat",
     "Shared",
     "Site",
     "SiteConfig",

@@ -184,6 +184,38 @@ class Deviation(NamedTuple):
         return weight + xp.matmul(xp.matmul(weight, self.up), self.down)
 
 
+class Repeat(NamedTuple):
+    """``width`` numbers repeated, or cut off, until they are ``length``: shape ``[length, width]``; ``like`` gives dtype and device."""
+
+    width: int
+    length: int
+    like: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(x)
+        if self.length <= self.width:
+            return x[..., : self.length]
+        whole, rest = divmod(self.length, self.width)
+        return xp.concat([x] * whole + [x[..., :rest]], axis=-1)
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(self.like)
+        return self.apply(xp.eye(self.width, dtype=self.like.dtype, device=self.like.device)).T
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.dense()[block]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(weight)
+        times = -(-self.length // self.width)
+        missing = xp.zeros((weight.shape[0], times * self.width - self.length), dtype=weight.dtype, device=weight.device)
+        return xp.sum(xp.reshape(xp.concat([weight, missing], axis=1), (weight.shape[0], times, self.width)), axis=1)
+
+
 def transposed(operator: BlockDiagonal | Kronecker) -> Any:
     """``M^T`` as an operator of the same structure."""
     if isinstance(operator, Kronecker):

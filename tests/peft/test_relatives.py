@@ -18,7 +18,26 @@ import torch
 from torch import nn
 
 import adapterpack
-from adapterpack.methods import AdaLoRA, Bat, DeLoRA, DoRA, GraLoRA, HiRA, KaSA, LoHa, LoKr, MiSS, MiSSMini, complete, fold, get
+from adapterpack.methods import (
+    AdaLoRA,
+    Bat,
+    DeLoRA,
+    DoRA,
+    GraLoRA,
+    HiRA,
+    KaSA,
+    LoHa,
+    LoKr,
+    MiSS,
+    MiSSMini,
+    MoRA,
+    Repeat,
+    Site,
+    complete,
+    fold,
+    get,
+    run,
+)
 from adapterpack.pack import peft_layout
 from adapterpack.pack.pack import Pack
 
@@ -231,7 +250,7 @@ def test_we_load_what_peft_wrote(row: Row, tmp_path: Path) -> None:
 @ROWS
 def test_a_pack_is_hardly_larger_than_what_was_trained(row: Row, tmp_path: Path) -> None:
     """Stored tensors take at most 1.05 times the bytes of the trained parameters, at widths as real models have them."""
-    site = adapterpack.methods.Site("layer", 1024, 1024)
+    site = Site("layer", 1024, 1024)
     shapes = get(adapterpack.methods.registry.method_of(row.ours).name).shapes(type(row.ours)(), site)
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     frozen = adapterpack.methods.registry.method_of(row.ours).traits.frozen
@@ -274,3 +293,52 @@ def test_doras_gradient_is_pefts(tmp_path: Path) -> None:
         for name, other in (("lora_A", layer.lora_A["default"].weight), ("lora_B", layer.lora_B["default"].weight),
                             ("lora_magnitude_vector", layer.lora_magnitude_vector["default"].weight)):
             np.testing.assert_allclose(own[name].grad.numpy(), other.grad.numpy(), rtol=1e-4, atol=1e-5, err_msg=f"{path}.{name}")
+
+
+def rotated(n: int, block: int) -> np.ndarray:
+    """The rotary matrix of one block, entry by entry: pairs (i, i + n/2) turned by block * 10000^(-2i/n)."""
+    turn, half = np.zeros((n, n)), n // 2
+    for i in range(half):
+        angle = block * 10000.0 ** (-2 * i / n)
+        turn[i, i] = turn[i + half, i + half] = np.cos(angle)
+        turn[i, i + half], turn[i + half, i] = -np.sin(angle), np.sin(angle)
+    return turn
+
+
+@pytest.mark.parametrize("widths", [(12, 7), (7, 12), (5, 1), (1, 5), (30, 8)], ids=str)
+@pytest.mark.parametrize("form", ["rope", "sharing"])
+def test_mora_is_its_formula(form: str, widths: tuple[int, int]) -> None:
+    """PEFT has no MoRA: forward and fold against the paper's equations 6 and 9, entry by entry in float64, within 1e-12."""
+    out, width = widths
+    rng, method, cfg = np.random.default_rng(8), get("mora"), MoRA(r=1, form=form)
+    site = Site("layer", width, out)
+    (n, _), = method.shapes(cfg, site).values()
+    M, x = rng.normal(size=(n, n)), rng.normal(size=(3, width))
+    blocks = -(-width // n)
+    padded = np.stack([x[:, j % width] for j in range(blocks * n)], axis=1)
+    parts = [padded[:, b * n : (b + 1) * n] for b in range(blocks)]
+    turned = [part @ rotated(n, b).T @ M.T for b, part in enumerate(parts)]
+    inner = np.concatenate(turned, axis=1) if form == "rope" else sum(parts) @ M.T
+    expected = np.stack([inner[:, o % inner.shape[1]] for o in range(out)], axis=1)
+    constants = {name: value.astype(np.float64) for name, value in method.constants(cfg, site).items()}
+    if form == "rope":  # constants are stored as float32, which is not what is tested here
+        angles = np.outer(np.arange(blocks), 10000.0 ** (-np.arange(0, n, 2) / n))
+        for name, function in (("cos", np.cos), ("sin", np.sin)):
+            np.testing.assert_allclose(constants[name], np.tile(function(angles), (1, 2)), rtol=0, atol=1e-7)
+            constants[name] = np.tile(function(angles), (1, 2))
+    params = {"mora_M": M, **constants}
+    np.testing.assert_allclose(run(method, cfg, params, site, lambda x: np.zeros((3, out)), x), expected, rtol=0, atol=1e-12)
+    changed, _ = fold(method, cfg, params, site, np.zeros((out, width)), None)
+    np.testing.assert_allclose(x @ changed.T, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("width", "length"), [(5, 13), (5, 15), (5, 3), (1, 4), (4, 4)])
+def test_repeat_agrees_with_itself(width: int, length: int) -> None:
+    """apply, rows and after are what the dense matrix does, whose entry [k, j] is one where j = k mod width."""
+    rng, operator = np.random.default_rng(9), Repeat(width, length, np.zeros(1))
+    dense = np.array([[float(k % width == j) for j in range(width)] for k in range(length)])
+    x, weight = rng.normal(size=(2, 3, width)), rng.normal(size=(4, length))
+    np.testing.assert_array_equal(operator.dense(), dense)
+    np.testing.assert_array_equal(operator.rows(slice(1, 3)), dense[1:3])
+    np.testing.assert_allclose(operator.apply(x), x @ dense.T, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(operator.after(weight), weight @ dense, rtol=0, atol=1e-14)
