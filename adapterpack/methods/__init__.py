@@ -16,7 +16,7 @@ from .lora import LoRA, lora
 from .miss import MiSS, miss
 from .miss_mini import MiSSMini, miss_mini
 from .mora import MoRA, mora
-from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Repeat
+from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Repeat, Sums
 from .registry import get, method_of, methods, register
 
 for _method in (adalora, bat, delora, dora, gralora, hira, kasa, loha, lokr, lora, miss, miss_mini, mora):
@@ -53,6 +53,7 @@ __all__ = [
     "Shared",
     "Site",
     "SiteConfig",
+    "Sums",
     "Trained",
     "Traits",
     "complete",

@@ -25,7 +25,7 @@ from .peft_keys import by_site, literal, plain
 class LoRA(AlphaConfig):
     """The hyper-parameters of LoRA; ``alpha`` defaults to ``2 r``.
 
-    ``lr_ratio`` above one trains B at that multiple of A's learning rate (LoRA+, Hayou et al. 2024, arXiv 2402.12354, section 4).
+    ``lr_ratio`` trains B at that multiple of A's learning rate (LoRA+, Hayou et al. 2024, arXiv 2402.12354, section 4).
 
     Example:
         >>> LoRA(r=8, alpha=16).scale
@@ -35,15 +35,15 @@ class LoRA(AlphaConfig):
     """
 
     use_rslora: bool = False
-    lr_ratio: float = 1.0
+    lr_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_flag("use_rslora", self.use_rslora)
-        require_number("lr_ratio", self.lr_ratio)
-        if self.lr_ratio <= 0:
-            raise ValueError(f"lr_ratio must be above 0, not {self.lr_ratio!r}")
-        object.__setattr__(self, "lr_ratio", float(self.lr_ratio))
+        if self.lr_ratio is not None:
+            require_number("lr_ratio", self.lr_ratio)
+            if self.lr_ratio <= 0:
+                raise ValueError(f"lr_ratio must be above 0, not {self.lr_ratio!r}")
 
     @property
     def scale(self) -> float:
@@ -115,7 +115,7 @@ lora = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
-    rates=lambda cfg: {"lora_B": cfg.lr_ratio},
+    rates=lambda cfg: {} if cfg.lr_ratio is None else {"lora_B": cfg.lr_ratio},
     examples=(LoRA(r=1), LoRA(r=3, alpha=5), LoRA(r=4, alpha=4, use_rslora=True), LoRA(r=5, alpha=10, dropout=0.1)),
     peft=PeftForm(
         peft_type="LORA",

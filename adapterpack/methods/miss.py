@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from ..errors import Unsupported
 from .base import AttachForm, Method, Params, PeftForm, Site, Traits
 from .config import RankConfig
-from .operators import Dense
+from .operators import Dense, Sums
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,21 @@ def _init(cfg: MiSS, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
     return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
 
 
-@lru_cache(maxsize=64)
-def _sums(r: int, width: int) -> np.ndarray:
-    """``[r, width]``: the matrix that adds the blocks of r inputs."""
-    return np.tile(np.eye(r, dtype=np.float32), (1, -(-width // r)))[:, :width]
-
-
-def constants(cfg: Any, site: Site) -> dict[str, np.ndarray]:
-    """``sums`` ``[r, in]``: the matrix that adds the blocks."""
-    return {"sums": _sums(cfg.r, site.in_features)}
-
-
 def _attach(cfg: MiSS, params: Params, site: Site) -> AttachForm:
-    return AttachForm(down=Dense(params["sums"]), up=Dense(params["miss_block"].T))
+    block = params["miss_block"]
+    return AttachForm(down=Sums(known(site).in_features, cfg.r, block), up=Dense(block.T))
+
+
+def known(site: Site) -> Site:
+    """The site, if its widths are known: the tensors of these methods do not say them.
+
+    Raises:
+        Unsupported: they are not.
+    """
+    if not (site.in_features and site.out_features):
+        raise Unsupported("the width of this layer is not known: the adapter's tensors do not say it", where=site.path,
+                          remedy="attach the adapter to its base and save it from there")
+    return site
 
 
 def to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +81,6 @@ miss = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
-    constants=constants,
     examples=(MiSS(r=2), MiSS(r=5, dropout=0.1)),
     peft=PeftForm(
         peft_type="MISS",

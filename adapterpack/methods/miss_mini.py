@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, PeftForm, Site, Traits
 from .config import RankConfig, require_whole
-from .miss import constants, from_peft, is_miss, to_peft
-from .operators import Dense
+from .miss import from_peft, is_miss, known, to_peft
+from .operators import Chain, Dense, Repeat, Sums
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,8 @@ def _init(cfg: MiSSMini, site: Site, rng: np.random.Generator) -> dict[str, np.n
 
 
 def _attach(cfg: MiSSMini, params: Params, site: Site) -> AttachForm:
-    block = params["miss_block"]
-    whole = array_namespace(block).tile(block, (1, -(-site.out_features // cfg.mini_r)))[:, : site.out_features]
-    return AttachForm(down=Dense(params["sums"]), up=Dense(whole.T))
+    block, out = params["miss_block"], known(site).out_features
+    return AttachForm(down=Chain(Sums(site.in_features, cfg.r, block), Dense(block.T)), up=Repeat(cfg.mini_r, out, block))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +62,6 @@ miss_mini = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
-    constants=constants,
     examples=(MiSSMini(r=2), MiSSMini(r=5, mini_r=3, dropout=0.1)),
     peft=PeftForm(
         peft_type="MISS",

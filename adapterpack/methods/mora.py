@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig
-from .operators import Array, BlockDiagonal, Chain, Dense, Repeat
+from .operators import Array, BlockDiagonal, Chain, Dense, Repeat, Sums
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,9 @@ def _init(cfg: MoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 def _constants(cfg: MoRA, site: Site) -> dict[str, np.ndarray]:
     n = _side(cfg, site)
     if cfg.form == "sharing":
-        return {"sums": _sums(n, site.in_features)}
+        return {}
     cos, sin = _angles(n, -(-site.in_features // n))
     return {"cos": cos, "sin": sin}
-
-
-@lru_cache(maxsize=64)
-def _sums(n: int, width: int) -> np.ndarray:
-    """``[n, width]``: the matrix that repeats the input until n divides its length, and adds the blocks."""
-    sums = np.zeros((n, width), np.float32)
-    place = np.arange(-(-width // n) * n)
-    np.add.at(sums, (place % n, place % width), 1)
-    return sums
 
 
 @lru_cache(maxsize=64)
@@ -78,13 +69,13 @@ def _angles(n: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _attach(cfg: MoRA, params: Params, site: Site) -> AttachForm:
     M = params["mora_M"]
-    xp, out = array_namespace(M), site.out_features
+    n, out = M.shape[0], site.out_features
+    wide = -(-site.in_features // n) * n
+    blocks = Repeat(site.in_features, wide, M)
     if cfg.form == "sharing":
-        return AttachForm(down=Dense(params["sums"]), up=Dense(xp.tile(M, (-(-out // M.shape[0]), 1))[:out]))
-    blocks = _turned(M, params["cos"], params["sin"])
-    wide = blocks.shape[0] * blocks.shape[1]
-    inner = Chain(Repeat(site.in_features, wide, M), BlockDiagonal(blocks))
-    return AttachForm(down=Chain(inner, Repeat(wide, out, M)))
+        return AttachForm(down=Chain(Chain(blocks, Sums(wide, n, M)), Dense(M)), up=Repeat(n, out, M))
+    turned = BlockDiagonal(_turned(M, params["cos"], params["sin"]))
+    return AttachForm(down=Chain(blocks, turned), up=Repeat(wide, out, M))
 
 
 def _turned(M: Array, cos: Array, sin: Array) -> Array:

@@ -210,10 +210,40 @@ class Repeat(NamedTuple):
 
     def after(self, weight: Array) -> Array:
         """See :class:`Operator`."""
-        xp = array_namespace(weight)
-        times = -(-self.length // self.width)
-        missing = xp.zeros((weight.shape[0], times * self.width - self.length), dtype=weight.dtype, device=weight.device)
-        return xp.sum(xp.reshape(xp.concat([weight, missing], axis=1), (weight.shape[0], times, self.width)), axis=1)
+        return Sums(self.length, self.width, self.like).apply(weight)
+
+
+class Sums(NamedTuple):
+    """The blocks of ``length`` among ``width`` numbers added, the last one filled up with zeros: shape ``[length, width]``.
+
+    The transpose of :class:`Repeat`.
+    """
+
+    width: int
+    length: int
+    like: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        xp, lead = array_namespace(x), x.shape[:-1]
+        times, rest = divmod(self.width, self.length)
+        whole = xp.sum(xp.reshape(x[..., : times * self.length], (*lead, times, self.length)), axis=-2)
+        if not rest:
+            return whole
+        zeros = xp.zeros((*lead, self.length - rest), dtype=x.dtype, device=x.device)
+        return whole + xp.concat([x[..., self.width - rest :], zeros], axis=-1)
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        return Repeat(self.length, self.width, self.like).dense().T
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.dense()[block]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        return Repeat(self.length, self.width, self.like).apply(weight)
 
 
 def transposed(operator: BlockDiagonal | Kronecker) -> Any:

@@ -276,8 +276,11 @@ def entry_of(value: np.ndarray, group: str, param: str, scales: str | None = Non
 
 
 def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What all sites share, and for each site what differs from it; selection fields are already resolved into groups."""
-    plain = [{k: v for k, v in dataclasses.asdict(cfg).items() if k not in _SELECTION and v != {}} for cfg in configs]
+    """What all sites share, and for each site what differs from it; selection fields are already resolved into groups.
+
+    What is not said (None, or an empty pattern) is not written: a field that a later version adds does not change today's packs.
+    """
+    plain = [{k: v for k, v in dataclasses.asdict(cfg).items() if k not in _SELECTION and v != {} and v is not None} for cfg in configs]
     common = plain[0] if plain else {}
     return common, [{k: v for k, v in one.items() if common.get(k) != v} for one in plain]
 

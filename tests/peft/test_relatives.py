@@ -33,6 +33,7 @@ from adapterpack.methods import (
     MoRA,
     Repeat,
     Site,
+    Sums,
     complete,
     fold,
     get,
@@ -333,12 +334,13 @@ def test_mora_is_its_formula(form: str, widths: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("width", "length"), [(5, 13), (5, 15), (5, 3), (1, 4), (4, 4)])
-def test_repeat_agrees_with_itself(width: int, length: int) -> None:
+def test_repeat_and_its_transpose_agree_with_their_matrices(width: int, length: int) -> None:
     """apply, rows and after are what the dense matrix does, whose entry [k, j] is one where j = k mod width."""
-    rng, operator = np.random.default_rng(9), Repeat(width, length, np.zeros(1))
-    dense = np.array([[float(k % width == j) for j in range(width)] for k in range(length)])
-    x, weight = rng.normal(size=(2, 3, width)), rng.normal(size=(4, length))
-    np.testing.assert_array_equal(operator.dense(), dense)
-    np.testing.assert_array_equal(operator.rows(slice(1, 3)), dense[1:3])
-    np.testing.assert_allclose(operator.apply(x), x @ dense.T, rtol=0, atol=1e-15)
-    np.testing.assert_allclose(operator.after(weight), weight @ dense, rtol=0, atol=1e-14)
+    rng = np.random.default_rng(9)
+    matrix = np.array([[float(k % width == j) for j in range(width)] for k in range(length)])
+    for operator, dense in ((Repeat(width, length, np.zeros(1)), matrix), (Sums(length, width, np.zeros(1)), matrix.T)):
+        x, weight = rng.normal(size=(2, 3, dense.shape[1])), rng.normal(size=(4, dense.shape[0]))
+        np.testing.assert_array_equal(operator.dense(), dense)
+        np.testing.assert_array_equal(operator.rows(slice(1, 3)), dense[1:3])
+        np.testing.assert_allclose(operator.apply(x), x @ dense.T, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(operator.after(weight), weight @ dense, rtol=0, atol=1e-14)
