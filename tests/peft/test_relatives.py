@@ -15,6 +15,7 @@ import peft
 import pytest
 import safetensors.numpy
 import torch
+from peft.tuners.lokr.layer import factorization
 from torch import nn
 
 import adapterpack
@@ -39,6 +40,7 @@ from adapterpack.methods import (
     get,
     run,
 )
+from adapterpack.methods.lokr import divided
 from adapterpack.pack import peft_layout
 from adapterpack.pack.pack import Pack
 
@@ -132,6 +134,7 @@ TABLE: dict[str, Row] = {
     "LoKr with both in two": Row(
         LoKr(r=1, alpha=2, decompose_both=True, decompose_factor=4),
         peft.LoKrConfig(r=1, alpha=2, decompose_both=True, decompose_factor=4, init_weights="lycoris"), lokr, EVEN),
+    "LoKr where rank and half a side are equal": Row(LoKr(r=2, alpha=2), peft.LoKrConfig(r=2, alpha=2), lokr, EVEN),
     "LoKr with a rank of its own": Row(
         LoKr(r=1, alpha=2, decompose_factor=3, rank_pattern={"a": 3}),
         peft.LoKrConfig(r=1, alpha=2, decompose_factor=3, rank_pattern={"a": 3}), lokr),
@@ -256,6 +259,22 @@ def test_a_pack_is_hardly_larger_than_what_was_trained(row: Row, tmp_path: Path)
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     frozen = adapterpack.methods.registry.method_of(row.ours).traits.frozen
     assert sum(sizes.values()) <= 1.05 * sum(size for name, size in sizes.items() if name not in frozen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@ROWS
+def test_a_fresh_adapter_in_a_model_is_the_base(row: Row, dtype: torch.dtype) -> None:
+    """Under torch, in every precision: bit for bit where the method promises it, and otherwise (KaSA, whose cut is the point) not."""
+    base = outputs(Three(row.widths).to(dtype))
+    same = np.array_equal(outputs(adapterpack.adapt(Three(row.widths).to(dtype), row.ours)), base)
+    assert same == adapterpack.methods.registry.method_of(row.ours).traits.identity_at_init
+
+
+def test_widths_are_divided_as_in_peft() -> None:
+    """The two sides of a Kronecker product, for every width to 200 and factors of all kinds."""
+    for width in range(1, 201):
+        for factor in (-1, 1, 2, 3, 4, 8, 16, 50, 199, 300):
+            assert divided(width, factor) == factorization(width, factor), (width, factor)
 
 
 def test_bone_is_read_as_miss(tmp_path: Path) -> None:
