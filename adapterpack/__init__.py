@@ -17,6 +17,7 @@ _PUBLIC = {
     "AdapterpackError": "errors",
     "AdaLoRA": "methods",
     "Bat": "methods",
+    "DEFT": "methods",
     "DeLoRA": "methods",
     "DoRA": "methods",
     "GraLoRA": "methods",

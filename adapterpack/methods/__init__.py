@@ -5,6 +5,7 @@ from .adalora import AdaLoRA, adalora
 from .base import AttachForm, Method, Params, PeftForm, Progress, Shared, Site, Trained, Traits, complete, evaluate, fold, row_blocks, run
 from .bat import Bat, bat
 from .config import SiteConfig
+from .deft import DEFT, deft
 from .delora import DeLoRA, delora
 from .dora import DoRA, dora
 from .gralora import GraLoRA, gralora
@@ -19,11 +20,12 @@ from .mora import MoRA, mora
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Repeat, Sums
 from .registry import get, method_of, methods, register
 
-for _method in (adalora, bat, delora, dora, gralora, hira, kasa, loha, lokr, lora, miss, miss_mini, mora):
+for _method in (adalora, bat, deft, delora, dora, gralora, hira, kasa, loha, lokr, lora, miss, miss_mini, mora):
     register(_method)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
+    "DEFT",
     "AdaLoRA",
     "AttachForm",
     "Bat",

@@ -20,6 +20,7 @@ from torch import nn
 
 import adapterpack
 from adapterpack.methods import (
+    DEFT,
     AdaLoRA,
     Bat,
     DeLoRA,
@@ -41,6 +42,7 @@ from adapterpack.methods import (
     run,
 )
 from adapterpack.methods.lokr import divided
+from adapterpack.methods.registry import method_of
 from adapterpack.pack import peft_layout
 from adapterpack.pack.pack import Pack
 
@@ -119,6 +121,12 @@ def adalora(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
     return W + cfg.alpha / (cfg.init_r + 1e-5) * t["lora_B"] @ np.diag(t["lora_E"][:, 0]) @ t["lora_A"]
 
 
+def deft(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    Q = t["deft_P"] if cfg.decomposition_method == "relu" else np.linalg.qr(t["deft_P"])[0]
+    Z = np.where(Q > 0, Q, 0) if cfg.decomposition_method == "relu" else Q
+    return W - Q @ Z.T @ W + (cfg.alpha / cfg.r if cfg.alpha else 1) * Q @ t["deft_R"]
+
+
 EVEN = (12, 8, 12, 4)
 TABLE: dict[str, Row] = {
     "DoRA": Row(DoRA(r=3, alpha=5), peft.LoraConfig(r=3, lora_alpha=5, use_dora=True), dora),
@@ -147,6 +155,9 @@ TABLE: dict[str, Row] = {
     "KaSA": Row(KaSA(r=3, alpha=5), peft.LoraConfig(r=3, lora_alpha=5, kasa_config=peft.KasaConfig()), kasa),
     "AdaLoRA": Row(AdaLoRA(init_r=5, target_r=2, alpha=4),
                    peft.AdaLoraConfig(init_r=5, target_r=2, lora_alpha=4, total_step=10), adalora),
+    "DEFT": Row(DEFT(r=3), peft.DeftConfig(r=3), deft),
+    "DEFT by QR": Row(DEFT(r=3, alpha=2, decomposition_method="qr"),
+                      peft.DeftConfig(r=3, alpha=2, decomposition_method="qr"), deft),
     "MiSS": Row(MiSS(r=5), peft.MissConfig(r=5), miss),
     "MiSS mini": Row(MiSSMini(r=3, mini_r=4), peft.MissConfig(r=3, mini_r=4, init_weights="mini"), miss, EVEN),
     "Bat": Row(Bat(r=4), peft.MissConfig(r=4, init_weights="bat"), bat, EVEN),
@@ -246,7 +257,7 @@ def test_we_load_what_peft_wrote(row: Row, tmp_path: Path) -> None:
     randomise(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
     pack = peft_layout.read(tmp_path / "theirs")
-    assert pack.method is adapterpack.methods.registry.method_of(row.ours)
+    assert pack.method is method_of(row.ours)
     ours = adapterpack.attach(Three(row.widths), pack, check_base=False)
     require_same(row, pack, ours, theirs)
 
@@ -255,19 +266,28 @@ def test_we_load_what_peft_wrote(row: Row, tmp_path: Path) -> None:
 def test_a_pack_is_hardly_larger_than_what_was_trained(row: Row, tmp_path: Path) -> None:
     """Stored tensors take at most 1.05 times the bytes of the trained parameters, at widths as real models have them."""
     site = Site("layer", 1024, 1024)
-    shapes = get(adapterpack.methods.registry.method_of(row.ours).name).shapes(type(row.ours)(), site)
+    shapes = method_of(row.ours).shapes(type(row.ours)(), site)
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
-    frozen = adapterpack.methods.registry.method_of(row.ours).traits.frozen
+    frozen = method_of(row.ours).traits.frozen
     assert sum(sizes.values()) <= 1.05 * sum(size for name, size in sizes.items() if name not in frozen)
 
 
+IDENTITIES = {name: row for name, row in TABLE.items() if method_of(row.ours).traits.identity_at_init}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@ROWS
+@pytest.mark.parametrize("row", IDENTITIES.values(), ids=IDENTITIES)
 def test_a_fresh_adapter_in_a_model_is_the_base(row: Row, dtype: torch.dtype) -> None:
-    """Under torch, in every precision: bit for bit where the method promises it, and otherwise (KaSA, whose cut is the point) not."""
-    base = outputs(Three(row.widths).to(dtype))
-    same = np.array_equal(outputs(adapterpack.adapt(Three(row.widths).to(dtype), row.ours)), base)
-    assert same == adapterpack.methods.registry.method_of(row.ours).traits.identity_at_init
+    """Under torch, in every precision, bit for bit; DoRA's magnitudes and the norms that divide them are the same numbers."""
+    fresh = adapterpack.adapt(Three(row.widths).to(dtype), row.ours)
+    np.testing.assert_array_equal(outputs(fresh), outputs(Three(row.widths).to(dtype)))
+
+
+@pytest.mark.parametrize("how", ["relu", "qr"])
+def test_a_fresh_deft_is_the_base_but_by_rounding(how: str) -> None:
+    """R begins as Z^T W, which the adapter takes out again: within 1e-6 in float32."""
+    fresh = adapterpack.adapt(Three(EVEN), DEFT(r=3, alpha=2, decomposition_method=how))
+    np.testing.assert_allclose(outputs(fresh), outputs(Three(EVEN)), rtol=0, atol=1e-6)
 
 
 def test_widths_are_divided_as_in_peft() -> None:
