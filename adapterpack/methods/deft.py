@@ -3,8 +3,8 @@
     W' = W - Q Z^T W + s Q R
 
 P ``[out, r]`` and R ``[r, in]`` are trained. ``relu``: Q is P and Z its positive part; ``qr``: both are the orthonormal columns of P, so
-that ``Q Z^T`` is a projection. R begins as ``Z^T W / s``: a fresh adapter changes nothing but by rounding. PEFT's ``para`` has no R and begins
-with a change; it is not read. Where a layer has fewer outputs than r, their number takes its place.
+that ``Q Z^T`` is a projection. R begins as ``Z^T W / s``: a fresh adapter changes nothing but by rounding. PEFT's ``para`` has no R and
+begins with a change; it is not read. Where a layer has fewer outputs than r, their number takes its place.
 """
 
 from __future__ import annotations
