@@ -203,14 +203,12 @@ def test_a_trained_head_keeps_its_module_names(tmp_path: Path) -> None:
 
 
 UNSUPPORTED: dict[str, tuple[Callable[[], torch.nn.Module], Any, dict[str, Any], str]] = {
-    "DoRA": (llama, peft.LoraConfig, {"target_modules": QV, "use_dora": True}, "use_dora"),
     "all biases": (bert, peft.LoraConfig, {"target_modules": ["query"], "bias": "all"}, "bias"),
     "biases of the layers": (bert, peft.LoraConfig, {"target_modules": ["query"], "bias": "lora_only"}, "bias"),
     "a bias on B": (bert, peft.LoraConfig, {"target_modules": ["query"], "lora_bias": True}, "lora_bias"),
     "tokens": (llama, peft.LoraConfig, {"target_modules": QV, "trainable_token_indices": [1, 2]}, "trainable_token_indices"),
     "embeddings": (llama, peft.LoraConfig, {"target_modules": ["embed_tokens"]}, "does not account for"),
     "IA3": (llama, peft.IA3Config, {"target_modules": QV, "feedforward_modules": []}, "IA3"),
-    "LoHa": (llama, peft.LoHaConfig, {"target_modules": QV}, "LOHA"),
 }
 
 

@@ -94,6 +94,14 @@ class PeftForm(NamedTuple):
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
     """shared parameter name -> PEFT's whole tensor name."""
+    matches: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type stands for several methods."""
+    aliases: Mapping[str, str] = {}
+    """what older versions of PEFT wrote after the module path -> parameter name."""
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether a PEFT config is of this method."""
+        return config.get("peft_type") == self.peft_type if self.matches is None else self.matches(config)
 
 
 class Shared(NamedTuple):
@@ -101,6 +109,21 @@ class Shared(NamedTuple):
 
     shapes: Callable[[Any, Sequence[Site]], dict[str, tuple[int, ...]]]
     init: Callable[[Any, Sequence[Site], np.random.Generator], dict[str, np.ndarray]]
+
+
+class Progress(NamedTuple):
+    """Where a training stands: ``step`` optimizer steps of ``total`` are done, the first of which is number 1."""
+
+    step: int
+    total: int
+
+
+class Trained(NamedTuple):
+    """One site after an optimizer step: its config, its trained parameters and their gradients."""
+
+    config: Any
+    params: Params
+    gradients: Params
 
 
 class Method(NamedTuple):
@@ -133,12 +156,20 @@ class Method(NamedTuple):
     """What a pack stores of a trained site, where that is not what is trained: the config and the parameters in their final form."""
     rates: Callable[[Any], Mapping[str, float]] | None = None
     """Parameter name -> what multiplies its learning rate."""
-    penalty: Callable[[Any, Params], Array] | None = None
-    """A term of one site that is added to the loss."""
+    penalty: Callable[[Any, Params, int], Array] | None = None
+    """A term of one site that is added to the loss; the number of all sites is for those that are an average."""
+    budget: Callable[[Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]] | None = None
+    """What follows each optimizer step, over all sites of an adapter at once: (progress, state, path -> site) -> (state, path -> what
+    some of its parameters become). The state is the method's own, None at first."""
     formula: str = ""
     """What it computes, in one line; ``W x + b`` is the layer."""
     kind: str = "weight"
     spec_version: int = 1
+
+
+def constant(value: Array) -> Array:
+    """The same array as something that no gradient flows through; numpy's has none."""
+    return value.detach() if hasattr(value, "detach") else value
 
 
 def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = None) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 FOR_TRAINING = {"packed": False}
@@ -46,6 +46,74 @@ class SiteConfig:
     def rank(self) -> int | None:
         """The rank of the branch, or None for a method without one."""
         return None
+
+
+@dataclass(frozen=True)
+class RankConfig(SiteConfig):
+    """The config of a method with a rank.
+
+    Example:
+        >>> RankConfig(r=4).rank
+        4
+    """
+
+    r: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r)
+
+    @property
+    def rank(self) -> int | None:
+        """The inner dimension of the branch."""
+        return self.r
+
+
+@dataclass(frozen=True)
+class RanksConfig(RankConfig):
+    """The config of a method with a rank that may differ by site.
+
+    Example:
+        >>> RanksConfig(r=8, rank_pattern={"v_proj": 2, "1.v_proj": 4}).at("layers.1.v_proj").rank
+        4
+    """
+
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+
+    def at(self, path: str) -> Self:
+        """The config at one site: patterns are looked up by the literal path or its last components.
+
+        The longest name that fits counts; one that begins with ``^`` fits that path alone.
+        """
+        return replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={})
+
+
+@dataclass(frozen=True)
+class AlphaConfig(RanksConfig):
+    """The config of a method whose branch is scaled by ``alpha / r``; ``alpha`` defaults to ``2 r`` and may differ by site.
+
+    Example:
+        >>> AlphaConfig(r=4, alpha=6).scale
+        1.5
+    """
+
+    alpha: float | None = None
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        alpha = 2.0 * self.r if self.alpha is None else self.alpha
+        require_number("alpha", alpha)
+        object.__setattr__(self, "alpha", float(alpha))  # 16 and 16.0 are one config, and must be the same bytes in a manifest
+
+    def at(self, path: str) -> Self:
+        """The config at one site; see :meth:`RanksConfig.at`."""
+        return replace(super().at(path), alpha=by_suffix(self.alpha_pattern, path, self.alpha), alpha_pattern={})
+
+    @property
+    def scale(self) -> float:
+        """The number that multiplies the branch."""
+        return float(self.alpha or 0.0) / self.r
 
 
 def is_number(value: Any) -> bool:

@@ -12,7 +12,6 @@ which is zero at the start without any rounding, and is a plain LoRA of rank 2 r
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,14 +21,17 @@ from array_api_compat import array_namespace
 
 from ..errors import Unsupported
 from .base import AttachForm, Method, Params, PeftForm, Site, Traits
-from .config import FOR_TRAINING, SiteConfig, by_suffix, is_number, require_flag, require_number, require_whole
+from .config import FOR_TRAINING, AlphaConfig, require_flag, require_number
 from .inits import init_named
 from .operators import Array, Dense
+from .peft_keys import by_site, literal, plain
 
 
 @dataclass(frozen=True)
-class LoRA(SiteConfig):
+class LoRA(AlphaConfig):
     """The hyper-parameters of LoRA; ``alpha`` defaults to ``2 r``.
+
+    ``lr_ratio`` trains B at that multiple of A's learning rate (LoRA+, Hayou et al. 2024, arXiv 2402.12354, section 4).
 
     Example:
         >>> LoRA(r=8, alpha=16).scale
@@ -38,36 +40,21 @@ class LoRA(SiteConfig):
         2.0
     """
 
-    r: int = 8
-    alpha: float | None = None
     use_rslora: bool = False
+    lr_ratio: float | None = field(default=None, metadata=FOR_TRAINING)
     init: str = field(default="default", metadata=FOR_TRAINING)
     init_options: Mapping[str, Any] = field(default_factory=dict, metadata=FOR_TRAINING)
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("r", self.r)
         require_flag("use_rslora", self.use_rslora)
+        if self.lr_ratio is not None:
+            require_number("lr_ratio", self.lr_ratio)
+            if self.lr_ratio <= 0:
+                raise ValueError(f"lr_ratio must be above 0, not {self.lr_ratio!r}")
         known = init_named(self.init).options
         if unknown := sorted(set(self.init_options) - set(known)):
             raise ValueError(f"the init {self.init!r} has no option {unknown[0]!r}, only {sorted(known)}")
-        alpha = 2.0 * self.r if self.alpha is None else self.alpha
-        require_number("alpha", alpha)
-        object.__setattr__(self, "alpha", float(alpha))  # 16 and 16.0 are one config, and must be the same bytes in a manifest
-
-    def at(self, path: str) -> LoRA:
-        """The config at one site: rank and alpha looked up by the literal path or its last components.
-
-        The longest name that fits counts; one that begins with ``^`` fits that path alone.
-
-        Example:
-            >>> LoRA(r=8, rank_pattern={"v_proj": 2, "1.v_proj": 4}).at("layers.1.v_proj").r
-            4
-        """
-        rank, alpha = by_suffix(self.rank_pattern, path, self.r), by_suffix(self.alpha_pattern, path, self.alpha)
-        return replace(self, r=rank, alpha=alpha, rank_pattern={}, alpha_pattern={})
 
     @property
     def scale(self) -> float:
@@ -148,24 +135,17 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
         """PEFT has one ``use_rslora`` for all sites: where a site's own differs, the alpha that gives the same scale."""
         same = cfg.use_rslora == first.use_rslora
         value = float(cfg.alpha or 0) if same else cfg.scale * (math.sqrt(cfg.r) if first.use_rslora else cfg.r)
-        return int(value) if value.is_integer() else value
-
-    def pattern(values: Mapping[str, float]) -> dict[str, float]:
-        """What differs from the first site; PEFT takes a name for the end of a path unless it is anchored."""
-        differing = {path: value for path, value in values.items() if value != next(iter(values.values()))}
-        return {f"^{path}" if any(other.endswith(f".{path}") for other in values) else path: value for path, value in differing.items()}
+        return plain(value)
 
     return {
-        "r": first.r,
-        "lora_alpha": alpha(first),
+        **by_site("r", {path: cfg.r for path, cfg in sites.items()}, "rank_pattern"),
+        **by_site("lora_alpha", {path: alpha(cfg) for path, cfg in sites.items()}, "alpha_pattern"),
         "lora_dropout": first.dropout,
         "use_rslora": first.use_rslora,
         "use_dora": False,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "rank_pattern": pattern({path: cfg.r for path, cfg in sites.items()}),
-        "alpha_pattern": pattern({path: alpha(cfg) for path, cfg in sites.items()}),
     }
 
 
@@ -184,27 +164,9 @@ def _from_peft(config: Mapping[str, Any]) -> LoRA:
         alpha=config.get("lora_alpha", 8),
         use_rslora=config.get("use_rslora", False),
         dropout=config.get("lora_dropout", 0.0),
-        rank_pattern=_literal(config.get("rank_pattern"), "rank_pattern"),
-        alpha_pattern=_literal(config.get("alpha_pattern"), "alpha_pattern"),
+        rank_pattern=literal(config.get("rank_pattern"), "rank_pattern"),
+        alpha_pattern=literal(config.get("alpha_pattern"), "alpha_pattern"),
     )
-
-
-def _literal(pattern: Any, where: str) -> dict[str, Any]:
-    """PEFT's pattern as names: PEFT takes the first key that fits the end of a path, we take the longest, so hidden keys are left out.
-
-    Its keys are regular expressions, which are not run here (one can take hours); a key that is more than a name is refused.
-    """
-    if not isinstance(pattern or {}, Mapping) or not all(map(is_number, (pattern or {}).values())):
-        raise ValueError(f"{where} must map names to numbers, not {pattern!r:.80}")
-    names: dict[str, Any] = {}
-    for key, value in (pattern or {}).items():
-        name = key.replace("\\.", ".").removesuffix("$")
-        if not re.fullmatch(r"\^?[A-Za-z0-9_.-]+", name):
-            raise Unsupported("this PEFT pattern is a regular expression, which is not run", where=where, found=repr(key)[:80],
-                              expected="module names", remedy="write the pattern with literal module names")
-        if not any(f".{name.removeprefix('^')}".endswith(f".{earlier}") for earlier in names):
-            names[name] = value
-    return names
 
 
 lora = Method(
@@ -220,6 +182,7 @@ lora = Method(
     needs=_needs,
     plan=_plan,
     bake=_bake,
+    rates=lambda cfg: {} if cfg.lr_ratio is None else {"lora_B": cfg.lr_ratio},
     examples=(LoRA(r=1), LoRA(r=3, alpha=5), LoRA(r=4, alpha=4, use_rslora=True), LoRA(r=5, alpha=10, dropout=0.1),
               LoRA(r=3, init="gaussian"), LoRA(r=2, init="zeros"), LoRA(r=2, init="orthogonal"), LoRA(r=3, alpha=2, init="pissa"),
               LoRA(r=3, init="olora", use_rslora=True), LoRA(r=2, init="loftq"), LoRA(r=2, init="mica")),
@@ -229,5 +192,6 @@ lora = Method(
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+        matches=lambda config: config.get("peft_type") == "LORA" and not config.get("use_dora") and not config.get("kasa_config"),
     ),
 )

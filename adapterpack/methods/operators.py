@@ -184,6 +184,68 @@ class Deviation(NamedTuple):
         return weight + xp.matmul(xp.matmul(weight, self.up), self.down)
 
 
+class Repeat(NamedTuple):
+    """``width`` numbers repeated, or cut off, until they are ``length``: shape ``[length, width]``; ``like`` gives dtype and device."""
+
+    width: int
+    length: int
+    like: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(x)
+        if self.length <= self.width:
+            return x[..., : self.length]
+        whole, rest = divmod(self.length, self.width)
+        return xp.concat([x] * whole + [x[..., :rest]], axis=-1)
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(self.like)
+        return self.apply(xp.eye(self.width, dtype=self.like.dtype, device=self.like.device)).T
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.dense()[block]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        return Sums(self.length, self.width, self.like).apply(weight)
+
+
+class Sums(NamedTuple):
+    """The blocks of ``length`` among ``width`` numbers added, the last one filled up with zeros: shape ``[length, width]``.
+
+    The transpose of :class:`Repeat`.
+    """
+
+    width: int
+    length: int
+    like: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        xp, lead = array_namespace(x), x.shape[:-1]
+        times, rest = divmod(self.width, self.length)
+        whole = xp.sum(xp.reshape(x[..., : times * self.length], (*lead, times, self.length)), axis=-2)
+        if not rest:
+            return whole
+        zeros = xp.zeros((*lead, self.length - rest), dtype=x.dtype, device=x.device)
+        return whole + xp.concat([x[..., self.width - rest :], zeros], axis=-1)
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        return Repeat(self.length, self.width, self.like).dense().T
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.dense()[block]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        return Repeat(self.length, self.width, self.like).apply(weight)
+
+
 def transposed(operator: BlockDiagonal | Kronecker) -> Any:
     """``M^T`` as an operator of the same structure."""
     if isinstance(operator, Kronecker):

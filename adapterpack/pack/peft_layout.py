@@ -112,19 +112,18 @@ def _parts(
 
     ``expected`` is asked first, because listing every method means looking through every installed package.
     """
-    is_expected = expected is not None and expected.peft is not None and expected.peft.peft_type == config.get("peft_type")
-    known_methods = [expected] if is_expected and expected is not None else methods().values()
-    by_type = {method.peft.peft_type: method for method in known_methods if method.peft}
-    method = by_type.get(str(config.get("peft_type")))
+    is_expected = expected is not None and expected.peft is not None and expected.peft.reads(config)
+    known_methods = [expected] if is_expected and expected is not None else list(methods().values())
+    method = next((method for method in known_methods if method.peft and method.peft.reads(config)), None)
     if method is None or method.peft is None:
-        raise Unsupported("this PEFT method is not supported", where=folder / CONFIG, expected=", ".join(sorted(by_type)),
-                          found=config.get("peft_type"))
+        raise Unsupported("this PEFT method is not supported", where=folder / CONFIG, found=config.get("peft_type"),
+                          expected=", ".join(sorted({method.peft.peft_type for method in known_methods if method.peft})))
     try:
         cfg = method.peft.from_config(config)
-        known = _NEUTRAL | set(method.peft.to_config({"": method.config()}))
+        written = method.peft.to_config({"": method.config()})
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
-    _refuse_options(config, known, folder / CONFIG)
+    _refuse_options(config, written, folder / CONFIG)
     file = folder / TENSORS
     tensors = tensors or SafetensorsFile(file, private=True)
     params, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
@@ -180,10 +179,14 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_options(config: Mapping[str, Any], known: frozenset[str], where: Path) -> None:
-    """An option that is switched on and not understood would change the result without a word: it is refused."""
+def _refuse_options(config: Mapping[str, Any], written: Mapping[str, Any], where: Path) -> None:
+    """An option that is switched on and not understood would change the result without a word: it is refused.
+
+    What the method writes itself it understands.
+    """
     for key, value in config.items():
-        if value not in _INERT.get(key, (value,) if key in known else _OFF):
+        known = key in _NEUTRAL or key in written
+        if value not in _INERT.get(key, (value,) if known else _OFF) and (key not in written or value != written[key]):
             raise Unsupported(f"this PEFT option is not supported: {key}", where=f"{where}#/{key}", found=repr(value)[:80],
                               remedy="merge this adapter with the library that made it, or train it without that option")
 
@@ -221,6 +224,7 @@ def _sort(
     assert method.peft is not None
     params: dict[str, dict[str, np.ndarray]] = {}
     full: dict[str, dict[str, np.ndarray]] = {}
+    endings = {**{suffix: param for param, suffix in method.peft.suffixes.items()}, **method.peft.aliases}
     shared = {param: tensors.read(name) for param, name in method.peft.shared.items() if name in tensors.tensors}
     for name in tensors.tensors:
         if name in method.peft.shared.values():
@@ -228,7 +232,7 @@ def _sort(
         if not name.startswith(_PREFIX):
             raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{_PREFIX}...")
         rest = name.removeprefix(_PREFIX)
-        for param, suffix in method.peft.suffixes.items():
+        for suffix, param in endings.items():
             if rest.endswith("." + suffix):
                 params.setdefault(rest.removesuffix("." + suffix), {})[param] = tensors.read(name)
                 break
@@ -244,15 +248,16 @@ def _sort(
 
 def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], where: Path) -> Site:
     assert method.peft is not None
-    expected = set(method.shapes(cfg, Site(path, 1, 1)))
-    if set(params) != expected:
-        raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(expected), found=sorted(params))
     try:
         widths = method.peft.features(params)
-    except (IndexError, ValueError) as error:
+        site = Site(path, widths[0] or 0, widths[1] or 0)
+        expected = set(method.shapes(cfg, site))  # which of them there are may depend on the widths
+    except (KeyError, IndexError, ValueError) as error:
         shapes = {name: value.shape for name, value in params.items()}
-        raise FormatError("the tensors of a site have too few axes", where=f"{where}, {path}", found=shapes) from error
-    return check_shapes(method, cfg, Site(path, widths[0] or 0, widths[1] or 0), params, where)
+        raise FormatError("the tensors of a site do not pair up, or have too few axes", where=f"{where}, {path}", found=shapes) from error
+    if set(params) != expected:
+        raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(expected), found=sorted(params))
+    return check_shapes(method, cfg, site, params, where)
 
 
 def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:

@@ -77,9 +77,12 @@ def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
                           found=pack.method.name, remedy="export the bundle again with this adapter among the packs")
     for adapter in pack.adapters():
         site = adapter.site
-        if traits.reads_weight and weights is not None:
+        if weights is not None and (traits.reads_weight or not (site.in_features and site.out_features)):
             weight, bias = weights(adapter)
-            site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=None if bias is None else bias.astype(np.float32))
+            site = dataclasses.replace(site, out_features=weight.shape[0], in_features=weight.shape[1])
+            if traits.reads_weight:
+                wide = None if bias is None else bias.astype(np.float32)
+                site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=wide)
         form = pack.method.attach(adapter.config, complete(pack.method, adapter.config, adapter.wide, site), site)
         values.update({f"{site.path}.{field}": array for field, array in form_arrays(form, site.out_features or 1).items()})
     for path, params in pack.full().items():

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
-from transformers import AutoTokenizer, EvalPrediction, Trainer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, EvalPrediction, TrainingArguments, set_seed
 
 from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
@@ -28,6 +28,7 @@ from . import data
 from .config import TrainConfig, read_config
 from .inject import adapt
 from .save import save
+from .trainer import AdapterTrainer
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     collator = data.Collator(padding or 0)  # masked, so any id would do
     adapt(model, method_config, config.pack_name, config.seed, map(collator, _samples(prepared.train, config)))
     with tempfile.TemporaryDirectory(prefix="adapterpack-train-") as scratch:
-        trainer = Trainer(
+        trainer = AdapterTrainer(
             model=model,
             args=_arguments(config, scratch, prepared.evaluation is not None),
             train_dataset=prepared.train,
