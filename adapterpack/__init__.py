@@ -15,8 +15,14 @@ _STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize
 
 _PUBLIC = {
     "AdapterpackError": "errors",
+    "CPT": "methods",
+    "Cartridge": "methods",
     "LoRA": "methods",
+    "MultitaskPromptTuning": "methods",
+    "PTuning": "methods",
     "Pack": "pack.pack",
+    "PrefixTuning": "methods",
+    "PromptTuning": "methods",
     "Session": "runtime.session",
     "Store": "pack.store",
     "active": "train.inject",

@@ -179,13 +179,23 @@ class Pack:
                 remedy="use the base that the pack names",
             )
         for group in self.manifest.groups:
-            if group.role == "adapter":
+            if group.role == "adapter" and is_module(group.path):
                 shape = base.tensors[group.weight if group.weight in base.tensors else base.require_weight(group.path)].shape
                 known = zip((group.out_features, group.in_features), shape, strict=True)
                 if any(mine not in {None, its} for mine, its in known):
                     raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
                                        expected=(group.out_features, group.in_features), found=shape,
                                        remedy="use the base that the pack names")
+
+
+def is_module(path: str) -> bool:
+    """Whether a group's path is that of a module: what sites share, and the model as a whole, have paths that none can have.
+
+    Example:
+        >>> is_module("layers.0.q_proj"), is_module(SHARED)
+        (True, False)
+    """
+    return not path.startswith("@")
 
 
 def site_of(group: m.Group) -> Site:
@@ -238,7 +248,7 @@ def build(
     for path, params in (full or {}).items():
         groups.append(m.Group(path, "full", "module", (weights or {}).get(path)))
         for param, value in params.items():
-            add(path, param, peft_layout.full_name(path, param), value)
+            add(path, param, peft_layout.full_name(method, path, param), value)
     draft = m.Manifest(
         pack=m.PackInfo(name),
         method=m.MethodRef(method.name, method.spec_version),
@@ -289,6 +299,6 @@ def require_sites(pack: Pack, known: Mapping[str, Any], where: object) -> None:
         SiteNotFound: one is not, or none is; the nearest name is given.
     """
     for group in pack.manifest.groups:
-        if group.role != "shared" and group.path not in known:
+        if is_module(group.path) and group.path not in known:
             raise SiteNotFound(f"pack '{pack.name}' changes a site that is not there", where=where, found=group.path,
                                remedy=nearest(group.path, known))

@@ -20,7 +20,7 @@ from ..pack import fingerprint as fp
 from ..pack import manifest as m
 from ..pack.atomic import refuse_existing
 from ..pack.checkpoint import Checkpoint
-from ..pack.pack import Pack, build
+from ..pack.pack import Pack, build, is_module
 from ..pack.safetensors import DTYPES
 from ..tasks import task_of
 from .inject import active, adapter_names, labels_of, parts_of
@@ -73,7 +73,7 @@ def save(
         task=m.Task(task.name, type(model).__name__ if config is not None else None, labels),
         base=_base(model, checkpoint),
         weights={path: checkpoint.weight_name(path) if checkpoint else f"{path}.weight"
-                 for path in [*(site.path for site in parts.adapters), *parts.full]},
+                 for path in [*(site.path for site in parts.adapters), *parts.full] if is_module(path)},
         canary=make_canary(model, chosen),
         training=dict(training or {}),
         metrics=metrics,
