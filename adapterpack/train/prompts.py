@@ -31,7 +31,8 @@ class Prompts(Adapted):
     """The input embedding, with any number of named prompts for the trunk above it, of which one is active at a time."""
 
     def __init__(self, embedding: nn.Module, model: PreTrainedModel) -> None:
-        self._trunk = (model.base_model,)  # in a tuple it is not a part of this module, which is a part of it
+        inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
+        self._trunk = (inner if isinstance(inner, PreTrainedModel) else model.base_model,)  # a tuple: it is no part of this module
         trunk, config = self._trunk[0], model.config.get_text_config()
         super().__init__(embedding, Site(PROMPT, 0, 0, "prompt"))
         vocabulary, width = embedding.weight.shape  # type: ignore[misc, operator]
