@@ -20,6 +20,10 @@ from .operators import Array
 from .prompt import STORED, EmbeddingConfig, PromptForm, embedding_fields, linear, peft_form, relu, require_choice, traits, uniform
 
 
+_MOST_LAYERS = 64
+"""A file may say anything, and each layer is work."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PTuning(EmbeddingConfig):
     """``encoder``: ``mlp`` or ``lstm`` of ``encoder_layers``; ``encoder_hidden`` is its width (0: the model's own).
@@ -41,6 +45,8 @@ class PTuning(EmbeddingConfig):
         require_choice("encoder", self.encoder, ("mlp", "lstm"))
         require_whole("encoder_hidden", self.encoder_hidden, 0)
         require_whole("encoder_layers", self.encoder_layers)
+        if self.encoder_layers > _MOST_LAYERS:
+            raise ValueError(f"encoder_layers must be at most {_MOST_LAYERS}, not {self.encoder_layers}")
         require_flag("baked", self.baked)
 
 

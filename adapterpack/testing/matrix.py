@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ..methods import Method
-from . import algebra, learning, packing
-from .case import LAYERS, Case
+from . import algebra, learning, packing, prompts
+from .case import LAYERS, MODELS, SUBJECTS, Case
 
 
 class Invariant(NamedTuple):
@@ -23,6 +23,14 @@ def _always(method: Method) -> bool:
     return method.kind == "weight"
 
 
+def _prompt(method: Method) -> bool:
+    return method.kind == "prompt"
+
+
+def _any(method: Method) -> bool:
+    return True
+
+
 INVARIANTS = (
     Invariant("identity_at_init", algebra.identity_at_init, lambda method: method.traits.identity_at_init, "identity_at_init"),
     Invariant("trained_adapter_changes_the_output", algebra.trained_adapter_changes_the_output, _always, "kind"),
@@ -31,21 +39,30 @@ INVARIANTS = (
     Invariant("torch_equals_numpy", learning.torch_equals_numpy, _always, "kind"),
     Invariant("gradients_reach_every_parameter", learning.gradients_reach_every_parameter, _always, "kind"),
     Invariant("loss_falls", learning.loss_falls, _always, "kind"),
-    Invariant("shapes_declared", algebra.shapes_declared, _always, "kind"),
+    Invariant("shapes_declared", algebra.shapes_declared, _any, "kind"),
     Invariant("inputs_unchanged", algebra.inputs_unchanged, _always, "kind"),
     Invariant("dtype_kept", learning.dtype_kept, _always, "kind"),
     Invariant("additive_law", algebra.additive_law, lambda method: method.traits.additive, "additive"),
     Invariant("low_rank_law", algebra.low_rank_law, lambda method: method.traits.low_rank, "low_rank"),
-    Invariant("config_schema", algebra.config_schema, _always, "kind"),
-    Invariant("pack_round_trip", packing.pack_round_trip, _always, "kind"),
-    Invariant("scale_recomputed", packing.scale_recomputed, _always, "kind"),
-    Invariant("peft_round_trip", packing.peft_round_trip, lambda method: method.peft is not None, "peft"),
+    Invariant("config_schema", algebra.config_schema, _any, "kind"),
+    Invariant("pack_round_trip", packing.pack_round_trip, _any, "kind"),
+    Invariant("scale_recomputed", packing.scale_recomputed, _any, "kind"),
+    Invariant("peft_round_trip", packing.peft_round_trip, lambda method: _always(method) and method.peft is not None, "peft"),
+    Invariant("form_as_declared", prompts.form_as_declared, _prompt, "kind"),
+    Invariant("form_torch_equals_numpy", prompts.form_torch_equals_numpy, _prompt, "kind"),
+    Invariant("form_gradients_reach_every_parameter", prompts.form_gradients_reach_every_parameter, _prompt, "kind"),
+    Invariant("form_loss_falls", prompts.form_loss_falls, _prompt, "kind"),
+    Invariant("form_dtype_kept", prompts.form_dtype_kept, _prompt, "kind"),
+    Invariant("form_kept_by_packing", prompts.form_kept_by_packing, _prompt, "kind"),
+    Invariant("form_kept_by_peft", prompts.form_kept_by_peft, lambda method: _prompt(method) and method.peft is not None, "peft"),
+    Invariant("disabled_prompt_is_the_base", prompts.disabled_prompt_is_the_base, _prompt, "kind"),
+    Invariant("prompted_rows_never_mix", prompts.prompted_rows_never_mix, _prompt, "kind"),
 )
 
 
 def cases(method: Method) -> Iterator[Case]:
-    """Every row of the matrix for one method: its example configs on every layer."""
-    return (Case(method, config, layer) for config in method.examples for layer in LAYERS)
+    """Every row of the matrix for one method: its example configs on every layer, or on every model."""
+    return (Case(method, config, layer) for config in method.examples for layer in SUBJECTS[method.kind])
 
 
 def prove(method: Method) -> int:
@@ -72,9 +89,10 @@ def render(known: Iterable[Method]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
     configs = "\n".join(f"- {method.name}: `{config}`" for method in listed for config in method.examples)
     meanings = "\n".join(f"- `{i.name}`: {(i.check.__doc__ or '').strip().splitlines()[0]}" for i in INVARIANTS)
-    intro = "A cell is promised, and then tested for every config and layer below, or not applicable because of the trait it names."
+    intro = "A cell is promised, and then tested for every config and layer or model below, or not applicable because of the trait it names."
     sections = ["# Methods and what they promise", f"{intro}\nMade by `python -m adapterpack.testing`.", table,
-                "## Layers", ", ".join(layer.label for layer in LAYERS), "## Configs", configs, "## Invariants", meanings]
+                "## Layers", ", ".join(layer.label for layer in LAYERS), "## Models", ", ".join(model.label for model in MODELS),
+                "## Configs", configs, "## Invariants", meanings]
     return "\n\n".join(sections) + "\n"
 
 
