@@ -17,8 +17,7 @@ import numpy as np
 from .base import Method, Params, Site
 from .config import require_flag, require_whole
 from .operators import Array
-from .prefix_tuning import prefilled
-from .prompt import STORED, CacheConfig, PromptForm, as_cache, cache_fields, peft_form, require_choice, traits
+from .prompt import STORED, CacheConfig, PromptForm, as_cache, cache_fields, peft_form, prefilled, require_choice, traits
 
 _SINK = "frozen_embedding"
 

@@ -57,7 +57,8 @@ def _radii(cfg: CPT, site: Site) -> np.ndarray:
     """``e`` of every token, ``[n, 1]`` float32; 0 for those that do not move."""
     kinds = np.array(cfg.token_types or [1] * cfg.num_virtual_tokens)
     by_kind = np.array([0.0, cfg.format_epsilon, cfg.input_epsilon, cfg.format_epsilon]) * (site.in_features / 2048) ** 0.5
-    return by_kind[kinds % 4][:, None].astype(np.float32)
+    radii: np.ndarray = by_kind[kinds % 4][:, None].astype(np.float32)
+    return radii
 
 
 def _constants(cfg: CPT, site: Site) -> dict[str, np.ndarray]:
@@ -72,7 +73,7 @@ def _shapes(cfg: CPT, site: Site) -> dict[str, tuple[int, ...]]:
 def _init(cfg: CPT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     if not cfg.token_ids:
         raise ValueError("the context is missing: name token_ids, or a text")
-    context = embedded(cfg, site, cfg.token_ids)
+    context = embedded(site, cfg.token_ids)
     return {STORED: context, _DELTA: np.zeros_like(context)}
 
 

@@ -19,7 +19,6 @@ from .config import require_flag, require_whole
 from .operators import Array
 from .prompt import STORED, EmbeddingConfig, PromptForm, embedding_fields, linear, peft_form, relu, require_choice, traits, uniform
 
-
 _MOST_LAYERS = 64
 """A file may say anything, and each layer is work."""
 

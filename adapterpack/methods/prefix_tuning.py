@@ -14,11 +14,21 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ..errors import Unsupported
 from .base import Method, Params, Site
 from .config import require_flag, require_whole
 from .prompt import (
-    STORED, CacheConfig, PromptForm, PromptSite, as_cache, as_flat, cache_fields, linear, peft_form, repeated, require_choice, traits, uniform,
+    STORED,
+    CacheConfig,
+    PromptForm,
+    as_cache,
+    as_flat,
+    cache_fields,
+    linear,
+    peft_form,
+    prefilled,
+    require_choice,
+    traits,
+    uniform,
 )
 
 
@@ -74,20 +84,6 @@ def _init(cfg: PrefixTuning, site: Site, rng: np.random.Generator) -> dict[str, 
         fan_in = shapes[f"{name}_weight"][1]
         first |= {f"{name}_{leaf}": uniform(rng, fan_in, shapes[f"{name}_{leaf}"]) for leaf in ("weight", "bias")}
     return {**first, "up_weight": 0 * first["up_weight"], "up_bias": 0 * first["up_bias"]} if cfg.init == "zero" else first
-
-
-def prefilled(cfg: CacheConfig, site: Site) -> np.ndarray:
-    """What the base's cache holds after the tokens that the config names, repeated where they are too few: ``[n, width]`` float32.
-
-    Raises:
-        ValueError: the config names no tokens.
-        Unsupported: there is no model here to ask.
-    """
-    if not cfg.token_ids:
-        raise ValueError("init: text needs a text, or token_ids")
-    if not isinstance(site, PromptSite) or site.prefill is None:
-        raise Unsupported("this init reads the model's cache, and there is no model", where=site.path, remedy="choose init: random")
-    return as_flat(np.asarray(site.prefill(repeated(cfg.token_ids, cfg.num_virtual_tokens)), np.float32))
 
 
 def _attach(cfg: PrefixTuning, params: Params, site: Site) -> PromptForm:

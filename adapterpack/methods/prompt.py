@@ -14,7 +14,7 @@ import array_api_compat
 import numpy as np
 
 from ..errors import Unsupported
-from .base import PeftForm, Site, Traits
+from .base import Params, PeftForm, Site, Traits
 from .config import SiteConfig, require_whole
 from .operators import Array
 
@@ -147,7 +147,7 @@ def repeated(ids: Sequence[int], count: int) -> list[int]:
     return [ids[at % len(ids)] for at in range(count)]
 
 
-def embedded(cfg: PromptConfig, site: Site, ids: Sequence[int]) -> np.ndarray:
+def embedded(site: Site, ids: Sequence[int]) -> np.ndarray:
     """The model's own embeddings of ids, ``[len(ids), in]`` float32.
 
     Raises:
@@ -158,13 +158,27 @@ def embedded(cfg: PromptConfig, site: Site, ids: Sequence[int]) -> np.ndarray:
     return np.asarray(site.embed(ids), np.float32)
 
 
+def prefilled(cfg: CacheConfig, site: Site) -> np.ndarray:
+    """What the base's cache holds after the tokens that the config names, repeated where they are too few: ``[n, width]`` float32.
+
+    Raises:
+        ValueError: the config names no tokens.
+        Unsupported: there is no model here to ask.
+    """
+    if not cfg.token_ids:
+        raise ValueError("init: text needs a text, or token_ids")
+    if not isinstance(site, PromptSite) or site.prefill is None:
+        raise Unsupported("this init reads the model's cache, and there is no model", where=site.path, remedy="choose init: random")
+    return as_flat(np.asarray(site.prefill(repeated(cfg.token_ids, cfg.num_virtual_tokens)), np.float32))
+
+
 def uniform(rng: np.random.Generator, fan_in: int, shape: tuple[int, ...]) -> np.ndarray:
     """What torch draws for a linear or recurrent layer: uniform in ``[-1/sqrt(fan_in), 1/sqrt(fan_in))``, float32."""
     bound = fan_in**-0.5
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
-def linear(x: Array, params: Mapping[str, Array], name: str) -> Array:
+def linear(x: Array, params: Params, name: str) -> Array:
     """``x W^T + b`` with the parameters ``name_weight`` and ``name_bias``."""
     return x @ params[f"{name}_weight"].T + params[f"{name}_bias"]
 
@@ -210,8 +224,10 @@ def peft_form(
         """PEFT pools a classifier's first virtual token."""
         return task != "SEQ_CLS" or all(getattr(cfg, "pooled", "prompt") == "prompt" for cfg in sites.values())
 
-    return PeftForm(peft_type, {name: name for name in names}, written, read, lambda params: (params[STORED].shape[1] if wide else None, None),
-                    site=PROMPT, same=same)
+    def features(params: Params) -> tuple[int | None, None]:
+        return params[STORED].shape[1] if wide else None, None
+
+    return PeftForm(peft_type, {name: name for name in names}, written, read, features, site=PROMPT, same=same)
 
 
 def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def start(cfg: Any, site: Site, rng: np.random.Generator) -> np.ndarray:
         return rng.uniform(-0.5, 0.5, (count, site.in_features)).astype(np.float32)
     if cfg.init == "text" and not cfg.token_ids:
         raise ValueError("init: text needs a text, or token_ids")
-    vocabulary = site.vocabulary if isinstance(site, PromptSite) else 0
-    return embedded(cfg, site, repeated(cfg.token_ids, count) if cfg.init == "text" else rng.integers(0, max(1, vocabulary), count).tolist())
+    words = max(1, site.vocabulary) if isinstance(site, PromptSite) else 1
+    return embedded(site, repeated(cfg.token_ids, count) if cfg.init == "text" else rng.integers(0, words, count).tolist())
 
 
 def _init(cfg: PromptTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:

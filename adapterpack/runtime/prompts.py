@@ -91,7 +91,7 @@ def cache_of(pack: Pack, graph: Graph) -> np.ndarray | None:
     else:
         embeds = np.asarray(form.embeds, np.float32)
         cache = prefill(graph, embeds[form.task] if embeds.ndim == 3 else embeds, PAST)
-    wanted = {place: (cache.shape[2], cache.shape[4]) for place in np.ndindex(*cache.shape[:2])}
+    wanted = dict.fromkeys(np.ndindex(*cache.shape[:2]), (cache.shape[2], cache.shape[4]))
     if wanted != sizes:
         raise BaseMismatch("the prompt was made for a model of other sizes", where=pack.name, expected=sorted(set(sizes.values())),
                            found=sorted(set(wanted.values())), remedy="export a bundle of the base that the adapter was made for")

@@ -101,7 +101,8 @@ class Session:
         """
         self.bundle_adapter(name)
         self._attach.unload(name)
-        self.packs, self._prompts = ({other: kept for other, kept in held.items() if other != name} for held in (self.packs, self._prompts))
+        self.packs = {other: pack for other, pack in self.packs.items() if other != name}
+        self._prompts = {other: cache for other, cache in self._prompts.items() if other != name}
 
     def bundle_adapter(self, name: str) -> None:
         """Checks that there is an adapter of that name.

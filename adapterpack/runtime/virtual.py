@@ -45,7 +45,8 @@ def prefill(graph: Graph, embeds: np.ndarray, past: str) -> np.ndarray:
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     count = embeds.shape[0]
     row = np.arange(count, dtype=np.int64)[None]
-    feeds = {"input_ids": 0 * row, "attention_mask": 0 * row + 1, "position_ids": row, ADAPTER_IDS: np.zeros(1, np.int64), _EMBEDS: embeds[None]}
+    feeds = {"input_ids": 0 * row, "attention_mask": 0 * row + 1, "position_ids": row, ADAPTER_IDS: np.zeros(1, np.int64)}
+    feeds[_EMBEDS] = embeds[None]
     feeds |= {name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
               for name, value in graph.inputs.items() if name.startswith(past)}
     wanted = {value.name for value in session.get_inputs()}
@@ -60,8 +61,8 @@ def _cut(model: Any, width: int, where: Path) -> None:
     ids = next(value for value in model.graph.inputs if value.name == "input_ids")
     lookups = [node for node, index in ids.uses() if node.op_type in _LOOKUPS and index == 1]
     if len(lookups) != 1:
-        raise Unsupported("virtual embeddings need a graph that looks its tokens up at one place", where=where, expected="one Gather of input_ids",
-                          found=len(lookups), remedy="use prefix_tuning, whose keys and values need no graph")
+        raise Unsupported("virtual embeddings need a graph that looks its tokens up at one place", where=where, found=len(lookups),
+                          expected="one Gather of input_ids", remedy="use prefix_tuning, whose keys and values need no graph")
     (found,) = lookups[0].outputs
     table = lookups[0].inputs[0].shape
     if lookups[0].op_type == "Gather" and table is not None and table[-1] != width:

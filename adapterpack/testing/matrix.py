@@ -89,7 +89,7 @@ def render(known: Iterable[Method]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
     configs = "\n".join(f"- {method.name}: `{config}`" for method in listed for config in method.examples)
     meanings = "\n".join(f"- `{i.name}`: {(i.check.__doc__ or '').strip().splitlines()[0]}" for i in INVARIANTS)
-    intro = "A cell is promised, and then tested for every config and layer or model below, or not applicable because of the trait it names."
+    intro = "A cell is promised, and then tested for every config and layer (or model) below, or not applicable by the trait it names."
     sections = ["# Methods and what they promise", f"{intro}\nMade by `python -m adapterpack.testing`.", table,
                 "## Layers", ", ".join(layer.label for layer in LAYERS), "## Models", ", ".join(model.label for model in MODELS),
                 "## Configs", configs, "## Invariants", meanings]

@@ -153,7 +153,7 @@ def _prompted(case: Case) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=noise)
+                parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.3)
     return model
 
 

@@ -43,7 +43,7 @@ class Prompts(Adapted):
             embed=self._embed, prefill=self._prefill,
         )
         self._takes = tuple(inspect.signature(type(trunk).forward).parameters)[1:]
-        self._cache = next((name for name in _CACHES if name in self._takes), None)
+        self._cache = next((name for name in _CACHES if name in self._takes), "")
         self._inner = trunk.forward
         self._led = False
 
@@ -86,6 +86,7 @@ class Prompts(Adapted):
 
     def _require_fit(self, name: str) -> None:
         held, site = self.form(name).cache, self.site
+        assert isinstance(site, PromptSite)
         wanted = (site.layers, 2, site.heads, site.head_dim)
         found = wanted if held is None else (*held.shape[:3], held.shape[4])
         if found != wanted:
@@ -103,12 +104,13 @@ class Prompts(Adapted):
             return self._inner(*args, **kwargs)
         name = self.active[-1]
         given = {**dict(zip(self._takes, args, strict=False)), **kwargs}
-        if self._cache is not None:
-            given |= {self._cache: given.pop(other) for other in _CACHES if other in given and other != self._cache}
+        for known in _CACHES if self._cache else ():
+            if known in given:
+                given[self._cache] = given.pop(known)
         tasks, as_dict = given.pop("task_ids", None), given.pop("return_dict", None)
         form = self.form(name)
-        past = _length(given.get(self._cache or ""), name)
-        wants_cache = given.get("use_cache") is not False or given.get(self._cache or "") is not None
+        past = _length(given.get(self._cache), name)
+        wants_cache = given.get("use_cache") is not False or given.get(self._cache) is not None
         self._count(given, form.length, past, shown=form.embeds is not None and not past)
         if not past:
             given = self._with_embeds(given, form, tasks) if form.embeds is not None else self._with_cache(given, form)
@@ -125,15 +127,13 @@ class Prompts(Adapted):
         ids = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
         batch, length = ids.shape[:2]  # type: ignore[union-attr]
         mask, places, kinds = given.get("attention_mask"), given.get("position_ids"), given.get("token_type_ids")
-        total = (past or extra) + length
+        own = (past or extra) + length - extra
         if mask is not None:
-            if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] not in {total, total - extra}:
+            if not isinstance(mask, torch.Tensor) or mask.shape != (batch, own):
                 found = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
-                raise Unsupported("this attention mask cannot be made to cover a prompt", where=PROMPT, found=found,
-                                  expected=(batch, total - extra), remedy="give a mask [batch, tokens] of the model's own tokens")
-            if mask.shape[1] != total:
-                mask = torch.cat([mask.new_ones(batch, extra), mask], dim=1)
-            given["attention_mask"] = mask
+                raise Unsupported("this attention mask cannot be made to cover a prompt", where=PROMPT, found=found, expected=(batch, own),
+                                  remedy="give a mask [batch, tokens] of the model's own tokens, those in the cache too")
+            given["attention_mask"] = mask = torch.cat([mask.new_ones(batch, extra), mask], dim=1)
         if places is not None:
             first = torch.arange(extra, device=places.device).expand(*places.shape[:-1], extra)
             given["position_ids"] = torch.cat([first, places + extra], dim=-1) if shown else places + extra
@@ -154,7 +154,7 @@ class Prompts(Adapted):
         return {**given, "input_ids": None, "inputs_embeds": torch.cat([before, own], dim=1)}
 
     def _with_cache(self, given: dict[str, Any], form: PromptForm) -> dict[str, Any]:
-        if self._cache is None:
+        if not self._cache:
             raise Unsupported("this model takes no cache, so keys and values cannot go before its tokens", where=PROMPT,
                               found=type(self.trunk).__name__, remedy="use a method of virtual embeddings, such as prompt_tuning")
         again = any(getattr(module, "gradient_checkpointing", False) for module in self.trunk.modules())
@@ -199,7 +199,7 @@ class Prompts(Adapted):
         """What the base, without any adapter, puts into its cache for ids: ``[layers, 2, heads, n, head_dim]``."""
         from .save import only  # noqa: PLC0415 - save imports this module
 
-        if self._cache is None:
+        if not self._cache:
             raise Unsupported("this model has no cache to take keys and values from", where=PROMPT, found=type(self.trunk).__name__)
         cache = DynamicCache(config=self.trunk.config)
         with only(self.trunk, None), torch.no_grad():
