@@ -17,8 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache
 
 import adapterpack as ap
-from adapterpack.errors import AdapterpackError, BaseMismatch, Unsupported
-from adapterpack.methods import PROMPT, PromptSite, methods
+from adapterpack.errors import AdapterpackError, BaseMismatch, SiteNotFound, Unsupported
+from adapterpack.methods import PROMPT, PromptSite, Site, methods
 from adapterpack.pack import manifest as m
 from adapterpack.pack.pack import build
 from adapterpack.train.inject import adapter_names
@@ -356,7 +356,7 @@ def test_what_is_refused(llama: Any, tiny_bert: Path) -> None:
 
 @EVERY
 def test_a_pack_is_valid_and_gives_the_same_model(llama: Any, tiny_llama: Path, tmp_path: Path, name: str) -> None:
-    """Saved, validated in full, attached: the same logits and canary; only the prompt is stored; merging and composing refuse it."""
+    """Saved, validated in full, attached: the same logits and canary; only the prompt is stored; merging, composing and other formats refuse it."""
     expected = logits(prompted(llama, name))
     pack = ap.save(llama, tmp_path / "pack", base=tiny_llama)
     assert ap.validate(tmp_path / "pack", base=tiny_llama, full=True).findings == ()
@@ -368,17 +368,24 @@ def test_a_pack_is_valid_and_gives_the_same_model(llama: Any, tiny_llama: Path, 
     assert ap.save(other, None, base=tiny_llama, name="again").tensors.keys() == pack.tensors.keys()
     with pytest.raises(Unsupported, match="does not act on weights"):
         ap.merge(tiny_llama, [pack], tmp_path / "merged")
+    for form, match in (("onnx_adapter", "has none"), ("gguf", "low-rank factors")):
+        with pytest.raises(Unsupported, match=match):
+            ap.convert(tmp_path / "pack", tmp_path / f"{form}.out", to=form, base=tiny_llama)
     with pytest.raises(Unsupported, match="cannot be combined"):
         ap.compose([pack, pack.renamed("other")], rule="linear", out=tmp_path / "composed")
 
 
-def test_a_prompt_is_the_one_site_of_its_kind(tmp_path: Path) -> None:
-    """A manifest that puts a prompt at a module is refused by the validator, by rule."""
+def test_a_prompt_is_the_one_site_of_its_kind(llama: Any, tmp_path: Path) -> None:
+    """A manifest that puts a prompt at a module is refused by the validator, by rule; no other path stands for the model."""
     site = PromptSite("model.layers.0", 4, 0, "prompt")
     pack = build("p", methods()["prompt_tuning"]._replace(peft=None), {site: (ap.PromptTuning(num_virtual_tokens=1), {
         "prompt_embeddings": np.ones((1, 4), np.float32)})}, task=m.Task("text-generation"), base=m.Base("org/base"))
     pack.write(tmp_path / "pack")
     assert "AP405" in [finding.rule for finding in ap.validate(tmp_path / "pack").findings]
+    factors = {"lora_A": np.ones((1, 32)), "lora_B": np.ones((32, 1))}
+    stray = build("p", methods()["lora"], {Site("@other", 32, 32): (ap.LoRA(r=1), factors)}, task=m.Task("text-generation"), base=m.Base())
+    with pytest.raises(SiteNotFound, match="@other"):
+        ap.attach(llama, stray)
 
 
 PEFT: dict[str, Callable[[], Any]] = {

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
-from ..methods import Method, Site, get
+from ..methods import PROMPT, Method, Site, get
 from . import manifest as m
 from . import peft_layout, safetensors
 from .atomic import output_folder
@@ -195,7 +195,7 @@ def is_module(path: str) -> bool:
         >>> is_module("layers.0.q_proj"), is_module(SHARED)
         (True, False)
     """
-    return not path.startswith("@")
+    return path not in {SHARED, PROMPT}
 
 
 def site_of(group: m.Group) -> Site:
