@@ -356,7 +356,7 @@ def test_what_is_refused(llama: Any, tiny_bert: Path) -> None:
 
 @EVERY
 def test_a_pack_is_valid_and_gives_the_same_model(llama: Any, tiny_llama: Path, tmp_path: Path, name: str) -> None:
-    """Saved, validated in full, attached: the same logits and canary; the prompt alone is stored; merge, compose and other formats refuse."""
+    """Saved, validated in full, attached: the same logits and canary; the prompt alone is stored; merge, compose and others refuse."""
     expected = logits(prompted(llama, name))
     pack = ap.save(llama, tmp_path / "pack", base=tiny_llama)
     assert ap.validate(tmp_path / "pack", base=tiny_llama, full=True).findings == ()

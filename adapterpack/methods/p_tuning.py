@@ -91,31 +91,29 @@ def _attach(cfg: PTuning, params: Params, site: Site) -> PromptForm:
 
 
 def _both_ways(x: Array, params: Params, layer: str) -> Array:
-    """One bidirectional layer: ``[n, in]`` to ``[n, 2 hidden]``."""
+    """One bidirectional LSTM layer, both directions at once, gates in torch's order i, f, g, o: ``[n, in]`` to ``[n, 2 hidden]``."""
     xp = array_api_compat.array_namespace(x)
-    ahead = _recurrent(x, params, layer)
-    back = _recurrent(xp.flip(x, axis=0), params, f"{layer}_reverse")
-    return xp.concat([ahead, xp.flip(back, axis=0)], axis=1)
 
+    def both(kind: str) -> Array:
+        return xp.stack([params[f"lstm_{kind}{layer}{side}"] for side in ("", "_reverse")])
 
-def _recurrent(x: Array, params: Params, layer: str) -> Array:
-    """An LSTM over the rows of ``x``, gates in torch's order i, f, g, o: ``[n, in]`` to ``[n, hidden]``."""
-    xp = array_api_compat.array_namespace(x)
-    entering = x @ params[f"lstm_weight_ih{layer}"].T + params[f"lstm_bias_ih{layer}"] + params[f"lstm_bias_hh{layer}"]
-    turn = params[f"lstm_weight_hh{layer}"]
-    hidden = turn.shape[1]
-    h = c = xp.zeros_like(entering[0, :hidden])
+    turn, bias = both("weight_hh"), both("bias_ih") + both("bias_hh")
+    hidden = turn.shape[2]
+    ones = xp.ones_like(bias[0, :hidden])
+    part = xp.concat([0.5 * ones, 0.5 * ones, ones, 0.5 * ones])  # sigmoid(z) = tanh(z / 2) / 2 + 1 / 2: one tanh serves all gates
+    ways = xp.stack([x, xp.flip(x, axis=0)])
+    entering = part * (ways @ xp.matrix_transpose(both("weight_ih")) + bias[:, None, :])
+    turn = part[:, None] * turn
+    h = c = xp.zeros_like(entering[:, 0, :hidden])
     outputs = []
     for step in range(x.shape[0]):
-        gates = xp.reshape(entering[step, :] + turn @ h, (4, hidden))
-        c = _sigmoid(gates[1, :]) * c + _sigmoid(gates[0, :]) * xp.tanh(gates[2, :])
-        h = _sigmoid(gates[3, :]) * xp.tanh(c)
+        gates = part * xp.tanh(entering[:, step, :] + (turn @ h[:, :, None])[:, :, 0]) + (1 - part)
+        i, f, g, o = (gates[:, number * hidden : (number + 1) * hidden] for number in range(4))
+        c = f * c + i * g
+        h = o * xp.tanh(c)
         outputs.append(h)
-    return xp.stack(outputs)
-
-
-def _sigmoid(x: Array) -> Array:
-    return 0.5 * (array_api_compat.array_namespace(x).tanh(0.5 * x) + 1)  # does not overflow
+    found = xp.stack(outputs, axis=1)
+    return xp.concat([found[0, ...], xp.flip(found[1, ...], axis=0)], axis=1)
 
 
 def _bake(cfg: PTuning, params: Params, site: Site) -> tuple[PTuning, dict[str, np.ndarray]]:
