@@ -14,9 +14,11 @@ _STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize
 """Subpackages that are called like functions; see :mod:`adapterpack._stage`."""
 
 _PUBLIC = {
-    "AdapterpackError": "errors",
     "AdaLoRA": "methods",
+    "AdapterpackError": "errors",
     "Bat": "methods",
+    "CPT": "methods",
+    "Cartridge": "methods",
     "DEFT": "methods",
     "DeLoRA": "methods",
     "DoRA": "methods",
@@ -29,9 +31,15 @@ _PUBLIC = {
     "MiSS": "methods",
     "MiSSMini": "methods",
     "MoRA": "methods",
+    "MultitaskPromptTuning": "methods",
+    "PTuning": "methods",
     "Pack": "pack.pack",
+    "PrefixTuning": "methods",
+    "PromptTuning": "methods",
     "Session": "runtime.session",
     "Store": "pack.store",
+    "_from_peft": "methods",
+    "_to_peft": "methods",
     "active": "train.inject",
     "adapt": "train.inject",
     "attach": "train.inject",
@@ -43,6 +51,7 @@ _PUBLIC = {
     "run": "runtime.run",
     "save": "train.save",
     "sign": "pack.sign",
+    "to_peft": "methods",
     "validate": "artifacts",
     "verify": "pack.sign",
 }

@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 
 from adapterpack.errors import AdapterpackError
-from adapterpack.methods import AttachForm, Dense, Diagonal, Method, get, lora, methods, register, registry
+from adapterpack.methods import AttachForm, Dense, Diagonal, Method, PromptForm, get, lora, methods, register, registry
+from adapterpack.methods import prefix_tuning as prefix
+from adapterpack.methods import prompt_tuning as prompt
 from adapterpack.methods.lora import LoRA
-from adapterpack.testing import INVARIANTS, Case, cases
+from adapterpack.methods.prompt import STORED
+from adapterpack.testing import INVARIANTS, LAYERS, Case, cases
 
 pytestmark = pytest.mark.fast
 
@@ -32,6 +35,10 @@ def distribution(folder: Path, entry: str) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: a-plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[adapterpack.methods]\n{entry}\n")
     return folder
+
+
+PROMISED = sum(invariant.needs(methods()["lora"]) for invariant in INVARIANTS) - 4
+"""What a weight method promises that is not additive, not of low rank, and unknown to PEFT."""
 
 
 def python(*arguments: str, path: Path | None = None) -> str:
@@ -64,7 +71,8 @@ def test_a_method_of_another_package_keeps_every_promise(tmp_path: Path) -> None
 def test_the_example_runs() -> None:
     """`python examples/new_method.py` proves the method and says how many promises hold."""
     without = {"additive", "low_rank", "peft"}
-    promised = sum(len(i.layers) * (1 if i.first else 2) for i in INVARIANTS if i.trait not in without)
+    kept = [i for i in INVARIANTS if i.needs(lora) and i.trait not in without]
+    promised = sum(len(i.layers or LAYERS) * (1 if i.first else 2) for i in kept)
     assert python(str(EXAMPLE)) == f"{promised} promises hold\n"
 
 
@@ -196,11 +204,31 @@ CALLS = itertools.count()
 LENT = dataclasses.replace(lora.traits, reads_weight=True)
 
 
+def uphill_prompt(cfg: Any, params: Any, site: Any) -> PromptForm:
+    """The right virtual embeddings, with gradients of the wrong sign."""
+    P = params[STORED]
+    return PromptForm(embeds=2 * P.detach() - P if hasattr(P, "detach") else P)
+
+
+def restless(cfg: Any, params: Any, site: Any) -> PromptForm:
+    """Another prompt at every look."""
+    return PromptForm(embeds=params[STORED] * next(LOOKS))
+
+
+def turned(config: Any) -> Any:
+    """PEFT's config read with heads and their width exchanged."""
+    assert prefix.peft is not None
+    cfg = prefix.peft.from_config(config)
+    return dataclasses.replace(cfg, num_heads=cfg.head_dim, head_dim=cfg.num_heads)
+
+
 def renamed(config: Callable[..., Any]) -> tuple[Any, ...]:
     return tuple(config(**dataclasses.asdict(example)) for example in lora.examples)
 
 
 assert lora.peft is not None
+assert prefix.peft is not None
+LOOKS = itertools.count(1)
 FAULTS: dict[str, Method] = {
     "identity_at_init": lora._replace(init=noisy),
     "trained_adapter_changes_the_output": lora._replace(attach=lambda cfg, params, site: AttachForm()),
@@ -228,14 +256,27 @@ FAULTS: dict[str, Method] = {
     "pack_round_trip": lora._replace(init=unused, bake=None),
     "scale_recomputed": lora._replace(config=IntegerScale, examples=renamed(IntegerScale)),
     "peft_round_trip": lora._replace(peft=lora.peft._replace(from_config=lambda config: LoRA(r=config["r"], alpha=1))),
+    "form_as_declared": prompt._replace(attach=lambda cfg, params, site: PromptForm(embeds=params[STORED][1:])),
+    "form_torch_equals_numpy": prompt._replace(
+        attach=lambda cfg, params, site: PromptForm(embeds=params[STORED] * (1 if isinstance(params[STORED], np.ndarray) else 2))),
+    "form_gradients_reach_every_parameter": prompt._replace(
+        init=lambda cfg, site, rng: {**prompt.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
+    "form_loss_falls": prompt._replace(attach=uphill_prompt),
+    "form_dtype_kept": prompt._replace(attach=lambda cfg, params, site: PromptForm(embeds=params[STORED] * np.float64(1))),
+    "form_kept_by_packing": prompt._replace(bake=lambda cfg, params, site: (cfg, {STORED: params[STORED] + 1})),
+    "form_kept_by_peft": prefix._replace(peft=prefix.peft._replace(from_config=turned)),
+    "disabled_prompt_is_the_base": prefix._replace(
+        attach=lambda cfg, params, site: PromptForm(cache=prefix.attach(cfg, params, site).cache[:, :, :, :0])),
+    "prompted_rows_never_mix": prompt._replace(attach=restless),
 }
 
 
 @pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.name)
 def test_every_invariant_catches_a_method_that_breaks_it(invariant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each promise a method with one fault, put in LoRA's place, fails on at least one of its cases; LoRA itself passes them all."""
+    """For each promise a method with one fault, put in the place of the sound one, fails on at least one of its cases; that one passes."""
     fault = FAULTS[invariant.name]
-    monkeypatch.setitem(registry._METHODS, "lora", fault)
+    sound = get(fault.name)
+    monkeypatch.setitem(registry._METHODS, fault.name, fault)
     assert invariant.needs(fault)
 
     def broken(case: Case) -> bool:
@@ -247,7 +288,7 @@ def test_every_invariant_catches_a_method_that_breaks_it(invariant: Any, monkeyp
 
     assert any(broken(case) for case in cases(fault))
     monkeypatch.undo()
-    assert not any(broken(case) for case in cases(lora._replace(examples=lora.examples[:1]))), "the matrix tests the other examples"
+    assert not any(broken(case) for case in cases(sound._replace(examples=sound.examples[:1]))), "the matrix tests the other examples"
 
 
 def test_every_invariant_has_a_fault() -> None:

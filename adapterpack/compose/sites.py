@@ -43,7 +43,8 @@ def _require_sum(pack: Pack) -> None:
     if missing := [what for what, has in needed.items() if not has]:
         raise Unsupported(f"changes of the method {pack.method.name} cannot be combined by their factors", where=f"pack '{pack.name}'",
                           expected=f"a change that is {', '.join(needed)}", found=f"not {', not '.join(missing)}",
-                          remedy="merge this pack into the base, or serve the packs side by side in a bank bundle")
+                          remedy="merge this pack into the base, or serve the packs side by side in a bank bundle"
+                          if pack.method.kind == "weight" else SIDE_BY_SIDE)
 
 
 def _place(packs: Sequence[Pack], adapters: Sequence[Adapter | None], weights: Sequence[float]) -> Place:

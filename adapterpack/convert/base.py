@@ -13,7 +13,7 @@ from ..errors import BaseMismatch, SiteNotFound, nearest
 from ..hub.resolve import folder_of
 from ..pack import manifest as m
 from ..pack.checkpoint import SINGLE, Checkpoint, read_json
-from ..pack.pack import Pack, sealed
+from ..pack.pack import Pack, is_module, sealed
 from ..pack.safetensors import SafetensorsFile
 from ..tasks import task_of
 
@@ -98,7 +98,7 @@ def bound_to(pack: Pack, base: BaseModel) -> Pack:
         pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
     groups = []
     for group in pack.manifest.groups:
-        if group.role != "adapter":
+        if group.role != "adapter" or not is_module(group.path):
             groups.append(group)
             continue
         weight = base.weight_name(group.path)

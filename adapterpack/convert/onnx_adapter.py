@@ -30,6 +30,9 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
 
     plain, notes = floated(pack)
     values = pack_values(_wide(plain))
+    if not values:
+        raise Unsupported("the format holds inputs of a graph, and this adapter has none", where=f"pack '{pack.name}'",
+                          found=pack.method.name, remedy="keep it as a pack: sessions put it into the cache that a row begins with")
     for name, value in values.items():
         if not np.isfinite(value).all():
             raise Unsupported("a value leaves the range of float32 with its scale", where=f"pack '{pack.name}'", found=name)

@@ -75,6 +75,7 @@ def export(
     checkpoint = Checkpoint(folder)
     _check(loaded, checkpoint, allow_structural)
     chosen = _task(task, loaded, checkpoint)
+    _require_cache(loaded, chosen)
     capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:
         from ..quantize.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
@@ -185,6 +186,13 @@ def _check(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> None:
         raise ConfigError("two packs have the same name", found=", ".join(twice), remedy="rename one: NAME=PATH")
     for pack in packs:
         pack.require_base(base, allow_structural=allow_structural)
+
+
+def _require_cache(packs: list[Pack], task: Task) -> None:
+    for pack in packs:
+        if pack.method.kind == "prompt" and not task.generates:
+            raise Unsupported("a prompt goes into a decoder's cache, and the graph of this task has none", where=f"pack '{pack.name}'",
+                              found=task.name, expected="text-generation", remedy="run this adapter under torch")
 
 
 def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:

@@ -4,7 +4,9 @@ from .._stage import callable_package
 from .adalora import AdaLoRA, adalora
 from .base import AttachForm, Method, Params, PeftForm, Progress, Shared, Site, Trained, Traits, complete, evaluate, fold, row_blocks, run
 from .bat import Bat, bat
+from .cartridge import Cartridge, cartridge
 from .config import SiteConfig
+from .cpt import CPT, cpt
 from .deft import DEFT, deft
 from .delora import DeLoRA, delora
 from .dora import DoRA, dora
@@ -18,20 +20,49 @@ from .lora import LoRA, lora
 from .miss import MiSS, miss
 from .miss_mini import MiSSMini, miss_mini
 from .mora import MoRA, mora
+from .multitask_prompt_tuning import MultitaskPromptTuning, multitask_prompt_tuning
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Repeat, Sums
+from .p_tuning import PTuning, p_tuning
+from .prefix_tuning import PrefixTuning, prefix_tuning
+from .prompt import PROMPT, PromptForm, PromptSite
+from .prompt_tuning import PromptTuning, prompt_tuning
 from .registry import get, method_of, methods, register
 
-for _method in (adalora, bat, deft, delora, dora, gralora, hira, kasa, loha, lokr, lora, miss, miss_mini, mora):
+for _method in (
+    adalora,
+    bat,
+    cartridge,
+    cpt,
+    deft,
+    delora,
+    dora,
+    gralora,
+    hira,
+    kasa,
+    loha,
+    lokr,
+    lora,
+    miss,
+    miss_mini,
+    mora,
+    multitask_prompt_tuning,
+    p_tuning,
+    prefix_tuning,
+    prompt_tuning,
+):
     register(_method)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
+    "CPT",
     "DEFT",
     "INITS",
+    "PROMPT",
     "AdaLoRA",
     "AttachForm",
     "Bat",
     "BlockDiagonal",
+    "Cartridge",
     "Chain",
     "DeLoRA",
     "Dense",
@@ -50,10 +81,16 @@ __all__ = [
     "MiSS",
     "MiSSMini",
     "MoRA",
+    "MultitaskPromptTuning",
     "Operator",
+    "PTuning",
     "Params",
     "PeftForm",
+    "PrefixTuning",
     "Progress",
+    "PromptForm",
+    "PromptSite",
+    "PromptTuning",
     "Repeat",
     "Seen",
     "Shared",

@@ -78,6 +78,8 @@ class Traits:
     """The kinds of site it supports."""
     frozen: tuple[str, ...] = ()
     """Its parameters that are stored and not trained, beside those that are not of a floating type."""
+    exclusive: bool = False
+    """At most one adapter of such a method is active at a time."""
 
 
 class PeftForm(NamedTuple):
@@ -98,6 +100,10 @@ class PeftForm(NamedTuple):
     """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type stands for several methods."""
     aliases: Mapping[str, str] = {}
     """what older versions of PEFT wrote after the module path -> parameter name."""
+    site: str | None = None
+    """The one site of a method that acts on the model as a whole: PEFT names its tensors without a path, and modules without ``model.``."""
+    same: Callable[[Mapping[str, Any], str | None], bool] = lambda sites, task: True
+    """Whether PEFT computes the same, by the configs of the sites and PEFT's name of the task; if not, its config is not written."""
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Whether a PEFT config is of this method."""
@@ -140,7 +146,8 @@ class Method(NamedTuple):
     traits: Traits
     shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]]
     init: Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]
-    attach: Callable[[Any, Params, Site], AttachForm]
+    attach: Callable[[Any, Params, Site], Any]
+    """The normal form of its kind: an :class:`AttachForm` for the kind ``weight``."""
     examples: tuple[Any, ...]
     forward: Callable[[Any, Params, Site, Forward, Array, Forward], Array] | None = None
     fold: Callable[[Any, Params, Site, Array, Array | None, slice], tuple[Array, Array | None]] | None = None

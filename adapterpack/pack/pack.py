@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, ConfigError, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
-from ..methods import Method, Site, get
+from ..methods import PROMPT, Method, Site, get
 from . import identity, peft_layout, safetensors
 from . import manifest as m
 from .fingerprint import Fingerprint
@@ -195,7 +195,7 @@ class Pack:
 
     def _require_sites(self, base: Checkpoint, renamed: bool) -> None:
         for group in self.manifest.groups:
-            if group.role != "adapter":
+            if group.role != "adapter" or not is_module(group.path):
                 continue
             if renamed and base.weight_name(group.path, group.weight) is None:
                 modules = [name.removesuffix(".weight") for name in base.tensors]
@@ -206,6 +206,16 @@ class Pack:
             if any(mine not in {None, its} for mine, its in zip((group.out_features, group.in_features), shape, strict=True)):
                 raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
                                    expected=(group.out_features, group.in_features), found=shape, remedy="use the base that the pack names")
+
+
+def is_module(path: str) -> bool:
+    """Whether a group's path is that of a module: what sites share, and the model as a whole, have paths that none can have.
+
+    Example:
+        >>> is_module("layers.0.q_proj"), is_module(SHARED)
+        (True, False)
+    """
+    return path not in {SHARED, PROMPT}
 
 
 def site_of(group: m.Group) -> Site:
@@ -258,7 +268,7 @@ def build(
     for path, params in (full or {}).items():
         groups.append(m.Group(path, "full", "module", (weights or {}).get(path)))
         for param, value in params.items():
-            add(path, param, peft_layout.full_name(path, param), value)
+            add(path, param, peft_layout.full_name(method, path, param), value)
     draft = m.Manifest(
         pack=m.PackInfo(name),
         method=m.MethodRef(method.name, method.spec_version),
@@ -310,6 +320,6 @@ def require_sites(pack: Pack, known: Mapping[str, Any], where: object) -> None:
         SiteNotFound: one is not, or none is; the nearest name is given.
     """
     for group in pack.manifest.groups:
-        if group.role != "shared" and group.path not in known:
+        if is_module(group.path) and group.path not in known:
             raise SiteNotFound(f"pack '{pack.name}' changes a site that is not there", where=where, found=group.path,
                                remedy=nearest(group.path, known))

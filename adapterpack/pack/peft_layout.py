@@ -50,7 +50,7 @@ def tensor_name(method: Method, path: str, param: str) -> str:
     suffixes = method.peft.suffixes if method.peft else {param: param}
     if param not in suffixes:
         raise FormatError(f"the method {method.name} has no parameter of that name", where=path, expected=", ".join(suffixes), found=param)
-    return f"{_PREFIX}{path}.{suffixes[param]}"
+    return suffixes[param] if method.peft and path == method.peft.site else f"{_PREFIX}{path}.{suffixes[param]}"
 
 
 def shared_name(method: Method, param: str) -> str:
@@ -58,9 +58,14 @@ def shared_name(method: Method, param: str) -> str:
     return method.peft.shared[param] if method.peft else f"{_PREFIX}@shared.{param}"
 
 
-def full_name(path: str, param: str) -> str:
+def full_name(method: Method, path: str, param: str) -> str:
     """PEFT's name for a parameter of a module that was trained whole."""
-    return f"{_PREFIX}{path}.{param}"
+    return f"{_prefix(method)}{path}.{param}"
+
+
+def _prefix(method: Method) -> str:
+    """What stands before the path of a module: PEFT wraps the model once less for a method that acts on it as a whole."""
+    return _PREFIX.removesuffix("model.") if method.peft and method.peft.site else _PREFIX
 
 
 def config_bytes(manifest: m.Manifest) -> bytes | None:
@@ -73,13 +78,16 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
     adapters = [group for group in manifest.groups if group.role == "adapter"]
     sites = {group.path: Pack(manifest, {}).config_at(group) for group in adapters}
     saved = [group.path for group in manifest.groups if group.role == "full"]
+    task = _PEFT_TASKS.get(manifest.task.type)
+    if not method.peft.same(sites, task):
+        return None
     config = {
         "peft_type": method.peft.peft_type,
-        "task_type": _PEFT_TASKS.get(manifest.task.type),
+        "task_type": task,
         "base_model_name_or_path": manifest.base.name,
         "revision": manifest.base.commit,
         "inference_mode": True,
-        "target_modules": list(sites),
+        **({} if method.peft.site else {"target_modules": list(sites)}),
         "modules_to_save": saved or None,
         **(method.peft.to_config(sites) if sites else {}),
     }
@@ -158,7 +166,8 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
     for path, meaning in ours.items():
         if theirs[path] != meaning:
             return f"{path} is {theirs[path]} there and {meaning} in the manifest"
-    if set(config.get("target_modules") or ()) != {group.path for group in manifest.groups if group.role == "adapter"}:
+    targets = {group.path for group in manifest.groups if group.role == "adapter"} - {truth.peft.site if truth.peft else None}
+    if set(config.get("target_modules") or ()) != targets:
         return "target_modules are not the adapted modules"
     return None if method is truth else f"the method is {method.name}"
 
@@ -226,14 +235,18 @@ def _sort(
     full: dict[str, dict[str, np.ndarray]] = {}
     endings = {**{suffix: param for param, suffix in method.peft.suffixes.items()}, **method.peft.aliases}
     shared = {param: tensors.read(name) for param, name in method.peft.shared.items() if name in tensors.tensors}
+    prefix, bare = _prefix(method), {suffix: param for param, suffix in method.peft.suffixes.items()} if method.peft.site else {}
     for name in tensors.tensors:
         if name in method.peft.shared.values():
             continue
-        if not name.startswith(_PREFIX):
-            raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{_PREFIX}...")
-        rest = name.removeprefix(_PREFIX)
+        if name in bare:
+            params.setdefault(str(method.peft.site), {})[bare[name]] = tensors.read(name)
+            continue
+        if not name.startswith(prefix):
+            raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{prefix}...")
+        rest = name.removeprefix(prefix)
         for suffix, param in endings.items():
-            if rest.endswith("." + suffix):
+            if not bare and rest.endswith("." + suffix):
                 params.setdefault(rest.removesuffix("." + suffix), {})[param] = tensors.read(name)
                 break
         else:

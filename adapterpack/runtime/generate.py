@@ -66,12 +66,13 @@ def generate(
         return []
     options = sampling or Sampling()
     names = session.names(adapters, len(prompts))
+    first = session.before(names)
     run = session.pin(names)
     rows = [_ids(session, prompt) for prompt in prompts]
     draws = [np.random.default_rng([options.seed, row]) for row in range(len(rows))]  # a row's draws do not depend on the others
     batch = pad(rows, session.tokenizer.pad_id, left=True)
-    mask = batch["attention_mask"]
-    feeds: dict[str, Any] = {**batch, "position_ids": positions(mask), **session.empty_cache(len(rows))}
+    mask = first.covering(batch["attention_mask"])
+    feeds: dict[str, Any] = {**batch, "attention_mask": mask, "position_ids": positions(mask)[:, first.width :], **first.cache}
     values = _values(session, feeds)
     state = _Rows(session, options, emit, len(rows))
     for _ in range(options.max_new_tokens):

@@ -17,7 +17,9 @@ from ..pack.validate import load
 from . import providers
 from .attached import ATTACH, Run
 from .bundle import ADAPTER_IDS, GRAPH, Bundle, read_bundle
+from .prompts import PAST, Before, before, cache_of
 from .tokenizer import Tokenizer
+from .virtual import Graph
 
 Arrays = dict[str, np.ndarray]
 Names = Sequence[str | None] | str | None
@@ -50,6 +52,9 @@ class Session:
         self.outputs = [value.name for value in self._ort.get_outputs()]
         self.packs = _packs(self.folder, self.bundle)
         self._attach = ATTACH[self.bundle.mode](self)
+        self._prompts: Arrays = {}
+        for pack in self.packs.values():
+            self._take_prompt(pack)
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -82,6 +87,11 @@ class Session:
         loaded = pack if isinstance(pack, Pack) else load(pack)
         loaded = loaded if name is None else loaded.called(name)
         self._attach.load(loaded, allow_structural)
+        try:
+            self._take_prompt(loaded)
+        except AdapterpackError:
+            self._attach.unload(loaded.name)
+            raise
         self.packs = {**self.packs, loaded.name: loaded}
         return loaded.name
 
@@ -94,6 +104,7 @@ class Session:
         self.bundle_adapter(name)
         self._attach.unload(name)
         self.packs = {other: pack for other, pack in self.packs.items() if other != name}
+        self._prompts = {other: cache for other, cache in self._prompts.items() if other != name}
 
     def bundle_adapter(self, name: str) -> None:
         """Checks that there is an adapter of that name.
@@ -132,7 +143,8 @@ class Session:
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Names = None) -> Arrays:
         """One pass. ``inputs`` are numpy arrays; ``adapters`` names one for each row, None for the base; one name holds for all rows.
 
-        Position ids and an empty cache are supplied where the graph wants them and they are not given.
+        Position ids and a cache are supplied where the graph wants them and they are not given. Masks and position ids count the rows' own
+        tokens; the virtual tokens of a prompt are added to them.
 
         Returns:
             Output name -> array, rows in the order of the inputs. Logits of labels that a row's adapter does not have are -1e9.
@@ -141,9 +153,9 @@ class Session:
             UnknownAdapter: a name that the bundle does not hold.
             ConfigError: a missing or unknown input.
         """
-        feeds = self.feeds(inputs)
-        run = self.pin(self.names(adapters, inputs["input_ids"].shape[0]))
-        return {name: value.numpy() for name, value in run(feeds).items()}
+        complete, names = self._complete(inputs, adapters)
+        run = self.pin(names)
+        return {name: value.numpy() for name, value in run(_values(complete)).items()}
 
     def feeds(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The inputs as ``OrtValue``, with position ids and an empty cache where the graph wants them and they are not given.
@@ -151,8 +163,7 @@ class Session:
         Raises:
             ConfigError: a missing or unknown input.
         """
-        complete = self._complete(inputs)
-        return {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in complete.items()}
+        return _values(self._complete(inputs, None)[0])
 
     def generate(self, prompts: Sequence[Any], adapters: Names = None, **sampling: Any) -> list[Any]:
         """Answers to ``prompts``, one batch, each row with its own adapter; ``sampling`` are the fields of ``Sampling`` and ``emit``.
@@ -221,7 +232,7 @@ class Session:
         self._ort.run_with_iobinding(binding)
         return list(binding.get_outputs())
 
-    def _complete(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    def _complete(self, inputs: Mapping[str, np.ndarray], adapters: Names) -> tuple[Arrays, list[str | None]]:
         known = set(self.inputs) - {ADAPTER_IDS}
         unknown = sorted(set(inputs) - known)
         if unknown:
@@ -232,28 +243,33 @@ class Session:
                               found=inputs["input_ids"].shape if "input_ids" in inputs else ", ".join(inputs) or "nothing")
         complete = dict(inputs)
         batch, length = complete["input_ids"].shape
-        for name, empty in self.empty_cache(batch).items():
-            complete.setdefault(name, empty)
-        past = next((array.shape[2] for name, array in complete.items() if name.startswith("past_key_values.")), 0)
+        names = self.names(adapters, batch)
+        first = self.before(names)
+        for name, array in first.cache.items():
+            complete.setdefault(name, array)
+        past = next((array.shape[2] for name, array in complete.items() if name.startswith(PAST)), 0)
         if "attention_mask" in known:
-            mask = complete.setdefault("attention_mask", np.ones((batch, past + length), np.int64))
-            if mask.shape != (batch, past + length):
-                raise ConfigError("attention_mask must cover every token, those in the cache too", expected=(batch, past + length),
-                                  found=mask.shape)
+            own = past + length - first.width
+            mask = complete.get("attention_mask", np.ones((batch, own), np.int64))
+            if mask.shape != (batch, own):
+                raise ConfigError("attention_mask must cover every token, those in the cache too", expected=(batch, own), found=mask.shape)
+            complete["attention_mask"] = first.covering(mask)
             if "position_ids" in known:
-                complete.setdefault("position_ids", positions(mask)[:, -length:])
+                given = complete.get("position_ids")
+                complete["position_ids"] = positions(complete["attention_mask"])[:, -length:] if given is None else given + first.lengths
         missing = sorted(known - set(complete))
         if missing:
             raise ConfigError("inputs are missing", expected=", ".join(missing))
-        return {name: array.astype(np.int64) if name.endswith(("_ids", "_mask")) else array for name, array in complete.items()}
+        return {name: array.astype(np.int64) if name.endswith(("_ids", "_mask")) else array for name, array in complete.items()}, names
 
-    def empty_cache(self, batch: int) -> Arrays:
-        """A key/value cache of length 0 for every layer of a decoder; nothing for other graphs."""
-        return {
-            name: np.zeros((batch, value.shape[1], 0, value.shape[3]), np.float32)
-            for name, value in self.inputs.items()
-            if name.startswith("past_key_values.")
-        }
+    def before(self, names: Sequence[str | None]) -> Before:
+        """The cache that rows with these adapters begin with: their prompts, or nothing; and the mask that covers it."""
+        return before(self.inputs, self._prompts, names)
+
+    def _take_prompt(self, pack: Pack) -> None:
+        cache = cache_of(pack, Graph(self.folder, self.inputs))
+        if cache is not None:
+            self._prompts = {**self._prompts, pack.name: cache}
 
 
 def positions(mask: np.ndarray) -> np.ndarray:
@@ -280,3 +296,7 @@ def _packs(folder: Path, bundle: Bundle) -> dict[str, Pack]:
             raise FormatError("the bundle holds another adapter than its manifest names", where=folder / adapter.path,
                               expected=adapter.pack[:19], found=packs[adapter.name].id[:19], remedy="export again")
     return packs
+
+
+def _values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}

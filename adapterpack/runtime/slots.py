@@ -69,13 +69,17 @@ def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
     """
     values: Values = {}
     traits = pack.method.traits
-    if not traits.batchable or pack.method.kind != "weight":
+    if pack.method.kind == "prompt":  # it is in the cache that a row begins with, not in the graph
+        adapters: Iterable[Adapter] = ()
+    elif traits.batchable and pack.method.kind == "weight":
+        adapters = pack.adapters()
+    else:
         raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
                           remedy="export with --mode folded")
     if traits.reads_weight and weights is None:
         raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
                           found=pack.method.name, remedy="export the bundle again with this adapter among the packs")
-    for adapter in pack.adapters():
+    for adapter in adapters:
         site = adapter.site
         if weights is not None and (traits.reads_weight or not (site.in_features and site.out_features)):
             weight, bias = weights(adapter)

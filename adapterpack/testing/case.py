@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..methods import Method, Params, Site, complete, fold, run
+from ..methods import PROMPT, Method, Params, PromptSite, Site, complete, fold, run
 from ..pack import manifest as m
 from ..pack.pack import Pack, build
 
@@ -33,17 +33,52 @@ class Layer(NamedTuple):
 LAYERS = (Layer(7, 12, True), Layer(7, 12, False), Layer(12, 7, True), Layer(12, 7, False), Layer(1, 5, True), Layer(5, 1, False))
 """Wide, tall, one row and one column, with a bias and without: what goes wrong on 8x8 without a bias is found, too."""
 
+DIVISIBLE = (Layer(12, 24, True), Layer(24, 12, False))
+"""What PEFT is asked for: widths that its block methods can divide."""
+
+
+class Model(NamedTuple):
+    """A decoder to prove a prompt on: width, layers, heads of the keys (there are twice as many of the queries), and their width."""
+
+    hidden: int
+    layers: int
+    heads: int
+    head_dim: int
+
+    @property
+    def label(self) -> str:
+        """How test ids and the table call it, for instance ``model-12-2x2x4``."""
+        return f"model-{self.hidden}-{self.layers}x{self.heads}x{self.head_dim}"
+
+    @property
+    def site(self) -> PromptSite:
+        """The model as a prompt method sees it, with a random embedding table and a random cache."""
+        table = np.random.default_rng(8).normal(size=(VOCABULARY, self.hidden))
+        cache = np.random.default_rng(9).normal(size=(self.layers, 2, self.heads, VOCABULARY, self.head_dim))
+        return PromptSite(PROMPT, self.hidden, 0, "prompt", layers=self.layers, heads=self.heads, head_dim=self.head_dim,
+                          vocabulary=VOCABULARY, embed=lambda ids: table[list(ids)], prefill=lambda ids: cache[:, :, :, list(ids)])
+
+
+VOCABULARY = 32
+MODELS = (Model(12, 2, 2, 4), Model(6, 1, 1, 8), Model(10, 3, 1, 2))
+"""Several layers and one, grouped heads and one, and embeddings that are wider and narrower than the keys."""
+
+SUBJECTS: dict[str, tuple[Layer, ...] | tuple[Model, ...]] = {"weight": (*LAYERS, *DIVISIBLE), "prompt": MODELS}
+"""Kind of a method -> what it is proved on."""
+
 
 class Case(NamedTuple):
-    """One row of the matrix: a method under one config on one layer."""
+    """One row of the matrix: a method under one config on one layer, or on one model."""
 
     method: Method
     config: Any
-    layer: Layer
+    layer: Any
 
     @property
     def site(self) -> Site:
-        """The layer as a site; with its weight for a method that reads it."""
+        """The layer as a site, with its weight for a method that reads it; or the model's."""
+        if isinstance(self.layer, Model):
+            return self.layer.site
         weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
         return Site("block.0.proj", self.layer.in_features, self.layer.out_features, "linear", self.layer.bias, weight, bias)
 

@@ -6,27 +6,27 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ..methods import Method
-from . import algebra, company, graph, learning, model, packing
-from .case import LAYERS, Case, Layer
+from . import algebra, company, graph, learning, model, packing, prompts
+from .case import DIVISIBLE, LAYERS, MODELS, SUBJECTS, Case, Layer
 
 
 class Invariant(NamedTuple):
     """One column of the matrix: ``check`` raises AssertionError; ``needs`` says of a method whether it promises this, by ``trait``.
 
-    What takes long is checked on fewer ``layers``, or for the ``first`` config of a method alone.
+    What takes long is checked on some ``layers`` only (default: :data:`LAYERS`), or for the ``first`` config of a method alone.
     """
 
     name: str
     check: Callable[[Case], None]
     needs: Callable[[Method], bool]
     trait: str
-    layers: tuple[Layer, ...] = LAYERS
+    layers: tuple[Layer, ...] | None = None
     first: bool = False
 
     def holds_for(self, case: Case) -> bool:
         """Whether the cell is to be checked for this case."""
-        chosen = case.layer in self.layers and (not self.first or case.config == case.method.examples[0])
-        return chosen and self.needs(case.method)
+        chosen = case.layer not in DIVISIBLE if self.layers is None or not isinstance(case.layer, Layer) else case.layer in self.layers
+        return chosen and (not self.first or case.config == case.method.examples[0]) and self.needs(case.method)
 
 
 def _always(method: Method) -> bool:
@@ -36,6 +36,15 @@ def _always(method: Method) -> bool:
 FEW = (LAYERS[0], LAYERS[3])
 """Wide with a bias, tall without: enough for what does not depend on the shape."""
 
+
+def _prompt(method: Method) -> bool:
+    return method.kind == "prompt"
+
+
+def _any(method: Method) -> bool:
+    return True
+
+
 INVARIANTS = (
     Invariant("identity_at_init", algebra.identity_at_init, lambda method: method.traits.identity_at_init, "identity_at_init"),
     Invariant("trained_adapter_changes_the_output", algebra.trained_adapter_changes_the_output, _always, "kind"),
@@ -44,7 +53,7 @@ INVARIANTS = (
     Invariant("torch_equals_numpy", learning.torch_equals_numpy, _always, "kind"),
     Invariant("gradients_reach_every_parameter", learning.gradients_reach_every_parameter, _always, "kind"),
     Invariant("loss_falls", learning.loss_falls, _always, "kind", FEW),
-    Invariant("shapes_declared", algebra.shapes_declared, _always, "kind"),
+    Invariant("shapes_declared", algebra.shapes_declared, _any, "kind"),
     Invariant("inputs_unchanged", algebra.inputs_unchanged, _always, "kind"),
     Invariant("dtype_kept", learning.dtype_kept, _always, "kind"),
     Invariant("additive_law", algebra.additive_law, lambda method: method.traits.additive, "additive"),
@@ -57,18 +66,27 @@ INVARIANTS = (
     Invariant("checkpointed_gradients", model.checkpointed_gradients, _always, "kind"),
     Invariant("compiled_gradients", model.compiled_gradients, _always, "kind", LAYERS[:1], first=True),
     Invariant("onnx_agrees", graph.onnx_agrees, lambda method: method.kind == "weight" and method.traits.batchable, "batchable"),
-    Invariant("config_schema", algebra.config_schema, _always, "kind"),
-    Invariant("pack_round_trip", packing.pack_round_trip, _always, "kind", FEW),
-    Invariant("scale_recomputed", packing.scale_recomputed, _always, "kind", FEW),
+    Invariant("config_schema", algebra.config_schema, _any, "kind"),
+    Invariant("pack_round_trip", packing.pack_round_trip, _any, "kind", FEW),
+    Invariant("scale_recomputed", packing.scale_recomputed, _any, "kind", FEW),
     Invariant("file_size", packing.file_size, _always, "kind", FEW),
-    Invariant("peft_round_trip", packing.peft_round_trip, lambda method: method.peft is not None, "peft", FEW),
-    Invariant("peft_parity", packing.peft_parity, lambda method: method.peft is not None, "peft", FEW),
+    Invariant("peft_round_trip", packing.peft_round_trip, lambda method: _always(method) and method.peft is not None, "peft", DIVISIBLE),
+    Invariant("peft_parity", packing.peft_parity, lambda method: _always(method) and method.peft is not None, "peft", DIVISIBLE),
+    Invariant("form_as_declared", prompts.form_as_declared, _prompt, "kind"),
+    Invariant("form_torch_equals_numpy", prompts.form_torch_equals_numpy, _prompt, "kind"),
+    Invariant("form_gradients_reach_every_parameter", prompts.form_gradients_reach_every_parameter, _prompt, "kind"),
+    Invariant("form_loss_falls", prompts.form_loss_falls, _prompt, "kind"),
+    Invariant("form_dtype_kept", prompts.form_dtype_kept, _prompt, "kind"),
+    Invariant("form_kept_by_packing", prompts.form_kept_by_packing, _prompt, "kind"),
+    Invariant("form_kept_by_peft", prompts.form_kept_by_peft, lambda method: _prompt(method) and method.peft is not None, "peft"),
+    Invariant("disabled_prompt_is_the_base", prompts.disabled_prompt_is_the_base, _prompt, "kind"),
+    Invariant("prompted_rows_never_mix", prompts.prompted_rows_never_mix, _prompt, "kind"),
 )
 
 
 def cases(method: Method) -> Iterator[Case]:
-    """Every row of the matrix for one method: its example configs on every layer."""
-    return (Case(method, config, layer) for config in method.examples for layer in LAYERS)
+    """Every row of the matrix for one method: its example configs on every layer, or on every model."""
+    return (Case(method, config, layer) for config in method.examples for layer in SUBJECTS[method.kind])
 
 
 def prove(method: Method) -> int:
@@ -95,9 +113,10 @@ def render(known: Iterable[Method]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
     configs = "\n".join(f"- {method.name}: `{config}`" for method in listed for config in method.examples)
     meanings = "\n".join(f"- `{i.name}`: {(i.check.__doc__ or '').strip().splitlines()[0]}" for i in INVARIANTS)
-    intro = "A cell is promised, and then tested for every config and layer below, or not applicable because of the trait it names."
+    intro = "A cell is promised, and then tested for every config and layer (or model) below, or not applicable by the trait it names."
     sections = ["# Methods and what they promise", f"{intro}\nMade by `python -m adapterpack.testing`.", table,
-                "## Layers", ", ".join(layer.label for layer in LAYERS), "## Configs", configs, "## Invariants", meanings]
+                "## Layers", ", ".join(layer.label for layer in LAYERS), "## Models", ", ".join(model.label for model in MODELS),
+                "## Configs", configs, "## Invariants", meanings]
     return "\n\n".join(sections) + "\n"
 
 

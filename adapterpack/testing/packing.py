@@ -11,7 +11,7 @@ import numpy as np
 from ..pack import peft_layout
 from ..pack.pack import TENSORS
 from ..pack.validate import load
-from .case import Case, digests, pack_of, require, resolved, tensor
+from .case import Case, digests, is_float, pack_of, require, resolved, tensor
 from .model import in_single, module_of
 
 
@@ -55,9 +55,11 @@ def peft_round_trip(case: Case) -> None:
 def file_size(case: Case) -> None:
     """The tensor file is at most 1.05 times the bytes of what is trained, and its header: nothing is stored that follows from a seed.
 
-    A start that is taken off again counts as trained: the pack holds the difference.
+    A start that is taken off again counts as trained: the pack holds the difference. A frozen vector as wide as the layer is let pass.
     """
-    kept = case.trains | case.config.frozen
+    own = case.own()
+    vectors = {name for name in case.method.traits.frozen if name in own and own[name].ndim == 1 and is_float(own[name])}
+    kept = case.trains | case.config.frozen | vectors
     trained = sum(v.astype(np.float32).nbytes for name, v in {**case.shared(), **case.own()}.items() if name in kept)
     with tempfile.TemporaryDirectory() as folder:
         pack_of(case).write(Path(folder) / "pack")

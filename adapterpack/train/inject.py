@@ -17,7 +17,7 @@ from ..methods import Method, Seen, Site, SiteConfig, method_of
 from ..pack import peft_layout
 from ..pack.pack import Pack, require_sites
 from .kinds import KINDS
-from .layer import Adapted, AdaptedLayer, SavedModule, as_numpy, as_parameter, module_at, own_modules
+from .layer import Adapted, AdaptedLayer, SavedModule, Wrapper, as_numpy, as_parameter, module_at, own_modules
 from .seen import measure
 
 
@@ -42,8 +42,10 @@ def adapt(
     """
     method, rng = method_of(config), np.random.default_rng(seed)
     _refuse_taken(model, name)
+    kind = KINDS[method.kind]
+    config = kind.ready(model, config)
     whole = [_module_path(model, path) for path in config.modules_to_save]
-    sites = KINDS[method.kind].select(model, config.targets, method.traits, tuple(whole))
+    sites = kind.select(model, config.targets, method.traits, tuple(whole))
     needs = method.needs(config) if method.needs is not None else frozenset()
     seen = measure(model, sites, needs, data)
     if method.plan is not None:
@@ -132,13 +134,20 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
+        Unsupported: several of a method of which only one can be active, such as prompts.
     """
     wanted = [names] if isinstance(names, str) else list(names or ())
     known = adapter_names(model)
     for name in wanted:
         if name not in known:
             raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, known))
-    for module in _wrappers(model):
+    wrappers = list(_wrappers(model))
+    for module in wrappers:
+        alone = [name for name in wanted if isinstance(module, Adapted) and name in module.names and module.exclusive(name)]
+        if len(alone) > 1:
+            raise Unsupported("only one of these adapters can be active at a time", where=module.site.path, found=", ".join(alone),
+                              remedy="choose one of them")
+    for module in wrappers:
         module.active = tuple(name for name in wanted if name in module.names)
     return model
 
@@ -221,12 +230,14 @@ class _Work:
         return self._constants[id(value)][1]
 
     def _wrapper(self, path: str) -> Adapted:
-        outer = module_at(self.model, path)
-        module = outer.base if isinstance(outer, SavedModule) else outer  # a layer that another adapter has trained whole
-        if isinstance(module, Adapted):
-            return module
+        kind = KINDS[self.method.kind]
+        module = kind.at(self.model, path)
+        while isinstance(module, Wrapper):  # of another kind, or a layer that another adapter has trained whole
+            if isinstance(module, kind.holder):
+                return module
+            module = module.base
         if module not in self.swaps:
-            self.swaps[module] = KINDS[self.method.kind].wrap(module, path)
+            self.swaps[module] = kind.wrap(self.model, module, path)
         wrapper = self.swaps[module]
         assert isinstance(wrapper, Adapted)
         return wrapper

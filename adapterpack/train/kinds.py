@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..errors import SiteNotFound
 from ..methods import Site, Traits
-from .layer import Adapted, AdaptedLayer
+from . import prompts
+from .layer import Adapted, AdaptedLayer, module_at
 from .sites import select, site_at
 
 
 class Kind(NamedTuple):
-    """``select`` finds the sites that a config's targets name; ``wrap`` makes the wrapper for one of them, around the module there."""
+    """``select`` finds the sites that a config's targets name; ``at`` gives what stands in the model at a site's path.
+
+    ``holder`` is the class that holds adapters of the kind; ``wrap`` makes one, from the model, the bare module there, and the path.
+    ``ready`` completes a config by what only the model knows.
+    """
 
     select: Callable[[nn.Module, str | tuple[str, ...], Traits, tuple[str, ...]], list[Site]]
-    wrap: Callable[[nn.Module, str], Adapted]
+    holder: type[Adapted]
+    wrap: Callable[[nn.Module, nn.Module, str], Adapted]
+    at: Callable[[nn.Module, str], nn.Module] = module_at
+    ready: Callable[[nn.Module, Any], Any] = lambda model, config: config
 
 
-def _layer(module: nn.Module, path: str) -> AdaptedLayer:
+def _layer(model: nn.Module, module: nn.Module, path: str) -> AdaptedLayer:
     site = site_at(path, module)
     if site is None:
         raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(module).__name__)
     return AdaptedLayer(module, site)
 
 
-KINDS: dict[str, Kind] = {"weight": Kind(select, _layer)}
+KINDS: dict[str, Kind] = {
+    "weight": Kind(select, AdaptedLayer, _layer),
+    "prompt": Kind(prompts.select, prompts.Prompts, prompts.around_embedding, prompts.embedding, prompts.ready),
+}
 """Kind of a method -> how a model takes it."""

@@ -107,6 +107,10 @@ class Adapted(Wrapper):
             del self.adapters[_key(name)], self.common[_key(name)], self.fixed[_key(name)], self.methods[name]
             self.active = tuple(other for other in self.active if other != name)
 
+    def exclusive(self, name: str) -> bool:
+        """Whether no other adapter of such a method may be active beside this one."""
+        return self.methods[name][0].traits.exclusive
+
     def tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Everything that the method's functions want of the adapter, floats in ``dtype``."""
         key = _key(name)

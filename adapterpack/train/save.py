@@ -21,7 +21,7 @@ from ..pack.atomic import refuse_existing
 from ..pack.checkpoint import Checkpoint
 from ..pack.companions import license_of, tokenizer_of
 from ..pack.match import Verdict
-from ..pack.pack import Pack, build
+from ..pack.pack import Pack, build, is_module
 from ..pack.safetensors import DTYPES
 from ..tasks import task_of
 from .canary import make_canary
@@ -78,7 +78,7 @@ def save(
         task=m.Task(task.name, type(model).__name__ if config is not None else None, labels),
         base=_base(model, checkpoint),
         weights={path: checkpoint.weight_name(path) if checkpoint else f"{path}.weight"
-                 for path in [*(site.path for site in parts.adapters), *parts.full]},
+                 for path in [*(site.path for site in parts.adapters), *parts.full] if is_module(path)},
         canary=make_canary(model, chosen),
         training={"framework_versions": _versions(), **(training or {})},
         metrics=metrics,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapterpack.methods import INITS, methods
-from adapterpack.testing import INVARIANTS, LAYERS, Case, Invariant, cases, render
+from adapterpack.testing import INVARIANTS, SUBJECTS, Case, Invariant, cases, render
 from adapterpack.testing.catalogue import page
 
 pytestmark = pytest.mark.fast
@@ -43,10 +43,10 @@ def test_the_catalogue_is_made_from_the_registry() -> None:
 
 
 def test_every_method_is_proved_on_several_configs() -> None:
-    """Each method has at least two example configs, all different, and every layer is used with each."""
+    """Each method has at least two example configs, all different, and every layer (or model) is used with each."""
     for method in methods().values():
         assert len(set(map(repr, method.examples))) == len(method.examples) >= 2, method.name
-        assert len(list(cases(method))) == len(method.examples) * len(LAYERS)
+        assert len(list(cases(method))) == len(method.examples) * len(SUBJECTS[method.kind])
 
 
 def test_every_invariant_says_its_equation() -> None:

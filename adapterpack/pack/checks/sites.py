@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...errors import AdapterpackError
+from ...methods import PROMPT
 from .. import manifest as m
 from .. import peft_layout
 from ..pack import SHARED, TENSORS, site_of
@@ -47,6 +48,9 @@ def roles(s: Subject) -> Iterator[Finding]:
         layers = s.pack.method.traits.layers
         if group.kind not in layers:
             yield KIND.at(group.path, f"the method has no sites of kind '{group.kind}', only {', '.join(layers)}", pointer=pointer)
+            continue
+        if (group.kind == "prompt") != (group.path == PROMPT):
+            yield KIND.at(group.path, f"a prompt has the one site '{PROMPT}', and no other kind has it", pointer=pointer)
             continue
         try:
             cfg = s.pack.config_at(group)
