@@ -38,8 +38,6 @@ _PUBLIC = {
     "PromptTuning": "methods",
     "Session": "runtime.session",
     "Store": "pack.store",
-    "_from_peft": "methods",
-    "_to_peft": "methods",
     "active": "train.inject",
     "adapt": "train.inject",
     "attach": "train.inject",
@@ -51,7 +49,6 @@ _PUBLIC = {
     "run": "runtime.run",
     "save": "train.save",
     "sign": "pack.sign",
-    "to_peft": "methods",
     "validate": "artifacts",
     "verify": "pack.sign",
 }

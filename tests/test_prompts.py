@@ -21,8 +21,8 @@ from adapterpack.errors import AdapterpackError, BaseMismatch, SiteNotFound, Uns
 from adapterpack.methods import PROMPT, PromptSite, Site, methods
 from adapterpack.pack import manifest as m
 from adapterpack.pack.pack import build
+from adapterpack.train.canary import verify_canary
 from adapterpack.train.inject import adapter_names
-from adapterpack.train.save import verify_canary
 from adapterpack.train.train import train
 
 ROWS = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16]]
