@@ -15,6 +15,9 @@ _STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize
 
 _PUBLIC = {
     "AdapterpackError": "errors",
+    "Bottleneck": "methods",
+    "Compacter": "methods",
+    "LoReFT": "methods",
     "LoRA": "methods",
     "Pack": "pack.pack",
     "Session": "runtime.session",

@@ -2,23 +2,35 @@
 
 from .._stage import callable_package
 from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
+from .blocks import BlockConfig, BlockForm, evaluate_block, run_block
+from .bottleneck import Bottleneck, bottleneck
+from .compacter import Compacter, compacter
 from .config import SiteConfig
 from .lora import LoRA, lora
+from .loreft import LoReFT, loreft
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
 from .registry import get, method_of, methods, register
 
 register(lora)
+register(bottleneck)
+register(compacter)
+register(loreft)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
     "AttachForm",
+    "BlockConfig",
     "BlockDiagonal",
+    "BlockForm",
+    "Bottleneck",
     "Chain",
+    "Compacter",
     "Dense",
     "Deviation",
     "Diagonal",
     "Kronecker",
     "LoRA",
+    "LoReFT",
     "Method",
     "Operator",
     "Params",
@@ -29,6 +41,7 @@ __all__ = [
     "Traits",
     "complete",
     "evaluate",
+    "evaluate_block",
     "fold",
     "get",
     "method_of",
@@ -36,4 +49,5 @@ __all__ = [
     "register",
     "row_blocks",
     "run",
+    "run_block",
 ]

@@ -179,7 +179,7 @@ class Pack:
                 remedy="use the base that the pack names",
             )
         for group in self.manifest.groups:
-            if group.role == "adapter":
+            if group.role == "adapter" and self.method.kind == "weight":
                 shape = base.tensors[group.weight if group.weight in base.tensors else base.require_weight(group.path)].shape
                 known = zip((group.out_features, group.in_features), shape, strict=True)
                 if any(mine not in {None, its} for mine, its in known):

@@ -17,7 +17,7 @@ from ..methods import Method, Site, method_of
 from ..pack import peft_layout
 from ..pack.pack import Pack, require_sites
 from .kinds import KINDS
-from .layer import Adapted, AdaptedLayer, SavedModule, as_numpy, as_parameter, module_at, own_modules
+from .layer import Adapted, SavedModule, as_numpy, as_parameter, module_at, own_modules
 
 
 def adapt(model: nn.Module, config: Any, name: str = "default", seed: int = 0) -> nn.Module:
@@ -200,11 +200,16 @@ class _Work:
 
     def _wrapper(self, path: str) -> Adapted:
         outer = module_at(self.model, path)
-        module = outer.base if isinstance(outer, SavedModule) else outer  # a layer that another adapter has trained whole
-        if isinstance(module, Adapted):
-            return module
+        chain = [outer.base if isinstance(outer, SavedModule) else outer]  # a layer that another adapter has trained whole
+        while isinstance(chain[-1], Adapted):
+            chain.append(chain[-1].base)
+        kind = KINDS[self.method.kind]
+        found = next((module for module in chain if isinstance(module, kind.holder)), None)
+        if found is not None:
+            return found
+        module = chain[0 if kind.outermost else -1]
         if module not in self.swaps:
-            self.swaps[module] = KINDS[self.method.kind].wrap(module, path)
+            self.swaps[module] = kind.wrap(self.model, module, path)
         wrapper = self.swaps[module]
         assert isinstance(wrapper, Adapted)
         return wrapper
@@ -246,7 +251,7 @@ def _swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
                 new = swaps[new]
             if new is not child:
                 setattr(parent, leaf, new)
-                if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, AdaptedLayer):
+                if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, Adapted):
                     new.register_forward_pre_hook(_called)
 
 

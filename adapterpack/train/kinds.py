@@ -9,23 +9,37 @@ from torch import nn
 
 from ..errors import SiteNotFound
 from ..methods import Site, Traits
+from .block import AdaptedBlock
 from .layer import Adapted, AdaptedLayer
+from .places import block_at, select_blocks
 from .sites import select, site_at
 
 
 class Kind(NamedTuple):
-    """``select`` finds the sites that a config's targets name; ``wrap`` makes the wrapper for one of them, around the module there."""
+    """``select`` finds the sites that a config's targets name; ``wrap`` makes the wrapper, a ``holder``, for the one at a path of a model.
+
+    A holder that is ``outermost`` goes around what already wraps its module, another one inside.
+    """
 
     select: Callable[[nn.Module, str | tuple[str, ...], Traits, tuple[str, ...]], list[Site]]
-    wrap: Callable[[nn.Module, str], Adapted]
+    wrap: Callable[[nn.Module, nn.Module, str], Adapted]
+    holder: type[Adapted]
+    outermost: bool
 
 
-def _layer(module: nn.Module, path: str) -> AdaptedLayer:
+def _layer(model: nn.Module, module: nn.Module, path: str) -> AdaptedLayer:
     site = site_at(path, module)
     if site is None:
         raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(module).__name__)
     return AdaptedLayer(module, site)
 
 
-KINDS: dict[str, Kind] = {"weight": Kind(select, _layer)}
+def _block(model: nn.Module, module: nn.Module, path: str) -> AdaptedBlock:
+    return AdaptedBlock(module, block_at(model, path, module), model)
+
+
+KINDS: dict[str, Kind] = {
+    "weight": Kind(select, _layer, AdaptedLayer, outermost=False),
+    "activation": Kind(select_blocks, _block, AdaptedBlock, outermost=True),
+}
 """Kind of a method -> how a model takes it."""
