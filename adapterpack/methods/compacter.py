@@ -120,7 +120,7 @@ def _attach(cfg: Compacter, params: Params, site: Site) -> BlockForm:
 
 _EXAMPLES: tuple[Any, ...] = (
     Compacter(reduction=2, phm_dim=2),
-    Compacter(reduction=3, phm_dim=3, phm_rank=2, shared_rule=False, act="relu"),
+    Compacter(reduction=3, phm_dim=3, phm_rank=2, shared_rule=False, act="silu"),
     Compacter(reduction=2, factorized_rule=True, act="tanh", scaling=2.0),
     Compacter(reduction=4, phm_dim=2, factorized_rule=True, shared_rule=False, source="input", phm_rank=2),
 )

@@ -19,7 +19,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from .base import Method, Params, Site
-from .blocks import ACTIVATIONS, ALIASES, TRAITS, BlockForm
+from .blocks import TRAITS, BlockForm
 from .config import SiteConfig, require_flag, require_whole
 from .operators import Array, Dense
 
@@ -36,16 +36,11 @@ class LoReFT(SiteConfig):
     targets: str | tuple[str, ...] = "all-layers"
     r: int = 4
     orthogonal: bool = True
-    act: str = "identity"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_whole("r", self.r)
         require_flag("orthogonal", self.orthogonal)
-        act = ALIASES.get(self.act, self.act)
-        if act not in ACTIVATIONS:
-            raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)}, not {self.act!r}")
-        object.__setattr__(self, "act", act)
 
     @property
     def rank(self) -> int:
@@ -80,7 +75,7 @@ def orthonormal(V: Array) -> Array:
 
 def _attach(cfg: LoReFT, params: Params, site: Site) -> BlockForm:
     R = orthonormal(params["rotation"]) if cfg.orthogonal else params["rotation"]
-    return BlockForm(down=Dense(params["source"]), up=Dense(R.T), down_bias=params["bias"], act=cfg.act)
+    return BlockForm(down=Dense(params["source"]), up=Dense(R.T), down_bias=params["bias"])
 
 
 loreft = Method(
@@ -92,6 +87,6 @@ loreft = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
-    examples=(LoReFT(r=1), LoReFT(r=3), LoReFT(r=2, orthogonal=False), LoReFT(r=5, act="relu", dropout=0.1)),
+    examples=(LoReFT(r=1), LoReFT(r=3), LoReFT(r=2, orthogonal=False), LoReFT(r=5, dropout=0.1)),
     kind="activation",
 )

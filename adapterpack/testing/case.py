@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..methods import Method, Params, Site, complete, fold, run
+from ..methods import Method, Params, Site, complete, fold, run, run_block
 from ..pack import manifest as m
 from ..pack.pack import Pack, build
 
@@ -33,6 +33,9 @@ class Layer(NamedTuple):
 LAYERS = (Layer(7, 12, True), Layer(7, 12, False), Layer(12, 7, True), Layer(12, 7, False), Layer(1, 5, True), Layer(5, 1, False))
 """Wide, tall, one row and one column, with a bias and without: what goes wrong on 8x8 without a bias is found, too."""
 
+BLOCKS = (Layer(7, 7, True), Layer(12, 12, False), Layer(5, 5, True), Layer(3, 3, False))
+"""What stands for a block: a layer as wide as its input, since an adapter beside it reads that."""
+
 
 class Case(NamedTuple):
     """One row of the matrix: a method under one config on one layer."""
@@ -44,8 +47,10 @@ class Case(NamedTuple):
     @property
     def site(self) -> Site:
         """The layer as a site; with its weight for a method that reads it."""
+        proof = PROOFS[self.method.kind]
         weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
-        return Site("block.0.proj", self.layer.in_features, self.layer.out_features, "linear", self.layer.bias, weight, bias)
+        biased = proof.folds and self.layer.bias  # a block may have any number of biases
+        return Site("block.0.proj", self.layer.in_features, self.layer.out_features, proof.site, biased, weight, bias)
 
     @property
     def weight(self) -> np.ndarray:
@@ -114,9 +119,38 @@ def layer_of(weight: Any, bias: Any) -> Callable[[Any], Any]:
     return lambda x: x @ weight.T if bias is None else x @ weight.T + bias
 
 
-def adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
-    """The output of the adapted layer at ``x``."""
+def _on_layer(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
     return run(case.method, case.config, params, site_of(case, weight, bias), layer_of(weight, bias), x)
+
+
+def _on_block(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    return run_block(case.method, case.config, params, case.site, layer_of(weight, bias)(x), x)
+
+
+class Proof(NamedTuple):
+    """How a kind of method is proved: on which layers, as what kind of site, by what output, and whether a weight can hold it."""
+
+    layers: tuple[Layer, ...]
+    site: str
+    output: Callable[[Case, Params, Any, Any, Any], Any]
+    folds: bool
+
+
+PROOFS = {"weight": Proof(LAYERS, "linear", _on_layer, folds=True), "activation": Proof(BLOCKS, "block", _on_block, folds=False)}
+"""Kind of a method -> how it is proved."""
+
+
+def adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    """The output of the adapted layer, or block, at ``x``."""
+    return PROOFS[case.method.kind].output(case, params, weight, bias, x)
+
+
+def results(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
+    """Everything that the method's functions give: the output, and the folded weight and bias of a kind that folds."""
+    found = {"the output": adapted(case, params, weight, bias, x)}
+    if PROOFS[case.method.kind].folds:
+        found["the weight"], found["the bias"] = folded_at(case, params, weight, bias)
+    return found
 
 
 def folded_at(case: Case, params: Params, weight: Any, bias: Any, rows: slice | None = None) -> tuple[Any, Any]:
@@ -145,7 +179,8 @@ def leaves(case: Case, params: Params) -> dict[str, Any]:
 
 def resolved(case: Case) -> Any:
     """The config at the site without the fields that only select sites: a manifest holds what was selected instead."""
-    return dataclasses.replace(case.config.at(case.site.path), targets="all-linear", modules_to_save=())
+    selecting = {field.name: field.default for field in dataclasses.fields(case.config) if field.name in {"targets", "modules_to_save"}}
+    return dataclasses.replace(case.config.at(case.site.path), **selecting)
 
 
 def pack_of(case: Case) -> Pack:

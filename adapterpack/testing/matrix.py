@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ..methods import Method
-from . import algebra, learning, packing
-from .case import LAYERS, Case
+from . import algebra, graphs, learning, packing
+from .case import BLOCKS, LAYERS, PROOFS, Case
 
 
 class Invariant(NamedTuple):
@@ -20,13 +20,17 @@ class Invariant(NamedTuple):
 
 
 def _always(method: Method) -> bool:
-    return method.kind == "weight"
+    return method.kind in PROOFS
+
+
+def _folds(method: Method) -> bool:
+    return _always(method) and PROOFS[method.kind].folds
 
 
 INVARIANTS = (
     Invariant("identity_at_init", algebra.identity_at_init, lambda method: method.traits.identity_at_init, "identity_at_init"),
     Invariant("trained_adapter_changes_the_output", algebra.trained_adapter_changes_the_output, _always, "kind"),
-    Invariant("fold_equals_forward", algebra.fold_equals_forward, _always, "kind"),
+    Invariant("fold_equals_forward", algebra.fold_equals_forward, _folds, "kind"),
     Invariant("fold_in_row_blocks", algebra.fold_in_row_blocks, lambda method: method.traits.row_separable, "row_separable"),
     Invariant("torch_equals_numpy", learning.torch_equals_numpy, _always, "kind"),
     Invariant("gradients_reach_every_parameter", learning.gradients_reach_every_parameter, _always, "kind"),
@@ -34,6 +38,8 @@ INVARIANTS = (
     Invariant("shapes_declared", algebra.shapes_declared, _always, "kind"),
     Invariant("inputs_unchanged", algebra.inputs_unchanged, _always, "kind"),
     Invariant("dtype_kept", learning.dtype_kept, _always, "kind"),
+    Invariant("rows_never_mix", algebra.rows_never_mix, _always, "kind"),
+    Invariant("onnx_equals_numpy", graphs.onnx_equals_numpy, lambda method: method.kind == "activation", "kind"),
     Invariant("additive_law", algebra.additive_law, lambda method: method.traits.additive, "additive"),
     Invariant("low_rank_law", algebra.low_rank_law, lambda method: method.traits.low_rank, "low_rank"),
     Invariant("config_schema", algebra.config_schema, _always, "kind"),
@@ -45,7 +51,7 @@ INVARIANTS = (
 
 def cases(method: Method) -> Iterator[Case]:
     """Every row of the matrix for one method: its example configs on every layer."""
-    return (Case(method, config, layer) for config in method.examples for layer in LAYERS)
+    return (Case(method, config, layer) for config in method.examples for layer in PROOFS[method.kind].layers)
 
 
 def prove(method: Method) -> int:
@@ -72,9 +78,10 @@ def render(known: Iterable[Method]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
     configs = "\n".join(f"- {method.name}: `{config}`" for method in listed for config in method.examples)
     meanings = "\n".join(f"- `{i.name}`: {(i.check.__doc__ or '').strip().splitlines()[0]}" for i in INVARIANTS)
-    intro = "A cell is promised, and then tested for every config and layer below, or not applicable because of the trait it names."
+    intro = "A cell is promised, and then tested for every config and layer or block below, or not applicable by the trait that it names."
+    layers, blocks = (", ".join(layer.label for layer in each) for each in (LAYERS, BLOCKS))
     sections = ["# Methods and what they promise", f"{intro}\nMade by `python -m adapterpack.testing`.", table,
-                "## Layers", ", ".join(layer.label for layer in LAYERS), "## Configs", configs, "## Invariants", meanings]
+                "## Layers", layers, "## Blocks", blocks, "## Configs", configs, "## Invariants", meanings]
     return "\n\n".join(sections) + "\n"
 
 

@@ -16,15 +16,16 @@ from .sites import select, site_at
 
 
 class Kind(NamedTuple):
-    """``select`` finds the sites that a config's targets name; ``wrap`` makes the wrapper, a ``holder``, for the one at a path of a model.
+    """``select`` finds the sites that a config's targets name. ``holder`` is the class that holds adapters of the kind.
 
-    A holder that is ``outermost`` goes around what already wraps its module, another one inside.
+    ``wrap`` makes one, from the model, the module there, and the path; around what already wraps the module if it is ``outermost``, else
+    inside of that.
     """
 
     select: Callable[[nn.Module, str | tuple[str, ...], Traits, tuple[str, ...]], list[Site]]
-    wrap: Callable[[nn.Module, nn.Module, str], Adapted]
     holder: type[Adapted]
-    outermost: bool
+    wrap: Callable[[nn.Module, nn.Module, str], Adapted]
+    outermost: bool = False
 
 
 def _layer(model: nn.Module, module: nn.Module, path: str) -> AdaptedLayer:
@@ -39,7 +40,7 @@ def _block(model: nn.Module, module: nn.Module, path: str) -> AdaptedBlock:
 
 
 KINDS: dict[str, Kind] = {
-    "weight": Kind(select, _layer, AdaptedLayer, outermost=False),
-    "activation": Kind(select_blocks, _block, AdaptedBlock, outermost=True),
+    "weight": Kind(select, AdaptedLayer, _layer),
+    "activation": Kind(select_blocks, AdaptedBlock, _block, outermost=True),
 }
 """Kind of a method -> how a model takes it."""

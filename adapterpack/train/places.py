@@ -63,7 +63,7 @@ def block_at(model: nn.Module, path: str, module: nn.Module) -> Site:
         raise Unsupported("this module cannot be adapted", where=path, found=type(own).__name__, remedy="name other targets")
     width = getattr(own, "out_features", getattr(own, "nf", None))
     if width is None:
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         width = getattr(config.get_text_config(), "hidden_size", None) if hasattr(config, "get_text_config") else None
     if not isinstance(width, int):
         raise Unsupported("the width of this block's output is not known", where=path, found=type(own).__name__,

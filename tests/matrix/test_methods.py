@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from adapterpack.methods import methods
-from adapterpack.testing import INVARIANTS, LAYERS, Case, Invariant, cases, render
+from adapterpack.testing import INVARIANTS, Case, Invariant, cases, render
+from adapterpack.testing.case import PROOFS
 
 pytestmark = pytest.mark.fast
 
@@ -36,7 +37,7 @@ def test_every_method_is_proved_on_several_configs() -> None:
     """Each method has at least two example configs, all different, and every layer is used with each."""
     for method in methods().values():
         assert len(set(map(repr, method.examples))) == len(method.examples) >= 2, method.name
-        assert len(list(cases(method))) == len(method.examples) * len(LAYERS)
+        assert len(list(cases(method))) == len(method.examples) * len(PROOFS[method.kind].layers)
 
 
 def test_every_invariant_says_its_equation() -> None:
