@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..errors import SiteNotFound
+from ..errors import SiteNotFound, Unsupported
 from ..methods import Method, Site, run_block
 from .layer import Adapted, Tensors, innermost, module_at
 
@@ -52,9 +52,9 @@ class AdaptedBlock(Adapted):
         if not self.active:
             return output
         h = output[0] if isinstance(output, tuple) else output
+        own = next(iter((*args, *kwargs.values())), None)
         for name in self.active:
-            x = self._seen.pop(name) if name in self._hooks else next(iter((*args, *kwargs.values())), None)
-            h = self._applied(name, h, x)
+            h = self._applied(name, h, self._seen.pop(name, None) if name in self._hooks else own)
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
     def _applied(self, name: str, h: torch.Tensor, x: Any) -> torch.Tensor:
@@ -63,8 +63,13 @@ class AdaptedBlock(Adapted):
         # As in AdaptedLayer: in the adapter's precision, or the block's where that is finer.
         dtype = torch.promote_types(h.dtype, own)
         drop = (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
-        z = x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else None
-        changed: torch.Tensor = run_block(method, cfg, self.tensors(name, dtype), self.site, h.to(dtype), z, drop)
+        if getattr(cfg, "reads_input", False):
+            if not isinstance(x, torch.Tensor) or x.shape != h.shape:
+                raise Unsupported("an adapter beside a block reads an input that is as wide as the output", where=self.site.path,
+                                  expected=tuple(h.shape), found=tuple(x.shape) if isinstance(x, torch.Tensor) else "no tensor",
+                                  remedy="name other targets, or another source")
+            x = x.to(dtype)
+        changed: torch.Tensor = run_block(method, cfg, self.tensors(name, dtype), self.site, h.to(dtype), x, drop)
         return changed.to(h.dtype)
 
     def _see(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
