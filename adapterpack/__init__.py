@@ -25,6 +25,7 @@ _PUBLIC = {
     "active": "train.inject",
     "adapt": "train.inject",
     "attach": "train.inject",
+    "declare": "pack.declare",
     "detach": "train.inject",
     "inspect": "artifacts",
     "load": "pack.validate",

@@ -32,14 +32,16 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 
 def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
-             budget: Budget | None = None) -> Report:
+             budget: Budget | None = None, allow_structural: bool = False) -> Report:
     """Every check that applies to a pack, a PEFT adapter or a bundle; with ``base``, also that it belongs to that base.
 
     ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
-    ``budget`` of time or memory ran out.
+    ``budget`` of time or memory ran out. With ``allow_structural`` a base of the same names, dtypes and shapes, whatever its weights, is a
+    warning.
 
     Returns:
-        A report: ``report.state``, ``report.findings``, ``report.not_checked``. Faults are findings, not exceptions.
+        A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict on the base).
+        Faults are findings, not exceptions.
 
     Raises:
         StorageError: there is no such folder.
@@ -53,9 +55,9 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     if kind_of(folder) == "bundle":
         from .runtime.validate import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
-        report = validate_bundle(folder, known)
+        report = validate_bundle(folder, known, allow_structural)
         return dataclasses.replace(report, incomplete=report.incomplete or (full and known is None))
-    return validate_pack(folder, known, full=full, budget=budget)
+    return validate_pack(folder, known, full=full, budget=budget, allow_structural=allow_structural)
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -9,23 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapterpack.methods import AttachForm, Diagonal, Method, Traits, register
+from adapterpack.methods import AttachForm, Diagonal, Method, SiteConfig, Traits, register
 from adapterpack.testing import prove
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Scaling(SiteConfig):
     """The hyper-parameters, which are the method's whole schema: command line, YAML and manifest read these fields."""
 
     shifted: bool = True
-    dropout: float = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
-    modules_to_save: tuple[str, ...] = ()
-    scale, rank = 1.0, None  # no branch beside the layer, so nothing multiplies it and it has no rank
-
-    def at(self, path):
-        """The same everywhere; a method with ranks would look one up by the site's path."""
-        return self
 
 
 def shapes(cfg, site):

@@ -540,7 +540,8 @@ def test_progress_is_a_bar_on_a_terminal(world: World, tmp_path: Path) -> None:
 @pytest.mark.fast
 def test_the_schema_refuses_what_no_command_prints() -> None:
     """An object without its command, with an unknown key, or with one too few."""
-    good = {"command": "validate", "kind": "pack", "path": "p", "id": None, "state": "valid", "findings": [], "not_checked": []}
+    good = {"command": "validate", "kind": "pack", "path": "p", "id": None, "state": "valid", "base": None, "findings": [],
+            "not_checked": []}
     assert REPORT.is_valid(good)
     assert not REPORT.is_valid({**good, "more": 1})
     for key in good:

@@ -41,6 +41,7 @@ from adapterpack.methods import (
     Kronecker,
     Method,
     Site,
+    SiteConfig,
     Traits,
     evaluate,
     get,
@@ -245,21 +246,14 @@ def test_every_output_of_an_encoder_is_right(tiny_bert: Path, tmp_path: Path) ->
 
 
 @dataclass(frozen=True)
-class Everything:
+class Everything(SiteConfig):
     """A config of a method that uses the whole normal form."""
 
     r: int = 2
-    dropout: float = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
-    modules_to_save: tuple[str, ...] = ()
-    scale = 1.0
 
     @property
     def rank(self) -> int:
         return self.r
-
-    def at(self, path: str) -> Everything:
-        return self
 
 
 def everything_shapes(cfg: Everything, site: Site) -> dict[str, tuple[int, ...]]:

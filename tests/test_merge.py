@@ -43,7 +43,7 @@ from adapterpack.errors import (
     StorageError,
     Unsupported,
 )
-from adapterpack.methods import AttachForm, LoRA, Method, Site, Traits, fold, get, register, registry
+from adapterpack.methods import AttachForm, LoRA, Method, Site, SiteConfig, Traits, fold, get, register, registry
 from adapterpack.pack import manifest as m
 from adapterpack.pack import safetensors as st
 from adapterpack.pack.checkpoint import Checkpoint
@@ -268,19 +268,10 @@ def test_tied_embeddings_stay_tied_and_untouched(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Rescale:
+class Rescale(SiteConfig):
     """An IA3-like method: y' = s * (W x + b) + t, with t only if ``shifted``."""
 
     shifted: bool = True
-    targets: str | tuple[str, ...] = "all-linear"
-    modules_to_save: tuple[str, ...] = ()
-    dropout: float = 0.0
-
-    def at(self, path: str) -> Rescale:
-        return self
-
-    scale = 1.0
-    rank = None
 
 
 def rescale_shapes(cfg: Rescale, site: Site) -> dict[str, tuple[int, ...]]:
@@ -305,7 +296,7 @@ def rescale_pack(folder: Path, method: Method, suffix: str, shifted: bool, name:
         if path.endswith(suffix):
             site, cfg = Site(path, columns, rows), Rescale(shifted)
             adapters[site] = (cfg, {key: rng.normal(1, 0.5, shape).astype(np.float32) for key, shape in rescale_shapes(cfg, site).items()})
-    return build(name, method, adapters, task=m.Task("text-generation"), base=m.Base(structure=base.structure))
+    return build(name, method, adapters, task=m.Task("text-generation"), base=m.Base(structure=base.structure, content=base.content))
 
 
 @pytest.mark.parametrize("shifted", [True, False])
@@ -607,7 +598,7 @@ def test_equal_inputs_give_equal_bytes_and_provenance(llama: Path, tmp_path: Pat
     note = json.loads((tmp_path / "x" / "adapterpack.merge.json").read_text())
     base = Checkpoint(llama)
     assert note["base"] == {"name": base.name, "structure": base.structure, "content": base.content}
-    assert note["packs"] == [{"name": p.name, "id": p.id, "weight": w} for p, w in zip(packs, (1, 0.5), strict=True)]
+    assert note["packs"] == [{"name": p.name, "id": p.id, "weight": w, "base": "same"} for p, w in zip(packs, (1, 0.5), strict=True)]
     metadata = st.SafetensorsFile(tmp_path / "x" / "model.safetensors").metadata
     assert metadata["format"] == "pt" and packs[1].id in metadata["adapterpack_merge"]
     assert (tmp_path / "x" / "config.json").read_bytes() == (llama / "config.json").read_bytes()

@@ -728,7 +728,8 @@ def test_a_pack_knows_its_base_and_refuses_another(tmp_path: Path) -> None:
             pack.require_base(Checkpoint(wrong))
         assert "base-one" in str(caught.value) and wrong.name in str(caught.value)
         assert rules(tmp_path / "pack", wrong) == [("AP701", "base")]
-    pack.require_base(Checkpoint(other), content=False)
+    with pytest.raises(BaseMismatch, match=r"no digest of the weights.*--allow-structural-base"):
+        pack.require_base(Checkpoint(other), content=False)
 
 
 def test_a_pack_without_digests_is_compared_site_by_site(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, UnknownMethod
-from adapterpack.methods import LoRA
+from adapterpack.methods import LoRA, methods
 from adapterpack.pack.manifest import schema_problem
 from adapterpack.train.aliases import ALIASES, translate
 from adapterpack.train.config import LEAST, NAME, POSITIVE, TrainConfig, read_config
+from adapterpack.train.schema import schema
 from adapterpack.train.train import PREPARE
 
 pytestmark = pytest.mark.fast
@@ -239,22 +240,23 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: bytes, words: lis
 def test_the_schema_is_one_and_has_every_setting() -> None:
     """Valid draft 2020-12; its keys are the fields of the dataclasses and ``adapters``, no alias; defaults and limits are the code's."""
     Draft202012Validator.check_schema(SCHEMA)
-    fields = {f.name: f for cls in (TrainConfig, LoRA) for f in dataclasses.fields(cls) if f.name != "method_config"}
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "method_config"}
+    theirs = {f.name for method in methods().values() for f in dataclasses.fields(method.config)}
     properties = SCHEMA["properties"]
-    assert list(properties) == [*fields, "adapters"]
+    assert set(properties) == {*fields, *theirs, "adapters"}
+    assert not set(fields) & theirs, "a hyper-parameter has the name of a setting of the run"
     assert SCHEMA["additionalProperties"] is False
     assert not set(ALIASES) & set(properties)
     entry = SCHEMA["$defs"]["adapter"]
-    assert list(entry["properties"]) == list(fields)
+    assert set(entry["properties"]) == {*fields, *theirs}
     assert entry["additionalProperties"] is False
     assert all(value == {"$ref": f"#/properties/{key}"} for key, value in entry["properties"].items())
+    assert all(value["description"] for value in properties.values())
     for key, field in fields.items():
-        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        needed = field.default is dataclasses.MISSING
         assert ("default" in properties[key]) is not needed
-        if not needed:
-            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-            assert properties[key]["default"] == (list(default) if isinstance(default, tuple) else default), key
-        assert properties[key]["description"]
+        assert needed or properties[key]["default"] == field.default, key
+    assert schema() == SCHEMA, "make golden writes it anew"
     assert SCHEMA["then"]["required"] == [f.name for f in dataclasses.fields(TrainConfig) if f.default is dataclasses.MISSING]
     own = {f.name for f in dataclasses.fields(TrainConfig)}
     limits = {key: value.get("exclusiveMinimum" if key in POSITIVE else "minimum") for key, value in properties.items() if key in own}

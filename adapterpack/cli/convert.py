@@ -7,7 +7,7 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from .options import out_option, shared
+from .options import out_option, shared, structural_option
 from .output import emit, line
 from .progress import apart
 
@@ -18,8 +18,9 @@ from .progress import apart
 @click.option("--to", "form", required=True, metavar="F", help="pack, peft, gguf, kohya, diffusers or onnx_adapter.")
 @click.option("--base", metavar="BASE", help="The model that the adapter belongs to; gguf needs it both ways, kohya for reading.")
 @click.option("--part", metavar="PREFIX", help="Which model of a kohya or diffusers file with several: lora_unet, lora_te, unet, ...")
+@structural_option
 @shared
-def command(*, source: str, out: str, form: str, base: str | None, part: str | None, as_json: bool) -> None:
+def command(*, source: str, out: str, form: str, base: str | None, part: str | None, allow_structural: bool, as_json: bool) -> None:
     """Writes a pack or an adapter of another tool in the format TO, whole or not at all; what cannot be carried is refused by name.
 
     \b
@@ -28,7 +29,7 @@ def command(*, source: str, out: str, form: str, base: str | None, part: str | N
       adapterpack convert style.safetensors -o packs/style --to pack --base models/unet --part lora_unet
     """
     with apart():
-        done = adapterpack.convert(folder_of(source), out, to=form, base=base, part=part)
+        done = adapterpack.convert(folder_of(source), out, to=form, base=base, part=part, allow_structural=allow_structural)
     answer = done.to_json()
     if as_json:
         emit({"command": "convert", **answer})

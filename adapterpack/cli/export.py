@@ -8,7 +8,7 @@ import adapterpack
 
 from ..hub.resolve import folder_of
 from ..report.values import size
-from .options import out_option, pack_at, shared
+from .options import out_option, pack_at, shared, structural_option
 from .output import emit, line
 from .progress import steps
 
@@ -24,10 +24,11 @@ from .progress import steps
 @click.option("--slots", type=int, metavar="N", help="Slots of a bank, the base's slot 0 included.")
 @click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
 @click.option("--frontend", metavar="F", help="What makes the graph: mobius or transformers; by default the first that is proved right.")
+@structural_option
 @shared
 def command(
     *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, slots: int | None,
-    max_rank: int | None, frontend: str | None, as_json: bool,
+    max_rank: int | None, frontend: str | None, allow_structural: bool, as_json: bool,
 ) -> None:
     """Writes a bundle: an ONNX graph of BASE with PACKS in it, its site map, the packs and the tokenizer.
 
@@ -39,7 +40,7 @@ def command(
     folder, loaded = folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
         adapterpack.export(folder, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, frontend=frontend,
-                           progress=say)
+                           allow_structural=allow_structural, progress=say)
     found = adapterpack.inspect(out)
     if as_json:
         emit({"command": "export", **found})

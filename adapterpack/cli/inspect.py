@@ -24,5 +24,8 @@ def command(path: str, as_json: bool) -> None:
     found = adapterpack.inspect(path)
     if as_json:
         emit({"command": "inspect", **found})
-    else:
-        facts({key: size(value) if key.endswith("bytes") else value for key, value in found.items()})
+        return
+    if base := found.get("base"):  # digests of variants have a line of their own
+        variants = [f"{one['relation']} {one['content']}" for one in base["variants"]]
+        found = {**found, "base": {key: value for key, value in base.items() if key != "variants"}, "base_variants": variants}
+    facts({key: size(value) if key.endswith("bytes") else value for key, value in found.items()})

@@ -8,7 +8,7 @@ import adapterpack
 
 from ..hub.resolve import folder_of
 from ..report.values import size
-from .options import out_option, pack_at, shared, weight_option
+from .options import out_option, pack_at, shared, structural_option, weight_option
 from .output import emit, line
 from .progress import byte_bar
 
@@ -20,9 +20,11 @@ from .progress import byte_bar
 @weight_option
 @click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own.")
 @click.option("--safe", is_flag=True, help="Refuse a result that is NaN or infinite.")
+@structural_option
 @shared
 def command(
-    *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], dtype: str | None, safe: bool, as_json: bool
+    *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], dtype: str | None, safe: bool, allow_structural: bool,
+    as_json: bool,
 ) -> None:
     """Folds PACKS into the checkpoint BASE and writes the result to the new folder OUT, whole or not at all.
 
@@ -33,13 +35,17 @@ def command(
     """
     loaded = [pack_at(pack) for pack in packs]
     with byte_bar("merge") as progress:
-        report = adapterpack.merge(folder_of(base), loaded, out, weights=weights or None, dtype=dtype, safe=safe, progress=progress)
+        report = adapterpack.merge(folder_of(base), loaded, out, weights=weights or None, dtype=dtype, safe=safe,
+                                   allow_structural=allow_structural, progress=progress)
     if as_json:
         emit({"command": "merge", **report.to_json()})
         return
     names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
     line(f"merged {names} into {report.base_name}: {report.tensors_changed} of {report.tensors} tensors changed, "
          f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s")
+    for pack in report.packs:
+        if pack.base == "structural":
+            line(f"{pack.name} was made for another base: only names, dtypes and shapes agree")
     if report.losses:
         line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")
     if report.advice:

@@ -19,7 +19,7 @@ from .output import emit, facts, table
 def command(name: str | None, as_json: bool) -> None:
     """Every registered method by name, those of other packages (entry points adapterpack.methods) included.
 
-    With NAME, that method alone, with its traits and hyper-parameters.
+    With NAME, that method alone, with its traits and hyper-parameters. Below the methods stand the initialisations of low-rank ones.
 
     \b
     Example:
@@ -29,11 +29,18 @@ def command(name: str | None, as_json: bool) -> None:
     chosen = adapterpack.methods().values() if name is None else [adapterpack.methods.get(name)]
     found = [_described(method) for method in chosen]
     if as_json:
-        emit({"command": "methods", "methods": found})
+        emit({"command": "methods", "methods": found, "inits": [_init(init) for init in adapterpack.methods.inits.INITS.values()]})
     elif name is None:
         table(["name", "kind", "what it does"], [[method["name"], method["kind"], method["summary"]] for method in found])
+        table(["init", "needs", "how the branch begins"],
+              [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in adapterpack.methods.inits.INITS.values()])
     else:
         facts(found[0])
+
+
+def _init(init: Any) -> dict[str, Any]:
+    return {"name": init.name, "summary": init.summary, "paper": init.paper, "needs": sorted(init.needs), "cancels": init.cancels,
+            "options": dict(init.options)}
 
 
 def _described(method: Any) -> dict[str, Any]:
@@ -41,6 +48,7 @@ def _described(method: Any) -> dict[str, Any]:
         "name": method.name,
         "summary": method.summary,
         "paper": method.paper,
+        "formula": method.formula,
         "kind": method.kind,
         "spec_version": method.spec_version,
         "peft": method.peft.peft_type if method.peft else None,

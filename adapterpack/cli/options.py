@@ -47,6 +47,10 @@ def out_option(help_text: str) -> Callable[[_Function], _Function]:
     return click.option("-o", "--output", "out", required=True, metavar="OUT", help=f"{help_text}; it must not exist.")
 
 
+structural_option = click.option("--allow-structural-base", "allow_structural", is_flag=True,
+                                 help="Accept a base with the same names, dtypes and shapes, whatever its weights.")
+"""Leave for a base of which nothing better is known."""
+
 weight_option = click.option("--weight", "weights", type=float, multiple=True, metavar="W",
                              help="A pack's weight; repeat it, one for each pack in their order.")
 

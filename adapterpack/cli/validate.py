@@ -10,7 +10,7 @@ import click
 import adapterpack
 
 from ..errors import EXIT_FAILED, EXIT_INCOMPLETE
-from .options import shared
+from .options import shared, structural_option
 from .output import emit, line
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
 @click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F; it must not exist.")
 @click.option("--max-seconds", type=click.FloatRange(min=0), metavar="S", help="Stop checking after S seconds, with exit code 3 [600].")
 @click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Hold at most B bytes of a pack, else exit code 3 [8 GiB].")
+@structural_option
 @shared
 @click.pass_context
-def command(ctx: click.Context, path: str, base: str | None, full: bool, sarif_file: str | None, max_seconds: float | None,
-            max_bytes: int | None, as_json: bool) -> None:
+def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, sarif_file: str | None, max_seconds: float | None,
+            max_bytes: int | None, allow_structural: bool, as_json: bool) -> None:
     """Every check that applies to a pack, a PEFT adapter or a bundle; with BASE, also that it belongs to that base.
 
     Exit code 0: valid; 1: invalid; 3: not fully checked.
@@ -42,7 +43,7 @@ def command(ctx: click.Context, path: str, base: str | None, full: bool, sarif_f
 
     limits = {"seconds": max_seconds, "memory": max_bytes}
     budget = Budget(**{key: value for key, value in limits.items() if value is not None})  # type: ignore[arg-type]
-    report = adapterpack.validate(path, base, full=full, budget=budget)
+    report = adapterpack.validate(path, base, full=full, budget=budget, allow_structural=allow_structural)
     if sarif_file is not None:
         _write_sarif(report, Path(sarif_file))
     if as_json:
@@ -54,6 +55,8 @@ def command(ctx: click.Context, path: str, base: str | None, full: bool, sarif_f
             line(f"{finding.severity} {finding.rule} at {finding.where}: {message.rstrip('.:')}.{fix}")
             for text in more:
                 line(f"  {text}")
+        if report.base is not None:
+            line(f"base: {report.base}")
         if report.not_checked:
             line(f"not checked: {'; '.join(report.not_checked)}")
         line(f"{report.path} is {'not valid' if report.state == 'invalid' else report.state}")

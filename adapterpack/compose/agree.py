@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from ..errors import BaseMismatch, Unsupported
@@ -12,7 +13,7 @@ SIDE_BY_SIDE = "compose adapters of one task, or serve them side by side in a ba
 
 
 def common_base(packs: Sequence[Pack]) -> m.Base:
-    """The base of all packs: the entry that knows most about it.
+    """The base of all packs: the entry that knows most about it, with the variants that any of them declares of that content.
 
     Raises:
         BaseMismatch: two packs name bases whose known digests, or model types, differ; both are named.
@@ -29,7 +30,9 @@ def common_base(packs: Sequence[Pack]) -> m.Base:
                     remedy="compose packs that were trained on one base",
                 )
     bases = [pack.manifest.base for pack in packs]
-    return max(bases, key=lambda base: (base.content is not None, base.structure is not None, base.name is not None))
+    best = max(bases, key=lambda base: (base.content is not None, base.structure is not None, base.name is not None))
+    declared = (variant for base in bases if base.content == best.content for variant in base.variants)
+    return dataclasses.replace(best, variants=tuple(dict.fromkeys(declared)))
 
 
 def _described(base: m.Base, field: str) -> str:

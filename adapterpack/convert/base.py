@@ -22,12 +22,16 @@ _DIFFUSERS = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base by its headers. ``shapes`` maps tensor names to shapes; ``checkpoint`` is None for a model of diffusers."""
+    """A base by its headers. ``shapes`` maps tensor names to shapes; ``checkpoint`` is None for a model of diffusers.
+
+    ``allow_structural`` accepts packs of a base with the same names, dtypes and shapes, whatever its weights.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     checkpoint: Checkpoint | None
+    allow_structural: bool = False
 
     @property
     def model_type(self) -> str | None:
@@ -56,7 +60,7 @@ class BaseModel:
         known = self.checkpoint
         if known is None:
             return m.Base(model_type=self.model_type)
-        return m.Base(known.name, known.commit, self.model_type, known.structure, known.content)
+        return m.Base(known.name, known.commit, self.model_type, known.structure, known.content, probe=known.probe)
 
     def task(self) -> m.Task:
         """What the base does, by its class."""
@@ -91,7 +95,7 @@ def bound_to(pack: Pack, base: BaseModel) -> Pack:
         SiteNotFound: the base lacks a site.
     """
     if base.checkpoint is not None:
-        pack.require_base(base.checkpoint)
+        pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
     groups = []
     for group in pack.manifest.groups:
         if group.role != "adapter":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,12 +55,14 @@ def convert(
     to: str,
     base: str | os.PathLike[str] | BaseModel | None = None,
     part: str | None = None,
+    allow_structural: bool = False,
 ) -> Conversion:
     """Writes a pack or an adapter of another tool in the format ``to``, whole or not at all; what cannot be carried is refused by name.
 
     ``to`` is one of ``pack``, ``peft``, ``gguf``, ``kohya``, ``diffusers`` and ``onnx_adapter``. ``base`` is the model that the adapter
     belongs to: GGUF needs it both ways and kohya for reading, and with it a pack names its base by content. ``part`` chooses among the
-    models of a kohya or diffusers file that holds adapters for several, by the prefix of its keys.
+    models of a kohya or diffusers file that holds adapters for several, by the prefix of its keys. ``allow_structural`` accepts a base that
+    has the names, dtypes and shapes of the pack's, whatever its weights.
 
     Raises:
         UnknownName: no such format.
@@ -79,7 +82,7 @@ def convert(
     if to not in known:
         raise UnknownName("unknown format", found=repr(to), remedy=nearest(to, known))
     refuse_existing(target)
-    model = None if base is None else open_base(base)
+    model = None if base is None else dataclasses.replace(open_base(base), allow_structural=allow_structural)
     name = plain_name(target.name if known[to].folder else target.stem)
     notes: tuple[str, ...] = ()
     if isinstance(source, Pack):

@@ -16,11 +16,11 @@ import onnx_ir as ir
 from ..errors import ConfigError, ParityError, SiteNotFound, UnknownName, Unsupported, nearest
 from ..hub.resolve import folder_of
 from ..merge.merge import merge
-from ..merge.whole import weight_name
 from ..pack.atomic import output_folder, refuse_existing
 from ..pack.checkpoint import Checkpoint, carried_files
 from ..pack.manifest import Base
 from ..pack.pack import Adapter, Pack
+from ..pack.quantized import require_plain
 from ..pack.validate import load
 from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, MappedSite, read_bundle
 from ..runtime.slots import largest_rank, pack_values
@@ -48,13 +48,15 @@ def export(
     max_rank: int | None = None,
     quantize: str | None = None,
     frontend: str | None = None,
+    allow_structural: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Writes a bundle: an ONNX graph of ``base`` with ``packs`` in it, its site map, the packs and the tokenizer.
 
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
-    torch model, base and each adapter, on a ragged padded batch, before it is published.
+    torch model, base and each adapter, on a ragged padded batch, before it is published. ``allow_structural`` accepts a base that has the
+    names, dtypes and shapes of the packs', whatever its weights.
 
     Raises:
         BaseMismatch: a pack belongs to another base.
@@ -72,7 +74,7 @@ def export(
     folder = folder_of(base)
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     checkpoint = Checkpoint(folder)
-    _check(loaded, checkpoint)
+    _check(loaded, checkpoint, allow_structural)
     chosen = _task(task, loaded, checkpoint)
     capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:
@@ -83,7 +85,7 @@ def export(
         source = folder
         if mode == "folded" and loaded:
             say("merge")
-            source = stack.enter_context(_merged(folder, loaded))
+            source = stack.enter_context(_merged(folder, loaded, allow_structural))
         reasons = []
         for candidate in _candidates(frontend, checkpoint, chosen):
             say(f"build the graph with {candidate.name}")
@@ -119,7 +121,7 @@ def _publish(
     bundle = Bundle(
         mode=mode,
         task=task.name,
-        base=Base(base.name, base.commit, base.config.get("model_type"), base.structure, base.content),
+        base=Base(base.name, base.commit, base.config.get("model_type"), base.structure, base.content, probe=base.probe),
         frontend=graph.version,
         sites=done.sites,
         adapters=tuple(BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", slot + 1 if mode == "bank" else None,
@@ -156,7 +158,8 @@ def _publish(
 
 def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
     """The base's own weight and bias at a site, out of its checkpoint."""
-    name = weight_name(base, adapter.site.path, adapter.weight)
+    require_plain(base)
+    name = base.require_weight(adapter.site.path, adapter.weight)
     bias = f"{name.removesuffix('.weight')}.bias"
     return base.read(name), base.read(bias) if bias in base.tensors else None
 
@@ -187,13 +190,13 @@ def _sites(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
     return {path: found[path] for path in sorted(found, key=lambda path: place[found[path].output])}
 
 
-def _check(packs: list[Pack], base: Checkpoint) -> None:
+def _check(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> None:
     names = [pack.name for pack in packs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError("two packs have the same name", found=", ".join(twice), remedy="rename one: NAME=PATH")
     for pack in packs:
-        pack.require_base(base)
+        pack.require_base(base, allow_structural=allow_structural)
 
 
 def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
@@ -230,10 +233,10 @@ def _candidates(name: str | None, base: Checkpoint, task: Task) -> list[Frontend
 
 
 @contextlib.contextmanager
-def _merged(base: Path, packs: list[Pack]) -> Iterator[Path]:
+def _merged(base: Path, packs: list[Pack], allow_structural: bool) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="adapterpack-fold-") as scratch:
         target = Path(scratch) / base.resolve().name
-        merge(base, packs, target)
+        merge(base, packs, target, allow_structural=allow_structural)
         yield target
 
 

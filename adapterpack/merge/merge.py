@@ -35,6 +35,7 @@ def merge(
     weights: Sequence[float] | None = None,
     dtype: str | None = None,
     safe: bool = False,
+    allow_structural: bool = False,
     progress: stream.Progress | None = None,
 ) -> MergeReport:
     """Folds ``packs`` into the checkpoint ``base`` and writes the result to the new folder ``out``, whole or not at all.
@@ -49,6 +50,7 @@ def merge(
         out: the folder to write; it must not exist.
         dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
         safe: refuse a result that is NaN or infinite, overflow in rounding included.
+        allow_structural: accept a base that has the names, dtypes and shapes of the pack's, whatever its weights.
         progress: called with (bytes done, bytes in all), by one thread at a time.
 
     Raises:
@@ -72,8 +74,9 @@ def merge(
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = _weights(weights, opened)
     _require_outside(target, [checkpoint.folder, *(pack.path for pack in opened if pack.path is not None)])
-    todo = plan.make(checkpoint, opened, factors)
-    merged = tuple(MergedPack(pack.name, pack.id, factor) for pack, factor in zip(opened, factors, strict=True))
+    todo = plan.make(checkpoint, opened, factors, allow_structural)
+    merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
+                   for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True))
     _require_space(target, _SIDE_FILES + sum(shard.size for shard in layout.shards(checkpoint, todo, asked, {})))
     note = {"base": checkpoint.content, "packs": [{"id": pack.id, "weight": pack.weight} for pack in merged]}
     shards = layout.shards(checkpoint, todo, asked, {METADATA: json.dumps(note, sort_keys=True)})

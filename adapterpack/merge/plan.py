@@ -9,10 +9,12 @@ import numpy as np
 
 from ..errors import NothingToDo, Unsupported
 from ..pack.checkpoint import Checkpoint
+from ..pack.match import Verdict
 from ..pack.pack import Pack
+from ..pack.quantized import require_plain
 from ..pack.safetensors import FLOATS
 from .fold import Contribution, bind, inert, work_dtype
-from .whole import Whole, resolve, weight_name
+from .whole import Whole, resolve
 
 KINDS = frozenset({"linear"})
 """Kinds of site whose weight is stored ``[out, in]`` and folds as it lies."""
@@ -33,13 +35,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """The targets by weight tensor, and the modules that come in whole."""
+    """The targets by weight tensor, the modules that come in whole, and for each pack what was known about its base."""
 
     targets: Mapping[str, Target]
     whole: Whole
+    verdicts: tuple[Verdict, ...] = ()
 
 
-def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float]) -> Plan:
+def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False) -> Plan:
     """The plan of a merge of ``packs``, each with its weight, into ``base``.
 
     Raises:
@@ -48,10 +51,10 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float]) -> P
         Unsupported: the fold would not be exact; says why and what to do instead.
         NothingToDo: no weight would change.
     """
-    _require_plain(base)
-    for content in (False, True):  # the headers of all before the bytes of any
-        for pack in packs:
-            pack.require_base(base, content=content)
+    require_plain(base)
+    for pack in packs:  # the headers of all before the bytes of any
+        pack.require_base(base, content=False, allow_structural=True)
+    verdicts = tuple(pack.require_base(base, allow_structural=allow_structural) for pack in packs)
     found: dict[str, list[Contribution]] = {}
     for pack, weight in zip(packs, weights, strict=True):
         for name, contribution in _contributions(base, pack, weight):
@@ -63,15 +66,7 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float]) -> P
     if not targets and not whole.replaced and not whole.added:
         raise NothingToDo("the packs would change nothing", where=", ".join(pack.name for pack in packs) or "no packs were given",
                           remedy="train the adapter first, or give it a weight other than zero")
-    return Plan(targets, whole)
-
-
-def _require_plain(base: Checkpoint) -> None:
-    quantized = base.config.get("quantization_config")
-    if quantized is not None:
-        raise Unsupported("the base is quantized: its stored numbers are not its weights", where=base.folder / "config.json",
-                          found=quantized.get("quant_method") if isinstance(quantized, dict) else quantized,
-                          remedy="merge into the original checkpoint and quantize the result, or keep the adapter beside the base")
+    return Plan(targets, whole, verdicts)
 
 
 def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
@@ -83,7 +78,7 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
         raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
                           expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
     for adapter in pack.adapters():
-        name = weight_name(base, adapter.site.path, adapter.weight)
+        name = base.require_weight(adapter.site.path, adapter.weight)
         where = f"{owner}, {adapter.site.path}"
         if adapter.site.kind not in KINDS:
             raise Unsupported(f"sites of kind '{adapter.site.kind}' cannot be folded yet", where=where, expected=", ".join(sorted(KINDS)),

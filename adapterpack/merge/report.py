@@ -34,11 +34,12 @@ class TensorLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class MergedPack:
-    """One pack that went in, and the weight that multiplied its change."""
+    """One pack that went in, the weight that multiplied its change, and the verdict on the base being its own."""
 
     name: str
     id: str
     weight: float
+    base: str
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class MergeReport:
         """What is written beside the checkpoint: all of the report but place and time, so that equal inputs give equal bytes."""
         return {
             "base": {"name": self.base_name, "structure": self.base_structure, "content": self.base_content},
-            "packs": [{"name": pack.name, "id": pack.id, "weight": pack.weight} for pack in self.packs],
+            "packs": [{"name": pack.name, "id": pack.id, "weight": pack.weight, "base": pack.base} for pack in self.packs],
             "dtype": self.dtype,
             "tensors": self.tensors,
             "tensors_changed": self.tensors_changed,

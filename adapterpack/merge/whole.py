@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import Unsupported
+from ..errors import SiteNotFound, Unsupported
 from ..pack.checkpoint import Checkpoint
 from ..pack.manifest import Group
 from ..pack.pack import Pack
@@ -44,6 +44,9 @@ def resolve(base: Checkpoint, packs: Sequence[Pack]) -> Whole:
             owner[path] = pack.name
             for param, value in params.items():
                 name = _base_name(base, groups[path], param, prefix)
+                if name is None and param == "weight" and groups[path].weight is not None:
+                    raise SiteNotFound("the base lacks the tensor that the pack names for this module", where=f"pack '{pack.name}', {path}",
+                                       expected=groups[path].weight, remedy="merge into the checkpoint that the pack names")
                 if name is None:
                     added[f"{path}.{param}"] = value
                     prefixes.add(prefix)
@@ -56,21 +59,12 @@ def resolve(base: Checkpoint, packs: Sequence[Pack]) -> Whole:
     return Whole(replaced, added, next(iter(prefixes), ""), _tied(base) and any(_vocabulary(base, value) for value in added.values()))
 
 
-def weight_name(base: Checkpoint, path: str, weight: str | None) -> str:
-    """The base's tensor for the weight of a site: the one that the pack names, or the one that its path leads to.
-
-    Raises:
-        SiteNotFound: the base has neither.
-    """
-    return weight if weight is not None and weight in base.tensors else base.require_weight(path)
-
-
 def _prefix(base: Checkpoint, pack: Pack) -> str:
     """What the task model's module paths have before the base's tensor names, told by the sites that both know; empty if nothing."""
     found = set()
     for group in pack.manifest.groups:
         if group.role == "adapter":
-            module = weight_name(base, group.path, group.weight).removesuffix(".weight")
+            module = base.require_weight(group.path, group.weight).removesuffix(".weight")
             found.add(group.path.removesuffix(module) if group.path.endswith(f".{module}") else "")
     if len(found) > 1:
         raise Unsupported("the sites do not agree on how the task model's names differ from the base's", where=f"pack '{pack.name}'",

@@ -6,6 +6,7 @@ from .blocks import BlockConfig, BlockForm, evaluate_block, run_block
 from .bottleneck import Bottleneck, bottleneck
 from .compacter import Compacter, compacter
 from .config import SiteConfig
+from .inits import INITS, Init, Seen
 from .lora import LoRA, lora
 from .loreft import LoReFT, loreft
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
@@ -18,6 +19,7 @@ register(loreft)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
+    "INITS",
     "AttachForm",
     "BlockConfig",
     "BlockDiagonal",
@@ -28,6 +30,7 @@ __all__ = [
     "Dense",
     "Deviation",
     "Diagonal",
+    "Init",
     "Kronecker",
     "LoRA",
     "LoReFT",
@@ -35,6 +38,7 @@ __all__ = [
     "Operator",
     "Params",
     "PeftForm",
+    "Seen",
     "Shared",
     "Site",
     "SiteConfig",

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .inits.base import Seen
 from .operators import Array, Operator
 
 Params = Mapping[str, Array]
@@ -27,7 +28,8 @@ class Site:
     """One place in a model that an adapter changes.
 
     ``path`` is the literal module path. ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
-    trait ``reads_weight`` is set. A width is 0 where it is not known: a file of another library need not say both.
+    trait ``reads_weight`` is set, and with ``seen`` to an ``init`` that asks for them. A width is 0 where it is not known: a file of
+    another library need not say both.
     """
 
     path: str
@@ -37,6 +39,7 @@ class Site:
     bias: bool = False
     weight: Array | None = field(default=None, compare=False, repr=False)
     base_bias: Array | None = field(default=None, compare=False, repr=False)
+    seen: Seen | None = field(default=None, compare=False, repr=False)
 
 
 class AttachForm(NamedTuple):
@@ -75,28 +78,6 @@ class Traits:
     """The kinds of site it supports."""
     frozen: tuple[str, ...] = ()
     """Its parameters that are stored and not trained, beside those that are not of a floating type."""
-
-
-class MethodConfig(Protocol):
-    """The least that a method's frozen config dataclass offers; its fields are the method's only schema."""
-
-    targets: str | tuple[str, ...]
-    modules_to_save: tuple[str, ...]
-    dropout: float
-
-    def at(self, path: str) -> Any:
-        """The config as it holds for one site, patterns resolved."""
-        ...
-
-    @property
-    def scale(self) -> float:
-        """The number that multiplies the branch; written to the manifest for every site."""
-        ...
-
-    @property
-    def rank(self) -> int | None:
-        """The rank of the branch, or None for a method without one."""
-        ...
 
 
 class PeftForm(NamedTuple):
@@ -145,12 +126,18 @@ class Method(NamedTuple):
     constants: Callable[[Any, Site], dict[str, np.ndarray]] | None = None
     """What follows from the config, the site and (by trait) its weight, and is neither trained nor stored: random bases from a seed, ..."""
     shared: Shared | None = None
+    needs: Callable[[Any], frozenset[str]] | None = None
+    """What ``init`` wants to be told of a site under a config: of ``weight``, ``moment``, ``gradient`` (:class:`~.inits.Seen`)."""
+    plan: Callable[[Any, Sequence[Site]], Any] | None = None
+    """The config, changed by what was seen of all sites."""
     bake: Callable[[Any, Params, Site], tuple[Any, dict[str, np.ndarray]]] | None = None
     """What a pack stores of a trained site, where that is not what is trained: the config and the parameters in their final form."""
     rates: Callable[[Any], Mapping[str, float]] | None = None
     """Parameter name -> what multiplies its learning rate."""
     penalty: Callable[[Any, Params], Array] | None = None
     """A term of one site that is added to the loss."""
+    formula: str = ""
+    """What it computes, in one line; ``W x + b`` is the layer."""
     kind: str = "weight"
     spec_version: int = 1
 

@@ -17,7 +17,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from .base import Method, Params, Site, Traits
-from .config import SiteConfig, by_suffix, is_number, require_number
+from .config import FOR_TRAINING, SiteConfig, by_suffix, is_number, require_number
 from .operators import Array, Operator
 
 EPSILON = 1e-5
@@ -141,7 +141,7 @@ class BlockConfig(SiteConfig):
         4
     """
 
-    targets: str | tuple[str, ...] = "all-layers"
+    targets: str | tuple[str, ...] = field(default="all-layers", metadata=FOR_TRAINING)
     reduction: float = 16
     act: str = "relu"
     source: str = "output"

@@ -96,5 +96,6 @@ bottleneck = Method(
         Bottleneck(act="gelu_tanh", source="input", norm=True, bias=False, reduction=1, dropout=0.1),
         Bottleneck(act="tanh", reduction=2),
     ),
+    formula="h + scaling (up act(down norm(z)) + b), z = h or x",
     kind="activation",
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from array_api_compat import array_namespace
 
 from .base import Method, Params, Shared, Site
 from .blocks import TRAITS, BlockConfig, BlockForm
-from .config import require_flag, require_whole
+from .config import FOR_TRAINING, require_flag, require_whole
 from .operators import Array, Dense
 
 
@@ -33,7 +33,7 @@ class Compacter(BlockConfig):
         'gelu'
     """
 
-    targets: str | tuple[str, ...] = "all-blocks"
+    targets: str | tuple[str, ...] = field(default="all-blocks", metadata=FOR_TRAINING)
     reduction: float = 32
     act: str = "gelu"
     phm_dim: int = 4
@@ -136,5 +136,6 @@ compacter = Method(
     attach=_attach,
     examples=_EXAMPLES,
     shared=Shared(_shared_shapes, _shared_init),
+    formula="h + scaling (U act(D z)), U and D sums of Kronecker products",
     kind="activation",
 )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
+
+FOR_TRAINING = {"packed": False}
+"""Metadata of a field that says how an adapter is trained and not what it is: it stays out of the pack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +20,18 @@ class SiteConfig:
         1.0
     """
 
-    targets: str | tuple[str, ...] = "all-linear"
-    modules_to_save: tuple[str, ...] = ()
+    targets: str | tuple[str, ...] = field(default="all-linear", metadata=FOR_TRAINING)
+    modules_to_save: tuple[str, ...] = field(default=(), metadata=FOR_TRAINING)
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout!r}")
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The parameters that are not trained under this config, beside those that the method never trains."""
+        return frozenset()
 
     def at(self, path: str) -> Self:
         """The config as it holds for one site, patterns resolved."""

@@ -2,23 +2,29 @@
 
     y' = base(x) + s * B (A x),   s = alpha / r,  or  alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)
 
-A has shape [r, in], B has shape [out, r].
+A has shape [r, in], B has shape [out, r]. An init whose B A is not zero (methods/inits) is taken off again:
+
+    y' = base(x) + s * (B A - B0 A0) x  =  base(x) + s * [B - B0, B0] [A; A - A0] x
+
+which is zero at the start without any rounding, and is a plain LoRA of rank 2 r once it is packed.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from ..errors import Unsupported
 from .base import AttachForm, Method, Params, PeftForm, Site, Traits
-from .config import SiteConfig, by_suffix, is_number, require_flag, require_number, require_whole
-from .operators import Dense
+from .config import FOR_TRAINING, SiteConfig, by_suffix, is_number, require_flag, require_number, require_whole
+from .inits import init_named
+from .operators import Array, Dense
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class LoRA(SiteConfig):
     r: int = 8
     alpha: float | None = None
     use_rslora: bool = False
+    init: str = field(default="default", metadata=FOR_TRAINING)
+    init_options: Mapping[str, Any] = field(default_factory=dict, metadata=FOR_TRAINING)
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
@@ -42,6 +50,9 @@ class LoRA(SiteConfig):
         super().__post_init__()
         require_whole("r", self.r)
         require_flag("use_rslora", self.use_rslora)
+        known = init_named(self.init).options
+        if unknown := sorted(set(self.init_options) - set(known)):
+            raise ValueError(f"the init {self.init!r} has no option {unknown[0]!r}, only {sorted(known)}")
         alpha = 2.0 * self.r if self.alpha is None else self.alpha
         require_number("alpha", alpha)
         object.__setattr__(self, "alpha", float(alpha))  # 16 and 16.0 are one config, and must be the same bytes in a manifest
@@ -65,22 +76,69 @@ class LoRA(SiteConfig):
 
     @property
     def rank(self) -> int:
-        """The inner dimension of ``B A``."""
-        return self.r
+        """The inner dimension of the branch."""
+        return 2 * self.r if init_named(self.init).cancels else self.r
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """What the init keeps as it began."""
+        return init_named(self.init).frozen | _START
+
+
+_START = frozenset({"start_A", "start_B"})
+"""A0 and B0, kept while training and gone from the pack."""
 
 
 def _shapes(cfg: LoRA, site: Site) -> dict[str, tuple[int, ...]]:
-    return {"lora_A": (cfg.r, site.in_features), "lora_B": (site.out_features, cfg.r)}
+    A, B = (cfg.r, site.in_features), (site.out_features, cfg.r)
+    return {"lora_A": A, "lora_B": B, **({"start_A": A, "start_B": B} if init_named(cfg.init).cancels else {})}
 
 
 def _init(cfg: LoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    bound = 1 / math.sqrt(site.in_features)  # Kaiming uniform with a = sqrt(5), as the reference implementation has it
-    A = rng.uniform(-bound, bound, (cfg.r, site.in_features)).astype(np.float32)
-    return {"lora_A": A, "lora_B": np.zeros((site.out_features, cfg.r), np.float32)}
+    init = init_named(cfg.init)
+    A, B = init.make(cfg.r, cfg.scale, site, {**init.options, **cfg.init_options}, rng)
+    return {"lora_A": A, "lora_B": B, **({"start_A": A.copy(), "start_B": B.copy()} if init.cancels else {})}
+
+
+def _factors(params: Params) -> tuple[Array, Array]:
+    """``down`` and ``up`` without the scale."""
+    A, B = params["lora_A"], params["lora_B"]
+    if "start_A" not in params:
+        return A, B
+    xp, (A0, B0) = array_namespace(A, B), (params["start_A"], params["start_B"])
+    return xp.concat([A, A - A0], axis=0), xp.concat([B - B0, B0], axis=1)
 
 
 def _attach(cfg: LoRA, params: Params, site: Site) -> AttachForm:
-    return AttachForm(down=Dense(params["lora_A"]), up=Dense(cfg.scale * params["lora_B"]))
+    down, up = _factors(params)
+    return AttachForm(down=Dense(down), up=Dense(cfg.scale * up))
+
+
+def _bake(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:
+    """A plain LoRA: of rank 2 r where a start is taken off, with the alpha that keeps the scale."""
+    A, B = _factors(params)
+    r = len(A)
+    alpha = cfg.scale * (math.sqrt(r) if cfg.use_rslora else r)
+    params = {"lora_A": np.ascontiguousarray(A), "lora_B": np.ascontiguousarray(B)}
+    return replace(cfg, r=r, alpha=alpha, init="default", init_options={}), params
+
+
+def _needs(cfg: LoRA) -> frozenset[str]:
+    return init_named(cfg.init).needs
+
+
+def _plan(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
+    """The ranks that the init shares out, with the scale of each site kept."""
+    init = init_named(cfg.init)
+    if init.ranks is None:
+        return cfg
+    before = {site.path: cfg.at(site.path) for site in sites}
+    old = {path: one.r for path, one in before.items()}
+    ranks = init.ranks(old, sites, {**init.options, **cfg.init_options})
+    if ranks == old:
+        return cfg
+    alphas = {path: before[path].scale * (math.sqrt(r) if cfg.use_rslora else r) for path, r in ranks.items()}
+    return replace(cfg, rank_pattern={f"^{path}": r for path, r in ranks.items()}, alpha_pattern={f"^{p}": a for p, a in alphas.items()})
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,12 +211,18 @@ lora = Method(
     name="lora",
     summary="a trained low-rank change beside each frozen linear layer; rsLoRA by use_rslora",
     paper="https://arxiv.org/abs/2106.09685",
+    formula="y' = W x + b + s B A x,  s = alpha / r or alpha / sqrt(r)",
     config=LoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
     shapes=_shapes,
     init=_init,
     attach=_attach,
-    examples=(LoRA(r=1), LoRA(r=3, alpha=5), LoRA(r=4, alpha=4, use_rslora=True), LoRA(r=5, alpha=10, dropout=0.1)),
+    needs=_needs,
+    plan=_plan,
+    bake=_bake,
+    examples=(LoRA(r=1), LoRA(r=3, alpha=5), LoRA(r=4, alpha=4, use_rslora=True), LoRA(r=5, alpha=10, dropout=0.1),
+              LoRA(r=3, init="gaussian"), LoRA(r=2, init="zeros"), LoRA(r=2, init="orthogonal"), LoRA(r=3, alpha=2, init="pissa"),
+              LoRA(r=3, init="olora", use_rslora=True), LoRA(r=2, init="loftq"), LoRA(r=2, init="mica")),
     peft=PeftForm(
         peft_type="LORA",
         suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},

@@ -13,14 +13,14 @@ the padding and the cache, which a block does not see, and a graph that counted 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from .base import Method, Params, Site
 from .blocks import TRAITS, BlockForm
-from .config import SiteConfig, require_flag, require_whole
+from .config import FOR_TRAINING, SiteConfig, require_flag, require_whole
 from .operators import Array, Dense
 
 
@@ -33,7 +33,7 @@ class LoReFT(SiteConfig):
         8
     """
 
-    targets: str | tuple[str, ...] = "all-layers"
+    targets: str | tuple[str, ...] = field(default="all-layers", metadata=FOR_TRAINING)
     r: int = 4
     orthogonal: bool = True
 
@@ -88,5 +88,6 @@ loreft = Method(
     init=_init,
     attach=_attach,
     examples=(LoReFT(r=1), LoReFT(r=3), LoReFT(r=2, orthogonal=False), LoReFT(r=5, dropout=0.1)),
+    formula="h + R^T (W h + b - R h), R R^T = I",
     kind="activation",
 )

@@ -170,8 +170,13 @@ class Checkpoint:
     def _headers(self) -> list[fp.Header]:
         return [(info.name, info.dtype, info.shape) for info in self.tensors.values()]
 
-    def weight_name(self, path: str) -> str | None:
-        """The tensor that holds the weight of module ``path``; a task model may have one prefix more or less than its checkpoint."""
+    def weight_name(self, path: str, recorded: str | None = None) -> str | None:
+        """The tensor that holds the weight of module ``path``: the ``recorded`` one if there is such a tensor, else by the path.
+
+        A task model may have one prefix more or less than its checkpoint.
+        """
+        if recorded in self.tensors:
+            return recorded
         direct = f"{path}.weight"
         if direct in self.tensors:
             return direct
@@ -181,13 +186,13 @@ class Checkpoint:
         longer = [name for name in self.tensors if name.partition(".")[2] == direct]
         return longer[0] if len(longer) == 1 else None
 
-    def require_weight(self, path: str) -> str:
+    def require_weight(self, path: str, recorded: str | None = None) -> str:
         """As :meth:`weight_name`.
 
         Raises:
             SiteNotFound: the checkpoint has no such tensor.
         """
-        found = self.weight_name(path)
+        found = self.weight_name(path, recorded)
         if found is None:
             modules = [name.removesuffix(".weight") for name in self.tensors]
             raise SiteNotFound("the base has no such site", where=self.folder, found=path, remedy=nearest(path, modules))

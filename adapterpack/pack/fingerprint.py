@@ -139,6 +139,29 @@ def probe(samples: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> str:
                            for name, dtype, shape, sha256 in _once(samples)})
 
 
+def in_memory(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> Fingerprint:
+    """Every level that tensors in memory have, given as (name, dtype, shape, bytes): all but ``files``.
+
+    Raises:
+        FormatError: a name stands twice.
+
+    Example:
+        >>> found = in_memory([("w", "U8", (3,), b"abc")])
+        >>> found.content == content([("w", "U8", (3,), b"abc")]), found.files
+        (True, None)
+    """
+    held = [(name, dtype, shape, memoryview(data)) for name, dtype, shape, data in tensors]
+    sampled = ((name, dtype, shape, _sampled(data)) for name, dtype, shape, data in held)
+    return Fingerprint(structure(item[:3] for item in held), content(held), None, probe(sampled))
+
+
+def _sampled(data: memoryview) -> bytes:
+    hasher = hashlib.sha256()
+    for start, length in spans(data.nbytes):
+        hasher.update(data[start : start + length])
+    return hasher.digest()
+
+
 def _root(level: str, parts: Mapping[str, bytes]) -> str:
     hasher = hashlib.sha256(f"{SCHEME}:{level}\0".encode())
     for key in sorted(parts):  # by code point, which is the order of the UTF-8 bytes

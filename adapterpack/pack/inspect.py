@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from typing import Any
 
+from . import identity
 from . import manifest as m
 from .checkpoint import Checkpoint
 from .validate import load
@@ -26,8 +27,8 @@ def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
         "method": manifest.method.type,
         "config": dict(manifest.config),
         "task": {"type": manifest.task.type, "labels": list(manifest.task.labels or ())},
-        "base": {"name": manifest.base.name, "model_type": manifest.base.model_type, "structure": manifest.base.structure,
-                 "content": manifest.base.content},
+        "base": {"name": manifest.base.name, "model_type": manifest.base.model_type, **identity.levels(manifest.base)._asdict(),
+                 "variants": m.plain(manifest.base.variants)},
         "sites": len(adapters),
         "sites_by_module": dict(Counter(group.path.rpartition(".")[2] for group in adapters)),
         "ranks": dict(Counter(str(group.rank) for group in adapters)),
@@ -56,6 +57,5 @@ def inspect_base(path: str | os.PathLike[str]) -> dict[str, Any]:
         "parameters": sum(math.prod(info.shape) for info in base.tensors.values()),
         "bytes": sum(info.nbytes for info in base.tensors.values()),
         "dtypes": dict(Counter(info.dtype for info in base.tensors.values())),
-        "structure": base.structure,
-        "content": base.content,
+        **base.fingerprint(files=True)._asdict(),
     }

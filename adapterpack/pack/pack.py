@@ -16,10 +16,12 @@ import numpy as np
 
 from ..errors import BaseMismatch, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
 from ..methods import Method, Site, get
+from . import identity, peft_layout, safetensors
 from . import manifest as m
-from . import peft_layout, safetensors
 from .atomic import output_folder
 from .checkpoint import Checkpoint
+from .fingerprint import Fingerprint
+from .match import Verdict
 
 TENSORS = "adapter_model.safetensors"
 METADATA = {"format": "pt"}
@@ -31,7 +33,6 @@ FILE_ROLES = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config", TEMPLATE: "
 """The files that a pack may hold beside its manifest, and what the manifest says of each."""
 SHARED = "@shared"
 """The path of the group that holds what all sites have in common: no module can have it."""
-_SELECTION = frozenset({"targets", "modules_to_save"})
 
 
 class Adapter(NamedTuple):
@@ -151,41 +152,44 @@ class Pack:
             (folder / name).write_bytes(data)
         (folder / m.FILE_NAME).write_bytes(manifest)
 
-    def require_base(self, base: Checkpoint, content: bool = True) -> None:
-        """Checks that ``base`` is the model that this pack was made for.
+    def require_base(self, base: Checkpoint, content: bool = True, allow_structural: bool = False) -> Verdict:
+        """What is known about ``base`` being the model that this pack was made for; an error unless it may be used.
 
-        ``content=False`` compares names, dtypes and shapes only. A pack without digests (a PEFT import) is checked site by site.
+        ``content=False`` compares headers and samples only. A pack without digests (a PEFT import) is checked site by site; with
+        ``allow_structural`` one whose base has other weights under equal names, dtypes and shapes is accepted too.
 
         Raises:
-            BaseMismatch: it is another model; both are named.
-            SiteNotFound: the base lacks a site.
+            BaseMismatch: it is another model, or nothing shows that it is not; both are named.
+            SiteNotFound: the base lacks a site, or is a variant in which its tensor cannot be told by the module's path.
         """
-        wanted = self.manifest.base
-        named = f"{wanted.name or 'an unnamed base'} ({(wanted.content or wanted.structure or 'no fingerprint')[:17]})"
-        if wanted.structure is not None and base.structure != wanted.structure:
-            raise BaseMismatch(
-                f"pack '{self.name}' was made for another base: names, dtypes or shapes differ",
-                where=base.folder,
-                expected=named,
-                found=f"{base.name} ({base.structure[:17]})",
-                remedy="use the base that the pack names",
-            )
-        if content and wanted.content is not None and base.content != wanted.content:
-            raise BaseMismatch(
-                f"pack '{self.name}' was made for another base: same shapes, other weights",
-                where=base.folder,
-                expected=named,
-                found=f"{base.name} ({base.content[:17]})",
-                remedy="use the base that the pack names",
-            )
+        found = identity.read(base, self.manifest.base, content)
+        verdict = self.require_levels(found, name=base.name, where=base.folder, allow_structural=allow_structural)
+        relation = None if verdict.variant is None else verdict.variant.relation
+        if relation != "quantized":  # what that stores has shapes, and often names, of its own
+            self._require_sites(base, renamed=relation == "renamed_keys")
+        return verdict
+
+    def require_levels(self, found: Fingerprint, *, name: str | None, where: object, allow_structural: bool = False) -> Verdict:
+        """As :meth:`require_base`, for a base by its fingerprint alone; see :func:`~adapterpack.pack.identity.require`.
+
+        Raises:
+            BaseMismatch: it is another model, or nothing shows that it is not; both are named.
+        """
+        return identity.require(f"pack '{self.name}'", self.manifest.base, found, name=name, where=where, allow_structural=allow_structural)
+
+    def _require_sites(self, base: Checkpoint, renamed: bool) -> None:
         for group in self.manifest.groups:
-            if group.role == "adapter" and self.method.kind == "weight":
-                shape = base.tensors[group.weight if group.weight in base.tensors else base.require_weight(group.path)].shape
-                known = zip((group.out_features, group.in_features), shape, strict=True)
-                if any(mine not in {None, its} for mine, its in known):
-                    raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
-                                       expected=(group.out_features, group.in_features), found=shape,
-                                       remedy="use the base that the pack names")
+            if group.role != "adapter" or self.method.kind != "weight":
+                continue
+            if renamed and base.weight_name(group.path, group.weight) is None:
+                modules = [name.removesuffix(".weight") for name in base.tensors]
+                raise SiteNotFound("a tensor that the pack changes has another name in this variant of the base, and no path leads to it",
+                                   where=f"{base.folder}, {group.path}", found=group.weight or f"{group.path}.weight",
+                                   remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
+            shape = base.tensors[base.require_weight(group.path, group.weight)].shape
+            if any(mine not in {None, its} for mine, its in zip((group.out_features, group.in_features), shape, strict=True)):
+                raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
+                                   expected=(group.out_features, group.in_features), found=shape, remedy="use the base that the pack names")
 
 
 def site_of(group: m.Group) -> Site:
@@ -276,8 +280,9 @@ def entry_of(value: np.ndarray, group: str, param: str, scales: str | None = Non
 
 
 def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What all sites share, and for each site what differs from it; selection fields are already resolved into groups."""
-    plain = [{k: v for k, v in dataclasses.asdict(cfg).items() if k not in _SELECTION and v != {}} for cfg in configs]
+    """What all sites share, and for each site what differs from it; what only training asks for is left out."""
+    packed = {f.name for f in dataclasses.fields(configs[0]) if f.metadata.get("packed", True)} if configs else set()
+    plain = [{k: v for k, v in dataclasses.asdict(cfg).items() if k in packed and v != {}} for cfg in configs]
     common = plain[0] if plain else {}
     return common, [{k: v for k, v in one.items() if common.get(k) != v} for one in plain]
 

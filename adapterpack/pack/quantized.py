@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ..errors import Unsupported
 from .checkpoint import Checkpoint
 
 
@@ -55,6 +56,19 @@ def declared(config: Mapping[str, Any]) -> str | None:
                 return method
             return next((row.name for row in SCHEMES if any(found.get(key) for key in row.keys)), "unnamed")
     return None
+
+
+def require_plain(base: Checkpoint) -> None:
+    """Checks that the numbers that a checkpoint stores are its weights.
+
+    Raises:
+        Unsupported: it is quantized.
+    """
+    found = scheme(base)
+    if found is not None:
+        raise Unsupported("the base is quantized: its stored numbers are not its weights", where=base.folder, found=found,
+                          remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the adapter "
+                                 "beside the base")
 
 
 def _occurs(base: Checkpoint, ending: str) -> bool:

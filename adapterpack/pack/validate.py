@@ -14,7 +14,7 @@ from . import peft_layout, strict_json
 from .checkpoint import Checkpoint
 from .checks import folder as files
 from .checks import reading
-from .checks.base import base_findings
+from .checks.base import base_findings, base_verdict
 from .checks.budget import Budget, Spent
 from .checks.finding import Finding, Report
 from .checks.registry import CHECKS
@@ -30,14 +30,16 @@ _NO_BASE = "base: none was named (--base)"
 
 
 def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
-             budget: Budget | None = None) -> Report:
+             budget: Budget | None = None, allow_structural: bool = False) -> Report:
     """Every check that applies to the pack at ``path``; with ``base``, also that it belongs to that base.
 
     ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
-    ``budget`` of time or memory ran out.
+    ``budget`` of time or memory ran out. With ``allow_structural`` a base of the same names, dtypes and shapes, whatever its weights, is a
+    warning.
 
     Returns:
-        A report: ``report.state``, ``report.findings``, ``report.not_checked``. Faults are findings, not exceptions.
+        A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict on the base).
+        Faults are findings, not exceptions.
 
     Raises:
         StorageError: there is no such folder.
@@ -46,22 +48,23 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
         >>> validate("packs/tickets").valid  # doctest: +SKIP
         True
     """
-    return examine(Path(path), None if base is None else Checkpoint(base), full, budget)[0]
+    return examine(Path(path), None if base is None else Checkpoint(base), full, budget, allow_structural)[0]
 
 
-def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, budget: Budget | None = None) -> tuple[Report, Pack | None]:
+def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, budget: Budget | None = None,
+            allow_structural: bool = False) -> tuple[Report, Pack | None]:
     """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were checked."""
     if not folder.is_dir():
         raise StorageError("there is no such pack", where=folder, remedy="name a folder that holds adapterpack.json or adapter_config.json")
     try:
         if not os.path.lexists(folder / m.FILE_NAME):
-            return _examine_peft(folder, base, full)
-        return _examine(folder, base, full, budget or Budget())
+            return _examine_peft(folder, base, full, allow_structural)
+        return _examine(folder, base, full, budget or Budget(), allow_structural)
     except AdapterpackError as error:
         return Report("pack", str(folder), None, (reading.unreadable(error, folder),)), None
 
 
-def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget) -> tuple[Report, Pack | None]:
+def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool) -> tuple[Report, Pack | None]:
     def refused(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
         return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
 
@@ -83,10 +86,11 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget) 
     file = HeldFile(held[TENSORS], folder / TENSORS)
     pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder,
                 {name: data for name, data in held.items() if name == TEMPLATE})
-    subject = Subject(folder, pack, file, held, base, full, budget)
+    subject = Subject(folder, pack, file, held, base, full, budget, allow_structural)
     findings, spent_on = _run(subject)
     open_questions = [*spent_on, *([] if base else [_NO_BASE]), *([_CANARY] if manifest.canary else ["canary: the pack carries none"])]
-    return Report("pack", str(folder), pack.id, tuple(findings), tuple(open_questions), bool(spent_on) or (full and base is None)), pack
+    return Report("pack", str(folder), pack.id, tuple(findings), tuple(open_questions), bool(spent_on) or (full and base is None),
+                  None if spent_on else base_verdict(pack, base, findings)), pack
 
 
 def _run(subject: Subject) -> tuple[list[Finding], list[str]]:
@@ -128,7 +132,7 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     return pack if name is None else pack.renamed(name)
 
 
-def _examine_peft(folder: Path, base: Checkpoint | None, full: bool) -> tuple[Report, Pack | None]:
+def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, allow_structural: bool) -> tuple[Report, Pack | None]:
     """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked for in a base.
 
     What lies beside its two files is never opened nor taken along, so files that a pack may not hold are warnings there.
@@ -143,7 +147,8 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool) -> tuple[Re
     pack = dataclasses.replace(peft_layout.read(folder), path=folder)
     about_base = "base: compared by its shapes only" if base else _NO_BASE
     open_questions = ("digests and canary: PEFT folders carry none", about_base)
-    return Report("peft", str(folder), pack.id, (*findings, *base_findings(pack, base)), open_questions, incomplete=full), pack
+    findings += base_findings(pack, base, allow_structural)
+    return Report("peft", str(folder), pack.id, tuple(findings), open_questions, full, base_verdict(pack, base, findings)), pack
 
 
 def _foreign_json(folder: Path) -> Iterator[Finding]:

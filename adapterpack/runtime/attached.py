@@ -29,8 +29,8 @@ class Attached(Protocol):
         """One run after another with these adapters, one a row; what is loaded or unloaded meanwhile does not touch them."""
         ...
 
-    def load(self, pack: Pack) -> None:
-        """Takes another pack in."""
+    def load(self, pack: Pack, allow_structural: bool = False) -> None:
+        """Takes another pack in, if the bundle's base is the pack's."""
         ...
 
     def unload(self, name: str) -> None:
@@ -54,7 +54,7 @@ class Folded:
                               where=self.session.folder, remedy="name none, or export with --mode bank")
         return self.session.call
 
-    def load(self, pack: Pack) -> None:
+    def load(self, pack: Pack, allow_structural: bool = False) -> None:
         """See :class:`Attached`."""
         raise Unsupported("a folded bundle takes no further adapters", found=pack.name, remedy="export with --mode bank")
 
@@ -96,7 +96,7 @@ class Inputs:
 
         return run
 
-    def load(self, pack: Pack) -> None:
+    def load(self, pack: Pack, allow_structural: bool = False) -> None:
         """See :class:`Attached`."""
         raise Unsupported("this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank")
 
@@ -121,9 +121,9 @@ class Bank:
         fixed = {ADAPTER_IDS: ort.OrtValue.ortvalue_from_numpy(ids, self.session.device, 0), **overrides}
         return lambda feeds: self.session.call({**feeds, **fixed})
 
-    def load(self, pack: Pack) -> None:
+    def load(self, pack: Pack, allow_structural: bool = False) -> None:
         """See :class:`Attached`."""
-        self.bank.fill(pack, self.session.bundle.base)
+        self.bank.fill(pack, self.session.bundle.base, allow_structural)
 
     def unload(self, name: str) -> None:
         """See :class:`Attached`."""

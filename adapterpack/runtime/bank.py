@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ..errors import AdapterpackError, BaseMismatch, Unsupported
+from ..errors import AdapterpackError, Unsupported
+from ..pack import identity
 from ..pack.manifest import Base
 from ..pack.pack import Adapter, Pack
 from .bundle import GRAPH, Bundle
@@ -37,14 +38,14 @@ class AdapterBank:
         self._arrays: Values = {}
         self._lock = threading.Lock()
 
-    def fill(self, pack: Pack, base: Base) -> int:
+    def fill(self, pack: Pack, base: Base, allow_structural: bool = False) -> int:
         """Puts a pack into a free slot and returns its number. A pack without a head of its own has the base's.
 
         Raises:
             BaseMismatch: the pack belongs to another base.
             Unsupported: no slot is free, or it does not fit.
         """
-        _require_base(pack, base, self.folder)
+        pack.require_levels(identity.levels(base), name=base.name, where=self.folder, allow_structural=allow_structural)
         values = pack_values(pack, self._weights if self.bundle.quantization is None else None)
         with self._lock:
             slots, _ = self.state
@@ -83,15 +84,3 @@ class AdapterBank:
         graph = ir.load(self.folder / GRAPH).graph
         names = [f"{path}.{field}" for path, site in self.bundle.sites.items() for field in site.fields]
         return {name: np.array(graph.initializers[name].const_value.numpy()) for name in names}
-
-
-def _require_base(pack: Pack, base: Base, where: Path) -> None:
-    """By the content where both sides say it, else by names and shapes."""
-    wanted = pack.manifest.base
-    for mine, other in ((wanted.content, base.content), (wanted.structure, base.structure)):
-        if mine is not None and other is not None:
-            if mine != other:
-                raise BaseMismatch(f"pack '{pack.name}' was made for another base", where=where,
-                                   expected=f"{base.name} ({other[:17]})", found=f"{wanted.name} ({mine[:17]})",
-                                   remedy="export a bundle of the base that the pack names")
-            return

@@ -70,8 +70,10 @@ class Session:
             self._tokenizer = Tokenizer(self.folder)
         return self._tokenizer
 
-    def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None) -> str:
+    def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False) -> str:
         """Puts another pack into a free slot of a running bank, and returns its name.
+
+        ``allow_structural`` accepts a bundle of a base that has the names, dtypes and shapes of the pack's, whatever its weights.
 
         Raises:
             BaseMismatch: the pack belongs to another base.
@@ -79,7 +81,7 @@ class Session:
         """
         loaded = pack if isinstance(pack, Pack) else load(pack, name)
         loaded = loaded if name is None else loaded.renamed(name)
-        self._attach.load(loaded)
+        self._attach.load(loaded, allow_structural)
         self.packs = {**self.packs, loaded.name: loaded}
         return loaded.name
 

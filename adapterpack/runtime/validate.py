@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import AdapterpackError
+from ..errors import AdapterpackError, BaseMismatch
+from ..pack import identity
 from ..pack import manifest as m
 from ..pack.checkpoint import Checkpoint
+from ..pack.match import Verdict
 from ..pack.validate import Finding, Report, examine
-from .bundle import FILE_NAME, read_bundle
+from .bundle import FILE_NAME, Bundle, read_bundle
 
 
-def validate_bundle(folder: Path, base: Path | None = None) -> Report:
+def validate_bundle(folder: Path, base: Path | None = None, allow_structural: bool = False) -> Report:
     """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base."""
     try:
         bundle = read_bundle(folder)
@@ -37,9 +39,20 @@ def validate_bundle(folder: Path, base: Path | None = None) -> Report:
         findings += [Finding(f.rule, f.severity, f"{adapter.path}/{f.where}", f.message, f.fix) for f in report.findings]
         if pack is not None and pack.id != adapter.pack:
             findings.append(Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again"))
-    if base is not None and (found := Checkpoint(base)).content != bundle.base.content:
-        message = (f"the bundle was made from {bundle.base.name} ({(bundle.base.content or '')[:17]}), "
-                   f"not from {found.name} ({found.content[:17]})")
-        findings.append(Finding("AB301", "error", "base", message, "name the base that it was exported from"))
+    known, about_base = _base(bundle, base, allow_structural)
     open_questions = [] if base else ["base: none was named (--base)"]
-    return Report("bundle", str(folder), None, tuple(findings), (*open_questions, "graph: replayed when it was exported, not here"))
+    open_questions.append("graph: replayed when it was exported, not here")
+    return Report("bundle", str(folder), None, (*findings, *about_base), tuple(open_questions), base=known)
+
+
+def _base(bundle: Bundle, base: Path | None, allow_structural: bool) -> tuple[Verdict | None, list[Finding]]:
+    """AB301, and the verdict on the base if one was named."""
+    if base is None:
+        return None, []
+    checkpoint, remedy = Checkpoint(base), "name the base that it was exported from"
+    found = identity.read(checkpoint, bundle.base)
+    try:
+        known = identity.require("the bundle", bundle.base, found, name=checkpoint.name, where=base, allow_structural=allow_structural)
+    except BaseMismatch as error:
+        return identity.verdict(bundle.base, found), [Finding("AB301", "error", "base", str(error), remedy)]
+    return known, [Finding("AB301", "warning", "base", known.means, remedy)] if known.name == "structural" else []

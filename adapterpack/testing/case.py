@@ -69,7 +69,9 @@ class Case(NamedTuple):
 
     def own(self) -> dict[str, np.ndarray]:
         """The site's own parameters as ``init`` makes them."""
-        return self.method.init(self.config, self.site, np.random.default_rng(4))
+        needs = frozenset() if self.method.needs is None else self.method.needs(self.config)
+        site = dataclasses.replace(self.site, weight=self.weight, base_bias=self.bias) if "weight" in needs else self.site
+        return self.method.init(self.config, site, np.random.default_rng(4))
 
     def shared(self) -> dict[str, np.ndarray]:
         """The parameters that would be shared with other sites."""
@@ -83,8 +85,8 @@ class Case(NamedTuple):
     @property
     def trains(self) -> frozenset[str]:
         """The names of the parameters that training changes."""
-        stored = {**self.shared(), **self.own()}
-        return frozenset(name for name, value in stored.items() if is_float(value) and name not in self.method.traits.frozen)
+        stored, frozen = {**self.shared(), **self.own()}, self.config.frozen.union(self.method.traits.frozen)
+        return frozenset(name for name, value in stored.items() if is_float(value) and name not in frozen)
 
     def trained(self, dtype: Any = np.float64) -> dict[str, np.ndarray]:
         """The same after a training: what is trained has moved by normal noise of size 0.3."""
@@ -188,4 +190,4 @@ def pack_of(case: Case) -> Pack:
     trained = case.trained(np.float32)
     own, shared = ({name: trained[name] for name in made} for made in (case.own(), case.shared()))
     baked = (resolved(case), own) if case.method.bake is None else case.method.bake(resolved(case), own, case.site)
-    return build("example", case.method, {case.site: baked}, shared=shared, task=m.Task("feature-extraction"), base=m.Base("org/base"))
+    return build("example", case.method, {case.site: baked}, shared=shared, task=m.Task("image-classification"), base=m.Base("org/base"))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 
+import numpy as np
+
 from ..pack import peft_layout
+from ..pack.pack import TENSORS
 from ..pack.validate import load
-from .case import Case, digests, pack_of, require, resolved
+from .case import Case, digests, pack_of, require, resolved, tensor
+from .model import in_single, module_of
 
 
 def pack_round_trip(case: Case) -> None:
@@ -45,3 +50,35 @@ def peft_round_trip(case: Case) -> None:
     require(adapter.config == stored.config, f"{stored.config} came back as {adapter.config}")
     widths = zip((adapter.site.in_features, adapter.site.out_features), (case.layer.in_features, case.layer.out_features), strict=True)
     require(all(mine in {0, its} for mine, its in widths), "features changed")
+
+
+def file_size(case: Case) -> None:
+    """The tensor file is at most 1.05 times the bytes of what is trained, and its header: nothing is stored that follows from a seed.
+
+    A start that is taken off again counts as trained: the pack holds the difference.
+    """
+    kept = case.trains | case.config.frozen
+    trained = sum(v.astype(np.float32).nbytes for name, v in {**case.shared(), **case.own()}.items() if name in kept)
+    with tempfile.TemporaryDirectory() as folder:
+        pack_of(case).write(Path(folder) / "pack")
+        data = (Path(folder) / "pack" / TENSORS).read_bytes()
+    body = len(data) - 8 - int.from_bytes(data[:8], "little")
+    require(body <= 1.05 * trained, f"the file holds {body} bytes of tensors, {trained} are trained")
+
+
+def peft_parity(case: Case) -> None:
+    """PEFT, given the folder, gives ``run(x)``, and merged into the weight again: within 2e-5 of the largest entry and of ``|W| |x|``."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+    from peft import PeftModel  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pack_of(case).write(Path(folder) / "pack")
+        theirs = PeftModel.from_pretrained(module_of(case), str(Path(folder) / "pack")).eval()
+    expected, size = in_single(case)
+    with torch.no_grad():
+        x = tensor(case.x).float()
+        outputs = {"PEFT": theirs(x), "PEFT merged": theirs.merge_and_unload()(x)}
+    for name, found in outputs.items():
+        error = float(np.abs(found.numpy() - expected).max())
+        require(error <= 2e-5 * size, f"{name} is off by {error:.2g}, of sums of size {size:.2g}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,19 +13,24 @@ import torch
 from torch import nn
 
 from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
-from ..methods import Method, Site, method_of
+from ..methods import Method, Seen, Site, SiteConfig, method_of
 from ..pack import peft_layout
 from ..pack.pack import Pack, require_sites
 from .kinds import KINDS
 from .layer import Adapted, SavedModule, as_numpy, as_parameter, module_at, own_modules
+from .seen import measure
 
 
-def adapt(model: nn.Module, config: Any, name: str = "default", seed: int = 0) -> nn.Module:
+def adapt(
+    model: nn.Module, config: SiteConfig, name: str = "default", seed: int = 0, data: Iterable[Mapping[str, Any]] | None = None
+) -> nn.Module:
     """Freezes ``model`` and puts a fresh trainable adapter into it, in place; only the adapter's parameters require gradients.
 
-    ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``. Returns the same model.
+    ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``. ``data``, batches of the model's keyword
+    arguments, is for initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Returns the same model.
 
     Raises:
+        ConfigError: the initialisation wants data, and there are none.
         SiteNotFound: a target matches no module.
         Unsupported: the method does not support a targeted layer.
 
@@ -39,11 +44,15 @@ def adapt(model: nn.Module, config: Any, name: str = "default", seed: int = 0) -
     _refuse_taken(model, name)
     whole = [_module_path(model, path) for path in config.modules_to_save]
     sites = KINDS[method.kind].select(model, config.targets, method.traits, tuple(whole))
+    needs = method.needs(config) if method.needs is not None else frozenset()
+    seen = measure(model, sites, needs, data)
+    if method.plan is not None:
+        config = method.plan(config, [dataclasses.replace(site, seen=seen.get(site.path)) for site in sites])
     common = method.shared.init(config, sites, rng) if method.shared is not None else {}
     with _wrapping(model, name, method, common) as work:
         for site in sites:
             cfg = config.at(site.path)
-            work.adapter(site.path, cfg, partial(_fresh, method, cfg, rng))
+            work.adapter(site.path, cfg, partial(_fresh, method, cfg, rng, seen.get(site.path)), "weight" in needs)
         for path in whole:
             work.saved(path).add(name)
     model.requires_grad_(False)
@@ -162,8 +171,8 @@ def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
     return next((module.labels[name] for module in _wrappers(model) if isinstance(module, SavedModule) and module.labels.get(name)), None)
 
 
-def _fresh(method: Method, cfg: Any, rng: np.random.Generator, site: Site) -> Mapping[str, np.ndarray]:
-    return method.init(cfg, site, rng)
+def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Seen | None, site: Site) -> Mapping[str, np.ndarray]:
+    return method.init(cfg, dataclasses.replace(site, seen=seen), rng)
 
 
 def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.ndarray]:
@@ -181,11 +190,11 @@ class _Work:
         self.touched: list[Adapted | SavedModule] = []
         self._constants: dict[int, tuple[np.ndarray, nn.Parameter]] = {}
 
-    def adapter(self, path: str, cfg: Any, params: Callable[[Site], Mapping[str, np.ndarray]]) -> Adapted:
-        """The wrapper at a site with the new adapter in it; ``params`` is asked with the site as the method wants to know it."""
+    def adapter(self, path: str, cfg: Any, params: Callable[[Site], Mapping[str, np.ndarray]], weight: bool = False) -> Adapted:
+        """The wrapper at a site with the new adapter in it; ``params`` is asked with the site, and its ``weight`` if that is wanted."""
         wrapper = self._wrapper(path)
         self.touched.append(wrapper)
-        known = _with_weight(wrapper) if self.method.traits.reads_weight else wrapper.site
+        known = _with_weight(wrapper) if weight or self.method.traits.reads_weight else wrapper.site
         own = params(known)
         made = self.method.constants(cfg, known) if self.method.constants is not None else {}
         device = next(wrapper.base.parameters()).device

@@ -82,7 +82,8 @@ class Adapted(Wrapper):
 
     def trainable(self, name: str, yes: bool = True) -> None:
         """Lets the adapter's parameters be trained, or not."""
-        frozen = self.methods[name][0].traits.frozen
+        method, cfg = self.methods[name]
+        frozen = cfg.frozen.union(method.traits.frozen)
         for part in (self.adapters[_key(name)], self.common[_key(name)]):
             for key, value in part.items():
                 value.requires_grad_(yes and value.is_floating_point() and key not in frozen)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import AdapterpackError, BaseMismatch, NothingToDo
+from ..errors import AdapterpackError, NothingToDo
 from ..hub.resolve import folder_of
-from ..pack import canary
+from ..pack import canary, identity
 from ..pack import fingerprint as fp
 from ..pack import manifest as m
 from ..pack.atomic import refuse_existing
@@ -111,11 +111,8 @@ def require_model_base(model: nn.Module, pack: Pack) -> None:
     checkpoint = _checkpoint(model, None)
     if checkpoint is not None:
         pack.require_base(checkpoint)
-    elif pack.manifest.base.content is not None and (found := _model_fingerprint(model)).content != pack.manifest.base.content:
-        raise BaseMismatch("the model is not the base that the pack was made for", where=type(model).__name__,
-                           expected=f"{pack.manifest.base.name or 'a base'} ({pack.manifest.base.content[:17]})",
-                           found=(found.content or "none")[:17],
-                           remedy="load the model from the checkpoint that the pack names")
+    elif any(identity.levels(pack.manifest.base)):
+        pack.require_levels(_model_fingerprint(model), name=None, where=type(model).__name__)
 
 
 def make_canary(model: nn.Module, name: str) -> m.Canary | None:
@@ -190,4 +187,4 @@ def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
             raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             name = str(value.dtype).removeprefix("torch.")
             tensors.append((f"{path}.{leaf}".lstrip("."), DTYPE_NAMES.get(name, name), tuple(value.shape), memoryview(raw)))
-    return fp.Fingerprint(fp.structure(t[:3] for t in tensors), fp.content(tensors))
+    return fp.in_memory(tensors)

@@ -30,6 +30,9 @@ from .save import save
 
 log = logging.getLogger(__name__)
 
+SAMPLES = 256
+"""Rows of the training data that an initialisation may look at."""
+
 
 class Prepared(NamedTuple):
     """What a task makes of a config: the model, encoded rows, metrics, and the modules that are trained whole."""
@@ -82,14 +85,15 @@ def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     method_config = dataclasses.replace(
         config.method_config, modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *prepared.heads]))
     )
-    adapt(model, method_config, config.pack_name, config.seed)
+    collator = data.Collator(padding or 0)  # masked, so any id would do
+    adapt(model, method_config, config.pack_name, config.seed, map(collator, _samples(prepared.train, config)))
     with tempfile.TemporaryDirectory(prefix="adapterpack-train-") as scratch:
         trainer = Trainer(
             model=model,
             args=_arguments(config, scratch, prepared.evaluation is not None),
             train_dataset=prepared.train,
             eval_dataset=prepared.evaluation,
-            data_collator=data.Collator(padding or 0),  # masked, so any id would do
+            data_collator=collator,
             compute_metrics=prepared.metrics,
         )
         if not sys.stderr.isatty():
@@ -111,6 +115,12 @@ def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     pack = save(model, config.output_dir, adapter=config.pack_name, base=folder, name=config.pack_name, training=training, metrics=metrics)
     log.info("trained '%s' in %.1f s", pack.name, time.perf_counter() - started)
     return pack, model
+
+
+def _samples(rows: list[dict[str, Any]], config: TrainConfig) -> Iterator[list[dict[str, Any]]]:
+    """Batches of the first rows, for an initialisation that looks at data."""
+    size = config.per_device_train_batch_size
+    return (rows[start : start + size] for start in range(0, min(len(rows), SAMPLES), size))
 
 
 def _require_trainable(task: Task) -> Task:

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from adapterpack.methods import methods
+from adapterpack.methods import INITS, methods
 from adapterpack.testing import INVARIANTS, Case, Invariant, cases, render
 from adapterpack.testing.case import PROOFS
+from adapterpack.testing.catalogue import page
 
 pytestmark = pytest.mark.fast
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "matrix.md"
+CATALOGUE = Path(__file__).parents[2] / "docs" / "methods.md"
 CELLS = [
     pytest.param(case, invariant, id=f"{case.method.name}[{case.method.examples.index(case.config)}]-{invariant.name}[{case.layer.label}]")
     for method in methods().values()
     for case in cases(method)
     for invariant in INVARIANTS
-    if invariant.needs(method)
+    if invariant.holds_for(case)
 ]
 
 
@@ -31,6 +33,14 @@ def test_invariant(case: Case, invariant: Invariant) -> None:
 def test_the_table_of_promises_is_the_recorded_one() -> None:
     """A promise, a config or a layer that is dropped shows as a changed line; `make golden` records what was meant."""
     assert render(methods().values()) == GOLDEN.read_text("utf-8"), "the matrix changed: run `make golden` and look at the difference"
+
+
+def test_the_catalogue_is_made_from_the_registry() -> None:
+    """The page in the documentation is what the registry gives; every method and init says its formula or summary and its source."""
+    assert page(methods().values()) == CATALOGUE.read_text("utf-8"), "the catalogue changed: run `make golden`"
+    for method in methods().values():
+        assert method.formula and method.summary and method.paper.startswith("https://"), method.name
+    assert all(init.summary and init.paper.startswith("https://") for init in INITS.values())
 
 
 def test_every_method_is_proved_on_several_configs() -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ...errors import AdapterpackError, BaseMismatch
+from .. import identity
 from ..checkpoint import Checkpoint, read_json
+from ..match import Verdict
 from ..pack import TEMPLATE, Pack
 from .finding import Finding, Rule
 from .subject import Subject
 
-ANOTHER = Rule("AP701", "error", "The named base is the one that the pack was made for.", "use the base that the pack names", BaseMismatch)
+ANOTHER = Rule("AP701", "error", "The named base is the one that the pack was made for, or a variant that it declares.",
+               "use the base that the pack names", BaseMismatch)
 TOKENIZER = Rule("AP702", "error", "The base's tokenizer and chat template have the digests that the pack was trained with.",
                  "use the tokenizer that the pack names")
 TIED = Rule("AP703", "warning", "Where the base ties its embeddings and its head, the pack does not change one of them alone.",
@@ -33,16 +37,27 @@ _DIFF_LINES = 40
 
 def base_model(s: Subject) -> Iterator[Finding]:
     """AP701."""
-    yield from base_findings(s.pack, s.base)
+    yield from base_findings(s.pack, s.base, s.allow_structural)
 
 
-def base_findings(pack: Pack, base: Checkpoint | None) -> Iterator[Finding]:
-    """AP701 for any pack, also an imported one."""
-    if base is not None:
-        try:
-            pack.require_base(base)
-        except AdapterpackError as error:
-            yield Finding("AP701", "error", "base", str(error), error.remedy or "", type(error), "adapterpack.json", "/base")
+def base_findings(pack: Pack, base: Checkpoint | None, allow_structural: bool = False) -> Iterator[Finding]:
+    """AP701 for any pack, also an imported one; a base that only its structure speaks for is a warning where leave was given for it."""
+    if base is None:
+        return
+    try:
+        verdict = pack.require_base(base, allow_structural=allow_structural)
+    except AdapterpackError as error:
+        yield Finding("AP701", "error", "base", str(error), error.remedy or "", type(error), "adapterpack.json", "/base")
+        return
+    if verdict.name == "structural":
+        yield dataclasses.replace(ANOTHER.at("base", verdict.means, file="adapterpack.json", pointer="/base"), severity="warning")
+
+
+def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding]) -> Verdict | None:
+    """What is known about the base, for a pack in which nothing else is wrong: of any other it would mean nothing."""
+    if base is None or any(finding.severity == "error" and finding.rule != ANOTHER.id for finding in findings):
+        return None
+    return identity.verdict(pack.manifest.base, identity.read(base, pack.manifest.base))
 
 
 def tokenizer(s: Subject) -> Iterator[Finding]:

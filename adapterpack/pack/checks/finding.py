@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...errors import AdapterpackError, FormatError
+from ..match import Verdict
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Rule(NamedTuple):
 class Report:
     """What validation says of one artifact: its state, why, and which questions it left open.
 
-    ``incomplete``: a check that was asked for could not be made, for want of time, memory or a base.
+    ``incomplete``: a check that was asked for could not be made, for want of time, memory or a base. ``base``: what is known about the
+    base that was named being the artifact's own.
     """
 
     kind: str
@@ -58,6 +60,7 @@ class Report:
     findings: tuple[Finding, ...]
     not_checked: tuple[str, ...] = ()
     incomplete: bool = False
+    base: Verdict | None = None
 
     @property
     def valid(self) -> bool:
@@ -76,6 +79,7 @@ class Report:
             "path": self.path,
             "id": self.id,
             "state": self.state,
+            "base": None if self.base is None else self.base.to_json(),
             "findings": [finding.to_json() for finding in self.findings],
             "not_checked": list(self.not_checked),
         }

@@ -29,7 +29,7 @@ class HeldFile(SafetensorsFile):
 class Subject(NamedTuple):
     """The pack, the bytes of its files by name, its tensor file over those bytes, and the base if one was named.
 
-    Nothing is read from ``folder`` any more: it is there for messages.
+    Nothing is read from ``folder`` any more: it is there for messages. ``allow_structural`` is the leave for a base by its structure.
     """
 
     folder: Path
@@ -39,6 +39,7 @@ class Subject(NamedTuple):
     base: Checkpoint | None
     full: bool
     budget: Budget
+    allow_structural: bool = False
 
 
 Check = Callable[[Subject], Iterator[Finding]]

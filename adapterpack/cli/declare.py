@@ -1,0 +1,39 @@
+"""``adapterpack declare``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from ..hub.resolve import folder_of
+from .options import out_option, pack_at, shared
+from .output import emit, line
+from .progress import apart
+
+
+@click.command("declare", short_help="another form of the base that the pack may be used on")
+@click.argument("pack", metavar="PACK")
+@click.argument("base", metavar="BASE")
+@click.argument("other", metavar="OTHER")
+@out_option("The folder of the new pack")
+@shared
+def command(pack: str, base: str, other: str, out: str, as_json: bool) -> None:
+    """A copy of a pack that declares OTHER as a variant of its base, after comparing the two.
+
+    BASE is the checkpoint that the pack names. OTHER holds the same weights in another dtype, in other files, or under other names, which
+    is compared byte by byte; or quantized, which can only be recognized.
+
+    \b
+    Example:
+      adapterpack declare packs/tickets models/base models/base-bf16 -o packs/tickets-bf16
+    """
+    with apart():
+        made = adapterpack.declare(pack_at(pack), folder_of(base), folder_of(other), out)
+    found = adapterpack.inspect(out)
+    if as_json:
+        emit({"command": "declare", **found})
+        return
+    variant = made.manifest.base.variants[-1]
+    proof = "as its config or its names say" if variant.relation == "quantized" else "every byte compared"
+    line(f"declared {other} as a variant of {found['base']['name']} ({variant.relation}, {proof}) in {out}")

@@ -1,0 +1,28 @@
+"""The largest singular values of a matrix: exactly, or by random projection."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def top(matrix: np.ndarray, r: int, iterations: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``U`` ``[m, k]``, ``S`` ``[k]``, ``V^T`` ``[k, n]`` of the ``k = min(r, m, n)`` largest singular values of ``[m, n]``, in float64.
+
+    ``iterations`` 0 is exact; more is the randomized range finder with that many power iterations (Halko, Martinsson and Tropp 2011,
+    algorithms 4.4 and 5.1), oversampled by ``r``.
+
+    Example:
+        >>> u, s, vt = top(np.diag([3.0, 2.0, 1.0]), 2, 0, np.random.default_rng(0))
+        >>> s.tolist()
+        [3.0, 2.0]
+    """
+    wide = matrix.astype(np.float64)
+    k = min(r, *wide.shape)
+    if iterations == 0 or 2 * k >= min(wide.shape):
+        u, s, vt = np.linalg.svd(wide, full_matrices=False)
+        return u[:, :k], s[:k], vt[:k]
+    basis = np.linalg.qr(wide @ rng.normal(size=(wide.shape[1], 2 * k)))[0]
+    for _ in range(iterations):
+        basis = np.linalg.qr(wide @ np.linalg.qr(wide.T @ basis)[0])[0]
+    inner, s, vt = np.linalg.svd(basis.T @ wide, full_matrices=False)
+    return (basis @ inner)[:, :k], s[:k], vt[:k]

@@ -1,0 +1,80 @@
+"""A pack that says on which other form of its base it may be used: cast, quantized, resharded, or with renamed tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from ..errors import BaseMismatch, NothingToDo, Unsupported
+from . import identity
+from . import manifest as m
+from .atomic import refuse_existing
+from .checkpoint import Checkpoint
+from .pack import Pack, sealed
+from .relation import variant
+from .validate import load
+
+
+def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], other: str | os.PathLike[str],
+            out: str | os.PathLike[str] | None = None) -> Pack:
+    """A copy of a pack that declares ``other`` as a variant of its base, after comparing the two.
+
+    A cast, a new sharding and a renaming are compared byte by byte; a quantization can only be recognized: by what the checkpoint says of
+    itself, and by the tensors that it left alone. The variant is then known by its content. ``pack`` keeps its name, tensors and canary.
+
+    Args:
+        pack: the pack, or its folder.
+        base: the checkpoint that the pack names.
+        other: the checkpoint that is to be accepted as well.
+        out: a new folder to write the pack to.
+
+    Raises:
+        BaseMismatch: ``base`` is not the very base that the pack names, or ``other`` is no variant of it.
+        NothingToDo: the pack is accepted on ``other`` as it is.
+        SiteNotFound: ``other`` has renamed a tensor that the pack changes, so that the path of its module does not lead to it.
+        Unsupported: in ``other`` another tensor has the name of one that the pack changes.
+        OutputExists: ``out`` is taken.
+
+    Example:
+        >>> declare("packs/tickets", "models/base", "models/base-bf16").manifest.base.variants[0].relation  # doctest: +SKIP
+        'dtype_cast'
+    """
+    if out is not None:
+        refuse_existing(Path(out))
+    source = pack if isinstance(pack, Pack) else load(pack)
+    first, second = Checkpoint(base), Checkpoint(other)
+    if (known := source.require_base(first)).name != "same":
+        raise BaseMismatch(f"variants are declared of the base that a pack names by its content: {known.means}", where=base,
+                           found=str(known), remedy="name that base, or convert an imported adapter to a pack with its base first")
+    named = source.manifest.base
+    if (already := identity.verdict(named, identity.read(second, named))).accepted:
+        raise NothingToDo(f"pack '{source.name}' is accepted there as it is: {already.means}", where=other,
+                          remedy="use the pack as it is")
+    found = variant(first, second)
+    if found.relation == "renamed_keys":
+        _require_same_places(source, first, second)
+    declared = m.Variant(found.relation, found.digests.structure, found.digests.content, found.tested)
+    before = source.manifest.lineage
+    lineage = m.Lineage("declare", (m.Parent(source.id, source.name),), {"relation": declared.relation, "variant": declared.content},
+                        ancestors={} if before is None else {**before.ancestors, source.id: tuple(p.digest for p in before.parents)})
+    draft = dataclasses.replace(source.manifest, base=dataclasses.replace(named, variants=(*named.variants, declared)), lineage=lineage,
+                                files=())
+    made = sealed(draft, source.tensors, source.extra)
+    made.require_base(second)
+    return made if out is None else made.write(out)
+
+
+def _require_same_places(pack: Pack, base: Checkpoint, other: Checkpoint) -> None:
+    """Every tensor of a module that the pack changes is, under the name that it would be looked for, the same one or none at all."""
+    for group in pack.manifest.groups:
+        old, new = base.weight_name(group.path, group.weight), other.weight_name(group.path, group.weight)
+        if old is None or new is None:
+            continue
+        stem, place = old.rpartition(".")[0], new.rpartition(".")[0]
+        for name in sorted(name for name in base.tensors if name.rpartition(".")[0] == stem):
+            twin = f"{place}.{name.rpartition('.')[2]}"
+            if twin not in other.tensors or other.digests[twin] != base.digests[name]:
+                raise Unsupported("in this variant another tensor has the name of one that the pack changes",
+                                  where=f"{other.folder}, {twin}", expected=f"the bytes of {name}",
+                                  remedy="use the pack on the base that it names")

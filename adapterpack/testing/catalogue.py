@@ -1,0 +1,60 @@
+"""The catalogue of methods as a page, read off the registry: ``python -m adapterpack.testing.catalogue > docs/methods.md``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..methods import INITS, Method, methods
+
+INTRO = """# Adapter methods
+
+Every method that `adapterpack methods` lists; this page is made from the registry by `make golden`. In `train` a method is chosen by
+`method: NAME`, and its hyper-parameters are keys of the same configuration. What a method promises is the table of traits; each promise is
+tested for every method, see `tests/golden/matrix.md`. `W x + b` is the layer, `h` the output of a block.
+"""
+
+
+ABOUT_INITS = """## Initialisations
+
+Of LoRA's branch, by `init: NAME`. Where the start is not zero it is taken off again: a fresh adapter changes nothing, and the base stays
+what it is. `weight`, `moment` and `gradient` are what an initialisation looks at; the last two are measured on sample data.
+"""
+
+
+def page(known: Iterable[Method]) -> str:
+    """The catalogue in Markdown: methods by kind, traits, hyper-parameters, and the initialisations of low-rank branches."""
+    listed = sorted(known, key=lambda method: method.name)
+    parts = [INTRO]
+    for kind in dict.fromkeys(sorted(method.kind for method in listed)):
+        of_kind = [method for method in listed if method.kind == kind]
+        rows = [[f"[{m.name}]({m.paper})", f"`{m.formula}`".replace("|", "\\|"), m.summary] for m in of_kind]
+        parts.append(f"## Kind: {kind}\n\n{_table(['method', 'formula', 'what it does'], rows)}")
+    flags = [field.name for field in dataclasses.fields(listed[0].traits) if isinstance(getattr(listed[0].traits, field.name), bool)]
+    marks = [[m.name, *("yes" if getattr(m.traits, flag) else "-" for flag in flags), ", ".join(m.traits.layers), _peft(m)] for m in listed]
+    parts.append(f"## Traits\n\n{_table(['method', *flags, 'layers', 'PEFT'], marks)}")
+    settings = [[m.name, ", ".join(f"`{field.name}={_default(field)}`" for field in dataclasses.fields(m.config))] for m in listed]
+    parts.append(f"## Hyper-parameters and their defaults\n\n{_table(['method', 'settings'], settings)}")
+    inits = [[f"[{i.name}]({i.paper})", ", ".join(sorted(i.needs)) or "-", "yes" if i.cancels else "-",
+              ", ".join(f"`{key}={value!r}`" for key, value in i.options.items()) or "-", i.summary] for i in INITS.values()]
+    parts.append(f"{ABOUT_INITS}\n{_table(['init', 'needs', 'taken off', 'options', 'how the branch begins'], inits)}")
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _peft(method: Method) -> str:
+    return method.peft.peft_type if method.peft else "-"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return repr(value)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page(methods().values()))

@@ -1,0 +1,66 @@
+"""The law that an ONNX graph with the adapter in it computes what the method's functions do."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from ..methods import complete
+from .case import Case, adapted, layer_of, require, site_of
+
+NAME = "block.0.proj"
+
+
+def onnx_agrees(case: Case) -> None:
+    """ONNX Runtime on the emitter's graph, a bank with the base in slot 0: row 0 is the base, row 1 is ``run(x)``; the sizes of float32.
+
+    Allowed is 1e-5 of the largest sum of magnitudes ``|W| |x|``: some ten roundings of the largest term.
+    """
+    import onnx_ir as ir  # noqa: PLC0415 - see the package's docstring
+    import onnxruntime as ort  # noqa: PLC0415
+
+    from ..export.modes import MODES, Plan, with_fields  # noqa: PLC0415
+    from ..export.sitemap import find_sites  # noqa: PLC0415
+    from ..runtime.slots import ARRAYS  # noqa: PLC0415
+
+    weight, x = case.weight.astype(np.float32), case.x[:2].astype(np.float32)
+    bias = None if case.bias is None else case.bias.astype(np.float32)
+    trained = {name: value for name, value in case.trained(np.float32).items() if name in {**case.shared(), **case.own()}}
+    params = complete(case.method, case.config, trained, site_of(case, weight, bias))
+    form = case.method.attach(case.config, params, site_of(case, weight, bias))
+    arrays = {f"{NAME}.{field}": value for field, value in ARRAYS[case.method.kind](form, case.layer.out_features).items()}
+    model = _layer(ir, weight, bias)
+    linear = {path: dataclasses.replace(site, entry=site.input) for path, site in find_sites(model, lambda node: NAME).items()}
+    sites = with_fields(linear, [arrays])
+    rank = max((value.shape[1] for name, value in arrays.items() if name.endswith("down")), default=1)
+    MODES["bank"](model, Plan([], [arrays], sites, {}, 2, rank))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"input_ids": x, "adapter_ids": np.array([0, 1])})[0]
+    wide = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in params.items()}
+    exact = (weight.astype(np.float64), None if bias is None else bias.astype(np.float64), x.astype(np.float64))
+    expected = adapted(case, wide, *exact)
+    size = np.abs(expected).max() + (np.abs(exact[2]) @ np.abs(exact[0]).T).max()
+    for row, right in ((0, layer_of(*exact[:2])(exact[2])), (1, expected)):
+        error = float(np.abs(found[row] - right[row]).max())
+        require(error <= 1e-5 * size, f"row {row} is off by {error:.2g}, of sums of size {size:.2g}")
+
+
+def _layer(ir: Any, weight: np.ndarray, bias: np.ndarray | None) -> Any:
+    """A graph of one linear layer."""
+    floats = ir.TensorType(ir.DataType.FLOAT)
+    x = ir.Value(name="input_ids", shape=ir.Shape(["batch", "tokens", weight.shape[1]]), type=floats)
+    stored = {"weight": np.ascontiguousarray(weight.T), **({} if bias is None else {"bias": bias})}
+    constants = {name: ir.Value(name=name, shape=ir.Shape(array.shape), type=floats, const_value=ir.tensor(array, name=name))
+                 for name, array in stored.items()}
+    nodes = [ir.node("MatMul", [x, constants["weight"]], name="product")]
+    if bias is not None:
+        nodes.append(ir.node("Add", [nodes[0].outputs[0], constants["bias"]], name="sum"))
+    for node in nodes:
+        node.outputs[0].name = f"{node.name}:0"
+        node.outputs[0].shape, node.outputs[0].type = ir.Shape(["batch", "tokens", weight.shape[0]]), floats
+    graph = ir.Graph([x], [nodes[-1].outputs[0]], nodes=nodes, initializers=list(constants.values()), opset_imports={"": 20}, name="one")
+    return ir.Model(graph, ir_version=10)

@@ -1,0 +1,134 @@
+"""The laws of a method in a torch model: what trains, what stays, and that it is the same mathematics there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .case import Case, adapted, digests, is_float, require, tensor
+
+
+def module_of(case: Case) -> Any:
+    """A float32 torch module with the case's layer at its path."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+    from torch import nn  # noqa: PLC0415
+
+    class Module(nn.Module):
+        """One layer, three names deep."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            proj = nn.Linear(case.layer.in_features, case.layer.out_features, case.layer.bias)
+            with torch.no_grad():
+                proj.weight.copy_(tensor(case.weight))
+                if case.bias is not None:
+                    proj.bias.copy_(tensor(case.bias))
+            self.block = nn.Sequential(nn.ModuleDict({"proj": proj}))
+
+        def forward(self, x: Any) -> Any:
+            """The layer's output."""
+            return self.block[0]["proj"](x)
+
+    return Module()
+
+
+def _model(case: Case) -> Any:
+    """The module, adapted; the adapter's trained values are the case's."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+
+    from ..train.inject import adapt  # noqa: PLC0415
+    from ..train.layer import Adapted  # noqa: PLC0415
+
+    model = adapt(module_of(case), dataclasses.replace(case.config, targets="proj", dropout=0.0), "a")
+    trained = case.trained(np.float32)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Adapted):
+                for name, value in {**dict(module.part("a").named_parameters()), **module.shared("a")}.items():
+                    value.copy_(torch.as_tensor(trained[name]))
+    return model
+
+
+def in_single(case: Case) -> tuple[np.ndarray, float]:
+    """``run(x)`` from float32 values, computed in float64, and the size of its sums: what a float32 computation is compared with."""
+    wide = {name: v.astype(np.float64) if is_float(v) else v for name, v in case.trained(np.float32).items()}
+    weight = case.weight.astype(np.float32).astype(np.float64)
+    bias = None if case.bias is None else case.bias.astype(np.float32).astype(np.float64)
+    expected: np.ndarray = adapted(case, wide, weight, bias, case.x)
+    return expected, float(np.abs(expected).max() + (np.abs(case.x) @ np.abs(weight).T).max())
+
+
+def _gradients(model: Any, x: Any, through: Callable[[Any], Any]) -> dict[str, np.ndarray]:
+    import torch  # noqa: PLC0415 - see the package's docstring
+
+    model.zero_grad()
+    loss: torch.Tensor = ((through(x) - 1) ** 2).mean()
+    loss.backward()
+    return {name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None}
+
+
+def only_the_adapter_trains(case: Case) -> None:
+    """Exactly the parameters that the method trains want gradients; a step of SGD leaves the bytes of the base as they were."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+
+    model = _model(case)
+    wanting = [value for value in model.parameters() if value.requires_grad]
+    shapes = sorted(tuple(value.shape) for name, value in {**case.shared(), **case.own()}.items() if name in case.trains)
+    require(sorted(tuple(value.shape) for value in wanting) == shapes, "other parameters want gradients than the method trains")
+    layer = model.block[0]["proj"].base
+    before = digests({name: value.detach().numpy() for name, value in layer.named_parameters()})
+    _gradients(model, tensor(case.x).float(), model)
+    torch.optim.SGD(wanting, lr=0.1).step()
+    require(digests({name: value.detach().numpy() for name, value in layer.named_parameters()}) == before, "training changed the base")
+
+
+def disabled_is_the_base(case: Case) -> None:
+    """With the adapter off after it was on, and again after it was taken out, the output is the base's, bit for bit."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+
+    from ..train.inject import active, detach  # noqa: PLC0415
+
+    model, x = _model(case), tensor(case.x).float()
+    expected = model.block[0]["proj"].base(x)
+    model(x)
+    require(torch.equal(active(model, None)(x), expected), "an adapter that is off changes the output")
+    require(torch.equal(detach(model)(x), expected), "an adapter that was taken out changes the output")
+
+
+def layer_agrees(case: Case) -> None:
+    """The torch layer, kernels and all, gives ``run(x)`` in float32: within 2e-5 of the largest entry and of ``|W| |x|``."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+
+    with torch.no_grad():
+        found = _model(case)(tensor(case.x).float()).numpy()
+    expected, size = in_single(case)
+    error = float(np.abs(found - expected).max())
+    require(error <= 2e-5 * size, f"the layer is off by {error:.2g}, of sums of size {size:.2g}")
+
+
+def checkpointed_gradients(case: Case) -> None:
+    """Gradients under activation checkpointing, where the forward pass runs twice, are those without: bit for bit."""
+    from torch.utils.checkpoint import checkpoint  # noqa: PLC0415 - see the package's docstring
+
+    model, x = _model(case), tensor(case.x).float()
+    plain = _gradients(model, x, model)
+    again = _gradients(model, x, lambda value: checkpoint(model, value, use_reentrant=False))
+    require(plain.keys() == again.keys() and len(plain) > 0, "other parameters have gradients")
+    require(digests(plain) == digests(again), "checkpointing changes a gradient")
+
+
+def compiled_gradients(case: Case) -> None:
+    """Gradients under ``torch.compile`` (traced whole, forward and backward) are those without, within 1e-5 of the largest."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+
+    model, x = _model(case), tensor(case.x).float()
+    plain = _gradients(model, x, model)
+    torch._dynamo.reset()
+    again = _gradients(model, x, torch.compile(model, backend="aot_eager", fullgraph=True))
+    require(plain.keys() == again.keys() and len(plain) > 0, "other parameters have gradients")
+    for name, value in plain.items():
+        error = float(np.abs(value - again[name.removeprefix("_orig_mod.")]).max())
+        require(error <= 1e-5 * (np.abs(value).max() + 1), f"the gradient of {name} differs when compiled")
