@@ -362,9 +362,12 @@ def test_a_graph_has_one_branch_for_each_way(bundles: Make) -> None:
     assert {FIELDS[field][0] for field in mlp.fields} == {"output_silu", "input_relu_normed", "output_gelu"}
     assert (mlp.weight, mlp.bias, mlp.rank, mlp.in_features, mlp.out_features) == ("", None, 3, 32, 32)
     assert mlp.entry is not None and "post_attention_layernorm" in mlp.entry
+    assert dict(mlp.ranks) == {"output_silu": 6, "input_relu_normed": 10, "output_gelu": 6}, "each as wide as its packs need"
+    assert read_bundle(bundles("llama", "bank")).max_rank == 3, "the rank of the LoRA: a wide block pads no layer"
     assert sites["model.layers.0.mlp.down_proj"].entry is None
     assert {FIELDS[field][0] for field in sites["model.layers.1"].fields} == {"output_relu", "output_identity"}
     assert set(read_bundle(bundles("bert", "bank")).sites["encoder.layer.0.output.dense"].fields) >= {"down", "up", "output_silu_down"}
+    assert adapterpack.validate(bundles("llama", "bank")).state == "valid"
     assert not [node for node in ir.load(bundles("llama", "bank") / "model.onnx").graph if "Skip" in node.op_type]
 
 

@@ -23,11 +23,11 @@ from ..pack.pack import Adapter, Pack
 from ..pack.quantized import require_plain
 from ..pack.validate import load
 from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, MappedSite, read_bundle
-from ..runtime.slots import largest_rank, pack_values
+from ..runtime.slots import largest_ranks, pack_values
 from ..tasks import TASKS, Task, task_named, task_of
 from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
-from .modes import MODES, Plan, base_head, with_fields
+from .modes import MODES, Plan, base_head, with_fields, with_ranks
 from .parity import prove
 from .sitemap import find_sites
 
@@ -171,9 +171,9 @@ def _plan(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple
     missing = sorted(wanted - sites.keys())
     if missing:
         raise SiteNotFound("the graph has no such site", found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
-    mapped = with_fields(sites, values)
     slots, max_rank = capacity
-    needed = largest_rank(values)
+    ranks = largest_ranks(values)
+    mapped, needed = with_ranks(with_fields(sites, values), ranks, max_rank or 0), ranks.get("", 0)
     if max_rank is not None and max_rank < needed:
         raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank)
     return Plan(packs, values, mapped, base_head(graph.model, mapped), slots, max_rank or needed or DEFAULT_RANK)

@@ -128,6 +128,13 @@ def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[s
             for path in sorted(fields, key=list(sites).index)}
 
 
+def with_ranks(sites: Mapping[str, MappedSite], ranks: Mapping[str, int], least: int) -> dict[str, MappedSite]:
+    """The sites with the ranks of their blocks' slots: what the packs need of each branch; a wide one is no reason to pad the others."""
+    return {path: dataclasses.replace(site, ranks={branch: max(least, ranks[branch]) for branch in
+                                                   sorted({FIELDS[field][0] for field in site.fields if field in FIELDS})})
+            for path, site in sites.items()}
+
+
 def base_head(model: Any, sites: Mapping[str, MappedSite]) -> Values:
     """The graph's own weights of the modules that the packs replace, as slot values."""
     values: Values = {}

@@ -29,7 +29,7 @@ class MappedSite:
     ``layout`` says how ``weight`` lies: ``in_out`` or ``out_in``. ``rank`` is the number of axes of the site's input, whose first is
     the batch. ``fields`` are the slots that the graph has for it (none in folded mode). ``labels`` is the width of the widest head that
     the slots of a module take that was trained whole. ``entry`` is the value that a branch beside a block reads. A block that is no linear
-    module has no weight, and its node is the one that gives its output.
+    module has no weight, and its node is the one that gives its output. ``ranks`` are the ranks of its slots in a bank, by branch.
     """
 
     path: str
@@ -46,6 +46,7 @@ class MappedSite:
     fields: tuple[str, ...] = ()
     labels: int = 0
     entry: str | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

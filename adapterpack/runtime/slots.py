@@ -154,14 +154,21 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
                  "shift": (site.out_features,), "pre": (site.in_features,), "turn": (site.in_features, site.in_features),
                  "turn_down": (site.in_features, turn), "turn_up": (turn, site.in_features),
                  "delta": (site.in_features, site.out_features), "head": (site.in_features, wide), "head_bias": (wide,)}
-        shapes.update({f"{path}.{field}": every[field] if field in every else block_shape(field, site.out_features, max_rank)
-                       for field in site.fields})
+        for field in site.fields:
+            rank = site.ranks.get(FIELDS[field][0], max_rank) if field in FIELDS else max_rank
+            shapes[f"{path}.{field}"] = every[field] if field in every else block_shape(field, site.out_features, rank)
     return shapes
 
 
-def largest_rank(values: Iterable[Values]) -> int:
-    """The largest rank of any branch, 0 without one."""
-    return max((array.shape[1] for one in values for name, array in one.items() if name.endswith((".down", "_down"))), default=0)
+def largest_ranks(values: Iterable[Values]) -> dict[str, int]:
+    """The largest rank of every branch of blocks, by its name, and of the branches of layers, by the name of nothing."""
+    ranks: dict[str, int] = {}
+    for name, array in ((name, array) for one in values for name, array in one.items()):
+        field = name.rpartition(".")[2]
+        branch, leaf = FIELDS.get(field, ("", field))
+        if leaf in {"down", "turn_down"}:
+            ranks[branch] = max(ranks.get(branch, 0), array.shape[1])
+    return ranks
 
 
 def stacked(slots: Iterable[Values]) -> Values:
