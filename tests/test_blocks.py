@@ -371,6 +371,43 @@ def test_a_graph_has_one_branch_for_each_way(bundles: Make) -> None:
     assert not [node for node in ir.load(bundles("llama", "bank") / "model.onnx").graph if "Skip" in node.op_type]
 
 
+def test_a_branch_that_reads_what_another_changed(base_of: Make, plain: Make, tmp_path: Path) -> None:
+    """Beside whole layers, the input of one is the changed output of the one before, in the graph as in the model."""
+    model = adapt(copy.deepcopy(plain("llama")), Bottleneck(targets="all-layers", source="input", reduction=6), "beside")
+    scatter(model, 1.0)
+    save(model, tmp_path / "beside", base=base_of("llama"))
+    export(base_of("llama"), [tmp_path / "beside"], tmp_path / "bundle", mode="bank")
+    batch = batch_of("llama")
+    found = Session(tmp_path / "bundle", "cpu").run(batch, "beside")["logits"][batch["attention_mask"] > 0]
+    expected = output_of(model.double(), batch)
+    assert np.abs(found - expected).max() <= RELATIVE * np.abs(expected).max()
+
+
+def test_a_decoder_with_other_norms(tmp_path: Path) -> None:
+    """GPT-2, whose sums the frontend fuses into LayerNormalization."""
+    hf.set_seed(2)
+    config = hf.GPT2Config(vocab_size=96, n_layer=2, n_head=2, n_embd=8, n_positions=64, bos_token_id=1, eos_token_id=2)
+    hf.GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    model = adapt(hf.GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval(), LoReFT(r=2), "it")
+    scatter(model, 1.0)
+    save(model, tmp_path / "it", base=tmp_path / "base")
+    bundle = export(tmp_path / "base", [tmp_path / "it"], tmp_path / "bundle", mode="bank", task="text-generation")
+    assert set(bundle.sites) == {"transformer.h.0", "transformer.h.1"}
+    batch = {"input_ids": np.array([[5, 6, 7]]), "attention_mask": np.ones((1, 3), np.int64)}
+    found = Session(tmp_path / "bundle", "cpu").run(batch, "it")["logits"][0]
+    expected = output_of(model.double(), batch)
+    assert np.abs(found - expected).max() <= RELATIVE * np.abs(expected).max()
+
+
+def test_what_a_bank_has_no_room_for(bundles: Make, base_of: Make, plain: Make) -> None:
+    """A pack that is wider than its branch, or needs a branch that the graph has not, is refused when it is loaded."""
+    session = Session(bundles("llama", "bank"), "cpu")
+    for config, words in ((Bottleneck.houlsby(reduction=2), "does not fit its slot"), (Bottleneck(act="tanh"), "no slot for a part")):
+        pack = save(adapt(copy.deepcopy(plain("llama")), config, "late"), None, base=base_of("llama"))
+        with pytest.raises(Unsupported, match=words):
+            session.load(pack)
+
+
 def test_a_quantized_bundle_keeps_its_blocks(bundles: Make, plain: Make, made: Make, tmp_path: Path) -> None:
     """int4 weights leave the branches float: rows move as they did, to a quarter of the change."""
     adapterpack.quantize(bundles("llama", "bank"), out=tmp_path / "small", scheme="int4")

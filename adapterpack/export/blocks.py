@@ -90,10 +90,7 @@ def _layer_of(path: str | None) -> str | None:
 
 
 def _within(nodes: Sequence[tuple[Any, str]], path: str) -> set[Any]:
-    """The nodes of a module; a frontend may leave out the first component of the path, which the task model puts in front."""
-    found = {node for node, own in nodes if own == path or own.startswith(f"{path}.")}
-    _, _, shorter = path.partition(".")
-    return found or (_within(nodes, shorter) if shorter.count(".") else set())
+    return {node for node, own in nodes if own == path or own.startswith(f"{path}.")}
 
 
 def _leaving(members: set[Any]) -> Iterator[Any]:
