@@ -1,6 +1,7 @@
 # make        lint, types, tests
 # make fast   the inner loop: seconds
-.PHONY: all lint types test fast golden demo bench
+# make fuzz   ten minutes of mutated inputs
+.PHONY: all lint types test fast fuzz golden demo bench
 
 all: lint types test
 
@@ -15,6 +16,9 @@ test:
 
 fast:
 	pytest -m fast
+
+fuzz:
+	python tests/fuzz/fuzz.py --seconds 600 --findings fuzz-findings
 
 golden:
 	python -m adapterpack.testing > tests/golden/matrix.md

@@ -1,8 +1,7 @@
-"""What lies in a folder - a pack, a PEFT adapter, a bundle or a base - and the questions that are asked of each alike."""
+"""What lies at a path - a pack, a PEFT adapter, a bundle, a base, an adapter in one file - and the questions that are asked of each."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,32 @@ from .hub.resolve import folder_of
 from .pack import manifest as m
 from .pack import peft_layout
 from .pack.checks.budget import Budget
-from .pack.inspect import inspect_base, inspect_pack
 from .pack.validate import Report
 from .pack.validate import validate as validate_pack
-from .runtime import bundle as b
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """``pack``, ``peft``, ``bundle`` or ``base``, told by the file that says so.
+    """``pack``, ``peft``, ``bundle`` or ``base``, told by the file that says so; ``adapter`` for a file that is none of them.
 
     Raises:
-        StorageError: there is no such folder.
+        StorageError: there is no such path.
     """
     folder = Path(path)
+    if folder.is_file():
+        return "adapter"
     if not folder.is_dir():
         raise StorageError("there is no such folder", where=path, remedy="name a pack, a bundle or a base checkpoint")
-    marks = {b.FILE_NAME: "bundle", m.FILE_NAME: "pack", peft_layout.CONFIG: "peft"}
-    return next((kind for mark, kind in marks.items() if (folder / mark).is_file()), "base")
+    marks = {m.FILE_NAME: "pack", peft_layout.CONFIG: "peft"}
+    if found := next((kind for mark, kind in marks.items() if (folder / mark).is_file()), None):
+        return found
+    from .runtime.bundle import FILE_NAME  # noqa: PLC0415 - packs do not need what bundles need
+
+    return "bundle" if (folder / FILE_NAME).is_file() else "base"
 
 
 def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
              budget: Budget | None = None, allow_structural: bool = False) -> Report:
-    """Every check that applies to a pack, a PEFT adapter or a bundle; with ``base``, also that it belongs to that base.
+    """Every check that applies to a pack, a PEFT adapter, a bundle or another tool's adapter; with ``base``, also that it belongs to it.
 
     ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
     ``budget`` of time or memory ran out. With ``allow_structural`` a base of the same names, dtypes and shapes, whatever its weights, is a
@@ -44,7 +47,7 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
         Faults are findings, not exceptions.
 
     Raises:
-        StorageError: there is no such folder.
+        StorageError: there is no such path.
 
     Example:
         >>> validate("packs/tickets").valid  # doctest: +SKIP
@@ -52,11 +55,15 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     """
     folder = folder_of(path)
     known = None if base is None else folder_of(base)
-    if kind_of(folder) == "bundle":
+    kind = kind_of(folder)
+    if kind == "adapter":
+        from .convert.outline import validate_file  # noqa: PLC0415 - as below
+
+        return validate_file(folder, known, full)
+    if kind == "bundle":
         from .runtime.validate import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
-        report = validate_bundle(folder, known, allow_structural)
-        return dataclasses.replace(report, incomplete=report.incomplete or (full and known is None))
+        return validate_bundle(folder, known, full=full, budget=budget, allow_structural=allow_structural)
     return validate_pack(folder, known, full=full, budget=budget, allow_structural=allow_structural)
 
 
@@ -69,13 +76,21 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder = folder_of(path)
     kind = kind_of(folder)
+    if kind == "adapter":
+        from .convert.outline import inspect_file  # noqa: PLC0415 - packs do not need what other formats need
+
+        return inspect_file(folder)
     if kind == "bundle":
         return _inspect_bundle(folder)
+    from .pack.inspect import inspect_base, inspect_pack  # noqa: PLC0415 - validating does not need it
+
     return inspect_base(folder) if kind == "base" else inspect_pack(folder)
 
 
 def _inspect_bundle(folder: Path) -> dict[str, Any]:
-    bundle = b.read_bundle(folder)
+    from .runtime.bundle import read_bundle  # noqa: PLC0415 - packs do not need what bundles need
+
+    bundle = read_bundle(folder)
     return {
         "kind": "bundle",
         "path": str(folder),

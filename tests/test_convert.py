@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from safetensors import safe_open
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import adapterpack
+from adapterpack import validate as validate_any
 from adapterpack.cli.main import main
 from adapterpack.convert.factors import factors
 from adapterpack.convert.flatbuffer import read_parameters
@@ -121,10 +123,14 @@ def unet(tmp_path: Path) -> Path:
 # PEFT
 
 
-def llama() -> torch.nn.Module:
+def llama(tied: bool = False) -> torch.nn.Module:
     config = LlamaConfig(vocab_size=37, hidden_size=16, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2)
+                         num_key_value_heads=2, tie_word_embeddings=tied)
     return LlamaForCausalLM(config)
+
+
+def tied_llama() -> torch.nn.Module:
+    return llama(tied=True)
 
 
 def bert() -> torch.nn.Module:
@@ -139,6 +145,9 @@ PEFT_CASES = {
                          "alpha_pattern": {"layers.0.self_attn.q_proj": 9}}),
     "modules_to_save": (bert, {"r": 3, "lora_alpha": 6, "target_modules": ["query", "value"], "modules_to_save": ["classifier"],
                                "task_type": "SEQ_CLS"}),
+    "head and embeddings": (llama, {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}),
+    "tied head": (tied_llama, {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "tied embeddings": (tied_llama, {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
 }
 
 
@@ -645,6 +654,22 @@ def test_our_reader_agrees_with_onnx_runtime(tmp_path: Path) -> None:
         assert np.array_equal(theirs[name].numpy(), value)
 
 
+def test_an_empty_shape_that_no_array_can_have_is_refused(tmp_path: Path) -> None:
+    """Zero bytes by one axis, more than can be addressed by the others: a named error in GGUF and in .onnx_adapter."""
+    data = foreign_gguf(tmp_path / "a.gguf", {"w.lora_a": np.ones((3, 7, 32), np.float32)}).read_bytes()
+    extents = struct.pack("<QQQ", 32, 7, 3)
+    assert data.count(extents) == 1
+    (tmp_path / "b.gguf").write_bytes(data.replace(extents, struct.pack("<QQQ", 2**40, 2**40, 0))[:-3 * 7 * 32 * 4])
+    with pytest.raises(FormatError, match="no array can have"):
+        read_gguf(tmp_path / "b.gguf")
+    data = adapter_file(tmp_path / "a.onnx_adapter", {"w.down": np.ones((0, 5, 3), np.float32)}).read_bytes()
+    extents = struct.pack("<qqq", 0, 5, 3)
+    assert data.count(extents) == 1
+    (tmp_path / "b.onnx_adapter").write_bytes(data.replace(extents, struct.pack("<qqq", 0, 2**40, 2**40)))
+    with pytest.raises(FormatError, match="no array can have"):
+        read_parameters(tmp_path / "b.onnx_adapter")
+
+
 @pytest.mark.parametrize(("values", "error", "said"), [
     ({"model.layers.0.attn.qkv_proj.lora_A.MatMul.weight": np.ones((3, 2))}, Unsupported, "another tool.*lora_A|lora_A"),
     ({"down": np.ones((3, 2))}, Unsupported, "another tool"),
@@ -781,3 +806,68 @@ def _imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name.partition(".")[0] for alias in node.names]
     return [(node.module or "").partition(".")[0]] if isinstance(node, ast.ImportFrom) and not node.level else []
+
+
+# Looking at a file
+
+
+LAST = Counter(path.rpartition(".")[2] for path in llama_sites())
+
+
+@pytest.mark.parametrize("form", [name for name, form in formats().items() if not form.folder])
+def test_a_single_file_is_looked_at_without_its_base(tmp_path: Path, tiny_llama: Path, form: str) -> None:
+    """inspect of the file and of the pack: the same sites, parameters, ranks and scales, as far as the format keeps them; validate says
+    that it is well formed, and with its base that it fits; both print objects that fit the schema."""
+    pack = pack_on(llama_sites(), CONFIGS["ranks with one alpha"]).write(tmp_path / "pack")
+    path = tmp_path / ("out.safetensors" if form in ("kohya", "diffusers") else target(form))
+    adapterpack.convert(pack, path, to=form, base=tiny_llama)
+    ours, found = adapterpack.inspect(tmp_path / "pack"), adapterpack.inspect(path)
+    assert (found["kind"], found["format"], found["name"]) == ("adapter", form, "out")
+    assert found["file_bytes"] == path.stat().st_size
+    for key in ("method", "sites", "parameters", "ranks", "modules_to_save"):
+        assert found[key] == ours[key], key
+    assert found["scales"] == ({"1": 14} if form == "onnx_adapter" else ours["scales"])
+    called = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
+              "up_proj": "ffn_up", "down_proj": "ffn_down"}
+    called = {"gguf": called, "kohya": {name: f"self_attn_{name}" if name in LLAMA else f"mlp_{name}" for name in LAST}}.get(form, {})
+    assert found["sites_by_module"] == {called.get(name, name): count for name, count in LAST.items()}
+    assert found["base"]["model_type"] == ("llama" if form == "gguf" else None)
+    for base in ((), ("--base", str(tiny_llama))):
+        for command in ("inspect", "validate"):
+            done = CliRunner().invoke(main, [command, str(path), *(base if command == "validate" else ()), "--json"])
+            assert done.exit_code == 0, done.output
+            assert schema_problem(json.loads(done.stdout), "report.v1") is None
+    assert validate_any(path).not_checked[0].startswith("base")
+    assert validate_any(path, full=True).state == "not fully checked"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(AdapterpackError):
+        adapterpack.inspect(path)
+    assert validate_any(path).state == "invalid"
+
+
+def test_a_file_of_several_models_is_looked_at_as_a_whole(tmp_path: Path) -> None:
+    """All sites, and a sentence that counts them by model."""
+    path = kohya(tmp_path / "a.safetensors", {PROJ: (5, 9), "lora_te1_text_model_q": (4, 3), "lora_te1_text_model_k": (4, 3)})
+    found = adapterpack.inspect(path)
+    assert (found["format"], found["sites"], found["parameters"]) == ("kohya", 3, 2 * (5 + 9 + 2 * 7))
+    assert found["sites_by_module"]["proj_in"] == 1
+    assert "lora_te1 (2 modules), lora_unet (1 modules)" in found["notes"][0]
+    tensors = {f"{part}.mid.to_q.lora_{leaf}.weight": np.ones(shape, np.float32)
+               for part in ("unet", "text_encoder") for leaf, shape in (("A", (2, 5)), ("B", (7, 2)))}
+    safetensors.numpy.save_file(tensors, tmp_path / "b.safetensors")
+    found = adapterpack.inspect(tmp_path / "b.safetensors")
+    assert (found["format"], found["sites"], found["sites_by_module"]) == ("diffusers", 2, {"to_q": 2})
+    assert "text_encoder (1 modules), unet (1 modules)" in found["notes"][0]
+
+
+def test_a_file_that_is_no_adapter(tmp_path: Path, tiny_llama: Path) -> None:
+    """A pickle, any other file, and a base's weights: an error that says so, and no report of them as valid."""
+    (tmp_path / "a.bin").write_bytes(b"\x80\x02}q\x00.")
+    (tmp_path / "b.txt").write_text("hello")
+    for path, said in ((tmp_path / "a.bin", "pickle"), (tmp_path / "b.txt", "known format"),
+                       (tiny_llama / "model.safetensors", "known format")):
+        with pytest.raises(AdapterpackError, match=said):
+            adapterpack.inspect(path)
+        assert not validate_any(path).valid
+    with pytest.raises(Unsupported, match="only packs and bundles"):
+        adapterpack.quantize(tmp_path / "b.txt", tmp_path / "out")

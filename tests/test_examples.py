@@ -20,6 +20,8 @@ def test_training_configs(config: str, model: str, tmp_path: Path, request: pyte
                                                     "max_length=48"])
     assert adapterpack.validate(tmp_path / "pack", folder).valid
     assert pack.manifest.training["steps"] == 2
+    if config == "orders.yaml":  # what the README shows of it
+        assert adapterpack.convert(pack, tmp_path / "orders.gguf", to="gguf", base=folder).notes == ()
 
 
 def test_every_example_is_covered_here() -> None:

@@ -30,10 +30,11 @@ from adapterpack.errors import (
 from adapterpack.methods import AttachForm, Dense, Diagonal, Method, Site, Traits, evaluate, registry
 from adapterpack.pack import canary
 from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.train.canary import verify_canary
 from adapterpack.train.inject import adapter_names, parts_of
 from adapterpack.train.kernels import add_low_rank, is_low_rank
 from adapterpack.train.layer import AdaptedLayer, SavedModule, own_modules
-from adapterpack.train.save import _model_fingerprint, verify_canary
+from adapterpack.train.save import _model_fingerprint
 
 pytestmark = pytest.mark.fast
 

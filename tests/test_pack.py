@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from adapterpack.errors import (
     AdapterpackError,
     BaseMismatch,
+    ConfigError,
     FormatError,
     NonFinite,
     NothingToDo,
@@ -37,6 +38,7 @@ from adapterpack.pack import manifest as m
 from adapterpack.pack import safetensors, strict_json
 from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.pack import Pack, build
+from adapterpack.pack.store import Store
 from adapterpack.pack.upgrade import STEPS
 from adapterpack.pack.validate import load, validate
 
@@ -198,6 +200,23 @@ def test_a_newer_minor_version_keeps_what_it_alone_knows(folder: Path, tmp_path:
     assert (tmp_path / "copy" / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
     renamed = pack.renamed("other")
     assert b"colour" not in renamed.manifest.to_bytes() and renamed.id != pack.id
+
+
+def test_a_name_given_here_changes_no_identity(folder: Path, tmp_path: Path) -> None:
+    """load(path, name).id is the digest of the folder's manifest; copies and the store keep the pack's own name; a renamed pack is another
+    one; a name that no pack could have is refused."""
+    pack = load(folder, "mine")
+    assert (pack.name, pack.manifest.pack.name) == ("mine", "tickets")
+    assert pack.id == load(folder).id == "sha256:" + hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    assert load(pack.write(tmp_path / "copy").path or folder).name == "tickets"
+    assert (tmp_path / "copy" / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
+    assert Store(tmp_path / "store").add(pack).id == pack.id
+    other = pack.renamed("other")
+    assert (other.name, other.manifest.pack.name) == ("other", "other")
+    assert other.id != pack.id
+    for name in ("", "../x", "a b", "-x", "x" * 129, "x\n"):
+        with pytest.raises(ConfigError, match="cannot be called that"):
+            load(folder, name)
 
 
 def test_the_readme_of_a_hub_may_lie_beside_the_closed_list(folder: Path) -> None:

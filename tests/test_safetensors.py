@@ -70,6 +70,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "offsets not a list": (entry(offsets="8"), "tensor w"),
     "offset past 2^64": (entry(offsets=f"[0,{2**64 + 8}]"), "2^53"),
     "shape that overflows 64 bits": (entry(shape=f"[{2**33},{2**33}]"), "tensor w"),
+    "empty and too large": (entry(shape=f"[0,{2**53},{2**53}]", offsets="[0,0]", data=b""), "no array can have"),
     "shape times size overflows": (entry(shape=f"[{2**53},{2**53},{2**53}]"), "tensor w"),
     "shape that does not fit": (entry(shape="[3]"), "tensor w"),
     "negative shape": (entry(shape="[-2,-1]"), "tensor w"),

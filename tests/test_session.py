@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from ml_dtypes import bfloat16
 
 from adapterpack import LoRA, Session, export, load, run, validate
+from adapterpack.cli.main import main
 from adapterpack.errors import (
     AdapterpackError,
     BaseMismatch,
@@ -30,6 +33,7 @@ from adapterpack.errors import (
 from adapterpack.methods import Site, get
 from adapterpack.pack import manifest as m
 from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.pack.checks.budget import Budget
 from adapterpack.pack.pack import Pack, build
 from adapterpack.runtime import providers
 from adapterpack.runtime.bundle import FILE_NAME, read_bundle
@@ -88,6 +92,7 @@ def test_a_third_pack_into_a_running_bank(bundle_of: Make, pack_of: Make, dense_
     check(session, dense_of, ["alpha", "gamma", "beta"], {"alpha": "again"})
     session.unload("gamma")
     session.load(pack_of("llama", "beta"), "twin")
+    assert session.packs["twin"].id == load(pack_of("llama", "beta")).id  # a name given here is no other adapter
     check(session, dense_of, ["beta", None, "beta"], {"beta": "twin"})
     check(Session(bundle_of("llama", "bank"), "cpu"), dense_of, ["alpha", None, "beta"])  # the bundle itself is untouched
 
@@ -369,6 +374,34 @@ def test_the_validator_of_bundles(copied: Make, bundle_of: Make, base_of: Make) 
     assert found(altered) == {("AB001", FILE_NAME)}
 
 
+def test_the_validator_of_bundles_keeps_to_its_budget(bundle_of: Make, base_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time, or too little for one more block, or no memory for a pack: not fully checked, exit code 3, and what is open is named."""
+    folder = bundle_of("llama", "bank")
+    report = validate(folder, budget=Budget(seconds=0))
+    assert (report.state, report.findings) == ("not fully checked", ())
+    assert "the list of files: the time ran out" in report.not_checked
+    report = validate(folder, budget=Budget(memory=100))
+    assert report.state == "not fully checked"
+    assert {text.partition(":")[0] for text in report.not_checked} >= {"adapters/alpha", "adapters/beta", "base", "graph"}
+    for option in (["--max-seconds", "0"], ["--max-bytes", "100"]):
+        assert CliRunner().invoke(main, ["validate", str(folder), *option]).exit_code == 3
+    assert validate(folder, full=True).state == "not fully checked"
+    assert validate(folder, base_of("llama"), full=True).state == "valid"
+    real = Budget.require_time
+    monkeypatch.setattr(Budget, "require_time", lambda self, what: real(Budget(seconds=0) if "digests" in what else self, what))
+    assert "the digests of the files: the time ran out" in validate(folder).not_checked
+
+
+def test_a_link_in_a_bundle_is_told_and_not_followed(copied: Make) -> None:
+    """Once something irregular lies there no other file is opened: neither what the link names nor a listed file behind it."""
+    folder = copied("llama", "bank")
+    (folder / "model.onnx.data").unlink()
+    os.mkfifo(folder / "pipe")
+    (folder / "model.onnx.data").symlink_to(folder / "pipe")
+    report = validate(folder)
+    assert {(finding.rule, finding.where) for finding in report.findings} == {("AB101", "model.onnx.data"), ("AB101", "pipe")}
+
+
 def test_the_manifest_round_trips(bundle_of: Make, tmp_path: Path) -> None:
     """read(write(bundle)) == bundle, byte for byte."""
     for kind in ("bert", "llama"):
@@ -389,7 +422,7 @@ def test_the_runtime_needs_no_torch(bundle_of: Make) -> None:
         "session.generate(['w1 w2'], ['alpha'], max_new_tokens=2)\n"
         "session.load(sys.argv[2], 'more')\n"
         "print(session.run({'input_ids': np.array([[3, 4]])}, 'more')['logits'].shape)\n"
-        "assert adapterpack.validate(sys.argv[1]).valid\n"
+        "assert adapterpack.validate(sys.argv[1], full=True).valid\n"
         "print(sorted({'torch', 'transformers', 'peft', 'mobius'} & set(sys.modules)))\n"
     )
     folder = bundle_of("llama", "bank")

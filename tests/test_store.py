@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from adapterpack.errors import CorruptBlob, FormatError, StorageError, UnknownNa
 from adapterpack.methods import LoRA, Site, get
 from adapterpack.pack import manifest as m
 from adapterpack.pack.cache import cache_folder
+from adapterpack.pack.locks import locked
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.store import Store
 
@@ -82,7 +84,7 @@ def test_every_file_lies_once_and_read_only(store: Store) -> None:
     assert (one.path / TENSORS).stat().st_ino == (two.path / TENSORS).stat().st_ino
     assert len(blobs(store)) == 4  # two manifests, one file of tensors, one of PEFT's config
     assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in blobs(store))
-    assert all(path.stat().st_mode & 0o222 == 0 for path in store.root.rglob("*") if path.is_file() and path.name != ".lock")
+    assert all(path.stat().st_mode & 0o222 == 0 for path in store.root.rglob("*") if path.is_file() and path.parent != store.root)
     assert not [path for path in store.root.rglob("*") if path.is_symlink()]
     assert store.root.stat().st_mode & 0o077 == 0
     assert list((store.root / "tmp").iterdir()) == []
@@ -122,6 +124,24 @@ def test_a_handle_whose_folder_changed_is_not_confused(store: Store, tmp_path: P
     (tmp_path / "tickets").rename(tmp_path / "old")
     make_pack("tickets", seed=8).write(tmp_path / "tickets")
     assert store.add(pack).id == pack.id
+
+
+def test_what_is_checked_is_what_is_stored(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source becomes another pack once it is copied: what was copied is what is checked, stored and returned."""
+    pack, real = make_pack(), Store._staged
+    folder = pack.write(tmp_path / "tickets").path or tmp_path
+    other = make_pack(seed=8).write(tmp_path / "other").path or tmp_path
+
+    def swapped(*args: object) -> object:
+        staged = real(*args)  # type: ignore[arg-type]
+        folder.rename(tmp_path / "old")
+        other.rename(folder)
+        return staged
+
+    monkeypatch.setattr(Store, "_staged", swapped)
+    added = store.add(folder)
+    assert added.id == store.get(pack.id).id == pack.id
+    assert all(np.array_equal(added.tensors[name], pack.tensors[name]) for name in pack.tensors)
 
 
 @pytest.mark.parametrize("name", [TENSORS, MANIFEST, "adapter_config.json"])
@@ -193,6 +213,23 @@ def test_without_keep_only_leftovers_go(store: Store, tmp_path: Path) -> None:
     assert store.gc().files == 0
 
 
+def test_collecting_that_dies_half_way_leaves_no_half_pack(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process dies after the first file that it deletes: what is listed is whole, and the next one frees the rest."""
+    store.add(make_pack()), store.add(make_pack(seed=9))
+
+    def dies(tree: Path, **_: object) -> None:
+        next(path for path in Path(tree).rglob("*") if path.is_file()).unlink()
+        raise OSError("dies here")
+
+    monkeypatch.setattr("adapterpack.pack.store.shutil.rmtree", dies)
+    with pytest.raises(StorageError):
+        store.gc(keep=[], dry_run=False)
+    monkeypatch.undo()
+    assert all(store.get(entry.id).id == entry.id for entry in store.list())
+    store.gc(keep=[], dry_run=False)
+    assert used(store) == 0
+
+
 def test_a_wrong_keep_removes_nothing(store: Store) -> None:
     pack = store.add(make_pack())
     for keep in (["sha256:" + "0" * 64], [pack.id, "nonsense"]):
@@ -204,10 +241,7 @@ def test_a_wrong_keep_removes_nothing(store: Store) -> None:
 def test_where_there_are_no_hard_links_copies_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same promises on a file system that refuses links; a blob that a kept pack has a copy of stays."""
 
-    def refuse(self: Path, target: Path) -> None:
-        raise PermissionError("no hard links here")
-
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setattr(Path, "hardlink_to", refuse_links)
     pack, other = store.add(make_pack()), store.add(make_pack(seed=9))
     assert store.get(pack.id).id == pack.id
     before = used(store)
@@ -239,7 +273,8 @@ while time.time() < float(sys.argv[2]): store.gc(dry_run=False)
 
 def start(program: str, *args: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", program, *map(str, args)], stderr=subprocess.PIPE, text=True, env=environment)
+    command = [sys.executable, "-c", program, *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def test_processes_that_add_at_the_same_moment(store: Store, tmp_path: Path) -> None:
@@ -257,6 +292,176 @@ def test_processes_that_add_at_the_same_moment(store: Store, tmp_path: Path) -> 
     assert len(blobs(store)) == 6 + 3 + 1  # manifests, tensors of three seeds, one PEFT config
     assert list((store.root / "tmp").iterdir()) == []
     assert store.gc().files == 0
+
+
+WORK = """
+import random, sys, time
+from adapterpack.errors import UnknownName
+from adapterpack.pack.store import Store
+root, start, what, *folders = sys.argv[1:]
+store, draw, rounds = Store(root), random.Random(what), 0
+while time.time() < float(start): pass
+while rounds < 5 or time.time() < float(start) + 2:
+    rounds += 1
+    if what[:3] == "add":
+        pack = store.add(draw.choice(folders))
+        assert pack.path == store.root / "packs" / pack.id[7:] and pack.tensors
+    elif what[:3] == "get":
+        for entry in store.list():
+            try: assert store.get(entry.id).id == entry.id
+            except UnknownName: pass
+    else:
+        time.sleep(0.01)
+        store.gc(keep=[] if draw.random() < 0.5 else None, dry_run=draw.random() < 0.2)
+"""
+
+
+def test_adding_reading_and_collecting_at_once(store: Store, tmp_path: Path) -> None:
+    """For two seconds two processes add, one reads and one removes every pack again and again: an adder always gets its pack, a reader a
+    whole pack or none, and nothing is left over."""
+    folders = [make_pack(f"p{number}", seed=number // 2).write(tmp_path / f"p{number}").path for number in range(4)]
+    running = [start(WORK, store.root, time.time() + 1.5, what, *folders) for what in ("add1", "add2", "get", "gc")]
+    for process in running:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert all(store.get(entry.id).id == entry.id for entry in store.list())
+    assert store.gc(dry_run=False).packs == ()
+    store.gc(keep=[], dry_run=False)
+    assert used(store) == 0
+
+
+def test_who_wants_the_lock_alone_gets_it(tmp_path: Path) -> None:
+    """Two share the lock in turns, each letting go only once the other holds it, or has waited for 0.2 s: never is it free for a moment,
+    and yet a third who wants it alone gets it, because who comes after him waits behind him."""
+    first, second, stop = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
+
+    def share(mine: threading.Semaphore, other: threading.Semaphore) -> None:
+        if mine is second:
+            other.acquire()
+        while not stop.is_set():
+            with locked(tmp_path / "lock", alone=False):
+                mine.release()
+                other.acquire(timeout=0.2)
+
+    threads = [threading.Thread(target=share, args=pair) for pair in ((first, second), (second, first))]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    threading.Timer(5, stop.set).start()
+    with locked(tmp_path / "lock", alone=True):
+        alone = not stop.is_set()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert alone
+
+
+ACTS = {
+    "add": lambda store, pack: store.add(make_pack(seed=9)),
+    "get": lambda store, pack: store.get(pack.id),
+    "collect": lambda store, pack: store.gc(),
+    "put aside": lambda store, pack: (spoil(pack.path / TENSORS), store.get(pack.id)),
+}
+
+
+@pytest.mark.parametrize(("act", "alone", "waits"), [
+    ("add", True, True), ("get", True, True), ("collect", True, True), ("put aside", True, True),
+    ("add", False, False), ("get", False, False), ("collect", False, True), ("put aside", False, True),
+])  # fmt: skip
+def test_who_waits_for_whom(act: str, alone: bool, waits: bool, store: Store) -> None:
+    """Nothing goes on beside one who holds the lock alone; beside those who share it only what takes nothing away."""
+    pack = store.add(make_pack())
+    done: list[object] = []
+
+    def run() -> None:
+        try:
+            done.append(ACTS[act](store, pack))
+        except CorruptBlob as error:
+            done.append(error)
+
+    thread = threading.Thread(target=run)
+    with locked(store.root / ".lock", alone):
+        thread.start()
+        thread.join(0.25 if waits else 10)
+        assert (done == []) == waits
+    thread.join(10)
+    assert isinstance(done[0], CorruptBlob if act == "put aside" else object)
+
+
+@pytest.mark.parametrize("other", ["mends", "takes away"])
+def test_another_process_finds_the_altered_pack_first(store: Store, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between finding an alteration and holding the lock alone, another process puts the pack aside, and perhaps adds it again: adding
+    gives the pack all the same, reading gives it or says that it is not there, and the pack that is whole now is not put aside."""
+    pack = store.add(make_pack())
+    quarantine, elsewhere = Store._quarantine, Store(store.root)
+
+    def later(self: Store, folder: Path) -> tuple[str, ...]:
+        if self is store:
+            with pytest.raises(CorruptBlob):
+                elsewhere.get(pack.id)
+            if other == "mends":
+                elsewhere.add(make_pack())
+        return quarantine(self, folder)
+
+    monkeypatch.setattr(Store, "_quarantine", later)
+    assert pack.path is not None
+    for act in (store.get, lambda _: store.add(make_pack())):
+        spoil(pack.path / TENSORS)
+        if act == store.get and other == "takes away":
+            with pytest.raises(UnknownName):
+                store.get(pack.id)
+            elsewhere.add(make_pack())
+        else:
+            assert act(pack.id).id == pack.id
+    assert elsewhere.get(pack.id).id == pack.id
+    assert len(list((store.root / "quarantine").iterdir())) == 2
+
+
+def test_nothing_is_named_before_its_bytes_are_safe(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut: every file of a pack, and the folder of their names, was synced before the pack got its place, and afterwards every
+    folder in which a name is new, up to the one that holds the store; with links and with copies."""
+    events: list[tuple[str, int]] = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        events.append(("sync", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        if target.parent.name == "packs":
+            safe = {inode for _, inode in events}
+            assert {path.stat().st_ino for path in self.iterdir()} | {self.stat().st_ino} <= safe
+            events.append(("published", self.stat().st_ino))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    for number in range(2):
+        events.clear()
+        pack = store.add(make_pack(seed=number))
+        assert pack.path is not None
+        published = events.index(("published", pack.path.stat().st_ino))
+        after = {inode for _, inode in events[published:]}
+        assert {folder.stat().st_ino for folder in (pack.path.parent, store.root, store.root.parent)} <= after
+        new = {("sync", folder.stat().st_ino) for blob in blobs(store) for folder in (blob.parent, store.root / "blobs")}
+        assert number or new <= set(events)
+        monkeypatch.setattr(Path, "hardlink_to", refuse_links)
+
+
+def refuse_links(self: Path, target: Path) -> None:
+    raise PermissionError("no hard links here")
+
+
+def test_a_folder_that_is_no_store_is_not_made_one(tmp_path: Path) -> None:
+    """Collecting garbage there would delete what lies in folders of the same names; an empty folder becomes a store."""
+    (tmp_path / "mine" / "tmp").mkdir(parents=True)
+    (tmp_path / "mine" / "tmp" / "work.txt").write_text("precious")
+    for act in (lambda store: store.gc(dry_run=False), lambda store: store.add(make_pack())):
+        with pytest.raises(StorageError, match="other things"):
+            act(Store(tmp_path / "mine"))
+    assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["tmp", "work.txt"]
+    (tmp_path / "empty").mkdir()
+    assert Store(tmp_path / "empty").add(make_pack()).id == make_pack().id
 
 
 def test_a_process_that_is_killed_leaves_no_half_pack(store: Store, tmp_path: Path) -> None:

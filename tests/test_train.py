@@ -36,7 +36,7 @@ from adapterpack.errors import AdapterpackError, ConfigError, NonFinite, OutputE
 from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.tasks import task_named
 from adapterpack.train import data
-from adapterpack.train.save import verify_canary
+from adapterpack.train.canary import verify_canary
 from adapterpack.train.train import load_model
 
 TEXT = "text-classification"
@@ -104,7 +104,7 @@ def test_a_classifier_learns(tiny_bert: Path, tmp_path: Path) -> None:
     assert claims["accuracy"]["value"] > 0.95
     assert claims["loss"]["value"] < np.log(2) / 2
     assert manifest.training["final_loss"] < np.log(2)
-    assert {"dataset": "rows.jsonl", "rows": 64, "steps": 60, "seed": 0, "precision": "float32"}.items() <= manifest.training.items()
+    assert {"objective": TEXT, "rows": 64, "steps": 60, "seed": 0, "precision": "float32"}.items() <= manifest.training.items()
 
     model = attach(load_model(task_named(TEXT), tiny_bert).eval(), again)
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
@@ -234,7 +234,7 @@ def test_csv_and_parquet_and_json_are_the_same_rows(tiny_bert: Path, tmp_path: P
     for kind in ("csv", "parquet"):
         config = {**classify(tiny_bert, tmp_path), "train_file": str(tmp_path / f"r.{kind}"), "output_dir": str(tmp_path / kind)}
         (pack,) = train(config, ["max_steps=1"])
-        assert pack.manifest.training["dataset"] == f"r.{kind}"
+        assert pack.manifest.training["datasets"][0]["id"] == f"r.{kind}"
 
 
 def test_labels_and_pairs(tiny_bert: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import random
@@ -25,7 +26,8 @@ from adapterpack.cli.main import main
 from adapterpack.errors import FormatError
 from adapterpack.pack import schema_check
 from adapterpack.pack.checks import folder as files
-from adapterpack.pack.checks.budget import Budget
+from adapterpack.pack.checks.budget import Budget, Spent
+from adapterpack.pack.checks.hashing import hashed
 from adapterpack.pack.checks.registry import RULES, rules_table
 from adapterpack.pack.checks.sarif import sarif
 from adapterpack.pack.checks.template import template_findings
@@ -184,6 +186,11 @@ def test_a_budget_that_runs_out_is_not_fully_checked(folder: Path) -> None:
         report = validate(folder, budget=budget)
         assert report.state == "not fully checked"
         assert words in report.not_checked[0]
+    (folder / bad.MANIFEST).unlink()  # what PEFT wrote is held as well
+    for budget, words in ((Budget(seconds=0), "time"), (Budget(memory=100), "bytes")):
+        report = validate(folder, budget=budget)
+        assert (report.kind, report.state) == ("peft", "not fully checked")
+        assert words in report.not_checked[0]
     for option in (["--max-seconds", "0"], ["--max-bytes", "100"]):
         done = click.testing.CliRunner().invoke(main, ["validate", str(folder), *option])
         assert done.exit_code == 3
@@ -199,6 +206,23 @@ def test_full_needs_a_base_and_asks_the_second_reader(folder: Path, monkeypatch:
 
     monkeypatch.setattr(safetensors, "deserialize", lambda data: [])
     assert errors(folder, full=True) == ["AP603"]
+
+
+def test_what_was_not_checked_is_said_of_this_pack(folder: Path, tmp_path: Path) -> None:
+    """Each question that was not asked, and how to ask it; nothing is said of what the pack does not have or what was checked."""
+    said = validate(folder).not_checked
+    assert [text.partition(":")[0] for text in said] == ["base", "canary", "second reader", "lineage"]
+    assert "second reader" not in " ".join(validate(folder, full=True).not_checked)
+    (folder / "adapterpack.sig.json").write_text("{}")
+    report = validate(folder)
+    assert report.valid
+    assert f"signature: not verified (adapterpack verify {folder} --key KEY)" in report.not_checked
+    assert "signature: not verified" in click.testing.CliRunner().invoke(main, ["validate", str(folder)]).output
+    bad.put(folder, "license", to="Apache-2.0")
+    bad.put(folder, "metrics", to=[{"name": "accuracy", "value": 0.5}])
+    bad.put(folder, "lineage", to=None)
+    assert validate(folder).not_checked[-1] == "claims: metrics, license cannot be checked"
+    assert not any(text.startswith("lineage") for text in validate(folder).not_checked)
 
 
 def test_an_error_outweighs_what_was_not_checked(folder: Path) -> None:
@@ -381,11 +405,30 @@ def test_the_quick_schema_check_agrees_with_the_full_one(data: st.DataObject) ->
 
 
 def test_a_valid_pack_is_validated_without_heavy_imports(folder: Path) -> None:
-    """Neither torch, transformers, peft, jsonschema, jinja2 nor huggingface_hub is imported."""
-    code = f"import sys; from adapterpack.pack.validate import load; load({str(folder)!r}); print(*sys.modules)"
+    """The command imports neither torch nor jsonschema, nor what only bases, bundles and writers need: that is most of its time."""
+    code = ("import sys; from adapterpack.cli.main import main\n"
+            f"try: main(['validate', {str(folder)!r}])\nexcept SystemExit as done: print(done.code, *sys.modules)")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert not {"torch", "transformers", "peft", "jsonschema", "jinja2", "huggingface_hub", "rich"} & set(done.stdout.split())
+    code, *modules = done.stdout.splitlines()[-1].split()
+    assert code == "0"
+    assert "adapterpack.pack.checks.registry" in modules
+    unwanted = {"torch", "transformers", "peft", "jsonschema", "jinja2", "huggingface_hub", "rich", "importlib.metadata", "email",
+                "tempfile", "onnxruntime", "adapterpack.pack.checkpoint", "adapterpack.pack.atomic", "adapterpack.runtime.bundle"}
+    assert not unwanted & set(modules)
+
+
+def test_files_are_hashed_beside_the_checks_and_within_the_budget() -> None:
+    """The sha256 of all bytes, block by block; a spent budget is said by whoever waits, and an early end waits for nobody."""
+    data = {"a": random.Random(0).randbytes(100_003), "b": b""}
+    with hashed(data, Budget()) as digests:
+        assert {name: digest.result() for name, digest in digests.items()} == {k: hashlib.sha256(v).hexdigest() for k, v in data.items()}
+    with hashed(data, Budget(seconds=0)) as digests, pytest.raises(Spent, match="digests of the files"):
+        digests["a"].result()
+    start = time.perf_counter()
+    with hashed({str(number): bytes(32 << 20) for number in range(50)}, Budget()):
+        pass
+    assert time.perf_counter() - start < 0.5
 
 
 def test_load_refuses_what_is_incomplete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,3 +52,5 @@ def command(
         line(f"the bank has {found['slots']} slots, the base's included, of rank at most {found['max_rank']}")
     worst = max(found["parity"]["max_abs"].values())
     line(f"proved against torch: largest difference {worst:.2g}" + (", before quantization" if found["quantization"] else ""))
+    for name, reason in found["parity"]["canary"]["not_replayed"].items():
+        line(f"the canary of {name} was not replayed: {reason}")

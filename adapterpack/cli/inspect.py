@@ -12,10 +12,12 @@ from .output import emit, facts
 
 
 @click.command("inspect", short_help="what it is, for whom, how big, what it changes")
-@click.argument("path", metavar="PACK|BUNDLE|BASE")
+@click.argument("path", metavar="PACK|BUNDLE|BASE|FILE")
 @shared
 def command(path: str, as_json: bool) -> None:
     """What an artifact is, for whom, how big, and what it changes, as JSON values; packs are verified on the way.
+
+    A FILE is an adapter of another tool: GGUF, kohya's or diffusers' safetensors, .onnx_adapter.
 
     \b
     Example:

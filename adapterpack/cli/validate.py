@@ -20,7 +20,7 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
 
 
 @click.command("validate", short_help="every check that applies; names what was not checked")
-@click.argument("path", metavar="PACK|BUNDLE")
+@click.argument("path", metavar="PACK|BUNDLE|FILE")
 @click.option("--base", metavar="BASE", help="The base that the pack or bundle must belong to.")
 @click.option("--full", is_flag=True, help="Make the costly checks too; whatever cannot be checked then gives exit code 3.")
 @click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F; it must not exist.")
@@ -31,7 +31,7 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
 @click.pass_context
 def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, sarif_file: str | None, max_seconds: float | None,
             max_bytes: int | None, allow_structural: bool, as_json: bool) -> None:
-    """Every check that applies to a pack, a PEFT adapter or a bundle; with BASE, also that it belongs to that base.
+    """Every check that applies to a pack, a PEFT adapter, a bundle or another tool's adapter; with BASE, also that it belongs to it.
 
     Exit code 0: valid; 1: invalid; 3: not fully checked.
 

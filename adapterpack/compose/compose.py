@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import ConfigError, NonFinite, NothingToDo, Unsupported
 from ..methods.lora import LoRA, lora
-from ..pack import manifest as m
 from ..pack.atomic import refuse_existing
+from ..pack.lineage import descended
 from ..pack.pack import Pack, build
 from ..pack.validate import load
 from . import rules
@@ -61,6 +61,7 @@ def compose(
         UnknownName: there is no such rule.
         BaseMismatch: the packs belong to different bases.
         Unsupported: the packs cannot be combined exactly; the message says why and what to do.
+        FormatError: what the packs say of their ancestors cannot be true together.
 
     Example:
         >>> compose(["packs/tickets", "packs/emails"], weights=[0.7, 0.3], out="packs/both").name  # doctest: +SKIP
@@ -96,11 +97,7 @@ def compose(
                           remedy="choose weights under which something is left")
 
     details = {**arguments, **{key: value for key, value in (("rank", rank), ("energy", energy)) if value is not None}}
-    lineage = m.Lineage(
-        rule,
-        tuple(m.Parent(parent.id, parent.name, weight) for parent, weight in zip(parents, factors, strict=True)),
-        {**details, "truncation": _truncation(losses)} if cut else details,
-    )
+    lineage = descended(rule, parents, {**details, "truncation": _truncation(losses)} if cut else details, factors)
     licenses = {parent.manifest.license for parent in parents}
     composed = build(
         chosen_name,

@@ -22,7 +22,7 @@ from .base import BaseModel, bound_to
 from .factors import Factors, factors, lora_pack, paired
 from .folders import floated
 from .format import Format, Reading, Source, refuse_whole
-from .lora_file import chosen, is_text_model, keys_of, no_alpha, opened
+from .lora_file import chosen, is_text_model, keys_of, no_alpha, opened, several
 
 _A, _B, _ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
 _METADATA = "lora_adapter_metadata"
@@ -72,8 +72,33 @@ def _part(pack: Pack, base: BaseModel | None) -> str:
     return "unet" if any(group.path.startswith(blocks) for group in pack.manifest.groups) else "transformer"
 
 
+_Sites = dict[str, Factors | tuple[LoRA, np.ndarray, np.ndarray]]
+
+
 def _read(source: Source) -> Reading:
     file = opened(source)
+    parts = _parts(file, source)
+    part, notes = chosen(parts, source)
+    sites, silent = _sites(file, parts[part], part, source)
+    pack = lora_pack(source, sites, "diffusers", part=part)
+    return Reading(pack if source.base is None else bound_to(pack, source.base), notes + no_alpha(silent))
+
+
+def _outline(source: Source) -> Reading:
+    """Every model of the file, each module with its model before it where there are several."""
+    file = opened(source)
+    parts = _parts(file, source)
+    sites: _Sites = {}
+    silent: list[str] = []
+    for part in parts:
+        found, unsaid = _sites(file, parts[part], part, source)
+        sites |= {f"{part}.{path}" if len(parts) > 1 else path: value for path, value in found.items()}
+        silent += unsaid
+    return Reading(lora_pack(source, sites, "diffusers"), several(parts) + no_alpha(silent))
+
+
+def _parts(file: safetensors.SafetensorsFile, source: Source) -> dict[str, dict[str, dict[str, str]]]:
+    """part -> module path -> leaf -> key."""
     parts: dict[str, dict[str, dict[str, str]]] = {}
     for key in file.tensors:
         split = _split(key)
@@ -82,11 +107,17 @@ def _read(source: Source) -> Reading:
                               remedy="convert the adapter to plain LoRA with the tool that made it (DoRA, biases and norms are not read)")
         part, path, leaf = split
         parts.setdefault(part, {}).setdefault(path, {})[leaf] = key
-    part, notes = chosen(parts, source)
-    paired(parts[part], (_A, _B), source.path)
-    sites: dict[str, Factors | tuple[LoRA, np.ndarray, np.ndarray]] = {}
+    return parts
+
+
+def _sites(
+    file: safetensors.SafetensorsFile, modules: Mapping[str, Mapping[str, str]], part: str, source: Source
+) -> tuple[_Sites, list[str]]:
+    """The sites of one model by module path, and those whose alpha nobody states."""
+    paired(modules, (_A, _B), source.path)
+    sites: _Sites = {}
     stated, silent = _stated(file.metadata, part, source), []
-    for path, leaves in parts[part].items():
+    for path, leaves in modules.items():
         down, up = file.read(leaves[_A]), file.read(leaves[_B])
         if down.ndim != 2 or up.ndim != 2:
             raise Unsupported("an adapter of a layer that is not linear", where=f"{source.path}, {path}", expected="two matrices",
@@ -98,8 +129,7 @@ def _read(source: Source) -> Reading:
         else:
             silent.append(path)
             sites[path] = Factors(path, down, up, 1.0)
-    pack = lora_pack(source, sites, "diffusers", part=part)
-    return Reading(pack if source.base is None else bound_to(pack, source.base), notes + no_alpha(silent))
+    return sites, silent
 
 
 def _stated(metadata: Mapping[str, str], part: str, source: Source) -> LoRA | None:
@@ -137,4 +167,5 @@ def _number(value: Any, key: str, source: Source) -> float:
     return number
 
 
-DIFFUSERS = Format("diffusers", "diffusers' keys (...lora_A.weight) in safetensors, one file", False, _is_ours, _read, _write)
+DIFFUSERS = Format("diffusers", "diffusers' keys (...lora_A.weight) in safetensors, one file", False, _is_ours, _read, _write,
+                   _outline)

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import FormatError, Unsupported
+from ..pack.safetensors import count_of
 from .format import whole_file
 
 MAGIC = b"TORT"
@@ -98,10 +99,8 @@ def _parameter(data: _Bytes, table: int) -> tuple[str, np.ndarray]:
     at, rank = data.vector(data.field(table, 1), 8, _MAX_RANK, "a shape")
     shape = tuple(data.number(at + 8 * axis, "q") for axis in range(rank))
     begin, nbytes = data.vector(data.field(table, 3), 1, len(data.data), "a parameter's bytes")
-    expected = _DTYPES[kind].itemsize
-    for extent in shape:
-        expected *= extent
-    if min(shape, default=0) < 0 or nbytes != expected:
+    expected = -1 if min(shape, default=0) < 0 else _DTYPES[kind].itemsize * count_of(shape, f"{data.where}, {name}")
+    if nbytes != expected:
         raise FormatError("the shape of a parameter does not fit its bytes", where=f"{data.where}, {name}", found=nbytes,
                           expected=f"{expected} bytes for {shape}")
     return name, np.frombuffer(memoryview(data.data)[begin : begin + nbytes], _DTYPES[kind]).reshape(shape)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import Unsupported
 from ..pack import manifest as m
 from ..pack import peft_layout
+from ..pack.lineage import descended
 from ..pack.pack import TENSORS, Pack, build, encode_files
 from ..pack.validate import load
 from .base import BaseModel, bound_to
@@ -27,7 +28,7 @@ def floated(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
     adapters = {adapter.site: (adapter.config, adapter.params) for adapter in pack.adapters()}
     weights = {group.path: group.weight for group in claims.groups}
     plain = build(pack.name, pack.method, adapters, task=claims.task, base=claims.base, full=pack.full(), weights=weights,
-                  lineage=m.Lineage("convert", (m.Parent(pack.id, pack.name),), {"dequantized": stored["scheme"]}),
+                  lineage=descended("convert", [pack], {"dequantized": stored["scheme"]}),
                   training=claims.training, license=claims.license, extensions=claims.extensions)
     return plain, (f"the pack is quantized ({stored['scheme']}): its values are written as float32, with the error they have",)
 
@@ -86,6 +87,7 @@ def from_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:
     return dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, lineage=lineage))
 
 
-PACK = Format("pack", "a pack: manifest and tensors", True, lambda path: os.path.lexists(path / m.FILE_NAME), _read_pack, _write_pack)
+PACK = Format("pack", "a pack: manifest and tensors", True, lambda path: os.path.lexists(path / m.FILE_NAME), _read_pack, _write_pack,
+              _read_pack)
 PEFT = Format("peft", "PEFT's adapter_config.json and adapter_model.safetensors", True,
-              lambda path: (path / peft_layout.CONFIG).is_file(), _read_peft, _write_peft)
+              lambda path: (path / peft_layout.CONFIG).is_file(), _read_peft, _write_peft, _read_peft)

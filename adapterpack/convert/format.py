@@ -34,7 +34,8 @@ class Reading(NamedTuple):
 class Format(NamedTuple):
     """A format: ``detect`` looks at names and first bytes only; ``read`` validates like a pack; ``write`` returns notes.
 
-    ``folder`` says that it is a folder and not a file; ``write`` gets an empty folder or a path that is free.
+    ``folder`` says that it is a folder and not a file; ``write`` gets an empty folder or a path that is free. ``outline`` reads a file
+    without its base, to be looked at: its modules keep the names that the file has for them.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Format(NamedTuple):
     detect: Callable[[Path], bool]
     read: Callable[[Source], Reading]
     write: Callable[[Pack, Path, BaseModel | None], tuple[str, ...]]
+    outline: Callable[[Source], Reading]
 
 
 def first_bytes(path: Path, count: int) -> bytes:

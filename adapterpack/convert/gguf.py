@@ -7,6 +7,7 @@ zero. Where a model's query and key rows are reordered for its rotary embedding,
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,13 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, ConfigError, FormatError, SiteNotFound, Unsupported, nearest
+from ..pack import manifest as m
 from ..pack.pack import Pack
 from ..pack.safetensors import dtype_name
 from .base import BaseModel, bound_to
 from .factors import Factors, factors, lora_pack, paired
 from .folders import floated
 from .format import Format, Reading, Source, first_bytes, listed, need_base, refuse_whole
-from .gguf_file import MAGIC, read_gguf
+from .gguf_file import MAGIC, GGUFFile, read_gguf
 
 _ROLES = ("lora_a", "lora_b")
 _WHY = "its architecture, its layers and its heads decide the names and the order of rows"
@@ -204,7 +206,35 @@ def _add(gguf: Any, writer: Any, name: str, value: np.ndarray) -> None:
 def _read(source: Source) -> Reading:
     base = need_base(source.base, source.path, _WHY)
     layout, file = _layout(base), read_gguf(source.path)
-    _require_lora(file.values, layout, source)
+    pairs, notes = _pairs(file, source)
+    if file.values.get("general.architecture") != layout.family.name:
+        raise BaseMismatch("the adapter was made for another kind of model", where=source.path, expected=layout.family.name,
+                           found=file.values.get("general.architecture"), remedy="name the base that it was made for")
+    paths = {layout.gguf_name(path): path for path, shape in base.modules().items() if len(shape) == 2}
+    sites = {}
+    for target, pair in pairs.items():
+        if target not in paths or target == "token_embd.weight":
+            raise SiteNotFound("the base has no linear layer for this tensor", where=source.path, found=target,
+                               remedy=nearest(target, [name for name in paths if name]))
+        path = paths[target]
+        order = layout.order(path, pair.up.shape[0])
+        sites[path] = pair._replace(path=path, up=pair.up if order is None else pair.up[np.argsort(order)])
+    return Reading(bound_to(lora_pack(source, sites, "gguf"), base), notes)
+
+
+def _outline(source: Source) -> Reading:
+    """The rows stay in the file's order, and a module is called as its tensor is."""
+    file = read_gguf(source.path)
+    pairs, notes = _pairs(file, source)
+    pack = lora_pack(source, {name.removesuffix(".weight"): pair for name, pair in pairs.items()}, "gguf")
+    said = [file.values.get(key) for key in ("general.base_model.0.name", "general.architecture")]
+    name, family = (value if isinstance(value, str) else None for value in said)
+    return Reading(dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, base=m.Base(name, model_type=family))), notes)
+
+
+def _pairs(file: GGUFFile, source: Source) -> tuple[dict[str, Factors], tuple[str, ...]]:
+    """The factors by the name of the tensor that they change, in the file's order of rows."""
+    _require_lora(file.values, source)
     alpha, notes = _alpha(file.values, source)
     if packed := sorted(name for name, kind in file.types.items() if kind == "Q8_0"):
         notes += (f"{len(packed)} tensors are stored as Q8_0: their values are read as float32, with the error they have",)
@@ -216,27 +246,15 @@ def _read(source: Source) -> Reading:
                               remedy="merge this adapter with llama.cpp")
         found.setdefault(target, {})[role] = value
     paired(found, _ROLES, source.path)
-    paths = {layout.gguf_name(path): path for path, shape in base.modules().items() if len(shape) == 2}
-    sites = {}
-    for target, pair in found.items():
-        if target not in paths or target == "token_embd.weight":
-            raise SiteNotFound("the base has no linear layer for this tensor", where=source.path, found=target,
-                               remedy=nearest(target, [name for name in paths if name]))
-        path, up = paths[target], pair["lora_b"]
-        order = layout.order(path, up.shape[0])
-        scale = 1.0 if alpha is None else alpha / max(1, pair["lora_a"].shape[0])
-        sites[path] = Factors(path, pair["lora_a"], up if order is None else up[np.argsort(order)], scale)
-    return Reading(bound_to(lora_pack(source, sites, "gguf"), base), notes)
+    return {target: Factors(target, pair["lora_a"], pair["lora_b"], 1.0 if alpha is None else alpha / max(1, pair["lora_a"].shape[0]))
+            for target, pair in found.items()}, notes
 
 
-def _require_lora(values: dict[str, Any], layout: _Layout, source: Source) -> None:
+def _require_lora(values: dict[str, Any], source: Source) -> None:
     wanted = {"general.type": "adapter", "adapter.type": "lora"}
     for key, value in wanted.items():
         if values.get(key) != value:
             raise FormatError("this GGUF file is not a LoRA adapter", where=f"{source.path}, {key}", expected=value, found=values.get(key))
-    if values.get("general.architecture") != layout.family.name:
-        raise BaseMismatch("the adapter was made for another kind of model", where=source.path, expected=layout.family.name,
-                           found=values.get("general.architecture"), remedy="name the base that it was made for")
     if "adapter.alora.invocation_tokens" in values:
         raise Unsupported("the adapter is switched on by tokens (activated LoRA), which a pack cannot say", where=source.path,
                           found="adapter.alora.invocation_tokens")
@@ -253,4 +271,4 @@ def _alpha(values: dict[str, Any], source: Source) -> tuple[float | None, tuple[
     return (float(alpha) or None), tuple(notes)
 
 
-GGUF = Format("gguf", "a LoRA adapter of llama.cpp, one file", False, lambda path: first_bytes(path, 4) == MAGIC, _read, _write)
+GGUF = Format("gguf", "a LoRA adapter of llama.cpp, one file", False, lambda path: first_bytes(path, 4) == MAGIC, _read, _write, _outline)

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import FormatError, Unsupported
+from ..pack.safetensors import count_of
 from .format import whole_file
 
 MAGIC = b"GGUF"
@@ -148,10 +149,7 @@ def _tensors(
     """The tensors, which must lie in the file one after another, aligned, none over another, with nothing after the last."""
     found, end = {}, 0
     for name, (shape, kind, offset) in sorted(infos.items(), key=lambda item: item[1][2]):
-        count = 1
-        for extent in shape:
-            count *= extent
-        nbytes = count // kind.block * kind.size
+        nbytes = count_of(shape, f"{where}, tensor {name}") // kind.block * kind.size
         if shape[-1] % kind.block or offset != -(-end // alignment) * alignment or start + offset + nbytes > len(data):
             raise FormatError("a tensor does not lie where its neighbours end, or not in the file", where=f"{where}, tensor {name}",
                               expected=f"offset {-(-end // alignment) * alignment}, {nbytes} bytes in a file of {len(data)}", found=offset)

@@ -6,6 +6,7 @@ The change is ``alpha / r * up @ down``. A name with underscores does not say wh
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ import numpy as np
 from ..errors import FormatError, NonFinite, SiteNotFound, Unsupported, nearest
 from ..pack import safetensors
 from ..pack.pack import Pack
+from ..pack.safetensors import SafetensorsFile
 from .base import BaseModel, bound_to
 from .factors import Factors, factors, lora_pack, paired
 from .folders import floated
 from .format import Format, Reading, Source, listed, need_base, refuse_whole
-from .lora_file import chosen, is_text_model, keys_of, no_alpha, opened
+from .lora_file import chosen, is_text_model, keys_of, no_alpha, opened, several
 
 _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 _PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te3", "lora_te", "lora_transformer")
 """Beginnings of keys, each of another model of the pipeline."""
+_NUMBER = re.compile(r"_(\d+)_")
 
 
 def is_key(key: str) -> bool:
@@ -76,6 +79,25 @@ def _scalar(alpha: float) -> np.ndarray:
 def _read(source: Source) -> Reading:
     base = need_base(source.base, source.path, "names with underscores do not say where the dots of a module's path are")
     file = opened(source)
+    modules = _modules(file, source)
+    part, notes = chosen(_parts(modules), source)
+    mine = {module: leaves for module, leaves in modules.items() if _prefix(module) == part}
+    found, silent = _factors(file, mine, source)
+    paths = _paths(base, {module.removeprefix(f"{part}_") for module in mine}, source)
+    sites = {(path := paths[module.removeprefix(f"{part}_")]): pair._replace(path=path) for module, pair in found.items()}
+    return Reading(bound_to(lora_pack(source, sites, "kohya", part=part), base), notes + no_alpha(silent))
+
+
+def _outline(source: Source) -> Reading:
+    """Every model of the file; dots stand where they are sure, around numbers."""
+    file = opened(source)
+    modules = _modules(file, source)
+    found, silent = _factors(file, modules, source)
+    sites = {(path := _NUMBER.sub(r".\1.", module)): pair._replace(path=path) for module, pair in found.items()}
+    return Reading(lora_pack(source, sites, "kohya"), several(_parts(modules)) + no_alpha(silent))
+
+
+def _modules(file: SafetensorsFile, source: Source) -> dict[str, dict[str, str]]:
     modules: dict[str, dict[str, str]] = {}
     for key in file.tensors:
         if not is_key(key):
@@ -83,21 +105,22 @@ def _read(source: Source) -> Reading:
                               remedy="convert it to plain LoRA with the tool that made it (LoHa, LoKr, DoRA and norms are not read)")
         module, _, leaf = key.partition(".")
         modules.setdefault(module, {})[leaf] = key
-    part, notes = chosen(_parts(modules), source)
-    mine = {module: leaves for module, leaves in modules.items() if _prefix(module) == part}
-    paired(mine, (_DOWN, _UP), source.path)
-    paths = _paths(base, {module.removeprefix(f"{part}_") for module in mine}, source)
-    sites, silent = {}, []
-    for module, leaves in mine.items():
+    return modules
+
+
+def _factors(file: SafetensorsFile, modules: Mapping[str, Mapping[str, str]], source: Source) -> tuple[dict[str, Factors], list[str]]:
+    """The factors of each module by its flat name, and the modules without an alpha."""
+    paired(modules, (_DOWN, _UP), source.path)
+    found, silent = {}, []
+    for module, leaves in modules.items():
         down, up = (_matrix(file.read(leaves[leaf]), leaves[leaf], source) for leaf in (_DOWN, _UP))
-        path = paths[module.removeprefix(f"{part}_")]
         if _ALPHA in leaves:
             scale = _number(file.read(leaves[_ALPHA]), leaves[_ALPHA], source) / max(1, down.shape[0])
         else:
             silent.append(module)
             scale = 1.0
-        sites[path] = Factors(path, down, up, scale)
-    return Reading(bound_to(lora_pack(source, sites, "kohya", part=part), base), notes + no_alpha(silent))
+        found[module] = Factors(module, down, up, scale)
+    return found, silent
 
 
 def _parts(modules: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -143,4 +166,4 @@ def _number(value: np.ndarray, key: str, source: Source) -> float:
 
 
 KOHYA = Format("kohya", "kohya's keys (lora_unet_..., lora_te_...) in safetensors, one file", False,
-               lambda path: any(_prefix(key) for key in keys_of(path)), _read, _write)
+               lambda path: any(_prefix(key) for key in keys_of(path)), _read, _write, _outline)

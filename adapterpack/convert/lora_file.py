@@ -47,8 +47,7 @@ def chosen(parts: Mapping[str, Iterable[str]], source: Source) -> tuple[str, tup
         Unsupported: there are several and none was chosen: a pack belongs to one base.
         UnknownName: there is no such part.
     """
-    sizes = {part: len(set(modules)) for part, modules in parts.items()}
-    found = ", ".join(f"{part} ({count} modules)" for part, count in sorted(sizes.items()))
+    sizes, found = _counted(parts)
     if source.part is None:
         if len(sizes) > 1:
             raise Unsupported("the file holds adapters of several models, and a pack belongs to one", where=source.path, found=found,
@@ -58,6 +57,17 @@ def chosen(parts: Mapping[str, Iterable[str]], source: Source) -> tuple[str, tup
         raise UnknownName("the file has no such part", where=source.path, found=repr(source.part), remedy=nearest(source.part, sizes))
     left = sorted(set(sizes) - {source.part})
     return source.part, (f"only {source.part} was read, as asked; left out: {listed(left)}",) if left else ()
+
+
+def several(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """The sentence about a file that holds adapters of several models."""
+    sizes, found = _counted(parts)
+    return (f"adapters of several models: {found}; each becomes a pack of its own (--part)",) if len(sizes) > 1 else ()
+
+
+def _counted(parts: Mapping[str, Iterable[str]]) -> tuple[dict[str, int], str]:
+    sizes = {part: len(set(modules)) for part, modules in parts.items()}
+    return sizes, ", ".join(f"{part} ({count} modules)" for part, count in sorted(sizes.items()))
 
 
 def no_alpha(modules: list[str]) -> tuple[str, ...]:

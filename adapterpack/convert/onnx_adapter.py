@@ -88,4 +88,4 @@ def _head(path: str, fields: dict[str, np.ndarray], source: Source) -> dict[str,
 
 
 ONNX_ADAPTER = Format("onnx_adapter", "ONNX Runtime's adapter with the slots of our graphs, one file", False,
-                      lambda path: first_bytes(path, 8)[4:] == MAGIC, _read, _write)
+                      lambda path: first_bytes(path, 8)[4:] == MAGIC, _read, _write, _read)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import ParityError
 from ..pack.pack import Pack
+from ..runtime import canary
 from ..runtime.session import Arrays, Session, pad, positions
 from ..runtime.slots import NO_LABEL
 from ..tasks import Task
@@ -21,8 +22,13 @@ LENGTHS = (11, 4, 7)
 def prove(folder: Path, base: Path, task: Task, packs: list[Pack]) -> dict[str, Any]:
     """The largest difference for the base, each adapter and a mixed batch; decoders also take one step on their cache.
 
+    The canaries that the packs bring are replayed as well, on the graph alone: they know the base and the adapter from when the pack was
+    made, which the torch model of this machine does not.
+
     Raises:
-        ParityError: a difference is over the tolerance.
+        ParityError: a difference is over the tolerance, or a canary fails.
+        BaseMismatch: by its canary, a pack was made for another base.
+        NothingToDo: by its canary, an adapter has no effect.
     """
     from ..train.inject import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
     from ..train.train import load_model  # noqa: PLC0415
@@ -48,6 +54,7 @@ def prove(folder: Path, base: Path, task: Task, packs: list[Pack]) -> dict[str, 
             detach(model, pack.name)
     report["mixed"] = _mixed(session, batch, single)
     _require(report["mixed"] or 0.0, max(scales), "itself when rows of one batch use different adapters", folder)
+    report["canary"] = canary.verify(session)
     return report
 
 

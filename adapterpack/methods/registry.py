@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import AdapterpackError, UnknownMethod, nearest
@@ -37,6 +36,8 @@ def methods() -> dict[str, Method]:
         >>> methods()["lora"].traits.low_rank
         True
     """
+    from importlib.metadata import entry_points  # noqa: PLC0415 - with mail and zip files in its wake, for what a known name never asks
+
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name not in _METHODS:
             try:

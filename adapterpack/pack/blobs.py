@@ -55,7 +55,8 @@ def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Pa
             blob.parent.mkdir(parents=True, exist_ok=True)
             if not (blob.is_file() and not blob.is_symlink() and sha256_of(blob) == digest):
                 temporary.replace(blob)  # none, or an altered one: packs that are linked to that one will find out by themselves
-                sync(blob.parent)
+                for names in (blob.parent, folder):
+                    sync(names)
         finally:
             temporary.unlink(missing_ok=True)
     return blob
@@ -69,6 +70,7 @@ def link(blob: Path, target: Path) -> None:
         except OSError:
             shutil.copyfile(blob, target)
             target.chmod(0o444)
+            sync(target)
 
 
 def open_regular(path: Path) -> BinaryIO:

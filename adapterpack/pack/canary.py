@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,10 @@ RELATIVE_TOLERANCE = 2e-3
 """float32 on another runtime moves logits by about 1e-6 of their size; a wrong base moves them by its size."""
 SMALLEST_TOLERANCE = 2e-5
 """Relative too: what a weak adapter's canary, which must still tell the adapter from the base, is never below."""
+QUANTIZED = 0.5
+"""Relative too: 4-bit weights move logits by a tenth to a fifth of their size; noise of a third of the weights by three quarters of it."""
+VISIBLE = 2.0**-7
+"""The share of the largest logit that even bfloat16 shows: a larger effect cannot be rounded away."""
 
 
 def inputs(vocab_size: int) -> tuple[tuple[int, ...], ...]:
@@ -23,44 +29,100 @@ def inputs(vocab_size: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(i) for i in rng.integers(1, vocab_size, length)) for length in LENGTHS)
 
 
-def record(ids: tuple[tuple[int, ...], ...], base: list[np.ndarray], adapter: list[np.ndarray]) -> Canary:
-    """A canary from the logits (``[vocab or labels]``, one array a row) without and with the adapter.
+def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What a canary knows of a model's outputs on one sequence (a batch of one), as one float32 vector.
 
-    Its tolerance is :data:`RELATIVE_TOLERANCE` of the largest logit, or a quarter of what the adapter changes where that is less.
+    The logits, at the last position where there are several; else the last hidden state there with the pooled output behind it; else the
+    first output.
+
+    Example:
+        >>> row_of({"last_hidden_state": np.array([[[1, 2], [3, 4]]]), "pooler_output": np.array([[5, 6]])})
+        array([3., 4., 5., 6.], dtype=float32)
+    """
+    known = next((keys for keys in (("logits",), ("last_hidden_state", "pooler_output")) if keys[0] in outputs), tuple(outputs)[:1])
+    parts = [outputs[key] for key in known if key in outputs]
+    return np.concatenate([part[0, -1] if part.ndim == 3 else part[0] for part in parts]).astype(np.float32)
+
+
+def record(ids: tuple[tuple[int, ...], ...], base: list[np.ndarray], adapter: list[np.ndarray], *, features: int | None = None,
+           coarse: float = 0.0, dtype: str = "float32") -> Canary:
+    """A canary from the rows (:func:`row_of`, one a sequence) without and with the adapter.
+
+    Its tolerance is :data:`RELATIVE_TOLERANCE` of the largest logit, or a quarter of what the adapter changes where that is less, but
+    never below ``coarse``, the share that the arithmetic of the model rounds away. ``features`` is the width of the hidden state where
+    the rows are no logits: then components at fixed places are kept instead of the largest.
 
     Raises:
         NonFinite: a logit is NaN or infinite.
     """
     if not all(np.isfinite(row).all() for row in [*base, *adapter]):
         raise NonFinite("the adapted model gives NaN or infinity", where="canary", remedy="lower the learning rate, or train in float32")
+    fixed = None if features is None else _places(base, adapter, features)
+    kept, adapted = (tuple(_kept(row, _largest(row) if fixed is None else fixed) for row in rows) for rows in (base, adapter))
     size = max(float(np.abs(row).max()) for row in [*base, *adapter])
-    top = tuple(map(_top, base))
-    effect = _worst(top, adapter)
-    tolerance = max(min(RELATIVE_TOLERANCE * size, effect / 4), SMALLEST_TOLERANCE * size, float(np.finfo(np.float32).tiny))
-    return Canary(ids, top, tuple(map(_top, adapter)), tolerance)
+    tolerance = max(min(RELATIVE_TOLERANCE * size, _worst(kept, adapter) / 4), SMALLEST_TOLERANCE * size, coarse * size)
+    return Canary(ids, kept, adapted, max(tolerance, float(np.finfo(np.float32).tiny)), dtype)
+
+
+def widened(canary: Canary, *, coarse: float = 0.0, moved: float = 0.0) -> Canary:
+    """The canary for a replay whose arithmetic rounds away the share ``coarse`` of the largest logit.
+
+    ``moved`` is by how much the model that replays it is known to differ from the one that it was recorded on.
+    """
+    return dataclasses.replace(canary, tolerance=max(canary.tolerance, coarse * size(canary)) + moved)
+
+
+def size(canary: Canary) -> float:
+    """The largest logit that was recorded."""
+    return max(abs(float(value)) for row in (*canary.base, *canary.adapter) for value in row["logits"])
 
 
 def check(canary: Canary, base: list[np.ndarray] | None, adapter: list[np.ndarray], where: object) -> float:
-    """The largest error of a replay, if it is within tolerance.
+    """The largest error of a replay, if it is within tolerance; ``base`` is None where there is nothing without the adapter.
 
     Raises:
         BaseMismatch: without the adapter the logits already differ.
         NothingToDo: with the adapter the logits are those of the base alone.
         ParityError: neither explains it; the tolerance was exceeded, or there is a NaN.
     """
-    error = _worst(canary.adapter, adapter)
-    if error <= canary.tolerance:
-        return error
+    error, before = _worst(canary.adapter, adapter), 0.0 if base is None else _worst(canary.base, base)
+    if not before <= canary.tolerance:
+        raise BaseMismatch("the canary fails: this is not the base that the pack was made for", where=where,
+                           expected=f"within {canary.tolerance:.2g}", found=f"{before:.2g}",
+                           remedy="use the base that the pack names; a module that neither it nor the pack holds, such as a head that was "
+                                  "not saved, makes another base too")
     sides = {"expected": f"within {canary.tolerance:.2g}", "found": f"{error:.2g}"}
-    if base is not None and not _worst(canary.base, base) <= canary.tolerance:
-        raise BaseMismatch("the canary fails: this is not the base that the pack was made for", where=where, **sides)
-    if _worst(canary.base, adapter) <= canary.tolerance:
+    unmoved = base is not None and all(map(np.array_equal, base, adapter)) and _effect(canary) > VISIBLE * size(canary)
+    if unmoved or (not error <= canary.tolerance and _worst(canary.base, adapter) <= canary.tolerance):
         raise NothingToDo("the canary fails: the adapter has no effect", where=where, remedy="check that its sites were matched", **sides)
-    raise ParityError("the canary fails: the adapted model gives other logits", where=where, **sides)
+    if not error <= canary.tolerance:
+        raise ParityError("the canary fails: the adapted model gives other logits", where=where, **sides)
+    return max(error, before)
 
 
-def _top(row: np.ndarray) -> dict[str, Any]:
-    ids = np.argsort(-row, kind="stable")[:TOP]
+def _effect(canary: Canary) -> float:
+    """What the adapter changed when the canary was recorded, as far as the same components were kept; infinite where none was."""
+    pairs = [(dict(zip(one["ids"], one["logits"], strict=True)), zip(two["ids"], two["logits"], strict=True))
+             for one, two in zip(canary.base, canary.adapter, strict=True)]
+    return max(max((abs(value - known[i]) for i, value in row if i in known), default=float("inf")) for known, row in pairs)
+
+
+def _places(base: list[np.ndarray], adapter: list[np.ndarray], width: int) -> np.ndarray:
+    """Places spread evenly over the hidden state; over the pooled output behind it if the adapter moves only that one.
+
+    The pooled output is not taken otherwise: many checkpoints do not hold its weights, and every load draws others.
+    """
+    hidden = all(np.array_equal(one[:width], two[:width]) for one, two in zip(base, adapter, strict=True))
+    pooled = hidden and not all(map(np.array_equal, base, adapter))
+    first, stop = (width, len(base[0])) if pooled else (0, width)
+    return np.unique(np.linspace(first, stop - 1, TOP).round().astype(int))
+
+
+def _largest(row: np.ndarray) -> np.ndarray:
+    return np.argsort(-row, kind="stable")[:TOP]
+
+
+def _kept(row: np.ndarray, ids: Iterable[Any]) -> dict[str, Any]:
     return {"ids": [int(i) for i in ids], "logits": [float(np.float32(row[i])) for i in ids]}
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..errors import BaseMismatch
 from . import manifest as m
-from .checkpoint import Checkpoint
 from .fingerprint import Fingerprint
 from .match import Variant, Verdict, match
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 OR_ELSE = {
     "structural": ", or accept another with --allow-structural-base (allow_structural=True; for attach check_base=False)",

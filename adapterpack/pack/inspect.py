@@ -10,6 +10,7 @@ from typing import Any
 from . import identity
 from . import manifest as m
 from .checkpoint import Checkpoint
+from .pack import Pack
 from .validate import load
 
 
@@ -17,16 +18,28 @@ def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A summary of a pack as JSON values; the pack is verified on the way."""
     pack = load(path)
     manifest = pack.manifest
-    adapters = [group for group in manifest.groups if group.role == "adapter"]
-    parameters = sum(value.size for value in pack.tensors.values())
     return {
         "kind": "pack",
         "path": str(path),
         "id": pack.id,
+        **summary(pack),
+        "task": {"type": manifest.task.type, "labels": list(manifest.task.labels or ())},
+        "quantization": manifest.quantization,
+        "lineage": m.plain(manifest.lineage),
+        "canary": manifest.canary is not None,
+        "metrics": [dict(metric) for metric in manifest.metrics],
+    }
+
+
+def summary(pack: Pack) -> dict[str, Any]:
+    """What the tensors of a pack are and what they change, and for which base."""
+    manifest = pack.manifest
+    adapters = [group for group in manifest.groups if group.role == "adapter"]
+    parameters = sum(value.size for value in pack.tensors.values())
+    return {
         "name": pack.name,
         "method": manifest.method.type,
         "config": dict(manifest.config),
-        "task": {"type": manifest.task.type, "labels": list(manifest.task.labels or ())},
         "base": {"name": manifest.base.name, "model_type": manifest.base.model_type, **identity.levels(manifest.base)._asdict(),
                  "variants": m.plain(manifest.base.variants)},
         "sites": len(adapters),
@@ -36,10 +49,6 @@ def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
         "modules_to_save": [group.path for group in manifest.groups if group.role == "full"],
         "parameters": parameters,
         "bytes": sum(value.nbytes for value in pack.tensors.values()),
-        "quantization": manifest.quantization,
-        "lineage": m.plain(manifest.lineage),
-        "canary": manifest.canary is not None,
-        "metrics": [dict(metric) for metric in manifest.metrics],
     }
 
 

@@ -12,7 +12,10 @@ from ..errors import Unsupported, storage_errors
 
 @contextmanager
 def locked(path: Path, alone: bool) -> Iterator[None]:
-    """Holds the lock at ``path`` during the block, waiting for it if need be.
+    """Holds the lock at ``path`` during the block, waiting for it if need be; never twice in one thread, which could wait for itself.
+
+    Whoever waits stands in the turnstile, a second lock beside the first: so many that share it one after the other, without a moment
+    between them, do not keep out for ever the one who wants it alone.
 
     Raises:
         StorageError: the lock file cannot be made.
@@ -23,21 +26,28 @@ def locked(path: Path, alone: bool) -> Iterator[None]:
         >>> with locked(Path(tempfile.mkdtemp()) / "lock", alone=True):
         ...     pass
     """
-    with storage_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        with storage_errors(path):
-            _take(descriptor, alone)
+    with _opened(path) as lock:
+        with _opened(path.with_name(f"{path.name}.turn")) as turnstile, storage_errors(path):
+            _take(turnstile, alone=True, needed=alone)
+            _take(lock, alone, needed=alone)
         yield
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _take(descriptor: int, alone: bool) -> None:
+def _take(descriptor: int, alone: bool, needed: bool) -> None:
     try:
         import fcntl  # noqa: PLC0415 - not on every system
     except ImportError as error:
-        if alone:
+        if needed:
             raise Unsupported("this system has no file locks, so nothing can be removed from a store safely",
                               remedy="remove the store's folder when no process uses it") from error
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from .upgrade import pruned, upgraded
 FILE_NAME = "adapterpack.json"
 FORMAT_VERSION = "1.1"
 MAX_BYTES = 4 << 20
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""The names that a pack may have; the schema says the same."""
 FEATURES = frozenset({"int8"})
 """What this reader understands of ``must_understand``."""
 
@@ -185,8 +188,8 @@ class Lineage:
 class Canary:
     """An executable proof: these inputs must give these logits, without and with the adapter.
 
-    ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and ``logits`` beside them. In
-    ``base`` the pack's trained head is on and its adapters are off.
+    ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and ``logits`` beside them; for a
+    model without logits, components of its last hidden state. In ``base`` the pack's trained head is on and its adapters are off.
     """
 
     input_ids: tuple[tuple[int, ...], ...]

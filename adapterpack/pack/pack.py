@@ -10,23 +10,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import BaseMismatch, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
+from ..errors import BaseMismatch, ConfigError, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
 from ..methods import Method, Site, get
 from . import identity, peft_layout, safetensors
 from . import manifest as m
-from .atomic import output_folder
-from .checkpoint import Checkpoint
 from .fingerprint import Fingerprint
 from .match import Verdict
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 TENSORS = "adapter_model.safetensors"
 METADATA = {"format": "pt"}
 """What PEFT and transformers look for in the tensor file."""
-MUTABLE = frozenset({"README.md", ".gitattributes", "adapterpack.sig.json"})
+SIGNATURE = "adapterpack.sig.json"
+MUTABLE = frozenset({"README.md", ".gitattributes", SIGNATURE})
 """Files that a hub edits, and the detached signature; they are allowed beside the closed list and never read as data."""
 TEMPLATE = "chat_template.jinja"
 FILE_ROLES = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config", TEMPLATE: "chat_template"}
@@ -53,7 +55,8 @@ class Adapter(NamedTuple):
 class Pack:
     """One adapter: a manifest and its tensors. ``path`` is where it was read from, or None.
 
-    ``extra`` holds the bytes of the other files that it carries, by name: a chat template.
+    ``extra`` holds the bytes of the other files that it carries, by name: a chat template. ``alias`` is what it is called here, if that
+    is not its own name: nothing of it is written, and the identity stays what it is on disk.
 
     Example:
         >>> from adapterpack import load  # doctest: +SKIP
@@ -66,11 +69,12 @@ class Pack:
     tensors: Mapping[str, np.ndarray]
     path: Path | None = None
     extra: Mapping[str, bytes] = field(default_factory=dict)
+    alias: str | None = None
 
     @property
     def name(self) -> str:
-        """The pack's name."""
-        return self.manifest.pack.name
+        """What the pack is called here: its alias, else its own name."""
+        return self.alias or self.manifest.pack.name
 
     @property
     def id(self) -> str:
@@ -82,10 +86,20 @@ class Pack:
         """The method that made the pack."""
         return get(self.manifest.method.type)
 
+    def called(self, name: str) -> Pack:
+        """This very pack, called otherwise here: the same manifest, digest and files.
+
+        Raises:
+            ConfigError: a pack cannot be called that.
+        """
+        if not m.NAME.fullmatch(name):
+            raise ConfigError("a pack cannot be called that", expected="letters, digits and . _ -, at most 128", found=repr(name))
+        return dataclasses.replace(self, alias=name)
+
     def renamed(self, name: str) -> Pack:
-        """The same pack under another name."""
+        """Another pack that differs in its own name alone; the name is in the manifest, so it has another id."""
         info = dataclasses.replace(self.manifest.pack, name=name)
-        return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, pack=info))
+        return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, pack=info), alias=None)
 
     @cached_property
     def _by_group(self) -> dict[str, list[tuple[str, m.TensorEntry]]]:
@@ -140,6 +154,8 @@ class Pack:
             OutputExists: something is there already.
             StorageError: the file system refuses.
         """
+        from .atomic import output_folder  # noqa: PLC0415 - reading a pack needs nothing that writes
+
         with output_folder(out) as folder:
             self.write_into(folder)
         return dataclasses.replace(self, path=Path(out))

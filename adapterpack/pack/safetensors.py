@@ -26,6 +26,8 @@ MAX_HEADER = 16 << 20
 MAX_TENSORS = 50_000
 MAX_RANK = 8
 MAX_NAME = 512
+_MAX_COUNT = 1 << 59
+"""Numbers that an array can have: of 16 bytes at most each, within what can be addressed."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -155,9 +157,7 @@ def _entry(name: str, entry: Any, data_start: int, where: object) -> TensorInfo:
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError("data_offsets must be two ascending natural numbers", where=place, found=repr(offsets)[:80])
     nbytes = offsets[1] - offsets[0]
-    expected = DTYPES[dtype].itemsize
-    for extent in shape:
-        expected *= extent
+    expected = DTYPES[dtype].itemsize * count_of(shape, place)
     if nbytes != expected:
         raise FormatError("shape and dtype do not fit the bytes", where=place, expected=f"{expected} bytes", found=nbytes)
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], nbytes)
@@ -171,6 +171,24 @@ def _check_name(name: str, where: object) -> None:
 
 def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def count_of(shape: Iterable[int], where: object) -> int:
+    """How many numbers an array of this shape holds.
+
+    Raises:
+        FormatError: no array can have it: it is empty by one axis, and by the others larger than anything that can be addressed.
+
+    Example:
+        >>> count_of((2, 3), "x"), count_of((0, 3), "x"), count_of((), "x")
+        (6, 0, 1)
+    """
+    count = span = 1
+    for extent in shape:
+        count, span = count * extent, span * (extent or 1)
+    if not count and span > _MAX_COUNT:  # any other shape has to fit its bytes
+        raise FormatError("a shape that no array can have", where=where, found=repr(tuple(shape))[:80])
+    return count
 
 
 def all_finite(value: np.ndarray) -> bool:

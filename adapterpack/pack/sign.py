@@ -15,10 +15,10 @@ from . import manifest as m
 from .atomic import output_file
 from .checks.folder import regular_files
 from .keys import key_digest, private_key, public_key
-from .pack import MUTABLE, Pack
+from .pack import MUTABLE, SIGNATURE, Pack
 from .validate import load
 
-FILE_NAME = "adapterpack.sig.json"
+FILE_NAME = SIGNATURE
 
 
 @dataclass(frozen=True)

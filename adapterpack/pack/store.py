@@ -9,6 +9,7 @@ collecting garbage and putting into quarantine hold it alone. Packs are ordinary
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -73,28 +74,36 @@ class Store:
             FormatError: not a valid pack; nothing of it is kept.
             StorageError: the file system refuses.
         """
-        try:
-            return self.get(self._add(pack))
-        except CorruptBlob:  # what lay there before was altered; it is in quarantine now, and its place is free
-            return self.get(self._add(pack))
+        target, added = self._add(pack)
+        if added is None:  # what lies in its place was altered: it goes into quarantine, and the place is free
+            self._quarantine(target)
+            target, added = self._add(pack)
+        if added is None:
+            raise CorruptBlob("a pack that was just stored is altered again", where=target, remedy="check the disk")
+        return added
 
-    def _add(self, pack: Pack | str | os.PathLike[str]) -> str:
+    def _add(self, pack: Pack | str | os.PathLike[str]) -> tuple[Path, Pack | None]:
+        """The pack's place, and the pack in it; None if something else lies there. One lock, so that nothing is collected in between."""
         with self._lock(alone=False), self._scratch() as scratch:
             source = self._source(pack, scratch / "written")
             staged, identity = self._staged(source, scratch / "staged")
-            checked = load(staged)  # an invalid pack is never published
             if isinstance(pack, Pack) and pack.id != identity:
                 raise FormatError("the folder of the pack holds another pack now", where=source, expected=pack.id, found=identity)
+            checked = load(staged)  # an invalid pack is never published
             target = self._pack_folder(checked.id)
             with storage_errors(target):
                 staged.chmod(0o755)
                 try:
                     staged.rename(target)
                 except OSError:
-                    if not target.is_dir():  # when another process was faster, its pack is as good
+                    if not target.is_dir():  # it was there before, or another process was faster
                         raise
-                sync(target.parent)
-        return checked.id
+                    with suppress(AdapterpackError):
+                        return target, _verified(target)
+                    return target, None
+                for names in (target.parent, self.root, self.root.parent):
+                    sync(names)
+            return target, dataclasses.replace(checked, path=target)
 
     def get(self, identity: str) -> Pack:
         """The pack with this id, every byte hashed again.
@@ -105,22 +114,22 @@ class Store:
         """
         folder = self._pack_folder(identity)
         try:
-            with self._lock(alone=False):
-                if not folder.is_dir():
-                    raise UnknownName("the store has no such pack", where=self.root, found=identity,
-                                      remedy=nearest(identity, [entry.id for entry in self.list()]))
-                pack = load(folder)
-            if pack.id == f"sha256:{folder.name}":
-                return pack
+            return self._get(folder)
         except UnknownName:
             raise
         except AdapterpackError:
-            if not (altered := self._quarantine(folder)):
-                raise  # the bytes are those that were stored: it is something else
-        else:
-            altered = self._quarantine(folder) or (m.FILE_NAME,)
+            altered = self._quarantine(folder)
+        if not altered:  # another process has mended it or put it aside meanwhile; else it is something else, and this says so
+            return self._get(folder)
         raise CorruptBlob("a stored pack was altered and is in quarantine now", where=folder, found=", ".join(altered),
                           remedy="add the pack again from where it came")
+
+    def _get(self, folder: Path) -> Pack:
+        with self._lock(alone=False):
+            if not folder.is_dir():
+                raise UnknownName("the store has no such pack", where=self.root, found=f"sha256:{folder.name}",
+                                  remedy=nearest(f"sha256:{folder.name}", [entry.id for entry in self.list()]))
+            return _verified(folder)
 
     def list(self) -> tuple[Stored, ...]:
         """Every pack of the store, by id; nothing is hashed."""
@@ -138,7 +147,7 @@ class Store:
 
         Raises:
             UnknownName: ``keep`` names a pack that the store does not have.
-            Unsupported: this system has no file locks, and something is to be removed.
+            Unsupported: this system has no file locks.
         """
         with self._lock(alone=True):
             folders = {folder.name: folder for folder in self._folders()}
@@ -226,9 +235,13 @@ class Store:
     @contextmanager
     def _lock(self, alone: bool) -> Iterator[None]:
         """The store's lock, and under it the store's folders: collecting garbage takes some of them away while others wait."""
+        lock = self.root / ".lock"
         with storage_errors(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locked(self.root / ".lock", alone):
+            if any(self.root.iterdir()) and not lock.exists():  # asked in this order: another process makes the lock first of all
+                raise StorageError("this folder holds other things, and a store deletes what it does not know", where=self.root,
+                                   remedy="name a new or an empty folder")
+        with locked(lock, alone):
             with storage_errors(self.root):
                 for name in ("blobs", "packs", "tmp", "quarantine"):
                     (self.root / name).mkdir(mode=0o700, exist_ok=True)
@@ -242,6 +255,14 @@ class Store:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _verified(folder: Path) -> Pack:
+    """The pack in a place of the store, which is named by its id."""
+    pack = load(folder)
+    if pack.id != f"sha256:{folder.name}":
+        raise CorruptBlob("a stored pack is not the one that its place is named by", where=folder, found=pack.id)
+    return pack
 
 
 def _altered(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -6,27 +6,29 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
 from ..methods import get
 from . import manifest as m
 from . import peft_layout, strict_json
-from .checkpoint import Checkpoint
 from .checks import folder as files
 from .checks import reading
 from .checks.base import base_findings, base_verdict
 from .checks.budget import Budget, Spent
 from .checks.finding import Finding, Report
+from .checks.hashing import hashed
 from .checks.registry import CHECKS
 from .checks.remote import remote_code
 from .checks.subject import HeldFile, Subject
 from .checks.template import template_findings
+from .checks.unchecked import NO_BASE, SHAPES_ONLY, unchecked
 from .pack import TEMPLATE, TENSORS, Pack
 
-__all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
-_CANARY = "canary: replayed when the pack is attached or exported"
-_NO_BASE = "base: none was named (--base)"
+__all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]
 
 
 def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
@@ -48,7 +50,13 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
         >>> validate("packs/tickets").valid  # doctest: +SKIP
         True
     """
-    return examine(Path(path), None if base is None else Checkpoint(base), full, budget, allow_structural)[0]
+    return examine(Path(path), None if base is None else _checkpoint(base), full, budget, allow_structural)[0]
+
+
+def _checkpoint(base: str | os.PathLike[str]) -> Checkpoint:
+    from .checkpoint import Checkpoint  # noqa: PLC0415 - most packs are looked at without a base
+
+    return Checkpoint(base)
 
 
 def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, budget: Budget | None = None,
@@ -58,7 +66,7 @@ def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, bu
         raise StorageError("there is no such pack", where=folder, remedy="name a folder that holds adapterpack.json or adapter_config.json")
     try:
         if not os.path.lexists(folder / m.FILE_NAME):
-            return _examine_peft(folder, base, full, allow_structural)
+            return _examine_peft(folder, base, full, budget or Budget(), allow_structural)
         return _examine(folder, base, full, budget or Budget(), allow_structural)
     except AdapterpackError as error:
         return Report("pack", str(folder), None, (reading.unreadable(error, folder),)), None
@@ -86,10 +94,11 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
     file = HeldFile(held[TENSORS], folder / TENSORS)
     pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder,
                 {name: data for name, data in held.items() if name == TEMPLATE})
-    subject = Subject(folder, pack, file, held, base, full, budget, allow_structural)
-    findings, spent_on = _run(subject)
-    open_questions = [*spent_on, *([] if base else [_NO_BASE]), *([_CANARY] if manifest.canary else ["canary: the pack carries none"])]
-    return Report("pack", str(folder), pack.id, tuple(findings), tuple(open_questions), bool(spent_on) or (full and base is None),
+    with hashed(held, budget) as digests:
+        subject = Subject(folder, pack, file, held, digests, base, full, budget, allow_structural)
+        findings, spent_on = _run(subject)
+    open_questions = (*spent_on, *unchecked(subject))
+    return Report("pack", str(folder), pack.id, tuple(findings), open_questions, bool(spent_on) or (full and base is None),
                   None if spent_on else base_verdict(pack, base, findings)), pack
 
 
@@ -110,9 +119,10 @@ def _run(subject: Subject) -> tuple[list[Finding], list[str]]:
 
 
 def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
-    """The pack in a folder, every digest verified; a folder that PEFT wrote is imported.
+    """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to call it here.
 
     Raises:
+        ConfigError: a pack cannot be called ``name``.
         FormatError: truncated, altered or malformed.
         NonFinite: a tensor holds NaN or infinity.
         UnknownMethod: its method is not registered.
@@ -129,10 +139,12 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     if pack is None or report.incomplete:
         raise FormatError("the pack could not be checked to the end", where=path, found="; ".join(report.not_checked),
                           remedy="validate it with a larger budget")
-    return pack if name is None else pack.renamed(name)
+    return pack if name is None else pack.called(name)
 
 
-def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, allow_structural: bool) -> tuple[Report, Pack | None]:
+def _examine_peft(
+    folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool
+) -> tuple[Report, Pack | None]:
     """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked for in a base.
 
     What lies beside its two files is never opened nor taken along, so files that a pack may not hold are warnings there.
@@ -144,8 +156,13 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, allow_struc
     findings += [*_foreign_json(folder)]
     if any(finding.severity == "error" for finding in findings):
         return Report("peft", str(folder), None, tuple(findings)), None
+    try:
+        budget.require_time("the import")
+        budget.require_memory((folder / TENSORS).stat().st_size if (folder / TENSORS).is_file() else 0)
+    except Spent as spent:
+        return Report("peft", str(folder), None, tuple(findings), (str(spent),), incomplete=True), None
     pack = dataclasses.replace(peft_layout.read(folder), path=folder)
-    about_base = "base: compared by its shapes only" if base else _NO_BASE
+    about_base = SHAPES_ONLY if base else NO_BASE
     open_questions = ("digests and canary: PEFT folders carry none", about_base)
     findings += base_findings(pack, base, allow_structural)
     return Report("peft", str(folder), pack.id, tuple(findings), open_questions, full, base_verdict(pack, base, findings)), pack

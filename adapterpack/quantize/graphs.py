@@ -18,6 +18,7 @@ from ..export.emit import PREFIX
 from ..pack import canary
 from ..pack.atomic import output_folder
 from ..pack.checkpoint import read_json
+from ..runtime import canary as replay
 from ..runtime.bundle import GRAPH, Bundle, MappedSite, list_files, read_bundle
 from ..runtime.session import Session, pad
 
@@ -57,7 +58,7 @@ def quantize_bundle(source: Path, out: Path, scheme: str) -> Bundle:
     Raises:
         NothingToDo: it is quantized already, or has no MatMul to quantize.
         FormatError: a file of the bundle was altered.
-        ParityError: a slot was lost on the way.
+        ParityError: a slot was lost on the way, or a pack's canary fails on the quantized graph.
     """
     require_scheme(scheme)
     bundle = read_bundle(source)
@@ -75,7 +76,7 @@ def quantize_bundle(source: Path, out: Path, scheme: str) -> Bundle:
 def quantize_in_place(folder: Path, name: str) -> None:
     """Quantizes the graph of an unpublished bundle folder and rewrites its manifest."""
     scheme, bundle = require_scheme(name), read_bundle(folder)
-    before = probe(folder)
+    before, float_canaries = _rows(folder)
     slots = {value.name for value in ir.load(folder / GRAPH).graph.inputs}
     count = _rewrite(folder, scheme)
     if count == 0:
@@ -86,7 +87,8 @@ def quantize_in_place(folder: Path, name: str) -> None:
         raise ParityError("quantization removed slots of the graph", where=folder.name, found=", ".join(lost[:5]))
     moved = dataclasses.replace(bundle, sites=_relocated(bundle.sites, quantized))
     moved.write(folder)
-    after = probe(folder)
+    session = Session(folder, provider="cpu")
+    after, canaries = probe(session), replay.replay(session)
     report = {
         "scheme": name,
         "block_size": scheme.block_size,
@@ -94,13 +96,20 @@ def quantize_in_place(folder: Path, name: str) -> None:
         "max_error": {key: float(np.abs(after[key] - before[key]).max()) for key in before},
         "label_agreement": {key: float((after[key].argmax(-1) == before[key].argmax(-1)).mean()) for key in before},
     }
-    dataclasses.replace(moved, quantization=report).write(folder)
+    shift = replay.drift(float_canaries, canaries)
+    parity = {**moved.parity, "canary": {**replay.judge(session, canaries, shift), "moved": shift}}
+    dataclasses.replace(moved, quantization=report, parity=parity).write(folder)
 
 
-def probe(folder: Path) -> dict[str, np.ndarray]:
-    """The last-position outputs ``[rows, width]`` of base and every adapter on the canary's inputs."""
+def _rows(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, replay.Replay]]:
+    """What is measured of a graph; the session that did is gone afterwards, so that its file can be replaced."""
     session = Session(folder, provider="cpu")
-    vocabulary = _vocabulary(folder)
+    return probe(session), replay.replay(session)
+
+
+def probe(session: Session) -> dict[str, np.ndarray]:
+    """The last-position outputs ``[rows, width]`` of base and every adapter on the canary's inputs."""
+    vocabulary = _vocabulary(session.folder)
     generates = session.bundle.task == "text-generation"
     batch = pad(canary.inputs(vocabulary), 0, left=generates)
     # Rows of a folded bundle cannot choose: they have what was folded.

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import NothingToDo, UnknownName, Unsupported, nearest
 from ..methods import fold, row_blocks
 from ..methods.base import Method
-from ..pack import manifest as m
+from ..pack.lineage import descended
 from ..pack.pack import Adapter, Pack, entry_of, sealed
 
 
@@ -99,7 +99,7 @@ def quantize_pack(pack: Pack, *, scheme: str = "int8", name: str | None = None) 
         pack=dataclasses.replace(manifest.pack, name=name or f"{pack.name[: 127 - len(scheme)]}-{scheme}"),
         tensors=dict(sorted(entries.items())),
         files=(),
-        lineage=m.Lineage("quantize", (m.Parent(pack.id, pack.name),), {"scheme": scheme}),
+        lineage=descended("quantize", [pack], {"scheme": scheme}),
         must_understand=tuple(sorted({*manifest.must_understand, chosen.feature})),
         canary=None,  # its logits were those of the float pack
         metrics=(),  # so were its scores

@@ -33,6 +33,8 @@ def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str],
         from .graphs import quantize_bundle  # noqa: PLC0415 - packs do not need ONNX
 
         return quantize_bundle(Path(source), Path(out), scheme)
+    if kind == "adapter":
+        raise Unsupported("only packs and bundles are quantized", where=source, remedy="convert the file to a pack first")
     if kind == "base":
         raise Unsupported("a base checkpoint is quantized when it is exported", where=source, remedy="use export --quantize")
     return quantize(load(source), out, scheme=scheme)

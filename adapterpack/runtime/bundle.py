@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, UnknownAdapter, nearest
+from ..errors import FormatError, UnknownAdapter, nearest, storage_errors
 from ..pack import manifest as m
 from ..pack import strict_json
 from ..pack.manifest import Base, FileEntry
@@ -123,7 +123,9 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise FormatError("the folder is not a bundle", where=folder, expected=FILE_NAME, remedy="name the folder that export wrote")
-    value = strict_json.loads(path.read_bytes(), path, _MAX_BYTES)
+    with storage_errors(path), path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    value = strict_json.loads(data, path, _MAX_BYTES)
     problem = schema_problem(value, "bundle.v1")
     if problem:
         raise FormatError(f"the bundle's manifest does not fit its schema: {problem[1]}", where=f"{path}#{problem[0]}")

@@ -79,8 +79,8 @@ class Session:
             BaseMismatch: the pack belongs to another base.
             Unsupported: no slot is free, or the pack does not fit the graph's slots.
         """
-        loaded = pack if isinstance(pack, Pack) else load(pack, name)
-        loaded = loaded if name is None else loaded.renamed(name)
+        loaded = pack if isinstance(pack, Pack) else load(pack)
+        loaded = loaded if name is None else loaded.called(name)
         self._attach.load(loaded, allow_structural)
         self.packs = {**self.packs, loaded.name: loaded}
         return loaded.name
@@ -141,10 +141,18 @@ class Session:
             UnknownAdapter: a name that the bundle does not hold.
             ConfigError: a missing or unknown input.
         """
+        feeds = self.feeds(inputs)
+        run = self.pin(self.names(adapters, inputs["input_ids"].shape[0]))
+        return {name: value.numpy() for name, value in run(feeds).items()}
+
+    def feeds(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The inputs as ``OrtValue``, with position ids and an empty cache where the graph wants them and they are not given.
+
+        Raises:
+            ConfigError: a missing or unknown input.
+        """
         complete = self._complete(inputs)
-        run = self.pin(self.names(adapters, complete["input_ids"].shape[0]))
-        values = run({name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in complete.items()})
-        return {name: value.numpy() for name, value in values.items()}
+        return {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in complete.items()}
 
     def generate(self, prompts: Sequence[Any], adapters: Names = None, **sampling: Any) -> list[Any]:
         """Answers to ``prompts``, one batch, each row with its own adapter; ``sampling`` are the fields of ``Sampling`` and ``emit``.

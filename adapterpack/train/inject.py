@@ -61,23 +61,28 @@ def adapt(
     return active(model, name)
 
 
-def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True) -> nn.Module:
+def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True, check_canary: bool = True) -> nn.Module:
     """Puts a trained pack into ``model``, in place, under the pack's name, and makes it the active one.
 
     The model's own parameters are frozen; the pack's may be trained on. ``check_base=False`` leaves out the comparison of the model with
-    the base that the pack was made for.
+    the base that the pack was made for, and the replay of the pack's canary: four forward passes over a few tokens, made where the model
+    is of the class that the canary was recorded on. ``check_canary=False`` leaves out the replay alone. After an error the model is as it
+    was.
 
     Raises:
         BaseMismatch: the model is not the pack's base.
         SiteNotFound: the model lacks a module that the pack changes.
+        NothingToDo: the adapter has no effect on this model.
+        ParityError: the adapted model gives other logits than when the pack was made.
     """
     name = name or pack.name
     _refuse_taken(model, name)
     require_sites(pack, dict(own_modules(model)), type(model).__name__)
+    known = None
     if check_base:
         from .save import require_model_base  # noqa: PLC0415 - save imports this module
 
-        require_model_base(model, pack)
+        known = require_model_base(model, pack)
     with _wrapping(model, name, pack.method, pack.shared()) as work:
         for adapter in pack.adapters():
             own = {key: value for key, value in adapter.params.items() if key not in work.shared}
@@ -89,6 +94,14 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
             peft_layout.check_shapes(pack.method, adapter.config, layer.site, own, pack.name)
         for path, params in pack.full().items():
             work.saved(path).add(name, params, pack.manifest.task.labels)
+    if check_base and check_canary and (known is None or known.name != "variant"):  # whose other bytes give other logits
+        from .canary import verify_attached  # noqa: PLC0415 - as above
+
+        try:
+            verify_attached(model, pack, name)
+        except BaseException:
+            detach(model, name)
+            raise
     for _, module in own_modules(model):
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from ..errors import AdapterpackError, NothingToDo
+from .. import __version__
+from ..errors import AdapterpackError
 from ..hub.resolve import folder_of
-from ..pack import canary, identity
 from ..pack import fingerprint as fp
+from ..pack import identity
 from ..pack import manifest as m
 from ..pack.atomic import refuse_existing
 from ..pack.checkpoint import Checkpoint
+from ..pack.companions import license_of, tokenizer_of
+from ..pack.match import Verdict
 from ..pack.pack import Pack, build
 from ..pack.safetensors import DTYPES
 from ..tasks import task_of
-from .inject import active, adapter_names, labels_of, parts_of
-from .layer import Adapted, Wrapper, own_modules
+from .canary import make_canary
+from .inject import adapter_names, labels_of, parts_of
+from .layer import own_modules
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 """numpy's and torch's name of a dtype -> that of safetensors."""
+
+_MAX_NAME = 128
 
 
 def save(
@@ -42,8 +46,9 @@ def save(
 ) -> Pack:
     """Packs an adapter of ``model`` into the new folder ``out`` (None: in memory only) and returns the pack.
 
-    ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the folder's. The pack carries the
-    fingerprint of the base and, for models with a vocabulary, a canary.
+    ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the folder's; ``training`` is what is
+    to be claimed of the training, beside the versions of the libraries. The pack carries the fingerprint of the base and the digests of
+    its tokenizer, and a canary for models that take token ids.
 
     Raises:
         NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.
@@ -75,91 +80,28 @@ def save(
         weights={path: checkpoint.weight_name(path) if checkpoint else f"{path}.weight"
                  for path in [*(site.path for site in parts.adapters), *parts.full]},
         canary=make_canary(model, chosen),
-        training=dict(training or {}),
+        training={"framework_versions": _versions(), **(training or {})},
         metrics=metrics,
+        tokenizer=tokenizer_of(checkpoint) if checkpoint else None,
+        base_license=license_of(checkpoint.folder) if checkpoint else None,
     )
     return pack if out is None else pack.write(out)
 
 
-def verify_canary(model: nn.Module, pack: Pack) -> float:
-    """Replays the canary of ``pack`` on a model that it is attached to (by its name), without and with the adapter; the largest error.
-
-    The model is afterwards as it was. In half precision the tolerance grows by what that precision rounds away.
-
-    Raises:
-        UnknownAdapter: the pack is not attached under its name.
-        NothingToDo: the pack carries no canary; or the adapter has no effect.
-        BaseMismatch: without the adapter the model already gives other logits.
-        ParityError: with the adapter it gives other logits.
-    """
-    recorded = pack.manifest.canary
-    if recorded is None:
-        raise NothingToDo("the pack carries no canary", where=pack.name, remedy="save it from a model that takes token ids")
-    size = max(abs(value) for row in (*recorded.base, *recorded.adapter) for value in row["logits"])
-    rounding = 8 * torch.finfo(next(model.parameters()).dtype).eps * size  # a few roundings of the largest logit
-    allowed = dataclasses.replace(recorded, tolerance=max(recorded.tolerance, rounding))
-    plain, adapted = _replay(model, pack.name, recorded.input_ids)
-    return canary.check(allowed, plain, adapted, where=pack.name)
-
-
-def require_model_base(model: nn.Module, pack: Pack) -> None:
+def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:
     """Checks that ``model`` holds the base that ``pack`` was made for: by the checkpoint it came from, else by its own tensors.
+
+    Returns what is known of it, or None where the pack says nothing of its base.
 
     Raises:
         BaseMismatch: it does not.
     """
     checkpoint = _checkpoint(model, None)
     if checkpoint is not None:
-        pack.require_base(checkpoint)
-    elif any(identity.levels(pack.manifest.base)):
-        pack.require_levels(_model_fingerprint(model), name=None, where=type(model).__name__)
-
-
-def make_canary(model: nn.Module, name: str) -> m.Canary | None:
-    """A canary of one adapter, or None for a model that takes no token ids."""
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
-    if not vocabulary:
-        return None
-    ids = canary.inputs(vocabulary)
-    return canary.record(ids, *_replay(model, name, ids))
-
-
-def _replay(model: nn.Module, name: str, ids: tuple[tuple[int, ...], ...]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The rows without and with the adapter; its trained head is on in both."""
-    with only(model, name):
-        adapted = canary_rows(model, ids)
-        for module in model.modules():
-            if isinstance(module, Adapted):
-                module.active = ()
-        return canary_rows(model, ids), adapted
-
-
-def canary_rows(model: nn.Module, ids: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:
-    """The model's logits at the last position for each row of ids, run one by one, as float32."""
-    device = next(model.parameters()).device
-    rows = []
-    for row in ids:
-        with torch.no_grad():
-            output = model(input_ids=torch.tensor([row], device=device))
-        values = output.logits if hasattr(output, "logits") else output[0]
-        rows.append((values[0, -1] if values.ndim == 3 else values[0]).float().cpu().numpy())
-    return rows
-
-
-@contextmanager
-def only(model: nn.Module, name: str | None) -> Iterator[None]:
-    """The model in evaluation mode with one adapter (or none) active; as it was before afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    before = {module: module.active for module in modes if isinstance(module, Wrapper)}
-    try:
-        active(model, name)
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for wrapper, names in before.items():
-            wrapper.active = names
+        return pack.require_base(checkpoint)
+    if any(identity.levels(pack.manifest.base)):
+        return pack.require_levels(_model_fingerprint(model), name=None, where=type(model).__name__)
+    return None
 
 
 def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkpoint | None:
@@ -169,9 +111,29 @@ def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkp
 
 def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
     config = getattr(model, "config", None)
-    found = checkpoint.fingerprint() if checkpoint else _model_fingerprint(model)
+    found = checkpoint.fingerprint(files=True) if checkpoint else _model_fingerprint(model)
     name, commit = (checkpoint.name, checkpoint.commit) if checkpoint else (None, None)
-    return m.Base(name, commit, getattr(config, "model_type", None), found.structure, found.content)
+    return m.Base(name, commit, getattr(config, "model_type", None), found.structure, found.content,
+                  _architecture(checkpoint) if checkpoint else type(model).__name__, _dims(config), found.files, found.probe)
+
+
+def _architecture(checkpoint: Checkpoint) -> str | None:
+    """The class that a base was saved from, as its configuration says."""
+    told = checkpoint.config.get("architectures")
+    first = told[0] if isinstance(told, list) and told else None
+    return first if isinstance(first, str) and first.isascii() and first.isidentifier() and len(first) <= _MAX_NAME else None
+
+
+def _dims(config: Any) -> m.Dims | None:
+    """The sizes that the model's configuration tells by the names that transformers has for every architecture."""
+    names = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "vocab": "vocab_size"}
+    sizes = {ours: getattr(config, theirs, None) for ours, theirs in names.items()}
+    found = m.Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})
+    return None if found == m.Dims() else found
+
+
+def _versions() -> dict[str, str]:
+    return {"adapterpack": __version__, "torch": str(torch.__version__), "transformers": version("transformers")}
 
 
 def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:

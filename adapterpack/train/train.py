@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, EvalPrediction, Trainer, TrainingArgumen
 from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
 from ..pack.atomic import refuse_existing
+from ..pack.manifest import sha256_of
 from ..pack.pack import Pack
 from ..tasks import Task, task_named
 from . import data
@@ -103,18 +104,25 @@ def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     metrics = tuple({"name": key.removeprefix("eval_"), "value": float(scores[key]), "dataset": Path(str(config.eval_file)).name,
                      "n": len(prepared.evaluation or ())} for key in ("eval_accuracy", "eval_loss") if key in scores)
     training = {
-        "dataset": Path(config.train_file).name,
+        "datasets": [_dataset(config.train_file)],
+        "objective": task.name,
         "rows": len(prepared.train),
         "steps": int(result.global_step),
         "final_loss": float(result.training_loss),
         "learning_rate": config.learning_rate,
         "seed": config.seed,
         "precision": "bf16" if config.bf16 else "float32",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     pack = save(model, config.output_dir, adapter=config.pack_name, base=folder, name=config.pack_name, training=training, metrics=metrics)
     log.info("trained '%s' in %.1f s", pack.name, time.perf_counter() - started)
     return pack, model
+
+
+def _dataset(source: str) -> dict[str, str | None]:
+    """A data file by name and digest; a hub data set by its name."""
+    path = Path(source)
+    return {"id": path.name, "revision": None, "digest": f"sha256:{sha256_of(path)}"} if path.is_file() else {
+        "id": source, "revision": None, "digest": None}
 
 
 def _samples(rows: list[dict[str, Any]], config: TrainConfig) -> Iterator[list[dict[str, Any]]]:

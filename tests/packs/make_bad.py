@@ -266,6 +266,11 @@ def shape_that_overflows(folder: Path) -> None:
 
 
 @bad("AP001")
+def empty_shape_that_overflows(folder: Path) -> None:
+    headed(folder, lambda h: h.update(empty={"dtype": "F32", "shape": [0, 2**53, 2**53], "data_offsets": [0, 0]}))
+
+
+@bad("AP001")
 def shape_of_ten_thousand_axes(folder: Path) -> None:
     headed(folder, lambda h: h[A].update(shape=[1] * 10_000))
 

@@ -7,15 +7,17 @@ import difflib
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import AdapterpackError, BaseMismatch
 from .. import identity
-from ..checkpoint import Checkpoint, read_json
 from ..match import Verdict
 from ..pack import TEMPLATE, Pack
 from .finding import Finding, Rule
 from .subject import Subject
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
 
 ANOTHER = Rule("AP701", "error", "The named base is the one that the pack was made for, or a variant that it declares.",
                "use the base that the pack names", BaseMismatch)
@@ -94,6 +96,8 @@ def difference(base: str, carried: str) -> str:
 
 def base_template(base: Checkpoint) -> str | None:
     """The base's chat template: its own file, or what ``tokenizer_config.json`` says."""
+    from ..checkpoint import read_json  # noqa: PLC0415 - loaded already: there is a base
+
     own, config = base.folder / TEMPLATE, base.folder / "tokenizer_config.json"
     if own.is_file():
         return own.read_text("utf-8", errors="replace")

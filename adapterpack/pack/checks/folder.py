@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from hashlib import sha256
 from pathlib import Path
 
 from ...errors import FormatError, storage_errors
@@ -90,10 +89,9 @@ def magic_bytes(held: Mapping[str, bytes]) -> Iterator[Finding]:
 def file_digests(s: Subject) -> Iterator[Finding]:
     """AP104-AP105: the bytes that were read have the listed size and digest."""
     for entry in s.pack.manifest.files:
-        data = s.held[entry.path]
-        if len(data) != entry.size:
+        if len(s.held[entry.path]) != entry.size:
             yield SIZE.at(entry.path, f"the file does not have the {entry.size} bytes that the manifest says", file=entry.path)
-        elif sha256(data).hexdigest() != entry.sha256:
+        elif s.digests[entry.path].result() != entry.sha256:
             yield DIGEST.at(entry.path, "the file's sha256 is not the manifest's: it was altered", file=entry.path)
 
 

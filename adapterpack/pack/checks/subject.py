@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..checkpoint import Checkpoint
 from ..pack import Pack
 from ..safetensors import SafetensorsFile, parse_header
 from .budget import Budget
 from .finding import Finding
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
 
 
 class HeldFile(SafetensorsFile):
@@ -27,7 +30,7 @@ class HeldFile(SafetensorsFile):
 
 
 class Subject(NamedTuple):
-    """The pack, the bytes of its files by name, its tensor file over those bytes, and the base if one was named.
+    """The pack, the bytes of its files by name and their sha256 to wait for, its tensor file over those bytes, the base if one was named.
 
     Nothing is read from ``folder`` any more: it is there for messages. ``allow_structural`` is the leave for a base by its structure.
     """
@@ -36,6 +39,7 @@ class Subject(NamedTuple):
     pack: Pack
     file: SafetensorsFile
     held: Mapping[str, bytes]
+    digests: Mapping[str, Future[str]]
     base: Checkpoint | None
     full: bool
     budget: Budget

@@ -1,0 +1,44 @@
+"""Where a pack made from packs comes from: its parents, and as far as they know it the parents of these, by digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import FormatError
+from .checks.lineage import MAX_DEPTH, depths
+from .manifest import Lineage, Parent
+from .pack import Pack
+
+MAX_ANCESTORS = 256
+"""As many as a manifest can name."""
+
+
+def descended(operation: str, parents: Sequence[Pack], params: Mapping[str, Any], weights: Sequence[float] | None = None) -> Lineage:
+    """The lineage of what ``operation`` made of ``parents``; ancestors that lie further back than a manifest reaches are left out.
+
+    Raises:
+        FormatError: what the parents say of their ancestors cannot be true together.
+    """
+    shares = weights if weights is not None else [None] * len(parents)
+    known = _known(parents)
+    generation = depths([parent.id for parent in parents], known)
+    if generation is None:
+        raise FormatError("by what the packs say of their lineage, one is among its own ancestors",
+                          where=", ".join(parent.name for parent in parents), remedy="see what validate says of each, or pack them again")
+    near = sorted((digest for digest in known if generation[digest] < MAX_DEPTH), key=lambda digest: (generation[digest], digest))
+    return Lineage(operation, tuple(Parent(parent.id, parent.name, share) for parent, share in zip(parents, shares, strict=True)), params,
+                   ancestors={digest: known[digest] for digest in sorted(near[:MAX_ANCESTORS])})
+
+
+def _known(parents: Sequence[Pack]) -> dict[str, tuple[str, ...]]:
+    """Digest to parents' digests: of each parent by its own manifest, of those before as the parents tell."""
+    told: dict[str, tuple[str, ...]] = {}
+    for pack in parents:
+        if pack.manifest.lineage is not None:
+            own = tuple(dict.fromkeys(parent.digest for parent in pack.manifest.lineage.parents))
+            for digest, before in {**pack.manifest.lineage.ancestors, pack.id: own}.items():
+                if set(told.setdefault(digest, before)) != set(before):
+                    raise FormatError("two packs name different parents of the same ancestor", where=pack.name, found=digest[:17],
+                                      remedy="see what validate says of each, or pack them again")
+    return {digest: before for digest, before in told.items() if before}

@@ -1,0 +1,129 @@
+"""Canaries replayed on a running bundle, without torch: each pack's own proof that the graph holds its base and its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+
+from ..pack import canary
+from ..pack.manifest import Canary
+from ..pack.pack import Pack
+from ..tasks import task_named
+from .bundle import ADAPTER_IDS, Bundle
+from .session import Session
+from .slots import head_values, padded, stacked
+
+Rows = list[np.ndarray]
+Ids = tuple[tuple[int, ...], ...]
+
+
+class Replay(NamedTuple):
+    """The rows of one canary on a session: ``base`` is None where the adapter cannot be taken out of the weights."""
+
+    recorded: Canary
+    base: Rows | None
+    adapter: Rows
+
+
+def replay(session: Session) -> dict[str, Replay]:
+    """The canaries of a session's packs run through its graph, by the pack's name; those that say nothing of the graph are left out."""
+    return {name: _replay(session, pack, recorded) for name, pack in session.packs.items()
+            if (recorded := pack.manifest.canary) is not None and _not_replayable(session.bundle, pack) is None}
+
+
+def drift(before: Mapping[str, Replay], after: Mapping[str, Replay]) -> dict[str, float]:
+    """By how much two graphs differ, at most, in what each canary compares."""
+    return {name: max(float(np.abs(one - two).max()) for one, two in zip(_compared(before[name]), _compared(after[name]), strict=True))
+            for name in after}
+
+
+def judge(session: Session, replays: Mapping[str, Replay], moved: Mapping[str, float]) -> dict[str, Any]:
+    """What the bundle's manifest says of the canaries: ``replayed`` with ``max_abs`` and ``tolerance``, ``not_replayed`` with the reason.
+
+    ``moved`` says by how much a quantized graph was measured to differ from the float graph on these rows; the tolerance is wider by that,
+    so that a graph passes whose float form passes. That an adapter has no effect at all is seen at any tolerance.
+
+    Raises:
+        BaseMismatch, NothingToDo, ParityError: one fails; see :func:`adapterpack.pack.canary.check`.
+    """
+    replayed: dict[str, dict[str, float]] = {}
+    reasons = {name: reason for name, pack in session.packs.items() if (reason := _not_replayable(session.bundle, pack))}
+    for name, (recorded, base, adapter) in replays.items():
+        allowed = canary.widened(recorded, moved=moved.get(name, 0.0))
+        if session.bundle.quantization is not None and name not in moved:
+            reasons[name] = "the graph was quantized, and it is not known by how much that moved its logits"
+        elif allowed.tolerance > canary.QUANTIZED * canary.size(recorded):
+            reasons[name] = "quantization moves its logits by more than half of their size, so another base would pass as well"
+        else:
+            error = canary.check(allowed, base, adapter, where=f"{session.folder.name}, {name}")
+            replayed[name] = {"max_abs": error, "tolerance": allowed.tolerance}
+    return {"replayed": replayed, "not_replayed": reasons}
+
+
+def verify(session: Session) -> dict[str, Any]:
+    """Replays and judges every canary of a session; a quantized graph is allowed what was measured when it was quantized.
+
+    Raises:
+        BaseMismatch, NothingToDo, ParityError: one fails.
+    """
+    quantized = session.bundle.quantization is not None
+    return judge(session, replay(session), session.bundle.parity.get("canary", {}).get("moved", {}) if quantized else {})
+
+
+def rows(session: Session, ids: Ids, name: str | None) -> Rows:
+    """The rows of a canary with these ids, one by one, with an adapter, or with what the session gives where none is named."""
+    return [canary.row_of(session.run(inputs, name)) for inputs in _inputs(ids)]
+
+
+def _replay(session: Session, pack: Pack, recorded: Canary) -> Replay:
+    return Replay(recorded, _bare(session, pack, recorded.input_ids), rows(session, recorded.input_ids, pack.name))
+
+
+def _bare(session: Session, pack: Pack, ids: Ids) -> Rows | None:
+    """The rows with the pack's trained modules on and its adapters off: what its canary calls the base."""
+    if session.bundle.mode == "folded":
+        return None
+    fixed = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in _own_modules(session.bundle, pack).items()}
+    if session.bundle.mode == "bank":
+        fixed[ADAPTER_IDS] = ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int64))
+    found = []
+    for inputs in _inputs(ids):
+        outputs = session.call({**session.feeds(inputs), **fixed})
+        found.append(canary.row_of({name: value.numpy() for name, value in outputs.items()}))
+    return found
+
+
+def _own_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
+    """The slots of the modules that the pack trained whole, filled with these; in a bank, slot 0 like every other."""
+    values = {name: array for path, params in pack.full().items() for name, array in head_values(path, params).items()}
+    if bundle.mode != "bank" or not values:
+        return values
+    sites = {path: site for path, site in bundle.sites.items() if f"{path}.head" in values}
+    return stacked([padded(values, sites, bundle.max_rank, {})] * bundle.slots)
+
+
+def _not_replayable(bundle: Bundle, pack: Pack) -> str | None:
+    """Why the canary of ``pack`` says nothing about this graph, or None."""
+    architecture, mine, other = pack.manifest.task.architecture, pack.manifest.base.content, bundle.base.content
+    if pack.manifest.canary is None:
+        return "the pack carries none"
+    if bundle.mode == "folded" and len(bundle.adapters) > 1:
+        return "it is folded together with others"
+    if architecture is not None and not architecture.endswith(task_named(bundle.task).suffix):
+        return f"it was recorded on {architecture}, the graph is for {bundle.task}"
+    if mine is not None and other is not None and mine != other:
+        return "the graph's base has other bytes than the one that it was recorded on"
+    return None
+
+
+def _inputs(ids: Ids) -> Iterator[dict[str, np.ndarray]]:
+    return ({"input_ids": np.array([row], np.int64)} for row in ids)
+
+
+def _compared(one: Replay) -> Rows:
+    """The components that were recorded; of one that a row does not have, which :func:`adapterpack.pack.canary.check` tells, the last."""
+    pairs = [*zip(one.recorded.base, one.base or (), strict=False), *zip(one.recorded.adapter, one.adapter, strict=True)]
+    return [np.take(row, kept["ids"], mode="clip") for kept, row in pairs]

@@ -1,0 +1,54 @@
+"""Three seconds of the fuzzer, and proof that it would find what it looks for; ``make fuzz`` runs it for ten minutes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.fast
+ROOT = Path(__file__).parent.parent
+FUZZ = ROOT / "tests" / "fuzz" / "fuzz.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{FUZZ.parent}", "OMP_NUM_THREADS": "1"}
+
+
+def fuzz(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """A run of the fuzzer in a process of its own, after the statements ``before``."""
+    code = f"import sys, time, fuzz\nfrom adapterpack.pack import safetensors\n{before}\nsys.argv[1:] = {list(arguments)!r}\nfuzz.main()"
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=90)
+
+
+def test_three_seconds_find_nothing() -> None:
+    """Named errors and true answers only, no input takes a second or 64 MB; every target is reached, and some inputs are accepted."""
+    done = fuzz("--seconds", "3", "--seed", "11")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 findings" in done.stdout
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()[:-1]}
+    assert set(lines) == {"tensor_file", "manifest", "pack", "peft", "gguf_file", "onnx_adapter"}
+    assert not any(" 0 accepted" in lines[name] for name in ("tensor_file", "manifest", "peft"))
+
+
+FAULTS = {
+    "another error": "real = safetensors._entry\ndef _entry(name, *rest):\n    return {}[name] if name[-1:] == 'x' else real(name, *rest)\n"
+                     "safetensors._entry = _entry",
+    "a reader that is too kind": "from adapterpack.pack import strict_json\nimport json\n"
+                                 "safetensors.strict_json.loads = lambda data, *_: json.loads(data.decode('utf-8', 'replace'))",
+    "hang": "real = safetensors._naturals\ndef _naturals(value):\n    while value == [0]: pass\n    return real(value)\n"
+            "safetensors._naturals = _naturals",
+    "memory": "real = safetensors._naturals\ndef _naturals(value):\n    if value == [0]: bytearray(1 << 27).replace(b'a', b'b')\n"
+              "    return real(value)\nsafetensors._naturals = _naturals",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_it_finds_a_fault(fault: str, tmp_path: Path) -> None:
+    """A reader that raises another error, reads what the reference refuses, hangs, or takes memory: a finding that can be replayed."""
+    done = fuzz("--seconds", "40", "--first", "--seed", "1", "--findings", str(tmp_path), before=FAULTS[fault])
+    assert done.returncode == 1, done.stdout + done.stderr
+    kept = sorted(tmp_path.iterdir())
+    assert kept
+    assert fuzz("--replay", str(kept[0]), before=FAULTS[fault]).returncode == 1
+    assert fuzz("--replay", str(kept[0])).returncode == 0

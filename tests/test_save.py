@@ -1,0 +1,136 @@
+"""What save writes of the base, its tokenizer and the training: what the folder holds, the same bytes every time, and nothing invented."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import adapterpack
+from adapterpack import LoRA, Pack, adapt, save, train, validate
+from adapterpack.pack import manifest as m
+from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.pack.companions import license_of, tokenizer_of
+
+pytestmark = pytest.mark.fast
+
+
+def packed(base: Path, **kwargs: Any) -> Pack:
+    model = adapt(AutoModelForCausalLM.from_pretrained(base), LoRA(r=2), "p")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    return save(model, None, **kwargs)
+
+
+@pytest.fixture
+def base(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A copy to which things can be added."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_the_base_is_described(tiny_llama: Path) -> None:
+    """Class, sizes and all four levels of the fingerprint."""
+    found, known = packed(tiny_llama).manifest.base, Checkpoint(tiny_llama)
+    assert (found.name, found.model_type, found.architecture) == ("tiny-llama", "llama", "LlamaForCausalLM")
+    assert found.dims == m.Dims(hidden=32, layers=2, heads=4, vocab=96)
+    assert (found.structure, found.content, found.files, found.probe) == known.fingerprint(files=True)
+    assert None not in (found.files, found.probe)
+
+
+def test_the_architecture_is_the_base_s_own(tiny_bert: Path) -> None:
+    """A classifier on an encoder: the base is the encoder, the task's model is the classifier."""
+    model = adapt(AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2), LoRA(r=1, modules_to_save=("classifier",)))
+    manifest = save(model, None).manifest
+    assert (manifest.base.architecture, manifest.task.architecture) == ("BertModel", "BertForSequenceClassification")
+
+
+@pytest.mark.parametrize("told", [["no name!"], ["é"], ["x" * 129], [7], [], "LlamaForCausalLM", None])
+def test_an_architecture_that_is_no_name_is_left_out(told: Any, base: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """What a stranger's config says there may be anything; the pack stays readable."""
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "architectures": told}))
+    pack = save(adapt(AutoModelForCausalLM.from_pretrained(tiny_llama), LoRA(r=1), "p"), tmp_path / "p", base=base)
+    assert pack.manifest.base.architecture is None
+
+
+def test_the_tokenizer_is_known_by_its_digests(base: Path, tmp_path: Path) -> None:
+    """sha256 of tokenizer.json, of added_tokens.json and of the chat template; a base without is told by None, and by validate if it
+    changes."""
+    (base / "added_tokens.json").write_text('{"<x>": 96}')
+    (base / "chat_template.jinja").write_text("{{ messages[0].content }} é\n")
+    pack = packed(base)
+    assert pack.manifest.tokenizer == m.Tokenizer(*(sha256((base / name).read_bytes())
+                                                    for name in ("tokenizer.json", "added_tokens.json", "chat_template.jinja")))
+    pack.write(tmp_path / "p")
+    assert validate(tmp_path / "p", base).valid
+    (base / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert [finding.rule for finding in validate(tmp_path / "p", base).findings] == ["AP702"]
+    for name in ("added_tokens.json", "chat_template.jinja", "tokenizer.json"):
+        (base / name).unlink()
+    assert tokenizer_of(Checkpoint(base)) is None
+
+
+@pytest.mark.parametrize(("card", "expected"), [
+    ("---\nlanguage: en\nlicense: apache-2.0\n---\n# Card\n", "apache-2.0"),
+    ("---\nlicense: 'mit' # as ever\n---\n", "mit"),
+    ("---\nlanguage: en\n---\nlicense: mit\n", None),
+    ("license: mit\n", None),
+    ("---\nlicense:\n  - mit\n---\n", None),
+    ("---\nlicense: \x1b[31mred\n---\n", None),
+    (f"---\nlicense: {'x' * 300}\n---\n", None),
+    ("", None),
+])
+def test_the_license_of_the_base(card: str, expected: str | None, tmp_path: Path) -> None:
+    """One line in the front matter of its card, or nothing."""
+    (tmp_path / "README.md").write_text(card)
+    assert license_of(tmp_path) == expected
+
+
+def test_the_license_goes_into_the_pack(base: Path) -> None:
+    """As the base's, not as the adapter's, which nobody has told."""
+    assert packed(base).manifest.base_license is None
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert (packed(base).manifest.base_license, packed(base).manifest.license) == ("apache-2.0", None)
+
+
+def test_twice_the_same_bytes(base: Path, tmp_path: Path) -> None:
+    """Two models of one base, two folders: the same manifest."""
+    for name in ("a", "b"):
+        packed(base, name="p").write(tmp_path / name)
+    assert (tmp_path / "a" / m.FILE_NAME).read_bytes() == (tmp_path / "b" / m.FILE_NAME).read_bytes()
+
+
+def test_a_model_in_memory_says_what_it_can() -> None:
+    """No folder: no tokenizer, no license, no files; the class of the model and its structure are there. It is written and read."""
+    model = adapt(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)), LoRA(r=1))
+    manifest = save(model, None).manifest
+    assert (manifest.tokenizer, manifest.base_license, manifest.base.files, manifest.base.dims) == (None, None, None, None)
+    assert manifest.base.architecture == "Sequential"
+    assert manifest.base.content is not None
+    assert set(manifest.training) == {"framework_versions"}
+
+
+def test_what_training_claims(tiny_bert: Path, tmp_path: Path) -> None:
+    """Data by digest, objective, steps, seed, precision and versions, as the run had them."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"w{number}", "label": "ab"[number % 2]}) + "\n" for number in range(4)))
+    (pack,) = train({"task": "text-classification", "model_name_or_path": str(tiny_bert), "train_file": str(rows),
+                     "output_dir": str(tmp_path / "pack"), "max_steps": 2, "seed": 5, "r": 2})
+    claims = adapterpack.load(tmp_path / "pack").manifest.training
+    assert claims["datasets"] == [{"id": "rows.jsonl", "revision": None, "digest": f"sha256:{sha256(rows.read_bytes())}"}]
+    assert {"objective": "text-classification", "steps": 2, "seed": 5, "precision": "float32", "rows": 4}.items() <= claims.items()
+    assert claims["framework_versions"]["torch"] == torch.__version__
+    assert set(claims["framework_versions"]) == {"adapterpack", "torch", "transformers"}
+    assert pack.manifest.tokenizer is not None
