@@ -20,7 +20,8 @@ class AdaptedBlock(Adapted):
     """A frozen block with any number of named adapters on its output: a tensor, or a tuple that begins with one.
 
     Several active adapters apply one after the other, in order. The block's input is its first argument; the input of another module of
-    the model is taken up on its way there, in the same pass.
+    the model is taken up on its way there, in the same pass. What a model itself records on the way (``output_hidden_states``) is the
+    output of its own layers, before an adapter behind a whole layer; the layers after it, and the result, have the adapter.
     """
 
     def __init__(self, base: nn.Module, site: Site, model: nn.Module) -> None:
