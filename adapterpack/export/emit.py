@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..methods.blocks import EPSILON
+from ..runtime.blocks import BRANCHES, Branch
 from ..runtime.bundle import ADAPTER_IDS, MappedSite
+from .activations import NODES
 
 PREFIX = "adapterpack/"
 """Every node that an adapter adds has a name that begins so: quantization leaves those alone."""
@@ -25,11 +28,12 @@ class Emitter:
         self.batched = batched
         self.values = {value.name: value for node in self.graph for value in [*node.inputs, *node.outputs] if value is not None}
         self.nodes = {node.name: node for node in self.graph}
+        self._newest: dict[Any, Any] = {}
         self._after: Any = None
 
     def site(self, site: MappedSite, slots: Mapping[str, Any]) -> None:
         """Puts the branches of one site into the graph: ``slots`` maps each field to the value that holds it."""
-        y = self.values[site.output]
+        y = self._latest(self.values[site.output])
         base = self.nodes[site.node]
         x = base.inputs[0]
         self._after = y.producer()
@@ -49,6 +53,10 @@ class Emitter:
             result = self._op("Mul", site, "scale", result, self._lifted(site, slots["scale"]))
         if "shift" in slots:
             result = self._op("Add", site, "shift", result, self._lifted(site, slots["shift"]))
+        for branch in BRANCHES.values():
+            if f"{branch.name}_down" in slots:
+                z = self._latest(self.values[site.entry]) if branch.reads_input else result
+                result = self._op("Add", site, f"{branch.name}/sum", result, self._branch(site, branch, z, slots))
         self._replace(y, result)
 
     def gather(self, site: MappedSite, field: str, bank: Any, ids: Any) -> Any:
@@ -65,6 +73,25 @@ class Emitter:
         for number, change in enumerate(changes):
             x = self._op("Add", site, f"turned_{number}", x, change)
         return x
+
+    def _branch(self, site: MappedSite, branch: Branch, z: Any, slots: Mapping[str, Any]) -> Any:
+        """``act(norm(z) down + down_bias) up + up_bias``, the fields by the branch's name."""
+
+        def op(name: str, *inputs: Any, attributes: Mapping[str, Any] | None = None) -> Any:
+            what = f"{branch.name}/{name}_{len(self.graph)}"
+            values = [self._constant(site, str(each), np.float32(each)) if isinstance(each, float) else each for each in inputs]
+            return self._op(name, site, what, *values, attributes=attributes)
+
+        def vector(leaf: str) -> Any:
+            return self._lifted(site, slots[f"{branch.name}_{leaf}"])
+
+        if branch.normed:
+            ones = self._constant(site, "ones", np.ones(site.out_features, np.float32))
+            z = op("LayerNormalization", z, ones, attributes={"axis": -1, "epsilon": EPSILON})
+            z = op("Add", op("Mul", z, vector("norm_weight")), vector("norm_bias"))
+        inner = op("Add", self._product(site, f"{branch.name}/down", z, slots[f"{branch.name}_down"]), vector("down_bias"))
+        added = self._product(site, f"{branch.name}/up", NODES[branch.act](op, inner), slots[f"{branch.name}_up"])
+        return op("Add", added, vector("up_bias")) if f"{branch.name}_up_bias" in slots else added
 
     def _product(self, site: MappedSite, what: str, x: Any, *matrices: Any) -> Any:
         """``x`` times one matrix after the other."""
@@ -88,11 +115,11 @@ class Emitter:
         axes = self._constant(site, f"{vector.name}.axes", list(range(1, site.rank - 1)))
         return self._op("Unsqueeze", site, f"{vector.name}.lifted", vector, axes)
 
-    def _constant(self, site: MappedSite, name: str, numbers: list[int]) -> Any:
+    def _constant(self, site: MappedSite, name: str, numbers: Any) -> Any:
         full = f"{PREFIX}{site.path}/{name}"
         if full not in self.values:
-            value = ir.Value(name=full, shape=ir.Shape([len(numbers)]), type=ir.TensorType(ir.DataType.INT64),
-                             const_value=ir.tensor(np.array(numbers, np.int64), name=full))
+            held = ir.tensor(np.asarray(numbers), name=full)
+            value = ir.Value(name=full, shape=held.shape, type=ir.TensorType(held.dtype), const_value=held)
             self.graph.register_initializer(value)
             self.values[full] = value
         return self.values[full]
@@ -113,8 +140,15 @@ class Emitter:
         position = self.graph.index(node)
         self._after = self.graph[position - 1] if position else None
 
+    def _latest(self, value: Any) -> Any:
+        """What stands for a value now: a block and the layer that it ends in may both be adapted."""
+        while value in self._newest:
+            value = self._newest[value]
+        return value
+
     def _replace(self, old: Any, new: Any) -> None:
         """Every use of ``old`` outside the new nodes becomes a use of ``new``; a graph output keeps its name."""
+        self._newest[old] = new
         mine = {node for node in self.graph if node.name and node.name.startswith(PREFIX)}
         for node, index in list(old.uses()):
             if node not in mine:

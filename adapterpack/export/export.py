@@ -22,11 +22,12 @@ from ..pack.manifest import Base
 from ..pack.pack import Adapter, Pack
 from ..pack.quantized import require_plain
 from ..pack.validate import load
-from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, read_bundle
-from ..runtime.slots import pack_values
+from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, MappedSite, read_bundle
+from ..runtime.slots import largest_ranks, pack_values
 from ..tasks import TASKS, Task, task_named, task_of
+from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
-from .modes import MODES, Plan, base_head, with_fields
+from .modes import MODES, Plan, base_head, with_fields, with_ranks
 from .parity import prove
 from .sitemap import find_sites
 
@@ -165,18 +166,29 @@ def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray
 
 
 def _plan(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple[int, int | None]) -> Plan:
-    sites = find_sites(graph.model, graph.scope)
+    sites = _sites(graph, packs)
     values = [pack_values(pack, lambda adapter: _weights(base, adapter)) for pack in packs]
     wanted = {name.rpartition(".")[0] for one in values for name in one}
     missing = sorted(wanted - sites.keys())
     if missing:
         raise SiteNotFound("the graph has no such site", found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
-    mapped = with_fields(sites, values)
     slots, max_rank = capacity
-    needed = max((array.shape[1] for one in values for name, array in one.items() if name.endswith((".down", ".turn_down"))), default=0)
+    ranks = largest_ranks(values)
+    mapped, needed = with_ranks(with_fields(sites, values), ranks, max_rank or 0), ranks.get("", 0)
     if max_rank is not None and max_rank < needed:
         raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank)
     return Plan(packs, values, mapped, base_head(graph.model, mapped), slots, max_rank or needed or DEFAULT_RANK)
+
+
+def _sites(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
+    """Every linear module, and the blocks that packs change, in the order of the graph: one may give what the next reads."""
+    linear, wanted = find_sites(graph.model, graph.scope), wanted_blocks(packs)
+    blocks = find_blocks(graph.model, graph.scope, wanted, linear)
+    if blocks.keys() != wanted.keys():
+        blocks = find_blocks(graph.model, unfused(graph.model, graph.scope), wanted, linear)
+    place = {value.name: number for number, node in enumerate(graph.model.graph) for value in node.outputs}
+    found = {**linear, **blocks}
+    return {path: found[path] for path in sorted(found, key=lambda path: place[found[path].output])}
 
 
 def _check(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> None:

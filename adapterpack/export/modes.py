@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ..errors import Unsupported
 from ..pack.pack import Pack
+from ..runtime.blocks import FIELDS, block_shape, rank_axis
 from ..runtime.bundle import MappedSite
 from ..runtime.slots import Values, padded, stacked
 from .emit import Emitter, ids_input, slot_input
@@ -59,7 +60,7 @@ def inputs(model: Any, plan: Plan) -> Attached:
         }
         values = {}
         for field in site.fields:
-            symbols, shape = wide[field]
+            symbols, shape = wide[field] if field in wide else _block_axes(field, site, number)
             name = f"{site.path}.{field}"
             default = plan.base_head.get(name)
             neutral = np.ones(shape, np.float32) if field in {"scale", "pre"} else np.zeros(shape, np.float32)
@@ -69,21 +70,27 @@ def inputs(model: Any, plan: Plan) -> Attached:
     return Attached(plan.sites, lambda folder: _write_adapters(folder, plan))
 
 
+def _block_axes(field: str, site: MappedSite, number: int) -> tuple[list[int | str], tuple[int, ...]]:
+    """The declared shape of a block's field, and that of its default, whose rank is 0."""
+    shape, axis = block_shape(field, site.out_features, 0), rank_axis(field)
+    return [f"{FIELDS[field][0]}_{number}" if place == axis else extent for place, extent in enumerate(shape)], shape
+
+
 def bank(model: Any, plan: Plan) -> Attached:
     """Stacked slots with ``adapter_ids`` [batch]: every row of a batch may use another adapter; slot 0 is the base."""
     batch = next(value for value in model.graph.inputs if value.name == "input_ids").shape[0]
     if isinstance(batch, int) or batch.value is None:
         raise Unsupported("the batch of this graph is not a named axis, so rows cannot carry different adapters", found=str(batch),
                           remedy="export with --mode inputs or folded")
+    emitter = Emitter(model, batched=True)
     for site in plan.sites.values():
-        x = next(node for node in model.graph if node.name == site.node).inputs[0]
+        x = emitter.values[site.input]
         if site.rank not in {2, 3} or str(x.shape[0]) != str(batch):
             raise Unsupported("the first axis of this site's input is not the batch, so rows cannot carry different adapters",
                               where=site.path, expected=f"[{batch}, ...]", found=str(x.shape), remedy="export with --mode inputs or folded")
     ids = ids_input(model, batch)
     base, *ready = (padded(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values))
     filled = stacked([base, *ready, *[base] * (plan.slots - 1 - len(ready))])
-    emitter = Emitter(model, batched=True)
     for site in plan.sites.values():
         values = {}
         for field in site.fields:
@@ -121,6 +128,13 @@ def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[s
             for path in sorted(fields, key=list(sites).index)}
 
 
+def with_ranks(sites: Mapping[str, MappedSite], ranks: Mapping[str, int], least: int) -> dict[str, MappedSite]:
+    """The sites with the ranks of their blocks' slots: what the packs need of each branch; a wide one is no reason to pad the others."""
+    return {path: dataclasses.replace(site, ranks={branch: max(least, ranks[branch]) for branch in
+                                                   sorted({FIELDS[field][0] for field in site.fields if field in FIELDS})})
+            for path, site in sites.items()}
+
+
 def base_head(model: Any, sites: Mapping[str, MappedSite]) -> Values:
     """The graph's own weights of the modules that the packs replace, as slot values."""
     values: Values = {}
@@ -153,6 +167,8 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
                 if narrow in site.fields and f"{site.path}.{narrow}" not in complete:
                     complete[f"{site.path}.{narrow}"] = np.zeros((site.in_features, 0), np.float32)
                     complete[f"{site.path}.{wide}"] = np.zeros((0, width), np.float32)
+            for field in FIELDS.keys() & set(site.fields):
+                complete.setdefault(f"{site.path}.{field}", np.zeros(block_shape(field, site.out_features, 0), np.float32))
         adapter = ort.AdapterFormat()
         adapter.set_adapter_version(1)
         adapter.set_model_version(1)

@@ -4,7 +4,10 @@ from .._stage import callable_package
 from .adalora import AdaLoRA, adalora
 from .base import AttachForm, Method, Params, PeftForm, Progress, Shared, Site, Trained, Traits, complete, evaluate, fold, row_blocks, run
 from .bat import Bat, bat
+from .blocks import BlockConfig, BlockForm, evaluate_block, run_block
+from .bottleneck import Bottleneck, bottleneck
 from .cartridge import Cartridge, cartridge
+from .compacter import Compacter, compacter
 from .config import SiteConfig
 from .cpt import CPT, cpt
 from .deft import DEFT, deft
@@ -17,6 +20,7 @@ from .kasa import KaSA, kasa
 from .loha import LoHa, loha
 from .lokr import LoKr, lokr
 from .lora import LoRA, lora
+from .loreft import LoReFT, loreft
 from .miss import MiSS, miss
 from .miss_mini import MiSSMini, miss_mini
 from .mora import MoRA, mora
@@ -31,7 +35,9 @@ from .registry import get, method_of, methods, register
 for _method in (
     adalora,
     bat,
+    bottleneck,
     cartridge,
+    compacter,
     cpt,
     deft,
     delora,
@@ -42,6 +48,7 @@ for _method in (
     loha,
     lokr,
     lora,
+    loreft,
     miss,
     miss_mini,
     mora,
@@ -61,9 +68,13 @@ __all__ = [
     "AdaLoRA",
     "AttachForm",
     "Bat",
+    "BlockConfig",
     "BlockDiagonal",
+    "BlockForm",
+    "Bottleneck",
     "Cartridge",
     "Chain",
+    "Compacter",
     "DeLoRA",
     "Dense",
     "Deviation",
@@ -77,6 +88,7 @@ __all__ = [
     "LoHa",
     "LoKr",
     "LoRA",
+    "LoReFT",
     "Method",
     "MiSS",
     "MiSSMini",
@@ -101,6 +113,7 @@ __all__ = [
     "Traits",
     "complete",
     "evaluate",
+    "evaluate_block",
     "fold",
     "get",
     "method_of",
@@ -108,4 +121,5 @@ __all__ = [
     "register",
     "row_blocks",
     "run",
+    "run_block",
 ]

@@ -1,4 +1,4 @@
-"""What a weight method is: a value made of pure functions, a frozen config and declared traits.
+"""What a method is: a value made of pure functions, a frozen config and declared traits.
 
 Every weight method reduces its trained tensors to one **normal form**::
 
@@ -147,7 +147,7 @@ class Method(NamedTuple):
     shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]]
     init: Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]
     attach: Callable[[Any, Params, Site], Any]
-    """The normal form of its kind: an :class:`AttachForm` for the kind ``weight``."""
+    """The normal form of the method's kind: :class:`AttachForm`, a block's form, or a prompt's."""
     examples: tuple[Any, ...]
     forward: Callable[[Any, Params, Site, Forward, Array, Forward], Array] | None = None
     fold: Callable[[Any, Params, Site, Array, Array | None, slice], tuple[Array, Array | None]] | None = None

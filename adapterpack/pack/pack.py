@@ -195,7 +195,7 @@ class Pack:
 
     def _require_sites(self, base: Checkpoint, renamed: bool) -> None:
         for group in self.manifest.groups:
-            if group.role != "adapter" or not is_module(group.path):
+            if group.role != "adapter" or self.method.kind != "weight":
                 continue
             if renamed and base.weight_name(group.path, group.weight) is None:
                 modules = [name.removesuffix(".weight") for name in base.tensors]

@@ -153,7 +153,7 @@ def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedS
         node = next((nodes[name] for name in (site.node, *(site.node + suffix for suffix in _SUFFIXES)) if name in nodes), None)
         if node is None:
             raise ParityError("quantization lost a site of the graph", where=path, expected=site.node)
-        found[path] = dataclasses.replace(site, node=node.name, weight=node.inputs[1].name)
+        found[path] = dataclasses.replace(site, node=node.name, weight=node.inputs[1].name if site.weight else "")
     return found
 
 

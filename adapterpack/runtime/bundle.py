@@ -24,11 +24,12 @@ _MAX_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class MappedSite:
-    """One linear module and where it is in the graph.
+    """One linear module, or block, and where it is in the graph.
 
     ``layout`` says how ``weight`` lies: ``in_out`` or ``out_in``. ``rank`` is the number of axes of the site's input, whose first is
     the batch. ``fields`` are the slots that the graph has for it (none in folded mode). ``labels`` is the width of the widest head that
-    the slots of a module take that was trained whole.
+    the slots of a module take that was trained whole. ``entry`` is the value that a branch beside a block reads. A block that is no linear
+    module has no weight, and its node is the one that gives its output. ``ranks`` are the ranks of its slots in a bank, by branch.
     """
 
     path: str
@@ -44,6 +45,8 @@ class MappedSite:
     role: str = "adapter"
     fields: tuple[str, ...] = ()
     labels: int = 0
+    entry: str | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

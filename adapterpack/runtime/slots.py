@@ -6,19 +6,21 @@ Slot names are ``<module path>.<field>``. Fields of an adapted site::
 
 ``pre`` [in], ``turn`` [in, in], ``turn_down`` [in, t], ``turn_up`` [t, in], ``down`` [in, r], ``up`` [r, out], ``delta`` [in, out],
 ``scale`` [out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels]. A bank puts the slots
-in front. Apart from ``pre`` and ``scale``, zeros change nothing.
+in front. Apart from ``pre`` and ``scale``, zeros change nothing. The fields of an adapted block are in :mod:`~adapterpack.runtime.blocks`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from ..errors import BaseMismatch, Unsupported
 from ..methods import AttachForm, Deviation, Diagonal, complete
 from ..pack.pack import Adapter, Pack
+from .blocks import FIELDS, block_arrays, block_shape, rank_axis
 from .bundle import MappedSite
 
 NO_LABEL = np.float32(-1e9)
@@ -30,7 +32,7 @@ HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 _NEUTRAL = {"scale": 1.0, "pre": 1.0, "head_bias": float(NO_LABEL)}
 """What a field holds that changes nothing, where that is not zero."""
 
-_FREE_AXIS = {"down": 1, "up": 0, "turn_down": 1, "turn_up": 0, "head": 1, "head_bias": 0}
+_FREE_AXIS = {"down": 1, "up": 0, "turn_down": 1, "turn_up": 0, "head": 1, "head_bias": 0, **{field: rank_axis(field) for field in FIELDS}}
 """Where adapters may be narrower than their slot: the rank and the labels. Every other axis is the base's own width."""
 
 Values = dict[str, np.ndarray]
@@ -61,6 +63,10 @@ def form_arrays(form: AttachForm, out_features: int) -> Values:
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in fields.items()}
 
 
+ARRAYS: dict[str, Callable[[Any, int], Values]] = {"weight": form_arrays, "activation": block_arrays}
+"""Kind of a method -> what makes the fields of its normal form at a site of a given width."""
+
+
 def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
     """Every slot value of one pack, by slot name, unpadded; ``weights`` is asked for a method that reads the base.
 
@@ -71,7 +77,7 @@ def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
     traits = pack.method.traits
     if pack.method.kind == "prompt":  # it is in the cache that a row begins with, not in the graph
         adapters: Iterable[Adapter] = ()
-    elif traits.batchable and pack.method.kind == "weight":
+    elif traits.batchable and pack.method.kind in ARRAYS:
         adapters = pack.adapters()
     else:
         raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
@@ -88,7 +94,7 @@ def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
                 wide = None if bias is None else bias.astype(np.float32)
                 site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=wide)
         form = pack.method.attach(adapter.config, complete(pack.method, adapter.config, adapter.wide, site), site)
-        values.update({f"{site.path}.{field}": array for field, array in form_arrays(form, site.out_features or 1).items()})
+        values.update({f"{site.path}.{field}": array for field, array in ARRAYS[pack.method.kind](form, site.out_features or 1).items()})
     for path, params in pack.full().items():
         values.update(head_values(path, params))
     return values
@@ -155,8 +161,21 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
                  "shift": (site.out_features,), "pre": (site.in_features,), "turn": (site.in_features, site.in_features),
                  "turn_down": (site.in_features, turn), "turn_up": (turn, site.in_features),
                  "delta": (site.in_features, site.out_features), "head": (site.in_features, wide), "head_bias": (wide,)}
-        shapes.update({f"{path}.{field}": every[field] for field in site.fields})
+        for field in site.fields:
+            rank = site.ranks.get(FIELDS[field][0], max_rank) if field in FIELDS else max_rank
+            shapes[f"{path}.{field}"] = every[field] if field in every else block_shape(field, site.out_features, rank)
     return shapes
+
+
+def largest_ranks(values: Iterable[Values]) -> dict[str, int]:
+    """The largest rank of every branch of blocks, by its name, and of the branches of layers, by the name of nothing."""
+    ranks: dict[str, int] = {}
+    for name, array in ((name, array) for one in values for name, array in one.items()):
+        field = name.rpartition(".")[2]
+        branch, leaf = FIELDS.get(field, ("", field))
+        if leaf in {"down", "turn_down"}:
+            ranks[branch] = max(ranks.get(branch, 0), array.shape[1])
+    return ranks
 
 
 def stacked(slots: Iterable[Values]) -> Values:

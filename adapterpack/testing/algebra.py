@@ -8,17 +8,16 @@ import json
 
 import numpy as np
 
-from .case import EXACT, Case, adapted, digests, folded_at, layer_of, require, require_close, site_of
+from .case import EXACT, Case, adapted, digests, folded_at, layer_of, require, require_close, results, site_of
 
 
 def identity_at_init(case: Case) -> None:
     """``run(init(cfg, site), x) == base(x)`` and ``fold(init(cfg, site), W, b) == (W, b)``, bit for bit: nothing may be rounded."""
     weight, bias, x = case.weight, case.bias, case.x
-    require(np.array_equal(adapted(case, case.fresh(), weight, bias, x), layer_of(weight, bias)(x)), "a fresh adapter changes the output")
-    folded, folded_bias = folded_at(case, case.fresh(), weight, bias)
-    require(np.array_equal(folded, weight), "a fresh adapter changes the weight")
-    before, after = (0.0 if value is None else value for value in (bias, folded_bias))
-    require(bool(np.all(after == before)), "a fresh adapter changes the bias")  # no bias and a bias of zeros are the same
+    before = {"the output": layer_of(weight, bias)(x), "the weight": weight, "the bias": bias}
+    for what, after in results(case, case.fresh(), weight, bias, x).items():
+        one, two = (0.0 if value is None else value for value in (before[what], after))  # no bias and a bias of zeros are the same
+        require(bool(np.all(one == two)), f"a fresh adapter changes {what}")
 
 
 def trained_adapter_changes_the_output(case: Case) -> None:
@@ -61,8 +60,7 @@ def inputs_unchanged(case: Case) -> None:
     everything = {**{f"parameter {name}": value for name, value in params.items()}, "the weight": weight, "the bias": bias, "x": x}
     before = digests(everything)
     case.method.attach(case.config, params, site_of(case, weight, bias))
-    adapted(case, params, weight, bias, x)
-    folded_at(case, params, weight, bias)
+    results(case, params, weight, bias, x)
     after = digests(everything)
     changed = [name for name, digest in before.items() if after[name] != digest]
     require(not changed, f"changed in place: {', '.join(changed)}")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..methods import PROMPT, Method, Params, PromptSite, Site, complete, fold, run
+from ..methods import PROMPT, Method, Params, PromptSite, Site, complete, fold, run, run_block
 from ..pack import manifest as m
 from ..pack.pack import Pack, build
 
@@ -35,6 +35,9 @@ LAYERS = (Layer(7, 12, True), Layer(7, 12, False), Layer(12, 7, True), Layer(12,
 
 DIVISIBLE = (Layer(12, 24, True), Layer(24, 12, False))
 """What PEFT is asked for: widths that its block methods can divide."""
+
+BLOCKS = (Layer(7, 7, True), Layer(12, 12, False), Layer(5, 5, True), Layer(3, 3, False))
+"""What stands for a block: a layer as wide as its input, since an adapter beside it reads that."""
 
 
 class Model(NamedTuple):
@@ -63,7 +66,7 @@ VOCABULARY = 32
 MODELS = (Model(12, 2, 2, 4), Model(6, 1, 1, 8), Model(10, 3, 1, 2))
 """Several layers and one, grouped heads and one, and embeddings that are wider and narrower than the keys."""
 
-SUBJECTS: dict[str, tuple[Layer, ...] | tuple[Model, ...]] = {"weight": (*LAYERS, *DIVISIBLE), "prompt": MODELS}
+SUBJECTS: dict[str, tuple[Any, ...]] = {"weight": (*LAYERS, *DIVISIBLE), "activation": BLOCKS, "prompt": MODELS}
 """Kind of a method -> what it is proved on."""
 
 
@@ -79,8 +82,10 @@ class Case(NamedTuple):
         """The layer as a site, with its weight for a method that reads it; or the model's."""
         if isinstance(self.layer, Model):
             return self.layer.site
+        proof = PROOFS[self.method.kind]
         weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
-        return Site("block.0.proj", self.layer.in_features, self.layer.out_features, "linear", self.layer.bias, weight, bias)
+        biased = proof.folds and self.layer.bias  # a block may have any number of biases
+        return Site("block.0.proj", self.layer.in_features, self.layer.out_features, proof.site, biased, weight, bias)
 
     @property
     def weight(self) -> np.ndarray:
@@ -151,9 +156,37 @@ def layer_of(weight: Any, bias: Any) -> Callable[[Any], Any]:
     return lambda x: x @ weight.T if bias is None else x @ weight.T + bias
 
 
-def adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
-    """The output of the adapted layer at ``x``."""
+def _on_layer(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
     return run(case.method, case.config, params, site_of(case, weight, bias), layer_of(weight, bias), x)
+
+
+def _on_block(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    return run_block(case.method, case.config, params, case.site, layer_of(weight, bias)(x), x)
+
+
+class Proof(NamedTuple):
+    """How a kind of method is proved: as what kind of site, by what output, and whether a weight can hold it."""
+
+    site: str
+    output: Callable[[Case, Params, Any, Any, Any], Any]
+    folds: bool
+
+
+PROOFS = {"weight": Proof("linear", _on_layer, folds=True), "activation": Proof("block", _on_block, folds=False)}
+"""Kind of a method -> how it is proved."""
+
+
+def adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    """The output of the adapted layer, or block, at ``x``."""
+    return PROOFS[case.method.kind].output(case, params, weight, bias, x)
+
+
+def results(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
+    """Everything that the method's functions give: the output, and the folded weight and bias of a kind that folds."""
+    found = {"the output": adapted(case, params, weight, bias, x)}
+    if PROOFS[case.method.kind].folds:
+        found["the weight"], found["the bias"] = folded_at(case, params, weight, bias)
+    return found
 
 
 def folded_at(case: Case, params: Params, weight: Any, bias: Any, rows: slice | None = None) -> tuple[Any, Any]:
@@ -182,7 +215,8 @@ def leaves(case: Case, params: Params) -> dict[str, Any]:
 
 def resolved(case: Case) -> Any:
     """The config at the site without the fields that only select sites: a manifest holds what was selected instead."""
-    return dataclasses.replace(case.config.at(case.site.path), targets="all-linear", modules_to_save=())
+    selecting = {field.name: field.default for field in dataclasses.fields(case.config) if field.name in {"targets", "modules_to_save"}}
+    return dataclasses.replace(case.config.at(case.site.path), **selecting)
 
 
 def pack_of(case: Case) -> Pack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,17 @@ def onnx_agrees(case: Case) -> None:
 
     from ..export.modes import MODES, Plan, with_fields  # noqa: PLC0415
     from ..export.sitemap import find_sites  # noqa: PLC0415
-    from ..runtime.slots import form_arrays  # noqa: PLC0415
+    from ..runtime.slots import ARRAYS  # noqa: PLC0415
 
     weight, x = case.weight.astype(np.float32), case.x[:2].astype(np.float32)
     bias = None if case.bias is None else case.bias.astype(np.float32)
     trained = {name: value for name, value in case.trained(np.float32).items() if name in {**case.shared(), **case.own()}}
     params = complete(case.method, case.config, trained, site_of(case, weight, bias))
     form = case.method.attach(case.config, params, site_of(case, weight, bias))
-    arrays = {f"{NAME}.{field}": value for field, value in form_arrays(form, case.layer.out_features).items()}
+    arrays = {f"{NAME}.{field}": value for field, value in ARRAYS[case.method.kind](form, case.layer.out_features).items()}
     model = _layer(ir, weight, bias)
-    sites = with_fields(find_sites(model, lambda node: NAME), [arrays])
+    linear = {path: dataclasses.replace(site, entry=site.input) for path, site in find_sites(model, lambda node: NAME).items()}
+    sites = with_fields(linear, [arrays])
     rank = max((value.shape[1] for name, value in arrays.items() if name.endswith("down")), default=1)
     MODES["bank"](model, Plan([], [arrays], sites, {}, 2, rank))
     options = ort.SessionOptions()

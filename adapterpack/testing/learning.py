@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from .case import Case, adapted, digests, folded_at, is_float, leaves, require, require_close, tensor
+from .case import Case, adapted, digests, is_float, leaves, require, require_close, results, tensor
 
 
 def torch_equals_numpy(case: Case) -> None:
     """``run`` and ``fold`` on torch float64 tensors give what they give on numpy arrays, within 1e-12 (:data:`EXACT`)."""
     here = (case.trained(), case.weight, case.bias)
     there = ({name: tensor(value) for name, value in here[0].items()}, tensor(case.weight), tensor(case.bias))
-    require_close(adapted(case, *there, tensor(case.x)).numpy(), adapted(case, *here, case.x), "run differs under torch")
-    for expected, found in zip(folded_at(case, *here), folded_at(case, *there), strict=True):
-        require((expected is None) == (found is None), "fold gives a bias under one library only")
-        if expected is not None:
-            require_close(found.numpy(), expected, "fold differs under torch")
+    expected, found = results(case, *here, case.x), results(case, *there, tensor(case.x))
+    for what, value in expected.items():
+        require((value is None) == (found[what] is None), f"{what} is given under one library only")
+        if value is not None:
+            require_close(found[what].numpy(), value, f"{what} differs under torch")
 
 
 def gradients_reach_every_parameter(case: Case) -> None:
@@ -68,6 +68,5 @@ def dtype_kept(case: Case) -> None:
             return array if value is None or not is_float(value) else array.astype(dtype) if array is value else array.to(dtype)
 
         params, weight, bias = {name: cast(value) for name, value in case.trained().items()}, cast(case.weight), cast(case.bias)
-        results = (adapted(case, params, weight, bias, cast(case.x)), *folded_at(case, params, weight, bias))
-        for name, value in zip(("the output", "the weight", "the bias"), results, strict=True):
+        for name, value in results(case, params, weight, bias, cast(case.x)).items():
             require(value is None or value.dtype == dtype, f"{name} is not {dtype}, though all inputs are")

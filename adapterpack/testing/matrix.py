@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..methods import Method
 from . import algebra, company, graph, learning, model, packing, prompts
-from .case import DIVISIBLE, LAYERS, MODELS, SUBJECTS, Case, Layer
+from .case import BLOCKS, DIVISIBLE, LAYERS, MODELS, PROOFS, SUBJECTS, Case, Layer
 
 
 class Invariant(NamedTuple):
@@ -30,11 +30,15 @@ class Invariant(NamedTuple):
 
 
 def _always(method: Method) -> bool:
-    return method.kind == "weight"
+    return method.kind in PROOFS
 
 
-FEW = (LAYERS[0], LAYERS[3])
-"""Wide with a bias, tall without: enough for what does not depend on the shape."""
+def _folds(method: Method) -> bool:
+    return _always(method) and PROOFS[method.kind].folds
+
+
+FEW = (LAYERS[0], LAYERS[3], *BLOCKS[:2])
+"""Wide with a bias, tall without, two blocks: enough for what does not depend on the shape."""
 
 
 def _prompt(method: Method) -> bool:
@@ -48,7 +52,7 @@ def _any(method: Method) -> bool:
 INVARIANTS = (
     Invariant("identity_at_init", algebra.identity_at_init, lambda method: method.traits.identity_at_init, "identity_at_init"),
     Invariant("trained_adapter_changes_the_output", algebra.trained_adapter_changes_the_output, _always, "kind"),
-    Invariant("fold_equals_forward", algebra.fold_equals_forward, _always, "kind"),
+    Invariant("fold_equals_forward", algebra.fold_equals_forward, _folds, "kind"),
     Invariant("fold_in_row_blocks", algebra.fold_in_row_blocks, lambda method: method.traits.row_separable, "row_separable"),
     Invariant("torch_equals_numpy", learning.torch_equals_numpy, _always, "kind"),
     Invariant("gradients_reach_every_parameter", learning.gradients_reach_every_parameter, _always, "kind"),
@@ -59,13 +63,13 @@ INVARIANTS = (
     Invariant("additive_law", algebra.additive_law, lambda method: method.traits.additive, "additive"),
     Invariant("low_rank_law", algebra.low_rank_law, lambda method: method.traits.low_rank, "low_rank"),
     Invariant("rows_do_not_mix", company.rows_do_not_mix, _always, "kind"),
-    Invariant("in_order", company.in_order, _always, "kind"),
+    Invariant("in_order", company.in_order, _folds, "kind"),
     Invariant("only_the_adapter_trains", model.only_the_adapter_trains, _always, "kind"),
     Invariant("disabled_is_the_base", model.disabled_is_the_base, _always, "kind"),
     Invariant("layer_agrees", model.layer_agrees, _always, "kind"),
     Invariant("checkpointed_gradients", model.checkpointed_gradients, _always, "kind"),
-    Invariant("compiled_gradients", model.compiled_gradients, _always, "kind", LAYERS[:1], first=True),
-    Invariant("onnx_agrees", graph.onnx_agrees, lambda method: method.kind == "weight" and method.traits.batchable, "batchable"),
+    Invariant("compiled_gradients", model.compiled_gradients, _always, "kind", (LAYERS[0], BLOCKS[0]), first=True),
+    Invariant("onnx_agrees", graph.onnx_agrees, lambda method: _always(method) and method.traits.batchable, "batchable"),
     Invariant("config_schema", algebra.config_schema, _any, "kind"),
     Invariant("pack_round_trip", packing.pack_round_trip, _any, "kind", FEW),
     Invariant("scale_recomputed", packing.scale_recomputed, _any, "kind", FEW),
@@ -113,9 +117,10 @@ def render(known: Iterable[Method]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
     configs = "\n".join(f"- {method.name}: `{config}`" for method in listed for config in method.examples)
     meanings = "\n".join(f"- `{i.name}`: {(i.check.__doc__ or '').strip().splitlines()[0]}" for i in INVARIANTS)
-    intro = "A cell is promised, and then tested for every config and layer (or model) below, or not applicable by the trait it names."
-    sections = ["# Methods and what they promise", f"{intro}\nMade by `python -m adapterpack.testing`.", table,
-                "## Layers", ", ".join(layer.label for layer in LAYERS), "## Models", ", ".join(model.label for model in MODELS),
+    intro = "A cell is promised, and then tested for every config and every layer, block or model below, or not applicable by its trait."
+    subjects = [part for name, each in (("Layers", LAYERS), ("Blocks", BLOCKS), ("Models", MODELS))
+                for part in (f"## {name}", ", ".join(one.label for one in each))]
+    sections = ["# Methods and what they promise", f"{intro}\nMade by `python -m adapterpack.testing`.", table, *subjects,
                 "## Configs", configs, "## Invariants", meanings]
     return "\n\n".join(sections) + "\n"
 

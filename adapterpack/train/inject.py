@@ -17,7 +17,7 @@ from ..methods import Method, Seen, Site, SiteConfig, method_of
 from ..pack import peft_layout
 from ..pack.pack import Pack, require_sites
 from .kinds import KINDS
-from .layer import Adapted, AdaptedLayer, SavedModule, Wrapper, as_numpy, as_parameter, module_at, own_modules
+from .layer import Adapted, SavedModule, Wrapper, as_numpy, as_parameter, module_at, own_modules
 from .seen import measure
 
 
@@ -231,11 +231,14 @@ class _Work:
 
     def _wrapper(self, path: str) -> Adapted:
         kind = KINDS[self.method.kind]
-        module = kind.at(self.model, path)
-        while isinstance(module, Wrapper):  # of another kind, or a layer that another adapter has trained whole
-            if isinstance(module, kind.holder):
-                return module
-            module = module.base
+        outer = kind.at(self.model, path)
+        chain = [outer.base if isinstance(outer, SavedModule) else outer]  # a layer that another adapter has trained whole
+        while isinstance(chain[-1], Wrapper):
+            chain.append(chain[-1].base)
+        found = next((module for module in chain if isinstance(module, kind.holder)), None)
+        if found is not None:
+            return found
+        module = chain[0 if kind.outermost else -1]
         if module not in self.swaps:
             self.swaps[module] = kind.wrap(self.model, module, path)
         wrapper = self.swaps[module]
@@ -279,7 +282,7 @@ def _swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
                 new = swaps[new]
             if new is not child:
                 setattr(parent, leaf, new)
-                if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, AdaptedLayer):
+                if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, Adapted):
                     new.register_forward_pre_hook(_called)
 
 

@@ -10,15 +10,17 @@ from torch import nn
 from ..errors import SiteNotFound
 from ..methods import Site, Traits
 from . import prompts
+from .block import AdaptedBlock
 from .layer import Adapted, AdaptedLayer, module_at
+from .places import block_at, select_blocks
 from .sites import select, site_at
 
 
 class Kind(NamedTuple):
     """``select`` finds the sites that a config's targets name; ``at`` gives what stands in the model at a site's path.
 
-    ``holder`` is the class that holds adapters of the kind; ``wrap`` makes one, from the model, the bare module there, and the path.
-    ``ready`` completes a config by what only the model knows.
+    ``holder`` is the class that holds adapters of the kind. ``wrap`` makes one, from the model, the module there, and the path; around what
+    already wraps the module if it is ``outermost``, else inside of that. ``ready`` completes a config by what only the model knows.
     """
 
     select: Callable[[nn.Module, str | tuple[str, ...], Traits, tuple[str, ...]], list[Site]]
@@ -26,6 +28,7 @@ class Kind(NamedTuple):
     wrap: Callable[[nn.Module, nn.Module, str], Adapted]
     at: Callable[[nn.Module, str], nn.Module] = module_at
     ready: Callable[[nn.Module, Any], Any] = lambda model, config: config
+    outermost: bool = False
 
 
 def _layer(model: nn.Module, module: nn.Module, path: str) -> AdaptedLayer:
@@ -35,8 +38,13 @@ def _layer(model: nn.Module, module: nn.Module, path: str) -> AdaptedLayer:
     return AdaptedLayer(module, site)
 
 
+def _block(model: nn.Module, module: nn.Module, path: str) -> AdaptedBlock:
+    return AdaptedBlock(module, block_at(model, path, module), model)
+
+
 KINDS: dict[str, Kind] = {
     "weight": Kind(select, AdaptedLayer, _layer),
+    "activation": Kind(select_blocks, AdaptedBlock, _block, outermost=True),
     "prompt": Kind(prompts.select, prompts.Prompts, prompts.around_embedding, prompts.embedding, prompts.ready),
 }
 """Kind of a method -> how a model takes it."""

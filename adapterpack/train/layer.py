@@ -254,12 +254,12 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
     """
     module = model
     for leaf in filter(None, path.split(".")):
-        module = getattr(_innermost(module), leaf)
+        module = getattr(innermost(module), leaf)
     return module
 
 
 def _walk(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    own = _innermost(module)
+    own = innermost(module)
     if own not in seen:
         seen.add(own)
         yield path, module, own
@@ -267,7 +267,8 @@ def _walk(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[
             yield from _walk(child, f"{path}.{leaf}" if path else leaf, seen)
 
 
-def _innermost(module: nn.Module) -> nn.Module:
+def innermost(module: nn.Module) -> nn.Module:
+    """The model's own module under whatever wraps it."""
     while isinstance(module, Wrapper):
         module = module.base
     return module
@@ -275,7 +276,7 @@ def _innermost(module: nn.Module) -> nn.Module:
 
 def _bare(module: nn.Module) -> nn.Module:
     """The module without anything that was put into it or around it."""
-    module = _innermost(module)
+    module = innermost(module)
     for leaf, child in list(module.named_children()):
         if (own := _bare(child)) is not child:
             setattr(module, leaf, own)
