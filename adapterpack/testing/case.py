@@ -33,7 +33,7 @@ class Layer(NamedTuple):
 LAYERS = (Layer(7, 12, True), Layer(7, 12, False), Layer(12, 7, True), Layer(12, 7, False), Layer(1, 5, True), Layer(5, 1, False))
 """Wide, tall, one row and one column, with a bias and without: what goes wrong on 8x8 without a bias is found, too."""
 
-DIVISIBLE = (Layer(12, 24, True), Layer(24, 12, False))
+DIVISIBLE = (Layer(60, 120, True), Layer(120, 60, False))
 """What PEFT is asked for: widths that its block methods can divide."""
 
 BLOCKS = (Layer(7, 7, True), Layer(12, 12, False), Layer(5, 5, True), Layer(3, 3, False))
