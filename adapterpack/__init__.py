@@ -15,6 +15,7 @@ _STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize
 
 _PUBLIC = {
     "AdapterpackError": "errors",
+    "IA3": "methods",
     "LoRA": "methods",
     "Pack": "pack.pack",
     "Session": "runtime.session",

@@ -3,14 +3,17 @@
 from .._stage import callable_package
 from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
 from .config import SiteConfig
+from .ia3 import IA3, ia3
 from .lora import LoRA, lora
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
 from .registry import get, method_of, methods, register
 
+register(ia3)
 register(lora)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
+    "IA3",
     "AttachForm",
     "BlockDiagonal",
     "Chain",

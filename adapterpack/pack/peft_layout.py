@@ -256,13 +256,14 @@ def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], wh
 
 
 def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:
-    """The site, if every parameter has the shape that the method gives it there.
+    """The site, if every parameter has the shape that the method gives it there; an axis of 0 belongs to a width that is not known.
 
     Raises:
         FormatError: one has not; names the site, the parameter and both shapes.
     """
     for param, shape in method.shapes(cfg, site).items():
-        if param not in params or params[param].shape != shape:
-            found = params[param].shape if param in params else "no such tensor"
-            raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape, found=found)
+        found = params[param].shape if param in params else None
+        if found is None or len(found) != len(shape) or any(wanted not in {0, its} for wanted, its in zip(shape, found, strict=True)):
+            raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape,
+                              found=found or "no such tensor")
     return site

@@ -1,0 +1,186 @@
+"""The methods that scale, rotate or select, against the real PEFT in both directions and against their formulas in float64.
+
+Models are in float64 and adapters are the float32 numbers that files hold, so that what is left is the rounding of two orders of the
+same sums: 1e-12 beside the dense formulas. PEFT computes some parts in float32, where a row of the table says so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import peft
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+
+from adapterpack import adapt, attach, save
+from adapterpack.methods import IA3, complete, fold
+from adapterpack.pack import peft_layout
+from adapterpack.train.inject import active
+from adapterpack.train.layer import Adapted
+
+pytestmark = pytest.mark.fast
+
+Tensors = dict[str, np.ndarray]
+Dense = Callable[[Tensors, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
+
+
+class Net(nn.Module):
+    """Two layers, a wide one with a bias and a tall one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(12, 7)
+        self.tall = nn.Linear(7, 12, bias=False)
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tall(torch.tanh(self.wide(x)))
+
+
+class Row(NamedTuple):
+    """One configuration in our words and in PEFT's, and its formula: a layer's tensors by PEFT's names, its W and b -> the new W and b."""
+
+    ours: Any
+    theirs: peft.PeftConfig
+    dense: Dense
+    tolerance: float = 1e-9
+
+
+def ia3_dense(t: Tensors, W: np.ndarray, b: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """y = l (W x + b), or W (l x) + b: told by the shape of l."""
+    if t["ia3_l"].shape[1] == 1:
+        return t["ia3_l"] * W, None if b is None else t["ia3_l"][:, 0] * b
+    return W * t["ia3_l"], b
+
+
+BOTH = ["wide", "tall"]
+ROWS = {
+    "ia3": Row(IA3(targets=("wide", "tall")), peft.IA3Config(target_modules=BOTH, feedforward_modules=[]), ia3_dense),
+    "ia3-feedforward": Row(IA3(targets=("wide", "tall"), feedforward=("tall",)),
+                           peft.IA3Config(target_modules=BOTH, feedforward_modules=["tall"]), ia3_dense),
+}
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(1)
+    return Net()
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """Every trained parameter moved by noise, to numbers that float32 holds."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_((parameter + 0.3 * torch.randn(parameter.shape, generator=generator)).float())
+    return model.eval()
+
+
+def merged_by_us(model: nn.Module) -> dict[str, np.ndarray]:
+    """Weight and bias of every adapted layer with its adapter folded in, in float64."""
+    result = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, Adapted):
+            (name,) = layer.names
+            method, cfg = layer.methods[name]
+            site = layer._with_weight(torch.float64) if method.traits.reads_weight else layer.site
+            weight, bias = layer.weight.detach().numpy(), None if layer.bias is None else layer.bias.detach().numpy()
+            given = {key: value.astype(np.float64) for key, value in layer.params(name).items()}
+            params = complete(method, cfg, {**{k: v.detach().numpy() for k, v in layer.shared(name).items()}, **given}, site)
+            result[f"{path}.weight"], new = fold(method, cfg, params, site, weight, bias)
+            if new is not None:
+                result[f"{path}.bias"] = new
+    return result
+
+
+def by_site(folder: Path) -> dict[str, Tensors]:
+    """The tensors of an adapter file in float64: module path -> what follows it in the name -> value."""
+    sites: dict[str, Tensors] = {}
+    for name, value in load_file(folder / "adapter_model.safetensors").items():
+        path, _, rest = name.removeprefix("base_model.model.").partition(".")
+        sites.setdefault(path, {})[rest] = value.astype(np.float64)
+    return sites
+
+
+def dense_of(row: Row, net: Net, folder: Path) -> dict[str, np.ndarray]:
+    """The changed weights by the formula, from the tensors of a file."""
+    result = {}
+    for path, tensors in by_site(folder).items():
+        layer = net.get_submodule(path)
+        weight, bias = layer.weight.detach().numpy(), None if layer.bias is None else layer.bias.detach().numpy()
+        result[f"{path}.weight"], new = row.dense(tensors, weight, bias)
+        if new is not None:
+            result[f"{path}.bias"] = new
+    return result
+
+
+def with_weights(net: Net, weights: dict[str, np.ndarray], x: torch.Tensor) -> np.ndarray:
+    """The net's output with these weights and biases (a bias where there was none, too)."""
+    for name, value in weights.items():
+        path, _, leaf = name.rpartition(".")
+        setattr(net.get_submodule(path), leaf, nn.Parameter(torch.tensor(value)))
+    return net(x).detach().numpy()
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_our_folder_in_peft_and_the_formula(name: str, net: Net, x: torch.Tensor, tmp_path: Path) -> None:
+    """What we train gives in PEFT what it gives here, and both give the formula; merged weights too."""
+    row = ROWS[name]
+    ours = shaken(adapt(copy.deepcopy(net), row.ours))
+    save(ours, tmp_path / "pack")
+    expected = with_weights(copy.deepcopy(net), dense_of(row, net, tmp_path / "pack"), x)
+    assert np.abs(expected - net(x).detach().numpy()).max() > 1e-2
+    assert_close(ours(x).detach(), expected, 1e-12)
+    for key, value in dense_of(row, net, tmp_path / "pack").items():
+        assert_close(merged_by_us(ours)[key], value, 1e-12)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), str(tmp_path / "pack")).base_model.eval()
+    assert_close(theirs(x).detach(), expected, row.tolerance)
+    assert_close(ours(x).detach(), theirs(x).detach(), row.tolerance)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_their_folder_here(name: str, net: Net, x: torch.Tensor, tmp_path: Path) -> None:
+    """What PEFT trains and saves gives here what it gives there, forward and merged."""
+    row = ROWS[name]
+    theirs = shaken(peft.get_peft_model(copy.deepcopy(net), copy.deepcopy(row.theirs)))
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    pack = peft_layout.read(tmp_path / "theirs")
+    ours = attach(copy.deepcopy(net), pack, check_base=False).eval()
+    assert_close(ours(x).detach(), theirs(x).detach(), row.tolerance)
+    assert_close(ours(x).detach(), with_weights(copy.deepcopy(net), dense_of(row, net, tmp_path / "theirs"), x), 1e-12)
+    merged = {key: value.detach().numpy() for key, value in theirs.merge_and_unload().state_dict().items()}
+    for key, value in merged_by_us(ours).items():
+        if key in merged:
+            assert_close(value, merged[key], row.tolerance)
+    active(ours, None)
+    assert torch.equal(ours(x), net(x))
+
+
+def test_ia3_modules_whose_names_end_alike_load_in_peft(tmp_path: Path) -> None:
+    """PEFT takes "0" for the end of "10", too: the list of feedforward modules is then written so that it matches whole paths."""
+    torch.manual_seed(4)
+    net = nn.Sequential(*(nn.Linear(6, 6) for _ in range(11))).double()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    ours = shaken(adapt(copy.deepcopy(net), IA3(feedforward=("0",))))
+    pack = save(ours, tmp_path / "pack")
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), str(tmp_path / "pack")).base_model.eval()
+    assert_close(ours(x).detach(), theirs(x).detach(), 1e-9)
+    again = peft_layout.read(tmp_path / "pack")
+    assert [adapter.config.feedforward for adapter in again.adapters()] == [a.site.path == "0" for a in again.adapters()]
+    assert len(list(again.adapters())) == len(list(pack.adapters())) == 11
