@@ -17,6 +17,7 @@ _PUBLIC = {
     "AdapterpackError": "errors",
     "IA3": "methods",
     "LoRA": "methods",
+    "OFT": "methods",
     "Pack": "pack.pack",
     "Session": "runtime.session",
     "Store": "pack.store",

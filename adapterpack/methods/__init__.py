@@ -5,15 +5,18 @@ from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, co
 from .config import SiteConfig
 from .ia3 import IA3, ia3
 from .lora import LoRA, lora
+from .oft import OFT, oft
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
 from .registry import get, method_of, methods, register
 
 register(ia3)
 register(lora)
+register(oft)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
     "IA3",
+    "OFT",
     "AttachForm",
     "BlockDiagonal",
     "Chain",

@@ -73,6 +73,8 @@ class Traits:
     """Rows of one batch may carry different adapters of this method."""
     layers: tuple[str, ...] = ("linear",)
     """The kinds of site it supports."""
+    narrowest: int = 1
+    """The least number of inputs of a layer that it can change: a single number cannot be turned."""
     frozen: tuple[str, ...] = ()
     """Its parameters that are stored and not trained, beside those that are not of a floating type."""
 

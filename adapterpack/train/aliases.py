@@ -13,6 +13,8 @@ ALIASES: dict[str, str] = {
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
     "target_modules": "targets",
+    "feedforward_modules": "feedforward",
+    "oft_block_size": "block_size",
     "lora_target_modules": "targets",
     "peft_type": "method",
     # axolotl

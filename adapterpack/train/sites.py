@@ -47,7 +47,7 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         heads = {own for _, own in own_modules(head)} if head is not None else set()
         sites = [site for path, module in modules.items() if path not in skipped and module not in heads
-                 if (site := site_at(path, module)) is not None and site.kind in traits.layers]
+                 if (site := site_at(path, module)) is not None and site.kind in traits.layers and site.in_features >= traits.narrowest]
         if not sites:
             raise SiteNotFound("the model has no layer that the method supports", expected=", ".join(traits.layers))
         return sites
@@ -63,6 +63,9 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
             if site is None or site.kind not in traits.layers:
                 raise Unsupported("the method does not support this layer", where=path, expected=", ".join(traits.layers),
                                   found=type(modules[path]).__name__, remedy="name other targets")
+            if site.in_features < traits.narrowest:
+                raise Unsupported("the layer is too narrow: the method would change nothing there", where=path,
+                                  expected=f"at least {traits.narrowest} inputs", found=site.in_features, remedy="name other targets")
             if path in skipped:
                 raise Unsupported("a module can be adapted or trained whole, not both", where=path,
                                   remedy="take it out of targets or out of modules_to_save")

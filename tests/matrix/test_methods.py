@@ -33,10 +33,11 @@ def test_the_table_of_promises_is_the_recorded_one() -> None:
 
 
 def test_every_method_is_proved_on_several_configs() -> None:
-    """Each method has at least two example configs, all different, and every layer is used with each."""
+    """Each method has at least two example configs, all different, and every layer that is wide enough is used with each."""
     for method in methods().values():
         assert len(set(map(repr, method.examples))) == len(method.examples) >= 2, method.name
-        assert len(list(cases(method))) == len(method.examples) * len(LAYERS)
+        assert len(list(cases(method))) == len(method.examples) * sum(layer.in_features >= method.traits.narrowest for layer in LAYERS)
+        assert method.traits.narrowest <= 2, "of the layers only the one with a single input may be left out"
 
 
 def test_every_invariant_says_its_equation() -> None:

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from adapterpack import adapt, attach, save
-from adapterpack.methods import IA3, complete, fold
+from adapterpack.methods import IA3, OFT, complete, fold
 from adapterpack.pack import peft_layout
 from adapterpack.train.inject import active
 from adapterpack.train.layer import Adapted
@@ -59,11 +59,45 @@ def ia3_dense(t: Tensors, W: np.ndarray, b: np.ndarray | None) -> tuple[np.ndarr
     return W * t["ia3_l"], b
 
 
+def blocks_of(values: np.ndarray, width: int, exact: bool, terms: int = 5, bound: float | None = None) -> np.ndarray:
+    """The block-diagonal matrix [width, width] of OFT from upper triangles [r, b (b - 1) / 2], one row for all blocks or one each."""
+    size = int((1 + np.sqrt(1 + 8 * values.shape[1])) / 2)
+    total = np.zeros((width, width))
+    for number in range(width // size):
+        Q = np.zeros((size, size))
+        Q[np.triu_indices(size, 1)] = values[min(number, len(values) - 1)]
+        Q = Q - Q.T
+        if bound is not None:
+            Q *= min(1, bound / np.sqrt(len(values)) / np.linalg.norm(Q))
+        powers = [np.linalg.matrix_power(-Q, k) for k in range(terms)]
+        series = powers[0] + 2 * sum(powers[1:-1]) + powers[-1]
+        block = slice(number * size, number * size + size)
+        total[block, block] = (np.eye(size) + Q) @ np.linalg.inv(np.eye(size) - Q) if exact else series
+    return total
+
+
+def oft_dense(exact: bool, bound: float | None = None) -> Dense:
+    """W' = W R."""
+    return lambda t, W, b: (W @ blocks_of(t["oft_R.weight"], W.shape[1], exact, bound=bound), b)
+
+
 BOTH = ["wide", "tall"]
 ROWS = {
     "ia3": Row(IA3(targets=("wide", "tall")), peft.IA3Config(target_modules=BOTH, feedforward_modules=[]), ia3_dense),
     "ia3-feedforward": Row(IA3(targets=("wide", "tall"), feedforward=("tall",)),
                            peft.IA3Config(target_modules=BOTH, feedforward_modules=["tall"]), ia3_dense),
+    "oft": Row(OFT(targets=("wide", "tall"), block_size=7), peft.OFTConfig(target_modules=BOTH, oft_block_size=7, use_cayley_neumann=False),
+               oft_dense(True), 1e-6),  # PEFT's identity matrix is in float32
+    "oft-blocks": Row(OFT(targets="wide", r=4), peft.OFTConfig(target_modules=["wide"], r=4, oft_block_size=0, use_cayley_neumann=False),
+                      oft_dense(True), 1e-6),
+    "oft-neumann": Row(OFT(targets=("wide", "tall"), block_size=8, use_cayley_neumann=True),
+                       peft.OFTConfig(target_modules=BOTH, oft_block_size=8), oft_dense(False)),
+    "oft-shared": Row(OFT(targets="wide", block_size=3, block_share=True),
+                      peft.OFTConfig(target_modules=["wide"], oft_block_size=3, block_share=True, use_cayley_neumann=False),
+                      oft_dense(True), 1e-6),
+    "coft": Row(OFT(targets="wide", block_size=4, coft=True, eps=0.3),
+                peft.OFTConfig(target_modules=["wide"], oft_block_size=4, coft=True, eps=0.3, use_cayley_neumann=False),
+                oft_dense(True, 0.3), 1e-6),
 }
 
 
