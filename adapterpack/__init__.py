@@ -15,6 +15,8 @@ _STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize
 
 _PUBLIC = {
     "AdapterpackError": "errors",
+    "BOFT": "methods",
+    "HRA": "methods",
     "IA3": "methods",
     "LoRA": "methods",
     "OFT": "methods",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import NothingToDo, Unsupported
+from ..pack import peft_layout
 from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Pack
 from ..pack.safetensors import FLOATS
@@ -94,6 +96,9 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
         if base.tensors[name].dtype not in FLOATS:
             raise Unsupported("the weight of this site is not stored as floating point", where=where, found=base.tensors[name].dtype,
                               remedy="merge into the original checkpoint, and quantize the result")
+        rows, columns = base.tensors[name].shape
+        site = dataclasses.replace(adapter.site, out_features=rows, in_features=columns)
+        peft_layout.check_shapes(method, adapter.config, site, adapter.params, owner)
         yield name, Contribution(pack.name, method, adapter, weight)
 
 

@@ -2,19 +2,25 @@
 
 from .._stage import callable_package
 from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
+from .boft import BOFT, boft
 from .config import SiteConfig
+from .hra import HRA, hra
 from .ia3 import IA3, ia3
 from .lora import LoRA, lora
 from .oft import OFT, oft
-from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
+from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Permutation
 from .registry import get, method_of, methods, register
 
+register(boft)
+register(hra)
 register(ia3)
 register(lora)
 register(oft)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
+    "BOFT",
+    "HRA",
     "IA3",
     "OFT",
     "AttachForm",
@@ -29,6 +35,7 @@ __all__ = [
     "Operator",
     "Params",
     "PeftForm",
+    "Permutation",
     "Shared",
     "Site",
     "SiteConfig",

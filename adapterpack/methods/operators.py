@@ -135,6 +135,30 @@ class Kronecker(NamedTuple):
         return transposed(self).apply(weight)
 
 
+class Permutation(NamedTuple):
+    """``x -> x[order]``: row i of the matrix is one at ``order[i]``."""
+
+    order: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        return array_namespace(x).take(x, self.order, axis=-1)
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(self.order)
+        return xp.take(xp.eye(self.order.shape[0], device=self.order.device), self.order, axis=0)
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.dense()[block]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(weight)
+        return xp.take(weight, xp.argsort(self.order), axis=-1)
+
+
 class Chain(NamedTuple):
     """``second first``: what ``first`` gives goes through ``second``."""
 

@@ -28,7 +28,7 @@ def triangle(size: int) -> np.ndarray:
 
 
 def skew(values: Array, index: Array, size: int) -> Array:
-    """Skew-symmetric matrices ``[n, size, size]`` with the upper triangles ``values`` ``[n, size (size - 1) / 2]``; see :func:`triangle`."""
+    """Skew-symmetric matrices ``[n, size, size]`` with the upper triangles ``values`` ``[n, ...]``; ``index`` is :func:`triangle` of the size."""
     xp = array_namespace(values)
     zero = xp.zeros((values.shape[0], 1), dtype=values.dtype, device=values.device)
     return xp.reshape(xp.take(xp.concat([values, -values, zero], axis=1), index, axis=1), (values.shape[0], size, size))
@@ -60,7 +60,7 @@ def solve(matrix: Array, right: Array) -> Array:
 
 
 def block_size(width: int, wanted: int, count: int = 0) -> int:
-    """The size of the blocks that ``width`` is cut into: ``wanted``, or what ``count`` blocks leave; where that does not divide, the nearest.
+    """The size of the blocks that ``width`` is cut into: ``wanted``, or what ``count`` blocks leave; the nearest that divides.
 
     Of two that are as near, the smaller (a smaller number of blocks). A block of one number cannot turn: where only such blocks would
     do, the whole width is one block.

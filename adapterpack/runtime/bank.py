@@ -45,7 +45,7 @@ class AdapterBank:
             Unsupported: no slot is free, or it does not fit.
         """
         _require_base(pack, base, self.folder)
-        values = pack_values(pack, self._weights if self.bundle.quantization is None else None)
+        values = pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites)
         with self._lock:
             slots, _ = self.state
             if pack.name in slots:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from ..errors import BaseMismatch, Unsupported
-from ..methods import AttachForm, Deviation, Diagonal, complete
+from ..methods import AttachForm, Deviation, Diagonal, Site, complete
 from ..pack.pack import Adapter, Pack
 from .bundle import MappedSite
 
@@ -61,8 +61,10 @@ def form_arrays(form: AttachForm, out_features: int) -> Values:
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in fields.items()}
 
 
-def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
+def pack_values(pack: Pack, weights: Weights | None = None, sites: Mapping[str, MappedSite] | None = None) -> Values:
     """Every slot value of one pack, by slot name, unpadded; ``weights`` is asked for a method that reads the base.
+
+    ``sites`` are those of the graph: they know the widths that a file of another library left out.
 
     Raises:
         Unsupported: the base's weights are not at hand and needed, or a head is not made of linear layers.
@@ -76,7 +78,7 @@ def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
         raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
                           found=pack.method.name, remedy="export the bundle again with this adapter among the packs")
     for adapter in pack.adapters():
-        site = adapter.site
+        site = _measured(adapter.site, sites or {})
         if traits.reads_weight and weights is not None:
             weight, bias = weights(adapter)
             site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=None if bias is None else bias.astype(np.float32))
@@ -85,6 +87,15 @@ def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
     for path, params in pack.full().items():
         values.update(head_values(path, params))
     return values
+
+
+def _measured(site: Site, sites: Mapping[str, MappedSite]) -> Site:
+    """The site with the graph's widths where its own are not known."""
+    if site.path not in sites:
+        return site
+    mapped = sites[site.path]
+    wide = {side: getattr(site, side) or getattr(mapped, side) for side in ("in_features", "out_features")}
+    return dataclasses.replace(site, **wide)
 
 
 def head_values(path: str, params: Mapping[str, np.ndarray]) -> Values:

@@ -14,7 +14,11 @@ ALIASES: dict[str, str] = {
     "lora_dropout": "dropout",
     "target_modules": "targets",
     "feedforward_modules": "feedforward",
+    "apply_GS": "apply_gs",
     "oft_block_size": "block_size",
+    "boft_block_size": "block_size",
+    "boft_block_num": "block_num",
+    "boft_n_butterfly_factor": "n_butterfly_factor",
     "lora_target_modules": "targets",
     "peft_type": "method",
     # axolotl

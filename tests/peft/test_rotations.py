@@ -7,6 +7,7 @@ same sums: 1e-12 beside the dense formulas. PEFT computes some parts in float32,
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from adapterpack import adapt, attach, save
-from adapterpack.methods import IA3, OFT, complete, fold
+from adapterpack.errors import FormatError
+from adapterpack.methods import BOFT, HRA, IA3, OFT, complete, fold
 from adapterpack.pack import peft_layout
 from adapterpack.train.inject import active
 from adapterpack.train.layer import Adapted
@@ -81,6 +83,41 @@ def oft_dense(exact: bool, bound: float | None = None) -> Dense:
     return lambda t, W, b: (W @ blocks_of(t["oft_R.weight"], W.shape[1], exact, bound=bound), b)
 
 
+def boft_dense(t: Tensors, W: np.ndarray, b: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """W' = diag(s) W B_1 ... B_m: section 4 of the paper, with the permutations as matrices."""
+    factors, blocks, size, _ = t["boft_R"].shape
+    width = blocks * size
+    R = np.eye(width)
+    for factor in range(factors):
+        D = np.zeros((width, width))
+        for number, A in enumerate(t["boft_R"][factor]):
+            S, one, block = (A - A.T) / 2, np.eye(size), slice(number * size, number * size + size)
+            D[block, block] = np.linalg.inv(one - S) @ (one + S)
+        P = np.eye(width)
+        if factors > 1:  # halves of blocks, the even ones before the odd ones, within groups of 2^factor blocks
+            group, half = size * 2**factor, size // 2
+            order = [start + half * unit + k for start in range(0, width, group)
+                     for parity in (0, 1) for unit in range(parity, group // half, 2) for k in range(half)]
+            P = np.eye(width)[order]
+        R = R @ P @ D @ P.T
+    return t["boft_s"] * (W @ R), b
+
+
+def hra_dense(apply_gs: bool) -> Dense:
+    """W' = W H_1 ... H_r with u_i as they are, or made orthogonal to those before by Gram and Schmidt."""
+
+    def dense(t: Tensors, W: np.ndarray, b: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        known: list[np.ndarray] = []
+        for u in t["hra_u"].T:
+            for before in known if apply_gs else ():
+                u = u - (before @ u) * before  # noqa: PLW2901
+            known.append(u / np.linalg.norm(u))
+            W = W - 2 * (W @ known[-1])[:, None] * known[-1]
+        return W, b
+
+    return dense
+
+
 BOTH = ["wide", "tall"]
 ROWS = {
     "ia3": Row(IA3(targets=("wide", "tall")), peft.IA3Config(target_modules=BOTH, feedforward_modules=[]), ia3_dense),
@@ -98,6 +135,13 @@ ROWS = {
     "coft": Row(OFT(targets="wide", block_size=4, coft=True, eps=0.3),
                 peft.OFTConfig(target_modules=["wide"], oft_block_size=4, coft=True, eps=0.3, use_cayley_neumann=False),
                 oft_dense(True, 0.3), 1e-6),
+    "boft": Row(BOFT(targets="wide", block_size=3), peft.BOFTConfig(target_modules=["wide"], boft_block_size=3), boft_dense, 1e-6),
+    "boft-blocks": Row(BOFT(targets=("wide", "tall"), block_size=0, block_num=1),
+                       peft.BOFTConfig(target_modules=BOTH, boft_block_size=0, boft_block_num=1), boft_dense, 1e-6),
+    "hra": Row(HRA(targets=("wide", "tall"), r=4), peft.HRAConfig(target_modules=BOTH, r=4), hra_dense(False), 1e-6),
+    "hra-odd": Row(HRA(targets=("wide", "tall"), r=3), peft.HRAConfig(target_modules=BOTH, r=3), hra_dense(False), 1e-6),
+    "hra-gs": Row(HRA(targets=("wide", "tall"), r=5, apply_gs=True), peft.HRAConfig(target_modules=BOTH, r=5, apply_GS=True),
+                  hra_dense(True), 1e-6),
 }
 
 
@@ -129,8 +173,8 @@ def merged_by_us(model: nn.Module) -> dict[str, np.ndarray]:
         if isinstance(layer, Adapted):
             (name,) = layer.names
             method, cfg = layer.methods[name]
-            site = layer._with_weight(torch.float64) if method.traits.reads_weight else layer.site
             weight, bias = layer.weight.detach().numpy(), None if layer.bias is None else layer.bias.detach().numpy()
+            site = dataclasses.replace(layer.site, weight=weight, base_bias=bias) if method.traits.reads_weight else layer.site
             given = {key: value.astype(np.float64) for key, value in layer.params(name).items()}
             params = complete(method, cfg, {**{k: v.detach().numpy() for k, v in layer.shared(name).items()}, **given}, site)
             result[f"{path}.weight"], new = fold(method, cfg, params, site, weight, bias)
@@ -218,3 +262,60 @@ def test_ia3_modules_whose_names_end_alike_load_in_peft(tmp_path: Path) -> None:
     again = peft_layout.read(tmp_path / "pack")
     assert [adapter.config.feedforward for adapter in again.adapters()] == [a.site.path == "0" for a in again.adapters()]
     assert len(list(again.adapters())) == len(list(pack.adapters())) == 11
+
+
+class TorchBlockDiag:
+    """What PEFT's CUDA extension for BOFT does, [m, blocks, b, b] to [m, n, n], by torch: that extension cannot be compiled here."""
+
+    @staticmethod
+    def apply(blocks: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.block_diag(*factor) for factor in blocks])
+
+
+@pytest.mark.parametrize(("size", "factors"), [(2, 2), (4, 2), (2, 3)])
+def test_a_butterfly_of_several_factors(size: int, factors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several factors PEFT needs its extension; with torch's block_diag in its place it gives what we give, both ways."""
+    from peft.tuners.boft import layer
+
+    monkeypatch.setattr(layer, "get_fbd_cuda", lambda: True)
+    monkeypatch.setattr(layer, "FastBlockDiag", TorchBlockDiag)
+    torch.manual_seed(5)
+    net, x = nn.Sequential(nn.Linear(16, 5)).double(), torch.randn(3, 16, dtype=torch.float64)
+    config = BOFT(block_size=size, n_butterfly_factor=factors)
+    ours = shaken(adapt(copy.deepcopy(net), config))
+    save(ours, tmp_path / "pack")
+    weight, bias = boft_dense(by_site(tmp_path / "pack")["0"], net[0].weight.detach().numpy(), net[0].bias.detach().numpy())
+    assert_close(ours(x).detach(), x.numpy() @ weight.T + bias, 1e-12)
+    assert_close(merged_by_us(ours)["0.weight"], weight, 1e-12)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), str(tmp_path / "pack")).base_model.eval()
+    assert_close(theirs(x).detach(), ours(x).detach(), 1e-6)
+    again = attach(copy.deepcopy(net), peft_layout.read(tmp_path / "pack"), check_base=False)
+    assert torch.equal(again(x), ours(x))
+
+
+def test_boft_files_whose_tensors_are_fewer_than_their_config_says_are_refused(net: Net, tmp_path: Path) -> None:
+    """Without its extension PEFT trains one factor and writes the number that was asked for."""
+    theirs = peft.get_peft_model(net, peft.BOFTConfig(target_modules=["wide"], boft_block_size=2, boft_n_butterfly_factor=2))
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    with pytest.raises(FormatError, match="wrong shape"):
+        peft_layout.read(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("r", [2, 8, 12])
+def test_a_fresh_hra_adapter_of_even_rank_is_exactly_the_base(r: int, net: Net, x: torch.Tensor) -> None:
+    """Pairs of equal vectors cancel bit for bit, in float64 and in float32."""
+    for dtype in (torch.float64, torch.float32):
+        plain = copy.deepcopy(net).to(dtype)
+        assert torch.equal(adapt(copy.deepcopy(plain), HRA(r=r))(x.to(dtype)), plain(x.to(dtype)))
+
+
+@pytest.mark.parametrize("config", [OFT(block_size=4), BOFT(block_size=2, n_butterfly_factor=2), HRA(r=5), HRA(r=4, apply_gs=True)])
+def test_rotations_are_orthogonal(config: Any, net: Net) -> None:
+    """M M^T = I within rounding, for what acts on the inputs after training."""
+    ours = shaken(adapt(net, type(config)(**{**vars(config), "targets": "wide"})))
+    layer = ours.get_submodule("wide")
+    method, cfg = layer.methods["default"]
+    form = method.attach(cfg, layer.tensors("default", torch.float64), layer.site)
+    matrix = form.pre.apply(torch.eye(12, dtype=torch.float64)).T
+    assert_close((matrix @ matrix.T).detach(), np.eye(12), 1e-12)
+    assert np.abs(matrix.detach().numpy() - np.eye(12)).max() > 0.1
