@@ -28,7 +28,7 @@ def triangle(size: int) -> np.ndarray:
 
 
 def skew(values: Array, index: Array, size: int) -> Array:
-    """Skew-symmetric matrices ``[n, size, size]`` with the upper triangles ``values`` ``[n, ...]``; ``index`` is :func:`triangle` of the size."""
+    """Skew-symmetric matrices ``[n, size, size]`` with the upper triangles ``values`` ``[n, ...]``; ``index``: :func:`triangle`."""
     xp = array_namespace(values)
     zero = xp.zeros((values.shape[0], 1), dtype=values.dtype, device=values.device)
     return xp.reshape(xp.take(xp.concat([values, -values, zero], axis=1), index, axis=1), (values.shape[0], size, size))
