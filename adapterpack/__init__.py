@@ -21,6 +21,7 @@ _PUBLIC = {
     "LoRA": "methods",
     "OFT": "methods",
     "Pack": "pack.pack",
+    "RoAd": "methods",
     "Session": "runtime.session",
     "Store": "pack.store",
     "active": "train.inject",

@@ -8,14 +8,16 @@ from .hra import HRA, hra
 from .ia3 import IA3, ia3
 from .lora import LoRA, lora
 from .oft import OFT, oft
-from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Permutation
+from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Pairs, Permutation
 from .registry import get, method_of, methods, register
+from .road import RoAd, road
 
 register(boft)
 register(hra)
 register(ia3)
 register(lora)
 register(oft)
+register(road)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
@@ -33,9 +35,11 @@ __all__ = [
     "LoRA",
     "Method",
     "Operator",
+    "Pairs",
     "Params",
     "PeftForm",
     "Permutation",
+    "RoAd",
     "Shared",
     "Site",
     "SiteConfig",

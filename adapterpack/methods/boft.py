@@ -132,7 +132,7 @@ boft = Method(
     summary="a trained rotation of a layer's inputs as a butterfly of small blocks, and a factor on every output",
     paper="https://arxiv.org/abs/2311.06243",
     config=BOFT,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True, narrowest=2),
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True, least=(1, 2)),
     shapes=_shapes,
     init=_init,
     attach=_attach,

@@ -104,7 +104,7 @@ hra = Method(
     summary="a product of trained reflections of a layer's inputs, orthogonal and of low rank",
     paper="https://arxiv.org/abs/2405.17484",
     config=HRA,
-    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, narrowest=2),
+    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, least=(1, 2)),
     shapes=_shapes,
     init=_init,
     attach=_attach,

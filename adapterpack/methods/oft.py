@@ -125,7 +125,7 @@ oft = Method(
     summary="a trained rotation of a layer's inputs, block by block; COFT by coft",
     paper="https://arxiv.org/abs/2306.07280",
     config=OFT,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, narrowest=2),
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, least=(1, 2)),
     shapes=_shapes,
     init=_init,
     attach=_attach,

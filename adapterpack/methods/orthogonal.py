@@ -69,9 +69,17 @@ def block_size(width: int, wanted: int, count: int = 0) -> int:
         >>> block_size(768, 32), block_size(12, 5), block_size(7, 2), block_size(4, 32), block_size(12, 0, count=3)
         (32, 4, 7, 4, 4)
     """
-    given = count or wanted
-    near = min((part for part in range(1, width + 1) if width % part == 0), key=lambda part: (abs(part - given), part), default=0)
-    if given >= width:
-        near = width
+    near = nearest_divisor(width, count or wanted)
     size = width // max(near, 1) if count else near
     return size if size > 1 else width
+
+
+def nearest_divisor(width: int, wanted: int) -> int:
+    """The divisor of ``width`` that is nearest to ``wanted``, the smaller of two that are as near; 0 for no width.
+
+    Example:
+        >>> nearest_divisor(12, 5), nearest_divisor(12, 40), nearest_divisor(7, 3)
+        (4, 12, 1)
+    """
+    divisors = (part for part in range(1, width + 1) if width % part == 0)
+    return min(divisors, key=lambda part: (abs(part - wanted), part), default=0)

@@ -2,11 +2,11 @@
 
 Slot names are ``<module path>.<field>``. Fields of an adapted site::
 
-    x' = x * pre;   x" = x' + x' turn + (x' turn_down) turn_up;   y = (base(x") + (x down) up + x delta) * scale + shift
+    x' = x * pre;   x" = x' + x' turn + (x' turn_down) turn_up;   y = (base(x") + (x down) up + x delta) * scale;   y' = y + y mix + shift
 
 ``pre`` [in], ``turn`` [in, in], ``turn_down`` [in, t], ``turn_up`` [t, in], ``down`` [in, r], ``up`` [r, out], ``delta`` [in, out],
-``scale`` [out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels]. A bank puts the slots
-in front. Apart from ``pre`` and ``scale``, zeros change nothing.
+``scale`` [out], ``mix`` [out, out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels].
+A bank puts the slots in front. Apart from ``pre`` and ``scale``, zeros change nothing.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ def form_arrays(form: AttachForm, out_features: int) -> Values:
     elif form.pre is not None:
         dense = np.asarray(form.pre.dense())
         fields["turn"] = (dense - np.eye(len(dense), dtype=dense.dtype)).T
+    if form.post is not None:
+        dense = np.asarray(form.post.dense())
+        fields["mix"] = (dense - np.eye(len(dense), dtype=dense.dtype)).T
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in fields.items()}
 
 
@@ -158,6 +161,7 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
         every = {"down": (site.in_features, max_rank), "up": (max_rank, site.out_features), "scale": (site.out_features,),
                  "shift": (site.out_features,), "pre": (site.in_features,), "turn": (site.in_features, site.in_features),
                  "turn_down": (site.in_features, turn), "turn_up": (turn, site.in_features),
+                 "mix": (site.out_features, site.out_features),
                  "delta": (site.in_features, site.out_features), "head": (site.in_features, wide), "head_bias": (wide,)}
         shapes.update({f"{path}.{field}": every[field] for field in site.fields})
     return shapes

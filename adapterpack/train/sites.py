@@ -28,6 +28,10 @@ def site_at(path: str, module: nn.Module) -> Site | None:
     return next((make(path, module) for kind, make in LAYERS.items() if isinstance(module, kind)), None)
 
 
+def _wide_enough(site: Site, traits: Traits) -> bool:
+    return site.out_features >= traits.least[0] and site.in_features >= traits.least[1]
+
+
 def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
     """The sites that ``targets`` names, in the model's order.
 
@@ -47,7 +51,7 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         heads = {own for _, own in own_modules(head)} if head is not None else set()
         sites = [site for path, module in modules.items() if path not in skipped and module not in heads
-                 if (site := site_at(path, module)) is not None and site.kind in traits.layers and site.in_features >= traits.narrowest]
+                 if (site := site_at(path, module)) is not None and site.kind in traits.layers and _wide_enough(site, traits)]
         if not sites:
             raise SiteNotFound("the model has no layer that the method supports", expected=", ".join(traits.layers))
         return sites
@@ -63,9 +67,10 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
             if site is None or site.kind not in traits.layers:
                 raise Unsupported("the method does not support this layer", where=path, expected=", ".join(traits.layers),
                                   found=type(modules[path]).__name__, remedy="name other targets")
-            if site.in_features < traits.narrowest:
-                raise Unsupported("the layer is too narrow: the method would change nothing there", where=path,
-                                  expected=f"at least {traits.narrowest} inputs", found=site.in_features, remedy="name other targets")
+            if not _wide_enough(site, traits):
+                raise Unsupported("the layer is too narrow: the method would change nothing there", where=path, remedy="name other targets",
+                                  expected="at least {} outputs and {} inputs".format(*traits.least),
+                                  found=f"{site.out_features} and {site.in_features}")
             if path in skipped:
                 raise Unsupported("a module can be adapted or trained whole, not both", where=path,
                                   remedy="take it out of targets or out of modules_to_save")

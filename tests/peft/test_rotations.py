@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from adapterpack import adapt, attach, save
-from adapterpack.errors import FormatError
-from adapterpack.methods import BOFT, HRA, IA3, OFT, complete, fold
+from adapterpack.errors import FormatError, Unsupported
+from adapterpack.methods import BOFT, HRA, IA3, OFT, Pairs, Permutation, RoAd, complete, fold
 from adapterpack.pack import peft_layout
 from adapterpack.train.inject import active
 from adapterpack.train.layer import Adapted
@@ -33,16 +33,17 @@ Dense = Callable[[Tensors, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.
 
 
 class Net(nn.Module):
-    """Two layers, a wide one with a bias and a tall one without."""
+    """A wide layer with a bias, a tall one without, and one of an even number of outputs with a bias."""
 
     def __init__(self) -> None:
         super().__init__()
         self.wide = nn.Linear(12, 7)
         self.tall = nn.Linear(7, 12, bias=False)
+        self.last = nn.Linear(12, 8)
         self.double()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.tall(torch.tanh(self.wide(x)))
+        return self.last(torch.tanh(self.tall(torch.tanh(self.wide(x)))))
 
 
 class Row(NamedTuple):
@@ -118,6 +119,23 @@ def hra_dense(apply_gs: bool) -> Dense:
     return dense
 
 
+def road_dense(variant: str, group: int) -> Dense:
+    """W' = R W, b' = R b, with R written out entry by entry: equation 4 of the paper, and figure 2 for the variants."""
+
+    def dense(t: Tensors, W: np.ndarray, b: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        R, half = np.zeros((len(W), len(W))), group // 2
+        for i in range(len(W)):
+            start, place = i - i % group, i % group
+            mate = start + (place + half) % group
+            at = {"road_1": (start // 2 + place % half,) * 2, "road_2": (i, i),
+                  "road_4": (2 * start + place, 2 * start + group + place)}[variant]
+            R[i, i] = t["road_alpha"][at[0]] * np.cos(t["road_theta"][at[0]])
+            R[i, mate] = (-1 if place < half else 1) * t["road_alpha"][at[1]] * np.sin(t["road_theta"][at[1]])
+        return R @ W, None if b is None else R @ b
+
+    return dense
+
+
 BOTH = ["wide", "tall"]
 ROWS = {
     "ia3": Row(IA3(targets=("wide", "tall")), peft.IA3Config(target_modules=BOTH, feedforward_modules=[]), ia3_dense),
@@ -142,6 +160,11 @@ ROWS = {
     "hra-odd": Row(HRA(targets=("wide", "tall"), r=3), peft.HRAConfig(target_modules=BOTH, r=3), hra_dense(False), 1e-6),
     "hra-gs": Row(HRA(targets=("wide", "tall"), r=5, apply_gs=True), peft.HRAConfig(target_modules=BOTH, r=5, apply_GS=True),
                   hra_dense(True), 1e-6),
+    **{
+        variant: Row(RoAd(targets=("tall", "last"), variant=variant, group_size=4),
+                     peft.RoadConfig(target_modules=["tall", "last"], variant=variant, group_size=4), road_dense(variant, 4))
+        for variant in ("road_1", "road_2", "road_4")
+    },
 }
 
 
@@ -319,3 +342,25 @@ def test_rotations_are_orthogonal(config: Any, net: Net) -> None:
     matrix = form.pre.apply(torch.eye(12, dtype=torch.float64)).T
     assert_close((matrix @ matrix.T).detach(), np.eye(12), 1e-12)
     assert np.abs(matrix.detach().numpy() - np.eye(12)).max() > 0.1
+
+
+@pytest.mark.parametrize("operator", [Pairs(np.arange(1.0, 7), np.arange(2.0, 8), 3, 6), Pairs(np.arange(1.0, 9), np.arange(2.0, 10), 2, 7),
+                                      Permutation(np.array([2, 0, 1, 4, 3]))])
+def test_operators_agree_with_their_own_matrix(operator: Any) -> None:
+    """apply(x) = x M^T, rows = M[block], after(W) = W M."""
+    rng = np.random.default_rng(6)
+    matrix = operator.dense()
+    x, weight = rng.normal(size=(2, 3, len(matrix))), rng.normal(size=(4, len(matrix)))
+    assert_close(operator.apply(x), x @ matrix.T, 1e-12)
+    assert_close(operator.after(weight), weight @ matrix, 1e-12)
+    assert_close(operator.rows(slice(1, 3)), matrix[1:3], 0)
+    assert np.abs(matrix - matrix.T).max() > 0.5
+
+
+@pytest.mark.parametrize("config", [OFT(), BOFT(), HRA(r=2)])
+def test_a_layer_of_one_input_cannot_be_turned(config: Any) -> None:
+    """It is left out of "all-linear", and an error where it is named."""
+    net = nn.Sequential(nn.Linear(1, 6), nn.Linear(6, 1))
+    assert [path for path, module in adapt(copy.deepcopy(net), config).named_modules() if isinstance(module, Adapted)] == ["1"]
+    with pytest.raises(Unsupported, match="too narrow"):
+        adapt(net, dataclasses.replace(config, targets=("0",)))
