@@ -22,7 +22,7 @@ from array_api_compat import array_namespace
 from .base import AttachForm, Method, Params, PeftForm, Site, Traits
 from .config import NoBranch, require_flag, require_whole
 from .operators import Array, Deviation
-from .orthogonal import solve
+from .orthogonal import linear
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def _attach(cfg: HRA, params: Params, site: Site) -> AttachForm:
     xp = array_namespace(given)
     unit = given / xp.sqrt(xp.sum(given * given, axis=0, keepdims=True))
     if cfg.apply_gs:  # orthogonal or not, the vectors span the same space, and I - 2 U (U^T U)^-1 U^T mirrors it
-        return AttachForm(pre=Deviation(solve(xp.matmul(unit.T, unit), -2 * unit.T), unit))
+        return AttachForm(pre=Deviation(linear(xp.linalg.solve, xp.matmul(unit.T, unit), -2 * unit.T), unit))
     up, down = _steps(unit)
     mixing = xp.eye(cfg.r, dtype=unit.dtype, device=unit.device) - params["later"] * xp.matmul(down, up)
-    return AttachForm(pre=Deviation(solve(mixing, down), up))
+    return AttachForm(pre=Deviation(linear(xp.linalg.solve, mixing, down), up))
 
 
 def _steps(unit: Array) -> tuple[Array, Array]:

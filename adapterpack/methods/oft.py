@@ -65,12 +65,13 @@ def _init(cfg: OFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarra
 
 
 def _constants(cfg: OFT, site: Site) -> dict[str, np.ndarray]:
-    return {"triangle": triangle(block_size(site.in_features, cfg.block_size, cfg.r))}
+    index, sign = triangle(block_size(site.in_features, cfg.block_size, cfg.r))
+    return {"triangle": index, "sign": sign}
 
 
 def _attach(cfg: OFT, params: Params, site: Site) -> AttachForm:
     values, size = params["oft_R"], block_size(site.in_features, cfg.block_size, cfg.r)
-    generator = skew(_within(values, cfg.eps) if cfg.coft else values, params["triangle"], size)
+    generator = skew(_within(values, cfg.eps) if cfg.coft else values, params["triangle"], params["sign"], size)
     blocks = cayley(-generator, cfg.num_cayley_neumann_terms) if cfg.use_cayley_neumann else cayley(generator)
     if cfg.block_share:
         blocks = array_namespace(blocks).broadcast_to(blocks, (site.in_features // size, size, size))

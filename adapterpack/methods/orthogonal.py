@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -12,53 +12,54 @@ from .operators import Array
 
 
 @lru_cache(maxsize=64)
-def triangle(size: int) -> np.ndarray:
-    """Where the entries of a skew-symmetric matrix ``[size, size]``, flat, lie in ``[v, -v, 0]``: v is its upper triangle, row by row.
+def triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the entries of a skew-symmetric matrix ``[size, size]``, flat, lie in its upper triangle, row by row, and with which sign.
 
     Example:
         >>> triangle(2)
-        array([2, 0, 1, 2], dtype=int32)
+        (array([0, 0, 0, 0]), array([ 0.,  1., -1.,  0.], dtype=float32))
     """
-    count = size * (size - 1) // 2
-    index = np.full((size, size), 2 * count, np.int32)
+    index, sign = np.zeros((size, size), np.int64), np.zeros((size, size), np.float32)
     rows, columns = np.triu_indices(size, 1)
-    index[rows, columns] = np.arange(count)
-    index[columns, rows] = count + np.arange(count)
-    return index.reshape(-1)
+    index[rows, columns] = index[columns, rows] = np.arange(len(rows))
+    sign[rows, columns], sign[columns, rows] = 1, -1
+    return index.reshape(-1), sign.reshape(-1)
 
 
-def skew(values: Array, index: Array, size: int) -> Array:
-    """Skew-symmetric matrices ``[n, size, size]`` with the upper triangles ``values`` ``[n, ...]``; ``index``: :func:`triangle`."""
+def skew(values: Array, index: Array, sign: Array, size: int) -> Array:
+    """Skew-symmetric matrices ``[n, size, size]`` with the upper triangles ``values`` ``[n, ...]``; see :func:`triangle`."""
     xp = array_namespace(values)
-    zero = xp.zeros((values.shape[0], 1), dtype=values.dtype, device=values.device)
-    return xp.reshape(xp.take(xp.concat([values, -values, zero], axis=1), index, axis=1), (values.shape[0], size, size))
+    return xp.reshape(xp.take(values, index, axis=1) * sign, (values.shape[0], size, size))
 
 
 def cayley(generator: Array, terms: int = 0) -> Array:
-    """The rotations ``(I - Q)^-1 (I + Q)`` of skew-symmetric ``Q`` ``[n, b, b]``; exactly the identity where Q is zero.
+    """The rotations ``(I - Q)^-1 (I + Q) = 2 (I - Q)^-1 - I`` of skew-symmetric ``Q`` ``[n, b, b]``; exactly I where Q is zero.
 
-    With ``terms`` it is a Neumann series instead, which needs no solve and is near a rotation where Q is small: ``I + 2 Q`` for two terms,
+    With ``terms`` it is a Neumann series instead, which needs no inverse and is near a rotation if Q is small: ``I + 2 Q`` for two terms,
     ``I + 2 Q + 2 Q^2 + ... + Q^(terms - 1)`` for more, the last power once and at least the third, as in PEFT (OFTv2, arXiv 2506.19847).
     """
     xp = array_namespace(generator)
     eye = xp.eye(generator.shape[-1], dtype=generator.dtype, device=generator.device)
     if terms:
-        total, power, last = eye + 2 * generator, generator, max(terms - 1, 3)
-        for number in range(2, last + 1 if terms > 2 else 2):
-            power = xp.matmul(power, generator)
-            total = total + (power if number == last else 2 * power)
-        return total
-    return solve(eye - generator, eye + generator)
+        if terms == 2:
+            return eye + 2 * generator
+        twice = 2 * eye
+        inner = twice + generator
+        for _ in range(max(terms - 1, 3) - 2):
+            inner = twice + xp.matmul(generator, inner)
+        return eye + xp.matmul(generator, inner)
+    return 2 * linear(xp.linalg.inv, eye - generator) - eye
 
 
-def solve(matrix: Array, right: Array) -> Array:
-    """``matrix^-1 right``; computed in float32 where the dtype is a smaller one, which linear algebra libraries do not take."""
-    xp: Any = array_namespace(matrix, right)
-    if matrix.dtype in (xp.float32, xp.float64):
-        return xp.linalg.solve(matrix, right)
-    return xp.astype(xp.linalg.solve(xp.astype(matrix, xp.float32), xp.astype(right, xp.float32)), matrix.dtype)
+def linear(function: Callable[..., Array], *matrices: Array) -> Array:
+    """``function(*matrices)``, computed in float32 where the dtype is a smaller one, which linear algebra libraries do not take."""
+    xp, dtype = array_namespace(*matrices), matrices[0].dtype
+    if dtype in (xp.float32, xp.float64):
+        return function(*matrices)
+    return xp.astype(function(*(xp.astype(matrix, xp.float32) for matrix in matrices)), dtype)
 
 
+@lru_cache(maxsize=256)
 def block_size(width: int, wanted: int, count: int = 0) -> int:
     """The size of the blocks that ``width`` is cut into: ``wanted``, or what ``count`` blocks leave; the nearest that divides.
 
@@ -74,6 +75,7 @@ def block_size(width: int, wanted: int, count: int = 0) -> int:
     return size if size > 1 else width
 
 
+@lru_cache(maxsize=256)
 def nearest_divisor(width: int, wanted: int) -> int:
     """The divisor of ``width`` that is nearest to ``wanted``, the smaller of two that are as near; 0 for no width.
 

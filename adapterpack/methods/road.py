@@ -22,28 +22,26 @@ from .orthogonal import nearest_divisor
 
 
 class _Variant(NamedTuple):
-    """``numbers`` of each parameter for a pair of outputs; ``spread`` makes of a parameter what c and what s want of it, ``[out]`` each."""
+    """``numbers`` of each parameter for a pair of outputs; ``spread`` gives every output its own, for c (0) or for s (1): ``[out]``."""
 
     numbers: int
-    spread: Callable[[Array, int], tuple[Array, Array]]
+    spread: Callable[[Array, int, int], Array]
 
 
-def _both(values: Array, half: int) -> tuple[Array, Array]:
+def _same(values: Array, half: int, side: int) -> Array:
     xp = array_namespace(values)
     groups = xp.reshape(values, (-1, 1, half))
-    twice = xp.reshape(xp.concat([groups, groups], axis=1), (-1,))
-    return twice, twice
+    return xp.reshape(xp.concat([groups, groups], axis=1), (-1,))
 
 
-def _apart(values: Array, half: int) -> tuple[Array, Array]:
+def _apart(values: Array, half: int, side: int) -> Array:
     xp = array_namespace(values)
-    sides = xp.reshape(values, (-1, 2, 2 * half))
-    return xp.reshape(sides[:, 0, :], (-1,)), xp.reshape(sides[:, 1, :], (-1,))
+    return xp.reshape(xp.reshape(values, (-1, 2, 2 * half))[:, side, :], (-1,))
 
 
 VARIANTS = {
-    "road_1": _Variant(1, _both),
-    "road_2": _Variant(2, lambda values, half: (values, values)),
+    "road_1": _Variant(1, _same),
+    "road_2": _Variant(2, lambda values, half, side: values),
     "road_4": _Variant(4, _apart),
 }
 
@@ -83,12 +81,12 @@ def _init(cfg: RoAd, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 def _attach(cfg: RoAd, params: Params, site: Site) -> AttachForm:
-    xp = array_namespace(params["road_theta"])
+    theta, alpha = params["road_theta"], params["road_alpha"]
+    xp = array_namespace(theta)
     half = nearest_divisor((site.out_features + 1) // 2, cfg.group_size // 2)
     spread = VARIANTS[cfg.variant].spread
-    angle_c, angle_s = spread(params["road_theta"], half)
-    size_c, size_s = spread(params["road_alpha"], half)
-    return AttachForm(post=Pairs(size_c * xp.cos(angle_c), size_s * xp.sin(angle_s), half, site.out_features))
+    own, other = spread(alpha * xp.cos(theta), half, 0), spread(alpha * xp.sin(theta), half, 1)
+    return AttachForm(post=Pairs(own, other, half, site.out_features))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:

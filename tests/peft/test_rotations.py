@@ -338,7 +338,8 @@ def test_rotations_are_orthogonal(config: Any, net: Net) -> None:
     ours = shaken(adapt(net, type(config)(**{**vars(config), "targets": "wide"})))
     layer = ours.get_submodule("wide")
     method, cfg = layer.methods["default"]
-    form = method.attach(cfg, layer.tensors("default", torch.float64), layer.site)
+    tensors = {key: value.double() if value.is_floating_point() else value for key, value in layer.every("default").items()}
+    form = method.attach(cfg, tensors, layer.site)
     matrix = form.pre.apply(torch.eye(12, dtype=torch.float64)).T
     assert_close((matrix @ matrix.T).detach(), np.eye(12), 1e-12)
     assert np.abs(matrix.detach().numpy() - np.eye(12)).max() > 0.1
