@@ -15,11 +15,13 @@ _STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize
 
 _PUBLIC = {
     "AdapterpackError": "errors",
+    "BEFT": "methods",
     "BOFT": "methods",
     "HRA": "methods",
     "IA3": "methods",
     "LoRA": "methods",
     "OFT": "methods",
+    "PSOFT": "methods",
     "Pack": "pack.pack",
     "RoAd": "methods",
     "Session": "runtime.session",

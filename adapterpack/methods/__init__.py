@@ -2,6 +2,7 @@
 
 from .._stage import callable_package
 from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
+from .beft import BEFT, beft
 from .boft import BOFT, boft
 from .config import SiteConfig
 from .hra import HRA, hra
@@ -9,22 +10,27 @@ from .ia3 import IA3, ia3
 from .lora import LoRA, lora
 from .oft import OFT, oft
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Pairs, Permutation
+from .psoft import PSOFT, psoft
 from .registry import get, method_of, methods, register
 from .road import RoAd, road
 
+register(beft)
 register(boft)
 register(hra)
 register(ia3)
 register(lora)
 register(oft)
+register(psoft)
 register(road)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
+    "BEFT",
     "BOFT",
     "HRA",
     "IA3",
     "OFT",
+    "PSOFT",
     "AttachForm",
     "BlockDiagonal",
     "Chain",

@@ -19,8 +19,8 @@ from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, PeftForm, Site, Traits
 from .config import NoBranch, require_flag, require_number, require_whole
-from .operators import Array, BlockDiagonal
-from .orthogonal import block_size, cayley, skew, triangle
+from .operators import BlockDiagonal
+from .orthogonal import block_size, cayley, skew, triangle, within
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,11 @@ def _constants(cfg: OFT, site: Site) -> dict[str, np.ndarray]:
 
 def _attach(cfg: OFT, params: Params, site: Site) -> AttachForm:
     values, size = params["oft_R"], block_size(site.in_features, cfg.block_size, cfg.r)
-    generator = skew(_within(values, cfg.eps) if cfg.coft else values, params["triangle"], params["sign"], size)
+    generator = skew(within(values, cfg.eps / math.sqrt(values.shape[0])) if cfg.coft else values, params["triangle"], params["sign"], size)
     blocks = cayley(-generator, cfg.num_cayley_neumann_terms) if cfg.use_cayley_neumann else cayley(generator)
     if cfg.block_share:
         blocks = array_namespace(blocks).broadcast_to(blocks, (site.in_features // size, size, size))
     return AttachForm(pre=BlockDiagonal(blocks))
-
-
-def _within(values: Array, eps: float) -> Array:
-    """Triangles whose skew-symmetric matrices have a Frobenius norm of at most ``eps / sqrt(number of blocks)``."""
-    xp = array_namespace(values)
-    bound = eps**2 / values.shape[0]
-    square = 2 * xp.sum(values * values, axis=1, keepdims=True)
-    return values * xp.sqrt(bound / xp.where(square > bound, square, xp.full_like(square, bound)))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:

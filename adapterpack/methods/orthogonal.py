@@ -32,6 +32,14 @@ def skew(values: Array, index: Array, sign: Array, size: int) -> Array:
     return xp.reshape(xp.take(values, index, axis=1) * sign, (values.shape[0], size, size))
 
 
+def within(values: Array, bound: float) -> Array:
+    """Upper triangles ``[n, ...]``, scaled back where their skew-symmetric matrix has a Frobenius norm above ``bound``."""
+    xp = array_namespace(values)
+    square = 2 * xp.sum(values * values, axis=1, keepdims=True)
+    most = xp.full_like(square, bound**2)
+    return values * xp.sqrt(most / xp.where(square > most, square, most))
+
+
 def cayley(generator: Array, terms: int = 0) -> Array:
     """The rotations ``(I - Q)^-1 (I + Q) = 2 (I - Q)^-1 - I`` of skew-symmetric ``Q`` ``[n, b, b]``; exactly I where Q is zero.
 

@@ -17,12 +17,14 @@ import peft
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from torch import nn
 
-from adapterpack import adapt, attach, save
+from adapterpack import adapt, attach, merge, save
 from adapterpack.errors import FormatError, Unsupported
-from adapterpack.methods import BOFT, HRA, IA3, OFT, Pairs, Permutation, RoAd, complete, fold
+from adapterpack.methods import BEFT, BOFT, HRA, IA3, OFT, PSOFT, Pairs, Permutation, RoAd, complete, fold
 from adapterpack.pack import peft_layout
+from adapterpack.pack.manifest import Base
 from adapterpack.train.inject import active
 from adapterpack.train.layer import Adapted
 
@@ -160,6 +162,8 @@ ROWS = {
     "hra-odd": Row(HRA(targets=("wide", "tall"), r=3), peft.HRAConfig(target_modules=BOTH, r=3), hra_dense(False), 1e-6),
     "hra-gs": Row(HRA(targets=("wide", "tall"), r=5, apply_gs=True), peft.HRAConfig(target_modules=BOTH, r=5, apply_GS=True),
                   hra_dense(True), 1e-6),
+    "beft": Row(BEFT(targets=("wide", "last")), peft.BeftConfig(target_modules=["wide", "last"]),
+                lambda t, W, b: (W, t["beft_bias"][0] + b)),
     **{
         variant: Row(RoAd(targets=("tall", "last"), variant=variant, group_size=4),
                      peft.RoadConfig(target_modules=["tall", "last"], variant=variant, group_size=4), road_dense(variant, 4))
@@ -196,7 +200,7 @@ def merged_by_us(model: nn.Module) -> dict[str, np.ndarray]:
         if isinstance(layer, Adapted):
             (name,) = layer.names
             method, cfg = layer.methods[name]
-            weight, bias = layer.weight.detach().numpy(), None if layer.bias is None else layer.bias.detach().numpy()
+            weight, bias = layer.weight.detach().double().numpy(), None if layer.bias is None else layer.bias.detach().double().numpy()
             site = dataclasses.replace(layer.site, weight=weight, base_bias=bias) if method.traits.reads_weight else layer.site
             given = {key: value.astype(np.float64) for key, value in layer.params(name).items()}
             params = complete(method, cfg, {**{k: v.detach().numpy() for k, v in layer.shared(name).items()}, **given}, site)
@@ -220,7 +224,7 @@ def dense_of(row: Row, net: Net, folder: Path) -> dict[str, np.ndarray]:
     result = {}
     for path, tensors in by_site(folder).items():
         layer = net.get_submodule(path)
-        weight, bias = layer.weight.detach().numpy(), None if layer.bias is None else layer.bias.detach().numpy()
+        weight, bias = layer.weight.detach().double().numpy(), None if layer.bias is None else layer.bias.detach().double().numpy()
         result[f"{path}.weight"], new = row.dense(tensors, weight, bias)
         if new is not None:
             result[f"{path}.bias"] = new
@@ -228,11 +232,12 @@ def dense_of(row: Row, net: Net, folder: Path) -> dict[str, np.ndarray]:
 
 
 def with_weights(net: Net, weights: dict[str, np.ndarray], x: torch.Tensor) -> np.ndarray:
-    """The net's output with these weights and biases (a bias where there was none, too)."""
+    """The net's output in float64 with these weights and biases (a bias where there was none, too)."""
+    net = net.double()
     for name, value in weights.items():
         path, _, leaf = name.rpartition(".")
         setattr(net.get_submodule(path), leaf, nn.Parameter(torch.tensor(value)))
-    return net(x).detach().numpy()
+    return net(x.double()).detach().numpy()
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
@@ -365,3 +370,89 @@ def test_a_layer_of_one_input_cannot_be_turned(config: Any) -> None:
     assert [path for path, module in adapt(copy.deepcopy(net), config).named_modules() if isinstance(module, Adapted)] == ["1"]
     with pytest.raises(Unsupported, match="too narrow"):
         adapt(net, dataclasses.replace(config, targets=("0",)))
+
+
+def test_beft_gives_a_bias_to_a_layer_without_one(net: Net, x: torch.Tensor, tmp_path: Path) -> None:
+    """Forward here and in PEFT; neither can merge it."""
+    ours = shaken(adapt(copy.deepcopy(net), BEFT(targets="tall")))
+    pack = save(ours, tmp_path / "pack")
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), str(tmp_path / "pack")).base_model.eval()
+    assert_close(ours(x).detach(), theirs(x).detach(), 1e-12)
+    (adapter,) = pack.adapters()
+    expected = with_weights(copy.deepcopy(net), {"tall.bias": adapter.params["beft_bias"][0].astype(np.float64)}, x)
+    assert_close(ours(x).detach(), expected, 1e-12)
+    (tmp_path / "base").mkdir()
+    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, tmp_path / "base" / "model.safetensors")
+    with pytest.raises(Unsupported, match="gives this site a bias, and the base has none"):
+        merge(tmp_path / "base", [dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, base=Base()))], tmp_path / "merged")
+
+
+def psoft_dense(R: np.ndarray, W: np.ndarray, root: bool) -> np.ndarray:
+    """W + B (R - I) A, with A and B from the decomposition of W in float32, left vectors along the direction that the method names."""
+    U, S, V = np.linalg.svd(W.astype(np.float32), full_matrices=False)
+    flip = np.sign(np.random.default_rng(0).standard_normal(len(U)) @ U)
+    U, S, V = (U * flip)[:, : len(R)].astype(float), S[: len(R)].astype(float), (flip[:, None] * V)[: len(R)].astype(float)
+    left, right = (S**0.5, S**0.5) if root else (S, np.ones(len(R)))
+    return W + U * left @ (R - np.eye(len(R))) @ (right[:, None] * V)
+
+
+PSOFTS = {
+    "cayley": (PSOFT(r=5), {}, lambda q: blocks_of(q[None], 5, exact=True)),
+    "neumann": (PSOFT(r=4, ab_svd_init="pissa_init", mag_a=False, use_cayley_neumann=True, num_cayley_neumann_terms=6),
+                {"ab_svd_init": "pissa_init", "psoft_mag_a": False, "use_cayley_neumann": True, "num_cayley_neumann_terms": 6},
+                lambda q: blocks_of(-q[None], 4, exact=False, terms=6)),
+    "bounded": (PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.5), {"use_cayley_neumann": True, "cayley_neumann_eps": 0.5},
+                lambda q: blocks_of(-q[None], 4, exact=False, bound=0.5)),
+    "free": (PSOFT(r=3, orth=False, mag_b=False), {"psoft_orth": False, "psoft_mag_b": False}, lambda q: q),
+}
+
+
+@pytest.mark.parametrize("name", PSOFTS)
+def test_psoft_is_the_formula_and_peft_with_the_same_signs(name: str, tmp_path: Path) -> None:
+    """PEFT's layer gives what ours gives once its singular vectors have our signs, whatever its alpha. float32: sums of twelve products."""
+    torch.manual_seed(6)
+    config, options, rotation = PSOFTS[name]
+    net, x = nn.Sequential(nn.Linear(12, 7)), torch.randn(5, 12)
+    ours = shaken(adapt(copy.deepcopy(net), config))
+    layer = ours.get_submodule("0")
+    own = {key: value.astype(float) for key, value in layer.params("default").items()}
+    R = rotation(own["psoft_R"])
+    R = own.get("vector_b", np.ones(len(R)))[:, None] * R * own.get("vector_a", np.ones(len(R)))
+    weight = psoft_dense(R, net[0].weight.detach().double().numpy(), config.ab_svd_init == "pissa_init")
+    expected = x.double().numpy() @ weight.T + net[0].bias.detach().double().numpy()
+    assert_close(ours(x).detach(), expected, 5e-6)
+    assert_close(merged_by_us(ours)["0.weight"], weight, 5e-6)
+    theirs = peft.get_peft_model(copy.deepcopy(net), peft.PsoftConfig(target_modules=["0"], r=config.r, psoft_alpha=3, **options)).eval()
+    wrapped = theirs.base_model.model[0]
+    flip = torch.sign((wrapped._psoft_A_cache["default"] * layer.every("default")["A"]).sum(1))
+    wrapped._psoft_A_cache["default"] *= flip[:, None]
+    wrapped._psoft_B_cache["default"] *= flip
+    with torch.no_grad():
+        module = wrapped.psoft_R["default"]
+        for key, parameter in (("psoft_R", module.weight), ("vector_a", module.vector_a), ("vector_b", module.vector_b)):
+            if parameter is not None:
+                parameter.copy_(torch.tensor(own[key]).reshape(parameter.shape))
+    assert_close(theirs(x).detach(), expected, 5e-6)
+
+
+def test_psoft_does_not_depend_on_the_signs_of_the_library(net: Net, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every other singular pair the other way round, as another LAPACK may give it, the output is the same; PEFT's is not."""
+    ours = shaken(adapt(copy.deepcopy(net), PSOFT(r=5)))
+    theirs = peft.get_peft_model(copy.deepcopy(net).float(), peft.PsoftConfig(target_modules=BOTH, r=5))
+    saved, state = save(ours, None), peft.get_peft_model_state_dict(shaken(theirs))
+    numpys, torchs = np.linalg.svd, torch.linalg.svd
+
+    def other(svd: Callable[..., Any]) -> Callable[..., Any]:
+        def turned(matrix: Any, **options: Any) -> Any:
+            U, S, V = svd(matrix, **options)
+            flip = (-1.0) ** np.arange(len(S)).astype(np.float32)
+            flip = torch.tensor(flip) if isinstance(U, torch.Tensor) else flip
+            return U * flip, S, flip[:, None] * V
+        return turned
+
+    monkeypatch.setattr(np.linalg, "svd", other(numpys))
+    monkeypatch.setattr(torch.linalg, "svd", other(torchs))
+    assert_close(attach(copy.deepcopy(net), saved)(x).detach(), ours(x).detach(), 1e-12)
+    again = peft.get_peft_model(copy.deepcopy(net).float(), peft.PsoftConfig(target_modules=BOTH, r=5))
+    peft.set_peft_model_state_dict(again, state)
+    assert np.abs((again(x.float()) - theirs(x.float())).detach().numpy()).max() > 0.1
