@@ -19,6 +19,7 @@ _PUBLIC = {
     "BOFT": "methods",
     "HRA": "methods",
     "IA3": "methods",
+    "LNTuning": "methods",
     "LoRA": "methods",
     "OFT": "methods",
     "PSOFT": "methods",

@@ -1,12 +1,13 @@
 """Adapter methods: one small file each, registered here."""
 
 from .._stage import callable_package
-from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
+from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, as_matrix, complete, evaluate, fold, row_blocks, run
 from .beft import BEFT, beft
 from .boft import BOFT, boft
 from .config import SiteConfig
 from .hra import HRA, hra
 from .ia3 import IA3, ia3
+from .ln_tuning import LNTuning, ln_tuning
 from .lora import LoRA, lora
 from .oft import OFT, oft
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Pairs, Permutation
@@ -18,6 +19,7 @@ register(beft)
 register(boft)
 register(hra)
 register(ia3)
+register(ln_tuning)
 register(lora)
 register(oft)
 register(psoft)
@@ -38,6 +40,7 @@ __all__ = [
     "Deviation",
     "Diagonal",
     "Kronecker",
+    "LNTuning",
     "LoRA",
     "Method",
     "Operator",
@@ -50,6 +53,7 @@ __all__ = [
     "Site",
     "SiteConfig",
     "Traits",
+    "as_matrix",
     "complete",
     "evaluate",
     "fold",

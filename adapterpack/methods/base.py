@@ -10,6 +10,7 @@ Python array API: the same few lines run on torch tensors while training and on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -248,6 +249,16 @@ def fold(
     if method.fold is not None:
         return method.fold(cfg, params, site, weight, bias, block)
     return fold_form(method.attach(cfg, params, site), weight, bias, block)
+
+
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The shape ``[out, in]`` that a stored weight has for a method: a vector is a column.
+
+    Example:
+        >>> as_matrix((7, 12)), as_matrix((7,))
+        ((7, 12), (7, 1))
+    """
+    return shape[0], math.prod(shape[1:])
 
 
 def row_blocks(rows: int, columns: int, elements: int = 1 << 18) -> Iterator[slice]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
-from ..methods import Method, Site, get
+from ..methods import Method, Site, as_matrix, get
 from . import manifest as m
 from . import peft_layout, safetensors
 from .atomic import output_folder
@@ -181,7 +181,7 @@ class Pack:
         for group in self.manifest.groups:
             if group.role == "adapter":
                 shape = base.tensors[group.weight if group.weight in base.tensors else base.require_weight(group.path)].shape
-                known = zip((group.out_features, group.in_features), shape, strict=True)
+                known = zip((group.out_features, group.in_features), as_matrix(shape), strict=True)
                 if any(mine not in {None, its} for mine, its in known):
                     raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
                                        expected=(group.out_features, group.in_features), found=shape,

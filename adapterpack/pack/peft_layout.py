@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,7 +245,8 @@ def _sort(
 
 def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], where: Path) -> Site:
     assert method.peft is not None
-    expected = set(method.shapes(cfg, Site(path, 1, 1)))
+    site = Site(path, 1, 1, method.traits.layers[0], "bias" in params)
+    expected = set(method.shapes(cfg, site))
     if set(params) != expected:
         raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(expected), found=sorted(params))
     try:
@@ -252,7 +254,7 @@ def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], wh
     except (IndexError, ValueError) as error:
         shapes = {name: value.shape for name, value in params.items()}
         raise FormatError("the tensors of a site have too few axes", where=f"{where}, {path}", found=shapes) from error
-    return check_shapes(method, cfg, Site(path, widths[0] or 0, widths[1] or 0), params, where)
+    return check_shapes(method, cfg, replace(site, in_features=widths[0] or 0, out_features=widths[1] or 0), params, where)
 
 
 def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:

@@ -34,6 +34,10 @@ LAYERS = (Layer(7, 12, True), Layer(7, 12, False), Layer(12, 7, True), Layer(12,
 """Wide, tall, one row and one column, with a bias and without: what goes wrong on 8x8 without a bias is found, too."""
 
 
+NORMS = (Layer(7, 1, True), Layer(5, 1, False))
+"""What a normalisation layer is for a method that takes no other: one input for every output, with a bias and without."""
+
+
 class Case(NamedTuple):
     """One row of the matrix: a method under one config on one layer."""
 
@@ -45,7 +49,8 @@ class Case(NamedTuple):
     def site(self) -> Site:
         """The layer as a site; with its weight for a method that reads it."""
         weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
-        return Site("block.0.proj", self.layer.in_features, self.layer.out_features, "linear", self.layer.bias, weight, bias)
+        out, width, has_bias = self.layer
+        return Site("block.0.proj", width, out, self.method.traits.layers[0], has_bias, weight, bias)
 
     @property
     def weight(self) -> np.ndarray:
@@ -145,7 +150,7 @@ def leaves(case: Case, params: Params) -> dict[str, Any]:
 
 def resolved(case: Case) -> Any:
     """The config at the site without the fields that only select sites: a manifest holds what was selected instead."""
-    return dataclasses.replace(case.config.at(case.site.path), targets="all-linear", modules_to_save=())
+    return dataclasses.replace(case.config.at(case.site.path), targets=case.method.config().targets, modules_to_save=())
 
 
 def pack_of(case: Case) -> Pack:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..methods import Method
 from . import algebra, learning, packing
-from .case import LAYERS, Case
+from .case import LAYERS, NORMS, Case
 
 
 class Invariant(NamedTuple):
@@ -45,7 +45,8 @@ INVARIANTS = (
 
 def cases(method: Method) -> Iterator[Case]:
     """Every row of the matrix for one method: its example configs on every layer that is wide enough for it."""
-    fitting = [layer for layer in LAYERS if layer.out_features >= method.traits.least[0] and layer.in_features >= method.traits.least[1]]
+    every = NORMS if "linear" not in method.traits.layers and "norm" in method.traits.layers else LAYERS
+    fitting = [layer for layer in every if layer.out_features >= method.traits.least[0] and layer.in_features >= method.traits.least[1]]
     return (Case(method, config, layer) for config in method.examples for layer in fitting)
 
 
@@ -70,7 +71,7 @@ def render(known: Iterable[Method]) -> str:
     listed = sorted(known, key=lambda method: method.name)
     head = ["invariant", *(method.name for method in listed)]
     body = [[f"`{i.name}`", *("promised" if i.needs(method) else f"n/a ({i.trait})" for method in listed)] for i in INVARIANTS]
-    body.append(["layers", *("all" if m.traits.least == (1, 1) else "at least {}x{}".format(*m.traits.least) for m in listed)])
+    body.append(["layers", *("{} from {}x{}".format(m.traits.layers[0], *m.traits.least) for m in listed)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
     configs = "\n".join(f"- {method.name}: `{config}`" for method in listed for config in method.examples)
     meanings = "\n".join(f"- `{i.name}`: {(i.check.__doc__ or '').strip().splitlines()[0]}" for i in INVARIANTS)

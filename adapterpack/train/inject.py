@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
-from ..methods import Method, Site, method_of
+from ..methods import Method, Site, as_matrix, method_of
 from ..pack import peft_layout
 from ..pack.pack import Pack, require_sites
 from .kinds import KINDS
@@ -265,9 +265,10 @@ def _module_path(model: nn.Module, name: str) -> str:
 
 def _with_weight(wrapper: Adapted) -> Site:
     """The site with its weight and bias, float32."""
-    weight, bias = wrapper.base.weight, wrapper.base.bias
+    weight, bias = wrapper.base.weight, getattr(wrapper.base, "bias", None)
     assert isinstance(weight, torch.Tensor)
-    return dataclasses.replace(wrapper.site, weight=as_numpy(weight), base_bias=None if bias is None else as_numpy(bias))  # type: ignore[arg-type]
+    wide = as_numpy(weight).reshape(as_matrix(weight.shape))
+    return dataclasses.replace(wrapper.site, weight=wide, base_bias=None if bias is None else as_numpy(bias))
 
 
 def _refuse_taken(model: nn.Module, name: str) -> None:

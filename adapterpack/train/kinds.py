@@ -10,7 +10,11 @@ from torch import nn
 from ..errors import SiteNotFound
 from ..methods import Site, Traits
 from .layer import Adapted, AdaptedLayer
+from .norms import AdaptedNorm
 from .sites import select, site_at
+
+LAYERS: dict[str, type[AdaptedLayer]] = {"norm": AdaptedNorm}
+"""Kind of a site -> its wrapper for weight methods, where it is not the common one."""
 
 
 class Kind(NamedTuple):
@@ -24,7 +28,7 @@ def _layer(module: nn.Module, path: str) -> AdaptedLayer:
     site = site_at(path, module)
     if site is None:
         raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(module).__name__)
-    return AdaptedLayer(module, site)
+    return LAYERS.get(site.kind, AdaptedLayer)(module, site)
 
 
 KINDS: dict[str, Kind] = {"weight": Kind(select, _layer)}

@@ -10,22 +10,31 @@ from torch import nn
 from ..errors import SiteNotFound, Unsupported, nearest
 from ..methods import Site, Traits
 from .layer import own_modules
+from .norms import is_norm
 
 LAYERS: dict[type[nn.Module], Callable[[str, Any], Site]] = {
     nn.Linear: lambda path, module: Site(path, module.in_features, module.out_features, "linear", module.bias is not None),
 }
-"""Layer class -> the site that it is. A class that is not here cannot be adapted."""
+"""Layer class -> the site that it is. Norms have no class in common (:func:`~.norms.is_norm`); what is neither cannot be adapted."""
 
 
 BYPASSED: tuple[type[nn.Module], ...] = (nn.modules.linear.NonDynamicallyQuantizableLinear,)
 """Classes whose owners read the weight and never call the layer (``nn.MultiheadAttention.out_proj``): an adapter there would do nothing."""
 
 
+ALL = {"all-linear": "linear", "all-norm": "norm"}
+"""What ``targets`` may say for every layer of a kind."""
+
+
 def site_at(path: str, module: nn.Module) -> Site | None:
     """The site of a module, or None if its class is not in the table."""
     if isinstance(module, BYPASSED):
         return None
-    return next((make(path, module) for kind, make in LAYERS.items() if isinstance(module, kind)), None)
+    found = next((make(path, module) for kind, make in LAYERS.items() if isinstance(module, kind)), None)
+    if found is None and is_norm(module):
+        parameters = dict(module.named_parameters())
+        return Site(path, 1, len(parameters["weight"]), "norm", "bias" in parameters)
+    return found
 
 
 def _wide_enough(site: Site, traits: Traits) -> bool:
@@ -35,8 +44,8 @@ def _wide_enough(site: Site, traits: Traits) -> bool:
 def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
     """The sites that ``targets`` names, in the model's order.
 
-    ``targets`` is ``"all-linear"`` (every linear layer except the output embedding and the modules at or below the paths ``exclude``) or
-    names: a literal module path or the end of one, matched whole components at a time; never a pattern.
+    ``targets`` is ``"all-linear"`` or ``"all-norm"`` (every layer of that kind except the output embedding and the modules at or below the
+    paths ``exclude``) or names: a literal module path or the end of one, matched whole components at a time; never a pattern.
 
     Raises:
         SiteNotFound: a name matches nothing; the nearest module name is given.
@@ -47,11 +56,12 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
         raise Unsupported("the model is itself a layer, which cannot be replaced inside it", found=type(model).__name__,
                           remedy="put it into a container, such as nn.Sequential")
     skipped = {path for path in modules if any(path == name or path.startswith(f"{name}.") for name in exclude)}
-    if targets == "all-linear":
+    if isinstance(targets, str) and targets in ALL:
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         heads = {own for _, own in own_modules(head)} if head is not None else set()
         sites = [site for path, module in modules.items() if path not in skipped and module not in heads
-                 if (site := site_at(path, module)) is not None and site.kind in traits.layers and _wide_enough(site, traits)]
+                 if (site := site_at(path, module)) is not None and site.kind in traits.layers and site.kind == ALL[targets]
+                 and _wide_enough(site, traits)]
         if not sites:
             raise SiteNotFound("the model has no layer that the method supports", expected=", ".join(traits.layers))
         return sites

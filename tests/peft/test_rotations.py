@@ -19,14 +19,17 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM
 
-from adapterpack import adapt, attach, merge, save
+from adapterpack import Session, adapt, attach, export, merge, save
 from adapterpack.errors import FormatError, Unsupported
-from adapterpack.methods import BEFT, BOFT, HRA, IA3, OFT, PSOFT, Pairs, Permutation, RoAd, complete, fold
+from adapterpack.methods import BEFT, BOFT, HRA, IA3, OFT, PSOFT, LNTuning, Pairs, Permutation, RoAd, complete, fold
 from adapterpack.pack import peft_layout
 from adapterpack.pack.manifest import Base
+from adapterpack.runtime.slots import pack_values
 from adapterpack.train.inject import active
 from adapterpack.train.layer import Adapted
+from adapterpack.train.norms import is_norm
 
 pytestmark = pytest.mark.fast
 
@@ -456,3 +459,78 @@ def test_psoft_does_not_depend_on_the_signs_of_the_library(net: Net, x: torch.Te
     again = peft.get_peft_model(copy.deepcopy(net).float(), peft.PsoftConfig(target_modules=BOTH, r=5))
     peft.set_peft_model_state_dict(again, state)
     assert np.abs((again(x.float()) - theirs(x.float())).detach().numpy()).max() > 0.1
+
+
+def ids(rows: int = 2) -> torch.Tensor:
+    """Token ids [rows, 6] of the tiny models' vocabulary."""
+    return torch.randint(3, 96, (rows, 6), generator=torch.Generator().manual_seed(7))
+
+
+def hidden(model: nn.Module) -> np.ndarray:
+    """What a model gives for them: logits, or the last hidden states."""
+    with torch.no_grad():
+        return model(input_ids=ids())[0].numpy()
+
+
+@pytest.mark.parametrize("kind", ["tiny_bert", "tiny_llama"])
+def test_ln_tuning_here_in_peft_merged_and_exported(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """LayerNorm with biases, RMSNorm without: one adapter gives the same attached, in PEFT, merged, and as a folded graph. float32."""
+    folder = request.getfixturevalue(kind)
+    plain = AutoModel if kind == "tiny_bert" else AutoModelForCausalLM
+    base = plain.from_pretrained(folder).eval()
+    ours = shaken(adapt(copy.deepcopy(base), LNTuning()))
+    norms = [path for path, module in base.named_modules() if "Norm" in type(module).__name__]
+    pack = save(ours, tmp_path / "pack")
+    assert len(norms) == 5
+    assert sorted(adapter.site.path for adapter in pack.adapters()) == sorted(norms)
+    by_hand = copy.deepcopy(base)
+    for adapter in pack.adapters():
+        for leaf, value in adapter.params.items():
+            getattr(by_hand.get_submodule(adapter.site.path), leaf).data = torch.tensor(value)
+    expected = hidden(by_hand)
+    assert np.abs(expected - hidden(base)).max() > 0.1
+    assert_close(hidden(ours), expected, 0)
+    assert_close(hidden(peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "pack")).base_model.eval()), expected, 0)
+    theirs = shaken(peft.get_peft_model(copy.deepcopy(base), peft.LNTuningConfig(target_modules=norms)))
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    again = peft_layout.read(tmp_path / "theirs")
+    assert_close(hidden(attach(copy.deepcopy(base), again, check_base=False).eval()), hidden(theirs.base_model), 0)
+    merge(folder, [pack], tmp_path / "merged")
+    assert_close(hidden(plain.from_pretrained(tmp_path / "merged").eval()), expected, 0)
+    merge(folder, [again], tmp_path / "theirs-merged")
+    assert_close(hidden(plain.from_pretrained(tmp_path / "theirs-merged").eval()), hidden(theirs.base_model), 0)
+    with pytest.raises(Unsupported, match="--mode folded"):
+        pack_values(pack)
+    if kind == "tiny_llama":
+        export(folder, [pack], tmp_path / "bundle", mode="folded")
+        outputs = Session(tmp_path / "bundle", "cpu").run({"input_ids": ids().numpy(), "attention_mask": np.ones((2, 6), np.int64)})
+        assert_close(outputs["logits"], expected, 1e-4)
+
+
+def test_a_norm_is_told_by_what_it_holds() -> None:
+    """A norm with running statistics, a linear layer and a container called norm are none; one that adds 1 to its weight is."""
+
+    class ShiftedRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (1 + self.weight)
+
+    class NormOfTwo(nn.Sequential):
+        pass
+
+    assert [is_norm(module) for module in (nn.LayerNorm(6), nn.RMSNorm(6), nn.LayerNorm(6, bias=False), ShiftedRMSNorm())] == [True] * 4
+    none = (nn.BatchNorm1d(6), nn.Linear(6, 6), NormOfTwo(nn.Linear(6, 6)), nn.LayerNorm(6, elementwise_affine=False))
+    assert [is_norm(module) for module in none] == [False] * 4
+    torch.manual_seed(8)
+    net, x = nn.Sequential(nn.Linear(6, 6), ShiftedRMSNorm()), torch.randn(4, 6)
+    ours = adapt(copy.deepcopy(net), LNTuning())
+    assert torch.equal(ours(x), net(x))
+    shaken(ours)
+    by_hand = copy.deepcopy(net)
+    by_hand[1].weight.data = ours.get_submodule("1").every("default")["weight"].detach()
+    assert torch.equal(ours(x), by_hand(x))
+    ours(x).sum().backward()
+    assert ours.get_submodule("1").every("default")["weight"].grad.abs().max() > 0
