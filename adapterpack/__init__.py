@@ -27,6 +27,7 @@ _PUBLIC = {
     "RoAd": "methods",
     "Session": "runtime.session",
     "Store": "pack.store",
+    "TrainableTokens": "methods",
     "active": "train.inject",
     "adapt": "train.inject",
     "attach": "train.inject",

@@ -17,7 +17,7 @@ from ..pack.safetensors import FLOATS
 from .fold import Contribution, bind, inert, work_dtype
 from .whole import Whole, resolve, weight_name
 
-KINDS = frozenset({"linear", "norm"})
+KINDS = frozenset({"embedding", "linear", "norm"})
 """Kinds of site whose weight is stored ``[out, in]``, or as a vector that is a column of it, and folds as it lies."""
 
 

@@ -14,6 +14,7 @@ from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kroneck
 from .psoft import PSOFT, psoft
 from .registry import get, method_of, methods, register
 from .road import RoAd, road
+from .trainable_tokens import TrainableTokens, trainable_tokens
 
 register(beft)
 register(boft)
@@ -24,6 +25,7 @@ register(lora)
 register(oft)
 register(psoft)
 register(road)
+register(trainable_tokens)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "Shared",
     "Site",
     "SiteConfig",
+    "TrainableTokens",
     "Traits",
     "as_matrix",
     "complete",

@@ -8,7 +8,7 @@ the test matrix; ``python -m adapterpack.testing`` prints which of its cells are
 unless an invariant says otherwise; adapters are fresh ones moved by normal noise, as training would. Some invariants need torch.
 """
 
-from .case import LAYERS, NORMS, Case, Layer
+from .case import LAYERS, SHAPES, Case, Layer
 from .matrix import INVARIANTS, Invariant, cases, prove, render
 
-__all__ = ["INVARIANTS", "LAYERS", "NORMS", "Case", "Invariant", "Layer", "cases", "prove", "render"]
+__all__ = ["INVARIANTS", "LAYERS", "SHAPES", "Case", "Invariant", "Layer", "cases", "prove", "render"]

@@ -35,7 +35,13 @@ LAYERS = (Layer(7, 12, True), Layer(7, 12, False), Layer(12, 7, True), Layer(12,
 
 
 NORMS = (Layer(7, 1, True), Layer(5, 1, False))
-"""What a normalisation layer is for a method that takes no other: one input for every output, with a bias and without."""
+"""What a normalisation layer is for a method: one input for every output, with a bias and without."""
+
+TABLES = (Layer(7, 12, False), Layer(12, 7, False), Layer(5, 1, False))
+"""What an embedding is for a method: a row for every token, and no bias."""
+
+SHAPES = {"linear": LAYERS, "norm": NORMS, "embedding": TABLES}
+"""Kind of site -> the layers that a method is proved on, by the first kind that it takes."""
 
 
 class Case(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..methods import Method
 from . import algebra, learning, packing
-from .case import LAYERS, NORMS, Case
+from .case import LAYERS, SHAPES, Case
 
 
 class Invariant(NamedTuple):
@@ -45,8 +45,9 @@ INVARIANTS = (
 
 def cases(method: Method) -> Iterator[Case]:
     """Every row of the matrix for one method: its example configs on every layer that is wide enough for it."""
-    every = NORMS if "linear" not in method.traits.layers and "norm" in method.traits.layers else LAYERS
-    fitting = [layer for layer in every if layer.out_features >= method.traits.least[0] and layer.in_features >= method.traits.least[1]]
+    rows, columns = method.traits.least
+    every = SHAPES[method.traits.layers[0]]
+    fitting = [layer for layer in every if layer.out_features >= rows and layer.in_features >= columns]
     return (Case(method, config, layer) for config in method.examples for layer in fitting)
 
 

@@ -16,6 +16,7 @@ from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported
 from ..methods import Method, Site, as_matrix, method_of
 from ..pack import peft_layout
 from ..pack.pack import Pack, require_sites
+from .embeddings import AdaptedEmbedding
 from .kinds import KINDS
 from .layer import Adapted, AdaptedLayer, SavedModule, as_numpy, as_parameter, module_at, own_modules
 
@@ -101,6 +102,8 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
             module.remove(one)
         if not module.names:
             empty[module] = module.base
+            if isinstance(module, AdaptedEmbedding):
+                module.release()
     _swap(model, empty)
     return model
 
@@ -231,6 +234,10 @@ def _wrapping(model: nn.Module, name: str, method: Method, shared: Mapping[str, 
             module.remove(name)
         raise
     _swap(model, work.swaps)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for wrapper in work.swaps.values():
+        if head is not None and isinstance(wrapper, AdaptedEmbedding) and getattr(head, "weight", None) is wrapper.weight:
+            wrapper.follow(head.base if isinstance(head, Adapted) else head)
 
 
 def _wrappers(model: nn.Module) -> Iterator[Adapted | SavedModule]:

@@ -9,11 +9,12 @@ from torch import nn
 
 from ..errors import SiteNotFound
 from ..methods import Site, Traits
+from .embeddings import AdaptedEmbedding
 from .layer import Adapted, AdaptedLayer
 from .norms import AdaptedNorm
 from .sites import select, site_at
 
-LAYERS: dict[str, type[AdaptedLayer]] = {"norm": AdaptedNorm}
+LAYERS: dict[str, type[AdaptedLayer]] = {"embedding": AdaptedEmbedding, "norm": AdaptedNorm}
 """Kind of a site -> its wrapper for weight methods, where it is not the common one."""
 
 

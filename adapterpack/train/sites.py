@@ -14,6 +14,7 @@ from .norms import is_norm
 
 LAYERS: dict[type[nn.Module], Callable[[str, Any], Site]] = {
     nn.Linear: lambda path, module: Site(path, module.in_features, module.out_features, "linear", module.bias is not None),
+    nn.Embedding: lambda path, module: Site(path, module.embedding_dim, module.num_embeddings, "embedding"),
 }
 """Layer class -> the site that it is. Norms have no class in common (:func:`~.norms.is_norm`); what is neither cannot be adapted."""
 
@@ -41,11 +42,23 @@ def _wide_enough(site: Site, traits: Traits) -> bool:
     return site.out_features >= traits.least[0] and site.in_features >= traits.least[1]
 
 
+def _input_embedding(model: nn.Module) -> str:
+    """The path of the model's input embedding."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    own = {module for _, module in own_modules(embedding)} if embedding is not None else set()
+    found = next((path for path, module in own_modules(model) if module in own), None)
+    if found is None:
+        raise SiteNotFound("the model does not say which its input embedding is", where=type(model).__name__,
+                           remedy="name the embedding in targets")
+    return found
+
+
 def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
     """The sites that ``targets`` names, in the model's order.
 
     ``targets`` is ``"all-linear"`` or ``"all-norm"`` (every layer of that kind except the output embedding and the modules at or below the
-    paths ``exclude``) or names: a literal module path or the end of one, matched whole components at a time; never a pattern.
+    paths ``exclude``), ``"input-embedding"``, or names: a literal module path or the end of one, matched whole components at a time; never
+    a pattern.
 
     Raises:
         SiteNotFound: a name matches nothing; the nearest module name is given.
@@ -66,6 +79,8 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
             raise SiteNotFound("the model has no layer that the method supports", expected=", ".join(traits.layers))
         return sites
     names = (targets,) if isinstance(targets, str) else targets
+    if targets == "input-embedding":
+        names = (_input_embedding(model),)
     chosen: dict[str, Site] = {}
     for name in names:
         matches = [path for path in modules if path == name or path.endswith(f".{name}")]
