@@ -123,6 +123,8 @@ class PeftForm(NamedTuple):
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
     """shared parameter name -> PEFT's whole tensor name."""
+    tied: bool = False
+    """Whether PEFT writes the tensors of a tied table a second time, for the head."""
 
 
 class Shared(NamedTuple):

@@ -111,5 +111,6 @@ trainable_tokens = Method(
         to_config=_to_peft,
         from_config=lambda config: TrainableTokens(token_indices=tuple(config.get("token_indices") or ())),
         features=lambda params: (params["trainable_tokens_delta"].shape[1], None),
+        tied=True,
     ),
 )

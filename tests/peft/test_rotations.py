@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
-from adapterpack import Session, adapt, attach, export, merge, save
+from adapterpack import Session, adapt, attach, detach, export, merge, save
 from adapterpack.errors import FormatError, Unsupported
-from adapterpack.methods import BEFT, BOFT, HRA, IA3, OFT, PSOFT, LNTuning, Pairs, Permutation, RoAd, complete, fold
+from adapterpack.methods import BEFT, BOFT, HRA, IA3, OFT, PSOFT, LNTuning, Pairs, Permutation, RoAd, TrainableTokens, complete, fold
 from adapterpack.pack import peft_layout
 from adapterpack.pack.manifest import Base
 from adapterpack.runtime.slots import pack_values
@@ -534,3 +534,77 @@ def test_a_norm_is_told_by_what_it_holds() -> None:
     assert torch.equal(ours(x), by_hand(x))
     ours(x).sum().backward()
     assert ours.get_submodule("1").every("default")["weight"].grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_trainable_tokens_here_in_peft_merged_and_exported(tied: bool, tiny_llama: Path, tmp_path: Path) -> None:
+    """Rows of the table and of a head that is tied to it, of no other: attached, in PEFT both ways, merged, as a folded graph. float32."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama, tie_word_embeddings=tied).eval()
+    if not tied:
+        base.lm_head.weight.data = torch.randn(base.lm_head.weight.shape, generator=torch.Generator().manual_seed(9))
+    base.save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    assert (base.lm_head.weight is base.model.embed_tokens.weight) == tied
+    chosen = tuple(ids().flatten()[[0, 3, 8]].tolist())
+    ours = adapt(copy.deepcopy(base), TrainableTokens(token_indices=chosen))
+    assert np.array_equal(hidden(ours.eval()), hidden(base))
+    shaken(ours)
+    pack = save(ours, tmp_path / "pack")
+    (adapter,) = pack.adapters()
+    names = ["base_model.model.model.embed_tokens.trainable_tokens_delta"]
+    assert list(load_file(tmp_path / "pack" / "adapter_model.safetensors")) == names
+    by_hand = copy.deepcopy(base)
+    by_hand.model.embed_tokens.weight.data[list(chosen)] = torch.tensor(adapter.params["trainable_tokens_delta"])
+    expected = hidden(by_hand)
+    assert np.abs(expected - hidden(base)).max() > 0.1
+    assert_close(hidden(ours), expected, 1e-5)
+    assert_close(hidden(peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "pack")).base_model.eval()), expected, 1e-5)
+    theirs = shaken(peft.get_peft_model(copy.deepcopy(base), peft.TrainableTokensConfig(token_indices=list(chosen))))
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    again = attach(copy.deepcopy(base), peft_layout.read(tmp_path / "theirs"), check_base=False).eval()
+    assert_close(hidden(again), hidden(theirs.base_model), 1e-5)
+    merge(tmp_path / "base", [pack], tmp_path / "merged")
+    assert_close(hidden(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()), expected, 0)
+    with pytest.raises(Unsupported, match="--mode folded"):
+        pack_values(pack)
+    if tied:
+        export(tmp_path / "base", [pack], tmp_path / "bundle", mode="folded")
+        outputs = Session(tmp_path / "bundle", "cpu").run({"input_ids": ids().numpy(), "attention_mask": np.ones((2, 6), np.int64)})
+        assert_close(outputs["logits"], expected, 1e-4)
+    detach(ours)
+    assert np.array_equal(hidden(ours), hidden(base))
+
+
+def test_trainable_tokens_train_their_rows_alone(tiny_llama: Path) -> None:
+    """The gradient is that of the whole tied table at these rows, from the lookup and from the head; nothing else has one."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    chosen = tuple(ids().flatten()[[1, 5]].tolist())
+    ours = adapt(copy.deepcopy(base), TrainableTokens(token_indices=chosen)).eval()
+    for model in (ours, base):
+        model(input_ids=ids(), labels=ids()).loss.backward()
+    trained = {name: value.grad for name, value in ours.named_parameters() if value.grad is not None}
+    assert len(trained) == 1
+    assert_close(next(iter(trained.values())), base.model.embed_tokens.weight.grad[list(chosen)], 1e-6)
+
+
+def test_trainable_tokens_of_a_scaled_embedding() -> None:
+    """A model that scales what it looks up scales the new rows, too."""
+
+    class Scaled(nn.Embedding):
+        embed_scale = 3.0
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(ids) * self.embed_scale
+
+    net = nn.Sequential(Scaled(9, 4, padding_idx=2))
+    ours = shaken(adapt(copy.deepcopy(net), TrainableTokens(targets="0", token_indices=(2, 7))))
+    by_hand = copy.deepcopy(net)
+    by_hand[0].weight.data[[2, 7]] = ours.get_submodule("0").every("default")["trainable_tokens_delta"].detach()
+    x = torch.tensor([[0, 2, 7], [7, 8, 2]])
+    assert torch.equal(ours(x), by_hand(x))
+
+
+@pytest.mark.parametrize(("indices", "message"), [((), "at least one"), ((99,), "of the 9"), ((1, 1), "twice"), ((-1,), "at least 0")])
+def test_tokens_that_cannot_be_trained(indices: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adapt(nn.Sequential(nn.Embedding(9, 4)), TrainableTokens(targets="0", token_indices=indices))
