@@ -150,7 +150,8 @@ def _untied(params: dict[str, dict[str, np.ndarray]], targets: Any, where: Path)
     named = {path for path in params if any(f".{path}".endswith(f".{name}") for name in names)}
     kept = {}
     for path, found in params.items():
-        twins = {other for other, its in params.items() if other != path and all(k in its and np.array_equal(found[k], its[k]) for k in found)}
+        twins = {other for other, its in params.items() if other != path and found.keys() == its.keys()
+                 and all(np.array_equal(found[key], its[key]) for key in found)}
         if path in named and twins & named:
             raise Unsupported("two modules have the same rows, and the configuration does not say which is the table", where=where,
                               found=", ".join(sorted({path} | twins)), remedy="name only the embedding in target_modules")
