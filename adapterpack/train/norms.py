@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from ..methods import fold
 from .layer import AdaptedLayer
@@ -35,11 +36,13 @@ class AdaptedNorm(AdaptedLayer):
         """The layer's output with the active adapters applied."""
         if not self.active:
             return self.base(x, *args, **kwargs)
-        base = dict(self.base.named_parameters())
-        weight, bias = base["weight"].detach()[:, None], base["bias"].detach() if "bias" in base else None
+        own, had = self.weight, getattr(self.base, "bias", None)
+        weight, bias = own.detach()[:, None], None if had is None else had.detach()
         for name in self.active:
             method, cfg = self.methods[name]
             site = dataclasses.replace(self.site, weight=weight, base_bias=bias)
             weight, bias = fold(method, cfg, self.every(name), site, weight, bias)
-        folded = {"weight": weight[:, 0], "bias": bias}
-        return functional_call(self.base, {key: folded[key].to(own.dtype) for key, own in base.items()}, (x, *args), kwargs)
+        new, bias = weight[:, 0].to(own.dtype), None if had is None or bias is None else bias.to(had.dtype)
+        if type(self.base) is nn.LayerNorm:  # the call that functional_call comes to, without its swapping
+            return functional.layer_norm(x, self.base.normalized_shape, new, bias, self.base.eps)
+        return functional_call(self.base, {"weight": new} if had is None else {"weight": new, "bias": bias}, (x, *args), kwargs)
