@@ -527,7 +527,7 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str, type[Adapterpac
     "feature not understood": (forge("must_understand", to=["int8", "telepathy"]), "AP001", FormatError, "telepathy"),
     "features of a wrong type": (forge("must_understand", to=[[]]), "AP001", FormatError, "features"),
     "features not a list": (forge("must_understand", to=5), "AP001", FormatError, "must_understand"),
-    "unknown method": (forge("method", "type", to="lroa"), "AP001", UnknownMethod, "did you mean 'lora'"),
+    "unknown method": (forge("method", "type", to="loraa"), "AP001", UnknownMethod, "did you mean 'lora'"),
     "method of a later version": (forge("method", "spec_version", to=2), "AP001", Unsupported, "newer version of the method"),
     "name with a newline at the end": (forge("pack", "name", to="tickets\n"), "AP001", FormatError, "#/pack/name"),
     "name with a path": (forge("pack", "name", to="../tickets"), "AP001", FormatError, "#/pack/name"),

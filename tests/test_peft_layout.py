@@ -208,7 +208,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], torch.nn.Module], Any, dict[str, Any],
     "a bias on B": (bert, peft.LoraConfig, {"target_modules": ["query"], "lora_bias": True}, "lora_bias"),
     "tokens": (llama, peft.LoraConfig, {"target_modules": QV, "trainable_token_indices": [1, 2]}, "trainable_token_indices"),
     "embeddings": (llama, peft.LoraConfig, {"target_modules": ["embed_tokens"]}, "does not account for"),
-    "IA3": (llama, peft.IA3Config, {"target_modules": QV, "feedforward_modules": []}, "IA3"),
+    "PSOFT": (llama, peft.PsoftConfig, {"target_modules": QV, "r": 2}, "PSOFT"),
 }
 
 

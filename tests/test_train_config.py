@@ -92,7 +92,7 @@ def test_other_tools_names_are_translated_and_reported(foreign: dict[str, Any], 
 
 def test_every_alias_leads_to_a_setting() -> None:
     """No alias is a key of ours, and none leads nowhere."""
-    keys = {f.name for cls in (TrainConfig, LoRA) for f in dataclasses.fields(cls)}
+    keys = {f.name for cls in (TrainConfig, *(method.config for method in methods().values())) for f in dataclasses.fields(cls)}
     assert set(ALIASES.values()) <= keys
     assert not set(ALIASES) & keys
 

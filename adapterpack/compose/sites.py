@@ -71,6 +71,6 @@ def _term(method: Method, adapter: Adapter | None, site: Site, weight: float) ->
     if adapter is None:
         return Term(np.zeros((0, site.in_features), np.float32), np.zeros((site.out_features, 0), np.float32), weight)
     form = method.attach(adapter.config, complete(method, adapter.config, adapter.wide, site), site)
-    if form.down is None or form.up is None or (form.pre, form.scale, form.shift) != (None, None, None):
+    if form.down is None or form.up is None or not form.is_branch:
         raise Unsupported(f"the method {method.name} does more at this site than add up @ down", where=site.path, remedy=SIDE_BY_SIDE)
     return Term(np.asarray(form.down.dense()), np.asarray(form.up.dense()), weight)

@@ -53,7 +53,7 @@ def factors(pack: Pack, form: str) -> Iterator[Factors]:
 def _factors(pack: Pack, adapter: Adapter) -> Factors:
     wide = {name: value.astype(np.float32) if _narrow(value) else value for name, value in adapter.params.items()}
     form = pack.method.attach(adapter.config, complete(pack.method, adapter.config, wide, adapter.site), adapter.site)
-    if form.down is None or form.up is None or form.pre is not None or form.scale is not None or form.shift is not None:
+    if form.down is None or form.up is None or not form.is_branch:
         raise Unsupported("the change at a site is more than a product of two factors", where=adapter.site.path, found=pack.method.name)
     down, up = np.asarray(form.down.dense()), np.asarray(form.up.dense())
     if set(wide) == set(_LEAVES) and np.array_equal(down, wide["lora_A"]) and np.allclose(up, adapter.config.scale * wide["lora_B"]):

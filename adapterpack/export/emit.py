@@ -51,6 +51,8 @@ class Emitter:
             result = self._op("Add", site, "delta/sum", result, self._product(site, "delta", x, slots["delta"]))
         if "scale" in slots:
             result = self._op("Mul", site, "scale", result, self._lifted(site, slots["scale"]))
+        if "mix" in slots:
+            result = self._op("Add", site, "mixed", result, self._product(site, "mix", result, slots["mix"]))
         if "shift" in slots:
             result = self._op("Add", site, "shift", result, self._lifted(site, slots["shift"]))
         for branch in BRANCHES.values():

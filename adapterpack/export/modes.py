@@ -49,6 +49,7 @@ def inputs(model: Any, plan: Plan) -> Attached:
             "down": ([site.in_features, f"rank_{number}"], (site.in_features, 0)),
             "up": ([f"rank_{number}", site.out_features], (0, site.out_features)),
             "scale": ([site.out_features], (site.out_features,)),
+            "mix": ([site.out_features, site.out_features], (site.out_features, site.out_features)),
             "shift": ([site.out_features], (site.out_features,)),
             "delta": ([site.in_features, site.out_features], (site.in_features, site.out_features)),
             "turn": ([site.in_features, site.in_features], (site.in_features, site.in_features)),

@@ -82,6 +82,7 @@ def inert(contribution: Contribution, bound: Bound, width: int) -> bool:
         form.pre is not None and np.any(form.pre.apply(x) != x),
         form.scale is not None and np.any(form.scale != 1),
         form.shift is not None and np.any(form.shift),
+        form.post is not None and np.any(form.post.apply(x) != x),
     )
     return not any(moved)
 
@@ -165,8 +166,7 @@ def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight:
 
 
 def _dense_factors(form: AttachForm) -> tuple[np.ndarray, np.ndarray] | None:
-    only_factors = form.pre is None and form.scale is None and form.shift is None
-    if only_factors and isinstance(form.up, Dense) and isinstance(form.down, Dense):
+    if form.is_branch and isinstance(form.up, Dense) and isinstance(form.down, Dense):
         return form.up.matrix, form.down.matrix
     return None
 

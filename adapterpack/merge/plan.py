@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import NothingToDo, Unsupported
+from ..methods import as_matrix
+from ..pack import peft_layout
 from ..pack.checkpoint import Checkpoint
 from ..pack.match import Verdict
 from ..pack.pack import Pack
@@ -16,8 +19,8 @@ from ..pack.safetensors import FLOATS
 from .fold import Contribution, bind, inert, work_dtype
 from .whole import Whole, resolve
 
-KINDS = frozenset({"linear"})
-"""Kinds of site whose weight is stored ``[out, in]`` and folds as it lies."""
+KINDS = frozenset({"embedding", "linear", "norm"})
+"""Kinds of site whose weight is stored ``[out, in]``, or as a vector that is a column of it, and folds as it lies."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
         if base.tensors[name].dtype not in FLOATS:
             raise Unsupported("the weight of this site is not stored as floating point", where=where, found=base.tensors[name].dtype,
                               remedy="merge into the original checkpoint, and quantize the result")
+        rows, columns = as_matrix(base.tensors[name].shape)
+        site = dataclasses.replace(adapter.site, out_features=rows, in_features=columns)
+        peft_layout.check_shapes(method, adapter.config, site, adapter.params, owner)
         yield name, Contribution(pack.name, method, adapter, weight)
 
 
@@ -99,7 +105,7 @@ def _module(tensor: str) -> str:
 
 def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> Target | None:
     """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias."""
-    weight, dtype = base.read(name), work_dtype(base.tensors[name].dtype)
+    weight, dtype = base.read(name).reshape(as_matrix(base.tensors[name].shape)), work_dtype(base.tensors[name].dtype)
     stem = name.removesuffix(".weight")
     bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None
     old = None if bias is None else base.read(bias)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import NonFinite
-from ..methods import row_blocks
+from ..methods import as_matrix, row_blocks
 from ..pack.safetensors import DTYPES
 from .bytes_io import Span, copy_span, opened, read_into, write_all
 from .fold import LossSums, Scratch, prepare, work_dtype
@@ -176,9 +176,9 @@ def _fold(tensor: _Tensor, bias: _Tensor | None, ticker: Ticker, safe: bool, scr
     target, source, place = tensor.item.target, tensor.item.source, tensor.item.place
     assert target is not None
     assert source is not None
-    rows, columns = source.shape
+    rows, columns = as_matrix(source.shape)
     dtype, read, stored_as = work_dtype(source.dtype), DTYPES[source.dtype], DTYPES[place.dtype]
-    change = prepare(target.contributions, dtype, tensor.shard.base.read(source.name), target.base_bias)
+    change = prepare(target.contributions, dtype, tensor.shard.base.read(source.name).reshape(rows, columns), target.base_bias)
     before = None if target.bias is None or bias is None else bias.shard.base.read(target.bias).astype(dtype)
     after = None if before is None else np.empty_like(before)
     sums = LossSums()

@@ -2,14 +2,15 @@
 
 Every weight method reduces its trained tensors to one **normal form**::
 
-    y' = scale * (base(pre(x)) + up(down(x))) + shift
+    y' = post(scale * (base(pre(x)) + up(down(x)))) + shift
 
-so that training, merging, composing and exporting handle five fields, not N methods. The mathematics is written once, against the
+so that training, merging, composing and exporting handle six fields, not N methods. The mathematics is written once, against the
 Python array API: the same few lines run on torch tensors while training and on numpy arrays everywhere else.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -43,10 +44,10 @@ class Site:
 
 
 class AttachForm(NamedTuple):
-    """The normal form of one adapter at one site; ``None`` means identity (``pre``, ``up``), absent (``down``), one, or zero.
+    """The normal form of one adapter at one site; ``None`` means identity (``pre``, ``up``, ``post``), absent (``down``), one, or zero.
 
-    Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``scale`` ``[out]`` or ``[1]``, ``shift`` ``[out]``. A change
-    that has no factors is a ``down`` of ``[out, in]`` without an ``up``.
+    Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``scale`` ``[out]`` or ``[1]``, ``shift`` ``[out]``, ``post``
+    ``[out, out]``. A change that has no factors is a ``down`` of ``[out, in]`` without an ``up``.
     """
 
     pre: Operator | None = None
@@ -54,6 +55,13 @@ class AttachForm(NamedTuple):
     up: Operator | None = None
     scale: Array | None = None
     shift: Array | None = None
+    post: Operator | None = None
+
+    @property
+    def is_branch(self) -> bool:
+        """Whether a pair of factors is all that there is: a change of low rank beside the layer."""
+        factors = self.down is not None and self.up is not None
+        return factors and self.pre is None and self.scale is None and self.shift is None and self.post is None
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,8 @@ class Traits:
     """Rows of one batch may carry different adapters of this method."""
     layers: tuple[str, ...] = ("linear",)
     """The kinds of site it supports."""
+    least: tuple[int, int] = (1, 1)
+    """The least numbers of outputs and inputs of a layer that it can change: a single number cannot be turned."""
     frozen: tuple[str, ...] = ()
     """Its parameters that are stored and not trained, beside those that are not of a floating type."""
     exclusive: bool = False
@@ -104,6 +114,8 @@ class PeftForm(NamedTuple):
     """The one site of a method that acts on the model as a whole: PEFT names its tensors without a path, and modules without ``model.``."""
     same: Callable[[Mapping[str, Any], str | None], bool] = lambda sites, task: True
     """Whether PEFT computes the same, by the configs of the sites and PEFT's name of the task; if not, its config is not written."""
+    tied: bool = False
+    """Whether PEFT writes the tensors of a tied table a second time, for the head."""
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Whether a PEFT config is of this method."""
@@ -180,7 +192,7 @@ def constant(value: Array) -> Array:
 
 
 def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = None) -> Array:
-    """``scale * (base(pre(x)) + up(down(x))) + shift`` for ``x`` of shape ``[..., in]``.
+    """``post(scale * (base(pre(x)) + up(down(x)))) + shift`` for ``x`` of shape ``[..., in]``.
 
     ``drop`` is the dropout on the branch's input while training.
     """
@@ -190,14 +202,16 @@ def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = N
         y = y + (inner if form.up is None else form.up.apply(inner))
     if form.scale is not None:
         y = y * form.scale
+    if form.post is not None:
+        y = form.post.apply(y)
     return y if form.shift is None else y + form.shift
 
 
 def fold_form(form: AttachForm, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
-    """The normal form folded into a block of rows: ``W' = scale * (W pre + up down)``, ``b' = scale * b + shift``.
+    """The normal form folded into a block of rows: ``W' = post scale (W pre + up down)``, ``b' = post scale b + shift``.
 
     ``weight`` is the block ``[len(rows), in]`` and ``bias`` its part ``[len(rows)]`` or None; both are left as they are. A shift where
-    there was no bias gives a bias.
+    there was no bias gives a bias. With a ``post``, which mixes rows, the block is the whole.
     """
     folded = weight if form.pre is None else form.pre.after(weight)
     if form.down is not None:
@@ -206,6 +220,8 @@ def fold_form(form: AttachForm, weight: Array, bias: Array | None, rows: slice) 
         scale = _block(form.scale, rows)
         folded = folded * scale[:, None]
         bias = None if bias is None else bias * scale
+    if form.post is not None:
+        folded, bias = form.post.apply(folded.T).T, None if bias is None else form.post.apply(bias)
     if form.shift is not None:
         shift = _block(form.shift, rows)
         bias = shift if bias is None else bias + shift
@@ -260,6 +276,16 @@ def fold(
     if method.fold is not None:
         return method.fold(cfg, params, site, weight, bias, block)
     return fold_form(method.attach(cfg, params, site), weight, bias, block)
+
+
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The shape ``[out, in]`` that a stored weight has for a method: a vector is a column.
+
+    Example:
+        >>> as_matrix((7, 12)), as_matrix((7,))
+        ((7, 12), (7, 1))
+    """
+    return shape[0], math.prod(shape[1:])
 
 
 def row_blocks(rows: int, columns: int, elements: int = 1 << 18) -> Iterator[slice]:

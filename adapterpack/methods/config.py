@@ -116,6 +116,16 @@ class AlphaConfig(RanksConfig):
         return float(self.alpha or 0.0) / self.r
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoBranch(SiteConfig):
+    """The config of a method that puts no branch beside the layer: there is nothing that dropout could act on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dropout:
+            raise ValueError(f"dropout acts on a branch beside the layer, and this method has none: not {self.dropout!r}")
+
+
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a finite number and not a truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -135,6 +135,72 @@ class Kronecker(NamedTuple):
         return transposed(self).apply(weight)
 
 
+class Permutation(NamedTuple):
+    """``x -> x[order]``: row i of the matrix is one at ``order[i]``."""
+
+    order: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        return array_namespace(x).take(x, self.order, axis=-1)
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(self.order)
+        return xp.take(xp.eye(self.order.shape[0], device=self.order.device), self.order, axis=0)
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.dense()[block]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(weight)
+        return xp.take(weight, xp.argsort(self.order), axis=-1)
+
+
+class Pairs(NamedTuple):
+    """Numbers turned in pairs: ``x own + turned(x) other``; in groups of ``2 half``, i and i + half are a pair (a, b), turned to (-b, a).
+
+    ``own`` and ``other`` are ``[n]``; of an odd ``width`` n - 1 the last number is paired with a zero.
+    """
+
+    own: Array
+    other: Array
+    half: int
+    width: int
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        x = self._even(x)
+        return (x * self.own + self._turned(x) * self.other)[..., : self.width]
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(self.own)
+        return self.apply(xp.eye(self.width, dtype=self.own.dtype, device=self.own.device)).T
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.dense()[block]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        weight = self._even(weight)
+        return (weight * self.own - self._turned(weight * self.other))[..., : self.width]
+
+    def _even(self, x: Array) -> Array:
+        if self.own.shape[0] == self.width:
+            return x
+        xp = array_namespace(x)
+        return xp.concat([x, xp.zeros((*x.shape[:-1], 1), dtype=x.dtype, device=x.device)], axis=-1)
+
+    def _turned(self, x: Array) -> Array:
+        xp = array_namespace(x)
+        groups = xp.reshape(x, (*x.shape[:-1], -1, 2, self.half))
+        return xp.reshape(xp.stack([-groups[..., 1, :], groups[..., 0, :]], axis=-2), x.shape)
+
+
 class Chain(NamedTuple):
     """``second first``: what ``first`` gives goes through ``second``."""
 

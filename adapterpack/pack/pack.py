@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, ConfigError, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
-from ..methods import PROMPT, Method, Site, get
+from ..methods import PROMPT, Method, Site, as_matrix, get
 from . import identity, peft_layout, safetensors
 from . import manifest as m
 from .fingerprint import Fingerprint
@@ -203,7 +203,7 @@ class Pack:
                                    where=f"{base.folder}, {group.path}", found=group.weight or f"{group.path}.weight",
                                    remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
             shape = base.tensors[base.require_weight(group.path, group.weight)].shape
-            if any(mine not in {None, its} for mine, its in zip((group.out_features, group.in_features), shape, strict=True)):
+            if any(mine not in {None, its} for mine, its in zip((group.out_features, group.in_features), as_matrix(shape), strict=True)):
                 raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
                                    expected=(group.out_features, group.in_features), found=shape, remedy="use the base that the pack names")
 

@@ -135,6 +135,8 @@ def _parts(
     file = folder / TENSORS
     tensors = tensors or SafetensorsFile(file, private=True)
     params, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
+    if method.peft.tied:
+        params = _untied(params, config.get("target_modules"), file)
     adapters = {}
     for path, found in sorted(params.items()):
         try:
@@ -146,6 +148,22 @@ def _parts(
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
     return method, adapters, shared, full
+
+
+def _untied(params: dict[str, dict[str, np.ndarray]], targets: Any, where: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Without the heads that are tied to a table: of modules with the same tensors, those that the config does not name."""
+    names = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []
+    named = {path for path in params if any(f".{path}".endswith(f".{name}") for name in names)}
+    kept = {}
+    for path, found in params.items():
+        twins = {other for other, its in params.items() if other != path and found.keys() == its.keys()
+                 and all(np.array_equal(found[key], its[key]) for key in found)}
+        if path in named and twins & named:
+            raise Unsupported("two modules have the same rows, and the configuration does not say which is the table", where=where,
+                              found=", ".join(sorted({path} | twins)), remedy="name only the embedding in target_modules")
+        if path in named or not twins & named:
+            kept[path] = found
+    return kept
 
 
 def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensors: SafetensorsFile) -> str | None:
@@ -274,13 +292,18 @@ def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], wh
 
 
 def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:
-    """The site, if every parameter has the shape that the method gives it there.
+    """The site, if every parameter has the shape that the method gives it there; an axis of 0 belongs to a width that is not known.
 
     Raises:
         FormatError: one has not; names the site, the parameter and both shapes.
     """
     for param, shape in method.shapes(cfg, site).items():
-        if param not in params or params[param].shape != shape:
-            found = params[param].shape if param in params else "no such tensor"
-            raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape, found=found)
+        found = params[param].shape if param in params else None
+        if found is None or len(found) != len(shape) or any(wanted not in {0, its} for wanted, its in zip(shape, found, strict=True)):
+            raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape,
+                              found=found or "no such tensor")
+    told = method.peft.features(params) if method.peft else (None, None)
+    for side, width in zip(("in_features", "out_features"), told, strict=True):
+        if width and not getattr(site, side):
+            raise FormatError(f"{side} is left out, and the tensors tell it", where=f"{where}, {site.path}", expected=width)
     return site

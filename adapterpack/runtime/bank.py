@@ -46,7 +46,7 @@ class AdapterBank:
             Unsupported: no slot is free, or it does not fit.
         """
         pack.require_levels(identity.levels(base), name=base.name, where=self.folder, allow_structural=allow_structural)
-        values = pack_values(pack, self._weights if self.bundle.quantization is None else None)
+        values = pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites)
         with self._lock:
             slots, _ = self.state
             if pack.name in slots:

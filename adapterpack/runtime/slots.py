@@ -2,11 +2,12 @@
 
 Slot names are ``<module path>.<field>``. Fields of an adapted site::
 
-    x' = x * pre;   x" = x' + x' turn + (x' turn_down) turn_up;   y = (base(x") + (x down) up + x delta) * scale + shift
+    x' = x * pre;   x" = x' + x' turn + (x' turn_down) turn_up;   y = (base(x") + (x down) up + x delta) * scale;   y' = y + y mix + shift
 
 ``pre`` [in], ``turn`` [in, in], ``turn_down`` [in, t], ``turn_up`` [t, in], ``down`` [in, r], ``up`` [r, out], ``delta`` [in, out],
-``scale`` [out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels]. A bank puts the slots
-in front. Apart from ``pre`` and ``scale``, zeros change nothing. The fields of an adapted block are in :mod:`~adapterpack.runtime.blocks`.
+``scale`` [out], ``mix`` [out, out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels].
+A bank puts the slots in front. Apart from ``pre`` and ``scale``, zeros change nothing. The fields of an adapted block are in
+:mod:`~adapterpack.runtime.blocks`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BaseMismatch, Unsupported
-from ..methods import AttachForm, Deviation, Diagonal, complete
+from ..methods import AttachForm, Deviation, Diagonal, Site, complete
 from ..pack.pack import Adapter, Pack
 from .blocks import FIELDS, block_arrays, block_shape, rank_axis
 from .bundle import MappedSite
@@ -60,6 +61,9 @@ def form_arrays(form: AttachForm, out_features: int) -> Values:
     elif form.pre is not None:
         dense = np.asarray(form.pre.dense())
         fields["turn"] = (dense - np.eye(len(dense), dtype=dense.dtype)).T
+    if form.post is not None:
+        dense = np.asarray(form.post.dense())
+        fields["mix"] = (dense - np.eye(len(dense), dtype=dense.dtype)).T
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in fields.items()}
 
 
@@ -67,8 +71,10 @@ ARRAYS: dict[str, Callable[[Any, int], Values]] = {"weight": form_arrays, "activ
 """Kind of a method -> what makes the fields of its normal form at a site of a given width."""
 
 
-def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
+def pack_values(pack: Pack, weights: Weights | None = None, sites: Mapping[str, MappedSite] | None = None) -> Values:
     """Every slot value of one pack, by slot name, unpadded; ``weights`` is asked for a method that reads the base.
+
+    ``sites`` are those of the graph: they know the widths that a file of another library left out.
 
     Raises:
         Unsupported: the base's weights are not at hand and needed, or a head is not made of linear layers.
@@ -86,7 +92,7 @@ def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
         raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
                           found=pack.method.name, remedy="export the bundle again with this adapter among the packs")
     for adapter in adapters:
-        site = adapter.site
+        site = _measured(adapter.site, sites or {})
         if weights is not None and (traits.reads_weight or not (site.in_features and site.out_features)):
             weight, bias = weights(adapter)
             site = dataclasses.replace(site, out_features=weight.shape[0], in_features=weight.shape[1])
@@ -98,6 +104,15 @@ def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
     for path, params in pack.full().items():
         values.update(head_values(path, params))
     return values
+
+
+def _measured(site: Site, sites: Mapping[str, MappedSite]) -> Site:
+    """The site with the graph's widths where its own are not known."""
+    if site.path not in sites:
+        return site
+    mapped = sites[site.path]
+    wide = {side: getattr(site, side) or getattr(mapped, side) for side in ("in_features", "out_features")}
+    return dataclasses.replace(site, **wide)
 
 
 def head_values(path: str, params: Mapping[str, np.ndarray]) -> Values:
@@ -160,6 +175,7 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
         every = {"down": (site.in_features, max_rank), "up": (max_rank, site.out_features), "scale": (site.out_features,),
                  "shift": (site.out_features,), "pre": (site.in_features,), "turn": (site.in_features, site.in_features),
                  "turn_down": (site.in_features, turn), "turn_up": (turn, site.in_features),
+                 "mix": (site.out_features, site.out_features),
                  "delta": (site.in_features, site.out_features), "head": (site.in_features, wide), "head_bias": (wide,)}
         for field in site.fields:
             rank = site.ranks.get(FIELDS[field][0], max_rank) if field in FIELDS else max_rank

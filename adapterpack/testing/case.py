@@ -66,8 +66,15 @@ VOCABULARY = 32
 MODELS = (Model(12, 2, 2, 4), Model(6, 1, 1, 8), Model(10, 3, 1, 2))
 """Several layers and one, grouped heads and one, and embeddings that are wider and narrower than the keys."""
 
-SUBJECTS: dict[str, tuple[Any, ...]] = {"weight": (*LAYERS, *DIVISIBLE), "activation": BLOCKS, "prompt": MODELS}
-"""Kind of a method -> what it is proved on."""
+NORMS = (Layer(7, 1, True), Layer(5, 1, False))
+"""What a normalisation layer is for a method: one input for every output, with a bias and without."""
+
+TABLES = (Layer(7, 12, False), Layer(12, 7, False), Layer(5, 1, False))
+"""What an embedding is for a method: a row for every token, and no bias."""
+
+SUBJECTS: dict[str, tuple[Any, ...]] = {"linear": (*LAYERS, *DIVISIBLE), "norm": NORMS, "embedding": TABLES, "block": BLOCKS,
+                                       "prompt": MODELS}
+"""Kind of site -> what a method is proved on, by the first kind that it takes."""
 
 
 class Case(NamedTuple):
@@ -85,7 +92,8 @@ class Case(NamedTuple):
         proof = PROOFS[self.method.kind]
         weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
         biased = proof.folds and self.layer.bias  # a block may have any number of biases
-        return Site("block.0.proj", self.layer.in_features, self.layer.out_features, proof.site, biased, weight, bias)
+        kind = self.method.traits.layers[0]
+        return Site("block.0.proj", self.layer.in_features, self.layer.out_features, kind, biased, weight, bias)
 
     @property
     def weight(self) -> np.ndarray:
@@ -165,14 +173,13 @@ def _on_block(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any
 
 
 class Proof(NamedTuple):
-    """How a kind of method is proved: as what kind of site, by what output, and whether a weight can hold it."""
+    """How a kind of method is proved: by what output, and whether a weight can hold it."""
 
-    site: str
     output: Callable[[Case, Params, Any, Any, Any], Any]
     folds: bool
 
 
-PROOFS = {"weight": Proof("linear", _on_layer, folds=True), "activation": Proof("block", _on_block, folds=False)}
+PROOFS = {"weight": Proof(_on_layer, folds=True), "activation": Proof(_on_block, folds=False)}
 """Kind of a method -> how it is proved."""
 
 

@@ -25,12 +25,20 @@ class Invariant(NamedTuple):
 
     def holds_for(self, case: Case) -> bool:
         """Whether the cell is to be checked for this case."""
-        chosen = case.layer not in DIVISIBLE if self.layers is None or not isinstance(case.layer, Layer) else case.layer in self.layers
+        if case.layer not in (*LAYERS, *BLOCKS, *DIVISIBLE):
+            chosen = True  # of the others there are few
+        else:
+            chosen = case.layer not in DIVISIBLE if self.layers is None else case.layer in self.layers
         return chosen and (not self.first or case.config == case.method.examples[0]) and self.needs(case.method)
 
 
 def _always(method: Method) -> bool:
     return method.kind in PROOFS
+
+
+def _layered(method: Method) -> bool:
+    """Whether it is proved on a linear layer or a block: what a torch model and a graph of one layer are made of."""
+    return method.traits.layers[0] in {"linear", "block"}
 
 
 def _folds(method: Method) -> bool:
@@ -64,18 +72,18 @@ INVARIANTS = (
     Invariant("low_rank_law", algebra.low_rank_law, lambda method: method.traits.low_rank, "low_rank"),
     Invariant("rows_do_not_mix", company.rows_do_not_mix, _always, "kind"),
     Invariant("in_order", company.in_order, _folds, "kind"),
-    Invariant("only_the_adapter_trains", model.only_the_adapter_trains, _always, "kind"),
-    Invariant("disabled_is_the_base", model.disabled_is_the_base, _always, "kind"),
-    Invariant("layer_agrees", model.layer_agrees, _always, "kind"),
-    Invariant("checkpointed_gradients", model.checkpointed_gradients, _always, "kind"),
-    Invariant("compiled_gradients", model.compiled_gradients, _always, "kind", (LAYERS[0], BLOCKS[0]), first=True),
-    Invariant("onnx_agrees", graph.onnx_agrees, lambda method: _always(method) and method.traits.batchable, "batchable"),
+    Invariant("only_the_adapter_trains", model.only_the_adapter_trains, _layered, "layers"),
+    Invariant("disabled_is_the_base", model.disabled_is_the_base, _layered, "layers"),
+    Invariant("layer_agrees", model.layer_agrees, _layered, "layers"),
+    Invariant("checkpointed_gradients", model.checkpointed_gradients, _layered, "layers"),
+    Invariant("compiled_gradients", model.compiled_gradients, _layered, "layers", (LAYERS[0], BLOCKS[0]), first=True),
+    Invariant("onnx_agrees", graph.onnx_agrees, lambda method: _layered(method) and method.traits.batchable, "batchable"),
     Invariant("config_schema", algebra.config_schema, _any, "kind"),
     Invariant("pack_round_trip", packing.pack_round_trip, _any, "kind", FEW),
     Invariant("scale_recomputed", packing.scale_recomputed, _any, "kind", FEW),
     Invariant("file_size", packing.file_size, _always, "kind", FEW),
-    Invariant("peft_round_trip", packing.peft_round_trip, lambda method: _always(method) and method.peft is not None, "peft", DIVISIBLE),
-    Invariant("peft_parity", packing.peft_parity, lambda method: _always(method) and method.peft is not None, "peft", DIVISIBLE),
+    Invariant("peft_round_trip", packing.peft_round_trip, lambda method: _layered(method) and method.peft is not None, "peft", DIVISIBLE),
+    Invariant("peft_parity", packing.peft_parity, lambda method: _layered(method) and method.peft is not None, "peft", DIVISIBLE),
     Invariant("form_as_declared", prompts.form_as_declared, _prompt, "kind"),
     Invariant("form_torch_equals_numpy", prompts.form_torch_equals_numpy, _prompt, "kind"),
     Invariant("form_gradients_reach_every_parameter", prompts.form_gradients_reach_every_parameter, _prompt, "kind"),
@@ -89,8 +97,11 @@ INVARIANTS = (
 
 
 def cases(method: Method) -> Iterator[Case]:
-    """Every row of the matrix for one method: its example configs on every layer, or on every model."""
-    return (Case(method, config, layer) for config in method.examples for layer in SUBJECTS[method.kind])
+    """Every row of the matrix for one method: its example configs on every layer that is wide enough for it, or on every model."""
+    rows, columns = method.traits.least
+    every = SUBJECTS[method.traits.layers[0]]
+    fitting = [one for one in every if not isinstance(one, Layer) or (one.out_features >= rows and one.in_features >= columns)]
+    return (Case(method, config, one) for config in method.examples for one in fitting)
 
 
 def prove(method: Method) -> int:
@@ -114,6 +125,7 @@ def render(known: Iterable[Method]) -> str:
     listed = sorted(known, key=lambda method: method.name)
     head = ["invariant", *(method.name for method in listed)]
     body = [[f"`{i.name}`", *("promised" if i.needs(method) else f"n/a ({i.trait})" for method in listed)] for i in INVARIANTS]
+    body.append(["layers", *("{} from {}x{}".format(m.traits.layers[0], *m.traits.least) for m in listed)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
     configs = "\n".join(f"- {method.name}: `{config}`" for method in listed for config in method.examples)
     meanings = "\n".join(f"- `{i.name}`: {(i.check.__doc__ or '').strip().splitlines()[0]}" for i in INVARIANTS)

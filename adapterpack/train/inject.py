@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
-from ..methods import Method, Seen, Site, SiteConfig, method_of
+from ..methods import Method, Seen, Site, SiteConfig, as_matrix, method_of
 from ..pack import peft_layout
 from ..pack.pack import Pack, require_sites
+from .embeddings import AdaptedEmbedding
 from .kinds import KINDS
 from .layer import Adapted, SavedModule, Wrapper, as_numpy, as_parameter, module_at, own_modules
 from .seen import measure
@@ -125,6 +126,8 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
             module.remove(one)
         if not module.names:
             empty[module] = module.base
+            if isinstance(module, AdaptedEmbedding):
+                module.release()
     _swap(model, empty)
     return model
 
@@ -267,6 +270,10 @@ def _wrapping(model: nn.Module, name: str, method: Method, shared: Mapping[str, 
             module.remove(name)
         raise
     _swap(model, work.swaps)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for wrapper in work.swaps.values():
+        if head is not None and isinstance(wrapper, AdaptedEmbedding) and getattr(head, "weight", None) is wrapper.weight:
+            wrapper.follow(head.base if isinstance(head, Adapted) else head)
 
 
 def _wrappers(model: nn.Module) -> Iterator[Adapted | SavedModule]:
@@ -301,9 +308,10 @@ def _module_path(model: nn.Module, name: str) -> str:
 
 def _with_weight(wrapper: Adapted) -> Site:
     """The site with its weight and bias, float32."""
-    weight, bias = wrapper.base.weight, wrapper.base.bias
+    weight, bias = wrapper.base.weight, getattr(wrapper.base, "bias", None)
     assert isinstance(weight, torch.Tensor)
-    return dataclasses.replace(wrapper.site, weight=as_numpy(weight), base_bias=None if bias is None else as_numpy(bias))  # type: ignore[arg-type]
+    wide = as_numpy(weight).reshape(as_matrix(weight.shape))
+    return dataclasses.replace(wrapper.site, weight=wide, base_bias=None if bias is None else as_numpy(bias))
 
 
 def _refuse_taken(model: nn.Module, name: str) -> None:

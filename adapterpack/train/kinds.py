@@ -11,9 +11,14 @@ from ..errors import SiteNotFound
 from ..methods import Site, Traits
 from . import prompts
 from .block import AdaptedBlock
+from .embeddings import AdaptedEmbedding
 from .layer import Adapted, AdaptedLayer, module_at
+from .norms import AdaptedNorm
 from .places import block_at, select_blocks
 from .sites import select, site_at
+
+LAYERS: dict[str, type[AdaptedLayer]] = {"embedding": AdaptedEmbedding, "norm": AdaptedNorm}
+"""Kind of a site -> its wrapper for weight methods, where it is not the common one."""
 
 
 class Kind(NamedTuple):
@@ -35,7 +40,7 @@ def _layer(model: nn.Module, module: nn.Module, path: str) -> AdaptedLayer:
     site = site_at(path, module)
     if site is None:
         raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(module).__name__)
-    return AdaptedLayer(module, site)
+    return LAYERS.get(site.kind, AdaptedLayer)(module, site)
 
 
 def _block(model: nn.Module, module: nn.Module, path: str) -> AdaptedBlock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,9 @@ class Wrapper(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """What the wrapped module has and this one has not (``in_features``, ...) is read from it: models look at such things."""
+        own = self.__dict__.get("_modules", {})
+        if name in own:  # asked for at every step: the shortest way
+            return own[name]
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -112,10 +116,13 @@ class Adapted(Wrapper):
         return self.methods[name][0].traits.exclusive
 
     def tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Everything that the method's functions want of the adapter, floats in ``dtype``."""
+        """As :meth:`every`, floats in ``dtype``."""
+        return {leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in self.every(name).items()}
+
+    def every(self, name: str) -> dict[str, torch.Tensor]:
+        """Everything that the method's functions want of the adapter: its own parameters, the shared ones, and the constants."""
         key = _key(name)
-        every = {**self.fixed[key], **self.common[key], **self.adapters[key]}
-        return {leaf: value.to(dtype) if value.is_floating_point() and value.dtype != dtype else value for leaf, value in every.items()}
+        return {leaf: value for part in (self.adapters, self.common, self.fixed) for leaf, value in part[key].items()}
 
 
 class AdaptedLayer(Adapted):
@@ -149,10 +156,11 @@ class AdaptedLayer(Adapted):
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             autocast = torch.is_autocast_enabled(x.device.type)
-            own = next(value.dtype for value in self._own(name) if value.is_floating_point())
+            every = self.every(name)
+            own = next(value.dtype for value in every.values() if value.is_floating_point())
             # The branch is computed in the adapter's precision, or the input's where that is finer: nothing of the base is rounded away.
             dtype = torch.promote_types(x.dtype, own)
-            tensors = self.tensors(name, dtype)
+            tensors = {leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in every.items()}
             drop = (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
             result = x.dtype
 
@@ -173,9 +181,6 @@ class AdaptedLayer(Adapted):
             return y.to(result)
 
         return forward
-
-    def _own(self, name: str) -> Iterator[torch.Tensor]:
-        return iter((*self.part(name).parameters(), *self.shared(name).values()))
 
     def _with_weight(self, dtype: torch.dtype) -> Site:
         """The site with the frozen weight and bias, which pass no gradient on."""
@@ -295,6 +300,7 @@ def as_parameter(value: np.ndarray, device: torch.device) -> nn.Parameter:
     return nn.Parameter(torch.from_numpy(wide).to(device), requires_grad=False)
 
 
+@lru_cache(maxsize=1024)
 def _key(name: str) -> str:
     """A name as the key of a ModuleDict, which may hold no dots and none of the dict's own words (``keys``, ``train``)."""
     return "adapter:" + name.replace("%", "%25").replace(".", "%2e")

@@ -43,10 +43,14 @@ def test_the_catalogue_is_made_from_the_registry() -> None:
 
 
 def test_every_method_is_proved_on_several_configs() -> None:
-    """Each method has at least two example configs, all different, and every layer (or model) is used with each."""
+    """Each method has at least two example configs, all different, and every layer (or model) that is wide enough is used with each."""
     for method in methods().values():
         assert len(set(map(repr, method.examples))) == len(method.examples) >= 2, method.name
-        assert len(list(cases(method))) == len(method.examples) * len(SUBJECTS[method.kind])
+        subjects = SUBJECTS[method.traits.layers[0]]
+        narrow = {(1, 5), (5, 1)} if method.traits.least != (1, 1) else set()
+        left_out = [one for one in subjects if tuple(one)[:2] in narrow
+                    and (one.out_features < method.traits.least[0] or one.in_features < method.traits.least[1])]
+        assert len(list(cases(method))) == len(method.examples) * (len(subjects) - len(left_out))
 
 
 def test_every_invariant_says_its_equation() -> None:

@@ -1,0 +1,121 @@
+"""PSOFT: a rotation in the principal subspace of the frozen weight (Wu et al. 2025, arXiv 2505.11235, section 4).
+
+    y' = base(x) + B (R - I) A x,   W = U S V^T,   B A = the r largest terms of it
+
+R = diag(b) Q diag(a) with a rotation Q of Cayley's map (as in OFT), or a free [r, r] matrix. A = V_r^T and B = U_r S_r; with ``pissa_init``
+both have the square root of S_r. What PEFT calls ``psoft_alpha`` is divided out of A and B again, so that it changes nothing.
+
+A and B are computed anew from the weight wherever the adapter goes, in float32. The sign of a pair of singular vectors is free, and R means
+something else with every choice: here each left vector points along a fixed random direction. PEFT takes the signs that its linear algebra
+library happens to give, which differ between CPU and GPU and from library to library (about one pair in six between those of numpy and
+torch), so what a PSOFT file of PEFT means depends on the machine: such files are neither read nor written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from .base import AttachForm, Method, Params, Site, Traits
+from .config import SiteConfig, require_flag, require_number, require_whole
+from .operators import Array, Dense
+from .orthogonal import cayley, skew, triangle, within
+
+
+@dataclass(frozen=True)
+class PSOFT(SiteConfig):
+    """The hyper-parameters of PSOFT; the rank is at most the smaller width of a layer.
+
+    Example:
+        >>> PSOFT(r=16).rank
+        16
+    """
+
+    r: int = 32
+    ab_svd_init: str = "psoft_init"
+    orth: bool = True
+    mag_a: bool = True
+    mag_b: bool = True
+    use_cayley_neumann: bool = False
+    num_cayley_neumann_terms: int = 5
+    cayley_neumann_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r, 2)
+        if self.ab_svd_init not in {"psoft_init", "pissa_init"}:
+            raise ValueError(f"ab_svd_init must be psoft_init or pissa_init, not {self.ab_svd_init!r}")
+        for name in ("orth", "mag_a", "mag_b", "use_cayley_neumann"):
+            require_flag(name, getattr(self, name))
+        require_whole("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 2)
+        if self.cayley_neumann_eps is not None:
+            require_number("cayley_neumann_eps", self.cayley_neumann_eps)
+            if not 0 < self.cayley_neumann_eps < 1:
+                raise ValueError(f"cayley_neumann_eps must lie between 0 and 1, not {self.cayley_neumann_eps!r}")
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension of B and A."""
+        return self.r
+
+
+def _rank(cfg: PSOFT, site: Site) -> int:
+    return min([cfg.r, *(width for width in (site.in_features, site.out_features) if width)])
+
+
+def _shapes(cfg: PSOFT, site: Site) -> dict[str, tuple[int, ...]]:
+    r = _rank(cfg, site)
+    vectors: dict[str, tuple[int, ...]] = {f"vector_{side}": (r,) for side, there in (("a", cfg.mag_a), ("b", cfg.mag_b)) if there}
+    return {"psoft_R": (r * (r - 1) // 2,) if cfg.orth else (r, r), **vectors}
+
+
+def _init(cfg: PSOFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    made = {name: np.ones(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
+    return {**made, "psoft_R": 0 * made["psoft_R"] if cfg.orth else np.eye(_rank(cfg, site), dtype=np.float32)}
+
+
+def _constants(cfg: PSOFT, site: Site) -> dict[str, np.ndarray]:
+    r = _rank(cfg, site)
+    U, S, V = np.linalg.svd(np.asarray(site.weight, np.float32), full_matrices=False)
+    along = np.where(np.random.default_rng(0).standard_normal(len(U)) @ U < 0, np.float32(-1), np.float32(1))
+    U, V = U * along, along[:, None] * V
+    inner = np.sqrt(S[:r, None]) if cfg.ab_svd_init == "pissa_init" else np.ones((r, 1), np.float32)
+    index, sign = triangle(r)
+    turning = {"triangle": index, "sign": sign} if cfg.orth else {}
+    return {"A": inner * V[:r], "B": U[:, :r] * (S[:r] / inner[:, 0]), **turning}
+
+
+def _attach(cfg: PSOFT, params: Params, site: Site) -> AttachForm:
+    R = _rotation(cfg, params) if cfg.orth else params["psoft_R"]
+    xp = array_namespace(R)
+    if cfg.mag_b:
+        R = params["vector_b"][:, None] * R
+    if cfg.mag_a:
+        R = R * params["vector_a"]
+    change = R - xp.eye(R.shape[0], dtype=R.dtype, device=R.device)
+    return AttachForm(down=Dense(params["A"]), up=Dense(xp.matmul(params["B"], change)))
+
+
+def _rotation(cfg: PSOFT, params: Params) -> Array:
+    values = params["psoft_R"][None, :]
+    if cfg.use_cayley_neumann and cfg.cayley_neumann_eps is not None:
+        values = within(values, cfg.cayley_neumann_eps)
+    generator = skew(values, params["triangle"], params["sign"], params["A"].shape[0])
+    return cayley(generator, cfg.num_cayley_neumann_terms if cfg.use_cayley_neumann else 0)[0, ...]
+
+
+psoft = Method(
+    name="psoft",
+    summary="a trained rotation in the principal subspace of the frozen weight",
+    paper="https://arxiv.org/abs/2505.11235",
+    config=PSOFT,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, reads_weight=True, least=(2, 2)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    constants=_constants,
+    examples=(PSOFT(r=3), PSOFT(r=2, ab_svd_init="pissa_init", mag_a=False), PSOFT(r=5, orth=False, mag_b=False, dropout=0.1),
+              PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.9)),
+)
