@@ -1,7 +1,7 @@
 """Adapter methods: one small file each, registered here."""
 
 from .._stage import callable_package
-from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run
+from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run, settled
 from .config import SiteConfig
 from .lora import LoRA, lora
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator
@@ -36,4 +36,5 @@ __all__ = [
     "register",
     "row_blocks",
     "run",
+    "settled",
 ]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..errors import Unsupported
 from .operators import Array, Operator
 
 Params = Mapping[str, Array]
@@ -112,7 +113,9 @@ class PeftForm(NamedTuple):
     features: Callable[[Params], tuple[int | None, int | None]]
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
-    """shared parameter name -> PEFT's whole tensor name."""
+    """shared parameter name -> PEFT's whole tensor name. A number after a dot stays: ``v.0`` is ``x.0`` for ``{"v": "x"}``."""
+    adopt: Callable[[Any, Params], tuple[Any, Params]] | None = None
+    """Config and shared tensors as PEFT's file says them -> as a pack says them, for a method that stores less than PEFT does."""
 
 
 class Shared(NamedTuple):
@@ -150,6 +153,9 @@ class Method(NamedTuple):
     """Parameter name -> what multiplies its learning rate."""
     penalty: Callable[[Any, Params], Array] | None = None
     """A term of one site that is added to the loss."""
+    settle: Callable[[Sequence[Any], Sequence[Site]], Sequence[Any]] | None = None
+    """The configs of all sites -> the same with what follows from the sites together (their largest width, a site's number): a pack
+    then holds it. What is settled stays, and so does what an unknown width leaves open."""
     kind: str = "weight"
     spec_version: int = 1
 
@@ -204,6 +210,22 @@ def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, 
     dtype = next((value.dtype for value in params.values() if np.issubdtype(value.dtype, np.floating)), np.dtype(np.float32))
     made = method.constants(cfg, site)
     return {**{name: value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value for name, value in made.items()}, **params}
+
+
+def settled(method: Method, configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+    """The configs of all ``sites`` of one adapter, each with what follows from the others."""
+    return list(configs if method.settle is None else method.settle(configs, sites))
+
+
+def require_widths(site: Site) -> None:
+    """Checks that both widths of a site are known, for a method whose constants depend on them.
+
+    Raises:
+        Unsupported: one is not; the pack came from a file that does not say it.
+    """
+    if not site.in_features or not site.out_features:
+        raise Unsupported("this pack does not say how wide the layer is, and its seed is of no use without that", where=site.path,
+                          remedy="attach the pack to its base and save it again, or merge it")
 
 
 def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,8 @@ _NEUTRAL = frozenset({
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
+"""Stand-ins for widths that are not known."""
 _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
@@ -55,7 +58,20 @@ def tensor_name(method: Method, path: str, param: str) -> str:
 
 def shared_name(method: Method, param: str) -> str:
     """PEFT's name for a parameter that all sites share; one of our own for a method that PEFT does not know."""
-    return method.peft.shared[param] if method.peft else f"{_PREFIX}@shared.{param}"
+    if method.peft is None:
+        return f"{_PREFIX}@shared.{param}"
+    stem, dot, number = param.partition(".")
+    return f"{method.peft.shared[stem]}{dot}{number}"
+
+
+def _shared_param(method: Method, name: str) -> str | None:
+    """The shared parameter that PEFT's tensor ``name`` holds, or None."""
+    assert method.peft is not None
+    for param, whole in method.peft.shared.items():
+        number = name.removeprefix(f"{whole}.")
+        if name == whole or (number != name and number.isdecimal()):
+            return param if name == whole else f"{param}.{number}"
+    return None
 
 
 def full_name(path: str, param: str) -> str:
@@ -128,6 +144,12 @@ def _parts(
     file = folder / TENSORS
     tensors = tensors or SafetensorsFile(file, private=True)
     params, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
+    if method.peft.adopt is not None:
+        try:
+            cfg, common = method.peft.adopt(cfg, shared)
+            shared = dict(common)
+        except (TypeError, ValueError, IndexError) as error:
+            raise FormatError(f"the tensors that all sites share are not usable: {error}", where=file) from error
     adapters = {}
     for path, found in sorted(params.items()):
         try:
@@ -221,9 +243,10 @@ def _sort(
     assert method.peft is not None
     params: dict[str, dict[str, np.ndarray]] = {}
     full: dict[str, dict[str, np.ndarray]] = {}
-    shared = {param: tensors.read(name) for param, name in method.peft.shared.items() if name in tensors.tensors}
+    shared: dict[str, np.ndarray] = {}
     for name in tensors.tensors:
-        if name in method.peft.shared.values():
+        if (common := _shared_param(method, name)) is not None:
+            shared[common] = tensors.read(name)
             continue
         if not name.startswith(_PREFIX):
             raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{_PREFIX}...")
@@ -256,13 +279,26 @@ def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], wh
 
 
 def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:
-    """The site, if every parameter has the shape that the method gives it there.
+    """The site, if every parameter has the shape that the method gives it there, as far as the site's known widths say it.
 
     Raises:
         FormatError: one has not; names the site, the parameter and both shapes.
     """
-    for param, shape in method.shapes(cfg, site).items():
-        if param not in params or params[param].shape != shape:
-            found = params[param].shape if param in params else "no such tensor"
-            raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape, found=found)
+    for param, shape in _known_shapes(method, cfg, site).items():
+        found = params[param].shape if param in params else None
+        if found is None or len(found) != len(shape) or any(axis not in {None, its} for axis, its in zip(shape, found, strict=True)):
+            raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape,
+                              found="no such tensor" if found is None else found)
     return site
+
+
+def _known_shapes(method: Method, cfg: Any, site: Site) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of a site's parameters. An axis that changes with a width that the site does not know is None; one that is such a width
+    is 0, as the site has it: what the tensors say must be said of the site, too."""
+    tries = [method.shapes(cfg, dataclasses.replace(site, in_features=site.in_features or wide, out_features=site.out_features or tall))
+             for wide, tall in zip(_INPUTS, _OUTPUTS, strict=True)]
+
+    def axis(found: tuple[int, ...]) -> int | None:
+        return found[0] if len(set(found)) == 1 else 0 if found in {_INPUTS, _OUTPUTS} else None
+
+    return {param: tuple(map(axis, zip(*(shapes[param] for shapes in tries), strict=True))) for param in tries[0]}

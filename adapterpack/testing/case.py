@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..methods import Method, Params, Site, complete, fold, run
+from ..methods import Method, Params, Site, complete, fold, run, settled
 from ..pack import manifest as m
 from ..pack.pack import Pack, build
 
@@ -145,7 +145,8 @@ def leaves(case: Case, params: Params) -> dict[str, Any]:
 
 def resolved(case: Case) -> Any:
     """The config at the site without the fields that only select sites: a manifest holds what was selected instead."""
-    return dataclasses.replace(case.config.at(case.site.path), targets="all-linear", modules_to_save=())
+    plain = dataclasses.replace(case.config.at(case.site.path), targets="all-linear", modules_to_save=())
+    return settled(case.method, [plain], [case.site])[0]
 
 
 def pack_of(case: Case) -> Pack:
