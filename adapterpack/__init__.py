@@ -19,6 +19,7 @@ _PUBLIC = {
     "Pack": "pack.pack",
     "Session": "runtime.session",
     "Store": "pack.store",
+    "VeRA": "methods",
     "active": "train.inject",
     "adapt": "train.inject",
     "attach": "train.inject",

@@ -54,6 +54,30 @@ class Dense(NamedTuple):
         return array_namespace(weight, self.matrix).matmul(weight, self.matrix)
 
 
+class Scaled(NamedTuple):
+    """``diag(left) matrix diag(right)``: a matrix ``[out, in]`` that may be a constant, and vectors ``[out]`` and ``[in]``."""
+
+    matrix: Array
+    left: Array
+    right: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        return array_namespace(x, self.matrix).matmul(x * self.right, self.matrix.T) * self.left
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        return self.left[:, None] * self.matrix * self.right
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.left[block][:, None] * self.matrix[block] * self.right
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        return array_namespace(weight, self.matrix).matmul(weight * self.left, self.matrix) * self.right
+
+
 class Diagonal(NamedTuple):
     """A diagonal matrix, held as its diagonal ``[n]``."""
 

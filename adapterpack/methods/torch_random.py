@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import Unsupported
 
+_MOST = 1 << 28
 _NARROW = (1 << 32) // 20
 """From this length on, ``torch.randperm`` draws in another way."""
 
@@ -32,7 +33,14 @@ class TorchGenerator:
         self._words._legacy_seeding(seed & 0xFFFFFFFF)
 
     def uniform(self, shape: tuple[int, ...], low: float, high: float, dtype: Any = np.float32) -> np.ndarray:
-        """``torch.empty(shape, dtype).uniform_(low, high)`` for float32 or bfloat16, bit for bit; ``[low, high)``."""
+        """``torch.empty(shape, dtype).uniform_(low, high)`` for float32 or bfloat16, bit for bit; ``[low, high)``.
+
+        Raises:
+            Unsupported: more than 2^28 numbers; widths and ranks come from files.
+        """
+        if math.prod(shape) > _MOST:
+            raise Unsupported("so large a random matrix is not made", expected=f"at most {_MOST} elements", found=shape,
+                              remedy="use a smaller rank")
         part = (self._raw(math.prod(shape)) & 0xFFFFFF) * 2.0**-24
         start, end = np.float32(low), np.float32(high)
         values = (part * np.float64(end - start) + np.float64(start)).astype(np.float32).astype(dtype)  # one fused multiply-add in torch

@@ -1,0 +1,228 @@
+"""Methods made of seeds, shared parameters and sparse or spectral changes, against the real PEFT and the dense formula in float64."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import peft
+import pytest
+import torch
+from torch import nn
+
+import adapterpack
+from adapterpack.errors import Unsupported
+from adapterpack.methods import VeRA, complete, fold
+from adapterpack.methods.torch_random import TorchGenerator
+from adapterpack.pack import manifest as m
+from adapterpack.pack import peft_layout
+from adapterpack.pack.pack import Pack, build
+from adapterpack.train.inject import parts_of
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+FP32 = 2e-6
+"""Two float32 computations of sums of a few dozen terms of size one, in another order."""
+
+
+class Net(nn.Module):
+    """Two layers of unlike shapes, one without a bias, under paths of unlike depth."""
+
+    def __init__(self, wide: int = 12, narrow: int = 7) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(wide, narrow)
+        self.block = nn.Sequential(nn.Linear(narrow, wide, bias=False), nn.Tanh(), nn.Linear(wide, narrow))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., wide]`` -> ``[..., narrow]``."""
+        out: torch.Tensor = self.block(torch.tanh(self.first(x)))
+        return out
+
+
+SITES = ("first", "block.0", "block.2")
+Delta = Callable[[Any, Mapping[str, np.ndarray], np.ndarray, Any], np.ndarray]
+
+
+class Row(NamedTuple):
+    """``delta`` is the dense change [out, in] in float64: of the site's config and stored parameters, its weight, and the whole net."""
+
+    ours: Any
+    theirs: Any
+    delta: Delta
+    net: tuple[int, int] = (12, 7)
+    stored: bool = False
+    """What a seed would give is stored."""
+
+
+def weights(net: nn.Module) -> dict[str, np.ndarray]:
+    """The weights of the sites in float64."""
+    return {path: net.get_submodule(path).weight.detach().double().numpy() for path in SITES}
+
+
+# --- the dense formulas -------------------------------------------------------------------------------------------------------------
+
+
+def kaiming(generator: torch.Generator, rows: int, columns: int) -> np.ndarray:
+    """PEFT's draw, by torch."""
+    bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns))
+    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator).double().numpy()
+
+
+def vera(cfg: VeRA, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
+    """``diag(b) B diag(d) A`` with the upper left parts of the largest pair."""
+    generator = torch.Generator().manual_seed(cfg.projection_prng_key)
+    A = kaiming(generator, cfg.r, max(w.shape[1] for w in everything.values()))
+    B = kaiming(generator, max(w.shape[0] for w in everything.values()), cfg.r)
+    b, d = params["vera_lambda_b"].astype(np.float64), params["vera_lambda_d"].astype(np.float64)
+    return np.diag(b) @ B[: len(weight)] @ np.diag(d) @ A[:, : weight.shape[1]]
+
+
+T = list(SITES)
+ROWS: dict[str, Row] = {
+    "vera": Row(VeRA(r=5, projection_prng_key=3),
+                peft.VeraConfig(r=5, projection_prng_key=3, target_modules=T, save_projection=False), vera),
+    "vera with its projection": Row(VeRA(r=4, save_projection=True), peft.VeraConfig(r=4, target_modules=T), vera, stored=True),
+}
+
+
+# --- the tests ----------------------------------------------------------------------------------------------------------------------
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """The model with everything that is trained moved by noise, as training would."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.add_(0.3 * torch.randn(value.shape, generator=generator))
+    return model
+
+
+def our_pack(row: Row, net: nn.Module) -> tuple[Pack, nn.Module]:
+    """A trained adapter of ours as a pack, and the adapted model."""
+    model = moved(adapterpack.adapt(copy.deepcopy(net), row.ours))
+    method, adapters, shared, full = parts_of(model, "default")
+    return build("ours", method, adapters, shared=shared, full=full, task=m.Task("feature-extraction"), base=m.Base("org/base")), model
+
+
+def changes(pack: Pack, net: nn.Module) -> dict[str, np.ndarray]:
+    """The change of every weight by our fold, in float64, of a pack as it was read: widths come from the net."""
+    found, before = {}, weights(net)
+    for adapter in pack.adapters(lambda group: before[group.path].shape):
+        weight = before[adapter.site.path]
+        site = dataclasses.replace(adapter.site, weight=weight) if pack.method.traits.reads_weight else adapter.site
+        wide = {name: v.astype(np.float64) if v.dtype.kind == "f" else v for name, v in adapter.params.items()}
+        params = complete(pack.method, adapter.config, wide, site)
+        found[adapter.site.path] = fold(pack.method, adapter.config, params, site, weight, None)[0] - weight
+    return found
+
+
+def expected(pack: Pack, row: Row, net: nn.Module) -> dict[str, np.ndarray]:
+    """The change of every weight by the formula."""
+    before = weights(net)
+    return {adapter.site.path: row.delta(adapter.config, adapter.params, before[adapter.site.path], before)
+            for adapter in pack.adapters(lambda group: before[group.path].shape)}
+
+
+def x_for(row: Row) -> torch.Tensor:
+    """Random inputs."""
+    return torch.randn(3, 5, row.net[0], generator=torch.Generator().manual_seed(2))
+
+
+def require_same(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], tolerance: float) -> None:
+    """Every change within a tolerance of the largest."""
+    assert found.keys() == wanted.keys() == set(SITES)
+    for path, value in wanted.items():
+        assert np.abs(value).max() > 1e-3, "the adapter does something"
+        np.testing.assert_allclose(found[path], value, rtol=0, atol=tolerance * max(1, np.abs(value).max()), err_msg=path)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_peft_loads_our_pack(name: str, tmp_path: Path) -> None:
+    """Our fold == dense formula (1e-6: constants are float32); PEFT(base, our folder) == ours, unmerged and merged, within float32."""
+    row = ROWS[name]
+    net = Net(*row.net)
+    pack, model = our_pack(row, net)
+    pack.write(tmp_path / "ours")
+    wanted = expected(pack, row, net)
+    require_same(changes(pack, net), wanted, 1e-6)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), tmp_path / "ours").eval()
+    x = x_for(row)
+    with torch.no_grad():
+        np.testing.assert_allclose(theirs.get_base_model()(x), model(x), rtol=0, atol=FP32)
+        np.testing.assert_allclose(theirs.merge_and_unload()(x), model(x), rtol=0, atol=FP32)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_we_load_pefts_folder(name: str, tmp_path: Path) -> None:
+    """Ours(base, PEFT's folder) == PEFT, unmerged and merged, within float32; our fold of it == dense formula."""
+    row = ROWS[name]
+    net = Net(*row.net)
+    theirs = moved(peft.get_peft_model(copy.deepcopy(net), copy.deepcopy(row.theirs))).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    pack = peft_layout.read(tmp_path / "theirs")
+    ours = adapterpack.attach(copy.deepcopy(net), pack, check_base=False).eval()
+    x = x_for(row)
+    with torch.no_grad():
+        np.testing.assert_allclose(ours(x), theirs(x), rtol=0, atol=FP32)
+    found = changes(pack, net)
+    require_same(found, expected(pack, row, net), 1e-6)
+    merged = weights(theirs.merge_and_unload())
+    require_same(found, {path: merged[path] - before for path, before in weights(net).items()}, FP32)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.stored])
+def test_a_pack_is_as_small_as_what_is_trained(name: str) -> None:
+    """Bytes of all tensors <= 1.05 x bytes of what is trained: seeds instead of random matrices, shared tensors once."""
+    row = ROWS[name]
+    pack, model = our_pack(row, Net(*row.net))
+    trained = sum(4 * value.numel() for value in model.parameters() if value.requires_grad)
+    assert sum(value.nbytes for value in pack.tensors.values()) <= 1.05 * trained
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**31 + 7, 2**40 + 3])
+def test_torchs_numbers(seed: int) -> None:
+    """Uniform numbers and permutations are torch's bit for bit; normal ones within 1e-6, for logarithm and sine differ."""
+    ours, theirs = TorchGenerator(seed), torch.Generator().manual_seed(seed)
+    for low, high in ((0.0, 1.0), (-1 / 3, 1 / 3), (-0.0123, 0.7)):
+        for shape in ((7,), (300, 100)):
+            for dtype, narrow in ((torch.float32, np.dtype(np.float32)), (torch.bfloat16, np.dtype(ml_dtypes.bfloat16))):
+                expected = torch.empty(shape, dtype=dtype).uniform_(low, high, generator=theirs).float().numpy()
+                assert ours.uniform(shape, low, high, narrow).astype(np.float32).tobytes() == expected.tobytes()
+    for n, first in ((10, 10), (10, 3), (1, 1), (84, 84), (84, 83), (100_000, 2592), (5, 9)):
+        wanted = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:first]
+        assert TorchGenerator(seed).permuted(n, first).tolist() == wanted.tolist()
+    for normal in ((3,), (1,), (15,), (16,), (17,), (64, 3, 3), (1000,)):
+        wanted = torch.normal(mean=0.0, std=0.7, size=normal, generator=torch.Generator().manual_seed(seed))
+        np.testing.assert_allclose(TorchGenerator(seed).normal(normal, 0.7), wanted, rtol=0, atol=1e-6)
+
+
+def test_more_numbers_than_a_machine_holds_are_refused() -> None:
+    """Widths come from files: a matrix of 2^40 numbers is refused before it is made."""
+    for draw in (lambda: TorchGenerator(0).uniform((1 << 20, 1 << 20), 0, 1), lambda: TorchGenerator(0).permuted(1 << 40, 3)):
+        with pytest.raises(Unsupported):
+            draw()
+
+
+def test_veras_stored_projection_is_dropped_where_its_seed_gives_it(tmp_path: Path) -> None:
+    """PEFT's default stores the pair; ours keeps it only where it is another than the seed's, and says it then."""
+    theirs = moved(peft.get_peft_model(Net(), peft.VeraConfig(r=4, target_modules=T)))
+    theirs.save_pretrained(tmp_path / "seeded")
+    assert peft_layout.read(tmp_path / "seeded").shared() == {}
+    theirs.base_model.vera_A["default"].mul_(2)
+    theirs.save_pretrained(tmp_path / "other")
+    pack = peft_layout.read(tmp_path / "other")
+    assert {name: value.shape for name, value in pack.shared().items()} == {"vera_A": (4, 12), "vera_B": (12, 4)}
+    pack.write(tmp_path / "again")
+    adapterpack.load(tmp_path / "again")
+    x = x_for(ROWS["vera"])
+    with torch.no_grad():
+        np.testing.assert_allclose(adapterpack.attach(Net(), pack, check_base=False)(x), theirs(x), rtol=0, atol=FP32)
+        again = peft.PeftModel.from_pretrained(Net(), tmp_path / "again")
+        np.testing.assert_allclose(again.get_base_model()(x), theirs(x), rtol=0, atol=FP32)
