@@ -15,8 +15,10 @@ _STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize
 
 _PUBLIC = {
     "AdapterpackError": "errors",
+    "FourierFT": "methods",
     "LoRA": "methods",
     "Pack": "pack.pack",
+    "SHiRA": "methods",
     "Session": "runtime.session",
     "Store": "pack.store",
     "VeRA": "methods",

@@ -3,13 +3,15 @@
 from .._stage import callable_package
 from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run, settled
 from .config import SiteConfig
+from .fourierft import FourierFT, fourierft
 from .lora import LoRA, lora
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Scaled
 from .registry import get, method_of, methods, register
+from .shira import SHiRA, shira
 from .vera import VeRA, vera
 
-register(lora)
-register(vera)
+for _method in (fourierft, lora, shira, vera):
+    register(_method)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
@@ -19,12 +21,14 @@ __all__ = [
     "Dense",
     "Deviation",
     "Diagonal",
+    "FourierFT",
     "Kronecker",
     "LoRA",
     "Method",
     "Operator",
     "Params",
     "PeftForm",
+    "SHiRA",
     "Scaled",
     "Shared",
     "Site",

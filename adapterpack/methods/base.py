@@ -114,8 +114,9 @@ class PeftForm(NamedTuple):
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
     """shared parameter name -> PEFT's whole tensor name. A number after a dot stays: ``v.0`` is ``x.0`` for ``{"v": "x"}``."""
-    adopt: Callable[[Any, Params], tuple[Any, Params]] | None = None
-    """Config and shared tensors as PEFT's file says them -> as a pack says them, for a method that stores less than PEFT does."""
+    adopt: Callable[[Any, Params, Mapping[str, Params]], tuple[Any, Params]] | None = None
+    """Config, shared tensors and site path -> tensors as PEFT's file says them -> config and shared tensors of a pack: for a method of
+    which the tensors say more than the config, or that stores less than PEFT does."""
 
 
 class Shared(NamedTuple):

@@ -10,16 +10,21 @@ from ..errors import Unsupported
 from .config import is_number
 
 
-def differing(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Site path -> value, for every site whose value is not the first one's, as PEFT reads it: a name that other paths end in is anchored.
+def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any, dict[str, Any]]:
+    """Site path -> value, as PEFT reads it: a value for all, and names for the sites that have another.
+
+    PEFT takes a name for the end of a path. Where it understands an anchor (``anchored``), a name that other paths end in has one; where
+    it does not, such a site has the value for all, because a path that is named whole is found all the same.
 
     Example:
-        >>> differing({"a.fc": 1, "fc": 2, "b.fc": 1})
-        {'^fc': 2}
+        >>> default_and_pattern({"a.fc": 1, "fc": 2, "b.fc": 1}, anchored=True)
+        (1, {'^fc': 2})
+        >>> default_and_pattern({"a.fc": 1, "fc": 2, "b.fc": 1}, anchored=False)
+        (2, {'a.fc': 1, 'b.fc': 1})
     """
-    first = next(iter(values.values()))
-    return {f"^{path}" if any(other.endswith(f".{path}") for other in values) else path: value
-            for path, value in values.items() if value != first}
+    ends = {path for path in values if any(other.endswith(f".{path}") for other in values)}
+    default = values[next(iter(values) if anchored else iter([path for path in values if path in ends] or values))]
+    return default, {f"^{path}" if anchored and path in ends else path: value for path, value in values.items() if value != default}
 
 
 def literal(pattern: Any, where: str) -> dict[str, Any]:

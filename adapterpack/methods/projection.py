@@ -6,7 +6,7 @@ on those widths, so every config holds them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -69,7 +69,7 @@ class Projection(NamedTuple):
 
         return Shared(lambda cfg, sites: stored(self.shapes, cfg, sites), lambda cfg, sites, rng: stored(self.make, cfg, sites))
 
-    def adopt(self, cfg: Any, shared: Params) -> tuple[Any, Params]:
+    def adopt(self, cfg: Any, shared: Params, sites: Mapping[str, Params]) -> tuple[Any, Params]:
         """A pair that PEFT stored: it is left out where the seed gives the same bits.
 
         Raises:

@@ -146,10 +146,10 @@ def _parts(
     params, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
     if method.peft.adopt is not None:
         try:
-            cfg, common = method.peft.adopt(cfg, shared)
+            cfg, common = method.peft.adopt(cfg, shared, params)
             shared = dict(common)
         except (TypeError, ValueError, IndexError) as error:
-            raise FormatError(f"the tensors that all sites share are not usable: {error}", where=file) from error
+            raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error
     adapters = {}
     for path, found in sorted(params.items()):
         try:

@@ -18,7 +18,7 @@ from torch import nn
 
 import adapterpack
 from adapterpack.errors import Unsupported
-from adapterpack.methods import VeRA, complete, fold
+from adapterpack.methods import FourierFT, SHiRA, VeRA, complete, fold
 from adapterpack.methods.torch_random import TorchGenerator
 from adapterpack.pack import manifest as m
 from adapterpack.pack import peft_layout
@@ -83,11 +83,38 @@ def vera(cfg: VeRA, params: Mapping[str, np.ndarray], weight: np.ndarray, everyt
     return np.diag(b) @ B[: len(weight)] @ np.diag(d) @ A[:, : weight.shape[1]]
 
 
+def fourierft(cfg: FourierFT, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
+    """``s Re(ifft2(S))``."""
+    spectrum, count = np.zeros(weight.size), len(params["fourierft_spectrum"])
+    spectrum[torch.randperm(weight.size, generator=torch.Generator().manual_seed(cfg.random_loc_seed))[:count].numpy()] = (
+        params["fourierft_spectrum"])
+    return cfg.scaling * np.fft.ifft2(spectrum.reshape(weight.shape)).real
+
+
+def shira(cfg: SHiRA, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The values at their places."""
+    change = np.zeros(weight.shape)
+    if cfg.random_seed is None:
+        rows, columns = params["shira_indices"]
+    else:
+        drawn = torch.randperm(weight.size, generator=torch.Generator().manual_seed(cfg.random_seed))[: len(params["shira_weight"])]
+        rows, columns = np.divmod(np.sort(drawn.numpy()), weight.shape[1])
+    change[rows, columns] = params["shira_weight"]
+    return change
+
+
 T = list(SITES)
 ROWS: dict[str, Row] = {
     "vera": Row(VeRA(r=5, projection_prng_key=3),
                 peft.VeraConfig(r=5, projection_prng_key=3, target_modules=T, save_projection=False), vera),
     "vera with its projection": Row(VeRA(r=4, save_projection=True), peft.VeraConfig(r=4, target_modules=T), vera, stored=True),
+    "fourierft": Row(FourierFT(n_frequency=20, scaling=9, random_loc_seed=5),
+                     peft.FourierFTConfig(n_frequency=20, scaling=9, random_loc_seed=5, target_modules=T), fourierft),
+    "fourierft by site": Row(FourierFT(n_frequency=20, n_frequency_pattern={"block.2": 30, "first": 100}),
+                             peft.FourierFTConfig(n_frequency=84, n_frequency_pattern={"block.2": 9, "first": 8}, init_weights=True,
+                                                  target_modules=T), fourierft),
+    "shira": Row(SHiRA(r=2, random_seed=3), peft.ShiraConfig(r=2, random_seed=3, target_modules=T), shira),
+    "shira without a seed": Row(SHiRA(r=1, random_seed=None), peft.ShiraConfig(r=1, target_modules=T), shira, stored=True),
 }
 
 
@@ -135,6 +162,11 @@ def x_for(row: Row) -> torch.Tensor:
     return torch.randn(3, 5, row.net[0], generator=torch.Generator().manual_seed(2))
 
 
+def require_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Equal outputs, within float32 of the largest."""
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=FP32 * max(1.0, float(wanted.abs().max())))
+
+
 def require_same(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], tolerance: float) -> None:
     """Every change within a tolerance of the largest."""
     assert found.keys() == wanted.keys() == set(SITES)
@@ -155,8 +187,8 @@ def test_peft_loads_our_pack(name: str, tmp_path: Path) -> None:
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), tmp_path / "ours").eval()
     x = x_for(row)
     with torch.no_grad():
-        np.testing.assert_allclose(theirs.get_base_model()(x), model(x), rtol=0, atol=FP32)
-        np.testing.assert_allclose(theirs.merge_and_unload()(x), model(x), rtol=0, atol=FP32)
+        require_close(theirs.get_base_model()(x), model(x))
+        require_close(theirs.merge_and_unload()(x), model(x))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -170,7 +202,7 @@ def test_we_load_pefts_folder(name: str, tmp_path: Path) -> None:
     ours = adapterpack.attach(copy.deepcopy(net), pack, check_base=False).eval()
     x = x_for(row)
     with torch.no_grad():
-        np.testing.assert_allclose(ours(x), theirs(x), rtol=0, atol=FP32)
+        require_close(ours(x), theirs(x))
     found = changes(pack, net)
     require_same(found, expected(pack, row, net), 1e-6)
     merged = weights(theirs.merge_and_unload())
@@ -223,6 +255,6 @@ def test_veras_stored_projection_is_dropped_where_its_seed_gives_it(tmp_path: Pa
     adapterpack.load(tmp_path / "again")
     x = x_for(ROWS["vera"])
     with torch.no_grad():
-        np.testing.assert_allclose(adapterpack.attach(Net(), pack, check_base=False)(x), theirs(x), rtol=0, atol=FP32)
+        require_close(adapterpack.attach(Net(), pack, check_base=False)(x), theirs(x))
         again = peft.PeftModel.from_pretrained(Net(), tmp_path / "again")
-        np.testing.assert_allclose(again.get_base_model()(x), theirs(x), rtol=0, atol=FP32)
+        require_close(again.get_base_model()(x), theirs(x))
