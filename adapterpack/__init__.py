@@ -15,6 +15,7 @@ _STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize
 
 _PUBLIC = {
     "AdapterpackError": "errors",
+    "C3A": "methods",
     "FourierFT": "methods",
     "LoRA": "methods",
     "Pack": "pack.pack",
@@ -22,6 +23,7 @@ _PUBLIC = {
     "Session": "runtime.session",
     "Store": "pack.store",
     "VeRA": "methods",
+    "WaveFT": "methods",
     "active": "train.inject",
     "adapt": "train.inject",
     "attach": "train.inject",

@@ -2,20 +2,24 @@
 
 from .._stage import callable_package
 from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run, settled
+from .c3a import C3A, c3a
 from .config import SiteConfig
 from .fourierft import FourierFT, fourierft
 from .lora import LoRA, lora
-from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Scaled
+from .operators import BlockCirculant, BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Scaled
 from .registry import get, method_of, methods, register
 from .shira import SHiRA, shira
 from .vera import VeRA, vera
+from .waveft import WaveFT, waveft
 
-for _method in (fourierft, lora, shira, vera):
+for _method in (c3a, fourierft, lora, shira, vera, waveft):
     register(_method)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
+    "C3A",
     "AttachForm",
+    "BlockCirculant",
     "BlockDiagonal",
     "Chain",
     "Dense",
@@ -35,6 +39,7 @@ __all__ = [
     "SiteConfig",
     "Traits",
     "VeRA",
+    "WaveFT",
     "complete",
     "evaluate",
     "fold",

@@ -14,11 +14,12 @@ import numpy as np
 import peft
 import pytest
 import torch
+from peft.tuners.waveft.wavelet import Wavelet
 from torch import nn
 
 import adapterpack
 from adapterpack.errors import Unsupported
-from adapterpack.methods import FourierFT, SHiRA, VeRA, complete, fold
+from adapterpack.methods import C3A, FourierFT, SHiRA, VeRA, WaveFT, complete, fold
 from adapterpack.methods.torch_random import TorchGenerator
 from adapterpack.pack import manifest as m
 from adapterpack.pack import peft_layout
@@ -103,6 +104,38 @@ def shira(cfg: SHiRA, params: Mapping[str, np.ndarray], weight: np.ndarray, ever
     return change
 
 
+def c3a(cfg: C3A, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Blocks ``w[(column - row) mod b] / in``."""
+    kernel = params["c3a_kernel"].astype(np.float64)
+    size = kernel.shape[2]
+    turned = np.array([[[[w[(s - t) % size] for s in range(size)] for t in range(size)] for w in row] for row in kernel])
+    return turned.transpose(0, 2, 1, 3).reshape(weight.shape) / weight.shape[1]
+
+
+def waveft(cfg: WaveFT, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Each coefficient times the outer product of two taps of PEFT's filters, in its padded quarters; the first rows and columns of it."""
+    values = params["waveft_spectrum"].astype(np.float64) * cfg.scaling
+    drawn = torch.randperm(weight.size, generator=torch.Generator().manual_seed(cfg.random_loc_seed))[: len(values)].numpy()
+    rows, columns = np.divmod(drawn, weight.shape[1])
+    change = np.zeros(weight.shape)
+    if not cfg.use_idwt:
+        change[rows, columns] = values
+        return change
+    low, high = (np.array(taps) for taps in (Wavelet(cfg.wavelet_family).rec_lo, Wavelet(cfg.wavelet_family).rec_hi))
+    padded = [width + len(low) - 2 + (width + len(low) - 2) % 2 for width in weight.shape]
+
+    def basis(taps: np.ndarray, place: int, length: int) -> np.ndarray:
+        index = np.arange(length) + len(taps) - 2 - 2 * place
+        return np.where((index >= 0) & (index < len(taps)), taps[np.clip(index, 0, len(taps) - 1)], 0.0)
+
+    for value, row, column in zip(values, rows, columns, strict=True):
+        i, j = row + (padded[0] - weight.shape[0]) // 2, column + (padded[1] - weight.shape[1]) // 2
+        bottom, i = divmod(int(i), padded[0] // 2)
+        right, j = divmod(int(j), padded[1] // 2)
+        change += value * np.outer(basis(high if right else low, i, len(weight)), basis(high if bottom else low, j, weight.shape[1]))
+    return change
+
+
 T = list(SITES)
 ROWS: dict[str, Row] = {
     "vera": Row(VeRA(r=5, projection_prng_key=3),
@@ -113,6 +146,18 @@ ROWS: dict[str, Row] = {
     "fourierft by site": Row(FourierFT(n_frequency=20, n_frequency_pattern={"block.2": 30, "first": 100}),
                              peft.FourierFTConfig(n_frequency=84, n_frequency_pattern={"block.2": 9, "first": 8}, init_weights=True,
                                                   target_modules=T), fourierft),
+    "c3a": Row(C3A(block_size=3), peft.C3AConfig(block_size=3, target_modules=T), c3a, (12, 6)),
+    "c3a by site": Row(C3A(block_size=12, block_size_pattern={"block.0": 2, "first": 8}),
+                       peft.C3AConfig(block_size=2, block_size_pattern={"block.0": 8}, target_modules=T), c3a, (16, 8)),
+    "waveft": Row(WaveFT(n_frequency=30, scaling=4), peft.WaveFTConfig(n_frequency=30, scaling=4, target_modules=T), waveft),
+    "waveft db4 by site": Row(WaveFT(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9}),
+                              peft.WaveFTConfig(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9},
+                                                target_modules=T), waveft),
+    "waveft db2 in proportion": Row(WaveFT(n_frequency=25, wavelet_family="db2", proportional_parameters=True),
+                                    peft.WaveFTConfig(n_frequency=25, wavelet_family="db2", proportional_parameters=True,
+                                                      target_modules=T), waveft, (12, 5)),
+    "waveft without a transform": Row(WaveFT(n_frequency=9, use_idwt=False),
+                                      peft.WaveFTConfig(n_frequency=9, use_idwt=False, target_modules=T), waveft),
     "shira": Row(SHiRA(r=2, random_seed=3), peft.ShiraConfig(r=2, random_seed=3, target_modules=T), shira),
     "shira without a seed": Row(SHiRA(r=1, random_seed=None), peft.ShiraConfig(r=1, target_modules=T), shira, stored=True),
 }
