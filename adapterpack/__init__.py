@@ -19,6 +19,7 @@ _PUBLIC = {
     "FourierFT": "methods",
     "LoRA": "methods",
     "Pack": "pack.pack",
+    "RandLoRA": "methods",
     "SHiRA": "methods",
     "Session": "runtime.session",
     "Store": "pack.store",

@@ -1,19 +1,40 @@
 """Adapter methods: one small file each, registered here."""
 
 from .._stage import callable_package
-from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits, complete, evaluate, fold, row_blocks, run, settled
+from .base import (
+    AttachForm,
+    Method,
+    Params,
+    PeftContent,
+    PeftForm,
+    Shared,
+    Site,
+    Traits,
+    complete,
+    evaluate,
+    fold,
+    row_blocks,
+    run,
+    settled,
+)
 from .c3a import C3A, c3a
 from .config import SiteConfig
 from .fourierft import FourierFT, fourierft
 from .lora import LoRA, lora
 from .operators import BlockCirculant, BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Scaled
+from .randlora import RandLoRA, randlora
 from .registry import get, method_of, methods, register
 from .shira import SHiRA, shira
 from .vera import VeRA, vera
 from .waveft import WaveFT, waveft
 
-for _method in (c3a, fourierft, lora, shira, vera, waveft):
-    register(_method)
+register(c3a)
+register(fourierft)
+register(lora)
+register(randlora)
+register(shira)
+register(vera)
+register(waveft)
 callable_package(__name__, "methods", "registry")
 
 __all__ = [
@@ -31,7 +52,9 @@ __all__ = [
     "Method",
     "Operator",
     "Params",
+    "PeftContent",
     "PeftForm",
+    "RandLoRA",
     "SHiRA",
     "Scaled",
     "Shared",

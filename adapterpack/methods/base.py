@@ -100,6 +100,14 @@ class MethodConfig(Protocol):
         ...
 
 
+class PeftContent(NamedTuple):
+    """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and site path -> its tensors."""
+
+    config: Any
+    shared: Mapping[str, np.ndarray]
+    sites: Mapping[str, Mapping[str, np.ndarray]]
+
+
 class PeftForm(NamedTuple):
     """How a method is stored in a folder that PEFT loads."""
 
@@ -114,9 +122,8 @@ class PeftForm(NamedTuple):
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
     """shared parameter name -> PEFT's whole tensor name. A number after a dot stays: ``v.0`` is ``x.0`` for ``{"v": "x"}``."""
-    adopt: Callable[[Any, Params, Mapping[str, Params]], tuple[Any, Params]] | None = None
-    """Config, shared tensors and site path -> tensors as PEFT's file says them -> config and shared tensors of a pack: for a method of
-    which the tensors say more than the config, or that stores less than PEFT does."""
+    adopt: Callable[[PeftContent], PeftContent] | None = None
+    """PEFT's file as it is -> as a pack has it: for a method whose tensors say more than the config, or that stores less than PEFT."""
 
 
 class Shared(NamedTuple):

@@ -131,7 +131,7 @@ class BlockDiagonal(NamedTuple):
 
 
 class BlockCirculant(NamedTuple):
-    """Blocks whose rows are one row turned on: ``kernel`` ``[m, n, b]`` stands for ``M[i b + t, j b + s] = kernel[i, j, (s - t) mod b]``."""
+    """Blocks whose rows are one row turned on: ``kernel`` ``[m, n, b]`` is ``M[i b + t, j b + s] = kernel[i, j, (s - t) mod b]``."""
 
     kernel: Array
 

@@ -6,13 +6,13 @@ on those widths, so every config holds them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .base import Params, Shared, Site, require_widths
+from .base import PeftContent, Shared, Site, require_widths
 from .config import SiteConfig, require_flag, require_whole
 
 
@@ -69,14 +69,15 @@ class Projection(NamedTuple):
 
         return Shared(lambda cfg, sites: stored(self.shapes, cfg, sites), lambda cfg, sites, rng: stored(self.make, cfg, sites))
 
-    def adopt(self, cfg: Any, shared: Params, sites: Mapping[str, Params]) -> tuple[Any, Params]:
-        """A pair that PEFT stored: it is left out where the seed gives the same bits.
+    def adopt(self, found: PeftContent) -> PeftContent:
+        """A pair that PEFT stored: it is left out where the seed gives the same bits, and so are copies of it at the sites.
 
         Raises:
-            ValueError: the pair is not there though the config says so, or one is not of the other's shape.
+            ValueError: the pair is not there though the config says so, one is not of the other's shape, or a copy differs.
         """
+        cfg, shared = found.config, found.shared
         if not cfg.save_projection and not shared:
-            return cfg, {}
+            return found
         pair = [shared[name] for name in self.names if name in shared]
         if len(pair) != 2:
             raise ValueError(f"expected {' and '.join(self.names)}, found {', '.join(shared) or 'neither'}")
@@ -84,6 +85,13 @@ class Projection(NamedTuple):
         known = replace(cfg, width=width, height=height, save_projection=True)
         if tuple(value.shape for value in pair) != self.shapes(known):
             raise ValueError(f"expected the shapes {self.shapes(known)}, found {[value.shape for value in pair]}")
-        if all(value.dtype == mine.dtype and value.tobytes() == mine.tobytes() for value, mine in zip(pair, self.make(known), strict=True)):
-            return replace(known, save_projection=False), {}
-        return known, shared
+        if any(name in params and not _equal(params[name], shared[name]) for params in found.sites.values() for name in self.names):
+            raise ValueError(f"two sites have another {' or '.join(self.names)}")
+        sites = {path: {name: value for name, value in params.items() if name not in self.names} for path, params in found.sites.items()}
+        if all(map(_equal, pair, self.make(known))):
+            return PeftContent(replace(known, save_projection=False), {}, sites)
+        return PeftContent(known, shared, sites)
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and one.tobytes() == other.tobytes()

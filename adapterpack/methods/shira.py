@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits, require_widths
+from .base import AttachForm, Method, Params, PeftContent, PeftForm, Site, Traits, require_widths
 from .config import SiteConfig, require_whole
 from .operators import Dense
 from .positions import places, scattered
@@ -81,10 +81,10 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {"r": first.r, "mask_type": "random", "random_seed": first.random_seed, "fan_in_fan_out": False, "init_weights": True}
 
 
-def _adopt(cfg: SHiRA, shared: Params, sites: Mapping[str, Params]) -> tuple[SHiRA, Params]:
+def _adopt(found: PeftContent) -> PeftContent:
     """PEFT stores the places even where it has a seed for them."""
-    stored = any("shira_indices" in params for params in sites.values())
-    return replace(cfg, random_seed=None) if stored else cfg, shared
+    stored = any("shira_indices" in params for params in found.sites.values())
+    return found._replace(config=replace(found.config, random_seed=None)) if stored else found
 
 
 shira = Method(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits, require_widths
+from .base import AttachForm, Method, Params, PeftContent, PeftForm, Site, Traits, require_widths
 from .config import SiteConfig, by_suffix, require_flag, require_number, require_whole
 from .operators import Dense
 from .peft_pattern import default_and_pattern, literal
@@ -138,12 +138,12 @@ def _from_peft(config: Mapping[str, Any]) -> WaveFT:
     )
 
 
-def _adopt(cfg: WaveFT, shared: Params, sites: Mapping[str, Params]) -> tuple[WaveFT, Params]:
+def _adopt(found: PeftContent) -> PeftContent:
     """What was dealt out by size is read off the tensors."""
-    if not cfg.proportional_parameters:
-        return cfg, shared
-    counts = {f"^{path}": len(params["waveft_spectrum"]) for path, params in sites.items() if "waveft_spectrum" in params}
-    return replace(cfg, n_frequency_pattern=counts, proportional_parameters=False), shared
+    if not found.config.proportional_parameters:
+        return found
+    counts = {f"^{path}": len(params["waveft_spectrum"]) for path, params in found.sites.items() if "waveft_spectrum" in params}
+    return found._replace(config=replace(found.config, n_frequency_pattern=counts, proportional_parameters=False))
 
 
 waveft = Method(

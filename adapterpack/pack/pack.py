@@ -106,6 +106,9 @@ class Pack:
         """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order.
 
         ``shape_of`` gives the shape ``[out, in]`` of a group's weight in the base: what the pack itself does not say comes from there.
+
+        Raises:
+            FormatError: with ``shape_of``, a tensor does not fit the base.
         """
         shared = self.shared()
         groups = [group for group in self.manifest.groups if group.role == "adapter"]
@@ -116,7 +119,10 @@ class Pack:
                      for site, shape in zip(sites, shapes, strict=True)]
             configs = settled(self.method, configs, sites)
         for group, site, cfg in zip(groups, sites, configs, strict=True):
-            yield Adapter(site, cfg, {**shared, **self.params(group.path)}, group.weight)
+            params = self.params(group.path)
+            if shape_of is not None:
+                peft_layout.check_shapes(self.method, cfg, site, params, f"pack '{self.name}'")
+            yield Adapter(site, cfg, {**shared, **params}, group.weight)
 
     def shared(self) -> dict[str, np.ndarray]:
         """The parameters that all adapted sites have in common."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import AdapterpackError, FormatError, Unsupported, storage_errors
-from ..methods import Method, Site, get, methods
+from ..methods import Method, PeftContent, Site, get, methods
 from . import manifest as m
 from . import strict_json
 from .safetensors import SafetensorsFile
@@ -146,8 +146,8 @@ def _parts(
     params, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
     if method.peft.adopt is not None:
         try:
-            cfg, common = method.peft.adopt(cfg, shared, params)
-            shared = dict(common)
+            cfg, common, own = method.peft.adopt(PeftContent(cfg, shared, params))
+            shared, params = dict(common), {path: dict(found) for path, found in own.items()}
         except (TypeError, ValueError, IndexError) as error:
             raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error
     adapters = {}

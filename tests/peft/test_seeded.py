@@ -14,12 +14,14 @@ import numpy as np
 import peft
 import pytest
 import torch
+from peft.tuners.randlora.model import RandLoraModel
 from peft.tuners.waveft.wavelet import Wavelet
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import adapterpack
-from adapterpack.errors import Unsupported
-from adapterpack.methods import C3A, FourierFT, SHiRA, VeRA, WaveFT, complete, fold
+from adapterpack.errors import FormatError, Unsupported
+from adapterpack.methods import C3A, FourierFT, RandLoRA, SHiRA, VeRA, WaveFT, complete, fold
 from adapterpack.methods.torch_random import TorchGenerator
 from adapterpack.pack import manifest as m
 from adapterpack.pack import peft_layout
@@ -112,6 +114,21 @@ def c3a(cfg: C3A, params: Mapping[str, np.ndarray], weight: np.ndarray, everythi
     return turned.transpose(0, 2, 1, 3).reshape(weight.shape) / weight.shape[1]
 
 
+def randlora(cfg: RandLoRA, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
+    """``s B A'`` with the bases that PEFT makes for the largest widths of the net."""
+    model = RandLoraModel.__new__(RandLoraModel)
+    nn.Module.__init__(model)
+    model._find_dim = lambda _: tuple(np.max([w.shape for w in everything.values()], axis=0).tolist())  # type: ignore[method-assign]
+    model._pre_injection_hook(nn.Module(), peft.RandLoraConfig(r=cfg.r, projection_prng_key=cfg.projection_prng_key, sparse=cfg.sparse,
+                                                               very_sparse=cfg.very_sparse), "default")
+    A, B = (value["default"].double().numpy() for value in (model.randlora_A, model.randlora_B))
+    narrow, wide = sorted(weight.shape)
+    bases = math.ceil(narrow / cfg.r)
+    mixed = params["randlora_lambda"][:, :, None].astype(np.float64) * A[:, :, :narrow] * params["randlora_gamma"][None]
+    change = float(cfg.scale) * B[:wide, :bases].reshape(wide, -1) @ mixed.reshape(-1, narrow)
+    return change if weight.shape[1] == narrow else change.T
+
+
 def waveft(cfg: WaveFT, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
     """Each coefficient times the outer product of two taps of PEFT's filters, in its padded quarters; the first rows and columns of it."""
     values = params["waveft_spectrum"].astype(np.float64) * cfg.scaling
@@ -149,6 +166,14 @@ ROWS: dict[str, Row] = {
     "c3a": Row(C3A(block_size=3), peft.C3AConfig(block_size=3, target_modules=T), c3a, (12, 6)),
     "c3a by site": Row(C3A(block_size=12, block_size_pattern={"block.0": 2, "first": 8}),
                        peft.C3AConfig(block_size=2, block_size_pattern={"block.0": 8}, target_modules=T), c3a, (16, 8)),
+    "randlora": Row(RandLoRA(r=3, alpha=2, projection_prng_key=3),
+                    peft.RandLoraConfig(r=3, randlora_alpha=2, projection_prng_key=3, save_projection=False, target_modules=T), randlora),
+    "randlora with its bases": Row(RandLoRA(r=4, alpha=2, save_projection=True),
+                                   peft.RandLoraConfig(r=4, randlora_alpha=2, target_modules=T), randlora, (11, 4), stored=True),
+    "randlora sparse": Row(RandLoRA(r=5, alpha=2, sparse=True),
+                           peft.RandLoraConfig(r=5, randlora_alpha=2, sparse=True, target_modules=T), randlora),
+    "randlora very sparse": Row(RandLoRA(r=2, alpha=2, very_sparse=True),
+                                peft.RandLoraConfig(r=2, randlora_alpha=2, very_sparse=True, target_modules=T), randlora, (30, 20)),
     "waveft": Row(WaveFT(n_frequency=30, scaling=4), peft.WaveFTConfig(n_frequency=30, scaling=4, target_modules=T), waveft),
     "waveft db4 by site": Row(WaveFT(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9}),
                               peft.WaveFTConfig(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9},
@@ -285,6 +310,27 @@ def test_more_numbers_than_a_machine_holds_are_refused() -> None:
     for draw in (lambda: TorchGenerator(0).uniform((1 << 20, 1 << 20), 0, 1), lambda: TorchGenerator(0).permuted(1 << 40, 3)):
         with pytest.raises(Unsupported):
             draw()
+
+
+@pytest.mark.parametrize("options", [{}, {"sparse": True}, {"very_sparse": True}])
+def test_randloras_bases_are_the_seeds(options: dict[str, Any], tmp_path: Path) -> None:
+    """PEFT stores the bases once for the model and once for every layer; ours are the seed's bit for bit, so that none is stored."""
+    theirs = moved(peft.get_peft_model(Net(40, 33), peft.RandLoraConfig(r=3, target_modules=T, **options)))
+    theirs.save_pretrained(tmp_path)
+    pack = peft_layout.read(tmp_path)
+    assert pack.shared() == {}
+    stored = (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert sum(value.nbytes for value in pack.tensors.values()) < stored / 5
+
+
+def test_copies_of_the_bases_that_differ_are_refused(tmp_path: Path) -> None:
+    """Two layers with bases of their own are no RandLoRA that PEFT made."""
+    moved(peft.get_peft_model(Net(), peft.RandLoraConfig(r=3, target_modules=T))).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    tensors["base_model.model.first.randlora_A"] = tensors["base_model.model.first.randlora_A"] + 1
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(FormatError, match="two sites have another"):
+        peft_layout.read(tmp_path)
 
 
 def test_veras_stored_projection_is_dropped_where_its_seed_gives_it(tmp_path: Path) -> None:
