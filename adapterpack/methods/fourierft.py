@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, PeftForm, Site, Traits, require_widths
 from .config import SiteConfig, by_suffix, require_number, require_whole
-from .operators import Array, Dense
+from .operators import Dense
 from .peft_pattern import default_and_pattern, literal
 from .positions import places, scattered
 
@@ -62,25 +63,40 @@ def _settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     return [replace(cfg, n_frequency=_count(cfg, site)) if yes else cfg for cfg, site, yes in zip(configs, sites, known, strict=True)]
 
 
+@lru_cache(maxsize=64)
+def _halved(seed: int, rows: int, columns: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The left half of the spectrum whose transform is real: its places int64 ``[2, n]``, and the two coefficients that meet at each.
+
+    ``Re(ifft2(S))`` is the transform of ``(S(p, q) + S(-p, -q)) / 2``, whose right half follows from the left. Where there is one
+    coefficient only, the other is number ``count``.
+    """
+    drawn = places(seed, rows, columns, count)
+    flat, mirrored = (np.ravel_multi_index(tuple(at % [[rows], [columns]]), (rows, columns)) for at in (drawn, -drawn))
+    cells = np.union1d(flat, mirrored)
+    cells = cells[cells % columns <= columns // 2]
+    numbers = np.full((2, len(cells)), count)
+    for row, found in zip(numbers, (flat, mirrored), strict=True):
+        at = np.searchsorted(cells, found).clip(max=len(cells) - 1)
+        inside = cells[at] == found
+        row[at[inside]] = np.arange(count)[inside]
+    return np.stack(np.divmod(cells, columns)), numbers
+
+
 def _constants(cfg: FourierFT, site: Site) -> dict[str, np.ndarray]:
     require_widths(site)
-    return {"fourierft_places": places(cfg.random_loc_seed, site.out_features, site.in_features, _count(cfg, site))}
+    cells, numbers = _halved(cfg.random_loc_seed, site.out_features, site.in_features, _count(cfg, site))
+    return {"fourierft_places": cells, "fourierft_numbers": numbers}
 
 
 def _attach(cfg: FourierFT, params: Params, site: Site) -> AttachForm:
-    values = params["fourierft_spectrum"]
+    values, numbers, (rows, columns) = params["fourierft_spectrum"], params["fourierft_numbers"], (site.out_features, site.in_features)
     xp = array_namespace(values)
-    wide = values if values.dtype == xp.float64 else xp.astype(values, xp.float32)  # no transform of half precision
-    weight = wide * (cfg.scale / (site.in_features * site.out_features))
-    change = _real_transform(xp, scattered(xp, weight, params["fourierft_places"], (site.out_features, site.in_features)))
+    exact, pairs = (xp.float64, xp.complex128) if values.dtype == xp.float64 else (xp.float32, xp.complex64)  # none of half precision
+    padded = xp.concat([xp.astype(values, exact) * (cfg.scale / 2), xp.zeros(1, dtype=exact, device=values.device)])
+    met = xp.take(padded, numbers[0], axis=0) + xp.take(padded, numbers[1], axis=0)
+    half = scattered(xp, xp.astype(met, pairs), params["fourierft_places"], (rows, columns // 2 + 1))
+    change = xp.fft.irfft(xp.fft.ifft(half, axis=0), n=columns, axis=1)
     return AttachForm(down=Dense(xp.astype(change, values.dtype)))
-
-
-def _real_transform(xp: Any, spectrum: Array) -> Array:
-    """``Re(fft2(S))``, which is ``m n Re(ifft2(S))`` as S is real: half of it is computed, the other half is its mirror image."""
-    half = xp.real(xp.fft.rfftn(spectrum))
-    upside = xp.concat([half[:1], xp.flip(half[1:], axis=0)], axis=0)
-    return xp.concat([half, xp.flip(upside[:, 1 : (spectrum.shape[1] + 1) // 2], axis=1)], axis=1)
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
