@@ -23,6 +23,7 @@ _PUBLIC = {
     "SHiRA": "methods",
     "Session": "runtime.session",
     "Store": "pack.store",
+    "VBLoRA": "methods",
     "VeRA": "methods",
     "WaveFT": "methods",
     "active": "train.inject",

@@ -25,6 +25,7 @@ from .operators import BlockCirculant, BlockDiagonal, Chain, Dense, Deviation, D
 from .randlora import RandLoRA, randlora
 from .registry import get, method_of, methods, register
 from .shira import SHiRA, shira
+from .vblora import VBLoRA, vblora
 from .vera import VeRA, vera
 from .waveft import WaveFT, waveft
 
@@ -33,6 +34,7 @@ register(fourierft)
 register(lora)
 register(randlora)
 register(shira)
+register(vblora)
 register(vera)
 register(waveft)
 callable_package(__name__, "methods", "registry")
@@ -61,6 +63,7 @@ __all__ = [
     "Site",
     "SiteConfig",
     "Traits",
+    "VBLoRA",
     "VeRA",
     "WaveFT",
     "complete",

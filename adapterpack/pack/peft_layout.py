@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import AdapterpackError, FormatError, Unsupported, storage_errors
-from ..methods import Method, PeftContent, Site, get, methods
+from ..methods import Method, PeftContent, PeftForm, Site, get, methods
 from . import manifest as m
 from . import strict_json
 from .safetensors import SafetensorsFile
@@ -160,6 +160,10 @@ def _parts(
         adapters[site] = (here, found)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
+    shapes = {name: value.shape for name, value in shared.items()}
+    wanted = {} if method.shared is None else method.shared.shapes(next(iter(adapters.values()))[0], list(adapters))
+    if shapes != wanted:
+        raise FormatError("the tensors that all sites share are not those of the method", where=file, expected=wanted, found=shapes)
     return method, adapters, shared, full
 
 
@@ -270,12 +274,16 @@ def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], wh
     expected = set(method.shapes(cfg, Site(path, 1, 1)))
     if set(params) != expected:
         raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(expected), found=sorted(params))
-    try:
-        widths = method.peft.features(params)
-    except (IndexError, ValueError) as error:
-        shapes = {name: value.shape for name, value in params.items()}
-        raise FormatError("the tensors of a site have too few axes", where=f"{where}, {path}", found=shapes) from error
+    widths = _features(method.peft, params, f"{where}, {path}")
     return check_shapes(method, cfg, Site(path, widths[0] or 0, widths[1] or 0), params, where)
+
+
+def _features(form: PeftForm, params: dict[str, np.ndarray], where: str) -> tuple[int | None, int | None]:
+    try:
+        return form.features(params)
+    except (IndexError, KeyError, ValueError) as error:
+        shapes = {name: value.shape for name, value in params.items()}
+        raise FormatError("the tensors of a site have too few axes", where=where, found=shapes) from error
 
 
 def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:
@@ -284,6 +292,12 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndar
     Raises:
         FormatError: one has not; names the site, the parameter and both shapes.
     """
+    widths = (site.in_features, site.out_features)
+    if method.peft is not None and not all(widths) and params:
+        said = _features(method.peft, params, f"{where}, {site.path}")
+        if any(mine == 0 and its is not None for mine, its in zip(widths, said, strict=True)):
+            raise FormatError("the tensors say a width that the site leaves out", where=f"{where}, {site.path}", expected=said,
+                              found=widths)
     for param, shape in _known_shapes(method, cfg, site).items():
         found = params[param].shape if param in params else None
         if found is None or len(found) != len(shape) or any(axis not in {None, its} for axis, its in zip(shape, found, strict=True)):
@@ -293,12 +307,8 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndar
 
 
 def _known_shapes(method: Method, cfg: Any, site: Site) -> dict[str, tuple[int | None, ...]]:
-    """The shapes of a site's parameters. An axis that changes with a width that the site does not know is None; one that is such a width
-    is 0, as the site has it: what the tensors say must be said of the site, too."""
+    """The shapes of a site's parameters; an axis that changes with a width that the site does not know is None."""
     tries = [method.shapes(cfg, dataclasses.replace(site, in_features=site.in_features or wide, out_features=site.out_features or tall))
              for wide, tall in zip(_INPUTS, _OUTPUTS, strict=True)]
-
-    def axis(found: tuple[int, ...]) -> int | None:
-        return found[0] if len(set(found)) == 1 else 0 if found in {_INPUTS, _OUTPUTS} else None
-
-    return {param: tuple(map(axis, zip(*(shapes[param] for shapes in tries), strict=True))) for param in tries[0]}
+    return {param: tuple(axes[0] if len(set(axes)) == 1 else None for axes in zip(*(shapes[param] for shapes in tries), strict=True))
+            for param in tries[0]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from torch import nn
 
 import adapterpack
 from adapterpack.errors import FormatError, Unsupported
-from adapterpack.methods import C3A, FourierFT, RandLoRA, SHiRA, VeRA, WaveFT, complete, fold
+from adapterpack.methods import C3A, FourierFT, RandLoRA, SHiRA, VBLoRA, VeRA, WaveFT, complete, fold
 from adapterpack.methods.torch_random import TorchGenerator
 from adapterpack.pack import manifest as m
 from adapterpack.pack import peft_layout
@@ -129,6 +130,30 @@ def randlora(cfg: RandLoRA, params: Mapping[str, np.ndarray], weight: np.ndarray
     return change if weight.shape[1] == narrow else change.T
 
 
+def vblora(cfg: VBLoRA, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Piece by piece: the best vectors of the bank by their logits, or by the weights that are stored."""
+    size = cfg.vector_length
+
+    def piece(side: str, *at: int) -> np.ndarray:
+        if cfg.save_only_topk_weights:
+            best, known = params[f"vblora_logits_{side}_topk_indices"][at], params[f"vblora_logits_{side}_topk_weights"][at]
+            mix = np.append(known, 1 - known.sum(dtype=np.float64))
+        else:
+            logits = params[f"vblora_logits_{side}"][at].astype(np.float64)
+            best = np.argsort(logits)[::-1][: cfg.topk]
+            mix = np.exp(logits[best]) / np.exp(logits[best]).sum()
+        found: np.ndarray = mix @ params["vblora_vector_bank"][best]
+        return found
+
+    A, B = np.zeros((cfg.r, weight.shape[1] + size)), np.zeros((len(weight) + size, cfg.r))
+    for rank in range(cfg.r):
+        for start in range(0, weight.shape[1], size):
+            A[rank, start : start + size] = piece("A", rank, start // size)
+        for start in range(0, len(weight), size):
+            B[start : start + size, rank] = piece("B", start // size, rank)
+    return B[: len(weight)] @ A[:, : weight.shape[1]]
+
+
 def waveft(cfg: WaveFT, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
     """Each coefficient times the outer product of two taps of PEFT's filters, in its padded quarters; the first rows and columns of it."""
     values = params["waveft_spectrum"].astype(np.float64) * cfg.scaling
@@ -174,6 +199,8 @@ ROWS: dict[str, Row] = {
                            peft.RandLoraConfig(r=5, randlora_alpha=2, sparse=True, target_modules=T), randlora),
     "randlora very sparse": Row(RandLoRA(r=2, alpha=2, very_sparse=True),
                                 peft.RandLoraConfig(r=2, randlora_alpha=2, very_sparse=True, target_modules=T), randlora, (30, 20)),
+    "vblora": Row(VBLoRA(r=3, num_vectors=9, vector_length=4, topk=3),
+                  peft.VBLoRAConfig(r=3, num_vectors=9, vector_length=4, topk=3, target_modules=T), vblora, (12, 8)),
     "waveft": Row(WaveFT(n_frequency=30, scaling=4), peft.WaveFTConfig(n_frequency=30, scaling=4, target_modules=T), waveft),
     "waveft db4 by site": Row(WaveFT(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9}),
                               peft.WaveFTConfig(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9},
@@ -310,6 +337,42 @@ def test_more_numbers_than_a_machine_holds_are_refused() -> None:
     for draw in (lambda: TorchGenerator(0).uniform((1 << 20, 1 << 20), 0, 1), lambda: TorchGenerator(0).permuted(1 << 40, 3)):
         with pytest.raises(Unsupported):
             draw()
+
+
+def test_vbloras_best_weights_alone(tmp_path: Path) -> None:
+    """PEFT's small form, of weights without logits, is read, written and read again with equal outputs; it is not trained."""
+    options = {"r": 3, "num_vectors": 9, "vector_length": 4, "topk": 3, "save_only_topk_weights": True}
+    net = Net(12, 8)
+    theirs = moved(peft.get_peft_model(copy.deepcopy(net), peft.VBLoRAConfig(**options, target_modules=T))).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    pack = peft_layout.read(tmp_path / "theirs", "ours").write(tmp_path / "ours")
+    adapterpack.load(tmp_path / "ours")
+    require_same(changes(pack, net), expected(pack, ROWS["vblora"], net), 1e-6)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(net), tmp_path / "ours").eval()
+    x = torch.randn(3, 5, 12)
+    with torch.no_grad():
+        require_close(adapterpack.attach(copy.deepcopy(net), pack, check_base=False)(x), theirs(x))
+        require_close(again.get_base_model()(x), theirs(x))
+    with pytest.raises(Unsupported, match="cannot be trained"):
+        adapterpack.adapt(net, VBLoRA(**options))
+
+
+def test_a_vector_bank_that_is_missing_is_named(tmp_path: Path) -> None:
+    """What all sites share must be there, in PEFT's folder and in a pack."""
+    net = Net(12, 8)
+    pack, _ = our_pack(ROWS["vblora"], net)
+    pack.write(tmp_path / "whole")
+    tensors = load_file(tmp_path / "whole" / "adapter_model.safetensors")
+    del tensors["base_model.vblora_vector_bank"]
+    (tmp_path / "cut").mkdir()
+    save_file(tensors, tmp_path / "cut" / "adapter_model.safetensors")
+    shutil.copy(tmp_path / "whole" / "adapter_config.json", tmp_path / "cut")
+    with pytest.raises(FormatError, match="vblora_vector_bank"):
+        peft_layout.read(tmp_path / "cut")
+    adapters = {adapter.site: (adapter.config, pack.params(adapter.site.path)) for adapter in pack.adapters()}
+    build("cut", pack.method, adapters, task=m.Task("feature-extraction"), base=m.Base()).write(tmp_path / "ours")
+    with pytest.raises(FormatError, match="vblora_vector_bank"):
+        adapterpack.load(tmp_path / "ours")
 
 
 @pytest.mark.parametrize("options", [{}, {"sparse": True}, {"very_sparse": True}])

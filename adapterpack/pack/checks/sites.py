@@ -60,6 +60,21 @@ def roles(s: Subject) -> Iterator[Finding]:
         narrow = min(group.in_features or _UNKNOWN, group.out_features or _UNKNOWN)
         if s.pack.method.traits.low_rank and (cfg.rank or 0) > narrow:
             yield RANK_LARGE.at(group.path, f"rank {cfg.rank} at a site of {group.out_features} x {group.in_features}", pointer=pointer)
+    if SHARED not in paths:
+        yield from _shared_missing(s)
+
+
+def _shared_missing(s: Subject) -> Iterator[Finding]:
+    """What all sites share has a group, if there is any such thing."""
+    sites = [group for group in s.pack.manifest.groups if group.role == "adapter"]
+    if s.pack.method.shared is None or not sites:
+        return
+    try:
+        missing = s.pack.method.shared.shapes(s.pack.config_at(sites[0]), [site_of(group) for group in sites])
+    except AdapterpackError:  # the config is not usable, which its own finding says
+        return
+    if missing:
+        yield SHAPES.at(SHARED, f"what all sites share is not there: {', '.join(sorted(missing))}", pointer="/groups")
 
 
 def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
