@@ -23,6 +23,7 @@ _PUBLIC = {
     "SHiRA": "methods",
     "Session": "runtime.session",
     "Store": "pack.store",
+    "UniLoRA": "methods",
     "VBLoRA": "methods",
     "VeRA": "methods",
     "WaveFT": "methods",

@@ -25,6 +25,7 @@ from .operators import BlockCirculant, BlockDiagonal, Chain, Dense, Deviation, D
 from .randlora import RandLoRA, randlora
 from .registry import get, method_of, methods, register
 from .shira import SHiRA, shira
+from .unilora import UniLoRA, unilora
 from .vblora import VBLoRA, vblora
 from .vera import VeRA, vera
 from .waveft import WaveFT, waveft
@@ -34,6 +35,7 @@ register(fourierft)
 register(lora)
 register(randlora)
 register(shira)
+register(unilora)
 register(vblora)
 register(vera)
 register(waveft)
@@ -63,6 +65,7 @@ __all__ = [
     "Site",
     "SiteConfig",
     "Traits",
+    "UniLoRA",
     "VBLoRA",
     "VeRA",
     "WaveFT",

@@ -16,13 +16,14 @@ import peft
 import pytest
 import torch
 from peft.tuners.randlora.model import RandLoraModel
+from peft.tuners.unilora.model import UniLoraModel
 from peft.tuners.waveft.wavelet import Wavelet
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import adapterpack
 from adapterpack.errors import FormatError, Unsupported
-from adapterpack.methods import C3A, FourierFT, RandLoRA, SHiRA, VBLoRA, VeRA, WaveFT, complete, fold
+from adapterpack.methods import C3A, FourierFT, RandLoRA, SHiRA, UniLoRA, VBLoRA, VeRA, WaveFT, complete, fold
 from adapterpack.methods.torch_random import TorchGenerator
 from adapterpack.pack import manifest as m
 from adapterpack.pack import peft_layout
@@ -154,6 +155,21 @@ def vblora(cfg: VBLoRA, params: Mapping[str, np.ndarray], weight: np.ndarray, ev
     return B[: len(weight)] @ A[:, : weight.shape[1]]
 
 
+def unilora(cfg: UniLoRA, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
+    """``B A`` with PEFT's indices for all layers of the net, one after the other."""
+    total = sum(cfg.r * sum(w.shape) for w in everything.values())
+    indices = UniLoraModel.generate_index(total, cfg.theta_d_length, cfg.proj_seed).numpy()
+    theta = params["unilora_theta_d"] / np.sqrt(np.maximum(np.bincount(indices, minlength=cfg.theta_d_length), 1))
+    start = 0
+    for other in everything.values():
+        if other is weight:
+            A, B = np.split(theta[indices[start : start + cfg.r * sum(weight.shape)]], [cfg.r * weight.shape[1]])
+            product: np.ndarray = B.reshape(-1, cfg.r) @ A.reshape(cfg.r, -1)
+            return product
+        start += cfg.r * sum(other.shape)
+    raise AssertionError
+
+
 def waveft(cfg: WaveFT, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
     """Each coefficient times the outer product of two taps of PEFT's filters, in its padded quarters; the first rows and columns of it."""
     values = params["waveft_spectrum"].astype(np.float64) * cfg.scaling
@@ -201,6 +217,10 @@ ROWS: dict[str, Row] = {
                                 peft.RandLoraConfig(r=2, randlora_alpha=2, very_sparse=True, target_modules=T), randlora, (30, 20)),
     "vblora": Row(VBLoRA(r=3, num_vectors=9, vector_length=4, topk=3),
                   peft.VBLoRAConfig(r=3, num_vectors=9, vector_length=4, topk=3, target_modules=T), vblora, (12, 8)),
+    "unilora": Row(UniLoRA(r=3, theta_d_length=50, proj_seed=3),
+                   peft.UniLoraConfig(r=3, theta_d_length=50, proj_seed=3, save_indices=True, target_modules=T), unilora),
+    "unilora with more numbers than places": Row(UniLoRA(r=1, theta_d_length=77),
+                                                 peft.UniLoraConfig(r=1, theta_d_length=77, save_indices=True, target_modules=T), unilora),
     "waveft": Row(WaveFT(n_frequency=30, scaling=4), peft.WaveFTConfig(n_frequency=30, scaling=4, target_modules=T), waveft),
     "waveft db4 by site": Row(WaveFT(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9}),
                               peft.WaveFTConfig(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9},
@@ -337,6 +357,24 @@ def test_more_numbers_than_a_machine_holds_are_refused() -> None:
     for draw in (lambda: TorchGenerator(0).uniform((1 << 20, 1 << 20), 0, 1), lambda: TorchGenerator(0).permuted(1 << 40, 3)):
         with pytest.raises(Unsupported):
             draw()
+
+
+def test_uniloras_order_must_be_known(tmp_path: Path) -> None:
+    """Without indices, or with indices of another seed, a file of several layers could be read in two ways; one layer is no question."""
+    theirs = peft.get_peft_model(Net(), peft.UniLoraConfig(r=3, target_modules=T))
+    theirs.save_pretrained(tmp_path / "several")
+    with pytest.raises(Unsupported, match="in which order"):
+        peft_layout.read(tmp_path / "several")
+    theirs = peft.get_peft_model(Net(), peft.UniLoraConfig(r=3, target_modules=T, save_indices=True))
+    theirs.base_model.model.first.unilora_indices_A["default"] += 1
+    theirs.save_pretrained(tmp_path / "other")
+    with pytest.raises(Unsupported, match="not those of proj_seed"):
+        peft_layout.read(tmp_path / "other")
+    theirs = moved(peft.get_peft_model(Net(), peft.UniLoraConfig(r=3, target_modules=["block.2"])))
+    theirs.save_pretrained(tmp_path / "one")
+    x = x_for(ROWS["vera"])
+    with torch.no_grad():
+        require_close(adapterpack.attach(Net(), peft_layout.read(tmp_path / "one"), check_base=False)(x), theirs(x))
 
 
 def test_vbloras_best_weights_alone(tmp_path: Path) -> None:
