@@ -23,6 +23,7 @@ _PUBLIC = {
     "SHiRA": "methods",
     "Session": "runtime.session",
     "Store": "pack.store",
+    "TinyLoRA": "methods",
     "UniLoRA": "methods",
     "VBLoRA": "methods",
     "VeRA": "methods",

@@ -25,6 +25,7 @@ from .operators import BlockCirculant, BlockDiagonal, Chain, Dense, Deviation, D
 from .randlora import RandLoRA, randlora
 from .registry import get, method_of, methods, register
 from .shira import SHiRA, shira
+from .tinylora import TinyLoRA, tinylora
 from .unilora import UniLoRA, unilora
 from .vblora import VBLoRA, vblora
 from .vera import VeRA, vera
@@ -35,6 +36,7 @@ register(fourierft)
 register(lora)
 register(randlora)
 register(shira)
+register(tinylora)
 register(unilora)
 register(vblora)
 register(vera)
@@ -64,6 +66,7 @@ __all__ = [
     "Shared",
     "Site",
     "SiteConfig",
+    "TinyLoRA",
     "Traits",
     "UniLoRA",
     "VBLoRA",

@@ -114,14 +114,14 @@ class PeftForm(NamedTuple):
     peft_type: str
     suffixes: Mapping[str, str]
     """parameter name -> what follows the module path in PEFT's tensor name."""
-    to_config: Callable[[Mapping[str, Any]], dict[str, Any]]
-    """site path -> config at that site, to PEFT's own config keys."""
+    to_config: Callable[[Mapping[str, Any]], dict[str, Any] | None]
+    """site path -> config at that site, to PEFT's own config keys; None where PEFT could not load the tensors."""
     from_config: Callable[[Mapping[str, Any]], Any]
     """PEFT's config keys to ours."""
     features: Callable[[Params], tuple[int | None, int | None]]
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
-    """shared parameter name -> PEFT's whole tensor name. A number after a dot stays: ``v.0`` is ``x.0`` for ``{"v": "x"}``."""
+    """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and so on."""
     adopt: Callable[[PeftContent], PeftContent] | None = None
     """PEFT's file as it is -> as a pack has it: for a method whose tensors say more than the config, or that stores less than PEFT."""
 

@@ -60,8 +60,10 @@ def shared_name(method: Method, param: str) -> str:
     """PEFT's name for a parameter that all sites share; one of our own for a method that PEFT does not know."""
     if method.peft is None:
         return f"{_PREFIX}@shared.{param}"
-    stem, dot, number = param.partition(".")
-    return f"{method.peft.shared[stem]}{dot}{number}"
+    if param in method.peft.shared:
+        return method.peft.shared[param]
+    stem, _, number = param.rpartition("_")
+    return f"{method.peft.shared[stem]}.{number}"
 
 
 def _shared_param(method: Method, name: str) -> str | None:
@@ -70,7 +72,7 @@ def _shared_param(method: Method, name: str) -> str | None:
     for param, whole in method.peft.shared.items():
         number = name.removeprefix(f"{whole}.")
         if name == whole or (number != name and number.isdecimal()):
-            return param if name == whole else f"{param}.{number}"
+            return param if name == whole else f"{param}_{number}"
     return None
 
 
@@ -80,7 +82,7 @@ def full_name(path: str, param: str) -> str:
 
 
 def config_bytes(manifest: m.Manifest) -> bytes | None:
-    """PEFT's config for a manifest, or None where PEFT cannot load the tensors (another method, quantized tensors)."""
+    """PEFT's config for a manifest, or None where PEFT cannot load the tensors (another method, quantized tensors, tensors left out)."""
     from .pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
 
     method = get(manifest.method.type)
@@ -89,6 +91,9 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
     adapters = [group for group in manifest.groups if group.role == "adapter"]
     sites = {group.path: Pack(manifest, {}).config_at(group) for group in adapters}
     saved = [group.path for group in manifest.groups if group.role == "full"]
+    own = method.peft.to_config(sites) if sites else {}
+    if own is None:
+        return None
     config = {
         "peft_type": method.peft.peft_type,
         "task_type": _PEFT_TASKS.get(manifest.task.type),
@@ -97,7 +102,7 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
         "inference_mode": True,
         "target_modules": list(sites),
         "modules_to_save": saved or None,
-        **(method.peft.to_config(sites) if sites else {}),
+        **own,
     }
     return strict_json.canonical(config)
 
@@ -137,7 +142,7 @@ def _parts(
                           found=config.get("peft_type"))
     try:
         cfg = method.peft.from_config(config)
-        known = _NEUTRAL | set(method.peft.to_config({"": method.config()}))
+        known = _NEUTRAL | set(method.peft.to_config({"": cfg}) or ())
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
     _refuse_options(config, known, folder / CONFIG)

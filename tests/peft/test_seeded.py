@@ -23,7 +23,7 @@ from torch import nn
 
 import adapterpack
 from adapterpack.errors import FormatError, Unsupported
-from adapterpack.methods import C3A, FourierFT, RandLoRA, SHiRA, UniLoRA, VBLoRA, VeRA, WaveFT, complete, fold
+from adapterpack.methods import C3A, FourierFT, RandLoRA, SHiRA, TinyLoRA, UniLoRA, VBLoRA, VeRA, WaveFT, complete, fold
 from adapterpack.methods.torch_random import TorchGenerator
 from adapterpack.pack import manifest as m
 from adapterpack.pack import peft_layout
@@ -170,6 +170,24 @@ def unilora(cfg: UniLoRA, params: Mapping[str, np.ndarray], weight: np.ndarray, 
     raise AssertionError
 
 
+def tinylora(cfg: TinyLoRA, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
+    """``B R A`` with torch's P of the layer's number; A and B as they are stored, or of the weight, with signs fixed by A."""
+    number = next(index for index, other in enumerate(everything.values()) if other is weight)
+    rank = min(cfg.r, *weight.shape)
+    generator = torch.Generator().manual_seed(cfg.projection_seed + number)
+    P = torch.normal(mean=0.0, std=rank**-0.5, size=(cfg.u, rank, rank), generator=generator)
+    groups = max(1, round(len(everything) * (1 - cfg.weight_tying)))
+    v = params[f"tinylora_v_{min(number // max(1, len(everything) // groups), groups - 1)}"]
+    if cfg.save_factors:
+        A, B = params["tinylora_A"], params["tinylora_B"]
+    else:
+        U, S, V = (value.numpy() for value in torch.linalg.svd(torch.tensor(weight), full_matrices=False))
+        signs = np.array([np.sign(row[np.abs(row).argmax()]) for row in V[:rank]])
+        A, B = (signs * np.sqrt(S[:rank]))[:, None] * V[:rank], U[:, :rank] * (signs * np.sqrt(S[:rank]))
+    found: np.ndarray = B @ np.tensordot(v.astype(np.float64), P.double().numpy(), 1) @ A
+    return found
+
+
 def waveft(cfg: WaveFT, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
     """Each coefficient times the outer product of two taps of PEFT's filters, in its padded quarters; the first rows and columns of it."""
     values = params["waveft_spectrum"].astype(np.float64) * cfg.scaling
@@ -221,6 +239,10 @@ ROWS: dict[str, Row] = {
                    peft.UniLoraConfig(r=3, theta_d_length=50, proj_seed=3, save_indices=True, target_modules=T), unilora),
     "unilora with more numbers than places": Row(UniLoRA(r=1, theta_d_length=77),
                                                  peft.UniLoraConfig(r=1, theta_d_length=77, save_indices=True, target_modules=T), unilora),
+    "tinylora": Row(TinyLoRA(r=3, u=5, projection_seed=3, save_factors=True),
+                    peft.TinyLoraConfig(r=3, u=5, projection_seed=3, target_modules=T), tinylora, stored=True),
+    "tinylora tied": Row(TinyLoRA(r=8, u=20, weight_tying=0.4, save_factors=True),
+                         peft.TinyLoraConfig(r=8, u=20, weight_tying=0.4, target_modules=T), tinylora, stored=True),
     "waveft": Row(WaveFT(n_frequency=30, scaling=4), peft.WaveFTConfig(n_frequency=30, scaling=4, target_modules=T), waveft),
     "waveft db4 by site": Row(WaveFT(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9}),
                               peft.WaveFTConfig(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9},
@@ -357,6 +379,36 @@ def test_more_numbers_than_a_machine_holds_are_refused() -> None:
     for draw in (lambda: TorchGenerator(0).uniform((1 << 20, 1 << 20), 0, 1), lambda: TorchGenerator(0).permuted(1 << 40, 3)):
         with pytest.raises(Unsupported):
             draw()
+
+
+@pytest.mark.parametrize("tying", [0.0, 1.0])
+def test_tinyloras_vectors_alone(tying: float, tmp_path: Path) -> None:
+    """By default a pack holds the vectors and no more; its fold is the dense formula. PEFT, which has other signs, is offered no file."""
+    net = Net()
+    row = Row(TinyLoRA(r=3, u=5, weight_tying=tying), None, tinylora)
+    pack, model = our_pack(row, net)
+    pack.write(tmp_path / "ours")
+    assert not (tmp_path / "ours" / "adapter_config.json").exists()
+    assert {name: value.shape for name, value in pack.tensors.items()} == {
+        f"base_model.tinylora_v.{group}": (5,) for group in range(3 if tying == 0 else 1)}
+    back = adapterpack.load(tmp_path / "ours")
+    require_same(changes(back, net), expected(back, row, net), 1e-5)
+    x = x_for(row)
+    with torch.no_grad():
+        require_close(adapterpack.attach(copy.deepcopy(net), back, check_base=False)(x), model(x))
+
+
+def test_tinyloras_order_must_be_known(tmp_path: Path) -> None:
+    """Without P, a file of several layers does not say whose vector is whose; with another's P neither."""
+    theirs = peft.get_peft_model(Net(), peft.TinyLoraConfig(r=2, u=5, target_modules=T, save_projection=False))
+    theirs.save_pretrained(tmp_path / "without")
+    with pytest.raises(Unsupported, match="in which order"):
+        peft_layout.read(tmp_path / "without")
+    theirs = peft.get_peft_model(Net(), peft.TinyLoraConfig(r=2, u=5, target_modules=T))
+    theirs.base_model.model.first.tinylora_P["default"] += 1
+    theirs.save_pretrained(tmp_path / "other")
+    with pytest.raises(Unsupported, match="not that of projection_seed"):
+        peft_layout.read(tmp_path / "other")
 
 
 def test_uniloras_order_must_be_known(tmp_path: Path) -> None:
