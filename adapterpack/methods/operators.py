@@ -39,7 +39,7 @@ class Dense(NamedTuple):
 
     def apply(self, x: Array) -> Array:
         """See :class:`Operator`."""
-        return array_namespace(x, self.matrix).matmul(x, self.matrix.T)
+        return x @ self.matrix.T
 
     def dense(self) -> Array:
         """See :class:`Operator`."""
@@ -51,7 +51,7 @@ class Dense(NamedTuple):
 
     def after(self, weight: Array) -> Array:
         """See :class:`Operator`."""
-        return array_namespace(weight, self.matrix).matmul(weight, self.matrix)
+        return weight @ self.matrix
 
 
 class Scaled(NamedTuple):
@@ -63,7 +63,7 @@ class Scaled(NamedTuple):
 
     def apply(self, x: Array) -> Array:
         """See :class:`Operator`."""
-        return array_namespace(x, self.matrix).matmul(x * self.right, self.matrix.T) * self.left
+        return (x * self.right) @ self.matrix.T * self.left
 
     def dense(self) -> Array:
         """See :class:`Operator`."""
@@ -75,7 +75,7 @@ class Scaled(NamedTuple):
 
     def after(self, weight: Array) -> Array:
         """See :class:`Operator`."""
-        return array_namespace(weight, self.matrix).matmul(weight * self.left, self.matrix) * self.right
+        return (weight * self.left) @ self.matrix * self.right
 
 
 class Diagonal(NamedTuple):
@@ -165,7 +165,7 @@ class BlockCirculant(NamedTuple):
 
     def after(self, weight: Array) -> Array:
         """See :class:`Operator`."""
-        return array_namespace(weight, self.kernel).matmul(weight, self.dense())
+        return weight @ self.dense()
 
 
 class Kronecker(NamedTuple):

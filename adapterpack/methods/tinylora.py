@@ -20,7 +20,7 @@ from array_api_compat import array_namespace
 from ..errors import Unsupported
 from .base import AttachForm, Method, Params, PeftContent, PeftForm, Shared, Site, Traits
 from .config import SiteConfig, is_number, require_flag, require_whole
-from .operators import Dense
+from .operators import Chain, Dense
 from .torch_random import TorchGenerator
 
 
@@ -118,10 +118,10 @@ def _constants(cfg: TinyLoRA, site: Site) -> dict[str, np.ndarray]:
 
 
 def _attach(cfg: TinyLoRA, params: Params, site: Site) -> AttachForm:
-    v, P, B = params[_vector(cfg)], params["tinylora_P"], params["tinylora_B"]
+    v, P = params[_vector(cfg)], params["tinylora_P"]
     xp = array_namespace(v)
-    R = xp.reshape(xp.matmul(v, xp.reshape(P, (P.shape[0], -1))), P.shape[1:])
-    return AttachForm(down=Dense(params["tinylora_A"]), up=Dense(xp.matmul(B, R)))
+    R = xp.reshape(v @ xp.reshape(P, (P.shape[0], -1)), P.shape[1:])
+    return AttachForm(down=Chain(Dense(params["tinylora_A"]), Dense(R)), up=Dense(params["tinylora_B"]))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from .base import AttachForm, Method, Params, PeftContent, PeftForm, Shared, Sit
 from .config import SiteConfig, require_number, require_whole
 from .operators import Dense
 
+_INDICES = ("unilora_indices_A", "unilora_indices_B")
 _MOST = 1 << 28
 """Places in all factors of one adapter, which are dealt out in one go."""
 
@@ -97,19 +98,18 @@ def _constants(cfg: UniLoRA, site: Site) -> dict[str, np.ndarray]:
     require_widths(site)
     start, total = (0, _places(cfg, site)) if cfg.start is None or cfg.total is None else (cfg.start, cfg.total)
     indices, norms = _dealt(total, cfg.theta_d_length, cfg.proj_seed)
-    end = start + _places(cfg, site)
+    middle, end = start + cfg.r * site.in_features, start + _places(cfg, site)
     if end > total:
         raise Unsupported("the site has no such places", where=site.path, expected=f"places up to {total}", found=end,
                           remedy="pack the adapter again")
-    return {"unilora_indices": indices[start:end], "unilora_norms": norms}
+    return {"unilora_indices_A": indices[start:middle], "unilora_indices_B": indices[middle:end], "unilora_norms": norms}
 
 
 def _attach(cfg: UniLoRA, params: Params, site: Site) -> AttachForm:
     theta = params["unilora_theta_d"] * params["unilora_norms"]
     xp = array_namespace(theta)
-    taken, cut = xp.take(theta, params["unilora_indices"], axis=0), cfg.r * site.in_features
-    down, up = xp.reshape(taken[:cut], (cfg.r, site.in_features)), xp.reshape(taken[cut:], (site.out_features, cfg.r))
-    return AttachForm(down=Dense(down), up=Dense(up))
+    down, up = (xp.take(theta, params[name], axis=0) for name in _INDICES)
+    return AttachForm(down=Dense(xp.reshape(down, (cfg.r, -1))), up=Dense(xp.reshape(up, (-1, cfg.r))))
 
 
 def _theta(cfg: UniLoRA, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -134,9 +134,6 @@ def _from_peft(config: Mapping[str, Any]) -> UniLoRA:
         dropout=config.get("unilora_dropout", 0.0),
         targets=tuple(map(str, targets)) if isinstance(targets, list) else (),
     )
-
-
-_INDICES = ("unilora_indices_A", "unilora_indices_B")
 
 
 def _adopt(found: PeftContent) -> PeftContent:

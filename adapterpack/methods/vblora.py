@@ -82,32 +82,32 @@ def _bank(cfg: VBLoRA, sites: Sequence[Site], rng: np.random.Generator) -> dict[
 
 def _best(xp: Any, logits: Array, count: int) -> tuple[Array, Array]:
     """The numbers of the ``count`` largest logits of the last axis, and the softmax of those."""
-    numbers, rest, every = [], logits, xp.arange(logits.shape[-1], device=logits.device)
-    for _ in range(count):
-        numbers.append(xp.argmax(rest, axis=-1, keepdims=True))
-        rest = xp.where(every == numbers[-1], -xp.inf, rest)
-    best = xp.concat(numbers, axis=-1)
-    top = xp.take_along_axis(logits, best, axis=-1)
+    if hasattr(xp, "topk"):  # torch's one call; the standard has no such function yet
+        top, best = xp.topk(logits, count, dim=-1)
+    else:
+        best = xp.flip(xp.argsort(logits, axis=-1), axis=-1)[..., :count]
+        top = xp.take_along_axis(logits, best, axis=-1)
     powers = xp.exp(top - top[..., :1])
     return best, powers / xp.sum(powers, axis=-1, keepdims=True)
 
 
-def _pieces(cfg: VBLoRA, params: Params, name: str) -> Array:
-    """The mixed vectors of one side: ``[..., b]``."""
-    bank = params["vblora_vector_bank"]
-    xp = array_namespace(bank)
-    if cfg.save_only_topk_weights:
-        best, known = xp.astype(params[f"{name}_topk_indices"], xp.int64), params[f"{name}_topk_weights"]
-        weights = xp.concat([known, 1 - xp.sum(known, axis=-1, keepdims=True)], axis=-1)
-    else:
-        best, weights = _best(xp, params[name], cfg.topk)
-    vectors = xp.reshape(xp.take(bank, xp.reshape(best, (-1,)), axis=0), (*best.shape, cfg.vector_length))
-    return xp.sum(weights[..., None] * vectors, axis=-2)
+def _rows(xp: Any, params: Params, leaf: str = "") -> Array:
+    """The pieces of both sides, one after the other, as rows."""
+    both = [params[f"{side}{leaf}"] for side in _SIDES]
+    return xp.concat([xp.reshape(each, (-1, each.shape[2])) for each in both], axis=0)
 
 
 def _attach(cfg: VBLoRA, params: Params, site: Site) -> AttachForm:
-    A, B = (_pieces(cfg, params, name) for name in _SIDES)
-    xp = array_namespace(A)
+    bank, wide = params["vblora_vector_bank"], -(-site.in_features // cfg.vector_length)
+    xp = array_namespace(bank)
+    if cfg.save_only_topk_weights:
+        best, known = xp.astype(_rows(xp, params, "_topk_indices"), xp.int64), _rows(xp, params, "_topk_weights")
+        weights = xp.concat([known, 1 - xp.sum(known, axis=-1, keepdims=True)], axis=-1)
+    else:
+        best, weights = _best(xp, _rows(xp, params), cfg.topk)
+    vectors = xp.reshape(xp.take(bank, xp.reshape(best, (-1,)), axis=0), (*best.shape, cfg.vector_length))
+    pieces = xp.sum(weights[..., None] * vectors, axis=-2)
+    A, B = pieces[: cfg.r * wide], xp.reshape(pieces[cfg.r * wide :], (-1, cfg.r, cfg.vector_length))
     down = xp.reshape(A, (cfg.r, -1))[:, : site.in_features]
     up = xp.reshape(xp.permute_dims(B, (0, 2, 1)), (-1, cfg.r))[: site.out_features]
     return AttachForm(down=Dense(down), up=Dense(up))
