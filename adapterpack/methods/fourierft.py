@@ -92,11 +92,11 @@ def _attach(cfg: FourierFT, params: Params, site: Site) -> AttachForm:
     values, numbers, (rows, columns) = params["fourierft_spectrum"], params["fourierft_numbers"], (site.out_features, site.in_features)
     xp = array_namespace(values)
     exact, pairs = (xp.float64, xp.complex128) if values.dtype == xp.float64 else (xp.float32, xp.complex64)  # none of half precision
-    padded = xp.concat([xp.astype(values, exact) * (cfg.scale / 2), xp.zeros(1, dtype=exact, device=values.device)])
-    met = xp.take(padded, numbers[0], axis=0) + xp.take(padded, numbers[1], axis=0)
+    padded = xp.concat([xp.astype(values, exact, copy=False) * (cfg.scale / 2), xp.zeros(1, dtype=exact, device=values.device)])
+    met = xp.sum(xp.reshape(xp.take(padded, xp.reshape(numbers, (-1,)), axis=0), numbers.shape), axis=0)
     half = scattered(xp, xp.astype(met, pairs), params["fourierft_places"], (rows, columns // 2 + 1))
     change = xp.fft.irfft(xp.fft.ifft(half, axis=0), n=columns, axis=1)
-    return AttachForm(down=Dense(xp.astype(change, values.dtype)))
+    return AttachForm(down=Dense(xp.astype(change, values.dtype, copy=False)))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:

@@ -140,13 +140,13 @@ class BlockCirculant(NamedTuple):
         xp = array_namespace(x, self.kernel)
         tall, wide, size = self.kernel.shape
         exact = x.dtype if x.dtype == xp.float64 else xp.float32
-        inputs = xp.fft.rfft(xp.astype(xp.reshape(x, (-1, wide, size)), exact))
-        kernel = xp.conj(xp.fft.rfft(xp.astype(self.kernel, exact)))
+        inputs = xp.fft.rfft(xp.astype(xp.reshape(x, (-1, wide, size)), exact, copy=False))
+        kernel = xp.conj(xp.fft.rfft(xp.astype(self.kernel, exact, copy=False)))
         if wide == 1:
             outputs = inputs * kernel[:, 0, :]
         else:  # one product for every frequency
             outputs = xp.permute_dims(xp.matmul(xp.permute_dims(inputs, (2, 0, 1)), xp.permute_dims(kernel, (2, 1, 0))), (1, 2, 0))
-        return xp.astype(xp.reshape(xp.fft.irfft(outputs, n=size), (*x.shape[:-1], tall * size)), x.dtype)
+        return xp.astype(xp.reshape(xp.fft.irfft(outputs, n=size), (*x.shape[:-1], tall * size)), x.dtype, copy=False)
 
     def dense(self) -> Array:
         """See :class:`Operator`."""
