@@ -60,7 +60,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
         configs[site.path] = LoRA(r=site.down.shape[0], alpha=site.alpha)
     face = method_of(LoRA()).peft
     assert face is not None
-    written = {f"{before}{key}": value for key, value in {**face.to_config(configs), "target_modules": sorted(configs)}.items()}
+    written = {f"{before}{key}": value for key, value in {**(face.to_config(configs) or {}), "target_modules": sorted(configs)}.items()}
     safetensors.write(out, tensors, {"format": "pt", _METADATA: json.dumps(written, indent=2, sort_keys=True)})
     return notes if known is not None else (*notes, f"keys begin with {before or 'the module itself'}")
 

@@ -80,7 +80,7 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
     if weight != 1 and not method.traits.additive:
         raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
                           expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
-    for adapter in pack.adapters():
+    for adapter in pack.adapters(lambda group: base.tensors[base.require_weight(group.path, group.weight)].shape):
         name = base.require_weight(adapter.site.path, adapter.weight)
         where = f"{owner}, {adapter.site.path}"
         if adapter.site.kind not in KINDS:

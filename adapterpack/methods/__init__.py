@@ -6,6 +6,7 @@ from .base import (
     AttachForm,
     Method,
     Params,
+    PeftContent,
     PeftForm,
     Progress,
     Shared,
@@ -18,12 +19,14 @@ from .base import (
     fold,
     row_blocks,
     run,
+    settled,
 )
 from .bat import Bat, bat
 from .beft import BEFT, beft
 from .blocks import BlockConfig, BlockForm, evaluate_block, run_block
 from .boft import BOFT, boft
 from .bottleneck import Bottleneck, bottleneck
+from .c3a import C3A, c3a
 from .cartridge import Cartridge, cartridge
 from .compacter import Compacter, compacter
 from .config import SiteConfig
@@ -31,6 +34,7 @@ from .cpt import CPT, cpt
 from .deft import DEFT, deft
 from .delora import DeLoRA, delora
 from .dora import DoRA, dora
+from .fourierft import FourierFT, fourierft
 from .gralora import GraLoRA, gralora
 from .hira import HiRA, hira
 from .hra import HRA, hra
@@ -47,15 +51,36 @@ from .miss_mini import MiSSMini, miss_mini
 from .mora import MoRA, mora
 from .multitask_prompt_tuning import MultitaskPromptTuning, multitask_prompt_tuning
 from .oft import OFT, oft
-from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, Pairs, Permutation, Repeat, Sums
+from .operators import (
+    BlockCirculant,
+    BlockDiagonal,
+    Chain,
+    Dense,
+    Deviation,
+    Diagonal,
+    Kronecker,
+    Operator,
+    Pairs,
+    Permutation,
+    Repeat,
+    Scaled,
+    Sums,
+)
 from .p_tuning import PTuning, p_tuning
 from .prefix_tuning import PrefixTuning, prefix_tuning
 from .prompt import PROMPT, PromptForm, PromptSite
 from .prompt_tuning import PromptTuning, prompt_tuning
 from .psoft import PSOFT, psoft
+from .randlora import RandLoRA, randlora
 from .registry import get, method_of, methods, register
 from .road import RoAd, road
+from .shira import SHiRA, shira
+from .tinylora import TinyLoRA, tinylora
 from .trainable_tokens import TrainableTokens, trainable_tokens
+from .unilora import UniLoRA, unilora
+from .vblora import VBLoRA, vblora
+from .vera import VeRA, vera
+from .waveft import WaveFT, waveft
 
 for _method in (
     adalora,
@@ -63,12 +88,14 @@ for _method in (
     beft,
     boft,
     bottleneck,
+    c3a,
     cartridge,
     compacter,
     cpt,
     deft,
     delora,
     dora,
+    fourierft,
     gralora,
     hira,
     hra,
@@ -88,8 +115,15 @@ for _method in (
     prefix_tuning,
     prompt_tuning,
     psoft,
+    randlora,
     road,
+    shira,
+    tinylora,
     trainable_tokens,
+    unilora,
+    vblora,
+    vera,
+    waveft,
 ):
     register(_method)
 callable_package(__name__, "methods", "registry")
@@ -97,6 +131,7 @@ callable_package(__name__, "methods", "registry")
 __all__ = [
     "BEFT",
     "BOFT",
+    "C3A",
     "CPT",
     "DEFT",
     "HRA",
@@ -108,6 +143,7 @@ __all__ = [
     "AdaLoRA",
     "AttachForm",
     "Bat",
+    "BlockCirculant",
     "BlockConfig",
     "BlockDiagonal",
     "BlockForm",
@@ -120,6 +156,7 @@ __all__ = [
     "Deviation",
     "Diagonal",
     "DoRA",
+    "FourierFT",
     "GraLoRA",
     "HiRA",
     "Init",
@@ -139,6 +176,7 @@ __all__ = [
     "PTuning",
     "Pairs",
     "Params",
+    "PeftContent",
     "PeftForm",
     "Permutation",
     "PrefixTuning",
@@ -146,16 +184,24 @@ __all__ = [
     "PromptForm",
     "PromptSite",
     "PromptTuning",
+    "RandLoRA",
     "Repeat",
     "RoAd",
+    "SHiRA",
+    "Scaled",
     "Seen",
     "Shared",
     "Site",
     "SiteConfig",
     "Sums",
+    "TinyLoRA",
     "TrainableTokens",
     "Trained",
     "Traits",
+    "UniLoRA",
+    "VBLoRA",
+    "VeRA",
+    "WaveFT",
     "as_matrix",
     "complete",
     "evaluate",
@@ -168,4 +214,5 @@ __all__ = [
     "row_blocks",
     "run",
     "run_block",
+    "settled",
 ]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import Unsupported
 from .inits.base import Seen
 from .operators import Array, Operator
 
@@ -92,20 +93,28 @@ class Traits:
     """At most one adapter of such a method is active at a time."""
 
 
+class PeftContent(NamedTuple):
+    """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and site path -> its tensors."""
+
+    config: Any
+    shared: Mapping[str, np.ndarray]
+    sites: Mapping[str, Mapping[str, np.ndarray]]
+
+
 class PeftForm(NamedTuple):
     """How a method is stored in a folder that PEFT loads."""
 
     peft_type: str
     suffixes: Mapping[str, str]
     """parameter name -> what follows the module path in PEFT's tensor name."""
-    to_config: Callable[[Mapping[str, Any]], dict[str, Any]]
-    """site path -> config at that site, to PEFT's own config keys."""
+    to_config: Callable[[Mapping[str, Any]], dict[str, Any] | None]
+    """site path -> config at that site, to PEFT's own config keys; None where PEFT could not load the tensors."""
     from_config: Callable[[Mapping[str, Any]], Any]
     """PEFT's config keys to ours."""
     features: Callable[[Params], tuple[int | None, int | None]]
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
-    """shared parameter name -> PEFT's whole tensor name."""
+    """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and so on."""
     matches: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type stands for several methods."""
     aliases: Mapping[str, str] = {}
@@ -116,6 +125,8 @@ class PeftForm(NamedTuple):
     """Whether PEFT computes the same, by the configs of the sites and PEFT's name of the task; if not, its config is not written."""
     tied: bool = False
     """Whether PEFT writes the tensors of a tied table a second time, for the head."""
+    adopt: Callable[[PeftContent], PeftContent] | None = None
+    """PEFT's file as it is -> as a pack has it: for a method whose tensors say more than the config, or that stores less than PEFT."""
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Whether a PEFT config is of this method."""
@@ -180,6 +191,9 @@ class Method(NamedTuple):
     budget: Callable[[Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]] | None = None
     """What follows each optimizer step, over all sites of an adapter at once: (progress, state, path -> site) -> (state, path -> what
     some of its parameters become). The state is the method's own, None at first."""
+    settle: Callable[[Sequence[Any], Sequence[Site]], Sequence[Any]] | None = None
+    """The configs of all sites -> the same with what follows from the sites together (their largest width, a site's number): a pack
+    then holds it. What is settled stays, and so does what an unknown width leaves open."""
     formula: str = ""
     """What it computes, in one line; ``W x + b`` is the layer."""
     kind: str = "weight"
@@ -245,6 +259,22 @@ def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, 
     dtype = next((value.dtype for value in params.values() if np.issubdtype(value.dtype, np.floating)), np.dtype(np.float32))
     made = method.constants(cfg, site)
     return {**{name: value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value for name, value in made.items()}, **params}
+
+
+def settled(method: Method, configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+    """The configs of all ``sites`` of one adapter, each with what follows from the others."""
+    return list(configs if method.settle is None else method.settle(configs, sites))
+
+
+def require_widths(site: Site) -> None:
+    """Checks that both widths of a site are known, for a method whose constants depend on them.
+
+    Raises:
+        Unsupported: one is not; the pack came from a file that does not say it.
+    """
+    if not site.in_features or not site.out_features:
+        raise Unsupported("this pack does not say how wide the layer is, and its seed is of no use without that", where=site.path,
+                          remedy="attach the pack to its base and save it again, or merge it")
 
 
 def run(

@@ -66,7 +66,7 @@ def _norm(lengths: Array, weight: Array, A: Array, B: Array) -> Array:
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     assert lora.peft is not None
-    return {**lora.peft.to_config(sites), "use_dora": True}
+    return {**(lora.peft.to_config(sites) or {}), "use_dora": True}
 
 
 def _from_peft(config: Mapping[str, Any]) -> DoRA:

@@ -81,7 +81,7 @@ def departure(gram: Array) -> Array:
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     assert lora.peft is not None
     first: KaSA = next(iter(sites.values()))
-    return {**lora.peft.to_config(sites), "kasa_config": {"beta": first.beta, "gamma": first.gamma}}
+    return {**(lora.peft.to_config(sites) or {}), "kasa_config": {"beta": first.beta, "gamma": first.gamma}}
 
 
 def _from_peft(config: Mapping[str, Any]) -> KaSA:

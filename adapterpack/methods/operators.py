@@ -39,7 +39,7 @@ class Dense(NamedTuple):
 
     def apply(self, x: Array) -> Array:
         """See :class:`Operator`."""
-        return array_namespace(x, self.matrix).matmul(x, self.matrix.T)
+        return x @ self.matrix.T
 
     def dense(self) -> Array:
         """See :class:`Operator`."""
@@ -51,7 +51,31 @@ class Dense(NamedTuple):
 
     def after(self, weight: Array) -> Array:
         """See :class:`Operator`."""
-        return array_namespace(weight, self.matrix).matmul(weight, self.matrix)
+        return weight @ self.matrix
+
+
+class Scaled(NamedTuple):
+    """``diag(left) matrix diag(right)``: a matrix ``[out, in]`` that may be a constant, and vectors ``[out]`` and ``[in]``."""
+
+    matrix: Array
+    left: Array
+    right: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        return (x * self.right) @ self.matrix.T * self.left
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        return self.left[:, None] * self.matrix * self.right
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.left[block][:, None] * self.matrix[block] * self.right
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        return (weight * self.left) @ self.matrix * self.right
 
 
 class Diagonal(NamedTuple):
@@ -104,6 +128,44 @@ class BlockDiagonal(NamedTuple):
     def after(self, weight: Array) -> Array:
         """See :class:`Operator`."""
         return transposed(self).apply(weight)
+
+
+class BlockCirculant(NamedTuple):
+    """Blocks whose rows are one row turned on: ``kernel`` ``[m, n, b]`` is ``M[i b + t, j b + s] = kernel[i, j, (s - t) mod b]``."""
+
+    kernel: Array
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`; by the convolution theorem, in at least float32."""
+        xp = array_namespace(x, self.kernel)
+        tall, wide, size = self.kernel.shape
+        exact = x.dtype if x.dtype == xp.float64 else xp.float32
+        inputs = xp.fft.rfft(xp.astype(xp.reshape(x, (-1, wide, size)), exact, copy=False))
+        kernel = xp.conj(xp.fft.rfft(xp.astype(self.kernel, exact, copy=False)))
+        if wide == 1:
+            outputs = inputs * kernel[:, 0, :]
+        else:  # one product for every frequency
+            outputs = xp.permute_dims(xp.matmul(xp.permute_dims(inputs, (2, 0, 1)), xp.permute_dims(kernel, (2, 1, 0))), (1, 2, 0))
+        return xp.astype(xp.reshape(xp.fft.irfft(outputs, n=size), (*x.shape[:-1], tall * size)), x.dtype, copy=False)
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        xp = array_namespace(self.kernel)
+        tall, wide, size = self.kernel.shape
+        # A periodic sequence cut into rows that are one short of two periods: each row begins one place earlier than the one before.
+        rows = xp.reshape(xp.broadcast_to(self.kernel[:, :, None, :], (tall, wide, 2 * size - 1, size)), (tall, wide, size, 2 * size - 1))
+        return xp.reshape(xp.permute_dims(rows[..., :size], (0, 2, 1, 3)), (tall * size, wide * size))
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        size = self.kernel.shape[2]
+        first = block.start // size
+        dense = BlockCirculant(self.kernel[first : -(-block.stop // size)]).dense()
+        return dense[block.start - first * size : block.stop - first * size]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        return weight @ self.dense()
 
 
 class Kronecker(NamedTuple):

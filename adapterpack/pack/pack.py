@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, ConfigError, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
-from ..methods import PROMPT, Method, Site, as_matrix, get
+from ..methods import PROMPT, Method, Site, as_matrix, get, settled
 from . import identity, peft_layout, safetensors
 from . import manifest as m
 from .fingerprint import Fingerprint
@@ -117,12 +117,27 @@ class Pack:
                 found[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
         return found
 
-    def adapters(self) -> Iterator[Adapter]:
-        """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order."""
+    def adapters(self, shape_of: Callable[[m.Group], tuple[int, ...]] | None = None) -> Iterator[Adapter]:
+        """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order.
+
+        ``shape_of`` gives the shape ``[out, in]`` of a group's weight in the base: what the pack itself does not say comes from there.
+
+        Raises:
+            FormatError: with ``shape_of``, a tensor does not fit the base.
+        """
         shared = self.shared()
-        for group in self.manifest.groups:
-            if group.role == "adapter":
-                yield Adapter(site_of(group), self.config_at(group), {**shared, **self.params(group.path)}, group.weight)
+        groups = [group for group in self.manifest.groups if group.role == "adapter"]
+        sites, configs = [site_of(group) for group in groups], [self.config_at(group) for group in groups]
+        if shape_of is not None:
+            shapes = [as_matrix(shape_of(group)) for group in groups]
+            sites = [dataclasses.replace(site, out_features=shape[0], in_features=shape[1])
+                     for site, shape in zip(sites, shapes, strict=True)]
+            configs = settled(self.method, configs, sites)
+        for group, site, cfg in zip(groups, sites, configs, strict=True):
+            params = self.params(group.path)
+            if shape_of is not None:
+                peft_layout.check_shapes(self.method, cfg, site, params, f"pack '{self.name}'")
+            yield Adapter(site, cfg, {**shared, **params}, group.weight)
 
     def shared(self) -> dict[str, np.ndarray]:
         """The parameters that all adapted sites have in common."""
@@ -246,7 +261,8 @@ def build(
     """
     if not adapters and not full:
         raise NothingToDo("a pack needs at least one adapter or one module that was trained whole", where=f"pack '{name}'")
-    common, differing = _shared_config([cfg for cfg, _ in adapters.values()])
+    configs = settled(method, [cfg for cfg, _ in adapters.values()], list(adapters))
+    common, differing = _shared_config(configs)
     groups, tensors, entries = [], {}, {}
 
     def add(path: str, param: str, tensor_name: str, value: np.ndarray) -> None:
@@ -256,7 +272,7 @@ def build(
         tensors[tensor_name] = value
         entries[tensor_name] = entry_of(value, path, param)
 
-    for (site, (cfg, params)), overrides in zip(adapters.items(), differing, strict=True):
+    for site, cfg, (_, params), overrides in zip(adapters, configs, adapters.values(), differing, strict=True):
         groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
                               site.out_features or None, site.bias, cfg.rank, cfg.scale, overrides))
         for param, value in params.items():

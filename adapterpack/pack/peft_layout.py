@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import AdapterpackError, FormatError, Unsupported, storage_errors
-from ..methods import Method, Site, get, methods
+from ..methods import Method, PeftContent, PeftForm, Site, get, methods
 from . import manifest as m
 from . import strict_json
 from .safetensors import SafetensorsFile
@@ -38,6 +39,8 @@ _NEUTRAL = frozenset({
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
+"""Stand-ins for widths that are not known."""
 _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
@@ -55,7 +58,22 @@ def tensor_name(method: Method, path: str, param: str) -> str:
 
 def shared_name(method: Method, param: str) -> str:
     """PEFT's name for a parameter that all sites share; one of our own for a method that PEFT does not know."""
-    return method.peft.shared[param] if method.peft else f"{_PREFIX}@shared.{param}"
+    if method.peft is None:
+        return f"{_PREFIX}@shared.{param}"
+    if param in method.peft.shared:
+        return method.peft.shared[param]
+    stem, _, number = param.rpartition("_")
+    return f"{method.peft.shared[stem]}.{number}"
+
+
+def _shared_param(method: Method, name: str) -> str | None:
+    """The shared parameter that PEFT's tensor ``name`` holds, or None."""
+    assert method.peft is not None
+    for param, whole in method.peft.shared.items():
+        number = name.removeprefix(f"{whole}.")
+        if name == whole or (number != name and number.isdecimal()):
+            return param if name == whole else f"{param}_{number}"
+    return None
 
 
 def full_name(method: Method, path: str, param: str) -> str:
@@ -69,7 +87,7 @@ def _prefix(method: Method) -> str:
 
 
 def config_bytes(manifest: m.Manifest) -> bytes | None:
-    """PEFT's config for a manifest, or None where PEFT cannot load the tensors (another method, quantized tensors)."""
+    """PEFT's config for a manifest, or None where PEFT cannot load the tensors (another method, quantized tensors, tensors left out)."""
     from .pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
 
     method = get(manifest.method.type)
@@ -78,8 +96,8 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
     adapters = [group for group in manifest.groups if group.role == "adapter"]
     sites = {group.path: Pack(manifest, {}).config_at(group) for group in adapters}
     saved = [group.path for group in manifest.groups if group.role == "full"]
-    task = _PEFT_TASKS.get(manifest.task.type)
-    if not method.peft.same(sites, task):
+    task, own = _PEFT_TASKS.get(manifest.task.type), method.peft.to_config(sites) if sites else {}
+    if own is None or not method.peft.same(sites, task):
         return None
     config = {
         "peft_type": method.peft.peft_type,
@@ -89,7 +107,7 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
         "inference_mode": True,
         **({} if method.peft.site else {"target_modules": list(sites)}),
         "modules_to_save": saved or None,
-        **(method.peft.to_config(sites) if sites else {}),
+        **own,
     }
     return strict_json.canonical(config)
 
@@ -128,7 +146,7 @@ def _parts(
                           expected=", ".join(sorted({method.peft.peft_type for method in known_methods if method.peft})))
     try:
         cfg = method.peft.from_config(config)
-        written = method.peft.to_config({"": method.config()})
+        written = method.peft.to_config({"": cfg}) or {}
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
     _refuse_options(config, written, folder / CONFIG)
@@ -137,6 +155,12 @@ def _parts(
     params, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
     if method.peft.tied:
         params = _untied(params, config.get("target_modules"), file)
+    if method.peft.adopt is not None:
+        try:
+            cfg, common, own = method.peft.adopt(PeftContent(cfg, shared, params))
+            shared, params = dict(common), {path: dict(found) for path, found in own.items()}
+        except (TypeError, ValueError, IndexError) as error:
+            raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error
     adapters = {}
     for path, found in sorted(params.items()):
         try:
@@ -147,6 +171,10 @@ def _parts(
         adapters[site] = (here, found)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
+    shapes = {name: value.shape for name, value in shared.items()}
+    wanted = {} if method.shared is None else method.shared.shapes(next(iter(adapters.values()))[0], list(adapters))
+    if shapes != wanted:
+        raise FormatError("the tensors that all sites share are not those of the method", where=file, expected=wanted, found=shapes)
     return method, adapters, shared, full
 
 
@@ -252,10 +280,11 @@ def _sort(
     params: dict[str, dict[str, np.ndarray]] = {}
     full: dict[str, dict[str, np.ndarray]] = {}
     endings = {**{suffix: param for param, suffix in method.peft.suffixes.items()}, **method.peft.aliases}
-    shared = {param: tensors.read(name) for param, name in method.peft.shared.items() if name in tensors.tensors}
     prefix, bare = _prefix(method), {suffix: param for param, suffix in method.peft.suffixes.items()} if method.peft.site else {}
+    shared: dict[str, np.ndarray] = {}
     for name in tensors.tensors:
-        if name in method.peft.shared.values():
+        if (common := _shared_param(method, name)) is not None:
+            shared[common] = tensors.read(name)
             continue
         if name in bare:
             params.setdefault(str(method.peft.site), {})[bare[name]] = tensors.read(name)
@@ -279,11 +308,11 @@ def _sort(
 
 def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], where: Path) -> Site:
     assert method.peft is not None
+    widths = _features(method.peft, params, f"{where}, {path}")
+    site = Site(path, widths[0] or 0, widths[1] or 0, method.traits.layers[0], "bias" in params)
     try:
-        widths = method.peft.features(params)
-        site = Site(path, widths[0] or 0, widths[1] or 0)
         expected = set(method.shapes(cfg, site))  # which of them there are may depend on the widths
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         shapes = {name: value.shape for name, value in params.items()}
         raise FormatError("the tensors of a site do not pair up, or have too few axes", where=f"{where}, {path}", found=shapes) from error
     if set(params) != expected:
@@ -291,19 +320,37 @@ def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], wh
     return check_shapes(method, cfg, site, params, where)
 
 
+def _features(form: PeftForm, params: dict[str, np.ndarray], where: str) -> tuple[int | None, int | None]:
+    try:
+        return form.features(params)
+    except (IndexError, KeyError, ValueError) as error:
+        shapes = {name: value.shape for name, value in params.items()}
+        raise FormatError("the tensors of a site have too few axes", where=where, found=shapes) from error
+
+
 def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:
-    """The site, if every parameter has the shape that the method gives it there; an axis of 0 belongs to a width that is not known.
+    """The site, if every parameter has the shape that the method gives it there, as far as the site's known widths say it.
 
     Raises:
         FormatError: one has not; names the site, the parameter and both shapes.
     """
-    for param, shape in method.shapes(cfg, site).items():
+    widths = (site.in_features, site.out_features)
+    if method.peft is not None and not all(widths) and params:
+        said = _features(method.peft, params, f"{where}, {site.path}")
+        if any(mine == 0 and its is not None for mine, its in zip(widths, said, strict=True)):
+            raise FormatError("the tensors say a width that the site leaves out", where=f"{where}, {site.path}", expected=said,
+                              found=widths)
+    for param, shape in _known_shapes(method, cfg, site).items():
         found = params[param].shape if param in params else None
-        if found is None or len(found) != len(shape) or any(wanted not in {0, its} for wanted, its in zip(shape, found, strict=True)):
+        if found is None or len(found) != len(shape) or any(axis not in {None, its} for axis, its in zip(shape, found, strict=True)):
             raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape,
-                              found=found or "no such tensor")
-    told = method.peft.features(params) if method.peft else (None, None)
-    for side, width in zip(("in_features", "out_features"), told, strict=True):
-        if width and not getattr(site, side):
-            raise FormatError(f"{side} is left out, and the tensors tell it", where=f"{where}, {site.path}", expected=width)
+                              found="no such tensor" if found is None else found)
     return site
+
+
+def _known_shapes(method: Method, cfg: Any, site: Site) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of a site's parameters; an axis that changes with a width that the site does not know is None."""
+    tries = [method.shapes(cfg, dataclasses.replace(site, in_features=site.in_features or wide, out_features=site.out_features or tall))
+             for wide, tall in zip(_INPUTS, _OUTPUTS, strict=True)]
+    return {param: tuple(axes[0] if len(set(axes)) == 1 else None for axes in zip(*(shapes[param] for shapes in tries), strict=True))
+            for param in tries[0]}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..methods import PROMPT, Method, Params, PromptSite, Site, complete, fold, run, run_block
+from ..methods import PROMPT, Method, Params, PromptSite, Site, complete, fold, run, run_block, settled
 from ..pack import manifest as m
 from ..pack.pack import Pack, build
 
@@ -223,7 +223,7 @@ def leaves(case: Case, params: Params) -> dict[str, Any]:
 def resolved(case: Case) -> Any:
     """The config at the site without the fields that only select sites: a manifest holds what was selected instead."""
     selecting = {field.name: field.default for field in dataclasses.fields(case.config) if field.name in {"targets", "modules_to_save"}}
-    return dataclasses.replace(case.config.at(case.site.path), **selecting)
+    return settled(case.method, [dataclasses.replace(case.config.at(case.site.path), **selecting)], [case.site])[0]
 
 
 def pack_of(case: Case) -> Pack:

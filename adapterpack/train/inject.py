@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
-from ..methods import Method, Seen, Site, SiteConfig, as_matrix, method_of
+from ..methods import Method, Seen, Site, SiteConfig, as_matrix, method_of, settled
 from ..pack import peft_layout
+from ..pack.manifest import Group
 from ..pack.pack import Pack, require_sites
 from .embeddings import AdaptedEmbedding
 from .kinds import KINDS
@@ -51,10 +52,10 @@ def adapt(
     seen = measure(model, sites, needs, data)
     if method.plan is not None:
         config = method.plan(config, [dataclasses.replace(site, seen=seen.get(site.path)) for site in sites])
-    common = method.shared.init(config, sites, rng) if method.shared is not None else {}
+    configs = settled(method, [config.at(site.path) for site in sites], sites)
+    common = method.shared.init(configs[0], sites, rng) if method.shared is not None else {}
     with _wrapping(model, name, method, common) as work:
-        for site in sites:
-            cfg = config.at(site.path)
+        for site, cfg in zip(sites, configs, strict=True):
             work.adapter(site.path, cfg, partial(_fresh, method, cfg, rng, seen.get(site.path)), "weight" in needs)
         for path in whole:
             work.saved(path).add(name)
@@ -87,7 +88,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
 
         known = require_model_base(model, pack)
     with _wrapping(model, name, pack.method, pack.shared()) as work:
-        for adapter in pack.adapters():
+        for adapter in pack.adapters(work.shape_of):
             own = {key: value for key, value in adapter.params.items() if key not in work.shared}
             layer = work.adapter(adapter.site.path, adapter.config, partial(_stored, own))
             for side in ("out_features", "in_features"):
@@ -225,6 +226,11 @@ class _Work:
         device = next(wrapper.base.parameters()).device
         wrapper.add(self.name, self.method, cfg, own, {key: self._constant(value, device) for key, value in made.items()}, self.shared)
         return wrapper
+
+    def shape_of(self, group: Group) -> tuple[int, int]:
+        """The shape of the weight at a group's site; a width that the pack says stays, to be compared with the layer's."""
+        site = self._wrapper(group.path).site
+        return group.out_features or site.out_features, group.in_features or site.in_features
 
     def _constant(self, value: np.ndarray, device: torch.device) -> nn.Parameter:
         """A constant as a tensor; the same array at another site is the same tensor."""

@@ -45,25 +45,45 @@ def roles(s: Subject) -> Iterator[Finding]:
             if group.role == "shared":
                 yield from _shared(s, group, params, pointer)
             continue
-        layers = s.pack.method.traits.layers
-        if group.kind not in layers:
-            yield KIND.at(group.path, f"the method has no sites of kind '{group.kind}', only {', '.join(layers)}", pointer=pointer)
-            continue
-        if (group.kind == "prompt") != (group.path == PROMPT):
-            yield KIND.at(group.path, f"a prompt has the one site '{PROMPT}', and no other kind has it", pointer=pointer)
-            continue
-        try:
-            cfg = s.pack.config_at(group)
-            peft_layout.check_shapes(s.pack.method, cfg, site_of(group), params, s.folder.name)
-        except AdapterpackError as error:
-            yield SHAPES.at(group.path, error.what + (f": expected {error.expected}, found {error.found}" if error.expected else ""),
-                            pointer=pointer)
-            continue
-        if extra := sorted(set(params) - set(s.pack.method.shapes(cfg, site_of(group)))):
-            yield EXTRA.at(group.path, f"a tensor that the method does not have: {', '.join(extra)}", pointer=pointer)
-        narrow = min(group.in_features or _UNKNOWN, group.out_features or _UNKNOWN)
-        if s.pack.method.traits.low_rank and (cfg.rank or 0) > narrow:
-            yield RANK_LARGE.at(group.path, f"rank {cfg.rank} at a site of {group.out_features} x {group.in_features}", pointer=pointer)
+        yield from _adapter(s, group, params, pointer)
+    if SHARED not in paths:
+        yield from _shared_missing(s)
+
+
+def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
+    """One adapted site: its kind, its tensors, its rank."""
+    layers = s.pack.method.traits.layers
+    if group.kind not in layers:
+        yield KIND.at(group.path, f"the method has no sites of kind '{group.kind}', only {', '.join(layers)}", pointer=pointer)
+        return
+    if (group.kind == "prompt") != (group.path == PROMPT):
+        yield KIND.at(group.path, f"a prompt has the one site '{PROMPT}', and no other kind has it", pointer=pointer)
+        return
+    try:
+        cfg = s.pack.config_at(group)
+        peft_layout.check_shapes(s.pack.method, cfg, site_of(group), params, s.folder.name)
+    except AdapterpackError as error:
+        yield SHAPES.at(group.path, error.what + (f": expected {error.expected}, found {error.found}" if error.expected else ""),
+                        pointer=pointer)
+        return
+    if extra := sorted(set(params) - set(s.pack.method.shapes(cfg, site_of(group)))):
+        yield EXTRA.at(group.path, f"a tensor that the method does not have: {', '.join(extra)}", pointer=pointer)
+    narrow = min(group.in_features or _UNKNOWN, group.out_features or _UNKNOWN)
+    if s.pack.method.traits.low_rank and (cfg.rank or 0) > narrow:
+        yield RANK_LARGE.at(group.path, f"rank {cfg.rank} at a site of {group.out_features} x {group.in_features}", pointer=pointer)
+
+
+def _shared_missing(s: Subject) -> Iterator[Finding]:
+    """What all sites share has a group, if there is any such thing."""
+    sites = [group for group in s.pack.manifest.groups if group.role == "adapter"]
+    if s.pack.method.shared is None or not sites:
+        return
+    try:
+        missing = s.pack.method.shared.shapes(s.pack.config_at(sites[0]), [site_of(group) for group in sites])
+    except AdapterpackError:  # the config is not usable, which its own finding says
+        return
+    if missing:
+        yield SHAPES.at(SHARED, f"what all sites share is not there: {', '.join(sorted(missing))}", pointer="/groups")
 
 
 def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:

@@ -1,0 +1,47 @@
+"""PEFT's ``..._pattern`` options: values by module name. Its names are regular expressions; ours are names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import Unsupported
+from .config import is_number
+
+
+def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any, dict[str, Any]]:
+    """Site path -> value, as PEFT reads it: a value for all, and names for the sites that have another.
+
+    PEFT takes a name for the end of a path. Where it understands an anchor (``anchored``), a name that other paths end in has one; where
+    it does not, such a site has the value for all, because a path that is named whole is found all the same.
+
+    Example:
+        >>> default_and_pattern({"a.fc": 1, "fc": 2, "b.fc": 1}, anchored=True)
+        (1, {'^fc': 2})
+        >>> default_and_pattern({"a.fc": 1, "fc": 2, "b.fc": 1}, anchored=False)
+        (2, {'a.fc': 1, 'b.fc': 1})
+    """
+    ends = {path for path in values if any(other.endswith(f".{path}") for other in values)}
+    default = values[next(iter(values) if anchored else iter([path for path in values if path in ends] or values))]
+    return default, {f"^{path}" if anchored and path in ends else path: value for path, value in values.items() if value != default}
+
+
+def literal(pattern: Any, where: str) -> dict[str, Any]:
+    """PEFT's pattern as names: PEFT takes the first key that fits the end of a path, we take the longest, so hidden keys are left out.
+
+    Raises:
+        Unsupported: a key is more than a name; a regular expression can take hours and is not run.
+        ValueError: this is no map of names to numbers.
+    """
+    if not isinstance(pattern or {}, Mapping) or not all(map(is_number, (pattern or {}).values())):
+        raise ValueError(f"{where} must map names to numbers, not {pattern!r:.80}")
+    names: dict[str, Any] = {}
+    for key, value in (pattern or {}).items():
+        name = key.replace("\\.", ".").removesuffix("$")
+        if not re.fullmatch(r"\^?[A-Za-z0-9_.-]+", name):
+            raise Unsupported("this PEFT pattern is a regular expression, which is not run", where=where, found=repr(key)[:80],
+                              expected="module names", remedy="write the pattern with literal module names")
+        if not any(f".{name.removeprefix('^')}".endswith(f".{earlier}") for earlier in names):
+            names[name] = value
+    return names
