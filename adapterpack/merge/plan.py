@@ -103,8 +103,15 @@ def _module(tensor: str) -> str:
     return tensor.rpartition(".")[0].rpartition(".")[2]
 
 
+def _require_alone(name: str, contributions: list[Contribution]) -> None:
+    if len(contributions) > 1 and any(each.method.traits.exclusive for each in contributions):
+        raise Unsupported("several adapters change this tensor, and one of them puts its own values in its place", where=name,
+                          found=", ".join(f"'{each.pack}' ({each.method.name})" for each in contributions), remedy="merge only one of them")
+
+
 def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> Target | None:
     """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias."""
+    _require_alone(name, contributions)
     weight, dtype = base.read(name).reshape(as_matrix(base.tensors[name].shape)), work_dtype(base.tensors[name].dtype)
     stem = name.removesuffix(".weight")
     bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None

@@ -208,6 +208,7 @@ adalora = Method(
     name="adalora",
     summary="low-rank changes with singular values, and a budget of rank that training shares out among the sites",
     paper="https://arxiv.org/abs/2303.10512",
+    formula="y' = W x + b + s B diag(E) A x,  s = alpha / (r + 1e-5)",
     config=AdaLoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
     shapes=_shapes,

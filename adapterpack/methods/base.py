@@ -123,6 +123,8 @@ class PeftForm(NamedTuple):
     """The one site of a method that acts on the model as a whole: PEFT names its tensors without a path, and modules without ``model.``."""
     same: Callable[[Mapping[str, Any], str | None], bool] = lambda sites, task: True
     """Whether PEFT computes the same, by the configs of the sites and PEFT's name of the task; if not, its config is not written."""
+    accepts: Callable[[Any, Site], bool] = lambda cfg, site: True
+    """Whether PEFT itself loads and merges this at such a site; it refuses some of what its files can hold."""
     tied: bool = False
     """Whether PEFT writes the tensors of a tied table a second time, for the head."""
     adopt: Callable[[PeftContent], PeftContent] | None = None

@@ -63,6 +63,7 @@ bat = Method(
     name="bat",
     summary="MiSS that turns each block of the weight by a trained one",
     paper="https://arxiv.org/abs/2409.15371",
+    formula="W'_ij = W_ij + W_ij M_i + M_i for r x r blocks",
     config=Bat,
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True),
     shapes=_shapes,

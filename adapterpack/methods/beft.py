@@ -42,6 +42,7 @@ beft = Method(
     name="beft",
     summary="a trained change of a layer's bias, as in BitFit",
     paper="https://arxiv.org/abs/2106.10199",
+    formula="y' = W x + b + beta",
     config=BEFT,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,
@@ -49,6 +50,7 @@ beft = Method(
     attach=_attach,
     examples=(BEFT(), BEFT(targets=("proj",))),
     peft=PeftForm(
+        accepts=lambda cfg, site: site.bias,  # it loads one for a layer without a bias, and cannot merge it
         peft_type="BEFT",
         suffixes={"beft_bias": "beft_bias"},
         to_config=lambda sites: {"init_weights": True},

@@ -131,6 +131,7 @@ boft = Method(
     name="boft",
     summary="a trained rotation of a layer's inputs as a butterfly of small blocks, and a factor on every output",
     paper="https://arxiv.org/abs/2311.06243",
+    formula="y' = s * (W R x) + b,  R = B_1 ... B_m, butterflies of Cayley rotations",
     config=BOFT,
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True, least=(1, 2)),
     shapes=_shapes,
@@ -139,6 +140,7 @@ boft = Method(
     constants=_constants,
     examples=(BOFT(), BOFT(block_size=2, n_butterfly_factor=2), BOFT(block_num=3), BOFT(block_num=6, n_butterfly_factor=4)),
     peft=PeftForm(
+        accepts=lambda cfg, site: _layout(cfg, site.in_features).factors == 1,  # more needs PEFT's CUDA extension
         peft_type="BOFT",
         suffixes={"boft_R": "boft_R", "boft_s": "boft_s"},
         to_config=_to_peft,

@@ -75,6 +75,7 @@ c3a = Method(
     name="c3a",
     summary="circulant blocks, each one trained row of numbers",
     paper="https://arxiv.org/abs/2407.19342",
+    formula="W' = W + C / in,  C of circulant blocks",
     config=C3A,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,

@@ -89,6 +89,7 @@ cartridge = Method(
     name="cartridge",
     summary="the trained cache of a text, whose first tokens stay frozen",
     paper="https://arxiv.org/abs/2506.06266",
+    formula="K' = [S; P; K],  V' = [S; P; V],  S frozen",
     config=Cartridge,
     traits=traits((_SINK,)),
     shapes=_shapes,

@@ -29,6 +29,11 @@ class SiteConfig:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout!r}")
 
     @property
+    def redundant(self) -> bool:
+        """Whether a pack stores more than is trained because another library wants it so."""
+        return False
+
+    @property
     def frozen(self) -> frozenset[str]:
         """The parameters that are not trained under this config, beside those that the method never trains."""
         return frozenset()

@@ -111,6 +111,7 @@ cpt = Method(
     name="cpt",
     summary="examples as a prompt whose embeddings move within a ball around their words",
     paper="https://arxiv.org/abs/2410.17222",
+    formula="P_i = E(x_i) + D_i min(1, e_i / |D_i|) before the first token",
     config=CPT,
     traits=traits((STORED,)),
     shapes=_shapes,

@@ -97,6 +97,7 @@ deft = Method(
     name="deft",
     summary="a subspace of the outputs taken out of the weight, and something trained put there",
     paper="https://huggingface.co/docs/peft/package_reference/deft",
+    formula="W' = W - Q Z^T W + s Q R",
     config=DEFT,
     traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True),
     shapes=_shapes,

@@ -98,6 +98,7 @@ delora = Method(
     name="delora",
     summary="a low-rank change with a trained bound on its size",
     paper="https://arxiv.org/abs/2503.18225",
+    formula="W' = W + B diag(lambda / (r |A_i| |B_i|)) A diag(|W|_column)",
     config=DeLoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
                   frozen=("delora_w_norm",)),

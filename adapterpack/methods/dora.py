@@ -79,6 +79,7 @@ dora = Method(
     name="dora",
     summary="LoRA on the direction of each weight row, with a trained length",
     paper="https://arxiv.org/abs/2402.09353",
+    formula="y' = c * (W x + s B A x) + b,  c = m / |W + s B A|_row",
     config=DoRA,
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True),
     shapes=_shapes,

@@ -126,6 +126,7 @@ fourierft = Method(
     name="fourierft",
     summary="a few trained coefficients of the change's two-dimensional spectrum, at places that a seed draws",
     paper="https://arxiv.org/abs/2405.03003",
+    formula="W' = W + s Re(ifft2(S)),  S sparse",
     config=FourierFT,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=lambda cfg, site: {"fourierft_spectrum": (_count(cfg, site),)},

@@ -107,6 +107,7 @@ gralora = Method(
     name="gralora",
     summary="the weight cut into k x k blocks, a low-rank change in each",
     paper="https://arxiv.org/abs/2505.20355",
+    formula="W'_ij = W_ij + s B_ij A_ji for k x k blocks",
     config=GraLoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
     shapes=_shapes,

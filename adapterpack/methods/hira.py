@@ -53,6 +53,7 @@ hira = Method(
     name="hira",
     summary="the weight multiplied elementwise by a low-rank matrix: a change of full rank",
     paper="https://openreview.net/forum?id=TwJrTz9cRS",
+    formula="W' = W + W * (B A), elementwise",
     config=HiRA,
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True),
     shapes=_shapes,

@@ -103,6 +103,7 @@ hra = Method(
     name="hra",
     summary="a product of trained reflections of a layer's inputs, orthogonal and of low rank",
     paper="https://arxiv.org/abs/2405.17484",
+    formula="y' = W (H_1 ... H_r x) + b,  H_i = I - 2 u_i u_i^T / |u_i|^2",
     config=HRA,
     traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, least=(1, 2)),
     shapes=_shapes,

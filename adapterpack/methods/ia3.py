@@ -83,6 +83,7 @@ ia3 = Method(
     name="ia3",
     summary="a learned factor on every output of a layer, or on every input of a feedforward layer",
     paper="https://arxiv.org/abs/2205.05638",
+    formula="y' = l * (W x + b), or W (l * x) + b in feedforward layers",
     config=IA3,
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,

@@ -97,6 +97,7 @@ kasa = Method(
     name="kasa",
     summary="the smallest singular values of the weight give way to a low-rank change with trained ones",
     paper="https://arxiv.org/abs/2412.06071",
+    formula="W' = W - U_r S_r V_r^T + s B diag(d) A",
     config=KaSA,
     traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True),
     shapes=_shapes,

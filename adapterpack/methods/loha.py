@@ -89,6 +89,7 @@ loha = Method(
     name="loha",
     summary="the elementwise product of two low-rank changes: rank r^2 for the tensors of rank 2 r",
     paper="https://arxiv.org/abs/2108.06098",
+    formula="W' = W + s (w1a w1b) * (w2a w2b), elementwise",
     config=LoHa,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
     shapes=_shapes,

@@ -99,6 +99,7 @@ lokr = Method(
     name="lokr",
     summary="a change that is the Kronecker product of two small matrices",
     paper="https://arxiv.org/abs/2309.14859",
+    formula="W' = W + s kron(w1, w2)",
     config=LoKr,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,

@@ -76,6 +76,7 @@ miss = Method(
     name="miss",
     summary="one trained block of rows shared by all blocks of the input",
     paper="https://arxiv.org/abs/2409.15371",
+    formula="y' = W x + b + M sum_blocks(x)",
     config=MiSS,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
     shapes=_shapes,

@@ -57,6 +57,7 @@ miss_mini = Method(
     name="miss_mini",
     summary="MiSS with a block that is repeated over the outputs",
     paper="https://arxiv.org/abs/2409.15371",
+    formula="y' = W x + b + repeat(M sum_blocks(x))",
     config=MiSSMini,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
     shapes=_shapes,

@@ -89,6 +89,7 @@ mora = Method(
     name="mora",
     summary="one square matrix in place of LoRA's two: a change of high rank",
     paper="https://arxiv.org/abs/2405.12130",
+    formula="y' = W x + b + widen(M narrow(x)),  M square",
     config=MoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,

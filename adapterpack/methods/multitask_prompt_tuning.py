@@ -70,6 +70,7 @@ multitask_prompt_tuning = Method(
     name="multitask_prompt_tuning",
     summary="a prompt that tasks share, times a low-rank matrix of each task",
     paper="https://arxiv.org/abs/2303.02861",
+    formula="P_t = P * (u_t v_t) before the first token",
     config=MultitaskPromptTuning,
     traits=traits(),
     shapes=_shapes,

@@ -117,6 +117,7 @@ oft = Method(
     name="oft",
     summary="a trained rotation of a layer's inputs, block by block; COFT by coft",
     paper="https://arxiv.org/abs/2306.07280",
+    formula="y' = W (R x) + b,  R = diag of (I - Q_i)^-1 (I + Q_i)",
     config=OFT,
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, least=(1, 2)),
     shapes=_shapes,

@@ -91,5 +91,8 @@ def nearest_divisor(width: int, wanted: int) -> int:
         >>> nearest_divisor(12, 5), nearest_divisor(12, 40), nearest_divisor(7, 3)
         (4, 12, 1)
     """
-    divisors = (part for part in range(1, width + 1) if width % part == 0)
-    return min(divisors, key=lambda part: (abs(part - wanted), part), default=0)
+    best = 0
+    for part in range(1, width + 1):  # a loop that torch.compile can trace
+        if width % part == 0 and (best == 0 or abs(part - wanted) < abs(best - wanted)):
+            best = part
+    return best

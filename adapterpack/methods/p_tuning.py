@@ -134,6 +134,7 @@ p_tuning = Method(
     name="p_tuning",
     summary="embeddings before the first token, trained through an MLP or an LSTM that is gone afterwards",
     paper="https://arxiv.org/abs/2103.10385",
+    formula="P = f(E) before the first token,  f an MLP or an LSTM",
     config=PTuning,
     traits=traits(),
     shapes=_shapes,

@@ -113,6 +113,7 @@ prefix_tuning = Method(
     name="prefix_tuning",
     summary="trained keys and values before those of the first token, in every layer",
     paper="https://arxiv.org/abs/2101.00190",
+    formula="K' = [P_K; K],  V' = [P_V; V] in every layer",
     config=PrefixTuning,
     traits=traits(),
     shapes=_shapes,

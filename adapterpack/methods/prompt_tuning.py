@@ -71,6 +71,7 @@ prompt_tuning = Method(
     name="prompt_tuning",
     summary="trained embeddings before the first token",
     paper="https://arxiv.org/abs/2104.08691",
+    formula="x' = [P; E(x)]",
     config=PromptTuning,
     traits=traits(),
     shapes=_shapes,

@@ -110,6 +110,7 @@ psoft = Method(
     name="psoft",
     summary="a trained rotation in the principal subspace of the frozen weight",
     paper="https://arxiv.org/abs/2505.11235",
+    formula="y' = W x + b + U_r S_r (R - I) V_r^T x",
     config=PSOFT,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, reads_weight=True, least=(2, 2)),
     shapes=_shapes,

@@ -168,6 +168,7 @@ randlora = Method(
     name="randlora",
     summary="a change of full rank: trained weights on frozen random bases; the bases are a seed",
     paper="https://arxiv.org/abs/2502.00987",
+    formula="W' = W + s sum_n B_n diag(lambda_n) A_n diag(gamma),  A and B frozen",
     config=RandLoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False, frozen=_PROJECTION.names),
     shapes=_shapes,

@@ -98,6 +98,7 @@ road = Method(
     name="road",
     summary="a layer's outputs turned and scaled in pairs",
     paper="https://arxiv.org/abs/2409.00119",
+    formula="y' = alpha cos(theta) * y + alpha sin(theta) * turned(y)",
     config=RoAd,
     traits=Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, least=(2, 1)),
     shapes=_shapes,
@@ -105,6 +106,7 @@ road = Method(
     attach=_attach,
     examples=(RoAd(), RoAd(variant="road_2", group_size=4), RoAd(variant="road_4", group_size=6), RoAd(group_size=2)),
     peft=PeftForm(
+        accepts=lambda cfg, site: site.out_features % cfg.group_size == 0,
         peft_type="ROAD",
         suffixes={"road_theta": "road_theta", "road_alpha": "road_alpha"},
         to_config=_to_peft,

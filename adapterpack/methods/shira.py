@@ -39,6 +39,11 @@ class SHiRA(SiteConfig):
         if self.random_seed is not None:
             require_whole("random_seed", self.random_seed, 0)
 
+    @property
+    def redundant(self) -> bool:
+        """Without a seed the places are stored."""
+        return self.random_seed is None
+
 
 def _count(cfg: SHiRA, site: Site) -> int:
     return min(cfg.r * (site.in_features + site.out_features), site.in_features * site.out_features)
@@ -91,6 +96,7 @@ shira = Method(
     name="shira",
     summary="trained values at a few places of the weight, which a seed draws",
     paper="https://arxiv.org/abs/2406.13175",
+    formula="W' = W + S,  S sparse",
     config=SHiRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,

@@ -67,6 +67,11 @@ class TinyLoRA(SiteConfig):
         """The inner dimension; at a layer that is narrower, the layer's width."""
         return self.r
 
+    @property
+    def redundant(self) -> bool:
+        """PEFT reads stored factors only."""
+        return self.save_factors
+
 
 def _rank(cfg: TinyLoRA, site: Site) -> int:
     return min(cfg.r, site.in_features, site.out_features)
@@ -174,6 +179,7 @@ tinylora = Method(
     name="tinylora",
     summary="a handful of trained numbers between the singular vectors of the weight",
     paper="https://arxiv.org/abs/2602.04118",
+    formula="y' = W x + b + U_r S_r^(1/2) (sum_i v_i P_i) S_r^(1/2) V_r^T x",
     config=TinyLoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, reads_weight=True,
                   frozen=("tinylora_A", "tinylora_B")),

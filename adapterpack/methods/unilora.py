@@ -174,6 +174,7 @@ unilora = Method(
     name="unilora",
     summary="LoRA's factors at every layer taken from one trained vector, by indices that a seed deals out",
     paper="https://arxiv.org/abs/2506.00799",
+    formula="y' = W x + b + B A x,  A and B gathered from one vector theta",
     config=UniLoRA,
     traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
     shapes=lambda cfg, site: {},

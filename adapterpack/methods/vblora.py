@@ -136,6 +136,7 @@ vblora = Method(
     name="vblora",
     summary="LoRA's factors mixed from a bank of vectors that all layers share",
     paper="https://arxiv.org/abs/2405.15179",
+    formula="y' = W x + b + B A x,  A and B mixed from one bank of vectors",
     config=VBLoRA,
     traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
     shapes=_shapes,

@@ -107,6 +107,7 @@ vera = Method(
     name="vera",
     summary="two trained vectors around a frozen random pair that all layers share; the pair is a seed",
     paper="https://arxiv.org/abs/2310.11454",
+    formula="y' = W x + b + b' * (B (d * (A x))),  A and B frozen and shared",
     config=VeRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, frozen=_PROJECTION.names),
     shapes=_shapes,

@@ -150,6 +150,7 @@ waveft = Method(
     name="waveft",
     summary="a few trained coefficients of the change's wavelet transform, at places that a seed draws",
     paper="https://arxiv.org/abs/2505.12532",
+    formula="W' = W + s IDWT2(S),  S sparse",
     config=WaveFT,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=lambda cfg, site: {"waveft_spectrum": (_count(cfg, site),)},

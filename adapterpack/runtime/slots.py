@@ -171,10 +171,9 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
     shapes = {}
     for path, site in sites.items():
         wide = site.labels or site.out_features
-        turn = min(max_rank, site.in_features)
         every = {"down": (site.in_features, max_rank), "up": (max_rank, site.out_features), "scale": (site.out_features,),
                  "shift": (site.out_features,), "pre": (site.in_features,), "turn": (site.in_features, site.in_features),
-                 "turn_down": (site.in_features, turn), "turn_up": (turn, site.in_features),
+                 "turn_down": (site.in_features, max_rank), "turn_up": (max_rank, site.in_features),
                  "mix": (site.out_features, site.out_features),
                  "delta": (site.in_features, site.out_features), "head": (site.in_features, wide), "head_bias": (wide,)}
         for field in site.fields:

@@ -71,7 +71,7 @@ INVARIANTS = (
     Invariant("additive_law", algebra.additive_law, lambda method: method.traits.additive, "additive"),
     Invariant("low_rank_law", algebra.low_rank_law, lambda method: method.traits.low_rank, "low_rank"),
     Invariant("rows_do_not_mix", company.rows_do_not_mix, _always, "kind"),
-    Invariant("in_order", company.in_order, _folds, "kind"),
+    Invariant("in_order", company.in_order, lambda method: _folds(method) and not method.traits.exclusive, "exclusive"),
     Invariant("only_the_adapter_trains", model.only_the_adapter_trains, _layered, "layers"),
     Invariant("disabled_is_the_base", model.disabled_is_the_base, _layered, "layers"),
     Invariant("layer_agrees", model.layer_agrees, _layered, "layers"),
