@@ -25,7 +25,7 @@ NAMES: list[str | None] = ["soft", None, "prefix", "lora", "tasks", "soft"]
 CONFIGS: dict[str, Any] = {
     "soft": ap.PromptTuning(num_virtual_tokens=3),
     "prefix": ap.PrefixTuning(num_virtual_tokens=5),
-    "tasks": ap.MultitaskPromptTuning(num_virtual_tokens=2, num_tasks=2, task=1),
+    "tasks": ap.MultitaskPromptTuning(num_virtual_tokens=2, num_tasks=2, default_task=1),
     "lora": ap.LoRA(r=3),
 }
 CLOSE = 1e-4

@@ -21,24 +21,24 @@ _COLS, _ROWS = "prefix_task_cols", "prefix_task_rows"
 
 @dataclass(frozen=True, kw_only=True)
 class MultitaskPromptTuning(PromptTuning):
-    """``task`` is the one that holds where a call gives no ``task_ids`` [batch].
+    """``default_task`` is the one that holds where a call gives no ``task_ids`` [batch].
 
     Example:
-        >>> MultitaskPromptTuning(num_virtual_tokens=8, num_tasks=3, task=2).num_ranks
+        >>> MultitaskPromptTuning(num_virtual_tokens=8, num_tasks=3, default_task=2).num_ranks
         1
     """
 
     num_tasks: int = 1
     num_ranks: int = 1
-    task: int = 0
+    default_task: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_whole("num_tasks", self.num_tasks)
         require_whole("num_ranks", self.num_ranks)
-        require_whole("task", self.task, 0)
-        if self.task >= self.num_tasks:
-            raise ValueError(f"task {self.task} is none of {self.num_tasks}, which are counted from 0")
+        require_whole("default_task", self.default_task, 0)
+        if self.default_task >= self.num_tasks:
+            raise ValueError(f"task {self.default_task} is none of {self.num_tasks}, which are counted from 0")
 
 
 def _shapes(cfg: MultitaskPromptTuning, site: Site) -> dict[str, tuple[int, ...]]:
@@ -53,7 +53,7 @@ def _init(cfg: MultitaskPromptTuning, site: Site, rng: np.random.Generator) -> d
 
 
 def _attach(cfg: MultitaskPromptTuning, params: Params, site: Site) -> PromptForm:
-    return PromptForm(embeds=params[STORED] * (params[_COLS] @ params[_ROWS]), task=cfg.task)
+    return PromptForm(embeds=params[STORED] * (params[_COLS] @ params[_ROWS]), task=cfg.default_task)
 
 
 def _to_peft(cfg: MultitaskPromptTuning) -> dict[str, Any]:
