@@ -393,7 +393,7 @@ def test_train(world: World) -> None:
     [pack] = report(done)["packs"]
     assert (pack["name"], pack["ranks"], pack["training"]["steps"]) == ("trained", {"2": pack["sites"]}, 2)
     assert "lora_r is read as r" in done.stderr
-    config.write_text(config.read_text("utf-8") + "method: lroa\n", "utf-8")
+    config.write_text(config.read_text("utf-8") + "method: loraa\n", "utf-8")
     assert "did you mean 'lora'?" in sentence(call("train", config, f"output_dir={out}-2"))
     assert not Path(f"{out}-2").exists()
 
@@ -404,7 +404,7 @@ def test_catalogues() -> None:
     assert [rule["name"] for rule in report(call("rules", "--json"))["rules"]] == list(adapterpack.rules())
     assert {"name": "r", "type": "int", "default": 8} in report(call("methods", "lora", "--json"))["methods"][0]["hyperparameters"]
     assert "linear" in call("rules").stdout
-    assert "did you mean 'lora'?" in sentence(call("methods", "lroa"))
+    assert "did you mean 'lora'?" in sentence(call("methods", "loraa"))
     assert "did you mean 'linear'?" in sentence(call("rules", "liner"))
 
 
