@@ -325,7 +325,7 @@ def _features(form: PeftForm, params: dict[str, np.ndarray], where: str) -> tupl
         return form.features(params)
     except (IndexError, KeyError, ValueError) as error:
         shapes = {name: value.shape for name, value in params.items()}
-        raise FormatError("the tensors of a site have too few axes", where=where, found=shapes) from error
+        raise FormatError("the tensors of a site do not pair up, or have too few axes", where=where, found=shapes) from error
 
 
 def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:
