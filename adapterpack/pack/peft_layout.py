@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import AdapterpackError, FormatError, Unsupported, storage_errors
 from ..methods import Method, PeftContent, PeftForm, Site, get, methods
 from . import manifest as m
-from . import strict_json
+from . import patterns, strict_json
 from .safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -144,13 +144,18 @@ def _parts(
     if method is None or method.peft is None:
         raise Unsupported("this PEFT method is not supported", where=folder / CONFIG, found=config.get("peft_type"),
                           expected=", ".join(sorted({method.peft.peft_type for method in known_methods if method.peft})))
+    file = folder / TENSORS
+    expressions = [key for key, value in config.items() if key.endswith("_pattern") and patterns.is_expression(value)]
+    if expressions:
+        tensors = tensors or SafetensorsFile(file, private=True)
+        paths = sorted(_sort(method, tensors, config.get("modules_to_save") or (), file)[0])
+        config = {**config, **{key: patterns.expanded(config[key], paths, f"{folder / CONFIG}#/{key}") for key in expressions}}
     try:
         cfg = method.peft.from_config(config)
         written = method.peft.to_config({"": cfg}) or {}
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
     _refuse_options(config, written, folder / CONFIG)
-    file = folder / TENSORS
     tensors = tensors or SafetensorsFile(file, private=True)
     params, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
     if method.peft.tied:
