@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import Unsupported
 from .inits.base import Seen
-from .operators import Array, Operator
+from .operators import Array, Operator, columns
 
 Params = Mapping[str, Array]
 Forward = Callable[[Array], Array]
@@ -27,7 +28,9 @@ Forward = Callable[[Array], Array]
 class Site:
     """One place in a model that an adapter changes.
 
-    ``path`` is the literal module path. ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
+    ``path`` is the literal path of the module, or of the parameter itself where a bare one is adapted; ``kind`` says how its weight is
+    stored (:mod:`~.layouts`), which a method never sees: for it the weight is ``[out, in]``. ``kernel`` is that of a convolution, whose
+    ``in_features`` counts it; ``stack`` counts the matrices of a parameter that holds several of them. ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
     trait ``reads_weight`` is set, and with ``seen`` to an ``init`` that asks for them. A width is 0 where it is not known: a file of
     another library need not say both.
     """
@@ -37,6 +40,8 @@ class Site:
     out_features: int
     kind: str = "linear"
     bias: bool = False
+    kernel: tuple[int, ...] = ()
+    stack: int = 1
     weight: Array | None = field(default=None, compare=False, repr=False)
     base_bias: Array | None = field(default=None, compare=False, repr=False)
     seen: Seen | None = field(default=None, compare=False, repr=False)
@@ -80,6 +85,20 @@ class Traits:
     """Its parameters that are stored and not trained, beside those that are not of a floating type."""
 
 
+class PeftLayer(NamedTuple):
+    """How PEFT stores a method's parameters at a kind of site other than a linear layer.
+
+    ``suffixes`` are as in :class:`PeftForm`; ``config`` holds the keys of PEFT's config that say that there are such sites. Tensors of more
+    than two axes say it themselves: ``axes`` counts those of their tensors. ``stored`` turns a site's parameters into PEFT's shapes;
+    what comes back is the same with all axes after the first as one.
+    """
+
+    suffixes: Mapping[str, str]
+    config: Mapping[str, Any] = {}
+    axes: tuple[int, ...] = (2,)
+    stored: Callable[[Site, Params], dict[str, np.ndarray]] | None = None
+
+
 class PeftForm(NamedTuple):
     """How a method is stored in a folder that PEFT loads."""
 
@@ -94,6 +113,8 @@ class PeftForm(NamedTuple):
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
     """shared parameter name -> PEFT's whole tensor name."""
+    layers: Mapping[str, PeftLayer] = {}
+    """Kind of site -> how PEFT has it there, for kinds other than ``linear``. At a kind that is not here PEFT has no such form."""
 
 
 class Shared(NamedTuple):
@@ -149,6 +170,26 @@ def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = N
     y = base(x if form.pre is None else form.pre.apply(x))
     if form.down is not None:
         inner = form.down.apply(x if drop is None else drop(x))
+        y = y + (inner if form.up is None else form.up.apply(inner))
+    if form.scale is not None:
+        y = y * form.scale
+    return y if form.shift is None else y + form.shift
+
+
+def look_up(form: AttachForm, base: Forward, ids: Array, keep: Array | None = None) -> Array:
+    """:func:`evaluate` for a layer whose inputs are one-hot vectors, given as their numbers ``ids``: ``[...]`` to ``[..., out]``.
+
+    ``keep`` (``[...]``) multiplies the branch: dropout on a one-hot vector leaves all of it or nothing.
+
+    Raises:
+        Unsupported: the form changes the input, which ids do not let it.
+    """
+    if form.pre is not None:
+        raise Unsupported("a method that changes a layer's input cannot adapt an embedding, whose inputs are ids")
+    y = base(ids)
+    if form.down is not None:
+        inner = columns(form.down, ids)
+        inner = inner if keep is None else inner * keep[..., None]
         y = y + (inner if form.up is None else form.up.apply(inner))
     if form.scale is not None:
         y = y * form.scale

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
-from ..methods import Method, Site, get
+from ..methods import Method, Site, get, is_stacked, matrix_shape
 from . import identity, peft_layout, safetensors
 from . import manifest as m
 from .atomic import output_folder
@@ -101,14 +101,24 @@ class Pack:
             if not entry.param.endswith(".scales"):
                 value = self.tensors[name]
                 found[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
-        return found
+        return peft_layout.loaded(self.method, self._kinds[path], found) if path in self._kinds else found
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        return {group.path: group.kind for group in self.manifest.groups if group.role == "adapter"}
+
+    def site(self, group: m.Group) -> Site:
+        """The site that a group describes; what its tensors' shapes say of it is read off them."""
+        shapes = [entry.shape for _, entry in self._by_group.get(group.path, ()) if not entry.param.endswith(".scales")]
+        stack = max((shape[0] for shape in shapes if shape), default=1) if is_stacked(group.kind) else 1
+        return dataclasses.replace(site_of(group), kernel=peft_layout.kernel_of(group.kind, shapes), stack=stack)
 
     def adapters(self) -> Iterator[Adapter]:
         """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order."""
         shared = self.shared()
         for group in self.manifest.groups:
             if group.role == "adapter":
-                yield Adapter(site_of(group), self.config_at(group), {**shared, **self.params(group.path)}, group.weight)
+                yield Adapter(self.site(group), self.config_at(group), {**shared, **self.params(group.path)}, group.weight)
 
     def shared(self) -> dict[str, np.ndarray]:
         """The parameters that all adapted sites have in common."""
@@ -186,10 +196,12 @@ class Pack:
                 raise SiteNotFound("a tensor that the pack changes has another name in this variant of the base, and no path leads to it",
                                    where=f"{base.folder}, {group.path}", found=group.weight or f"{group.path}.weight",
                                    remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
-            shape = base.tensors[base.require_weight(group.path, group.weight)].shape
-            if any(mine not in {None, its} for mine, its in zip((group.out_features, group.in_features), shape, strict=True)):
+            stored = base.tensors[base.require_weight(group.path, group.weight)].shape
+            shape = matrix_shape(group.kind, stored)
+            known = (group.out_features, group.in_features)
+            if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
                 raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
-                                   expected=(group.out_features, group.in_features), found=shape, remedy="use the base that the pack names")
+                                   expected=f"{known} of kind '{group.kind}'", found=shape or stored, remedy="use the base that the pack names")
 
 
 def site_of(group: m.Group) -> Site:
@@ -233,8 +245,8 @@ def build(
     for (site, (cfg, params)), overrides in zip(adapters.items(), differing, strict=True):
         groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
                               site.out_features or None, site.bias, cfg.rank, cfg.scale, overrides))
-        for param, value in params.items():
-            add(site.path, param, peft_layout.tensor_name(method, site.path, param), value)
+        for param, value in peft_layout.stored(method, site, params).items():
+            add(site.path, param, peft_layout.tensor_name(method, site.path, param, site.kind), value)
     if shared:
         groups.append(m.Group(SHARED, "shared", "module"))
     for param, value in (shared or {}).items():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import AdapterpackError, FormatError, Unsupported, storage_errors
-from ..methods import Method, Site, get, methods
+from ..methods import Method, PeftLayer, Site, get, is_stacked, methods
 from . import manifest as m
 from . import strict_json
 from .safetensors import SafetensorsFile
@@ -41,16 +42,42 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
-def tensor_name(method: Method, path: str, param: str) -> str:
-    """PEFT's name for a parameter at a site.
+def form_of(method: Method, kind: str) -> PeftLayer | None:
+    """How PEFT stores the method at sites of that kind, or None where it has no such form."""
+    if method.peft is None:
+        return None
+    return PeftLayer(method.peft.suffixes) if kind == "linear" else method.peft.layers.get(kind)
+
+
+def tensor_name(method: Method, path: str, param: str, kind: str = "linear") -> str:
+    """PEFT's name for a parameter at a site; one of our own where PEFT has none.
 
     Raises:
         FormatError: the method does not say how PEFT calls that parameter.
     """
-    suffixes = method.peft.suffixes if method.peft else {param: param}
+    form = form_of(method, kind)
+    suffixes = form.suffixes if form else {param: param}
     if param not in suffixes:
         raise FormatError(f"the method {method.name} has no parameter of that name", where=path, expected=", ".join(suffixes), found=param)
     return f"{_PREFIX}{path}.{suffixes[param]}"
+
+
+def stored(method: Method, site: Site, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters of a site in the shapes that PEFT stores."""
+    form = form_of(method, site.kind)
+    return form.stored(site, params) if form is not None and form.stored is not None else dict(params)
+
+
+def loaded(method: Method, kind: str, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The reverse of :func:`stored`: a convolution's tensors as matrices."""
+    form = form_of(method, kind)
+    turned = form is not None and form.stored is not None
+    return {name: value.reshape(len(value), math.prod(value.shape[1:])) if turned and value.ndim > 2 else value for name, value in params.items()}
+
+
+def kernel_of(kind: str, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The kernel of a convolution, which the tensors that belong to its input have behind their second axis; empty for other kinds."""
+    return () if is_stacked(kind) else max((shape[2:] for shape in shapes), key=lambda axes: (math.prod(axes), len(axes)), default=())
 
 
 def shared_name(method: Method, param: str) -> str:
@@ -64,13 +91,16 @@ def full_name(path: str, param: str) -> str:
 
 
 def config_bytes(manifest: m.Manifest) -> bytes | None:
-    """PEFT's config for a manifest, or None where PEFT cannot load the tensors (another method, quantized tensors)."""
+    """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of layer, quantized tensors."""
     from .pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
 
     method = get(manifest.method.type)
     if method.peft is None or manifest.quantization is not None:
         return None
     adapters = [group for group in manifest.groups if group.role == "adapter"]
+    forms = [form_of(method, group.kind) for group in adapters]
+    if None in forms:
+        return None
     sites = {group.path: Pack(manifest, {}).config_at(group) for group in adapters}
     saved = [group.path for group in manifest.groups if group.role == "full"]
     config = {
@@ -82,6 +112,7 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
         "target_modules": list(sites),
         "modules_to_save": saved or None,
         **(method.peft.to_config(sites) if sites else {}),
+        **{key: value for form in forms if form is not None for key, value in form.config.items()},
     }
     return strict_json.canonical(config)
 
@@ -124,7 +155,7 @@ def _parts(
         known = _NEUTRAL | set(method.peft.to_config({"": method.config()}))
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
-    _refuse_options(config, known, folder / CONFIG)
+    _refuse_options(config, known, [layer.config for layer in method.peft.layers.values()], folder / CONFIG)
     file = folder / TENSORS
     tensors = tensors or SafetensorsFile(file, private=True)
     params, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
@@ -134,8 +165,8 @@ def _parts(
             here = cfg.at(path)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise FormatError(f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}, {path}") from error
-        site = _site(method, here, path, found, file)
-        adapters[site] = (here, found)
+        site, here_params = _site(method, here, path, found, config, file)
+        adapters[site] = (here, here_params)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
     return method, adapters, shared, full
@@ -180,9 +211,14 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_options(config: Mapping[str, Any], known: frozenset[str], where: Path) -> None:
-    """An option that is switched on and not understood would change the result without a word: it is refused."""
+def _refuse_options(config: Mapping[str, Any], known: frozenset[str], layers: Sequence[Mapping[str, Any]], where: Path) -> None:
+    """An option that is switched on and not understood would change the result without a word: it is refused.
+
+    ``layers`` are the options that say what kind of layer the tensors belong to.
+    """
     for key, value in config.items():
+        if any(key in options and options[key] == value for options in layers):
+            continue
         if value not in _INERT.get(key, (value,) if key in known else _OFF):
             raise Unsupported(f"this PEFT option is not supported: {key}", where=f"{where}#/{key}", found=repr(value)[:80],
                               remedy="merge this adapter with the library that made it, or train it without that option")
@@ -222,37 +258,65 @@ def _sort(
     params: dict[str, dict[str, np.ndarray]] = {}
     full: dict[str, dict[str, np.ndarray]] = {}
     shared = {param: tensors.read(name) for param, name in method.peft.shared.items() if name in tensors.tensors}
+    suffixes = {suffix: param for form in (method.peft, *method.peft.layers.values()) for param, suffix in form.suffixes.items()}
     for name in tensors.tensors:
         if name in method.peft.shared.values():
             continue
         if not name.startswith(_PREFIX):
             raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{_PREFIX}...")
         rest = name.removeprefix(_PREFIX)
-        for param, suffix in method.peft.suffixes.items():
-            if rest.endswith("." + suffix):
-                params.setdefault(rest.removesuffix("." + suffix), {})[param] = tensors.read(name)
-                break
-        else:
-            path, _, param = rest.rpartition(".")
-            if not _saved(path, modules_to_save):
-                raise Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=name,
-                                  expected=f"{', '.join(method.peft.suffixes.values())}, or a module of modules_to_save",
-                                  remedy="name its module in modules_to_save, or remove the tensor")
-            full.setdefault(path, {})[param] = tensors.read(name)
+        suffix = next((suffix for suffix in suffixes if rest.endswith(f".{suffix}")), None)
+        if suffix is not None:
+            params.setdefault(rest.removesuffix(f".{suffix}"), {})[suffix] = tensors.read(name)
+            continue
+        path, _, param = rest.rpartition(".")
+        if path.endswith(".base_layer") and param == "weight" and any(
+            f"{_PREFIX}{path.removesuffix('.base_layer')}.{suffix}" in tensors.tensors for suffix in suffixes):
+            continue  # the base's own weight, which PEFT saves beside an adapted embedding
+        if not _saved(path, modules_to_save):
+            raise Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=name,
+                              expected=f"{', '.join(suffixes)}, or a module of modules_to_save",
+                              remedy="name its module in modules_to_save, or remove the tensor")
+        full.setdefault(path, {})[param] = tensors.read(name)
     return params, shared, full
 
 
-def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], where: Path) -> Site:
+def _kind(method: Method, config: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> str:
+    """The kind of a site, told by the names and the axes of its tensors and by the config.
+
+    PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's: of a model with both kinds of linear layer it says one thing only.
+    """
     assert method.peft is not None
-    expected = set(method.shapes(cfg, Site(path, 1, 1)))
+    axes = max((value.ndim for value in found.values()), default=2)
+    for kind, form in method.peft.layers.items():
+        named = found.keys() <= set(form.suffixes.values())
+        if named and axes in form.axes and all(config.get(key) == value for key, value in form.config.items()):
+            return kind
+    return "linear"
+
+
+def _site(
+    method: Method, cfg: Any, path: str, found: Mapping[str, np.ndarray], config: Mapping[str, Any], where: Path
+) -> tuple[Site, dict[str, np.ndarray]]:
+    """The site behind tensors by PEFT's suffix, and its parameters."""
+    assert method.peft is not None
+    kind = _kind(method, config, found)
+    form = form_of(method, kind)
+    assert form is not None
+    names = {suffix: param for param, suffix in form.suffixes.items()}
+    params = {names.get(suffix, suffix): value for suffix, value in found.items()}
+    expected = set(method.shapes(cfg, Site(path, 1, 1, kind)))
     if set(params) != expected:
         raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(expected), found=sorted(params))
+    kernel = kernel_of(kind, [value.shape for value in params.values()])
     try:
+        params = loaded(method, kind, params)
         widths = method.peft.features(params)
     except (IndexError, ValueError) as error:
         shapes = {name: value.shape for name, value in params.items()}
         raise FormatError("the tensors of a site have too few axes", where=f"{where}, {path}", found=shapes) from error
-    return check_shapes(method, cfg, Site(path, widths[0] or 0, widths[1] or 0), params, where)
+    site = Site(path, widths[0] or 0, widths[1] or 0, kind, kernel=kernel)
+    return check_shapes(method, cfg, site, params, where), params
 
 
 def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:
@@ -261,7 +325,9 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndar
     Raises:
         FormatError: one has not; names the site, the parameter and both shapes.
     """
-    for param, shape in method.shapes(cfg, site).items():
+    stack = (site.stack,) if is_stacked(site.kind) else ()
+    for param, one in method.shapes(cfg, site).items():
+        shape = (*stack, *one)
         if param not in params or params[param].shape != shape:
             found = params[param].shape if param in params else "no such tensor"
             raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape, found=found)

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
-from ..methods import Method, Seen, Site, SiteConfig, method_of
+from ..methods import LAYOUTS, Method, Seen, Site, SiteConfig, is_stacked, method_of, to_matrix
 from ..pack import peft_layout
 from ..pack.pack import Pack, require_sites
 from .kinds import KINDS
-from .layer import Adapted, AdaptedLayer, SavedModule, as_numpy, as_parameter, module_at, own_modules
+from .layer import Adapted, SavedModule, Wrapper, as_numpy, as_parameter, module_at, own_modules
 from .seen import measure
+from .sites import holder_at, known_sites
 
 
 def adapt(
@@ -73,7 +74,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     """
     name = name or pack.name
     _refuse_taken(model, name)
-    require_sites(pack, dict(own_modules(model)), type(model).__name__)
+    require_sites(pack, known_sites(model), type(model).__name__)
     if check_base:
         from .save import require_model_base  # noqa: PLC0415 - save imports this module
 
@@ -82,6 +83,9 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
         for adapter in pack.adapters():
             own = {key: value for key, value in adapter.params.items() if key not in work.shared}
             layer = work.adapter(adapter.site.path, adapter.config, partial(_stored, own))
+            if adapter.site.kind != layer.site.kind and not (_linear(adapter.site) and _linear(layer.site)):
+                raise Unsupported("the pack was made for another kind of layer", where=adapter.site.path, expected=adapter.site.kind,
+                                  found=layer.site.kind)
             for side in ("out_features", "in_features"):
                 if getattr(adapter.site, side) not in {0, getattr(layer.site, side)}:
                     raise SiteNotFound("a site has another shape in this model", where=f"{adapter.site.path}, {side}",
@@ -172,7 +176,17 @@ def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
 
 
 def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Seen | None, site: Site) -> Mapping[str, np.ndarray]:
-    return method.init(cfg, dataclasses.replace(site, seen=seen), rng)
+    """What a site begins with; at a stack of matrices, what each of them begins with."""
+    if not is_stacked(site.kind):
+        return method.init(cfg, dataclasses.replace(site, seen=seen), rng)
+    weights = [None] * site.stack if site.weight is None else site.weight
+    each = [method.init(cfg, dataclasses.replace(site, weight=weight), rng) for weight in weights]
+    return {name: np.stack([one[name] for one in each]) for name in each[0]}
+
+
+def _linear(site: Site) -> bool:
+    """Whether a site is a linear layer: whichever way it stores its weight, an adapter of it is the same."""
+    return site.kind in LAYOUTS and LAYOUTS[site.kind].linear
 
 
 def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.ndarray]:
@@ -208,14 +222,20 @@ class _Work:
         return self._constants[id(value)][1]
 
     def _wrapper(self, path: str) -> Adapted:
-        outer = module_at(self.model, path)
+        outer = holder_at(self.model, path)
+        if outer is self.model:
+            raise Unsupported("the model itself owns this parameter, and cannot be replaced inside itself", where=path,
+                              remedy="put the model into a container, such as nn.Sequential")
         module = outer.base if isinstance(outer, SavedModule) else outer  # a layer that another adapter has trained whole
-        if isinstance(module, Adapted):
-            return module
-        if module not in self.swaps:
-            self.swaps[module] = KINDS[self.method.kind].wrap(module, path)
-        wrapper = self.swaps[module]
-        assert isinstance(wrapper, Adapted)
+        while module in self.swaps:
+            module = self.swaps[module]
+        within = module
+        while isinstance(within, Wrapper):
+            if isinstance(within, Adapted) and (within.site.path == path or not within.several):
+                return within
+            within = within.base
+        wrapper = KINDS[self.method.kind].wrap(module, path)
+        self.swaps[module] = wrapper
         return wrapper
 
     def saved(self, path: str) -> SavedModule:
@@ -255,7 +275,7 @@ def _swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
                 new = swaps[new]
             if new is not child:
                 setattr(parent, leaf, new)
-                if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, AdaptedLayer):
+                if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, Adapted):
                     new.register_forward_pre_hook(_called)
 
 
@@ -274,9 +294,9 @@ def _module_path(model: nn.Module, name: str) -> str:
 
 def _with_weight(wrapper: Adapted) -> Site:
     """The site with its weight and bias, float32."""
-    weight, bias = wrapper.base.weight, wrapper.base.bias
-    assert isinstance(weight, torch.Tensor)
-    return dataclasses.replace(wrapper.site, weight=as_numpy(weight), base_bias=None if bias is None else as_numpy(bias))  # type: ignore[arg-type]
+    stored, bias = wrapper.stored
+    weight = to_matrix(wrapper.site.kind, as_numpy(stored))
+    return dataclasses.replace(wrapper.site, weight=weight, base_bias=None if bias is None else as_numpy(bias))
 
 
 def _refuse_taken(model: nn.Module, name: str) -> None:

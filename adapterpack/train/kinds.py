@@ -9,8 +9,23 @@ from torch import nn
 
 from ..errors import SiteNotFound
 from ..methods import Site, Traits
-from .layer import Adapted, AdaptedLayer
+from .conv import AdaptedConv
+from .embedding import AdaptedEmbedding
+from .layer import Adapted, AdaptedLayer, innermost
+from .parameter import AdaptedParameter
 from .sites import select, site_at
+
+LAYERS: dict[str, type[Adapted]] = {
+    "linear": AdaptedLayer,
+    "transposed": AdaptedLayer,
+    "embedding": AdaptedEmbedding,
+    "conv": AdaptedConv,
+    "grouped_conv": AdaptedConv,
+    "parameter": AdaptedParameter,
+    "experts": AdaptedParameter,
+    "turned_experts": AdaptedParameter,
+}
+"""Kind of a site -> what holds the adapters of weight methods there."""
 
 
 class Kind(NamedTuple):
@@ -20,11 +35,11 @@ class Kind(NamedTuple):
     wrap: Callable[[nn.Module, str], Adapted]
 
 
-def _layer(module: nn.Module, path: str) -> AdaptedLayer:
-    site = site_at(path, module)
+def _layer(module: nn.Module, path: str) -> Adapted:
+    site = site_at(path, innermost(module))
     if site is None:
-        raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(module).__name__)
-    return AdaptedLayer(module, site)
+        raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(innermost(module)).__name__)
+    return LAYERS[site.kind](module, site)
 
 
 KINDS: dict[str, Kind] = {"weight": Kind(select, _layer)}

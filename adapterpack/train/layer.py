@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..errors import SiteNotFound, nearest
-from ..methods import Method, Site, evaluate, run
+from ..methods import Method, Site, evaluate, run, to_matrix
 from . import kernels
 
 Tensors = Mapping[str, nn.Parameter]
@@ -59,6 +59,9 @@ class Wrapper(nn.Module):
 
 class Adapted(Wrapper):
     """A wrapper whose adapters are those of a method at a site: their own parameters, the shared ones, and the constants."""
+
+    several = False
+    """Whether a module may stand in several wrappers of this class, one for each of its sites."""
 
     def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__(base)
@@ -107,11 +110,26 @@ class Adapted(Wrapper):
             del self.adapters[_key(name)], self.common[_key(name)], self.fixed[_key(name)], self.methods[name]
             self.active = tuple(other for other in self.active if other != name)
 
+    @property
+    def stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The frozen weight as the module stores it, and its bias."""
+        weight: torch.Tensor = self.base.weight  # type: ignore[assignment]
+        return weight, getattr(self.base, "bias", None)
+
     def tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Everything that the method's functions want of the adapter, floats in ``dtype``."""
         key = _key(name)
         every = {**self.fixed[key], **self.common[key], **self.adapters[key]}
         return {leaf: value.to(dtype) if value.is_floating_point() and value.dtype != dtype else value for leaf, value in every.items()}
+
+    def _own(self, name: str) -> Iterator[torch.Tensor]:
+        return iter((*self.part(name).parameters(), *self.shared(name).values()))
+
+    def _with_weight(self, dtype: torch.dtype) -> Site:
+        """The site with the frozen weight and bias, which pass no gradient on."""
+        stored, bias = self.stored
+        weight = to_matrix(self.site.kind, stored.detach()).to(dtype)
+        return dataclasses.replace(self.site, weight=weight, base_bias=None if bias is None else bias.detach().to(dtype))
 
 
 class AdaptedLayer(Adapted):
@@ -123,14 +141,12 @@ class AdaptedLayer(Adapted):
     @property
     def weight(self) -> torch.Tensor:
         """The frozen weight; some models look at its dtype."""
-        weight: torch.Tensor = self.base.weight  # type: ignore[assignment]
-        return weight
+        return self.stored[0]
 
     @property
     def bias(self) -> torch.Tensor | None:
         """The frozen bias, or None."""
-        bias: torch.Tensor | None = self.base.bias  # type: ignore[assignment]
-        return bias
+        return self.stored[1]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's output with the active adapters applied."""
@@ -169,14 +185,6 @@ class AdaptedLayer(Adapted):
             return y.to(result)
 
         return forward
-
-    def _own(self, name: str) -> Iterator[torch.Tensor]:
-        return iter((*self.part(name).parameters(), *self.shared(name).values()))
-
-    def _with_weight(self, dtype: torch.dtype) -> Site:
-        """The site with the frozen weight and bias, which pass no gradient on."""
-        bias = None if self.bias is None else self.bias.detach().to(dtype)
-        return dataclasses.replace(self.site, weight=self.weight.detach().to(dtype), base_bias=bias)
 
 
 class SavedModule(Wrapper):
@@ -250,12 +258,12 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
     """
     module = model
     for leaf in filter(None, path.split(".")):
-        module = getattr(_innermost(module), leaf)
+        module = getattr(innermost(module), leaf)
     return module
 
 
 def _walk(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    own = _innermost(module)
+    own = innermost(module)
     if own not in seen:
         seen.add(own)
         yield path, module, own
@@ -263,7 +271,8 @@ def _walk(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[
             yield from _walk(child, f"{path}.{leaf}" if path else leaf, seen)
 
 
-def _innermost(module: nn.Module) -> nn.Module:
+def innermost(module: nn.Module) -> nn.Module:
+    """The module itself, without what stands around it."""
     while isinstance(module, Wrapper):
         module = module.base
     return module
@@ -271,7 +280,7 @@ def _innermost(module: nn.Module) -> nn.Module:
 
 def _bare(module: nn.Module) -> nn.Module:
     """The module without anything that was put into it or around it."""
-    module = _innermost(module)
+    module = innermost(module)
     for leaf, child in list(module.named_children()):
         if (own := _bare(child)) is not child:
             setattr(module, leaf, own)
