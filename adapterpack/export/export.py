@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ..errors import ConfigError, ParityError, SiteNotFound, UnknownName, Unsupported, nearest
 from ..hub.resolve import folder_of
 from ..merge.merge import merge
+from ..methods import to_matrix
 from ..pack.atomic import output_folder, refuse_existing
 from ..pack.checkpoint import Checkpoint, carried_files
 from ..pack.manifest import Base
@@ -160,7 +161,7 @@ def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray
     require_plain(base)
     name = base.require_weight(adapter.site.path, adapter.weight)
     bias = f"{name.removesuffix('.weight')}.bias"
-    return base.read(name), base.read(bias) if bias in base.tensors else None
+    return to_matrix(adapter.site.kind, base.read(name)), base.read(bias) if bias in base.tensors else None
 
 
 def _plan(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple[int, int | None]) -> Plan:

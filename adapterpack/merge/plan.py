@@ -8,29 +8,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import NothingToDo, Unsupported
+from ..methods import LAYOUTS, to_matrix
 from ..pack.checkpoint import Checkpoint
 from ..pack.match import Verdict
 from ..pack.pack import Pack
 from ..pack.quantized import require_plain
 from ..pack.safetensors import FLOATS
-from .fold import Contribution, bind, inert, work_dtype
-from .whole import Whole, resolve
-
-KINDS = frozenset({"linear"})
-"""Kinds of site whose weight is stored ``[out, in]`` and folds as it lies."""
+from .fold import Contribution, bind, inert, matrices, slice_of, work_dtype
+from .whole import Whole, resolve, tied_to_a_head
 
 
 @dataclass(frozen=True)
 class Target:
     """One weight of the base and what changes it; ``bias`` is the tensor of its bias, if the fold changes that too.
 
-    ``base_bias`` holds the values of its bias, for methods that read them.
+    ``base_bias`` holds the values of its bias, for methods that read them. ``kind`` says how the weight is stored.
     """
 
     weight: str
     bias: str | None
     contributions: tuple[Contribution, ...]
     base_bias: np.ndarray | None = None
+    kind: str = "linear"
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,13 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
     for adapter in pack.adapters():
         name = base.require_weight(adapter.site.path, adapter.weight)
         where = f"{owner}, {adapter.site.path}"
-        if adapter.site.kind not in KINDS:
-            raise Unsupported(f"sites of kind '{adapter.site.kind}' cannot be folded yet", where=where, expected=", ".join(sorted(KINDS)),
+        if adapter.site.kind not in LAYOUTS:
+            raise Unsupported(f"sites of kind '{adapter.site.kind}' cannot be folded", where=where, expected=", ".join(LAYOUTS),
                               remedy="keep the adapter beside the base")
-        if _module(name) != adapter.site.path.rpartition(".")[2]:
+        if LAYOUTS[adapter.site.kind].ids and tied_to_a_head(base, pack, name):
+            raise Unsupported("this tensor is the input embedding and the output head at once, and only the embedding was adapted",
+                              where=f"{where}, {name}", remedy="keep the adapter beside the base")
+        if _module(name) != _module(adapter.site.path):
             raise Unsupported("this site shares its weight with another module, which would change too", where=where, found=name,
                               remedy="adapt a site that shares no weight, or keep the adapter beside the base")
         if base.tensors[name].dtype not in FLOATS:
@@ -93,27 +95,34 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
 
 
 def _module(tensor: str) -> str:
-    """The last component of the module that owns a tensor."""
-    return tensor.rpartition(".")[0].rpartition(".")[2]
+    """The last component of the module that a tensor is the weight of, or of the parameter's own name."""
+    return tensor.removesuffix(".weight").rpartition(".")[2]
 
 
 def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> Target | None:
     """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias."""
-    weight, dtype = base.read(name), work_dtype(base.tensors[name].dtype)
+    kinds = {each.adapter.site.kind for each in contributions}
+    if len(kinds) > 1:
+        raise Unsupported("the packs do not agree on how this weight is stored", where=name, found=", ".join(sorted(kinds)),
+                          remedy="merge packs that were trained on one base")
+    (kind,) = kinds
+    weight, dtype = to_matrix(kind, base.read(name)), work_dtype(base.tensors[name].dtype)
     stem = name.removesuffix(".weight")
     bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None
     old = None if bias is None else base.read(bias)
-    row = slice(0, 1) if all(each.method.traits.row_separable for each in contributions) else slice(0, len(weight))
-    before = None if old is None else old[row].astype(dtype)
     changes_bias, moving = False, []
     for each in contributions:
-        bound = bind(each, dtype, weight, old)
-        if inert(each, bound, weight.shape[1]):
+        parts = [(slice_of(each, number), matrix) for number, matrix in enumerate(matrices(kind, weight))]
+        bounds = [(bind(part, dtype, matrix, old), matrix) for part, matrix in parts]
+        if all(inert(each, bound, matrix.shape[1]) for bound, matrix in bounds):
             continue
         moving.append(each)
-        after = bound.fold(weight[row].astype(dtype), before, row)[1]
+        bound, matrix = bounds[0]
+        row = slice(0, 1) if each.method.traits.row_separable else slice(0, len(matrix))
+        before = None if old is None else old[row].astype(dtype)
+        after = bound.fold(matrix[row].astype(dtype), before, row)[1]
         if bias is None and after is not None:
             raise Unsupported(f"folding method '{each.method.name}' gives this site a bias, and the base has none",
                               where=f"{base.folder}, {name}", expected=f"{stem}.bias", remedy="keep the adapter beside the base")
         changes_bias = changes_bias or after is not before
-    return Target(name, bias if changes_bias else None, tuple(moving), old) if moving else None
+    return Target(name, bias if changes_bias else None, tuple(moving), old, kind) if moving else None

@@ -19,7 +19,7 @@ from .base import (
 )
 from .config import SiteConfig
 from .inits import INITS, Init, Seen
-from .layouts import LAYOUTS, Layout, from_matrix, is_stacked, layout_of, matrix_shape, takes_ids, to_matrix
+from .layouts import LAYOUTS, Layout, from_matrix, is_bare, is_stacked, layout_of, matrix_shape, takes_ids, to_matrix
 from .lora import LoRA, lora
 from .operators import BlockDiagonal, Chain, Dense, Deviation, Diagonal, Kronecker, Operator, columns
 from .registry import get, method_of, methods, register
@@ -56,6 +56,7 @@ __all__ = [
     "fold",
     "from_matrix",
     "get",
+    "is_bare",
     "is_stacked",
     "layout_of",
     "look_up",

@@ -30,7 +30,9 @@ class Site:
 
     ``path`` is the literal path of the module, or of the parameter itself where a bare one is adapted; ``kind`` says how its weight is
     stored (:mod:`~.layouts`), which a method never sees: for it the weight is ``[out, in]``. ``kernel`` is that of a convolution, whose
-    ``in_features`` counts it; ``stack`` counts the matrices of a parameter that holds several of them. ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
+    ``in_features`` counts it; ``stack`` counts the matrices of a parameter that holds several of them.
+
+    ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
     trait ``reads_weight`` is set, and with ``seen`` to an ``init`` that asks for them. A width is 0 where it is not known: a file of
     another library need not say both.
     """

@@ -21,7 +21,8 @@ class Layout(NamedTuple):
 
     ``axes``: how many axes the stored tensor may have; those after the second belong to the matrix's columns. ``turned``: it is stored
     ``[in, out]``. ``stacked``: its first axis counts matrices of which each is adapted on its own. ``linear``: the layer is ``x W^T + b``
-    along the last axis of its input. ``ids``: its inputs are the numbers of the matrix's columns.
+    along the last axis of its input. ``ids``: its inputs are the numbers of the matrix's columns. ``bare``: a site's path is that of the
+    parameter, not of a module that owns it as its ``weight``.
     """
 
     axes: tuple[int, ...]
@@ -29,6 +30,7 @@ class Layout(NamedTuple):
     stacked: bool = False
     linear: bool = False
     ids: bool = False
+    bare: bool = False
 
 
 _KERNELS = (3, 4, 5)
@@ -38,9 +40,9 @@ LAYOUTS: dict[str, Layout] = {
     "embedding": Layout((2,), turned=True, ids=True),
     "conv": Layout(_KERNELS),
     "grouped_conv": Layout(_KERNELS),
-    "parameter": Layout((2,)),
-    "experts": Layout((3,), stacked=True),
-    "turned_experts": Layout((3,), turned=True, stacked=True),
+    "parameter": Layout((2,), bare=True),
+    "experts": Layout((3,), stacked=True, bare=True),
+    "turned_experts": Layout((3,), turned=True, stacked=True, bare=True),
 }
 """Kind of a site -> its layout: ``nn.Linear``; GPT-2's ``Conv1D`` ``[in, out]``; an embedding ``[vocabulary, width]``; convolutions
 ``[out, in / groups, *kernel]``, without groups and with them; a bare parameter ``[out, in]``; fused experts ``[experts, out, in]``, and
@@ -61,6 +63,11 @@ def layout_of(kind: str) -> Layout:
 def is_stacked(kind: str) -> bool:
     """Whether a site of that kind is a stack of matrices, each with parameters of its own; what is in no table is not."""
     return kind in LAYOUTS and LAYOUTS[kind].stacked
+
+
+def is_bare(kind: str) -> bool:
+    """Whether a site of that kind is a parameter and not a module; what is in no table is not."""
+    return kind in LAYOUTS and LAYOUTS[kind].bare
 
 
 def takes_ids(kind: str) -> bool:

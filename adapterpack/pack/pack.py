@@ -201,7 +201,8 @@ class Pack:
             known = (group.out_features, group.in_features)
             if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
                 raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
-                                   expected=f"{known} of kind '{group.kind}'", found=shape or stored, remedy="use the base that the pack names")
+                                   expected=f"{known} of kind '{group.kind}'", found=shape or stored,
+                                   remedy="use the base that the pack names")
 
 
 def site_of(group: m.Group) -> Site:

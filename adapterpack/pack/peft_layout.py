@@ -71,8 +71,9 @@ def stored(method: Method, site: Site, params: Mapping[str, np.ndarray]) -> dict
 def loaded(method: Method, kind: str, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The reverse of :func:`stored`: a convolution's tensors as matrices."""
     form = form_of(method, kind)
-    turned = form is not None and form.stored is not None
-    return {name: value.reshape(len(value), math.prod(value.shape[1:])) if turned and value.ndim > 2 else value for name, value in params.items()}
+    if form is None or form.stored is None:
+        return dict(params)
+    return {name: value.reshape(len(value), math.prod(value.shape[1:])) if value.ndim > 2 else value for name, value in params.items()}
 
 
 def kernel_of(kind: str, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
@@ -258,7 +259,8 @@ def _sort(
     params: dict[str, dict[str, np.ndarray]] = {}
     full: dict[str, dict[str, np.ndarray]] = {}
     shared = {param: tensors.read(name) for param, name in method.peft.shared.items() if name in tensors.tensors}
-    suffixes = {suffix: param for form in (method.peft, *method.peft.layers.values()) for param, suffix in form.suffixes.items()}
+    suffixes = {suffix for named in (method.peft.suffixes, *(form.suffixes for form in method.peft.layers.values()))
+                for suffix in named.values()}
     for name in tensors.tensors:
         if name in method.peft.shared.values():
             continue
@@ -275,7 +277,7 @@ def _sort(
             continue  # the base's own weight, which PEFT saves beside an adapted embedding
         if not _saved(path, modules_to_save):
             raise Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=name,
-                              expected=f"{', '.join(suffixes)}, or a module of modules_to_save",
+                              expected=f"{', '.join(sorted(suffixes))}, or a module of modules_to_save",
                               remedy="name its module in modules_to_save, or remove the tensor")
         full.setdefault(path, {})[param] = tensors.read(name)
     return params, shared, full
@@ -287,10 +289,10 @@ def _kind(method: Method, config: Mapping[str, Any], found: Mapping[str, np.ndar
     PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's: of a model with both kinds of linear layer it says one thing only.
     """
     assert method.peft is not None
-    axes = max((value.ndim for value in found.values()), default=2)
+    axes = {value.ndim for value in found.values()}
     for kind, form in method.peft.layers.items():
         named = found.keys() <= set(form.suffixes.values())
-        if named and axes in form.axes and all(config.get(key) == value for key, value in form.config.items()):
+        if named and len(axes) == 1 and axes <= set(form.axes) and all(config.get(key) == value for key, value in form.config.items()):
             return kind
     return "linear"
 
@@ -308,15 +310,18 @@ def _site(
     expected = set(method.shapes(cfg, Site(path, 1, 1, kind)))
     if set(params) != expected:
         raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(expected), found=sorted(params))
-    kernel = kernel_of(kind, [value.shape for value in params.values()])
+    kernel, whole = kernel_of(kind, [value.shape for value in params.values()]), params
     try:
         params = loaded(method, kind, params)
         widths = method.peft.features(params)
     except (IndexError, ValueError) as error:
         shapes = {name: value.shape for name, value in params.items()}
         raise FormatError("the tensors of a site have too few axes", where=f"{where}, {path}", found=shapes) from error
-    site = Site(path, widths[0] or 0, widths[1] or 0, kind, kernel=kernel)
-    return check_shapes(method, cfg, site, params, where), params
+    site = check_shapes(method, cfg, Site(path, widths[0] or 0, widths[1] or 0, kind, kernel=kernel), params, where)
+    shapes, right = ({name: value.shape for name, value in one.items()} for one in (whole, stored(method, site, params)))
+    if shapes != right:
+        raise FormatError("a tensor has the wrong shape", where=f"{where}, {path}", expected=right, found=shapes)
+    return site, params
 
 
 def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from ..errors import BaseMismatch, Unsupported
-from ..methods import AttachForm, Deviation, Diagonal, complete
+from ..methods import LAYOUTS, AttachForm, Deviation, Diagonal, complete
 from ..pack.pack import Adapter, Pack
 from .bundle import MappedSite
 
@@ -77,6 +77,10 @@ def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
                           found=pack.method.name, remedy="export the bundle again with this adapter among the packs")
     for adapter in pack.adapters():
         site = adapter.site
+        if site.kind not in LAYOUTS or not LAYOUTS[site.kind].linear:
+            raise Unsupported("a graph has slots at linear layers only", where=f"{pack.name}, {site.path}", found=site.kind,
+                              expected=" or ".join(kind for kind, layout in LAYOUTS.items() if layout.linear),
+                              remedy="export with --mode folded")
         if traits.reads_weight and weights is not None:
             weight, bias = weights(adapter)
             site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=None if bias is None else bias.astype(np.float32))

@@ -45,7 +45,8 @@ class Case(NamedTuple):
     def site(self) -> Site:
         """The layer as a site; with its weight for a method that reads it."""
         weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
-        return Site("block.0.proj", self.layer.in_features, self.layer.out_features, "linear", self.layer.bias, weight, bias)
+        out, width, biased = self.layer
+        return Site("block.0.proj", width, out, "linear", biased, weight=weight, base_bias=bias)
 
     @property
     def weight(self) -> np.ndarray:

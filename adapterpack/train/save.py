@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import AdapterpackError, NothingToDo
 from ..hub.resolve import folder_of
+from ..methods import is_bare
 from ..pack import canary, identity
 from ..pack import fingerprint as fp
 from ..pack import manifest as m
@@ -72,8 +73,9 @@ def save(
         full=parts.full,
         task=m.Task(task.name, type(model).__name__ if config is not None else None, labels),
         base=_base(model, checkpoint),
-        weights={path: checkpoint.weight_name(path) if checkpoint else f"{path}.weight"
-                 for path in [*(site.path for site in parts.adapters), *parts.full]},
+        weights={**{site.path: site.path if is_bare(site.kind) else f"{site.path}.weight" for site in parts.adapters},
+                 **{path: f"{path}.weight" for path in parts.full}} if checkpoint is None
+        else {path: checkpoint.weight_name(path) for path in [*(site.path for site in parts.adapters), *parts.full]},
         canary=make_canary(model, chosen),
         training=dict(training or {}),
         metrics=metrics,
