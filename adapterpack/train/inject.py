@@ -162,6 +162,8 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     if not adapted:
         raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,
                           remedy="keep the pack that it came from")
+    order = {path: place for place, path in enumerate(known_sites(model))}  # of the wrappers of one module, the last one stands outside
+    adapted.sort(key=lambda module: order.get(module.site.path, len(order)))
     method = adapted[0].methods[name][0]
     adapters = {module.site: (module.methods[name][1], module.params(name)) for module in adapted}
     if method.bake is not None:

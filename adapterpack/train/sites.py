@@ -74,7 +74,7 @@ def _parameters(path: str, module: nn.Module) -> Iterator[Site]:
         shape = None if kind is None else matrix_shape(kind, value.shape)
         if kind is not None and shape is not None:
             out, width = shape
-            yield Site(f"{path}.{leaf}", width, out, kind, stack=value.shape[0] if value.ndim == 3 else 1)
+            yield Site(f"{path}.{leaf}".lstrip("."), width, out, kind, stack=value.shape[0] if value.ndim == 3 else 1)
 
 
 def sites_of(path: str, module: nn.Module) -> list[Site]:
@@ -101,8 +101,8 @@ def known_sites(model: nn.Module) -> dict[str, list[Site]]:
     for path, module in own_modules(model):
         if path:
             known[path] = sites_of(path, module)
-            if _layer(path, module) is None:
-                known |= {site.path: [site] for site in _parameters(path, module)}
+        if _layer(path, module) is None:
+            known |= {site.path: [site] for site in _parameters(path, module)}
     return known
 
 
