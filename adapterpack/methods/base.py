@@ -30,7 +30,8 @@ class Site:
 
     ``path`` is the literal path of the module, or of the parameter itself where a bare one is adapted; ``kind`` says how its weight is
     stored (:mod:`~.layouts`), which a method never sees: for it the weight is ``[out, in]``. ``kernel`` is that of a convolution, whose
-    ``in_features`` counts it; ``stack`` counts the matrices of a parameter that holds several of them.
+    ``in_features`` counts it, where PEFT's form of the tensors needs it; ``stack`` counts the matrices of a parameter that holds
+    several of them.
 
     ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
     trait ``reads_weight`` is set, and with ``seen`` to an ``init`` that asks for them. A width is 0 where it is not known: a file of
@@ -42,7 +43,7 @@ class Site:
     out_features: int
     kind: str = "linear"
     bias: bool = False
-    kernel: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = field(default=(), compare=False)
     stack: int = 1
     weight: Array | None = field(default=None, compare=False, repr=False)
     base_bias: Array | None = field(default=None, compare=False, repr=False)

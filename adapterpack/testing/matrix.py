@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ..methods import Method
-from . import algebra, company, graph, learning, model, packing
+from . import algebra, company, graph, kinds, learning, model, packing
 from .case import LAYERS, Case, Layer
 
 
@@ -56,6 +56,7 @@ INVARIANTS = (
     Invariant("layer_agrees", model.layer_agrees, _always, "kind"),
     Invariant("checkpointed_gradients", model.checkpointed_gradients, _always, "kind"),
     Invariant("compiled_gradients", model.compiled_gradients, _always, "kind", LAYERS[:1], first=True),
+    Invariant("every_kind_agrees", kinds.every_kind_agrees, lambda method: len(method.traits.layers) > 1, "layers", LAYERS[:1]),
     Invariant("onnx_agrees", graph.onnx_agrees, lambda method: method.kind == "weight" and method.traits.batchable, "batchable"),
     Invariant("config_schema", algebra.config_schema, _always, "kind"),
     Invariant("pack_round_trip", packing.pack_round_trip, _always, "kind", FEW),

@@ -167,7 +167,7 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     method = adapted[0].methods[name][0]
     adapters = {module.site: (module.methods[name][1], module.params(name)) for module in adapted}
     if method.bake is not None:
-        adapters = {site: method.bake(cfg, params, site) for site, (cfg, params) in adapters.items()}
+        adapters = {site: _baked(method, cfg, params, site) for site, (cfg, params) in adapters.items()}
     shared = {key: as_numpy(value) for key, value in adapted[0].shared(name).items()}
     return Parts(method, adapters, shared, {module.path: module.params(name) for module in wrappers if isinstance(module, SavedModule)})
 
@@ -184,6 +184,15 @@ def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Seen | None
     weights = [None] * site.stack if site.weight is None else site.weight
     each = [method.init(cfg, dataclasses.replace(site, weight=weight), rng) for weight in weights]
     return {name: np.stack([one[name] for one in each]) for name in each[0]}
+
+
+def _baked(method: Method, cfg: Any, params: dict[str, np.ndarray], site: Site) -> tuple[Any, dict[str, np.ndarray]]:
+    """What a pack stores of a site; of a stack, what it stores of each matrix."""
+    assert method.bake is not None
+    if not is_stacked(site.kind):
+        return method.bake(cfg, params, site)
+    each = [method.bake(cfg, {name: value[number] for name, value in params.items()}, site) for number in range(site.stack)]
+    return each[0][0], {name: np.stack([one[name] for _, one in each]) for name in each[0][1]}
 
 
 def _linear(site: Site) -> bool:
