@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adapterpack import LoRA, adapt, attach, compose, detach, load, merge, quantize, save
+from adapterpack import LoRA, adapt, attach, compose, detach, export, load, merge, quantize, save
 from adapterpack.errors import FormatError, SiteNotFound, Unsupported
 from adapterpack.methods import LAYOUTS, Dense, Kronecker, Site, columns, from_matrix, get, matrix_shape, to_matrix
 from adapterpack.methods.operators import Chain, Diagonal
@@ -567,3 +567,44 @@ def test_the_fused_encoder_does_not_pass_the_adapter_by() -> None:
         assert (outputs(model, subject) - plain).abs().max() > 0.05
     with torch.no_grad():
         torch.testing.assert_close(outputs(active(model.eval(), None), subject), plain, rtol=1e-10, atol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def gpt2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 with an untied head, as a checkpoint."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=40, n_embd=12, n_layer=1, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2,
+                        tie_word_embeddings=False)
+    folder = tmp_path_factory.mktemp("gpt2")
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def exported(architecture: str, base: Path, targets: tuple[str, ...], out: Path, mode: str) -> Any:
+    """A bundle of a random adapter; the export itself compares base and adapter with torch and fails where they differ."""
+    import transformers
+
+    model = getattr(transformers, architecture).from_pretrained(base)
+    pack = save(trained(Subject(lambda: model, ids, targets, {}), model), out / "pack", base=base)
+    return export(base, [pack], out / "bundle", mode=mode)
+
+
+def test_a_bank_of_gpt2s_transposed_layers(gpt2_base: Path, tmp_path: Path) -> None:
+    """Slots at every kind of GPT-2's linear layers, each row with its own adapter: within the export's own tolerance of torch."""
+    bundle = exported("GPT2Model", gpt2_base, ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"), tmp_path, "bank")
+    assert sorted(bundle.sites) == [f"h.0.{leaf}" for leaf in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
+    assert bundle.sites["h.0.mlp.c_fc"].in_features == 12
+    assert bundle.parity["max_abs"]["pack"] < 1e-4
+
+
+def test_an_embedding_in_a_graph_is_folded_or_refused(gpt2_base: Path, tmp_path: Path) -> None:
+    """Folded: the graph agrees with torch. As slots: an error before any graph is built, which says what to do."""
+    bundle = exported("GPT2LMHeadModel", gpt2_base, ("wte", "c_attn"), tmp_path, "folded")
+    assert bundle.parity["max_abs"]["pack"] < 1e-4
+    for mode in ("bank", "inputs"):
+        with pytest.raises(Unsupported, match="slots at linear layers only") as error:
+            export(gpt2_base, [tmp_path / "pack"], tmp_path / mode, mode=mode)
+        assert "wte" in str(error.value.where)
+        assert "folded" in error.value.remedy

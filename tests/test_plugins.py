@@ -57,13 +57,13 @@ def test_a_method_of_another_package_keeps_every_promise(tmp_path: Path) -> None
     )
     *known, promised = python("-c", program, path=tmp_path).split()
     assert known == sorted({*methods(), "scaling"})
-    assert int(promised) == len(INVARIANTS) - 4, "all but additive, low_rank and the two of peft"
+    assert int(promised) == len(INVARIANTS) - 5, "all but additive, low_rank, other layers and the two of peft"
     assert "scaling" not in methods(), "it left nothing behind in this process"
 
 
 def test_the_example_runs() -> None:
     """`python examples/new_method.py` proves the method and says how many promises hold."""
-    without = {"additive", "low_rank", "peft"}
+    without = {"additive", "low_rank", "peft", "layers"}
     promised = sum(len(i.layers) * (1 if i.first else 2) for i in INVARIANTS if i.trait not in without)
     assert python(str(EXAMPLE)) == f"{promised} promises hold\n"
 
@@ -221,6 +221,7 @@ FAULTS: dict[str, Method] = {
     "disabled_is_the_base": lora._replace(attach=greedy, traits=LENT),
     "layer_agrees": lora._replace(attach=numpy_only),
     "checkpointed_gradients": lora._replace(attach=forgetful),
+    "every_kind_agrees": lora._replace(attach=numpy_only),
     "compiled_gradients": lora._replace(attach=looking),
     "onnx_agrees": lora._replace(forward=doubled),
     "file_size": lora._replace(init=with_junk, bake=None, peft=None, traits=dataclasses.replace(lora.traits, frozen=("basis",))),

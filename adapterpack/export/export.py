@@ -24,7 +24,7 @@ from ..pack.pack import Adapter, Pack
 from ..pack.quantized import require_plain
 from ..pack.validate import load
 from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, read_bundle
-from ..runtime.slots import pack_values
+from ..runtime.slots import pack_values, require_slots
 from ..tasks import TASKS, Task, task_named, task_of
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .modes import MODES, Plan, base_head, with_fields
@@ -75,6 +75,8 @@ def export(
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     checkpoint = Checkpoint(folder)
     _check(loaded, checkpoint, allow_structural)
+    for pack in loaded if mode != "folded" else ():
+        require_slots(pack)
     chosen = _task(task, loaded, checkpoint)
     capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:

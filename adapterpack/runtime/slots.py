@@ -61,26 +61,36 @@ def form_arrays(form: AttachForm, out_features: int) -> Values:
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in fields.items()}
 
 
+def require_slots(pack: Pack) -> None:
+    """Checks that what the pack changes are things that a graph can have slots for.
+
+    Raises:
+        Unsupported: the method cannot be attached, or a site is no linear layer.
+    """
+    if not pack.method.traits.batchable or pack.method.kind != "weight":
+        raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
+                          remedy="export with --mode folded")
+    for group in pack.manifest.groups:
+        if group.role == "adapter" and not (group.kind in LAYOUTS and LAYOUTS[group.kind].linear):
+            raise Unsupported("a graph has slots at linear layers only", where=f"{pack.name}, {group.path}", found=group.kind,
+                              expected=" or ".join(kind for kind, layout in LAYOUTS.items() if layout.linear),
+                              remedy="export with --mode folded")
+
+
 def pack_values(pack: Pack, weights: Weights | None = None) -> Values:
     """Every slot value of one pack, by slot name, unpadded; ``weights`` is asked for a method that reads the base.
 
     Raises:
         Unsupported: the base's weights are not at hand and needed, or a head is not made of linear layers.
     """
+    require_slots(pack)
     values: Values = {}
     traits = pack.method.traits
-    if not traits.batchable or pack.method.kind != "weight":
-        raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
-                          remedy="export with --mode folded")
     if traits.reads_weight and weights is None:
         raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
                           found=pack.method.name, remedy="export the bundle again with this adapter among the packs")
     for adapter in pack.adapters():
         site = adapter.site
-        if site.kind not in LAYOUTS or not LAYOUTS[site.kind].linear:
-            raise Unsupported("a graph has slots at linear layers only", where=f"{pack.name}, {site.path}", found=site.kind,
-                              expected=" or ".join(kind for kind, layout in LAYOUTS.items() if layout.linear),
-                              remedy="export with --mode folded")
         if traits.reads_weight and weights is not None:
             weight, bias = weights(adapter)
             site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=None if bias is None else bias.astype(np.float32))
