@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adapterpack import LoRA, adapt, attach, compose, detach, export, load, merge, quantize, save
-from adapterpack.errors import FormatError, SiteNotFound, Unsupported
+from adapterpack.errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
 from adapterpack.methods import LAYOUTS, Dense, Kronecker, Site, columns, from_matrix, get, matrix_shape, to_matrix
 from adapterpack.methods.operators import Chain, Diagonal
 from adapterpack.pack.manifest import Task
@@ -369,6 +369,44 @@ def test_what_has_no_form_in_peft_has_no_face_of_it(tmp_path: Path) -> None:
         save(trained(subject, base_of(subject, torch.float32)), tmp_path / label, name="a")
         assert not (tmp_path / label / "adapter_config.json").exists()
         assert validate(tmp_path / label).findings == ()
+
+
+def test_peft_counts_attentions_out_proj_twice(tmp_path: Path) -> None:
+    """PEFT 0.21.2 merges the change of ``out_proj`` twice in every forward pass (its pull request 3774): its output is the formula with
+    that change doubled, so its folders are refused here, and ours have no face of it. Once this fails, attention can have a PEFT form."""
+    subject = SUBJECTS["attention"]
+    theirs = peft.get_peft_model(base_of(subject, torch.float32), peft.LoraConfig(r=3, lora_alpha=4, target_modules=["attention"]))
+    model = trained(subject, base_of(subject))
+    with torch.no_grad():
+        for path, own in (("attention.in_proj_weight", "attention"), ("attention.out_proj.weight", "attention.base_layer.out_proj")):
+            layer = theirs.base_model.model.get_submodule(own)
+            for side, value in zip((layer.lora_A, layer.lora_B), factors(model)[path], strict=True):
+                side["default"].weight.copy_(torch.tensor(value))
+    plain = dict(base_of(subject).named_parameters())
+    weights = {name: torch.tensor(value) for name, value in dense_weights(subject, model).items()}
+    weights["attention.out_proj.weight"] = 2 * weights["attention.out_proj.weight"] - plain["attention.out_proj.weight"]
+    doubled = torch.func.functional_call(base_of(subject), weights, (subject.x().double(),))
+    torch.testing.assert_close(outputs(theirs, subject), doubled.float(), rtol=1e-4, atol=1e-4)
+    assert (outputs(theirs, subject) - expected(subject, model)).abs().max() > 0.1
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(Unsupported, match="attention or of bare parameters"):
+        load(tmp_path / "theirs")
+
+
+def test_a_model_in_memory_keeps_its_names_and_its_fingerprint() -> None:
+    """With adapters in, a model's own modules, tensors and fingerprint are those of the bare model: a pack of it fits a fresh one."""
+    for label, subject in SUBJECTS.items():
+        model = trained(subject, base_of(subject))
+        pack = save(model, None, name="a")
+        bare = save(trained(subject, base_of(subject)), None, name="b")
+        assert pack.manifest.base.content == bare.manifest.base.content, label
+        attach(base_of(subject), pack)
+        attach(model, bare)
+        other = base_of(subject)
+        with torch.no_grad():
+            next(other.parameters()).add_(1)
+        with pytest.raises(BaseMismatch):
+            attach(other, pack)
 
 
 def test_a_convolution_of_groups_that_peft_adapted_is_refused(tmp_path: Path) -> None:

@@ -162,6 +162,9 @@ def _parts(
     params, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
     adapters = {}
     for path, found in sorted(params.items()):
+        if ".base_layer." in path:  # PEFT up to 0.21.2 counts attention's out_proj twice: its numbers mean another model
+            raise Unsupported("an adapter of attention or of bare parameters has no form in which PEFT and this package agree",
+                              where=f"{file}, {path}", remedy="merge this adapter with the library that made it")
         try:
             here = cfg.at(path)
         except (TypeError, ValueError, ArithmeticError) as error:
