@@ -1,4 +1,4 @@
-"""LoRA: a low-rank change beside a frozen linear layer (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+"""LoRA: a low-rank change beside a frozen layer (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
     y' = base(x) + s * B (A x),   s = alpha / r,  or  alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)
 
@@ -220,7 +220,7 @@ def _literal(pattern: Any, where: str) -> dict[str, Any]:
 
 lora = Method(
     name="lora",
-    summary="a trained low-rank change beside each frozen linear layer; rsLoRA by use_rslora",
+    summary="a trained low-rank change beside each frozen layer; rsLoRA by use_rslora",
     paper="https://arxiv.org/abs/2106.09685",
     formula="y' = W x + b + s B A x,  s = alpha / r or alpha / sqrt(r)",
     config=LoRA,
