@@ -77,8 +77,8 @@ class Experts(nn.Module):
 
     def __init__(self, transposed: bool) -> None:
         super().__init__()
-        self.router = nn.Parameter(torch.empty(3, 6))
-        self.up = nn.Parameter(torch.empty(3, 6, 5) if transposed else torch.empty(3, 5, 6))
+        self.router = nn.Parameter(torch.empty(7, 6))
+        self.up = nn.Parameter(torch.empty(7, 6, 5) if transposed else torch.empty(7, 5, 6))
         self.is_transposed = transposed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -409,6 +409,32 @@ def test_a_model_in_memory_keeps_its_names_and_its_fingerprint() -> None:
             attach(other, pack)
 
 
+def test_a_change_beside_a_convolution_that_looks_at_the_base_is_the_change_alone() -> None:
+    """In half precision an additive method that reads the weight folds the weight, and what it was before is taken off: within bf16."""
+    method = get("lora")._replace(traits=dataclasses.replace(get("lora").traits, reads_weight=True))
+    layer = nn.Conv1d(4, 7, 3).to(torch.bfloat16).requires_grad_(False)
+    site = Site("conv", 12, 7, "conv", True, (3,))
+    rng = np.random.default_rng(0)
+    params = {"lora_A": rng.normal(size=(2, 12)).astype(np.float32), "lora_B": rng.normal(size=(7, 2)).astype(np.float32)}
+    found = []
+    for each in (method, get("lora")):
+        wrapper = AdaptedConv(layer, site)
+        wrapper.add("a", each, LoRA(r=2), params, {}, {})
+        wrapper.active = ("a",)
+        found.append(wrapper(floats(2, 4, 9)().to(torch.bfloat16)))
+    torch.testing.assert_close(found[0], found[1], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("A", "B"), [((3, 4, 1, 1), (7, 1, 3, 1)), ((3, 4, 2, 2), (7, 3)), ((3, 4, 3), (7, 3, 3))])
+def test_convolutions_that_are_not_pefts_pair_are_refused(A: tuple[int, ...], B: tuple[int, ...], tmp_path: Path) -> None:
+    """A kernel of B's own, or another number of axes: matrices could be made of them, but they would be another change."""
+    peft.get_peft_model(nn.Sequential(nn.Conv2d(4, 7, 2)), peft.LoraConfig(r=3, target_modules=["0"])).save_pretrained(tmp_path)
+    tensors = {f"base_model.model.0.lora_{side}.weight": torch.ones(shape) for side, shape in (("A", A), ("B", B))}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(FormatError, match="wrong shape"):
+        load(tmp_path)
+
+
 def test_a_convolution_of_groups_that_peft_adapted_is_refused(tmp_path: Path) -> None:
     """PEFT's B there has a share of the rank only: its change is no convolution of groups, and is not read as one."""
     with warnings.catch_warnings():
@@ -464,7 +490,7 @@ def test_what_cannot_be_wrapped_is_refused() -> None:
 
 @pytest.mark.parametrize("label", ["embedding", "conv 2d", "GPT-2"])
 def test_dropout_acts_on_the_change_alone(label: str) -> None:
-    """In training mode outputs differ from run to run, their mean is that without dropout (8 deviations), and evaluation has none.
+    """In training mode outputs differ from run to run, their mean is that without dropout (5 deviations), and evaluation has none.
 
     The base is float64 and itself has no dropout; the head is left out of the mean: only what is linear in the change has one.
     """
@@ -477,10 +503,10 @@ def test_dropout_acts_on_the_change_alone(label: str) -> None:
     assert torch.equal(layer(x), still)
     layer.train()
     torch.manual_seed(3)
-    runs = torch.stack([layer(x) for _ in range(400)]).detach()
+    runs = torch.stack([layer(x) for _ in range(2500)]).detach()
     assert not torch.equal(runs[0], runs[1])
-    deviation = runs.std(0) / 20
-    assert bool(((runs.mean(0) - still).abs() <= 8 * deviation + 1e-12).all())
+    deviation = runs.std(0) / 50
+    assert bool(((runs.mean(0) - still).abs() <= 5 * deviation + 1e-12).all())
 
 
 def test_a_change_that_is_not_additive_has_no_dropout_on_a_convolution() -> None:
