@@ -409,20 +409,22 @@ def test_a_model_in_memory_keeps_its_names_and_its_fingerprint() -> None:
             attach(other, pack)
 
 
-def test_a_change_beside_a_convolution_that_looks_at_the_base_is_the_change_alone() -> None:
-    """In half precision an additive method that reads the weight folds the weight, and what it was before is taken off: within bf16."""
-    method = get("lora")._replace(traits=dataclasses.replace(get("lora").traits, reads_weight=True))
-    layer = nn.Conv1d(4, 7, 3).to(torch.bfloat16).requires_grad_(False)
-    site = Site("conv", 12, 7, "conv", True, (3,))
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-12), (torch.bfloat16, 0.03)])
+def test_every_way_through_a_convolution_is_the_same_change(dtype: torch.dtype, within: float) -> None:
+    """Two narrow convolutions, one with the whole change, one with the folded weight: which it is follows from a method's traits, and
+    LoRA under other traits goes the other ways. Equal within float64 sums, and in bf16 within a few of its roundings."""
+    layer = nn.Conv2d(4, 6, (3, 2), groups=2).to(dtype).requires_grad_(False)
     rng = np.random.default_rng(0)
-    params = {"lora_A": rng.normal(size=(2, 12)).astype(np.float32), "lora_B": rng.normal(size=(7, 2)).astype(np.float32)}
-    found = []
-    for each in (method, get("lora")):
-        wrapper = AdaptedConv(layer, site)
-        wrapper.add("a", each, LoRA(r=2), params, {}, {})
+    params = {"lora_A": rng.normal(size=(2, 12)).astype(np.float32), "lora_B": rng.normal(size=(6, 2)).astype(np.float32)}
+    traits, found = get("lora").traits, []
+    for changed in ({}, {"low_rank": False}, {"reads_weight": True}, {"additive": False}):
+        wrapper = AdaptedConv(layer, Site("conv", 12, 6, "grouped_conv", True))
+        wrapper.add("a", get("lora")._replace(traits=dataclasses.replace(traits, **changed)), LoRA(r=2), params, {}, {})
         wrapper.active = ("a",)
-        found.append(wrapper(floats(2, 4, 9)().to(torch.bfloat16)))
-    torch.testing.assert_close(found[0], found[1], rtol=0.02, atol=0.02)
+        found.append(wrapper(floats(2, 4, 5, 5)().to(dtype)))
+    for other in found[1:]:
+        assert other.dtype == dtype
+        torch.testing.assert_close(other, found[0], rtol=within, atol=within * float(found[0].abs().max()))
 
 
 @pytest.mark.parametrize(("A", "B"), [((3, 4, 1, 1), (7, 1, 3, 1)), ((3, 4, 2, 2), (7, 3)), ((3, 4, 3), (7, 3, 3))])
