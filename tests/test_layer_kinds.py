@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adapterpack import LoRA, adapt, attach, compose, detach, export, load, merge, quantize, save
+from adapterpack import LoRA, adapt, attach, compose, convert, detach, export, load, merge, quantize, save
 from adapterpack.errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
 from adapterpack.methods import LAYOUTS, Dense, Kronecker, Site, columns, from_matrix, get, matrix_shape, to_matrix
 from adapterpack.methods.operators import Chain, Diagonal
@@ -633,6 +633,40 @@ def test_the_fused_encoder_does_not_pass_the_adapter_by() -> None:
         assert (outputs(model, subject) - plain).abs().max() > 0.05
     with torch.no_grad():
         torch.testing.assert_close(outputs(active(model.eval(), None), subject), plain, rtol=1e-10, atol=1e-10)
+
+
+def test_other_formats_take_the_kinds_that_they_have_or_say_so(tmp_path: Path) -> None:
+    """PEFT's and ONNX Runtime's files hold transposed layers, PEFT's embeddings and convolutions too; all else is refused by its kind."""
+    takes = {"GPT-2": {"peft", "onnx_adapter"}, "embedding": {"peft"}, "conv 2d": {"peft"}}
+    for label in ("GPT-2", "embedding", "conv 2d", "conv of groups", "attention", "experts"):
+        subject = SUBJECTS[label]
+        pack = save(trained(subject, base_of(subject, torch.float32)), tmp_path / label / "pack", name="a")
+        for form in ("peft", "onnx_adapter", "kohya"):
+            out = tmp_path / label / f"file.{form}"
+            if form in takes.get(label, ()):
+                convert(tmp_path / label / "pack", out, to=form)
+                continue
+            with pytest.raises(Unsupported) as error:
+                convert(tmp_path / label / "pack", out, to=form)
+            assert {group.kind for group in pack.manifest.groups} & set(str(error.value.found).replace(",", "").split())
+    back = load(tmp_path / "conv 2d" / "file.peft")
+    assert [(one.site.path, one.site.kind, one.site.kernel) for one in back.adapters()] == [("0", "conv", (3, 2)), ("2", "conv", (1, 1))]
+
+
+@pytest.mark.parametrize("label", ["embedding", "conv of groups", "attention", "experts"])
+def test_torch_compiles_it_whole(label: str) -> None:
+    """Traced in one graph, forward and backward, the output and the gradients are those without, within 1e-6: gradients are float32."""
+    subject = SUBJECTS[label]
+    model = trained(subject, base_of(subject))
+    torch._dynamo.reset()
+    found = []
+    for run in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        y = outputs(run, subject)
+        y.square().sum().backward()
+        found.append([y.detach(), *(value.grad for value in model.parameters() if value.requires_grad)])
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
