@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adapterpack import LoRA, adapt, attach, compose, convert, detach, export, load, merge, quantize, save
+from adapterpack import LoRA, TrainableTokens, adapt, attach, compose, convert, detach, export, load, merge, quantize, save
 from adapterpack.errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
 from adapterpack.methods import LAYOUTS, Dense, Kronecker, Site, columns, from_matrix, get, matrix_shape, to_matrix
 from adapterpack.methods.operators import Chain, Diagonal
@@ -609,6 +609,25 @@ def test_columns_are_those_of_the_dense_matrix() -> None:
         columns(Diagonal(wide[0]), numbers)
 
 
+def test_an_embedding_is_seen_as_the_method_lists_it() -> None:
+    """LoRA sees ``[width, vocabulary]``, trainable tokens a row for every token; the second way at one embedding is refused, and the model
+    is as it was."""
+    model, ids = Tokens(False).requires_grad_(False), torch.arange(5)[None]
+    (seen,) = select(model, ("tokens",), get("lora").traits)
+    assert (seen.kind, seen.out_features, seen.in_features) == ("embedding", 6, WORDS)
+    (seen,) = select(model, ("tokens",), get("trainable_tokens").traits)
+    assert (seen.kind, seen.out_features, seen.in_features) == ("table", WORDS, 6)
+    lora, rows = LoRA(r=2, targets="tokens"), TrainableTokens(token_indices=(1, 2), targets="tokens")
+    for first, second in ((lora, rows), (rows, lora)):
+        adapt(model, first, "a")
+        before, modules = model(ids), list(model.modules())
+        with pytest.raises(Unsupported, match="in another way"):
+            adapt(model, second, "b")
+        assert torch.equal(model(ids), before)
+        assert list(model.modules()) == modules
+        detach(model)
+
+
 def test_a_layout_turns_and_turns_back() -> None:
     """``from_matrix(to_matrix(W)) == W`` for every kind, and the matrix has the shape that ``matrix_shape`` says."""
     shapes = {1: (3,), 2: (3, 5), 3: (4, 3, 5), 4: (4, 3, 2, 5), 5: (4, 3, 2, 5, 2)}
@@ -618,7 +637,7 @@ def test_a_layout_turns_and_turns_back() -> None:
             matrix = to_matrix(kind, weight)
             assert matrix.shape[-2:] == matrix_shape(kind, weight.shape)
             assert np.array_equal(from_matrix(kind, matrix, weight.shape), weight)
-        assert matrix_shape(kind, (3,)) is None
+        assert matrix_shape(kind, (3,) * 6) is None
     with pytest.raises(Unsupported, match="no layer is of this kind"):
         matrix_shape("linaer", (3, 5))
 
