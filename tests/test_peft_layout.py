@@ -20,6 +20,7 @@ from adapterpack.methods import LoRA, Site, get
 from adapterpack.pack import manifest as m
 from adapterpack.pack import peft_layout, safetensors
 from adapterpack.pack.pack import Pack, build
+from adapterpack.pack.patterns import is_expression
 from adapterpack.pack.validate import load, validate
 
 FP32 = 1e-5
@@ -267,8 +268,12 @@ REFUSED: dict[str, tuple[dict[str, Any], type[AdapterpackError], str]] = {
     "CorDA": ({"init_lora_weights": "corda"}, Unsupported, "rewrote"),
     "LoRA-GA": ({"init_lora_weights": "lora_ga"}, Unsupported, "rewrote"),
     "an unhashable initialisation": ({"init_lora_weights": ["pissa"]}, Unsupported, "rewrote"),
-    "a regular expression for ranks": ({"rank_pattern": {r".*layers\.[01].*": 4}}, Unsupported, "regular expression"),
-    "an endless regular expression": ({"alpha_pattern": {"(a+)+$": 4}}, Unsupported, "regular expression"),
+    "an expression for another rank than the tensors": ({"rank_pattern": {r".*layers\.[01].*": 4}}, FormatError, "wrong shape"),
+    "a look-ahead": ({"alpha_pattern": {"(?=q)q_proj": 4}}, Unsupported, "bounded time"),
+    "a back-reference": ({"alpha_pattern": {r"(q)\1_proj": 4}}, Unsupported, "bounded time"),
+    "a repetition of repetitions": ({"alpha_pattern": {"((a{900}){900}){900}": 4}}, Unsupported, "bounded time"),
+    "very many expressions": ({"alpha_pattern": {f"[{i}]": 4 for i in range(1025)}}, FormatError, "too many keys"),
+    "a long expression": ({"alpha_pattern": {"[q]" * 400: 4}}, FormatError, "no short texts"),
     "patterns as a list": ({"rank_pattern": ["q_proj"]}, FormatError, "rank_pattern"),
     "a pattern to text": ({"alpha_pattern": {"q_proj": "4"}}, FormatError, "alpha_pattern"),
     "half a rank": ({"rank_pattern": {"q_proj": 2.5}}, FormatError, "whole number"),
@@ -290,6 +295,27 @@ def test_a_config_that_would_import_wrongly_is_refused(label: str, saved: Path, 
     values, error, words = REFUSED[label]
     with pytest.raises(error, match=words):
         load(edited(saved, tmp_path, **values))
+
+
+EXPRESSIONS: list[dict[str, float]] = [
+    {r"layers\.[0-9]+\.self_attn\.(q|v)_proj": 9.0},
+    {r".*\.1\..*": 7.0, r"q_proj": 2.0},
+    {r"^model.*q_proj": 3.0, "v_proj$": 4.0},
+    {"(a+)+$": 4.0},
+    {"(.*a)*b|.*v_proj": 6.0},
+]
+
+
+@pytest.mark.parametrize("pattern", EXPRESSIONS, ids=str)
+def test_expressions_mean_what_they_mean_to_peft(pattern: dict[str, float], tmp_path: Path) -> None:
+    """The scale of every site is that of PEFT's own layer, also for expressions that would keep a backtracking engine busy for ever."""
+    theirs = their_model(llama, {"target_modules": QV, "r": 3, "lora_alpha": 5, "alpha_pattern": pattern})
+    theirs.save_pretrained(tmp_path / "theirs")
+    scales = {name.removeprefix("base_model.model."): module.scaling["default"] for name, module in theirs.named_modules()
+              if isinstance(getattr(module, "scaling", None), dict)}
+    pack = load(tmp_path / "theirs")
+    assert {group.path: group.scale for group in pack.manifest.groups} == pytest.approx(scales)
+    assert all(not is_expression(dict.fromkeys(group.config.get("alpha_pattern", {}), 1)) for group in pack.manifest.groups)
 
 
 MALFORMED = ["", "[]", "null", "3", '{"peft_type": "LORA", "peft_type": "IA3"}', '{"r": NaN}', "{" * 99, "\ufeff{}", '"x"', "{}"]

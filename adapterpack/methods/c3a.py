@@ -18,7 +18,7 @@ import numpy as np
 from .base import AttachForm, Method, Params, PeftForm, Site, Traits
 from .config import SiteConfig, by_suffix, require_whole
 from .operators import BlockCirculant
-from .peft_pattern import default_and_pattern, literal
+from .peft_keys import default_and_pattern, literal
 
 
 @dataclass(frozen=True)

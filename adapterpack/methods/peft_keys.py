@@ -10,19 +10,32 @@ from ..errors import Unsupported
 from .config import is_number
 
 
+def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any, dict[str, Any]]:
+    """Site path -> value, as PEFT reads it: a value for all, and names for the sites that have another.
+
+    PEFT takes a name for the end of a path. Where it understands an anchor (``anchored``), a name that other paths end in has one; where
+    it does not, such a site has the value for all, because a path that is named whole is found all the same.
+
+    Example:
+        >>> default_and_pattern({"a.fc": 1, "fc": 2, "b.fc": 1}, anchored=True)
+        (1, {'^fc': 2})
+        >>> default_and_pattern({"a.fc": 1, "fc": 2, "b.fc": 1}, anchored=False)
+        (2, {'a.fc': 1, 'b.fc': 1})
+    """
+    ends = {path for path in values if any(other.endswith(f".{path}") for other in values)}
+    default = values[next(iter(values) if anchored else iter([path for path in values if path in ends] or values))]
+    return default, {f"^{path}" if anchored and path in ends else path: value for path, value in values.items() if value != default}
+
+
 def by_site(name: str, values: Mapping[str, Any], pattern: str) -> dict[str, Any]:
     """``name``: the value of the first site, ``pattern``: those of the sites that have another.
-
-    PEFT takes a name for the end of a path unless it is anchored.
 
     Example:
         >>> by_site("r", {"q": 2, "inner.q": 3, "v": 2}, "rank_pattern")
         {'r': 2, 'rank_pattern': {'inner.q': 3}}
     """
-    first = next(iter(values.values()))
-    differing = {path: value for path, value in values.items() if value != first}
-    anchored = {f"^{path}" if any(other.endswith(f".{path}") for other in values) else path: value for path, value in differing.items()}
-    return {name: first, pattern: anchored}
+    default, differing = default_and_pattern(values, anchored=True)
+    return {name: default, pattern: differing}
 
 
 def plain(value: float) -> float:
@@ -33,7 +46,11 @@ def plain(value: float) -> float:
 def literal(pattern: Any, where: str) -> dict[str, Any]:
     """PEFT's pattern as names: PEFT takes the first key that fits the end of a path, we take the longest, so hidden keys are left out.
 
-    Its keys are regular expressions, which are not run here (one can take hours); a key that is more than a name is refused.
+    Its keys are regular expressions; those that are more than names were expanded when the folder was read (pack/patterns.py).
+
+    Raises:
+        Unsupported: a key is more than a name.
+        ValueError: this is no map of names to numbers.
 
     Example:
         >>> literal({"v_proj": 2, "1.v_proj": 4}, "rank_pattern")

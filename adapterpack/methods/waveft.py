@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 from .base import AttachForm, Method, Params, PeftContent, PeftForm, Site, Traits, require_widths
 from .config import SiteConfig, by_suffix, require_flag, require_number, require_whole
 from .operators import Dense
-from .peft_pattern import default_and_pattern, literal
+from .peft_keys import default_and_pattern, literal
 from .positions import places, scattered
 from .wavelets import filters, inverse
 

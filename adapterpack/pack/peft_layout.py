@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import AdapterpackError, FormatError, Unsupported, storage_errors
 from ..methods import Method, PeftContent, PeftLayer, Site, get, is_stacked, methods
 from . import manifest as m
-from . import strict_json
+from . import patterns, strict_json
 from .safetensors import SafetensorsFile
 from .shapes import check_shapes, features
 
@@ -175,13 +175,18 @@ def _parts(
     if method is None or method.peft is None:
         raise Unsupported("this PEFT method is not supported", where=folder / CONFIG, found=config.get("peft_type"),
                           expected=", ".join(sorted({method.peft.peft_type for method in known_methods if method.peft})))
+    file = folder / TENSORS
+    expressions = [key for key, value in config.items() if key.endswith("_pattern") and patterns.is_expression(value)]
+    if expressions:
+        tensors = tensors or SafetensorsFile(file, private=True)
+        paths = sorted(_sort(method, tensors, config.get("modules_to_save") or (), file)[0])
+        config = {**config, **{key: patterns.expanded(config[key], paths, f"{folder / CONFIG}#/{key}") for key in expressions}}
     try:
         cfg = method.peft.from_config(config)
         written = method.peft.to_config({"": cfg}) or {}
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
     _refuse_options(config, written, [layer.config for layer in method.peft.layers.values()], folder / CONFIG)
-    file = folder / TENSORS
     tensors = tensors or SafetensorsFile(file, private=True)
     by_suffix, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
     kinds = {path: _kind(method, config, found) for path, found in by_suffix.items()}
@@ -372,19 +377,16 @@ def _named(method: Method, kind: str, found: Mapping[str, np.ndarray]) -> dict[s
     return {names.get(suffix, suffix): value for suffix, value in found.items()}
 
 
-def _site(
-    method: Method, cfg: Any, path: str, kind: str, params: dict[str, np.ndarray], where: Path
-) -> tuple[Site, dict[str, np.ndarray]]:
+def _site(method: Method, cfg: Any, path: str, kind: str, whole: dict[str, np.ndarray], where: Path) -> tuple[Site, dict[str, np.ndarray]]:
     """The site behind a site's parameters as PEFT has them, and the parameters as matrices."""
     assert method.peft is not None
-    whole = {name: value.shape for name, value in params.items()}
-    params = loaded(method, kind, params)
+    shapes, params = {name: value.shape for name, value in whole.items()}, loaded(method, kind, whole)
     widths = features(method.peft, params, f"{where}, {path}")
-    site = Site(path, widths[0] or 0, widths[1] or 0, kind, "bias" in params, kernel_of(kind, whole.values()))
+    site = Site(path, widths[0] or 0, widths[1] or 0, kind, "bias" in params, kernel_of(kind, shapes.values()))
     try:
         expected = set(method.shapes(cfg, site))  # which of them there are may depend on the widths
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise FormatError("the tensors of a site do not pair up, or have too few axes", where=f"{where}, {path}", found=whole) from error
+        raise FormatError("the tensors of a site do not pair up, or have too few axes", where=f"{where}, {path}", found=shapes) from error
     if set(params) != expected:
         raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(expected), found=sorted(params))
     check_shapes(method, cfg, site, params, where)
@@ -392,6 +394,6 @@ def _site(
         right = {name: value.shape for name, value in stored(method, site, params).items()}
     except ValueError:  # a kernel that the input's width is no multiple of
         right = None
-    if whole != right:
-        raise FormatError("a tensor has the wrong shape", where=f"{where}, {path}", expected=right, found=whole)
+    if shapes != right:
+        raise FormatError("a tensor has the wrong shape", where=f"{where}, {path}", expected=right, found=shapes)
     return site, params

@@ -9,6 +9,7 @@ from .subject import Subject
 
 NO_BASE = "base: none was named (--base)"
 SHAPES_ONLY = "base: compared by its shapes only"
+_CANARY = "canary: it needs the model running; attach (torch), export, and validate --full of the bundle (ONNX Runtime) replay it"
 _CLAIMS = ("training", "metrics", "license", "base_license")
 
 
@@ -21,7 +22,7 @@ def unchecked(s: Subject) -> Iterator[str]:
         yield SHAPES_ONLY
     elif manifest.tokenizer is None:
         yield "tokenizer: the pack does not say which one it was trained with"
-    yield "canary: replayed when the pack is attached or exported" if manifest.canary else "canary: the pack carries none"
+    yield _CANARY if manifest.canary else "canary: the pack carries none"
     if (s.folder / SIGNATURE).exists():
         yield f"signature: not verified (adapterpack verify {s.folder} --key KEY)"
     if not s.full:

@@ -1,0 +1,61 @@
+"""Patterns of a PEFT configuration, which are regular expressions from a stranger, as literal module paths.
+
+They are run by RE2, whose time is linear in the pattern and in the text and whose memory is bounded: no pattern can stall a reader.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import FormatError, Unsupported
+
+_NAME = re.compile(r"\^?(?:[A-Za-z0-9_-]|\\?\.)+\$?")
+_MAX_KEYS, _MAX_LENGTH, _MAX_MEMORY = 1024, 1024, 1 << 20
+
+
+def is_expression(pattern: Any) -> bool:
+    """Whether a key of a pattern is more than the end of a module's path.
+
+    Example:
+        >>> is_expression({"1.v_proj": 4}), is_expression({"layers.[0-3].v_proj": 4}), is_expression(None)
+        (False, True, False)
+    """
+    return isinstance(pattern, Mapping) and not all(isinstance(key, str) and _NAME.fullmatch(key) for key in pattern)
+
+
+def expanded(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> dict[str, Any]:
+    """What a pattern says of each of ``paths``, anchored: the first key that fits the end of a path counts, as in PEFT.
+
+    Raises:
+        FormatError: a key is no text, or there are too many or too long ones.
+        Unsupported: a key uses what cannot be run in linear time, such as a look-ahead or a back-reference.
+
+    Example:
+        >>> expanded({"layers.[0-3].v_proj": 4}, ["layers.1.v_proj", "layers.4.v_proj"], "rank_pattern")
+        {'^layers.1.v_proj': 4}
+    """
+    import re2  # noqa: PLC0415 - only for the few files that hold an expression
+
+    if len(pattern) > _MAX_KEYS or not all(isinstance(key, str) and len(key) <= _MAX_LENGTH for key in pattern):
+        raise FormatError("a pattern has too many keys, or keys that are no short texts", where=where,
+                          expected=f"at most {_MAX_KEYS} texts of at most {_MAX_LENGTH} characters", found=len(pattern))
+    options = re2.Options()
+    options.max_mem, options.log_errors = _MAX_MEMORY, False
+    compiled = []
+    for key, value in pattern.items():
+        try:
+            compiled.append((re2.compile(rf"(?:.*\.)?(?:{key})", options), value))
+        except re2.error as error:
+            reason = error.args[0].decode("utf-8", "replace") if error.args and isinstance(error.args[0], bytes) else str(error)
+            raise Unsupported(f"this PEFT pattern cannot be run in bounded time: {reason[:120]}", where=where, found=repr(key)[:80],
+                              expected="an expression without look-around and back-references",
+                              remedy="write the pattern with literal module names") from error
+    found = {}
+    for path in paths:
+        for expression, value in compiled:
+            if expression.fullmatch(path):
+                found[f"^{path}"] = value
+                break
+    return found
