@@ -13,7 +13,7 @@ class Task:
 
     name: str
     auto_class: str
-    suffix: str
+    suffixes: tuple[str, ...]
     heads: tuple[str, ...] = ()
     labelled: bool = False
     generates: bool = False
@@ -22,10 +22,10 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("text-classification", "AutoModelForSequenceClassification", "ForSequenceClassification", ("classifier", "score"),
+        Task("text-classification", "AutoModelForSequenceClassification", ("ForSequenceClassification",), ("classifier", "score"),
              labelled=True),
-        Task("text-generation", "AutoModelForCausalLM", "ForCausalLM", generates=True),
-        Task("feature-extraction", "AutoModel", "Model"),
+        Task("text-generation", "AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel"), generates=True),
+        Task("feature-extraction", "AutoModel", ("Model",)),
     )
 }
 
@@ -49,7 +49,7 @@ def task_of(architecture: str) -> Task:
     """The task of a model class, told by the end of its name; feature extraction where nothing else fits.
 
     Example:
-        >>> task_of("LlamaForCausalLM").name
-        'text-generation'
+        >>> task_of("LlamaForCausalLM").name, task_of("GPT2LMHeadModel").name, task_of("BertModel").name
+        ('text-generation', 'text-generation', 'feature-extraction')
     """
-    return next((task for task in TASKS.values() if architecture.endswith(task.suffix)), TASKS["feature-extraction"])
+    return next((task for task in TASKS.values() if architecture.endswith(task.suffixes)), TASKS["feature-extraction"])

@@ -372,7 +372,7 @@ def test_packs_that_do_not_go_together_are_refused() -> None:
     refused([headed(1), headed(2)], Unsupported, "sum to 0", weights=[1, -1])
     refused([made(1), made(2, sites=(Site("layers.0.q_proj", 33, 8),))], Unsupported, "layers.0.q_proj", "[7, 33]", "[8, 33]")
     refused([made(1), made(2, sites=(Site("layers.0.q_proj", 33, 7, "embedding"),))], Unsupported, "embedding")
-    refused([made(1, sites=(Site("tokens", 33, 7, "embedding"),))], Unsupported, "embedding")
+    refused([made(1, sites=(Site("tokens", 33, 7, "router"),))], Unsupported, "router")
 
 
 def test_a_base_that_is_not_known_everywhere_is_taken_from_where_it_is() -> None:

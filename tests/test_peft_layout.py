@@ -208,7 +208,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], torch.nn.Module], Any, dict[str, Any],
     "biases of the layers": (bert, peft.LoraConfig, {"target_modules": ["query"], "bias": "lora_only"}, "bias"),
     "a bias on B": (bert, peft.LoraConfig, {"target_modules": ["query"], "lora_bias": True}, "lora_bias"),
     "tokens": (llama, peft.LoraConfig, {"target_modules": QV, "trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-    "embeddings": (llama, peft.LoraConfig, {"target_modules": ["embed_tokens"]}, "does not account for"),
     "PSOFT": (llama, peft.PsoftConfig, {"target_modules": QV, "r": 2}, "PSOFT"),
 }
 
@@ -255,7 +254,7 @@ def edited(saved: Path, tmp_path: Path, **values: Any) -> Path:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[AdapterpackError], str]] = {
-    "transposed weights": ({"fan_in_fan_out": True}, Unsupported, "fan_in_fan_out"),
+    "transposed weights, as text": ({"fan_in_fan_out": "yes"}, Unsupported, "fan_in_fan_out"),
     "bare parameters": ({"target_parameters": ["experts.gate"]}, Unsupported, "target_parameters"),
     "repeated layers": ({"layer_replication": [[0, 1], [0, 2]]}, Unsupported, "layer_replication"),
     "activated LoRA": ({"alora_invocation_tokens": [1, 2]}, Unsupported, "alora_invocation_tokens"),

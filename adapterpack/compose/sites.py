@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import Unsupported
-from ..methods import Method, Site, complete
+from ..methods import Method, Site, complete, is_stacked
 from ..methods.lora import lora
 from ..pack.pack import Adapter, Pack
 from .agree import SIDE_BY_SIDE
@@ -57,14 +58,17 @@ def _place(packs: Sequence[Pack], adapters: Sequence[Adapter | None], weights: S
     if site.kind not in lora.traits.layers:
         raise Unsupported("a composed pack is a LoRA, which has no such kind of site", where=f"{site.path} in '{first.name}'",
                           expected=" or ".join(lora.traits.layers), found=site.kind, remedy=SIDE_BY_SIDE)
+    if is_stacked(site.kind):
+        raise Unsupported("the matrices of a stack are not composed", where=f"{site.path} in '{first.name}'", found=site.kind,
+                          remedy=SIDE_BY_SIDE)
     terms = tuple(_term(pack.method, adapter, site, weight) for pack, adapter, weight in zip(packs, adapters, weights, strict=True))
     biased = any(adapter.site.bias for _, adapter in present)
     named = next((adapter.weight for _, adapter in present if adapter.weight is not None), None)
-    return Place(Site(site.path, site.in_features, site.out_features, site.kind, biased), named, terms)
+    return Place(dataclasses.replace(site, bias=biased), named, terms)
 
 
 def _shape(site: Site) -> str:
-    return f"{site.kind} [{site.out_features}, {site.in_features}]"
+    return f"{site.kind} [{site.out_features}, {site.in_features}]" + (f" with kernel {site.kernel}" if site.kernel else "")
 
 
 def _term(method: Method, adapter: Adapter | None, site: Site, weight: float) -> Term:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import BaseMismatch, SiteNotFound, nearest
 from ..hub.resolve import folder_of
+from ..methods import matrix_shape
 from ..pack import manifest as m
 from ..pack.checkpoint import SINGLE, Checkpoint, read_json
 from ..pack.pack import Pack, is_module, sealed
@@ -102,7 +103,7 @@ def bound_to(pack: Pack, base: BaseModel) -> Pack:
             groups.append(group)
             continue
         weight = base.weight_name(group.path)
-        if base.shapes[weight] != (group.out_features, group.in_features):
+        if matrix_shape(group.kind, base.shapes[weight]) != (group.out_features, group.in_features):
             raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}", found=base.shapes[weight],
                                expected=(group.out_features, group.in_features), remedy="use the base that the adapter was made for")
         groups.append(dataclasses.replace(group, weight=weight, bias=f"{weight.removesuffix('weight')}bias" in base.shapes))

@@ -65,7 +65,9 @@ def _write_peft(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
     plain, notes = floated(pack)
     files = encode_files(plain.manifest, plain.tensors)
     if peft_layout.CONFIG not in files:
-        raise Unsupported("PEFT has no such method", where=f"pack '{pack.name}'", found=pack.method.name, remedy="keep the pack as it is")
+        kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")
+        raise Unsupported("PEFT has no such method, or another form of it at a kind of layer", where=f"pack '{pack.name}'",
+                          found=f"{pack.method.name} at {', '.join(kinds)}", remedy="keep the pack as it is")
     for name, data in files.items():
         (folder / name).write_bytes(data)
     if pack.manifest.task.labels:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ..errors import ConfigError, ParityError, SiteNotFound, UnknownName, Unsupported, nearest
 from ..hub.resolve import folder_of
 from ..merge.merge import merge
+from ..methods import to_matrix
 from ..pack.atomic import output_folder, refuse_existing
 from ..pack.checkpoint import Checkpoint, carried_files
 from ..pack.manifest import Base
@@ -23,7 +24,7 @@ from ..pack.pack import Adapter, Pack
 from ..pack.quantized import require_plain
 from ..pack.validate import load
 from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, MappedSite, read_bundle
-from ..runtime.slots import largest_ranks, pack_values
+from ..runtime.slots import largest_ranks, pack_values, require_slots
 from ..tasks import TASKS, Task, task_named, task_of
 from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
@@ -75,6 +76,8 @@ def export(
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     checkpoint = Checkpoint(folder)
     _check(loaded, checkpoint, allow_structural)
+    for pack in loaded if mode != "folded" else ():
+        require_slots(pack)
     chosen = _task(task, loaded, checkpoint)
     _require_cache(loaded, chosen)
     capacity = _capacity(mode, loaded, slots, max_rank)
@@ -162,7 +165,7 @@ def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray
     require_plain(base)
     name = base.require_weight(adapter.site.path, adapter.weight)
     bias = f"{name.removesuffix('.weight')}.bias"
-    return base.read(name), base.read(bias) if bias in base.tensors else None
+    return to_matrix(adapter.site.kind, base.read(name)), base.read(bias) if bias in base.tensors else None
 
 
 def _plan(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple[int, int | None]) -> Plan:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..methods import AttachForm, Dense, Method, complete
+from ..methods import AttachForm, Dense, Method, complete, is_stacked
 from ..methods.base import fold_form
 from ..pack.pack import Adapter
 from ..pack.safetensors import FLOATS, dtype_name
@@ -28,6 +28,19 @@ class Contribution(NamedTuple):
     method: Method
     adapter: Adapter
     weight: float
+
+
+def matrices(kind: str, weight: np.ndarray) -> list[np.ndarray]:
+    """The matrices ``[out, in]`` of a weight as :func:`~adapterpack.methods.to_matrix` gives it: one, or those of a stack."""
+    return list(weight) if is_stacked(kind) else [weight]
+
+
+def slice_of(contribution: Contribution, number: int) -> Contribution:
+    """What a contribution does to one matrix of its weight: itself, or its share at one place of a stack."""
+    adapter = contribution.adapter
+    if not is_stacked(adapter.site.kind):
+        return contribution
+    return contribution._replace(adapter=adapter._replace(params={name: value[number] for name, value in adapter.params.items()}))
 
 
 def work_dtype(dtype: str) -> np.dtype[Any]:

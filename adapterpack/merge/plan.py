@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ..errors import NothingToDo, Unsupported
-from ..methods import as_matrix
-from ..pack import peft_layout
+from ..methods import LAYOUTS, matrix_shape, to_matrix
 from ..pack.checkpoint import Checkpoint
+from ..pack.manifest import Group
 from ..pack.match import Verdict
 from ..pack.pack import Pack
 from ..pack.quantized import require_plain
 from ..pack.safetensors import FLOATS
-from .fold import Contribution, bind, inert, work_dtype
-from .whole import Whole, resolve
-
-KINDS = frozenset({"embedding", "linear", "norm"})
-"""Kinds of site whose weight is stored ``[out, in]``, or as a vector that is a column of it, and folds as it lies."""
+from .fold import Contribution, bind, inert, matrices, slice_of, work_dtype
+from .whole import Whole, resolve, tied_to_a_head
 
 
 @dataclass(frozen=True)
 class Target:
     """One weight of the base and what changes it; ``bias`` is the tensor of its bias, if the fold changes that too.
 
-    ``base_bias`` holds the values of its bias, for methods that read them.
+    ``base_bias`` holds the values of its bias, for methods that read them. ``kind`` says how the weight is stored.
     """
 
     weight: str
     bias: str | None
     contributions: tuple[Contribution, ...]
     base_bias: np.ndarray | None = None
+    kind: str = "linear"
 
 
 @dataclass(frozen=True)
@@ -80,27 +78,37 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
     if weight != 1 and not method.traits.additive:
         raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
                           expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
-    for adapter in pack.adapters(lambda group: base.tensors[base.require_weight(group.path, group.weight)].shape):
+    for adapter in pack.adapters(partial(_shape, base, owner)):
         name = base.require_weight(adapter.site.path, adapter.weight)
         where = f"{owner}, {adapter.site.path}"
-        if adapter.site.kind not in KINDS:
-            raise Unsupported(f"sites of kind '{adapter.site.kind}' cannot be folded yet", where=where, expected=", ".join(sorted(KINDS)),
-                              remedy="keep the adapter beside the base")
-        if _module(name) != adapter.site.path.rpartition(".")[2]:
+        if LAYOUTS[adapter.site.kind].ids and tied_to_a_head(base, pack, name):
+            raise Unsupported("this tensor is the input embedding and the output head at once, and only the embedding was adapted",
+                              where=f"{where}, {name}", remedy="keep the adapter beside the base")
+        if _module(name) != _module(adapter.site.path):
             raise Unsupported("this site shares its weight with another module, which would change too", where=where, found=name,
                               remedy="adapt a site that shares no weight, or keep the adapter beside the base")
         if base.tensors[name].dtype not in FLOATS:
             raise Unsupported("the weight of this site is not stored as floating point", where=where, found=base.tensors[name].dtype,
                               remedy="merge into the original checkpoint, and quantize the result")
-        rows, columns = as_matrix(base.tensors[name].shape)
-        site = dataclasses.replace(adapter.site, out_features=rows, in_features=columns)
-        peft_layout.check_shapes(method, adapter.config, site, adapter.params, owner)
         yield name, Contribution(pack.name, method, adapter, weight)
 
 
+def _shape(base: Checkpoint, owner: str, group: Group) -> tuple[int, int]:
+    """The shape ``[out, in]`` of the weight that a group changes."""
+    if group.kind not in LAYOUTS:
+        raise Unsupported(f"sites of kind '{group.kind}' cannot be folded", where=f"{owner}, {group.path}", expected=", ".join(LAYOUTS),
+                          remedy="keep the adapter beside the base")
+    stored = base.tensors[base.require_weight(group.path, group.weight)].shape
+    shape = matrix_shape(group.kind, stored)
+    if shape is None:
+        raise Unsupported("the weight of this site is not one of its kind", where=f"{owner}, {group.path}", expected=group.kind,
+                          found=stored)
+    return shape
+
+
 def _module(tensor: str) -> str:
-    """The last component of the module that owns a tensor."""
-    return tensor.rpartition(".")[0].rpartition(".")[2]
+    """The last component of the module that a tensor is the weight of, or of the parameter's own name."""
+    return tensor.removesuffix(".weight").rpartition(".")[2]
 
 
 def _require_alone(name: str, contributions: list[Contribution]) -> None:
@@ -112,21 +120,28 @@ def _require_alone(name: str, contributions: list[Contribution]) -> None:
 def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> Target | None:
     """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias."""
     _require_alone(name, contributions)
-    weight, dtype = base.read(name).reshape(as_matrix(base.tensors[name].shape)), work_dtype(base.tensors[name].dtype)
+    kinds = {each.adapter.site.kind for each in contributions}
+    if len(kinds) > 1:
+        raise Unsupported("the packs do not agree on how this weight is stored", where=name, found=", ".join(sorted(kinds)),
+                          remedy="merge packs that were trained on one base")
+    (kind,) = kinds
+    weight, dtype = to_matrix(kind, base.read(name)), work_dtype(base.tensors[name].dtype)
     stem = name.removesuffix(".weight")
     bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None
     old = None if bias is None else base.read(bias)
-    row = slice(0, 1) if all(each.method.traits.row_separable for each in contributions) else slice(0, len(weight))
-    before = None if old is None else old[row].astype(dtype)
     changes_bias, moving = False, []
     for each in contributions:
-        bound = bind(each, dtype, weight, old)
-        if inert(each, bound, weight.shape[1]):
+        parts = [(slice_of(each, number), matrix) for number, matrix in enumerate(matrices(kind, weight))]
+        bounds = [(bind(part, dtype, matrix, old), matrix) for part, matrix in parts]
+        if all(inert(each, bound, matrix.shape[1]) for bound, matrix in bounds):
             continue
         moving.append(each)
-        after = bound.fold(weight[row].astype(dtype), before, row)[1]
+        bound, matrix = bounds[0]
+        row = slice(0, 1) if each.method.traits.row_separable else slice(0, len(matrix))
+        before = None if old is None else old[row].astype(dtype)
+        after = bound.fold(matrix[row].astype(dtype), before, row)[1]
         if bias is None and after is not None:
             raise Unsupported(f"folding method '{each.method.name}' gives this site a bias, and the base has none",
                               where=f"{base.folder}, {name}", expected=f"{stem}.bias", remedy="keep the adapter beside the base")
         changes_bias = changes_bias or after is not before
-    return Target(name, bias if changes_bias else None, tuple(moving), old) if moving else None
+    return Target(name, bias if changes_bias else None, tuple(moving), old, kind) if moving else None

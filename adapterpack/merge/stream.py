@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import NonFinite
-from ..methods import as_matrix, row_blocks
+from ..methods import LAYOUTS, row_blocks, to_matrix
 from ..pack.safetensors import DTYPES
 from .bytes_io import Span, copy_span, opened, read_into, write_all
-from .fold import LossSums, Scratch, prepare, work_dtype
+from .fold import LossSums, Scratch, matrices, prepare, slice_of, work_dtype
 from .layout import Item, Shard
 from .report import TensorLoss
 
@@ -172,30 +172,38 @@ def _convert(tensor: _Tensor, ticker: Ticker, safe: bool, scratch: Scratch) -> N
 
 
 def _fold(tensor: _Tensor, bias: _Tensor | None, ticker: Ticker, safe: bool, scratch: Scratch) -> TensorLoss:
-    """Folds all adapters of one weight, and the bias that changes with it: in float32, rounded once."""
+    """Folds all adapters of one weight, and the bias that changes with it: in float32, rounded once.
+
+    A weight whose stored rows are not output rows is folded whole; a stack of weights one after the other.
+    """
     target, source, place = tensor.item.target, tensor.item.source, tensor.item.place
     assert target is not None
     assert source is not None
-    rows, columns = as_matrix(source.shape)
     dtype, read, stored_as = work_dtype(source.dtype), DTYPES[source.dtype], DTYPES[place.dtype]
-    change = prepare(target.contributions, dtype, tensor.shard.base.read(source.name).reshape(rows, columns), target.base_bias)
     before = None if target.bias is None or bias is None else bias.shard.base.read(target.bias).astype(dtype)
     after = None if before is None else np.empty_like(before)
     sums = LossSums()
+    turned, done = LAYOUTS[target.kind].turned, 0
     with opened(tensor.shard.base.path, os.O_RDONLY) as reader, opened(tensor.out, os.O_WRONLY) as sink:
-        for block in iter((slice(0, rows),)) if change.whole else row_blocks(rows, columns):
-            shape = (block.stop - block.start, columns)
-            raw = scratch.get("raw", shape, read)
-            read_into(reader, raw, source.offset + block.start * columns * read.itemsize)
-            old = _as(raw, dtype, scratch, "old")
-            new, delta = scratch.get("new", shape, dtype), scratch.get("change", shape, dtype)
-            moved = change.apply(old, None if before is None else before[block], block, delta, new)
-            if after is not None:
-                after[block] = moved
-            stored = _as(new, stored_as, scratch, "stored")
-            write_all(sink, stored, place.offset + block.start * columns * stored_as.itemsize)
-            _account(sums, (old, delta, new, stored), safe, place.name)
-            ticker.add(stored.nbytes)
+        for number, matrix in enumerate(matrices(target.kind, to_matrix(target.kind, tensor.shard.base.read(source.name)))):
+            change = prepare([slice_of(each, number) for each in target.contributions], dtype, matrix, target.base_bias)
+            rows, columns = matrix.shape
+            for block in iter((slice(0, rows),)) if change.whole or turned else row_blocks(rows, columns):
+                count = block.stop - block.start
+                shape = (columns, count) if turned else (count, columns)
+                raw = scratch.get("raw", shape, read)
+                read_into(reader, raw, source.offset + done * read.itemsize)
+                old = _as(raw, dtype, scratch, "old")
+                new, delta = scratch.get("new", shape, dtype), scratch.get("change", shape, dtype)
+                lying = (old.T, delta.T, new.T) if turned else (old, delta, new)
+                moved = change.apply(lying[0], None if before is None else before[block], block, lying[1], lying[2])
+                if after is not None:
+                    after[block] = moved
+                stored = _as(new, stored_as, scratch, "stored")
+                write_all(sink, stored, place.offset + done * stored_as.itemsize)
+                _account(sums, (old, delta, new, stored), safe, place.name)
+                ticker.add(stored.nbytes)
+                done += raw.size
     if before is not None and after is not None and bias is not None:
         at = bias.item.place
         stored = after.astype(DTYPES[at.dtype])

@@ -90,6 +90,19 @@ def _require_replaceable(base: Checkpoint, pack: Pack, name: str, value: np.ndar
                           where=f"pack '{pack.name}', {name}", remedy="keep the adapter beside the base")
 
 
+def tied_to_a_head(base: Checkpoint, pack: Pack, name: str) -> bool:
+    """Whether an embedding's tensor is also the output head of the model that the pack was trained on.
+
+    transformers ties them unless a config says otherwise; a head of its own is another tensor with a row for each word. A model that
+    gives features or labels has no such head.
+    """
+    headless = pack.manifest.task.type == "feature-extraction" or pack.manifest.task.type.endswith("classification")
+    words = base.tensors[name].shape[0]
+    own = [other for other, info in base.tensors.items() if other != name and len(info.shape) == 2 and info.shape[0] == words]
+    tied = base.config.get("tie_word_embeddings", bool(base.config) and not own)
+    return bool(tied) and not headless and words == base.config.get("vocab_size", words)
+
+
 def _tied(base: Checkpoint) -> bool:
     return bool(base.config.get("tie_word_embeddings"))
 

@@ -8,15 +8,16 @@ from .base import (
     Params,
     PeftContent,
     PeftForm,
+    PeftLayer,
     Progress,
     Shared,
     Site,
     Trained,
     Traits,
-    as_matrix,
     complete,
     evaluate,
     fold,
+    look_up,
     row_blocks,
     run,
     settled,
@@ -28,6 +29,7 @@ from .boft import BOFT, boft
 from .bottleneck import Bottleneck, bottleneck
 from .c3a import C3A, c3a
 from .cartridge import Cartridge, cartridge
+from .columns import columns
 from .compacter import Compacter, compacter
 from .config import SiteConfig
 from .cpt import CPT, cpt
@@ -41,6 +43,7 @@ from .hra import HRA, hra
 from .ia3 import IA3, ia3
 from .inits import INITS, Init, Seen
 from .kasa import KaSA, kasa
+from .layouts import LAYOUTS, Layout, from_matrix, is_bare, is_stacked, layout_of, matrix_shape, takes_ids, to_matrix
 from .ln_tuning import LNTuning, ln_tuning
 from .loha import LoHa, loha
 from .lokr import LoKr, lokr
@@ -137,6 +140,7 @@ __all__ = [
     "HRA",
     "IA3",
     "INITS",
+    "LAYOUTS",
     "OFT",
     "PROMPT",
     "PSOFT",
@@ -163,6 +167,7 @@ __all__ = [
     "KaSA",
     "Kronecker",
     "LNTuning",
+    "Layout",
     "LoHa",
     "LoKr",
     "LoRA",
@@ -178,6 +183,7 @@ __all__ = [
     "Params",
     "PeftContent",
     "PeftForm",
+    "PeftLayer",
     "Permutation",
     "PrefixTuning",
     "Progress",
@@ -202,12 +208,18 @@ __all__ = [
     "VBLoRA",
     "VeRA",
     "WaveFT",
-    "as_matrix",
+    "columns",
     "complete",
     "evaluate",
     "evaluate_block",
     "fold",
+    "from_matrix",
     "get",
+    "is_bare",
+    "is_stacked",
+    "layout_of",
+    "look_up",
+    "matrix_shape",
     "method_of",
     "methods",
     "register",
@@ -215,4 +227,6 @@ __all__ = [
     "run",
     "run_block",
     "settled",
+    "takes_ids",
+    "to_matrix",
 ]

@@ -10,7 +10,6 @@ Python array API: the same few lines run on torch tensors while training and on 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import Unsupported
+from .columns import columns
 from .inits.base import Seen
 from .operators import Array, Operator
 
@@ -29,7 +29,12 @@ Forward = Callable[[Array], Array]
 class Site:
     """One place in a model that an adapter changes.
 
-    ``path`` is the literal module path. ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
+    ``path`` is the literal path of the module, or of the parameter itself where a bare one is adapted; ``kind`` says how its weight is
+    stored (:mod:`~.layouts`), which a method never sees: for it the weight is ``[out, in]``. ``kernel`` is that of a convolution, whose
+    ``in_features`` counts it, where PEFT's form of the tensors needs it; ``stack`` counts the matrices of a parameter that holds
+    several of them.
+
+    ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
     trait ``reads_weight`` is set, and with ``seen`` to an ``init`` that asks for them. A width is 0 where it is not known: a file of
     another library need not say both.
     """
@@ -39,6 +44,8 @@ class Site:
     out_features: int
     kind: str = "linear"
     bias: bool = False
+    kernel: tuple[int, ...] = field(default=(), compare=False)
+    stack: int = 1
     weight: Array | None = field(default=None, compare=False, repr=False)
     base_bias: Array | None = field(default=None, compare=False, repr=False)
     seen: Seen | None = field(default=None, compare=False, repr=False)
@@ -101,6 +108,20 @@ class PeftContent(NamedTuple):
     sites: Mapping[str, Mapping[str, np.ndarray]]
 
 
+class PeftLayer(NamedTuple):
+    """How PEFT stores a method's parameters at a kind of site other than a linear layer.
+
+    ``suffixes`` are as in :class:`PeftForm`; ``config`` holds the keys of PEFT's config that say that there are such sites. Tensors of more
+    than two axes say it themselves: ``axes`` counts those of their tensors. ``stored`` turns a site's parameters into PEFT's shapes;
+    what comes back is the same with all axes after the first as one.
+    """
+
+    suffixes: Mapping[str, str]
+    config: Mapping[str, Any] = {}
+    axes: tuple[int, ...] = (2,)
+    stored: Callable[[Site, Params], dict[str, np.ndarray]] | None = None
+
+
 class PeftForm(NamedTuple):
     """How a method is stored in a folder that PEFT loads."""
 
@@ -133,6 +154,8 @@ class PeftForm(NamedTuple):
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Whether a PEFT config is of this method."""
         return config.get("peft_type") == self.peft_type if self.matches is None else self.matches(config)
+    layers: Mapping[str, PeftLayer] = {}
+    """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not here PEFT has no such form."""
 
 
 class Shared(NamedTuple):
@@ -223,6 +246,26 @@ def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = N
     return y if form.shift is None else y + form.shift
 
 
+def look_up(form: AttachForm, base: Forward, ids: Array, keep: Array | None = None) -> Array:
+    """:func:`evaluate` for a layer whose inputs are one-hot vectors, given as their numbers ``ids``: ``[...]`` to ``[..., out]``.
+
+    ``keep`` (``[...]``) multiplies the branch: dropout on a one-hot vector leaves all of it or nothing.
+
+    Raises:
+        Unsupported: the form changes the input, which ids do not let it.
+    """
+    if form.pre is not None:
+        raise Unsupported("a method that changes a layer's input cannot adapt an embedding, whose inputs are ids")
+    y = base(ids)
+    if form.down is not None:
+        inner = columns(form.down, ids)
+        inner = inner if keep is None else inner * keep[..., None]
+        y = y + (inner if form.up is None else form.up.apply(inner))
+    if form.scale is not None:
+        y = y * form.scale
+    return y if form.shift is None else y + form.shift
+
+
 def fold_form(form: AttachForm, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
     """The normal form folded into a block of rows: ``W' = post scale (W pre + up down)``, ``b' = post scale b + shift``.
 
@@ -308,16 +351,6 @@ def fold(
     if method.fold is not None:
         return method.fold(cfg, params, site, weight, bias, block)
     return fold_form(method.attach(cfg, params, site), weight, bias, block)
-
-
-def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The shape ``[out, in]`` that a stored weight has for a method: a vector is a column.
-
-    Example:
-        >>> as_matrix((7, 12)), as_matrix((7,))
-        ((7, 12), (7, 1))
-    """
-    return shape[0], math.prod(shape[1:])
 
 
 def row_blocks(rows: int, columns: int, elements: int = 1 << 18) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""LoRA: a low-rank change beside a frozen linear layer (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+"""LoRA: a low-rank change beside a frozen layer (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
     y' = base(x) + s * B (A x),   s = alpha / r,  or  alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)
 
@@ -20,7 +20,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..errors import Unsupported
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, PeftForm, PeftLayer, Site, Traits
 from .config import FOR_TRAINING, AlphaConfig, require_flag, require_number
 from .inits import init_named
 from .operators import Array, Dense
@@ -128,6 +128,16 @@ def _plan(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
     return replace(cfg, rank_pattern={f"^{path}": r for path, r in ranks.items()}, alpha_pattern={f"^{p}": a for p, a in alphas.items()})
 
 
+def _as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
+    """The factors as PEFT's two convolutions: A with the layer's kernel, B with one of size 1."""
+    A, B = params["lora_A"], params["lora_B"]
+    ones = (1,) * len(site.kernel)
+    return {"lora_A": A.reshape(len(A), -1, *site.kernel), "lora_B": B.reshape(*B.shape, *ones)}
+
+
+_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+
+
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     first: LoRA = next(iter(sites.values()))
 
@@ -144,7 +154,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
         "use_rslora": first.use_rslora,
         "use_dora": False,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": False,  # its layers say where it is true
         "init_lora_weights": True,
     }
 
@@ -171,11 +181,12 @@ def _from_peft(config: Mapping[str, Any]) -> LoRA:
 
 lora = Method(
     name="lora",
-    summary="a trained low-rank change beside each frozen linear layer; rsLoRA by use_rslora",
+    summary="a trained low-rank change beside each frozen layer; rsLoRA by use_rslora",
     paper="https://arxiv.org/abs/2106.09685",
     formula="y' = W x + b + s B A x,  s = alpha / r or alpha / sqrt(r)",
     config=LoRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
+                  layers=("linear", "transposed", "embedding", "conv", "grouped_conv", "parameter", "experts", "turned_experts")),
     shapes=_shapes,
     init=_init,
     attach=_attach,
@@ -188,10 +199,15 @@ lora = Method(
               LoRA(r=3, init="olora", use_rslora=True), LoRA(r=2, init="loftq"), LoRA(r=2, init="mica")),
     peft=PeftForm(
         peft_type="LORA",
-        suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},
+        suffixes=_SUFFIXES,
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
         matches=lambda config: config.get("peft_type") == "LORA" and not config.get("use_dora") and not config.get("kasa_config"),
+        layers={
+            "conv": PeftLayer(_SUFFIXES, axes=(3, 4, 5), stored=_as_kernels),
+            "embedding": PeftLayer({"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}),
+            "transposed": PeftLayer(_SUFFIXES, config={"fan_in_fan_out": True}),
+        },
     ),
 )

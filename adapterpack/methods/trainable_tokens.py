@@ -98,7 +98,7 @@ trainable_tokens = Method(
     formula="E'[i] = D[k] for the k-th chosen token i",
     config=TrainableTokens,
     traits=Traits(exclusive=True, additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
-                  quantizable=False, batchable=False, layers=("embedding",)),
+                  quantizable=False, batchable=False, layers=("table",)),
     shapes=_shapes,
     init=_init,
     attach=_attach,

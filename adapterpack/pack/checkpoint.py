@@ -173,18 +173,20 @@ class Checkpoint:
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
         """The tensor that holds the weight of module ``path``: the ``recorded`` one if there is such a tensor, else by the path.
 
-        A task model may have one prefix more or less than its checkpoint.
+        The path may also be a parameter's own. A task model may have one prefix more or less than its checkpoint.
         """
         if recorded in self.tensors:
             return recorded
-        direct = f"{path}.weight"
-        if direct in self.tensors:
-            return direct
-        stripped = direct.partition(".")[2]
-        if stripped in self.tensors:
-            return stripped
-        longer = [name for name in self.tensors if name.partition(".")[2] == direct]
-        return longer[0] if len(longer) == 1 else None
+        for direct in (f"{path}.weight", path):
+            if direct in self.tensors:
+                return direct
+            stripped = direct.partition(".")[2]
+            if stripped in self.tensors:
+                return stripped
+            longer = [name for name in self.tensors if name.partition(".")[2] == direct]
+            if longer:
+                return longer[0] if len(longer) == 1 else None
+        return None
 
     def require_weight(self, path: str, recorded: str | None = None) -> str:
         """As :meth:`weight_name`.

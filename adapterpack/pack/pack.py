@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, ConfigError, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
-from ..methods import PROMPT, Method, Site, as_matrix, get, settled
+from ..methods import PROMPT, Method, Site, get, is_stacked, matrix_shape, settled
 from . import identity, peft_layout, safetensors
 from . import manifest as m
 from .fingerprint import Fingerprint
 from .match import Verdict
+from .shapes import check_shapes
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -115,28 +116,39 @@ class Pack:
             if not entry.param.endswith(".scales"):
                 value = self.tensors[name]
                 found[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
-        return found
+        return peft_layout.loaded(self.method, self._kinds[path], found) if path in self._kinds else found
 
-    def adapters(self, shape_of: Callable[[m.Group], tuple[int, ...]] | None = None) -> Iterator[Adapter]:
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        return {group.path: group.kind for group in self.manifest.groups if group.role == "adapter"}
+
+    def site(self, group: m.Group) -> Site:
+        """The site that a group describes; what its tensors' shapes say of it is read off them."""
+        shapes = [entry.shape for _, entry in self._by_group.get(group.path, ()) if not entry.param.endswith(".scales")]
+        stack = max((shape[0] for shape in shapes if shape), default=1) if is_stacked(group.kind) else 1
+        return dataclasses.replace(site_of(group), kernel=peft_layout.kernel_of(group.kind, shapes), stack=stack)
+
+    def adapters(self, shape_of: Callable[[m.Group], tuple[int, int]] | None = None) -> Iterator[Adapter]:
         """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order.
 
-        ``shape_of`` gives the shape ``[out, in]`` of a group's weight in the base: what the pack itself does not say comes from there.
+        ``shape_of`` gives the shape ``[out, in]`` that a method sees of a group's weight in the base: what the pack itself does not
+        say comes from there.
 
         Raises:
             FormatError: with ``shape_of``, a tensor does not fit the base.
         """
         shared = self.shared()
         groups = [group for group in self.manifest.groups if group.role == "adapter"]
-        sites, configs = [site_of(group) for group in groups], [self.config_at(group) for group in groups]
+        sites, configs = [self.site(group) for group in groups], [self.config_at(group) for group in groups]
         if shape_of is not None:
-            shapes = [as_matrix(shape_of(group)) for group in groups]
+            shapes = [shape_of(group) for group in groups]
             sites = [dataclasses.replace(site, out_features=shape[0], in_features=shape[1])
                      for site, shape in zip(sites, shapes, strict=True)]
             configs = settled(self.method, configs, sites)
         for group, site, cfg in zip(groups, sites, configs, strict=True):
             params = self.params(group.path)
             if shape_of is not None:
-                peft_layout.check_shapes(self.method, cfg, site, params, f"pack '{self.name}'")
+                check_shapes(self.method, cfg, site, params, f"pack '{self.name}'")
             yield Adapter(site, cfg, {**shared, **params}, group.weight)
 
     def shared(self) -> dict[str, np.ndarray]:
@@ -217,10 +229,13 @@ class Pack:
                 raise SiteNotFound("a tensor that the pack changes has another name in this variant of the base, and no path leads to it",
                                    where=f"{base.folder}, {group.path}", found=group.weight or f"{group.path}.weight",
                                    remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
-            shape = base.tensors[base.require_weight(group.path, group.weight)].shape
-            if any(mine not in {None, its} for mine, its in zip((group.out_features, group.in_features), as_matrix(shape), strict=True)):
+            stored = base.tensors[base.require_weight(group.path, group.weight)].shape
+            shape = matrix_shape(group.kind, stored)
+            known = (group.out_features, group.in_features)
+            if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
                 raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
-                                   expected=(group.out_features, group.in_features), found=shape, remedy="use the base that the pack names")
+                                   expected=f"{known} of kind '{group.kind}'", found=shape or stored,
+                                   remedy="use the base that the pack names")
 
 
 def is_module(path: str) -> bool:
@@ -275,8 +290,8 @@ def build(
     for site, cfg, (_, params), overrides in zip(adapters, configs, adapters.values(), differing, strict=True):
         groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
                               site.out_features or None, site.bias, cfg.rank, cfg.scale, overrides))
-        for param, value in params.items():
-            add(site.path, param, peft_layout.tensor_name(method, site.path, param), value)
+        for param, value in peft_layout.stored(method, site, params).items():
+            add(site.path, param, peft_layout.tensor_name(method, site.path, param, site.kind), value)
     if shared:
         groups.append(m.Group(SHARED, "shared", "module"))
     for param, value in (shared or {}).items():

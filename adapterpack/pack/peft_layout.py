@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import AdapterpackError, FormatError, Unsupported, storage_errors
-from ..methods import Method, PeftContent, PeftForm, Site, get, methods
+from ..methods import Method, PeftContent, PeftLayer, Site, get, is_stacked, methods
 from . import manifest as m
 from . import patterns, strict_json
 from .safetensors import SafetensorsFile
+from .shapes import check_shapes, features
 
 if TYPE_CHECKING:
     from .pack import Pack
@@ -39,21 +40,46 @@ _NEUTRAL = frozenset({
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
-"""Stand-ins for widths that are not known."""
 _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
-def tensor_name(method: Method, path: str, param: str) -> str:
-    """PEFT's name for a parameter at a site.
+def form_of(method: Method, kind: str) -> PeftLayer | None:
+    """How PEFT stores the method at sites of that kind, or None where it has no such form."""
+    if method.peft is None:
+        return None
+    return PeftLayer(method.peft.suffixes) if kind == method.traits.layers[0] else method.peft.layers.get(kind)
+
+
+def tensor_name(method: Method, path: str, param: str, kind: str | None = None) -> str:
+    """PEFT's name for a parameter at a site; one of our own where PEFT has none.
 
     Raises:
         FormatError: the method does not say how PEFT calls that parameter.
     """
-    suffixes = method.peft.suffixes if method.peft else {param: param}
+    form = form_of(method, kind or method.traits.layers[0])
+    suffixes = form.suffixes if form else {param: param}
     if param not in suffixes:
         raise FormatError(f"the method {method.name} has no parameter of that name", where=path, expected=", ".join(suffixes), found=param)
     return suffixes[param] if method.peft and path == method.peft.site else f"{_PREFIX}{path}.{suffixes[param]}"
+
+
+def stored(method: Method, site: Site, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters of a site in the shapes that PEFT stores."""
+    form = form_of(method, site.kind)
+    return form.stored(site, params) if form is not None and form.stored is not None else dict(params)
+
+
+def loaded(method: Method, kind: str, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The reverse of :func:`stored`: a convolution's tensors as matrices."""
+    form = form_of(method, kind)
+    if form is None or form.stored is None:
+        return dict(params)
+    return {name: value.reshape(len(value), math.prod(value.shape[1:])) if value.ndim > 2 else value for name, value in params.items()}
+
+
+def kernel_of(kind: str, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The kernel of a convolution, which the tensors that belong to its input have behind their second axis; empty for other kinds."""
+    return () if is_stacked(kind) else max((shape[2:] for shape in shapes), key=lambda axes: (math.prod(axes), len(axes)), default=())
 
 
 def shared_name(method: Method, param: str) -> str:
@@ -87,13 +113,17 @@ def _prefix(method: Method) -> str:
 
 
 def config_bytes(manifest: m.Manifest) -> bytes | None:
-    """PEFT's config for a manifest, or None where PEFT cannot load the tensors (another method, quantized tensors, tensors left out)."""
+    """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of layer, quantized tensors,
+    tensors left out."""
     from .pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
 
     method = get(manifest.method.type)
     if method.peft is None or manifest.quantization is not None:
         return None
     adapters = [group for group in manifest.groups if group.role == "adapter"]
+    forms = [form_of(method, group.kind) for group in adapters]
+    if None in forms:
+        return None
     sites = {group.path: Pack(manifest, {}).config_at(group) for group in adapters}
     saved = [group.path for group in manifest.groups if group.role == "full"]
     task, own = _PEFT_TASKS.get(manifest.task.type), method.peft.to_config(sites) if sites else {}
@@ -108,6 +138,7 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
         **({} if method.peft.site else {"target_modules": list(sites)}),
         "modules_to_save": saved or None,
         **own,
+        **{key: value for form in forms if form is not None for key, value in form.config.items()},
     }
     return strict_json.canonical(config)
 
@@ -155,9 +186,11 @@ def _parts(
         written = method.peft.to_config({"": cfg}) or {}
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
-    _refuse_options(config, written, folder / CONFIG)
+    _refuse_options(config, written, [layer.config for layer in method.peft.layers.values()], folder / CONFIG)
     tensors = tensors or SafetensorsFile(file, private=True)
-    params, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
+    by_suffix, shared, full = _sort(method, tensors, config.get("modules_to_save") or (), file)
+    kinds = {path: _kind(method, config, found) for path, found in by_suffix.items()}
+    params = {path: _named(method, kinds[path], found) for path, found in by_suffix.items()}
     if method.peft.tied:
         params = _untied(params, config.get("target_modules"), file)
     if method.peft.adopt is not None:
@@ -168,12 +201,15 @@ def _parts(
             raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error
     adapters = {}
     for path, found in sorted(params.items()):
+        if ".base_layer." in path:  # PEFT up to 0.21.2 counts attention's out_proj twice: its numbers mean another model
+            raise Unsupported("an adapter of attention or of bare parameters has no form in which PEFT and this package agree",
+                              where=f"{file}, {path}", remedy="merge this adapter with the library that made it")
         try:
             here = cfg.at(path)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise FormatError(f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}, {path}") from error
-        site = _site(method, here, path, found, file)
-        adapters[site] = (here, found)
+        site, here_params = _site(method, here, path, kinds.get(path, method.traits.layers[0]), found, file)
+        adapters[site] = (here, here_params)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
     shapes = {name: value.shape for name, value in shared.items()}
@@ -239,12 +275,16 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_options(config: Mapping[str, Any], written: Mapping[str, Any], where: Path) -> None:
+def _refuse_options(
+    config: Mapping[str, Any], written: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], where: Path
+) -> None:
     """An option that is switched on and not understood would change the result without a word: it is refused.
 
-    What the method writes itself it understands.
+    What the method writes itself it understands; ``layers`` are the options that say what kind of layer the tensors belong to.
     """
     for key, value in config.items():
+        if any(key in options and options[key] == value for options in layers):
+            continue
         known = key in _NEUTRAL or key in written
         if value not in _INERT.get(key, (value,) if known else _OFF) and (key not in written or value != written[key]):
             raise Unsupported(f"this PEFT option is not supported: {key}", where=f"{where}#/{key}", found=repr(value)[:80],
@@ -284,78 +324,76 @@ def _sort(
     assert method.peft is not None
     params: dict[str, dict[str, np.ndarray]] = {}
     full: dict[str, dict[str, np.ndarray]] = {}
-    endings = {**{suffix: param for param, suffix in method.peft.suffixes.items()}, **method.peft.aliases}
-    prefix, bare = _prefix(method), {suffix: param for param, suffix in method.peft.suffixes.items()} if method.peft.site else {}
+    named = [method.peft.suffixes, *(form.suffixes for form in method.peft.layers.values())]
+    endings = dict.fromkeys([*(suffix for suffixes in named for suffix in suffixes.values()), *method.peft.aliases])
+    prefix, bare = _prefix(method), set(method.peft.suffixes.values()) if method.peft.site else set()
     shared: dict[str, np.ndarray] = {}
     for name in tensors.tensors:
         if (common := _shared_param(method, name)) is not None:
             shared[common] = tensors.read(name)
             continue
         if name in bare:
-            params.setdefault(str(method.peft.site), {})[bare[name]] = tensors.read(name)
+            params.setdefault(str(method.peft.site), {})[name] = tensors.read(name)
             continue
         if not name.startswith(prefix):
             raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{prefix}...")
         rest = name.removeprefix(prefix)
-        for suffix, param in endings.items():
-            if not bare and rest.endswith("." + suffix):
-                params.setdefault(rest.removesuffix("." + suffix), {})[param] = tensors.read(name)
-                break
-        else:
-            path, _, param = rest.rpartition(".")
-            if not _saved(path, modules_to_save):
-                raise Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=name,
-                                  expected=f"{', '.join(method.peft.suffixes.values())}, or a module of modules_to_save",
-                                  remedy="name its module in modules_to_save, or remove the tensor")
-            full.setdefault(path, {})[param] = tensors.read(name)
+        suffix = next((suffix for suffix in endings if not bare and rest.endswith(f".{suffix}")), None)
+        if suffix is not None:
+            params.setdefault(rest.removesuffix(f".{suffix}"), {})[suffix] = tensors.read(name)
+            continue
+        path, _, param = rest.rpartition(".")
+        if path.endswith(".base_layer") and param == "weight" and any(
+            f"{prefix}{path.removesuffix('.base_layer')}.{suffix}" in tensors.tensors for suffix in endings):
+            continue  # the base's own weight, which PEFT saves beside an adapted embedding
+        if not _saved(path, modules_to_save):
+            raise Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=name,
+                              expected=f"{', '.join(endings)}, or a module of modules_to_save",
+                              remedy="name its module in modules_to_save, or remove the tensor")
+        full.setdefault(path, {})[param] = tensors.read(name)
     return params, shared, full
 
 
-def _site(method: Method, cfg: Any, path: str, params: dict[str, np.ndarray], where: Path) -> Site:
+def _kind(method: Method, config: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> str:
+    """The kind of a site, told by the names and the axes of its tensors and by the config.
+
+    PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's: of a model with both kinds of linear layer it says one thing only.
+    """
     assert method.peft is not None
-    widths = _features(method.peft, params, f"{where}, {path}")
-    site = Site(path, widths[0] or 0, widths[1] or 0, method.traits.layers[0], "bias" in params)
+    axes = {value.ndim for value in found.values()}
+    for kind, form in method.peft.layers.items():
+        named = found.keys() <= set(form.suffixes.values())
+        if named and len(axes) == 1 and axes <= set(form.axes) and all(config.get(key) == value for key, value in form.config.items()):
+            return kind
+    return method.traits.layers[0]
+
+
+def _named(method: Method, kind: str, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors by PEFT's suffix as a site's parameters; what is no parameter of that kind keeps its suffix."""
+    form = form_of(method, kind)
+    assert form is not None
+    assert method.peft is not None
+    names = {**method.peft.aliases, **{suffix: param for param, suffix in form.suffixes.items()}}
+    return {names.get(suffix, suffix): value for suffix, value in found.items()}
+
+
+def _site(method: Method, cfg: Any, path: str, kind: str, whole: dict[str, np.ndarray], where: Path) -> tuple[Site, dict[str, np.ndarray]]:
+    """The site behind a site's parameters as PEFT has them, and the parameters as matrices."""
+    assert method.peft is not None
+    shapes, params = {name: value.shape for name, value in whole.items()}, loaded(method, kind, whole)
+    widths = features(method.peft, params, f"{where}, {path}")
+    site = Site(path, widths[0] or 0, widths[1] or 0, kind, "bias" in params, kernel_of(kind, shapes.values()))
     try:
         expected = set(method.shapes(cfg, site))  # which of them there are may depend on the widths
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        shapes = {name: value.shape for name, value in params.items()}
         raise FormatError("the tensors of a site do not pair up, or have too few axes", where=f"{where}, {path}", found=shapes) from error
     if set(params) != expected:
         raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(expected), found=sorted(params))
-    return check_shapes(method, cfg, site, params, where)
-
-
-def _features(form: PeftForm, params: dict[str, np.ndarray], where: str) -> tuple[int | None, int | None]:
+    check_shapes(method, cfg, site, params, where)
     try:
-        return form.features(params)
-    except (IndexError, KeyError, ValueError) as error:
-        shapes = {name: value.shape for name, value in params.items()}
-        raise FormatError("the tensors of a site do not pair up, or have too few axes", where=where, found=shapes) from error
-
-
-def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:
-    """The site, if every parameter has the shape that the method gives it there, as far as the site's known widths say it.
-
-    Raises:
-        FormatError: one has not; names the site, the parameter and both shapes.
-    """
-    widths = (site.in_features, site.out_features)
-    if method.peft is not None and not all(widths) and params:
-        said = _features(method.peft, params, f"{where}, {site.path}")
-        if any(mine == 0 and its is not None for mine, its in zip(widths, said, strict=True)):
-            raise FormatError("the tensors say a width that the site leaves out", where=f"{where}, {site.path}", expected=said,
-                              found=widths)
-    for param, shape in _known_shapes(method, cfg, site).items():
-        found = params[param].shape if param in params else None
-        if found is None or len(found) != len(shape) or any(axis not in {None, its} for axis, its in zip(shape, found, strict=True)):
-            raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape,
-                              found="no such tensor" if found is None else found)
-    return site
-
-
-def _known_shapes(method: Method, cfg: Any, site: Site) -> dict[str, tuple[int | None, ...]]:
-    """The shapes of a site's parameters; an axis that changes with a width that the site does not know is None."""
-    tries = [method.shapes(cfg, dataclasses.replace(site, in_features=site.in_features or wide, out_features=site.out_features or tall))
-             for wide, tall in zip(_INPUTS, _OUTPUTS, strict=True)]
-    return {param: tuple(axes[0] if len(set(axes)) == 1 else None for axes in zip(*(shapes[param] for shapes in tries), strict=True))
-            for param in tries[0]}
+        right = {name: value.shape for name, value in stored(method, site, params).items()}
+    except ValueError:  # a kernel that the input's width is no multiple of
+        right = None
+    if shapes != right:
+        raise FormatError("a tensor has the wrong shape", where=f"{where}, {path}", expected=right, found=shapes)
+    return site, params

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import NothingToDo, UnknownName, Unsupported, nearest
-from ..methods import fold, row_blocks
+from ..methods import fold, is_stacked, row_blocks
 from ..methods.base import Method
 from ..pack.lineage import descended
 from ..pack.pack import Adapter, Pack, entry_of, sealed
@@ -84,6 +84,9 @@ def quantize_pack(pack: Pack, *, scheme: str = "int8", name: str | None = None) 
     if not traits.quantizable or not traits.additive or traits.reads_weight:
         raise Unsupported(f"tensors of the method {pack.method.name} stay float: the error in the change could not be bounded or measured",
                           where=f"pack '{pack.name}'", remedy="keep this pack as it is")
+    if stacks := [group.path for group in manifest.groups if is_stacked(group.kind)]:
+        raise Unsupported("the parameters of a stack of matrices stay float", where=f"pack '{pack.name}', {stacks[0]}",
+                          remedy="keep this pack as it is")
     adapters = {group.path for group in manifest.groups if group.role == "adapter"}
     tensors, entries = dict(pack.tensors), dict(manifest.tensors)
     for key, entry in manifest.tensors.items():

@@ -112,7 +112,7 @@ def _not_replayable(bundle: Bundle, pack: Pack) -> str | None:
         return "the pack carries none"
     if bundle.mode == "folded" and len(bundle.adapters) > 1:
         return "it is folded together with others"
-    if architecture is not None and not architecture.endswith(task_named(bundle.task).suffix):
+    if architecture is not None and not architecture.endswith(task_named(bundle.task).suffixes):
         return f"it was recorded on {architecture}, the graph is for {bundle.task}"
     if mine is not None and other is not None and mine != other:
         return "the graph's base has other bytes than the one that it was recorded on"

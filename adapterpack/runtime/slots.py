@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BaseMismatch, Unsupported
-from ..methods import AttachForm, Deviation, Diagonal, Site, complete
+from ..methods import LAYOUTS, AttachForm, Deviation, Diagonal, Site, complete
 from ..pack.pack import Adapter, Pack
 from .blocks import FIELDS, block_arrays, block_shape, rank_axis
 from .bundle import MappedSite
@@ -71,6 +71,24 @@ ARRAYS: dict[str, Callable[[Any, int], Values]] = {"weight": form_arrays, "activ
 """Kind of a method -> what makes the fields of its normal form at a site of a given width."""
 
 
+def require_slots(pack: Pack) -> None:
+    """Checks that what the pack changes are things that a graph can have slots for; a prompt needs none.
+
+    Raises:
+        Unsupported: the method cannot be attached, or a site of a weight method is no linear layer.
+    """
+    if pack.method.kind == "prompt":  # it is in the cache that a row begins with, not in the graph
+        return
+    if not pack.method.traits.batchable or pack.method.kind not in ARRAYS:
+        raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
+                          remedy="export with --mode folded")
+    for group in pack.manifest.groups if pack.method.kind == "weight" else ():
+        if group.role == "adapter" and not (group.kind in LAYOUTS and LAYOUTS[group.kind].linear):
+            raise Unsupported("a graph has slots at linear layers only", where=f"{pack.name}, {group.path}", found=group.kind,
+                              expected=" or ".join(kind for kind, layout in LAYOUTS.items() if layout.linear),
+                              remedy="export with --mode folded")
+
+
 def pack_values(pack: Pack, weights: Weights | None = None, sites: Mapping[str, MappedSite] | None = None) -> Values:
     """Every slot value of one pack, by slot name, unpadded; ``weights`` is asked for a method that reads the base.
 
@@ -79,15 +97,10 @@ def pack_values(pack: Pack, weights: Weights | None = None, sites: Mapping[str, 
     Raises:
         Unsupported: the base's weights are not at hand and needed, or a head is not made of linear layers.
     """
+    require_slots(pack)
     values: Values = {}
     traits = pack.method.traits
-    if pack.method.kind == "prompt":  # it is in the cache that a row begins with, not in the graph
-        adapters: Iterable[Adapter] = ()
-    elif traits.batchable and pack.method.kind in ARRAYS:
-        adapters = pack.adapters()
-    else:
-        raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
-                          remedy="export with --mode folded")
+    adapters: Iterable[Adapter] = () if pack.method.kind == "prompt" else pack.adapters()
     if traits.reads_weight and weights is None:
         raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
                           found=pack.method.name, remedy="export the bundle again with this adapter among the packs")

@@ -72,7 +72,7 @@ NORMS = (Layer(7, 1, True), Layer(5, 1, False))
 TABLES = (Layer(7, 12, False), Layer(12, 7, False), Layer(5, 1, False))
 """What an embedding is for a method: a row for every token, and no bias."""
 
-SUBJECTS: dict[str, tuple[Any, ...]] = {"linear": (*LAYERS, *DIVISIBLE), "norm": NORMS, "embedding": TABLES, "block": BLOCKS,
+SUBJECTS: dict[str, tuple[Any, ...]] = {"linear": (*LAYERS, *DIVISIBLE), "norm": NORMS, "table": TABLES, "block": BLOCKS,
                                        "prompt": MODELS}
 """Kind of site -> what a method is proved on, by the first kind that it takes."""
 
@@ -93,7 +93,7 @@ class Case(NamedTuple):
         weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
         biased = proof.folds and self.layer.bias  # a block may have any number of biases
         kind = self.method.traits.layers[0]
-        return Site("block.0.proj", self.layer.in_features, self.layer.out_features, kind, biased, weight, bias)
+        return Site("block.0.proj", self.layer.in_features, self.layer.out_features, kind, biased, weight=weight, base_bias=bias)
 
     @property
     def weight(self) -> np.ndarray:

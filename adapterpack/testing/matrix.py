@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ..methods import Method
-from . import algebra, company, graph, learning, model, packing, prompts
+from . import algebra, company, graph, kinds, learning, model, packing, prompts
 from .case import BLOCKS, DIVISIBLE, LAYERS, MODELS, PROOFS, SUBJECTS, Case, Layer
 
 
@@ -77,6 +77,8 @@ INVARIANTS = (
     Invariant("layer_agrees", model.layer_agrees, _layered, "layers"),
     Invariant("checkpointed_gradients", model.checkpointed_gradients, _layered, "layers"),
     Invariant("compiled_gradients", model.compiled_gradients, _layered, "layers", (LAYERS[0], BLOCKS[0]), first=True),
+    Invariant("every_kind_agrees", kinds.every_kind_agrees, lambda method: _layered(method) and len(method.traits.layers) > 1, "layers",
+              LAYERS[:1]),
     Invariant("onnx_agrees", graph.onnx_agrees, lambda method: _layered(method) and method.traits.batchable, "batchable"),
     Invariant("config_schema", algebra.config_schema, _any, "kind"),
     Invariant("pack_round_trip", packing.pack_round_trip, _any, "kind", FEW),

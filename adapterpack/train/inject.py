@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
-from ..methods import Method, Seen, Site, SiteConfig, as_matrix, method_of, settled
-from ..pack import peft_layout
+from ..methods import LAYOUTS, Method, Seen, Site, SiteConfig, is_stacked, method_of, settled, to_matrix
 from ..pack.manifest import Group
 from ..pack.pack import Pack, require_sites
-from .embeddings import AdaptedEmbedding
+from ..pack.shapes import check_shapes
 from .kinds import KINDS
 from .layer import Adapted, SavedModule, Wrapper, as_numpy, as_parameter, module_at, own_modules
 from .seen import measure
+from .sites import known_sites
+from .table import AdaptedTable
 
 
 def adapt(
@@ -81,7 +82,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     """
     name = name or pack.name
     _refuse_taken(model, name)
-    require_sites(pack, dict(own_modules(model)), type(model).__name__)
+    require_sites(pack, known_sites(model), type(model).__name__)
     known = None
     if check_base:
         from .save import require_model_base  # noqa: PLC0415 - save imports this module
@@ -91,11 +92,14 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
         for adapter in pack.adapters(work.shape_of):
             own = {key: value for key, value in adapter.params.items() if key not in work.shared}
             layer = work.adapter(adapter.site.path, adapter.config, partial(_stored, own))
+            if adapter.site.kind != layer.site.kind and not (_linear(adapter.site) and _linear(layer.site)):
+                raise Unsupported("the pack was made for another kind of layer", where=adapter.site.path, expected=adapter.site.kind,
+                                  found=layer.site.kind)
             for side in ("out_features", "in_features"):
                 if getattr(adapter.site, side) not in {0, getattr(layer.site, side)}:
                     raise SiteNotFound("a site has another shape in this model", where=f"{adapter.site.path}, {side}",
                                        expected=getattr(adapter.site, side), found=getattr(layer.site, side))
-            peft_layout.check_shapes(pack.method, adapter.config, layer.site, own, pack.name)
+            check_shapes(pack.method, adapter.config, layer.site, own, pack.name)
         for path, params in pack.full().items():
             work.saved(path).add(name, params, pack.manifest.task.labels)
     if check_base and check_canary and (known is None or known.name != "variant"):  # whose other bytes give other logits
@@ -127,7 +131,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
             module.remove(one)
         if not module.names:
             empty[module] = module.base
-            if isinstance(module, AdaptedEmbedding):
+            if isinstance(module, AdaptedTable):
                 module.release()
     _swap(model, empty)
     return model
@@ -184,10 +188,12 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     if not adapted:
         raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,
                           remedy="keep the pack that it came from")
+    order = {path: place for place, path in enumerate(known_sites(model))}  # of the wrappers of one module, the last one stands outside
+    adapted.sort(key=lambda module: order.get(module.site.path, len(order)))
     method = adapted[0].methods[name][0]
     adapters = {module.site: (module.methods[name][1], module.params(name)) for module in adapted}
     if method.bake is not None:
-        adapters = {site: method.bake(cfg, params, site) for site, (cfg, params) in adapters.items()}
+        adapters = {site: _baked(method, cfg, params, site) for site, (cfg, params) in adapters.items()}
     shared = {key: as_numpy(value) for key, value in adapted[0].shared(name).items()}
     return Parts(method, adapters, shared, {module.path: module.params(name) for module in wrappers if isinstance(module, SavedModule)})
 
@@ -198,7 +204,26 @@ def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
 
 
 def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Seen | None, site: Site) -> Mapping[str, np.ndarray]:
-    return method.init(cfg, dataclasses.replace(site, seen=seen), rng)
+    """What a site begins with; at a stack of matrices, what each of them begins with."""
+    if not is_stacked(site.kind):
+        return method.init(cfg, dataclasses.replace(site, seen=seen), rng)
+    weights = [None] * site.stack if site.weight is None else site.weight
+    each = [method.init(cfg, dataclasses.replace(site, weight=weight), rng) for weight in weights]
+    return {name: np.stack([one[name] for one in each]) for name in each[0]}
+
+
+def _baked(method: Method, cfg: Any, params: dict[str, np.ndarray], site: Site) -> tuple[Any, dict[str, np.ndarray]]:
+    """What a pack stores of a site; of a stack, what it stores of each matrix."""
+    assert method.bake is not None
+    if not is_stacked(site.kind):
+        return method.bake(cfg, params, site)
+    each = [method.bake(cfg, {name: value[number] for name, value in params.items()}, site) for number in range(site.stack)]
+    return each[0][0], {name: np.stack([one[name] for _, one in each]) for name in each[0][1]}
+
+
+def _linear(site: Site) -> bool:
+    """Whether a site is a linear layer: whichever way it stores its weight, an adapter of it is the same."""
+    return site.kind in LAYOUTS and LAYOUTS[site.kind].linear
 
 
 def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.ndarray]:
@@ -241,17 +266,24 @@ class _Work:
     def _wrapper(self, path: str) -> Adapted:
         kind = KINDS[self.method.kind]
         outer = kind.at(self.model, path)
+        if outer is self.model:
+            raise Unsupported("the model itself owns this parameter, and cannot be replaced inside itself", where=path,
+                              remedy="put the model into a container, such as nn.Sequential")
         chain = [outer.base if isinstance(outer, SavedModule) else outer]  # a layer that another adapter has trained whole
         while isinstance(chain[-1], Wrapper):
             chain.append(chain[-1].base)
-        found = next((module for module in chain if isinstance(module, kind.holder)), None)
-        if found is not None:
-            return found
         module = chain[0 if kind.outermost else -1]
-        if module not in self.swaps:
-            self.swaps[module] = kind.wrap(self.model, module, path)
-        wrapper = self.swaps[module]
-        assert isinstance(wrapper, Adapted)
+        while module in self.swaps:
+            module = self.swaps[module]
+            chain.append(module)
+        for each in chain:
+            if isinstance(each, Adapted) and isinstance(each, kind.holder) and (each.site.path == path or not each.several):
+                if each.site.kind not in self.method.traits.layers and not _linear(each.site):
+                    raise Unsupported("another adapter changes this layer in another way", where=path, found=each.site.kind,
+                                      expected=", ".join(self.method.traits.layers), remedy="detach it first")
+                return each
+        wrapper = kind.wrap(self.model, module, path, self.method.traits)
+        self.swaps[module] = wrapper
         return wrapper
 
     def saved(self, path: str) -> SavedModule:
@@ -278,7 +310,7 @@ def _wrapping(model: nn.Module, name: str, method: Method, shared: Mapping[str, 
     _swap(model, work.swaps)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for wrapper in work.swaps.values():
-        if head is not None and isinstance(wrapper, AdaptedEmbedding) and getattr(head, "weight", None) is wrapper.weight:
+        if head is not None and isinstance(wrapper, AdaptedTable) and getattr(head, "weight", None) is wrapper.weight:
             wrapper.follow(head.base if isinstance(head, Adapted) else head)
 
 
@@ -314,10 +346,9 @@ def _module_path(model: nn.Module, name: str) -> str:
 
 def _with_weight(wrapper: Adapted) -> Site:
     """The site with its weight and bias, float32."""
-    weight, bias = wrapper.base.weight, getattr(wrapper.base, "bias", None)
-    assert isinstance(weight, torch.Tensor)
-    wide = as_numpy(weight).reshape(as_matrix(weight.shape))
-    return dataclasses.replace(wrapper.site, weight=wide, base_bias=None if bias is None else as_numpy(bias))
+    stored, bias = wrapper.stored
+    weight = to_matrix(wrapper.site.kind, as_numpy(stored))
+    return dataclasses.replace(wrapper.site, weight=weight, base_bias=None if bias is None else as_numpy(bias))
 
 
 def _refuse_taken(model: nn.Module, name: str) -> None:

@@ -11,44 +11,59 @@ from ..errors import SiteNotFound
 from ..methods import Site, Traits
 from . import prompts
 from .block import AdaptedBlock
-from .embeddings import AdaptedEmbedding
-from .layer import Adapted, AdaptedLayer, module_at
+from .conv import AdaptedConv
+from .embedding import AdaptedEmbedding
+from .layer import Adapted, AdaptedLayer, innermost, module_at
 from .norms import AdaptedNorm
+from .parameter import AdaptedParameter
 from .places import block_at, select_blocks
-from .sites import select, site_at
+from .sites import holder_at, select, site_at
+from .table import AdaptedTable
 
-LAYERS: dict[str, type[AdaptedLayer]] = {"embedding": AdaptedEmbedding, "norm": AdaptedNorm}
-"""Kind of a site -> its wrapper for weight methods, where it is not the common one."""
+LAYERS: dict[str, type[Adapted]] = {
+    "linear": AdaptedLayer,
+    "transposed": AdaptedLayer,
+    "embedding": AdaptedEmbedding,
+    "table": AdaptedTable,
+    "norm": AdaptedNorm,
+    "conv": AdaptedConv,
+    "grouped_conv": AdaptedConv,
+    "parameter": AdaptedParameter,
+    "experts": AdaptedParameter,
+    "turned_experts": AdaptedParameter,
+}
+"""Kind of a site -> what holds the adapters of weight methods there."""
 
 
 class Kind(NamedTuple):
     """``select`` finds the sites that a config's targets name; ``at`` gives what stands in the model at a site's path.
 
-    ``holder`` is the class that holds adapters of the kind. ``wrap`` makes one, from the model, the module there, and the path; around what
-    already wraps the module if it is ``outermost``, else inside of that. ``ready`` completes a config by what only the model knows.
+    ``holder`` is the class that holds adapters of the kind. ``wrap`` makes one, from the model, the module there, the path, and the
+    method's traits; around what already wraps the module if it is ``outermost``, else inside of that. ``ready`` completes a config by what
+    only the model knows.
     """
 
     select: Callable[[nn.Module, str | tuple[str, ...], Traits, tuple[str, ...]], list[Site]]
-    holder: type[Adapted]
-    wrap: Callable[[nn.Module, nn.Module, str], Adapted]
+    holder: type[Adapted] | tuple[type[Adapted], ...]
+    wrap: Callable[[nn.Module, nn.Module, str, Traits], Adapted]
     at: Callable[[nn.Module, str], nn.Module] = module_at
     ready: Callable[[nn.Module, Any], Any] = lambda model, config: config
     outermost: bool = False
 
 
-def _layer(model: nn.Module, module: nn.Module, path: str) -> AdaptedLayer:
-    site = site_at(path, module)
+def _layer(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Adapted:
+    site = site_at(path, innermost(module), traits.layers)
     if site is None:
-        raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(module).__name__)
-    return LAYERS.get(site.kind, AdaptedLayer)(module, site)
+        raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(innermost(module)).__name__)
+    return LAYERS[site.kind](module, site)
 
 
-def _block(model: nn.Module, module: nn.Module, path: str) -> AdaptedBlock:
+def _block(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> AdaptedBlock:
     return AdaptedBlock(module, block_at(model, path, module), model)
 
 
 KINDS: dict[str, Kind] = {
-    "weight": Kind(select, AdaptedLayer, _layer),
+    "weight": Kind(select, (AdaptedLayer, AdaptedParameter), _layer, holder_at),
     "activation": Kind(select_blocks, AdaptedBlock, _block, outermost=True),
     "prompt": Kind(prompts.select, prompts.Prompts, prompts.around_embedding, prompts.embedding, prompts.ready),
 }

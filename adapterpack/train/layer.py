@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..errors import SiteNotFound, nearest
-from ..methods import Method, Site, evaluate, run
+from ..methods import Method, Site, evaluate, run, to_matrix
 from . import kernels
 
 Tensors = Mapping[str, nn.Parameter]
@@ -63,6 +63,9 @@ class Wrapper(nn.Module):
 
 class Adapted(Wrapper):
     """A wrapper whose adapters are those of a method at a site: their own parameters, the shared ones, and the constants."""
+
+    several = False
+    """Whether a module may stand in several wrappers of this class, one for each of its sites."""
 
     def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__(base)
@@ -115,6 +118,12 @@ class Adapted(Wrapper):
         """Whether no other adapter of such a method may be active beside this one."""
         return self.methods[name][0].traits.exclusive
 
+    @property
+    def stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The frozen weight as the module stores it, and its bias."""
+        weight: torch.Tensor = self.base.weight  # type: ignore[assignment]
+        return weight, getattr(self.base, "bias", None)
+
     def tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """As :meth:`every`, floats in ``dtype``."""
         return {leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in self.every(name).items()}
@@ -123,6 +132,15 @@ class Adapted(Wrapper):
         """Everything that the method's functions want of the adapter: its own parameters, the shared ones, and the constants."""
         key = _key(name)
         return {leaf: value for part in (self.adapters, self.common, self.fixed) for leaf, value in part[key].items()}
+
+    def _own(self, name: str) -> Iterator[torch.Tensor]:
+        return iter((*self.part(name).parameters(), *self.shared(name).values()))
+
+    def _with_weight(self, dtype: torch.dtype) -> Site:
+        """The site with the frozen weight and bias, which pass no gradient on."""
+        stored, bias = self.stored
+        weight = to_matrix(self.site.kind, stored.detach()).to(dtype)
+        return dataclasses.replace(self.site, weight=weight, base_bias=None if bias is None else bias.detach().to(dtype))
 
 
 class AdaptedLayer(Adapted):
@@ -134,14 +152,12 @@ class AdaptedLayer(Adapted):
     @property
     def weight(self) -> torch.Tensor:
         """The frozen weight; some models look at its dtype."""
-        weight: torch.Tensor = self.base.weight  # type: ignore[assignment]
-        return weight
+        return self.stored[0]
 
     @property
     def bias(self) -> torch.Tensor | None:
         """The frozen bias, or None."""
-        bias: torch.Tensor | None = self.base.bias  # type: ignore[assignment]
-        return bias
+        return self.stored[1]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's output with the active adapters applied."""
@@ -181,11 +197,6 @@ class AdaptedLayer(Adapted):
             return y.to(result)
 
         return forward
-
-    def _with_weight(self, dtype: torch.dtype) -> Site:
-        """The site with the frozen weight and bias, which pass no gradient on."""
-        bias = None if self.bias is None else self.bias.detach().to(dtype)
-        return dataclasses.replace(self.site, weight=self.weight.detach().to(dtype), base_bias=bias)
 
 
 class SavedModule(Wrapper):

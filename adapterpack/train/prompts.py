@@ -118,7 +118,7 @@ class Prompts(Adapted):
         cut = form.length if form.embeds is not None and not past else 0
         if self.is_encoder and getattr(self.methods[name][1], "pooled", None) == "prompt":
             cut = 0
-        output = self._own(output, cut, wants_cache, name)
+        output = self._own_part(output, cut, wants_cache, name)
         plain = as_dict is False or (as_dict is None and not getattr(self.trunk.config, "return_dict", True))
         return output.to_tuple() if plain else output
 
@@ -175,7 +175,7 @@ class Prompts(Adapted):
             cache.update(keys.expand(batch, *keys.shape), values.expand(batch, *values.shape), layer)
         return {**given, self._cache: cache}
 
-    def _own(self, output: Any, cut: int, wants_cache: bool, name: str) -> Any:
+    def _own_part(self, output: Any, cut: int, wants_cache: bool, name: str) -> Any:
         """The output at the model's own tokens; an encoder's pooled output is made again from its own first token."""
         parts = dict(output.items())
         if (cache := parts.get(self._cache)) is not None:
@@ -240,7 +240,7 @@ def embedding(model: nn.Module, path: str) -> nn.Module:
     return _of_transformers(model).get_input_embeddings()  # type: ignore[no-any-return]
 
 
-def around_embedding(model: nn.Module, module: nn.Module, path: str) -> Prompts:
+def around_embedding(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Prompts:
     """The holder of a model's prompts."""
     return Prompts(module, _of_transformers(model))
 

@@ -14,6 +14,7 @@ from torch import nn
 from .. import __version__
 from ..errors import AdapterpackError
 from ..hub.resolve import folder_of
+from ..methods import is_bare
 from ..pack import fingerprint as fp
 from ..pack import identity
 from ..pack import manifest as m
@@ -25,7 +26,7 @@ from ..pack.pack import Pack, build, is_module
 from ..pack.safetensors import DTYPES
 from ..tasks import task_of
 from .canary import make_canary
-from .inject import adapter_names, labels_of, parts_of
+from .inject import Parts, adapter_names, labels_of, parts_of
 from .layer import own_modules
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
@@ -77,8 +78,7 @@ def save(
         full=parts.full,
         task=m.Task(task.name, type(model).__name__ if config is not None else None, labels),
         base=_base(model, checkpoint),
-        weights={path: checkpoint.weight_name(path) if checkpoint else f"{path}.weight"
-                 for path in [*(site.path for site in parts.adapters), *parts.full] if is_module(path)},
+        weights=_weights(parts, checkpoint),
         canary=make_canary(model, chosen),
         training={"framework_versions": _versions(), **(training or {})},
         metrics=metrics,
@@ -107,6 +107,14 @@ def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:
 def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkpoint | None:
     source = base or getattr(getattr(model, "config", None), "_name_or_path", None)
     return Checkpoint(folder_of(source)) if source else None
+
+
+def _weights(parts: Parts, checkpoint: Checkpoint | None) -> dict[str, str | None]:
+    """Path -> the name of its weight in the checkpoint, or in the model where there is none."""
+    paths: dict[str, str | None] = {site.path: site.path if is_bare(site.kind) else f"{site.path}.weight"
+                                    for site in parts.adapters if is_module(site.path)}
+    paths |= {path: f"{path}.weight" for path in parts.full}
+    return paths if checkpoint is None else {path: checkpoint.weight_name(path) for path in paths}
 
 
 def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:

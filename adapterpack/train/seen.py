@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import AdapterpackError, ConfigError
-from ..methods import Seen, Site
+from ..errors import AdapterpackError, ConfigError, Unsupported
+from ..methods import LAYOUTS, Seen, Site
 from .layer import module_at
 
 MEASURED = frozenset({"moment", "gradient"})
@@ -34,6 +34,10 @@ def measure(
     if data is None:
         raise ConfigError("this initialisation looks at sample data", where="data", expected="batches of the model's inputs",
                           remedy="give adapt(..., data=batches)")
+    for site in sites:
+        if not LAYOUTS[site.kind].linear:
+            raise Unsupported("what goes into a site is measured at linear layers only", where=site.path, found=site.kind,
+                              remedy="choose an initialisation that looks at no sample data, or other targets")
     sums = {site.path: _Sums(module_at(model, site.path), wanted) for site in sites}
     device, modes = next(model.parameters()).device, {module: module.training for module in model.modules()}
     model.eval()

@@ -2,39 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from ..errors import SiteNotFound, Unsupported, nearest
-from ..methods import Site, Traits
-from .layer import own_modules
+from ..methods import LAYOUTS, Site, Traits, matrix_shape
+from .conv import CONVOLUTIONS, is_plain_convolution
+from .embedding import is_plain_embedding
+from .layer import innermost, module_at, own_modules
 from .norms import is_norm
 
-LAYERS: dict[type[nn.Module], Callable[[str, Any], Site]] = {
-    nn.Linear: lambda path, module: Site(path, module.in_features, module.out_features, "linear", module.bias is not None),
-    nn.Embedding: lambda path, module: Site(path, module.embedding_dim, module.num_embeddings, "embedding"),
+
+def _conv(path: str, module: Any) -> Site | None:
+    if not is_plain_convolution(module):
+        return None
+    width = module.in_channels // module.groups * math.prod(module.kernel_size)
+    kind = "conv" if module.groups == 1 else "grouped_conv"
+    return Site(path, width, module.out_channels, kind, module.bias is not None, module.kernel_size)
+
+
+def _embedding(path: str, module: Any) -> Site | None:
+    return Site(path, module.num_embeddings, module.embedding_dim, "embedding") if is_plain_embedding(module) else None
+
+
+def _table(path: str, module: Any) -> Site | None:
+    return Site(path, module.embedding_dim, module.num_embeddings, "table") if is_plain_embedding(module) else None
+
+
+def _norm(path: str, module: Any) -> Site | None:
+    if not is_norm(module):
+        return None
+    parameters = dict(module.named_parameters())
+    return Site(path, 1, len(parameters["weight"]), "norm", "bias" in parameters)
+
+
+Maker = Callable[[str, Any], Site | None]
+LAYERS: dict[type[nn.Module] | str, tuple[Maker, ...]] = {
+    nn.Linear: (lambda path, module: Site(path, module.in_features, module.out_features, "linear", module.bias is not None),),
+    "transformers.pytorch_utils.Conv1D": (lambda path, module: Site(path, module.nx, module.nf, "transposed", True),),
+    nn.Embedding: (_embedding, _table),
+    **dict.fromkeys(CONVOLUTIONS, (_conv,)),
 }
-"""Layer class -> the site that it is. Norms have no class in common (:func:`~.norms.is_norm`); what is neither cannot be adapted."""
+"""Layer class -> the sites that it can be, each None where it does more than such a layer; a class of a library that need not be there by
+its name. A method takes the first of a kind that it supports. Norms have no class in common (:func:`~.norms.is_norm`); a class that is
+neither cannot be adapted but in its bare parameters."""
 
 
 BYPASSED: tuple[type[nn.Module], ...] = (nn.modules.linear.NonDynamicallyQuantizableLinear,)
-"""Classes whose owners read the weight and never call the layer (``nn.MultiheadAttention.out_proj``): an adapter there would do nothing."""
+"""Classes whose owners read the weight and never call the layer (``nn.MultiheadAttention.out_proj``): an adapter there would do nothing,
+so it goes to the owner, around the parameter."""
+
+_NEVER_CALLED = (nn.ParameterList, nn.ParameterDict)
 
 
-ALL = {"all-linear": "linear", "all-norm": "norm"}
+def _is(module: nn.Module, kind: type[nn.Module] | str) -> bool:
+    if isinstance(kind, type):
+        return isinstance(module, kind)
+    return any(f"{each.__module__}.{each.__qualname__}" == kind for each in type(module).__mro__)
+
+
+def _layer(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | None:
+    """The site of a layer, of one of the kinds ``layers`` if it can be, or None if it is no layer that can be adapted."""
+    if isinstance(module, BYPASSED):
+        return None
+    makers: tuple[Maker, ...] = next((makers for kind, makers in LAYERS.items() if _is(module, kind)), (_norm,))
+    sites = [site for make in makers if (site := make(path, module)) is not None]
+    return next((site for site in sites if site.kind in layers), sites[0] if sites else None)
+
+
+def _parameters(path: str, module: nn.Module) -> Iterator[Site]:
+    """The parameters that a module, no layer of the table, owns and multiplies by: matrices, and stacks of them.
+
+    A stack is ``[n, out, in]``, or ``[n, in, out]`` where the module says that it ``is_transposed``, as fused experts do.
+    """
+    if isinstance(module, (*BYPASSED, *_NEVER_CALLED)):
+        return
+    stack = "turned_experts" if getattr(module, "is_transposed", False) else "experts"
+    called = [(leaf, value) for leaf, value in module.named_parameters(recurse=False)]
+    for leaf, child in module.named_children():
+        if isinstance(child, BYPASSED):
+            called += [(f"{leaf}.{name}", value) for name, value in child.named_parameters()]
+    for leaf, value in called:
+        kind = {2: "parameter", 3: stack}.get(value.ndim)
+        shape = None if kind is None else matrix_shape(kind, value.shape)
+        if kind is not None and shape is not None:
+            out, width = shape
+            yield Site(f"{path}.{leaf}".lstrip("."), width, out, kind, stack=value.shape[0] if value.ndim == 3 else 1)
+
+
+def sites_of(path: str, module: nn.Module, layers: Sequence[str] = ()) -> list[Site]:
+    """The sites that a module of the model is: the layer, or for attention its projections; none for what has to be named closer."""
+    if isinstance(module, nn.MultiheadAttention):
+        return list(_parameters(path, module))
+    site = _layer(path, module, layers)
+    return [] if site is None else [site]
+
+
+ALL = {"all-linear": tuple(kind for kind, layout in LAYOUTS.items() if layout.linear), "all-norm": ("norm",)}
 """What ``targets`` may say for every layer of a kind."""
 
 
-def site_at(path: str, module: nn.Module) -> Site | None:
-    """The site of a module, or None if its class is not in the table."""
-    if isinstance(module, BYPASSED):
-        return None
-    found = next((make(path, module) for kind, make in LAYERS.items() if isinstance(module, kind)), None)
-    if found is None and is_norm(module):
-        parameters = dict(module.named_parameters())
-        return Site(path, 1, len(parameters["weight"]), "norm", "bias" in parameters)
+def site_at(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | None:
+    """The site of that path, which is the module's or that of a parameter in it; None where there is none."""
+    layer = _layer(path, module, layers)
+    if layer is not None:
+        return layer
+    parts = path.split(".")
+    owners = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+    return next((site for owner in owners for site in _parameters(owner, module) if site.path == path), None)
+
+
+def known_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, list[Site]]:
+    """Every path that may be named in a model, modules and bare parameters, and its sites, of ``layers`` where they can be."""
+    known: dict[str, list[Site]] = {}
+    for path, module in own_modules(model):
+        if path:
+            known[path] = sites_of(path, module, layers)
+        if _layer(path, module) is None:
+            known |= {site.path: [site] for site in _parameters(path, module)}
+    return known
+
+
+def holder_at(model: nn.Module, path: str) -> nn.Module:
+    """What stands at a path of the model; for a parameter's, at the module that is called with it.
+
+    Raises:
+        AttributeError: there is no such path.
+    """
+    found = module_at(model, path)
+    while path and (not isinstance(found, nn.Module) or isinstance(innermost(found), BYPASSED)):
+        path = path.rpartition(".")[0]
+        found = module_at(model, path)
     return found
 
 
@@ -58,46 +159,47 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
 
     ``targets`` is ``"all-linear"`` or ``"all-norm"`` (every layer of that kind except the output embedding and the modules at or below the
     paths ``exclude``), ``"input-embedding"``, or names: a literal module path or the end of one, matched whole components at a time; never
-    a pattern.
+    a pattern. A parameter that no layer owns is named by its own path, and attention stands for its projections.
 
     Raises:
         SiteNotFound: a name matches nothing; the nearest module name is given.
         Unsupported: a named module is of a kind that the method does not support, or is among ``exclude``.
     """
-    modules = dict(own_modules(model))
-    if site_at("", modules.pop("")) is not None:
+    if _layer("", model) is not None:
         raise Unsupported("the model is itself a layer, which cannot be replaced inside it", found=type(model).__name__,
                           remedy="put it into a container, such as nn.Sequential")
-    skipped = {path for path in modules if any(path == name or path.startswith(f"{name}.") for name in exclude)}
+    modules = {path: module for path, module in own_modules(model) if path}
+    known = known_sites(model, traits.layers)
+    skipped = {path for path in known if any(path == name or path.startswith(f"{name}.") for name in exclude)}
     if isinstance(targets, str) and targets in ALL:
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         heads = {own for _, own in own_modules(head)} if head is not None else set()
         sites = [site for path, module in modules.items() if path not in skipped and module not in heads
-                 if (site := site_at(path, module)) is not None and site.kind in traits.layers and site.kind == ALL[targets]
-                 and _wide_enough(site, traits)]
+                 for site in known[path] if site.kind in ALL[targets] and site.kind in traits.layers and _wide_enough(site, traits)]
         if not sites:
-            raise SiteNotFound("the model has no layer that the method supports", expected=", ".join(traits.layers))
+            raise SiteNotFound("the model has no such layer that the method supports", expected=", ".join(traits.layers))
         return sites
     names = (targets,) if isinstance(targets, str) else targets
     if targets == "input-embedding":
         names = (_input_embedding(model),)
     chosen: dict[str, Site] = {}
     for name in names:
-        matches = [path for path in modules if path == name or path.endswith(f".{name}")]
+        matches = [path for path in known if path == name or path.endswith(f".{name}")]
         if not matches:
-            leaves = {path.rpartition(".")[2] for path, module in modules.items() if site_at(path, module)}
+            leaves = {path.rpartition(".")[2] for path, sites in known.items() if sites}
             raise SiteNotFound("the model has no such site", found=repr(name), remedy=nearest(name, leaves))
         for path in matches:
-            site = site_at(path, modules[path])
-            if site is None or site.kind not in traits.layers:
+            sites = known[path]
+            if not sites or any(site.kind not in traits.layers for site in sites):
                 raise Unsupported("the method does not support this layer", where=path, expected=", ".join(traits.layers),
-                                  found=type(modules[path]).__name__, remedy="name other targets")
-            if not _wide_enough(site, traits):
+                                  found=type(modules[path]).__name__ if path in modules else sites[0].kind, remedy="name other targets")
+            if not all(_wide_enough(site, traits) for site in sites):
                 raise Unsupported("the layer is too narrow: the method would change nothing there", where=path, remedy="name other targets",
                                   expected="at least {} outputs and {} inputs".format(*traits.least),
-                                  found=f"{site.out_features} and {site.in_features}")
+                                  found=" and ".join(f"{site.out_features} x {site.in_features}" for site in sites))
             if path in skipped:
                 raise Unsupported("a module can be adapted or trained whole, not both", where=path,
                                   remedy="take it out of targets or out of modules_to_save")
-            chosen[path] = site
-    return [chosen[path] for path in modules if path in chosen]
+            chosen |= {site.path: site for site in sites}
+    order = list(dict.fromkeys(site.path for sites in known.values() for site in sites))
+    return [chosen[path] for path in order if path in chosen]

@@ -28,7 +28,7 @@ def _build(folder: Path, task: str) -> BaseGraph:
     from ...tasks import task_named  # noqa: PLC0415
     from ...train.train import load_model, quiet_transformers  # noqa: PLC0415
 
-    model = load_model(task_named(task), folder).eval()
+    model = _with_linear_layers(load_model(task_named(task), folder).eval())
     example = {"input_ids": torch.full((2, 7), 1), "attention_mask": torch.ones((2, 7), dtype=torch.int64)}
     example["attention_mask"][1, 5:] = 0
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_transformers(), _quiet("torch.onnx"):
@@ -37,6 +37,20 @@ def _build(folder: Path, task: str) -> BaseGraph:
         graph = OnnxExporter().export(model, example, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
     _name_axes(graph)
     return BaseGraph(graph, torch_scope, f"transformers {hf.__version__}")
+
+
+def _with_linear_layers(model: Any) -> Any:
+    """GPT-2's ``Conv1D`` as the linear layers that they are: their own forward flattens the batch, which a bank may not."""
+    from torch import nn  # noqa: PLC0415 - see above
+    from transformers.pytorch_utils import Conv1D  # noqa: PLC0415
+
+    for parent in list(model.modules()):
+        for leaf, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                layer = nn.utils.skip_init(nn.Linear, child.nx, child.nf, dtype=child.weight.dtype)
+                layer.weight, layer.bias = nn.Parameter(child.weight.detach().T.contiguous()), child.bias
+                setattr(parent, leaf, layer)
+    return model
 
 
 def _name_axes(model: Any) -> None:

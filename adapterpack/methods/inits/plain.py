@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..layouts import takes_ids
 from .base import Factors, Init
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 
 def _default(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+    if takes_ids(site.kind):  # of a one-hot input a row of A keeps one entry, and one of size 1 / sqrt(vocabulary) is next to nothing
+        return _zeros(r, scale, site, options, rng)
     bound = 1 / math.sqrt(site.in_features)  # Kaiming uniform with a = sqrt(5), as the reference implementation has it
     return rng.uniform(-bound, bound, (r, site.in_features)).astype(np.float32), np.zeros((site.out_features, r), np.float32)
 

@@ -9,8 +9,8 @@ import numpy as np
 from ...errors import AdapterpackError
 from ...methods import PROMPT
 from .. import manifest as m
-from .. import peft_layout
 from ..pack import SHARED, TENSORS, site_of
+from ..shapes import check_shapes
 from .finding import Finding, Rule
 from .subject import Subject, group_pointer, tensor_pointer
 
@@ -61,12 +61,12 @@ def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer:
         return
     try:
         cfg = s.pack.config_at(group)
-        peft_layout.check_shapes(s.pack.method, cfg, site_of(group), params, s.folder.name)
+        check_shapes(s.pack.method, cfg, s.pack.site(group), params, s.folder.name)
     except AdapterpackError as error:
         yield SHAPES.at(group.path, error.what + (f": expected {error.expected}, found {error.found}" if error.expected else ""),
                         pointer=pointer)
         return
-    if extra := sorted(set(params) - set(s.pack.method.shapes(cfg, site_of(group)))):
+    if extra := sorted(set(params) - set(s.pack.method.shapes(cfg, s.pack.site(group)))):
         yield EXTRA.at(group.path, f"a tensor that the method does not have: {', '.join(extra)}", pointer=pointer)
     narrow = min(group.in_features or _UNKNOWN, group.out_features or _UNKNOWN)
     if s.pack.method.traits.low_rank and (cfg.rank or 0) > narrow:

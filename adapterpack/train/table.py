@@ -1,4 +1,4 @@
-"""Embeddings with adapters, and the output heads that are tied to them."""
+"""Embeddings as tables of rows with adapters, and the output heads that are tied to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..methods import Site, fold, run
 from .layer import AdaptedLayer
 
 
-class AdaptedEmbedding(AdaptedLayer):
+class AdaptedTable(AdaptedLayer):
     """A frozen embedding with adapters of methods that fold row by row: only the rows that are looked up are folded.
 
     For a method its table is a layer ``[vocabulary, width]``. A head that is tied to the table is changed with it (:meth:`follow`).
