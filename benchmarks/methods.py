@@ -176,8 +176,8 @@ def main() -> None:
     for method in [methods.get(name) for name in args.names] or methods().values():
         try:
             rows.append(measure(task, method, args))
-        except Unsupported as error:  # a method for decoders, on an encoder
-            print(f"  {method.name:24} not on this model: {error.what}", file=sys.stderr)
+        except (Unsupported, ValueError) as error:  # a method for decoders, on an encoder, or one that begins with a text
+            print(f"  {method.name:24} not on this model: {str(error)[:90]}", file=sys.stderr)
             continue
         if not args.json:
             print(show(rows[-1]), flush=True)
