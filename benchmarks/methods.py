@@ -115,7 +115,7 @@ def measure(task: Task, method: Method, args: argparse.Namespace) -> dict[str, A
         folder = Path(scratch) / "pack"
         pack = save(model, folder, base=task.base)
         models = {"adapterpack": model}
-        why = "PEFT has no such method"
+        why = "no file for PEFT"
         if (folder / "adapter_config.json").is_file():
             try:
                 models["peft"] = theirs(task, folder)
