@@ -291,6 +291,18 @@ def _block(vector: Array, rows: slice) -> Array:
     return vector if vector.shape[0] == 1 else vector[rows]
 
 
+def frozen(method: Method, cfg: Any) -> frozenset[str]:
+    """The parameters that are stored and not trained under a config: the method's own, and those that the config keeps.
+
+    Example:
+        >>> from adapterpack.methods import LoRA, get
+        >>> sorted(frozen(get("lora"), LoRA(init="mica")))
+        ['lora_B', 'start_A', 'start_B']
+    """
+    kept: frozenset[str] = cfg.frozen
+    return kept.union(method.traits.frozen)
+
+
 def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, Array]:
     """The stored parameters of a site (numpy) with the method's constants, in the parameters' floating dtype.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..methods import PROMPT, Method, Params, PromptSite, Site, complete, fold, run, run_block, settled
+from ..methods import PROMPT, Method, Params, PromptSite, Site, complete, fold, frozen, run, run_block, settled
 from ..pack import manifest as m
 from ..pack.pack import Pack, build
 
@@ -128,8 +128,8 @@ class Case(NamedTuple):
     @property
     def trains(self) -> frozenset[str]:
         """The names of the parameters that training changes."""
-        stored, frozen = {**self.shared(), **self.own()}, self.config.frozen.union(self.method.traits.frozen)
-        return frozenset(name for name, value in stored.items() if is_float(value) and name not in frozen)
+        stored, kept = {**self.shared(), **self.own()}, frozen(self.method, self.config)
+        return frozenset(name for name, value in stored.items() if is_float(value) and name not in kept)
 
     def trained(self, dtype: Any = np.float64) -> dict[str, np.ndarray]:
         """The same after a training: what is trained has moved by normal noise of size 0.3."""

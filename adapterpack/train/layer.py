@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..errors import SiteNotFound, nearest
-from ..methods import Method, Site, evaluate, run, to_matrix
+from ..methods import Method, Site, evaluate, frozen, run, to_matrix
 from . import kernels
 
 Tensors = Mapping[str, nn.Parameter]
@@ -89,11 +89,10 @@ class Adapted(Wrapper):
 
     def trainable(self, name: str, yes: bool = True) -> None:
         """Lets the adapter's parameters be trained, or not."""
-        method, cfg = self.methods[name]
-        frozen = cfg.frozen.union(method.traits.frozen)
+        kept = frozen(*self.methods[name])
         for part in (self.adapters[_key(name)], self.common[_key(name)]):
             for key, value in part.items():
-                value.requires_grad_(yes and value.is_floating_point() and key not in frozen)
+                value.requires_grad_(yes and value.is_floating_point() and key not in kept)
 
     @property
     def names(self) -> tuple[str, ...]:
