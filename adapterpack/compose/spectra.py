@@ -161,7 +161,8 @@ def _rounding(left: np.ndarray, right: np.ndarray, like: Factors) -> np.ndarray:
     """``[b, 1]``: the size below which a singular value is rounding: a few units of the dtype on the rank-one terms of ``B A``, summed as
     noise is; ``left`` and ``right`` are the triangles, whose columns are as long as those of the factors.
 
-    What is computed in float64 throughout rounds more often than once, at the scale of the whole. It is told from the terms and not from the largest singular value, so that changes that cancel come out as zero.
+    What is computed in float64 throughout rounds more often than once, at the scale of the whole. The size is told from the terms and not
+    from the largest singular value, so that changes that cancel come out as zero.
     """
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     unit = max(np.finfo(like.A.dtype).eps, np.finfo(like.B.dtype).eps)
