@@ -33,7 +33,8 @@ TYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, 
 def base_tensors(dtype: Any, seed: int = 0) -> dict[str, np.ndarray]:
     """A model of two layers: matrices, a bias, a norm, an embedding and a head."""
     rng = np.random.default_rng(seed)
-    tensors = {f"model.layers.{i}.{name}.weight": 0.05 * rng.standard_normal(shape) for i in range(LAYERS) for name, shape in SHAPES.items()}
+    tensors = {f"model.layers.{i}.{name}.weight": 0.05 * rng.standard_normal(shape)
+               for i in range(LAYERS) for name, shape in SHAPES.items()}
     tensors |= {"model.layers.0.q_proj.bias": rng.standard_normal(WIDTH), "model.norm.weight": rng.standard_normal(WIDTH),
                 "model.embed_tokens.weight": rng.standard_normal((WORDS, WIDTH)), "lm_head.weight": rng.standard_normal((WORDS, WIDTH))}
     return {name: value.astype(dtype) for name, value in tensors.items()}
@@ -84,8 +85,9 @@ def story(pack: Pack) -> Any:
 def test_a_merged_lora_comes_back(tmp_path: Path, dtype: str, r: int) -> None:
     """Its rank is found at every site in spite of rounding, the change is that of the adapter, and merged again it is the checkpoint.
 
-    The bound: what the factors miss is the rounding of the merge, ulp / sqrt(12) an entry, of which rank r of (m, n) takes a part; a second
-    merge rounds again, so an entry is off by an ulp where the sum lies between two numbers.
+    The bound: what the factors miss is the rounding of the merge, ulp / sqrt(12) an entry, of which rank r of (m, n) takes a part. A second
+    merge rounds again, so an entry is off by an ulp where the sum lies between two numbers; and factors in float32 add 1e-6 of the entries
+    of the change, which are about 0.1.
     """
     base = checkpoint(tmp_path / "base", base_tensors(TYPES[dtype]))
     pack = lora_on(base, r, 0.02)
@@ -105,7 +107,7 @@ def test_a_merged_lora_comes_back(tmp_path: Path, dtype: str, r: int) -> None:
     assert before.keys() == after.keys()
     for name, value in before.items():
         left, right = value.astype(float), after[name].astype(float)
-        np.testing.assert_allclose(left, right, rtol=2 * eps, atol=3 * eps * 0.05)
+        np.testing.assert_allclose(left, right, rtol=2 * eps, atol=3 * eps * 0.05 + 1e-7)
     report = validate(tmp_path / "back")
     assert report.valid, report.findings
     assert load(tmp_path / "back").id == found.id
@@ -157,7 +159,8 @@ def test_what_is_no_matrix_is_kept_left_or_refused(tmp_path: Path) -> None:
     merged = adapterpack.merge(base, [lora_on(base, 3, 0.02)], tmp_path / "merged")
     assert merged.tensors_changed == 6
     changed = ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.q_proj.bias", "model.norm.weight"]
-    tuned = checkpoint(tmp_path / "tuned", {name: value + (0.5 if name in changed else 0) for name, value in tensors_of(tmp_path / "merged").items()})
+    merged_tensors = tensors_of(tmp_path / "merged")
+    tuned = checkpoint(tmp_path / "tuned", {name: value + (0.5 if name in changed else 0) for name, value in merged_tensors.items()})
     kept = adapterpack.extract(tuned, base)
     assert story(kept)["kept_whole"] == sorted([*changed, "model.layers.0.q_proj.weight"])  # a module is whole, or factors
     assert "model.layers.0.q_proj" not in deltas(kept)
@@ -213,9 +216,8 @@ def test_what_cannot_be_extracted_is_refused(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base", base_tensors(np.float32))
     cast = checkpoint(tmp_path / "cast", base_tensors(ml_dtypes.bfloat16))
     other = checkpoint(tmp_path / "other", {"transformer.w.weight": np.ones((3, 4), np.float32)})
-    broken = checkpoint(tmp_path / "broken", base_tensors(np.float32) | {"model.layers.1.q_proj.weight": np.full((WIDTH, WIDTH), np.nan, "f4")})
-    small = checkpoint(tmp_path / "small", base_tensors(np.float32) | {"model.norm.weight": np.ones(3, np.float32)})
-    assert small
+    lost = {"model.layers.1.q_proj.weight": np.full((WIDTH, WIDTH), np.nan, np.float32)}
+    broken = checkpoint(tmp_path / "broken", base_tensors(np.float32) | lost)
     cases: list[tuple[Path, dict[str, Any], type[AdapterpackError], str]] = [
         (base, {}, NothingToDo, "base second"), (cast, {}, NothingToDo, "rounding"), (other, {}, BaseMismatch, "in common"),
         (broken, {}, NonFinite, "q_proj"), (base, {"rank": 0}, ConfigError, "rank"), (base, {"energy": 2.0}, ConfigError, "energy"),
@@ -227,7 +229,9 @@ def test_what_cannot_be_extracted_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "never").exists()
 
 
-def test_a_task_head_that_the_base_lacks_is_kept(pack_of: Callable[[str, str], Path], base_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_task_head_that_the_base_lacks_is_kept(
+    pack_of: Callable[[str, str], Path], base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     """A merged classifier of a real architecture: its head is a new module, its names have a prefix, and it merges to the same bytes but
     for rounding."""
     adapterpack.merge(base_of("bert"), [pack_of("bert", "alpha")], tmp_path / "tuned")

@@ -20,7 +20,7 @@ from .progress import byte_bar
 @click.option("--rank", type=int, metavar="R", help="The most that any site keeps; 128 by default.")
 @click.option("--energy", type=float, metavar="Q", help="The share of the squared singular values to keep; by default the change's own "
               "rank, or 0.99 where it has none.")
-@click.option("--modules", metavar="A,B", help="The layers to take as factors, by the last parts of their paths; all linear ones by default.")
+@click.option("--modules", metavar="A,B", help="The layers to take as factors, by the ends of their paths; all linear ones by default.")
 @click.option("--rest", type=click.Choice(["keep", "leave", "refuse"]), default="keep", show_default=True,
               help="Other tensors that changed (heads, embeddings, norms, biases): keep their modules whole, leave them out, or refuse.")
 @shared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -64,7 +65,9 @@ class Difference:
     """``tuned - base`` of a matrix as it is stored, for the range finder: float32, or float64 where both are.
 
     ``noise`` is what rounding the tuned matrix to its dtype is expected to have put into ``||D||_F^2``: the sum of ``ulp^2 / 12`` over all
-    entries, and what float32 arithmetic adds.
+    entries, and what float32 arithmetic adds. ``unevenness`` is how much larger the largest singular value of that rounding may be than if
+    it were of one size everywhere: the norm of a random matrix is about that of its largest row and its largest column together (Bandeira
+    and van Handel 2016).
     """
 
     def __init__(self, pair: Pair) -> None:
@@ -75,13 +78,21 @@ class Difference:
         self.bits = _BITS[pair.tuned.tensors[pair.name].dtype]
         self._held: np.ndarray | None = None
         self.noise, self.total, self.finite = 0.0, 0.0, True
+        by_row, by_column = np.zeros(self.shape[0]), np.zeros(self.shape[1])
         held = np.empty(self.shape, self.dtype) if self.shape[0] * self.shape[1] <= _HELD else None
         for rows, difference, tuned in self._fresh():
             self.total += float(np.sum(np.vecdot(difference, difference), dtype=np.float64))
-            self.noise += self._rounding(tuned)
+            powers = self._powers(tuned)
+            by_row[rows] = np.vecdot(powers, powers)
+            by_column += np.einsum("ij,ij->j", powers, powers)
             if held is not None:
                 held[rows] = difference
         self.finite = bool(np.isfinite(self.total))
+        unit = 2.0 ** (-2 * self.bits) / 12
+        self.noise = float(by_row.sum()) * unit
+        even = math.sqrt(1 / self.shape[0]) + math.sqrt(1 / self.shape[1])
+        most = math.sqrt(by_row.max()) + math.sqrt(by_column.max())
+        self.unevenness = max(1.0, most / (even * math.sqrt(by_row.sum()))) if self.noise else 1.0
         self.noise += (_ARITHMETIC**2 if self.dtype == np.float32 else 0.0) * self.total
         self._held = held
 
@@ -99,8 +110,8 @@ class Difference:
             wide = tuned.astype(self.dtype)
             yield rows, wide - base.astype(self.dtype), wide
 
-    def _rounding(self, tuned: np.ndarray) -> float:
-        exponents = np.frexp(tuned)[1][tuned != 0].astype(np.int64)
-        counts = np.bincount(exponents + 1100) if exponents.size else np.zeros(0, np.int64)  # few different ones: counted, then summed
-        ulps = np.ldexp(1.0, np.arange(len(counts)) - 1100 - 1 - self.bits)
-        return float(np.sum(counts * ulps**2)) / 12
+    def _powers(self, tuned: np.ndarray) -> np.ndarray:
+        """The power of two of every number, 0 for 0: its exponent bits alone."""
+        if self.dtype == np.float64:
+            return (tuned.view(np.uint64) & np.uint64(0x7FF << 52)).view(self.dtype)
+        return (tuned.view(np.uint32) & np.uint32(0xFF << 23)).view(self.dtype)

@@ -141,7 +141,8 @@ def _matrices(
             if not D.finite:
                 raise NonFinite("the difference holds NaN or infinity", where=matrix.name, remedy="see which of the checkpoints holds it")
             if D.total:
-                result = Change(matrix, *extract_matrix(D, total=D.total, noise=D.noise, rank=min(rank, *D.shape), energy=energy))
+                result = Change(matrix, *extract_matrix(D, total=D.total, noise=D.noise, rank=min(rank, *D.shape),
+                                                       energy=energy, unevenness=D.unevenness))
         ticker.add(pair.nbytes)
         return result
 

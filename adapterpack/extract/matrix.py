@@ -12,7 +12,7 @@ from ..compose.finder import Found, Rows, largest, residual
 from ..compose.space import Factors
 from ..compose.spectra import Loss
 
-_EDGE = 1.3
+_EDGE = 1.15
 """Singular values up to this multiple of the edge that noise of the measured size has are noise: rounding is not quite of one size."""
 _EXPLAINED = 1.5
 """What is left is rounding if its energy is at most this multiple of what rounding is expected to have."""
@@ -36,10 +36,13 @@ class Extracted(NamedTuple):
     noise: float
 
 
-def extract_matrix(D: Rows, *, total: float, noise: float, rank: int, energy: float | None = None) -> Extracted:
+def extract_matrix(
+    D: Rows, *, total: float, noise: float, rank: int, energy: float | None = None, unevenness: float = 1.0
+) -> Extracted:
     """The factors of ``D``: of the rank that it has above its rounding, if ``rank`` and ``energy`` allow it; None if it is all rounding.
 
-    Without an ``energy``, a change that does not end in rounding keeps :data:`ENERGY`.
+    ``noise`` and ``unevenness`` are those of :class:`~.difference.Difference`. Without an ``energy``, a change that does not end in
+    rounding keeps :data:`ENERGY`.
 
     Example:
         >>> from adapterpack.compose.finder import Held
@@ -48,7 +51,7 @@ def extract_matrix(D: Rows, *, total: float, noise: float, rank: int, energy: fl
         >>> extract_matrix(Held(low), total=float((low**2).sum()), noise=1e-6, rank=16).detected
         3
     """
-    found, detected = _look(D, total, noise, Cut(rank=rank))
+    found, detected = _look(D, total, noise, Cut(rank=rank), unevenness)
     if detected == 0:
         return Extracted(None, Loss(total, total), 0, noise)
     if energy is None and detected is not None:
@@ -59,7 +62,7 @@ def extract_matrix(D: Rows, *, total: float, noise: float, rank: int, energy: fl
     return Extracted(factors, residual(D, factors), detected, noise)
 
 
-def _look(D: Rows, total: float, noise: float, cut: Cut) -> tuple[Found, int | None]:
+def _look(D: Rows, total: float, noise: float, cut: Cut, unevenness: float) -> tuple[Found, int | None]:
     """The spectrum down to where it is rounding, and the rank above that.
 
     A change that is small beside the rounding has less of it than is expected, so its spectrum is followed further down.
@@ -67,26 +70,29 @@ def _look(D: Rows, total: float, noise: float, cut: Cut) -> tuple[Found, int | N
     allowed = min(noise, 0.9 * total)
     for _ in range(_TRIES):
         found = largest(D, cut, noise=allowed)
-        detected = rank_above(found, D.shape, noise)
+        detected = rank_above(found, D.shape, noise, unevenness)
         if detected is not None or found.whole or found.left_out > 1.5 * allowed:
             break
         allowed /= 4
     return found, detected
 
 
-def rank_above(found: Found, shape: tuple[int, int], noise: float) -> int | None:
+def rank_above(found: Found, shape: tuple[int, int], noise: float, unevenness: float = 1.0) -> int | None:
     """The smallest rank after which what is left has the size and the flat spectrum of rounding; None where there is none.
+
+    A rank beyond half of the narrower side is none: a change of such a rank is no low-rank one.
 
     What is left after ``j`` values has an energy of ``s^2 (m - j)(n - j)``; if it is noise, its largest singular value is near
     ``s (sqrt(m - j) + sqrt(n - j))`` (Marchenko and Pastur 1967). Rounding has ``ulp^2 / 12`` an entry.
     """
     (m, n), S = shape, found.spectrum.S
     left = found.total - np.concatenate([[0.0], np.cumsum(S**2)])
-    for j in range(len(S) + (1 if found.whole else 0)):
+    unseen = 0.0 if found.whole else _SINGLE * found.total  # what is left is a difference of sums of float32 products
+    for j in range(1 + min(len(S) - (not found.whole), min(m, n) // 2)):
         size = max(0.0, float(left[j]))
-        if size > _EXPLAINED * noise + _SINGLE * found.total:
+        if size > _EXPLAINED * noise + unseen:
             continue
         spread = math.sqrt(size / max(1, (m - j) * (n - j))) * (math.sqrt(m - j) + math.sqrt(n - j))
-        if j == len(S) or S[j] <= max(_EDGE * spread, _SINGLE * S[0]):
-            return j
+        if j == len(S) or S[j] <= max(_EDGE * unevenness * spread, _SINGLE * S[0]):
+            return int(j)
     return None
