@@ -288,11 +288,11 @@ def test_inspect(world: World, bank: Path) -> None:
 def test_resize_and_extract(world: World) -> None:
     """A pack is made smaller, and comes back out of the checkpoint into which it was merged; both say the error."""
     small = world.folder / "resized"
-    value = report(process("resize", world.tickets, "--budget", 0.5, "-o", small, "--json"))
+    value = report(process("resize", world.pack("tickets"), "--budget", 0.5, "-o", small, "--json"))
     assert value["bytes"] < value["bytes_before"]
     assert 0 < value["lineage"]["params"]["truncation"]["total"] < 1
-    assert "relative error" in process("resize", world.tickets, "--rank", 1, "-o", world.folder / "rank-1").stdout
-    process("merge", world.bert, world.tickets, "-o", world.folder / "to-extract")
+    assert "relative error" in process("resize", world.pack("tickets"), "--rank", 1, "-o", world.folder / "rank-1").stdout
+    process("merge", world.bert, world.pack("tickets"), "-o", world.folder / "to-extract")
     out = world.folder / "extracted"
     value = report(process("extract", world.folder / "to-extract", world.bert, "-o", out, "--json"))
     assert value["extract"]["detected"]
