@@ -40,12 +40,12 @@ def resize(
     name: str | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Pack:
-    """One pack as a LoRA of smaller rank: at every site the best approximation of the change, by its exact singular values S.
+    """One pack as a LoRA of smaller rank: at every site the best approximation of the change, by its exact singular values.
 
     Args:
         pack: a pack or its folder. Any method whose change can be held by factors; what has no low rank is approximated, and says so.
         rank: the most that any site keeps, beside any of the criteria.
-        energy: the fewest values that hold this share of sum S^2; the relative error is then at most sqrt(1 - energy).
+        energy: the fewest singular values S that hold this share of sum S^2; the relative error is then at most sqrt(1 - energy).
         sv_ratio: the values above S_1 / sv_ratio.
         sv_cumulative: the fewest values that hold this share of sum S.
         sv_fro: the fewest values that hold this share of sqrt(sum S^2). These three are named as in kohya's resize script.
