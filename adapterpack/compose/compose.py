@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from .whole import average
 
 MAX_PARENTS = 64
 """As many parents as a manifest can name."""
+_BATCH = 16 << 20
+"""Numbers of factors that are combined at a time: 64 MB in float32."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -85,16 +87,19 @@ def compose(
     full = average(parents, factors)
     places = gather(parents, factors, base=opened_base(base, parents), cut=_finer(cut))
 
-    with np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
-        changes = [chosen.function(place.terms, **arguments) for place in places]
-    for place, change in zip(places, changes, strict=True):
-        if not (np.isfinite(change.A).all() and np.isfinite(change.B).all()):
-            raise NonFinite("the combined change is too large for float32", where=place.site.path, remedy="choose smaller weights")
+    changes: list[Factors] = []
     losses: dict[str, Loss] = {}
-    if cut.asked or chosen.reduce:
-        reduced = over_stacks(changes, lambda stack: [_cut(each, cut) for each in stack])
-        changes = [change for change, _ in reduced]
-        losses = {place.site.path: loss for place, (_, loss) in zip(places, reduced, strict=True)}
+    for batch in _batches(places):
+        with np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
+            combined = [chosen.function(place.terms, **arguments) for place in batch]
+        for place, change in zip(batch, combined, strict=True):
+            if not (np.isfinite(change.A).all() and np.isfinite(change.B).all()):
+                raise NonFinite("the combined change is too large for float32", where=place.site.path, remedy="choose smaller weights")
+        if cut.asked or chosen.reduce:
+            reduced = over_stacks(combined, lambda stack: [_cut(each, cut) for each in stack])
+            combined = [change for change, _ in reduced]
+            losses |= {place.site.path: loss for place, (_, loss) in zip(batch, reduced, strict=True)}
+        changes += combined
     if not full and not any(np.any(change.A) and np.any(change.B) for change in changes):
         raise NothingToDo("the combined change is zero at every site", where=", ".join(parent.name for parent in parents),
                           found=f"weights {', '.join(f'{weight:g}' for weight in factors)}",
@@ -119,6 +124,20 @@ def compose(
         license=licenses.pop() if len(licenses) == 1 else None,
     )
     return composed if out is None else composed.write(out)
+
+
+def _batches(places: Sequence[Place]) -> Iterator[list[Place]]:
+    """The places in lists of about :data:`_BATCH` numbers, so that the copies that a rule makes are of few sites at a time."""
+    batch: list[Place] = []
+    numbers = 0
+    for place in places:
+        batch.append(place)
+        numbers += sum(term.A.size + term.B.size for term in place.terms)
+        if numbers >= _BATCH:
+            yield batch
+            batch, numbers = [], 0
+    if batch:
+        yield batch
 
 
 def _cut(found: Spectrum, cut: Cut) -> tuple[Factors, Loss]:
