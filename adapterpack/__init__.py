@@ -14,6 +14,7 @@ _STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize
 """Subpackages that are called like functions; see :mod:`adapterpack._stage`."""
 
 _PUBLIC = {
+    "ALoRA": "methods",
     "AdaLoRA": "methods",
     "AdapterpackError": "errors",
     "BEFT": "methods",

@@ -1,7 +1,9 @@
 """Adapter methods: one small file each, registered here."""
 
 from .._stage import callable_package
+from .acting import Acts, Ends, Invoked, acted
 from .adalora import AdaLoRA, adalora
+from .alora import ALoRA, alora
 from .base import (
     AttachForm,
     Method,
@@ -88,6 +90,7 @@ from .waveft import WaveFT, waveft
 
 for _method in (
     adalora,
+    alora,
     bat,
     beft,
     boft,
@@ -145,6 +148,8 @@ __all__ = [
     "OFT",
     "PROMPT",
     "PSOFT",
+    "ALoRA",
+    "Acts",
     "AdaLoRA",
     "AttachForm",
     "Bat",
@@ -161,10 +166,12 @@ __all__ = [
     "Deviation",
     "Diagonal",
     "DoRA",
+    "Ends",
     "FourierFT",
     "GraLoRA",
     "HiRA",
     "Init",
+    "Invoked",
     "KaSA",
     "Kronecker",
     "LNTuning",
@@ -209,6 +216,7 @@ __all__ = [
     "VBLoRA",
     "VeRA",
     "WaveFT",
+    "acted",
     "columns",
     "complete",
     "evaluate",

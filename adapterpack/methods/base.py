@@ -98,6 +98,8 @@ class Traits:
     """Its parameters that are stored and not trained, beside those that are not of a floating type."""
     exclusive: bool = False
     """At most one adapter of such a method is active at a time."""
+    positional: bool = False
+    """Its config may say which positions of a row it acts on (``acts``): then no weight can hold the change."""
 
 
 class PeftContent(NamedTuple):

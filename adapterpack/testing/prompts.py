@@ -109,7 +109,7 @@ def disabled_prompt_is_the_base(case: Case) -> None:
     """With the prompt inactive and after ``detach`` the logits are the base's, bit for bit; with it active they are not."""
     from ..train.inject import active, detach  # noqa: PLC0415 - see the module's docstring
 
-    base = _logits(_decoder(case.layer), ROWS, left=False)
+    base = _logits(decoder(case.layer), ROWS, left=False)
     model = _prompted(case)
     change = float((_logits(model, ROWS, left=False) - base).abs().max())
     require(change > 1e-3, f"an active prompt changes logits by {change:.1e} only")
@@ -129,7 +129,7 @@ def prompted_rows_never_mix(case: Case) -> None:
             require(error < 1e-5, f"row {row}, padded on the {'left' if left else 'right'}, is off by {error:.1e}")
 
 
-def _decoder(sizes: Model) -> Any:
+def decoder(sizes: Model) -> Any:
     """A random Llama of these sizes, the same every time."""
     import torch  # noqa: PLC0415 - see the module's docstring
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
@@ -149,7 +149,7 @@ def _prompted(case: Case) -> Any:
 
     from ..train.inject import adapt  # noqa: PLC0415
 
-    model, noise = adapt(_decoder(case.layer), case.config), torch.Generator().manual_seed(1)
+    model, noise = adapt(decoder(case.layer), case.config), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -160,9 +160,18 @@ def _prompted(case: Case) -> Any:
 def _logits(model: Any, rows: Any, left: bool) -> Any:
     import torch  # noqa: PLC0415 - see the module's docstring
 
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    for number, row in enumerate(rows):
-        ids[number, slice(width - len(row), width) if left else slice(0, len(row))] = torch.tensor(row)
+    ids, mask = padded(rows, left)
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=(ids > 0).long()).logits
+        return model(input_ids=ids, attention_mask=mask).logits
+
+
+def padded(rows: Any, left: bool) -> tuple[Any, Any]:
+    """Ragged ids and their mask, ``[rows, longest]`` int64."""
+    import torch  # noqa: PLC0415 - see the module's docstring
+
+    width = max(map(len, rows))
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[number, place], mask[number, place] = torch.tensor(row), 1
+    return ids, mask

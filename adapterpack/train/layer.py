@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..errors import SiteNotFound, nearest
+from ..errors import SiteNotFound, Unsupported, nearest
 from ..methods import Method, Site, evaluate, frozen, run, to_matrix
 from . import kernels
 
@@ -74,6 +74,7 @@ class Adapted(Wrapper):
         self.common = nn.ModuleDict()
         self.fixed = nn.ModuleDict()
         self.methods: dict[str, tuple[Method, Any]] = {}
+        self.where: dict[str, Callable[[], torch.Tensor]] = {}
 
     def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
         """Adds an adapter; its own parameters are trained as float32, on the base's device, unless the method says that they are frozen.
@@ -111,6 +112,7 @@ class Adapted(Wrapper):
         """Removes an adapter; unknown names are ignored."""
         if name in self.methods:
             del self.adapters[_key(name)], self.common[_key(name)], self.fixed[_key(name)], self.methods[name]
+            self.where.pop(name, None)
             self.active = tuple(other for other in self.active if other != name)
 
     def exclusive(self, name: str) -> bool:
@@ -163,8 +165,18 @@ class AdaptedLayer(Adapted):
         result: Any = None
         for position, name in enumerate(self.active):
             before = (lambda value: self.base(value, *args, **kwargs)) if position == 0 else result
-            result = self._applied(name, before)
+            result = self._applied(name, before) if name not in self.where else self._placed(name, before)
         return self.base(x, *args, **kwargs) if result is None else result(x)
+
+    def _placed(self, name: str, before: Any) -> Any:
+        """The adapter at the positions where it acts, and what was before it at the others, to the bit."""
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            plain = before(x)
+            changed = self._applied(name, lambda value: plain if value is x else before(value))(x)
+            return placed(self.where[name](), changed, plain, self.site)
+
+        return forward
 
     def _applied(self, name: str, before: Any) -> Any:
         method, cfg = self.methods[name]
@@ -181,7 +193,7 @@ class AdaptedLayer(Adapted):
 
             def base(value: torch.Tensor) -> torch.Tensor:
                 nonlocal result
-                output: torch.Tensor = before(value.to(x.dtype))
+                output: torch.Tensor = before(x if value is inner else value.to(x.dtype))
                 result = output.dtype  # under autocast it is not that of the input, and the layer's neighbours count on it
                 return output
 
@@ -196,6 +208,24 @@ class AdaptedLayer(Adapted):
             return y.to(result)
 
         return forward
+
+
+def placed(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site: Site) -> torch.Tensor:
+    """``changed`` where ``mask`` ``[batch, length]`` says so, else ``plain``; both ``[batch, length, ...]`` or ``[batch * length, ...]``.
+
+    Virtual tokens, which stand before a row's own, are left alone.
+
+    Raises:
+        Unsupported: the layer does not see the rows as they are.
+    """
+    if changed.ndim > 2 and len(changed) == len(mask) and changed.shape[1] > mask.shape[1]:
+        mask = functional.pad(mask, (changed.shape[1] - mask.shape[1], 0))
+    rows = mask if changed.ndim > 2 else mask.reshape(-1)
+    if changed.shape[: rows.ndim] != rows.shape:
+        raise Unsupported("this layer does not see one vector for each token, so its adapter cannot act at some of them only",
+                          where=site.path, expected=(*mask.shape, changed.shape[-1]), found=tuple(changed.shape),
+                          remedy="leave it out of the targets")
+    return torch.where(rows[(..., *(None,) * (changed.ndim - rows.ndim))], changed, plain)
 
 
 class SavedModule(Wrapper):
