@@ -16,7 +16,7 @@ from .operators import Array
 
 _LONGEST = 1024
 """The longest invocation: each of its tokens is a comparison with the whole batch."""
-_ENDS = re.compile(r"(?:f([0-9]{1,6}))?\+?(?:l([0-9]{1,6}))?")
+_ENDS = re.compile(r"(?:f([0-9]{1,6}))?(?:(?:^|(?<=[0-9])\+)l([0-9]{1,6}))?")
 
 
 class Acts(Protocol):

@@ -89,7 +89,8 @@ class Acting:
         self.takes = tuple(inspect.signature(type(trunk).forward).parameters)[1:]
         self.run: Pass | None = None
         self.labels: Any = None
-        self.handles = [trunk.register_forward_pre_hook(self._enter, with_kwargs=True), trunk.register_forward_hook(self._leave)]
+        self.handles = [trunk.register_forward_pre_hook(self._enter, with_kwargs=True),
+                        trunk.register_forward_hook(self._leave, always_call=True)]
         if trunk is not model:
             self.handles.append(model.register_forward_pre_hook(self._see_labels, with_kwargs=True))
 
@@ -113,7 +114,9 @@ class Acting:
 
     def _leave(self, trunk: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         run = self.run
-        assert run is not None
+        if run is None or output is None:  # the pass failed
+            self.run = None
+            return
         parts = tuple(output.values()) if isinstance(output, Mapping) else output if isinstance(output, tuple) else (output,)
         for cache in (part for part in parts if isinstance(part, Cache)):
             done = {name: acted(mask, run.before[name]) for name, mask in run.masks.items()}
