@@ -34,6 +34,7 @@ _PUBLIC = {
     "HiRA": "methods",
     "IA3": "methods",
     "KaSA": "methods",
+    "LLaMAAdapter": "methods",
     "LNTuning": "methods",
     "LoHa": "methods",
     "LoKr": "methods",

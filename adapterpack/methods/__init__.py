@@ -4,6 +4,7 @@ from .._stage import callable_package
 from .acting import Acts, Ends, Invoked, acted
 from .adalora import AdaLoRA, adalora
 from .alora import ALoRA, alora
+from .attention import AttentionForm, attend
 from .base import (
     AttachForm,
     Method,
@@ -47,6 +48,7 @@ from .ia3 import IA3, ia3
 from .inits import INITS, Init, Seen
 from .kasa import KaSA, kasa
 from .layouts import LAYOUTS, Layout, from_matrix, is_bare, is_stacked, layout_of, matrix_shape, takes_ids, to_matrix
+from .llama_adapter import LLaMAAdapter, llama_adapter
 from .ln_tuning import LNTuning, ln_tuning
 from .loha import LoHa, loha
 from .lokr import LoKr, lokr
@@ -108,6 +110,7 @@ for _method in (
     hra,
     ia3,
     kasa,
+    llama_adapter,
     ln_tuning,
     loha,
     lokr,
@@ -152,6 +155,7 @@ __all__ = [
     "Acts",
     "AdaLoRA",
     "AttachForm",
+    "AttentionForm",
     "Bat",
     "BlockCirculant",
     "BlockConfig",
@@ -174,6 +178,7 @@ __all__ = [
     "Invoked",
     "KaSA",
     "Kronecker",
+    "LLaMAAdapter",
     "LNTuning",
     "Layout",
     "LoHa",
@@ -217,6 +222,7 @@ __all__ = [
     "VeRA",
     "WaveFT",
     "acted",
+    "attend",
     "columns",
     "complete",
     "evaluate",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ..methods import Method
-from . import algebra, company, graph, kinds, learning, model, packing, positions, prompts
+from . import algebra, attention, company, graph, kinds, learning, model, packing, positions, prompts
 from .case import BLOCKS, DIVISIBLE, LAYERS, MODELS, PROOFS, SUBJECTS, Case, Layer
 
 
@@ -58,6 +58,10 @@ def _prompt(method: Method) -> bool:
     return method.kind == "prompt"
 
 
+def _attention(method: Method) -> bool:
+    return method.kind == "attention"
+
+
 def _any(method: Method) -> bool:
     return True
 
@@ -94,6 +98,9 @@ INVARIANTS = (
     Invariant("acts_where_told", positions.acts_where_told, lambda method: method.traits.positional, "positional", FEW[:1] + BLOCKS[:1]),
     Invariant("positions_on_a_cache", positions.positions_on_a_cache, lambda method: method.traits.positional, "positional",
               FEW[:1] + BLOCKS[:1]),
+    Invariant("disabled_attention_is_the_base", attention.disabled_attention_is_the_base, _attention, "kind", BLOCKS[:1]),
+    Invariant("attended_rows_never_mix", attention.attended_rows_never_mix, _attention, "kind", BLOCKS[:1]),
+    Invariant("attention_gradients", attention.attention_gradients, _attention, "kind", BLOCKS[:1]),
     Invariant("form_as_declared", prompts.form_as_declared, _prompt, "kind"),
     Invariant("form_torch_equals_numpy", prompts.form_torch_equals_numpy, _prompt, "kind"),
     Invariant("form_gradients_reach_every_parameter", prompts.form_gradients_reach_every_parameter, _prompt, "kind"),
