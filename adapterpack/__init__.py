@@ -29,6 +29,7 @@ _PUBLIC = {
     "DeLoRA": "methods",
     "DoRA": "methods",
     "FourierFT": "methods",
+    "GLoRA": "methods",
     "GraLoRA": "methods",
     "HRA": "methods",
     "HiRA": "methods",

@@ -41,6 +41,7 @@ from .deft import DEFT, deft
 from .delora import DeLoRA, delora
 from .dora import DoRA, dora
 from .fourierft import FourierFT, fourierft
+from .glora import GLoRA, glora
 from .gralora import GraLoRA, gralora
 from .hira import HiRA, hira
 from .hra import HRA, hra
@@ -105,6 +106,7 @@ for _method in (
     delora,
     dora,
     fourierft,
+    glora,
     gralora,
     hira,
     hra,
@@ -172,6 +174,7 @@ __all__ = [
     "DoRA",
     "Ends",
     "FourierFT",
+    "GLoRA",
     "GraLoRA",
     "HiRA",
     "Init",
