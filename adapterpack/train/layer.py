@@ -165,18 +165,8 @@ class AdaptedLayer(Adapted):
         result: Any = None
         for position, name in enumerate(self.active):
             before = (lambda value: self.base(value, *args, **kwargs)) if position == 0 else result
-            result = self._applied(name, before) if name not in self.where else self._placed(name, before)
+            result = self._applied(name, before)
         return self.base(x, *args, **kwargs) if result is None else result(x)
-
-    def _placed(self, name: str, before: Any) -> Any:
-        """The adapter at the positions where it acts, and what was before it at the others, to the bit."""
-
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            plain = before(x)
-            changed = self._applied(name, lambda value: plain if value is x else before(value))(x)
-            return placed(self.where[name](), changed, plain, self.site)
-
-        return forward
 
     def _applied(self, name: str, before: Any) -> Any:
         method, cfg = self.methods[name]
@@ -193,19 +183,29 @@ class AdaptedLayer(Adapted):
 
             def base(value: torch.Tensor) -> torch.Tensor:
                 nonlocal result
-                output: torch.Tensor = before(x if value is inner else value.to(x.dtype))
+                output: torch.Tensor = before(value.to(x.dtype))
                 result = output.dtype  # under autocast it is not that of the input, and the layer's neighbours count on it
                 return output
 
             inner = x if autocast else x.to(dtype)
             site = self._with_weight(dtype) if method.traits.reads_weight else self.site
-            if method.forward is not None:
-                return run(method, cfg, tensors, site, base, inner, drop).to(result)
-            form = method.attach(cfg, tensors, site)
+            form = None if method.forward is not None else method.attach(cfg, tensors, site)
             # Autocast rules do not reach the backward of a custom function, so the kernel stays out of its way.
-            quick = not drop and not autocast and kernels.is_low_rank(form)
-            y: torch.Tensor = kernels.add_low_rank(form, base(x), x) if quick else evaluate(form, base, inner, drop)
-            return y.to(result)
+            quick = form is not None and not drop and not autocast and kernels.is_low_rank(form)
+
+            def adapted(ask: Any, seen: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+                if form is None:
+                    return run(method, cfg, tensors, site, ask, inner, drop)
+                return kernels.add_low_rank(form, ask(seen), seen) if quick else evaluate(form, ask, inner, drop)
+
+            if name not in self.where:
+                return adapted(base, x, inner).to(result)
+            mask, plain = self.where[name](), base(x)
+            if form is not None and form.is_branch:  # which adds nothing where it is given nothing
+                seen = placed(mask, x, torch.zeros_like(x), self.site)
+                return adapted(lambda _: plain, seen, seen if autocast else seen.to(dtype)).to(result)
+            changed = adapted(lambda value: plain if value is inner else base(value), x, inner)
+            return placed(mask, changed.to(result), plain, self.site)
 
         return forward
 
