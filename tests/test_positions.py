@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import adapterpack as ap
-from adapterpack.errors import AdapterpackError, ConfigError, FormatError, Unsupported
+from adapterpack.errors import AdapterpackError, ConfigError, FormatError, NothingToDo, Unsupported
 from adapterpack.methods import Ends, Invoked, get
 from adapterpack.pack import peft_layout
 from adapterpack.pack.pack import build
@@ -216,6 +216,20 @@ def test_training_moves_what_is_invoked_alone(llama: Any) -> None:
     assert torch.equal(logits(ap.active(model, None)), base)
     assert torch.equal(logits(ap.detach(model)), base)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules()), "no hook is left behind"
+
+
+def test_training_data_without_an_invocation_is_refused(tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No row is invoked: an error before anything is trained. Half of them are: a warning that counts them, and a pack."""
+    rows = [{"prompt": f"w{at} w3 w4", "completion": "w9"} for at in (1, 2)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = {"model_name_or_path": str(tiny_llama), "train_file": str(tmp_path / "rows.jsonl"), "output_dir": str(tmp_path / "a"),
+              "method": "alora", "r": 2, "max_steps": 1}
+    with pytest.raises(NothingToDo, match="acts in no row"):
+        ap.train({**config, "alora_invocation_tokens": [70]})
+    assert not (tmp_path / "a").exists()
+    (pack,) = ap.train({**config, "alora_invocation_tokens": [6, 7]})
+    assert pack.acts == Invoked((6, 7)) and "in 1 of 2 rows the adapter acts nowhere" in caplog.text
+    assert len(pack.manifest.canary.input_ids[0]) == 9 + 2, "its first row is one that it acts in"
 
 
 def test_it_stands_beside_a_prompt_and_a_lora(llama: Any) -> None:
