@@ -142,7 +142,7 @@ def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: str) -> None:
         prompt = np.cumsum(np.array([labels]) != data.IGNORED, axis=1) == 0 if isinstance(labels, list) else np.ones_like(ids, bool)
         acting += bool(acts.mask(ids, np.ones_like(prompt), prompt, None).any())
     if not acting:
-        raise NothingToDo("the adapter acts in no row of the training data", where=where, found=f"{len(rows)} rows", expected=str(acts)[:80],
+        raise NothingToDo("the adapter acts in no row of the training data", where=where, expected=str(acts)[:80],
                           remedy="put the invocation into the rows, as the tokenizer splits it there, or choose other positions")
     if acting < len(rows):
         log.warning("%s: in %d of %d rows the adapter acts nowhere", where, len(rows) - acting, len(rows))
