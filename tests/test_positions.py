@@ -11,7 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BartConfig, BartModel
 
 import adapterpack as ap
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, NothingToDo, Unsupported
@@ -315,6 +315,10 @@ def test_what_has_no_positions_is_refused(llama: Any, tiny_llama: Path) -> None:
     with pytest.raises(Unsupported, match="takes token ids"):
         ap.adapt(plain, CONFIGS["activated"])
     assert type(plain[0]) is torch.nn.Linear and not plain._forward_pre_hooks
+    both = BartModel(BartConfig(vocab_size=20, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1, decoder_ffn_dim=8,
+                                decoder_attention_heads=1, encoder_ffn_dim=8))
+    with pytest.raises(Unsupported, match="an encoder and a decoder"):
+        ap.adapt(both, CONFIGS["activated"])
     model = moved(llama, CONFIGS["activated"])
     with pytest.raises(Unsupported, match="this pass has none"):
         model(inputs_embeds=model.get_input_embeddings()(given["input_ids"]), attention_mask=given["attention_mask"])

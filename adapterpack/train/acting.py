@@ -135,13 +135,16 @@ def trunk_of(model: nn.Module) -> nn.Module:
     """The part of a model that is given the token ids: a transformers model without its heads, or the model itself.
 
     Raises:
-        Unsupported: it takes none.
+        Unsupported: it takes none, or has two parts that do.
     """
     trunk = model
-    if isinstance(model, PreTrainedModel) and not model.config.is_encoder_decoder:
+    if isinstance(model, PreTrainedModel):
+        if model.config.is_encoder_decoder:
+            raise Unsupported("an adapter that acts at some positions only has no rule for an encoder and a decoder",
+                              found=type(model).__name__)
         inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
         trunk = inner if isinstance(inner, PreTrainedModel) else model.base_model
-    if "input_ids" not in inspect.signature(type(trunk).forward).parameters or getattr(trunk, "is_encoder_decoder", False):
+    if "input_ids" not in inspect.signature(type(trunk).forward).parameters:
         raise Unsupported("an adapter that acts at some positions only needs a model that takes token ids", found=type(model).__name__,
                           expected="input_ids")
     return trunk
