@@ -286,7 +286,8 @@ class Base:
         self.opened = Checkpoint(folder)
 
 
-WEIGHTS = sorted(name for name, method in methods().items() if method.kind == "weight" and "linear" in method.traits.layers)
+WEIGHTS = sorted(name for name, method in methods().items()
+                 if method.kind == "weight" and "linear" in method.traits.layers and not method.traits.positional)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

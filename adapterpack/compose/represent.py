@@ -64,6 +64,10 @@ def represent(method: Method, adapter: Adapter, *, base: Checkpoint | None = Non
         raise Unsupported(f"the method {method.name} does not change weights, so its changes have no factors", where=site.path,
                           expected="a method that changes weights", found=f"not additive: a {method.kind} method",
                           remedy="serve the packs side by side in a bank bundle")
+    if method.traits.positional:
+        raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=site.path,
+                          expected="a change that is the same at every position", found="not the same at every position",
+                          remedy="serve the packs side by side in a bank bundle")
     if is_stacked(site.kind):
         raise Unsupported("the matrices of a stack are not composed", where=site.path, found=site.kind, remedy=BESIDE)
     weight = bias = None
