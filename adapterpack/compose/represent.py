@@ -61,7 +61,7 @@ def represent(method: Method, adapter: Adapter, *, base: Checkpoint | None = Non
     """
     site = adapter.site
     if method.kind != "weight":
-        raise Unsupported(f"the method {method.name} does not change weights, so its changes have no factors", where=site.path,
+        raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=site.path,
                           expected="a method that changes weights", found=f"not additive: a {method.kind} method",
                           remedy="serve the packs side by side in a bank bundle")
     if method.traits.positional:
