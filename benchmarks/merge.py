@@ -1,8 +1,8 @@
 """Merging a LoRA into a checkpoint: adapterpack beside PEFT's merge_and_unload + save_pretrained, and ``cp -r`` as the floor.
 
 Each run is a process of its own, in turn, after one warm-up each, and counts from its start to its exit. All read the same
-base and the same pack. ``cp`` returns before its bytes are on the disk; beside it stands a merge that does so too (``--no-sync``), and beside
-a merge as it is by default, a ``cp`` followed by ``sync``.
+base and the same pack. ``cp`` returns before its bytes are on the disk; beside it stands a merge that does so, too (``--no-sync``),
+and beside a merge as it is by default, a ``cp`` followed by ``sync``.
 
     python benchmarks/merge.py --size 1.1b --built-dtype bfloat16 --double
     python benchmarks/merge.py --model models/SmolLM2-135M --json
@@ -46,7 +46,7 @@ def peft(base: str, pack: str, out: str, dtype: str | None) -> float:
     return time.perf_counter() - started
 
 
-OURS = {"adapterpack": ("--no-sync",), "adapterpack, on disk": (), "adapterpack, every byte of the base checked": ("--no-sync", "--verify", "full")}
+OURS = {"adapterpack": ("--no-sync",), "adapterpack, on disk": (), "adapterpack, base read whole": ("--no-sync", "--verify", "full")}
 """Name -> options of the command. ``cp`` leaves the writing to the system, so what it is compared with does, too."""
 
 

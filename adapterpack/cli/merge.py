@@ -22,13 +22,12 @@ from .progress import byte_bar
 @weight_option
 @click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own.")
 @click.option("--safe", is_flag=True, help="Refuse a result that is NaN or infinite.")
-@click.option("--stochastic-rounding", type=int, metavar="SEED", help="Round up or down by chance, so that small changes are kept on average.")
-@click.option("--untie", is_flag=True, help="Give an output head of its own to a base whose head is its embedding.")
+@click.option("--stochastic-rounding", type=int, metavar="SEED", help="Round up or down by chance: small changes are kept on average.")
 @click.option("--verify", default="structure", metavar="structure|full",
               help="Check the base by names, shapes and samples of every tensor (default), or by every byte.")
-@click.option("--shard", metavar="I/N", help="Do the I-th of N shares, into an output folder that N machines share; the last one publishes.")
+@click.option("--shard", metavar="I/N", help="Do the I-th of N shares, into an output folder that N machines share.")
 @click.option("--resume", is_flag=True, help="Keep what is done on an error or an interrupt, too; the same command goes on with it.")
-@click.option("--sync/--no-sync", "durable", default=True, help="Wait until every byte is on the disk (default), or leave that to the system.")
+@click.option("--sync/--no-sync", "durable", default=True, help="Wait until every byte is on the disk (default), or not.")
 @click.option("--device", metavar="cuda|cpu", help="Compute with torch on that device; by default with numpy.")
 @structural_option
 @shared
@@ -49,7 +48,7 @@ def command(
         emit({"command": "merge", **report.to_json()})
         return
     if report.jobs_missing:
-        line(f"part {report.shard} is done; {report.jobs_missing} pieces of other parts are missing, and the last part publishes {report.out}")
+        line(f"part {report.shard} is done; {report.jobs_missing} pieces of other parts are missing: the last of them publishes {report.out}")
         return
     names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
     line(f"merged {names} into {report.base_name}: {report.tensors_changed} of {report.tensors} tensors changed, "

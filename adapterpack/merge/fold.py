@@ -54,7 +54,8 @@ class Bound(NamedTuple):
     form: AttachForm | None
 
 
-def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None, there: There | None = None) -> Bound:
+def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None,
+         there: There | None = None) -> Bound:
     """Parameters widened to ``dtype`` and the normal form computed once, for all row blocks of ``weight`` ``[out, in]``.
 
     A method that reads the base through ``attach`` gets the weight and the bias whole, in at least float32; no other makes such a copy.
@@ -177,7 +178,7 @@ def _product(up: np.ndarray, down: np.ndarray, out: np.ndarray) -> None:
 
 def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None,
             there: There | None = None) -> Change:
-    """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype``; see :func:`bind`."""
+    """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype`` (:func:`bind`)."""
     bound = [bind(contribution, dtype, weight, bias, there) for contribution in contributions]
     whole = not all(contribution.method.traits.row_separable for contribution in contributions)
     if not all(contribution.method.traits.additive for contribution in contributions):

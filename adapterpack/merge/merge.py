@@ -36,7 +36,6 @@ def merge(
     dtype: str | None = None,
     safe: bool = False,
     stochastic_rounding: int | None = None,
-    untie: bool = False,
     verify: str = "structure",
     allow_structural: bool = False,
     shard: str | None = None,
@@ -59,7 +58,6 @@ def merge(
         dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
         safe: refuse a result that is NaN or infinite, overflow in rounding included.
         stochastic_rounding: a seed: round up or down by chance, so that small changes are kept on average.
-        untie: give an output head of its own to a base whose head is its embedding, where only one of them is adapted.
         verify: ``"structure"`` checks the base by names, dtypes, shapes and samples of every tensor; ``"full"`` by every byte.
         allow_structural: accept a base that has the names, dtypes and shapes of the pack's, whatever its weights.
         shard: ``"I/N"``: do the I-th of N shares of the work, into an output folder that N machines share; the last one publishes it.
@@ -93,7 +91,7 @@ def merge(
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = _weights(weights, opened)
     _require_outside(target, [checkpoint.folder, *(pack.path for pack in opened if pack.path is not None)])
-    todo = plan.make(checkpoint, opened, factors, allow_structural, dtype=asked, full=verify == "full", untie=untie)
+    todo = plan.make(checkpoint, opened, factors, allow_structural, dtype=asked, full=verify == "full")
     if verify == "full":
         _ = checkpoint.content
     merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)

@@ -45,7 +45,7 @@ class Plan:
 
 
 def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False, *,
-         dtype: str | None = None, full: bool = True, untie: bool = False) -> Plan:
+         dtype: str | None = None, full: bool = True) -> Plan:
     """The plan of a merge of ``packs``, each with its weight, into ``base``, to be written in ``dtype`` (None: as it is stored).
 
     With ``full`` every byte of the base is read to tell whether it is the packs' own; without it only where samples leave it open.

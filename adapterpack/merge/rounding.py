@@ -93,4 +93,5 @@ def _by_chance(values: np.ndarray, dtype: np.dtype[Any], chance: np.ndarray, scr
         _, exponent = np.frexp(wide)
         unit = np.ldexp(1.0, np.maximum(exponent - 1, least) - fraction_bits)
         rounded = np.floor(wide / unit + chance * 2.0**-32) * unit
-        return np.copysign(rounded, values).astype(np.float32).astype(dtype)  # exact: a number of the format, or beyond its largest
+        found: np.ndarray = np.copysign(rounded, values).astype(np.float32).astype(dtype)
+        return found  # exact: a number of the format, or beyond its largest
