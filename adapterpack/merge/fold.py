@@ -81,8 +81,8 @@ def _widened(value: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return value.astype(dtype, copy=False) if dtype_name(value.dtype) in FLOATS else value
 
 
-def inert(contribution: Contribution, bound: Bound, width: int) -> bool:
-    """Whether the contribution to a weight ``[out, width]`` certainly changes nothing: weight zero, or a form that is the identity.
+def inert(contribution: Contribution, bound: Bound, shape: tuple[int, int]) -> bool:
+    """Whether the contribution to a weight of ``shape`` ``(out, in)`` certainly changes nothing: weight zero, or a form that is the identity.
 
     A matrix that maps a random vector to zero is zero with probability one, so that no wide product is needed.
     """
@@ -91,7 +91,7 @@ def inert(contribution: Contribution, bound: Bound, width: int) -> bool:
     form = bound.form
     if form is None:
         return False
-    x = np.random.default_rng(0).standard_normal(width, np.float32)
+    y, x = (np.random.default_rng(0).standard_normal(width, np.float32) for width in shape)
     factors = _dense_factors(form)
     if factors is not None:
         return not np.any(factors[0] @ (factors[1] @ x))
@@ -100,7 +100,7 @@ def inert(contribution: Contribution, bound: Bound, width: int) -> bool:
         form.pre is not None and np.any(form.pre.apply(x) != x),
         form.scale is not None and np.any(form.scale != 1),
         form.shift is not None and np.any(form.shift),
-        form.post is not None and np.any(form.post.apply(x) != x),
+        form.post is not None and np.any(form.post.apply(y) != y),
     )
     return not any(moved)
 

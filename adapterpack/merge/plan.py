@@ -135,7 +135,7 @@ def _target(base: Checkpoint, name: str, contributions: list[Contribution], out:
     for each in contributions:
         parts = [(slice_of(each, number), matrix) for number, matrix in enumerate(matrices(kind, weight))]
         bounds = [(bind(part, dtype, matrix, old), matrix) for part, matrix in parts]
-        if all(inert(each, bound, matrix.shape[1]) for bound, matrix in bounds):
+        if all(inert(each, bound, matrix.shape) for bound, matrix in bounds):
             continue
         moving.append(each)
         bound, matrix = bounds[0]
