@@ -48,7 +48,7 @@ def command(
         emit({"command": "merge", **report.to_json()})
         return
     if report.jobs_missing:
-        line(f"part {report.shard} is done; {report.jobs_missing} pieces of other parts are missing: the last of them publishes {report.out}")
+        line(f"part {report.shard} is done; {report.jobs_missing} pieces of other parts are missing before {report.out} is there")
         return
     names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
     line(f"merged {names} into {report.base_name}: {report.tensors_changed} of {report.tensors} tensors changed, "

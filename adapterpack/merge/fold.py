@@ -82,7 +82,7 @@ def _widened(value: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def inert(contribution: Contribution, bound: Bound, shape: tuple[int, int]) -> bool:
-    """Whether the contribution to a weight of ``shape`` ``(out, in)`` certainly changes nothing: weight zero, or a form that is the identity.
+    """Whether the contribution to a weight ``(out, in)`` certainly changes nothing: weight zero, or a form that is the identity.
 
     A matrix that maps a random vector to zero is zero with probability one, so that no wide product is needed.
     """
@@ -178,7 +178,7 @@ def _product(up: np.ndarray, down: np.ndarray, out: np.ndarray) -> None:
 
 def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None,
             there: There | None = None) -> Change:
-    """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype`` (:func:`bind`)."""
+    """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype``."""
     bound = [bind(contribution, dtype, weight, bias, there) for contribution in contributions]
     whole = not all(contribution.method.traits.row_separable for contribution in contributions)
     if not all(contribution.method.traits.additive for contribution in contributions):

@@ -1,8 +1,8 @@
 """The base of a merged checkpoint, byte for byte: copied from the base where it is at hand, else computed back and proven, else refused.
 
 A merge rounds, so taking the change away again does not give the base in general. It is the base where three things hold: folding the
-packs into what was computed gives the merged bytes; no neighbour of a number in it would have given them, so that nothing else can have been
-there; and the fingerprint is the one that the merge wrote down.
+packs into what was computed gives the merged bytes; no neighbour of a number in it would have given them, so that nothing else can have
+been there; and the fingerprint is the one that the merge wrote down.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def _computed(told: dict[str, Any], merged: Checkpoint, packs: list[Pack], out: 
     todo = plan.make(merged, unbound, [weights[pack.id] for pack in packs], True)
     with output_folder(out) as folder:
         for shard, file in merged.files.items():
-            values = {name: _restored(merged, todo.targets[name], name) if name in todo.targets else file.read(name) for name in file.tensors}
+            values = {name: _restored(merged, todo.targets[name], name) if name in todo.targets else file.read(name)
+                      for name in file.tensors}
             metadata = {key: value for key, value in file.metadata.items() if key != provenance.METADATA}
             header, _ = st.plan([(name, info.dtype, info.shape) for name, info in file.tensors.items()], metadata)
             with (folder / shard).open("xb") as sink:
