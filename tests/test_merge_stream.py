@@ -109,7 +109,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(sharded: Path, whole:
 
 
 def test_another_merge_does_not_go_on_with_what_was_killed(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """An interrupted merge leaves its folder with ``resume``; other weights start afresh, the same ones go on, and say how much was done."""
+    """An interrupted merge leaves its folder with ``resume``; other weights start afresh, the same ones go on and say from where."""
     class Stop(Exception):
         pass
 
@@ -135,7 +135,8 @@ def test_a_restart_of_the_machine_leaves_what_was_synced(tmp_path: Path) -> None
     (tmp_path / FOLDER / "1-of-1.jsonl").write_bytes(first + b'{"job":1,"sums":[1.0,2.0,3.0,true]}\n' + synced + b'{"job":2,"su')
     assert finished(tmp_path, 9).keys() == {0}
     here = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    (tmp_path / FOLDER / "2-of-2.jsonl").write_bytes(f'{{"boot":"{here}"}}\n'.encode() + b'{"job":5,"sums":null}\n{"job":99,"sums":null}\nx\n')
+    (tmp_path / FOLDER / "2-of-2.jsonl").write_bytes(f'{{"boot":"{here}"}}\n'.encode() +
+                                                    b'{"job":5,"sums":null}\n{"job":99,"sums":null}\nx\n')
     assert finished(tmp_path, 9).keys() == {0, 5}
 
 

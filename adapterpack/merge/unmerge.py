@@ -164,7 +164,7 @@ def _restored(merged: Checkpoint, target: plan.Target, name: str) -> np.ndarray:
         if LAYOUTS[target.kind].turned:
             delta = np.ascontiguousarray(delta.T).T
         if not _folds_to(restored, delta, matrix):
-            raise Unsupported("the merged bytes do not come back: their change was too large for what rounding left of the base", where=name,
+            raise Unsupported("the merged bytes do not come back: rounding left too little of the base", where=name,
                               remedy=_NO_BASE)
         for beyond in (np.inf, -np.inf):
             beside = _next(restored, beyond)
