@@ -244,7 +244,7 @@ def test_stochastic_bytes_depend_on_the_seed_alone(sharded: Path, whole: tuple[P
 
 
 def test_verify_says_how_much_was_read(sharded: Path, tmp_path: Path) -> None:
-    """By samples a change in the middle of a tensor passes, by every byte it does not; one at the start is seen by both, before any output."""
+    """By samples a change inside a tensor passes, by every byte it does not; one at the start is seen by both."""
     base = Checkpoint(sharded)
     pack = lora_pack(sharded, base=m.Base("b", structure=base.structure, content=base.content, probe=base.probe))
     info = base.tensors["2.1.x_proj.weight"]
@@ -307,7 +307,7 @@ def test_unmerge_copies_the_base(sharded: Path, whole: tuple[Path, Path], tmp_pa
 
 
 def test_unmerge_computes_the_base_or_refuses(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """Weights that are coarser than what they became come back exactly; random bfloat16 weights, of which rounding forgot some, are refused."""
+    """Weights that are coarser than what they became come back exactly; random bfloat16 weights are refused."""
     W = np.full((8, 4), 4, np.float32)
     base = write_base(tmp_path / "base", {"layer.weight": W, "other": W})
     halves = {"lora_A": np.full((1, 4), 0.5, np.float32), "lora_B": np.full((8, 1), -0.5, np.float32)}
