@@ -208,11 +208,12 @@ class Pack:
             (folder / name).write_bytes(data)
         (folder / m.FILE_NAME).write_bytes(manifest)
 
-    def require_base(self, base: Checkpoint, content: bool = True, allow_structural: bool = False) -> Verdict:
+    def require_base(self, base: Checkpoint, content: bool | None = True, allow_structural: bool = False) -> Verdict:
         """What is known about ``base`` being the model that this pack was made for; an error unless it may be used.
 
-        ``content=False`` compares headers and samples only. A pack without digests (a PEFT import) is checked site by site; with
-        ``allow_structural`` one whose base has other weights under equal names, dtypes and shapes is accepted too.
+        ``content=False`` compares headers and samples only, None also bytes where these leave it open. A pack without digests (a PEFT
+        import) is checked site by site; with ``allow_structural`` one whose base has other weights under equal names, dtypes and shapes is
+        accepted too.
 
         Raises:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
