@@ -1,0 +1,7 @@
+"""Kinds of nodes of which trees of composition are made: one small file each, registered in a table."""
+
+from .base import Leaf, Node, NodeKind, Tree
+from .registry import NODES
+from .tree import decode, encode, kind_named, leaves, node, nodes, shares
+
+__all__ = ["NODES", "Leaf", "Node", "NodeKind", "Tree", "decode", "encode", "kind_named", "leaves", "node", "nodes", "shares"]
