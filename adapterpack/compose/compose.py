@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, NonFinite, NothingToDo, Unsupported
+from ..methods.composed import NAME as COMPOSED
 from ..methods.lora import LoRA, lora
 from ..pack.atomic import refuse_existing
 from ..pack.lineage import descended
@@ -19,6 +20,7 @@ from ..pack.pack import Pack, build
 from ..pack.validate import load
 from . import rules
 from .agree import common_base, common_task
+from .assemble import TreeLike, assemble
 from .sites import Place, gather
 from .space import Factors, Loss, recompress
 from .whole import average
@@ -38,8 +40,11 @@ def compose(
     energy: float | None = None,
     name: str | None = None,
     out: str | os.PathLike[str] | None = None,
+    tree: TreeLike | None = None,
+    seed: int = 0,
 ) -> Pack:
-    """One LoRA pack whose change is that of several packs, combined by a rule (:func:`adapterpack.rules`).
+    """One LoRA pack whose change is that of several packs, combined by a rule (:func:`adapterpack.rules`); or, with a tree, one pack that
+    holds them all and combines them when it runs.
 
     Args:
         packs: the packs, or their folders; all of one base and one task. A pack that does not change a site adds nothing there.
@@ -50,6 +55,9 @@ def compose(
         energy: keeps at every site the smallest rank that holds this share (0 to 1) of the squared singular values.
         name: the new pack's name; the name of ``out``, or of the rule and the packs, by default.
         out: a new folder to write the pack to.
+        tree: instead of a rule, how the packs work together, by their names: ``"sum(0.7*a, stack(b, c))"``, ``"arrow(a, b, c, top_k=2)"``,
+            the same as JSON values, or nodes of :mod:`adapterpack.methods.nodes`. The kinds of nodes are listed in ``docs/methods.md``.
+        seed: of what a node that is trained begins with.
 
     Returns:
         The pack: float32, ``alpha = r`` at every site, so the scale is 1. With ``rank`` or ``energy`` its ``manifest.lineage.params`` hold
@@ -67,6 +75,9 @@ def compose(
         >>> compose(["packs/tickets", "packs/emails"], weights=[0.7, 0.3], out="packs/both").name  # doctest: +SKIP
         'both'
     """
+    if tree is not None:
+        _refuse_rule(rule, weights, params, rank, energy)
+        return _assembled(packs, tree, name, out, seed)
     chosen = rules.get(rule)
     arguments = chosen.arguments(params)
     _check_cut(rank, energy)
@@ -111,6 +122,23 @@ def compose(
         license=licenses.pop() if len(licenses) == 1 else None,
     )
     return composed if out is None else composed.write(out)
+
+
+def _refuse_rule(rule: str, *others: Any) -> None:
+    if rule != "linear" or any(other is not None for other in others):
+        raise ConfigError("a tree says itself how the packs are combined", where="tree", expected="no rule, weights, parameters, rank or energy",
+                          remedy="write weights into the tree: sum(0.7*a, 0.3*b)")
+
+
+def _assembled(
+    packs: Sequence[Pack | str | os.PathLike[str]], tree: TreeLike, name: str | None, out: str | os.PathLike[str] | None, seed: int
+) -> Pack:
+    if out is not None:
+        refuse_existing(Path(out))
+    parents = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    _weights(parents, None)
+    pack = assemble(parents, tree, _name(name, out, COMPOSED, parents), seed)
+    return pack if out is None else pack.write(out)
 
 
 def _as_lora(change: Factors) -> tuple[LoRA, dict[str, np.ndarray]]:

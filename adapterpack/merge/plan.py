@@ -75,6 +75,8 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
     if method.kind != "weight":
         raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
                           remedy="keep the adapter beside the base")
+    if method.unfoldable:
+        raise Unsupported(method.unfoldable, where=owner, remedy="keep the adapter beside the base: attach it, or export with --mode bank")
     if weight != 1 and not method.traits.additive:
         raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
                           expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
