@@ -2,7 +2,7 @@
 
     tree   := [number "*"] (name | kind "(" item {"," item} ")")
     item   := tree | setting "=" value
-    value  := number | "true" | "false" | "none"
+    value  := number {":" number} | "true" | "false" | "none"
 
 A number in front is the child's weight in a sum; anywhere else it makes a sum of one.
 """
@@ -20,7 +20,7 @@ from ..methods.nodes.tree import MAX_DEPTH, MEMBER
 
 MAX_LENGTH = 4096
 _TOKEN = re.compile(r"\s*(?:(?P<number>[+-]?(?:\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][+-]?\d{1,3})?)(?![A-Za-z0-9_-])"
-                    r"|(?P<name>[A-Za-z0-9][A-Za-z0-9_-]{0,63})|(?P<sign>[(),=*]))")
+                    r"|(?P<name>[A-Za-z0-9][A-Za-z0-9_-]{0,63})|(?P<sign>[(),=*:]))")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
 
 
@@ -62,7 +62,7 @@ class _Reader:
             match = _TOKEN.match(text, place)
             if match is None:
                 raise ConfigError("the tree cannot be read", where=f"tree, character {place + 1}", found=repr(text[place : place + 20]),
-                                  expected="a name, a number or one of ( ) , = *")
+                                  expected="a name, a number or one of ( ) , = * :")
             self.tokens.append(_Token(str(match.lastgroup), match.group(str(match.lastgroup)), match.start(str(match.lastgroup)) + 1))
             place = match.end()
         self.tokens.append(_Token("end", "", len(text) + 1))
@@ -130,7 +130,13 @@ class _Reader:
         if token.what == "name" and token.text not in _WORDS:
             raise ConfigError("a setting has a value that cannot be read", where=f"tree, character {token.place}", found=repr(token.text),
                               expected="a number, true, false or none")
-        return _WORDS[token.text] if token.what == "name" else _number(token)
+        if token.what == "name":
+            return _WORDS[token.text]
+        values = [_number(token)]
+        while self.token.text == ":":
+            self.take(":")
+            values.append(_number(self.take("number")))
+        return values[0] if len(values) == 1 else values
 
 
 def _number(token: _Token) -> Any:

@@ -52,14 +52,17 @@ class Gate(NamedTuple):
 class Given(NamedTuple):
     """Weights that were computed elsewhere, ``[..., experts]``, for exactly the tokens that the layer sees."""
 
-    values: Array
+    values: Array | None
 
     def weights(self, x: Array) -> Array:
         """See :class:`Weights`.
 
         Raises:
-            Unsupported: the layer sees other tokens.
+            Unsupported: there are none, or the layer sees other tokens.
         """
+        if self.values is None:
+            raise Unsupported("the weights of the experts come from a first pass, and there was none",
+                              remedy="call the model that the pack was attached to, not a part of it")
         if tuple(self.values.shape[:-1]) != tuple(x.shape[:-1]):
             raise Unsupported("the weights of the experts are those of other tokens than this layer sees", expected=tuple(x.shape[:-1]),
                               found=tuple(self.values.shape[:-1]), remedy="compose packs that adapt layers inside the blocks only")
