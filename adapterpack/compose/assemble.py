@@ -91,9 +91,11 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
                           remedy="rename one: NAME=PATH")
     for name, pack in by_name.items():
         if not MEMBER.fullmatch(name):
-            raise ConfigError("a member's name holds letters, digits, _ and - only", where="tree", found=repr(name), remedy="rename it: NAME=PATH")
+            raise ConfigError("a member's name holds letters, digits, _ and - only", where="tree", found=repr(name),
+                              remedy="rename it: NAME=PATH")
         if pack.method.composition is not None:
-            raise Unsupported("this pack is composed itself", where=f"pack '{name}'", remedy="write one tree over the packs that it was made of")
+            raise Unsupported("this pack is composed itself", where=f"pack '{name}'",
+                              remedy="write one tree over the packs that it was made of")
     named = list(dict.fromkeys(leaves(tree)))
     for name in named:
         if name not in by_name:
@@ -113,7 +115,8 @@ def _site(method: Method, parts: Mapping[str, tuple[m.Group, Adapter]], packs: M
         if (site.kind, site.in_features, site.out_features) != (first.kind, first.in_features, first.out_features):
             raise Unsupported("two packs describe a site differently", where=f"{site.path} in '{names[0]}' and '{name}'",
                               expected=f"{first.kind} [{first.out_features}, {first.in_features}]",
-                              found=f"{site.kind} [{site.out_features}, {site.in_features}]", remedy="compose packs that were trained on one base")
+                              found=f"{site.kind} [{site.out_features}, {site.in_features}]",
+                              remedy="compose packs that were trained on one base")
         if site.kind not in method.traits.layers:
             raise Unsupported("a tree of these nodes has no such kind of site", where=f"{site.path} in '{name}'", found=site.kind,
                               expected=" or ".join(method.traits.layers), remedy="leave the pack out, or merge it")

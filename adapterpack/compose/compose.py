@@ -126,7 +126,8 @@ def compose(
 
 def _refuse_rule(rule: str, *others: Any) -> None:
     if rule != "linear" or any(other is not None for other in others):
-        raise ConfigError("a tree says itself how the packs are combined", where="tree", expected="no rule, weights, parameters, rank or energy",
+        raise ConfigError("a tree says itself how the packs are combined", where="tree",
+                          expected="no rule, weights, parameters, rank or energy",
                           remedy="write weights into the tree: sum(0.7*a, 0.3*b)")
 
 

@@ -50,7 +50,8 @@ def parse(text: str) -> Tree:
             raise reader.wrong("the end")
         return decode(encode(_weighed(weight, tree)))  # whatever was written, within the limits of what is stored
     except FormatError as error:
-        raise ConfigError(error.what, where=f"tree{error.where or ''}", expected=error.expected, found=error.found, remedy=error.remedy) from None
+        raise ConfigError(error.what, where=f"tree{error.where or ''}", expected=error.expected, found=error.found,
+                          remedy=error.remedy) from None
 
 
 class _Reader:

@@ -131,7 +131,8 @@ def made(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, np.n
     spots, methods = method.config.spots, method.config.methods
     values: dict[str, np.ndarray] = {}
     for spot in reversed(spots):  # children first: they are not routers, and need nothing of their own
-        if spot.kind.made is not None and (parts := [part for child in spot.children if (part := _part(child, methods, cfg, params, site))]):
+        found = [] if spot.kind.made is None else [_part(child, methods, cfg, params, site) for child in spot.children]
+        if parts := [part for part in found if part is not None]:
             values |= {f"{spot.prefix}{key}": value for key, value in spot.kind.made(spot.settings, parts).items()}
     return values
 

@@ -5,8 +5,8 @@ Fields of a site, with the name of a route in front (``route0_abs_keys``)::
     s = |x keys| + bias   (``dot``: x keys + bias)      g = softmax of s where s >= least,  least = the sorted s . pick
     y' = y + ((x down) (g spread)) up
 
-``keys`` [in, e], ``bias`` [e], ``pick`` [e], ``down`` [in, r], ``up`` [r, out], ``spread`` [e, r]. An expert that a row's adapter has not has
-the bias -1e9, and ``pick`` has its one at the place of the k-th largest score; then zeros change nothing.
+``keys`` [in, e], ``bias`` [e], ``pick`` [e], ``down`` [in, r], ``up`` [r, out], ``spread`` [e, r]. An expert that a row's adapter has
+not has the bias -1e9, and ``pick`` has its one at the place of the k-th largest score; then zeros change nothing.
 """
 
 from __future__ import annotations
@@ -88,4 +88,4 @@ def route_axes(field: str, inputs: int, outputs: int, experts: int | str, rank: 
 
 def route_default(field: str, inputs: int, outputs: int) -> np.ndarray:
     """What a slot holds without an adapter: one expert that is not there, of rank 0."""
-    return np.full(route_axes(field, inputs, outputs, 1, 0), NEUTRAL.get(field, 0.0), np.float32)
+    return np.full([int(axis) for axis in route_axes(field, inputs, outputs, 1, 0)], NEUTRAL.get(field, 0.0), np.float32)

@@ -28,7 +28,8 @@ def lead(model: nn.Module, name: str, weigh: Weigh) -> None:
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         order = {path: place for place, path in enumerate(known_sites(model))}
-        layers = sorted((one for one in model.modules() if isinstance(one, Adapted) and name in one.names), key=lambda one: order[one.site.path])
+        layers = [one for one in model.modules() if isinstance(one, Adapted) and name in one.names]
+        layers.sort(key=lambda one: order[one.site.path])
         if not any(name in layer.active for layer in layers):
             return
         hidden = _hidden(model, args, kwargs, name)
@@ -59,14 +60,15 @@ def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     for cache in _CACHES:
         held = kwargs.get(cache)
         if held is not None and not (hasattr(held, "get_seq_length") and held.get_seq_length() == 0):
-            raise Unsupported("this adapter needs a pass of the base over all tokens, and a cache holds those of the adapted model", where=name,
-                              found=cache, remedy="call the model with use_cache=False")
+            raise Unsupported("this adapter needs a pass of the base over all tokens, and a cache holds those of the adapted model",
+                              where=name, found=cache, remedy="call the model with use_cache=False")
     given = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
     with torch.no_grad(), _bare(model):
         output = model.forward(*args, **{**given, "output_hidden_states": True, "return_dict": True, **_no_cache(model)})
     states = getattr(output, "hidden_states", None)
     if not states:
-        raise Unsupported("this adapter needs the hidden states of the model, which it does not give", where=name, found=type(model).__name__)
+        raise Unsupported("this adapter needs the hidden states of the model, which it does not give", where=name,
+                          found=type(model).__name__)
     last: torch.Tensor = states[-1]
     return last
 

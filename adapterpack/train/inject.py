@@ -17,8 +17,8 @@ from ..methods import LAYOUTS, Method, Seen, Site, SiteConfig, is_stacked, metho
 from ..pack.manifest import Group
 from ..pack.pack import Pack, require_sites
 from ..pack.shapes import check_shapes
-from .kinds import KINDS
 from .first_pass import lead, release
+from .kinds import KINDS
 from .layer import Adapted, SavedModule, Wrapper, as_numpy, as_parameter, module_at, own_modules
 from .seen import measure
 from .sites import known_sites

@@ -2,6 +2,9 @@
 
 from .base import Leaf, Node, NodeKind, Tree
 from .registry import NODES
-from .tree import decode, encode, kind_named, leaves, node, nodes, shares
+from .tree import as_text, decode, encode, kind_named, leaves, node, nodes, shares, traits
 
-__all__ = ["NODES", "Leaf", "Node", "NodeKind", "Tree", "decode", "encode", "kind_named", "leaves", "node", "nodes", "shares"]
+__all__ = [
+    "NODES", "Leaf", "Node", "NodeKind", "Tree", "as_text", "decode", "encode",
+    "kind_named", "leaves", "node", "nodes", "shares", "traits",
+]  # fmt: skip

@@ -1,4 +1,6 @@
-"""Arrow: experts chosen token by token, by vectors that follow from the experts themselves (Ostapenko et al. 2024, arXiv 2405.11157, section 3.2).
+"""Arrow: experts chosen token by token, by vectors that follow from the experts themselves.
+
+Source: Ostapenko et al. 2024, arXiv 2405.11157, section 3.2.
 
     v_i = top right singular vector of D_i,   s_i = |x . v_i| / T,   g = softmax over the k largest s,   f(x) = base(x) + sum_i g_i D_i x
 
@@ -52,8 +54,9 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
     _, values, turned = np.linalg.svd(left_core @ right_core.T, full_matrices=False)
     if not values.size or values[0] == 0:
         return np.zeros(down.shape[1])
-    vector: np.ndarray = right @ turned[0]
-    return vector * np.sign(vector[np.argmax(np.abs(vector))]) + 0.0
+    vector = right @ turned[0]
+    signed: np.ndarray = vector * np.sign(vector[np.argmax(np.abs(vector))]) + 0.0
+    return signed
 
 
 def _join(settings: Arrow, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:

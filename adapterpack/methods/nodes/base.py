@@ -112,8 +112,8 @@ def scaled(part: Part, weight: float) -> Part:
     """The part times a number."""
     if weight == 1:
         return part
-    times = [None if value is None else value * weight for value in (part.up, part.delta, part.shift)]
-    return Part(part.down, *times, tuple(route._replace(up=route.up * weight) for route in part.routes))
+    up, delta, shift = (None if value is None else value * weight for value in (part.up, part.delta, part.shift))
+    return Part(part.down, up, delta, shift, tuple(route._replace(up=route.up * weight) for route in part.routes))
 
 
 def added(parts: Sequence[Part | None]) -> Part | None:

@@ -33,13 +33,15 @@ def decode(value: Any) -> Tree:
     """
     tree = _decode(value, "", 1)
     if (count := len(list(leaves(tree)))) > MAX_LEAVES:
-        raise FormatError("the tree has too many leaves", where="", expected=f"at most {MAX_LEAVES}", found=count, remedy="compose in two steps")
+        raise FormatError("the tree has too many leaves", where="", expected=f"at most {MAX_LEAVES}", found=count,
+                          remedy="compose in two steps")
     return tree
 
 
 def _decode(value: Any, where: str, depth: int) -> Tree:
     if depth > MAX_DEPTH:
-        raise FormatError("the tree is too deep", where=where, expected=f"at most {MAX_DEPTH} levels", remedy="write sums of sums as one sum")
+        raise FormatError("the tree is too deep", where=where, expected=f"at most {MAX_DEPTH} levels",
+                          remedy="write sums of sums as one sum")
     if not isinstance(value, dict):
         raise FormatError("a part of the tree is neither a member nor a node", where=where, expected="an object", found=repr(value)[:80])
     if "member" in value:
@@ -65,8 +67,8 @@ def node(kind: NodeKind, children: tuple[Tree, ...], settings: dict[str, Any], w
     known = [field.name for field in dataclasses.fields(kind.settings)]
     for name in settings:
         if name not in known:
-            raise FormatError(f"a node of kind {kind.name} has no such setting", where=where, found=repr(name)[:80], expected=", ".join(known),
-                              remedy=nearest(name, known))
+            raise FormatError(f"a node of kind {kind.name} has no such setting", where=where, found=repr(name)[:80],
+                              expected=", ".join(known), remedy=nearest(name, known))
     try:
         made = kind.settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
         made.check(len(children))
@@ -101,6 +103,30 @@ def encode(tree: Tree) -> dict[str, Any]:
     return {"kind": tree.kind, "of": [encode(child) for child in tree.children], **written}
 
 
+def as_text(tree: Tree) -> str:
+    """A tree as it is typed; settings that are the default are left out.
+
+    Example:
+        >>> as_text(decode({"kind": "sum", "of": [{"member": "a"}, {"member": "b"}], "weights": [0.5, 1]}))
+        'sum(0.5*a, 1*b)'
+    """
+    if isinstance(tree, Leaf):
+        return tree.member
+    weights = getattr(tree.settings, "weights", ())
+    below = [as_text(child) for child in tree.children]
+    if weights:
+        below = [f"{weight:g}*{text}" for weight, text in zip(weights, below, strict=True)]
+    set_ = [f"{field.name}={_value(getattr(tree.settings, field.name))}" for field in dataclasses.fields(tree.settings)
+            if field.name != "weights" and getattr(tree.settings, field.name) != field.default]
+    return f"{tree.kind}({', '.join([*below, *set_])})"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ":".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+
+
 def leaves(tree: Tree) -> Iterator[str]:
     """The members that the leaves name, from left to right; one may come several times."""
     if isinstance(tree, Leaf):
@@ -127,3 +153,9 @@ def shares(tree: Tree) -> dict[str, float]:
         for member, share in shares(child).items():
             total[member] = total.get(member, 0.0) + weight * share
     return total
+
+
+def traits(kind: NodeKind) -> dict[str, bool]:
+    """What a kind of node can do, for the catalogue."""
+    return {"folds": not kind.routes, "in_graphs": not kind.torch_only, "routes": kind.routes, "trained": kind.trained,
+            "any_member": kind.evaluate is not None}

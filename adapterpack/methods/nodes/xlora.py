@@ -121,5 +121,7 @@ xlora = NodeKind(
     shared=_shared,
     made_shared=_made_shared,
     weigh=weigh,
-    examples=("xlora(a, b, c)", "xlora(a, b, c, depth=3, size=9, layerwise=true, top_k=2)", "sum(0.5*a, xlora(b, c, top_k=1, softmax_topk=true))"),
+    examples=("xlora(a, b, c)",
+              "xlora(a, b, c, depth=3, size=9, layerwise=true, top_k=2)",
+              "sum(0.5*a, xlora(b, c, top_k=1, softmax_topk=true))"),
 )

@@ -18,8 +18,10 @@ from .subject import Subject, group_pointer
 SAID = Rule("AP911", "error", "A pack says in must_understand that it is composed if and only if it is.", "compose the packs again")
 TREE = Rule("AP912", "error", "A tree of composition has known kinds of nodes with settings that they can use, within the limits.",
             "compose the packs again")
-MEMBERS = Rule("AP913", "error", "The leaves of a tree name the members of the pack, each at least once, and no other.", "compose the packs again")
-TOGETHER = Rule("AP914", "error", "Every member's method is known and can be part of the tree.", "update adapterpack, or compose the packs again")
+MEMBERS = Rule("AP913", "error", "The leaves of a tree name the members of the pack, each at least once, and no other.",
+               "compose the packs again")
+TOGETHER = Rule("AP914", "error", "Every member's method is known and can be part of the tree.",
+                "update adapterpack, or compose the packs again")
 PARENTS = Rule("AP915", "error", "The members of a composed pack are parents of its lineage, where it has one.", "compose the packs again")
 UNUSED = Rule("AP916", "error", "Every member changes a site.", "compose the packs again, without it")
 DERIVED = Rule("AP917", "error", "What a node holds that follows from its members is what follows from them.", "compose the packs again")
@@ -53,7 +55,8 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
     except AdapterpackError as error:
         yield TOGETHER.at("composition", error.what + (f": {error.found}" if error.found else ""), pointer="/composition")
         return
-    if manifest.lineage is not None and (strays := {member.digest for member in found.members} - {one.digest for one in manifest.lineage.parents}):
+    parents = None if manifest.lineage is None else {one.digest for one in manifest.lineage.parents}
+    if parents is not None and (strays := {member.digest for member in found.members} - parents):
         yield PARENTS.at("composition", f"{min(strays)[:17]} is no parent", pointer="/composition/members")
     there = {entry.param.partition("/")[0] for entry in manifest.tensors.values()}
     for number, name in enumerate(names):
