@@ -27,7 +27,7 @@ def command(name: str | None, as_json: bool) -> None:
       adapterpack methods
       adapterpack methods lora
     """
-    kinds = adapterpack.methods.nodes.NODES
+    kinds = _nodes().NODES
     if name in kinds:
         found = _node(kinds[name])
         if as_json:
@@ -50,9 +50,15 @@ def command(name: str | None, as_json: bool) -> None:
         facts(listed[0])
 
 
+def _nodes() -> Any:
+    from ..methods import nodes  # noqa: PLC0415 - the listing of commands must not pay for it
+
+    return nodes
+
+
 def _node(kind: Any) -> dict[str, Any]:
     return {"name": kind.name, "summary": kind.summary, "paper": kind.paper, "formula": kind.formula, "kind": "node",
-            "traits": adapterpack.methods.nodes.traits(kind),
+            "traits": _nodes().traits(kind),
             "hyperparameters": [{"name": field.name, "type": str(field.type), "default": _default(field)}
                                 for field in dataclasses.fields(kind.settings)]}
 

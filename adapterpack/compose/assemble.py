@@ -129,6 +129,8 @@ def _adapter(
     members = {name: {**packs[name].manifest.config, **group.config} for name, (group, _) in parts.items()}
     cfg = method.config(members=members)
     params = {f"{name}/{key}": value for name, (_, adapter) in parts.items() for key, value in adapter.wide.items()}
+    if not any(spot.kind.made is not None for spot in method.config.spots):  # members may then want the base's weight, which is not here
+        return cfg, params
     return cfg, {**params, **made(method, cfg, complete(method, cfg, params, site), site)}
 
 

@@ -88,7 +88,8 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
     """
     spot = _numbered(tree, [0])
     spots = tuple(spot.every())
-    routers = [one for one in spots if one.kind is not None and one.kind.routes]
+    routers = _routers(spots)
+    _require_outermost(routers)
     linear = _require_members(methods, routers)
     own = {name: methods[name].traits for name in methods}
     config = type("Composed", (Composed,), {"methods": dict(methods), "spots": spots, "__doc__": Composed.__doc__})
@@ -149,6 +150,19 @@ def _numbered(tree: Tree, counter: list[int]) -> Spot:
     counter[0] += 1
     children = tuple(_numbered(child, counter) for child in tree.children)
     return Spot(None, NODES[tree.kind], tree.settings, children, prefix, frozenset().union(*(child.members for child in children)))
+
+
+def _routers(spots: Sequence[Spot]) -> list[Spot]:
+    return [one for one in spots if one.kind is not None and one.kind.routes]
+
+
+def _require_outermost(routers: Sequence[Spot]) -> None:
+    for outer in routers:
+        for child in outer.children:
+            if inner := _routers(child.every()):
+                kinds = [spot.kind.name for spot in (outer, inner[0]) if spot.kind is not None]
+                raise Unsupported("an expert of a router is a change of low rank, without another router inside",
+                                  found=f"'{kinds[1]}' below '{kinds[0]}'", remedy="put the router outermost, or the other beside it in a sum")
 
 
 def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> bool:

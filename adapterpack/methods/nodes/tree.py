@@ -14,7 +14,7 @@ from ...errors import FormatError, nearest
 from .base import Leaf, Node, NodeKind, Tree
 from .registry import NODES
 
-MAX_DEPTH = 8
+MAX_DEPTH = 6
 MAX_LEAVES = 64
 """As many as a lineage can name parents; a member may stand at several leaves."""
 MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
