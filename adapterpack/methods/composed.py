@@ -162,7 +162,8 @@ def _require_outermost(routers: Sequence[Spot]) -> None:
             if inner := _routers(child.every()):
                 kinds = [spot.kind.name for spot in (outer, inner[0]) if spot.kind is not None]
                 raise Unsupported("an expert of a router is a change of low rank, without another router inside",
-                                  found=f"'{kinds[1]}' below '{kinds[0]}'", remedy="put the router outermost, or the other beside it in a sum")
+                                  found=f"'{kinds[1]}' below '{kinds[0]}'",
+                                  remedy="put the router outermost, or the other beside it in a sum")
 
 
 def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> bool:
