@@ -513,7 +513,7 @@ def test_xlora_learns_and_comes_back(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(again(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
         assert again.generate(ids, max_new_tokens=2, use_cache=False, do_sample=False).shape == (1, 12)
-        with pytest.raises(Unsupported, match="a cache holds"):
+        with pytest.raises(Unsupported, match="a cache holds some"):
             again.generate(ids, max_new_tokens=2, do_sample=False, use_cache=True)
     detach(again)
     assert not again._forward_pre_hooks and not again._forward_hooks
@@ -531,3 +531,47 @@ def test_members_of_other_kinds_are_refused() -> None:
     for name, message in (("bottleneck", "act on layers"), ("vblora", "cannot be part of a tree")):
         with pytest.raises(Unsupported, match=message):
             composed(parse("sum(a)"), {"a": get(name)})
+
+
+@pytest.mark.fast
+def test_a_composed_pack_goes_on_through_the_stages(tmp_path: Path) -> None:
+    """A tree that folds is low-rank: int8, PEFT-free, and flattened to one LoRA by a rule with the same change; a router is refused there."""
+    known = members()
+    pack = compose([known["a"], known["b"]], tree="sum(2*a, parallel(a, -1*b))", name="s", out=tmp_path / "s")
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["adapter_model.safetensors", "adapterpack.json"]
+    (flat,) = compose([pack], weights=[1.0]).adapters()
+    wanted = 2.5 * delta(known["a"]) - 0.5 * delta(known["b"])
+    np.testing.assert_allclose(flat.params["lora_B"] @ flat.params["lora_A"], wanted, atol=1e-5 * np.abs(wanted).max())
+    small = load(adapterpack.quantize(tmp_path / "s", tmp_path / "q", scheme="int8").path or "")
+    assert small.manifest.must_understand == ("composition", "int8") and small.method is pack.method
+    with pytest.raises(Unsupported, match="cannot be combined by their factors"):
+        compose([compose([known["a"], known["b"]], tree="arrow(a, b)"), known["c"]])
+
+
+def test_a_layer_behind_a_router_compiles(parts_of_base: Make, base_of: Make) -> None:
+    """Traced whole, the output and the gradients of the gate are those without torch.compile, to 1e-5 of the largest."""
+    parts = parts_of_base("llama")
+    model = attach(load_model(task_named("text-generation"), base_of("llama")), compose([parts["a"], parts["b"]], tree="gate(a, b, top_k=1)"))
+    layer, x = model.model.layers[0].self_attn.q_proj, torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    torch._dynamo.reset()
+    found = []
+    for function in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        y = function(x)
+        y.square().sum().backward()
+        gate = next(value for name, value in layer.named_parameters() if name.endswith("@0/weight"))
+        found.append((y.detach().numpy(), gate.grad.numpy().copy()))
+    for plain, compiled in zip(*found, strict=True):
+        assert np.abs(plain - compiled).max() <= 1e-5 * np.abs(plain).max()
+
+
+@pytest.mark.fast
+def test_a_sequence_that_is_divided_must_be_whole(parts_of_base: Make, base_of: Make) -> None:
+    """split counts positions, so a cache is refused; without one tokens are generated."""
+    parts = parts_of_base("llama")
+    pack = compose([parts["a"], parts["b"]], tree="split(a, b, sizes=2:2)")
+    model = attach(load_model(task_named("text-generation"), base_of("llama")), pack).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with pytest.raises(Unsupported, match="all tokens at once"):
+        model.generate(ids, max_new_tokens=2, do_sample=False, use_cache=True)
+    assert model.generate(ids, max_new_tokens=2, do_sample=False, use_cache=False).shape == (1, 6)

@@ -72,7 +72,7 @@ class AttachForm(NamedTuple):
         """Whether a pair of factors is all that there is: a change of low rank beside the layer."""
         factors = self.down is not None and self.up is not None
         alone = self.pre is None and self.scale is None and self.shift is None and self.post is None
-        return factors and alone and not self.routes
+        return factors and alone and len(self.routes) == 0
 
 
 @dataclass(frozen=True)
@@ -235,6 +235,8 @@ class Method(NamedTuple):
     first_pass: Callable[[Params, Array, int, int], dict[str, Array]] | None = None
     """What a layer is given beside its parameters, from a pass of the model without the adapter: (the shared parameters, the last hidden
     states, the number of the layer, the number of layers) -> further parameters."""
+    one_pass: bool = False
+    """Whether the model must see a sequence whole: a cache holds tokens that a layer then does not count."""
 
 
 def constant(value: Array) -> Array:
@@ -268,7 +270,7 @@ def look_up(form: AttachForm, base: Forward, ids: Array, keep: Array | None = No
     Raises:
         Unsupported: the form changes the input, which ids do not let it.
     """
-    if form.pre is not None or form.routes:
+    if form.pre is not None or len(form.routes) > 0:
         raise Unsupported("a method that looks at a layer's input cannot adapt an embedding, whose inputs are ids")
     y = base(ids)
     if form.down is not None:
@@ -289,7 +291,7 @@ def fold_form(form: AttachForm, weight: Array, bias: Array | None, rows: slice) 
     Raises:
         Unsupported: the form has routes, whose weights depend on the input.
     """
-    if form.routes:
+    if len(form.routes) > 0:
         raise Unsupported("branches behind a gate cannot be folded into a weight", remedy="keep the adapter beside the base")
     folded = weight if form.pre is None else form.pre.after(weight)
     if form.down is not None:

@@ -59,6 +59,8 @@ class Composed(SiteConfig):
         super().__post_init__()
         if not isinstance(self.members, Mapping) or not self.members.keys() <= self.methods.keys():
             raise ValueError(f"members must be among {', '.join(self.methods)}")
+        if not all(isinstance(one, Mapping) for one in self.members.values()):
+            raise ValueError("each member's configuration must be an object")
         _ = self.configs
 
     @cached_property
@@ -124,6 +126,7 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
                                            for one in routers if one.kind is not None and one.kind.torch_only)),
         composition=composition,
         first_pass=partial(_first_pass, given) if given else None,
+        one_pass=any(one.kind is not None and one.kind.one_pass for one in routers),
     )
 
 

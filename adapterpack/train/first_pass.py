@@ -1,8 +1,8 @@
-"""The first pass of a model for adapters whose layers are weighted by what the base makes of the same tokens."""
+"""Adapters that must see a sequence whole, and the first pass for those whose layers are weighted by what the base makes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,11 +19,11 @@ _HELD = "_adapterpack_first_passes"
 Weigh = Callable[[Any, torch.Tensor, int, int], dict[str, torch.Tensor]]
 
 
-def lead(model: nn.Module, name: str, weigh: Weigh) -> None:
-    """Lets every call of ``model`` with the adapter active begin with a pass of the base alone, without gradients.
+def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
+    """Lets every call of ``model`` with the adapter active refuse a cache, and begin with a pass of the base alone, without gradients.
 
     ``weigh`` makes of the adapter's shared parameters, the last hidden states, the number of a layer and that of all layers what that
-    layer is given beside its own parameters.
+    layer is given beside its own parameters; without it there is no such pass.
     """
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -31,6 +31,9 @@ def lead(model: nn.Module, name: str, weigh: Weigh) -> None:
         layers = [one for one in model.modules() if isinstance(one, Adapted) and name in one.names]
         layers.sort(key=lambda one: order[one.site.path])
         if not any(name in layer.active for layer in layers):
+            return
+        _refuse_cache(kwargs, name)
+        if weigh is None:
             return
         hidden = _hidden(model, args, kwargs, name)
         for number, layer in enumerate(layers):
@@ -55,13 +58,16 @@ def release(model: nn.Module, name: str) -> None:
         handle.remove()
 
 
-def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> torch.Tensor:
-    """The last hidden states ``[batch, positions, width]`` of the base."""
+def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
     for cache in _CACHES:
         held = kwargs.get(cache)
         if held is not None and not (hasattr(held, "get_seq_length") and held.get_seq_length() == 0):
-            raise Unsupported("this adapter needs a pass of the base over all tokens, and a cache holds those of the adapted model",
-                              where=name, found=cache, remedy="call the model with use_cache=False")
+            raise Unsupported("this adapter must see all tokens at once, and a cache holds some of them", where=name, found=cache,
+                              remedy="call the model with use_cache=False")
+
+
+def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> torch.Tensor:
+    """The last hidden states ``[batch, positions, width]`` of the base."""
     given = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
     with torch.no_grad(), _bare(model):
         output = model.forward(*args, **{**given, "output_hidden_states": True, "return_dict": True, **_no_cache(model)})

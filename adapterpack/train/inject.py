@@ -103,7 +103,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
             check_shapes(pack.method, adapter.config, layer.site, own, pack.name)
         for path, params in pack.full().items():
             work.saved(path).add(name, params, pack.manifest.task.labels)
-    if pack.method.first_pass is not None:
+    if pack.method.one_pass:
         lead(model, name, pack.method.first_pass)
     if check_base and check_canary and (known is None or known.name != "variant"):  # whose other bytes give other logits
         from .canary import verify_attached  # noqa: PLC0415 - as above

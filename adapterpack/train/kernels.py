@@ -48,7 +48,7 @@ def _flat(value: torch.Tensor) -> torch.Tensor:
 
 def is_low_rank(form: AttachForm) -> bool:
     """Whether a form has a dense low-rank branch and no gate, leaves the input alone, and does not mix outputs."""
-    beside = form.pre is None and form.post is None and not form.routes
+    beside = form.pre is None and form.post is None and len(form.routes) == 0
     return beside and isinstance(form.down, Dense) and isinstance(form.up, Dense)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...errors import NonFinite
 from ..base import Site
 from ..config import require_number, require_whole
 from ..operators import Array
@@ -45,13 +46,19 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
     Thin QR of both sides and the SVD of an r x r core, in float64: the dense change is never formed. The entry of largest magnitude is
     positive, since the sign of a singular vector is free.
 
+    Raises:
+        NonFinite: a factor, or their product, is not finite.
+
     Example:
         >>> prototype(np.array([[0.0, 2.0], [1.0, 0.0]]), np.eye(2))
         array([0., 1.])
     """
     right, right_core = np.linalg.qr(down.astype(np.float64).T)
-    left_core = np.linalg.qr(up.astype(np.float64), mode="r")
-    _, values, turned = np.linalg.svd(left_core @ right_core.T, full_matrices=False)
+    with np.errstate(all="ignore"):  # told below
+        core = np.linalg.qr(up.astype(np.float64), mode="r") @ right_core.T
+    if not np.isfinite(core).all():
+        raise NonFinite("an expert's change is too large to have a direction", remedy="train the adapter with a smaller learning rate")
+    _, values, turned = np.linalg.svd(core, full_matrices=False)
     if not values.size or values[0] == 0:
         return np.zeros(down.shape[1])
     vector = right @ turned[0]

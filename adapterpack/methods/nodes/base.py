@@ -59,7 +59,7 @@ class NodeKind(NamedTuple):
     ``join`` combines what the children add at a site (None: nothing there), with the node's own tensors by name. ``evaluate`` and ``fold``
     combine children of any method, from functions; a router has neither, and says in ``unfoldable`` why no weight can hold it.
     ``shares`` are the weights of the children in an average of modules that were trained whole. ``torch_only``: why no graph can hold
-    it. ``tensors`` are the shapes of a node's own tensors at a site of so many present experts; ``made`` their values when the tree is
+    it; ``one_pass``: a sequence must be seen whole. ``tensors`` are the shapes of a node's own tensors at a site of so many present experts; ``made`` their values when the tree is
     made; ``trained`` says that they are parameters. ``shared`` and ``made_shared`` are the same of what all sites have in common;
     ``weigh`` makes of the model's last hidden states, in a first pass, the weights at layer ``layer``.
     """
@@ -75,6 +75,7 @@ class NodeKind(NamedTuple):
     fold: Callable[[Any, Sequence[Folding], Folded], Folded] | None = None
     unfoldable: str = ""
     torch_only: str = ""
+    one_pass: bool = False
     tensors: Callable[[Any, int, Site], dict[str, tuple[int, ...]]] | None = None
     made: Callable[[Any, Sequence[Part]], dict[str, np.ndarray]] | None = None
     derived: bool = False

@@ -62,6 +62,7 @@ split = NodeKind(
     join=_positions,
     shares=lambda settings, children: [1 / children] * children,
     unfoldable="positions have different members, and a weight is the same for all",
+    one_pass=True,
     torch_only="it counts positions from the beginning of a pass, and a graph with a cache begins anew at every token",
     examples=("split(a, b, sizes=3:4)",),
 )

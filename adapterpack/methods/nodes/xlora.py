@@ -117,6 +117,7 @@ xlora = NodeKind(
     shares=lambda settings, children: [1 / children] * children,
     unfoldable="its weights come from a first pass over the same tokens",
     torch_only="its weights come from a first pass over the same tokens",
+    one_pass=True,
     trained=True,
     shared=_shared,
     made_shared=_made_shared,

@@ -22,7 +22,7 @@ MEMBERS = Rule("AP913", "error", "The leaves of a tree name the members of the p
                "compose the packs again")
 TOGETHER = Rule("AP914", "error", "Every member's method is known and can be part of the tree.",
                 "update adapterpack, or compose the packs again")
-PARENTS = Rule("AP915", "error", "The members of a composed pack are parents of its lineage, where it has one.", "compose the packs again")
+PARENTS = Rule("AP915", "error", "The members of a composed pack are among its ancestors, where it has a lineage.", "compose the packs again")
 UNUSED = Rule("AP916", "error", "Every member changes a site.", "compose the packs again, without it")
 DERIVED = Rule("AP917", "error", "What a node holds that follows from its members is what follows from them.", "compose the packs again")
 RULES = (SAID, TREE, MEMBERS, TOGETHER, PARENTS, UNUSED, DERIVED)
@@ -55,9 +55,10 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
     except AdapterpackError as error:
         yield TOGETHER.at("composition", error.what + (f": {error.found}" if error.found else ""), pointer="/composition")
         return
-    parents = None if manifest.lineage is None else {one.digest for one in manifest.lineage.parents}
-    if parents is not None and (strays := {member.digest for member in found.members} - parents):
-        yield PARENTS.at("composition", f"{min(strays)[:17]} is no parent", pointer="/composition/members")
+    line = manifest.lineage
+    known = set() if line is None else {one.digest for one in line.parents}.union(*line.ancestors.values())
+    if line is not None and (strays := {member.digest for member in found.members} - known):
+        yield PARENTS.at("composition", f"{min(strays)[:17]} is no ancestor", pointer="/composition/members")
     there = {entry.param.partition("/")[0] for entry in manifest.tensors.values()}
     for number, name in enumerate(names):
         if name not in there:
