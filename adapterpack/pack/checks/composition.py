@@ -22,7 +22,8 @@ MEMBERS = Rule("AP913", "error", "The leaves of a tree name the members of the p
                "compose the packs again")
 TOGETHER = Rule("AP914", "error", "Every member's method is known and can be part of the tree.",
                 "update adapterpack, or compose the packs again")
-PARENTS = Rule("AP915", "error", "The members of a composed pack are among its ancestors, where it has a lineage.", "compose the packs again")
+PARENTS = Rule("AP915", "error", "The members of a composed pack are among its ancestors, where it has a lineage.",
+               "compose the packs again")
 UNUSED = Rule("AP916", "error", "Every member changes a site.", "compose the packs again, without it")
 DERIVED = Rule("AP917", "error", "What a node holds that follows from its members is what follows from them.", "compose the packs again")
 RULES = (SAID, TREE, MEMBERS, TOGETHER, PARENTS, UNUSED, DERIVED)
