@@ -340,8 +340,8 @@ def outputs(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Make, frontends: Any, tmp_path: Path,
                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bank, and of Llama an ``inputs`` bundle, with every tree, a plain LoRA and the base: each equals torch's float64 layers, and what folds
-    equals the merged checkpoint. Mixed rows too, whose adapters have other routers or none."""
+    """A bank, and of Llama an ``inputs`` bundle, with every tree, a plain LoRA and the base: each equals
+    torch's float64 layers, and what folds equals the merged checkpoint. Mixed rows too, whose adapters have other routers or none."""
     monkeypatch.setattr(importlib.import_module("adapterpack.export.export"), "FRONTENDS", frontends)
     parts, base = parts_of_base(kind), base_of(kind)
     packs = [parts["b"], *(compose([parts[name] for name in names], tree=text, name=label) for label, (text, names) in TREES.items())]
@@ -588,7 +588,8 @@ def test_the_command_line_takes_text_and_files(tmp_path: Path) -> None:
         known[name].write(tmp_path / name)
     tree = encode(parse("sum(0.5*a, arrow(a, b, top_k=1))"))
     (tmp_path / "t.json").write_text(json.dumps(tree))
-    (tmp_path / "t.yaml").write_text("kind: sum\nof: [{member: a}, {kind: arrow, of: [{member: a}, {member: b}], top_k: 1}]\nweights: [0.5, 1]\n")
+    text = "kind: sum\nof: [{member: a}, {kind: arrow, of: [{member: a}, {member: b}], top_k: 1}]\nweights: [0.5, 1]\n"
+    (tmp_path / "t.yaml").write_text(text)
     (tmp_path / "bad.yaml").write_text("kind: [")
     ids = set()
     for number, text in enumerate(("sum(0.5*a, arrow(a, b, top_k=1))", str(tmp_path / "t.json"), str(tmp_path / "t.yaml"))):

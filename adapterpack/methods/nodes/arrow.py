@@ -20,7 +20,7 @@ from ..base import Site
 from ..config import require_number, require_whole
 from ..operators import Array
 from ..routes import Gate
-from .base import NodeKind, Part, experts, routed
+from .base import NodeKind, Part, as_float, experts, routed
 
 KEYS = "keys"
 
@@ -31,6 +31,9 @@ class Arrow:
 
     top_k: int = 3
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperature", as_float(self.temperature))
 
     def check(self, children: int) -> None:
         """Raises ValueError unless both can be used."""

@@ -11,6 +11,7 @@ from array_api_compat import array_namespace
 
 from ...errors import Unsupported
 from ..base import AttachForm, Forward, Site
+from ..config import is_number
 from ..operators import Array, Dense
 from ..routes import Route
 
@@ -92,6 +93,11 @@ class NodeKind(NamedTuple):
     def routes(self) -> bool:
         """Whether its weights depend on the input."""
         return self.fold is None
+
+
+def as_float(value: Any) -> Any:
+    """A number as a float; anything else as it is, for a check to refuse."""
+    return float(value) if is_number(value) else value
 
 
 def part_of(form: AttachForm, where: str) -> Part:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..base import Forward
 from ..config import require_number
 from ..operators import Array
-from .base import Folded, Folding, NodeKind, Transform, added, scaled
+from .base import Folded, Folding, NodeKind, Transform, added, as_float, scaled
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class Sum:
     """One weight a child, of any sign; none: one each."""
 
     weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", tuple(map(as_float, self.weights)))  # 1 and 1.0 are one tree, and must be the same bytes
 
     def check(self, children: int) -> None:
         """Raises ValueError unless there is a finite weight for every child."""

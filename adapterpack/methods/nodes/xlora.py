@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 from ..config import require_flag, require_number, require_whole
 from ..operators import Array
 from ..routes import Given
-from .base import NodeKind, Part, experts, routed, scaled
+from .base import NodeKind, Part, as_float, experts, routed, scaled
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class XLoRA:
     top_k: int = 0
     softmax_topk: bool = False
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "scale"):
+            object.__setattr__(self, name, as_float(getattr(self, name)))
 
     def check(self, children: int) -> None:
         """Raises ValueError unless all can be used."""
