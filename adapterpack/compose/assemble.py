@@ -93,6 +93,9 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
         if not MEMBER.fullmatch(name):
             raise ConfigError("a member's name holds letters, digits, _ and - only", where="tree", found=repr(name),
                               remedy="rename it: NAME=PATH")
+        if pack.acts is not None:
+            raise Unsupported("this pack acts at some positions of a row only, which a tree does not divide", where=f"pack '{name}'",
+                              found=str(pack.acts)[:200], remedy="make it active beside the composed pack")
         if pack.method.composition is not None:
             raise Unsupported("this pack is composed itself", where=f"pack '{name}'",
                               remedy="write one tree over the packs that it was made of")

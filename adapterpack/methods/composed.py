@@ -61,7 +61,8 @@ class Composed(SiteConfig):
             raise ValueError(f"members must be among {', '.join(self.methods)}")
         if not all(isinstance(one, Mapping) for one in self.members.values()):
             raise ValueError("each member's configuration must be an object")
-        _ = self.configs
+        if any(cfg.acts is not None for cfg in self.configs.values()):
+            raise ValueError("a member that acts at some positions only cannot be part of a tree")
 
     @cached_property
     def configs(self) -> dict[str, Any]:
