@@ -29,11 +29,12 @@ from typing import Any
 import peers
 import torch
 import transformers
+from peers import HEAD, RATES, Task
+
 from adapterpack import methods, save
 from adapterpack.errors import AdapterpackError
 from adapterpack.methods import Method
 from adapterpack.pack.pack import Pack
-from peers import HEAD, RATES, Task
 
 SIDES = ("adapterpack", "peft")
 BEYOND = 0.05

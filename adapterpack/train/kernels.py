@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from ..methods import AttachForm, Dense, Scaled, Sparse
-from .chains import Matrices, Steps, add, add_back, back, by_step, chain_of, entering, of_matrix, through
+from .chains import Steps, add, add_back, back, by_step, chain_of, entering, of_matrix, through
 
 
 class Frozen(NamedTuple):
@@ -64,7 +64,7 @@ def fused(form: AttachForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor 
     if not steps and form.shift is None:
         return None
     bias, rest = _bias(form, layer)
-    return _finished(rest, _Beside.apply(x, entry if steps else None, layer.weight, bias, steps, *matrices))
+    return _finished(rest, _Beside.apply(x, entry if steps else None, layer.weight, bias, steps, *matrices)[0])
 
 
 def _changed(form: AttachForm, weight: torch.Tensor) -> torch.Tensor:
@@ -100,50 +100,56 @@ def _finished(form: AttachForm, y: torch.Tensor) -> torch.Tensor:
 class _Beside(torch.autograd.Function):
     """``x W^T + b + chain(entry)`` of a frozen weight; ``entry`` is x itself if it is None.
 
-    Kept for the backward pass are what enters the chain, the matrices, and the values before matrices further on, which are narrow.
+    Kept for the backward pass are the matrices and what entered those that are trained. Values inside of the chain, which are narrow, are
+    results too: that way a gradient of the gradient finds where they came from.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, entry: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, steps: Steps,
         *matrices: torch.Tensor
-    ) -> torch.Tensor:
-        """``x`` and ``entry`` ``[..., in]``, ``weight`` ``[out, in]``, ``bias`` ``[out]`` or None -> ``[..., out]``."""
-        start, at = x if entry is None else entry, by_step(steps, matrices)
+    ) -> tuple[torch.Tensor, ...]:
+        """``x`` and ``entry`` ``[..., in]``, ``weight`` ``[out, in]``, ``bias`` ``[out]`` or None -> ``[..., out]``, and the values."""
+        start, at, trained = x if entry is None else entry, by_step(steps, matrices), by_step(steps, ctx.needs_input_grad[5:])
         y = functional.linear(_flat(x), weight, bias)
         values = entering(steps, at, _flat(start))
         if steps:
             add(y, steps[-1], at[-1], values[-1])
         ctx.steps, ctx.shape, ctx.count, ctx.apart = steps, x.shape, len(matrices), entry is not None
-        later = [value for value, step in zip(values[1:], steps[1:], strict=True) if step is None]
-        ctx.save_for_backward(weight, start if matrices else None, *matrices, *later)
-        return y.reshape(*x.shape[:-1], weight.shape[0])
+        inside = [value for value, wanted in zip(values[1:], trained[1:], strict=True) if wanted]
+        ctx.save_for_backward(weight, *matrices, *([start] if trained and trained[0] else []), *inside)
+        ctx.set_materialize_grads(False)
+        return y.reshape(*x.shape[:-1], weight.shape[0]), *inside
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: torch.Tensor | None, *inside: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """Gradients of ``x``, ``entry``, the bias, and the matrices."""
         steps: Steps = ctx.steps
         of_x, of_entry, _, of_bias, _, *of_matrices = ctx.needs_input_grad
-        weight, start, *kept = ctx.saved_tensors
-        at, wanted, later = by_step(steps, kept[: ctx.count]), by_step(steps, of_matrices), kept[ctx.count :]
-        if start is not None and torch.is_grad_enabled():  # a gradient of the gradient goes through the values, too
-            values: Matrices = entering(steps, at, _flat(start))
-        else:
-            values = by_step(steps, later if start is None or steps[0] is not None else [_flat(start), *later])
+        weight, *kept = ctx.saved_tensors
+        at, trained = by_step(steps, kept[: ctx.count]), by_step(steps, of_matrices)
+        values, added = kept[ctx.count :], [None, *inside] if steps and trained[0] else [*inside]
         found: list[torch.Tensor | None] = []
-        flat = going = _flat(gradient)
-        for_x, for_entry = flat @ weight if of_x else None, None
+        flat = None if gradient is None else _flat(gradient)
+        for_x, for_entry, going = flat @ weight if of_x and flat is not None else None, None, flat
         for position in reversed(range(len(steps))):
-            if steps[position] is None:
-                found.append(of_matrix(going, values[position]) if wanted[position] else None)
-            if position or (ctx.apart and of_entry):
+            extra = None
+            if trained[position]:
+                value, extra = values.pop(), added.pop()
+                found.append(None if going is None else of_matrix(going, _flat(value)))
+            elif steps[position] is None:
+                found.append(None)
+            if going is not None and (position or ctx.apart or for_x is None):
                 going = back(steps[position], at[position], going)
-            elif for_x is not None and not ctx.apart:
+            elif going is not None:
                 add_back(for_x, steps[0], at[0], going)
-        if ctx.apart and of_entry:
+            going = extra if going is None else going if extra is None else going + extra
+        if ctx.apart and of_entry and going is not None:
             for_entry = going.reshape(ctx.shape)
+        elif for_x is None and of_x and going is not None:
+            for_x = going
         for_x = None if for_x is None else for_x.reshape(ctx.shape)
-        return for_x, for_entry, None, flat.sum(0) if of_bias else None, None, *reversed(found)
+        return for_x, for_entry, None, flat.sum(0) if of_bias and flat is not None else None, None, *reversed(found)
 
 
 class _LowRank(torch.autograd.Function):
