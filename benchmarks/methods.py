@@ -1,9 +1,10 @@
 """Every method on one small real task, beside PEFT's implementation of it: accuracy, parameters, file size, step time, memory.
 
-The task is the support tickets of the examples (6 classes) on MiniLM, with every linear layer adapted and a trained head (`peers.py`). Steps
-are taken in turn in one process, forward, backward and AdamW, after warm-up steps that are not counted; the ratio is the median over pairs of
-steps, PEFT's time by ours, so that what else the machine does meets both. Memory is what the resident set grows by above the model and its
-adapter over three steps (the high-water mark), each side in a process of its own. Accuracies are on held-out rows, mean and spread over seeds.
+The task is the support tickets of the examples (6 classes) on MiniLM, with every linear layer adapted and a trained head (`peers.py`).
+Steps are taken in turn in one process, forward, backward and AdamW, after warm-up steps that are not counted; the ratio is the median over
+pairs of steps, PEFT's time by ours, so that what else the machine does meets both. Memory is what the resident set grows by above the model
+and its adapter over three steps (the high-water mark), each side in a process of its own. Accuracies are on held-out rows, mean and spread
+over seeds.
 
     python benchmarks/methods.py                                  # all methods, without training
     python benchmarks/methods.py --methods lora ia3 --json
@@ -150,7 +151,8 @@ def cells(row: dict[str, Any]) -> list[str]:
             f"{row['ratio_memory']:.2f}" if row["ratio_memory"] else "-"]
 
 
-COLUMNS = ("method", "parameters", "bytes", "accuracy", "PEFT's", "step, ms", "PEFT's", "PEFT / ours", "memory, MB", "PEFT's", "PEFT / ours")
+COLUMNS = ("method", "parameters", "bytes", "accuracy", "PEFT's", "step, ms", "PEFT's", "PEFT / ours",
+           "memory, MB", "PEFT's", "PEFT / ours")
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -166,22 +168,22 @@ def sentence(found: dict[str, Any]) -> str:
         return "PEFT has none of these methods."
     memory = "" if found["median_ratio_memory"] is None else f" Of memory, the median is {found['median_ratio_memory']:.2f}."
     beyond = ", ".join(found["beyond"]) or "none"
-    return (f"PEFT's step by ours, {found['compared']} methods: median {found['median_ratio']:.2f}, smallest {found['slowest_ratio']:.2f}; more "
-            f"than {BEYOND:.0%} slower than PEFT: {beyond}.{memory}")
+    return (f"PEFT's step by ours, {found['compared']} methods: median {found['median_ratio']:.2f}, smallest {found['slowest_ratio']:.2f}; "
+            f"more than {BEYOND:.0%} slower than PEFT: {beyond}.{memory}")
 
 
 def markdown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     """The page of the results."""
     reasons = [f"- {row['method']}: {row['without_peft']}" for row in rows if row["without_peft"]]
     table = [f"| {' | '.join(line)} |" for line in (COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *map(cells, rows))]
-    trained = f" Accuracy: mean and half the range of {args.seeds} seeds, {args.epochs} epochs of 480 rows, 120 held out." if args.seeds else ""
+    trained = f" Accuracy: mean and half the range of {args.seeds} seeds, {args.epochs} epochs of 480 rows, 120 held out."
     return "\n".join([
         "# What each method costs, beside PEFT", "",
         f"Made by `python benchmarks/methods.py`: MiniLM (22 million parameters), {args.batch} rows a step, float32, "
         f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''} of a CPU. Each method as it is by default, at its "
-        "default targets (every linear layer, for most), and a trained head. Parameters and bytes are the adapter's, without the head. Times "
-        "are medians; the ratio is the median over pairs of steps taken in turn, above 1 where adapterpack is the faster. Memory is what a "
-        f"process grows by above the model and its adapter, over three steps.{trained} No learning rate is tuned.",
+        "default targets (every linear layer, for most), and a trained head. Parameters and bytes are the adapter's, without the head. "
+        "Times are medians; the ratio is the median over pairs of steps taken in turn, above 1 where adapterpack is the faster. Memory is what "
+        f"a process grows by above the model and its adapter, over three steps.{trained if args.seeds else ''} No learning rate is tuned.",
         "", sentence(summary(rows)), "", *table, "", *(["Without PEFT's side:", "", *reasons, ""] if reasons else [])])
 
 

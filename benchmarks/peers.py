@@ -1,7 +1,7 @@
 """The two sides of `methods.py`: one small real task, a model with adapterpack's adapter, and one with PEFT's of the same method.
 
-PEFT starts from the folder that adapterpack wrote, which means the same tensors and hyper-parameters. It loads no prompts for training, and a
-few methods have no folder that it could read: there it makes its own of the same sizes.
+PEFT starts from the folder that adapterpack wrote: the same tensors, the same hyper-parameters. It loads no prompts for training, and a few
+methods have no folder that it could read: there it makes its own, of the same sizes.
 """
 
 from __future__ import annotations

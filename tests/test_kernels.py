@@ -1,4 +1,4 @@
-"""The fast ways of :mod:`adapterpack.train.kernels`: what they give, first and second derivatives, what they keep, and when they are taken."""
+"""The fast ways of :mod:`adapterpack.train.kernels`: what they give, their derivatives, what they keep, and when they are taken."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def test_the_fast_ways_have_the_right_values_and_derivatives(name: str, apart: b
     rows, with and without a bias, a gradient for x, dropout before the branch (``apart``), and with the change within the weight or not."""
     torch.manual_seed(0)
     layers = [Frozen(numbers(9, 7, wanted=False), bias) for bias in (None, numbers(9, wanted=False))]
-    for shape, layer, of_x in (((2, 2, 7), layers[0], True), ((3, 7), layers[1], False), ((7,), layers[1], True), ((0, 7), layers[0], True)):
+    subjects = ((2, 2, 7), layers[0], True), ((3, 7), layers[1], False), ((7,), layers[1], True), ((0, 7), layers[0], True)
+    for shape, layer, of_x in subjects:
         leaves = (numbers(*shape, wanted=of_x), numbers(*shape, wanted=of_x), numbers(3, 7), numbers(9, 3), numbers(3, 3), numbers(9))
         for within in (False, True):
             if within and not belongs_within(FORMS[name](*leaves[2:]), 10**6):
@@ -85,7 +86,8 @@ def test_other_forms_are_evaluated() -> None:
 
 
 def test_the_place_of_a_change_follows_from_its_sizes() -> None:
-    """A low rank stays beside the layer, a rank as high as the width goes into the weight, but not for a few rows; a wide change always does."""
+    """A low rank stays beside the layer; one as high as the width goes into the weight, if there are many rows; a wide change always."""
+
     def form(rank: int, trained: bool = True) -> AttachForm:
         return AttachForm(down=Dense(torch.randn(rank, 64, requires_grad=trained)), up=Dense(torch.randn(64, rank)))
 
@@ -100,7 +102,8 @@ def test_the_place_of_a_change_follows_from_its_sizes() -> None:
 def test_what_is_not_needed_is_not_kept() -> None:
     """For a matrix that is not trained, and for a fixed map, the input is not kept; the branch is never kept at its full width."""
     layer, x = Frozen(torch.randn(40, 30), None), torch.randn(50, 30)
-    for down, sizes in ((Dense(torch.randn(2, 30)), set()), (Sums(30, 2, x), set()), (Dense(torch.randn(2, 30, requires_grad=True)), {x.shape})):
+    trained = Dense(torch.randn(2, 30, requires_grad=True))
+    for down, sizes in ((Dense(torch.randn(2, 30)), set()), (Sums(30, 2, x), set()), (trained, {x.shape})):
         kept: list[torch.Tensor] = []
         up = Dense(torch.randn(40, 2, requires_grad=True))
         with torch.autograd.graph.saved_tensors_hooks(lambda value, kept=kept: kept.append(value) or value, lambda value: value):
@@ -162,11 +165,11 @@ def test_dropout_is_on_the_branch_alone() -> None:
 
 
 def test_evaluating_agrees_in_single_precision() -> None:
-    """The fast ways against :func:`evaluate` in float32 on a layer of real size: a few rounding errors of sums whose terms add up to 250."""
+    """Against :func:`evaluate` in float32 on a layer of real size: a few rounding errors of sums whose terms add up to 250."""
     torch.manual_seed(0)
     layer, x = Frozen(torch.randn(384, 384), torch.randn(384)), torch.randn(64, 384)
     for rank in (8, 384):
         form = AttachForm(down=Dense(torch.randn(rank, 384) / 20), up=Dense(torch.randn(384, rank) / 20))
-        y = fused(form, layer, x)
+        y, expected = fused(form, layer, x), evaluate(form, lambda value: functional.linear(value, layer.weight, layer.bias), x)
         assert y is not None
-        torch.testing.assert_close(y, evaluate(form, lambda value: functional.linear(value, layer.weight, layer.bias), x), atol=2e-4, rtol=1e-5)
+        torch.testing.assert_close(y, expected, atol=2e-4, rtol=1e-5)
