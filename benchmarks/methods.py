@@ -183,7 +183,8 @@ def markdown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
         f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''} of a CPU. Each method as it is by default, at its "
         "default targets (every linear layer, for most), and a trained head. Parameters and bytes are the adapter's, without the head. "
         "Times are medians; the ratio is the median over pairs of steps taken in turn, above 1 where adapterpack is the faster. Memory is "
-        f"what a process grows by above the model and its adapter, over three steps.{trained if args.seeds else ''} No learning rate is tuned.",
+        f"what a process grows by above the model and its adapter, over three steps."
+        f"{trained if args.seeds else ''} No learning rate is tuned.",
         "", sentence(summary(rows)), "", *table, "", *(["Without PEFT's side:", "", *reasons, ""] if reasons else [])])
 
 
