@@ -10,10 +10,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize", "train")
+_STAGES = ("compose", "convert", "demo", "export", "extract", "merge", "methods", "quantize", "train")
 """Subpackages that are called like functions; see :mod:`adapterpack._stage`."""
 
 _PUBLIC = {
+    "ALoRA": "methods",
     "AdaLoRA": "methods",
     "AdapterpackError": "errors",
     "BEFT": "methods",
@@ -28,11 +29,13 @@ _PUBLIC = {
     "DeLoRA": "methods",
     "DoRA": "methods",
     "FourierFT": "methods",
+    "GLoRA": "methods",
     "GraLoRA": "methods",
     "HRA": "methods",
     "HiRA": "methods",
     "IA3": "methods",
     "KaSA": "methods",
+    "LLaMAAdapter": "methods",
     "LNTuning": "methods",
     "LoHa": "methods",
     "LoKr": "methods",
@@ -66,6 +69,7 @@ _PUBLIC = {
     "detach": "train.inject",
     "inspect": "artifacts",
     "load": "pack.validate",
+    "resize": "compose.resize",
     "rules": "compose.rules",
     "run": "runtime.run",
     "save": "train.save",

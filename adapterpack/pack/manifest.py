@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -242,7 +243,7 @@ class Manifest:
         """The bytes it was read from, else the canonical bytes that go to disk; their sha256 is the pack's id."""
         return self._raw if self._raw is not None else strict_json.canonical(self.to_json())
 
-    @property
+    @cached_property
     def id(self) -> str:
         """``sha256:`` and the digest of the manifest's bytes."""
         return f"sha256:{hashlib.sha256(self.to_bytes()).hexdigest()}"
