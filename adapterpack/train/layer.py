@@ -216,7 +216,6 @@ class AdaptedLayer(Adapted):
 
         return forward
 
-
     def _bare(self, dtype: torch.dtype) -> kernels.Frozen | None:
         """The wrapped layer's weight and bias, if they are frozen and of ``dtype`` and calling the layer comes to nothing else.
 
