@@ -94,8 +94,9 @@ def _found(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key, 
     found: dict[_Key, list[Piece]] = {}
     for key, matrix in matrices.items():
         if 1 in matrix.shape:
-            axis = 0 if matrix.shape[1] == 1 else 1
-            found[key] = [piece._replace(axis=axis) for piece in find_vector(graph, np.ascontiguousarray(matrix).reshape(-1))]
+            column = find_vector(graph, np.ascontiguousarray(matrix).reshape(-1))
+            upright = matrix.shape[1] == 1
+            found[key] = column if upright else [piece._replace(axis=1, turned=not piece.turned) for piece in column]
     wide = {key: matrix for key, matrix in matrices.items() if 1 not in matrix.shape}
     held = views(graph, FLOATS)
     for key, number, runs in find_runs(wide, [view.matrix for view in held]):

@@ -13,7 +13,10 @@ from .rows import cast
 
 
 def find_vector(graph: GraphFile, vector: np.ndarray) -> list[Piece]:
-    """The initializers that hold ``vector`` ``[n]``, or parts of it, bit by bit after a cast to their dtype."""
+    """The initializers that hold ``vector`` ``[n]``, or parts of it, bit by bit after a cast to their dtype.
+
+    The pieces are those of the column ``[n, 1]``.
+    """
     whole: list[Piece] = []
     parts: list[Piece] = []
     for name, place in graph.stored.items():
@@ -21,10 +24,11 @@ def find_vector(graph: GraphFile, vector: np.ndarray) -> list[Piece]:
             continue
         held = graph.array(name).reshape(-1)
         wanted = cast(vector, held.dtype)
+        lying = len(place.shape) > 1 and place.shape[0] == 1
         if len(held) >= len(wanted):
-            whole += [Piece(name, 0, len(wanted), at) for at in _positions(wanted, held)]
+            whole += [Piece(name, 0, len(wanted), at, 0, lying) for at in _positions(wanted, held)]
         else:
-            parts += [Piece(name, start, start + len(held), 0) for start in _positions(held, wanted)]
+            parts += [Piece(name, start, start + len(held), 0, 0, lying) for start in _positions(held, wanted)]
     return whole or parts
 
 
