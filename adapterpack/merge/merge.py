@@ -19,6 +19,8 @@ from ..pack.checkpoint import INDEX, Checkpoint, carried_files
 from ..pack.pack import Pack
 from ..pack.validate import load
 from . import config, dtypes, layout, plan, stream
+from .onnx.kind import is_graph
+from .onnx.report import GraphReport
 from .report import MergedPack, MergeReport
 
 PROVENANCE = "adapterpack.merge.json"
@@ -36,8 +38,9 @@ def merge(
     dtype: str | None = None,
     safe: bool = False,
     allow_structural: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: stream.Progress | None = None,
-) -> MergeReport:
+) -> MergeReport | GraphReport:
     """Folds ``packs`` into the checkpoint ``base`` and writes the result to the new folder ``out``, whole or not at all.
 
     Every changed weight is read block by block, all its adapters are added in float32 (float64 for a float64 base), and the sum is
@@ -45,12 +48,14 @@ def merge(
     whole, such as a classifier head, go along. Equal inputs give equal bytes.
 
     Args:
-        base: a checkpoint folder; it is never changed.
+        base: a checkpoint folder, an ONNX file or a bundle; it is never changed. What a graph becomes says
+            :func:`~adapterpack.merge.onnx.merge.merge_graph`.
         packs: packs or their folders; ``weights`` multiply their changes (1 each by default; additive methods only; heads are not scaled).
         out: the folder to write; it must not exist.
         dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
         safe: refuse a result that is NaN or infinite, overflow in rounding included.
         allow_structural: accept a base that has the names, dtypes and shapes of the pack's, whatever its weights.
+        checkpoint: of an ONNX file, the checkpoint that it was made from.
         progress: called with (bytes done, bytes in all), by one thread at a time.
 
     Raises:
@@ -66,20 +71,23 @@ def merge(
         >>> report.tensors_changed, report.kept  # doctest: +SKIP
         (24, 0.9999999)
     """
+    if checkpoint is not None or is_graph(base):
+        return _into_graph(base, packs, out, dtype, checkpoint=checkpoint, weights=weights, safe=safe, allow_structural=allow_structural,
+                           progress=progress)
     started = time.perf_counter()
     target = Path(out)
     refuse_existing(target)
     asked = None if dtype is None else dtypes.parse(dtype)
-    checkpoint = Checkpoint(base)
+    source = Checkpoint(base)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = _weights(weights, opened)
-    _require_outside(target, [checkpoint.folder, *(pack.path for pack in opened if pack.path is not None)])
-    todo = plan.make(checkpoint, opened, factors, allow_structural)
+    _require_outside(target, [source.folder, *(pack.path for pack in opened if pack.path is not None)])
+    todo = plan.make(source, opened, factors, allow_structural)
     merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
                    for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True))
-    _require_space(target, _SIDE_FILES + sum(shard.size for shard in layout.shards(checkpoint, todo, asked, {})))
-    note = {"base": checkpoint.content, "packs": [{"id": pack.id, "weight": pack.weight} for pack in merged]}
-    shards = layout.shards(checkpoint, todo, asked, {METADATA: json.dumps(note, sort_keys=True)})
+    _require_space(target, _SIDE_FILES + sum(shard.size for shard in layout.shards(source, todo, asked, {})))
+    note = {"base": source.content, "packs": [{"id": pack.id, "weight": pack.weight} for pack in merged]}
+    shards = layout.shards(source, todo, asked, {METADATA: json.dumps(note, sort_keys=True)})
     with output_folder(target) as folder:
         losses = stream.write(shards, folder, safe=safe, workers=_workers(), progress=progress)
         if losses and not any(loss.stored for loss in losses) and not todo.whole.added and not todo.whole.replaced:
@@ -87,9 +95,9 @@ def merge(
                               remedy="merge with dtype float32, or keep the adapter beside the base")
         report = MergeReport(
             out=str(target),
-            base_name=checkpoint.name,
-            base_structure=checkpoint.structure,
-            base_content=checkpoint.content,
+            base_name=source.name,
+            base_structure=source.structure,
+            base_content=source.content,
             packs=merged,
             dtype=None if asked is None else dtypes.TORCH[asked],
             tensors=sum(len(shard.items) for shard in shards),
@@ -99,10 +107,22 @@ def merge(
             seconds=0.0,
             losses=tuple(losses),
         )
-        _copy_side_files(folder, checkpoint, config.merged(checkpoint.config, opened, todo.whole, asked))
-        _write_json(folder / INDEX, layout.index(checkpoint, shards))
+        _copy_side_files(folder, source, config.merged(source.config, opened, todo.whole, asked))
+        _write_json(folder / INDEX, layout.index(source, shards))
         (folder / PROVENANCE).write_bytes(strict_json.canonical(report.provenance()))
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
+
+
+def _into_graph(
+    base: str | os.PathLike[str], packs: Sequence[Pack | str | os.PathLike[str]], out: str | os.PathLike[str], dtype: str | None, **rest: Any
+) -> GraphReport:
+    from .onnx.merge import merge_graph  # noqa: PLC0415 - a checkpoint needs none of it
+
+    if not is_graph(base):
+        raise ConfigError("only an ONNX graph is merged beside its checkpoint", where=base, remedy="leave --base out")
+    if dtype is not None:
+        raise ConfigError("a graph keeps its dtypes", where="dtype", found=repr(dtype), remedy="leave it out")
+    return merge_graph(base, packs, out, **rest)
 
 
 def _weights(weights: Sequence[float] | None, packs: Sequence[Pack]) -> list[float]:

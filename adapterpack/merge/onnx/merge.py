@@ -24,7 +24,7 @@ from ...pack.atomic import output_folder, refuse_existing
 from ...pack.checkpoint import Checkpoint, carried_files
 from ...pack.pack import Pack
 from ...pack.validate import load
-from ...runtime.bundle import FILE_NAME, GRAPH, Bundle, BundledAdapter, read_bundle
+from ...runtime.bundle import GRAPH, Bundle, BundledAdapter, read_bundle
 from .. import plan
 from ..bytes_io import Span, copy_span, opened
 from ..report import MergedPack
@@ -39,12 +39,6 @@ Progress = Callable[[int, int], None]
 PROVENANCE = "adapterpack.merge.json"
 CARRIED = ("genai_config.json",)
 _CHUNK = 4 << 20
-
-
-def is_graph(base: str | os.PathLike[str]) -> bool:
-    """Whether a base is an ONNX file or a bundle, and not a checkpoint."""
-    path = Path(base)
-    return path.suffix == ".onnx" or (path / FILE_NAME).is_file()
 
 
 def merge_graph(
