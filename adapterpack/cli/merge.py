@@ -7,8 +7,8 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..report.values import size
 from ..merge.onnx.report import GraphReport
+from ..report.values import size
 from .options import out_option, pack_at, shared, structural_option, weight_option
 from .output import emit, line
 from .progress import byte_bar

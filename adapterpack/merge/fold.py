@@ -87,6 +87,7 @@ def inert(contribution: Contribution, bound: Bound, width: int) -> bool:
     if form is None:
         return False
     x = np.random.default_rng(0).standard_normal(width, np.float32)
+    y = np.random.default_rng(0).standard_normal(contribution.adapter.site.out_features, np.float32)
     factors = _dense_factors(form)
     if factors is not None:
         return not np.any(factors[0] @ (factors[1] @ x))
@@ -95,7 +96,7 @@ def inert(contribution: Contribution, bound: Bound, width: int) -> bool:
         form.pre is not None and np.any(form.pre.apply(x) != x),
         form.scale is not None and np.any(form.scale != 1),
         form.shift is not None and np.any(form.shift),
-        form.post is not None and np.any(form.post.apply(x) != x),
+        form.post is not None and np.any(form.post.apply(y) != y),
     )
     return not any(moved)
 

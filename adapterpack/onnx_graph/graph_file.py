@@ -129,7 +129,7 @@ class GraphFile:
         numbers = {}
         for key in ("offset", "length"):
             text = entries.get(key)
-            if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 18):  # noqa: PLR2004 - below 2^63
+            if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 18):
                 raise FormatError("external data with a place that is no number", where=where, found=f"{key} {text[:40]!r}")
             numbers[key] = None if text is None else int(text)
         return self._confined(entries.get("location", ""), where), numbers["offset"] or 0, numbers["length"]

@@ -33,7 +33,7 @@ def owners(graph: GraphFile, initializer: str, candidates: Sequence[str]) -> lis
 
 def nearest_to(graph: GraphFile, sources: Iterable[str], candidates: Sequence[str]) -> list[str]:
     """Those of ``candidates``, initializers, that are read the fewest nodes after ``sources`` are: a bias after its weight."""
-    reached = {name: 0 for name in sources}
+    reached = dict.fromkeys(sources, 0)
     front, wanted = list(reached), set(candidates)
     for hop in range(_HOPS):
         nodes = [use.node for name in front for use in graph.uses.get(name, ())]
@@ -57,7 +57,7 @@ def components(text: str) -> list[str]:
 
 def _scopes(value: str) -> list[str]:
     try:
-        scopes = ast.literal_eval(value) if len(value) < 4096 else []  # noqa: PLR2004 - a path, not a program
+        scopes = ast.literal_eval(value) if len(value) < 4096 else []
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return []
     return [scope for scope in scopes if isinstance(scope, str)] if isinstance(scopes, list) else []

@@ -164,7 +164,7 @@ def _readers(graph: GraphFile, pieces: Iterable[Iterable[Piece]]) -> tuple[str, 
 
 def _require(graph: GraphFile, base: Checkpoint, missing: list[str]) -> None:
     if missing:
-        some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")  # noqa: PLR2004
+        some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise SiteNotFound("the graph does not hold these tensors of the checkpoint, or not whole", where=f"{graph.path}, {base.folder}",
                            found=some, remedy="name the checkpoint that the graph was made from; if it is, the exporter changed these "
                                               "weights: fold into the checkpoint, and export again")

@@ -56,7 +56,7 @@ def views(graph: GraphFile, floats: frozenset[np.dtype[Any]], axes: tuple[int, .
 
 def slots(place: Stored) -> list[int | None]:
     """The matrices that an initializer may be: itself with its later axes as columns and, of three axes, each of a stack."""
-    stacked = list(range(place.shape[0])) if len(place.shape) == 3 else []  # noqa: PLR2004 - [experts, out, in]
+    stacked = list(range(place.shape[0])) if len(place.shape) == 3 else []
     return [None, *stacked]
 
 

@@ -136,7 +136,7 @@ def _varint(data: Buffer, at: int, stop: int, path: Path) -> tuple[int, int]:
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:  # noqa: PLR2004 - the continuation bit
+        if byte < 0x80:
             return value, at
     raise FormatError("the file is not an ONNX model, or it was cut", where=path, found=f"no number at byte {at}")
 
@@ -147,7 +147,7 @@ def _put(out: bytearray, number: int, payload: bytes) -> None:
 
 def _encoded(value: int) -> bytes:
     out = bytearray()
-    while value > 0x7F:  # noqa: PLR2004 - seven bits a byte
+    while value > 0x7F:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     out.append(value)

@@ -68,7 +68,7 @@ def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], w
 
 def put(value: np.ndarray, place: Place, writer: Writer, safe: bool) -> None:
     """Writes a module that was trained whole to its place."""
-    matrix = value if value.ndim == 2 else value.reshape(len(value), -1)  # noqa: PLR2004 - a vector is a column
+    matrix = value if value.ndim == 2 else value.reshape(len(value), -1)
     for piece in place.pieces[0]:
         written = writer.put(piece, slice(0, len(matrix)), matrix)
         if written is not None:
