@@ -114,7 +114,11 @@ def merge(
 
 
 def _into_graph(
-    base: str | os.PathLike[str], packs: Sequence[Pack | str | os.PathLike[str]], out: str | os.PathLike[str], dtype: str | None, **rest: Any
+    base: str | os.PathLike[str],
+    packs: Sequence[Pack | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    dtype: str | None,
+    **rest: Any,
 ) -> GraphReport:
     from .onnx.merge import merge_graph  # noqa: PLC0415 - a checkpoint needs none of it
 

@@ -51,7 +51,7 @@ class Use(NamedTuple):
     """One place where a node reads a value."""
 
     node: Any
-    index: int
+    place: int
 
 
 class GraphFile:
@@ -161,11 +161,9 @@ def nodes_of(graph: Any) -> Iterator[Any]:
                 yield from nodes_of(inner)
 
 
-def attribute(node: Any, name: str, default: Any) -> Any:
-    """An attribute of a node, or ``default``."""
-    import onnx  # noqa: PLC0415 - see above
-
-    return next((onnx.helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)
+def attribute(node: Any, name: str, default: int) -> int:
+    """An integer attribute of a node, or ``default``."""
+    return next((int(each.i) for each in node.attribute if each.name == name), default)
 
 
 def mapped(place: Stored) -> np.ndarray:

@@ -65,7 +65,7 @@ def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict
     return places
 
 
-def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place) -> Place:
+def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place | None) -> Place:
     """The place of the bias of a weight whose ``place`` is known: of equal vectors, the one that is read soonest after the weight.
 
     Raises:
@@ -74,7 +74,7 @@ def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place) -> P
     """
     vector = base.read(bias)
     pieces = find_vector(graph, vector)
-    beside = hints.nearest_to(graph, place.initializers, [piece.initializer for piece in pieces])
+    beside = [] if place is None else hints.nearest_to(graph, place.initializers, [piece.initializer for piece in pieces])
     kept = [piece for piece in pieces if piece.initializer in beside] if beside else pieces
     kept = _owned(graph, bias, _Twins(base).of(bias), kept)
     if covered(kept, (len(vector), 1)) < len(vector):

@@ -1,7 +1,7 @@
 """MatMulNBits weights: read, and rounded again onto a grid of the same width.
 
-ONNX Runtime, contrib operator com.microsoft::MatMulNBits: ``W[n, k] = (q[n, k] - zero[n, block]) * scale[n, block]``, ``q`` unsigned, packed
-from the low bits up, one blob for each block of ``block_size`` columns.
+ONNX Runtime, contrib operator com.microsoft::MatMulNBits: ``W[n, k] = (q[n, k] - zero[n, block]) * scale[n, block]``, ``q`` unsigned,
+packed from the low bits up, one blob for each block of ``block_size`` columns.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def packed_zeros(one: NBits, grid: Grid) -> np.ndarray:
 
 def _nearest(x: np.ndarray, grid: Grid, bits: int) -> np.ndarray:
     scale = np.where(grid.scale == 0, 1, grid.scale)[..., None]
-    return np.clip(np.rint(x / scale + grid.zero[..., None]), 0, (1 << bits) - 1)
+    q: np.ndarray = np.clip(np.rint(x / scale + grid.zero[..., None]), 0, (1 << bits) - 1)
+    return q
 
 
 def _fresh(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) -> Grid:
@@ -172,6 +173,7 @@ def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
 def _packed(q: np.ndarray, bits: int) -> np.ndarray:
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     split = q.reshape(*q.shape[:-1], -1, len(shifts))
-    return np.bitwise_or.reduce(split << shifts, axis=-1)
+    packed: np.ndarray = np.bitwise_or.reduce(split << shifts, axis=-1)
+    return packed
 
 

@@ -62,9 +62,8 @@ def slots(place: Stored) -> list[int | None]:
 
 def as_matrix(array: np.ndarray, slot: int | None) -> np.ndarray:
     """One of the matrices of an initializer, without a copy."""
-    if slot is not None:
-        return array[slot]
-    return array.reshape(array.shape[0], -1) if array.ndim != 1 else array.reshape(-1, 1)
+    matrix: np.ndarray = array.reshape(len(array), -1) if slot is None else array[slot]
+    return matrix
 
 
 def oriented(matrix: np.ndarray, turned: bool) -> np.ndarray:

@@ -66,7 +66,8 @@ class _Table(Generic[Key]):
         keys = _keys(matrix, self.dtype)
         left, right = np.searchsorted(self.sorted, keys, "left"), np.searchsorted(self.sorted, keys, "right")
         single = right - left == 1
-        alone, several = self._votes(np.where(single, left, 0), np.where(single, right, 0)), self._votes(left, np.minimum(right, left + _MANY))
+        alone = self._votes(np.where(single, left, 0), np.where(single, right, 0))
+        several = self._votes(left, np.minimum(right, left + _MANY))
         votes = [*alone, *(vote for vote, _ in several.most_common(_LIKELY) if vote[0] not in {owner for owner, _ in alone})]
         found: dict[int, list[Run]] = {}
         for owner, shift in sorted(votes):

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +96,8 @@ def merge_graph(
                     put(value, place, writer, safe)
             if done and not work.replaced and not any(each.loss.stored for each in done):
                 raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
-                                  found=done[0].loss.dtype, remedy="fold into a graph of a wider dtype, or keep the adapter beside the base")
+                                  found=done[0].loss.dtype,
+                                  remedy="fold into a graph of a wider dtype, or keep the adapter beside the base")
             checks = check(folder / it.graph.path.name, it.graph.path)
             report = GraphReport(
                 out=str(target),
@@ -144,7 +146,7 @@ def _opened(source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequ
         raise ConfigError("an adapter of that name is folded into the bundle already", where=source, found=", ".join(twice),
                           remedy="rename one: NAME=PATH")
     with tempfile.TemporaryDirectory(prefix="adapterpack-fold-") as scratch:
-        path, left_out = source / GRAPH, ()
+        path, left_out = source / GRAPH, tuple[str, ...]()
         if bundle.mode != "folded":
             path = Path(scratch) / GRAPH
             strip(source, bundle, path)
@@ -172,13 +174,14 @@ def _located(it: _Source, todo: plan.Plan) -> _Work:
                               expected=it.base.tensors[name].shape, found=value.shape, remedy="export BASE PACK --mode folded")
     wide = {name: value for name, value in todo.whole.replaced.items() if value.ndim > 1}
     kinds = {**{name: target.kind for name, target in todo.targets.items()}, **dict.fromkeys(wide, "linear")}
-    if isinstance(it.base, GraphBase):
-        base = it.base
-        places = base.places(kinds)
-        bias_of: Callable[[str, Place | None], Place] = lambda name, weight: base.places({name: "norm"})[name]
-    else:
-        places = match(it.graph, it.base, kinds)
-        bias_of = lambda name, weight: match_bias(it.graph, it.base, name, weight)
+    base = it.base
+    places = base.places(kinds) if isinstance(base, GraphBase) else match(it.graph, base, kinds)
+
+    def bias_of(name: str, weight: Place | None) -> Place:
+        if isinstance(base, GraphBase):
+            return base.places({name: "norm"})[name]
+        return match_bias(it.graph, base, name, weight)
+
     targets = [(target, (places[name], None if target.bias is None else bias_of(target.bias, places[name])))
                for name, target in todo.targets.items()]
     replaced = [(value, places[name] if name in wide else bias_of(name, places.get(f"{name.removesuffix('.bias')}.weight")))
@@ -202,7 +205,7 @@ def _require_disjoint(graph: GraphFile, places: Sequence[Place]) -> None:
             bands.setdefault(piece.initializer, []).append((piece, place.tensor))
     changed = {name for place in places for each in place.pieces for piece in each for name in _touched(piece)}
     spans = sorted((one.file, one.offset, one.offset + one.nbytes, one.name) for one in graph.stored.values() if one.nbytes)
-    for (file, _, stop, name), (file_after, start, _, after) in zip(spans, spans[1:], strict=False):
+    for (file, _, stop, name), (file_after, start, _, after) in pairwise(spans):
         if file == file_after and start < stop and {name, after} & changed:
             raise Unsupported("two initializers share bytes of one file, so neither can be changed alone", where=graph.path,
                               found=f"{name} and {after}", remedy="save the model again with data of its own for each initializer")

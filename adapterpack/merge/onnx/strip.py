@@ -24,7 +24,8 @@ def strip(source: Path, bundle: Bundle, out: Path) -> None:
     graph = model.graph
     mine = [node for node in graph if node.name and node.name.startswith(PREFIX)]
     names = {value.name: value for node in graph for value in [*node.inputs, *node.outputs] if value is not None}
-    heads = {path: names.get(f"{site.output}/base") or names.get(site.output) for path, site in bundle.sites.items() if "head" in site.fields}
+    heads = {path: names.get(f"{site.output}/base") or names.get(site.output)
+             for path, site in bundle.sites.items() if "head" in site.fields}
 
     def before(value: Any) -> Any:
         """What the value was before attaching: the first operand of every node that attaching added, or what a head took the place of."""
