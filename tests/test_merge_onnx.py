@@ -213,7 +213,7 @@ def test_kinds(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     assert sum(len(pieces) >= 1 for pieces in report["m.weight"].pieces) == (3 if "experts" in kind else 1)
 
 
-FOLDABLE = [method for method in methods().values() if method.kind == "weight"]
+FOLDABLE = [method for method in methods().values() if method.kind == "weight" and not method.traits.positional]
 
 
 @pytest.mark.parametrize("method", FOLDABLE, ids=lambda method: method.name)
