@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import AdapterpackError, ConfigError, NothingToDo, Unsupported
+from ..errors import ConfigError, NothingToDo, Unsupported
 from ..merge.dtypes import parse
 from ..methods import Site, to_matrix
 from ..pack import manifest as m
@@ -38,10 +38,11 @@ Progress = Callable[[int, int], None]
 
 
 class _Part(NamedTuple):
-    """One pack's group at a site."""
+    """One pack's group at a site, and what all its sites have in common."""
 
     pack: Pack
     group: m.Group
+    shared: Mapping[str, np.ndarray]
 
 
 def audit(
@@ -54,7 +55,8 @@ def audit(
     exact: bool = False,
     progress: Progress | None = None,
 ) -> Audit:
-    """What packs do to the base and to each other: energy, rank, interference, shared subspaces, conflicts of sign and losses, with a verdict.
+    """What packs do to the base and to each other: energy, rank, interference, shared subspaces, conflicts of sign and losses, with a
+    verdict.
 
     Works site by site, without torch; memory does not grow with the number of sites beyond what is reported. One pack alone is valid too.
 
@@ -92,7 +94,7 @@ def audit(
     sites: list[Audited] = []
     skipped: list[Skipped] = []
     for path, parts in union.items():
-        site = _site(path, parts, factors, checkpoint, sorted(ranks), codes, exact, skipped)
+        site = _site(path, parts, factors, checkpoint, sorted(set(ranks)), codes, exact, skipped)
         sites += [site] if site is not None else []
         done += costs[path]
         if progress is not None:
@@ -102,8 +104,9 @@ def audit(
         reason = f": {skipped[0].reason}" if skipped else ""
         raise NothingToDo(f"no change of these packs can be measured{reason}", where=", ".join(pack.name for pack in loaded),
                           remedy="audit packs that change weights")
-    found = Audit(tuple(loaded), tuple(factors), checkpoint and checkpoint.name, tuple(sorted(ranks)), tuple(codes if checkpoint else ()),
-                  tuple(sites), tuple(skipped), tuple(whole), tuple(_obstacles(loaded)))
+    named, folded = (None, ()) if checkpoint is None else (checkpoint.name, tuple(codes))
+    found = Audit(tuple(loaded), tuple(factors), named, tuple(sorted(set(ranks))), folded, tuple(sites), tuple(skipped), tuple(whole),
+                  tuple(_obstacles(loaded)))
     return dataclasses.replace(found, verdict=verdict.of(found))
 
 
@@ -118,16 +121,17 @@ def _union(packs: Sequence[Pack]) -> dict[str, list[_Part | None]]:
     """Every path that a pack adapts, with the groups of the packs there; in the order in which they first appear."""
     found: dict[str, list[_Part | None]] = {}
     for index, pack in enumerate(packs):
+        shared = pack.shared()
         for group in pack.manifest.groups:
             if group.role == "adapter":
-                found.setdefault(group.path, [None] * len(packs))[index] = _Part(pack, group)
+                found.setdefault(group.path, [None] * len(packs))[index] = _Part(pack, group, shared)
     return found
 
 
 def _bytes(parts: Sequence[_Part | None], base: Checkpoint | None) -> int:
     """About what a site costs: the bytes of its tensors and of its base weight."""
     own = sum(value.nbytes for part in parts if part is not None for value in part.pack.params(part.group.path).values())
-    named = next((part.group for part in parts if part is not None))
+    named = next(part.group for part in parts if part is not None)
     weight = None if base is None else base.weight_name(named.path, named.weight)
     return own + (base.tensors[weight].nbytes if base is not None and weight is not None else 0)
 
@@ -135,7 +139,7 @@ def _bytes(parts: Sequence[_Part | None], base: Checkpoint | None) -> int:
 def _site(
     path: str, parts: Sequence[_Part | None], weights: Sequence[float], base: Checkpoint | None, ranks: Sequence[int],
     dtypes: Sequence[str], exact: bool, skipped: list[Skipped],
-) -> Audited | None:  # fmt: skip
+) -> Audited | None:
     made: list[Represented | None] = []
     first: tuple[str, Site] | None = None
     named = None
@@ -148,9 +152,7 @@ def _site(
             if first is not None:
                 _require_same(path, first, (part.pack.name, adapter.site))
             made[-1] = represent(part.pack.method, adapter, base=base, cut=_APPROXIMATED)
-        except AdapterpackError as error:
-            if not isinstance(error, Unsupported):
-                raise
+        except Unsupported as error:
             skipped.append(Skipped(part.pack.name, path, str(error)))
             continue
         first, named = first or (part.pack.name, adapter.site), named or adapter.weight
@@ -169,8 +171,8 @@ def _site(
 
 def _adapter(part: _Part) -> Adapter:
     """One site of a pack with its parameters, the shared ones among them."""
-    pack, group = part
-    return Adapter(pack.site(group), pack.config_at(group), {**pack.shared(), **pack.params(group.path)}, group.weight)
+    pack, group, shared = part
+    return Adapter(pack.site(group), pack.config_at(group), {**shared, **pack.params(group.path)}, group.weight)
 
 
 def _require_same(path: str, one: tuple[str, Site], two: tuple[str, Site]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from ..pack.pack import Pack
 from .cut import Cut, energy_of
 from .measures import Measures, effective_rank, pooled, stable_rank
-from .verdict import Verdict
+from .verdict import NOT_YET, Verdict
 
 _LAYER = re.compile(r"(?:^|\.)(\d{1,6})\.")
 _DIGITS = 6
@@ -91,7 +91,7 @@ class Audit:
     skipped: tuple[Skipped, ...]
     whole: tuple[Whole, ...]
     obstacles: tuple[str, ...]
-    verdict: Verdict = Verdict("nothing", "", (), ())
+    verdict: Verdict = NOT_YET
 
     @cached_property
     def total(self) -> Measures | None:
@@ -121,7 +121,7 @@ class Audit:
             "whole": [{"path": each.path, "packs": list(each.packs), "numbers": each.numbers, "averaged": each.refusal is None,
                        "treatment": each.treatment} for each in self.whole],
             "obstacles": list(self.obstacles),
-        }  # fmt: skip
+        }
 
     def _site(self, site: Audited) -> dict[str, Any]:
         return {
@@ -154,7 +154,7 @@ class Audit:
             "truncation": {str(rank): _number(loss) for rank, loss in zip(self.ranks, found.truncation, strict=True)},
             "fold": {dtype: {"relative_error": _number(loss.relative_error), "kept": _number(loss.kept)}
                      for dtype, sums in found.folds.items() for loss in [sums.loss("", dtype)]},
-        }  # fmt: skip
+        }
 
 
 def _spectrum(S: np.ndarray) -> dict[str, Any]:

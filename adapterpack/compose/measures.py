@@ -34,8 +34,8 @@ from .spectra import Spectrum, spectra, spectrum
 class Measures:
     """Sums over a site or over several; those of parts add up (``one + two``).
 
-    ``gram`` ``[T, T]`` of the changes without weights; ``shared`` ``[2, T, T]`` the squared cosines of the principal angles of outputs and of
-    inputs, ``angles`` ``[T, T]`` how many there are; ``interference`` and the ``nuclear`` norm it is measured by; ``tails`` the squared
+    ``gram`` ``[T, T]`` of the changes without weights; ``shared`` ``[2, T, T]`` the squared cosines of the principal angles of outputs and
+    of inputs, ``angles`` ``[T, T]`` how many there are; ``interference`` and the ``nuclear`` norm it is measured by; ``tails`` the squared
     norms that the weighted sum loses at each of the ranks asked for; ``cross`` a squared norm, None where factors do not go together;
     ``base`` the squared norm of the base weights, None where unknown; ``folds`` what rounding to a dtype does to the weighted sum.
     """
@@ -58,7 +58,7 @@ class Measures:
             self.weights, self.gram + other.gram, self.shared + other.shared, self.angles + other.angles,
             self.interference + other.interference, self.nuclear + other.nuclear, self.tails + other.tails,
             _both(self.cross, other.cross), self.entries + other.entries, _both(self.base, other.base), folds,
-        )  # fmt: skip
+        )
 
     @property
     def norms(self) -> np.ndarray:
@@ -123,7 +123,7 @@ def measure(terms: Sequence[Term], entries: Entries, ranks: Sequence[int] = ()) 
     measures = Measures(
         np.array([term.weight for term in terms]), gram(terms), shared, angles, interference, nuclear,
         np.array([energy_of(values[rank:]) for rank in ranks]), _cross(terms, total), entries,
-    )  # fmt: skip
+    )
     return measures, found
 
 

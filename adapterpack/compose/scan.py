@@ -28,8 +28,8 @@ _BLOCK = 1 << 18
 class Entries:
     """Sums over entries of changes, each with the sign of its weight; those of a sample are brought to the size of the whole.
 
-    ``mixed`` of ``counted`` entries have both signs; so have ``large_mixed`` of the ``large`` ones at which two changes or more pass their own
-    root mean square. ``absolute`` ``[T, T]`` is ``sum |D_i D_j|`` and ``signed`` the same without the bars. ``left`` is
+    ``mixed`` of ``counted`` entries have both signs; so have ``large_mixed`` of the ``large`` ones, at which two changes or more pass their
+    own root mean square. ``absolute`` ``[T, T]`` is ``sum |D_i D_j|`` and ``signed`` the same without the bars. ``left`` is
     ``sum |sum_i w_i D_i|`` and ``whole`` is ``sum sum_i |w_i D_i|``.
     """
 
@@ -116,7 +116,7 @@ def scan(terms: Sequence[Term], rows: np.ndarray) -> Entries:
 def norm_of(weight: np.ndarray) -> float:
     """``|W|_F^2`` in float64, by blocks of rows."""
     total = 0.0
-    for block in row_blocks(*weight.shape, _BLOCK):
+    for block in row_blocks(len(weight), weight.shape[1], _BLOCK):
         wide = weight[block].astype(np.float64)
         total += float(np.vdot(wide, wide))
     return total
@@ -135,7 +135,7 @@ def fold_losses(terms: Sequence[Term], weight: np.ndarray, rows: np.ndarray, dty
             error, moved = stored.astype(np.float64) - W - change, bool((stored != W).any())
             found[dtype] += sums_of(change, error.astype(kind), moved)
     factor = weight.shape[0] / max(1, len(rows))
-    return {dtype: Sums(*(factor * value for value in sums[:3]), sums.moved) for dtype, sums in found.items()}
+    return {dtype: Sums(factor * sums.change, factor * sums.error, factor * sums.inner, sums.moved) for dtype, sums in found.items()}
 
 
 def _blocks(rows: np.ndarray, columns: int) -> Iterator[np.ndarray[Any, Any]]:

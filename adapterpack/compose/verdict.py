@@ -32,12 +32,15 @@ COMPRESSIBLE = 0.02
 
 
 class Verdict(NamedTuple):
-    """``kind`` for scripts, one sentence, the registered rules that fit (best first) and the reasons and hints in the order to read them."""
+    """``kind`` for scripts, one sentence, the registered rules that fit, best first, and reasons and hints in the order to read them."""
 
     kind: str
     summary: str
     rules: tuple[str, ...]
     reasons: tuple[str, ...]
+
+
+NOT_YET = Verdict("nothing", "", (), ())
 
 
 class _Kind(NamedTuple):
@@ -62,8 +65,8 @@ class _Facts(NamedTuple):
 
 _KINDS = (
     _Kind("opposite", lambda f: f.lowest[0] <= OPPOSITE, "Packs undo each other: serve them apart, or give one a negative weight.",
-          lambda f: f"The changes of {f.lowest[1]} point in opposite directions (cosine {f.lowest[0]:.2f}), so a sum of them loses what both "
-                    "have learned. If one is to take the other's skill away, give it a negative weight; if both skills are wanted, keep "
+          lambda f: f"The changes of {f.lowest[1]} point in opposite directions (cosine {f.lowest[0]:.2f}), so a sum of them loses what "
+                    "both have learned. If one is to take the other's skill away, give it a negative weight; if both skills are wanted, keep "
                     "both: a bank bundle serves them side by side, and compose --tree routes between them.", ()),
     _Kind("aligned", lambda f: f.highest[0] >= ALIGNED, "Packs say much the same: average them.",
           lambda f: f"The changes of {f.highest[1]} agree (cosine {f.highest[0]:.2f}): a sum with weights 1 would overshoot, an average "
@@ -74,8 +77,8 @@ _KINDS = (
                     "50 %), so a plain sum cancels it. Rules that elect one sign an entry keep the stronger side.",
           ("ties", "dare_ties", "dare-ties", "della", "sce", "pcb")),
     _Kind("shared", lambda f: f.overlap[0] >= SHARED, "Packs write into the same directions: merge them in the space that they share.",
-          lambda f: f"The subspaces of {f.overlap[1]} overlap ({f.overlap[0]:.2f}, where 1 is one subspace) although the changes themselves "
-                    "differ: a sum lets them overwrite each other. Rules that work in the joint space separate or even out the directions.",
+          lambda f: f"The subspaces of {f.overlap[1]} overlap ({f.overlap[0]:.2f}, where 1 is one subspace) although the changes "
+                    "themselves differ: a sum lets them overwrite each other. Rules that work in the joint space separate or even out the directions.",
           ("knots_ties", "knots-ties", "knots", "tsv", "tsv_m", "tsv-m", "iso_c", "iso-c", "iso_cts", "iso-cts", "iso", "core")),
     _Kind("apart", lambda f: f.farthest <= APART, "The packs hardly meet: add them up.",
           lambda f: f"No two changes have a cosine beyond {f.farthest:.2f}: a plain sum with weights 1 keeps each of them whole, while an "
@@ -83,7 +86,7 @@ _KINDS = (
     _Kind("mixed", lambda f: True, "The packs meet in part: a weighted sum, with the weights tried on held-out data.",
           lambda f: f"Cosines reach {f.highest[0]:.2f} ({f.highest[1]}): nothing dominates, so a weighted sum is the first thing to try.",
           ("linear", "cat")),
-)  # fmt: skip
+)
 """In the order in which they are asked; the last always holds."""
 
 
@@ -102,7 +105,7 @@ def of(audit: Audit) -> Verdict:
     reasons = [kind.why(facts)]
     if kind.rules and not chosen:
         reasons.append("None of the rules made for this is installed (see adapterpack rules); keep the packs apart in a bank bundle or "
-                       "under compose --tree, or compare linear with each pack alone on held-out data.")  # fmt: skip
+                       "under compose --tree, or compare linear with each pack alone on held-out data.")
     hints = [*_uneven(total, names), *_retained(total, names), *_cross(total), *_compressible(audit, total), *_folds(total)]
     summary = kind.summary
     if audit.obstacles:
@@ -122,7 +125,7 @@ def _facts(total: Measures, names: Sequence[str]) -> _Facts:
         return float(values[i, j]), f"{names[i]} and {names[j]}"
 
     return _Facts(extreme(cosine, -1), extreme(cosine), max(abs(cosine[pair]) for pair in pairs),
-                  extreme(np.nan_to_num(total.entries.pairs)), extreme(np.nan_to_num(overlap)))  # fmt: skip
+                  extreme(np.nan_to_num(total.entries.pairs)), extreme(np.nan_to_num(overlap)))
 
 
 def _lone(total: Measures, name: str) -> str:
@@ -138,19 +141,19 @@ def _uneven(total: Measures, names: Sequence[str]) -> Iterator[str]:
         small, large = min(present, key=lambda i: sizes[i]), max(present, key=lambda i: sizes[i])
         if sizes[large] >= UNEVEN * sizes[small]:
             yield (f"Under these weights the change of {names[large]} is {sizes[large] / sizes[small]:.1f} times as large as that of "
-                   f"{names[small]}, which it may drown: bring the weights nearer to equal norms.")  # fmt: skip
+                   f"{names[small]}, which it may drown: bring the weights nearer to equal norms.")
 
 
 def _retained(total: Measures, names: Sequence[str]) -> Iterator[str]:
     parts = [f"{kept:.2f} of {name}" for kept, name in zip(total.retained, names, strict=True) if math.isfinite(kept)]
-    weights = ", ".join(f"{weight:g}" for weight in total.weights)
+    weights = ", ".join(f"{weight:.3g}" for weight in total.weights)
     yield f"A plain sum with the weights {weights} holds {', '.join(parts)} (1 is all of it)."
 
 
 def _cross(total: Measures) -> Iterator[str]:
     if total.relative_cross > COMPRESSIBLE:
         yield (f"Averaging factor by factor, as some tools do by default, would add cross terms of {total.relative_cross:.0%} of the sum's "
-               "norm; no rule here does that.")  # fmt: skip
+               "norm; no rule here does that.")
 
 
 def _compressible(audit: Audit, total: Measures) -> Iterator[str]:
@@ -167,7 +170,7 @@ def _folds(total: Measures) -> Iterator[str]:
         loss = sums.loss("", dtype)
         if loss.relative_error > LOSSY or not math.isfinite(loss.relative_error):
             yield (f"Folded into the base in {dtype}, rounding stores the change with {loss.relative_error:.0%} error and keeps "
-                   f"{loss.kept:.0%} of it: fold into a wider dtype, or keep the adapter beside the base.")  # fmt: skip
+                   f"{loss.kept:.0%} of it: fold into a wider dtype, or keep the adapter beside the base.")
 
 
 def _limits(audit: Audit) -> Iterator[str]:
