@@ -31,10 +31,10 @@ HOSTILE = ('</title></style></code><script src="https://evil.example/x.js">alert
 ELEMENTS = {
     "html", "head", "meta", "link", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "span", "strong", "div", "table",
     "caption", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "dl", "dt", "dd", "pre", "code", "footer", "svg", "desc", "text",
-    "rect", "line",
+    "rect", "line", "polyline", "polygon",
 }  # fmt: skip
 """All that a page is made of: no script, no img, no iframe, no form."""
-VOID = {"meta", "link", "line", "rect"}
+VOID = {"meta", "link"}
 
 
 def forms(chance: float) -> dict[str, float]:

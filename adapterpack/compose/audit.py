@@ -99,7 +99,7 @@ def audit(
         done += costs[path]
         if progress is not None:
             progress(done, total)
-    whole = _whole(loaded)
+    whole = list(_whole(loaded))
     if not sites and not whole:
         reason = f": {skipped[0].reason}" if skipped else ""
         raise NothingToDo(f"no change of these packs can be measured{reason}", where=", ".join(pack.name for pack in loaded),

@@ -114,6 +114,7 @@ class Audit:
             "ranks": list(self.ranks),
             "dtypes": list(self.dtypes),
             "verdict": {"kind": self.verdict.kind, "summary": self.verdict.summary, "rules": list(self.verdict.rules),
+                        "weights": None if self.verdict.weights is None else list(self.verdict.weights),
                         "reasons": list(self.verdict.reasons)},
             "total": None if self.total is None else self._figures(self.total),
             "sites": [self._site(site) for site in self.sites],

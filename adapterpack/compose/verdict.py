@@ -32,25 +32,29 @@ COMPRESSIBLE = 0.02
 
 
 class Verdict(NamedTuple):
-    """``kind`` for scripts, one sentence, the registered rules that fit, best first, and reasons and hints in the order to read them."""
+    """``kind`` for scripts, one sentence, the registered rules that fit, best first, reasons and hints in the order to read them, and the
+    weights that it speaks for, None where data must tell.
+    """
 
     kind: str
     summary: str
     rules: tuple[str, ...]
     reasons: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
 
 
 NOT_YET = Verdict("nothing", "", (), ())
 
 
 class _Kind(NamedTuple):
-    """A way in which packs can stand to each other: when, in words, and which rules it speaks for."""
+    """A way in which packs can stand to each other: when, in words, which rules it speaks for, and the size of the weights."""
 
     name: str
     holds: Callable[[_Facts], bool]
     summary: str
     why: Callable[[_Facts], str]
     rules: tuple[str, ...]
+    weights: Callable[[int], float] | None = None
 
 
 class _Facts(NamedTuple):
@@ -65,24 +69,25 @@ class _Facts(NamedTuple):
 
 _KINDS = (
     _Kind("opposite", lambda f: f.lowest[0] <= OPPOSITE, "Packs undo each other: serve them apart, or give one a negative weight.",
-          lambda f: f"The changes of {f.lowest[1]} point in opposite directions (cosine {f.lowest[0]:.2f}), so a sum of them loses what "
-                    "both have learned. If one is to take the other's skill away, give it a negative weight; if both skills are wanted, keep "
-                    "both: a bank bundle serves them side by side, and compose --tree routes between them.", ()),
+          lambda f: f"The changes of {f.lowest[1]} point in opposite directions (cosine {f.lowest[0]:.2f}), so a sum loses what "
+                    "both have learned. If one is to take the other's skill away, give it a negative weight; if both skills are wanted, "
+                    "keep both: a bank bundle serves them side by side, and compose --tree routes between them.", ()),
     _Kind("aligned", lambda f: f.highest[0] >= ALIGNED, "Packs say much the same: average them.",
           lambda f: f"The changes of {f.highest[1]} agree (cosine {f.highest[0]:.2f}): a sum with weights 1 would overshoot, an average "
-                    "(weights of sum 1) keeps what they share.", ("linear", "cat")),
+                    "(weights of sum 1) keeps what they share.", ("linear", "average"), lambda count: 1 / count),
     _Kind("conflict", lambda f: f.conflict[0] >= CONFLICT and f.lowest[0] < -APART / 2,
           "Signs conflict: elect a sign before adding up.",
           lambda f: f"Of what {f.conflict[1]} change in common, {f.conflict[0]:.0%} of the energy has opposite signs (unrelated packs: "
                     "50 %), so a plain sum cancels it. Rules that elect one sign an entry keep the stronger side.",
-          ("ties", "dare_ties", "dare-ties", "della", "sce", "pcb")),
+          ("ties", "dare_ties", "della", "sce")),
     _Kind("shared", lambda f: f.overlap[0] >= SHARED, "Packs write into the same directions: merge them in the space that they share.",
-          lambda f: f"The subspaces of {f.overlap[1]} overlap ({f.overlap[0]:.2f}, where 1 is one subspace) although the changes "
-                    "themselves differ: a sum lets them overwrite each other. Rules that work in the joint space separate or even out the directions.",
-          ("knots_ties", "knots-ties", "knots", "tsv", "tsv_m", "tsv-m", "iso_c", "iso-c", "iso_cts", "iso-cts", "iso", "core")),
+          lambda f: f"The subspaces of {f.overlap[1]} overlap ({f.overlap[0]:.2f}, where 1 is one subspace) although the "
+                    "changes themselves differ: a sum lets them overwrite each other. Rules of the joint space separate or even "
+                    "out the directions.",
+          ("knots_ties", "tsv_m", "iso_c", "iso_cts", "core_ties")),
     _Kind("apart", lambda f: f.farthest <= APART, "The packs hardly meet: add them up.",
           lambda f: f"No two changes have a cosine beyond {f.farthest:.2f}: a plain sum with weights 1 keeps each of them whole, while an "
-                    "average keeps only its share of each.", ("cat", "linear")),
+                    "average keeps only its share of each.", ("cat", "linear"), lambda count: 1.0),
     _Kind("mixed", lambda f: True, "The packs meet in part: a weighted sum, with the weights tried on held-out data.",
           lambda f: f"Cosines reach {f.highest[0]:.2f} ({f.highest[1]}): nothing dominates, so a weighted sum is the first thing to try.",
           ("linear", "cat")),
@@ -110,7 +115,8 @@ def of(audit: Audit) -> Verdict:
     summary = kind.summary
     if audit.obstacles:
         summary = "Compose refuses these packs as they are: serve them side by side. " + summary
-    return Verdict(kind.name, summary, chosen, (*reasons, *hints, *_limits(audit)))
+    weights = kind.weights and tuple(math.copysign(kind.weights(len(names)), weight) for weight in audit.weights)
+    return Verdict(kind.name, summary, chosen, (*reasons, *hints, *_limits(audit)), weights)
 
 
 def _facts(total: Measures, names: Sequence[str]) -> _Facts:

@@ -120,7 +120,8 @@ def _why(result: Result) -> Iterator[Section]:
     yield from map(Paragraph, reasons)
     if rules := result["verdict"]["rules"]:
         yield Paragraph("Rules that fit, the first one first:")
-        yield Code("\n".join(f"adapterpack compose PACK... --rule {rule} -o OUT" for rule in rules))
+        weights = "".join(f" --weight {weight:.3g}" for weight in result["verdict"]["weights"] or ())
+        yield Code("\n".join(f"adapterpack compose PACK... --rule {rule}{weights} -o OUT" for rule in rules))
 
 
 def _packs(result: Result) -> Iterator[Section]:
