@@ -40,9 +40,10 @@ def heat_map(
         >>> chart.count("<rect"), 'class="cell c2"' in chart, "<title>a, 2: -0.50</title>" in chart
         (3, True, True)
     """
-    left = max(label_column(rows, _LABELS), 24)
+    beside = math.ceil(max(map(text_width, columns), default=0.0) / 2)
+    left, right = max(label_column(rows, _LABELS), beside), max(_GAP, beside)
     width = 1 / max(1, len(columns))
-    room = (MIN_WIDTH - left - _GAP) * width
+    room = (MIN_WIDTH - left - right) * width
     parts: list[str] = []
     for index, (row, line) in enumerate(zip(rows, values, strict=True)):
         y = index * _ROW
@@ -59,11 +60,11 @@ def heat_map(
                 css = "on" if strength > 0.55 else "off"
                 parts.append(text_at(shown(value), y + _ROW / 2 + 4.5, (at + 0.5) * width, "middle", css=css))
     marks = [Mark((at + 0.5) * width, column) for at, column in enumerate(columns)]
-    known = thinned(marks, WIDE - left)
-    always = thinned(known, MIN_WIDTH - left)
+    known = thinned(marks, WIDE - left - right)
+    always = thinned(known, MIN_WIDTH - left - right)
     bottom = len(rows) * _ROW
     axis = [text_at(mark.label, bottom + 16, mark.at, "middle", css="" if mark in always else "wide") for mark in known]
-    return framed(title, _told(rows, columns, values, shown), bottom + _AXIS, (left, _GAP), [*parts, *axis])
+    return framed(title, _told(rows, columns, values, shown), bottom + _AXIS, (left, right), [*parts, *axis])
 
 
 def spectrum_lines(title: str, lines: Sequence[Line], *, floor: float = 1e-4) -> Svg:
@@ -76,7 +77,8 @@ def spectrum_lines(title: str, lines: Sequence[Line], *, floor: float = 1e-4) ->
     """
     longest = max((len(line.values) for line in lines), default=0)
     decades = max(1, round(-math.log10(floor)))
-    left, right = 48, 16
+    scale = [f"{10.0**-step:g}" for step in range(decades + 1)]
+    left, right = label_column(scale, _LABELS), 24
 
     def x(index: int) -> float:
         return index / (longest - 1) if longest > 1 else 0.5
@@ -94,7 +96,7 @@ def spectrum_lines(title: str, lines: Sequence[Line], *, floor: float = 1e-4) ->
         curves.append(f'<polyline class="curve {escaped(line.tone)}" points="{points(line.values)}"/>')
     top = _ROW * len(lines) + _GAP
     grid = [f'<line class="grid" x1="0%" x2="100%" y1="{top + _PLOT * step / decades:g}" y2="{top + _PLOT * step / decades:g}"/>'
-            + text_at(f"{10.0**-step:g}", top + _PLOT * step / decades + 4.5, None, "end", shift=-_GAP) for step in range(decades + 1)]
+            + text_at(label, top + _PLOT * step / decades + 4.5, None, "end", shift=-_GAP) for step, label in enumerate(scale)]
     plot = (f'<svg x="0" y="{top}" width="100%" height="{_PLOT}" viewBox="0 0 100 100" preserveAspectRatio="none">'
             + "".join(curves) + "</svg>")
     marks = [Mark(x(index), str(index + 1)) for index in range(longest)]
