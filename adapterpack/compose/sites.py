@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import Unsupported
-from ..methods import Method, Site, complete, is_stacked
+from ..methods import Site, complete, is_stacked
 from ..methods.lora import lora
 from ..pack.pack import Adapter, Pack
 from .agree import SIDE_BY_SIDE
@@ -39,13 +39,14 @@ def gather(packs: Sequence[Pack], weights: Sequence[float]) -> list[Place]:
 
 
 def _require_sum(pack: Pack) -> None:
-    traits = pack.method.traits
-    needed = {"additive": traits.additive, "low-rank": traits.low_rank, "independent of the base weight": not traits.reads_weight}
-    if missing := [what for what, has in needed.items() if not has]:
-        raise Unsupported(f"changes of the method {pack.method.name} cannot be combined by their factors", where=f"pack '{pack.name}'",
-                          expected=f"a change that is {', '.join(needed)}", found=f"not {', not '.join(missing)}",
-                          remedy="merge this pack into the base, or serve the packs side by side in a bank bundle"
-                          if pack.method.kind == "weight" else SIDE_BY_SIDE)
+    for method in pack.methods:
+        traits = method.traits
+        needed = {"additive": traits.additive, "low-rank": traits.low_rank, "independent of the base weight": not traits.reads_weight}
+        if missing := [what for what, has in needed.items() if not has]:
+            raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=f"pack '{pack.name}'",
+                              expected=f"a change that is {', '.join(needed)}", found=f"not {', not '.join(missing)}",
+                              remedy="merge this pack into the base, or serve the packs side by side in a bank bundle"
+                              if method.kind == "weight" else SIDE_BY_SIDE)
 
 
 def _place(packs: Sequence[Pack], adapters: Sequence[Adapter | None], weights: Sequence[float]) -> Place:
@@ -61,7 +62,7 @@ def _place(packs: Sequence[Pack], adapters: Sequence[Adapter | None], weights: S
     if is_stacked(site.kind):
         raise Unsupported("the matrices of a stack are not composed", where=f"{site.path} in '{first.name}'", found=site.kind,
                           remedy=SIDE_BY_SIDE)
-    terms = tuple(_term(pack.method, adapter, site, weight) for pack, adapter, weight in zip(packs, adapters, weights, strict=True))
+    terms = tuple(_term(adapter, site, weight) for adapter, weight in zip(adapters, weights, strict=True))
     biased = any(adapter.site.bias for _, adapter in present)
     named = next((adapter.weight for _, adapter in present if adapter.weight is not None), None)
     return Place(dataclasses.replace(site, bias=biased), named, terms)
@@ -71,9 +72,10 @@ def _shape(site: Site) -> str:
     return f"{site.kind} [{site.out_features}, {site.in_features}]" + (f" with kernel {site.kernel}" if site.kernel else "")
 
 
-def _term(method: Method, adapter: Adapter | None, site: Site, weight: float) -> Term:
+def _term(adapter: Adapter | None, site: Site, weight: float) -> Term:
     if adapter is None:
         return Term(np.zeros((0, site.in_features), np.float32), np.zeros((site.out_features, 0), np.float32), weight)
+    method = adapter.method
     form = method.attach(adapter.config, complete(method, adapter.config, adapter.wide, site), site)
     if form.down is None or form.up is None or not form.is_branch:
         raise Unsupported(f"the method {method.name} does more at this site than add up @ down", where=site.path, remedy=SIDE_BY_SIDE)

@@ -71,13 +71,14 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allo
 
 
 def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
-    method, owner = pack.method, f"pack '{pack.name}'"
-    if method.kind != "weight":
-        raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
-                          remedy="keep the adapter beside the base")
-    if weight != 1 and not method.traits.additive:
-        raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
-                          expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
+    owner = f"pack '{pack.name}'"
+    for method in pack.methods:
+        if method.kind != "weight":
+            raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
+                              remedy="keep the adapter beside the base")
+        if weight != 1 and not method.traits.additive:
+            raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
+                              expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
     for adapter in pack.adapters(partial(_shape, base, owner)):
         name = base.require_weight(adapter.site.path, adapter.weight)
         where = f"{owner}, {adapter.site.path}"
@@ -90,7 +91,7 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
         if base.tensors[name].dtype not in FLOATS:
             raise Unsupported("the weight of this site is not stored as floating point", where=where, found=base.tensors[name].dtype,
                               remedy="merge into the original checkpoint, and quantize the result")
-        yield name, Contribution(pack.name, method, adapter, weight)
+        yield name, Contribution(pack.name, adapter.method, adapter, weight)
 
 
 def _shape(base: Checkpoint, owner: str, group: Group) -> tuple[int, int]:

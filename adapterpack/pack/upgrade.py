@@ -52,7 +52,18 @@ def _from_1_0(value: dict[str, Any]) -> dict[str, Any]:
     return new
 
 
-STEPS: dict[str, Upgrade] = {"1.0": Upgrade("1.1", _from_1_0)}
+def _from_1_1(value: dict[str, Any]) -> dict[str, Any]:
+    """1.2 adds a group's own method, and canaries of images and of decoders."""
+    new, groups, canary = dict(value), value.get("groups"), value.get("canary")
+    if isinstance(groups, list):
+        new["groups"] = [_with(group, {"method": None}, f"/groups/{number}") if _object(group) else group
+                         for number, group in enumerate(groups)]
+    if isinstance(canary, dict):
+        new["canary"] = _with(canary, {"decoder_input_ids": None, "pixels": None}, "/canary")
+    return new
+
+
+STEPS: dict[str, Upgrade] = {"1.0": Upgrade("1.1", _from_1_0), "1.1": Upgrade("1.2", _from_1_1)}
 """Version -> the step out of it."""
 
 

@@ -201,9 +201,10 @@ def _code_keys(data: bytes) -> Iterator[Finding]:
 
 def _manifest(data: bytes, where: Path) -> m.Manifest:
     manifest = m.parse(data, where)
-    method = get(manifest.method.type)
-    if manifest.method.spec_version > method.spec_version:
-        raise Unsupported(f"the pack was made by a newer version of the method {method.name}", where=where,
-                          expected=f"spec_version {method.spec_version}", found=manifest.method.spec_version,
-                          remedy=f"update the package that brings {method.name}")
+    for made_by in (manifest.method, *(group.method for group in manifest.groups if group.method is not None)):
+        method = get(made_by.type)
+        if made_by.spec_version > method.spec_version:
+            raise Unsupported(f"the pack was made by a newer version of the method {method.name}", where=where,
+                              expected=f"spec_version {method.spec_version}", found=made_by.spec_version,
+                              remedy=f"update the package that brings {method.name}")
     return manifest

@@ -74,6 +74,7 @@ class Adapted(Wrapper):
         self.common = nn.ModuleDict()
         self.fixed = nn.ModuleDict()
         self.methods: dict[str, tuple[Method, Any]] = {}
+        self.beside: set[str] = set()  # the adapters whose method here is not the one that they are named by
 
     def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
         """Adds an adapter; its own parameters are trained as float32, on the base's device, unless the method says that they are frozen.
@@ -111,6 +112,7 @@ class Adapted(Wrapper):
         """Removes an adapter; unknown names are ignored."""
         if name in self.methods:
             del self.adapters[_key(name)], self.common[_key(name)], self.fixed[_key(name)], self.methods[name]
+            self.beside.discard(name)
             self.active = tuple(other for other in self.active if other != name)
 
     def exclusive(self, name: str) -> bool:

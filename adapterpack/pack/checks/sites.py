@@ -30,6 +30,7 @@ RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, SCALE, RANK)
 
 def roles(s: Subject) -> Iterator[Finding]:
     """AP401-AP406."""
+    yield from _feature(s)
     paths = {group.path for group in s.pack.manifest.groups}
     if len(paths) != len(s.pack.manifest.groups):
         yield TWICE.at("groups", "two groups have the same path", pointer="/groups")
@@ -50,9 +51,26 @@ def roles(s: Subject) -> Iterator[Finding]:
         yield from _shared_missing(s)
 
 
+def _feature(s: Subject) -> Iterator[Finding]:
+    """A reader that knows one method a pack only must refuse a pack with several, and is told so."""
+    for number, group in enumerate(s.pack.manifest.groups):
+        if group.method is None:
+            continue
+        if group.role != "adapter" or group.method.type == s.pack.manifest.method.type:
+            yield KIND.at(group.path, "only an adapted site has a method of its own, which is not the pack's",
+                          pointer=group_pointer(number))
+        elif m.METHODS not in s.pack.manifest.must_understand:
+            yield KIND.at(group.path, f"a site has a method of its own, and must_understand does not name '{m.METHODS}'",
+                          pointer=group_pointer(number))
+        elif s.pack.method_of(group).shared is not None:
+            yield KIND.at(group.path, f"the method {group.method.type} shares tensors between sites, which only a pack's own method can",
+                          pointer=group_pointer(number))
+
+
 def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
     """One adapted site: its kind, its tensors, its rank."""
-    layers = s.pack.method.traits.layers
+    method = s.pack.method_of(group)
+    layers = method.traits.layers
     if group.kind not in layers:
         yield KIND.at(group.path, f"the method has no sites of kind '{group.kind}', only {', '.join(layers)}", pointer=pointer)
         return
@@ -61,21 +79,26 @@ def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer:
         return
     try:
         cfg = s.pack.config_at(group)
-        check_shapes(s.pack.method, cfg, s.pack.site(group), params, s.folder.name)
+        check_shapes(method, cfg, s.pack.site(group), params, s.folder.name)
     except AdapterpackError as error:
         yield SHAPES.at(group.path, error.what + (f": expected {error.expected}, found {error.found}" if error.expected else ""),
                         pointer=pointer)
         return
-    if extra := sorted(set(params) - set(s.pack.method.shapes(cfg, s.pack.site(group)))):
+    if extra := sorted(set(params) - set(method.shapes(cfg, s.pack.site(group)))):
         yield EXTRA.at(group.path, f"a tensor that the method does not have: {', '.join(extra)}", pointer=pointer)
     narrow = min(group.in_features or _UNKNOWN, group.out_features or _UNKNOWN)
-    if s.pack.method.traits.low_rank and (cfg.rank or 0) > narrow:
+    if method.traits.low_rank and (cfg.rank or 0) > narrow:
         yield RANK_LARGE.at(group.path, f"rank {cfg.rank} at a site of {group.out_features} x {group.in_features}", pointer=pointer)
+
+
+def _own(s: Subject) -> list[m.Group]:
+    """The sites of the pack's own method, which may share something."""
+    return [group for group in s.pack.manifest.groups if group.role == "adapter" and group.method is None]
 
 
 def _shared_missing(s: Subject) -> Iterator[Finding]:
     """What all sites share has a group, if there is any such thing."""
-    sites = [group for group in s.pack.manifest.groups if group.role == "adapter"]
+    sites = _own(s)
     if s.pack.method.shared is None or not sites:
         return
     try:
@@ -88,7 +111,7 @@ def _shared_missing(s: Subject) -> Iterator[Finding]:
 
 def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
     """What all sites share is what the method says of them together."""
-    adapters = [one for one in s.pack.manifest.groups if one.role == "adapter"]
+    adapters = _own(s)
     if group.path != SHARED or s.pack.method.shared is None or not adapters:
         yield EXTRA.at(group.path, "the method shares nothing between sites", pointer=pointer)
         return
