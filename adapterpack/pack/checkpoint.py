@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Checkpoint:
                                remedy="name a folder with config.json and safetensors files")
         self.index, shards = self._shards()
         self.identities = {shard: identity(self.folder / shard) for shard in shards}  # before opening, so that a later change shows
+        self._watch: Callable[[], None] | None = None
         self.files = {shard: SafetensorsFile(self.folder / shard) for shard in shards}
         self.shard_of = {name: shard for shard, file in self.files.items() for name in file.tensors}
         if sum(len(file.tensors) for file in self.files.values()) != len(self.shard_of):
@@ -91,6 +93,15 @@ class Checkpoint:
         """A tensor as a read-only view of the mapped file."""
         return self.files[self.shard_of[name]].read(name)
 
+    @contextmanager
+    def watched(self, watch: Callable[[], None]) -> Iterator[None]:
+        """Calls ``watch`` at every block of bytes that is hashed inside: what it raises ends the hashing."""
+        before, self._watch = self._watch, watch
+        try:
+            yield
+        finally:
+            self._watch = before
+
     def source(self, name: str) -> Source:
         """Where the bytes of a tensor lie."""
         shard, info = self.shard_of[name], self.tensors[name]
@@ -104,7 +115,7 @@ class Checkpoint:
     @cached_property
     def samples(self) -> dict[str, bytes]:
         """The sha256 of the first, middle and last 4 KiB of every tensor; reads no more than these."""
-        return digest({name: sampled(self.source(name)) for name in self.tensors})
+        return digest({name: sampled(self.source(name)) for name in self.tensors}, watch=self._watch)
 
     @cached_property
     def probe(self) -> str:
@@ -123,7 +134,7 @@ class Checkpoint:
         settled = {shard for shard, seen in self.identities.items() if seen.settled}
         kept = {shard: _DIGESTS[seen] for shard, seen in self.identities.items() if seen in _DIGESTS}
         known = {name: kept[shard][name] for name, shard in self.shard_of.items() if shard in kept}
-        fresh = digest({name: self.source(name) for name in self.tensors if name not in known})
+        fresh = digest({name: self.source(name) for name in self.tensors if name not in known}, watch=self._watch)
         for shard in settled:
             if identity(self.folder / shard) == (seen := self.identities[shard]):
                 _DIGESTS.setdefault(seen, {name: fresh[name] for name in self.files[shard].tensors if name in fresh})
@@ -145,7 +156,7 @@ class Checkpoint:
         seen = dict(self.identities)
         if self.index is not None:
             seen[INDEX] = identity(self.folder / INDEX)
-        found = digest({path: Source(self.folder / path, each, ((0, each.size),)) for path, each in seen.items()})
+        found = digest({path: Source(self.folder / path, each, ((0, each.size),)) for path, each in seen.items()}, watch=self._watch)
         return tuple(fp.FileEntry(path, seen[path].size, found[path].hex()) for path in sorted(seen))
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:

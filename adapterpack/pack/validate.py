@@ -164,7 +164,10 @@ def _examine_peft(
     pack = dataclasses.replace(peft_layout.read(folder), path=folder)
     about_base = SHAPES_ONLY if base else NO_BASE
     open_questions = ("digests and canary: PEFT folders carry none", about_base)
-    findings += base_findings(pack, base, allow_structural)
+    try:
+        findings += base_findings(pack, base, budget, allow_structural)
+    except Spent as spent:
+        return Report("peft", str(folder), pack.id, tuple(findings), (*open_questions, str(spent)), incomplete=True), pack
     return Report("peft", str(folder), pack.id, tuple(findings), open_questions, full, base_verdict(pack, base, findings)), pack
 
 
