@@ -131,14 +131,22 @@ class Checkpoint:
         Raises:
             StorageError: a file changed since the checkpoint was opened.
         """
+        return self._hashed({})[0]
+
+    def _hashed(self, files: Mapping[str, Source]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """The digests of the tensors and of ``files``, side by side: one file cannot be split over threads, so that while one core hashes
+        it the others hash the tensors, out of the pages that it has just read."""
         settled = {shard for shard, seen in self.identities.items() if seen.settled}
         kept = {shard: _DIGESTS[seen] for shard, seen in self.identities.items() if seen in _DIGESTS}
         known = {name: kept[shard][name] for name, shard in self.shard_of.items() if shard in kept}
-        fresh = digest({name: self.source(name) for name in self.tensors if name not in known}, watch=self._watch)
+        todo = [*((True, path, source) for path, source in files.items()),
+                *((False, name, self.source(name)) for name in self.tensors if name not in known)]
+        hashes = digest({str(number): source for number, (_, _, source) in enumerate(todo)}, watch=self._watch)
+        fresh = {name: hashes[str(number)] for number, (whole, name, _) in enumerate(todo) if not whole}
         for shard in settled:
             if identity(self.folder / shard) == (seen := self.identities[shard]):
                 _DIGESTS.setdefault(seen, {name: fresh[name] for name in self.files[shard].tensors if name in fresh})
-        return known | fresh
+        return known | fresh, {path: hashes[str(number)] for number, (whole, path, _) in enumerate(todo) if whole}
 
     @cached_property
     def leaves(self) -> dict[str, str]:
@@ -153,14 +161,21 @@ class Checkpoint:
     @cached_property
     def file_entries(self) -> tuple[fp.FileEntry, ...]:
         """Shards and index with size and sha256, as a hub lists them; reads every file once."""
+        sources = self._whole_files()
+        return _entries(sources, digest(sources, watch=self._watch))
+
+    def _whole_files(self) -> dict[str, Source]:
         seen = dict(self.identities)
         if self.index is not None:
             seen[INDEX] = identity(self.folder / INDEX)
-        found = digest({path: Source(self.folder / path, each, ((0, each.size),)) for path, each in seen.items()}, watch=self._watch)
-        return tuple(fp.FileEntry(path, seen[path].size, found[path].hex()) for path in sorted(seen))
+        return {path: Source(self.folder / path, each, ((0, each.size),)) for path, each in seen.items()}
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
-        """The levels: ``structure`` and ``probe`` always, ``content`` and ``files`` for one full read each."""
+        """The levels: ``structure`` and ``probe`` always, ``content`` and ``files`` for one full read each, or both at once."""
+        if content and files and not {"digests", "file_entries"} & self.__dict__.keys():  # neither was computed yet
+            sources = self._whole_files()
+            self.digests, found = self._hashed(sources)
+            self.file_entries = _entries(sources, found)
         return fp.Fingerprint(self.structure, self.content if content else None, fp.files(self.file_entries) if files else None, self.probe)
 
     def prove(self, content: str, leaves: Mapping[str, str], names: Iterable[str]) -> None:
@@ -210,6 +225,10 @@ class Checkpoint:
             modules = [name.removesuffix(".weight") for name in self.tensors]
             raise SiteNotFound("the base has no such site", where=self.folder, found=path, remedy=nearest(path, modules))
         return found
+
+
+def _entries(sources: Mapping[str, Source], found: Mapping[str, bytes]) -> tuple[fp.FileEntry, ...]:
+    return tuple(fp.FileEntry(path, sources[path].identity.size, found[path].hex()) for path in sorted(sources))
 
 
 _DIGESTS: dict[Identity, dict[str, bytes]] = {}
