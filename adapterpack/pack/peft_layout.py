@@ -69,7 +69,7 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
         "base_model_name_or_path": manifest.base.name,
         "revision": manifest.base.commit,
         "inference_mode": True,
-        **({} if method.peft.site else {"target_modules": list(sites)}),
+        **({} if method.peft.site or not method.peft.names_sites else {"target_modules": list(sites)}),
         "modules_to_save": saved or None,
         **own,
         **{key: value for form in forms if form is not None for key, value in form.config.items()},
@@ -220,7 +220,8 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
         if theirs[path] != meaning:
             return f"{path} is {theirs[path]} there and {meaning} in the manifest"
     own = {group.path for group in manifest.groups if group.role == "adapter" and group.method is None}
-    if set(config.get("target_modules") or ()) != own - {truth[0].peft.site if truth[0].peft else None}:
+    form = truth[0].peft
+    if form is not None and form.names_sites and set(config.get("target_modules") or ()) != own - {form.site}:
         return "target_modules are not the adapted modules"
     return None
 

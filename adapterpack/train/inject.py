@@ -15,6 +15,7 @@ from ..methods import Method, Seen, Site, SiteConfig, is_stacked, method_of, set
 from ..pack.fits import require_sites
 from ..pack.pack import Beside, Pack, require_beside
 from ..pack.shapes import check_shapes
+from .acting import forget
 from .kinds import KINDS
 from .layer import Adapted, SavedModule, as_numpy, own_modules
 from .seen import measure
@@ -169,6 +170,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
             if isinstance(module, AdaptedTable):
                 module.release()
     swap(model, empty)
+    forget(model, names if name is None else [name])
     return model
 
 

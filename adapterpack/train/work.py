@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import Unsupported
 from ..methods import LAYOUTS, Method, Site, to_matrix
 from ..pack.manifest import Group
+from .acting import forget, tell
 from .kinds import KINDS
 from .layer import Adapted, SavedModule, Wrapper, as_numpy, as_parameter, module_at
 from .table import AdaptedTable
@@ -103,9 +104,11 @@ def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
     work = Work(model, name)
     try:
         yield work
+        tell(model, name, [module for module in work.touched if isinstance(module, Adapted)])
     except BaseException:
         for module in work.touched:
             module.remove(name)
+        forget(model, [name])
         raise
     swap(model, work.swaps)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
