@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 import adapterpack
@@ -20,11 +22,17 @@ from .progress import byte_bar
 @weight_option
 @click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own.")
 @click.option("--safe", is_flag=True, help="Refuse a result that is NaN or infinite.")
+@click.option("--stochastic-rounding", type=int, metavar="SEED", help="Round up or down by chance: small changes are kept on average.")
+@click.option("--verify", default="structure", metavar="structure|full",
+              help="Check the base by names, shapes and samples of every tensor (default), or by every byte.")
+@click.option("--shard", metavar="I/N", help="Do the I-th of N shares, into an output folder that N machines share.")
+@click.option("--resume", is_flag=True, help="Keep what is done on an error or an interrupt, too; the same command goes on with it.")
+@click.option("--sync/--no-sync", "durable", default=True, help="Wait until every byte is on the disk (default), or not.")
+@click.option("--device", metavar="cuda|cpu", help="Compute with torch on that device; by default with numpy.")
 @structural_option
 @shared
 def command(
-    *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], dtype: str | None, safe: bool, allow_structural: bool,
-    as_json: bool,
+    *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], as_json: bool, **options: Any,
 ) -> None:
     """Folds PACKS into the checkpoint BASE and writes the result to the new folder OUT, whole or not at all.
 
@@ -35,10 +43,12 @@ def command(
     """
     loaded = [pack_at(pack) for pack in packs]
     with byte_bar("merge") as progress:
-        report = adapterpack.merge(folder_of(base), loaded, out, weights=weights or None, dtype=dtype, safe=safe,
-                                   allow_structural=allow_structural, progress=progress)
+        report = adapterpack.merge(folder_of(base), loaded, out, weights=weights or None, progress=progress, **options)
     if as_json:
         emit({"command": "merge", **report.to_json()})
+        return
+    if report.jobs_missing:
+        line(f"part {report.shard} is done; {report.jobs_missing} pieces of other parts are missing before {report.out} is there")
         return
     names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
     line(f"merged {names} into {report.base_name}: {report.tensors_changed} of {report.tensors} tensors changed, "
@@ -46,6 +56,10 @@ def command(
     for pack in report.packs:
         if pack.base == "structural":
             line(f"{pack.name} was made for another base: only names, dtypes and shapes agree")
+    if report.bytes_resumed:
+        line(f"{size(report.bytes_resumed)} of it were done by an earlier try")
+    for note in report.notes:
+        line(note)
     if report.losses:
         line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")
     if report.advice:

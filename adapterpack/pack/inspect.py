@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from typing import Any
 
+from ..methods.nodes import as_text, decode
 from . import identity
 from . import manifest as m
 from .checkpoint import Checkpoint
@@ -41,6 +42,7 @@ def summary(pack: Pack) -> dict[str, Any]:
         "method": manifest.method.type,
         **({"beside": [method.name for method in pack.methods[1:]]} if len(pack.methods) > 1 else {}),
         "config": dict(manifest.config),
+        "composition": None if manifest.composition is None else as_text(decode(manifest.composition.tree)),
         "base": {"name": manifest.base.name, "model_type": manifest.base.model_type, **identity.levels(manifest.base)._asdict(),
                  "variants": m.plain(manifest.base.variants)},
         "sites": len(adapters),

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..errors import ConfigError, FormatError, NonFinite, NothingToDo, Unsupport
 from ..methods import PROMPT, Acts, Method, Site, get, is_stacked, settled
 from . import identity, peft_layout, peft_names, safetensors
 from . import manifest as m
+from .composition import FEATURE, method_of
 from .fingerprint import Fingerprint
 from .fits import require_shapes
 from .match import Verdict
@@ -51,7 +52,7 @@ class Adapter(NamedTuple):
     @property
     def wide(self) -> dict[str, np.ndarray]:
         """The parameters in at least float32: in half precision the method's own scale would round."""
-        return {name: value if value.dtype == np.float64 else value.astype(np.float32) for name, value in self.params.items()}
+        return {name: value if value.dtype == np.float64 else value.astype(np.float32, copy=False) for name, value in self.params.items()}
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Pack:
     @property
     def method(self) -> Method:
         """The method that made the pack; a group may have one of its own (:meth:`method_of`)."""
-        return get(self.manifest.method.type)
+        return method_of(self.manifest)
 
     def method_of(self, group: m.Group) -> Method:
         """The method at one group."""
@@ -225,11 +226,12 @@ class Pack:
             (folder / name).write_bytes(data)
         (folder / m.FILE_NAME).write_bytes(manifest)
 
-    def require_base(self, base: Checkpoint, content: bool = True, allow_structural: bool = False) -> Verdict:
+    def require_base(self, base: Checkpoint, content: bool | None = True, allow_structural: bool = False) -> Verdict:
         """What is known about ``base`` being the model that this pack was made for; an error unless it may be used.
 
-        ``content=False`` compares headers and samples only. A pack without digests (a PEFT import) is checked site by site; with
-        ``allow_structural`` one whose base has other weights under equal names, dtypes and shapes is accepted too.
+        ``content=False`` compares headers and samples only, None also bytes where these leave it open. A pack without digests (a PEFT
+        import) is checked site by site; with ``allow_structural`` one whose base has other weights under equal names, dtypes and shapes is
+        accepted too.
 
         Raises:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
@@ -326,8 +328,6 @@ def build(
         configs = settled(other.method, [cfg for cfg, _ in other.adapters.values()], list(other.adapters))
         for (site, (_, params)), cfg in zip(other.adapters.items(), configs, strict=True):
             adapt(other.method, site, cfg, params, _shared_config([cfg])[0], method)
-    if any(other.adapters for other in beside):
-        rest["must_understand"] = tuple(sorted({*rest.get("must_understand", ()), m.METHODS}))
     if shared:
         groups.append(m.Group(SHARED, "shared", "module"))
     for param, value in (shared or {}).items():
@@ -345,13 +345,22 @@ def build(
         groups=tuple(groups),
         tensors=dict(sorted(entries.items())),
         files=(),
+        must_understand=features(method, groups),
+        composition=method.composition,
         **rest,
     )
     return sealed(draft, tensors)
 
 
+def features(method: Method, groups: Iterable[m.Group]) -> tuple[str, ...]:
+    """What a reader must understand of a float pack of this method with these groups."""
+    found = {FEATURE: method.composition is not None, m.METHODS: any(group.method is not None for group in groups)}
+    return tuple(sorted(feature for feature, has in found.items() if has))
+
+
 def require_beside(name: str, method: Method, other: Beside, taken: set[str]) -> None:
-    """Checks that a method can stand beside a pack's own: it shares nothing between sites, and none of its sites is ``taken``.
+    """Checks that a method can stand beside a pack's own: it shares nothing between sites, and none of its sites is ``taken``; beside a
+    composed one none can, whose sites all belong to its tree.
 
     Raises:
         Unsupported: it cannot.
@@ -360,6 +369,9 @@ def require_beside(name: str, method: Method, other: Beside, taken: set[str]) ->
     if twice or other.method.name == method.name:
         raise Unsupported("two methods of one pack cannot be at one site", where=f"pack '{name}', {', '.join(twice)}",
                           found=f"{method.name} and {other.method.name}", remedy="choose other targets, or make two packs")
+    if method.composition is not None or other.method.composition is not None:
+        raise Unsupported("a composed pack has no sites of other methods", where=f"pack '{name}'",
+                          found=f"{method.name} and {other.method.name}", remedy="make two packs")
     if other.method.shared is not None or other.method.kind != method.kind:
         raise Unsupported("this method cannot stand beside another in one pack", where=f"pack '{name}'", found=other.method.name,
                           expected=f"a {method.kind} method that shares nothing between sites", remedy="make two packs")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import AdapterpackError, FormatError, Unsupported
-from ..methods import Method, PeftContent, Site, get, methods
+from ..methods import Method, PeftContent, Site, methods
 from . import manifest as m
 from . import patterns, strict_json
+from .composition import method_of
 from .peft_names import form_of
 from .peft_options import base_hint, parsed, read_config, refuse_options, refuse_pickle
 from .peft_tensors import Sorted, kind_of, named, site_of, sort, untied
@@ -45,7 +46,7 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
     tensors left out."""
     from .pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
 
-    pack, method = Pack(manifest, {}), get(manifest.method.type)
+    pack, method = Pack(manifest, {}), method_of(manifest)
     if method.peft is None or manifest.quantization is not None:
         return None
     adapters = [group for group in manifest.groups if group.role == "adapter"]

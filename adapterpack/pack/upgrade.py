@@ -53,8 +53,9 @@ def _from_1_0(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_1_1(value: dict[str, Any]) -> dict[str, Any]:
-    """1.2 adds a group's own method, and canaries of images and of decoders."""
-    new, groups, canary = dict(value), value.get("groups"), value.get("canary")
+    """1.2 adds the composition, a group's own method, and canaries of images and of decoders."""
+    new = _with(value, {"composition": None}, "")
+    groups, canary = value.get("groups"), value.get("canary")
     if isinstance(groups, list):
         new["groups"] = [_with(group, {"method": None}, f"/groups/{number}") if _object(group) else group
                          for number, group in enumerate(groups)]

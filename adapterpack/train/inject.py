@@ -16,6 +16,7 @@ from ..pack.fits import require_sites
 from ..pack.pack import Beside, Pack, require_beside
 from ..pack.shapes import check_shapes
 from .acting import forget
+from .first_pass import lead, release
 from .kinds import KINDS
 from .layer import Adapted, SavedModule, as_numpy, own_modules
 from .seen import measure
@@ -138,6 +139,8 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
             check_shapes(adapter.method, adapter.config, layer.site, own, pack.name)
         for path, params in pack.full().items():
             work.saved(path).add(name, params, pack.manifest.task.labels)
+    if pack.method.one_pass:
+        lead(model, name, pack.method.first_pass)
     if check_base and check_canary and (known is None or known.name != "variant"):  # whose other bytes give other logits
         from .canary import verify_attached  # noqa: PLC0415 - as above
 
@@ -162,6 +165,8 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     if name is not None and name not in names:
         raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, names))
     empty: dict[nn.Module, nn.Module] = {}
+    for one in names if name is None else [name]:
+        release(model, one)
     for module in _wrappers(model):
         for one in names if name is None else [name]:
             module.remove(one)

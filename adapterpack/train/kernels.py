@@ -47,8 +47,9 @@ def _flat(value: torch.Tensor) -> torch.Tensor:
 
 
 def is_low_rank(form: AttachForm) -> bool:
-    """Whether a form has a dense low-rank branch, leaves the input alone, and does not mix outputs."""
-    return form.pre is None and form.post is None and isinstance(form.down, Dense) and isinstance(form.up, Dense)
+    """Whether a form has a dense low-rank branch and no gate, leaves the input alone, and does not mix outputs."""
+    beside = form.pre is None and form.post is None and len(form.routes) == 0
+    return beside and isinstance(form.down, Dense) and isinstance(form.up, Dense)
 
 
 def add_low_rank(form: AttachForm, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

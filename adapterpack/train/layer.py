@@ -75,6 +75,7 @@ class Adapted(Wrapper):
         self.fixed = nn.ModuleDict()
         self.methods: dict[str, tuple[Method, Any]] = {}
         self.beside: set[str] = set()  # the adapters whose method here is not the one that they are named by
+        self.given: dict[str, Mapping[str, torch.Tensor]] = {}
         self.where: dict[str, Callable[[], torch.Tensor]] = {}
 
     def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
@@ -114,6 +115,7 @@ class Adapted(Wrapper):
         if name in self.methods:
             del self.adapters[_key(name)], self.common[_key(name)], self.fixed[_key(name)], self.methods[name]
             self.beside.discard(name)
+            self.given.pop(name, None)
             self.where.pop(name, None)
             self.active = tuple(other for other in self.active if other != name)
 
@@ -132,9 +134,11 @@ class Adapted(Wrapper):
         return {leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in self.every(name).items()}
 
     def every(self, name: str) -> dict[str, torch.Tensor]:
-        """Everything that the method's functions want of the adapter: its own parameters, the shared ones, and the constants."""
+        """Everything that the method's functions want of the adapter: its own parameters, the shared ones, the constants, and what a first
+        pass of the model gave for this one."""
         key = _key(name)
-        return {leaf: value for part in (self.adapters, self.common, self.fixed) for leaf, value in part[key].items()}
+        own = {leaf: value for part in (self.adapters, self.common, self.fixed) for leaf, value in part[key].items()}
+        return {**own, **self.given[name]} if name in self.given else own
 
     def _own(self, name: str) -> Iterator[torch.Tensor]:
         return iter((*self.part(name).parameters(), *self.shared(name).values()))

@@ -62,6 +62,9 @@ def _feature(s: Subject) -> Iterator[Finding]:
         elif m.METHODS not in s.pack.manifest.must_understand:
             yield KIND.at(group.path, f"a site has a method of its own, and must_understand does not name '{m.METHODS}'",
                           pointer=group_pointer(number))
+        elif s.pack.method.composition is not None:
+            yield KIND.at(group.path, "a site of a composed pack has a method of its own, which is no part of the tree",
+                          pointer=group_pointer(number))
         elif s.pack.method_of(group).shared is not None:
             yield KIND.at(group.path, f"the method {group.method.type} shares tensors between sites, which only a pack's own method can",
                           pointer=group_pointer(number))
