@@ -70,9 +70,12 @@ class AttachForm(NamedTuple):
     @property
     def is_branch(self) -> bool:
         """Whether a pair of factors is all that there is: a change of low rank beside the layer."""
-        factors = self.down is not None and self.up is not None
-        alone = self.pre is None and self.scale is None and self.shift is None and self.post is None
-        return factors and alone and len(self.routes) == 0
+        return self.is_beside and self.down is not None and self.up is not None and self.scale is None and self.shift is None
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it leaves the input alone, mixes no outputs and asks no router: a change beside the layer, a scale and a shift."""
+        return self.pre is None and self.post is None and len(self.routes) == 0
 
 
 @dataclass(frozen=True)

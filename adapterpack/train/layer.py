@@ -171,10 +171,11 @@ class AdaptedLayer(Adapted):
         result: Any = None
         for position, name in enumerate(self.active):
             before = (lambda value: self.base(value, *args, **kwargs)) if position == 0 else result
-            result = self._applied(name, before)
+            result = self._applied(name, before, position == 0 and not args and not kwargs)
         return self.base(x, *args, **kwargs) if result is None else result(x)
 
-    def _applied(self, name: str, before: Any) -> Any:
+    def _applied(self, name: str, before: Any, first: bool) -> Any:
+        """The adapter on top of ``before``, which is the wrapped layer if it comes ``first``."""
         method, cfg = self.methods[name]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
@@ -196,8 +197,14 @@ class AdaptedLayer(Adapted):
             inner = x if autocast else x.to(dtype)
             site = self._with_weight(dtype) if method.traits.reads_weight else self.site
             form = None if method.forward is not None else method.attach(cfg, tensors, site)
-            # Autocast rules do not reach the backward of a custom function, so the kernel stays out of its way.
-            quick = form is not None and not drop and not autocast and kernels.is_low_rank(form)
+            # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its way.
+            quick = form is not None and not autocast
+            layer = self._bare(dtype) if quick and first and x.dtype == dtype and name not in self.where else None
+            if form is not None and layer is not None:
+                y = kernels.fused(form, layer, x, drop(x) if drop else None)
+                if y is not None:
+                    return y.to(result)
+            quick = form is not None and quick and not drop and kernels.is_low_rank(form)
 
             def adapted(ask: Any, seen: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
                 if form is None:
@@ -214,6 +221,22 @@ class AdaptedLayer(Adapted):
             return placed(mask, changed.to(result), plain, self.site)
 
         return forward
+
+    def _bare(self, dtype: torch.dtype) -> kernels.Frozen | None:
+        """The wrapped layer's weight and bias, if they are frozen and of ``dtype`` and calling the layer comes to nothing else.
+
+        It does not where something hooks into the call or took its place (offloading, sharding), or the weight is of a class of its own.
+        """
+        base = self.base
+        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
+        if type(base) is not nn.Linear or hooked or "forward" in base.__dict__:
+            return None
+        held = [value for value in (base.weight, base.bias) if value is not None]
+        plain = all(type(value) in _PLAIN and value.dtype == dtype and not value.requires_grad for value in held)
+        return kernels.Frozen(base.weight, base.bias) if plain else None
+
+
+_PLAIN = (nn.Parameter, torch.Tensor)
 
 
 def placed(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site: Site) -> torch.Tensor:
