@@ -157,7 +157,7 @@ def test_what_needs_one_kind_of_change_says_so(tmp_path: Path) -> None:
 
 
 def test_methods_that_cannot_be_one_adapter() -> None:
-    """Two methods at one site, the same method twice, one that acts at some positions only: refused before anything is put into the model."""
+    """Two methods at one site, the same method twice, one that acts at some positions: refused before the model is touched."""
     model = llama(True)
     for configs in ([LoRA(r=2, targets=("q_proj",)), IA3(targets=("q_proj",))], [LoRA(r=2), LoRA(r=3)]):
         with pytest.raises(Unsupported, match="at one site"):
