@@ -151,7 +151,7 @@ def _site(
             adapter = _adapter(part)
             if first is not None:
                 _require_same(path, first, (part.pack.name, adapter.site))
-            made[-1] = represent(part.pack.method, adapter, base=base, cut=_APPROXIMATED)
+            made[-1] = represent(adapter, base=base, cut=_APPROXIMATED)
         except Unsupported as error:
             skipped.append(Skipped(part.pack.name, path, str(error)))
             continue
@@ -172,7 +172,8 @@ def _site(
 def _adapter(part: _Part) -> Adapter:
     """One site of a pack with its parameters, the shared ones among them."""
     pack, group, shared = part
-    return Adapter(pack.site(group), pack.config_at(group), {**shared, **pack.params(group.path)}, group.weight)
+    common = shared if group.method is None else {}
+    return Adapter(pack.site(group), pack.config_at(group), {**common, **pack.params(group.path)}, group.weight, pack.method_of(group))
 
 
 def _require_same(path: str, one: tuple[str, Site], two: tuple[str, Site]) -> None:
@@ -217,5 +218,5 @@ def _obstacles(packs: Sequence[Pack]) -> Iterator[str]:
         except Unsupported as error:
             yield str(error)
     for pack in packs:
-        if pack.method.kind != "weight" or pack.method.composition is not None:
+        if any(method.kind != "weight" or method.composition is not None for method in pack.methods):
             yield f"{pack.name} is not a plain change of weights, which compose needs: {SIDE_BY_SIDE}."

@@ -106,7 +106,7 @@ class Audit:
         """The audit as the command prints it."""
         return {
             "packs": [
-                {"name": pack.name, "id": pack.id, "method": pack.method.name, "weight": weight,
+                {"name": pack.name, "id": pack.id, "method": ", ".join(method.name for method in pack.methods), "weight": weight,
                  "sites": sum(bool(len(site.spectra[index])) for site in self.sites)}
                 for index, (pack, weight) in enumerate(zip(self.packs, self.weights, strict=True))
             ],
