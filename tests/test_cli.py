@@ -441,7 +441,8 @@ def test_catalogues() -> None:
 
 MISSING = (
     "train nowhere", "validate nowhere", "inspect nowhere", "merge nowhere nowhere -o out", "merge {bert} nowhere -o out",
-    "audit nowhere", "compose nowhere -o out", "quantize nowhere -o out", "export nowhere -o out", "run nowhere --prompt x", "run {bank} --input nowhere",
+    "audit nowhere",
+    "compose nowhere -o out", "quantize nowhere -o out", "export nowhere -o out", "run nowhere --prompt x", "run {bank} --input nowhere",
 )  # fmt: skip
 WRONG = {
     "validate {tickets} --base nowhere": "there is no such",
