@@ -28,8 +28,8 @@ def audit_report(result: Result) -> str:
 def worst(result: Result, most: int = _LISTED) -> tuple[list[str], list[list[str]]]:
     """Column names and rows of the sites to look at first, and below them all sites together: for the page and for a terminal."""
     pairs, based = len(result["packs"]) > 1, result["base"] is not None
-    columns = ["site", "of base" if based else "norm", "effective rank",
-               *(["cosine", "overlap", "conflict", "cancelled", "interference", "least kept"] if pairs else []),
+    columns = ["site", "of base" if based else "norm",
+               *(["cosine", "overlap", "conflict", "interference", "least kept"] if pairs else ["effective rank"]),
                *(f"fold {dtype}" for dtype in result["dtypes"])]
     sites = sorted(result["sites"], key=lambda site: (-concern(site), site["path"]))[:most]
     rows = [_row(site["path"], site, [each["effective_rank"] for each in site["spectra"] if each["rank"]], pairs, based, result["dtypes"])
@@ -70,12 +70,13 @@ def _row(
     name: str, found: Result, ranks: Sequence[float], pairs: bool, based: bool, dtypes: Sequence[str]
 ) -> list[str]:
     row = [name, _percent(found["combined"]["relative_norm"]) if based else _short(found["combined"]["norm"])]
-    row.append(" / ".join(f"{rank:.1f}" for rank in ranks[:4]) + (" ..." if len(ranks) > 4 else "") or MISSING)
-    if pairs:
+    if not pairs:
+        row.append(decimal(ranks[0] if ranks else None, 1))
+    else:
         overlap = [value for side in ("outputs", "inputs") if (value := extreme(found["overlap"][side])) is not None]
         kept = [value for value in found["retained"] if value is not None]
         row += [decimal(extreme(found["cosine"])), decimal(max(overlap, default=None)), percent(extreme(found["conflict"]["pairs"], 0.5)),
-                percent(found["conflict"]["cancelled"]), decimal(found["interference"]["relative"]), decimal(min(kept, default=None))]
+                decimal(found["interference"]["relative"]), decimal(min(kept, default=None))]
     return row + [percent(found["fold"].get(dtype, {}).get("relative_error")) for dtype in dtypes]
 
 
@@ -261,7 +262,8 @@ def _sites(result: Result) -> Iterator[Section]:
         yield Table(columns, rows, range(1, len(columns)),
                     f"{min(_LISTED, len(result['sites']))} of {len(result['sites'])} sites, "
                     + ("by interference." if len(result["packs"]) > 1 else "by size.")
-                    + (" Cosine, overlap and conflict are those of the pair that stands out most." if len(result["packs"]) > 2 else ""))
+                    + (" Cosine, overlap and conflict are those of the pair that stands out most, least kept that of the pack of which "
+                       "the weighted sum holds least." if len(result["packs"]) > 1 else ""))
 
 
 def _others(result: Result) -> Iterator[Section]:
