@@ -89,7 +89,7 @@ def compose(
     chosen = rules.get(rule)
     arguments = chosen.arguments(params)
     cut = Cut(rank, energy)
-    factors = _weights(packs, weights)
+    factors = checked_weights(packs, weights)
     if out is not None:
         refuse_existing(Path(out))
     parents = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
@@ -164,7 +164,7 @@ def _assembled(
     if out is not None:
         refuse_existing(Path(out))
     parents = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
-    _weights(parents, None)
+    checked_weights(parents, None)
     pack = assemble(parents, tree, chosen_name(name, out, COMPOSED, parents), seed)
     return pack if out is None else pack.write(out)
 
@@ -211,7 +211,13 @@ def truncation(losses: Mapping[str, Loss]) -> dict[str, Any]:
     return {"total": pooled.relative, "sites": {path: loss.relative for path, loss in losses.items()}}
 
 
-def _weights(packs: Sequence[Any], weights: Sequence[float] | None) -> list[float]:
+def checked_weights(packs: Sequence[Any], weights: Sequence[float] | None) -> list[float]:
+    """One finite weight a pack; equal and of sum 1 by default.
+
+    Raises:
+        NothingToDo, Unsupported: no packs, or too many.
+        ConfigError: as many weights as packs are wanted, all finite.
+    """
     if not packs:
         raise NothingToDo("there are no packs to compose", remedy="name at least one pack")
     if len(packs) > MAX_PARENTS:
