@@ -44,11 +44,12 @@ Deltas = dict[str, np.ndarray]
 
 
 def made(seed: int, cfg: LoRA = EQUAL, *, turned: bool = False, times: float = 1.0, sites: tuple[Site, ...] = SITES) -> Pack:
-    """A pack of random factors; ``turned``: the same change in other factors; ``times``: the change times that."""
-    rng, turn = np.random.default_rng(seed), np.random.default_rng(seed + 1000)
+    """A pack of random factors that have something in common; ``turned``: the same change in other factors; ``times``: times that."""
+    rng, turn, common = np.random.default_rng(seed), np.random.default_rng(seed + 1000), np.random.default_rng(99)
     adapters = {}
     for site in sites:
         A, B = rng.standard_normal((cfg.r, site.in_features)), times * rng.standard_normal((site.out_features, cfg.r))
+        A, B = A + common.standard_normal((9, site.in_features))[: cfg.r], B + times * common.standard_normal((site.out_features, 9))[:, : cfg.r]
         if turned:
             Q = turn.standard_normal((cfg.r, cfg.r)) + 2 * np.eye(cfg.r)
             A, B = Q @ A, B @ np.linalg.inv(Q)
@@ -82,12 +83,8 @@ def times(parts: Deltas, factor: float) -> Deltas:
 
 
 def weights_of(rule: str) -> list[float]:
-    """Weights that no rule refuses: slerp's two, of the same sign, as some rules keep a law only for odd numbers of signs."""
-    return [0.7, 0.4] if rule in TWO else [0.7, -0.4, 1.1]
-
-
-TWO = {"slerp", "nuslerp"}
-"""Rules of two packs."""
+    """Weights of both signs; two for the rules of two, and of one sign where opposite directions leave nothing."""
+    return {"slerp": [0.7, 0.4], "nuslerp": [0.7, 0.4], "model_stock": [0.7, 0.4, 1.1]}.get(rule, [0.7, -0.4, 1.1])
 
 
 def some(rule: str, **options: Any) -> list[Pack]:
@@ -140,8 +137,9 @@ def odd(rule: str) -> None:
 
 def cancels(rule: str) -> None:
     """a - a = 0."""
-    size = min(np.linalg.norm(delta) for delta in deltas(made(1)).values())
-    close(composed(rule, [made(1), made(1)], [1.0, -1.0]), times(deltas(made(1)), 0.0), size)
+    for seed in (1, 2, 3):
+        size = min(np.linalg.norm(delta) for delta in deltas(made(seed)).values())
+        close(composed(rule, [made(seed), made(seed)], [1.0, -1.0]), times(deltas(made(seed)), 0.0), size)
 
 
 def mixed_ranks(rule: str) -> None:

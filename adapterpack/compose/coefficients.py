@@ -7,6 +7,7 @@ are ``c G c'``: nothing of the size of a weight is formed, and the factors of th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from ..errors import ConfigError, Unsupported
 from .rule import choice, with_scope
 from .space import Factors, Term, column_gram, gram, row_gram, stack
 
+_ORTHOGONAL = 0.1
+"""The share of the mean under which Model Stock says that it is about to take everything away."""
 _FLAT = 0.9995
 """The cosine above which two directions are interpolated in a straight line: their angle is lost in rounding."""
 
@@ -155,6 +158,9 @@ def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors:
     mean = signs * a / a.sum()
     G = (row_gram(terms) if per == "row" else gram(terms)[None]) * np.outer(signs, signs)
     t = stock_ratio(G)
+    if t.max() < _ORTHOGONAL:
+        warnings.warn("model_stock leaves almost nothing of changes that are nearly orthogonal, as those of independently trained adapters "
+                      "mostly are", stacklevel=2)
     return scaled_lines(terms, t[:, None] * mean, "row") if per == "row" else reweighted(terms, t[0] * mean)
 
 

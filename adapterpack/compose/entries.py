@@ -106,7 +106,7 @@ def core_space(terms: Sequence[Term]) -> View:
     u, s, vt = np.linalg.svd(found.cores, full_matrices=False)
     halves = np.sqrt(s)[:, None, :]
     left, right = _directions(u * halves), _directions(vt.transpose(0, 2, 1) * halves)
-    M = left.T @ found.cores @ right
+    M = (left.T @ found.cores @ right).astype(found.left.dtype)
     bases = (found.left @ left).astype(found.left.dtype), (found.right @ right).astype(found.right.dtype)
     return View(tuple(terms), M.shape[1:], lambda rows: M[:, rows], Core(*bases, M).change)
 

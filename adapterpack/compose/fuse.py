@@ -12,6 +12,10 @@ from .rule import share
 from .trim import band, band_levels, dropped, dropped_by_rank, largest, largest_level
 
 
+_TIE = 1e-6
+"""Of the votes cast: a majority that is rounding in float32 is none."""
+
+
 def nothing(blocks: Blocks, **_: Any) -> None:
     """The survey of a rule that needs none."""
 
@@ -19,10 +23,11 @@ def nothing(blocks: Blocks, **_: Any) -> None:
 def elected(values: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarray:
     """TIES: at each entry the sign of ``sum w_t x_t`` is elected, and the ``w_t x_t`` of that sign are added up.
 
-    ``normalize`` divides by the sum of the ``|w_t|`` that were added: a mean that is never larger than its largest part.
+    Where the votes are even nothing is elected. ``normalize`` divides by the sum of the ``|w_t|`` that were added: a mean that is never larger than its largest part.
     """
     parts = weighted(weights, values)
-    sign = np.sign(parts.sum(axis=0))
+    votes = parts.sum(axis=0)
+    sign = np.where(np.abs(votes) > _TIE * np.abs(parts).sum(axis=0), np.sign(votes), 0)
     agree = np.sign(parts) == sign
     merged: np.ndarray = np.where(agree, parts, 0).sum(axis=0)
     if normalize:
