@@ -1,230 +1,480 @@
-"""Rules of combination: every law over the whole registry, and independent dense formulas in float64 for the rules.
-
-A law is a function of a rule's name that raises where the law is broken. Where a rule says that it keeps a law, the law must hold; where it
-says that it does not, the law must be seen to break, so no rule can excuse itself from a law that it keeps.
-"""
+"""Rules of combination: every law over the whole registry, and dense formulas in float64, written anew here, for what each computes."""
 
 from __future__ import annotations
 
-import inspect
-import math
-import os
-import subprocess
-import sys
+import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 
 import adapterpack
+from adapterpack.compose import entries
 from adapterpack.compose.drawn import uniform
 from adapterpack.compose.entries import level
-from adapterpack.compose.rules import Laws, Rule, get, rules
-from adapterpack.compose.space import Term, stack
-from adapterpack.errors import AdapterpackError, ConfigError, NothingToDo, Unsupported
+from adapterpack.compose.rules import Laws, get, rules
+from adapterpack.compose.space import Term
+from adapterpack.errors import AdapterpackError, ConfigError, Unsupported
 from adapterpack.methods import LoRA, Site
-from adapterpack.methods import get as method
-from adapterpack.pack import manifest as m
-from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate import load, validate
+from adapterpack.testing.peft_rules import TYPES, Peft, changes, loaded
+from adapterpack.testing.rule_catalogue import page, peft_page
+from adapterpack.testing.rule_laws import EQUAL, LAWS, SITES, Combiner, Deltas, Ours, close, deltas, made, verdict
 
-pytestmark = [pytest.mark.fast, pytest.mark.filterwarnings("ignore:peft_")]
-
-SITES = (Site("layers.0.q_proj", 33, 17), Site("layers.0.v_proj", 12, 40))
-WHOLE = 17
-"""The rank that every change has room in: at this rank nothing is cut."""
-EQUAL = LoRA(r=3, alpha=5)
-MIXED = (LoRA(r=2, alpha=7), LoRA(r=5, alpha=4, use_rslora=True), LoRA(r=4, alpha=2))
-FLOAT32 = 2e-5
-"""Of the size of the result: factors in float32, a few decompositions, and changes that partly cancel."""
-Deltas = dict[str, np.ndarray]
+pytestmark = pytest.mark.fast
+PATHS = [site.path for site in SITES]
+DOCS = Path(__file__).parents[1] / "docs" / "rules.md"
+WEIGHTS = [0.7, -0.4, 1.1]
 
 
-def made(seed: int, cfg: LoRA = EQUAL, *, turned: bool = False, times: float = 1.0, sites: tuple[Site, ...] = SITES) -> Pack:
-    """A pack of random factors that have something in common; ``turned``: the same change in other factors; ``times``: times that."""
-    rng, turn, common = np.random.default_rng(seed), np.random.default_rng(seed + 1000), np.random.default_rng(99)
-    adapters = {}
-    for site in sites:
-        A, B = rng.standard_normal((cfg.r, site.in_features)), times * rng.standard_normal((site.out_features, cfg.r))
-        A, B = A + common.standard_normal((9, site.in_features))[: cfg.r], B + times * common.standard_normal((site.out_features, 9))[:, : cfg.r]
-        if turned:
-            Q = turn.standard_normal((cfg.r, cfg.r)) + 2 * np.eye(cfg.r)
-            A, B = Q @ A, B @ np.linalg.inv(Q)
-        adapters[site] = (cfg, {"lora_A": A.astype(np.float32), "lora_B": B.astype(np.float32)})
-    return build(f"pack-{seed}", method("lora"), adapters, task=m.Task("text-generation"),
-                 base=m.Base("acme/base", None, "llama", "bfp1:" + "1" * 64, "bfp1:" + "2" * 64))
-
-
-def deltas(pack: Pack) -> Deltas:
-    """The changes of a pack, from its tensors in float64."""
-    return {a.site.path: a.config.scale * a.params["lora_B"].astype(np.float64) @ a.params["lora_A"].astype(np.float64) for a in pack.adapters()}
-
-
-def composed(rule: str, packs: list[Pack], weights: list[float] | None, params: dict[str, Any] | None = None) -> Deltas:
-    """The changes of the composed pack, with nothing cut off; zeros where nothing is left."""
-    try:
-        return deltas(adapterpack.compose(packs, rule=rule, weights=weights, params=params, rank=WHOLE if get(rule).cut else None))
-    except NothingToDo:
-        return {path: np.zeros_like(delta) for path, delta in deltas(packs[0]).items()}
-
-
-def close(found: Deltas, wanted: Deltas, size: float = 0.0, tolerance: float = FLOAT32) -> None:
-    """Equal at every site, relative to the larger of what is wanted and ``size``."""
-    assert found.keys() == wanted.keys()
-    for path, delta in wanted.items():
-        assert np.linalg.norm(found[path] - delta) <= tolerance * max(np.linalg.norm(delta), size), path
-
-
-def times(parts: Deltas, factor: float) -> Deltas:
-    return {path: factor * delta for path, delta in parts.items()}
-
-
-def weights_of(rule: str) -> list[float]:
-    """Weights of both signs; two for the rules of two, and of one sign where opposite directions leave nothing."""
-    return {"slerp": [0.7, 0.4], "nuslerp": [0.7, 0.4], "model_stock": [0.7, 0.4, 1.1]}.get(rule, [0.7, -0.4, 1.1])
-
-
-def some(rule: str, **options: Any) -> list[Pack]:
-    return [made(seed, **options) for seed in range(1, 1 + len(weights_of(rule)))]
-
-
-# The laws.
-
-
-def identity(rule: str) -> None:
-    """compose([p], [1]) = p."""
-    close(composed(rule, [made(1)], [1.0], dict(get(rule).neutral)), deltas(made(1)))
-
-
-def sums(rule: str) -> None:
-    """Under the neutral parameters, density 1 among them: sum w_i D_i."""
-    packs, weights = some(rule), weights_of(rule)
-    wanted = {path: sum(w * deltas(pack)[path] for w, pack in zip(weights, packs, strict=True)) for path in deltas(packs[0])}
-    close(composed(rule, packs, weights, dict(get(rule).neutral)), wanted)
-
-
-def permutation(rule: str) -> None:
-    """The order of the packs changes nothing but rounding."""
-    packs, weights = some(rule), weights_of(rule)
-    close(composed(rule, packs[::-1], weights[::-1]), composed(rule, packs, weights))
-
-
-def gauge(rule: str) -> None:
-    """B Q^-1, Q A is the same adapter as B, A."""
-    packs, weights = some(rule), weights_of(rule)
-    close(composed(rule, [made(1, turned=True), *packs[1:]], weights), composed(rule, packs, weights))
-
-
-def homogeneous(rule: str) -> None:
-    """Changes times 1/8 give the result times 1/8: exact in float32, so thresholds fall on the same entries."""
-    weights = weights_of(rule)
-    close(composed(rule, some(rule, times=0.125), weights), times(composed(rule, some(rule), weights), 0.125))
-
-
-def weighted(rule: str) -> None:
-    """The weight of a lone pack multiplies."""
-    close(composed(rule, [made(1)], [0.25]), times(composed(rule, [made(1)], [1.0]), 0.25))
-
-
-def odd(rule: str) -> None:
-    """All weights negated negate the result."""
-    packs, weights = some(rule), weights_of(rule)
-    close(composed(rule, packs, [-w for w in weights]), times(composed(rule, packs, weights), -1.0))
-
-
-def cancels(rule: str) -> None:
-    """a - a = 0."""
-    for seed in (1, 2, 3):
-        size = min(np.linalg.norm(delta) for delta in deltas(made(seed)).values())
-        close(composed(rule, [made(seed), made(seed)], [1.0, -1.0]), times(deltas(made(seed)), 0.0), size)
-
-
-def mixed_ranks(rule: str) -> None:
-    """Packs of different ranks, alphas and rsLoRA are the same as packs of one rank, with zeros in the place of what is missing."""
-    weights = weights_of(rule)
-    packs = [made(seed, cfg) for seed, cfg in enumerate(MIXED, 1)][: len(weights)]
-    close(composed(rule, packs, weights), composed(rule, [padded(pack) for pack in packs], weights))
-
-
-def padded(pack: Pack) -> Pack:
-    """The same changes as a LoRA of rank 6 and scale 1."""
-    adapters = {}
-    for a in pack.adapters():
-        A, B = a.params["lora_A"], (a.config.scale * a.params["lora_B"]).astype(np.float32)
-        more = 6 - len(A)
-        params = {"lora_A": np.pad(A, ((0, more), (0, 0))), "lora_B": np.pad(B, ((0, 0), (0, more)))}
-        adapters[a.site] = (LoRA(r=6, alpha=6), params)
-    return build(pack.name, method("lora"), adapters, task=pack.manifest.task, base=pack.manifest.base)
-
-
-def zero_weight(rule: str) -> None:
-    """A pack of weight 0 is absent: the same tensors to the bit."""
-    first, last = made(1), made(2)
-    rank = WHOLE if get(rule).cut else None
-    with_it = adapterpack.compose([first, made(3), last], rule=rule, weights=[0.7, 0.0, 0.4], rank=rank)
-    without = adapterpack.compose([first, last], rule=rule, weights=[0.7, 0.4], rank=rank)
-    assert with_it.tensors.keys() == without.tensors.keys()
-    assert all(np.array_equal(value, without.tensors[name]) for name, value in with_it.tensors.items())
-
-
-def other_sites(rule: str) -> None:
-    """A pack may lack a site: there the others alone are combined, and a site without any change is not invented."""
-    found = composed(rule, [made(1), made(2, sites=SITES[:1])], [0.7, 0.4])
-    assert all(np.isfinite(delta).all() for delta in found.values())
-    assert found.keys() == {site.path for site in SITES}
-
-
-def same_bytes(rule: str) -> None:
-    """Twice the same pack; and at one site alone what is there among others, unless the rule looks at the whole adapter."""
-    packs, weights, rank = some(rule), weights_of(rule), WHOLE if get(rule).cut else None
-    whole = adapterpack.compose(packs, rule=rule, weights=weights, rank=rank)
-    assert whole.id == adapterpack.compose(packs, rule=rule, weights=weights, rank=rank).id
-    params = {"scope": "tensor"} if "scope" in get(rule).parameters else {}
-    alone = adapterpack.compose(some(rule, sites=SITES[:1]), rule=rule, weights=weights, params=params, rank=rank)
-    among = adapterpack.compose(packs, rule=rule, weights=weights, params=params, rank=rank)
-    assert all(np.array_equal(value, among.tensors[name]) for name, value in alone.tensors.items())
-
-
-def reload(rule: str, tmp_path: Path) -> None:
-    """Written, validated and read, it is the same pack, with the rule and its parameters in its lineage."""
-    rank = 4 if get(rule).cut else None
-    pack = adapterpack.compose(some(rule), rule=rule, weights=weights_of(rule), rank=rank, out=tmp_path / "out")
-    assert validate(tmp_path / "out").valid
-    again = load(tmp_path / "out")
-    assert again.id == pack.id and again.manifest.lineage is not None
-    assert again.manifest.lineage.operation == rule
-    assert get(rule).parameters.keys() <= again.manifest.lineage.params.keys()
-
-
-TRAITS: tuple[Callable[[str], None], ...] = (identity, sums, permutation, gauge, homogeneous, weighted, odd, cancels, mixed_ranks)
-ALWAYS: tuple[Callable[[str], None], ...] = (zero_weight, other_sites, same_bytes)
+# Laws.
 
 
 def test_every_trait_is_a_law() -> None:
-    assert [law.__name__ for law in TRAITS] == list(Laws._fields)
+    """The traits are the first laws, in order; the rest hold for all rules."""
+    assert [law.__name__ for law in LAWS][: len(Laws._fields)] == list(Laws._fields)
 
 
-@pytest.mark.parametrize("law", TRAITS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("rule", rules())
-def test_law(rule: str, law: Callable[[str], None]) -> None:
-    """The law holds where the rule says so, and is broken or refused where it does not."""
-    if getattr(get(rule).laws, law.__name__):
-        law(rule)
+def test_law(rule: str, law: Callable[[Combiner], None]) -> None:
+    """The law holds where the rule says so, and is broken or refused where it does not: no rule can excuse itself from a law it keeps."""
+    if getattr(get(rule).laws, law.__name__, True):
+        law(Ours(rule))
     else:
         with pytest.raises((AssertionError, AdapterpackError)):
-            law(rule)
-
-
-@pytest.mark.parametrize("law", ALWAYS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("rule", rules())
-def test_law_of_all(rule: str, law: Callable[[str], None]) -> None:
-    """These hold for every rule."""
-    law(rule)
+            law(Ours(rule))
 
 
 @pytest.mark.parametrize("rule", rules())
-def test_reload(rule: str, tmp_path: Path) -> None:
-    reload(rule, tmp_path)
+def test_bytes_depend_on_nothing_else(rule: str) -> None:
+    """Twice the same pack; a pack of weight 0 changes no bit; a site alone is what it is among others, if each is measured for itself."""
+    ours = Ours(rule)
+    packs = [made(seed) for seed in range(1, 1 + len(ours.weights))]
+    assert ours.pack(packs, ours.weights).id == ours.pack(packs, ours.weights).id
+    with_it, without = ours.pack([*packs, made(9)], [*ours.weights, 0.0]), ours.pack(packs, ours.weights)
+    assert all(np.array_equal(value, without.tensors[name]) for name, value in with_it.tensors.items())
+    params = {"scope": "tensor"} if "scope" in get(rule).parameters else {}
+    alone = ours.pack([made(seed, sites=SITES[:1]) for seed in range(1, 1 + len(ours.weights))], ours.weights, params)
+    among = ours.pack(packs, ours.weights, params)
+    assert all(np.array_equal(value, among.tensors[name]) for name, value in alone.tensors.items())
+
+
+@pytest.mark.parametrize("rule", rules())
+def test_a_pack_may_lack_a_site(rule: str) -> None:
+    """There the others alone are combined; with a weight of 0 on those, nothing is there."""
+    found = Ours(rule).run([made(1), made(2, sites=SITES[:1])], [0.7, 0.4])
+    assert found.keys() == set(PATHS)
+    assert all(np.isfinite(delta).all() for delta in found.values())
+    left = Ours(rule).run([made(1), made(2, sites=SITES[:1])], [0.0, 0.4])
+    assert not left[PATHS[1]].any()
+
+
+def test_a_written_pack_says_how_it_was_made(tmp_path: Path) -> None:
+    """The rule and all its parameters, and what the rank cut off, are in the lineage; the folder validates."""
+    pack = adapterpack.compose([made(1), made(2)], rule="della", params={"density": 0.4}, rank=5, out=tmp_path / "out")
+    assert validate(tmp_path / "out").valid
+    lineage = load(tmp_path / "out").manifest.lineage
+    assert lineage is not None
+    assert (lineage.operation, lineage.params["density"], lineage.params["seed"], lineage.params["rank"]) == ("della", 0.4, 0, 5)
+    whole = deltas(adapterpack.compose([made(1), made(2)], rule="della", params={"density": 0.4}, rank=17))
+    lost = {path: np.linalg.norm(whole[path] - delta) / np.linalg.norm(whole[path]) for path, delta in deltas(pack).items()}
+    assert lineage.params["truncation"]["sites"] == pytest.approx(lost, rel=1e-3)
+    assert min(lost.values()) > 0.1
+
+
+# Formulas. Each takes the dense changes [T, m, n] of one site, and those of all sites, in float64.
+
+
+def three() -> tuple[list[Any], dict[str, np.ndarray]]:
+    packs = [made(1, LoRA(r=2, alpha=7)), made(2), made(3, LoRA(r=4, alpha=4, use_rslora=True))]
+    return packs, {path: np.array([deltas(pack)[path] for pack in packs]) for path in PATHS}
+
+
+def found(rule: str, params: dict[str, Any], weights: Sequence[float] = WEIGHTS) -> Deltas:
+    return deltas(Ours(rule).pack(three()[0][: len(weights)], weights, params))
+
+
+def kept(D: np.ndarray, density: float, among: Sequence[np.ndarray]) -> np.ndarray:
+    """``[T, ...]``: which entries are among the largest of each change; ``among`` are all sites' changes."""
+    least = [np.sort(np.concatenate([np.abs(site[t]).ravel() for site in among]))[::-1] for t in range(len(D))]
+    return np.array([np.abs(D[t]) >= each[round(density * len(each)) - 1] for t, each in enumerate(least)])
+
+
+def voted(D: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """TIES' election, entry by entry."""
+    merged = np.zeros(D.shape[1:])
+    for place in np.ndindex(*merged.shape):
+        votes = w * D[(slice(None), *place)]
+        mine = [t for t in range(len(w)) if votes[t] * votes.sum() > 0]
+        if mine:
+            merged[place] = sum(votes[t] for t in mine) / sum(abs(w[t]) for t in mine)
+    return merged
+
+
+@pytest.mark.parametrize("scope", ["adapter", "tensor"])
+@pytest.mark.parametrize("density", [0.2, 0.61])
+def test_ties_and_magnitude_prune(scope: str, density: float) -> None:
+    """The largest entries of the whole adapter, or of each tensor; the vote on weighted entries; the mean, or sum, of those who agree."""
+    sites, w = three()[1], np.array(WEIGHTS)
+    trimmed = {path: np.where(kept(D, density, list(sites.values()) if scope == "adapter" else [D]), D, 0) for path, D in sites.items()}
+    params = {"density": density, "scope": scope}
+    close(found("magnitude_prune", params), {path: np.tensordot(w, D, 1) for path, D in trimmed.items()})
+    close(found("ties", {**params, "lam": 0.5}), {path: 0.5 * voted(D, w) for path, D in trimmed.items()})
+    signs = {path: np.sign(np.tensordot(w, D, 1)) for path, D in trimmed.items()}
+    parts = {path: w[:, None, None] * D for path, D in trimmed.items()}
+    close(found("ties", {**params, "normalize": False}),
+          {path: np.where(np.sign(each) == signs[path], each, 0).sum(axis=0) for path, each in parts.items()})
+
+
+def test_breadcrumbs_leaves_out_both_ends() -> None:
+    """The share gamma on top and what is beyond density at the bottom, of any size: a tensor of few entries is not emptied."""
+    sites, w = three()[1], np.array(WEIGHTS)
+    for density, gamma in ((0.7, 0.1), (0.9, 0.0), (0.5, 0.001)):
+        wanted = {}
+        for path, D in sites.items():
+            band = kept(D, density + gamma, [D])
+            if gamma:
+                band &= ~kept(D, gamma, [D])
+            wanted[path] = np.tensordot(w, np.where(band, D, 0), 1)
+        close(found("breadcrumbs", {"density": density, "gamma": gamma, "scope": "tensor"}), wanted)
+        if gamma == 0.1:
+            assert 0.65 < np.mean(np.abs(wanted[PATHS[0]]) > 0) <= 1
+
+
+def test_dare_keeps_each_entry_or_drops_it_and_is_right_on_average() -> None:
+    """Entries are D / density or 0; over seeds their mean is D within five standard errors, and their share is the density."""
+    D = three()[1][PATHS[0]][0]
+    draws = np.array([found("dare_linear", {"density": 0.3, "seed": seed}, [1.0])[PATHS[0]] for seed in range(60)])
+    scale = np.abs(D).max()
+    on = np.abs(draws) > 1e-5 * scale
+    np.testing.assert_allclose(draws[on], np.broadcast_to(D / 0.3, draws.shape)[on], atol=2e-5 * scale)
+    big = np.abs(D) > 0.01 * scale  # those that a draw shows
+    assert abs(on[:, big].mean() - 0.3) < 5 * np.sqrt(0.21 / on[:, big].size)
+    assert (np.abs(draws.mean(axis=0) - D) < 5 * np.abs(D) * np.sqrt(0.7 / 0.3 / 60) + 1e-5 * scale).mean() > 0.995
+
+
+def test_della_divides_by_each_entrys_own_probability() -> None:
+    """An entry that is kept is D / p with p by its rank in the row; small and large entries are right on average, each by itself."""
+    D = three()[1][PATHS[0]][0]
+    p = 0.5 - 0.2 + 2 * 0.2 * np.argsort(np.argsort(np.abs(D), axis=1), axis=1) / (D.shape[1] - 1)
+    draws = np.array([found("della_linear", {"density": 0.5, "epsilon": 0.2, "seed": seed}, [1.0])[PATHS[0]] for seed in range(60)])
+    scale = np.abs(D).max()
+    on = np.abs(draws) > 1e-5 * scale
+    np.testing.assert_allclose(draws[on], np.broadcast_to(D / p, draws.shape)[on], atol=2e-5 * scale)
+    for share in (p < 0.4, p > 0.6):
+        ratio = np.sum(draws.mean(axis=0)[share] * D[share]) / np.sum(D[share] ** 2)
+        assert ratio == pytest.approx(1, abs=0.1)  # mergekit's one global factor leaves 0.7 and 1.1 here
+
+
+def test_dare_ties_votes_on_what_was_kept() -> None:
+    """At density d the vote is TIES' on the very entries that dare_linear keeps."""
+    sites, w = three()[1], np.array(WEIGHTS)
+    packs = three()[0]
+    single = [deltas(Ours("dare_linear").pack([pack], [1.0], {"density": 0.6})) for pack in packs]
+    scale = {path: np.abs(D).max() for path, D in sites.items()}
+    thinned = {path: np.array([np.where(np.abs(one[path]) > 1e-5 * scale[path], one[path], 0) for one in single]) for path in PATHS}
+    close(found("dare_ties", {"density": 0.6}), {path: voted(D, w) for path, D in thinned.items()})
+
+
+def test_sce_emr_consensus_magmax_and_pcb() -> None:
+    """Entry by entry, as their papers have them."""
+    for path, D in three()[1].items():
+        w = np.array(WEIGHTS)
+        x = np.sign(w)[:, None, None] * D
+        chosen = np.where(x.var(axis=0) >= np.sort(x.var(axis=0).ravel())[::-1][round(0.4 * x[0].size) - 1], D, 0)
+        energy = np.abs(w) * np.mean(chosen**2, axis=(1, 2))
+        close({path: found("sce", {"density": 0.4})[path]}, {path: voted(chosen, np.sign(w) * energy / energy.sum())})
+        parts = w[:, None, None] * D
+        sign = np.sign(parts.sum(axis=0))
+        unified = sign * np.where(np.sign(x) == sign, np.abs(x), 0).max(axis=0)
+        close({path: found("emr", {})[path]}, {path: unified})
+        mask = x[2] * unified > 0
+        scale = np.abs(D[2]).sum() / np.abs(np.where(mask, unified, 0)).sum()
+        close({path: found("emr", {"task": "pack-3", "scope": "tensor"})[path]}, {path: scale * np.where(mask, unified, 0)})
+        total = parts.sum(axis=0)
+        important = sum(np.abs(part) > 0.3 * np.abs(total - part) for part in parts) >= 2
+        close({path: found("consensus", {"threshold": 0.3, "alpha": 0.5})[path]}, {path: 0.5 * total * important})
+        close({path: found("magmax", {})[path]}, {path: np.take_along_axis(parts, np.abs(parts).argmax(axis=0)[None], axis=0)[0]})
+        merged, counted = 0.0, 0.0
+        for t in range(3):
+            ordered = np.sort(np.abs(D[t]).ravel())[::-1]
+            low, high = ordered[-1], ordered[0]  # 0.01 % of these few entries is one
+            norm = (np.clip(np.abs(D[t]), low, high) - low) / (high - low)
+            score = np.maximum(np.exp(3 * norm**2) * np.tanh(x[t] * x.sum(axis=0)), 0)
+            least = np.sort(score.ravel())[::-1][round(0.2 * score.size) - 1]
+            score = np.maximum(score - least, 0) / (score.max() - least)
+            merged, counted = merged + w[t] * score * D[t], counted + abs(w[t]) * score
+        wanted = np.divide(merged, counted, out=np.zeros_like(D[0]), where=counted > 0)
+        close({path: found("pcb", {"density": 0.2, "scope": "tensor"})[path]}, {path: wanted})
+
+
+def angle(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.arccos(np.clip(np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b), -1, 1)))
+
+
+def arc(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
+    th = angle(a, b)
+    return (np.sin((1 - t) * th) * a + np.sin(t * th) * b) / np.sin(th)
+
+
+def test_slerp_nuslerp_and_model_stock() -> None:
+    """Along the arc of the flattened changes, of the whole adapter, of rows and of columns; the stock ratio of tensors and rows."""
+    sites, t = three()[1], 0.4 / 1.1
+    close(found("slerp", {}, [0.7, 0.4]), {path: arc(D[0], D[1], t) for path, D in sites.items()})
+    close(found("slerp", {}, [0.7, -0.4]), {path: arc(D[0], -D[1], t) for path, D in sites.items()})
+    flat = [np.concatenate([D[i].ravel() for D in sites.values()]) for i in range(2)]
+    whole = arc(*flat, t)
+    ends = np.cumsum([D[0].size for D in sites.values()])[:-1]
+    close(found("slerp", {"scope": "adapter"}, [0.7, 0.4]),
+          {path: part.reshape(D[0].shape) for (path, D), part in zip(sites.items(), np.split(whole, ends), strict=True)})
+    rows = {path: np.array([arc(a, b, t) for a, b in zip(D[0], D[1], strict=True)]) for path, D in sites.items()}
+    close(found("nuslerp", {}, [0.7, 0.4]), rows)
+    columns = {path: np.array([arc(a, b, t) for a, b in zip(D[0].T, D[1].T, strict=True)]).T for path, D in sites.items()}
+    close(found("nuslerp", {"per": "column"}, [0.7, 0.4]), columns)
+
+    def stock(D: np.ndarray) -> np.ndarray:
+        cosine = max(0.0, np.cos(np.mean([angle(D[i], D[j]) for i, j in itertools.combinations(range(3), 2)])))
+        return np.asarray(3 * cosine / (1 + 2 * cosine) * np.tensordot([0.5, 0.25, 0.25], D, 1))
+
+    close(found("model_stock", {}, [2, 1, 1]), {path: stock(D) for path, D in sites.items()})
+    by_row = {path: np.array([stock(D[:, i]) for i in range(D.shape[1])]) for path, D in sites.items()}
+    close(found("model_stock", {"per": "row"}, [2, 1, 1]), by_row)
+
+
+def test_means_on_the_sphere() -> None:
+    """multi_slerp by its formula; the Karcher mean as the direction in which the weighted tangents to all changes cancel."""
+    a = np.array([0.5, 0.2, 0.3])
+    for path, D in three()[1].items():
+        lengths = np.linalg.norm(D, axis=(1, 2))
+        units = D / lengths[:, None, None]
+        mu = np.tensordot(a, units, 1)
+        mu /= np.linalg.norm(mu)
+        tangent = np.tensordot(a, units - np.sum(units * mu, axis=(1, 2))[:, None, None] * mu, 1)
+        size = np.linalg.norm(tangent)
+        wanted = a @ lengths * (np.cos(size) * mu + np.sin(size) * tangent / size)
+        close({path: found("multi_slerp", {}, list(a))[path]}, {path: wanted})
+        mean = found("karcher", {}, list(a))[path]
+        assert np.linalg.norm(mean) == pytest.approx(a @ lengths, rel=1e-5)
+        u = mean / np.linalg.norm(mean)
+        th = [angle(u, unit) for unit in units]
+        pull = sum(weight * each / np.sin(each) * (unit - np.cos(each) * u) for weight, each, unit in zip(a, th, units, strict=True))
+        assert np.linalg.norm(pull) < 1e-5
+        assert np.linalg.norm(mean - wanted) > 1e-5 * np.linalg.norm(wanted)  # another mean than multi_slerp's
+
+
+def svd(D: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    u, s, vt = np.linalg.svd(D)
+    k = int(np.sum(s > 1e-5 * s[0])) if k is None else k
+    return u[:, :k], s[:k], vt[:k].T
+
+
+def nearest(X: np.ndarray) -> np.ndarray:
+    """``X (X^T X)^{-1/2}``, by eigenvalues."""
+    values, Q = np.linalg.eigh(X.T @ X)
+    return np.asarray(X @ (Q / np.sqrt(values)) @ Q.T)
+
+
+def test_tsv_iso_and_cart() -> None:
+    """Against dense decompositions of the whole changes: triplets made orthogonal, a flat spectrum, ways from the mean."""
+    w = np.array(WEIGHTS)
+    for path, D in three()[1].items():
+        parts = [svd(weight * one) for weight, one in zip(w, D, strict=True)]
+        U, S, V = (np.concatenate([part[i] for part in parts], axis=-1) for i in range(3))
+        close({path: found("tsv_m", {})[path]}, {path: nearest(U) * S @ nearest(V).T})
+        u, s, v = svd(np.tensordot(w, D, 1))
+        assert len(s) == 9
+        close({path: found("iso_c", {"alpha": 1.5})[path]}, {path: 1.5 * s.mean() * u @ v.T})
+        close({path: found("iso_c", {"mean": "site"})[path]}, {path: s.sum() / 17 * u @ v.T})
+        k, own = 6, 1  # 0.7 of 9 directions, and of the 3 left one for each change
+        shared = u[:, :k]
+        beside = [svd(weight * one - shared @ shared.T @ (weight * one), own) for weight, one in zip(w, D, strict=True)]
+        U, S, V = (np.concatenate([first, *(part[i] for part in beside)], axis=-1)
+                   for i, first in enumerate((shared, s[:k], v[:, :k])))
+        close({path: found("iso_cts", {"common": 0.7})[path]}, {path: S.mean() * nearest(U) @ nearest(V).T})
+        x, mean = np.sign(w)[:, None, None] * D, np.tensordot(w, D, 1) / np.abs(w).sum()
+        ways = [svd(one - mean, 2) for one in x]
+        close({path: found("cart", {"lam": 0.3, "share_kept": 0.12})[path]}, {path: mean + 0.3 * sum(u * s @ v.T for u, s, v in ways)})
+
+
+def test_iso_c_does_not_amplify_rounding() -> None:
+    """A change of 1e-6 in one pack changes the result by as little: no direction of rounding is given weight."""
+    packs = [made(1), made(2)]
+    nudged = made(1, factor=1 + 1e-6)
+    for rule in ("iso_c", "iso_cts", "tsv_m"):
+        plain = Ours(rule).run(packs, [1, 1])
+        for path, delta in Ours(rule).run([nudged, packs[1]], [1, 1]).items():
+            assert np.linalg.norm(delta - plain[path]) < 2e-5 * np.linalg.norm(delta)
+
+
+def test_knots_and_core_space_are_ties_in_their_coordinates() -> None:
+    """The dense decompositions of all changes side by side give the coordinates, up to signs, which TIES does not see."""
+    w = np.array(WEIGHTS)
+    for path, D in three()[1].items():
+        basis = svd(np.concatenate(list(D), axis=1))[0]
+        X = basis.T @ D
+        close({path: found("knots_ties", {"density": 0.4, "scope": "tensor"})[path]},
+              {path: basis @ voted(np.where(kept(X, 0.4, [X]), X, 0), w)})
+        halves = [(u * np.sqrt(s), v * np.sqrt(s)) for u, s, v in map(svd, D)]
+        left, right = (svd(np.concatenate([half[i] for half in halves], axis=1))[0] for i in range(2))
+        M = left.T @ D @ right
+        np.testing.assert_allclose(left @ M @ right.T, D, atol=1e-5 * np.abs(D).max())
+        close({path: found("core_ties", {"density": 0.4, "scope": "tensor"})[path]},
+              {path: left @ voted(np.where(kept(M, 0.4, [M]), M, 0), w) @ right.T})
+    pack = Ours("knots_ties").pack(three()[0], WEIGHTS)
+    assert all(group.rank is not None and group.rank <= 9 for group in pack.manifest.groups)
+
+
+def test_wudi_solves_its_equations() -> None:
+    """The solution of the dense n x n system, and of a smaller loss than the sum's."""
+    w = np.array(WEIGHTS)
+    for path, D in three()[1].items():
+        parts = w[:, None, None] * D
+        C = [part.T @ part / np.sum(part**2) for part in parts]
+        wanted = (sum(part @ c for part, c in zip(parts, C, strict=True)) + 0.05 * parts.sum(axis=0)) @ np.linalg.inv(sum(C) + 0.05 * np.eye(D.shape[2]))
+        result = found("wudi", {"ridge": 0.05})[path]
+        close({path: result}, {path: wanted})
+        loss = [sum(np.sum(((X - part) @ part.T) ** 2) / np.sum(part**2) for part in parts) for X in (result, parts.sum(axis=0))]
+        assert loss[0] < 0.5 * loss[1]
+
+
+def test_units() -> None:
+    """LoRA-LEGO with a cluster a unit is the sum times sqrt(r / k); of one pack twice, in two writings, it is that pack: pairs fall together."""
+    packs, sites = three()
+    total = {path: np.tensordot(WEIGHTS, D, 1) * np.sqrt(4 / 9) for path, D in sites.items()}
+    close(deltas(Ours("lora_lego").pack(packs, WEIGHTS, {"clusters": 9})), total)
+    close(deltas(Ours("lora_lego").pack([made(1), made(1, turned=True)], [1, 1])), deltas(made(1)))
+    A, S, B = 0.0, [], []
+    path = PATHS[0]
+    for weight, D in zip(WEIGHTS, sites[path], strict=True):
+        u, s, v = (np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, 4 - part.shape[-1])]) for part in svd(abs(weight) * D))
+        u, v = u * np.sign(u[np.abs(u).argmax(axis=0), range(4)]), v * np.sign(u[np.abs(u).argmax(axis=0), range(4)])
+        a, b = v * np.sqrt(s), np.sign(weight) * u * np.sqrt(s)
+        r = np.count_nonzero(s)
+        size = np.abs(a).sum(axis=0)
+        a, b = (np.where(np.abs(half) >= np.sort(np.abs(half[:, :r]).ravel())[::-1][round(0.5 * half[:, :r].size) - 1], half, 0) for half in (a, b))
+        ratio = size[:r] / np.abs(a).sum(axis=0)[:r]
+        A, B = A + a, [*B, b]
+        S.append(np.pad(np.maximum(ratio, np.quantile(ratio, 0.8)), (0, 4 - r)))
+    wanted = 4 * sum(b * share for b, share in zip(B, np.array(S) / np.sum(S, axis=0), strict=True)) @ A.T
+    close({path: found("robust_merge", {"density": 0.5})[path]}, {path: wanted})
+
+
+# PEFT.
+
+
+@pytest.mark.parametrize(("rule", "kind", "params"), [("peft_linear", "linear", {}), ("peft_ties", "ties", {"density": 0.43}),
+                                                      ("peft_ties", "ties", {"density": 0.43, "majority": "frequency"})])
+def test_peft_modes_are_pefts_numbers_and_warn(rule: str, kind: str, params: dict[str, Any]) -> None:
+    """The same changes as ``add_weighted_adapter``'s, at scales and weights of which all matter."""
+    packs = [made(1, LoRA(r=3, alpha=7)), made(2, LoRA(r=3, alpha=1)), made(3)]
+    model = loaded(packs)
+    options = {"density": 0.43, "majority_sign_method": params.get("majority", "total")} if kind == "ties" else {}
+    model.add_weighted_adapter(["p0", "p1", "p2"], WEIGHTS, "merged", combination_type=kind, **options)
+    with pytest.warns(UserWarning, match="cross terms"):
+        ours = deltas(adapterpack.compose(packs, rule=rule, weights=WEIGHTS, params=params))
+    close(ours, changes(model, "merged"))
+
+
+def test_the_page_of_rules_is_current() -> None:
+    """docs/rules.md is what ``make golden`` writes; PEFT's verdicts are measured anew, and those of another version may differ."""
+    written = DOCS.read_text("utf-8")
+    assert written.startswith(page(rules().values())), "make golden writes it anew"
+    measured = peft_page()
+    if f"in PEFT {peft.__version__}" in written:
+        assert written.endswith(measured), "make golden writes it anew"
+
+
+def test_what_peft_gets_wrong() -> None:
+    """The faults that the rules are there for: linear is no sum, elementwise modes see the factors, rsLoRA is scaled twice."""
+    assert verdict(LAWS[0], Peft("cat")) == "yes"
+    names = {law.__name__: law for law in LAWS}
+    for kind, law in (("linear", "sums"), ("linear", "gauge"), ("ties", "gauge"), ("dare_linear", "cancels")):
+        assert verdict(names[law], Peft(kind)) == "no"
+    assert set(TYPES) >= {"cat", "svd", "ties_svd"}
+
+
+# Pieces.
+
+
+@pytest.mark.parametrize("share", [0.001, 0.2, 0.5, 1.0])
+def test_level_is_the_exact_order_statistic(share: float) -> None:
+    """Over blocks of any sizes, with equal numbers, zeros and the smallest floats among them."""
+    rng = np.random.default_rng(3)
+    values = np.abs(rng.standard_normal((3, 1001))).astype(np.float32)
+    values[1, :400], values[2, 100:300] = 0, 0.5
+    values[0, :5] = np.float32(1e-44)
+    pieces = [values[:, :7], values[:, 7:500], values[:, 500:]]
+    wanted = np.sort(values, axis=1)[:, ::-1][:, max(1, round(share * 1001)) - 1]
+    np.testing.assert_array_equal(level(lambda: iter(pieces), share), wanted)
+
+
+def test_drawn_numbers_are_uniform_and_belong_to_their_place() -> None:
+    """Equal for equal seed, key and place, in any blocks; else unlike; a fifth of them in each fifth."""
+    whole = uniform(0, "a:b", slice(0, 200), 50)
+    np.testing.assert_array_equal(whole[31:77], uniform(0, "a:b", slice(31, 77), 50))
+    for other in (uniform(1, "a:b", slice(0, 200), 50), uniform(0, "a:c", slice(0, 200), 50)):
+        assert abs(np.corrcoef(whole.ravel(), other.ravel())[0, 1]) < 0.05
+    assert (whole >= 0).all() and (whole < 1).all()
+    np.testing.assert_allclose(np.histogram(whole, 5, (0, 1))[0] / whole.size, 0.2, atol=0.02)
+
+
+@pytest.mark.parametrize("rule", [name for name, rule in rules().items() if rule.needs == "D"])
+def test_blocks_of_rows_do_not_show(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row at a time or all at once: the same changes."""
+    whole = Ours(rule).run([made(1), made(2)], [0.7, 0.4])
+    monkeypatch.setattr(entries, "_BLOCK", 1)
+    close(Ours(rule).run([made(1), made(2)], [0.7, 0.4]), whole)
+
+
+def test_a_site_too_large_to_hold_is_cut_by_blocks() -> None:
+    """On a site of 300 x 260, of many blocks and beyond the small SVD, the rank that is asked for comes out, with its loss."""
+    packs = [made(seed, LoRA(r=8, alpha=8), sites=[Site("big", 260, 300)]) for seed in (1, 2)]
+    pack = adapterpack.compose(packs, rule="ties", weights=[0.5, 0.5], rank=12)
+    D = np.array([deltas(one)["big"] for one in packs])
+    wanted = voted(np.where(kept(D, 0.2, [D]), D, 0), np.array([0.5, 0.5]))
+    s = np.linalg.svd(wanted, compute_uv=False)
+    error = np.linalg.norm(deltas(pack)["big"] - wanted)
+    assert error == pytest.approx(np.linalg.norm(s[12:]), rel=1e-2)  # a random range finder is a little above the best
+    assert pack.manifest.lineage is not None
+    assert pack.manifest.lineage.params["truncation"]["total"] == pytest.approx(error / np.linalg.norm(s), rel=1e-4)
+
+
+def test_wrong_requests_are_refused() -> None:
+    """Each says what would do."""
+    packs = [made(1), made(2), made(3, LoRA(r=4, alpha=4))]
+    for rule, params, error, words, options in (
+        ("ties", {}, ConfigError, "a rank or an energy", {}),
+        ("ties", {"density": 0}, ConfigError, "density", {"rank": 4}),
+        ("ties", {"density": "half"}, ConfigError, "expected float", {"rank": 4}),
+        ("ties", {"normalize": 1}, ConfigError, "expected bool", {"rank": 4}),
+        ("ties", {"scope": "layer"}, ConfigError, "adapter or tensor", {"rank": 4}),
+        ("della", {"epsilon": 0.5}, ConfigError, "epsilon", {"rank": 4}),
+        ("breadcrumbs", {"gamma": 0.2}, ConfigError, "gamma", {"rank": 4}),
+        ("emr", {"task": "pack-9"}, ConfigError, "pack-1 or pack-2", {"rank": 4}),
+        ("slerp", {}, Unsupported, "multi_slerp", {}),
+        ("nuslerp", {}, Unsupported, "karcher", {}),
+        ("nuslerp", {"per": "cell"}, ConfigError, "row or column", {}),
+        ("peft_linear", {}, Unsupported, "ranks must be equal", {}),
+        ("wudi", {"ridge": 0}, ConfigError, "ridge", {}),
+        ("karcher", {"iterations": 0}, ConfigError, "iterations", {}),
+        ("lora_lego", {"clusters": -1}, ConfigError, "clusters", {}),
+        ("iso_c", {"mean": "full"}, ConfigError, "support or site", {}),
+    ):
+        with pytest.raises(error, match=words) as raised:
+            adapterpack.compose(packs, rule=rule, params=params, **options)
+        assert "To fix it" in str(raised.value)
+
+
+def test_model_stock_says_that_little_is_left() -> None:
+    """Adapters that have nothing in common are orthogonal, and their stock is next to nothing."""
+    terms = [Term(np.eye(40, dtype=np.float32)[[i]], np.eye(40, dtype=np.float32)[:, [i]], 0.5) for i in range(2)]
+    with pytest.warns(UserWarning, match="almost nothing"):
+        get("model_stock").prepared([terms], get("model_stock").arguments({}))(terms)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapterpack.compose([made(1, EQUAL), made(2, EQUAL)], rule="model_stock")
