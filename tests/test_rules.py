@@ -335,7 +335,8 @@ def test_wudi_solves_its_equations() -> None:
     for path, D in three()[1].items():
         parts = w[:, None, None] * D
         C = [part.T @ part / np.sum(part**2) for part in parts]
-        wanted = (sum(part @ c for part, c in zip(parts, C, strict=True)) + 0.05 * parts.sum(axis=0)) @ np.linalg.inv(sum(C) + 0.05 * np.eye(D.shape[2]))
+        right = sum(part @ c for part, c in zip(parts, C, strict=True)) + 0.05 * parts.sum(axis=0)
+        wanted = right @ np.linalg.inv(sum(C) + 0.05 * np.eye(D.shape[2]))
         result = found("wudi", {"ridge": 0.05})[path]
         close({path: result}, {path: wanted})
         loss = [sum(np.sum(((X - part) @ part.T) ** 2) / np.sum(part**2) for part in parts) for X in (result, parts.sum(axis=0))]
@@ -343,7 +344,7 @@ def test_wudi_solves_its_equations() -> None:
 
 
 def test_units() -> None:
-    """LoRA-LEGO with a cluster a unit is the sum times sqrt(r / k); of one pack twice, in two writings, it is that pack: pairs fall together."""
+    """LoRA-LEGO with a cluster a unit is the sum times sqrt(r / k); of one pack in two writings it is that pack: pairs fall together."""
     packs, sites = three()
     total = {path: np.tensordot(WEIGHTS, D, 1) * np.sqrt(4 / 9) for path, D in sites.items()}
     close(deltas(Ours("lora_lego").pack(packs, WEIGHTS, {"clusters": 9})), total)
@@ -356,7 +357,8 @@ def test_units() -> None:
         a, b = v * np.sqrt(s), np.sign(weight) * u * np.sqrt(s)
         r = np.count_nonzero(s)
         size = np.abs(a).sum(axis=0)
-        a, b = (np.where(np.abs(half) >= np.sort(np.abs(half[:, :r]).ravel())[::-1][round(0.5 * half[:, :r].size) - 1], half, 0) for half in (a, b))
+        least = [np.sort(np.abs(half[:, :r]).ravel())[::-1][round(0.5 * half[:, :r].size) - 1] for half in (a, b)]
+        a, b = (np.where(np.abs(half) >= each, half, 0) for half, each in zip((a, b), least, strict=True))
         ratio = size[:r] / np.abs(a).sum(axis=0)[:r]
         A, B = A + a, [*B, b]
         S.append(np.pad(np.maximum(ratio, np.quantile(ratio, 0.8)), (0, 4 - r)))

@@ -11,7 +11,6 @@ from .entries import Block, Blocks, level, magnitudes, weighted
 from .rule import share
 from .trim import band, band_levels, dropped, dropped_by_rank, largest, largest_level
 
-
 _TIE = 1e-6
 """Of the votes cast: a majority that is rounding in float32 is none."""
 
@@ -23,7 +22,8 @@ def nothing(blocks: Blocks, **_: Any) -> None:
 def elected(values: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarray:
     """TIES: at each entry the sign of ``sum w_t x_t`` is elected, and the ``w_t x_t`` of that sign are added up.
 
-    Where the votes are even nothing is elected. ``normalize`` divides by the sum of the ``|w_t|`` that were added: a mean that is never larger than its largest part.
+    Where the votes are even nothing is elected. ``normalize`` divides by the sum of the ``|w_t|`` that were added: a mean that is never
+    larger than its largest part.
     """
     parts = weighted(weights, values)
     votes = parts.sum(axis=0)

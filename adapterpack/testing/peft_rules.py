@@ -20,7 +20,7 @@ TYPES = ("cat", "svd", "linear", "ties", "ties_svd", "dare_linear", "dare_linear
 
 
 class Peft:
-    """One ``combination_type``; with ``_svd`` at a rank that cuts nothing. PEFT draws from torch's generator: it is seeded anew each time."""
+    """One ``combination_type``; with ``_svd`` at a rank that cuts nothing. PEFT draws from torch's generator, which is seeded anew."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

@@ -22,19 +22,19 @@ What a rule looks at decides what it costs and what comes out:
 - **G**: the inner products of the changes alone. The result is a sum of the changes.
 - **C**: the changes in their joint bases. The result is an adapter as it stands, of the rank of all packs together or less.
 - **S**: rows or columns of the changes, scaled; or a small system of equations. The result is an adapter as it stands.
-- **D**: every entry of the dense changes, a block of rows at a time. The result has no low rank: give a rank or an energy. What that cuts off
-  is written into the pack's lineage and shown by the command.
+- **D**: every entry of the dense changes, a block of rows at a time. The result has no low rank: give a rank or an energy. What that cuts
+  off is written into the pack's lineage and shown by the command.
 - **F**: the factors one by one. LoRA-LEGO and RobustMerge get the changes' singular units here, which no training accident decides; PEFT's
   modes get the factors as they are stored, and warn.
 
-`scope` says whether a rule measures each tensor for itself or the whole adapter: thresholds (TIES' trim and its relatives), angles, norms. Random
-choices depend on `seed`, the pack's name, the site and the place of the entry, and not on threads, blocks, order or other packs.
+`scope` says whether a rule measures each tensor for itself or the whole adapter: thresholds (TIES' trim and its relatives), angles, norms.
+Random choices depend on `seed`, the pack's name, the site and the place of the entry, and not on threads, blocks, order or other packs.
 """
 
 LAWS_INTRO = """## Laws
 
-Each law is tested for every rule; where the table says no, the tests see it break. That a weight of 0 is the same as being absent, that only
-an adapter's scale counts and not how rsLoRA writes it, and that a pack is the same after it was written and read, hold for all rules.
+Each law is tested for every rule; where the table says no, the tests see it break. That a weight of 0 is the same as being absent, that
+only an adapter's scale counts and not how rsLoRA writes it, and that a pack is the same after it was written and read, hold for all rules.
 """
 
 

@@ -117,8 +117,8 @@ def identity(c: Combiner) -> None:
 def sums(c: Combiner) -> None:
     """The weighted sum of the changes, at density 1."""
     packs = _some(c)
-    wanted = {path: sum((w * deltas(pack)[path] for w, pack in zip(c.weights, packs, strict=True)), np.zeros(())) for path in deltas(packs[0])}
-    close(c.run(packs, c.weights, neutral=True), wanted)
+    parts = [times(deltas(pack), w) for w, pack in zip(c.weights, packs, strict=True)]
+    close(c.run(packs, c.weights, neutral=True), {path: np.sum([part[path] for part in parts], axis=0) for path in parts[0]})
 
 
 def permutation(c: Combiner) -> None:
