@@ -74,6 +74,7 @@ _PUBLIC = {
     "run": "runtime.run",
     "save": "train.save",
     "sign": "pack.sign",
+    "unmerge": "merge.unmerge",
     "validate": "artifacts",
     "verify": "pack.sign",
 }

@@ -27,6 +27,7 @@ COMMANDS = {
     "sign": "adapterpack.cli.sign:command",
     "verify": "adapterpack.cli.verify:command",
     "merge": "adapterpack.cli.merge:command",
+    "unmerge": "adapterpack.cli.unmerge:command",
     "declare": "adapterpack.cli.declare:command",
     "compose": "adapterpack.cli.compose:command",
     "resize": "adapterpack.cli.resize:command",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, NonFinite, NothingToDo, Unsupported
+from ..methods.composed import NAME as COMPOSED
 from ..methods.lora import LoRA, lora
 from ..pack.atomic import refuse_existing
 from ..pack.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from ..pack.pack import Pack, build
 from ..pack.validate import load
 from . import rules
 from .agree import common_base, common_task
+from .assemble import TreeLike, assemble
 from .cut import Cut
 from .finish import finished, finite
 from .sites import Place, gather
@@ -45,8 +47,11 @@ def compose(
     base: str | os.PathLike[str] | None = None,
     name: str | None = None,
     out: str | os.PathLike[str] | None = None,
+    tree: TreeLike | None = None,
+    seed: int = 0,
 ) -> Pack:
-    """One LoRA pack whose change is that of several packs, combined by a rule (:func:`adapterpack.rules`).
+    """One LoRA pack whose change is that of several packs, combined by a rule (:func:`adapterpack.rules`); or, with a tree, one pack that
+    holds them all and combines them when it runs.
 
     Args:
         packs: the packs, or their folders; all of one base and one task. A pack that does not change a site adds nothing there.
@@ -58,6 +63,9 @@ def compose(
         base: the checkpoint behind the packs, for methods whose change depends on the weight (DoRA, OFT, ...); others need none.
         name: the new pack's name; the name of ``out``, or of the rule and the packs, by default.
         out: a new folder to write the pack to.
+        tree: instead of a rule, how the packs work together, by their names: ``"sum(0.7*a, stack(b, c))"``, ``"arrow(a, b, c, top_k=2)"``,
+            the same as JSON values, or nodes of :mod:`adapterpack.methods.nodes`. The kinds of nodes are listed in ``docs/methods.md``.
+        seed: of what a node that is trained begins with.
 
     Returns:
         The pack: float32, ``alpha = r`` at every site, so the scale is 1. With ``rank`` or ``energy`` its ``manifest.lineage.params`` hold
@@ -76,6 +84,9 @@ def compose(
         >>> compose(["packs/tickets", "packs/emails"], weights=[0.7, 0.3], out="packs/both").name  # doctest: +SKIP
         'both'
     """
+    if tree is not None:
+        _refuse_rule(rule, weights, params, rank, energy)
+        return _assembled(packs, tree, name, out, seed)
     chosen = rules.get(rule)
     arguments = chosen.arguments(params)
     cut = Cut(rank, energy)
@@ -148,6 +159,24 @@ def _batches(places: Sequence[Place]) -> Iterator[list[Place]]:
 def _require_finite(change: Factors, place: Place) -> None:
     if not finite(change):
         raise NonFinite("the combined change is too large for float32", where=place.site.path, remedy="choose smaller weights")
+
+
+def _refuse_rule(rule: str, *others: Any) -> None:
+    if rule != "linear" or any(other is not None for other in others):
+        raise ConfigError("a tree says itself how the packs are combined", where="tree",
+                          expected="no rule, weights, parameters, rank or energy",
+                          remedy="write weights into the tree: sum(0.7*a, 0.3*b)")
+
+
+def _assembled(
+    packs: Sequence[Pack | str | os.PathLike[str]], tree: TreeLike, name: str | None, out: str | os.PathLike[str] | None, seed: int
+) -> Pack:
+    if out is not None:
+        refuse_existing(Path(out))
+    parents = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    _weights(parents, None)
+    pack = assemble(parents, tree, chosen_name(name, out, COMPOSED, parents), seed)
+    return pack if out is None else pack.write(out)
 
 
 def _finer(cut: Cut) -> Cut:

@@ -15,7 +15,7 @@ from ..compose.cut import Cut
 from ..compose.space import Factors
 from ..compose.spectra import Loss, workers
 from ..errors import BaseMismatch, NonFinite, NothingToDo, UnknownName, Unsupported, nearest
-from ..merge.stream import StoppedError, Ticker
+from ..merge.ticker import StoppedError, Ticker
 from ..methods import LAYOUTS, Site
 from ..methods.lora import lora
 from ..pack import manifest as m
