@@ -84,7 +84,7 @@ def weighted_sum(parts: list[Made], weights: list[float]) -> dict[str, np.ndarra
 
 
 FORMULAS: dict[str, Callable[[list[Made], list[float]], dict[str, np.ndarray]]] = {"cat": weighted_sum, "linear": weighted_sum}
-"""The rules of plain sums, dense; tests/test_rules.py has the laws and formulas of all rules."""
+"""The rules of plain sums, dense; test_rules.py and test_rule_formulas.py have those of all rules."""
 
 
 def close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], parts: list[Made], weights: list[float]) -> None:
