@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import adapterpack
-from adapterpack.compose import entries
+from adapterpack.compose import entries, finish, trim
 from adapterpack.compose.drawn import uniform
 from adapterpack.compose.entries import level
 from adapterpack.compose.rules import rules
@@ -104,6 +104,15 @@ def test_della_divides_by_each_entrys_own_probability() -> None:
     for share in (p < 0.4, p > 0.6):
         ratio = np.sum(draws.mean(axis=0)[share] * D[share]) / np.sum(D[share] ** 2)
         assert ratio == pytest.approx(1, abs=0.1)  # mergekit's one global factor leaves 0.7 and 1.1 here
+
+
+def test_equal_entries_share_a_rank() -> None:
+    """In a row of equal entries, or of one, della drops as dare does: no probability is not a number."""
+    sizes = np.array([[3, 1, 1, 2, 1], [5, 5, 5, 5, 5]], np.float32)
+    np.testing.assert_array_equal(trim._ranks(sizes), [[4, 1, 1, 3, 1], [2, 2, 2, 2, 2]])
+    packs = [made(1, LoRA(r=1, alpha=1), sites=[Site("narrow", 1, 50)])]
+    found, plain = (deltas(Ours(rule).pack(packs, [1.0], {"density": 0.5})) for rule in ("della_linear", "dare_linear"))
+    close(found, plain)
 
 
 def test_dare_ties_votes_on_what_was_kept() -> None:
@@ -334,8 +343,10 @@ def test_blocks_of_rows_do_not_show(rule: str, monkeypatch: pytest.MonkeyPatch) 
     close(Ours(rule).run([made(1), made(2)], [0.7, 0.4]), whole)
 
 
-def test_a_site_too_large_to_hold_is_cut_by_blocks() -> None:
+@pytest.mark.parametrize("hold", [0, 1 << 26])
+def test_a_large_site_is_cut_by_blocks_or_held(hold: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a site of 300 x 260, of many blocks and beyond the small SVD, the rank that is asked for comes out, with its loss."""
+    monkeypatch.setattr(finish, "_HOLD", hold)
     packs = [made(seed, LoRA(r=8, alpha=8), sites=[Site("big", 260, 300)]) for seed in (1, 2)]
     pack = adapterpack.compose(packs, rule="ties", weights=[0.5, 0.5], rank=12)
     D = np.array([deltas(one)["big"] for one in packs])

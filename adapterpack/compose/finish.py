@@ -7,15 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from .cut import Cut
-from .finder import largest
+from .finder import Held, Rows, largest
 from .rule import Combined
 from .space import Factors
 from .spectra import Loss, Spectrum, over_stacks
 
+_HOLD = 1 << 26
+"""Numbers of a dense change that are held while it is cut: 256 MB in float32, four times a site of 4096 x 4096."""
+
 
 def finished(combined: Sequence[Combined], cut: Cut, reduce: bool) -> list[tuple[Factors, Loss | None]]:
     """Every change as factors, and its loss; None where it was left as it stands: neither cut nor brought to its rank (``reduce``)."""
-    found: list[tuple[Factors, Loss | None]] = [(change, None) if isinstance(change, Factors) else largest(change, cut).cut(cut)
+    found: list[tuple[Factors, Loss | None]] = [(change, None) if isinstance(change, Factors) else largest(_held(change), cut).cut(cut)
                                                 for change in combined]
     narrow = [index for index, change in enumerate(combined) if isinstance(change, Factors)]
     if narrow and (cut.asked or reduce):
@@ -28,6 +31,12 @@ def finished(combined: Sequence[Combined], cut: Cut, reduce: bool) -> list[tuple
 def finite(change: Factors) -> bool:
     """Whether all numbers are finite."""
     return bool(np.isfinite(change.A).all() and np.isfinite(change.B).all())
+
+
+def _held(change: Rows) -> Rows:
+    """A dense change in memory, if it is of a bearable size: else every pass of the range finder would make it anew."""
+    m, n = change.shape
+    return Held(np.concatenate([block for _, block in change.blocks()], axis=0)) if 0 < m * n <= _HOLD else change
 
 
 def _cut(found: Spectrum, cut: Cut) -> tuple[Factors, Loss]:

@@ -199,7 +199,7 @@ def emr(block: Block, found: np.ndarray, *, task: str = "") -> np.ndarray:
     """
     if not task:
         return _unified(block)
-    names = [key.partition(":")[0] for key in block.keys]
+    names = [key.rpartition(":")[0] for key in block.keys]
     if task not in names:
         raise ConfigError("no pack of that name takes part", where="task", expected=" or ".join(names), found=repr(task),
                           remedy="give the name of one of the packs")

@@ -74,11 +74,16 @@ def dropped_by_rank(block: Block, density: float, epsilon: float, seed: int) -> 
 
 def _ranks(sizes: np.ndarray) -> np.ndarray:
     """The rank of every entry in its row, from 0; of equal entries the mean."""
-    order = np.sort(sizes, axis=-1)
-    flat, sorted_flat = sizes.reshape(-1, sizes.shape[-1]), order.reshape(-1, sizes.shape[-1])
-    ranks = [(np.searchsorted(line, row, "left") + np.searchsorted(line, row, "right") - 1) / 2
-             for row, line in zip(flat, sorted_flat, strict=True)]
-    return np.array(ranks).reshape(sizes.shape)
+    order = np.argsort(sizes, axis=-1)
+    ordered = np.take_along_axis(sizes, order, axis=-1)
+    places = np.broadcast_to(np.arange(sizes.shape[-1]), sizes.shape)
+    new = np.concatenate([np.ones_like(ordered[..., :1], bool), ordered[..., 1:] != ordered[..., :-1]], axis=-1)
+    ends = np.concatenate([new[..., 1:], np.ones_like(new[..., :1])], axis=-1)
+    first = np.maximum.accumulate(np.where(new, places, 0), axis=-1)
+    last = np.minimum.accumulate(np.where(ends, places, sizes.shape[-1])[..., ::-1], axis=-1)[..., ::-1]
+    ranks = np.empty(sizes.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2, axis=-1)
+    return ranks
 
 
 def _numbers(block: Block, seed: int) -> np.ndarray:
