@@ -65,7 +65,7 @@ def compose(
         out: a new folder to write the pack to.
         tree: instead of a rule, how the packs work together, by their names: ``"sum(0.7*a, stack(b, c))"``, ``"arrow(a, b, c, top_k=2)"``,
             the same as JSON values, or nodes of :mod:`adapterpack.methods.nodes`. The kinds of nodes are listed in ``docs/methods.md``.
-        seed: of what a node that is trained begins with.
+        seed: of what a node that is trained begins with, and of a rule's random choices.
 
     Returns:
         The pack: float32, ``alpha = r`` at every site, so the scale is 1. With ``rank`` or ``energy`` its ``manifest.lineage.params`` hold
@@ -88,7 +88,7 @@ def compose(
         _refuse_rule(rule, weights, params, rank, energy)
         return _assembled(packs, tree, name, out, seed)
     chosen = rules.get(rule)
-    arguments = chosen.arguments(params)
+    arguments = chosen.arguments({"seed": seed, **(params or {})} if "seed" in chosen.parameters else params)
     cut = Cut(rank, energy)
     if chosen.cut and not cut.asked:
         raise ConfigError("the result of this rule has no low rank of its own", where=f"rule {rule}", expected="a rank or an energy",
