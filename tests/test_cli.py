@@ -328,6 +328,8 @@ def test_compose(world: World) -> None:
     small = world.folder / "small"
     assert "relative error" in process("compose", out, "--rank", 1, "-o", small).stdout
     assert adapterpack.load(small).manifest.groups[0].rank == 1
+    stored = process("compose", packs[0], f"again={packs[0]}", "--rule", "peft_linear", "-o", world.folder / "stored")
+    assert stored.stderr.startswith("warning: peft_linear combines the factors") and stored.stderr.count("\n") == 1
 
 
 def test_merge(world: World) -> None:
