@@ -13,6 +13,7 @@ from ..methods import AttachForm, Dense, Method, complete, is_stacked
 from ..methods.base import fold_form
 from ..pack.pack import Adapter
 from ..pack.safetensors import FLOATS, dtype_name
+from .codecs.view import Matrix
 from .report import TensorLoss
 
 Rows = np.ndarray
@@ -55,7 +56,7 @@ class Bound(NamedTuple):
     form: AttachForm | None
 
 
-def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None) -> Bound:
+def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None) -> Bound:
     """Parameters widened to ``dtype`` and the normal form computed once, for all row blocks of ``weight`` ``[out, in]``.
 
     A method that reads the base through ``attach`` gets the weight and the bias whole, in at least float32; no other makes such a copy.
@@ -72,7 +73,7 @@ def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray, b
     return Bound(lambda block, bias, rows: fold_form(form, block, bias, rows), form)
 
 
-def _widened(value: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def _widened(value: np.ndarray | Matrix, dtype: np.dtype[Any]) -> np.ndarray:
     return value.astype(dtype, copy=False) if dtype_name(value.dtype) in FLOATS else value
 
 
@@ -160,7 +161,7 @@ def _product(up: np.ndarray, down: np.ndarray, out: np.ndarray) -> None:
         np.matmul(up[start : start + step], down, out=out[start : start + step])
 
 
-def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None) -> Change:
+def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None) -> Change:
     """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype``."""
     bound = [bind(contribution, dtype, weight, bias) for contribution in contributions]
     whole = not all(contribution.method.traits.row_separable for contribution in contributions)
@@ -188,7 +189,7 @@ class LossSums:
     """The sums behind a :class:`TensorLoss`, accumulated over blocks in float64."""
 
     def __init__(self) -> None:
-        self.change = self.error = self.inner = self.stored = 0.0
+        self.change = self.error = self.inner = self.stored = self.noise = 0.0
 
     def add(self, before: np.ndarray, change: np.ndarray, after: np.ndarray) -> bool:
         """Adds a block and says whether all of ``after`` is certainly finite; ``before`` and ``change`` are used up as scratch."""
@@ -204,7 +205,7 @@ class LossSums:
     def loss(self, tensor: str, dtype: str) -> TensorLoss:
         """The loss of the tensor whose blocks were added."""
         kept = self.inner / self.change if self.change else 1.0
-        return TensorLoss(tensor, dtype, math.sqrt(self.change), math.sqrt(self.error), kept, math.sqrt(self.stored))
+        return TensorLoss(tensor, dtype, math.sqrt(self.change), math.sqrt(self.error), kept, math.sqrt(self.stored), math.sqrt(self.noise))
 
 
 def _inner(a: np.ndarray, b: np.ndarray) -> float:

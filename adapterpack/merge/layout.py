@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..pack.checkpoint import Checkpoint
 from ..pack.safetensors import DTYPES, FLOATS, SafetensorsFile, TensorInfo, dtype_name, plan
+from .codecs.view import Decoded, Matrix
 from .plan import Plan, Target
 
 _Entry = tuple[str, str, tuple[int, ...]]
+CODES = "codes"
+"""The role of the part that stands for its weight: every codec has it."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Item:
     """One tensor of an output shard: its place, and where its bytes come from.
 
     Exactly one source: ``value`` (a module trained whole), or ``source`` (a tensor of the base, folded if ``target`` is set).
-    ``bias_of`` marks a bias that is written together with the weight that it belongs to.
+    ``bias_of`` marks a bias that is written together with the weight that it belongs to. ``coded`` is the quantized weight that a float
+    tensor is decoded from; or, with ``role``, the one that this tensor is part of and that is written together with all of its parts.
     """
 
     place: TensorInfo
@@ -29,6 +32,8 @@ class Item:
     value: np.ndarray | None = None
     added: bool = False
     bias_of: str | None = None
+    coded: Matrix | None = None
+    role: str | None = None
 
     @property
     def changed(self) -> bool:
@@ -42,6 +47,7 @@ class Shard:
 
     name: str
     base: SafetensorsFile
+    checkpoint: Decoded
     header: bytes
     items: tuple[Item, ...]
 
@@ -51,30 +57,47 @@ class Shard:
         return len(self.header) + sum(item.place.nbytes for item in self.items)
 
 
-def shards(base: Checkpoint, todo: Plan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
-    """The output's shards: those of the base, with the same tensors in the same order; added tensors go to the end of the last."""
+def shards(base: Decoded, todo: Plan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
+    """The output's shards: those of the base, with the same tensors in the same order; added tensors go to the end of the last.
+
+    With ``dtype`` a weight that the base stores quantized becomes one tensor of it, where the first of its parts was.
+    """
     biases = {target.bias: name for name, target in todo.targets.items() if target.bias is not None}
     last = list(base.files)[-1]
-    built = []
+    built, plain = [], not base.coded
+    decoded: set[str] = set()
     for shard, file in base.files.items():
         items: dict[str, dict[str, Any]] = {}
         entries: list[_Entry] = []
         for name, info in file.tensors.items():
+            owner, role = base.parts_of.get(name, (None, ""))
+            if owner is not None and dtype is None:
+                entries.append((todo.whole.prefix + name, info.dtype, info.shape))
+                items[todo.whole.prefix + name] = {"source": info} if owner not in todo.targets else {
+                    "source": info, "coded": base.matrix(owner), "role": role, "target": todo.targets[owner] if role == CODES else None}
+                continue
+            if owner in decoded:
+                continue
+            if owner is not None:
+                decoded.add(owner)
+                name, info = owner, base.tensors[owner]  # noqa: PLW2901 - the tensor that its parts become
             value = todo.whole.replaced.get(name)
             entries.append((todo.whole.prefix + name, _output(info.dtype, dtype), info.shape if value is None else value.shape))
             items[todo.whole.prefix + name] = (
-                {"source": info, "target": todo.targets.get(name), "bias_of": biases.get(name)} if value is None else {"value": value}
+                {"value": value} if value is not None
+                else {"target": todo.targets.get(name), "coded": base.matrix(owner)} if owner is not None
+                else {"source": info, "target": todo.targets.get(name), "bias_of": biases.get(name)}
             )
         if shard == last:
             for name, value in todo.whole.added.items():
                 entries.append((name, _output(dtype_name(value.dtype), dtype), value.shape))
                 items[name] = {"value": value, "added": True}
-        header, places = _aligned(entries, {"format": "pt", **file.metadata, **metadata})
-        built.append(Shard(shard, file, header, tuple(Item(place, **items[name]) for name, place in places.items())))
+        header, places = _aligned(entries, {"format": "pt", **(file.metadata if plain or dtype is None else {}), **metadata})
+        built.append(Shard(shard, file, base, header, tuple(Item(place, **items[name]) for name, place in places.items())))
     return built
 
 
-def index(base: Checkpoint, built: list[Shard]) -> dict[str, Any] | None:
+def index(base: Decoded, built: list[Shard]) -> dict[str, Any] | None:
     """The index of a sharded output, or None for a single file."""
     if base.index is None:
         return None

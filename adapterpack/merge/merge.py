@@ -19,6 +19,7 @@ from ..pack.checkpoint import INDEX, Checkpoint, carried_files
 from ..pack.pack import Pack
 from ..pack.validate import load
 from . import config, dtypes, layout, plan, stream
+from .codecs.view import Decoded
 from .report import MergedPack, MergeReport
 
 PROVENANCE = "adapterpack.merge.json"
@@ -44,11 +45,15 @@ def merge(
     rounded once, to nearest even; all other bytes are copied. Memory does not grow with the model. Modules that a pack holds trained
     whole, such as a classifier head, go along. Equal inputs give equal bytes.
 
+    A quantized base is decoded, folded and encoded again in its own format: every group of codes keeps its scale, or takes a new one where
+    that comes closer to the fold. With ``dtype`` it is written dequantized instead, which loses nothing but that dtype's rounding.
+
     Args:
         base: a checkpoint folder; it is never changed.
         packs: packs or their folders; ``weights`` multiply their changes (1 each by default; additive methods only; heads are not scaled).
         out: the folder to write; it must not exist.
         dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
+            A quantized base is written dequantized.
         safe: refuse a result that is NaN or infinite, overflow in rounding included.
         allow_structural: accept a base that has the names, dtypes and shapes of the pack's, whatever its weights.
         progress: called with (bytes done, bytes in all), by one thread at a time.
@@ -70,11 +75,11 @@ def merge(
     target = Path(out)
     refuse_existing(target)
     asked = None if dtype is None else dtypes.parse(dtype)
-    checkpoint = Checkpoint(base)
+    checkpoint = Decoded(base)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = _weights(weights, opened)
     _require_outside(target, [checkpoint.folder, *(pack.path for pack in opened if pack.path is not None)])
-    todo = plan.make(checkpoint, opened, factors, allow_structural)
+    todo = plan.make(checkpoint, opened, factors, allow_structural, dequantize=asked is not None)
     merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
                    for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True))
     _require_space(target, _SIDE_FILES + sum(shard.size for shard in layout.shards(checkpoint, todo, asked, {})))

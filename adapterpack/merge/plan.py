@@ -10,12 +10,11 @@ import numpy as np
 
 from ..errors import NothingToDo, Unsupported
 from ..methods import LAYOUTS, matrix_shape, to_matrix
-from ..pack.checkpoint import Checkpoint
 from ..pack.manifest import Group
 from ..pack.match import Verdict
 from ..pack.pack import Pack
-from ..pack.quantized import require_plain
 from ..pack.safetensors import FLOATS
+from .codecs.view import Decoded, Matrix
 from .fold import Contribution, bind, inert, matrices, slice_of, work_dtype
 from .whole import Whole, resolve, tied_to_a_head
 
@@ -43,7 +42,8 @@ class Plan:
     verdicts: tuple[Verdict, ...] = ()
 
 
-def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False) -> Plan:
+def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False,
+         dequantize: bool = False) -> Plan:
     """The plan of a merge of ``packs``, each with its weight, into ``base``.
 
     Raises:
@@ -52,7 +52,6 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allo
         Unsupported: the fold would not be exact; says why and what to do instead.
         NothingToDo: no weight would change.
     """
-    require_plain(base)
     for pack in packs:  # the headers of all before the bytes of any
         pack.require_base(base, content=False, allow_structural=True)
     verdicts = tuple(pack.require_base(base, allow_structural=allow_structural) for pack in packs)
@@ -61,6 +60,8 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allo
         for name, contribution in _contributions(base, pack, weight):
             found.setdefault(name, []).append(contribution)
     whole = resolve(base, packs)
+    if not dequantize:
+        _require_writable(base, found, whole)
     for name in sorted(found.keys() & whole.replaced.keys()):
         raise Unsupported("one pack holds this tensor trained whole, another adapts it", where=name, remedy="merge only one of the two")
     targets = {name: target for name, each in found.items() if (target := _target(base, name, each)) is not None}
@@ -70,7 +71,18 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allo
     return Plan(targets, whole, verdicts)
 
 
-def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
+def _require_writable(base: Decoded, found: Mapping[str, object], whole: Whole) -> None:
+    """What would be written in the format of a quantized base can be."""
+    for name in sorted(whole.replaced.keys() & base.coded.keys()):
+        raise Unsupported("a module that was trained whole would take the place of a quantized weight", where=f"{base.folder}, {name}",
+                          found=base.coded[name].codec, remedy="merge with dtype bfloat16, which writes the base dequantized")
+    for name in sorted(found.keys() & base.coded.keys()):
+        if base.coded[name].sealed is not None:
+            raise Unsupported(f"this form of {base.coded[name].codec} can be read and not written: {base.coded[name].sealed}",
+                              where=f"{base.folder}, {name}", remedy="merge with dtype bfloat16, which writes the base dequantized")
+
+
+def _contributions(base: Decoded, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
     method, owner = pack.method, f"pack '{pack.name}'"
     if method.kind != "weight":
         raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
@@ -93,7 +105,7 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
         yield name, Contribution(pack.name, method, adapter, weight)
 
 
-def _shape(base: Checkpoint, owner: str, group: Group) -> tuple[int, int]:
+def _shape(base: Decoded, owner: str, group: Group) -> tuple[int, int]:
     """The shape ``[out, in]`` of the weight that a group changes."""
     if group.kind not in LAYOUTS:
         raise Unsupported(f"sites of kind '{group.kind}' cannot be folded", where=f"{owner}, {group.path}", expected=", ".join(LAYOUTS),
@@ -104,6 +116,21 @@ def _shape(base: Checkpoint, owner: str, group: Group) -> tuple[int, int]:
         raise Unsupported("the weight of this site is not one of its kind", where=f"{owner}, {group.path}", expected=group.kind,
                           found=stored)
     return shape
+
+
+def matrices_of(base: Decoded, name: str, kind: str) -> list[np.ndarray] | list[Matrix]:
+    """The matrices ``[out, in]`` of a weight, one or a stack; one that is stored quantized is decoded where it is looked at.
+
+    Raises:
+        Unsupported: it is quantized, and no plain matrix.
+    """
+    if name not in base.coded:
+        return matrices(kind, to_matrix(kind, base.read(name)))
+    if kind != "linear":
+        raise Unsupported(f"a quantized weight is folded at linear layers only, and this site is of kind '{kind}'", expected="linear",
+                          where=f"{base.folder}, {name}", found=base.coded[name].codec,
+                          remedy="merge into the original checkpoint and quantize the result, or keep the adapter beside the base")
+    return [base.matrix(name)]
 
 
 def _module(tensor: str) -> str:
@@ -117,7 +144,7 @@ def _require_alone(name: str, contributions: list[Contribution]) -> None:
                           found=", ".join(f"'{each.pack}' ({each.method.name})" for each in contributions), remedy="merge only one of them")
 
 
-def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> Target | None:
+def _target(base: Decoded, name: str, contributions: list[Contribution]) -> Target | None:
     """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias."""
     _require_alone(name, contributions)
     kinds = {each.adapter.site.kind for each in contributions}
@@ -125,13 +152,13 @@ def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> T
         raise Unsupported("the packs do not agree on how this weight is stored", where=name, found=", ".join(sorted(kinds)),
                           remedy="merge packs that were trained on one base")
     (kind,) = kinds
-    weight, dtype = to_matrix(kind, base.read(name)), work_dtype(base.tensors[name].dtype)
+    dtype = work_dtype(base.tensors[name].dtype)
     stem = name.removesuffix(".weight")
     bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None
     old = None if bias is None else base.read(bias)
     changes_bias, moving = False, []
     for each in contributions:
-        parts = [(slice_of(each, number), matrix) for number, matrix in enumerate(matrices(kind, weight))]
+        parts = [(slice_of(each, number), matrix) for number, matrix in enumerate(matrices_of(base, name, kind))]
         bounds = [(bind(part, dtype, matrix, old), matrix) for part, matrix in parts]
         if all(inert(each, bound, matrix.shape[1]) for bound, matrix in bounds):
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import NonFinite
-from ..methods import LAYOUTS, row_blocks, to_matrix
+from ..methods import LAYOUTS, row_blocks
 from ..pack.safetensors import DTYPES
+from .blocks import coded_sink, coded_source, converted, plain_sink, plain_source, steps
 from .bytes_io import Span, copy_span, opened, read_into, write_all
-from .fold import LossSums, Scratch, matrices, prepare, slice_of, work_dtype
+from .codecs.view import Matrix
+from .fold import LossSums, Scratch, prepare, slice_of, work_dtype
 from .layout import Item, Shard
+from .plan import matrices_of
 from .report import TensorLoss
 
 Progress = Callable[[int, int], None]
@@ -106,16 +109,25 @@ def _jobs(shards: Sequence[Shard], folder: Path, ticker: Ticker, safe: bool) -> 
     """One job for each changed, converted or new tensor and for each chunk of copied bytes; every job opens its files itself."""
     tensors = [_Tensor(item, shard, folder / shard.name) for shard in shards for item in shard.items]
     biases = {tensor.item.bias_of: tensor for tensor in tensors}
+    parts: dict[str, dict[str, _Tensor]] = {}
+    for tensor in tensors:
+        if tensor.item.role is not None and tensor.item.coded is not None:
+            parts.setdefault(tensor.item.coded.weight.name, {})[tensor.item.role] = tensor
     for tensor in tensors:
         item = tensor.item
         if item.target is not None:
-            yield partial(_fold, tensor, biases.get(item.target.weight), ticker, safe)
+            yield partial(_fold, tensor, biases.get(item.target.weight), parts.get(item.target.weight), ticker, safe)
+        elif item.role is not None:
+            continue
+        elif item.coded is not None and item.value is None:
+            yield partial(_decode, tensor, item.coded, ticker, safe)
         elif item.value is not None:
             yield partial(_put, tensor, item.value, ticker, safe)
         elif item.bias_of is None and not _same(item):
             yield partial(_convert, tensor, ticker, safe)
     for shard in shards:
-        unchanged = [item for item in shard.items if item.target is None and item.value is None and item.bias_of is None and _same(item)]
+        unchanged = [item for item in shard.items if item.target is None and item.value is None and item.bias_of is None and _same(item)
+                     and item.role is None]
         for span in _spans(unchanged):
             yield partial(_copy, shard, folder / shard.name, span, ticker)
 
@@ -171,39 +183,54 @@ def _convert(tensor: _Tensor, ticker: Ticker, safe: bool, scratch: Scratch) -> N
             ticker.add(stored.nbytes)
 
 
-def _fold(tensor: _Tensor, bias: _Tensor | None, ticker: Ticker, safe: bool, scratch: Scratch) -> TensorLoss:
+def _decode(tensor: _Tensor, matrix: Matrix, ticker: Ticker, safe: bool, scratch: Scratch) -> None:
+    """Writes a quantized weight that no adapter changes as the numbers that it stands for."""
+    place = tensor.item.place
+    with plain_sink(tensor.out, place, scratch) as put:
+        for block in steps(*matrix.shape, matrix.weight.step):
+            old = matrix[block]
+            stored = put(block, old).values
+            _judge(stored, old, safe, place.name)
+            ticker.add(stored.nbytes)
+
+
+def _fold(tensor: _Tensor, bias: _Tensor | None, parts: Mapping[str, _Tensor] | None, ticker: Ticker, safe: bool,
+          scratch: Scratch) -> TensorLoss:
     """Folds all adapters of one weight, and the bias that changes with it: in float32, rounded once.
 
-    A weight whose stored rows are not output rows is folded whole; a stack of weights one after the other.
+    A weight whose stored rows are not output rows is folded whole; a stack of weights one after the other. ``parts`` are the tensors that
+    a quantized one is written to.
     """
-    target, source, place = tensor.item.target, tensor.item.source, tensor.item.place
+    target, place, coded = tensor.item.target, tensor.item.place, tensor.item.coded
     assert target is not None
-    assert source is not None
-    dtype, read, stored_as = work_dtype(source.dtype), DTYPES[source.dtype], DTYPES[place.dtype]
+    base, name = tensor.shard.checkpoint, target.weight
+    info = base.tensors[name]
+    dtype = work_dtype(info.dtype)
     before = None if target.bias is None or bias is None else bias.shard.base.read(target.bias).astype(dtype)
     after = None if before is None else np.empty_like(before)
     sums = LossSums()
-    turned, done = LAYOUTS[target.kind].turned, 0
-    with opened(tensor.shard.base.path, os.O_RDONLY) as reader, opened(tensor.out, os.O_WRONLY) as sink:
-        for number, matrix in enumerate(matrices(target.kind, to_matrix(target.kind, tensor.shard.base.read(source.name)))):
+    turned, step = LAYOUTS[target.kind].turned, 1 if coded is None else coded.weight.step
+    source = plain_source(tensor.shard.base.path, info, dtype, scratch) if coded is None else coded_source(coded)
+    sink = plain_sink(tensor.out, place, scratch) if coded is None or parts is None else coded_sink(
+        coded, {role: (part.out, part.item.place) for role, part in parts.items()})
+    with source as old_rows, sink as put:
+        for number, matrix in enumerate(matrices_of(base, name, target.kind)):
             change = prepare([slice_of(each, number) for each in target.contributions], dtype, matrix, target.base_bias)
             rows, columns = matrix.shape
-            for block in iter((slice(0, rows),)) if change.whole or turned else row_blocks(rows, columns):
+            for block in iter((slice(0, rows),)) if change.whole or turned else steps(rows, columns, step):
                 count = block.stop - block.start
                 shape = (columns, count) if turned else (count, columns)
-                raw = scratch.get("raw", shape, read)
-                read_into(reader, raw, source.offset + done * read.itemsize)
-                old = _as(raw, dtype, scratch, "old")
+                old = old_rows(block, shape)
                 new, delta = scratch.get("new", shape, dtype), scratch.get("change", shape, dtype)
                 lying = (old.T, delta.T, new.T) if turned else (old, delta, new)
                 moved = change.apply(lying[0], None if before is None else before[block], block, lying[1], lying[2])
                 if after is not None:
                     after[block] = moved
-                stored = _as(new, stored_as, scratch, "stored")
-                write_all(sink, stored, place.offset + done * stored_as.itemsize)
-                _account(sums, (old, delta, new, stored), safe, place.name)
-                ticker.add(stored.nbytes)
-                done += raw.size
+                stored = put(block, new)
+                sums.noise += stored.noise
+                _account(sums, (old, delta, new, stored.values), safe, place.name)
+                ticker.add(0 if parts else stored.values.nbytes)
+    ticker.add(sum(part.item.place.nbytes for part in parts.values()) if parts else 0)
     if before is not None and after is not None and bias is not None:
         at = bias.item.place
         stored = after.astype(DTYPES[at.dtype])
@@ -211,16 +238,7 @@ def _fold(tensor: _Tensor, bias: _Tensor | None, ticker: Ticker, safe: bool, scr
             write_all(sink, stored, at.offset)
         _account(sums, (before, after - before, after, stored), safe, at.name)
         ticker.add(stored.nbytes)
-    return sums.loss(place.name, place.dtype)
-
-
-def _as(value: np.ndarray, dtype: np.dtype[Any], scratch: Scratch, name: str) -> np.ndarray:
-    """``value`` itself if it has that dtype, else a copy in the scratch buffer of that name, rounded to nearest even."""
-    if value.dtype == dtype:
-        return value
-    converted = scratch.get(name, value.shape, dtype)
-    np.copyto(converted, value, casting="unsafe")
-    return converted
+    return sums.loss(name, coded.weight.codec) if coded is not None and parts else sums.loss(place.name, place.dtype)
 
 
 def _account(sums: LossSums, block: tuple[np.ndarray, ...], safe: bool, name: str) -> None:
