@@ -74,7 +74,7 @@ def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray | 
 
 
 def _widened(value: np.ndarray | Matrix, dtype: np.dtype[Any]) -> np.ndarray:
-    return value.astype(dtype, copy=False) if dtype_name(value.dtype) in FLOATS else value
+    return value.astype(dtype, copy=False) if isinstance(value, Matrix) or dtype_name(value.dtype) in FLOATS else value
 
 
 def inert(contribution: Contribution, bound: Bound, width: int) -> bool:

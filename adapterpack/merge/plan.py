@@ -118,7 +118,7 @@ def _shape(base: Decoded, owner: str, group: Group) -> tuple[int, int]:
     return shape
 
 
-def matrices_of(base: Decoded, name: str, kind: str) -> list[np.ndarray] | list[Matrix]:
+def matrices_of(base: Decoded, name: str, kind: str) -> Sequence[np.ndarray | Matrix]:
     """The matrices ``[out, in]`` of a weight, one or a stack; one that is stored quantized is decoded where it is looked at.
 
     Raises:

@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import NonFinite
 from ..methods import LAYOUTS, row_blocks
 from ..pack.safetensors import DTYPES
-from .blocks import coded_sink, coded_source, converted, plain_sink, plain_source, steps
+from .blocks import coded_sink, coded_source, plain_sink, plain_source, steps
 from .bytes_io import Span, copy_span, opened, read_into, write_all
 from .codecs.view import Matrix
 from .fold import LossSums, Scratch, prepare, slice_of, work_dtype
@@ -40,6 +40,11 @@ class Ticker:
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.stopped = False
         self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
+
+    def check(self) -> None:
+        """Stops the calling worker if another one has failed."""
+        if self.stopped:
+            raise StoppedError
 
     def add(self, nbytes: int) -> None:
         """Notes that ``nbytes`` more are written."""
@@ -226,16 +231,20 @@ def _fold(tensor: _Tensor, bias: _Tensor | None, parts: Mapping[str, _Tensor] | 
                 moved = change.apply(lying[0], None if before is None else before[block], block, lying[1], lying[2])
                 if after is not None:
                     after[block] = moved
-                stored = put(block, new)
-                sums.noise += stored.noise
-                _account(sums, (old, delta, new, stored.values), safe, place.name)
-                ticker.add(0 if parts else stored.values.nbytes)
-    ticker.add(sum(part.item.place.nbytes for part in parts.values()) if parts else 0)
+                written = put(block, new)
+                sums.noise += written.noise
+                _account(sums, (old, delta, new, written.values), safe, place.name)
+                if parts:
+                    ticker.check()
+                else:
+                    ticker.add(written.values.nbytes)
+    if parts:
+        ticker.add(sum(part.item.place.nbytes for part in parts.values()))
     if before is not None and after is not None and bias is not None:
         at = bias.item.place
         stored = after.astype(DTYPES[at.dtype])
-        with opened(bias.out, os.O_WRONLY) as sink:
-            write_all(sink, stored, at.offset)
+        with opened(bias.out, os.O_WRONLY) as file:
+            write_all(file, stored, at.offset)
         _account(sums, (before, after - before, after, stored), safe, at.name)
         ticker.add(stored.nbytes)
     return sums.loss(name, coded.weight.codec) if coded is not None and parts else sums.loss(place.name, place.dtype)

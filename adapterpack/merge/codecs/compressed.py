@@ -76,7 +76,7 @@ class _Form(NamedTuple):
 
 def _integers(place: Place, args: Mapping[str, Any], packed: bool) -> Weight:
     base, width = place.base, args.get("num_bits")
-    if width not in ((2, 4, 8) if packed else (8,)):
+    if type(width) is not int or width not in ((2, 4, 8) if packed else (8,)):
         raise unreadable(place.codec, base, "num_bits", width, "4 or 8")
     if place.has("weight_g_idx"):
         raise unreadable(place.codec, base, "groups that are no neighbours", f"{place.path}.weight_g_idx")

@@ -78,7 +78,7 @@ def _groups(place: Place, config: Mapping[str, Any], columns: int, count: int) -
     if not np.array_equal(np.unique(index), np.arange(count)):
         raise FormatError("an input belongs to a group that there is not, or a group has no input", expected=f"0 to {count - 1}, each",
                           where=f"{place.base.folder}, {place.path}.g_idx")
-    return Groups(width, index=index)
+    return Groups(width, members=index)
 
 
 def _unpack(form: _Form, parts: Parts, rows: slice) -> Coded:

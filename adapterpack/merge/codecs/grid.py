@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 Rows = np.ndarray
@@ -37,28 +38,28 @@ class Levels(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Which codes share a scale: ``width`` columns (the last group may have fewer) by ``tall`` rows; ``index`` names the group of each column
+    """Which codes share a scale: ``width`` columns (the last group may have fewer) by ``tall`` rows; ``members`` names the group of each column
     where groups are no neighbours."""
 
     width: int
     tall: int = 1
-    index: np.ndarray | None = None
+    members: np.ndarray | None = None
 
     def spread(self, each: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """For every code what ``each`` holds for its group."""
         rows, columns = shape
         if self.tall > 1:
             each = np.repeat(each, self.tall, axis=0)[:rows]
-        if self.index is not None:
-            return each[:, self.index]
+        if self.members is not None:
+            return each[:, self.members]
         return each if each.shape[1] == 1 else np.repeat(each, self.width, axis=1)[:, :columns]
 
     def reduce(self, values: Rows, ufunc: np.ufunc) -> Rows:
         """``ufunc`` reduced over every group; sums are float32 over one row of a group, then float64."""
         count = -(-values.shape[1] // self.width)
-        if self.index is not None:
-            order = np.argsort(self.index, kind="stable")
-            values, starts = values[:, order], np.searchsorted(self.index[order], np.arange(int(self.index.max()) + 1))
+        if self.members is not None:
+            order = np.argsort(self.members, kind="stable")
+            values, starts = values[:, order], np.searchsorted(self.members[order], np.arange(int(self.members.max()) + 1))
             found = ufunc.reduceat(values, starts, axis=1)
         elif count * self.width == values.shape[1]:
             found = ufunc.reduce(values.reshape(len(values), count, self.width), axis=2)
@@ -135,7 +136,8 @@ def integers(low: int, high: int, dtype: Any, moves: tuple[int, int] | None = No
         ([1, -127], [0.019999999552965164])
     """
     def nearest(level: Rows) -> np.ndarray:
-        return np.clip(np.rint(level), low, high).astype(dtype)
+        codes: np.ndarray = np.clip(np.rint(level), low, high).astype(dtype)
+        return codes
 
     def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
         if moves is None:
@@ -186,16 +188,19 @@ def table(values: np.ndarray) -> Levels:
 
 def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
     """The numbers of a float dtype, such as float8, up to ``greatest`` in magnitude."""
-    top = F32.type(greatest)
+    top, info = F32.type(greatest), ml_dtypes.finfo(dtype)
 
     def nearest(level: Rows) -> np.ndarray:
-        return np.clip(level, -top, top).astype(dtype)
+        codes: np.ndarray = np.clip(level, -top, top).astype(dtype)
+        return codes
 
     def fit(low: Rows, high: Rows) -> tuple[Rows, Rows | None]:
         return np.maximum(np.abs(low), np.abs(high)) / top, None
 
     def width(codes: np.ndarray) -> Rows:
-        return np.spacing(np.abs(codes)).astype(np.float32)
+        """From ``|x| = m 2^e``, m in [1/2, 1), with ``bits`` of fraction: ``2^(e - 1 - bits)``, and the smallest gap near zero."""
+        _, exponent = np.frexp(codes.astype(np.float32))
+        return np.maximum(np.ldexp(np.float32(1), exponent - 1 - info.nmant), np.float32(info.smallest_subnormal))
 
     return Levels(lambda codes: codes.astype(np.float32), nearest, fit, width)
 
