@@ -115,7 +115,8 @@ def coded_sink(matrix: Matrix, places: Mapping[str, tuple[Path, TensorInfo]]) ->
 
         def put(block: slice, new: Rows) -> Written:
             if not np.isfinite(new).all():
-                raise NonFinite(f"the merged tensor holds NaN or infinity, which {matrix.weight.codec} cannot hold", where=matrix.weight.name,
+                raise NonFinite(f"the merged tensor holds NaN or infinity, which {matrix.weight.codec} cannot hold",
+                                where=matrix.weight.name,
                                 remedy="merge with dtype float32; if that does not help, the base or the adapter holds it already")
             pieces, values, noise = matrix.weight.encode(matrix.parts, block, new)
             for piece in pieces:

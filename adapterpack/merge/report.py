@@ -16,8 +16,8 @@ class TensorLoss(NamedTuple):
     """The fold loss of one tensor, its bias included: Frobenius norms in float64.
 
     ``change`` is ``||D||`` of the exact change ``D``, ``error`` is ``||S - D||`` of the stored change ``S``, ``kept`` is
-    ``<S, D> / ||D||^2``, and ``stored`` is ``||S||``. ``grid`` is for a quantized tensor the expected norm of the error that rounding to the
-    grid of the base makes, ``sqrt(sum width^2 / 12)``: what the base lost when it was quantized, as far as its codes tell.
+    ``<S, D> / ||D||^2``, and ``stored`` is ``||S||``. ``grid`` is for a quantized tensor the expected norm of the error of
+    rounding to the grid of the base, ``sqrt(sum width^2 / 12)``: what the base lost when it was quantized, as far as its codes tell.
     """
 
     tensor: str

@@ -1,4 +1,4 @@
-"""AWQ as AutoAWQ's GEMM kernels have it (arXiv 2306.00978): ``scale[g] * (code - zero[g])``, 4 bits, eight outputs in a word, interleaved."""
+"""AWQ as AutoAWQ's GEMM kernels have it (arXiv 2306.00978): ``scale[g] * (code - zero[g])``, 4 bits, eight outputs in a word."""
 
 from __future__ import annotations
 

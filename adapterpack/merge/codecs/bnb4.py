@@ -1,7 +1,7 @@
 """bitsandbytes in 4 bits: NF4 and FP4, with and without double quantization (QLoRA, arXiv 2305.14314, section 3).
 
 Codes of the flattened weight lie two in a byte, the first in the high half. Every ``blocksize`` of them share an ``absmax``; with double
-quantization that is a code too, in blocks of ``nested_blocksize``: ``nested_quant_map[code] * nested_absmax + nested_offset``. A merge leaves
+quantization it is a code, in blocks of ``nested_blocksize``: ``nested_quant_map[code] * nested_absmax + nested_offset``. A merge leaves
 the offset and ``nested_absmax`` as they are.
 """
 

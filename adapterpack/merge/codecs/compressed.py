@@ -1,6 +1,6 @@
 """compressed-tensors, the format of llm-compressor: ``pack-quantized``, ``int-quantized`` and ``float-quantized`` weights.
 
-Integers are ``scale * (code - zero)`` with codes around zero; packed ones are stored with half their range added, in words along the inputs,
+Integers are ``scale * (code - zero)`` with codes around zero; packed ones have half their range added, in words along the inputs,
 and their zero points in words along the outputs.
 """
 

@@ -69,7 +69,8 @@ def _groups(place: Place, config: Mapping[str, Any], columns: int, count: int) -
     size = config.get("group_size")
     width = columns if size in (None, -1) else size
     if type(width) is not int or width < 1 or -(-columns // width) != count:
-        raise FormatError("the scales do not fit the group size", where=f"{place.base.folder}, {place.path}.scales", found=f"{count} groups",
+        raise FormatError("the scales do not fit the group size", where=f"{place.base.folder}, {place.path}.scales",
+                          found=f"{count} groups",
                           expected=f"groups of {width} in {columns} inputs", remedy="check quantization_config in config.json")
     plain = np.arange(columns) // width
     index = np.array(place.base.read(f"{place.path}.g_idx")) if place.has("g_idx") else plain

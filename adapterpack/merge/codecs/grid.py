@@ -1,7 +1,7 @@
 """Values on a grid: codes with a scale for each group of them, and the way back from changed values to the nearest codes.
 
-Formats differ in three things: what a code stands for (``Levels``), which codes share a scale (``Groups``), and what becomes of a scale when
-it is stored (``Settle``). The policy of writing is here, once for all of them.
+Formats differ in three things: what a code stands for (``Levels``), which codes share a scale (``Groups``), and what becomes of a scale
+when it is stored (``Settle``). The policy of writing is here, once for all of them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Levels(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Which codes share a scale: ``width`` columns (the last group may have fewer) by ``tall`` rows; ``members`` names the group of each column
-    where groups are no neighbours."""
+    """Which codes share a scale: ``width`` columns (the last group may have fewer) by ``tall`` rows.
+
+    ``members`` names the group of each column where the columns of a group are no neighbours."""
 
     width: int
     tall: int = 1
@@ -200,7 +201,8 @@ def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
     def width(codes: np.ndarray) -> Rows:
         """From ``|x| = m 2^e``, m in [1/2, 1), with ``bits`` of fraction: ``2^(e - 1 - bits)``, and the smallest gap near zero."""
         _, exponent = np.frexp(codes.astype(np.float32))
-        return np.maximum(np.ldexp(np.float32(1), exponent - 1 - info.nmant), np.float32(info.smallest_subnormal))
+        gap: Rows = np.maximum(np.ldexp(F32.type(1), exponent - 1 - info.nmant), F32.type(info.smallest_subnormal))
+        return gap
 
     return Levels(lambda codes: codes.astype(np.float32), nearest, fit, width)
 

@@ -1,4 +1,4 @@
-"""torchao as transformers saves it: ``_weight_qdata``, ``_weight_scale`` and ``_weight_zero_point``, and in the metadata of the file what class
+"""torchao as transformers saves it: ``_weight_qdata``, ``_weight_scale``, ``_weight_zero_point``; the metadata of the file says what class
 of tensor they make up. Integers are ``scale * (code - zero)``, float8 is ``scale * code``.
 """
 
@@ -65,7 +65,8 @@ def _class(place: Place, name: str) -> tuple[str, Mapping[str, Any]]:
     file = place.base.files[place.base.shard_of[f"{place.path}.{_CODES}"]]
     text = file.metadata.get(name)
     if text is None:
-        raise FormatError("the file does not say what class of tensor this is", where=f"{file.path}, {name}", expected="metadata of torchao")
+        raise FormatError("the file does not say what class of tensor this is", where=f"{file.path}, {name}",
+                          expected="metadata of torchao")
     found = strict_json.loads(text.encode(), f"{file.path}, {name}", _MAX_TEXT)
     data = found.get("_data")
     return str(found.get("_type")), data if isinstance(data, dict) else {}
