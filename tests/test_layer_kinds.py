@@ -214,7 +214,9 @@ def test_the_model_computes_the_dense_formula(label: str) -> None:
     subject = SUBJECTS[label]
     model = base_of(subject)
     plain, names = outputs(model, subject), list(model.state_dict())
-    assert torch.equal(outputs(adapt(model, LoRA(r=2, targets=subject.targets)), subject), plain)
+    adapt(model, LoRA(r=2, targets=subject.targets))
+    with torch.no_grad():  # asked for a gradient, torch's own attention multiplies in another order on some machines
+        assert torch.equal(outputs(model, subject), plain)
     detach(model)
     trained(subject, model)
     assert {name for name, module in own_modules(model) if name} == {name for name, _ in base_of(subject).named_modules() if name}
@@ -310,7 +312,9 @@ def test_a_base_in_half_precision(label: str) -> None:
     model = base_of(subject, torch.bfloat16)
     plain = outputs(model, subject)
     wide = copy.deepcopy(model).double()
-    assert torch.equal(outputs(adapt(model, LoRA(r=2, targets=subject.targets)), subject), plain)
+    adapt(model, LoRA(r=2, targets=subject.targets))
+    with torch.no_grad():  # asked for a gradient, torch's own attention multiplies in another order on some machines
+        assert torch.equal(outputs(model, subject), plain)
     detach(model)
     pack = save(trained(subject, model), None, name="a")
     right = outputs(attach(wide, pack, check_base=False), subject)
