@@ -112,8 +112,8 @@ def torchao(kind: str) -> Stored:
 
 def compressed(kind: str, sym: bool = True) -> Stored:
     rng = np.random.default_rng(8)
-    weights: dict[str, Any] = {"num_bits": 4 if kind == "packed" else 8, "type": "float" if kind == "float" else "int", "symmetric": sym,
-                               "strategy": "group" if kind == "packed" else "channel", "group_size": GROUP if kind == "packed" else None}
+    weights: dict[str, Any] = {"num_bits": 4 if kind == "packed" else 8, "type": "float" if kind == "float" else "int",
+                               "symmetric": sym, "strategy": "group" if kind == "packed" else "channel", "group_size": GROUP if kind == "packed" else None}
     wide = GROUP if kind == "packed" else COLUMNS
     scale = rng.uniform(0.001, 0.01, (ROWS, COLUMNS // wide)).astype(ml_dtypes.bfloat16)
     zero = np.zeros(scale.shape, int) if sym else rng.integers(-8, 8, scale.shape)
@@ -129,8 +129,8 @@ def compressed(kind: str, sym: bool = True) -> Stored:
         codes = rng.integers(-128, 128, (ROWS, COLUMNS)).astype(np.int8)
         parts = {"weight": codes}
     values = (codes.astype(float) - np.repeat(zero, wide, 1)) * np.repeat(scale.astype(float), wide, 1)
-    return Stored({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}, {**parts, "weight_scale": scale},
-                  values)
+    return Stored({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}},
+                  {**parts, "weight_scale": scale}, values)
 
 
 def fp8() -> Stored:
@@ -138,7 +138,8 @@ def fp8() -> Stored:
     rng = np.random.default_rng(9)
     codes, scale = rng.normal(0, 40, (ROWS, COLUMNS)).astype(ml_dtypes.float8_e4m3fn), rng.uniform(0.001, 0.01, (2, 3)).astype(np.float32)
     spread = np.repeat(np.repeat(scale.astype(float), 48, 0), 40, 1)[:ROWS, :COLUMNS]
-    return Stored({"quant_method": "fp8", "weight_block_size": [48, 40]}, {"weight": codes, "weight_scale_inv": scale}, codes.astype(float) * spread)
+    return Stored({"quant_method": "fp8", "weight_block_size": [48, 40]}, {"weight": codes, "weight_scale_inv": scale},
+                  codes.astype(float) * spread)
 
 
 FORMATS: dict[str, Callable[[], Stored]] = {
@@ -155,8 +156,8 @@ FORMATS: dict[str, Callable[[], Stored]] = {
 def write(folder: Path, stored: Stored) -> Path:
     folder.mkdir()
     norm = np.linspace(0.5, 1.5, COLUMNS, dtype=np.float32)
-    st.write(folder / "model.safetensors", {**{f"{PATH}.{role}": np.asarray(value) for role, value in stored.parts.items()}, "norm.weight": norm},
-             {"format": "pt", **stored.metadata})
+    parts = {f"{PATH}.{role}": np.asarray(value) for role, value in stored.parts.items()}
+    st.write(folder / "model.safetensors", {**parts, "norm.weight": norm}, {"format": "pt", **stored.metadata})
     (folder / "config.json").write_text(json.dumps({"model_type": "none", "dtype": "float16", "quantization_config": stored.config}))
     return folder
 
@@ -254,7 +255,8 @@ def test_refusals_name_the_format_and_the_way_out(tmp_path: Path) -> None:
     gemv.config["version"] = "gemv"
     short.parts["scales"] = short.parts["scales"][:, :-1]
     loop.parts["g_idx"] = np.full_like(loop.parts["g_idx"], 7)
-    cases += [(gemv, Unsupported, "version"), (short, FormatError, "scales"), (loop, FormatError, "g_idx"), (unknown, Unsupported, "Int4Tile")]
+    cases += [(gemv, Unsupported, "version"), (short, FormatError, "scales"), (loop, FormatError, "g_idx"),
+              (unknown, Unsupported, "Int4Tile")]
     for number, (stored, error, text) in enumerate(cases):
         with pytest.raises(error, match=text):
             adapterpack.merge(write(tmp_path / f"base{number}", stored), [pack], tmp_path / "out")
