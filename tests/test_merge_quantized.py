@@ -113,7 +113,8 @@ def torchao(kind: str) -> Stored:
 def compressed(kind: str, sym: bool = True) -> Stored:
     rng = np.random.default_rng(8)
     weights: dict[str, Any] = {"num_bits": 4 if kind == "packed" else 8, "type": "float" if kind == "float" else "int",
-                               "symmetric": sym, "strategy": "group" if kind == "packed" else "channel", "group_size": GROUP if kind == "packed" else None}
+                               "symmetric": sym, "strategy": "group" if kind == "packed" else "channel",
+                               "group_size": GROUP if kind == "packed" else None}
     wide = GROUP if kind == "packed" else COLUMNS
     scale = rng.uniform(0.001, 0.01, (ROWS, COLUMNS // wide)).astype(ml_dtypes.bfloat16)
     zero = np.zeros(scale.shape, int) if sym else rng.integers(-8, 8, scale.shape)
