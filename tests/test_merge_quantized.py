@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import ml_dtypes
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import adapterpack
+from adapterpack.cli.main import main
 from adapterpack.errors import FormatError, NonFinite, Unsupported
 from adapterpack.merge.codecs import bits
 from adapterpack.merge.codecs.registry import CODECS
@@ -273,6 +276,22 @@ def test_words(width: int) -> None:
     codes = np.random.default_rng(0).integers(0, 2**width, (5, 64))
     np.testing.assert_array_equal(bits.pack(codes, width), words(codes, width))
     np.testing.assert_array_equal(bits.unpack(bits.pack(codes, width), width, 64), codes)
+
+
+def test_the_command_says_what_requantizing_cost(tmp_path: Path) -> None:
+    """``merge --json`` on a quantized base obeys the schema and names the way out; the plain line names both errors."""
+    base, pack = write(tmp_path / "base", bnb4(False)), lora(0.001)[0].write(tmp_path / "pack")
+    runner, given = CliRunner(), ["merge", str(base), str(tmp_path / "pack"), "-o"]
+    assert pack is not None
+    found = runner.invoke(main, [*given, str(tmp_path / "out"), "--json"])
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    jsonschema.validate(report, json.loads((Path(adapterpack.__file__).parents[1] / "schemas" / "report.v1.json").read_text()))
+    assert 0 < report["requantized"]["error"] < report["requantized"]["grid"]
+    assert "bfloat16" in report["advice"]
+    shown = runner.invoke(main, [*given, str(tmp_path / "again")])
+    assert "requantized fold" in shown.output
+    assert shown.exit_code == 0
 
 
 def test_every_codec_is_tested() -> None:
