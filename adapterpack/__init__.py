@@ -14,6 +14,7 @@ _STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize
 """Subpackages that are called like functions; see :mod:`adapterpack._stage`."""
 
 _PUBLIC = {
+    "ALoRA": "methods",
     "AdaLoRA": "methods",
     "AdapterpackError": "errors",
     "BEFT": "methods",
@@ -28,11 +29,13 @@ _PUBLIC = {
     "DeLoRA": "methods",
     "DoRA": "methods",
     "FourierFT": "methods",
+    "GLoRA": "methods",
     "GraLoRA": "methods",
     "HRA": "methods",
     "HiRA": "methods",
     "IA3": "methods",
     "KaSA": "methods",
+    "LLaMAAdapter": "methods",
     "LNTuning": "methods",
     "LoHa": "methods",
     "LoKr": "methods",

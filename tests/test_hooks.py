@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from adapterpack import adapt, attach
-from adapterpack.methods import AdaLoRA, KaSA, LoRA, Progress
+from adapterpack.methods import CPT, AdaLoRA, KaSA, LoRA, Progress
 from adapterpack.pack import peft_layout
 from adapterpack.train import hooks
 from adapterpack.train.trainer import AdapterTrainer
@@ -131,3 +131,36 @@ def test_b_learns_at_its_own_rate(tiny_llama: Path, tmp_path: Path) -> None:
     one = trainer(tiny_llama, tmp_path, LoRA(r=2, targets=("q_proj",), lr_ratio=4))
     one.create_optimizer_and_scheduler(10)
     assert sorted({group["lr"] for group in one.optimizer.param_groups}) == pytest.approx([0.1, 0.4])
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("none", 1.0), ("decay", 0.6)])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_loss_on_a_context_is_pefts(tiny_llama: Path, tmp_path: Path, kind: str, factor: float, steps: int) -> None:
+    """CPT, two groups of labels in the context: the trainer's loss and the gradient of the prompt are PEFT's, from the same tensors."""
+    ids, types = [9, 4, 5, 6, 11, 12], [1, 2, 4, 6, 8, 8]
+    rows = [([5, 6, 7, 30], 2), ([8, 9, 10, 11], 1)] * steps
+    batches = [{"input_ids": torch.tensor([row]), "labels": torch.tensor([[-100] * cut + row[cut:]])} for row, cut in rows]
+    joined = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+    peers = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), peft.CPTConfig(
+        task_type="CAUSAL_LM", cpt_token_ids=ids, cpt_mask=[1] * 6, cpt_tokens_type_mask=types, opt_weighted_loss_type=kind,
+        opt_loss_decay_factor=factor, opt_projection_epsilon=50.0, opt_projection_format_epsilon=50.0))
+    prompt = next(value for name, value in peers.named_parameters() if "delta_embedding" in name)
+    mine = adapt(AutoModelForCausalLM.from_pretrained(tiny_llama), CPT(
+        token_ids=tuple(ids), token_types=tuple(types), input_epsilon=50.0, format_epsilon=50.0, opt_weighted_loss_type=kind,
+        opt_loss_decay_factor=factor))
+    own = next(value for value in mine.parameters() if value.requires_grad)
+    with torch.no_grad():
+        own.copy_(0.1 * torch.randn(own.shape, generator=torch.Generator().manual_seed(1)))
+        prompt.copy_(own * (torch.tensor(types) % 4 > 0)[:, None])
+    expected = peers(**joined, attention_mask=torch.ones_like(joined["input_ids"])).loss
+    expected.backward()
+    trainer = AdapterTrainer(model=mine.train(), args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True))
+    trainer.current_gradient_accumulation_steps = steps
+    halves = [{key: value[2 * at : 2 * at + 2] for key, value in joined.items()} for at in range(steps)]
+    items = int((joined["labels"][:, 1:] != -100).sum()) if steps > 1 else None
+    found = sum(trainer.compute_loss(mine, half, num_items_in_batch=items) for half in halves)
+    found.backward()
+    np.testing.assert_allclose(float(found.detach()), float(expected.detach()), rtol=1e-5)
+    np.testing.assert_allclose(own.grad, prompt.grad, rtol=0, atol=1e-5)
+    learnt = mine.get_input_embeddings().methods["default"][1].learnt
+    assert learnt == ((2, 5, factor**2), (4, 11, factor), (5, 12, factor))

@@ -16,7 +16,23 @@ import numpy as np
 import pytest
 
 from adapterpack.errors import AdapterpackError
-from adapterpack.methods import AttachForm, Dense, Diagonal, Method, PromptForm, get, lora, methods, register, registry
+from adapterpack.methods import (
+    ALoRA,
+    AttachForm,
+    AttentionForm,
+    Dense,
+    Diagonal,
+    Invoked,
+    Method,
+    PromptForm,
+    alora,
+    get,
+    llama_adapter,
+    lora,
+    methods,
+    register,
+    registry,
+)
 from adapterpack.methods import prefix_tuning as prefix
 from adapterpack.methods import prompt_tuning as prompt
 from adapterpack.methods.lora import LoRA
@@ -222,8 +238,38 @@ def turned(config: Any) -> Any:
     return dataclasses.replace(cfg, num_heads=cfg.head_dim, head_dim=cfg.num_heads)
 
 
-def renamed(config: Callable[..., Any]) -> tuple[Any, ...]:
-    return tuple(config(**dataclasses.asdict(example)) for example in lora.examples)
+class Counting(Invoked):
+    """A rule that counts padding: from the third position on."""
+
+    def mask(self, ids: Any, real: Any, prompt: Any, before: Any) -> Any:
+        return real & (0 * ids == 0) & ((0 * ids + 1).cumsum(1) > 2)
+
+
+class Answering(Invoked):
+    """A rule that goes by what a later token is."""
+
+    def mask(self, ids: Any, real: Any, prompt: Any, before: Any) -> Any:
+        return super().mask(ids, real, prompt, None) if before is None else real & (ids == 21)
+
+
+class Counted(ALoRA):
+    """An adapter that acts by :class:`Counting`."""
+
+    @property
+    def acts(self) -> Invoked:
+        return Counting(self.alora_invocation_tokens)
+
+
+class Answered(ALoRA):
+    """An adapter that acts by :class:`Answering`."""
+
+    @property
+    def acts(self) -> Invoked:
+        return Answering(self.alora_invocation_tokens)
+
+
+def renamed(config: Callable[..., Any], method: Method = lora) -> tuple[Any, ...]:
+    return tuple(config(**dataclasses.asdict(example)) for example in method.examples)
 
 
 assert lora.peft is not None
@@ -257,6 +303,14 @@ FAULTS: dict[str, Method] = {
     "pack_round_trip": lora._replace(init=unused, bake=None),
     "scale_recomputed": lora._replace(config=IntegerScale, examples=renamed(IntegerScale)),
     "peft_round_trip": lora._replace(peft=lora.peft._replace(from_config=lambda config: LoRA(r=config["r"], alpha=1))),
+    "acts_where_told": alora._replace(config=Counted, examples=renamed(Counted, alora)),
+    "positions_on_a_cache": alora._replace(config=Answered, examples=renamed(Answered, alora)),
+    "disabled_attention_is_the_base": llama_adapter._replace(
+        init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "adaption_gate": np.ones(1, np.float32)}),
+    "attended_rows_never_mix": llama_adapter._replace(
+        attach=lambda cfg, params, site: AttentionForm(params["adaption_prompt"][0], params["adaption_gate"] * next(LOOKS))),
+    "attention_gradients": llama_adapter._replace(
+        init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
     "form_as_declared": prompt._replace(attach=lambda cfg, params, site: PromptForm(embeds=params[STORED][1:])),
     "form_torch_equals_numpy": prompt._replace(
         attach=lambda cfg, params, site: PromptForm(embeds=params[STORED] * (1 if isinstance(params[STORED], np.ndarray) else 2))),

@@ -40,12 +40,13 @@ def gather(packs: Sequence[Pack], weights: Sequence[float]) -> list[Place]:
 
 def _require_sum(pack: Pack) -> None:
     traits = pack.method.traits
-    needed = {"additive": traits.additive, "low-rank": traits.low_rank, "independent of the base weight": not traits.reads_weight}
+    needed = {"additive": traits.additive, "low-rank": traits.low_rank, "independent of the base weight": not traits.reads_weight,
+              "the same at every position": not traits.positional}
     if missing := [what for what, has in needed.items() if not has]:
         raise Unsupported(f"changes of the method {pack.method.name} cannot be combined by their factors", where=f"pack '{pack.name}'",
                           expected=f"a change that is {', '.join(needed)}", found=f"not {', not '.join(missing)}",
                           remedy="merge this pack into the base, or serve the packs side by side in a bank bundle"
-                          if pack.method.kind == "weight" else SIDE_BY_SIDE)
+                          if pack.method.kind == "weight" and not traits.positional else SIDE_BY_SIDE)
 
 
 def _place(packs: Sequence[Pack], adapters: Sequence[Adapter | None], weights: Sequence[float]) -> Place:

@@ -40,6 +40,9 @@ def factors(pack: Pack, form: str) -> Iterator[Factors]:
         Unsupported: the change is not a product of low rank, or a site is no linear layer.
     """
     traits = pack.method.traits
+    if traits.positional:
+        raise Unsupported(f"the format {form} cannot say that an adapter acts at some positions of a row only", where=f"pack '{pack.name}'",
+                          found=pack.method.name, remedy="keep the pack as it is")
     if not traits.low_rank or not traits.additive or traits.reads_weight:
         raise Unsupported(f"the format {form} holds low-rank factors, which the method {pack.method.name} is not made of",
                           where=f"pack '{pack.name}'", remedy="merge the pack, or keep it as it is")

@@ -28,6 +28,9 @@ _NOT_LORA = ("scale", "shift", "pre")
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     import onnxruntime as ort  # noqa: PLC0415 - only this format pays for it
 
+    if pack.acts is not None:
+        raise Unsupported("the format cannot say that an adapter acts at some positions of a row only", where=f"pack '{pack.name}'",
+                          found=str(pack.acts)[:80], remedy="keep it as a pack, or export a bundle")
     plain, notes = floated(pack)
     values = pack_values(_wide(plain))
     if not values:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ..methods.blocks import EPSILON
 from ..runtime.blocks import BRANCHES, Branch
-from ..runtime.bundle import ADAPTER_IDS, MappedSite
+from ..runtime.bundle import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
 from .activations import NODES
 
 PREFIX = "adapterpack/"
@@ -20,12 +20,14 @@ PREFIX = "adapterpack/"
 class Emitter:
     """Adds nodes to one graph, right after the nodes that they need.
 
-    ``batched``: slots carry the batch in front (a bank); else they are one adapter's own.
+    ``batched``: slots carry the batch in front (a bank); else they are one adapter's own. ``positions`` ``[batch, tokens]`` says where
+    adapters act at sites that ask for it.
     """
 
-    def __init__(self, model: Any, batched: bool) -> None:
+    def __init__(self, model: Any, batched: bool, positions: Any = None) -> None:
         self.graph = model.graph
         self.batched = batched
+        self.positions = positions
         self.values = {value.name: value for node in self.graph for value in [*node.inputs, *node.outputs] if value is not None}
         self.nodes = {node.name: node for node in self.graph}
         self._newest: dict[Any, Any] = {}
@@ -42,7 +44,7 @@ class Emitter:
             return
         if slots.keys() & {"pre", "turn", "turn_down"}:
             self._before(base)
-            base.replace_input_with(0, self._turned(site, x, slots))
+            base.replace_input_with(0, self._placed(site, "turned", self._turned(site, x, slots), x))
             self._after = y.producer()
         result = y
         if "down" in slots:
@@ -59,12 +61,19 @@ class Emitter:
             if f"{branch.name}_down" in slots:
                 z = self._latest(self.values[site.entry]) if branch.reads_input else result
                 result = self._op("Add", site, f"{branch.name}/sum", result, self._branch(site, branch, z, slots))
-        self._replace(y, result)
+        self._replace(y, self._placed(site, "placed", result, y))
 
     def gather(self, site: MappedSite, field: str, bank: Any, ids: Any) -> Any:
         """The rows of a bank that the batch asks for: ``[slots, ...]`` and ids ``[batch]`` to ``[batch, ...]``."""
         self._after = None
         return self._op("Gather", site, f"{field}/rows", bank, ids, attributes={"axis": 0})
+
+    def _placed(self, site: MappedSite, what: str, changed: Any, plain: Any) -> Any:
+        """The changed value at the positions where a row's adapter acts, and the plain one at the others."""
+        if not site.positional:
+            return changed
+        lifted = self._op("Unsqueeze", site, f"{what}/positions", self.positions, self._constant(site, "last", [-1]))
+        return self._op("Where", site, what, lifted, changed, plain)
 
     def _turned(self, site: MappedSite, x: Any, slots: Mapping[str, Any]) -> Any:
         """The input of the base as the adapter changes it."""
@@ -167,6 +176,14 @@ class Emitter:
 def ids_input(model: Any, batch: Any) -> Any:
     """The graph input ``adapter_ids`` [batch], int64; slot 0 is the base."""
     value = ir.Value(name=ADAPTER_IDS, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT64))
+    model.graph.inputs.append(value)
+    return value
+
+
+def positions_input(model: Any) -> Any:
+    """The graph input ``adapter_positions`` [batch, tokens], bool, of the shape of the ids."""
+    ids = next(value for value in model.graph.inputs if value.name == "input_ids")
+    value = ir.Value(name=ADAPTER_POSITIONS, shape=ir.Shape(list(ids.shape)[:2]), type=ir.TensorType(ir.DataType.BOOL))
     model.graph.inputs.append(value)
     return value
 

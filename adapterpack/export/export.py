@@ -175,6 +175,8 @@ def _plan(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple
     missing = sorted(wanted - sites.keys())
     if missing:
         raise SiteNotFound("the graph has no such site", found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
+    placed = {group.path for pack in packs if pack.acts is not None for group in pack.manifest.groups if group.role == "adapter"}
+    sites = {path: dataclasses.replace(site, positional=path in placed) for path, site in sites.items()}
     slots, max_rank = capacity
     ranks = largest_ranks(values)
     mapped, needed = with_ranks(with_fields(sites, values), ranks, max_rank or 0), ranks.get("", 0)

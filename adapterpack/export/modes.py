@@ -15,7 +15,7 @@ from ..pack.pack import Pack
 from ..runtime.blocks import FIELDS, block_shape, rank_axis
 from ..runtime.bundle import MappedSite
 from ..runtime.slots import Values, padded, stacked
-from .emit import Emitter, ids_input, slot_input
+from .emit import Emitter, ids_input, positions_input, slot_input
 
 
 class Attached(NamedTuple):
@@ -43,7 +43,7 @@ def folded(model: Any, plan: Plan) -> Attached:
 
 def inputs(model: Any, plan: Plan) -> Attached:
     """ONNX Runtime's own scheme: every slot is an optional input whose default has rank 0 (or is the base's head)."""
-    emitter = Emitter(model, batched=False)
+    emitter = Emitter(model, batched=False, positions=_positions(model, plan))
     for number, site in enumerate(plan.sites.values()):
         wide: dict[str, tuple[list[int | str], tuple[int, ...]]] = {
             "down": ([site.in_features, f"rank_{number}"], (site.in_features, 0)),
@@ -71,6 +71,26 @@ def inputs(model: Any, plan: Plan) -> Attached:
     return Attached(plan.sites, lambda folder: _write_adapters(folder, plan))
 
 
+def _positions(model: Any, plan: Plan) -> Any:
+    """The input that says where adapters act, if a site asks for it.
+
+    Raises:
+        Unsupported: a site does not see one vector for each token.
+    """
+    placed = [site for site in plan.sites.values() if site.positional]
+    if not placed:
+        return None
+    value = positions_input(model)
+    known = {each.name: each for node in model.graph for each in (*node.inputs, *node.outputs) if each is not None}
+    for site in placed:
+        shape = known[site.output].shape
+        if shape is None or list(map(str, shape))[:-1] != list(map(str, value.shape)):
+            raise Unsupported("this site does not see one vector for each token, so its adapter cannot act at some of them only",
+                              where=site.path, expected=f"{value.shape}, and the width", found=str(shape),
+                              remedy="run this adapter under torch")
+    return value
+
+
 def _block_axes(field: str, site: MappedSite, number: int) -> tuple[list[int | str], tuple[int, ...]]:
     """The declared shape of a block's field, and that of its default, whose rank is 0."""
     shape, axis = block_shape(field, site.out_features, 0), rank_axis(field)
@@ -83,7 +103,7 @@ def bank(model: Any, plan: Plan) -> Attached:
     if isinstance(batch, int) or batch.value is None:
         raise Unsupported("the batch of this graph is not a named axis, so rows cannot carry different adapters", found=str(batch),
                           remedy="export with --mode inputs or folded")
-    emitter = Emitter(model, batched=True)
+    emitter = Emitter(model, batched=True, positions=_positions(model, plan))
     for site in plan.sites.values():
         x = emitter.values[site.input]
         if site.rank not in {2, 3} or str(x.shape[0]) != str(batch):

@@ -87,6 +87,9 @@ def _contributions(base: Decoded, pack: Pack, weight: float) -> Iterator[tuple[s
     if method.kind != "weight":
         raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
                           remedy="keep the adapter beside the base")
+    if pack.acts is not None:
+        raise Unsupported("this adapter acts at some positions of a row only, which no weight can tell apart", where=owner,
+                          found=f"{method.name}, {pack.acts}"[:200], remedy="keep it beside the base, or export a bank or inputs")
     if weight != 1 and not method.traits.additive:
         raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
                           expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")

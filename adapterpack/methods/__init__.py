@@ -1,7 +1,10 @@
 """Adapter methods: one small file each, registered here."""
 
 from .._stage import callable_package
+from .acting import Acts, Ends, Invoked, acted
 from .adalora import AdaLoRA, adalora
+from .alora import ALoRA, alora
+from .attention import AttentionForm, attend
 from .base import (
     AttachForm,
     Method,
@@ -38,6 +41,7 @@ from .deft import DEFT, deft
 from .delora import DeLoRA, delora
 from .dora import DoRA, dora
 from .fourierft import FourierFT, fourierft
+from .glora import GLoRA, glora
 from .gralora import GraLoRA, gralora
 from .hira import HiRA, hira
 from .hra import HRA, hra
@@ -45,6 +49,7 @@ from .ia3 import IA3, ia3
 from .inits import INITS, Init, Seen
 from .kasa import KaSA, kasa
 from .layouts import LAYOUTS, Layout, from_matrix, is_bare, is_stacked, layout_of, matrix_shape, takes_ids, to_matrix
+from .llama_adapter import LLaMAAdapter, llama_adapter
 from .ln_tuning import LNTuning, ln_tuning
 from .loha import LoHa, loha
 from .lokr import LoKr, lokr
@@ -88,6 +93,7 @@ from .waveft import WaveFT, waveft
 
 for _method in (
     adalora,
+    alora,
     bat,
     beft,
     boft,
@@ -100,11 +106,13 @@ for _method in (
     delora,
     dora,
     fourierft,
+    glora,
     gralora,
     hira,
     hra,
     ia3,
     kasa,
+    llama_adapter,
     ln_tuning,
     loha,
     lokr,
@@ -145,8 +153,11 @@ __all__ = [
     "OFT",
     "PROMPT",
     "PSOFT",
+    "ALoRA",
+    "Acts",
     "AdaLoRA",
     "AttachForm",
+    "AttentionForm",
     "Bat",
     "BlockCirculant",
     "BlockConfig",
@@ -161,12 +172,16 @@ __all__ = [
     "Deviation",
     "Diagonal",
     "DoRA",
+    "Ends",
     "FourierFT",
+    "GLoRA",
     "GraLoRA",
     "HiRA",
     "Init",
+    "Invoked",
     "KaSA",
     "Kronecker",
+    "LLaMAAdapter",
     "LNTuning",
     "Layout",
     "LoHa",
@@ -209,6 +224,8 @@ __all__ = [
     "VBLoRA",
     "VeRA",
     "WaveFT",
+    "acted",
+    "attend",
     "columns",
     "complete",
     "evaluate",

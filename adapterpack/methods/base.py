@@ -98,6 +98,8 @@ class Traits:
     """Its parameters that are stored and not trained, beside those that are not of a floating type."""
     exclusive: bool = False
     """At most one adapter of such a method is active at a time."""
+    positional: bool = False
+    """Its config may say which positions of a row it acts on (``acts``): then no weight can hold the change."""
 
 
 class PeftContent(NamedTuple):
@@ -148,6 +150,8 @@ class PeftForm(NamedTuple):
     """Whether PEFT itself loads and merges this at such a site; it refuses some of what its files can hold."""
     tied: bool = False
     """Whether PEFT writes the tensors of a tied table a second time, for the head."""
+    names_sites: bool = True
+    """Whether PEFT's config names the modules, and does not count them from the last."""
     adopt: Callable[[PeftContent], PeftContent] | None = None
     """PEFT's file as it is -> as a pack has it: for a method whose tensors say more than the config, or that stores less than PEFT."""
 

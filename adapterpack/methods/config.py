@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from .acting import Acts
+
 FOR_TRAINING = {"packed": False}
 """Metadata of a field that says how an adapter is trained and not what it is: it stays out of the pack."""
 
@@ -27,6 +29,11 @@ class SiteConfig:
     def __post_init__(self) -> None:
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout!r}")
+
+    @property
+    def acts(self) -> Acts | None:
+        """Which positions of a row the adapter acts on, None for all; the same at every site."""
+        return None
 
     @property
     def redundant(self) -> bool:

@@ -4,7 +4,8 @@
 
 Each token of the context has a type: ``type % 4`` is 1 or 3 for the templates around an input and an answer (``format_epsilon``), 2 for
 an input (``input_epsilon``), and 0 for a label, which does not move. The paper projects D after every step; here the projection is part
-of the formula, which reaches the same prompts. The loss is the model's own on the real tokens, without the context's labels.
+of the formula, which reaches the same prompts. The loss (section 3.3) is the mean over the row's own labels, of weight 1, and the labels in
+the context: of weight 1, too, or, with ``decay``, f for the last group of them, f^2 for the one before it, and so on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from .base import Method, Params, Site
 from .config import require_flag, require_number, require_whole
-from .prompt import STORED, EmbeddingConfig, PromptForm, embedded, embedding_fields, peft_form, traits
+from .prompt import STORED, EmbeddingConfig, PromptForm, embedded, embedding_fields, peft_form, require_choice, traits
 
 _DELTA = "delta_embedding"
 
@@ -35,6 +36,8 @@ class CPT(EmbeddingConfig):
     """
 
     token_types: tuple[int, ...] = ()
+    opt_weighted_loss_type: str = "none"
+    opt_loss_decay_factor: float = 1.0
     input_epsilon: float = 0.1
     format_epsilon: float = 0.1
     baked: bool = False
@@ -44,13 +47,22 @@ class CPT(EmbeddingConfig):
             object.__setattr__(self, "num_virtual_tokens", len(self.token_ids))
         super().__post_init__()
         require_flag("baked", self.baked)
-        for name in ("input_epsilon", "format_epsilon"):
+        require_choice("opt_weighted_loss_type", self.opt_weighted_loss_type, ("none", "decay"))
+        for name in ("input_epsilon", "format_epsilon", "opt_loss_decay_factor"):
             require_number(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))
         for kind in self.token_types:
             require_whole("token_types", kind, 0)
         if self.token_ids and len(self.token_types) not in {0, len(self.token_ids)}:
             raise ValueError(f"token_types must say one for each of {len(self.token_ids)} token_ids, not {len(self.token_types)}")
+
+    @property
+    def learnt(self) -> tuple[tuple[int, int, float], ...]:
+        """The labels in the context, each with its weight; the first token of all has nothing before it."""
+        factor = self.opt_loss_decay_factor if self.opt_weighted_loss_type == "decay" else 1.0
+        groups = sorted({kind for kind in self.token_types if kind > 0 and kind % 4 == 0}, reverse=True)
+        pairs = enumerate(zip(self.token_ids, self.token_types, strict=False))
+        return tuple((at, token, factor ** (groups.index(kind) + 1)) for at, (token, kind) in pairs if at and kind in groups)
 
 
 def _radii(cfg: CPT, site: Site) -> np.ndarray:
@@ -98,13 +110,16 @@ def _to_peft(cfg: CPT) -> dict[str, Any]:
     ids = list(cfg.token_ids) or [0] * cfg.num_virtual_tokens
     return {"cpt_token_ids": ids, "cpt_mask": [1] * len(ids), "cpt_tokens_type_mask": list(cfg.token_types) or [1] * len(ids),
             "opt_projection_epsilon": cfg.input_epsilon, "opt_projection_format_epsilon": cfg.format_epsilon,
-            "opt_weighted_loss_type": "none", "opt_loss_decay_factor": 1.0, "tokenizer_name_or_path": None}
+            "opt_weighted_loss_type": cfg.opt_weighted_loss_type, "opt_loss_decay_factor": cfg.opt_loss_decay_factor,
+            "tokenizer_name_or_path": None}
 
 
 def _from_peft(config: Mapping[str, Any]) -> CPT:
     ids, kinds = tuple(config.get("cpt_token_ids") or ()), tuple(config.get("cpt_tokens_type_mask") or ())
     return CPT(**embedding_fields(config), token_ids=ids, token_types=kinds, input_epsilon=config.get("opt_projection_epsilon", 0.1),
-               format_epsilon=config.get("opt_projection_format_epsilon", 0.1), baked=True)
+               format_epsilon=config.get("opt_projection_format_epsilon", 0.1), baked=True,
+               opt_weighted_loss_type=config.get("opt_weighted_loss_type", "none"),
+               opt_loss_decay_factor=config.get("opt_loss_decay_factor", 1.0))
 
 
 cpt = Method(
@@ -118,7 +133,8 @@ cpt = Method(
     init=_init,
     attach=_attach,
     examples=(CPT(token_ids=(4, 5, 6), token_types=(1, 2, 3), input_epsilon=40.0, format_epsilon=30.0),
-              CPT(token_ids=(7, 5), token_types=(1, 1))),
+              CPT(token_ids=(7, 5), token_types=(1, 1)),
+              CPT(token_ids=(9, 4, 5, 6), token_types=(4, 1, 4, 8), opt_weighted_loss_type="decay", opt_loss_decay_factor=0.5)),
     peft=peft_form("CPT", _to_peft, _from_peft),
     constants=_constants,
     bake=_bake,

@@ -135,6 +135,8 @@ def _as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
     return {"lora_A": A.reshape(len(A), -1, *site.kernel), "lora_B": B.reshape(*B.shape, *ones)}
 
 
+OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens")
+"""The keys of PEFT's config by which other methods of the same type are told."""
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 
 
@@ -203,7 +205,7 @@ lora = Method(
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
-        matches=lambda config: config.get("peft_type") == "LORA" and not config.get("use_dora") and not config.get("kasa_config"),
+        matches=lambda config: config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS)),
         layers={
             "conv": PeftLayer(_SUFFIXES, axes=(3, 4, 5), stored=_as_kernels),
             "embedding": PeftLayer({"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}),

@@ -6,18 +6,19 @@ W is held as its difference to R, ``source`` = W - R, which starts at zero: a fr
 reached. R comes from a free matrix V by ``R = L^-1 V`` with the Cholesky factor ``L L^T = V V^T``: the Gram-Schmidt rows of V, unique, so
 that every library gives the same. ``orthogonal=False`` leaves V as it is: DiReFT (section 3.2), and NoReFT, which are one form here.
 
-The change acts at every position. The paper's choice of a prompt's first and last positions is not offered: a position is known only from
-the padding and the cache, which a block does not see, and a graph that counted along its own axis would act anew on every generated token.
+``positions`` chooses a prompt's first and last positions (section 4), by :mod:`~.acting`: padding is not counted, of a training row the
+prompt is what stands before the first label, and what is generated is left alone.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from array_api_compat import array_namespace
 
+from .acting import Ends, ends_of
 from .base import Method, Params, Site
 from .blocks import TRAITS, BlockForm
 from .config import FOR_TRAINING, SiteConfig, require_flag, require_whole
@@ -28,19 +29,28 @@ from .operators import Array, Dense
 class LoReFT(SiteConfig):
     """The hyper-parameters of LoReFT; ``targets`` as in :class:`~adapterpack.methods.BlockConfig`. A site narrower than r has its width.
 
+    ``positions``: ``all``, or how many of a prompt's first and last: ``f3``, ``l1``, ``f3+l1``.
+
     Example:
-        >>> LoReFT(r=8).rank
-        8
+        >>> LoReFT(r=8, positions="f1+l1").acts
+        Ends(first=1, last=1)
     """
 
     targets: str | tuple[str, ...] = field(default="all-layers", metadata=FOR_TRAINING)
     r: int = 4
     orthogonal: bool = True
+    positions: str = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        ends_of(self.positions)
         require_whole("r", self.r)
         require_flag("orthogonal", self.orthogonal)
+
+    @property
+    def acts(self) -> Ends | None:
+        """The first and last positions of a prompt, or all."""
+        return ends_of(self.positions)
 
     @property
     def rank(self) -> int:
@@ -83,11 +93,12 @@ loreft = Method(
     summary="a change of hidden states within a learned subspace; DiReFT by orthogonal=False",
     paper="https://arxiv.org/abs/2404.03592",
     config=LoReFT,
-    traits=TRAITS,
+    traits=replace(TRAITS, positional=True),
     shapes=_shapes,
     init=_init,
     attach=_attach,
-    examples=(LoReFT(r=1), LoReFT(r=3), LoReFT(r=2, orthogonal=False), LoReFT(r=5, dropout=0.1)),
+    examples=(LoReFT(r=1), LoReFT(r=3), LoReFT(r=2, orthogonal=False), LoReFT(r=5, dropout=0.1),
+              LoReFT(r=3, positions="f2+l1"), LoReFT(r=2, positions="l2")),
     formula="h + R^T (W h + b - R h), R R^T = I",
     kind="activation",
 )

@@ -85,6 +85,11 @@ class EmbeddingConfig(PromptConfig):
 
     pooled: str = "input"
 
+    @property
+    def learnt(self) -> tuple[tuple[int, int, float], ...]:
+        """What training is to predict of the prompt itself: (place in it, token id, weight in the loss)."""
+        return ()
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("pooled", self.pooled, ("input", "prompt"))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
+from ..methods import Acts
 from .manifest import Canary
 
 TOP = 8
@@ -23,10 +24,14 @@ VISIBLE = 2.0**-7
 """The share of the largest logit that even bfloat16 shows: a larger effect cannot be rounded away."""
 
 
-def inputs(vocab_size: int) -> tuple[tuple[int, ...], ...]:
-    """The token ids of the canary: the same pseudo-random rows for every model of that vocabulary."""
+def inputs(vocab_size: int, acts: Acts | None = None) -> tuple[tuple[int, ...], ...]:
+    """The token ids of the canary: the same pseudo-random rows for every model of that vocabulary.
+
+    Of an adapter that acts at some positions only (``acts``), the first row is one that it acts in, and the second is as it is.
+    """
     rng = np.random.default_rng(20260101)
-    return tuple(tuple(int(i) for i in rng.integers(1, vocab_size, length)) for length in LENGTHS)
+    first, *rest = (tuple(int(i) for i in rng.integers(1, vocab_size, length)) for length in LENGTHS)
+    return (first if acts is None else acts.woven(first), *rest)
 
 
 def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, ConfigError, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
-from ..methods import PROMPT, Method, Site, get, is_stacked, matrix_shape, settled
+from ..methods import PROMPT, Acts, Method, Site, get, is_stacked, matrix_shape, settled
 from . import identity, peft_layout, safetensors
 from . import manifest as m
 from .fingerprint import Fingerprint
@@ -86,6 +86,19 @@ class Pack:
     def method(self) -> Method:
         """The method that made the pack."""
         return get(self.manifest.method.type)
+
+    @cached_property
+    def acts(self) -> Acts | None:
+        """Which positions of a row the adapter acts on, None for all.
+
+        Raises:
+            FormatError: its sites do not agree.
+        """
+        rules = {self.config_at(group).acts for group in self.manifest.groups if group.role == "adapter"}
+        if len(rules) > 1:
+            raise FormatError("the sites of an adapter must act at the same positions", where=f"pack '{self.name}'",
+                              found="; ".join(sorted(map(str, rules)))[:200])
+        return next(iter(rules), None)
 
     def called(self, name: str) -> Pack:
         """This very pack, called otherwise here: the same manifest, digest and files.

@@ -135,7 +135,7 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
         "base_model_name_or_path": manifest.base.name,
         "revision": manifest.base.commit,
         "inference_mode": True,
-        **({} if method.peft.site else {"target_modules": list(sites)}),
+        **({} if method.peft.site or not method.peft.names_sites else {"target_modules": list(sites)}),
         "modules_to_save": saved or None,
         **own,
         **{key: value for form in forms if form is not None for key, value in form.config.items()},
@@ -254,7 +254,7 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
         if theirs[path] != meaning:
             return f"{path} is {theirs[path]} there and {meaning} in the manifest"
     targets = {group.path for group in manifest.groups if group.role == "adapter"} - {truth.peft.site if truth.peft else None}
-    if set(config.get("target_modules") or ()) != targets:
+    if truth.peft is not None and truth.peft.names_sites and set(config.get("target_modules") or ()) != targets:
         return "target_modules are not the adapted modules"
     return None if method is truth else f"the method is {method.name}"
 

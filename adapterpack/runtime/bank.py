@@ -16,6 +16,7 @@ from ..pack import identity
 from ..pack.manifest import Base
 from ..pack.pack import Adapter, Pack
 from .bundle import GRAPH, Bundle
+from .positions import require_positions
 from .slots import Values, pack_values, padded
 
 
@@ -46,6 +47,7 @@ class AdapterBank:
             Unsupported: no slot is free, or it does not fit.
         """
         pack.require_levels(identity.levels(base), name=base.name, where=self.folder, allow_structural=allow_structural)
+        require_positions(pack, self.bundle.sites)
         values = pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites)
         with self._lock:
             slots, _ = self.state

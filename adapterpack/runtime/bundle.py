@@ -19,6 +19,8 @@ FILE_NAME = "adapterpack.bundle.json"
 GRAPH = "model.onnx"
 MODES = ("folded", "inputs", "bank")
 ADAPTER_IDS = "adapter_ids"
+ADAPTER_POSITIONS = "adapter_positions"
+"""The graph's input ``[batch, tokens]`` that says where a row's adapter acts; there only if an adapter does not act everywhere."""
 _MAX_BYTES = 16 << 20
 
 
@@ -30,6 +32,7 @@ class MappedSite:
     the batch. ``fields`` are the slots that the graph has for it (none in folded mode). ``labels`` is the width of the widest head that
     the slots of a module take that was trained whole. ``entry`` is the value that a branch beside a block reads. A block that is no linear
     module has no weight, and its node is the one that gives its output. ``ranks`` are the ranks of its slots in a bank, by branch.
+    ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so.
     """
 
     path: str
@@ -47,6 +50,7 @@ class MappedSite:
     labels: int = 0
     entry: str | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
+    positional: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import ConfigError, Unsupported
+from ..methods import acted
+from .bundle import ADAPTER_POSITIONS
 from .session import Names, Session, pad, positions
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
@@ -73,7 +75,9 @@ def generate(
     batch = pad(rows, session.tokenizer.pad_id, left=True)
     mask = first.covering(batch["attention_mask"])
     feeds: dict[str, Any] = {**batch, "attention_mask": mask, "position_ids": positions(mask)[:, first.width :], **first.cache}
-    values = _values(session, feeds)
+    acting = session.acting(batch, names)
+    values = _values(session, {**feeds, ADAPTER_POSITIONS: acting})
+    before = acted(acting, None)
     state = _Rows(session, options, emit, len(rows))
     for _ in range(options.max_new_tokens):
         outputs = run(values)
@@ -83,7 +87,9 @@ def generate(
             break
         mask = np.concatenate([mask, np.ones((len(rows), 1), np.int64)], axis=1)
         step = {"input_ids": tokens[:, None], "attention_mask": mask, "position_ids": positions(mask)[:, -1:]}
-        values = _values(session, step)
+        acting = session.acting({**step, "attention_mask": mask[:, -1:]}, names, before)
+        before = acted(acting, before)
+        values = _values(session, {**step, ADAPTER_POSITIONS: acting})
         values |= {name.replace("present.", "past_key_values."): value for name, value in outputs.items() if name.startswith("present.")}
     return [Generation(state.texts[i], tuple(state.ids[i]), state.reasons[i] or "length", names[i], len(row)) for i, row in enumerate(rows)]
 

@@ -16,7 +16,8 @@ from ..pack.pack import Pack
 from ..pack.validate import load
 from . import providers
 from .attached import ATTACH, Run
-from .bundle import ADAPTER_IDS, GRAPH, Bundle, read_bundle
+from .bundle import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, Bundle, read_bundle
+from .positions import where
 from .prompts import PAST, Before, before, cache_of
 from .tokenizer import Tokenizer
 from .virtual import Graph
@@ -257,6 +258,9 @@ class Session:
             if "position_ids" in known:
                 given = complete.get("position_ids")
                 complete["position_ids"] = positions(complete["attention_mask"])[:, -length:] if given is None else given + first.lengths
+        if ADAPTER_POSITIONS in known:
+            given = complete.get(ADAPTER_POSITIONS)
+            complete[ADAPTER_POSITIONS] = self._positions(complete, first, past, names) if given is None else given.astype(bool)
         missing = sorted(known - set(complete))
         if missing:
             raise ConfigError("inputs are missing", expected=", ".join(missing))
@@ -265,6 +269,22 @@ class Session:
     def before(self, names: Sequence[str | None]) -> Before:
         """The cache that rows with these adapters begin with: their prompts, or nothing; and the mask that covers it."""
         return before(self.inputs, self._prompts, names)
+
+    def acting(self, inputs: Mapping[str, np.ndarray], names: Sequence[str | None], before: np.ndarray | None = None) -> np.ndarray:
+        """Where each row's adapter acts in a pass: ``[batch, tokens]`` bool, which is True for adapters that act everywhere.
+
+        ``inputs`` are the pass's ``input_ids`` and the ``attention_mask`` of these tokens; ``before`` ``[batch]`` says, of a pass on a
+        cache, in which rows the adapter has acted so far.
+        """
+        return where({name: pack.acts for name, pack in self.packs.items()}, names, inputs["input_ids"], inputs["attention_mask"], before)
+
+    def _positions(self, complete: Arrays, first: Before, past: int, names: Sequence[str | None]) -> np.ndarray:
+        if past > first.width and any(name is not None and self.packs[name].acts is not None for name in names):
+            raise ConfigError("where the adapter acts in a pass on a cache is told by what the cache was filled with", where=self.folder,
+                              expected=ADAPTER_POSITIONS, remedy="give it: session.acting says it for every pass in turn")
+        ids = complete["input_ids"]
+        mask = complete.get("attention_mask", np.ones_like(ids))
+        return self.acting({"input_ids": ids, "attention_mask": mask[:, -ids.shape[1] :]}, names)
 
     def _take_prompt(self, pack: Pack) -> None:
         cache = cache_of(pack, Graph(self.folder, self.inputs))

@@ -81,7 +81,7 @@ def require_slots(pack: Pack) -> None:
         return
     if not pack.method.traits.batchable or pack.method.kind not in ARRAYS:
         raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
-                          remedy="export with --mode folded")
+                          remedy="export with --mode folded" if pack.method.kind == "weight" else "run this adapter under torch")
     for group in pack.manifest.groups if pack.method.kind == "weight" else ():
         if group.role == "adapter" and not (group.kind in LAYOUTS and LAYOUTS[group.kind].linear):
             raise Unsupported("a graph has slots at linear layers only", where=f"{pack.name}, {group.path}", found=group.kind,

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from ..errors import BaseMismatch, Unsupported
-from .bundle import ADAPTER_IDS, GRAPH
+from .bundle import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH
 
 _LOOKUPS = frozenset({"Gather", "GatherBlockQuantized"})
 _EMBEDS = "adapterpack/virtual_embeddings"
@@ -46,6 +46,7 @@ def prefill(graph: Graph, embeds: np.ndarray, past: str) -> np.ndarray:
     count = embeds.shape[0]
     row = np.arange(count, dtype=np.int64)[None]
     feeds = {"input_ids": 0 * row, "attention_mask": 0 * row + 1, "position_ids": row, ADAPTER_IDS: np.zeros(1, np.int64)}
+    feeds[ADAPTER_POSITIONS] = np.ones((1, count), bool)
     feeds[_EMBEDS] = embeds[None]
     feeds |= {name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
               for name, value in graph.inputs.items() if name.startswith(past)}

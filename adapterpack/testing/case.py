@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..methods import PROMPT, Method, Params, PromptSite, Site, complete, fold, frozen, run, run_block, settled
+from ..methods import PROMPT, Method, Params, PromptSite, Site, attend, complete, fold, frozen, run, run_block, settled
 from ..pack import manifest as m
 from ..pack.pack import Pack, build
 
@@ -73,6 +73,7 @@ TABLES = (Layer(7, 12, False), Layer(12, 7, False), Layer(5, 1, False))
 """What an embedding is for a method: a row for every token, and no bias."""
 
 SUBJECTS: dict[str, tuple[Any, ...]] = {"linear": (*LAYERS, *DIVISIBLE), "norm": NORMS, "table": TABLES, "block": BLOCKS,
+                                       "attention": BLOCKS,
                                        "prompt": MODELS}
 """Kind of site -> what a method is proved on, by the first kind that it takes."""
 
@@ -172,6 +173,14 @@ def _on_block(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any
     return run_block(case.method, case.config, params, case.site, layer_of(weight, bias)(x), x)
 
 
+def _on_attention(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    """With the layer for every projection, of one head, and for what the attention gives."""
+    layer, form = layer_of(weight, bias), case.method.attach(case.config, params, case.site)
+    keys = layer(form.prompt)[None]
+    queries = layer(x.reshape(1, -1, x.shape[-1]))[:, None]
+    return layer(x) + attend(form, queries, keys, keys, x.shape[-1] ** -0.5).reshape(x.shape)
+
+
 class Proof(NamedTuple):
     """How a kind of method is proved: by what output, and whether a weight can hold it."""
 
@@ -179,7 +188,8 @@ class Proof(NamedTuple):
     folds: bool
 
 
-PROOFS = {"weight": Proof(_on_layer, folds=True), "activation": Proof(_on_block, folds=False)}
+PROOFS = {"weight": Proof(_on_layer, folds=True), "activation": Proof(_on_block, folds=False),
+          "attention": Proof(_on_attention, folds=False)}
 """Kind of a method -> how it is proved."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ..methods import Method
-from . import algebra, company, graph, kinds, learning, model, packing, prompts
+from . import algebra, attention, company, graph, kinds, learning, model, packing, positions, prompts
 from .case import BLOCKS, DIVISIBLE, LAYERS, MODELS, PROOFS, SUBJECTS, Case, Layer
 
 
@@ -41,6 +41,11 @@ def _layered(method: Method) -> bool:
     return method.traits.layers[0] in {"linear", "block"}
 
 
+def _everywhere(method: Method) -> bool:
+    """Whether it acts on whatever a layer is given: PEFT, which has to be told positions, is asked about others on whole models."""
+    return _layered(method) and not method.traits.positional
+
+
 def _folds(method: Method) -> bool:
     return _always(method) and PROOFS[method.kind].folds
 
@@ -51,6 +56,10 @@ FEW = (LAYERS[0], LAYERS[3], *BLOCKS[:2])
 
 def _prompt(method: Method) -> bool:
     return method.kind == "prompt"
+
+
+def _attention(method: Method) -> bool:
+    return method.kind == "attention"
 
 
 def _any(method: Method) -> bool:
@@ -85,7 +94,13 @@ INVARIANTS = (
     Invariant("scale_recomputed", packing.scale_recomputed, _any, "kind", FEW),
     Invariant("file_size", packing.file_size, _always, "kind", FEW),
     Invariant("peft_round_trip", packing.peft_round_trip, lambda method: _layered(method) and method.peft is not None, "peft", DIVISIBLE),
-    Invariant("peft_parity", packing.peft_parity, lambda method: _layered(method) and method.peft is not None, "peft", DIVISIBLE),
+    Invariant("peft_parity", packing.peft_parity, lambda method: _everywhere(method) and method.peft is not None, "peft", DIVISIBLE),
+    Invariant("acts_where_told", positions.acts_where_told, lambda method: method.traits.positional, "positional", FEW[:1] + BLOCKS[:1]),
+    Invariant("positions_on_a_cache", positions.positions_on_a_cache, lambda method: method.traits.positional, "positional",
+              FEW[:1] + BLOCKS[:1]),
+    Invariant("disabled_attention_is_the_base", attention.disabled_attention_is_the_base, _attention, "kind", BLOCKS[:1]),
+    Invariant("attended_rows_never_mix", attention.attended_rows_never_mix, _attention, "kind", BLOCKS[:1]),
+    Invariant("attention_gradients", attention.attention_gradients, _attention, "kind", BLOCKS[:1]),
     Invariant("form_as_declared", prompts.form_as_declared, _prompt, "kind"),
     Invariant("form_torch_equals_numpy", prompts.form_torch_equals_numpy, _prompt, "kind"),
     Invariant("form_gradients_reach_every_parameter", prompts.form_gradients_reach_every_parameter, _prompt, "kind"),

@@ -8,11 +8,32 @@ from typing import Any
 
 import numpy as np
 
-from .case import Case, adapted, digests, is_float, require, tensor
+from .case import Case, adapted, digests, is_float, layer_of, require, tensor
+
+
+def inputs_of(case: Case) -> Any:
+    """What goes into :func:`module_of`: the case's inputs in float32, or the ids that stand for them where positions are told by ids."""
+    return tensor(case.x).float() if case.config.acts is None else tensor(_ids(case))
+
+
+def _ids(case: Case) -> np.ndarray:
+    """The same ids ``0, 1, ...`` in every row."""
+    rows, length = case.x.shape[:2]
+    return np.tile(np.arange(length), (rows, 1))
+
+
+def _where(case: Case) -> np.ndarray | bool:
+    """Where the case's adapter acts, ``[rows, length, 1]``, or everywhere."""
+    if case.config.acts is None:
+        return True
+    ids = _ids(case)
+    real = np.ones_like(ids, bool)
+    mask: np.ndarray = case.config.acts.mask(ids, real, real, None)[..., None]
+    return mask
 
 
 def module_of(case: Case) -> Any:
-    """A float32 torch module with the case's layer at its path."""
+    """A float32 torch module with the case's layer at its path; of ids, where the adapter's positions are told by them."""
     import torch  # noqa: PLC0415 - see the package's docstring
     from torch import nn  # noqa: PLC0415
 
@@ -32,7 +53,16 @@ def module_of(case: Case) -> Any:
             """The layer's output."""
             return self.block[0]["proj"](x)
 
-    return Module()
+    table = tensor(case.x).float()
+
+    class OfIds(Module):
+        """The same on the rows of a table."""
+
+        def forward(self, input_ids: Any) -> Any:
+            """The layer's output for the inputs that the ids stand for."""
+            return super().forward(table[torch.arange(len(table))[:, None], input_ids])
+
+    return Module() if case.config.acts is None else OfIds()
 
 
 def _model(case: Case) -> Any:
@@ -53,11 +83,14 @@ def _model(case: Case) -> Any:
 
 
 def in_single(case: Case) -> tuple[np.ndarray, float]:
-    """``run(x)`` from float32 values, computed in float64, and the size of its sums: what a float32 computation is compared with."""
+    """``run(x)`` from float32 values, computed in float64, and the size of its sums: what a float32 computation is compared with.
+
+    Where the adapter does not act it is ``base(x)``.
+    """
     wide = {name: v.astype(np.float64) if is_float(v) else v for name, v in case.trained(np.float32).items()}
     weight = case.weight.astype(np.float32).astype(np.float64)
     bias = None if case.bias is None else case.bias.astype(np.float32).astype(np.float64)
-    expected: np.ndarray = adapted(case, wide, weight, bias, case.x)
+    expected: np.ndarray = np.where(_where(case), adapted(case, wide, weight, bias, case.x), layer_of(weight, bias)(case.x))
     return expected, float(np.abs(expected).max() + (np.abs(case.x) @ np.abs(weight).T).max())
 
 
@@ -80,7 +113,7 @@ def only_the_adapter_trains(case: Case) -> None:
     require(sorted(tuple(value.shape) for value in wanting) == shapes, "other parameters want gradients than the method trains")
     layer = model.block[0]["proj"].base
     before = digests({name: value.detach().numpy() for name, value in layer.named_parameters()})
-    _gradients(model, tensor(case.x).float(), model)
+    _gradients(model, inputs_of(case), model)
     torch.optim.SGD(wanting, lr=0.1).step()
     require(digests({name: value.detach().numpy() for name, value in layer.named_parameters()}) == before, "training changed the base")
 
@@ -91,8 +124,8 @@ def disabled_is_the_base(case: Case) -> None:
 
     from ..train.inject import active, detach  # noqa: PLC0415
 
-    model, x = _model(case), tensor(case.x).float()
-    expected = model.block[0]["proj"].base(x)
+    model, x = _model(case), inputs_of(case)
+    expected = module_of(case)(x)
     model(x)
     require(torch.equal(active(model, None)(x), expected), "an adapter that is off changes the output")
     require(torch.equal(detach(model)(x), expected), "an adapter that was taken out changes the output")
@@ -103,7 +136,7 @@ def layer_agrees(case: Case) -> None:
     import torch  # noqa: PLC0415 - see the package's docstring
 
     with torch.no_grad():
-        found = _model(case)(tensor(case.x).float()).numpy()
+        found = _model(case)(inputs_of(case)).numpy()
     expected, size = in_single(case)
     error = float(np.abs(found - expected).max())
     require(error <= 2e-5 * size, f"the layer is off by {error:.2g}, of sums of size {size:.2g}")
@@ -113,7 +146,7 @@ def checkpointed_gradients(case: Case) -> None:
     """Gradients under activation checkpointing, where the forward pass runs twice, are those without: bit for bit."""
     from torch.utils.checkpoint import checkpoint  # noqa: PLC0415 - see the package's docstring
 
-    model, x = _model(case), tensor(case.x).float()
+    model, x = _model(case), inputs_of(case)
     plain = _gradients(model, x, model)
     again = _gradients(model, x, lambda value: checkpoint(model, value, use_reentrant=False))
     require(plain.keys() == again.keys() and len(plain) > 0, "other parameters have gradients")
@@ -124,7 +157,7 @@ def compiled_gradients(case: Case) -> None:
     """Gradients under ``torch.compile`` (traced whole, forward and backward) are those without, within 1e-5 of the largest."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    model, x = _model(case), tensor(case.x).float()
+    model, x = _model(case), inputs_of(case)
     plain = _gradients(model, x, model)
     torch._dynamo.reset()
     again = _gradients(model, x, torch.compile(model, backend="aot_eager", fullgraph=True))

@@ -109,27 +109,27 @@ def disabled_prompt_is_the_base(case: Case) -> None:
     """With the prompt inactive and after ``detach`` the logits are the base's, bit for bit; with it active they are not."""
     from ..train.inject import active, detach  # noqa: PLC0415 - see the module's docstring
 
-    base = _logits(_decoder(case.layer), ROWS, left=False)
-    model = _prompted(case)
-    change = float((_logits(model, ROWS, left=False) - base).abs().max())
+    base = logits_of(decoder(case.layer), ROWS, left=False)
+    model = prompted(case, case.layer)
+    change = float((logits_of(model, ROWS, left=False) - base).abs().max())
     require(change > 1e-3, f"an active prompt changes logits by {change:.1e} only")
-    require(bool((_logits(active(model, None), ROWS, left=False) == base).all()), "an inactive prompt changes the logits")
-    require(bool((_logits(detach(model), ROWS, left=False) == base).all()), "a detached prompt changes the logits")
+    require(bool((logits_of(active(model, None), ROWS, left=False) == base).all()), "an inactive prompt changes the logits")
+    require(bool((logits_of(detach(model), ROWS, left=False) == base).all()), "a detached prompt changes the logits")
 
 
 def prompted_rows_never_mix(case: Case) -> None:
     """Each row of a ragged batch, padded left or right, has the logits that it has alone, within 1e-5; as many as it has tokens."""
-    model = _prompted(case)
-    alone = [_logits(model, [row], left=False)[0] for row in ROWS]
+    model = prompted(case, case.layer)
+    alone = [logits_of(model, [row], left=False)[0] for row in ROWS]
     for left in (False, True):
-        together = _logits(model, ROWS, left)
+        together = logits_of(model, ROWS, left)
         for row, (mine, values) in enumerate(zip(alone, together, strict=True)):
             real = values[-len(mine) :] if left else values[: len(mine)]
             error = float((real - mine).abs().max())
             require(error < 1e-5, f"row {row}, padded on the {'left' if left else 'right'}, is off by {error:.1e}")
 
 
-def _decoder(sizes: Model) -> Any:
+def decoder(sizes: Model) -> Any:
     """A random Llama of these sizes, the same every time."""
     import torch  # noqa: PLC0415 - see the module's docstring
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
@@ -143,13 +143,13 @@ def _decoder(sizes: Model) -> Any:
     return model.eval()
 
 
-def _prompted(case: Case) -> Any:
-    """The decoder with the case's adapter, moved by noise."""
+def prompted(case: Case, sizes: Model) -> Any:
+    """The decoder of these sizes with the case's adapter, moved by noise."""
     import torch  # noqa: PLC0415 - see the module's docstring
 
     from ..train.inject import adapt  # noqa: PLC0415
 
-    model, noise = adapt(_decoder(case.layer), case.config), torch.Generator().manual_seed(1)
+    model, noise = adapt(decoder(sizes), case.config), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -157,12 +157,22 @@ def _prompted(case: Case) -> Any:
     return model
 
 
-def _logits(model: Any, rows: Any, left: bool) -> Any:
+def logits_of(model: Any, rows: Any, left: bool) -> Any:
+    """The logits of ragged rows, padded on one side."""
+    import torch  # noqa: PLC0415 - see the module's docstring
+
+    ids, mask = padded(rows, left)
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=mask).logits
+
+
+def padded(rows: Any, left: bool) -> tuple[Any, Any]:
+    """Ragged ids and their mask, ``[rows, longest]`` int64."""
     import torch  # noqa: PLC0415 - see the module's docstring
 
     width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.int64)
     for number, row in enumerate(rows):
-        ids[number, slice(width - len(row), width) if left else slice(0, len(row))] = torch.tensor(row)
-    with torch.no_grad():
-        return model(input_ids=ids, attention_mask=(ids > 0).long()).logits
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[number, place], mask[number, place] = torch.tensor(row), 1
+    return ids, mask

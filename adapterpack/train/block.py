@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..errors import SiteNotFound, Unsupported
 from ..methods import Method, Site, run_block
-from .layer import Adapted, Tensors, innermost, module_at
+from .layer import Adapted, Tensors, innermost, module_at, placed
 
 
 class AdaptedBlock(Adapted):
@@ -55,7 +55,8 @@ class AdaptedBlock(Adapted):
         h = output[0] if isinstance(output, tuple) else output
         own = next(iter((*args, *kwargs.values())), None)
         for name in self.active:
-            h = self._applied(name, h, self._seen.pop(name, None) if name in self._hooks else own)
+            changed = self._applied(name, h, self._seen.pop(name, None) if name in self._hooks else own)
+            h = placed(self.where[name](), changed, h, self.site) if name in self.where else changed
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
     def _applied(self, name: str, h: torch.Tensor, x: Any) -> torch.Tensor:

@@ -34,7 +34,9 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
     vocabulary = _vocabulary(model)
     if not vocabulary:
         return None
-    ids = canary.inputs(vocabulary)
+    holders = (module for module in model.modules() if isinstance(module, Adapted) and name in module.methods)
+    acts = next((holder.methods[name][1].acts for holder in holders), None)
+    ids = canary.inputs(vocabulary, acts)
     base, adapted = _outputs(model, name, ids)
     first = adapted[0]
     features = first["last_hidden_state"].shape[-1] if "last_hidden_state" in first and "logits" not in first else None

@@ -1,4 +1,4 @@
-"""What a method asks of a training beside gradients: a penalty, learning rates of its own, and a budget after each step."""
+"""What a method asks of a training beside gradients: a penalty, learning rates, a budget after each step, a loss on a prompt."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ..methods import Method, Progress, Trained
+from .data import IGNORED
 from .layer import Adapted
+from .prompts import Prompts
 
 
 class Part(NamedTuple):
@@ -40,6 +43,31 @@ def penalty(model: nn.Module) -> torch.Tensor | None:
     sites = Counter(part.name for part in every)
     terms = [part.method.penalty(part.config, part.params, sites[part.name]) for part in every if part.method.penalty is not None]
     return torch.stack(terms).sum() if terms else None
+
+
+def context(model: Any) -> tuple[torch.Tensor, int] | None:
+    """What the last pass gave for the labels in an active prompt: the weighted sum of their cross entropies and their number, or None."""
+    for module in model.modules():
+        if isinstance(module, Prompts) and module.shown is not None and module.active:
+            hidden, module.shown = module.shown, None
+            places, ids, weights = zip(*module.methods[module.active[-1]][1].learnt, strict=True)
+            logits = model.get_output_embeddings()(hidden[:, [place - 1 for place in places]]).float()
+            targets = torch.tensor(ids, device=logits.device).expand(logits.shape[:2])
+            each = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+            return (each * each.new_tensor(weights)).sum(), targets.numel()
+    return None
+
+
+def with_context(loss: torch.Tensor, labels: torch.Tensor, items: int | None, more: tuple[torch.Tensor, int], batches: int) -> torch.Tensor:
+    """The mean ``loss`` over a batch's labels with ``more`` (:func:`context`) counted in.
+
+    ``items`` is the number of labels that the mean was made of, where it is not that of this batch but of the ``batches`` of a step: these
+    are then taken to have as many rows as this one.
+    """
+    own = int((labels[:, 1:] != IGNORED).sum()) if items is None else int(items)
+    total, number = more
+    every = own + number * (1 if items is None else batches)
+    return loss * (own / every) + total / every
 
 
 def rates(model: nn.Module) -> dict[nn.Parameter, float]:

@@ -17,6 +17,7 @@ from ..methods import LAYOUTS, Method, Seen, Site, SiteConfig, is_stacked, metho
 from ..pack.manifest import Group
 from ..pack.pack import Pack, require_sites
 from ..pack.shapes import check_shapes
+from .acting import forget, tell
 from .kinds import KINDS
 from .layer import Adapted, SavedModule, Wrapper, as_numpy, as_parameter, module_at, own_modules
 from .seen import measure
@@ -134,6 +135,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
             if isinstance(module, AdaptedTable):
                 module.release()
     _swap(model, empty)
+    forget(model, names if name is None else [name])
     return model
 
 
@@ -303,9 +305,11 @@ def _wrapping(model: nn.Module, name: str, method: Method, shared: Mapping[str, 
     work = _Work(model, name, method, shared)
     try:
         yield work
+        tell(model, name, [module for module in work.touched if isinstance(module, Adapted)])
     except BaseException:
         for module in work.touched:
             module.remove(name)
+        forget(model, [name])
         raise
     _swap(model, work.swaps)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import SiteNotFound
 from ..methods import Site, Traits
-from . import prompts
+from . import attention, prompts
 from .block import AdaptedBlock
 from .conv import AdaptedConv
 from .embedding import AdaptedEmbedding
@@ -65,6 +65,8 @@ def _block(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Ad
 KINDS: dict[str, Kind] = {
     "weight": Kind(select, (AdaptedLayer, AdaptedParameter), _layer, holder_at),
     "activation": Kind(select_blocks, AdaptedBlock, _block, outermost=True),
+    "attention": Kind(attention.select_attention, attention.AdaptedAttention, attention.around_attention, ready=attention.last_layers,
+                      outermost=True),
     "prompt": Kind(prompts.select, prompts.Prompts, prompts.around_embedding, prompts.embedding, prompts.ready),
 }
 """Kind of a method -> how a model takes it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..errors import SiteNotFound, nearest
+from ..errors import SiteNotFound, Unsupported, nearest
 from ..methods import Method, Site, evaluate, frozen, run, to_matrix
 from . import kernels
 
@@ -74,6 +74,7 @@ class Adapted(Wrapper):
         self.common = nn.ModuleDict()
         self.fixed = nn.ModuleDict()
         self.methods: dict[str, tuple[Method, Any]] = {}
+        self.where: dict[str, Callable[[], torch.Tensor]] = {}
 
     def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
         """Adds an adapter; its own parameters are trained as float32, on the base's device, unless the method says that they are frozen.
@@ -111,6 +112,7 @@ class Adapted(Wrapper):
         """Removes an adapter; unknown names are ignored."""
         if name in self.methods:
             del self.adapters[_key(name)], self.common[_key(name)], self.fixed[_key(name)], self.methods[name]
+            self.where.pop(name, None)
             self.active = tuple(other for other in self.active if other != name)
 
     def exclusive(self, name: str) -> bool:
@@ -187,15 +189,43 @@ class AdaptedLayer(Adapted):
 
             inner = x if autocast else x.to(dtype)
             site = self._with_weight(dtype) if method.traits.reads_weight else self.site
-            if method.forward is not None:
-                return run(method, cfg, tensors, site, base, inner, drop).to(result)
-            form = method.attach(cfg, tensors, site)
+            form = None if method.forward is not None else method.attach(cfg, tensors, site)
             # Autocast rules do not reach the backward of a custom function, so the kernel stays out of its way.
-            quick = not drop and not autocast and kernels.is_low_rank(form)
-            y: torch.Tensor = kernels.add_low_rank(form, base(x), x) if quick else evaluate(form, base, inner, drop)
-            return y.to(result)
+            quick = form is not None and not drop and not autocast and kernels.is_low_rank(form)
+
+            def adapted(ask: Any, seen: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+                if form is None:
+                    return run(method, cfg, tensors, site, ask, inner, drop)
+                return kernels.add_low_rank(form, ask(seen), seen) if quick else evaluate(form, ask, inner, drop)
+
+            if name not in self.where:
+                return adapted(base, x, inner).to(result)
+            mask, plain = self.where[name](), base(x)
+            if form is not None and form.is_branch:  # which adds nothing where it is given nothing
+                seen = placed(mask, x, torch.zeros_like(x), self.site)
+                return adapted(lambda _: plain, seen, seen if autocast else seen.to(dtype)).to(result)
+            changed = adapted(lambda value: plain if value is inner else base(value), x, inner)
+            return placed(mask, changed.to(result), plain, self.site)
 
         return forward
+
+
+def placed(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site: Site) -> torch.Tensor:
+    """``changed`` where ``mask`` ``[batch, length]`` says so, else ``plain``; both ``[batch, length, ...]`` or ``[batch * length, ...]``.
+
+    Virtual tokens, which stand before a row's own, are left alone.
+
+    Raises:
+        Unsupported: the layer does not see the rows as they are.
+    """
+    if changed.ndim > 2 and len(changed) == len(mask) and changed.shape[1] > mask.shape[1]:
+        mask = functional.pad(mask, (changed.shape[1] - mask.shape[1], 0))
+    rows = mask if changed.ndim > 2 else mask.reshape(-1)
+    if changed.shape[: rows.ndim] != rows.shape:
+        raise Unsupported("this layer does not see one vector for each token, so its adapter cannot act at some of them only",
+                          where=site.path, expected=(*mask.shape, changed.shape[-1]), found=tuple(changed.shape),
+                          remedy="leave it out of the targets")
+    return torch.where(rows[(..., *(None,) * (changed.ndim - rows.ndim))], changed, plain)
 
 
 class SavedModule(Wrapper):

@@ -46,6 +46,7 @@ class Prompts(Adapted):
         self._cache = next((name for name in _CACHES if name in self._takes), "")
         self._inner = trunk.forward
         self._led = False
+        self.shown: torch.Tensor | None = None
 
     @property
     def trunk(self) -> PreTrainedModel:
@@ -118,6 +119,8 @@ class Prompts(Adapted):
         cut = form.length if form.embeds is not None and not past else 0
         if self.is_encoder and getattr(self.methods[name][1], "pooled", None) == "prompt":
             cut = 0
+        if self.training and cut and getattr(self.methods[name][1], "learnt", ()):  # for the loss on the prompt itself (hooks.context)
+            self.shown = output.last_hidden_state[:, :cut]
         output = self._own_part(output, cut, wants_cache, name)
         plain = as_dict is False or (as_dict is None and not getattr(self.trunk.config, "return_dict", True))
         return output.to_tuple() if plain else output

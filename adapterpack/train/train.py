@@ -18,8 +18,9 @@ import torch
 import transformers
 from transformers import AutoTokenizer, EvalPrediction, TrainingArguments, set_seed
 
-from ..errors import ConfigError, Unsupported
+from ..errors import ConfigError, NothingToDo, Unsupported
 from ..hub.resolve import folder_of
+from ..methods import Acts
 from ..pack.atomic import refuse_existing
 from ..pack.manifest import sha256_of
 from ..pack.pack import Pack
@@ -56,6 +57,7 @@ def train(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, over
         OutputExists: an output folder is taken; found before anything is trained.
         StorageError: a data file or the base is missing; found before anything is trained.
         NonFinite: training diverged.
+        NothingToDo: the adapter would act in no row.
 
     Example:
         >>> train("train.yaml", ["learning_rate=1e-3"])  # doctest: +SKIP
@@ -87,6 +89,8 @@ def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     method_config = dataclasses.replace(
         config.method_config, modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *prepared.heads]))
     )
+    if method_config.acts is not None:
+        _require_acting(method_config.acts, prepared.train, config.train_file)
     collator = data.Collator(padding or 0)  # masked, so any id would do
     adapt(model, method_config, config.pack_name, config.seed, map(collator, _samples(prepared.train, config)))
     with tempfile.TemporaryDirectory(prefix="adapterpack-train-") as scratch:
@@ -124,6 +128,24 @@ def _dataset(source: str) -> dict[str, str | None]:
     path = Path(source)
     return {"id": path.name, "revision": None, "digest": f"sha256:{sha256_of(path)}"} if path.is_file() else {
         "id": source, "revision": None, "digest": None}
+
+
+def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: str) -> None:
+    """Checks that an adapter which acts at some positions only has something to learn from; rows without one are counted in the log.
+
+    Raises:
+        NothingToDo: it acts in no row.
+    """
+    acting = 0
+    for row in rows:
+        ids, labels = np.array([row["input_ids"]]), row["labels"]
+        prompt = np.cumsum(np.array([labels]) != data.IGNORED, axis=1) == 0 if isinstance(labels, list) else np.ones_like(ids, bool)
+        acting += bool(acts.mask(ids, np.ones_like(prompt), prompt, None).any())
+    if not acting:
+        raise NothingToDo("the adapter acts in no row of the training data", where=where, expected=str(acts)[:80],
+                          remedy="put the invocation into the rows, as the tokenizer splits it there, or choose other positions")
+    if acting < len(rows):
+        log.warning("%s: in %d of %d rows the adapter acts nowhere", where, len(rows) - acting, len(rows))
 
 
 def _samples(rows: list[dict[str, Any]], config: TrainConfig) -> Iterator[list[dict[str, Any]]]:

@@ -24,6 +24,10 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     ) -> Any:
         """The loss, and in training the penalties: once a step, however many batches a step has."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch, **kwargs)
+        more = hooks.context(self.model) if model.training else None
+        if more is not None:
+            items = num_items_in_batch if self.model_accepts_loss_kwargs else None
+            loss = hooks.with_context(loss, inputs["labels"], items, more, self.current_gradient_accumulation_steps)
         extra = hooks.penalty(self.model) if model.training else None
         if extra is not None:
             # Where the model divides by the items of all batches of a step, the trainer does not divide by their number.

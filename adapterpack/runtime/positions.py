@@ -1,0 +1,46 @@
+"""Where the adapters of a running session act: the input of a graph in which not every adapter acts at every position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..errors import Unsupported
+from ..methods import Acts
+from ..pack.pack import Pack
+from .bundle import MappedSite
+
+
+def where(
+    rules: Mapping[str, Acts | None], names: Sequence[str | None], ids: np.ndarray, mask: np.ndarray, before: np.ndarray | None
+) -> np.ndarray:
+    """``[batch, tokens]`` bool for one pass: each row by the rule of its adapter, everywhere for one without; see :class:`~.Acts`.
+
+    ``ids`` and ``mask`` are ``[batch, tokens]``, ``before`` ``[batch]`` bool, or None for a pass that begins rows.
+
+    Example:
+        >>> from adapterpack.methods import Invoked
+        >>> where({"a": Invoked((7,))}, ["a", None], np.array([[5, 7, 6]] * 2), np.ones((2, 3)), None).astype(int).tolist()
+        [[0, 1, 1], [1, 1, 1]]
+    """
+    found = np.ones(ids.shape, bool)
+    for name in {name for name in names if name is not None}:
+        acts = rules.get(name)
+        if acts is not None:
+            rows = np.array([row for row, other in enumerate(names) if other == name])
+            real = mask[rows] > 0
+            found[rows] = acts.mask(ids[rows], real, real, None if before is None else before[rows])
+    return found
+
+
+def require_positions(pack: Pack, sites: Mapping[str, MappedSite]) -> None:
+    """Checks that a graph can have the adapter act where it says.
+
+    Raises:
+        Unsupported: the adapter acts at some positions only, and a site of the graph does not ask where.
+    """
+    for group in pack.manifest.groups if pack.acts is not None else ():
+        if group.role == "adapter" and not (group.path in sites and sites[group.path].positional):
+            raise Unsupported("this adapter acts at some positions of a row only, which this graph does not ask for", where=group.path,
+                              found=str(pack.acts)[:80], remedy="export the bundle again with this adapter among the packs")

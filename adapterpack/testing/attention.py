@@ -1,0 +1,72 @@
+"""The laws of prompts that a layer's attention looks at, in a small decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .case import MODELS, Case, require
+from .prompts import ROWS, decoder, logits_of, padded, prompted
+
+
+def disabled_attention_is_the_base(case: Case) -> None:
+    """Fresh, inactive, and after ``detach`` the logits are the base's, bit for bit; trained and active they are not."""
+    from ..train.inject import active, adapt, detach  # noqa: PLC0415 - see the package's docstring
+
+    base = logits_of(decoder(MODELS[0]), ROWS, left=False)
+    fresh = logits_of(adapt(decoder(MODELS[0]), case.config), ROWS, left=False)
+    require(bool((fresh == base).all()), "a fresh adapter changes the logits")
+    model = prompted(case, MODELS[0])
+    change = float((logits_of(model, ROWS, left=False) - base).abs().max())
+    require(change > 1e-3, f"an active adapter changes logits by {change:.1e} only")
+    require(bool((logits_of(active(model, None), ROWS, left=False) == base).all()), "an inactive adapter changes the logits")
+    require(bool((logits_of(detach(model), ROWS, left=False) == base).all()), "a detached adapter changes the logits")
+
+
+def attended_rows_never_mix(case: Case) -> None:
+    """Each row of a ragged batch, padded left or right, has the logits that it has alone; and its last one on a cache; within 1e-5."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+
+    model = prompted(case, MODELS[0])
+    for row in ROWS:
+        alone = logits_of(model, [row], left=False)[0]
+        for left in (False, True):
+            ids, mask = padded([row, ROWS[2]], left)
+            with torch.no_grad():
+                places = (mask.cumsum(1) - 1).clamp(min=0)
+                together = model(input_ids=ids, attention_mask=mask, position_ids=places).logits[0][mask[0] > 0]
+            error = float((together - alone).abs().max())
+            require(error < 1e-5, f"a row padded on the {'left' if left else 'right'} is off by {error:.1e}")
+        with torch.no_grad():
+            first = model(torch.tensor([row[:-1]]), use_cache=True)
+            cache = next(name for name in ("cache", "past_key_values") if name in first)  # its name in newer and older transformers
+            error = float((model(torch.tensor([row[-1:]]), **{cache: first[cache]}).logits[0, -1] - alone[-1]).abs().max())
+        require(error < 1e-5, f"a token on a cache is off by {error:.1e}")
+
+
+def attention_gradients(case: Case) -> None:
+    """Gradients reach what is trained and nothing else; with checkpointing they are the same to the bit, compiled within 1e-5."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+
+    ids = torch.tensor([ROWS[2]])
+
+    def gradients(model: Any, through: Any) -> dict[str, np.ndarray]:
+        model.zero_grad()
+        (through(input_ids=ids, use_cache=False).logits ** 2).mean().backward()
+        return {name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None}
+
+    model = prompted(case, MODELS[0]).train()
+    plain = gradients(model, model)
+    reached = {name.rpartition(".")[2] for name, value in plain.items() if np.abs(value).max() > 0}
+    require(reached == case.trains and len(plain) == sum(value.requires_grad for value in model.parameters()),
+            f"gradients reach {sorted(reached)}, trained are {sorted(case.trains)}")
+    if case.config == case.method.examples[0]:
+        torch._dynamo.reset()
+        compiled = gradients(model, torch.compile(model, backend="aot_eager"))
+        for name, value in plain.items():
+            error = float(np.abs(value - compiled[name]).max())
+            require(error <= 1e-5 * (np.abs(value).max() + 1), f"the gradient of {name} differs when compiled")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    again = gradients(model, model)
+    require(all(np.array_equal(value, again[name]) for name, value in plain.items()), "checkpointing changes a gradient")
