@@ -17,6 +17,7 @@ from test_merge import digests, lone_pack, lora_pack, save_llama, tensors, write
 
 import adapterpack
 from adapterpack.errors import BaseMismatch, ConfigError, OutputExists, ProviderError, StorageError, Unsupported
+from adapterpack.merge.codecs.view import Decoded
 from adapterpack.merge.jobs import Part, jobs, share
 from adapterpack.merge.journal import FOLDER, finished
 from adapterpack.merge.rounding import stochastic, words
@@ -109,7 +110,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(sharded: Path, whole:
 
 
 def test_another_merge_does_not_go_on_with_what_was_killed(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """An interrupted merge leaves its folder with ``resume``; other weights start afresh, the same ones go on, and say how much was done."""
+    """An interrupted merge leaves its folder with ``resume``; other weights start afresh, the same ones go on and say from where."""
     class Stop(Exception):
         pass
 
@@ -135,7 +136,8 @@ def test_a_restart_of_the_machine_leaves_what_was_synced(tmp_path: Path) -> None
     (tmp_path / FOLDER / "1-of-1.jsonl").write_bytes(first + b'{"job":1,"sums":[1.0,2.0,3.0,true]}\n' + synced + b'{"job":2,"su')
     assert finished(tmp_path, 9).keys() == {0}
     here = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    (tmp_path / FOLDER / "2-of-2.jsonl").write_bytes(f'{{"boot":"{here}"}}\n'.encode() + b'{"job":5,"sums":null}\n{"job":99,"sums":null}\nx\n')
+    (tmp_path / FOLDER / "2-of-2.jsonl").write_bytes(f'{{"boot":"{here}"}}\n'.encode() +
+                                                    b'{"job":5,"sums":null}\n{"job":99,"sums":null}\nx\n')
     assert finished(tmp_path, 9).keys() == {0, 5}
 
 
@@ -161,7 +163,7 @@ def test_parts_write_no_common_file(tmp_path: Path) -> None:
     """Each job belongs to one part, no file to two, whatever the number of parts."""
     from adapterpack.merge import layout, plan
 
-    base = Checkpoint(save_llama(tmp_path / "base", shard="12KB"))
+    base = Decoded(save_llama(tmp_path / "base", shard="12KB"))
     todo = plan.make(base, [lora_pack(base.folder)], [1.0])
     work = jobs(layout.shards(base, todo, None, {}))
     for count in (1, 2, 5, 40):
@@ -243,7 +245,7 @@ def test_stochastic_bytes_depend_on_the_seed_alone(sharded: Path, whole: tuple[P
 
 
 def test_verify_says_how_much_was_read(sharded: Path, tmp_path: Path) -> None:
-    """By samples a change in the middle of a tensor passes, by every byte it does not; one at the start is seen by both, before any output."""
+    """By samples a change inside a tensor passes, by every byte it does not; one at the start is seen by both."""
     base = Checkpoint(sharded)
     pack = lora_pack(sharded, base=m.Base("b", structure=base.structure, content=base.content, probe=base.probe))
     info = base.tensors["2.1.x_proj.weight"]
@@ -306,7 +308,7 @@ def test_unmerge_copies_the_base(sharded: Path, whole: tuple[Path, Path], tmp_pa
 
 
 def test_unmerge_computes_the_base_or_refuses(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """Weights that are coarser than what they became come back exactly; random bfloat16 weights, of which rounding forgot some, are refused."""
+    """Weights that are coarser than what they became come back exactly; random bfloat16 weights are refused."""
     W = np.full((8, 4), 4, np.float32)
     base = write_base(tmp_path / "base", {"layer.weight": W, "other": W})
     halves = {"lora_A": np.full((1, 4), 0.5, np.float32), "lora_B": np.full((8, 1), -0.5, np.float32)}

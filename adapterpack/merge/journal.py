@@ -131,8 +131,8 @@ def _believed(data: bytes, count: int) -> dict[int, Done]:
     return sure | ({number: done for _, number, done in waiting} if same else {})
 
 
-def _sums(change: float, error: float, inner: float, moved: bool) -> Sums:
-    return Sums(float(change), float(error), float(inner), bool(moved))
+def _sums(change: float, error: float, inner: float, moved: bool, noise: float = 0.0) -> Sums:
+    return Sums(float(change), float(error), float(inner), bool(moved), float(noise))
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from .. import __version__
 from ..errors import ConfigError, NothingToDo, StorageError, storage_errors
 from ..pack import strict_json
 from ..pack.atomic import refuse_existing
-from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Pack
 from ..pack.validate import load
 from . import devices, dtypes, jobs, journal, layout, plan, provenance, rounding, staging, stream
+from .codecs.view import Decoded
 from .report import MergedPack, MergeReport
 from .tensors import Fold
 from .ticker import Progress
@@ -51,13 +51,18 @@ def merge(
     whole, such as a classifier head, go along. Equal inputs give equal bytes. Adapters of which one is not additive fold one after the
     other, in the order of the packs. A merge that was killed goes on where it stood when the same merge is asked for again.
 
+    A quantized base is decoded, folded and encoded again in its own format: every group of codes keeps its scale, or takes a new one where
+    that comes closer to the fold. With ``dtype`` it is written dequantized instead, which loses nothing but that dtype's rounding.
+
     Args:
         base: a checkpoint folder; it is never changed.
         packs: packs or their folders; ``weights`` multiply their changes (1 each by default; additive methods only; heads are not scaled).
         out: the folder to write; it must not exist.
         dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
+            A quantized base is written dequantized.
         safe: refuse a result that is NaN or infinite, overflow in rounding included.
-        stochastic_rounding: a seed: round up or down by chance, so that small changes are kept on average.
+        stochastic_rounding: a seed: round up or down by chance, so that small changes are kept on average. Not for the codes of
+            a quantized base.
         verify: ``"structure"`` checks the base by names, dtypes, shapes and samples of every tensor; ``"full"`` by every byte.
         allow_structural: accept a base that has the names, dtypes and shapes of the pack's, whatever its weights.
         shard: ``"I/N"``: do the I-th of N shares of the work, into an output folder that N machines share; the last one publishes it.
@@ -87,11 +92,12 @@ def merge(
     asked = None if dtype is None else dtypes.parse(dtype)
     part = jobs.Part() if shard is None else jobs.parse_part(shard)
     arithmetic = devices.arithmetic(device)
-    checkpoint = Checkpoint(base)
+    checkpoint = Decoded(base)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = _weights(weights, opened)
     _require_outside(target, [checkpoint.folder, *(pack.path for pack in opened if pack.path is not None)])
-    todo = plan.make(checkpoint, opened, factors, allow_structural, dtype=asked, full=verify == "full")
+    todo = plan.make(checkpoint, opened, factors, allow_structural, dtype=asked, full=verify == "full",
+                     by_chance=stochastic_rounding is not None)
     if verify == "full":
         _ = checkpoint.content
     merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
@@ -104,7 +110,7 @@ def merge(
     _require_space(target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.taken(folder))
 
     def described(done: dict[int, journal.Done], missing: int) -> MergeReport:
-        losses = [sums.loss(job.tensor.item.place.name, job.tensor.item.place.dtype) for number, job in enumerate(work)
+        losses = [job.loss(sums) for number, job in enumerate(work)
                   if isinstance(job, Fold) and number in done and (sums := done[number].sums) is not None]
         return MergeReport(
             out=str(target),

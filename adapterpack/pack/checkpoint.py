@@ -83,9 +83,14 @@ class Checkpoint:
         return folder.name if known else None
 
     @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """Every tensor by name."""
+    def stored(self) -> dict[str, TensorInfo]:
+        """Every tensor of the files by name; fingerprints are taken of these."""
         return {name: self.files[shard].tensors[name] for name, shard in self.shard_of.items()}
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the model by name: those of the files, unless a subclass decodes them."""
+        return self.stored
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as a read-only view of the mapped file."""
@@ -93,7 +98,7 @@ class Checkpoint:
 
     def source(self, name: str) -> Source:
         """Where the bytes of a tensor lie."""
-        shard, info = self.shard_of[name], self.tensors[name]
+        shard, info = self.shard_of[name], self.stored[name]
         return Source(self.folder / shard, self.identities[shard], ((info.offset, info.nbytes),))
 
     @cached_property
@@ -104,7 +109,7 @@ class Checkpoint:
     @cached_property
     def samples(self) -> dict[str, bytes]:
         """The sha256 of the first, middle and last 4 KiB of every tensor; reads no more than these."""
-        return digest({name: sampled(self.source(name)) for name in self.tensors})
+        return digest({name: sampled(self.source(name)) for name in self.stored})
 
     @cached_property
     def probe(self) -> str:
@@ -123,7 +128,7 @@ class Checkpoint:
         settled = {shard for shard, seen in self.identities.items() if seen.settled}
         kept = {shard: _DIGESTS[seen] for shard, seen in self.identities.items() if seen in _DIGESTS}
         known = {name: kept[shard][name] for name, shard in self.shard_of.items() if shard in kept}
-        fresh = digest({name: self.source(name) for name in self.tensors if name not in known})
+        fresh = digest({name: self.source(name) for name in self.stored if name not in known})
         for shard in settled:
             if identity(self.folder / shard) == (seen := self.identities[shard]):
                 _DIGESTS.setdefault(seen, {name: fresh[name] for name in self.files[shard].tensors if name in fresh})
@@ -161,14 +166,14 @@ class Checkpoint:
         """
         wanted = list(names)
         for name in wanted:
-            if name not in self.tensors:
-                raise SiteNotFound("the base has no such tensor", where=self.folder, found=name, remedy=nearest(name, self.tensors))
+            if name not in self.stored:
+                raise SiteNotFound("the base has no such tensor", where=self.folder, found=name, remedy=nearest(name, self.stored))
         for name, sha256 in digest({name: self.source(name) for name in wanted}).items():
-            info = self.tensors[name]
+            info = self.stored[name]
             proof.prove_tensor(content, leaves, (name, info.dtype, info.shape), sha256)
 
     def _headers(self) -> list[fp.Header]:
-        return [(info.name, info.dtype, info.shape) for info in self.tensors.values()]
+        return [(info.name, info.dtype, info.shape) for info in self.stored.values()]
 
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
         """The tensor that holds the weight of module ``path``: the ``recorded`` one if there is such a tensor, else by the path.

@@ -1,0 +1,1 @@
+"""Formats of quantized weights: one file each, read and written by row blocks without their libraries."""
