@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize", "train")
+_STAGES = ("compose", "convert", "demo", "export", "extract", "merge", "methods", "quantize", "train")
 """Subpackages that are called like functions; see :mod:`adapterpack._stage`."""
 
 _PUBLIC = {
@@ -69,6 +69,7 @@ _PUBLIC = {
     "detach": "train.inject",
     "inspect": "artifacts",
     "load": "pack.validate",
+    "resize": "compose.resize",
     "rules": "compose.rules",
     "run": "runtime.run",
     "save": "train.save",

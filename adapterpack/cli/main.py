@@ -30,6 +30,8 @@ COMMANDS = {
     "unmerge": "adapterpack.cli.unmerge:command",
     "declare": "adapterpack.cli.declare:command",
     "compose": "adapterpack.cli.compose:command",
+    "resize": "adapterpack.cli.resize:command",
+    "extract": "adapterpack.cli.extract:command",
     "quantize": "adapterpack.cli.quantize:command",
     "convert": "adapterpack.cli.convert:command",
     "export": "adapterpack.cli.export:command",

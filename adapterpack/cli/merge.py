@@ -9,16 +9,18 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
+from ..merge.onnx.report import GraphReport
 from ..report.values import size
 from .options import out_option, pack_at, shared, structural_option, weight_option
 from .output import emit, line
 from .progress import byte_bar
 
 
-@click.command("merge", short_help="packs folded into a checkpoint")
+@click.command("merge", short_help="packs folded into a checkpoint or an ONNX graph")
 @click.argument("base", metavar="BASE")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
-@out_option("The folder of the merged checkpoint")
+@out_option("The folder of the merged checkpoint or graph")
+@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX file, the checkpoint that it was made from.")
 @weight_option
 @click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own. A "
               "quantized base is written dequantized.")
@@ -33,20 +35,25 @@ from .progress import byte_bar
 @structural_option
 @shared
 def command(
-    *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], as_json: bool, **options: Any,
+    *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], checkpoint: str | None, as_json: bool, **options: Any,
 ) -> None:
-    """Folds PACKS into the checkpoint BASE and writes the result to the new folder OUT, whole or not at all.
+    """Folds PACKS into BASE, a checkpoint, an ONNX file or a bundle, and writes the result to the new folder OUT, whole or not at all.
 
     \b
     Example:
       adapterpack merge models/base packs/tickets -o models/tickets
       adapterpack merge models/base packs/a packs/b --weight 0.7 --weight 0.3 -o models/both
+      adapterpack merge onnx/model.onnx packs/tickets --base models/base -o onnx-tickets
     """
     loaded = [pack_at(pack) for pack in packs]
     with byte_bar("merge") as progress:
-        report = adapterpack.merge(folder_of(base), loaded, out, weights=weights or None, progress=progress, **options)
+        report = adapterpack.merge(folder_of(base), loaded, out, weights=weights or None, progress=progress,
+                                   checkpoint=None if checkpoint is None else folder_of(checkpoint), **options)
     if as_json:
         emit({"command": "merge", **report.to_json()})
+        return
+    if isinstance(report, GraphReport):
+        _say_graph(report)
         return
     if report.jobs_missing:
         line(f"part {report.shard} is done; {report.jobs_missing} pieces of other parts are missing before {report.out} is there")
@@ -66,5 +73,23 @@ def command(
     if report.requantized is not None:
         error, grid = report.requantized
         line(f"the requantized fold lies {error:.3g} from the exact one (Frobenius norm); rounding to the base's own grid makes {grid:.3g}")
+    if report.advice:
+        line(report.advice)
+
+
+def _say_graph(report: GraphReport) -> None:
+    names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
+    line(f"merged {names} into {report.graph} of {report.base_name}: {len(report.tensors) + len(report.replaced)} tensors changed, "
+         f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s")
+    if report.left_out:
+        line(f"the bundle's own adapters are left out: {', '.join(report.left_out)}")
+    if report.losses:
+        line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")
+    if report.quantized is not None:
+        before, after = report.quantized
+        line(f"quantized weights are at most {after:.2g} of their size from the float fold; before, they were {before:.2g} from the base")
+    for name, said in report.checks.items():
+        if said != "passed":
+            line(f"{name}: {said}")
     if report.advice:
         line(report.advice)

@@ -18,7 +18,7 @@ from .output import emit, line
 @click.option("--pack", "packs", multiple=True, metavar="PACK", help="Without a base, a pack that was merged; repeat it for each.")
 @shared
 def command(*, merged: str, out: str, base: str | None, packs: tuple[str, ...], as_json: bool) -> None:
-    """Writes the base that MERGED was made from to the new folder OUT: exactly, or not at all.
+    """Writes the base that the checkpoint MERGED was made from to the new folder OUT: exactly, or not at all.
 
     \b
     Example:

@@ -6,9 +6,10 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..errors import ConfigError, NothingToDo, StorageError, storage_errors
@@ -18,6 +19,8 @@ from ..pack.pack import Pack
 from ..pack.validate import load
 from . import devices, dtypes, jobs, journal, layout, plan, provenance, rounding, staging, stream
 from .codecs.view import Decoded
+from .onnx.kind import is_graph
+from .onnx.report import GraphReport
 from .report import MergedPack, MergeReport
 from .tensors import Fold
 from .ticker import Progress
@@ -42,9 +45,11 @@ def merge(
     resume: bool = False,
     durable: bool = True,
     device: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-) -> MergeReport:
-    """Folds ``packs`` into the checkpoint ``base`` and writes the result to the new folder ``out``, whole or not at all.
+) -> MergeReport | GraphReport:
+    """Folds ``packs`` into ``base``, a checkpoint, an ONNX file or a bundle, and writes the result to the new folder
+    ``out``, whole or not at all.
 
     Every changed weight is read block by block, all its adapters are added in float32 (float64 for a float64 base), and the sum is
     rounded once, to nearest even; all other bytes are copied. Memory does not grow with the model. Modules that a pack holds trained
@@ -55,7 +60,8 @@ def merge(
     that comes closer to the fold. With ``dtype`` it is written dequantized instead, which loses nothing but that dtype's rounding.
 
     Args:
-        base: a checkpoint folder; it is never changed.
+        base: a checkpoint folder, an ONNX file or a bundle; it is never changed. What a graph becomes says
+            :func:`~adapterpack.merge.onnx.merge.merge_graph`.
         packs: packs or their folders; ``weights`` multiply their changes (1 each by default; additive methods only; heads are not scaled).
         out: the folder to write; it must not exist.
         dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
@@ -69,6 +75,7 @@ def merge(
         resume: keep what is done on an error or an interrupt, too, to go on with later.
         durable: wait until every byte is on the disk; without it the system writes them out in its own time, as after a copy.
         device: ``"cuda"`` or ``"cpu"``: compute with torch there; by default with numpy, without torch.
+        checkpoint: of an ONNX file, the checkpoint that it was made from.
         progress: called with (bytes done, bytes in all), by one thread at a time.
 
     Raises:
@@ -84,6 +91,10 @@ def merge(
         >>> report.tensors_changed, report.kept  # doctest: +SKIP
         (24, 0.9999999)
     """
+    if checkpoint is not None or is_graph(base):
+        of_checkpoints = {"dtype": dtype, "stochastic_rounding": stochastic_rounding, "shard": shard, "resume": resume, "device": device}
+        return _into_graph(base, packs, out, of_checkpoints, checkpoint=checkpoint, weights=weights, safe=safe,
+                           allow_structural=allow_structural, progress=progress)
     started = time.perf_counter()
     target = Path(out)
     refuse_existing(target)
@@ -92,18 +103,18 @@ def merge(
     asked = None if dtype is None else dtypes.parse(dtype)
     part = jobs.Part() if shard is None else jobs.parse_part(shard)
     arithmetic = devices.arithmetic(device)
-    checkpoint = Decoded(base)
+    source = Decoded(base)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = _weights(weights, opened)
-    _require_outside(target, [checkpoint.folder, *(pack.path for pack in opened if pack.path is not None)])
-    todo = plan.make(checkpoint, opened, factors, allow_structural, dtype=asked, full=verify == "full",
+    _require_outside(target, [source.folder, *(pack.path for pack in opened if pack.path is not None)])
+    todo = plan.make(source, opened, factors, allow_structural, dtype=asked, full=verify == "full",
                      by_chance=stochastic_rounding is not None)
     if verify == "full":
-        _ = checkpoint.content
+        _ = source.content
     merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
                    for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True))
-    note = provenance.note(checkpoint, merged, stochastic_rounding)
-    shards = layout.shards(checkpoint, todo, asked, {provenance.METADATA: note})
+    note = provenance.note(source, merged, stochastic_rounding)
+    shards = layout.shards(source, todo, asked, {provenance.METADATA: note})
     key = provenance.key([shard.header for shard in shards], {"version": __version__, "safe": safe, "device": device})
     work, header = jobs.jobs(shards), sum(len(shard.header) for shard in shards)
     mine, folder = jobs.share(work, part), staging.place(target, key)
@@ -114,10 +125,10 @@ def merge(
                   if isinstance(job, Fold) and number in done and (sums := done[number].sums) is not None]
         return MergeReport(
             out=str(target),
-            base_name=checkpoint.name,
-            base_structure=checkpoint.structure,
-            base_probe=checkpoint.probe,
-            base_content=provenance.known_content(checkpoint),
+            base_name=source.name,
+            base_structure=source.structure,
+            base_probe=source.probe,
+            base_content=provenance.known_content(source),
             packs=merged,
             dtype=None if asked is None else dtypes.TORCH[asked],
             tensors=sum(len(shard.items) for shard in shards),
@@ -138,7 +149,7 @@ def merge(
         if report.losses and not any(loss.stored for loss in report.losses) and not todo.whole.added and not todo.whole.replaced:
             raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
                               found=report.losses[0].dtype, remedy="merge with dtype float32, or keep the adapter beside the base")
-        provenance.write_side_files(folder, checkpoint, opened, todo.whole, asked, shards)
+        provenance.write_side_files(folder, source, opened, todo.whole, asked, shards)
         (folder / provenance.FILE_NAME).write_bytes(strict_json.canonical(report.provenance()))
 
     several = part.count > 1
@@ -161,6 +172,24 @@ def merge(
 
 def _rounding(seed: int | None) -> rounding.Rounding:
     return rounding.nearest if seed is None else rounding.stochastic(seed)
+
+
+def _into_graph(
+    base: str | os.PathLike[str],
+    packs: Sequence[Pack | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    of_checkpoints: Mapping[str, Any],
+    **rest: Any,
+) -> GraphReport:
+    from .onnx.merge import merge_graph  # noqa: PLC0415 - a checkpoint needs none of it
+
+    if not is_graph(base):
+        raise ConfigError("only an ONNX graph is merged beside its checkpoint", where=base, remedy="leave --base out")
+    for name, value in of_checkpoints.items():
+        if value is not None and value is not False:
+            raise ConfigError("this is for merges into checkpoints; a graph keeps its dtypes and is merged at one go", where=name,
+                              found=repr(value), remedy="leave it out")
+    return merge_graph(base, packs, out, **rest)
 
 
 def _weights(weights: Sequence[float] | None, packs: Sequence[Pack]) -> list[float]:

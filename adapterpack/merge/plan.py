@@ -97,6 +97,8 @@ def _contributions(base: Decoded, pack: Pack, weight: float) -> Iterator[tuple[s
     if method.kind != "weight":
         raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
                           remedy="keep the adapter beside the base")
+    if method.unfoldable:
+        raise Unsupported(method.unfoldable, where=owner, remedy="keep the adapter beside the base: attach it, or export with --mode bank")
     if pack.acts is not None:
         raise Unsupported("this adapter acts at some positions of a row only, which no weight can tell apart", where=owner,
                           found=f"{method.name}, {pack.acts}"[:200], remedy="keep it beside the base, or export a bank or inputs")

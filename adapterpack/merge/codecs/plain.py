@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...methods import is_stacked, to_matrix
-from ...pack.safetensors import DTYPES, SafetensorsFile, TensorInfo
+from ...pack.checkpoint import Checkpoint
+from ...pack.safetensors import DTYPES, TensorInfo
 from ..bytes_io import opened, read_into
 from ..rounding import Round
 from ..scratch import Scratch
@@ -19,11 +20,16 @@ from .storage import HOME, Encoded, Piece, Read
 
 
 class PlainReader(NamedTuple):
-    """A tensor of ``file`` as :class:`~adapterpack.merge.codecs.storage.Reader`."""
+    """The tensor ``name`` of ``base`` as :class:`~adapterpack.merge.codecs.storage.Reader`."""
 
-    file: SafetensorsFile
-    info: TensorInfo
+    base: Checkpoint
+    name: str
     step: int = 1
+
+    @property
+    def info(self) -> TensorInfo:
+        """Its dtype, shape and place."""
+        return self.base.tensors[self.name]
 
     @property
     def work(self) -> np.dtype[Any]:
@@ -37,18 +43,19 @@ class PlainReader(NamedTuple):
 
     def matrices(self, kind: str) -> list[np.ndarray]:
         """See the protocol; views of the mapped file."""
-        weight = to_matrix(kind, self.file.read(self.info.name))
+        weight = to_matrix(kind, self.base.read(self.name))
         return list(weight) if is_stacked(kind) else [weight]
 
     @contextmanager
     def opened(self) -> Iterator[Read]:
         """See the protocol."""
-        dtype = DTYPES[self.info.dtype]
-        with opened(self.file.path, os.O_RDONLY) as descriptor:
+        info = self.info
+        dtype = DTYPES[info.dtype]
+        with opened(self.base.source(self.name).path, os.O_RDONLY) as descriptor:
 
             def read(rows: slice, columns: int, scratch: Scratch) -> np.ndarray:
                 raw = scratch.get("raw", (rows.stop - rows.start, columns), dtype)
-                read_into(descriptor, raw, self.info.offset + rows.start * columns * dtype.itemsize)
+                read_into(descriptor, raw, info.offset + rows.start * columns * dtype.itemsize)
                 return raw
 
             yield read

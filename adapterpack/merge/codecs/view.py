@@ -71,4 +71,4 @@ class Decoded(Checkpoint):
         if info.dtype not in FLOATS:
             raise Unsupported("the weight of this site is not stored as floating point", where=where or f"{self.folder}, {name}",
                               found=info.dtype, remedy="merge into the original checkpoint, and quantize the result")
-        return Storage(PlainReader(self.files[self.shard_of[name]], info), PlainWriter(name, out or info.dtype))
+        return Storage(PlainReader(self, name), PlainWriter(name, out or info.dtype))
