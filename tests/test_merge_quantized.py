@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from test_merge import digests
+from test_merge_stream import KILLED
 
 import adapterpack
 from adapterpack.cli.main import main
@@ -297,3 +302,79 @@ def test_the_command_says_what_requantizing_cost(tmp_path: Path) -> None:
 def test_every_codec_is_tested() -> None:
     """The formats above cover the registry."""
     assert {make().config["quant_method"] for make in FORMATS.values()} == set(CODECS)
+
+
+# --- as a process ------------------------------------------------------------------------------------------------------------------------
+
+TIMES, WEIGHTS = 40, 9
+
+
+def taller(stored: Stored) -> dict[str, np.ndarray]:
+    """The parts of an NF4 or a GPTQ weight with all its rows ``TIMES`` times."""
+    if "qweight" in stored.parts:
+        return {role: value if role == "g_idx" else np.tile(value, (1, TIMES)) for role, value in stored.parts.items()}
+    parts = {role: np.tile(stored.parts[role], (TIMES, *[1] * (stored.parts[role].ndim - 1))) for role in ("weight", "weight.absmax")}
+    state = "weight.quant_state.bitsandbytes__nf4"
+    told = json.loads(bytes(stored.parts[state])) | {"shape": [ROWS * TIMES, COLUMNS]}
+    return {**stored.parts, **parts, state: np.frombuffer(json.dumps(told).encode(), np.uint8)}
+
+
+@pytest.fixture(scope="module", params=["nf4", "gptq 4 act-order"])
+def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Nine tall weights whose parts lie in three files, of which two share weights; a pack for them, and the merge at one go."""
+    folder, rng = tmp_path_factory.mktemp("large"), np.random.default_rng(2)
+    base, stored = folder / "base", FORMATS[request.param]()
+    base.mkdir()
+    files: list[dict[str, np.ndarray]] = [{}, {}, {}]
+    adapters = {}
+    for number in range(WEIGHTS):
+        path = f"layers.{number}.up_proj"
+        for place, (role, value) in enumerate(taller(stored).items()):
+            apart = number in (0, 3) and not place
+            files[1 - number // 3 if apart else number // 3][f"{path}.{role}"] = value
+        params = {"lora_A": rng.normal(0, 1, (2, COLUMNS)), "lora_B": rng.normal(0, 0.02, (ROWS * TIMES, 2))}
+        site = Site(path, COLUMNS, ROWS * TIMES)
+        adapters[site] = (LoRA(r=2, alpha=2), {role: value.astype(np.float32) for role, value in params.items()})
+    names = [f"model-{number}-of-3.safetensors" for number in (1, 2, 3)]
+    for name, values in zip(names, files, strict=True):
+        st.write(base / name, values, {"format": "pt"})
+    where = {tensor: name for name, values in zip(names, files, strict=True) for tensor in values}
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (base / "config.json").write_text(json.dumps({"quantization_config": stored.config}))
+    build("one", get("lora"), adapters, task=m.Task("text-generation"), base=m.Base(),
+          weights={site.path: f"{site.path}.weight" for site in adapters}).write(folder / "pack")
+    adapterpack.merge(base, [folder / "pack"], folder / "out")
+    return base, folder / "pack", folder / "out"
+
+
+def test_killed_it_goes_on_to_the_same_bytes(large: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """6 processes killed with SIGKILL at random moments; the same merge asked for again gives the uninterrupted merge's bytes each time."""
+    command = [sys.executable, "-c", KILLED, large[0], large[1], tmp_path, "3", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.split("\n")
+    assert lines.count("killed") >= 3  # the others were done first
+    assert any(line.startswith("resumed ") and line != "resumed 0" for line in lines)
+    assert [digests(tmp_path / str(kill)) == digests(large[2]) for kill in range(6)] == [True] * 6
+
+
+def test_parts_of_the_work(large: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Two parts, one after the other: files that one weight lies in go to one part, and the last part publishes the whole merge's bytes."""
+    first, second = (adapterpack.merge(large[0], [large[1]], tmp_path / "out", shard=f"{index}/2") for index in (1, 2))
+    assert (first.jobs_missing > 0, second.jobs_missing) == (True, 0)
+    assert digests(tmp_path / "out") == digests(large[2])
+    assert second.requantized is not None and len(second.losses) == WEIGHTS
+
+
+def test_what_codes_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
+    """No rounding by chance onto a grid, but into a dtype; no way back from codes without the base, and a copy with it."""
+    base, (pack, _) = write(tmp_path / "base", awq()), lora(0.02)
+    with pytest.raises(Unsupported, match="least error"):
+        adapterpack.merge(base, [pack], tmp_path / "out", stochastic_rounding=1)
+    report = adapterpack.merge(base, [pack], tmp_path / "float", stochastic_rounding=1, dtype="bfloat16")
+    assert report.kept == pytest.approx(1, abs=0.02)
+    adapterpack.merge(base, [pack], tmp_path / "out", safe=True)
+    with pytest.raises(Unsupported, match="chosen anew"):
+        adapterpack.unmerge(tmp_path / "out", tmp_path / "again", packs=[pack])
+    assert adapterpack.unmerge(tmp_path / "out", tmp_path / "again", base=base).way == "copied"
+    assert digests(tmp_path / "again") == digests(base)

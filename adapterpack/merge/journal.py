@@ -109,7 +109,8 @@ def finished(staging: Path, count: int) -> dict[int, Done]:
     """The jobs, of ``count``, that the journals of all parts say are done, and may be believed to be."""
     found: dict[int, Done] = {}
     for path in sorted((staging / FOLDER).glob("*.jsonl")):
-        found |= _believed(path.read_bytes(), count)
+        with suppress(FileNotFoundError):  # published meanwhile
+            found |= _believed(path.read_bytes(), count)
     return found
 
 

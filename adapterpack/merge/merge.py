@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,8 @@ def merge(
             done = stream.write(work, mine, known, log, header=header, safe=safe, rounding=_rounding(stochastic_rounding),
                                 arithmetic=arithmetic, workers=_workers(), progress=progress)
         if several:
-            log.sync()
+            with suppress(FileNotFoundError):  # another part of this machine saw that all was done, synced it, and published it
+                log.sync()
             done = journal.finished(folder, len(work))
         missing = len(work) - len(done)
         if not missing:

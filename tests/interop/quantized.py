@@ -5,7 +5,9 @@ Not part of the test suite: bitsandbytes and torchao are no dependencies. In an 
     python tests/interop/quantized.py FOLDER
 
 Every line: format, |D| / |W|, then relative to |W| the base's own error, what its grid lets expect, and the error of the requantized fold;
-the kept share of D; and the largest difference of logits between requantized and exact fold, beside that between base and exact fold.
+the kept share of D; the largest difference of logits between requantized and exact fold, beside that between base and exact fold; and the
+largest difference between a merged weight as the library dequantizes it and as it is read here, in the library's dtype, of the base and of
+the merge.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import numpy as np
 import torch
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig
@@ -60,6 +63,28 @@ def logits(folder: Path, ids: torch.Tensor, **rest: Any) -> torch.Tensor:
         return AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", **rest)(ids).logits.float()
 
 
+def apart(folder: Path) -> float:
+    """The largest difference between a weight as the library that it is loaded with dequantizes it, and as it is read here."""
+    modules = dict(AutoModelForCausalLM.from_pretrained(folder, device_map="cpu").named_modules())
+    base, worst = Decoded(folder), 0.0
+    for name in base.coded:
+        theirs = dequantized(modules[name.removesuffix(".weight")])
+        ours = torch.from_numpy(base.matrix(name)[:]).to(theirs.dtype)
+        worst = max(worst, float((ours.float() - theirs.float()).abs().max()))
+    return worst
+
+
+def dequantized(module: Any) -> torch.Tensor:
+    """The weight of a quantized module of bitsandbytes or torchao, by the library's own code."""
+    weight = module.weight
+    if isinstance(module, bitsandbytes.nn.Linear4bit):
+        return torch.as_tensor(bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state))
+    if isinstance(module, bitsandbytes.nn.Linear8bitLt):
+        codes, scale = (weight.data, module.state.SCB) if weight.SCB is None else (weight.CB, weight.SCB)
+        return torch.as_tensor(bitsandbytes.functional.int8_vectorwise_dequant(codes, scale))
+    return torch.as_tensor(weight.dequantize()).detach()
+
+
 def main(folder: Path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=96, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
@@ -81,7 +106,8 @@ def main(folder: Path) -> None:
             error, grid = report.requantized
             a, b, c = logits(same, ids), logits(exact, ids, dtype=torch.float32), logits(folder / name, ids)
             sys.stdout.write(f"{name:15} {norm([loss.change for loss in report.losses]) / whole:.3f}  {own:.4f} {grid / whole:.4f} "
-                             f"{error / whole:.4f}  {report.kept:.3f}  {(a - b).abs().max():.4f} {(c - b).abs().max():.4f}\n")
+                             f"{error / whole:.4f}  {report.kept:.3f}  {(a - b).abs().max():.4f} {(c - b).abs().max():.4f}  "
+                             f"{apart(folder / name):.2g} {apart(same):.2g}\n")
 
 
 if __name__ == "__main__":

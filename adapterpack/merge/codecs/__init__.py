@@ -1,1 +1,1 @@
-"""Formats of quantized weights: one file each, read and written by row blocks without their libraries."""
+"""How weights are stored: as plain numbers, or in the formats of quantized checkpoints, read and written without their libraries."""
