@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from ..errors import AdapterpackError, FormatError, GatedRepo, HubConflict, HubError, HubOffline, RepoNotFound, RevisionNotFound
+from ..errors import (
+    AdapterpackError,
+    FormatError,
+    GatedRepo,
+    HubConflict,
+    HubError,
+    HubOffline,
+    RepoNotFound,
+    RevisionNotFound,
+    storage_errors,
+)
 from . import names
 
 _T = TypeVar("_T")
 MAX_LISTED = 20_000
-CHUNK = 1 << 20
 _TRIES = 4
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 60.0
@@ -152,19 +163,38 @@ def read(remote: Remote, path: str, start: int, length: int) -> bytes:
         return again(once) if length else b""
 
 
-def stream(remote: Remote, path: str, size: int) -> Iterator[bytes]:
-    """The bytes of a whole file, one more than ``size`` at most: who asks counts and hashes them.
+def fetch(remote: Remote, listed: Listed, target: Path, sha256: str | None = None) -> None:
+    """Downloads one file into a new one, hashed on the way against ``sha256`` or what the tree lists; never more than it lists.
 
     Raises:
+        FormatError: the bytes are others; nothing is left.
         HubError: the hub does not send them.
     """
-    with hub_errors(remote), _opened(remote, path, {}) as response:
-        left = size + 1
-        for chunk in _chunks(response, size, f"{remote}, {path}"):
-            yield chunk[:left]
-            left -= len(chunk)
-            if left <= 0:
-                return
+    where = f"{remote}, {listed.path}"
+
+    def once() -> None:
+        content, git = hashlib.sha256(), hashlib.sha1(b"blob %d\x00" % listed.size, usedforsecurity=False)
+        left = listed.size
+        with storage_errors(target), target.open("wb") as file, _opened(remote, listed.path, {}) as response:
+            for chunk in _chunks(response, listed.size, where):
+                left -= len(chunk)
+                if left < 0:
+                    break
+                content.update(chunk)
+                git.update(chunk)
+                file.write(chunk)
+        known = [(content.hexdigest(), sha256), (content.hexdigest(), listed.sha256), (git.hexdigest(), listed.git)]
+        if left or any(wanted not in {None, found} for found, wanted in known):
+            what = "truncated" if left > 0 else "longer than listed" if left else "altered"
+            raise FormatError(f"the hub sends another file than is listed: it is {what}", where=where, expected=f"{listed.size} bytes, "
+                              f"{sha256 or listed.sha256 or listed.git}", remedy="try again; if it stays so, do not use this hub")
+
+    with hub_errors(remote):
+        try:
+            again(once)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -181,7 +211,8 @@ def _opened(remote: Remote, path: str, headers: dict[str, str]) -> Iterator[Any]
             allowed = sent
         else:
             allowed = {key: value for key, value in sent.items() if key.lower() not in {"authorization", "cookie"}}
-        with get_session().stream("GET", url, headers=allowed, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        options = {"headers": allowed, "follow_redirects": False, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT}
+        with get_session().stream("GET", url, **options) as response:
             if hop == 0 and response.status_code < 400 and response.headers.get("X-Repo-Commit") != remote.commit:
                 raise HubError("the hub does not say that these bytes are of the commit that was asked for", where=f"{remote}, {path}",
                                expected=remote.commit, found=response.headers.get("X-Repo-Commit", "no X-Repo-Commit")[:80])
@@ -207,7 +238,7 @@ def _chunks(response: Any, size: int, where: str) -> Iterator[bytes]:
     from huggingface_hub import constants  # noqa: PLC0415
 
     started, limit = time.monotonic(), min(_GRACE, 6.0 * constants.HF_HUB_DOWNLOAD_TIMEOUT) + size / _SLOWEST
-    for chunk in response.iter_raw(CHUNK if size >= CHUNK else None):
+    for chunk in response.iter_raw():
         if time.monotonic() - started > limit:
             raise HubError("the hub sends too slowly", where=where, expected=f"{size} bytes within {limit:.0f} s",
                            remedy="try again, or raise HF_HUB_DOWNLOAD_TIMEOUT")
@@ -257,29 +288,28 @@ def hub_errors(where: object) -> Iterator[None]:
         raise _named(error, where) from None  # its own text may hold headers and addresses with credentials
 
 
+_ERRORS: dict[str | int, tuple[type[HubError], str, str]] = {
+    "offline": (HubOffline, "the network may not be used", "unset HF_HUB_OFFLINE, or use what was pulled before"),
+    "gated": (GatedRepo, "the repository's owner asks for an agreement first",
+              "accept it on the repository's page and log in (hf auth login, or HF_TOKEN)"),
+    "revision": (RevisionNotFound, "the repository has no such revision", "name one of its branches, tags or commits"),
+    "repo": (RepoNotFound, "there is no such repository, or it may not be seen with this token",
+             "check the name and HF_ENDPOINT; for a private one log in (hf auth login, or HF_TOKEN)"),
+    "entry": (HubError, "a file that the hub lists is not there", "try again later"),
+    412: (HubConflict, "somebody else changed the repository meanwhile", "look at what changed, and push again"),
+    401: (HubError, "the hub refuses the token, or asks for one", "log in with a token that may do this (hf auth login, or HF_TOKEN)"),
+    403: (HubError, "the hub refuses the token, or asks for one", "log in with a token that may do this (hf auth login, or HF_TOKEN)"),
+    "transport": (HubError, "the hub cannot be reached, or breaks off", "check the network and HF_ENDPOINT"),
+}
+"""What went wrong, by the client's class or the status, the first that fits: the error, its words, the way out."""
+
+
 def _named(error: Exception, where: object) -> HubError:
-    kinds, (status, _) = _kinds(error), _status(error)
-    reason = redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
-    if "offline" in kinds:
-        return HubOffline("the network may not be used", where=where, remedy="unset HF_HUB_OFFLINE, or use what was pulled before")
-    if "gated" in kinds:
-        return GatedRepo("the repository's owner asks for an agreement first", where=where,
-                         remedy="accept it on the repository's page and log in (hf auth login, or HF_TOKEN)")
-    if "revision" in kinds:
-        return RevisionNotFound("the repository has no such revision", where=where, remedy="name one of its branches, tags or commits")
-    if "repo" in kinds:
-        return RepoNotFound("there is no such repository, or it may not be seen with this token", where=where,
-                            remedy="check the name and HF_ENDPOINT; for a private one log in (hf auth login, or HF_TOKEN)")
-    if "entry" in kinds:
-        return HubError("a file that the hub lists is not there", where=where, remedy="try again later")
-    if status == 412:
-        return HubConflict("somebody else changed the repository meanwhile", where=where, remedy="look at what changed, and push again")
-    if status in {401, 403}:
-        return HubError("the hub refuses the token, or asks for one", where=where, found=f"status {status}",
-                        remedy="log in with a token that may do this (hf auth login, or HF_TOKEN)")
-    if "transport" in kinds:
-        return HubError("the hub cannot be reached, or breaks off", where=where, found=reason, remedy="check the network and HF_ENDPOINT")
-    return HubError("the hub does not answer as it should", where=where, found=reason)
+    known = {*_kinds(error), _status(error)[0]}
+    kind, what, remedy = next((told for mark, told in _ERRORS.items() if mark in known),
+                              (HubError, "the hub does not answer as it should", ""))
+    reason = None if kind is not HubError else redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
+    return kind(what, where=where, found=reason, remedy=remedy or None)
 
 
 def redacted(text: str) -> str:
