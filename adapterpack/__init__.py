@@ -69,6 +69,8 @@ _PUBLIC = {
     "detach": "train.inject",
     "inspect": "artifacts",
     "load": "pack.validate",
+    "pull": "hub.pull",
+    "push": "hub.push",
     "rules": "compose.rules",
     "run": "runtime.run",
     "save": "train.save",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 from ..errors import FormatError, HubError
 from ..pack import manifest as m
 from ..pack import peft_layout
-from ..pack.checks.folder import FORBIDDEN_SUFFIXES
+from ..pack.checks import folder as files
+from ..pack.checks.finding import Finding
 from ..pack.manifest import FileEntry
 from ..pack.pack import MUTABLE, SIGNATURE, TENSORS
 from .client import Listed, Remote, fetch
@@ -55,10 +56,10 @@ def kind_in(listed: Mapping[str, Listed]) -> str | None:
 
 
 def open_remote(remote: Remote, listed: Mapping[str, Listed], scratch: Path, max_bytes: int = MAX_BYTES) -> Artifact:
-    """Reads the manifest alone and compares its closed list with the tree: nothing else is downloaded before that.
+    """Reads the manifest alone; nothing else is downloaded. Whether the tree is its closed list is for the caller to ask.
 
     Raises:
-        FormatError: the manifest cannot be read, or the tree is not what it lists; too large.
+        FormatError: the manifest cannot be read; too large.
         HubError: there is no artifact in the repository.
     """
     mark = next((name for name in KINDS if name in listed), None)
@@ -105,29 +106,48 @@ _READERS = {"pack": _pack, "bundle": _bundle, "peft": _peft}
 
 
 def _closed(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed]) -> Artifact:
-    if problem := next(iter(differences(artifact, listed)), None):
-        path, what = problem
-        raise FormatError(f"the repository is not what its manifest lists: {what}", where=f"{remote}, {path}",
-                          remedy="do not use this revision; its owner can push the artifact again")
     signature = listed.get(SIGNATURE)
-    if artifact.kind == "pack" and signature is not None and signature.size > _MAX_SIGNATURE:
+    if signature is not None and signature.size > _MAX_SIGNATURE:
         raise FormatError("the signature is too large", where=f"{remote}, {SIGNATURE}", expected=f"at most {_MAX_SIGNATURE} bytes",
                           found=signature.size)
     return artifact
 
 
-def differences(artifact: Artifact, listed: Mapping[str, Listed]) -> list[tuple[str, str]]:
-    """Where the tree is not the manifest's closed list: path and what is wrong with it."""
-    found, entries = [], {entry.path: entry for entry in artifact.files}
+def require_closed(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed]) -> None:
+    """Goes on only if the tree is the manifest's closed list.
+
+    Raises:
+        FormatError: a file too many, one too few, or another one.
+    """
+    if bad := next(differences(artifact, listed), None):
+        raise FormatError(f"the repository is not what its manifest lists, {bad.rule}: {bad.message}", where=f"{remote}, {bad.where}",
+                          remedy="do not use this revision; its owner can push the artifact again")
+
+
+_RULES = {"pack": (files.FORBIDDEN.id, files.UNLISTED.id, files.MISSING.id, files.SIZE.id, files.DIGEST.id),
+          "bundle": ("AB102", "AB102", "AB103", "AB104", "AB104")}
+
+
+def differences(artifact: Artifact, listed: Mapping[str, Listed]) -> Iterator[Finding]:
+    """Where the tree is not the manifest's closed list; nothing for a PEFT adapter, which has none."""
+    if artifact.kind not in _RULES:
+        return
+    forbidden, unlisted, missing, size, digest = _RULES[artifact.kind]
+
+    def at(rule: str, path: str, message: str) -> Finding:
+        return Finding(rule, "error", path, message, "push the artifact again", file=path)
+
+    entries = {entry.path: entry for entry in artifact.files}
     for path in sorted(listed.keys() - entries.keys() - MUTABLE - {artifact.mark_name}):
-        bad = PurePosixPath(path).suffix.casefold() in FORBIDDEN_SUFFIXES
-        found.append((path, "a file of a kind that may not lie in a pack" if bad else "a file that the manifest does not list"))
+        if PurePosixPath(path).suffix.casefold() in files.FORBIDDEN_SUFFIXES:
+            yield at(forbidden, path, "a file of a kind that may not lie there")
+        else:
+            yield at(unlisted, path, "a file that the manifest does not list")
     for path, entry in sorted(entries.items()):
         there = listed.get(path)
         if there is None:
-            found.append((path, "a listed file is missing"))
+            yield at(missing, path, "a listed file is missing")
         elif there.size != entry.size:
-            found.append((path, f"it has {there.size} bytes, the manifest says {entry.size}"))
+            yield at(size, path, f"the file has {there.size} bytes, the manifest says {entry.size}")
         elif there.sha256 not in {None, entry.sha256}:
-            found.append((path, "its sha256 is not the manifest's: it was altered"))
-    return found
+            yield at(digest, path, "the file's sha256 is not the manifest's: it was altered")

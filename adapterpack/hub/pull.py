@@ -15,7 +15,7 @@ from ..pack.atomic import output_folder, refuse_existing
 from ..pack.cache import cache_folder
 from ..pack.pack import SIGNATURE
 from . import names, shelf
-from .artifact import MAX_BYTES, Artifact, open_remote
+from .artifact import MAX_BYTES, Artifact, open_remote, require_closed
 from .client import Listed, Remote, connect, fetch, offline, tree
 from .compare import changes
 from .lockfile import Lockfile, Pinned, known
@@ -82,12 +82,13 @@ def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool
 def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTES) -> Pulled:
     """The artifact of one commit, from the store or from the hub; remembered for when there is no network."""
     reference = names.Reference(remote.repo, remote.revision)
-    with _scratch() as name:
+    with scratch_folder() as name:
         scratch = Path(name)
         artifact = open_remote(remote, listed, scratch, max_bytes)
+        require_closed(remote, artifact, listed)
         identity, path = artifact.id, None if artifact.kind == "peft" else shelf.kept(artifact.kind, artifact.id)
         if path is None:
-            _download(remote, artifact, listed, scratch)
+            download(remote, artifact, listed, scratch)
             identity, path = shelf.keep(artifact.kind, artifact.id, scratch)
     for one in {reference, names.Reference(remote.repo, remote.commit)}:
         known(one).put(one, Pinned(remote.commit, artifact.kind, identity))
@@ -119,12 +120,18 @@ def _offline(reference: names.Reference, before: Pinned | None, update: bool) ->
                          remedy="unset HF_HUB_OFFLINE and pull it once")
     path = shelf.kept(pinned.kind, pinned.id)
     if path is None:
-        raise HubOffline("the network may not be used, and what was pulled is not in the store any more", where=reference, expected=pinned.id,
-                         remedy="unset HF_HUB_OFFLINE and pull it again")
+        raise HubOffline("the network may not be used, and what was pulled is not in the store any more", where=reference,
+                         expected=pinned.id, remedy="unset HF_HUB_OFFLINE and pull it again")
     return Pulled(reference.repo, reference.revision, pinned.commit, pinned.kind, pinned.id, path, notes=("from the store: no network",))
 
 
-def _download(remote: Remote, artifact: Artifact, listed: dict[str, Listed], scratch: Path) -> None:
+def download(remote: Remote, artifact: Artifact, listed: dict[str, Listed], scratch: Path) -> None:
+    """Every file beside the manifest, into the folder where the manifest is, each hashed on the way.
+
+    Raises:
+        FormatError: another file than is listed.
+        StorageError: the disk has too little space.
+    """
     free = shutil.disk_usage(scratch).free
     if 2 * artifact.size + _SPARE > free:  # once as it comes, once in its place
         raise StorageError("the disk has too little space for this artifact", where=scratch, expected=f"{2 * artifact.size + _SPARE} bytes",
@@ -136,7 +143,8 @@ def _download(remote: Remote, artifact: Artifact, listed: dict[str, Listed], scr
         fetch(remote, listed[entry.path], place, entry.sha256 or None)
 
 
-def _scratch() -> tempfile.TemporaryDirectory[str]:
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for what comes in, on the disk where it will lie."""
     place = cache_folder() / "incoming"
     with storage_errors(place):
         place.mkdir(parents=True, exist_ok=True)

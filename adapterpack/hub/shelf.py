@@ -69,5 +69,5 @@ def _require_bundle(folder: Path) -> None:
     report = validate_bundle(folder)
     for finding in report.findings:
         if finding.severity == "error":
-            raise finding.error(f"the bundle is not valid, {finding.rule}: {finding.message}".rstrip("."), where=f"{folder}, {finding.where}",
-                                remedy=finding.fix or None)
+            raise finding.error(f"the bundle is not valid, {finding.rule}: {finding.message}".rstrip("."),
+                                where=f"{folder}, {finding.where}", remedy=finding.fix or None)
