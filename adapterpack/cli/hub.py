@@ -67,7 +67,7 @@ def audit(ctx: click.Context, /, *, repos: tuple[str, ...], full: bool, sarif_fi
     """
     found = adapterpack.hub.audit(repos, full=full)
     if sarif_file is not None:
-        from ..hub.audit import audit_sarif  # noqa: PLC0415
+        from ..hub.auditing import audit_sarif  # noqa: PLC0415
         from ..pack import strict_json  # noqa: PLC0415
         from ..pack.atomic import output_file  # noqa: PLC0415
 

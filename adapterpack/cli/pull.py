@@ -22,8 +22,8 @@ from .progress import apart
 def command(*, source: str, out: str | None, update: bool, lock: str, no_lock: bool, max_bytes: int | None, as_json: bool) -> None:
     """Fetches a pack or a bundle from a hub into the local store, and with DIR also into a folder; nothing is kept unless it is valid.
 
-    The lock file pins commit and digest: pulling again gives the same bytes, whatever the branch or tag means by then. A PEFT adapter becomes
-    a pack. With HF_HUB_OFFLINE=1 what was pulled before is hashed again and used.
+    The lock file pins commit and digest: pulling again gives the same bytes, whatever the branch or tag means by then. A PEFT adapter
+    becomes a pack. With HF_HUB_OFFLINE=1 what was pulled before is hashed again and used.
 
     \b
     Example:

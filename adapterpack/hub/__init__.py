@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {"audit": "audit", "pull": "pull", "push": "push", "serve": "server.serve"}
+_PUBLIC = {"audit": "auditing", "serve": "server.serve"}
 
 
 def __getattr__(name: str) -> Any:

@@ -97,7 +97,8 @@ def _outline(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed], s
     if artifact.kind == "pack":
         report = _pack(remote, artifact, scratch, base, budget, allow_structural)
     elif artifact.kind == "peft":
-        findings = (*remote_code(strict_json.loads(artifact.mark, artifact.mark_name, len(artifact.mark)), artifact.mark_name, foreign=True),)
+        config = strict_json.loads(artifact.mark, artifact.mark_name, len(artifact.mark))
+        findings = (*remote_code(config, artifact.mark_name, foreign=True),)
         _header(remote, artifact)
         report = Report("peft", "", None, findings, ("the import: its tensors and sites (--full)",))
     else:
