@@ -32,3 +32,4 @@ demo:
 bench:
 	python benchmarks/merge.py
 	python benchmarks/compose.py
+	python benchmarks/extract.py

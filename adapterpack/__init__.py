@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_STAGES = ("compose", "convert", "demo", "export", "merge", "methods", "quantize", "train")
+_STAGES = ("compose", "convert", "demo", "export", "extract", "merge", "methods", "quantize", "train")
 """Subpackages that are called like functions; see :mod:`adapterpack._stage`."""
 
 _PUBLIC = {
@@ -71,10 +71,12 @@ _PUBLIC = {
     "load": "pack.validate",
     "pull": "hub.pull",
     "push": "hub.push",
+    "resize": "compose.resize",
     "rules": "compose.rules",
     "run": "runtime.run",
     "save": "train.save",
     "sign": "pack.sign",
+    "unmerge": "merge.unmerge",
     "validate": "artifacts",
     "verify": "pack.sign",
 }

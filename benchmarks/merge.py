@@ -1,9 +1,10 @@
 """Merging a LoRA into a checkpoint: adapterpack beside PEFT's merge_and_unload + save_pretrained, and ``cp -r`` as the floor.
 
-Each run is a process of its own, the two in turn, after one warm-up each. ``process`` counts from the start of the process to all files
-written, imports included; ``work`` counts from the end of the imports. Both read the same base and the same pack.
+Each run is a process of its own, in turn, after one warm-up each, and counts from its start to its exit. All read the same
+base and the same pack. ``cp`` returns before its bytes are on the disk; beside it stands a merge that does so, too (``--no-sync``),
+and beside a merge as it is by default, a ``cp`` followed by ``sync``.
 
-    python benchmarks/merge.py --size 135m
+    python benchmarks/merge.py --size 1.1b --built-dtype bfloat16 --double
     python benchmarks/merge.py --model models/SmolLM2-135M --json
 """
 
@@ -25,18 +26,11 @@ import numpy as np
 SIZES = {
     "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4},
     "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9},
+    "1.1b": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+             "num_key_value_heads": 4},
 }
+SHARD = 800 << 20
 LINEAR = ("_proj.weight", ".query.weight", ".key.weight", ".value.weight", ".dense.weight")
-
-
-def ours(base: str, pack: str, out: str, dtype: str | None) -> float:
-    import adapterpack
-    from adapterpack.merge.merge import merge
-
-    assert adapterpack.merge
-    started = time.perf_counter()
-    merge(base, [pack], out, dtype=dtype)
-    return time.perf_counter() - started
 
 
 def peft(base: str, pack: str, out: str, dtype: str | None) -> float:
@@ -52,21 +46,47 @@ def peft(base: str, pack: str, out: str, dtype: str | None) -> float:
     return time.perf_counter() - started
 
 
-def peak_mb() -> float:
-    """The largest resident size of this process, mapped files included; ``ru_maxrss`` would count the parent's before ``exec``."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+ON_DISK = "adapterpack, on disk"
+OURS = {"adapterpack": ("--no-sync",), ON_DISK: (), "adapterpack, base read whole": ("--no-sync", "--verify", "full")}
+"""Name -> options of the command. ``cp`` leaves the writing to the system, so what it is compared with does, too."""
 
 
-WORKERS = {"adapterpack": ours, "peft": peft}
+def build_base(folder: Path, size: str, dtype: str, layers: int | None = None) -> None:
+    """A random Llama in shards of about 800 MB, written tensor by tensor."""
+    from adapterpack.pack import safetensors as st
 
-
-def build_base(folder: Path, size: str, dtype: str) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**SIZES[size], tie_word_embeddings=True)).to(getattr(torch, dtype)).save_pretrained(folder)
+    sizes = {**SIZES[size], **({"num_hidden_layers": layers} if layers else {})}
+    hidden, inner, heads = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_attention_heads"]
+    narrow = hidden // heads * sizes.get("num_key_value_heads", heads)
+    shapes = {"model.embed_tokens.weight": (sizes["vocab_size"], hidden)}
+    for layer in range(sizes["num_hidden_layers"]):
+        attention = {"q": (hidden, hidden), "k": (narrow, hidden), "v": (narrow, hidden), "o": (hidden, hidden)}
+        shapes |= {f"model.layers.{layer}.self_attn.{name}_proj.weight": shape for name, shape in attention.items()}
+        mlp = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+        shapes |= {f"model.layers.{layer}.mlp.{name}_proj.weight": shape for name, shape in mlp.items()}
+        shapes |= {f"model.layers.{layer}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (sizes["vocab_size"], hidden)}
+    numbers, code = np.random.default_rng(0), {"float32": "F32", "bfloat16": "BF16"}[dtype]
+    groups: list[list[str]] = [[]]
+    weight = 0
+    for name, shape in shapes.items():
+        weight += int(np.prod(shape)) * st.DTYPES[code].itemsize
+        if weight > SHARD and groups[-1]:
+            groups.append([])
+            weight = int(np.prod(shape)) * st.DTYPES[code].itemsize
+        groups[-1].append(name)
+    folder.mkdir()
+    where = {}
+    for number, names in enumerate(groups, 1):
+        file = f"model-{number:05}-of-{len(groups):05}.safetensors" if len(groups) > 1 else "model.safetensors"
+        tensors = {name: (numbers.standard_normal(shapes[name], np.float32) * np.float32(0.02)).astype(st.DTYPES[code]) for name in names}
+        st.write(folder / file, tensors, {"format": "pt"})
+        where |= dict.fromkeys(names, file)
+    if len(groups) > 1:
+        total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": where}))
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": dtype, "tie_word_embeddings": False, **sizes}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def build_pack(base: Path, folder: Path, rank: int) -> int:
@@ -85,49 +105,88 @@ def build_pack(base: Path, folder: Path, rank: int) -> int:
             adapters[site] = (LoRA(r=rank), {key: rng.normal(0, 0.02, shape).astype(np.float32) for key, shape in shapes.items()})
             weights[site.path] = name
     task = m.Task("text-generation")
-    pack_base = m.Base("base", None, None, structure=checkpoint.structure, content=checkpoint.content)
+    pack_base = m.Base("base", None, None, structure=checkpoint.structure, content=checkpoint.content, probe=checkpoint.probe)
     build("bench", get("lora"), adapters, task=task, base=pack_base, weights=weights).write(folder)
     return len(adapters)
 
 
-def once(who: str, base: Path, pack: Path, out: Path, dtype: str | None) -> dict[str, float]:
-    """One run in a fresh process."""
-    shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, __file__, "--worker", who, "--paths", str(base), str(pack), str(out), *(["--dtype", dtype] if dtype else [])]
+def once(command: list[str]) -> dict[str, float]:
+    """One run in a fresh process, from its start to its exit; the peak of its own (anonymous) memory is sampled every few milliseconds."""
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    process = time.perf_counter() - started
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return {"process": process, **json.loads(done.stdout.splitlines()[-1])}
+    with tempfile.TemporaryFile("w+") as said:
+        child = subprocess.Popen(command, stdout=said, stderr=said)
+        peak = 0
+        while child.poll() is None:
+            try:
+                lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+            except OSError:
+                lines = []
+            peak = max([peak, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
+            time.sleep(0.004)
+        process = time.perf_counter() - started
+        if child.returncode:
+            said.seek(0)
+            raise SystemExit(said.read())
+    return {"process": process, "anonymous_mb": peak / 1024}
 
 
-def copy(base: Path, out: Path) -> float:
-    shutil.rmtree(out, ignore_errors=True)
+def command_of(who: str, base: Path, pack: Path, out: Path, dtype: str | None) -> list[str]:
+    asked = ["--dtype", dtype] if dtype else []
+    if who == "peft":
+        return [sys.executable, __file__, "--worker", str(base), str(pack), str(out), *asked]
+    return [sys.executable, "-m", "adapterpack", "merge", str(base), str(pack), "-o", str(out), *OURS[who], *asked]
+
+
+def copy(base: Path, out: Path, on_disk: bool) -> float:
     started = time.perf_counter()
     subprocess.run(["cp", "-r", str(base), str(out)], check=True)
+    if on_disk:
+        subprocess.run(["sync", "-f", str(out)], check=True)
     return time.perf_counter() - started
 
 
-def largest_difference(one: Path, other: Path) -> float:
+def compared(base: Path, pack: Path, ours: Path, peer: Path) -> dict[str, int]:
+    """Bytes that differ from the formula (float32, the whole matrix at once, rounded once) and from PEFT's output."""
+    from adapterpack import load
     from adapterpack.pack.checkpoint import Checkpoint
 
-    a, b = Checkpoint(one), Checkpoint(other)
-    return max(float(np.abs(a.read(name).astype(np.float32) - b.read(name).astype(np.float32)).max()) for name in a.tensors)
+    a, b, c = Checkpoint(ours), Checkpoint(peer), Checkpoint(base)
+    deltas = {adapter.weight: adapter for adapter in load(pack).adapters()}
+    formula = other = 0
+    for name in a.tensors:
+        mine, expected = a.read(name), c.read(name)
+        if (adapter := deltas.get(name)) is not None:
+            change = np.float32(adapter.config.scale) * adapter.params["lora_B"] @ adapter.params["lora_A"]
+            expected = (expected.astype(np.float32) + change).astype(mine.dtype)
+        formula += int(np.count_nonzero(mine.view(np.uint8) != expected.view(np.uint8)))
+        if a.tensors[name].dtype == b.tensors[name].dtype:
+            other += int(np.count_nonzero(mine.view(np.uint8) != b.read(name).view(np.uint8)))
+    return {"bytes_unlike_formula": formula, "bytes_unlike_peft": other}
 
 
-def measure(base: Path, work: Path, runs: int, rank: int, dtype: str | None) -> dict[str, Any]:
-    sites = build_pack(base, work / "pack", rank)
-    outs = {who: work / who for who in WORKERS}
-    results: dict[str, list[dict[str, float]]] = {who: [] for who in WORKERS}
-    copies = []
+def measure(base: Path, work: Path, runs: int, rank: int, dtype: str | None, quick: bool) -> dict[str, Any]:
+    pack = work / "pack"
+    sites = build_pack(base, pack, rank)
+    found: dict[str, list[dict[str, float]]] = {}
+    copies: dict[str, list[float]] = {"cp -r": [], "cp -r, on disk": []}
     for run in range(runs + 1):
-        for who, out in outs.items():
-            result = once(who, base, work / "pack", out, dtype)
+        for who in [*OURS, "peft"]:
+            if quick and who == ON_DISK:
+                continue
+            for name, on_disk in (("cp -r", False), ("cp -r, on disk", True)):
+                if who == {"cp -r": "adapterpack", "cp -r, on disk": ON_DISK}[name]:
+                    seconds = copy(base, work / "copy", on_disk)
+                    shutil.rmtree(work / "copy")
+                    copies[name] += [seconds] * bool(run)
+            shutil.rmtree(work / who, ignore_errors=True)
+            result = once(command_of(who, base, pack, work / who, dtype))
             if run:  # the first of each warms the file cache
-                results[who].append(result)
-        copies.append(copy(base, work / "copy"))
-    figures = {who: {key: median(result[key] for result in found) for key in found[0]} for who, found in results.items()}
+                found.setdefault(who, []).append(result)
+            if who not in {"adapterpack", "peft"}:
+                shutil.rmtree(work / who)
+    figures = {who: {key: median(result[key] for result in results) for key in results[0]} for who, results in found.items()}
+    floors = {name: median(seconds) for name, seconds in copies.items() if seconds}
+    ours = figures["adapterpack"]["process"]
     return {
         "benchmark": "merge",
         "base": base.name,
@@ -136,23 +195,24 @@ def measure(base: Path, work: Path, runs: int, rank: int, dtype: str | None) -> 
         "rank": rank,
         "dtype": dtype,
         "runs": runs,
-        "cp_seconds": median(copies[1:]),
-        **figures,
-        "ratio_process": figures["peft"]["process"] / figures["adapterpack"]["process"],
-        "ratio_work": figures["peft"]["work"] / figures["adapterpack"]["work"],
-        "largest_difference": largest_difference(outs["adapterpack"], outs["peft"]),
+        "seconds": figures | {name: {"process": seconds} for name, seconds in floors.items()},
+        "ratio_peft": figures["peft"]["process"] / ours,
+        "ratio_cp": ours / floors["cp -r"],
+        **({} if quick else {"ratio_cp_on_disk": figures[ON_DISK]["process"] / floors["cp -r, on disk"]}),
+        **compared(base, pack, work / "adapterpack", work / "peft"),
     }
 
 
 def show(result: dict[str, Any]) -> None:
-    size = result["bytes"] / 1e6
-    print(f"{result['base']}: {size:.0f} MB, {result['sites']} sites, rank {result['rank']}; median of {result['runs']}")
-    for who in WORKERS:
-        r = result[who]
-        print(f"  {who:12} process {r['process']:6.2f} s   work {r['work']:6.2f} s   peak {r['peak_mb']:5.0f} MB")
-    print(f"  {'cp -r':12} {result['cp_seconds']:14.2f} s")
-    print(f"  ratio (PEFT / adapterpack): process {result['ratio_process']:.1f}, work {result['ratio_work']:.1f}")
-    print(f"  largest difference between the two outputs: {result['largest_difference']:.1e}")
+    print(f"{result['base']}: {result['bytes'] / 1e6:.0f} MB, {result['sites']} sites, rank {result['rank']}; median of {result['runs']}")
+    for who, r in result["seconds"].items():
+        memory = f"   anonymous peak {r['anonymous_mb']:5.0f} MB" if "anonymous_mb" in r else ""
+        print(f"  {who:46} {r['process']:6.2f} s{memory}")
+    if "doubled" in result:
+        print(f"  twice the layers, the same adapter: anonymous peak {result['doubled']['anonymous_mb']:.0f} MB")
+    disk = f", both on disk {result['ratio_cp_on_disk']:.2f}" if "ratio_cp_on_disk" in result else ""
+    print(f"  PEFT / adapterpack {result['ratio_peft']:.1f}; adapterpack / cp -r {result['ratio_cp']:.2f}{disk}")
+    print(f"  bytes unlike the formula {result['bytes_unlike_formula']}, unlike PEFT's {result['bytes_unlike_peft']}")
 
 
 def main() -> None:
@@ -163,19 +223,26 @@ def main() -> None:
     parser.add_argument("--dtype", help="the dtype of the output")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="leave out the runs that wait for the disk")
+    parser.add_argument("--work", type=Path, help="where to build and write; by default the system's folder for temporary files")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
-    parser.add_argument("--paths", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--double", action="store_true", help="merge the same adapter into twice as many layers, for the memory")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        work = WORKERS[args.worker](*args.paths, args.dtype)
-        print(json.dumps({"work": work, "peak_mb": peak_mb()}))
+        peft(*args.worker, args.dtype)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        base = args.model or Path(folder) / f"llama-{args.size}"
+    with tempfile.TemporaryDirectory(dir=args.work) as folder:
+        base, work = args.model or Path(folder) / f"llama-{args.size}", Path(folder)
         if args.model is None:
             build_base(base, args.size, args.built_dtype)
-        result = measure(base, Path(folder), args.runs, args.rank, args.dtype)
+        result = measure(base, work, args.runs, args.rank, args.dtype, args.quick)
+        if args.double:
+            shutil.rmtree(work / "peft")
+            shutil.rmtree(work / "adapterpack")
+            build_base(work / "double", args.size, args.built_dtype, 2 * SIZES[args.size]["num_hidden_layers"])
+            command = command_of("adapterpack", work / "double", work / "pack", work / "out", args.dtype)
+            result["doubled"] = once([*command, "--allow-structural-base"])
     print(json.dumps(result, indent=2)) if args.json else show(result)
 
 

@@ -285,6 +285,23 @@ def test_inspect(world: World, bank: Path) -> None:
     assert "delivery returns product" in process("inspect", world.pack("tickets")).stdout
 
 
+def test_resize_and_extract(world: World) -> None:
+    """A pack is made smaller, and comes back out of the checkpoint into which it was merged; both say the error."""
+    small = world.folder / "resized"
+    value = report(process("resize", world.pack("tickets"), "--budget", 0.5, "-o", small, "--json"))
+    assert value["bytes"] < value["bytes_before"]
+    assert 0 < value["lineage"]["params"]["truncation"]["total"] < 1
+    assert "relative error" in process("resize", world.pack("tickets"), "--rank", 1, "-o", world.folder / "rank-1").stdout
+    process("merge", world.bert, world.pack("tickets"), "-o", world.folder / "to-extract")
+    out = world.folder / "extracted"
+    value = report(process("extract", world.folder / "to-extract", world.bert, "-o", out, "--json"))
+    assert value["extract"]["detected"]
+    assert value["extract"]["truncation"]["total"] < 1e-3
+    text = process("extract", world.folder / "to-extract", world.bert, "--rest", "leave", "-o", world.folder / "left").stdout
+    assert "its rank is" in text
+    assert "left as in the base" in text
+
+
 def test_compose(world: World) -> None:
     """0.75 D1 - 0.25 D2 at every site, within float32 (1e-6 of the largest entry)."""
     out = world.folder / "composed"

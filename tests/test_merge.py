@@ -597,7 +597,7 @@ def test_equal_inputs_give_equal_bytes_and_provenance(llama: Path, tmp_path: Pat
     assert digests(tmp_path / "x") == digests(tmp_path / "y")
     note = json.loads((tmp_path / "x" / "adapterpack.merge.json").read_text())
     base = Checkpoint(llama)
-    assert note["base"] == {"name": base.name, "structure": base.structure, "content": base.content}
+    assert note["base"] == {"name": base.name, "structure": base.structure, "probe": base.probe, "content": base.content}
     assert note["packs"] == [{"name": p.name, "id": p.id, "weight": w, "base": "same"} for p, w in zip(packs, (1, 0.5), strict=True)]
     metadata = st.SafetensorsFile(tmp_path / "x" / "model.safetensors").metadata
     assert metadata["format"] == "pt" and packs[1].id in metadata["adapterpack_merge"]

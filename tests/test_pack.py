@@ -658,8 +658,9 @@ def test_any_value_in_any_place_of_the_manifest_gives_a_named_error_or_a_pack(
 
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "schemas" / "manifest.v1.json").read_text())
-OPEN = {"/config", "/groups/[]/config", "/lineage/params", "/base_quantization/params", "/training", "/metrics/[]", "/extensions"}
-"""Objects whose keys are not the format's business: hyper-parameters, claims, and what vendors add."""
+OPEN = {"/config", "/groups/[]/config", "/lineage/params", "/base_quantization/params", "/training", "/metrics/[]", "/extensions",
+        "/composition/tree"}
+"""Objects whose keys are not the format's business: hyper-parameters, nodes, claims, and what vendors add."""
 
 
 CLAIMS = {"/training", "/metrics/[]"}
@@ -686,7 +687,7 @@ def subschemas(schema: Any, at: str = "") -> list[tuple[str, dict[str, Any]]]:
     [("", m.Manifest), ("/pack", m.PackInfo), ("/method", m.MethodRef), ("/task", m.Task), ("/base", m.Base), ("/groups/[]", m.Group),
      ("/tensors/{}", m.TensorEntry), ("/files/[]", m.FileEntry), ("/lineage", m.Lineage), ("/lineage/parents/[]", m.Parent),
      ("/canary", m.Canary), ("/base/dims", m.Dims), ("/base/variants/[]", m.Variant), ("/tokenizer", m.Tokenizer),
-     ("/base_quantization", m.BaseQuantization)],
+     ("/base_quantization", m.BaseQuantization), ("/composition", m.Composition), ("/composition/members/[]", m.Member)],
 )
 def test_the_schema_and_the_reader_know_the_same_fields(place: str, described: type[Any]) -> None:
     """Every dataclass field stands in the schema and is required there, and the schema has no other."""

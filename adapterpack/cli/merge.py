@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 import adapterpack
 
 from ..hub.resolve import folder_of
+from ..merge.onnx.report import GraphReport
 from ..report.values import size
 from .options import out_option, pack_at, shared, structural_option, weight_option
 from .output import emit, line
 from .progress import byte_bar
 
 
-@click.command("merge", short_help="packs folded into a checkpoint")
+@click.command("merge", short_help="packs folded into a checkpoint or an ONNX graph")
 @click.argument("base", metavar="BASE")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
-@out_option("The folder of the merged checkpoint")
+@out_option("The folder of the merged checkpoint or graph")
+@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX file, the checkpoint that it was made from.")
 @weight_option
 @click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own.")
 @click.option("--safe", is_flag=True, help="Refuse a result that is NaN or infinite.")
+@click.option("--stochastic-rounding", type=int, metavar="SEED", help="Round up or down by chance: small changes are kept on average.")
+@click.option("--verify", default="structure", metavar="structure|full",
+              help="Check the base by names, shapes and samples of every tensor (default), or by every byte.")
+@click.option("--shard", metavar="I/N", help="Do the I-th of N shares, into an output folder that N machines share.")
+@click.option("--resume", is_flag=True, help="Keep what is done on an error or an interrupt, too; the same command goes on with it.")
+@click.option("--sync/--no-sync", "durable", default=True, help="Wait until every byte is on the disk (default), or not.")
+@click.option("--device", metavar="cuda|cpu", help="Compute with torch on that device; by default with numpy.")
 @structural_option
 @shared
 def command(
-    *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], dtype: str | None, safe: bool, allow_structural: bool,
-    as_json: bool,
+    *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], checkpoint: str | None, as_json: bool, **options: Any,
 ) -> None:
-    """Folds PACKS into the checkpoint BASE and writes the result to the new folder OUT, whole or not at all.
+    """Folds PACKS into BASE, a checkpoint, an ONNX file or a bundle, and writes the result to the new folder OUT, whole or not at all.
 
     \b
     Example:
       adapterpack merge models/base packs/tickets -o models/tickets
       adapterpack merge models/base packs/a packs/b --weight 0.7 --weight 0.3 -o models/both
+      adapterpack merge onnx/model.onnx packs/tickets --base models/base -o onnx-tickets
     """
     loaded = [pack_at(pack) for pack in packs]
     with byte_bar("merge") as progress:
-        report = adapterpack.merge(folder_of(base), loaded, out, weights=weights or None, dtype=dtype, safe=safe,
-                                   allow_structural=allow_structural, progress=progress)
+        report = adapterpack.merge(folder_of(base), loaded, out, weights=weights or None, progress=progress,
+                                   checkpoint=None if checkpoint is None else folder_of(checkpoint), **options)
     if as_json:
         emit({"command": "merge", **report.to_json()})
+        return
+    if isinstance(report, GraphReport):
+        _say_graph(report)
+        return
+    if report.jobs_missing:
+        line(f"part {report.shard} is done; {report.jobs_missing} pieces of other parts are missing before {report.out} is there")
         return
     names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
     line(f"merged {names} into {report.base_name}: {report.tensors_changed} of {report.tensors} tensors changed, "
@@ -46,7 +63,29 @@ def command(
     for pack in report.packs:
         if pack.base == "structural":
             line(f"{pack.name} was made for another base: only names, dtypes and shapes agree")
+    if report.bytes_resumed:
+        line(f"{size(report.bytes_resumed)} of it were done by an earlier try")
+    for note in report.notes:
+        line(note)
     if report.losses:
         line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")
+    if report.advice:
+        line(report.advice)
+
+
+def _say_graph(report: GraphReport) -> None:
+    names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
+    line(f"merged {names} into {report.graph} of {report.base_name}: {len(report.tensors) + len(report.replaced)} tensors changed, "
+         f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s")
+    if report.left_out:
+        line(f"the bundle's own adapters are left out: {', '.join(report.left_out)}")
+    if report.losses:
+        line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")
+    if report.quantized is not None:
+        before, after = report.quantized
+        line(f"quantized weights are at most {after:.2g} of their size from the float fold; before, they were {before:.2g} from the base")
+    for name, said in report.checks.items():
+        if said != "passed":
+            line(f"{name}: {said}")
     if report.advice:
         line(report.advice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib import import_module
 from typing import Any
 
 import click
@@ -19,23 +20,46 @@ from .output import emit, facts, table
 def command(name: str | None, as_json: bool) -> None:
     """Every registered method by name, those of other packages (entry points adapterpack.methods) included.
 
-    With NAME, that method alone, with its traits and hyper-parameters. Below the methods stand the initialisations of low-rank ones.
+    With NAME, that method or node alone, with its traits and hyper-parameters. Below the methods stand the initialisations of low-rank
+    ones, and the nodes of trees of composition (compose --tree).
 
     \b
     Example:
       adapterpack methods
       adapterpack methods lora
     """
+    kinds = _nodes().NODES
+    if name in kinds:
+        found = _node(kinds[name])
+        if as_json:
+            emit({"command": "methods", "methods": [], "inits": [], "nodes": [found]})
+        else:
+            facts(found)
+        return
     chosen = adapterpack.methods().values() if name is None else [adapterpack.methods.get(name)]
-    found = [_described(method) for method in chosen]
+    listed = [_described(method) for method in chosen]
     if as_json:
-        emit({"command": "methods", "methods": found, "inits": [_init(init) for init in adapterpack.methods.inits.INITS.values()]})
+        emit({"command": "methods", "methods": listed, "inits": [_init(init) for init in adapterpack.methods.inits.INITS.values()],
+              "nodes": [_node(kind) for kind in kinds.values()] if name is None else []})
     elif name is None:
-        table(["name", "kind", "what it does"], [[method["name"], method["kind"], method["summary"]] for method in found])
+        table(["name", "kind", "what it does"], [[method["name"], method["kind"], method["summary"]] for method in listed])
         table(["init", "needs", "how the branch begins"],
               [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in adapterpack.methods.inits.INITS.values()])
+        table(["node", "of a tree", "what it does"],
+              [[kind.name, "router" if kind.routes else "-", kind.summary] for kind in kinds.values()])
     else:
-        facts(found[0])
+        facts(listed[0])
+
+
+def _nodes() -> Any:
+    return import_module("adapterpack.methods.nodes")  # the listing of commands must not pay for it
+
+
+def _node(kind: Any) -> dict[str, Any]:
+    return {"name": kind.name, "summary": kind.summary, "paper": kind.paper, "formula": kind.formula, "kind": "node",
+            "traits": _nodes().traits(kind),
+            "hyperparameters": [{"name": field.name, "type": str(field.type), "default": _default(field)}
+                                for field in dataclasses.fields(kind.settings)]}
 
 
 def _init(init: Any) -> dict[str, Any]:

@@ -64,13 +64,17 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _lines(label: str) -> Callable[[int, int], None]:
-    said = time.monotonic()
+    said = started = time.monotonic()
+    first: int | None = None
 
     def tell(done: int, total: int) -> None:
-        nonlocal said
+        nonlocal said, first
         now = time.monotonic()
+        first = done if first is None else first  # what an earlier try did is no speed of this one
         if done == total or now - said >= _SECONDS_BETWEEN_LINES:
             said = now
-            click.echo(f"{label}: {size(done)} of {size(total)}", err=True)
+            speed = (done - first) / max(now - started, 1e-9)
+            left = f", {(total - done) / speed:.0f} s left" if speed and done < total else ""
+            click.echo(f"{label}: {size(done)} of {size(total)}, {speed / 1e9:.2f} GB/s{left}", err=True)
 
     return tell

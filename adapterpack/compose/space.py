@@ -1,15 +1,64 @@
 """The factor space: sums of low-rank changes handled by their factors, so that nothing of the size of a weight is ever formed.
 
-A change is ``D = B A`` with ``B`` ``[m, R]`` and ``A`` ``[R, n]``; the factors of several adapters are stacked along ``R``. A thin QR on
-both sides leaves an ``R x R`` core whose singular values are those of ``D`` itself. Cost ``O((m + n) R^2 + R^3)``, memory ``O((m + n) R)``.
+A change is ``D = B A`` with ``B`` ``[m, R]`` and ``A`` ``[R, n]``. What a rule of combination may ask of the changes at one site:
+
+========================================================  =======================================  ==================================
+:func:`stack`                                             the weighted sum, as it stands           copies of the factors
+:func:`gram`, :func:`row_gram`, :func:`column_gram`       inner products ``<D_i, D_j>``            ``O((m + n) R^2)``
+:func:`core`                                              all changes in their joint bases         ``O((m + n) R^2)``
+:func:`angles`                                            principal angles of two changes          ``O((m + n) r^2)``
+:meth:`Factors.rows`, :func:`blocks`                      rows of the dense change                 ``O(rows n R)``, a block at a time
+:mod:`.spectra`                                           singular values and vectors, truncation  ``O((m + n) R^2 + R^3)``
+========================================================  =======================================  ==================================
+
+All of these depend on the changes alone and not on how they are written as factors (``B M^-1``, ``M A`` is the same change), with one
+exception that says so: :func:`stack`, whose *product* depends on nothing else. Inner products and cores are float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from ..methods import row_blocks
+
+
+class Factors(NamedTuple):
+    """A change as its factors: ``D = B A``, ``A`` ``[R, n]`` and ``B`` ``[m, R]``; of rank 0 where there is none.
+
+    Example:
+        >>> change = Factors(np.ones((1, 3)), np.ones((2, 1)))
+        >>> change.shape, change.rank, change.dense().sum()
+        ((2, 3), 1, np.float64(6.0))
+    """
+
+    A: np.ndarray
+    B: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``, the shape of ``D``."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """``R``, the inner dimension: the rank of ``D`` or more."""
+        return int(self.A.shape[0])
+
+    def rows(self, block: slice) -> np.ndarray:
+        """The rows ``D[block]``."""
+        product: np.ndarray = self.B[block] @ self.A
+        return product
+
+    def dense(self) -> np.ndarray:
+        """``D`` whole: for tests, and for what is small."""
+        return self.rows(slice(None))
+
+    def scaled(self, weight: float) -> Factors:
+        """``weight D``."""
+        return Factors(self.A, weight * self.B)
 
 
 class Term(NamedTuple):
@@ -22,28 +71,21 @@ class Term(NamedTuple):
     B: np.ndarray
     weight: float
 
-
-class Factors(NamedTuple):
-    """A change as its factors: ``D = B A``, ``A`` ``[R, n]`` and ``B`` ``[m, R]``."""
-
-    A: np.ndarray
-    B: np.ndarray
-
-
-class Loss(NamedTuple):
-    """What a truncation cut off: the squared singular values beyond the cut (``tail``), and all of them (``total``)."""
-
-    tail: float
-    total: float
-
     @property
-    def relative(self) -> float:
-        """``sqrt(tail / total)``: the relative Frobenius error, exact by Eckart and Young; 0 for a change that is zero."""
-        return float(np.sqrt(self.tail / self.total)) if self.total else 0.0
+    def change(self) -> Factors:
+        """The change itself, without the weight."""
+        return Factors(self.A, self.B)
+
+
+def zero(m: int, n: int, dtype: type = np.float32) -> Factors:
+    """The change of rank 0 of a site ``[m, n]``."""
+    return Factors(np.zeros((0, n), dtype), np.zeros((m, 0), dtype))
 
 
 def stack(terms: Sequence[Term]) -> Factors:
     """The factors of ``sum_i w_i B_i A_i``: ``A`` ``[sum r_i, n]``, and ``B`` ``[m, sum r_i]`` with the weights inside.
+
+    A term of weight 0 is absent, unless all are.
 
     Example:
         >>> one, two = np.ones((1, 3)), np.ones((2, 1))
@@ -52,46 +94,131 @@ def stack(terms: Sequence[Term]) -> Factors:
         array([[1.5, 1.5, 1.5],
                [1.5, 1.5, 1.5]])
     """
-    return Factors(np.concatenate([term.A for term in terms], axis=0), np.concatenate([term.weight * term.B for term in terms], axis=1))
+    present = [term for term in terms if term.weight and len(term.A)] or terms[:1]
+    A, B = np.concatenate([term.A for term in present], axis=0), np.concatenate([term.B for term in present], axis=1)
+    weights = np.concatenate([np.full(len(term.A), term.weight) for term in present]).astype(B.dtype)
+    return Factors(A, B if (weights == 1).all() else B * weights)
 
 
-def recompress(
-    A: np.ndarray, B: np.ndarray, *, rank: int | None = None, energy: float | None = None
-) -> tuple[np.ndarray, np.ndarray, Loss]:
-    """The best approximation of ``B A`` of a rank: ``(A, B, lost)``, in the dtype that came in, with the singular values split evenly.
-
-    ``rank`` keeps that many singular values; ``energy`` (0 to 1) the fewest whose squares make up that share of all squares; with neither,
-    all that stand above rounding stay. At least rank 1 is returned, of zeros if the change is zero. The QR is made in the dtype of the
-    factors, the core in float64. The signs are fixed (the largest entry of each left vector is positive), so that equal input gives equal
-    bytes. Source: thin QR and core SVD, Golub and Van Loan, Matrix Computations, section 5.4; optimality, Eckart and Young 1936.
+def inner(one: Factors, two: Factors) -> float:
+    """``<D_1, D_2> = sum((B_1^T B_2) * (A_1 A_2^T))``, in float64.
 
     Example:
-        >>> A, B, lost = recompress(np.diag([3.0, 2.0, 1.0]), np.eye(3), rank=2)
-        >>> B.shape, round(lost.relative ** 2, 12) == round(1 / 14, 12)
-        ((3, 2), True)
+        >>> change = Factors(np.ones((1, 3)), np.ones((2, 1)))
+        >>> inner(change, change.scaled(-2.0))
+        -12.0
     """
-    left, left_core = np.linalg.qr(B)
-    right, right_core = np.linalg.qr(A.T)
-    u, values, vt = np.linalg.svd(left_core.astype(np.float64) @ right_core.astype(np.float64).T, full_matrices=False)
-    values = np.where(values > _rounding(A, B), values, 0.0)
-    squares = values**2
-    total = float(squares.sum())
-    kept = int(np.count_nonzero(values))
-    if rank is not None:
-        kept = min(kept, rank)
-    if energy is not None:
-        kept = min(kept, int(np.searchsorted(np.cumsum(squares), energy * total)) + 1)
-    kept = max(1, kept)
-    up, down = left @ u[:, :kept].astype(B.dtype), right @ vt[:kept].T.astype(A.dtype)
-    signs = np.sign(up[np.argmax(np.abs(up), axis=0), np.arange(kept)])
-    halves = np.sqrt(values[:kept])
-    return (down * (signs * halves).astype(A.dtype)).T, up * (signs * halves).astype(B.dtype), Loss(float(squares[kept:].sum()), total)
+    return float(np.sum(_wide(one.B).T @ _wide(two.B) * (_wide(one.A) @ _wide(two.A).T)))
 
 
-def _rounding(A: np.ndarray, B: np.ndarray) -> float:
-    """The size below which a singular value of ``B A`` is rounding: a few units of the dtype on its rank-one terms, summed as noise is.
+def gram(terms: Sequence[Term]) -> np.ndarray:
+    """``[T, T]``: the inner products ``<D_i, D_j>`` of the changes without their weights, float64, symmetric.
 
-    It is told from the terms and not from the largest singular value, so that changes that cancel come out as zero.
+    Example:
+        >>> one, two = np.ones((1, 3)), np.ones((2, 1))
+        >>> gram([Term(one, two, 1.0), Term(-one, two, 1.0)])
+        array([[ 6., -6.],
+               [-6.,  6.]])
     """
-    terms = np.linalg.norm(A.astype(np.float64), axis=1) * np.linalg.norm(B.astype(np.float64), axis=0)
-    return 2 * float(max(np.finfo(A.dtype).eps, np.finfo(B.dtype).eps)) * float(np.linalg.norm(terms))
+    A, B = _wide(np.concatenate([term.A for term in terms], axis=0)), _wide(np.concatenate([term.B for term in terms], axis=1))
+    return _by_term(terms, (B.T @ B) * (A @ A.T))
+
+
+def row_gram(terms: Sequence[Term]) -> np.ndarray:
+    """``[m, T, T]``: for every output the inner products of the rows of ``D_i`` and ``D_j``, float64."""
+    products = [[_wide(i.A) @ _wide(j.A).T for j in terms] for i in terms]
+    wide = [_wide(term.B) for term in terms]
+    rows = [[np.vecdot(left @ product, right) for right, product in zip(wide, line, strict=True)]
+            for left, line in zip(wide, products, strict=True)]
+    return np.moveaxis(np.array(rows), 2, 0)
+
+
+def column_gram(terms: Sequence[Term]) -> np.ndarray:
+    """``[n, T, T]``: for every input the inner products of the columns of ``D_i`` and ``D_j``, float64."""
+    return row_gram([Term(term.B.T, term.A.T, term.weight) for term in terms])
+
+
+class Core(NamedTuple):
+    """Changes in their joint bases: ``D_i = left @ cores[i] @ right.T`` with orthonormal ``left`` ``[m, K]`` and ``right`` ``[n, L]``.
+
+    ``cores`` is ``[T, K, L]``, float64, without the weights. Whatever is done to the cores is done to the changes, and comes back exactly
+    as factors of rank ``min(K, L)``: ``core.change(merged)``. Source: Core Space, arXiv 2509.17786, section 3.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    cores: np.ndarray
+
+    def change(self, merged: np.ndarray) -> Factors:
+        """A core ``[K, L]`` as a change ``[m, n]``, in the dtype of the bases."""
+        narrow, dtype = merged.shape[0] <= merged.shape[1], self.left.dtype
+        if narrow:
+            return Factors((merged @ self.right.T).astype(dtype), self.left)
+        return Factors(self.right.T, (self.left @ merged).astype(dtype))
+
+
+def core(terms: Sequence[Term]) -> Core:
+    """The changes of ``terms`` in the bases of all their columns and of all their rows.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> terms = [Term(rng.standard_normal((r, 7)), rng.standard_normal((9, r)), 1.0) for r in (1, 2)]
+        >>> space = core(terms)
+        >>> space.cores.shape, np.allclose(space.change(space.cores[1]).dense(), terms[1].change.dense())
+        ((2, 3, 3), True)
+    """
+    left, left_core = np.linalg.qr(_wide(np.concatenate([term.B for term in terms], axis=1)))
+    right, right_core = np.linalg.qr(_wide(np.concatenate([term.A for term in terms], axis=0)).T)
+    ends = np.cumsum([len(term.A) for term in terms])[:-1]
+    parts = zip(np.split(left_core, ends, axis=1), np.split(right_core, ends, axis=1), strict=True)
+    dtype = np.result_type(*(term.B.dtype for term in terms))
+    return Core(left.astype(dtype), right.astype(dtype), np.array([B @ A.T for B, A in parts]))
+
+
+class Angles(NamedTuple):
+    """The cosines of the principal angles between two changes, largest first: of their outputs (``left``) and inputs (``right``).
+
+    1 is a direction that both have, 0 one that they do not share. Source: Björck and Golub 1973.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+
+
+def angles(one: Factors, two: Factors) -> Angles:
+    """The principal angles between the column spaces, and the row spaces, of two changes.
+
+    Example:
+        >>> one, two = Factors(np.eye(3)[:1], np.eye(4)[:, :1]), Factors(np.eye(3)[:2], np.eye(4)[:, 2:])
+        >>> found = angles(one, two)
+        >>> found.left, found.right
+        (array([0.]), array([1.]))
+    """
+    bases = [(_basis(change.B), _basis(change.A.T)) for change in (one, two)]
+    cosines = [np.linalg.svd(first.T @ second, compute_uv=False) for first, second in zip(*bases, strict=True)]
+    return Angles(*(np.minimum(each, 1.0) for each in cosines))
+
+
+def _basis(columns: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of what the columns span, float64: their numerical rank, relative to the dtype that came in."""
+    u, values, _ = np.linalg.svd(_wide(columns), full_matrices=False)
+    least = np.finfo(columns.dtype).eps * max(columns.shape) * (values[0] if len(values) else 0)
+    found: np.ndarray = u[:, values > least]
+    return found
+
+
+def blocks(change: Factors, elements: int = 1 << 18) -> Iterator[tuple[slice, np.ndarray]]:
+    """The dense change in blocks of rows of about ``elements`` numbers: (rows, ``D[rows]``)."""
+    for block in row_blocks(*change.shape, elements):
+        yield block, change.rows(block)
+
+
+def _by_term(terms: Sequence[Term], products: np.ndarray) -> np.ndarray:
+    """``[R, R]`` added up to ``[T, T]``: one number for each pair of terms, of rank 0 too."""
+    member = np.repeat(np.eye(len(terms)), [len(term.A) for term in terms], axis=1)
+    added: np.ndarray = member @ products @ member.T
+    return added
+
+
+def _wide(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float64, copy=False)

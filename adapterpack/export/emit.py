@@ -11,10 +11,15 @@ import onnx_ir as ir
 from ..methods.blocks import EPSILON
 from ..runtime.blocks import BRANCHES, Branch
 from ..runtime.bundle import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
+from ..runtime.routes import ABSENT
+from ..runtime.routes import BRANCHES as ROUTES
+from ..runtime.routes import Branch as RouteBranch
 from .activations import NODES
 
 PREFIX = "adapterpack/"
 """Every node that an adapter adds has a name that begins so: quantization leaves those alone."""
+_OUTPUTS = {"TopK": 2}
+"""Operators with more outputs than the one that is used."""
 
 
 class Emitter:
@@ -51,6 +56,9 @@ class Emitter:
             result = self._op("Add", site, "sum", result, self._product(site, "up", x, slots["down"], slots["up"]))
         if "delta" in slots:
             result = self._op("Add", site, "delta/sum", result, self._product(site, "delta", x, slots["delta"]))
+        for route in ROUTES.values():
+            if f"{route.name}_keys" in slots:
+                result = self._op("Add", site, f"{route.name}/sum", result, self._route(site, route, x, slots))
         if "scale" in slots:
             result = self._op("Mul", site, "scale", result, self._lifted(site, slots["scale"]))
         if "mix" in slots:
@@ -104,6 +112,27 @@ class Emitter:
         added = self._product(site, f"{branch.name}/up", NODES[branch.act](op, inner), slots[f"{branch.name}_up"])
         return op("Add", added, vector("up_bias")) if f"{branch.name}_up_bias" in slots else added
 
+    def _route(self, site: MappedSite, route: RouteBranch, x: Any, slots: Mapping[str, Any]) -> Any:
+        """``((x down) (g spread)) up``, with g the softmax of the scores that reach the k-th largest."""
+
+        def op(name: str, *inputs: Any, **attributes: Any) -> Any:
+            return self._op(name, site, f"{route.name}/{name}_{len(self.graph)}", *inputs, attributes=attributes)
+
+        def product(value: Any, leaf: str) -> Any:
+            return self._product(site, f"{route.name}/{leaf}", value, slots[f"{route.name}_{leaf}"])
+
+        def vector(leaf: str) -> Any:
+            return self._lifted(site, slots[f"{route.name}_{leaf}"])
+
+        scores = product(x, "keys")
+        scores = op("Add", op("Abs", scores) if route.magnitude else scores, vector("bias"))
+        every = op("Shape", slots[f"{route.name}_bias"], start=-1)
+        ranked = op("TopK", scores, every, axis=-1, largest=1, sorted=1)
+        least = op("ReduceSum", op("Mul", ranked, vector("pick")), self._constant(site, "last_axis", [-1]), keepdims=1)
+        kept = op("Where", op("GreaterOrEqual", scores, least), scores, self._constant(site, "absent", np.float32(ABSENT)))
+        weights = product(op("Softmax", kept, axis=-1), "spread")
+        return product(op("Mul", product(x, "down"), weights), "up")
+
     def _product(self, site: MappedSite, what: str, x: Any, *matrices: Any) -> Any:
         """``x`` times one matrix after the other."""
         value = self._op("Unsqueeze", site, f"{what}/wide", x, self._constant(site, "axis", [1])) if self._flat(site) else x
@@ -137,8 +166,9 @@ class Emitter:
 
     def _op(self, op: str, site: MappedSite, what: str, *inputs: Any, attributes: Mapping[str, Any] | None = None) -> Any:
         name = f"{PREFIX}{site.path}/{what}"
-        node = ir.node(op, list(inputs), attributes, name=name)
-        node.outputs[0].name = f"{name}:0"
+        node = ir.node(op, list(inputs), attributes, name=name, num_outputs=_OUTPUTS.get(op, 1))
+        for number, output in enumerate(node.outputs):
+            output.name = f"{name}:{number}"
         if self._after is None:
             self.graph.insert_before(self.graph[0], node)
         else:

@@ -14,6 +14,8 @@ from ..errors import Unsupported
 from ..pack.pack import Pack
 from ..runtime.blocks import FIELDS, block_shape, rank_axis
 from ..runtime.bundle import MappedSite
+from ..runtime.routes import FIELDS as ROUTES
+from ..runtime.routes import route_axes, route_default
 from ..runtime.slots import Values, padded, stacked
 from .emit import Emitter, ids_input, positions_input, slot_input
 
@@ -61,6 +63,11 @@ def inputs(model: Any, plan: Plan) -> Attached:
         }
         values = {}
         for field in site.fields:
+            if field in ROUTES:
+                route, sizes = ROUTES[field][0], (site.in_features, site.out_features)
+                axes = route_axes(field, *sizes, f"{route.experts}_{number}", f"{route.name}_{number}")
+                values[field] = slot_input(model, f"{site.path}.{field}", route_default(field, *sizes), axes)
+                continue
             symbols, shape = wide[field] if field in wide else _block_axes(field, site, number)
             name = f"{site.path}.{field}"
             default = plan.base_head.get(name)
@@ -151,9 +158,11 @@ def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[s
 
 def with_ranks(sites: Mapping[str, MappedSite], ranks: Mapping[str, int], least: int) -> dict[str, MappedSite]:
     """The sites with the ranks of their blocks' slots: what the packs need of each branch; a wide one is no reason to pad the others."""
-    return {path: dataclasses.replace(site, ranks={branch: max(least, ranks[branch]) for branch in
-                                                   sorted({FIELDS[field][0] for field in site.fields if field in FIELDS})})
-            for path, site in sites.items()}
+    return {path: dataclasses.replace(site, ranks={
+        **{branch: max(least, ranks[branch]) for branch in sorted({FIELDS[field][0] for field in site.fields if field in FIELDS})},
+        **{size: ranks[size] for route in sorted({ROUTES[field][0] for field in site.fields if field in ROUTES})
+           for size in (route.name, route.experts)},
+    }) for path, site in sites.items()}
 
 
 def base_head(model: Any, sites: Mapping[str, MappedSite]) -> Values:
@@ -190,6 +199,8 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
                     complete[f"{site.path}.{wide}"] = np.zeros((0, width), np.float32)
             for field in FIELDS.keys() & set(site.fields):
                 complete.setdefault(f"{site.path}.{field}", np.zeros(block_shape(field, site.out_features, 0), np.float32))
+            for field in ROUTES.keys() & set(site.fields):
+                complete.setdefault(f"{site.path}.{field}", route_default(field, site.in_features, site.out_features))
         adapter = ort.AdapterFormat()
         adapter.set_adapter_version(1)
         adapter.set_model_version(1)

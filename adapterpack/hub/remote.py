@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import AdapterpackError, FormatError, HubError
+from ..pack import manifest as m
 from ..pack import safetensors, strict_json
 from ..pack.checks import reading
 from ..pack.checks.base import base_verdict
 from ..pack.checks.budget import Budget, Spent
+from ..pack.checks.composition import composition
 from ..pack.checks.finding import Finding, Report
 from ..pack.checks.registry import HEADER_CHECKS
 from ..pack.checks.remote import remote_code
 from ..pack.checks.subject import Subject
 from ..pack.checks.unchecked import unchecked
 from ..pack.pack import SIGNATURE, TENSORS, Pack
-from ..pack.validate import examine, known_manifest, run_checks
+from ..pack.validate import examine, require_known, run_checks
 from . import names
 from .artifact import Artifact, differences, open_remote
 from .client import Listed, Remote, connect, fetch, read, tree
@@ -109,9 +111,10 @@ def _outline(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed], s
 
 
 def _pack(remote: Remote, artifact: Artifact, scratch: Path, base: Path | None, budget: Budget, allow_structural: bool) -> Report:
-    manifest = known_manifest(artifact.mark, f"{remote}, {artifact.mark_name}")
+    manifest = artifact.manifest
+    require_known(manifest, f"{remote}, {artifact.mark_name}")
     code = [*remote_code(strict_json.loads(artifact.mark, artifact.mark_name, len(artifact.mark)), artifact.mark_name)]
-    if code:
+    if code := code or [*composition(manifest)]:
         return Report("pack", "", manifest.id, tuple(code))
     budget.require_memory(artifact.size)  # some methods put int8 tensors and their scales together
     file, held = _header(remote, artifact), {}
@@ -151,7 +154,7 @@ def _bundled(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed], s
         place = scratch / f"pack{number}.json"
         entry = next(one for one in artifact.files if one.path == path)
         fetch(remote, listed[path], place, entry.sha256)
-        if known_manifest(place.read_bytes(), f"{remote}, {path}").id != adapter.pack:
+        if m.parse(place.read_bytes(), f"{remote}, {path}").id != adapter.pack:
             yield Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again", file=path)
 
 

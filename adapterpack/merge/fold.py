@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from ..methods import AttachForm, Dense, Method, complete, is_stacked
 from ..methods.base import fold_form
 from ..pack.pack import Adapter
 from ..pack.safetensors import FLOATS, dtype_name
-from .report import TensorLoss
+from .codecs import work_dtype
+from .scratch import Scratch
+
+__all__ = ["Bound", "Change", "Contribution", "Scratch", "bind", "inert", "matrices", "prepare", "slice_of", "work_dtype"]
 
 Rows = np.ndarray
 _SERIAL = 1 << 18
 """Multiplications of a product below which BLAS starts no threads."""
+There = Callable[[np.ndarray], Any]
 Fold = Callable[[Rows, "np.ndarray | None", slice], "tuple[Rows, np.ndarray | None]"]
 
 
@@ -43,11 +47,6 @@ def slice_of(contribution: Contribution, number: int) -> Contribution:
     return contribution._replace(adapter=adapter._replace(params={name: value[number] for name, value in adapter.params.items()}))
 
 
-def work_dtype(dtype: str) -> np.dtype[Any]:
-    """The dtype in which the fold of a tensor of that safetensors dtype is computed: float32, or float64 for float64."""
-    return np.dtype(np.float64 if dtype == "F64" else np.float32)
-
-
 class Bound(NamedTuple):
     """A contribution with its parameters widened: the fold of a row block, and the normal form where that is what folds."""
 
@@ -55,16 +54,22 @@ class Bound(NamedTuple):
     form: AttachForm | None
 
 
-def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None) -> Bound:
+def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None,
+         there: There | None = None) -> Bound:
     """Parameters widened to ``dtype`` and the normal form computed once, for all row blocks of ``weight`` ``[out, in]``.
 
     A method that reads the base through ``attach`` gets the weight and the bias whole, in at least float32; no other makes such a copy.
+    ``there`` takes each array to where the fold is computed, if that is not numpy.
     """
     method, adapter = contribution.method, contribution.adapter
     site = dataclasses.replace(adapter.site, out_features=weight.shape[0], in_features=weight.shape[1])
     if method.traits.reads_weight:
         site = dataclasses.replace(site, weight=_widened(weight, dtype), base_bias=None if bias is None else _widened(bias, dtype))
     params = complete(method, adapter.config, {name: _widened(value, dtype) for name, value in adapter.params.items()}, site)
+    if there is not None:
+        params = {name: there(value) for name, value in params.items()}
+        site = dataclasses.replace(site, weight=None if site.weight is None else there(site.weight),
+                                   base_bias=None if site.base_bias is None else there(site.base_bias))
     if method.fold is not None:
         own = method.fold
         return Bound(lambda block, bias, rows: own(adapter.config, params, site, block, bias, rows), None)
@@ -76,8 +81,8 @@ def _widened(value: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return value.astype(dtype, copy=False) if dtype_name(value.dtype) in FLOATS else value
 
 
-def inert(contribution: Contribution, bound: Bound, width: int) -> bool:
-    """Whether the contribution to a weight ``[out, width]`` certainly changes nothing: weight zero, or a form that is the identity.
+def inert(contribution: Contribution, bound: Bound, shape: tuple[int, int]) -> bool:
+    """Whether the contribution to a weight ``(out, in)`` certainly changes nothing: weight zero, or a form that is the identity.
 
     A matrix that maps a random vector to zero is zero with probability one, so that no wide product is needed.
     """
@@ -86,7 +91,7 @@ def inert(contribution: Contribution, bound: Bound, width: int) -> bool:
     form = bound.form
     if form is None:
         return False
-    x = np.random.default_rng(0).standard_normal(width, np.float32)
+    y, x = (np.random.default_rng(0).standard_normal(width, np.float32) for width in shape)
     factors = _dense_factors(form)
     if factors is not None:
         return not np.any(factors[0] @ (factors[1] @ x))
@@ -95,23 +100,9 @@ def inert(contribution: Contribution, bound: Bound, width: int) -> bool:
         form.pre is not None and np.any(form.pre.apply(x) != x),
         form.scale is not None and np.any(form.scale != 1),
         form.shift is not None and np.any(form.shift),
-        form.post is not None and np.any(form.post.apply(x) != x),
+        form.post is not None and np.any(form.post.apply(y) != y),
     )
     return not any(moved)
-
-
-class Scratch:
-    """The buffers of one worker, each as large as the largest block that passed through it."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, np.ndarray] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """An uninitialised array of that shape, valid until the same name is asked for again."""
-        nbytes = math.prod(shape) * dtype.itemsize
-        if name not in self._buffers or self._buffers[name].nbytes < nbytes:
-            self._buffers[name] = np.empty(nbytes, np.uint8)
-        return self._buffers[name][:nbytes].view(dtype).reshape(shape)
 
 
 class Change(NamedTuple):
@@ -127,6 +118,12 @@ class Change(NamedTuple):
     rest: tuple[tuple[float, bool, Fold], ...] = ()
     chain: tuple[Fold, ...] = ()
     whole: bool = False
+
+    def turned(self) -> Change | None:
+        """The same change of the transposed matrix, where it is plain factors and nothing else."""
+        if self.up is None or self.down is None or self.rest or self.chain:
+            return None
+        return Change(self.down.T, self.up.T)
 
     def apply(self, weight: Rows, bias: np.ndarray | None, rows: slice, change: Rows, new: Rows) -> np.ndarray | None:
         """Writes the change of a block into ``change`` and the changed block into ``new``; returns the changed bias."""
@@ -153,6 +150,25 @@ class Change(NamedTuple):
         return total
 
 
+    def apply_to(self, weight: Any, bias: Any | None, rows: slice) -> tuple[Any, Any, Any | None]:
+        """The change of a block, the changed block and the changed bias, for arrays of any library."""
+        xp = array_namespace(weight)
+        if self.chain:
+            folded, moved = weight, bias
+            for fold in self.chain:
+                folded, moved = fold(folded, moved, rows)
+            return folded - weight, folded, moved
+        change = xp.zeros_like(weight) if self.up is None else xp.matmul(self.up[rows], self.down)
+        total = bias
+        for factor, reads, fold in self.rest:
+            start, offset = (weight, bias) if reads else (xp.zeros_like(weight), None if bias is None else xp.zeros_like(bias))
+            folded, moved = fold(start, offset, rows)
+            change = change + factor * (folded - start)
+            if total is not None and moved is not None and offset is not None:
+                total = total + factor * (moved - offset)
+        return change, weight + change, total
+
+
 def _product(up: np.ndarray, down: np.ndarray, out: np.ndarray) -> None:
     """``up @ down`` into ``out``, in pieces that BLAS computes on the calling thread: its own threads would only fight the workers'."""
     step = max(1, _SERIAL // down.size)
@@ -160,9 +176,10 @@ def _product(up: np.ndarray, down: np.ndarray, out: np.ndarray) -> None:
         np.matmul(up[start : start + step], down, out=out[start : start + step])
 
 
-def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None) -> Change:
+def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None,
+            there: There | None = None) -> Change:
     """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype``."""
-    bound = [bind(contribution, dtype, weight, bias) for contribution in contributions]
+    bound = [bind(contribution, dtype, weight, bias, there) for contribution in contributions]
     whole = not all(contribution.method.traits.row_separable for contribution in contributions)
     if not all(contribution.method.traits.additive for contribution in contributions):
         return Change(chain=tuple(one.fold for one in bound), whole=whole)
@@ -172,10 +189,14 @@ def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight:
         if factors is None:
             rest.append((contribution.weight, contribution.method.traits.reads_weight, fold))
         else:
-            ups.append(dtype.type(contribution.weight) * factors[0])
+            ups.append(contribution.weight * factors[0])
             downs.append(factors[1])
-    up, down = (np.concatenate(ups, axis=1), np.concatenate(downs)) if ups else (None, None)
+    up, down = (_joined(ups, 1), _joined(downs, 0)) if ups else (None, None)
     return Change(up, down, tuple(rest), whole=whole)
+
+
+def _joined(parts: list[Any], axis: int) -> Any:
+    return parts[0] if len(parts) == 1 else array_namespace(*parts).concat(parts, axis=axis)
 
 
 def _dense_factors(form: AttachForm) -> tuple[np.ndarray, np.ndarray] | None:
@@ -184,29 +205,3 @@ def _dense_factors(form: AttachForm) -> tuple[np.ndarray, np.ndarray] | None:
     return None
 
 
-class LossSums:
-    """The sums behind a :class:`TensorLoss`, accumulated over blocks in float64."""
-
-    def __init__(self) -> None:
-        self.change = self.error = self.inner = self.stored = 0.0
-
-    def add(self, before: np.ndarray, change: np.ndarray, after: np.ndarray) -> bool:
-        """Adds a block and says whether all of ``after`` is certainly finite; ``before`` and ``change`` are used up as scratch."""
-        stored = np.subtract(after, before, out=before)
-        self.stored += _inner(stored, stored)
-        self.change += _inner(change, change)
-        self.inner += _inner(stored, change)
-        np.subtract(stored, change, out=change)
-        error = _inner(change, change)
-        self.error += error
-        return math.isfinite(error)
-
-    def loss(self, tensor: str, dtype: str) -> TensorLoss:
-        """The loss of the tensor whose blocks were added."""
-        kept = self.inner / self.change if self.change else 1.0
-        return TensorLoss(tensor, dtype, math.sqrt(self.change), math.sqrt(self.error), kept, math.sqrt(self.stored))
-
-
-def _inner(a: np.ndarray, b: np.ndarray) -> float:
-    """``<a, b>``: row by row, so that float32 sums stay short and BLAS starts no threads of its own, then over rows in float64."""
-    return float(np.sum(np.vecdot(a, b), dtype=np.float64))

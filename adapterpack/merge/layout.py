@@ -20,7 +20,7 @@ class Item:
     """One tensor of an output shard: its place, and where its bytes come from.
 
     Exactly one source: ``value`` (a module trained whole), or ``source`` (a tensor of the base, folded if ``target`` is set).
-    ``bias_of`` marks a bias that is written together with the weight that it belongs to.
+    ``written_with`` names the weight with which this tensor changes and is written: that of a bias, or of scales.
     """
 
     place: TensorInfo
@@ -28,12 +28,12 @@ class Item:
     target: Target | None = None
     value: np.ndarray | None = None
     added: bool = False
-    bias_of: str | None = None
+    written_with: str | None = None
 
     @property
     def changed(self) -> bool:
         """Whether the tensor is one of the base whose numbers the merge changes."""
-        return self.target is not None or self.bias_of is not None or (self.value is not None and not self.added)
+        return self.target is not None or self.written_with is not None or (self.value is not None and not self.added)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Shard:
 
 def shards(base: Checkpoint, todo: Plan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
     """The output's shards: those of the base, with the same tensors in the same order; added tensors go to the end of the last."""
-    biases = {target.bias: name for name, target in todo.targets.items() if target.bias is not None}
+    beside = {other: name for name, target in todo.targets.items()
+              for other in (target.bias, *target.codec.companions) if other is not None}
     last = list(base.files)[-1]
     built = []
     for shard, file in base.files.items():
@@ -63,13 +64,14 @@ def shards(base: Checkpoint, todo: Plan, dtype: str | None, metadata: Mapping[st
             value = todo.whole.replaced.get(name)
             entries.append((todo.whole.prefix + name, _output(info.dtype, dtype), info.shape if value is None else value.shape))
             items[todo.whole.prefix + name] = (
-                {"source": info, "target": todo.targets.get(name), "bias_of": biases.get(name)} if value is None else {"value": value}
+                {"source": info, "target": todo.targets.get(name), "written_with": beside.get(name)} if value is None else {"value": value}
             )
         if shard == last:
             for name, value in todo.whole.added.items():
                 entries.append((name, _output(dtype_name(value.dtype), dtype), value.shape))
                 items[name] = {"value": value, "added": True}
-        header, places = _aligned(entries, {"format": "pt", **file.metadata, **metadata})
+        start = min((info.offset for info in file.tensors.values()), default=8)
+        header, places = _aligned(entries, {"format": "pt", **file.metadata, **metadata}, start)
         built.append(Shard(shard, file, header, tuple(Item(place, **items[name]) for name, place in places.items())))
     return built
 
@@ -89,9 +91,13 @@ def _output(stored: str, asked: str | None) -> str:
     return asked if asked is not None and stored in FLOATS else stored
 
 
-def _aligned(entries: list[_Entry], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, TensorInfo]]:
-    """The plan in the given order, or with wide dtypes first where a change of dtype would misalign a tensor: readers map it in place."""
-    header, places = plan(entries, metadata)
+def _aligned(entries: list[_Entry], metadata: Mapping[str, str], start: int) -> tuple[bytes, dict[str, TensorInfo]]:
+    """The plan in the given order, or with wide dtypes first where a change of dtype would misalign a tensor: readers map it in place.
+
+    ``start`` is where the tensors begin in the file that this one is made from: here they begin at the same place of some page, so that a
+    file system which can share pages between files shares those of unchanged tensors.
+    """
+    header, places = plan(entries, metadata, start)
     if any(place.offset % DTYPES[place.dtype].itemsize for place in places.values()):
-        header, places = plan(sorted(entries, key=lambda entry: -DTYPES[entry[1]].itemsize), metadata)
+        header, places = plan(sorted(entries, key=lambda entry: -DTYPES[entry[1]].itemsize), metadata, start)
     return header, places

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..errors import ConfigError, NothingToDo, StorageError, storage_errors
 from ..pack import strict_json
-from ..pack.atomic import output_folder, refuse_existing
-from ..pack.checkpoint import INDEX, Checkpoint, carried_files
+from ..pack.atomic import refuse_existing
+from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Pack
 from ..pack.validate import load
-from . import config, dtypes, layout, plan, stream
+from . import devices, dtypes, jobs, journal, layout, plan, provenance, rounding, staging, stream
+from .onnx.kind import is_graph
+from .onnx.report import GraphReport
 from .report import MergedPack, MergeReport
+from .tensors import Fold
+from .ticker import Progress
 
-PROVENANCE = "adapterpack.merge.json"
-METADATA = "adapterpack_merge"
+VERIFY = ("structure", "full")
 _MAX_WORKERS = 4
 _SIDE_FILES = 1 << 20
 
@@ -35,22 +38,39 @@ def merge(
     weights: Sequence[float] | None = None,
     dtype: str | None = None,
     safe: bool = False,
+    stochastic_rounding: int | None = None,
+    verify: str = "structure",
     allow_structural: bool = False,
-    progress: stream.Progress | None = None,
-) -> MergeReport:
-    """Folds ``packs`` into the checkpoint ``base`` and writes the result to the new folder ``out``, whole or not at all.
+    shard: str | None = None,
+    resume: bool = False,
+    durable: bool = True,
+    device: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> MergeReport | GraphReport:
+    """Folds ``packs`` into ``base``, a checkpoint, an ONNX file or a bundle, and writes the result to the new folder
+    ``out``, whole or not at all.
 
     Every changed weight is read block by block, all its adapters are added in float32 (float64 for a float64 base), and the sum is
     rounded once, to nearest even; all other bytes are copied. Memory does not grow with the model. Modules that a pack holds trained
-    whole, such as a classifier head, go along. Equal inputs give equal bytes.
+    whole, such as a classifier head, go along. Equal inputs give equal bytes. Adapters of which one is not additive fold one after the
+    other, in the order of the packs. A merge that was killed goes on where it stood when the same merge is asked for again.
 
     Args:
-        base: a checkpoint folder; it is never changed.
+        base: a checkpoint folder, an ONNX file or a bundle; it is never changed. What a graph becomes says
+            :func:`~adapterpack.merge.onnx.merge.merge_graph`.
         packs: packs or their folders; ``weights`` multiply their changes (1 each by default; additive methods only; heads are not scaled).
         out: the folder to write; it must not exist.
         dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
         safe: refuse a result that is NaN or infinite, overflow in rounding included.
+        stochastic_rounding: a seed: round up or down by chance, so that small changes are kept on average.
+        verify: ``"structure"`` checks the base by names, dtypes, shapes and samples of every tensor; ``"full"`` by every byte.
         allow_structural: accept a base that has the names, dtypes and shapes of the pack's, whatever its weights.
+        shard: ``"I/N"``: do the I-th of N shares of the work, into an output folder that N machines share; the last one publishes it.
+        resume: keep what is done on an error or an interrupt, too, to go on with later.
+        durable: wait until every byte is on the disk; without it the system writes them out in its own time, as after a copy.
+        device: ``"cuda"`` or ``"cpu"``: compute with torch there; by default with numpy, without torch.
+        checkpoint: of an ONNX file, the checkpoint that it was made from.
         progress: called with (bytes done, bytes in all), by one thread at a time.
 
     Raises:
@@ -66,43 +86,104 @@ def merge(
         >>> report.tensors_changed, report.kept  # doctest: +SKIP
         (24, 0.9999999)
     """
+    if checkpoint is not None or is_graph(base):
+        of_checkpoints = {"dtype": dtype, "stochastic_rounding": stochastic_rounding, "shard": shard, "resume": resume, "device": device}
+        return _into_graph(base, packs, out, of_checkpoints, checkpoint=checkpoint, weights=weights, safe=safe,
+                           allow_structural=allow_structural, progress=progress)
     started = time.perf_counter()
     target = Path(out)
     refuse_existing(target)
+    if verify not in VERIFY:
+        raise ConfigError("there is no such check of the base", where="verify", expected=" or ".join(VERIFY), found=repr(verify))
     asked = None if dtype is None else dtypes.parse(dtype)
-    checkpoint = Checkpoint(base)
+    part = jobs.Part() if shard is None else jobs.parse_part(shard)
+    arithmetic = devices.arithmetic(device)
+    source = Checkpoint(base)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = _weights(weights, opened)
-    _require_outside(target, [checkpoint.folder, *(pack.path for pack in opened if pack.path is not None)])
-    todo = plan.make(checkpoint, opened, factors, allow_structural)
+    _require_outside(target, [source.folder, *(pack.path for pack in opened if pack.path is not None)])
+    todo = plan.make(source, opened, factors, allow_structural, dtype=asked, full=verify == "full")
+    if verify == "full":
+        _ = source.content
     merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
                    for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True))
-    _require_space(target, _SIDE_FILES + sum(shard.size for shard in layout.shards(checkpoint, todo, asked, {})))
-    note = {"base": checkpoint.content, "packs": [{"id": pack.id, "weight": pack.weight} for pack in merged]}
-    shards = layout.shards(checkpoint, todo, asked, {METADATA: json.dumps(note, sort_keys=True)})
-    with output_folder(target) as folder:
-        losses = stream.write(shards, folder, safe=safe, workers=_workers(), progress=progress)
-        if losses and not any(loss.stored for loss in losses) and not todo.whole.added and not todo.whole.replaced:
-            raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target, found=losses[0].dtype,
-                              remedy="merge with dtype float32, or keep the adapter beside the base")
-        report = MergeReport(
+    note = provenance.note(source, merged, stochastic_rounding)
+    shards = layout.shards(source, todo, asked, {provenance.METADATA: note})
+    key = provenance.key([shard.header for shard in shards], {"version": __version__, "safe": safe, "device": device})
+    work, header = jobs.jobs(shards), sum(len(shard.header) for shard in shards)
+    mine, folder = jobs.share(work, part), staging.place(target, key)
+    _require_space(target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.taken(folder))
+
+    def described(done: dict[int, journal.Done], missing: int) -> MergeReport:
+        losses = [sums.loss(job.tensor.item.place.name, job.tensor.item.place.dtype) for number, job in enumerate(work)
+                  if isinstance(job, Fold) and number in done and (sums := done[number].sums) is not None]
+        return MergeReport(
             out=str(target),
-            base_name=checkpoint.name,
-            base_structure=checkpoint.structure,
-            base_content=checkpoint.content,
+            base_name=source.name,
+            base_structure=source.structure,
+            base_probe=source.probe,
+            base_content=provenance.known_content(source),
             packs=merged,
             dtype=None if asked is None else dtypes.TORCH[asked],
             tensors=sum(len(shard.items) for shard in shards),
             tensors_changed=sum(item.changed for shard in shards for item in shard.items),
             tensors_added=len(todo.whole.added),
             bytes_written=sum(shard.size for shard in shards),
-            seconds=0.0,
+            seconds=time.perf_counter() - started,
             losses=tuple(losses),
+            stochastic_rounding=stochastic_rounding,
+            shard=None if shard is None else str(part),
+            jobs_missing=missing,
+            bytes_resumed=resumed,
+            notes=todo.notes,
         )
-        _copy_side_files(folder, checkpoint, config.merged(checkpoint.config, opened, todo.whole, asked))
-        _write_json(folder / INDEX, layout.index(checkpoint, shards))
-        (folder / PROVENANCE).write_bytes(strict_json.canonical(report.provenance()))
-    return dataclasses.replace(report, seconds=time.perf_counter() - started)
+
+    def finish(folder: Path) -> None:
+        report = described(done, 0)
+        if report.losses and not any(loss.stored for loss in report.losses) and not todo.whole.added and not todo.whole.replaced:
+            raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
+                              found=report.losses[0].dtype, remedy="merge with dtype float32, or keep the adapter beside the base")
+        provenance.write_side_files(folder, source, opened, todo.whole, asked, shards)
+        (folder / provenance.FILE_NAME).write_bytes(strict_json.canonical(report.provenance()))
+
+    several = part.count > 1
+    files = {file for number in mine for file in work[number].files}
+    with staging.staged(target, folder, lambda path: journal.Journal(path, part, files), keep=resume or several) as log:
+        known = journal.finished(folder, len(work))
+        resumed = sum(work[number].nbytes for number in mine if number in known)
+        stream.outline(shards, folder)
+        with log.synced() if durable or several else nullcontext():
+            done = stream.write(work, mine, known, log, header=header, safe=safe, rounding=_rounding(stochastic_rounding),
+                                arithmetic=arithmetic, workers=_workers(), progress=progress)
+        if several:
+            log.sync()
+            done = journal.finished(folder, len(work))
+        missing = len(work) - len(done)
+        if not missing:
+            staging.publish(folder, target, finish, durable)
+    return described(done, missing)
+
+
+def _rounding(seed: int | None) -> rounding.Rounding:
+    return rounding.nearest if seed is None else rounding.stochastic(seed)
+
+
+def _into_graph(
+    base: str | os.PathLike[str],
+    packs: Sequence[Pack | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    of_checkpoints: Mapping[str, Any],
+    **rest: Any,
+) -> GraphReport:
+    from .onnx.merge import merge_graph  # noqa: PLC0415 - a checkpoint needs none of it
+
+    if not is_graph(base):
+        raise ConfigError("only an ONNX graph is merged beside its checkpoint", where=base, remedy="leave --base out")
+    for name, value in of_checkpoints.items():
+        if value is not None and value is not False:
+            raise ConfigError("this is for merges into checkpoints; a graph keeps its dtypes and is merged at one go", where=name,
+                              found=repr(value), remedy="leave it out")
+    return merge_graph(base, packs, out, **rest)
 
 
 def _weights(weights: Sequence[float] | None, packs: Sequence[Pack]) -> list[float]:
@@ -135,15 +216,3 @@ def _require_space(out: Path, needed: int) -> None:
 def _workers() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MAX_WORKERS)
-
-
-def _copy_side_files(folder: Path, base: Checkpoint, changed: dict[str, Any]) -> None:
-    for path in carried_files(base.folder):
-        shutil.copyfile(path, folder / path.name)
-    if base.config and changed != base.config:
-        _write_json(folder / "config.json", changed)
-
-
-def _write_json(path: Path, value: dict[str, Any] | None) -> None:
-    if value is not None:
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

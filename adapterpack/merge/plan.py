@@ -14,9 +14,8 @@ from ..pack.checkpoint import Checkpoint
 from ..pack.manifest import Group
 from ..pack.match import Verdict
 from ..pack.pack import Pack
-from ..pack.quantized import require_plain
-from ..pack.safetensors import FLOATS
-from .fold import Contribution, bind, inert, matrices, slice_of, work_dtype
+from .codecs import Codec, codec_of, require_readable
+from .fold import Contribution, bind, inert, matrices, slice_of
 from .whole import Whole, resolve, tied_to_a_head
 
 
@@ -24,12 +23,13 @@ from .whole import Whole, resolve, tied_to_a_head
 class Target:
     """One weight of the base and what changes it; ``bias`` is the tensor of its bias, if the fold changes that too.
 
-    ``base_bias`` holds the values of its bias, for methods that read them. ``kind`` says how the weight is stored.
+    ``base_bias`` holds the values of its bias, for methods that read them. ``kind`` says how the weight lies, ``codec`` how it is stored.
     """
 
     weight: str
     bias: str | None
     contributions: tuple[Contribution, ...]
+    codec: Codec
     base_bias: np.ndarray | None = None
     kind: str = "linear"
 
@@ -41,10 +41,14 @@ class Plan:
     targets: Mapping[str, Target]
     whole: Whole
     verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False) -> Plan:
-    """The plan of a merge of ``packs``, each with its weight, into ``base``.
+def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False, *,
+         dtype: str | None = None, full: bool = True) -> Plan:
+    """The plan of a merge of ``packs``, each with its weight, into ``base``, to be written in ``dtype`` (None: as it is stored).
+
+    With ``full`` every byte of the base is read to tell whether it is the packs' own; without it only where samples leave it open.
 
     Raises:
         BaseMismatch: a pack was made for another base.
@@ -52,10 +56,10 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allo
         Unsupported: the fold would not be exact; says why and what to do instead.
         NothingToDo: no weight would change.
     """
-    require_plain(base)
+    require_readable(base)
     for pack in packs:  # the headers of all before the bytes of any
         pack.require_base(base, content=False, allow_structural=True)
-    verdicts = tuple(pack.require_base(base, allow_structural=allow_structural) for pack in packs)
+    verdicts = tuple(pack.require_base(base, content=True if full else None, allow_structural=allow_structural) for pack in packs)
     found: dict[str, list[Contribution]] = {}
     for pack, weight in zip(packs, weights, strict=True):
         for name, contribution in _contributions(base, pack, weight):
@@ -63,7 +67,7 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allo
     whole = resolve(base, packs)
     for name in sorted(found.keys() & whole.replaced.keys()):
         raise Unsupported("one pack holds this tensor trained whole, another adapts it", where=name, remedy="merge only one of the two")
-    targets = {name: target for name, each in found.items() if (target := _target(base, name, each)) is not None}
+    targets = {name: target for name, each in found.items() if (target := _target(base, name, each, dtype)) is not None}
     if not targets and not whole.replaced and not whole.added:
         raise NothingToDo("the packs would change nothing", where=", ".join(pack.name for pack in packs) or "no packs were given",
                           remedy="train the adapter first, or give it a weight other than zero")
@@ -75,6 +79,8 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
     if method.kind != "weight":
         raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
                           remedy="keep the adapter beside the base")
+    if method.unfoldable:
+        raise Unsupported(method.unfoldable, where=owner, remedy="keep the adapter beside the base: attach it, or export with --mode bank")
     if pack.acts is not None:
         raise Unsupported("this adapter acts at some positions of a row only, which no weight can tell apart", where=owner,
                           found=f"{method.name}, {pack.acts}"[:200], remedy="keep it beside the base, or export a bank or inputs")
@@ -90,9 +96,6 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
         if _module(name) != _module(adapter.site.path):
             raise Unsupported("this site shares its weight with another module, which would change too", where=where, found=name,
                               remedy="adapt a site that shares no weight, or keep the adapter beside the base")
-        if base.tensors[name].dtype not in FLOATS:
-            raise Unsupported("the weight of this site is not stored as floating point", where=where, found=base.tensors[name].dtype,
-                              remedy="merge into the original checkpoint, and quantize the result")
         yield name, Contribution(pack.name, method, adapter, weight)
 
 
@@ -120,7 +123,7 @@ def _require_alone(name: str, contributions: list[Contribution]) -> None:
                           found=", ".join(f"'{each.pack}' ({each.method.name})" for each in contributions), remedy="merge only one of them")
 
 
-def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> Target | None:
+def _target(base: Checkpoint, name: str, contributions: list[Contribution], out: str | None) -> Target | None:
     """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias."""
     _require_alone(name, contributions)
     kinds = {each.adapter.site.kind for each in contributions}
@@ -128,7 +131,8 @@ def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> T
         raise Unsupported("the packs do not agree on how this weight is stored", where=name, found=", ".join(sorted(kinds)),
                           remedy="merge packs that were trained on one base")
     (kind,) = kinds
-    weight, dtype = to_matrix(kind, base.read(name)), work_dtype(base.tensors[name].dtype)
+    codec = codec_of(base, name, out, f"pack '{contributions[0].pack}', {contributions[0].adapter.site.path}")
+    weight, dtype = to_matrix(kind, base.read(name)), codec.work
     stem = name.removesuffix(".weight")
     bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None
     old = None if bias is None else base.read(bias)
@@ -136,7 +140,7 @@ def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> T
     for each in contributions:
         parts = [(slice_of(each, number), matrix) for number, matrix in enumerate(matrices(kind, weight))]
         bounds = [(bind(part, dtype, matrix, old), matrix) for part, matrix in parts]
-        if all(inert(each, bound, matrix.shape[1]) for bound, matrix in bounds):
+        if all(inert(each, bound, matrix.shape) for bound, matrix in bounds):
             continue
         moving.append(each)
         bound, matrix = bounds[0]
@@ -147,4 +151,4 @@ def _target(base: Checkpoint, name: str, contributions: list[Contribution]) -> T
             raise Unsupported(f"folding method '{each.method.name}' gives this site a bias, and the base has none",
                               where=f"{base.folder}, {name}", expected=f"{stem}.bias", remedy="keep the adapter beside the base")
         changes_bias = changes_bias or after is not before
-    return Target(name, bias if changes_bias else None, tuple(moving), old, kind) if moving else None
+    return Target(name, bias if changes_bias else None, tuple(moving), codec, old, kind) if moving else None

@@ -31,6 +31,10 @@ class TensorLoss(NamedTuple):
         """``||S - D|| / ||D||``; zero where nothing was to change."""
         return self.error / self.change if self.change else 0.0
 
+    def to_json(self) -> dict[str, Any]:
+        """The loss as reports print it."""
+        return {"tensor": self.tensor, "dtype": self.dtype, "relative_error": _finite(self.relative_error), "kept": _finite(self.kept)}
+
 
 @dataclass(frozen=True)
 class MergedPack:
@@ -44,12 +48,17 @@ class MergedPack:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What :func:`adapterpack.merge` did. ``dtype`` is the one that was asked for, or None where tensors kept theirs."""
+    """What :func:`adapterpack.merge` did. ``dtype`` is the one that was asked for, or None where tensors kept theirs.
+
+    ``base_content`` is known where every byte of the base was read. ``shard`` is the part of the work that was asked for, None for all of
+    it; while ``jobs_missing`` counts pieces of others, nothing is published yet. ``bytes_resumed`` were done by an earlier try.
+    """
 
     out: str
     base_name: str
     base_structure: str
-    base_content: str
+    base_probe: str
+    base_content: str | None
     packs: tuple[MergedPack, ...]
     dtype: str | None
     tensors: int
@@ -58,6 +67,11 @@ class MergeReport:
     bytes_written: int
     seconds: float
     losses: tuple[TensorLoss, ...]
+    stochastic_rounding: int | None = None
+    shard: str | None = None
+    jobs_missing: int = 0
+    bytes_resumed: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def relative_error(self) -> float:
@@ -86,15 +100,19 @@ class MergeReport:
             "kind": "merge",
             "out": self.out,
             **self.provenance(),
+            "shard": self.shard,
+            "jobs_missing": self.jobs_missing,
+            "bytes_resumed": self.bytes_resumed,
             "seconds": self.seconds,
         }
 
     def provenance(self) -> dict[str, Any]:
         """What is written beside the checkpoint: all of the report but place and time, so that equal inputs give equal bytes."""
         return {
-            "base": {"name": self.base_name, "structure": self.base_structure, "content": self.base_content},
+            "base": {"name": self.base_name, "structure": self.base_structure, "probe": self.base_probe, "content": self.base_content},
             "packs": [{"name": pack.name, "id": pack.id, "weight": pack.weight, "base": pack.base} for pack in self.packs],
             "dtype": self.dtype,
+            "stochastic_rounding": self.stochastic_rounding,
             "tensors": self.tensors,
             "tensors_changed": self.tensors_changed,
             "tensors_added": self.tensors_added,
@@ -102,11 +120,10 @@ class MergeReport:
             "fold_loss": {
                 "relative_error": _finite(self.relative_error),
                 "kept": _finite(self.kept),
-                "worst": [
-                    {"tensor": loss.tensor, "dtype": loss.dtype, "relative_error": _finite(loss.relative_error), "kept": _finite(loss.kept)}
-                    for loss in self.worst()
-                ],
+                "worst": [loss.to_json() for loss in self.worst()],
+                "tensors": [loss.to_json() for loss in self.losses],
             },
+            "notes": list(self.notes),
             "advice": self.advice,
         }
 

@@ -84,6 +84,7 @@ from .randlora import RandLoRA, randlora
 from .registry import get, method_of, methods, register
 from .road import RoAd, road
 from .shira import SHiRA, shira
+from .sparse import Sparse
 from .tinylora import TinyLoRA, tinylora
 from .trainable_tokens import TrainableTokens, trainable_tokens
 from .unilora import UniLoRA, unilora
@@ -215,6 +216,7 @@ __all__ = [
     "Shared",
     "Site",
     "SiteConfig",
+    "Sparse",
     "Sums",
     "TinyLoRA",
     "TrainableTokens",

@@ -2,9 +2,9 @@
 
 Every weight method reduces its trained tensors to one **normal form**::
 
-    y' = post(scale * (base(pre(x)) + up(down(x)))) + shift
+    y' = post(scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift
 
-so that training, merging, composing and exporting handle six fields, not N methods. The mathematics is written once, against the
+so that training, merging, composing and exporting handle seven fields, not N methods. The mathematics is written once, against the
 Python array API: the same few lines run on torch tensors while training and on numpy arrays everywhere else.
 """
 
@@ -20,6 +20,7 @@ from ..errors import Unsupported
 from .columns import columns
 from .inits.base import Seen
 from .operators import Array, Operator
+from .routes import Route
 
 Params = Mapping[str, Array]
 Forward = Callable[[Array], Array]
@@ -64,12 +65,17 @@ class AttachForm(NamedTuple):
     scale: Array | None = None
     shift: Array | None = None
     post: Operator | None = None
+    routes: tuple[Route, ...] = ()
 
     @property
     def is_branch(self) -> bool:
         """Whether a pair of factors is all that there is: a change of low rank beside the layer."""
-        factors = self.down is not None and self.up is not None
-        return factors and self.pre is None and self.scale is None and self.shift is None and self.post is None
+        return self.is_beside and self.down is not None and self.up is not None and self.scale is None and self.shift is None
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it leaves the input alone, mixes no outputs and asks no router: a change beside the layer, a scale and a shift."""
+        return self.pre is None and self.post is None and len(self.routes) == 0
 
 
 @dataclass(frozen=True)
@@ -227,6 +233,17 @@ class Method(NamedTuple):
     """What it computes, in one line; ``W x + b`` is the layer."""
     kind: str = "weight"
     spec_version: int = 1
+    unfoldable: str = ""
+    """Why no weight can hold it; empty where one can."""
+    torch_only: str = ""
+    """Why no graph can hold it; empty where one can."""
+    composition: Any = None
+    """What a manifest says of a method that is made of the methods of several packs."""
+    first_pass: Callable[[Params, Array, int, int], dict[str, Array]] | None = None
+    """What a layer is given beside its parameters, from a pass of the model without the adapter: (the shared parameters, the last hidden
+    states, the number of the layer, the number of layers) -> further parameters."""
+    one_pass: bool = False
+    """Whether the model must see a sequence whole: a cache holds tokens that a layer then does not count."""
 
 
 def constant(value: Array) -> Array:
@@ -235,7 +252,7 @@ def constant(value: Array) -> Array:
 
 
 def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = None) -> Array:
-    """``post(scale * (base(pre(x)) + up(down(x)))) + shift`` for ``x`` of shape ``[..., in]``.
+    """``post(scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift`` for ``x`` of shape ``[..., in]``.
 
     ``drop`` is the dropout on the branch's input while training.
     """
@@ -243,6 +260,8 @@ def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = N
     if form.down is not None:
         inner = form.down.apply(x if drop is None else drop(x))
         y = y + (inner if form.up is None else form.up.apply(inner))
+    for route in form.routes:
+        y = y + route.mixed(x, x if drop is None else drop(x))
     if form.scale is not None:
         y = y * form.scale
     if form.post is not None:
@@ -258,8 +277,8 @@ def look_up(form: AttachForm, base: Forward, ids: Array, keep: Array | None = No
     Raises:
         Unsupported: the form changes the input, which ids do not let it.
     """
-    if form.pre is not None:
-        raise Unsupported("a method that changes a layer's input cannot adapt an embedding, whose inputs are ids")
+    if form.pre is not None or len(form.routes) > 0:
+        raise Unsupported("a method that looks at a layer's input cannot adapt an embedding, whose inputs are ids")
     y = base(ids)
     if form.down is not None:
         inner = columns(form.down, ids)
@@ -275,7 +294,12 @@ def fold_form(form: AttachForm, weight: Array, bias: Array | None, rows: slice) 
 
     ``weight`` is the block ``[len(rows), in]`` and ``bias`` its part ``[len(rows)]`` or None; both are left as they are. A shift where
     there was no bias gives a bias. With a ``post``, which mixes rows, the block is the whole.
+
+    Raises:
+        Unsupported: the form has routes, whose weights depend on the input.
     """
+    if len(form.routes) > 0:
+        raise Unsupported("branches behind a gate cannot be folded into a weight", remedy="keep the adapter beside the base")
     folded = weight if form.pre is None else form.pre.after(weight)
     if form.down is not None:
         folded = folded + (form.down.rows(rows) if form.up is None else form.down.after(form.up.rows(rows)))

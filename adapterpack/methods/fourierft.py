@@ -19,7 +19,8 @@ from .base import AttachForm, Method, Params, PeftForm, Site, Traits, require_wi
 from .config import SiteConfig, by_suffix, require_number, require_whole
 from .operators import Dense
 from .peft_keys import default_and_pattern, literal
-from .positions import places, scattered
+from .positions import places
+from .sparse import scattered
 
 
 @dataclass(frozen=True)

@@ -234,8 +234,14 @@ class Pairs(NamedTuple):
 
     def apply(self, x: Array) -> Array:
         """See :class:`Operator`."""
+        xp = array_namespace(x, self.other)
         x = self._even(x)
-        return (x * self.own + self._turned(x) * self.other)[..., : self.width]
+        # Exchanging the two and changing the sign of a vector: less work, backward too, than putting (-b, a) together.
+        parts = xp.reshape(self.other, (-1, 2, self.half))
+        other = xp.reshape(xp.stack([-parts[:, 0, :], parts[:, 1, :]], axis=1), (-1,))
+        exchanged = xp.reshape(xp.flip(xp.reshape(x, (*x.shape[:-1], -1, 2, self.half)), axis=-2), x.shape)
+        turned = x * self.own + exchanged * other
+        return turned if turned.shape[-1] == self.width else turned[..., : self.width]
 
     def dense(self) -> Array:
         """See :class:`Operator`."""

@@ -13,12 +13,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, PeftContent, PeftForm, Site, Traits, require_widths
 from .config import SiteConfig, require_whole
-from .operators import Dense
-from .positions import places, scattered
+from .positions import places
+from .sparse import Sparse
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ def _constants(cfg: SHiRA, site: Site) -> dict[str, np.ndarray]:
 
 
 def _attach(cfg: SHiRA, params: Params, site: Site) -> AttachForm:
-    values, shape = params["shira_weight"], (site.out_features, site.in_features)
-    return AttachForm(down=Dense(scattered(array_namespace(values), values, params["shira_indices"], shape)))
+    return AttachForm(down=Sparse(params["shira_weight"], params["shira_indices"], (site.out_features, site.in_features)))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from .base import AttachForm, Method, Params, PeftContent, PeftForm, Site, Trait
 from .config import SiteConfig, by_suffix, require_flag, require_number, require_whole
 from .operators import Dense
 from .peft_keys import default_and_pattern, literal
-from .positions import places, scattered
+from .positions import places
+from .sparse import scattered
 from .wavelets import filters, inverse
 
 

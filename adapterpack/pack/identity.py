@@ -29,13 +29,17 @@ def variants(base: m.Base) -> tuple[Variant, ...]:
     return tuple(Variant(one.relation, Fingerprint(one.structure, one.content), one.tested) for one in base.variants)
 
 
-def read(base: Checkpoint, wanted: m.Base, content: bool = True) -> Fingerprint:
+def read(base: Checkpoint, wanted: m.Base, content: bool | None = True) -> Fingerprint:
     """The levels of a checkpoint that tell whether it is ``wanted``; bytes are read only if they can still decide.
 
-    ``content=False`` reads headers and samples only, unless the manifest names a base without its structure.
+    ``content=False`` reads headers and samples only, unless the manifest names a base without its structure; None reads more where they
+    leave it open: where the manifest knows no samples, or they are others and a variant might be meant.
     """
     known = [levels(wanted), *(variant.digests for variant in variants(wanted))]
     structures = {each.structure for each in known}
+    if content is None:
+        content = wanted.probe is None or (base.probe != wanted.probe and base.structure in {each.structure for each in known[1:]})
+        content = content or wanted.structure != base.structure
     deciding = None in structures or (content and base.structure in structures)
     by_content = deciding and any(each.content is not None for each in known)
     by_files = deciding and any(each.content is None and each.files is not None for each in known)

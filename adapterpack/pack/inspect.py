@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from typing import Any
 
+from ..methods.nodes import as_text, decode
 from . import identity
 from . import manifest as m
 from .checkpoint import Checkpoint
@@ -40,6 +41,7 @@ def summary(pack: Pack) -> dict[str, Any]:
         "name": pack.name,
         "method": manifest.method.type,
         "config": dict(manifest.config),
+        "composition": None if manifest.composition is None else as_text(decode(manifest.composition.tree)),
         "base": {"name": manifest.base.name, "model_type": manifest.base.model_type, **identity.levels(manifest.base)._asdict(),
                  "variants": m.plain(manifest.base.variants)},
         "sites": len(adapters),

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,11 +18,11 @@ from .schema_check import schema_problem
 from .upgrade import pruned, upgraded
 
 FILE_NAME = "adapterpack.json"
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 MAX_BYTES = 4 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """The names that a pack may have; the schema says the same."""
-FEATURES = frozenset({"int8"})
+FEATURES = frozenset({"int8", "composition"})
 """What this reader understands of ``must_understand``."""
 
 
@@ -185,6 +186,24 @@ class Lineage:
 
 
 @dataclass(frozen=True)
+class Member:
+    """An adapter that a composed pack holds: its name there, the digest of the pack that it came from, and its method."""
+
+    name: str
+    digest: str
+    method: str
+    spec_version: int = 1
+
+
+@dataclass(frozen=True)
+class Composition:
+    """How the adapters in a composed pack work together: a tree over their names (``methods/nodes``), as JSON values."""
+
+    tree: Mapping[str, Any]
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
 class Canary:
     """An executable proof: these inputs must give these logits, without and with the adapter.
 
@@ -230,6 +249,7 @@ class Manifest:
     base_license: str | None = None
     license_link: str | None = None
     license_sha256: str | None = None
+    composition: Composition | None = None
 
     _raw: ClassVar[bytes | None] = None  # set on the instance by parse; no field, so that a changed copy does not inherit it
 
@@ -242,7 +262,7 @@ class Manifest:
         """The bytes it was read from, else the canonical bytes that go to disk; their sha256 is the pack's id."""
         return self._raw if self._raw is not None else strict_json.canonical(self.to_json())
 
-    @property
+    @cached_property
     def id(self) -> str:
         """``sha256:`` and the digest of the manifest's bytes."""
         return f"sha256:{hashlib.sha256(self.to_bytes()).hexdigest()}"
@@ -292,6 +312,7 @@ def _is_newer(version: Any) -> bool:
 
 def _decode(value: dict[str, Any]) -> Manifest:
     lineage, canary, labels, base = value["lineage"], value["canary"], value["task"]["labels"], value["base"]
+    composition = value["composition"]
     known = {f.name for f in dataclasses.fields(Manifest)}
     plain = {key: item for key, item in value.items() if key in known}
     return Manifest(
@@ -310,6 +331,7 @@ def _decode(value: dict[str, Any]) -> Manifest:
                                               "ancestors": {one: tuple(before) for one, before in lineage["ancestors"].items()}}),
             "canary": canary and Canary(**{**canary, "input_ids": tuple(map(tuple, canary["input_ids"])),
                                            "base": tuple(canary["base"]), "adapter": tuple(canary["adapter"])}),
+            "composition": composition and Composition(composition["tree"], tuple(Member(**one) for one in composition["members"])),
             "metrics": tuple(value["metrics"]),
             "must_understand": tuple(value["must_understand"]),
         }

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, ConfigError, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
-from ..methods import PROMPT, Acts, Method, Site, get, is_stacked, matrix_shape, settled
+from ..methods import PROMPT, Acts, Method, Site, is_stacked, matrix_shape, settled
 from . import identity, peft_layout, safetensors
 from . import manifest as m
+from .composition import FEATURE, method_of
 from .fingerprint import Fingerprint
 from .match import Verdict
 from .shapes import check_shapes
@@ -49,7 +50,7 @@ class Adapter(NamedTuple):
     @property
     def wide(self) -> dict[str, np.ndarray]:
         """The parameters in at least float32: in half precision the method's own scale would round."""
-        return {name: value if value.dtype == np.float64 else value.astype(np.float32) for name, value in self.params.items()}
+        return {name: value if value.dtype == np.float64 else value.astype(np.float32, copy=False) for name, value in self.params.items()}
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Pack:
     @property
     def method(self) -> Method:
         """The method that made the pack."""
-        return get(self.manifest.method.type)
+        return method_of(self.manifest)
 
     @cached_property
     def acts(self) -> Acts | None:
@@ -208,11 +209,12 @@ class Pack:
             (folder / name).write_bytes(data)
         (folder / m.FILE_NAME).write_bytes(manifest)
 
-    def require_base(self, base: Checkpoint, content: bool = True, allow_structural: bool = False) -> Verdict:
+    def require_base(self, base: Checkpoint, content: bool | None = True, allow_structural: bool = False) -> Verdict:
         """What is known about ``base`` being the model that this pack was made for; an error unless it may be used.
 
-        ``content=False`` compares headers and samples only. A pack without digests (a PEFT import) is checked site by site; with
-        ``allow_structural`` one whose base has other weights under equal names, dtypes and shapes is accepted too.
+        ``content=False`` compares headers and samples only, None also bytes where these leave it open. A pack without digests (a PEFT
+        import) is checked site by site; with ``allow_structural`` one whose base has other weights under equal names, dtypes and shapes is
+        accepted too.
 
         Raises:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
@@ -322,6 +324,8 @@ def build(
         groups=tuple(groups),
         tensors=dict(sorted(entries.items())),
         files=(),
+        must_understand=() if method.composition is None else (FEATURE,),
+        composition=method.composition,
         **rest,
     )
     return sealed(draft, tensors)

@@ -14,6 +14,7 @@ from ..errors import AdapterpackError, FormatError, Unsupported, storage_errors
 from ..methods import Method, PeftContent, PeftLayer, Site, get, is_stacked, methods
 from . import manifest as m
 from . import patterns, strict_json
+from .composition import method_of
 from .safetensors import SafetensorsFile
 from .shapes import check_shapes, features
 
@@ -117,7 +118,7 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
     tensors left out."""
     from .pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
 
-    method = get(manifest.method.type)
+    method = method_of(manifest)
     if method.peft is None or manifest.quantization is not None:
         return None
     adapters = [group for group in manifest.groups if group.role == "adapter"]

@@ -26,6 +26,8 @@ MAX_HEADER = 16 << 20
 MAX_TENSORS = 50_000
 MAX_RANK = 8
 MAX_NAME = 512
+PAGE = 4096
+"""Bytes of the pages that file systems share between files."""
 _MAX_COUNT = 1 << 59
 """Numbers that an array can have: of 16 bytes at most each, within what can be addressed."""
 
@@ -214,11 +216,12 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 def plan(
-    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None, start: int | None = None
 ) -> tuple[bytes, dict[str, TensorInfo]]:
     """Header bytes and the place of each tensor for a file that holds ``(name, dtype, shape)`` in the given order.
 
-    This is what lets merge write every tensor at its final offset before the others exist.
+    This is what lets merge write every tensor at its final offset before the others exist. With ``start``, a multiple of 8, the header is
+    filled up until it ends at the same place of a page (4 KiB) as ``start``.
 
     Raises:
         FormatError: a tensor that the reader would refuse: its name, its rank, one too many, or too long a header.
@@ -235,7 +238,7 @@ def plan(
         sizes.append((name, dtype, tuple(shape), offset, nbytes))
         offset += nbytes
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8 if start is None or start % 8 else (start - 8 - len(text)) % PAGE)
     if len(text) > MAX_HEADER or len(sizes) > MAX_TENSORS:
         raise FormatError("too many tensors for one safetensors file", expected=f"at most {MAX_TENSORS} and a header of {MAX_HEADER} bytes",
                           found=f"{len(sizes)} tensors, {len(text)} bytes")

@@ -52,7 +52,12 @@ def _from_1_0(value: dict[str, Any]) -> dict[str, Any]:
     return new
 
 
-STEPS: dict[str, Upgrade] = {"1.0": Upgrade("1.1", _from_1_0)}
+def _from_1_1(value: dict[str, Any]) -> dict[str, Any]:
+    """1.2 adds the composition."""
+    return _with(value, {"composition": None}, "")
+
+
+STEPS: dict[str, Upgrade] = {"1.0": Upgrade("1.1", _from_1_0), "1.1": Upgrade("1.2", _from_1_1)}
 """Version -> the step out of it."""
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
-from ..methods import get
 from . import manifest as m
 from . import peft_layout, strict_json
 from .checks import folder as files
 from .checks import reading
 from .checks.base import base_findings, base_verdict
 from .checks.budget import Budget, Spent
+from .checks.composition import composition
 from .checks.finding import Finding, Report
 from .checks.hashing import hashed
 from .checks.registry import CHECKS
@@ -23,6 +23,7 @@ from .checks.remote import remote_code
 from .checks.subject import Check, HeldFile, Subject
 from .checks.template import template_findings
 from .checks.unchecked import NO_BASE, SHAPES_ONLY, unchecked
+from .composition import method_of
 from .pack import TEMPLATE, TENSORS, Pack
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
     data = b"" if findings else files.read_manifest(folder / m.FILE_NAME)
     if findings := findings or [*_code_keys(data)]:
         return refused(findings)
-    manifest = known_manifest(data, folder / m.FILE_NAME)
+    manifest = m.parse(data, folder / m.FILE_NAME)
+    if findings := [*composition(manifest)]:
+        return refused(findings, manifest)
+    require_known(manifest, folder / m.FILE_NAME)
     named = frozenset({m.FILE_NAME, *(entry.path for entry in manifest.files)})
     if findings := [*files.forbidden_files(folder, named)] or [*files.closed_file_list(folder, manifest)]:
         return refused(findings, manifest)
@@ -199,18 +203,15 @@ def _code_keys(data: bytes) -> Iterator[Finding]:
     yield from remote_code(value, m.FILE_NAME)
 
 
-def known_manifest(data: bytes, where: object) -> m.Manifest:
-    """The manifest of a pack whose method is registered here, in a version that is known.
+def require_known(manifest: m.Manifest, where: object) -> None:
+    """Goes on only if the pack's method is registered here, in a version that is known.
 
     Raises:
-        FormatError: malformed.
         UnknownMethod: its method is not registered.
         Unsupported: it was made by a newer version of its method.
     """
-    manifest = m.parse(data, where)
-    method = get(manifest.method.type)
+    method = method_of(manifest)
     if manifest.method.spec_version > method.spec_version:
         raise Unsupported(f"the pack was made by a newer version of the method {method.name}", where=where,
                           expected=f"spec_version {method.spec_version}", found=manifest.method.spec_version,
                           remedy=f"update the package that brings {method.name}")
-    return manifest

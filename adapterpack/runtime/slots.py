@@ -7,7 +7,7 @@ Slot names are ``<module path>.<field>``. Fields of an adapted site::
 ``pre`` [in], ``turn`` [in, in], ``turn_down`` [in, t], ``turn_up`` [t, in], ``down`` [in, r], ``up`` [r, out], ``delta`` [in, out],
 ``scale`` [out], ``mix`` [out, out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels].
 A bank puts the slots in front. Apart from ``pre`` and ``scale``, zeros change nothing. The fields of an adapted block are in
-:mod:`~adapterpack.runtime.blocks`.
+:mod:`~adapterpack.runtime.blocks`, those of routers in :mod:`~adapterpack.runtime.routes`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from ..methods import LAYOUTS, AttachForm, Deviation, Diagonal, Site, complete
 from ..pack.pack import Adapter, Pack
 from .blocks import FIELDS, block_arrays, block_shape, rank_axis
 from .bundle import MappedSite
+from .routes import FIELDS as ROUTES
+from .routes import FREE, NEUTRAL, route_arrays, route_axes
 
 NO_LABEL = np.float32(-1e9)
 """The logit of a label that a row's adapter does not have: its probability is zero, and it survives conversion to JSON."""
@@ -30,11 +32,14 @@ NO_LABEL = np.float32(-1e9)
 HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 """Parameter of a linear layer that was trained whole -> its slot field."""
 
-_NEUTRAL = {"scale": 1.0, "pre": 1.0, "head_bias": float(NO_LABEL)}
+_NEUTRAL = {"scale": 1.0, "pre": 1.0, "head_bias": float(NO_LABEL), **NEUTRAL}
 """What a field holds that changes nothing, where that is not zero."""
 
-_FREE_AXIS = {"down": 1, "up": 0, "turn_down": 1, "turn_up": 0, "head": 1, "head_bias": 0, **{field: rank_axis(field) for field in FIELDS}}
-"""Where adapters may be narrower than their slot: the rank and the labels. Every other axis is the base's own width."""
+_FREE_AXES: dict[str, tuple[int, ...]] = {
+    "down": (1,), "up": (0,), "turn_down": (1,), "turn_up": (0,), "head": (1,), "head_bias": (0,),
+    **{field: (axis,) for field in FIELDS if (axis := rank_axis(field)) is not None}, **FREE,
+}
+"""Where adapters may be narrower than their slot: the rank, the experts and the labels. Every other axis is the base's own width."""
 
 Values = dict[str, np.ndarray]
 
@@ -64,6 +69,7 @@ def form_arrays(form: AttachForm, out_features: int) -> Values:
     if form.post is not None:
         dense = np.asarray(form.post.dense())
         fields["mix"] = (dense - np.eye(len(dense), dtype=dense.dtype)).T
+    fields |= route_arrays(form.routes)
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in fields.items()}
 
 
@@ -79,6 +85,8 @@ def require_slots(pack: Pack) -> None:
     """
     if pack.method.kind == "prompt":  # it is in the cache that a row begins with, not in the graph
         return
+    if pack.method.torch_only:
+        raise Unsupported(pack.method.torch_only, where=pack.name, remedy="attach it to a torch model")
     if not pack.method.traits.batchable or pack.method.kind not in ARRAYS:
         raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
                           remedy="export with --mode folded" if pack.method.kind == "weight" else "run this adapter under torch")
@@ -165,18 +173,18 @@ def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], ma
             value = heads.get(name)
         result[name] = np.full(shape, _NEUTRAL.get(field, 0.0), np.float32)
         if value is not None:
-            _require_fit(name, value.shape, shape, _FREE_AXIS.get(field))
+            _require_fit(name, value.shape, shape, _FREE_AXES.get(field, ()))
             result[name][tuple(slice(0, extent) for extent in value.shape)] = value
     return result
 
 
-def _require_fit(name: str, found: tuple[int, ...], room: tuple[int, ...], free: int | None) -> None:
-    if len(found) != len(room) or any(a != b for axis, (a, b) in enumerate(zip(found, room, strict=True)) if axis != free):
+def _require_fit(name: str, found: tuple[int, ...], room: tuple[int, ...], free: tuple[int, ...]) -> None:
+    if len(found) != len(room) or any(a != b for axis, (a, b) in enumerate(zip(found, room, strict=True)) if axis not in free):
         raise BaseMismatch("the adapter was made for a layer of another width", where=name, expected=room, found=found,
                            remedy="export a bundle of the base that the adapter was made for")
-    if free is not None and found[free] > room[free]:
-        raise Unsupported("the adapter does not fit its slot", where=name, expected=f"at most {room[free]} on axis {free}",
-                          found=found[free], remedy="export with a larger --max-rank or with this adapter among the packs, or resize it")
+    for axis in (one for one in free if found[one] > room[one]):
+        raise Unsupported("the adapter does not fit its slot", where=name, expected=f"at most {room[axis]} on axis {axis}",
+                          found=found[axis], remedy="export with a larger --max-rank or with this adapter among the packs, or resize it")
 
 
 def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tuple[int, ...]]:
@@ -190,16 +198,27 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
                  "mix": (site.out_features, site.out_features),
                  "delta": (site.in_features, site.out_features), "head": (site.in_features, wide), "head_bias": (wide,)}
         for field in site.fields:
+            if field in ROUTES:
+                route = ROUTES[field][0]
+                axes = route_axes(field, site.in_features, site.out_features, site.ranks[route.experts], site.ranks[route.name])
+                shapes[f"{path}.{field}"] = tuple(map(int, axes))
+                continue
             rank = site.ranks.get(FIELDS[field][0], max_rank) if field in FIELDS else max_rank
             shapes[f"{path}.{field}"] = every[field] if field in every else block_shape(field, site.out_features, rank)
     return shapes
 
 
 def largest_ranks(values: Iterable[Values]) -> dict[str, int]:
-    """The largest rank of every branch of blocks, by its name, and of the branches of layers, by the name of nothing."""
+    """The largest rank of every branch of blocks and every route, by its name, and of the branches of layers, by the name of nothing."""
     ranks: dict[str, int] = {}
     for name, array in ((name, array) for one in values for name, array in one.items()):
         field = name.rpartition(".")[2]
+        if field in ROUTES:
+            if ROUTES[field][1] == "spread":
+                route = ROUTES[field][0]
+                for size, extent in zip((route.experts, route.name), array.shape, strict=True):
+                    ranks[size] = max(ranks.get(size, 0), extent)
+            continue
         branch, leaf = FIELDS.get(field, ("", field))
         if leaf in {"down", "turn_down"}:
             ranks[branch] = max(ranks.get(branch, 0), array.shape[1])

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..methods import INITS, Method, methods
+from ..methods.nodes import NODES, traits
 
 INTRO = """# Adapter methods
 
@@ -21,6 +22,13 @@ ABOUT_INITS = """## Initialisations
 
 Of LoRA's branch, by `init: NAME`. Where the start is not zero it is taken off again: a fresh adapter changes nothing, and the base stays
 what it is. `weight`, `moment` and `gradient` are what an initialisation looks at; the last two are measured on sample data.
+"""
+
+ABOUT_NODES = """## Nodes of a tree of composition
+
+How packs work together when they run: `adapterpack compose A B --tree "arrow(a, b)" -o C`, or `compose([a, b], tree=...)`. `f_i` is
+the layer with child i, `D_i` the change that it makes. A node that routes takes members of low rank that are added to the layer; any
+other takes any member that acts on layers. `folds`: merge can put it into the weights. `in_graphs`: a bank or `inputs` bundle can hold it.
 """
 
 
@@ -40,6 +48,11 @@ def page(known: Iterable[Method]) -> str:
     inits = [[f"[{i.name}]({i.paper})", ", ".join(sorted(i.needs)) or "-", "yes" if i.cancels else "-",
               ", ".join(f"`{key}={value!r}`" for key, value in i.options.items()) or "-", i.summary] for i in INITS.values()]
     parts.append(f"{ABOUT_INITS}\n{_table(['init', 'needs', 'taken off', 'options', 'how the branch begins'], inits)}")
+    flags = list(traits(next(iter(NODES.values()))))
+    kinds = [[f"[{kind.name}]({kind.paper})", f"`{kind.formula}`".replace("|", "\\|"), kind.summary,
+              ", ".join(f"`{field.name}={_default(field)}`" for field in dataclasses.fields(kind.settings)) or "-",
+              *("yes" if traits(kind)[flag] else "-" for flag in flags)] for kind in NODES.values()]
+    parts.append(f"{ABOUT_NODES}\n{_table(['node', 'formula', 'what it does', 'settings', *flags], kinds)}")
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 

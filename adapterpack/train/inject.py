@@ -18,6 +18,7 @@ from ..pack.manifest import Group
 from ..pack.pack import Pack, require_sites
 from ..pack.shapes import check_shapes
 from .acting import forget, tell
+from .first_pass import lead, release
 from .kinds import KINDS
 from .layer import Adapted, SavedModule, Wrapper, as_numpy, as_parameter, module_at, own_modules
 from .seen import measure
@@ -103,6 +104,8 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
             check_shapes(pack.method, adapter.config, layer.site, own, pack.name)
         for path, params in pack.full().items():
             work.saved(path).add(name, params, pack.manifest.task.labels)
+    if pack.method.one_pass:
+        lead(model, name, pack.method.first_pass)
     if check_base and check_canary and (known is None or known.name != "variant"):  # whose other bytes give other logits
         from .canary import verify_attached  # noqa: PLC0415 - as above
 
@@ -127,6 +130,8 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     if name is not None and name not in names:
         raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, names))
     empty: dict[nn.Module, nn.Module] = {}
+    for one in names if name is None else [name]:
+        release(model, one)
     for module in _wrappers(model):
         for one in names if name is None else [name]:
             module.remove(one)

@@ -74,6 +74,7 @@ class Adapted(Wrapper):
         self.common = nn.ModuleDict()
         self.fixed = nn.ModuleDict()
         self.methods: dict[str, tuple[Method, Any]] = {}
+        self.given: dict[str, Mapping[str, torch.Tensor]] = {}
         self.where: dict[str, Callable[[], torch.Tensor]] = {}
 
     def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
@@ -112,6 +113,7 @@ class Adapted(Wrapper):
         """Removes an adapter; unknown names are ignored."""
         if name in self.methods:
             del self.adapters[_key(name)], self.common[_key(name)], self.fixed[_key(name)], self.methods[name]
+            self.given.pop(name, None)
             self.where.pop(name, None)
             self.active = tuple(other for other in self.active if other != name)
 
@@ -130,9 +132,11 @@ class Adapted(Wrapper):
         return {leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in self.every(name).items()}
 
     def every(self, name: str) -> dict[str, torch.Tensor]:
-        """Everything that the method's functions want of the adapter: its own parameters, the shared ones, and the constants."""
+        """Everything that the method's functions want of the adapter: its own parameters, the shared ones, the constants, and what a first
+        pass of the model gave for this one."""
         key = _key(name)
-        return {leaf: value for part in (self.adapters, self.common, self.fixed) for leaf, value in part[key].items()}
+        own = {leaf: value for part in (self.adapters, self.common, self.fixed) for leaf, value in part[key].items()}
+        return {**own, **self.given[name]} if name in self.given else own
 
     def _own(self, name: str) -> Iterator[torch.Tensor]:
         return iter((*self.part(name).parameters(), *self.shared(name).values()))
@@ -165,10 +169,11 @@ class AdaptedLayer(Adapted):
         result: Any = None
         for position, name in enumerate(self.active):
             before = (lambda value: self.base(value, *args, **kwargs)) if position == 0 else result
-            result = self._applied(name, before)
+            result = self._applied(name, before, position == 0 and not args and not kwargs)
         return self.base(x, *args, **kwargs) if result is None else result(x)
 
-    def _applied(self, name: str, before: Any) -> Any:
+    def _applied(self, name: str, before: Any, first: bool) -> Any:
+        """The adapter on top of ``before``, which is the wrapped layer if it comes ``first``."""
         method, cfg = self.methods[name]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
@@ -190,8 +195,14 @@ class AdaptedLayer(Adapted):
             inner = x if autocast else x.to(dtype)
             site = self._with_weight(dtype) if method.traits.reads_weight else self.site
             form = None if method.forward is not None else method.attach(cfg, tensors, site)
-            # Autocast rules do not reach the backward of a custom function, so the kernel stays out of its way.
-            quick = form is not None and not drop and not autocast and kernels.is_low_rank(form)
+            # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its way.
+            quick = form is not None and not autocast
+            layer = self._bare(dtype) if quick and first and x.dtype == dtype and name not in self.where else None
+            if form is not None and layer is not None:
+                y = kernels.fused(form, layer, x, drop(x) if drop else None)
+                if y is not None:
+                    return y.to(result)
+            quick = form is not None and quick and not drop and kernels.is_low_rank(form)
 
             def adapted(ask: Any, seen: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
                 if form is None:
@@ -208,6 +219,22 @@ class AdaptedLayer(Adapted):
             return placed(mask, changed.to(result), plain, self.site)
 
         return forward
+
+    def _bare(self, dtype: torch.dtype) -> kernels.Frozen | None:
+        """The wrapped layer's weight and bias, if they are frozen and of ``dtype`` and calling the layer comes to nothing else.
+
+        It does not where something hooks into the call or took its place (offloading, sharding), or the weight is of a class of its own.
+        """
+        base = self.base
+        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
+        if type(base) is not nn.Linear or hooked or "forward" in base.__dict__:
+            return None
+        held = [value for value in (base.weight, base.bias) if value is not None]
+        plain = all(type(value) in _PLAIN and value.dtype == dtype and not value.requires_grad for value in held)
+        return kernels.Frozen(base.weight, base.bias) if plain else None
+
+
+_PLAIN = (nn.Parameter, torch.Tensor)
 
 
 def placed(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site: Site) -> torch.Tensor:

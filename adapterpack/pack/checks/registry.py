@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from . import base, face, folder, lineage, reading, remote, sites, template, tensors, text, values
+from . import base, composition, face, folder, lineage, reading, remote, sites, template, tensors, text, values
 from .finding import Rule
 from .subject import Check
 
-_GROUPS = (reading, folder, remote, tensors, values, sites, face, base, text, template, lineage)
+_GROUPS = (reading, folder, remote, tensors, values, sites, face, base, text, template, lineage, composition)
 
 RULES: dict[str, Rule] = {rule.id: rule for group in _GROUPS for rule in group.RULES}
 """Every rule by its id. Ids are never reused: what a rule says may be worded anew, what it is about stays."""
 
 CHECKS: tuple[Check, ...] = (
     tensors.tensor_index, tensors.tensor_digests, folder.file_digests, remote.in_pack, tensors.quantized, values.finite, sites.roles,
-    sites.scales, face.peft_face, text.texts, lineage.lineage, template.carried, base.base_model, base.tokenizer, base.tied, values.fused,
-    base.share, face.second_reader,
+    sites.scales, composition.follows, face.peft_face, text.texts, lineage.lineage, template.carried, base.base_model, base.tokenizer,
+    base.tied, values.fused, base.share, face.second_reader,
 )  # fmt: skip
 """In order; after the first that finds an error the rest are left out: what they would say of altered bytes means nothing."""
 

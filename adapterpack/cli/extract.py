@@ -1,0 +1,57 @@
+"""``adapterpack extract``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from ..hub.resolve import folder_of
+from ..report.values import size
+from .options import out_option, shared
+from .output import emit, line, shown
+from .progress import byte_bar
+
+
+@click.command("extract", short_help="an adapter from a fine-tuned checkpoint and its base")
+@click.argument("tuned", metavar="TUNED")
+@click.argument("base", metavar="BASE")
+@out_option("The folder of the new pack")
+@click.option("--rank", type=int, metavar="R", help="The most that any site keeps; 128 by default.")
+@click.option("--energy", type=float, metavar="Q", help="The share of the squared singular values to keep; by default the change's own "
+              "rank, or 0.99 where it has none.")
+@click.option("--modules", metavar="A,B", help="The layers to take as factors, by the ends of their paths; all linear ones by default.")
+@click.option("--rest", type=click.Choice(["keep", "leave", "refuse"]), default="keep", show_default=True,
+              help="Other tensors that changed (heads, embeddings, norms, biases): keep their modules whole, leave them out, or refuse.")
+@shared
+def command(
+    *, tuned: str, base: str, out: str, rank: int | None, energy: float | None, modules: str | None, rest: str, as_json: bool
+) -> None:
+    """A LoRA pack that turns the checkpoint BASE into TUNED, which was fine-tuned from it or holds a merged adapter.
+
+    \b
+    Example:
+      adapterpack extract models/tuned models/base -o packs/tuned
+      adapterpack extract models/tuned models/base --rank 32 --modules q_proj,v_proj --rest leave -o packs/small
+    """
+    wanted = None if modules is None else [part.strip() for part in modules.split(",") if part.strip()]
+    with byte_bar("extract") as progress:
+        pack = adapterpack.extract(folder_of(tuned), folder_of(base), rank=rank, energy=energy, modules=wanted, rest=rest, out=out,
+                                   progress=progress)
+    found, story = adapterpack.inspect(out), pack.manifest.extensions["x_extract"]
+    if as_json:
+        emit({"command": "extract", **found, "extract": story})
+        return
+    line(f"extracted {out} from {tuned}: {found['sites']} sites" + (f" of rank {', '.join(found['ranks'])}" if found["ranks"] else "")
+         + f", {size(found['bytes'])}")
+    ranks = sorted(set(story["detected"].values()))
+    if ranks:
+        line(f"at {len(story['detected'])} of {len(story['ranks'])} sites the change ends in the rounding of the checkpoint: its rank is "
+             + (str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"))
+    if story["ranks"]:
+        line(f"relative error of the change: {shown(story['truncation']['total'])}, of which rounding makes {shown(story['rounding'])}")
+    for key, what in (("kept_whole", "tensors are kept whole"), ("left_out", "changed tensors are left as in the base"),
+                      ("rounding_only", "layers differ by rounding alone and are left out"),
+                      ("not_in_tuned", "tensors of the base are not in the fine-tuned checkpoint")):
+        if names := story[key]:
+            line(f"{len(names)} {what}: {', '.join(names[:4])}" + (", ..." if len(names) > 4 else ""))

@@ -1,0 +1,57 @@
+"""``adapterpack resize``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from ..hub.resolve import folder_of
+from ..report.values import size
+from .options import out_option, pack_at, shared
+from .output import emit, line, shown
+
+
+@click.command("resize", short_help="a pack of smaller rank, with the error that this makes")
+@click.argument("pack", metavar="PACK")
+@out_option("The folder of the new pack")
+@click.option("--rank", type=int, metavar="R", help="The most that any site keeps.")
+@click.option("--energy", type=float, metavar="Q", help="The smallest rank that holds this share of the squared singular values.")
+@click.option("--sv-ratio", type=float, metavar="P", help="The singular values above the largest divided by P (as kohya has it).")
+@click.option("--sv-cumulative", type=float, metavar="P", help="The smallest rank that holds this share of the singular values' sum.")
+@click.option("--sv-fro", type=float, metavar="P", help="The smallest rank that holds this share of the Frobenius norm.")
+@click.option("--budget", type=float, metavar="N", help="As many numbers in all factors together, shared out over the sites with the least "
+              "total error; below 1, that share of today's.")
+@click.option("--base", metavar="BASE", help="The pack's base, for methods whose change depends on the weight (DoRA, OFT, ...).")
+@shared
+def command(
+    *, pack: str, out: str, rank: int | None, energy: float | None, sv_ratio: float | None, sv_cumulative: float | None,
+    sv_fro: float | None, budget: float | None, base: str | None, as_json: bool,
+) -> None:
+    """One pack as a LoRA of smaller rank: at every site the best approximation of the change, by its exact singular values.
+
+    \b
+    Example:
+      adapterpack resize packs/tickets --energy 0.99 -o packs/small
+      adapterpack resize packs/tickets --budget 0.5 -o packs/half
+    """
+    loaded = pack_at(pack)
+    before = sum(entry.size for entry in loaded.manifest.files)
+    adapterpack.resize(loaded, rank=rank, energy=energy, sv_ratio=sv_ratio, sv_cumulative=sv_cumulative, sv_fro=sv_fro, budget=budget,
+                       base=None if base is None else folder_of(base), out=out)
+    found = adapterpack.inspect(out)
+    if as_json:
+        emit({"command": "resize", **found, "bytes_before": before})
+        return
+    params = found["lineage"]["params"]
+    line(f"resized {pack} into {out}: {found['sites']} sites of rank {', '.join(found['ranks'])}, {size(before)} became "
+         f"{size(found['bytes'])}")
+    errors = params["truncation"]["sites"]
+    worst = max(errors, key=errors.get)
+    line(f"relative error of the change: {shown(params['truncation']['total'])} in total, {shown(errors[worst])} at most (at {worst})")
+    if "approximation" in params:
+        line(f"{len(params['approximation']['sites'])} changes have no low rank; taking them as factors makes a relative error of "
+             f"{shown(params['approximation']['total'])}")
+    if left_out := params.get("left_out"):
+        line(f"{len(left_out)} sites got no rank under the budget and are left out: {', '.join(left_out[:5])}"
+             + (" ..." if len(left_out) > 5 else ""))

@@ -1,0 +1,98 @@
+"""One block of a weight, from stored bytes to stored bytes: decoded, changed, rounded once, and accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from .codecs import Codec
+from .fold import Change, Contribution, prepare
+from .loss import Sums, sums_of
+from .rounding import Round
+from .scratch import Scratch
+
+Write = Callable[[np.ndarray], None]
+
+
+class Block(NamedTuple):
+    """A block as it was read: ``raw`` is ``[stored rows, stored columns]``, ``stored`` says which rows of the tensor, ``rows`` which rows
+    of the matrix a method sees (the same, unless ``turned``), ``bias`` is their part of the bias in the fold's dtype."""
+
+    raw: np.ndarray
+    stored: slice
+    rows: slice
+    turned: bool
+    bias: np.ndarray | None
+
+
+class Arithmetic(Protocol):
+    """Where the numbers of a fold are computed: with numpy, or by torch on a device. ``elements`` is the size of a good block."""
+
+    elements: int
+
+    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None) -> Any:
+        """See :func:`~adapterpack.merge.fold.prepare`: what all blocks of one matrix have in common."""
+        ...
+
+    def turned(self, change: Any) -> Any | None:
+        """The same change of the transposed matrix, or None where only the matrix itself can be changed."""
+        ...
+
+    def is_whole(self, change: Any) -> bool:
+        """Whether a block must hold all rows."""
+        ...
+
+    def fold(self, change: Any, codec: Codec, block: Block, rounding: Round, scratch: Scratch, write: Write,
+             moved: bool) -> tuple[Sums, np.ndarray | None]:
+        """Changes a block, gives it to ``write`` as it is stored, and says what became of it and of its bias.
+
+        ``moved`` says that a stored byte of the tensor is known to differ already.
+        """
+        ...
+
+
+class InNumpy:
+    """The fold on the cores of this machine."""
+
+    elements = 1 << 17
+
+    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None) -> Change:
+        """See :class:`Arithmetic`."""
+        return prepare(contributions, dtype, weight, bias)
+
+    def turned(self, change: Change) -> Change | None:
+        """See :class:`Arithmetic`."""
+        return change.turned()
+
+    def is_whole(self, change: Change) -> bool:
+        """See :class:`Arithmetic`."""
+        return change.whole
+
+    def fold(self, change: Change, codec: Codec, block: Block, rounding: Round, scratch: Scratch, write: Write,
+             moved: bool) -> tuple[Sums, np.ndarray | None]:
+        """See :class:`Arithmetic`."""
+        old = codec.decode(block.raw, block.stored, scratch)
+        new, delta = scratch.get("new", old.shape, codec.work), scratch.get("change", old.shape, codec.work)
+        lying = (old.T, delta.T, new.T) if block.turned else (old, delta, new)
+        bias = change.apply(lying[0], block.bias, block.rows, lying[1], lying[2])
+        stored = codec.encode(new, block.stored, rounding, scratch)
+        write(stored)
+        return account(codec, block, (old, delta, new, stored), scratch, moved), bias
+
+
+def account(codec: Codec, block: Block, values: tuple[np.ndarray, ...], scratch: Scratch, moved: bool) -> Sums:
+    """The sums of a block, given what it was, its change, what it should become and its stored bytes; the first three are used up."""
+    old, delta, new, stored = values
+    if not moved and stored.dtype == block.raw.dtype:
+        moved = not np.array_equal(stored.view(np.uint8), block.raw.view(np.uint8))
+    if stored.dtype.itemsize >= codec.work.itemsize:  # nothing but the sum itself was rounded
+        moved = moved or bool(np.any(new != old))
+        error = np.subtract(new, old, out=new)
+        return sums_of(delta, np.subtract(error, delta, out=error), moved)
+    if not moved:
+        before = codec.decode(block.raw, block.stored, scratch).copy()
+        moved = bool(np.any(codec.reread(stored, block.stored, scratch) != before))
+    back = codec.reread(stored, block.stored, scratch)
+    return sums_of(delta, np.subtract(back, new, out=new), moved)

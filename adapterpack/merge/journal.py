@@ -1,0 +1,160 @@
+"""What of a merge is done, written down as it is done, so that one that was killed goes on where it stood.
+
+A staging folder holds the output files under their names and, in a folder of its own, one journal a part. A line says which job is done
+and what its sums were. A line may be believed if the job's bytes are certainly there: after the death of a process they are, as long as the
+machine has not been restarted (the boot's id tells); after a restart, or seen from another machine, only what stands before a line which
+says that files and journal were synced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import StorageError
+from ..pack.atomic import sync
+from .jobs import Part
+from .loss import Sums
+
+FOLDER = ".merge"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+SECONDS = 5.0
+"""How often a long merge is synced: a power cut costs no more than that, and the disk works beside the cores."""
+_MAX_LINE = 4096
+
+
+class Done(NamedTuple):
+    """A finished job: the sums of a changed weight, or None."""
+
+    sums: Sums | None
+
+
+class Journal:
+    """The journal of one part, held by this process alone; ``files`` are the output files that the part writes.
+
+    Raises:
+        StorageError: another process is at work on this part.
+    """
+
+    def __init__(self, staging: Path, part: Part, files: Iterable[str]) -> None:
+        self.staging, self.folder = staging, staging / FOLDER
+        self.folder.mkdir(exist_ok=True)
+        self._files, self._lock = sorted(files), threading.Lock()
+        self._file = os.open(self.folder / f"{part.index}-of-{part.count}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            if not alone(self._file):
+                raise StorageError("another process is at work on this very merge", where=staging,
+                                   remedy="wait for it, or give the parts of several machines with --shard")
+            os.write(self._file, b"\n")  # ends a line that a death cut short
+            self._line({"boot": boot()})
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, number: int, sums: Sums | None) -> None:
+        """Notes that job ``number`` is done."""
+        with self._lock:
+            self._line({"job": number, "sums": None if sums is None else list(sums)})
+
+    def sync(self) -> None:
+        """Waits until all that the journal says is on the disk, and notes that."""
+        with self._lock:
+            before = os.lseek(self._file, 0, os.SEEK_END)
+        for name in self._files:
+            sync(self.staging / name)
+        with self._lock:
+            self._line({"synced": before})
+            os.fsync(self._file)
+
+    @contextmanager
+    def synced(self) -> Iterator[None]:
+        """Syncs every few seconds while the block runs."""
+        over = threading.Event()
+
+        def keep() -> None:
+            while not over.wait(SECONDS):
+                with suppress(OSError):  # the disk's own troubles show in the writes
+                    self.sync()
+
+        thread = threading.Thread(target=keep, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def close(self) -> None:
+        """Lets another process have the part."""
+        os.close(self._file)
+
+    def _line(self, value: dict[str, Any]) -> None:
+        os.write(self._file, json.dumps(value, separators=(",", ":")).encode() + b"\n")
+
+
+def boot() -> str:
+    """What tells one run of this machine's system from every other; empty where that is not known."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return ""
+
+
+def finished(staging: Path, count: int) -> dict[int, Done]:
+    """The jobs, of ``count``, that the journals of all parts say are done, and may be believed to be."""
+    found: dict[int, Done] = {}
+    for path in sorted((staging / FOLDER).glob("*.jsonl")):
+        found |= _believed(path.read_bytes(), count)
+    return found
+
+
+def _believed(data: bytes, count: int) -> dict[int, Done]:
+    here, same, offset = boot(), False, 0
+    sure: dict[int, Done] = {}
+    waiting: list[tuple[int, int, Done]] = []
+    for raw in data.splitlines(keepends=True):
+        line, offset = _parsed(raw), offset + len(raw)
+        if "boot" in line:
+            waiting = [] if not same else waiting  # of a run that ended with its machine
+            same = bool(here) and line["boot"] == here
+        elif "synced" in line:
+            sure |= {number: done for end, number, done in waiting if end <= line["synced"]}
+            waiting = [entry for entry in waiting if entry[0] > line["synced"]]
+        elif isinstance(line.get("job"), int) and 0 <= line["job"] < count:
+            sums = line.get("sums")
+            waiting.append((offset, line["job"], Done(None if sums is None else _sums(*sums))))
+    return sure | ({number: done for _, number, done in waiting} if same else {})
+
+
+def _sums(change: float, error: float, inner: float, moved: bool) -> Sums:
+    return Sums(float(change), float(error), float(inner), bool(moved))
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    """A line's object; empty for what a death cut short, and for anything that is no line of a journal."""
+    try:
+        value = json.loads(raw[:_MAX_LINE]) if raw.endswith(b"\n") else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def alone(descriptor: int, wait: bool = False) -> bool:
+    """Locks an open file for this process alone; False where another one has it and this one does not wait.
+
+    Where there are no file locks it is True: two processes then do the same work twice, and write the same bytes.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 - not on every system
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True

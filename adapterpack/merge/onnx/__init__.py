@@ -1,0 +1,1 @@
+"""Adapters folded into ONNX graphs: initializers changed in place, by the same arithmetic as a checkpoint's tensors."""

@@ -1,0 +1,112 @@
+"""What a fold into a graph did: where each tensor was, and how much of the change survived what it is stored as."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..report import MergedPack, TensorLoss, advice
+
+
+class GraphTensor(NamedTuple):
+    """One changed tensor: its loss, where the graph holds it and who reads it there; ``quantized`` as in :class:`.fold.Folded`."""
+
+    loss: TensorLoss
+    initializers: tuple[str, ...]
+    layouts: tuple[str, ...]
+    nodes: tuple[str, ...]
+    quantized: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """What :func:`adapterpack.merge` did to a graph. ``checks`` is what the checker and the runtime say of it.
+
+    ``base_content`` is the fingerprint of the checkpoint or of the bundle's base, or None where the bundle does not know it.
+    """
+
+    out: str
+    graph: str
+    base_name: str
+    base_structure: str
+    base_content: str | None
+    packs: tuple[MergedPack, ...]
+    tensors: tuple[GraphTensor, ...]
+    replaced: tuple[str, ...]
+    initializers: int
+    bytes_written: int
+    seconds: float
+    checks: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def losses(self) -> tuple[TensorLoss, ...]:
+        """The fold loss of every changed tensor."""
+        return tuple(tensor.loss for tensor in self.tensors)
+
+    @property
+    def relative_error(self) -> float:
+        """The fold loss over all tensors: ``||S - D|| / ||D||``."""
+        change = math.hypot(*(loss.change for loss in self.losses))
+        return math.hypot(*(loss.error for loss in self.losses)) / change if change else 0.0
+
+    @property
+    def kept(self) -> float:
+        """The projection of the stored change on the exact one, over all tensors: 1 is all of it."""
+        energy = math.fsum(loss.change**2 for loss in self.losses)
+        return math.fsum(loss.kept * loss.change**2 for loss in self.losses) / energy if energy else 1.0
+
+    @property
+    def quantized(self) -> tuple[float, float] | None:
+        """The largest relative distance of quantized weights from the float ones, before the fold and after it."""
+        pairs = [tensor.quantized for tensor in self.tensors if tensor.quantized is not None]
+        return (max(one for one, _ in pairs), max(one for _, one in pairs)) if pairs else None
+
+    @property
+    def advice(self) -> str | None:
+        """One sentence where much of the change was lost in rounding, else None."""
+        if self.quantized is not None and self.relative_error > _MUCH:
+            return ("The steps of the quantized weights are large beside the change: fold into the float graph and quantize the result, "
+                    "or keep the adapter beside the base.")
+        return advice(self.losses, self.relative_error, self.kept)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as ``merge --json`` prints it."""
+        return {"kind": "merge-onnx", "out": self.out, **self.provenance(), "seconds": self.seconds}
+
+    def provenance(self) -> dict[str, Any]:
+        """What is written beside the graph: all of the report but place and time."""
+        return {
+            "graph": self.graph,
+            "base": {"name": self.base_name, "structure": self.base_structure, "content": self.base_content},
+            "packs": [{"name": pack.name, "id": pack.id, "weight": pack.weight, "base": pack.base} for pack in self.packs],
+            "tensors": [_tensor(tensor) for tensor in self.tensors],
+            "replaced": list(self.replaced),
+            "initializers": self.initializers,
+            "bytes_written": self.bytes_written,
+            "fold_loss": {"relative_error": _finite(self.relative_error), "kept": _finite(self.kept)},
+            "checks": dict(self.checks),
+            "left_out": list(self.left_out),
+            "advice": self.advice,
+        }
+
+
+_MUCH = 0.25
+
+
+def _tensor(tensor: GraphTensor) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "tensor": tensor.loss.tensor, "dtype": tensor.loss.dtype, "relative_error": _finite(tensor.loss.relative_error),
+        "kept": _finite(tensor.loss.kept), "initializers": list(tensor.initializers), "layouts": list(tensor.layouts),
+        "nodes": list(tensor.nodes),
+    }
+    if tensor.quantized is not None:
+        told["quantization_error"] = {"before": _finite(tensor.quantized[0]), "after": _finite(tensor.quantized[1])}
+    return told
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None

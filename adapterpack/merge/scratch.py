@@ -1,0 +1,22 @@
+"""Buffers that are used again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+class Scratch:
+    """The buffers of one worker, each as large as the largest block that passed through it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, np.ndarray] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """An uninitialised array of that shape, valid until the same name is asked for again."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if name not in self._buffers or self._buffers[name].nbytes < nbytes:
+            self._buffers[name] = np.empty(nbytes, np.uint8)
+        return self._buffers[name][:nbytes].view(dtype).reshape(shape)

@@ -1,0 +1,97 @@
+"""The folder in which an output grows beside its place, that outlives a kill and takes the output's name when it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import StorageError, storage_errors
+from ..pack.atomic import refuse_existing, sync
+from .journal import FOLDER, Journal, alone
+
+
+def place(out: Path, key: str) -> Path:
+    """The staging folder of a merge into ``out``: the same for the same merge, so that it is found again."""
+    return out.parent / f".{out.name}.{key[:16]}.partial"
+
+
+def taken(folder: Path) -> int:
+    """The bytes that a staging folder holds on the disk already."""
+    return sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file()) if folder.is_dir() else 0
+
+
+@contextmanager
+def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], keep: bool) -> Iterator[Journal]:
+    """A staging folder, new or found again, with the journal that this process holds in it alone.
+
+    It stays behind where the process dies; on an error it vanishes, unless ``keep`` says that the work shall be gone on with.
+
+    Raises:
+        OutputExists: something is at ``out``.
+        StorageError: the file system refuses, another process holds the journal, or the folder belongs to someone else.
+    """
+    refuse_existing(out)
+    with storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _require_own(folder)
+        if (ready := _ready(folder)).is_dir() and not (folder / FOLDER).exists():  # died just before it got its name
+            ready.rename(folder / FOLDER)
+        journal = open_journal(folder)
+        try:
+            yield journal
+        except BaseException:  # an interrupt must clean up too
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            journal.close()
+
+
+def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bool) -> bool:
+    """Gives a whole staging folder its name, after ``finish`` put in what is written last; False where another process did it first.
+
+    ``durable`` waits until every byte is on the disk, so that the output survives a power cut from the moment it has its name.
+    """
+    try:
+        lock = os.open(folder / FOLDER / "join", os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        return False
+    try:
+        alone(lock, wait=True)
+        if not (folder / FOLDER).is_dir():
+            return False
+        finish(folder)
+        if durable:
+            for path in sorted(folder.iterdir()):
+                if path.is_file():
+                    sync(path)
+        refuse_existing(out)
+        journals = _ready(folder)
+        (folder / FOLDER).rename(journals)
+        if durable:
+            sync(folder)
+        folder.chmod(0o755)
+        folder.rename(out)
+        if durable:
+            sync(out.parent)
+        shutil.rmtree(journals, ignore_errors=True)
+    finally:
+        os.close(lock)
+    return True
+
+
+def _ready(folder: Path) -> Path:
+    """Where the journals of a staging folder lie while it gets its name."""
+    return folder.with_name(f"{folder.name}.journals")
+
+
+def _require_own(folder: Path) -> None:
+    """The name can be foreseen, so someone else may have put something there."""
+    found = folder.lstat()
+    if folder.is_symlink() or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
+        raise StorageError("the folder in which the output would grow belongs to someone else", where=folder,
+                           remedy="choose an output in a folder of your own")

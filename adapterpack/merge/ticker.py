@@ -1,0 +1,36 @@
+"""The bytes that all workers have done, told to who waits; and the word that stops them all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]
+"""Told (bytes done, bytes in all)."""
+
+
+class StoppedError(Exception):
+    """Another worker failed, or the user interrupted: that is the error to show."""
+
+
+class Ticker:
+    """Counts the bytes that all workers have done, reports them, and stops every worker when one has failed."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.stopped = False
+        self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        """Notes that ``nbytes`` more are written."""
+        if not nbytes:
+            return
+        with self._lock:
+            if self.stopped:
+                raise StoppedError
+            self._done += nbytes
+            if self._progress is not None:
+                try:
+                    self._progress(self._done, self._total)
+                except BaseException:  # an interrupt too; noted under the lock, so that no other call follows
+                    self.stopped = True
+                    raise

@@ -1,0 +1,10 @@
+"""Kinds of nodes of which trees of composition are made: one small file each, registered in a table."""
+
+from .base import Leaf, Node, NodeKind, Tree
+from .registry import NODES
+from .tree import as_text, decode, encode, kind_named, leaves, node, nodes, shares, traits
+
+__all__ = [
+    "NODES", "Leaf", "Node", "NodeKind", "Tree", "as_text", "decode", "encode",
+    "kind_named", "leaves", "node", "nodes", "shares", "traits",
+]  # fmt: skip

@@ -1,0 +1,53 @@
+"""Matrices that are zero but for a few places."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace
+
+from .operators import Array
+
+
+class Sparse(NamedTuple):
+    """A matrix of ``shape`` ``[out, in]`` that is zero but for ``values`` ``[n]`` at the different places ``at`` ``[2, n]``."""
+
+    values: Array
+    at: Array
+    shape: tuple[int, int]
+
+    def apply(self, x: Array) -> Array:
+        """See :class:`Operator`."""
+        return x @ self.dense().T
+
+    def dense(self) -> Array:
+        """See :class:`Operator`."""
+        return scattered(array_namespace(self.values), self.values, self.at, self.shape)
+
+    def rows(self, block: slice) -> Array:
+        """See :class:`Operator`."""
+        return self.dense()[block]
+
+    def after(self, weight: Array) -> Array:
+        """See :class:`Operator`."""
+        return weight @ self.dense()
+
+    def onto(self, weight: Array) -> Array:
+        """``weight + M`` for a weight of the same shape: one copy, and the values."""
+        xp = array_namespace(weight)
+        result, at = xp.asarray(xp.reshape(weight, (-1,)), copy=True), _flat(xp, self.at, self.shape)
+        result[at] = result[at] + self.values
+        return xp.reshape(result, self.shape)
+
+
+def scattered(xp: Any, values: Array, at: Array, shape: tuple[int, int]) -> Array:
+    """Zeros of ``shape`` with ``values`` ``[n]`` at the different places ``at`` ``[2, n]``."""
+    dense = xp.zeros(shape[0] * shape[1], dtype=values.dtype, device=values.device)
+    dense[_flat(xp, at, shape)] = values
+    return xp.reshape(dense, shape)
+
+
+def _flat(xp: Any, at: Array, shape: tuple[int, int]) -> Array:
+    """Places ``[2, n]`` as numbers ``[n]``, counted row by row."""
+    wide = xp.astype(at, xp.int64, copy=False)
+    return wide[0] * shape[1] + wide[1]

@@ -1,0 +1,192 @@
+"""An ONNX model on disk, opened by its structure: nodes in memory, initializers as places in files."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import FormatError, Unsupported, storage_errors
+from ..pack.safetensors import count_of
+from .wire import walk
+
+DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.float32),
+    2: np.dtype(np.uint8),
+    3: np.dtype(np.int8),
+    4: np.dtype(np.uint16),
+    5: np.dtype(np.int16),
+    6: np.dtype(np.int32),
+    7: np.dtype(np.int64),
+    9: np.dtype(np.bool_),
+    10: np.dtype(np.float16),
+    11: np.dtype(np.float64),
+    12: np.dtype(np.uint32),
+    13: np.dtype(np.uint64),
+    16: np.dtype(ml_dtypes.bfloat16),
+}
+"""TensorProto.DataType -> numpy, for what can be read as whole bytes."""
+FLOATS = frozenset(DTYPES[code] for code in (1, 10, 11, 16))
+_EXTERNAL = 1
+
+
+class Stored(NamedTuple):
+    """Where the numbers of an initializer lie: ``nbytes`` little-endian bytes at ``offset`` of ``file``."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+class Use(NamedTuple):
+    """One place where a node reads a value."""
+
+    node: Any
+    place: int
+
+
+class GraphFile:
+    """A model at ``path``: ``model`` is its proto without large numbers, ``stored`` says where those are.
+
+    Raises:
+        FormatError: the file is no model, or an initializer is not where the file says.
+        StorageError: a file is missing or cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        import onnx  # noqa: PLC0415 - only what opens a graph pays for it
+
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():
+            raise FormatError("this is not a regular file", where=self.path, expected="an .onnx file")
+        walked = walk(self.path)
+        try:
+            self.model: Any = onnx.ModelProto.FromString(walked.skeleton)
+        except Exception as error:  # whatever the parser calls it
+            raise FormatError("the file is not an ONNX model", where=self.path, found=str(error)[:120]) from error
+        self.stored: dict[str, Stored] = {}
+        for tensor in self.model.graph.initializer:
+            place = self._place(tensor, walked.embedded)
+            if place is not None:
+                self.stored[tensor.name] = place
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the model and all its external data lie in."""
+        return self.path.parent
+
+    @property
+    def files(self) -> list[Path]:
+        """The model's file and those of its external data, each once."""
+        return [self.path, *sorted({place.file for place in self.stored.values()} - {self.path})]
+
+    @cached_property
+    def uses(self) -> Mapping[str, list[Use]]:
+        """Value name -> the nodes that read it, those in subgraphs too."""
+        found: dict[str, list[Use]] = {}
+        for node in nodes_of(self.model.graph):
+            for index, name in enumerate(node.input):
+                if name:
+                    found.setdefault(name, []).append(Use(node, index))
+        return found
+
+    def array(self, name: str) -> np.ndarray:
+        """An initializer as a read-only array on the mapped file."""
+        return mapped(self.stored[name])
+
+    def _place(self, tensor: Any, embedded: Mapping[str, Any]) -> Stored | None:
+        """The place of one initializer, or None for one whose numbers are not stored as plain bytes."""
+        dtype = DTYPES.get(tensor.data_type)
+        where = f"{self.path}, initializer {tensor.name[:200]}"
+        if dtype is None:
+            return None
+        nbytes = dtype.itemsize * count_of(tensor.dims, where)
+        if tensor.data_location == _EXTERNAL:
+            file, offset, length = self._external(tensor, where)
+            size = _size(file)
+            if length not in (None, nbytes) or offset + nbytes > size:
+                raise FormatError("an initializer does not fit its external data", where=where, expected=f"{nbytes} bytes",
+                                  found=f"length {length} at byte {offset} of {size}", remedy="fetch the model and its data files again")
+            return Stored(tensor.name, dtype, tuple(tensor.dims), file, offset, nbytes)
+        place = embedded.get(tensor.name)
+        if place is None:
+            return None  # numbers in a typed field, or none at all
+        if place.nbytes != nbytes:
+            raise FormatError("an initializer does not fit its shape", where=where, expected=f"{nbytes} bytes", found=place.nbytes)
+        return Stored(tensor.name, dtype, tuple(tensor.dims), self.path, place.offset, nbytes)
+
+    def _external(self, tensor: Any, where: str) -> tuple[Path, int, int | None]:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        numbers = {}
+        for key in ("offset", "length"):
+            text = entries.get(key)
+            if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 18):
+                raise FormatError("external data with a place that is no number", where=where, found=f"{key} {text[:40]!r}")
+            numbers[key] = None if text is None else int(text)
+        return self._confined(entries.get("location", ""), where), numbers["offset"] or 0, numbers["length"]
+
+    def _confined(self, location: str, where: str) -> Path:
+        """The file of external data: one inside the model's folder, whatever the model says.
+
+        Raises:
+            FormatError: the location leads elsewhere.
+        """
+        plain = PurePosixPath(location)
+        windows = PureWindowsPath(location)
+        bad = not location or "\0" in location or plain.is_absolute() or ".." in plain.parts or windows.drive or "\\" in location
+        path = self.folder / location if not bad else self.path
+        if bad or not path.resolve().is_relative_to(self.folder.resolve()) or path.resolve() == self.path.resolve():
+            raise FormatError("external data must lie in the model's own folder", where=where, found=repr(location[:200]),
+                              expected="a plain relative path", remedy="do not use this file: it would read other files of this machine")
+        if not path.is_file():
+            raise FormatError("external data is missing", where=where, found=location[:200], remedy="copy the data file beside the model")
+        return path
+
+
+def nodes_of(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph and of the graphs inside its nodes."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from nodes_of(inner)
+
+
+def attribute(node: Any, name: str, default: int) -> int:
+    """An integer attribute of a node, or ``default``."""
+    return next((int(each.i) for each in node.attribute if each.name == name), default)
+
+
+def mapped(place: Stored) -> np.ndarray:
+    """The numbers at a place, as a read-only array on the mapped file."""
+    if math.prod(place.shape) == 0:
+        return np.empty(place.shape, place.dtype)
+    with storage_errors(place.file):
+        raw = np.memmap(place.file, np.uint8, "r", place.offset, (place.nbytes,))
+    return raw.view(np.ndarray).view(place.dtype).reshape(place.shape)
+
+
+def require_stored(graph: GraphFile, name: str) -> Stored:
+    """The place of an initializer.
+
+    Raises:
+        Unsupported: its numbers are not stored as plain bytes.
+    """
+    if name not in graph.stored:
+        raise Unsupported("this initializer's numbers are not stored as plain bytes", where=f"{graph.path}, {name}",
+                          remedy="save the model again with raw or external data")
+    return graph.stored[name]
+
+
+def _size(file: Path) -> int:
+    with storage_errors(file):
+        return file.stat().st_size

@@ -1,0 +1,170 @@
+"""Tensors of a checkpoint found in a graph that any tool made, by what they hold: the names that exporters give say nothing.
+
+A graph computes its model with the checkpoint's tensors wherever it holds them, whatever nodes read them. So a tensor's places are all
+that a fold has to know, and a tensor that cannot be found whole is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import SiteNotFound, Unsupported
+from ..methods import LAYOUTS, to_matrix
+from ..pack.checkpoint import Checkpoint
+from . import hints
+from .graph_file import FLOATS, GraphFile
+from .pieces import Piece, covered, views
+from .quantized import find_quantized
+from .rows import find_runs
+from .vectors import find_vector
+
+_Key = tuple[str, int]
+
+
+class Place(NamedTuple):
+    """Where a graph holds one tensor of a checkpoint: the pieces of each matrix of it (one, unless it is a stack), and who reads them."""
+
+    tensor: str
+    kind: str
+    pieces: tuple[tuple[Piece, ...], ...]
+    nodes: tuple[str, ...]
+
+    @property
+    def initializers(self) -> list[str]:
+        """The initializers that hold it, each once."""
+        return list(dict.fromkeys(piece.initializer for each in self.pieces for piece in each))
+
+
+def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict[str, Place]:
+    """The places of the tensors ``wanted`` (name -> kind of its site) in ``graph``, in that order.
+
+    Recognized: as it is, transposed, packed with others along either axis, cut, cast to another floating dtype, or rounded to
+    MatMulNBits. Bytes decide; only tensors that are equal in the checkpoint are told apart by the graph's names.
+
+    Raises:
+        SiteNotFound: the graph does not hold a tensor whole; all such are named.
+        Unsupported: two tensors of the checkpoint are equal, and nothing tells whose an initializer is.
+
+    Example:
+        >>> match(GraphFile("model.onnx"), Checkpoint("MiniLM"), {"encoder.layer.0.output.dense.weight": "linear"})  # doctest: +SKIP
+    """
+    matrices = {(name, number): matrix for name, kind in wanted.items() for number, matrix in enumerate(_matrices(base, name, kind))}
+    found = _found(graph, matrices)
+    twins = _Twins(base)
+    missing, places = [], {}
+    for name, kind in wanted.items():
+        numbers = [number for tensor, number in matrices if tensor == name]
+        each = [_owned(graph, name, twins.of(name), found.get((name, number), [])) for number in numbers]
+        if any(covered(pieces, matrices[name, number].shape) < matrices[name, number].size for number, pieces in enumerate(each)):
+            missing.append(name)
+        places[name] = Place(name, kind, tuple(tuple(pieces) for pieces in each), _readers(graph, each))
+    _require(graph, base, missing)
+    return places
+
+
+def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place | None) -> Place:
+    """The place of the bias of a weight whose ``place`` is known: of equal vectors, the one that is read soonest after the weight.
+
+    Raises:
+        SiteNotFound: the graph does not hold it; an exporter leaves out a bias that is all zero.
+        Unsupported: nothing tells which of several equal vectors it is.
+    """
+    vector = base.read(bias)
+    pieces = find_vector(graph, vector)
+    beside = [] if place is None else hints.nearest_to(graph, place.initializers, [piece.initializer for piece in pieces])
+    kept = [piece for piece in pieces if piece.initializer in beside] if beside else pieces
+    kept = _owned(graph, bias, _Twins(base).of(bias), kept)
+    if covered(kept, (len(vector), 1)) < len(vector):
+        _require(graph, base, [bias])
+    if len({(piece.start, piece.stop) for piece in kept}) < len(kept) and not beside:
+        raise Unsupported("several initializers hold these numbers, and nothing tells which is this bias", where=f"{graph.path}, {bias}",
+                          found=", ".join(piece.initializer for piece in kept[:5]), remedy="fold into the checkpoint, and export again")
+    return Place(bias, "norm", (tuple(kept),), _readers(graph, [kept]))
+
+
+def _matrices(base: Checkpoint, name: str, kind: str) -> list[np.ndarray]:
+    matrix = to_matrix(kind, base.read(name))
+    return list(matrix) if LAYOUTS[kind].stacked else [matrix]
+
+
+def _found(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key, list[Piece]]:
+    found: dict[_Key, list[Piece]] = {}
+    for key, matrix in matrices.items():
+        if 1 in matrix.shape:
+            column = find_vector(graph, np.ascontiguousarray(matrix).reshape(-1))
+            upright = matrix.shape[1] == 1
+            found[key] = column if upright else [piece._replace(axis=1, turned=not piece.turned) for piece in column]
+    wide = {key: matrix for key, matrix in matrices.items() if 1 not in matrix.shape}
+    held = views(graph, FLOATS)
+    for key, number, runs in find_runs(wide, [view.matrix for view in held]):
+        view = held[number]
+        found.setdefault(key, []).extend(Piece(view.initializer, *run, 0, view.turned, view.slot) for run in runs)
+    cut = {key: matrix for key, matrix in wide.items() if covered(found.get(key, []), matrix.shape) < matrix.size}
+    for key, number, runs in find_runs({key: matrix.T for key, matrix in cut.items()}, [view.matrix for view in held]):
+        view = held[number]
+        found.setdefault(key, []).extend(Piece(view.initializer, *run, 1, not view.turned, view.slot) for run in runs)
+    for key, one, near in find_quantized(graph, wide):
+        found.setdefault(key, []).extend(Piece(one.weight, *run, nbits=one) for run in near.runs)
+    return {key: _distinct(pieces) for key, pieces in found.items()}
+
+
+def _distinct(pieces: list[Piece]) -> list[Piece]:
+    """The pieces without those that say the same of an initializer in another way, as a stack of one matrix does."""
+    kept: dict[tuple[object, ...], Piece] = {}
+    for piece in sorted(pieces, key=lambda one: (one.start - one.stop, one.slot is not None, one.turned)):
+        inside = any(other.initializer == piece.initializer and other.slot == piece.slot and other.axis == piece.axis
+                     and other.turned == piece.turned and other.at - other.start == piece.at - piece.start
+                     and other.start <= piece.start and piece.stop <= other.stop for other in kept.values())
+        if not inside:
+            kept[piece[:-1]] = piece
+    return sorted(kept.values(), key=lambda piece: (piece.start, piece.initializer))
+
+
+class _Twins:
+    """Which tensors of a checkpoint are equal to one: those whose shape, dtype and samples are."""
+
+    def __init__(self, base: Checkpoint) -> None:
+        self.base = base
+
+    def of(self, name: str) -> list[str]:
+        """All tensors equal to ``name``, itself among them."""
+        mine = self.base.tensors[name]
+        alike = [other for other, info in self.base.tensors.items() if (info.shape, info.dtype) == (mine.shape, mine.dtype)]
+        return [other for other in alike if other == name or (self.base.samples[other] == self.base.samples[name]
+                                                              and np.array_equal(_bytes(self.base, other), _bytes(self.base, name)))]
+
+
+def _bytes(base: Checkpoint, name: str) -> np.ndarray:
+    return base.read(name).reshape(-1).view(np.uint8)
+
+
+def _owned(graph: GraphFile, name: str, twins: list[str], pieces: Iterable[Piece]) -> list[Piece]:
+    """The pieces that are those of ``name``, and not of another tensor that is equal to it."""
+    if len(twins) == 1:
+        return list(pieces)
+    mine = []
+    for piece in pieces:
+        owners = hints.owners(graph, piece.initializer, twins)
+        if name in owners and len(owners) > 1:
+            raise Unsupported("several tensors of the checkpoint are equal to this initializer, and its name does not tell whose it is",
+                              where=f"{graph.path}, {piece.initializer}", found=", ".join(owners[:5]),
+                              remedy="fold into the checkpoint, and export again")
+        if owners == [name]:
+            mine.append(piece)
+    return mine
+
+
+def _readers(graph: GraphFile, pieces: Iterable[Iterable[Piece]]) -> tuple[str, ...]:
+    names = dict.fromkeys(piece.initializer for each in pieces for piece in each)
+    return tuple(dict.fromkeys(use.node.name or use.node.output[0] for name in names for use in graph.uses.get(name, ())))
+
+
+def _require(graph: GraphFile, base: Checkpoint, missing: list[str]) -> None:
+    if missing:
+        some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise SiteNotFound("the graph does not hold these tensors of the checkpoint, or not whole", where=f"{graph.path}, {base.folder}",
+                           found=some, remedy="name the checkpoint that the graph was made from; if it is, the exporter changed these "
+                                              "weights: fold into the checkpoint, and export again")

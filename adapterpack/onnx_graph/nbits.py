@@ -1,0 +1,179 @@
+"""MatMulNBits weights: read, and rounded again onto a grid of the same width.
+
+ONNX Runtime, contrib operator com.microsoft::MatMulNBits: ``W[n, k] = (q[n, k] - zero[n, block]) * scale[n, block]``, ``q`` unsigned,
+packed from the low bits up, one blob for each block of ``block_size`` columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import Unsupported
+from .graph_file import GraphFile, attribute, require_stored
+
+_WEIGHT, _SCALES, _ZEROS, _ORDER, _BIAS = 1, 2, 3, 4, 5
+_WIDTHS = (2, 4, 8)
+
+
+class Grid(NamedTuple):
+    """The steps of rows of a quantized matrix ``[rows, blocks]``, in float32; ``symmetric`` grids store no zero points."""
+
+    scale: np.ndarray
+    zero: np.ndarray
+    symmetric: bool
+
+
+class NBits(NamedTuple):
+    """A MatMulNBits node and its initializers by name; the matrix is ``[rows, columns]``, as a linear layer has it."""
+
+    node: Any
+    rows: int
+    columns: int
+    bits: int
+    block: int
+    weight: str
+    scales: str
+    zeros: str | None
+    bias: str | None
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in a row."""
+        return -(-self.columns // self.block)
+
+
+def quantized_nodes(graph: GraphFile) -> list[NBits]:
+    """Every MatMulNBits node on a constant weight, in order."""
+    return [found for node in graph.model.graph.node if node.op_type == "MatMulNBits" and (found := _read(graph, node)) is not None]
+
+
+def require_plain(graph: GraphFile, one: NBits) -> None:
+    """Checks that the rows of a node can be read and written by themselves.
+
+    Raises:
+        Unsupported: its columns are reordered, its zero points are fractions, or its weight was packed for one kind of machine.
+    """
+    extra = one.node.input[_ORDER] if len(one.node.input) > _ORDER else ""
+    zeros = None if one.zeros is None else require_stored(graph, one.zeros).dtype
+    problem = (
+        "columns reordered by g_idx" if extra
+        else "a weight packed for one kind of machine" if attribute(one.node, "weight_prepacked", 0)
+        else "zero points that are no integers" if zeros not in (None, np.dtype(np.uint8))
+        else f"{one.bits} bits" if one.bits not in _WIDTHS
+        else None
+    )
+    if problem:
+        raise Unsupported("this quantized weight cannot be folded into", where=f"{graph.path}, {one.node.name}", found=problem,
+                          remedy="fold into the float graph, and quantize the result")
+
+
+def _read(graph: GraphFile, node: Any) -> NBits | None:
+    names = [*node.input, "", "", "", "", ""]
+    if names[_WEIGHT] not in graph.stored or names[_SCALES] not in graph.stored:
+        return None
+    return NBits(node, attribute(node, "N", 0), attribute(node, "K", 0), attribute(node, "bits", 4), attribute(node, "block_size", 0),
+                 names[_WEIGHT], names[_SCALES], names[_ZEROS] or None, names[_BIAS] or None)
+
+
+def grid_of(graph: GraphFile, one: NBits, rows: slice) -> Grid:
+    """The grid of some rows."""
+    scales = graph.array(one.scales).reshape(one.rows, one.blocks)[rows].astype(np.float32)
+    if one.zeros is None:
+        return Grid(scales, np.full_like(scales, 1 << (one.bits - 1)), True)
+    packed = graph.array(one.zeros).reshape(one.rows, -1)[rows]
+    return Grid(scales, _unpacked(packed, one.bits)[:, : one.blocks].astype(np.float32), False)
+
+
+def dequantized(graph: GraphFile, one: NBits, rows: slice, first_block_only: bool = False) -> np.ndarray:
+    """Some rows ``[count, columns]`` in float32; ``first_block_only`` gives their first block of columns."""
+    packed = graph.array(one.weight).reshape(one.rows, one.blocks, -1)[rows]
+    grid = grid_of(graph, one, rows)
+    if first_block_only:
+        packed, grid = packed[:, :1], Grid(grid.scale[:, :1], grid.zero[:, :1], grid.symmetric)
+    q = _unpacked(packed, one.bits).astype(np.float32)
+    return values(q, grid).reshape(len(packed), -1)[:, : one.columns]
+
+
+def values(q: np.ndarray, grid: Grid) -> np.ndarray:
+    """``(q - zero) * scale`` for ``q`` ``[rows, blocks, block]``."""
+    wide: np.ndarray = (q - grid.zero[..., None]) * grid.scale[..., None]
+    return wide
+
+
+def blocked(one: NBits, rows: np.ndarray) -> np.ndarray:
+    """``[rows, columns]`` as ``[rows, blocks, block]``, padded with zeros."""
+    padded = np.zeros((len(rows), one.blocks * one.block), np.float32)
+    padded[:, : one.columns] = rows
+    return padded.reshape(len(rows), one.blocks, one.block)
+
+
+class Rounded(NamedTuple):
+    """Rows on a grid: what is stored, and the values that it stands for ``[rows, columns]``."""
+
+    packed: np.ndarray
+    grid: Grid
+    values: np.ndarray
+
+
+def requantized(one: NBits, rows: np.ndarray, old: Grid, scale_dtype: np.dtype[Any]) -> Rounded:
+    """``rows`` rounded to nearest, each block on its ``old`` grid or on a fresh one from its extremes, whichever errs less.
+
+    Blocks that did not change keep their bytes: their old grid errs least, or they were best on it when it was chosen.
+    """
+    x = blocked(one, rows)
+    fresh = _fresh(x, one.bits, old.symmetric, scale_dtype)
+    candidates = []
+    for grid in (old, fresh):
+        q = _nearest(x, grid, one.bits)
+        candidates.append((grid, q, np.sum(np.square(values(q, grid) - x), axis=-1)))
+    (_, q_old, error_old), (_, q_new, error_new) = candidates
+    better = error_new < error_old
+    q = np.where(better[..., None], q_new, q_old)
+    grid = Grid(np.where(better, fresh.scale, old.scale), np.where(better, fresh.zero, old.zero), old.symmetric)
+    return Rounded(_packed(q.astype(np.uint8), one.bits), grid, values(q, grid).reshape(len(rows), -1)[:, : one.columns])
+
+
+def packed_zeros(one: NBits, grid: Grid) -> np.ndarray:
+    """The zero points of some rows as they are stored: ``[rows, bytes]``."""
+    per_byte = 8 // one.bits
+    zero = np.zeros((len(grid.zero), -(-one.blocks // per_byte) * per_byte), np.uint8)
+    zero[:, : one.blocks] = grid.zero.astype(np.uint8)
+    return _packed(zero, one.bits)
+
+
+def _nearest(x: np.ndarray, grid: Grid, bits: int) -> np.ndarray:
+    scale = np.where(grid.scale == 0, 1, grid.scale)[..., None]
+    q: np.ndarray = np.clip(np.rint(x / scale + grid.zero[..., None]), 0, (1 << bits) - 1)
+    return q
+
+
+def _fresh(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) -> Grid:
+    """A grid whose ends are the extremes of each block, zero included, as ONNX Runtime's own rounding chooses it."""
+    top = (1 << bits) - 1
+    if symmetric:
+        middle = 1 << (bits - 1)
+        extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
+        scale = (extreme / -middle).astype(dtype).astype(np.float32)
+        return Grid(scale, np.full_like(scale, middle), True)
+    low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
+    scale = ((high - low) / top).astype(dtype).astype(np.float32)
+    zero = np.clip(np.rint(-low / np.where(scale == 0, 1, scale)), 0, top)
+    return Grid(scale, zero.astype(np.float32), False)
+
+
+def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Unsigned numbers out of bytes, low bits first, along the last axis."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    wide = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    return wide.reshape(*packed.shape[:-1], -1)
+
+
+def _packed(q: np.ndarray, bits: int) -> np.ndarray:
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    split = q.reshape(*q.shape[:-1], -1, len(shifts))
+    packed: np.ndarray = np.bitwise_or.reduce(split << shifts, axis=-1)
+    return packed
+
+

@@ -1,0 +1,83 @@
+"""What a match says: which part of a checkpoint's matrix is which part of an initializer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .graph_file import GraphFile, Stored
+from .nbits import NBits
+
+
+class Piece(NamedTuple):
+    """Part of a matrix ``M`` ``[out, in]`` of a checkpoint, and where a graph holds it.
+
+    Along ``axis`` (0: rows, 1: columns) ``start`` to ``stop`` of ``M`` lie in ``initializer`` from ``at`` on; along the other axis all of
+    it. ``turned``: the initializer holds ``M`` transposed. ``slot`` counts the matrices of an initializer of three axes, or is None where
+    its later axes are all columns. ``nbits`` is the MatMulNBits node of a quantized weight.
+    """
+
+    initializer: str
+    start: int
+    stop: int
+    at: int
+    axis: int = 0
+    turned: bool = False
+    slot: int | None = None
+    nbits: NBits | None = None
+
+    @property
+    def layout(self) -> str:
+        """The layout in words, for reports: ``rows``, ``columns``, with ``, transposed`` or ``, N bits``."""
+        along = "rows" if self.axis == 0 else "columns"
+        how = f", {self.nbits.bits} bits" if self.nbits else ", transposed" if self.turned else ""
+        return f"{along} {self.start}-{self.stop} at {self.at}{how}"
+
+
+class View(NamedTuple):
+    """An initializer seen as a matrix ``[rows, columns]``; see :class:`Piece` for ``turned`` and ``slot``."""
+
+    initializer: str
+    turned: bool
+    slot: int | None
+    matrix: np.ndarray
+
+
+def views(graph: GraphFile, floats: frozenset[np.dtype[Any]], axes: tuple[int, ...] = (2, 3, 4, 5)) -> list[View]:
+    """Every way to see a float initializer of a graph as a matrix, as it lies and transposed."""
+    found = []
+    for name, place in graph.stored.items():
+        if place.dtype in floats and len(place.shape) in axes and place.nbytes:
+            found += [View(name, turned, slot, oriented(whole, turned)) for slot in slots(place)
+                      for whole in (as_matrix(graph.array(name), slot),) for turned in (False, True)]
+    return found
+
+
+def slots(place: Stored) -> list[int | None]:
+    """The matrices that an initializer may be: itself with its later axes as columns and, of three axes, each of a stack."""
+    stacked = list(range(place.shape[0])) if len(place.shape) == 3 else []
+    return [None, *stacked]
+
+
+def as_matrix(array: np.ndarray, slot: int | None) -> np.ndarray:
+    """One of the matrices of an initializer, without a copy."""
+    matrix: np.ndarray = array.reshape(len(array), -1) if slot is None else array[slot]
+    return matrix
+
+
+def oriented(matrix: np.ndarray, turned: bool) -> np.ndarray:
+    """The matrix, or its transpose."""
+    return matrix.T if turned else matrix
+
+
+def covered(pieces: list[Piece], shape: tuple[int, int]) -> int:
+    """How many of the numbers of a matrix of that shape are in ``pieces`` at least once: all rows of it, or all columns, or fewer."""
+    best = 0
+    for axis in (0, 1):
+        mask = np.zeros(shape[axis], bool)
+        for piece in pieces:
+            if piece.axis == axis:
+                mask[piece.start : piece.stop] = True
+        best = max(best, int(mask.sum()) * shape[1 - axis])
+    return best

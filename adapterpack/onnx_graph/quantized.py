@@ -1,0 +1,73 @@
+"""Which rows of a MatMulNBits weight are which rows of a checkpoint: the nearest ones, if they are as near as rounding allows."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from ..methods import row_blocks
+from .graph_file import GraphFile
+from .nbits import NBits, dequantized, grid_of, quantized_nodes, require_plain
+from .rows import Run, true_runs
+
+Key = TypeVar("Key", bound=Hashable)
+ALLOWED = 0.7
+"""Root mean square of the distance, in steps of the grid. Rounding to nearest gives 0.29, and the calibrated roundings (GPTQ, HQQ) below
+0.6; the rows of another weight are several steps away at 4 bits or more, and about 1 at 2 bits."""
+_PROBES = 5
+
+
+class Near(NamedTuple):
+    """Runs of one matrix in one quantized weight, and their distance in steps."""
+
+    runs: list[Run]
+    steps: float
+
+
+def find_quantized(graph: GraphFile, wanted: Mapping[Key, np.ndarray]) -> Iterator[tuple[Key, NBits, Near]]:
+    """Every quantized weight that holds rows of a wanted matrix ``[out, in]``, with the runs in which it does."""
+    for one in quantized_nodes(graph):
+        fitting = {key: matrix for key, matrix in wanted.items() if matrix.shape[1] == one.columns}
+        if not fitting:
+            continue
+        require_plain(graph, one)
+        first = dequantized(graph, one, slice(0, one.rows), first_block_only=True)
+        step = grid_of(graph, one, slice(0, one.rows)).scale[:, :1]
+        for key, matrix in fitting.items():
+            near = _near(graph, one, matrix, first, step)
+            if near is not None:
+                yield key, one, near
+
+
+def _near(graph: GraphFile, one: NBits, matrix: np.ndarray, first: np.ndarray, step: np.ndarray) -> Near | None:
+    width = first.shape[1]
+    shifts = set()
+    for row in np.unique(np.linspace(0, len(matrix) - 1, _PROBES).astype(int)):
+        distance = _steps(first, matrix[row, :width].astype(np.float32), step)
+        nearest = int(distance.argmin())
+        if distance[nearest] <= 2 * ALLOWED:  # of few columns, so with some room
+            shifts.add(nearest - int(row))
+    runs: list[Run] = []
+    total, count = 0.0, 0
+    for shift in sorted(shifts):
+        low, high = max(0, -shift), min(len(matrix), one.rows - shift)
+        equal = np.zeros(len(matrix), bool)
+        for block in row_blocks(high - low, one.columns):
+            a, b = low + block.start, low + block.stop
+            rows = slice(a + shift, b + shift)
+            scale = np.repeat(grid_of(graph, one, rows).scale, one.block, axis=1)[:, : one.columns]
+            distance = _steps(dequantized(graph, one, rows), matrix[a:b].astype(np.float32), scale)
+            equal[a:b] = distance <= ALLOWED
+            total, count = total + float(np.sum(np.square(distance[equal[a:b]]))), count + int(equal[a:b].sum())
+        runs += [Run(start, stop, start + shift) for start, stop in true_runs(equal)]
+    return Near(runs, float(np.sqrt(total / count))) if runs else None
+
+
+def _steps(held: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Root mean square of the difference of each row, in steps; a block of zeros has no step, and must be met exactly."""
+    apart = np.abs(held - wanted)
+    steps = np.divide(apart, np.abs(scale), out=np.where(apart > 0, np.inf, 0.0), where=scale != 0)
+    result: np.ndarray = np.sqrt(np.mean(np.square(steps), axis=1))
+    return result

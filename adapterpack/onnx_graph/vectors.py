@@ -1,0 +1,50 @@
+"""Biases and the weights of norms: vectors, found whole in one initializer, packed with others, or cut over several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .graph_file import FLOATS, GraphFile, Stored
+from .pieces import Piece
+from .rows import cast
+
+
+def find_vector(graph: GraphFile, vector: np.ndarray) -> list[Piece]:
+    """The initializers that hold ``vector`` ``[n]``, or parts of it, bit by bit after a cast to their dtype.
+
+    The pieces are those of the column ``[n, 1]``.
+    """
+    whole: list[Piece] = []
+    parts: list[Piece] = []
+    for name, place in graph.stored.items():
+        if not _is_vector(place):
+            continue
+        held = graph.array(name).reshape(-1)
+        wanted = cast(vector, held.dtype)
+        lying = len(place.shape) > 1 and place.shape[0] == 1
+        if len(held) >= len(wanted):
+            whole += [Piece(name, 0, len(wanted), at, 0, lying) for at in _positions(wanted, held)]
+        else:
+            parts += [Piece(name, start, start + len(held), 0, 0, lying) for start in _positions(held, wanted)]
+    return whole or parts
+
+
+def _is_vector(place: Stored) -> bool:
+    return place.dtype in FLOATS and place.nbytes > place.dtype.itemsize and max(place.shape) * place.dtype.itemsize == place.nbytes
+
+
+def _positions(short: np.ndarray, long: np.ndarray) -> Iterator[int]:
+    """Where ``short`` lies in ``long``; of overlapping places, the first."""
+    a, b = _bits(short), _bits(long)
+    free = 0
+    for at in np.flatnonzero(b[: len(b) - len(a) + 1] == a[0]).tolist():
+        if at >= free and np.array_equal(b[at : at + len(a)], a):
+            yield at
+            free = at + len(a)
+
+
+def _bits(values: np.ndarray) -> Any:
+    return np.ascontiguousarray(values).view(np.dtype(f"u{values.dtype.itemsize}"))

@@ -1,0 +1,91 @@
+"""The slots of routers: one branch for each router of a site, so that packs with other experts, or with none, share a graph.
+
+Fields of a site, with the name of a route in front (``route0_abs_keys``)::
+
+    s = |x keys| + bias   (``dot``: x keys + bias)      g = softmax of s where s >= least,  least = the sorted s . pick
+    y' = y + ((x down) (g spread)) up
+
+``keys`` [in, e], ``bias`` [e], ``pick`` [e], ``down`` [in, r], ``up`` [r, out], ``spread`` [e, r]. An expert that a row's adapter has
+not has the bias -1e9, and ``pick`` has its one at the place of the k-th largest score; then zeros change nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import Unsupported
+from ..methods.routes import Gate, Route
+
+ABSENT = -1e9
+"""The score of an expert that is not there: its weight is zero."""
+MOST = 4
+"""The routers that one site may have."""
+LEAVES: dict[str, str] = {"keys": "ie", "bias": "e", "pick": "e", "down": "ir", "up": "ro", "spread": "er"}
+"""What a route holds, and the axes: ``i`` and ``o`` are the layer's, ``e`` the experts, ``r`` the sum of their ranks."""
+
+
+class Branch(NamedTuple):
+    """One router of a site: its number there, and whether its scores are magnitudes."""
+
+    number: int
+    magnitude: bool
+
+    @property
+    def name(self) -> str:
+        """What the names of its fields begin with."""
+        return f"route{self.number}_{'abs' if self.magnitude else 'dot'}"
+
+    @property
+    def experts(self) -> str:
+        """What the number of its experts is called among the ranks of a site."""
+        return f"{self.name}_experts"
+
+
+BRANCHES = {branch.name: branch for branch in (Branch(number, magnitude) for number in range(MOST) for magnitude in (True, False))}
+"""Every route that there can be, by name."""
+FIELDS = {f"{name}_{leaf}": (branch, leaf) for name, branch in BRANCHES.items() for leaf in LEAVES}
+"""Field -> its route and what it holds of it."""
+FREE = {field: tuple(place for place, axis in enumerate(LEAVES[leaf]) if axis in "er") for field, (_, leaf) in FIELDS.items()}
+"""Where an adapter may be narrower than its slot."""
+NEUTRAL = {field: ABSENT for field, (_, leaf) in FIELDS.items() if leaf == "bias"}
+
+
+def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
+    """The fields of the routes of one normal form, as float32 arrays.
+
+    Raises:
+        Unsupported: there are too many, or one has weights that no graph can compute.
+    """
+    if len(routes) > MOST:
+        raise Unsupported("too many routers at one site for a graph", expected=f"at most {MOST}", found=len(routes),
+                          remedy="attach it to a torch model")
+    fields: dict[str, np.ndarray] = {}
+    for number, route in enumerate(routes):
+        gate = route.gate
+        if not isinstance(gate, Gate):
+            raise Unsupported("the weights of this router come from outside of the layer", remedy="attach it to a torch model")
+        count = gate.keys.shape[0]
+        leaves = {
+            "keys": np.asarray(gate.keys).T,
+            "bias": np.zeros(count) if gate.bias is None else np.asarray(gate.bias),
+            "pick": np.eye(count)[gate.top_k - 1],
+            "down": np.asarray(route.down).T,
+            "up": np.asarray(route.up).T,
+            "spread": np.repeat(np.eye(count), route.widths, axis=1),
+        }
+        name = Branch(number, gate.magnitude).name
+        fields |= {f"{name}_{leaf}": np.ascontiguousarray(value, np.float32) for leaf, value in leaves.items()}
+    return fields
+
+
+def route_axes(field: str, inputs: int, outputs: int, experts: int | str, rank: int | str) -> list[int | str]:
+    """The axes of one slot."""
+    wide: dict[str, int | str] = {"i": inputs, "o": outputs, "e": experts, "r": rank}
+    return [wide[axis] for axis in LEAVES[FIELDS[field][1]]]
+
+
+def route_default(field: str, inputs: int, outputs: int) -> np.ndarray:
+    """What a slot holds without an adapter: one expert that is not there, of rank 0."""
+    return np.full([int(axis) for axis in route_axes(field, inputs, outputs, 1, 0)], NEUTRAL.get(field, 0.0), np.float32)

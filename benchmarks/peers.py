@@ -1,0 +1,137 @@
+"""The two sides of `methods.py`: one small real task, a model with adapterpack's adapter, and one with PEFT's of the same method.
+
+PEFT starts from the folder that adapterpack wrote: the same tensors, the same hyper-parameters. It loads no prompts for training, and a few
+methods have no folder that it could read: there it makes its own, of the same sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from adapterpack import adapt, save
+from adapterpack.demo.models import MINILM, fetch
+from adapterpack.methods import Method
+from adapterpack.tasks import task_named
+from adapterpack.train import data
+from adapterpack.train.train import load_model
+
+DATA = Path(__file__).parents[1] / "examples" / "data"
+RATES = {"weight": 2e-3, "activation": 1e-3, "prompt": 1e-2}
+"""Learning rate by kind of method: none is tuned, and both implementations have the same."""
+HEAD = "classifier"
+TOKENS = 20
+"""The length of prompts."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "vblora": {"vector_length": 128},  # PEFT wants a length that divides all widths: 384 and 1536
+    "tinylora": {"save_factors": True},  # else there is no file that PEFT reads
+    "trainable_tokens": {"token_indices": tuple(range(2000, 2032)), "targets": ("word_embeddings",)},
+    "cartridge": {"token_ids": tuple(range(2000, 2000 + TOKENS))},
+    "cpt": {"token_ids": tuple(range(2000, 2000 + TOKENS))},
+}
+"""What a method is told beside its defaults."""
+
+Batch = dict[str, torch.Tensor]
+Side = tuple[Any, Callable[[Batch], Batch]]
+"""A model, and what its batches have beside those of the task."""
+
+
+class Task:
+    """The support tickets of the examples (6 classes) on MiniLM: the encoded rows and the base."""
+
+    def __init__(self) -> None:
+        self.base = fetch(MINILM)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self.base)
+        train, test = (data.load_rows(str(DATA / f"tickets.{part}.jsonl")) for part in ("train", "test"))
+        self.labels = data.labels_in(train, "tickets")
+        self.train, self.test = (data.encode_classification(rows, tokenizer, self.labels, 64, "tickets") for rows in (train, test))
+        self.collate = data.Collator(tokenizer.pad_token_id)
+
+    def model(self) -> Any:
+        return load_model(task_named("text-classification"), self.base, self.labels)
+
+    def batches(self, seed: int, size: int) -> Iterable[Batch]:
+        order = np.random.default_rng(seed).permutation(len(self.train))
+        return (self.collate([self.train[i] for i in order[start : start + size]]) for start in range(0, len(order), size))
+
+    def accuracy(self, side: Side) -> float:
+        model, completed = side
+        model.eval()
+        right = 0
+        with torch.no_grad():
+            for start in range(0, len(self.test), 60):
+                batch = self.collate(self.test[start : start + 60])
+                right += int((model(**completed(batch)).logits.argmax(-1) == batch["labels"]).sum())
+        model.train()
+        return right / len(self.test)
+
+
+def ours(task: Task, method: Method, seed: int) -> Any:
+    transformers.set_seed(seed)
+    config = dataclasses.replace(method.config(**OPTIONS.get(method.name, {})), modules_to_save=(HEAD,))
+    return adapt(task.model(), config, "bench", seed).train()
+
+
+def theirs(task: Task, method: Method, seed: int) -> Side:
+    """PEFT's side.
+
+    Raises:
+        ValueError: PEFT has no such method, or cannot train it on this model.
+    """
+    import peft
+
+    make = _THEIRS.get(method.name)
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if make is not None:
+            transformers.set_seed(seed)
+            return peft.get_peft_model(task.model(), make(peft)).train(), _COMPLETED.get(method.name, lambda batch: batch)
+        folder = Path(scratch) / "pack"
+        save(ours(task, method, seed), folder, base=task.base)
+        if not (folder / "adapter_config.json").is_file():
+            raise ValueError("PEFT has no such method")
+        transformers.set_seed(seed)
+        return peft.PeftModel.from_pretrained(task.model(), str(folder), is_trainable=True).train(), lambda batch: batch
+
+
+_PROMPT = {"task_type": "SEQ_CLS", "num_virtual_tokens": TOKENS}
+_THEIRS: dict[str, Callable[[Any], Any]] = {
+    "prompt_tuning": lambda peft: peft.PromptTuningConfig(**_PROMPT),
+    "p_tuning": lambda peft: peft.PromptEncoderConfig(**_PROMPT),
+    "prefix_tuning": lambda peft: peft.PrefixTuningConfig(**_PROMPT),
+    "multitask_prompt_tuning": lambda peft: peft.MultitaskPromptTuningConfig(**_PROMPT, num_tasks=1, num_ranks=1),
+    "cpt": lambda peft: peft.CPTConfig(**_PROMPT, cpt_token_ids=list(OPTIONS["cpt"]["token_ids"])),
+    "psoft": lambda peft: peft.PsoftConfig(r=32, target_modules="all-linear", modules_to_save=[HEAD]),
+}
+"""Configurations with adapterpack's defaults, where PEFT cannot train on from a folder."""
+_COMPLETED: dict[str, Callable[[Batch], Batch]] = {
+    "multitask_prompt_tuning": lambda batch: {**batch, "task_ids": torch.zeros(len(batch["input_ids"]), dtype=torch.int64)},
+}
+
+
+def side(who: str, task: Task, method: Method, seed: int) -> Side:
+    """One of the two by name."""
+    return (ours(task, method, seed), lambda batch: batch) if who == "adapterpack" else theirs(task, method, seed)
+
+
+def stepper(made: Side, rate: float) -> Callable[[Batch], float]:
+    """A function that takes one step, forward, backward and AdamW, and returns its loss."""
+    model, completed = made
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=rate)
+
+    def step(batch: Batch) -> float:
+        loss = model(**completed(batch)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step

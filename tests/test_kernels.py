@@ -1,0 +1,175 @@
+"""The fast ways of :mod:`adapterpack.train.kernels`: what they give, their derivatives, what they keep, and when they are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from adapterpack import adapt
+from adapterpack.methods import AttachForm, Chain, Dense, Diagonal, LoRA, Repeat, Scaled, Sparse, Sums, evaluate
+from adapterpack.train import kernels
+from adapterpack.train.kernels import Frozen, belongs_within, fused
+
+pytestmark = pytest.mark.fast
+
+FROZEN = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+PLACES = torch.tensor([[0, 8, 3, 8], [6, 0, 2, 5]])
+FORMS: dict[str, Callable[..., AttachForm]] = {
+    "low rank": lambda A, B, C, s: AttachForm(down=Dense(A), up=Dense(B)),
+    "shifted": lambda A, B, C, s: AttachForm(down=Dense(A), up=Dense(B), shift=s),
+    "scaled": lambda A, B, C, s: AttachForm(down=Dense(A), up=Dense(B), scale=s, shift=2 * s),
+    "three": lambda A, B, C, s: AttachForm(down=Chain(Dense(A), Dense(C)), up=Dense(B)),
+    "down kept": lambda A, B, C, s: AttachForm(down=Dense(FROZEN), up=Dense(B)),
+    "sums": lambda A, B, C, s: AttachForm(down=Sums(7, 3, A), up=Dense(B)),
+    "repeat": lambda A, B, C, s: AttachForm(down=Chain(Dense(A), Dense(C[:2])), up=Repeat(2, 9, A)),  # 2 do not divide 9
+    "cut off": lambda A, B, C, s: AttachForm(down=Chain(Repeat(7, 11, A), Sums(11, 4, A)), up=Chain(Sums(4, 3, A), Dense(B))),
+    "shift alone": lambda A, B, C, s: AttachForm(shift=s),
+    "wide": lambda A, B, C, s: AttachForm(down=Dense(B @ A), scale=s),
+    "sparse": lambda A, B, C, s: AttachForm(down=Sparse(C[0, :1] * s[:4], PLACES, (9, 7))),
+    "scaled factor": lambda A, B, C, s: AttachForm(down=Dense(A), up=Scaled(B, s, C[0])),
+}
+
+
+def numbers(*shape: int, wanted: bool = True) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64).requires_grad_(wanted)
+
+
+def dense(form: AttachForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
+    """The normal form, by dense matrices."""
+    change = 0 if form.down is None else form.down.dense() if form.up is None else form.up.dense() @ form.down.dense()
+    y = x @ layer.weight.T + (0 if layer.bias is None else layer.bias) + (0 if form.down is None else entry @ change.T)
+    return y * (1 if form.scale is None else form.scale) + (0 if form.shift is None else form.shift)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("name", FORMS)
+def test_the_fast_ways_have_the_right_values_and_derivatives(name: str, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against dense matrices to 1e-12 in float64, and against finite differences, first and second order; inputs of three shapes, one of no
+    rows, with and without a bias, a gradient for x, dropout before the branch (``apart``), and with the change within the weight or not."""
+    torch.manual_seed(0)
+    layers = [Frozen(numbers(9, 7, wanted=False), bias) for bias in (None, numbers(9, wanted=False))]
+    subjects = ((2, 2, 7), layers[0], True), ((3, 7), layers[1], False), ((7,), layers[1], True), ((0, 7), layers[0], True)
+    for shape, layer, of_x in subjects:
+        leaves = (numbers(*shape, wanted=of_x), numbers(*shape, wanted=of_x), numbers(3, 7), numbers(9, 3), numbers(3, 3), numbers(9))
+        for within in (False, True):
+            if within and not belongs_within(FORMS[name](*leaves[2:]), 10**6):
+                continue
+            monkeypatch.setattr(kernels, "belongs_within", lambda form, rows, within=within: within)
+
+            def f(x: torch.Tensor, entry: torch.Tensor, *rest: torch.Tensor, layer: Frozen = layer) -> torch.Tensor:
+                y = fused(FORMS[name](*rest), layer, x, entry if apart else None)
+                if y is None:  # none of the chains: only within
+                    return dense(FORMS[name](*rest), layer, x, entry if apart else x)
+                return y
+
+            form = FORMS[name](*leaves[2:])
+            torch.testing.assert_close(f(*leaves), dense(form, layer, leaves[0], leaves[1 if apart else 0]), atol=1e-12, rtol=1e-12)
+            if leaves[0].numel():
+                assert torch.autograd.gradcheck(f, leaves)
+                assert torch.autograd.gradgradcheck(f, leaves)
+            monkeypatch.undo()
+
+
+def test_other_forms_are_evaluated() -> None:
+    """What changes the input, mixes outputs, is none of the known maps, or is a scale alone, has no fast way."""
+    layer, x = Frozen(torch.randn(4, 3), None), torch.randn(5, 3)
+    A, B = Dense(torch.randn(2, 3)), Dense(torch.randn(4, 2))
+    for form in (AttachForm(pre=Dense(torch.eye(3)), down=A, up=B), AttachForm(down=A, up=B, post=Diagonal(torch.ones(4))),
+                 AttachForm(down=A, up=Chain(Diagonal(torch.ones(2)), B)), AttachForm(scale=torch.ones(4)), AttachForm()):
+        assert fused(form, layer, x) is None
+
+
+def test_the_place_of_a_change_follows_from_its_sizes() -> None:
+    """A low rank stays beside the layer; one as high as the width goes into the weight, if there are many rows; a wide change always."""
+
+    def form(rank: int, trained: bool = True) -> AttachForm:
+        return AttachForm(down=Dense(torch.randn(rank, 64, requires_grad=trained)), up=Dense(torch.randn(64, rank)))
+
+    assert not belongs_within(form(4), 10**6)
+    assert belongs_within(form(64), 512)
+    assert not belongs_within(form(64), 8)
+    assert not belongs_within(form(64, trained=False), 8)
+    assert belongs_within(form(64, trained=False), 512)
+    assert belongs_within(AttachForm(down=Dense(torch.randn(64, 64))), 1)
+
+
+def test_what_is_not_needed_is_not_kept() -> None:
+    """For a matrix that is not trained, and for a fixed map, the input is not kept; the branch is never kept at its full width."""
+    layer, x = Frozen(torch.randn(40, 30), None), torch.randn(50, 30)
+    trained = Dense(torch.randn(2, 30, requires_grad=True))
+    for down, sizes in ((Dense(torch.randn(2, 30)), set()), (Sums(30, 2, x), set()), (trained, {x.shape})):
+        kept: list[torch.Tensor] = []
+        up = Dense(torch.randn(40, 2, requires_grad=True))
+        with torch.autograd.graph.saved_tensors_hooks(lambda value, kept=kept: kept.append(value) or value, lambda value: value):
+            fused(AttachForm(down=down, up=up), layer, x)
+        assert {value.shape for value in kept if len(value) == 50} == {(50, 2), *sizes}
+
+
+@pytest.mark.parametrize("why", ["hook", "forward", "trained", "subclass", "precision", "second"])
+def test_a_layer_that_is_more_than_its_weight_is_called(why: str) -> None:
+    """A hook runs, a replaced forward runs, a trained base gets its gradient, and the result is the formula's, within float32."""
+
+    class Other(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 3 * super().forward(x)
+
+    torch.manual_seed(0)
+    model = adapt(nn.Sequential((Other if why == "subclass" else nn.Linear)(6, 5)), LoRA(r=2))
+    layer: Any = model[0]
+    for value in layer.parameters():
+        value.data += 0.1 * torch.randn_like(value)
+    base, x, factor = layer.base, torch.randn(4, 6), {"hook": 2, "forward": 5, "subclass": 3}.get(why, 1)
+    if why == "hook":
+        base.register_forward_hook(lambda module, inputs, output: 2 * output)
+    if why == "forward":
+        base.forward = lambda value: 5 * functional.linear(value, base.weight, base.bias)
+    if why == "trained":
+        base.requires_grad_(True)
+    if why == "precision":
+        x = x.double()
+        base.double()
+    if why == "second":
+        adapt(model, LoRA(r=3), "other")
+        layer.active = ("default", "other")
+    y = layer(x)
+    A, B = (layer.params("default")[f"lora_{side}"].astype(np.float64) for side in "AB")
+    expected = factor * (x.double() @ base.weight.double().T + base.bias.double()).detach().numpy() + 2 * x.double().numpy() @ A.T @ B.T
+    if why == "second":
+        A, B = (layer.params("other")[f"lora_{side}"].astype(np.float64) for side in "AB")
+        expected += layer.methods["other"][1].scale * x.double().numpy() @ A.T @ B.T
+    else:
+        assert layer.methods["default"][1].scale == 2
+    np.testing.assert_allclose(y.detach(), expected, atol=1e-5)
+    y.sum().backward()
+    assert (base.weight.grad is not None) == (why == "trained")
+
+
+def test_dropout_is_on_the_branch_alone() -> None:
+    """With a fast way, too: with B at zero dropout changes nothing, and the mean over many draws is the formula's (5 standard errors)."""
+    torch.manual_seed(0)
+    layer: Any = adapt(nn.Sequential(nn.Linear(6, 5)), LoRA(r=2, dropout=0.5))[0]
+    x = torch.randn(6)
+    plain = layer.base(x)
+    assert torch.equal(layer.train()(x), plain)
+    B = dict(layer.adapters.named_parameters())["adapter:default.lora_B"]
+    B.data.normal_()
+    draws, expected = layer(x.expand(4000, 6)).detach().double(), layer.eval()(x).detach().double()
+    assert ((draws.mean(0) - expected).abs() < 5 * draws.std(0) / 4000**0.5).all()
+    assert draws.std(0).min() > 0
+
+
+def test_evaluating_agrees_in_single_precision() -> None:
+    """Against :func:`evaluate` in float32 on a layer of real size: a few rounding errors of sums whose terms add up to 250."""
+    torch.manual_seed(0)
+    layer, x = Frozen(torch.randn(384, 384), torch.randn(384)), torch.randn(64, 384)
+    for rank in (8, 384):
+        form = AttachForm(down=Dense(torch.randn(rank, 384) / 20), up=Dense(torch.randn(384, rank) / 20))
+        y, expected = fused(form, layer, x), evaluate(form, lambda value: functional.linear(value, layer.weight, layer.bias), x)
+        assert y is not None
+        torch.testing.assert_close(y, expected, atol=2e-4, rtol=1e-5)
