@@ -175,7 +175,7 @@ def fetch(remote: Remote, listed: Listed, target: Path, sha256: str | None = Non
     def once() -> None:
         content, git = hashlib.sha256(), hashlib.sha1(b"blob %d\x00" % listed.size, usedforsecurity=False)
         left = listed.size
-        with storage_errors(target), target.open("wb") as file, _opened(remote, listed.path, {}) as response:
+        with _opened(remote, listed.path, {}) as response, storage_errors(target), target.open("wb") as file:
             for chunk in _chunks(response, listed.size, where):
                 left -= len(chunk)
                 if left < 0:
@@ -224,6 +224,9 @@ def _opened(remote: Remote, path: str, headers: dict[str, str]) -> Iterator[Any]
                 continue
             if response.status_code >= 400:
                 response.read()
+                if "X-Xet-Hash" in response.headers:
+                    raise HubError("the hub gives this file through the Xet service only", where=f"{remote}, {path}",
+                                   remedy="fetch the folder with the hub's own client (hf download), and name the folder")
                 if not same:
                     raise HubError(f"the host that keeps the hub's files answers {response.status_code}", where=f"{remote}, {path}",
                                    found=here.hostname)
