@@ -13,14 +13,14 @@ from .progress import apart
 
 @click.command("pull", short_help="a pack or a bundle from a repository of a hub")
 @click.argument("source", metavar="hf://ORG/NAME[@REV]")
-@click.option("-o", "--output", "out", metavar="DIR", help="Also put it into this folder; it must not exist.")
+@click.option("-o", "--output", "out", metavar="OUT", help="Also put it into this folder; it must not exist.")
 @click.option("--update", is_flag=True, help="Take what the revision means now, whatever the lock file pins, and say what changed.")
 @click.option("--lock", default="adapterpack.lock", show_default=True, metavar="FILE", help="What was pulled, by commit and digest.")
 @click.option("--no-lock", is_flag=True, help="Neither read nor write a lock file.")
 @click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Refuse what is larger, before downloading it [64 GiB].")
 @shared
 def command(*, source: str, out: str | None, update: bool, lock: str, no_lock: bool, max_bytes: int | None, as_json: bool) -> None:
-    """Fetches a pack or a bundle from a hub into the local store, and with DIR also into a folder; nothing is kept unless it is valid.
+    """Fetches a pack or a bundle from a hub into the local store, and with OUT also into a folder; nothing is kept unless it is valid.
 
     The lock file pins commit and digest: pulling again gives the same bytes, whatever the branch or tag means by then. A PEFT adapter
     becomes a pack. With HF_HUB_OFFLINE=1 what was pulled before is hashed again and used.

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import ConfigError, FormatError
+from ..errors import ConfigError, FormatError, StorageError
 from ..pack import manifest as m
 from ..pack.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
 from ..pack.pack import SIGNATURE, Pack, sealed
 from ..pack.validate import load
 from . import names
+from .artifact import KINDS
 from .card import bundle_card, pack_card
 from .secret import refuse_secrets
 
@@ -44,22 +45,26 @@ def prepared(source: Pack | str | os.PathLike[str], repo: str, base_model: str |
         ConfigError: the base has no address that others could use, there is no license, or something looks like a secret.
         FormatError: it is not valid, or not an artifact.
     """
-    from ..artifacts import kind_of  # noqa: PLC0415 - it imports this package
-
     if base_model is not None and not names.is_repo(base_model):
         raise ConfigError("the base must be named as others can find it", where="--base-model", expected="OWNER/NAME", found=base_model)
-    kind = "pack" if isinstance(source, Pack) else kind_of(source)
+    kind = "pack" if isinstance(source, Pack) else _kind(Path(source))
     with tempfile.TemporaryDirectory() as scratch:
         if kind in {"pack", "peft"}:
             found = _pack(source, Path(scratch), repo, base_model, license_name)
         elif kind == "bundle" and not isinstance(source, Pack):
             found = _bundle(Path(source), repo, base_model, license_name)
         else:
-            raise FormatError("only packs, PEFT adapters and bundles are pushed", where=source, found=f"a {kind}",
+            raise FormatError("only packs, PEFT adapters and bundles are pushed", where=source, expected=" or ".join(KINDS),
                               remedy="convert it first (adapterpack convert --to pack)")
         refuse_secrets({README: found.card, **{name: _bounded(path) for name, path in found.files.items()
                                                if PurePosixPath(name).suffix in _TEXT}})
         yield found
+
+
+def _kind(folder: Path) -> str | None:
+    if not folder.exists():
+        raise StorageError("there is no such folder", where=folder, remedy="name the folder of a pack or a bundle")
+    return next((kind for mark, kind in KINDS.items() if (folder / mark).is_file()), None)
 
 
 def _pack(source: Pack | str | os.PathLike[str], scratch: Path, repo: str, base_model: str | None, license_name: str | None) -> Prepared:

@@ -83,7 +83,8 @@ def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTE
     """The artifact of one commit, from the store or from the hub; remembered for when there is no network."""
     reference = names.Reference(remote.repo, remote.revision)
     with scratch_folder() as name:
-        scratch = Path(name)
+        scratch = Path(name) / remote.repo.partition("/")[2]  # an imported adapter is called by its folder
+        scratch.mkdir()
         artifact = open_remote(remote, listed, scratch, max_bytes)
         require_closed(remote, artifact, listed)
         identity, path = artifact.id, None if artifact.kind == "peft" else shelf.kept(artifact.kind, artifact.id)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ class _Push:
             raise ConfigError("a push goes to a branch", where=self.reference, remedy="name a branch, or none")
         # The client sends open files as large files of git; paths would go to a service that only the public hub has.
         elsewhere = urlsplit(endpoint()).hostname != _PUBLIC
-        with ExitStack() as opened, hub_errors(self.reference):
+        with ExitStack() as opened, hub_errors(self.reference), _without_remarks():
             operations: list[Any] = [CommitOperationDelete(name) for name in delete]
             for name in send:
                 file = self.ours.files.get(name)
@@ -197,6 +198,18 @@ class _Push:
             raise HubConflict("the tag is on another commit, and tags do not move", where=f"{self.reference.repo}@{tag}", expected=commit,
                               found=found, remedy="choose another tag; the commit itself is there")
         return tag
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """The client warns of the way that it is deliberately made to take."""
+    log = logging.getLogger("huggingface_hub._commit_api")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _digests(content: Path | bytes) -> tuple[int, str, str]:

@@ -103,7 +103,7 @@ def answers(status: int, headers: dict[str, str] | None = None, body: bytes = b"
 
 
 def adds(path: str) -> Run:
-    return lists(lambda entries: entries.append({"type": "file", "path": path, "size": 2, "oid": "9e26dfeeb6e641a33dae4961196235bdb965b21b"}))
+    return lists(lambda entries: entries.append({"type": "file", "path": path, "size": 2, "oid": "9e26dfeeb6" * 4}))
 
 
 def _large(entries: list[dict[str, Any]]) -> dict[str, Any]:
