@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-WRITE, READ = "hf_writerwriterwriterwriter", "hf_readerreaderreaderreader"
-
-
-@dataclass(frozen=True)
-class Hub:
-    """Its address and where it keeps what it has."""
-
-    address: str
-    folder: Path
-
-    def arm(self, name: str = "", times: int = 1000) -> int:
-        """Arms a fault, or with no name none; how often the one before was met."""
-        request = urllib.request.Request(f"{self.address}/_faults", json.dumps({"name": name, "times": times}).encode(), method="POST")
-        with urllib.request.urlopen(request) as response:
-            return int(json.load(response)["seen"])
+from hubs import READ, WRITE, Hub
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +47,5 @@ def hub(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture
 def client_environment(served: Hub, tmp_path: Path) -> dict[str, Any]:
     """The environment of a client in another process."""
-    import os
-
     return {**os.environ, "HF_ENDPOINT": served.address, "HF_TOKEN": WRITE, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"),
             "ADAPTERPACK_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}

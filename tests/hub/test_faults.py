@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pytest
-from conftest import WRITE, Hub
 from faults import FAULTS
+from hubs import WRITE, Hub, left, make_pack
 
 import adapterpack
 from adapterpack.errors import (
@@ -21,18 +20,8 @@ from adapterpack.errors import (
     RevisionNotFound,
 )
 from adapterpack.hub import client
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack.pack import Pack, build
 
 pytestmark = pytest.mark.fast
-
-
-def make_pack(name: str = "tickets", seed: int = 7, width: int = 7, **claims: Any) -> Pack:
-    rng = np.random.default_rng(seed)
-    params = {"lora_A": rng.standard_normal((3, width), dtype=np.float32), "lora_B": rng.standard_normal((5, 3), dtype=np.float32)}
-    return build(name, get("lora"), {Site("net.q", width, 5): (LoRA(r=3, alpha=6), params)}, task=m.Task("feature-extraction"),
-                 base=m.Base("org/base"), license="apache-2.0", **claims)
 
 
 class Told(NamedTuple):
@@ -89,11 +78,6 @@ def there(served: Hub, tmp_path_factory: pytest.TempPathFactory) -> str:
         patch.setenv("HF_TOKEN", WRITE)
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         return adapterpack.push(make_pack(), "hf://org/tickets").id
-
-
-def left(cache: Path) -> list[Path]:
-    """Packs, blobs, partial files: everything that a pull could leave."""
-    return [path for path in cache.rglob("*") if path.is_file() and not path.name.startswith(".lock") and path.parent.name != "locks"]
 
 
 @pytest.mark.parametrize("name", PULLS)

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import READ, WRITE, Hub
+from hubs import READ, WRITE, Hub, left, make_pack
 from jsonschema import Draft202012Validator
-from test_faults import left, make_pack
 
 import adapterpack
 from adapterpack.errors import (
