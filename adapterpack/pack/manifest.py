@@ -22,7 +22,9 @@ FORMAT_VERSION = "1.2"
 MAX_BYTES = 4 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """The names that a pack may have; the schema says the same."""
-FEATURES = frozenset({"int8", "composition"})
+METHODS = "methods"
+"""The feature of a pack in which a group has a method that is not the pack's."""
+FEATURES = frozenset({"int8", METHODS, "composition"})
 """What this reader understands of ``must_understand``."""
 
 
@@ -119,7 +121,8 @@ class Group:
     ``shared`` is no module and holds what all adapters of the pack have in common. A width may be unknown (None).
 
     ``weight`` is the literal name of the tensor in the base checkpoint; ``config`` holds the hyper-parameters that differ here from
-    the manifest's ``config``; ``scale`` is the number that multiplies the branch.
+    the manifest's ``config``; ``scale`` is the number that multiplies the branch. A ``method`` of its own stands where it is not the
+    pack's; the group's ``config`` is then the whole.
     """
 
     path: str
@@ -132,6 +135,7 @@ class Group:
     rank: int | None = None
     scale: float | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    method: MethodRef | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,14 @@ class Lineage:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """Images by recipe: the seed of their numbers and their shape, ``(images, channels, height, width)``."""
+
+    seed: int
+    shape: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class Member:
     """An adapter that a composed pack holds: its name there, the digest of the pack that it came from, and its method."""
 
@@ -209,6 +221,7 @@ class Canary:
 
     ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and ``logits`` beside them; for a
     model without logits, components of its last hidden state. In ``base`` the pack's trained head is on and its adapters are off.
+    ``input_ids`` is empty where ``pixels`` are the input; ``decoder_input_ids`` go into the decoder of a model that has an encoder, too.
     """
 
     input_ids: tuple[tuple[int, ...], ...]
@@ -216,6 +229,8 @@ class Canary:
     adapter: tuple[Mapping[str, Any], ...]
     tolerance: float
     dtype: str = "float32"
+    decoder_input_ids: tuple[tuple[int, ...], ...] | None = None
+    pixels: Pixels | None = None
 
 
 @dataclass(frozen=True)
@@ -324,18 +339,24 @@ def _decode(value: dict[str, Any]) -> Manifest:
             "base": decode_base(base),
             "tokenizer": value["tokenizer"] and Tokenizer(**value["tokenizer"]),
             "base_quantization": value["base_quantization"] and BaseQuantization(**value["base_quantization"]),
-            "groups": tuple(Group(**group) for group in value["groups"]),
+            "groups": tuple(Group(**{**group, "method": group["method"] and MethodRef(**group["method"])}) for group in value["groups"]),
             "tensors": {name: TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for name, entry in value["tensors"].items()},
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
             "lineage": lineage and Lineage(**{**lineage, "parents": tuple(Parent(**parent) for parent in lineage["parents"]),
                                               "ancestors": {one: tuple(before) for one, before in lineage["ancestors"].items()}}),
-            "canary": canary and Canary(**{**canary, "input_ids": tuple(map(tuple, canary["input_ids"])),
-                                           "base": tuple(canary["base"]), "adapter": tuple(canary["adapter"])}),
+            "canary": canary and _decode_canary(canary),
             "composition": composition and Composition(composition["tree"], tuple(Member(**one) for one in composition["members"])),
             "metrics": tuple(value["metrics"]),
             "must_understand": tuple(value["must_understand"]),
         }
     )
+
+
+def _decode_canary(value: Mapping[str, Any]) -> Canary:
+    decoder, pixels = value["decoder_input_ids"], value["pixels"]
+    return Canary(**{**value, "input_ids": tuple(map(tuple, value["input_ids"])), "base": tuple(value["base"]),
+                     "adapter": tuple(value["adapter"]), "decoder_input_ids": None if decoder is None else tuple(map(tuple, decoder)),
+                     "pixels": None if pixels is None else Pixels(pixels["seed"], tuple(pixels["shape"]))})
 
 
 def decode_base(value: Mapping[str, Any]) -> Base:
