@@ -37,6 +37,9 @@ COMMANDS = {
     "convert": "adapterpack.cli.convert:command",
     "export": "adapterpack.cli.export:command",
     "run": "adapterpack.cli.run:command",
+    "push": "adapterpack.cli.push:command",
+    "pull": "adapterpack.cli.pull:command",
+    "hub": "adapterpack.cli.hub:command",
     "methods": "adapterpack.cli.methods:command",
     "rules": "adapterpack.cli.rules:command",
 }
