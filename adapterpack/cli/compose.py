@@ -44,9 +44,11 @@ def command(
       adapterpack compose packs/a packs/b packs/c --tree "arrow(a, b, c, top_k=2)" -o packs/routed
     """
     loaded = [pack_at(pack) for pack in packs]
-    adapterpack.compose(loaded, rule=rule, weights=weights or None, params=params or None, rank=rank, energy=energy, out=out,
+    made = adapterpack.compose(loaded, rule=rule, weights=weights or None, params=params or None, rank=rank, energy=energy, out=out,
                         tree=None if tree is None else _tree(tree), seed=seed)
-    found = adapterpack.inspect(out)
+    from ..pack.inspect import described  # noqa: PLC0415 - the help must not pay for it
+
+    found = described(made, out)
     if as_json:
         emit({"command": "compose", **found})
         return

@@ -17,7 +17,11 @@ from .validate import load
 
 def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A summary of a pack as JSON values; the pack is verified on the way."""
-    pack = load(path)
+    return described(load(path), path)
+
+
+def described(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The same of a pack that is verified, or was written, at ``path``: nothing is read again."""
     manifest = pack.manifest
     return {
         "kind": "pack",
