@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -373,7 +373,7 @@ def plain(value: Any) -> Any:
     kind = type(value)
     if kind in _SCALARS:
         return value
-    names = _names(kind)
+    names = _names(kind)  # type: ignore[arg-type]
     if names is not None:
         return {name: plain(getattr(value, name)) for name in names}
     if kind is dict or isinstance(value, Mapping):
@@ -386,7 +386,7 @@ def plain(value: Any) -> Any:
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
-@cache
+@lru_cache(maxsize=256)
 def _names(kind: type) -> tuple[str, ...] | None:
     """The fields of a dataclass."""
     return tuple(each.name for each in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import AdapterpackError, FormatError, Unsupported, storage_errors
-from ..methods import Method, PeftContent, PeftLayer, Site, get, is_stacked, methods
+from ..methods import Method, PeftContent, PeftLayer, Site, built_in, get, is_stacked, methods
 from . import manifest as m
 from . import patterns, strict_json
 from .composition import method_of
@@ -168,8 +168,10 @@ def _parts(
 ) -> tuple[Method, dict[Site, tuple[Any, dict[str, np.ndarray]]], dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
     """Method, adapted sites, shared parameters and whole modules of a PEFT folder; ``tensors``: its file, if it is open already.
 
-    ``expected`` is asked first, because listing every method means looking through every installed package.
+    ``expected``, or the method that has PEFT's name, is asked first: no config is read by two, and listing every method means looking
+    through every installed package.
     """
+    expected = expected or built_in(str(config.get("peft_type")).lower())
     is_expected = expected is not None and expected.peft is not None and expected.peft.reads(config)
     known_methods = [expected] if is_expected and expected is not None else list(methods().values())
     method = next((method for method in known_methods if method.peft and method.peft.reads(config)), None)

@@ -286,4 +286,4 @@ def raw(value: np.ndarray) -> memoryview:
         >>> raw(np.array([1, 2], np.uint8)).tobytes()
         b'\\x01\\x02'
     """
-    return memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
