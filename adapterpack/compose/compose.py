@@ -107,7 +107,7 @@ def compose(
             if not (np.isfinite(change.A).all() and np.isfinite(change.B).all()):
                 raise NonFinite("the combined change is too large for float32", where=place.site.path, remedy="choose smaller weights")
         if cut.asked or chosen.reduce:
-            reduced = over_stacks(combined, lambda stack: [_cut(each, cut) for each in stack])
+            reduced = over_stacks(combined, lambda stack: [_cut(each, cut) for each in stack], most=cut.rank)
             combined = [change for change, _ in reduced]
             losses |= {place.site.path: loss for place, (_, loss) in zip(batch, reduced, strict=True)}
         changes += combined
