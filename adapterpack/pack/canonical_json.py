@@ -38,20 +38,18 @@ def _text(value: Any, line: str) -> str:
     kind = type(value)
     if kind is str:
         return encode_basestring(value)
+    inner = line + "  "
     if kind is dict:
-        if not value:
-            return "{}"
-        inner = line + "  "
-        return "{" + inner + f",{inner}".join([f"{encode_basestring(key)}: {_text(value[key], inner)}" for key in sorted(value)]) + line + "}"
+        entries = [f"{encode_basestring(key)}: {_text(value[key], inner)}" for key in sorted(value)]
+        return f"{{{inner}{f',{inner}'.join(entries)}{line}}}" if entries else "{}"
     if kind is list or kind is tuple:
-        if not value:
-            return "[]"
-        inner = line + "  "
-        return "[" + inner + f",{inner}".join([_text(item, inner) for item in value]) + line + "]"
-    if value is None:
-        return "null"
-    if kind is bool:
-        return "true" if value else "false"
+        items = [_text(item, inner) for item in value]
+        return f"[{inner}{f',{inner}'.join(items)}{line}]" if items else "[]"
     if kind is int or (kind is float and math.isfinite(value)):
         return repr(value)
+    if value is None or kind is bool:
+        return _CONSTANTS[value]
     raise TypeError(kind)  # for the standard encoder
+
+
+_CONSTANTS = {None: "null", True: "true", False: "false"}
