@@ -45,7 +45,7 @@ def command(
     """
     loaded = [pack_at(pack) for pack in packs]
     made = adapterpack.compose(loaded, rule=rule, weights=weights or None, params=params or None, rank=rank, energy=energy, out=out,
-                        tree=None if tree is None else _tree(tree), seed=seed)
+                               tree=None if tree is None else _tree(tree), seed=seed)
     from ..pack.inspect import described  # noqa: PLC0415 - the help must not pay for it
 
     found = described(made, out)
