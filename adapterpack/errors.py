@@ -40,9 +40,19 @@ class AdapterpackError(Exception):
         self.expected = None if expected is None else str(expected)
         self.found = None if found is None else str(found)
         self.remedy = remedy
-        super().__init__(self._sentence())
+        super().__init__(self._sentence(remedy))
 
-    def _sentence(self) -> str:
+    @property
+    def told(self) -> str:
+        """The sentence without the remedy, for what shows the remedy in a place of its own.
+
+        Example:
+            >>> AdapterpackError("the rank is too large", found=9, remedy="lower r").told
+            'the rank is too large (found 9).'
+        """
+        return self._sentence(None)
+
+    def _sentence(self, remedy: str | None) -> str:
         sides = []
         if self.expected is not None:
             sides.append(f"expected {self.expected}")
@@ -50,8 +60,8 @@ class AdapterpackError(Exception):
             sides.append(f"found {self.found}")
         details = "; ".join(filter(None, [f"at {self.where}" if self.where else None, ", ".join(sides) or None]))
         text = self.what + (f" ({details})" if details else "") + "."
-        if self.remedy:
-            text += f" To fix it: {self.remedy.rstrip('.')}."
+        if remedy:
+            text += f" To fix it: {remedy.rstrip('.')}."
         return printable(text).replace("\n", "\\n")  # one line: a name from a stranger cannot write a line of its own
 
     def to_json(self) -> dict[str, str | None]:

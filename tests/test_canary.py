@@ -31,6 +31,7 @@ from adapterpack import LoRA, Pack, Session, adapt, attach, export, load, save, 
 from adapterpack.cli.export import command
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
 from adapterpack.pack import canary
+from adapterpack.pack import manifest as m
 from adapterpack.quantize.graphs import quantize_bundle
 from adapterpack.runtime import canary as replay
 from adapterpack.runtime.bundle import FILE_NAME, GRAPH, read_bundle
@@ -502,3 +503,12 @@ def test_a_pack_says_where_its_canary_is_replayed(pack_for: Make, tmp_path: Path
     (question,) = (text for text in validate(tmp_path / "p", full=True).not_checked if text.startswith("canary"))
     assert all(word in question for word in ("attach", "export", "validate --full"))
     assert load(tmp_path / "p").manifest.canary == pack_for("llama").manifest.canary
+
+
+def test_inputs_that_nothing_replays_yet_are_said_and_not_run() -> None:
+    """A canary of images or of a decoder, which the format has a place for, is left out by name and never run on token ids."""
+    row = {"ids": [0], "logits": [1.0]}
+    for extra in ({"pixels": m.Pixels(1, (1, 3, 8, 8))}, {"input_ids": ((1, 2),), "decoder_input_ids": ((1,),)}):
+        recorded = m.Canary(**{"input_ids": (), "base": (row,), "adapter": (row,), "tolerance": 0.1, **extra})
+        assert canary.needs_more(recorded)
+    assert not canary.needs_more(m.Canary(((1, 2),), (row,), (row,), 0.1))

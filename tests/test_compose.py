@@ -364,7 +364,7 @@ def other_base(**fields: Any) -> Made:
 def test_packs_that_do_not_go_together_are_refused() -> None:
     """Another base, task, label list, head or shape is an error that names both sides and the way out; nothing is dropped."""
     refused([made(1), other_base(content="bfp1:" + "3" * 64)], BaseMismatch, "acme/base", "acme/other", "content")
-    refused([made(1), other_base(structure="bfp1:" + "3" * 64)], BaseMismatch, "acme/base", "acme/other", "structure")
+    refused([made(1), other_base(structure="bfp1:" + "3" * 64, content=None)], BaseMismatch, "acme/base", "acme/other", "structure")
     refused([made(1), made(2, task=m.Task("feature-extraction"))], Unsupported, "text-generation", "feature-extraction")
     refused([headed(1), headed(2, ("bad", "good"))], Unsupported, "no, yes", "bad, good", "bank bundle")
     refused([headed(1), headed(2, None)], Unsupported, "no, yes", "no labels")

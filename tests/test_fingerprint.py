@@ -565,3 +565,21 @@ def test_memory_does_not_grow_with_the_base(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", MEASURE, str(folder)], capture_output=True, text=True, check=True, env=environment)
     assert int(done.stdout) < 24 << 20
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_both_digests_at_once_are_those_of_each_alone(shards: int, tmp_path: Path) -> None:
+    """Files and contents asked together give what each gives alone, for one file and for several with an index."""
+    rng = np.random.default_rng(5)
+    parts = [{f"w{part}.{number}": rng.normal(size=(number + 1, 301)).astype(np.float32) for number in range(4)} for part in range(shards)]
+    names = ["model.safetensors"] if shards == 1 else [f"model-{part}.safetensors" for part in range(shards)]
+    for name, tensors in zip(names, parts, strict=True):
+        safetensors.write(tmp_path / name, tensors, {"format": "pt"})
+    if shards > 1:
+        weight_map = {key: name for name, tensors in zip(names, parts, strict=True) for key in tensors}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    both, alone = Checkpoint(tmp_path).fingerprint(files=True), Checkpoint(tmp_path)
+    apart = (alone.fingerprint(content=False, files=True).files, alone.fingerprint().content)
+    assert (both.files, both.content) == apart
+    assert {entry.path: entry.sha256 for entry in Checkpoint(tmp_path).file_entries} == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}

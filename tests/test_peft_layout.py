@@ -207,7 +207,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], torch.nn.Module], Any, dict[str, Any],
     "all biases": (bert, peft.LoraConfig, {"target_modules": ["query"], "bias": "all"}, "bias"),
     "biases of the layers": (bert, peft.LoraConfig, {"target_modules": ["query"], "bias": "lora_only"}, "bias"),
     "a bias on B": (bert, peft.LoraConfig, {"target_modules": ["query"], "lora_bias": True}, "lora_bias"),
-    "tokens": (llama, peft.LoraConfig, {"target_modules": QV, "trainable_token_indices": [1, 2]}, "trainable_token_indices"),
     "PSOFT": (llama, peft.PsoftConfig, {"target_modules": QV, "r": 2}, "PSOFT"),
 }
 
@@ -262,7 +261,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[AdapterpackError], str]] = {
     "QALoRA": ({"use_qalora": True}, Unsupported, "use_qalora"),
     "an option of some later version": ({"use_telepathy": True}, Unsupported, "use_telepathy"),
     "a router": ({"arrow_config": {"top_k": 2}}, Unsupported, "arrow_config"),
-    "tied weights": ({"ensure_weight_tying": True}, Unsupported, "ensure_weight_tying"),
+    "tokens without rows": ({"trainable_token_indices": [1, 2]}, FormatError, "no tensors of its trainable_token_indices"),
     "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, Unsupported, "path_initial_model_for_weight_conversion"),
     "OLoRA": ({"init_lora_weights": "olora"}, Unsupported, "rewrote"),
     "LoftQ": ({"init_lora_weights": "loftq"}, Unsupported, "rewrote"),

@@ -313,3 +313,11 @@ def test_the_shipped_examples_fit_the_schema() -> None:
         assert schema_problem(translate(yaml.safe_load(file.read_text()), [], file), "train.v1") is None, file
         assert re.fullmatch(NAME, read_config(file)[0][0].pack_name)
     assert files
+
+
+def test_a_key_of_another_method_names_the_method() -> None:
+    """`r` beside `method: ia3` is no slip of the pen: the message says who has it, and what ia3 has."""
+    with pytest.raises(ConfigError, match="the method ia3 has no r ") as told:
+        one({"method": "ia3", "r": 8})
+    assert "feedforward" in str(told.value)
+    assert "lora" in str(told.value)

@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 
 from adapterpack.cli.main import main
 from adapterpack.errors import FormatError
-from adapterpack.pack import schema_check
+from adapterpack.pack import digests, safetensors, schema_check
+from adapterpack.pack import manifest as m
+from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.checks import folder as files
 from adapterpack.pack.checks.budget import Budget, Spent
 from adapterpack.pack.checks.hashing import hashed
@@ -37,7 +39,7 @@ from adapterpack.resources import schema
 
 sys.path.insert(0, str(Path(__file__).parent / "packs"))
 import make_bad as bad
-from test_pack import PLACES
+from test_pack import PLACES, make_pack
 from test_pack import VALUE as GOOD
 
 pytestmark = pytest.mark.fast
@@ -356,7 +358,6 @@ def test_tokenizer_digests_are_compared_with_the_base(base: Path, tmp_path: Path
 def test_a_change_of_one_tied_partner_and_a_pack_as_large_as_its_base_are_warned_of(base: Path, tmp_path: Path) -> None:
     """The base ties lm_head to its embeddings; the pack trains lm_head alone, with as many parameters as the base: AP703, AP704."""
     from adapterpack.methods import LoRA, Site, get
-    from adapterpack.pack import manifest as m
     from adapterpack.pack.pack import build
 
     site = {Site("net.q", 5, 7): (LoRA(r=1), {"lora_A": np.ones((1, 5), np.float32), "lora_B": np.ones((7, 1), np.float32)})}
@@ -436,3 +437,31 @@ def test_load_refuses_what_is_incomplete(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("adapterpack.pack.validate.Budget", lambda: Budget(memory=10))
     with pytest.raises(FormatError, match="checked to the end"):
         load(folder)
+
+
+def test_the_time_is_looked_at_while_the_base_is_hashed(tmp_path: Path) -> None:
+    """A base of many blocks, and a clock that runs out at the third: the hashing ends there, long before the end."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    safetensors.write(folder / "model.safetensors", {"w": np.zeros((64, 1 << 18), np.float32)}, {"format": "pt"})
+    base, looks = Checkpoint(folder), []
+
+    def watch() -> None:
+        looks.append(None)
+        if len(looks) >= 3:
+            raise Spent("the bytes of the base: the time ran out")
+
+    with pytest.raises(Spent, match="bytes of the base"), base.watched(watch):
+        _ = base.content
+    assert 3 <= len(looks) <= 3 + digests.cores()
+    assert base.content == Checkpoint(folder).content, "the watch is gone with the block"
+
+
+def test_a_finding_says_its_remedy_once(tmp_path: Path) -> None:
+    """What a command line prints of a wrong base: one way out, not the error's and the rule's."""
+    make_pack().write(tmp_path / "pack")
+    (tmp_path / "base").mkdir()
+    safetensors.write(tmp_path / "base" / "model.safetensors", {"other.weight": np.zeros((3, 4), np.float32)}, {"format": "pt"})
+    said = click.testing.CliRunner().invoke(main, ["validate", str(tmp_path / "pack"), "--base", str(tmp_path / "base")])
+    (told,) = [text for text in said.output.splitlines() if "AP701" in text]
+    assert told.count("To fix it:") == 1

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ..errors import BaseMismatch, Unsupported
+from ..pack import identity
 from ..pack import manifest as m
 from ..pack.pack import Pack
 
@@ -13,26 +14,36 @@ SIDE_BY_SIDE = "compose adapters of one task, or serve them side by side in a ba
 
 
 def common_base(packs: Sequence[Pack]) -> m.Base:
-    """The base of all packs: the entry that knows most about it, with the variants that any of them declares of that content.
+    """The base that all packs are of, or that declares the others as variants; with the variants that any of them declares of it.
 
     Raises:
-        BaseMismatch: two packs name bases whose known digests, or model types, differ; both are named.
+        BaseMismatch: there is none, or two packs name other types of model; two that disagree are named.
     """
-    for field in ("structure", "content", "model_type"):
-        known = [pack for pack in packs if getattr(pack.manifest.base, field) is not None]
-        for pack in known[1:]:
-            if getattr(pack.manifest.base, field) != getattr(known[0].manifest.base, field):
-                raise BaseMismatch(
-                    "the packs were made for different bases",
-                    where=f"{field} of '{known[0].name}' and '{pack.name}'",
-                    expected=_described(known[0].manifest.base, field),
-                    found=_described(pack.manifest.base, field),
-                    remedy="compose packs that were trained on one base",
-                )
     bases = [pack.manifest.base for pack in packs]
-    best = max(bases, key=lambda base: (base.content is not None, base.structure is not None, base.name is not None))
+    fitting = [base for base in bases if all(identity.agree(base, other) for other in bases)]
+    types = dict.fromkeys(base.model_type for base in bases if base.model_type is not None)
+    if not fitting or len(types) > 1:
+        pairs = [(one, other) for one in packs for other in packs if not identity.agree(one.manifest.base, other.manifest.base)
+                 or len({one.manifest.base.model_type, other.manifest.base.model_type} - {None}) > 1]
+        one, other = next((pair for pair in pairs if _differ(*(pack.manifest.base for pack in pair))), pairs[0])
+        field = next((field for field in ("structure", "content", "files", "probe", "model_type") if _known(field, one, other)), "content")
+        raise BaseMismatch("the packs were made for different bases", where=f"{field} of '{one.name}' and '{other.name}'",
+                           expected=_described(one.manifest.base, field), found=_described(other.manifest.base, field),
+                           remedy="compose packs that were trained on one base, or declare one base a variant of the other "
+                                  "(adapterpack declare)")
+    best = max(fitting, key=lambda base: (base.content is not None, base.structure is not None, base.name is not None))
     declared = (variant for base in bases if base.content == best.content for variant in base.variants)
     return dataclasses.replace(best, variants=tuple(dict.fromkeys(declared)))
+
+
+def _differ(one: m.Base, other: m.Base) -> bool:
+    types = {one.model_type, other.model_type} - {None}
+    return len(types) > 1 or not (identity.agree(one, other) or identity.agree(other, one))
+
+
+def _known(field: str, one: Pack, other: Pack) -> bool:
+    mine, its = getattr(one.manifest.base, field), getattr(other.manifest.base, field)
+    return mine is not None and its is not None and mine != its
 
 
 def _described(base: m.Base, field: str) -> str:

@@ -99,6 +99,10 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
         if pack.method.composition is not None:
             raise Unsupported("this pack is composed itself", where=f"pack '{name}'",
                               remedy="write one tree over the packs that it was made of")
+        if len(pack.methods) > 1:
+            raise Unsupported("this pack has several methods, and a member of a tree has one", where=f"pack '{name}'",
+                              found=", ".join(method.name for method in pack.methods),
+                              remedy="make it active beside the composed pack, or train its parts as two packs")
     named = list(dict.fromkeys(leaves(tree)))
     for name in named:
         if name not in by_name:

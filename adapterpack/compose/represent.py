@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import Unsupported
-from ..methods import AttachForm, Kronecker, Method, Params, Site, complete, fold, is_stacked, to_matrix
+from ..methods import AttachForm, Kronecker, Params, Site, complete, fold, is_stacked, to_matrix
 from ..methods.base import require_widths
 from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Adapter
@@ -40,12 +40,11 @@ class Represented(NamedTuple):
         return not self.loss.tail
 
 
-def represent(method: Method, adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | None = None) -> Represented:
+def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | None = None) -> Represented:
     """The change that an adapter makes to the weight of its site, as factors with its own scale inside; float32 or wider.
 
     Args:
-        method: the adapter's method.
-        adapter: one site with its parameters.
+        adapter: one site with its method and parameters.
         base: the checkpoint, for methods whose change depends on the weight that it changes.
         cut: how much of a change that has no low rank is kept; without it such a change is refused.
 
@@ -55,11 +54,11 @@ def represent(method: Method, adapter: Adapter, *, base: Checkpoint | None = Non
     Example:
         >>> from adapterpack.methods import LoRA, Site, get
         >>> params = {"lora_A": np.ones((1, 3), np.float32), "lora_B": np.ones((2, 1), np.float32)}
-        >>> found = represent(get("lora"), Adapter(Site("layer", 3, 2), LoRA(r=1, alpha=2), params, None))
+        >>> found = represent(Adapter(Site("layer", 3, 2), LoRA(r=1, alpha=2), params, None, get("lora")))
         >>> found.exact, found.factors.dense()[0]
         (True, array([2., 2., 2.], dtype=float32))
     """
-    site = adapter.site
+    method, site = adapter.method, adapter.site
     if method.kind != "weight":
         raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=site.path,
                           expected="a method that changes weights", found=f"not additive: a {method.kind} method",
@@ -72,7 +71,7 @@ def represent(method: Method, adapter: Adapter, *, base: Checkpoint | None = Non
         raise Unsupported("the matrices of a stack are not composed", where=site.path, found=site.kind, remedy=BESIDE)
     weight = bias = None
     if method.traits.reads_weight or not method.traits.additive:
-        weight, bias = _of_base(method, adapter, base)
+        weight, bias = _of_base(adapter, base)
         site = dataclasses.replace(site, weight=weight, base_bias=bias, out_features=weight.shape[0], in_features=weight.shape[1])
     params = complete(method, adapter.config, adapter.wide, site)
     if method.fold is None:
@@ -85,17 +84,15 @@ def represent(method: Method, adapter: Adapter, *, base: Checkpoint | None = Non
     if weight is None:
         require_widths(site)
         weight = np.zeros((site.out_features, site.in_features), np.float32)
-    return Represented(*largest(Held(_change(method, adapter, params, site, weight, bias)), cut).cut(cut))
+    return Represented(*largest(Held(_change(adapter, params, site, weight, bias)), cut).cut(cut))
 
 
-def _change(
-    method: Method, adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bias: np.ndarray | None
-) -> np.ndarray:
+def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """What the fold makes of a weight, less the weight: ``[out, in]``."""
     before = np.zeros(len(weight), weight.dtype) if bias is None else bias
-    folded, moved = fold(method, adapter.config, params, site, weight, before)
+    folded, moved = fold(adapter.method, adapter.config, params, site, weight, before)
     if moved is not None and not np.allclose(moved, before, rtol=1e-4, atol=1e-6):
-        raise Unsupported(f"the method {method.name} changes a bias, which the factors of a weight cannot hold", where=site.path,
+        raise Unsupported(f"the method {adapter.method.name} changes a bias, which the factors of a weight cannot hold", where=site.path,
                           remedy=BESIDE)
     return np.asarray(folded - weight)
 
@@ -120,10 +117,10 @@ def _split(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (u[:, :kept] * halves).astype(matrix.dtype), (vt[:kept] * halves[:, None]).astype(matrix.dtype)
 
 
-def _of_base(method: Method, adapter: Adapter, base: Checkpoint | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _of_base(adapter: Adapter, base: Checkpoint | None) -> tuple[np.ndarray, np.ndarray | None]:
     site = adapter.site
     if base is None:
-        raise Unsupported(f"a change of the method {method.name} depends on the weight that it changes", where=site.path,
+        raise Unsupported(f"a change of the method {adapter.method.name} depends on the weight that it changes", where=site.path,
                           expected="the base", found="not independent of the base weight, or not additive",
                           remedy=f"give the base; or {BESIDE}")
     name = base.require_weight(site.path, adapter.weight)

@@ -52,14 +52,13 @@ def _place(
     present = [(pack, adapter) for pack, adapter in zip(packs, adapters, strict=True) if adapter is not None]
     first, site = present[0][0], present[0][1].site
     for pack, adapter in present:
-        if pack.method.kind == "weight" and site.kind not in lora.traits.layers:
+        if adapter.method.kind == "weight" and site.kind not in lora.traits.layers:
             raise Unsupported("a composed pack is a LoRA, which has no such kind of site", where=f"{site.path} in '{first.name}'",
-                              expected=" or ".join(lora.traits.layers), found=site.kind, remedy=SIDE_BY_SIDE)
+                              expected=" or ".join(lora.traits.layers), found=f"{site.kind}, by {adapter.method.name}", remedy=SIDE_BY_SIDE)
         if _shape(adapter.site) != _shape(site):
             raise Unsupported("two packs describe a site differently", where=f"{site.path} in '{first.name}' and '{pack.name}'",
                               expected=_shape(site), found=_shape(adapter.site), remedy="compose packs that were trained on one base")
-    made = [None if adapter is None else represent(pack.method, adapter, base=base, cut=cut)
-            for pack, adapter in zip(packs, adapters, strict=True)]
+    made = [None if adapter is None else represent(adapter, base=base, cut=cut) for adapter in adapters]
     m, n = next(each.factors.shape for each in made if each is not None)
     terms = tuple(Term(*(zero(m, n) if each is None else each.factors), weight) for each, weight in zip(made, weights, strict=True))
     losses = [(weight**2, each.loss) for each, weight in zip(made, weights, strict=True) if each is not None]

@@ -39,25 +39,25 @@ def factors(pack: Pack, form: str) -> Iterator[Factors]:
     Raises:
         Unsupported: the change is not a product of low rank, or a site is no linear layer.
     """
-    traits = pack.method.traits
-    if traits.positional:
-        raise Unsupported(f"the format {form} cannot say that an adapter acts at some positions of a row only", where=f"pack '{pack.name}'",
-                          found=pack.method.name, remedy="keep the pack as it is")
-    if not traits.low_rank or not traits.additive or traits.reads_weight:
-        raise Unsupported(f"the format {form} holds low-rank factors, which the method {pack.method.name} is not made of",
-                          where=f"pack '{pack.name}'", remedy="merge the pack, or keep it as it is")
+    for method in pack.methods:
+        if method.traits.positional:
+            raise Unsupported(f"the format {form} cannot say that an adapter acts at some positions of a row only",
+                              where=f"pack '{pack.name}'", found=method.name, remedy="keep the pack as it is")
+        if not method.traits.low_rank or not method.traits.additive or method.traits.reads_weight:
+            raise Unsupported(f"the format {form} holds low-rank factors, which the method {method.name} is not made of",
+                              where=f"pack '{pack.name}'", remedy="merge the pack, or keep it as it is")
     for adapter in pack.adapters():
         if adapter.site.kind != "linear":
             raise Unsupported(f"the format {form} is written for linear layers only", where=adapter.site.path, found=adapter.site.kind,
                               remedy="keep the pack as it is, or merge it")
-        yield _factors(pack, adapter)
+        yield _factors(adapter)
 
 
-def _factors(pack: Pack, adapter: Adapter) -> Factors:
+def _factors(adapter: Adapter) -> Factors:
     wide = {name: value.astype(np.float32) if _narrow(value) else value for name, value in adapter.params.items()}
-    form = pack.method.attach(adapter.config, complete(pack.method, adapter.config, wide, adapter.site), adapter.site)
+    form = adapter.method.attach(adapter.config, complete(adapter.method, adapter.config, wide, adapter.site), adapter.site)
     if form.down is None or form.up is None or not form.is_branch:
-        raise Unsupported("the change at a site is more than a product of two factors", where=adapter.site.path, found=pack.method.name)
+        raise Unsupported("the change at a site is more than a product of two factors", where=adapter.site.path, found=adapter.method.name)
     down, up = np.asarray(form.down.dense()), np.asarray(form.up.dense())
     if set(wide) == set(_LEAVES) and np.array_equal(down, wide["lora_A"]) and np.allclose(up, adapter.config.scale * wide["lora_B"]):
         return Factors(adapter.site.path, adapter.params["lora_A"], adapter.params["lora_B"], float(adapter.config.scale))

@@ -25,7 +25,7 @@ def floated(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
     if stored is None:
         return pack, ()
     claims = pack.manifest
-    adapters = {adapter.site: (adapter.config, adapter.params) for adapter in pack.adapters()}
+    adapters = {adapter.site: (adapter.config, adapter.params) for adapter in pack.adapters()}  # quantized packs have one method
     weights = {group.path: group.weight for group in claims.groups}
     plain = build(pack.name, pack.method, adapters, task=claims.task, base=claims.base, full=pack.full(), weights=weights,
                   lineage=descended("convert", [pack], {"dequantized": stored["scheme"]}),
@@ -67,7 +67,8 @@ def _write_peft(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
     if peft_layout.CONFIG not in files:
         kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")
         raise Unsupported("PEFT has no such method, or another form of it at a kind of layer", where=f"pack '{pack.name}'",
-                          found=f"{pack.method.name} at {', '.join(kinds)}", remedy="keep the pack as it is")
+                          found=f"{', '.join(method.name for method in pack.methods)} at {', '.join(kinds)}",
+                          remedy="keep the pack as it is")
     for name, data in files.items():
         (folder / name).write_bytes(data)
     if pack.manifest.task.labels:

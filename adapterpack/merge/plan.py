@@ -75,18 +75,21 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allo
 
 
 def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
-    method, owner = pack.method, f"pack '{pack.name}'"
-    if method.kind != "weight":
-        raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
-                          remedy="keep the adapter beside the base")
-    if method.unfoldable:
-        raise Unsupported(method.unfoldable, where=owner, remedy="keep the adapter beside the base: attach it, or export with --mode bank")
+    owner = f"pack '{pack.name}'"
+    for method in pack.methods:
+        if method.kind != "weight":
+            raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
+                              remedy="keep the adapter beside the base")
+        if method.unfoldable:
+            raise Unsupported(method.unfoldable, where=owner,
+                              remedy="keep the adapter beside the base: attach it, or export with --mode bank")
     if pack.acts is not None:
         raise Unsupported("this adapter acts at some positions of a row only, which no weight can tell apart", where=owner,
-                          found=f"{method.name}, {pack.acts}"[:200], remedy="keep it beside the base, or export a bank or inputs")
-    if weight != 1 and not method.traits.additive:
-        raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
-                          expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
+                          found=f"{pack.method.name}, {pack.acts}"[:200], remedy="keep it beside the base, or export a bank or inputs")
+    for method in pack.methods:
+        if weight != 1 and not method.traits.additive:
+            raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
+                              expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
     for adapter in pack.adapters(partial(_shape, base, owner)):
         name = base.require_weight(adapter.site.path, adapter.weight)
         where = f"{owner}, {adapter.site.path}"
@@ -96,7 +99,7 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
         if _module(name) != _module(adapter.site.path):
             raise Unsupported("this site shares its weight with another module, which would change too", where=where, found=name,
                               remedy="adapt a site that shares no weight, or keep the adapter beside the base")
-        yield name, Contribution(pack.name, method, adapter, weight)
+        yield name, Contribution(pack.name, adapter.method, adapter, weight)
 
 
 def _shape(base: Checkpoint, owner: str, group: Group) -> tuple[int, int]:

@@ -130,6 +130,20 @@ class PeftLayer(NamedTuple):
     stored: Callable[[Site, Params], dict[str, np.ndarray]] | None = None
 
 
+class PeftBeside(NamedTuple):
+    """How PEFT keeps a method's tensors in a folder that is another method's.
+
+    ``hosts`` are the types of PEFT whose config has the ``key`` for it; ``suffixes`` are as in :class:`PeftForm`. ``to_config`` makes the
+    key's value of site path -> config, ``from_config`` the config at a path of the key's value.
+    """
+
+    hosts: tuple[str, ...]
+    key: str
+    suffixes: Mapping[str, str]
+    to_config: Callable[[Mapping[str, Any]], Any]
+    from_config: Callable[[Any, str], Any]
+
+
 class PeftForm(NamedTuple):
     """How a method is stored in a folder that PEFT loads."""
 
@@ -156,6 +170,8 @@ class PeftForm(NamedTuple):
     """Whether PEFT itself loads and merges this at such a site; it refuses some of what its files can hold."""
     tied: bool = False
     """Whether PEFT writes the tensors of a tied table a second time, for the head."""
+    beside: PeftBeside | None = None
+    """How PEFT has the method beside others, if it does."""
     names_sites: bool = True
     """Whether PEFT's config names the modules, and does not count them from the last."""
     adopt: Callable[[PeftContent], PeftContent] | None = None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Forward, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Forward, Method, Params, PeftBeside, PeftForm, Site, Traits
 from .config import NoBranch, require_whole
 from .operators import Array, Dense
 
@@ -91,6 +91,15 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {"token_indices": list(next(iter(sites.values())).token_indices), "init_weights": True}
 
 
+def _beside(value: Any, path: str) -> TrainableTokens:
+    """The tokens of one embedding in the config of another method: a list for the only one, or a map of the ends of paths to lists."""
+    if isinstance(value, Mapping):
+        value = next((ids for name, ids in value.items() if f".{path}".endswith(f".{name}")), None)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"the tokens of {path} must be a list of ids, not {value!r:.80}")
+    return TrainableTokens(token_indices=tuple(value))
+
+
 trainable_tokens = Method(
     name="trainable_tokens",
     summary="chosen rows of an embedding, and of the output head that is tied to it",
@@ -113,5 +122,12 @@ trainable_tokens = Method(
         from_config=lambda config: TrainableTokens(token_indices=tuple(config.get("token_indices") or ())),
         features=lambda params: (params["trainable_tokens_delta"].shape[1], None),
         tied=True,
+        beside=PeftBeside(
+            hosts=("LORA",),
+            key="trainable_token_indices",
+            suffixes={"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"},
+            to_config=lambda sites: {path: list(cfg.token_indices) for path, cfg in sites.items()},
+            from_config=_beside,
+        ),
     ),
 )

@@ -49,6 +49,11 @@ def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([part[0, -1] if part.ndim == 3 else part[0] for part in parts]).astype(np.float32)
 
 
+def needs_more(recorded: Canary) -> bool:
+    """Whether a canary has inputs beside token ids, which the format has a place for and nothing replays yet."""
+    return not recorded.input_ids or recorded.pixels is not None or recorded.decoder_input_ids is not None
+
+
 def record(ids: tuple[tuple[int, ...], ...], base: list[np.ndarray], adapter: list[np.ndarray], *, features: int | None = None,
            coarse: float = 0.0, dtype: str = "float32") -> Canary:
     """A canary from the rows (:func:`row_of`, one a sequence) without and with the adapter.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Checkpoint:
                                remedy="name a folder with config.json and safetensors files")
         self.index, shards = self._shards()
         self.identities = {shard: identity(self.folder / shard) for shard in shards}  # before opening, so that a later change shows
+        self._watch: Callable[[], None] | None = None
         self.files = {shard: SafetensorsFile(self.folder / shard) for shard in shards}
         self.shard_of = {name: shard for shard, file in self.files.items() for name in file.tensors}
         if sum(len(file.tensors) for file in self.files.values()) != len(self.shard_of):
@@ -91,6 +93,15 @@ class Checkpoint:
         """A tensor as a read-only view of the mapped file."""
         return self.files[self.shard_of[name]].read(name)
 
+    @contextmanager
+    def watched(self, watch: Callable[[], None]) -> Iterator[None]:
+        """Calls ``watch`` at every block of bytes that is hashed inside: what it raises ends the hashing."""
+        before, self._watch = self._watch, watch
+        try:
+            yield
+        finally:
+            self._watch = before
+
     def source(self, name: str) -> Source:
         """Where the bytes of a tensor lie."""
         shard, info = self.shard_of[name], self.tensors[name]
@@ -104,7 +115,7 @@ class Checkpoint:
     @cached_property
     def samples(self) -> dict[str, bytes]:
         """The sha256 of the first, middle and last 4 KiB of every tensor; reads no more than these."""
-        return digest({name: sampled(self.source(name)) for name in self.tensors})
+        return digest({name: sampled(self.source(name)) for name in self.tensors}, watch=self._watch)
 
     @cached_property
     def probe(self) -> str:
@@ -120,14 +131,22 @@ class Checkpoint:
         Raises:
             StorageError: a file changed since the checkpoint was opened.
         """
+        return self._hashed({})[0]
+
+    def _hashed(self, files: Mapping[str, Source]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """The digests of the tensors and of ``files``, side by side: one file cannot be split over threads, so that while one core hashes
+        it the others hash the tensors, out of the pages that it has just read."""
         settled = {shard for shard, seen in self.identities.items() if seen.settled}
         kept = {shard: _DIGESTS[seen] for shard, seen in self.identities.items() if seen in _DIGESTS}
         known = {name: kept[shard][name] for name, shard in self.shard_of.items() if shard in kept}
-        fresh = digest({name: self.source(name) for name in self.tensors if name not in known})
+        todo = [*((True, path, source) for path, source in files.items()),
+                *((False, name, self.source(name)) for name in self.tensors if name not in known)]
+        hashes = digest({str(number): source for number, (_, _, source) in enumerate(todo)}, watch=self._watch)
+        fresh = {name: hashes[str(number)] for number, (whole, name, _) in enumerate(todo) if not whole}
         for shard in settled:
             if identity(self.folder / shard) == (seen := self.identities[shard]):
                 _DIGESTS.setdefault(seen, {name: fresh[name] for name in self.files[shard].tensors if name in fresh})
-        return known | fresh
+        return known | fresh, {path: hashes[str(number)] for number, (whole, path, _) in enumerate(todo) if whole}
 
     @cached_property
     def leaves(self) -> dict[str, str]:
@@ -142,14 +161,21 @@ class Checkpoint:
     @cached_property
     def file_entries(self) -> tuple[fp.FileEntry, ...]:
         """Shards and index with size and sha256, as a hub lists them; reads every file once."""
+        sources = self._whole_files()
+        return _entries(sources, digest(sources, watch=self._watch))
+
+    def _whole_files(self) -> dict[str, Source]:
         seen = dict(self.identities)
         if self.index is not None:
             seen[INDEX] = identity(self.folder / INDEX)
-        found = digest({path: Source(self.folder / path, each, ((0, each.size),)) for path, each in seen.items()})
-        return tuple(fp.FileEntry(path, seen[path].size, found[path].hex()) for path in sorted(seen))
+        return {path: Source(self.folder / path, each, ((0, each.size),)) for path, each in seen.items()}
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
-        """The levels: ``structure`` and ``probe`` always, ``content`` and ``files`` for one full read each."""
+        """The levels: ``structure`` and ``probe`` always, ``content`` and ``files`` for one full read each, or both at once."""
+        if content and files and not {"digests", "file_entries"} & self.__dict__.keys():  # neither was computed yet
+            sources = self._whole_files()
+            self.digests, found = self._hashed(sources)
+            self.file_entries = _entries(sources, found)
         return fp.Fingerprint(self.structure, self.content if content else None, fp.files(self.file_entries) if files else None, self.probe)
 
     def prove(self, content: str, leaves: Mapping[str, str], names: Iterable[str]) -> None:
@@ -199,6 +225,10 @@ class Checkpoint:
             modules = [name.removesuffix(".weight") for name in self.tensors]
             raise SiteNotFound("the base has no such site", where=self.folder, found=path, remedy=nearest(path, modules))
         return found
+
+
+def _entries(sources: Mapping[str, Source], found: Mapping[str, bytes]) -> tuple[fp.FileEntry, ...]:
+    return tuple(fp.FileEntry(path, sources[path].identity.size, found[path].hex()) for path in sorted(sources))
 
 
 _DIGESTS: dict[Identity, dict[str, bytes]] = {}

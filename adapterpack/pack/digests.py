@@ -75,10 +75,12 @@ def sha256(_: str, blocks: Iterator[memoryview]) -> bytes:
     return hasher.digest()
 
 
-def digest(sources: Mapping[str, Source], each: Digest = sha256, threads: int | None = None) -> dict[str, bytes]:
+def digest(sources: Mapping[str, Source], each: Digest = sha256, threads: int | None = None,
+           watch: Callable[[], None] | None = None) -> dict[str, bytes]:
     """``each`` of every source, by name; ``threads`` is one a core by default.
 
-    One range cannot be split over threads, so the largest go first: the last thread to finish is then the least late.
+    ``watch`` is called at every block: what it raises ends the hashing. One range cannot be split over threads, so the largest go first:
+    the last thread to finish is then the least late.
 
     Raises:
         StorageError: a file cannot be read, or is no longer the one that was opened.
@@ -94,7 +96,7 @@ def digest(sources: Mapping[str, Source], each: Digest = sha256, threads: int | 
         try:
             while not stop.is_set():
                 name = todo.get_nowait()
-                found[name] = each(name, _blocks(sources[name], buffer, stop))
+                found[name] = each(name, _blocks(sources[name], buffer, stop, watch))
         except Empty:
             return
         except BaseException:
@@ -113,7 +115,7 @@ def digest(sources: Mapping[str, Source], each: Digest = sha256, threads: int | 
     return found
 
 
-def _blocks(source: Source, buffer: memoryview, stop: Event) -> Iterator[memoryview]:
+def _blocks(source: Source, buffer: memoryview, stop: Event, watch: Callable[[], None] | None) -> Iterator[memoryview]:
     """The ranges in full buffers, the last of each shorter. A descriptor of its own keeps the kernel's read-ahead sequential."""
     with storage_errors(source.path):
         descriptor = os.open(source.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe put in its place must not block
@@ -123,6 +125,8 @@ def _blocks(source: Source, buffer: memoryview, stop: Event) -> Iterator[memoryv
                 for offset in range(start, start + nbytes, len(buffer) or 1):
                     if stop.is_set():
                         return
+                    if watch is not None:
+                        watch()
                     block = buffer[: min(len(buffer), start + nbytes - offset)]
                     _fill(descriptor, block, offset, source.path)
                     yield block

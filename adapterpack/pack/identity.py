@@ -51,6 +51,19 @@ def verdict(wanted: m.Base, found: Fingerprint) -> Verdict:
     return match(levels(wanted), found, variants(wanted))
 
 
+def agree(wanted: m.Base, other: m.Base) -> bool:
+    """Whether ``other`` is the base ``wanted`` or one of the variants that it declares, as far as both are known.
+
+    Example:
+        >>> agree(m.Base(content="bfp1:a", variants=(m.Variant("dtype_cast", content="bfp1:b"),)), m.Base(content="bfp1:b"))
+        True
+        >>> agree(m.Base(content="bfp1:b"), m.Base(content="bfp1:a"))
+        False
+    """
+    known = verdict(wanted, levels(other))
+    return known.accepted or not (known.differs or known.variant is not None)
+
+
 def require(owner: str, wanted: m.Base, found: Fingerprint, *, name: str | None, where: object,
             allow_structural: bool = False) -> Verdict:
     """The verdict on ``found``, if it lets the owner of ``wanted`` be used there. An owner without any digest is not held to one.

@@ -43,6 +43,7 @@ def summary(pack: Pack) -> dict[str, Any]:
     return {
         "name": pack.name,
         "method": manifest.method.type,
+        **({"beside": [method.name for method in pack.methods[1:]]} if len(pack.methods) > 1 else {}),
         "config": dict(manifest.config),
         "composition": None if manifest.composition is None else _tree(manifest.composition),
         "base": {"name": manifest.base.name, "model_type": manifest.base.model_type, **identity.levels(manifest.base)._asdict(),

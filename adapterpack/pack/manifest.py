@@ -7,13 +7,14 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .. import resources
 from ..errors import FormatError
 from . import strict_json
+from .plain import plain as plain
 from .schema_check import schema_problem
 from .upgrade import pruned, upgraded
 
@@ -22,7 +23,9 @@ FORMAT_VERSION = "1.2"
 MAX_BYTES = 4 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """The names that a pack may have; the schema says the same."""
-FEATURES = frozenset({"int8", "composition"})
+METHODS = "methods"
+"""The feature of a pack in which a group has a method that is not the pack's."""
+FEATURES = frozenset({"int8", METHODS, "composition"})
 """What this reader understands of ``must_understand``."""
 
 
@@ -119,7 +122,8 @@ class Group:
     ``shared`` is no module and holds what all adapters of the pack have in common. A width may be unknown (None).
 
     ``weight`` is the literal name of the tensor in the base checkpoint; ``config`` holds the hyper-parameters that differ here from
-    the manifest's ``config``; ``scale`` is the number that multiplies the branch.
+    the manifest's ``config``; ``scale`` is the number that multiplies the branch. A ``method`` of its own stands where it is not the
+    pack's; the group's ``config`` is then the whole.
     """
 
     path: str
@@ -132,6 +136,7 @@ class Group:
     rank: int | None = None
     scale: float | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    method: MethodRef | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,14 @@ class Lineage:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """Images by recipe: the seed of their numbers and their shape, ``(images, channels, height, width)``."""
+
+    seed: int
+    shape: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class Member:
     """An adapter that a composed pack holds: its name there, the digest of the pack that it came from, and its method."""
 
@@ -209,6 +222,7 @@ class Canary:
 
     ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and ``logits`` beside them; for a
     model without logits, components of its last hidden state. In ``base`` the pack's trained head is on and its adapters are off.
+    ``input_ids`` is empty where ``pixels`` are the input; ``decoder_input_ids`` go into the decoder of a model that has an encoder, too.
     """
 
     input_ids: tuple[tuple[int, ...], ...]
@@ -216,6 +230,8 @@ class Canary:
     adapter: tuple[Mapping[str, Any], ...]
     tolerance: float
     dtype: str = "float32"
+    decoder_input_ids: tuple[tuple[int, ...], ...] | None = None
+    pixels: Pixels | None = None
 
 
 @dataclass(frozen=True)
@@ -348,13 +364,12 @@ def _decode(value: dict[str, Any]) -> Manifest:
             "base": decode_base(base),
             "tokenizer": value["tokenizer"] and Tokenizer(**value["tokenizer"]),
             "base_quantization": value["base_quantization"] and BaseQuantization(**value["base_quantization"]),
-            "groups": tuple(Group(**group) for group in value["groups"]),
+            "groups": tuple(Group(**{**group, "method": group["method"] and MethodRef(**group["method"])}) for group in value["groups"]),
             "tensors": {name: TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for name, entry in value["tensors"].items()},
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
             "lineage": lineage and Lineage(**{**lineage, "parents": tuple(Parent(**parent) for parent in lineage["parents"]),
                                               "ancestors": {one: tuple(before) for one, before in lineage["ancestors"].items()}}),
-            "canary": canary and Canary(**{**canary, "input_ids": tuple(map(tuple, canary["input_ids"])),
-                                           "base": tuple(canary["base"]), "adapter": tuple(canary["adapter"])}),
+            "canary": canary and _decode_canary(canary),
             "composition": composition and Composition(composition["tree"], tuple(Member(**one) for one in composition["members"])),
             "metrics": tuple(value["metrics"]),
             "must_understand": tuple(value["must_understand"]),
@@ -362,34 +377,17 @@ def _decode(value: dict[str, Any]) -> Manifest:
     )
 
 
+def _decode_canary(value: Mapping[str, Any]) -> Canary:
+    decoder, pixels = value["decoder_input_ids"], value["pixels"]
+    return Canary(**{**value, "input_ids": tuple(map(tuple, value["input_ids"])), "base": tuple(value["base"]),
+                     "adapter": tuple(value["adapter"]), "decoder_input_ids": None if decoder is None else tuple(map(tuple, decoder)),
+                     "pixels": None if pixels is None else Pixels(pixels["seed"], tuple(pixels["shape"]))})
+
+
 def decode_base(value: Mapping[str, Any]) -> Base:
     """The base that a manifest or a bundle names, from its JSON; fields that are left out are unknown."""
     dims = value.get("dims")
     return Base(**{**value, "dims": dims and Dims(**dims), "variants": tuple(Variant(**one) for one in value.get("variants", ()))})
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, mappings and sequences as JSON values."""
-    kind = type(value)
-    if kind in _SCALARS:
-        return value
-    names = _names(kind)  # type: ignore[arg-type]
-    if names is not None:
-        return {name: plain(getattr(value, name)) for name in names}
-    if kind is dict or isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    return value
-
-
-_SCALARS = frozenset({str, int, float, bool, type(None)})
-
-
-@lru_cache(maxsize=256)
-def _names(kind: type) -> tuple[str, ...] | None:
-    """The fields of a dataclass."""
-    return tuple(each.name for each in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
 def sha256_of(path: Path) -> str:

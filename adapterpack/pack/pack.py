@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import BaseMismatch, ConfigError, FormatError, NonFinite, NothingToDo, SiteNotFound, nearest
-from ..methods import PROMPT, Acts, Method, Site, is_stacked, matrix_shape, settled
-from . import identity, peft_layout, safetensors
+from ..errors import ConfigError, FormatError, NonFinite, NothingToDo
+from ..methods import PROMPT, Acts, Method, Site, get, is_stacked, settled
+from . import identity, peft_layout, peft_names, safetensors
 from . import manifest as m
-from .composition import FEATURE, method_of
+from .beside import Beside, Sites, features, require_beside
+from .composition import method_of
 from .fingerprint import Fingerprint
+from .fits import require_shapes
 from .match import Verdict
 from .shapes import check_shapes
 
@@ -39,12 +41,13 @@ SHARED = "@shared"
 
 
 class Adapter(NamedTuple):
-    """One adapted site of a pack, ready for the method's functions."""
+    """One adapted site of a pack, ready for the functions of its method."""
 
     site: Site
     config: Any
     params: dict[str, np.ndarray]
     weight: str | None
+    method: Method
 
     @property
     def wide(self) -> dict[str, np.ndarray]:
@@ -84,8 +87,17 @@ class Pack:
 
     @property
     def method(self) -> Method:
-        """The method that made the pack."""
+        """The method that made the pack; a group may have one of its own (:meth:`method_of`)."""
         return method_of(self.manifest)
+
+    def method_of(self, group: m.Group) -> Method:
+        """The method at one group."""
+        return self.method if group.method is None else get(group.method.type)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Every method in the pack, its own first."""
+        return (self.method, *map(get, dict.fromkeys(group.method.type for group in self.manifest.groups if group.method is not None)))
 
     @cached_property
     def acts(self) -> Acts | None:
@@ -129,17 +141,18 @@ class Pack:
             if not entry.param.endswith(".scales"):
                 value = self.tensors[name]
                 found[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
-        return peft_layout.loaded(self.method, self._kinds[path], found) if path in self._kinds else found
+        group = self._adapted.get(path)
+        return found if group is None else peft_names.loaded(self.method_of(group), group.kind, found)
 
     @cached_property
-    def _kinds(self) -> dict[str, str]:
-        return {group.path: group.kind for group in self.manifest.groups if group.role == "adapter"}
+    def _adapted(self) -> dict[str, m.Group]:
+        return {group.path: group for group in self.manifest.groups if group.role == "adapter"}
 
     def site(self, group: m.Group) -> Site:
         """The site that a group describes; what its tensors' shapes say of it is read off them."""
         shapes = [entry.shape for _, entry in self._by_group.get(group.path, ()) if not entry.param.endswith(".scales")]
         stack = max((shape[0] for shape in shapes if shape), default=1) if is_stacked(group.kind) else 1
-        return dataclasses.replace(site_of(group), kernel=peft_layout.kernel_of(group.kind, shapes), stack=stack)
+        return dataclasses.replace(site_of(group), kernel=peft_names.kernel_of(group.kind, shapes), stack=stack)
 
     def adapters(self, shape_of: Callable[[m.Group], tuple[int, int]] | None = None) -> Iterator[Adapter]:
         """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order.
@@ -157,15 +170,19 @@ class Pack:
             shapes = [shape_of(group) for group in groups]
             sites = [dataclasses.replace(site, out_features=shape[0], in_features=shape[1])
                      for site, shape in zip(sites, shapes, strict=True)]
-            configs = settled(self.method, configs, sites)
+            for method in self.methods:
+                own = [number for number, group in enumerate(groups) if self.method_of(group).name == method.name]
+                found = settled(method, [configs[number] for number in own], [sites[number] for number in own])
+                for number, cfg in zip(own, found, strict=True):
+                    configs[number] = cfg
         for group, site, cfg in zip(groups, sites, configs, strict=True):
-            params = self.params(group.path)
+            params, method = self.params(group.path), self.method_of(group)
             if shape_of is not None:
-                check_shapes(self.method, cfg, site, params, f"pack '{self.name}'")
-            yield Adapter(site, cfg, {**shared, **params}, group.weight)
+                check_shapes(method, cfg, site, params, f"pack '{self.name}'")
+            yield Adapter(site, cfg, {**shared, **params} if group.method is None else params, group.weight, method)
 
     def shared(self) -> dict[str, np.ndarray]:
-        """The parameters that all adapted sites have in common."""
+        """The parameters that all sites of the pack's own method have in common."""
         return self.params(SHARED)
 
     def full(self) -> dict[str, dict[str, np.ndarray]]:
@@ -178,15 +195,17 @@ class Pack:
         Raises:
             FormatError: the manifest holds a hyper-parameter that the method does not have, or a value that it cannot use.
         """
-        if not group.config and self._common:
+        plain = not group.config and group.method is None
+        if plain and self._common:
             return self._common[0]
-        written = {**self.manifest.config, **group.config}
+        written = {**(self.manifest.config if group.method is None else {}), **group.config}
         try:
-            cfg = self.method.config(**{key: tuple(value) if isinstance(value, list) else value for key, value in written.items()})
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in written.items()}
+            cfg = self.method_of(group).config(**values)
             _ = cfg.scale, cfg.rank  # a value of the wrong type may show only here
         except (TypeError, ValueError, ArithmeticError) as error:
             raise FormatError(f"the method's configuration is not usable: {error}", where=f"group {group.path}") from error
-        if not group.config:
+        if plain:
             self._common.append(cfg)  # frozen, and the same at every such group
         return cfg
 
@@ -232,7 +251,7 @@ class Pack:
         verdict = self.require_levels(found, name=base.name, where=base.folder, allow_structural=allow_structural)
         relation = None if verdict.variant is None else verdict.variant.relation
         if relation != "quantized":  # what that stores has shapes, and often names, of its own
-            self._require_sites(base, renamed=relation == "renamed_keys")
+            require_shapes(self, base, renamed=relation == "renamed_keys")
         return verdict
 
     def require_levels(self, found: Fingerprint, *, name: str | None, where: object, allow_structural: bool = False) -> Verdict:
@@ -242,23 +261,6 @@ class Pack:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
         """
         return identity.require(f"pack '{self.name}'", self.manifest.base, found, name=name, where=where, allow_structural=allow_structural)
-
-    def _require_sites(self, base: Checkpoint, renamed: bool) -> None:
-        for group in self.manifest.groups:
-            if group.role != "adapter" or self.method.kind != "weight":
-                continue
-            if renamed and base.weight_name(group.path, group.weight) is None:
-                modules = [name.removesuffix(".weight") for name in base.tensors]
-                raise SiteNotFound("a tensor that the pack changes has another name in this variant of the base, and no path leads to it",
-                                   where=f"{base.folder}, {group.path}", found=group.weight or f"{group.path}.weight",
-                                   remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
-            stored = base.tensors[base.require_weight(group.path, group.weight)].shape
-            shape = matrix_shape(group.kind, stored)
-            known = (group.out_features, group.in_features)
-            if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
-                raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
-                                   expected=f"{known} of kind '{group.kind}'", found=shape or stored,
-                                   remedy="use the base that the pack names")
 
 
 def is_module(path: str) -> bool:
@@ -279,10 +281,11 @@ def site_of(group: m.Group) -> Site:
 def build(
     name: str,
     method: Method,
-    adapters: Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]],
+    adapters: Sites,
     *,
     task: m.Task,
     base: m.Base,
+    beside: Sequence[Beside] = (),
     shared: Mapping[str, np.ndarray] | None = None,
     full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     weights: Mapping[str, str | None] | None = None,
@@ -290,7 +293,7 @@ def build(
 ) -> Pack:
     """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the modules trained whole.
 
-    ``shared`` are the parameters that all sites have in common.
+    ``beside`` holds the sites of other methods in the same pack; ``shared`` are the parameters that all sites of ``method`` have in common.
     ``weights`` names the base tensor behind each path; ``rest`` goes to :class:`~adapterpack.pack.manifest.Manifest`.
 
     Raises:
@@ -310,19 +313,28 @@ def build(
         tensors[tensor_name] = value
         entries[tensor_name] = entry_of(value, path, param)
 
-    for site, cfg, (_, params), overrides in zip(adapters, configs, adapters.values(), differing, strict=True):
+    def adapt(method: Method, site: Site, cfg: Any, params: Mapping[str, np.ndarray], config: dict[str, Any], host: Method | None) -> None:
+        own = None if host is None else m.MethodRef(method.name, method.spec_version)
         groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
-                              site.out_features or None, site.bias, cfg.rank, cfg.scale, overrides))
-        for param, value in peft_layout.stored(method, site, params).items():
-            add(site.path, param, peft_layout.tensor_name(method, site.path, param, site.kind), value)
+                              site.out_features or None, site.bias, cfg.rank, cfg.scale, config, own))
+        for param, value in peft_names.stored(method, site, params).items():
+            add(site.path, param, peft_names.tensor_name(method, site.path, param, site.kind, host), value)
+
+    for site, cfg, (_, params), overrides in zip(adapters, configs, adapters.values(), differing, strict=True):
+        adapt(method, site, cfg, params, overrides, None)
+    for other in beside:
+        require_beside(name, Beside(method, adapters), other, {group.path for group in groups})
+        configs = settled(other.method, [cfg for cfg, _ in other.adapters.values()], list(other.adapters))
+        for (site, (_, params)), cfg in zip(other.adapters.items(), configs, strict=True):
+            adapt(other.method, site, cfg, params, _shared_config([cfg])[0], method)
     if shared:
         groups.append(m.Group(SHARED, "shared", "module"))
     for param, value in (shared or {}).items():
-        add(SHARED, param, peft_layout.shared_name(method, param), value)
+        add(SHARED, param, peft_names.shared_name(method, param), value)
     for path, params in (full or {}).items():
         groups.append(m.Group(path, "full", "module", (weights or {}).get(path)))
         for param, value in params.items():
-            add(path, param, peft_layout.full_name(method, path, param), value)
+            add(path, param, peft_names.full_name(method, path, param), value)
     draft = m.Manifest(
         pack=m.PackInfo(name),
         method=m.MethodRef(method.name, method.spec_version),
@@ -332,7 +344,7 @@ def build(
         groups=tuple(groups),
         tensors=dict(sorted(entries.items())),
         files=(),
-        must_understand=() if method.composition is None else (FEATURE,),
+        must_understand=features(method, groups),
         composition=method.composition,
         **rest,
     )
@@ -382,15 +394,3 @@ def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, A
     plain = [distinct[id(cfg)] for cfg in configs]
     common = plain[0] if plain else {}
     return common, [{k: v for k, v in one.items() if common.get(k) != v} for one in plain]
-
-
-def require_sites(pack: Pack, known: Mapping[str, Any], where: object) -> None:
-    """Checks that every module the pack changes is among ``known``.
-
-    Raises:
-        SiteNotFound: one is not, or none is; the nearest name is given.
-    """
-    for group in pack.manifest.groups:
-        if is_module(group.path) and group.path not in known:
-            raise SiteNotFound(f"pack '{pack.name}' changes a site that is not there", where=where, found=group.path,
-                               remedy=nearest(group.path, known))

@@ -53,8 +53,15 @@ def _from_1_0(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_1_1(value: dict[str, Any]) -> dict[str, Any]:
-    """1.2 adds the composition."""
-    return _with(value, {"composition": None}, "")
+    """1.2 adds the composition, a group's own method, and canaries of images and of decoders."""
+    new = _with(value, {"composition": None}, "")
+    groups, canary = value.get("groups"), value.get("canary")
+    if isinstance(groups, list):
+        new["groups"] = [_with(group, {"method": None}, f"/groups/{number}") if _object(group) else group
+                         for number, group in enumerate(groups)]
+    if isinstance(canary, dict):
+        new["canary"] = _with(canary, {"decoder_input_ids": None, "pixels": None}, "/canary")
+    return new
 
 
 STEPS: dict[str, Upgrade] = {"1.0": Upgrade("1.1", _from_1_0), "1.1": Upgrade("1.2", _from_1_1)}

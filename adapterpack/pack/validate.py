@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
+from ..methods import get
 from . import manifest as m
 from . import peft_layout, strict_json
 from .checks import folder as files
@@ -168,7 +169,10 @@ def _examine_peft(
     pack = dataclasses.replace(peft_layout.read(folder), path=folder)
     about_base = SHAPES_ONLY if base else NO_BASE
     open_questions = ("digests and canary: PEFT folders carry none", about_base)
-    findings += base_findings(pack, base, allow_structural)
+    try:
+        findings += base_findings(pack, base, budget, allow_structural)
+    except Spent as spent:
+        return Report("peft", str(folder), pack.id, tuple(findings), (*open_questions, str(spent)), incomplete=True), pack
     return Report("peft", str(folder), pack.id, tuple(findings), open_questions, full, base_verdict(pack, base, findings)), pack
 
 
@@ -204,8 +208,9 @@ def _code_keys(data: bytes) -> Iterator[Finding]:
 
 
 def _require_known(manifest: m.Manifest, where: Path) -> None:
-    method = method_of(manifest)
-    if manifest.method.spec_version > method.spec_version:
-        raise Unsupported(f"the pack was made by a newer version of the method {method.name}", where=where,
-                          expected=f"spec_version {method.spec_version}", found=manifest.method.spec_version,
-                          remedy=f"update the package that brings {method.name}")
+    others = [(group.method, get(group.method.type)) for group in manifest.groups if group.method is not None]
+    for made_by, method in ((manifest.method, method_of(manifest)), *others):
+        if made_by.spec_version > method.spec_version:
+            raise Unsupported(f"the pack was made by a newer version of the method {method.name}", where=where,
+                              expected=f"spec_version {method.spec_version}", found=made_by.spec_version,
+                              remedy=f"update the package that brings {method.name}")

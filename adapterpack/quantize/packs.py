@@ -11,7 +11,6 @@ import numpy as np
 
 from ..errors import NothingToDo, UnknownName, Unsupported, nearest
 from ..methods import fold, is_stacked, row_blocks
-from ..methods.base import Method
 from ..pack.lineage import descended
 from ..pack.pack import Adapter, Pack, entry_of, sealed
 
@@ -80,10 +79,10 @@ def quantize_pack(pack: Pack, *, scheme: str = "int8", name: str | None = None) 
     if manifest.quantization is not None:
         raise NothingToDo(f"the pack is quantized already, as {manifest.quantization['scheme']}", where=f"pack '{pack.name}'",
                           remedy="quantize the pack that it was made from")
-    traits = pack.method.traits
-    if not traits.quantizable or not traits.additive or traits.reads_weight:
-        raise Unsupported(f"tensors of the method {pack.method.name} stay float: the error in the change could not be bounded or measured",
-                          where=f"pack '{pack.name}'", remedy="keep this pack as it is")
+    for method in pack.methods:
+        if not method.traits.quantizable or not method.traits.additive or method.traits.reads_weight:
+            raise Unsupported(f"tensors of the method {method.name} stay float: the error in the change could not be bounded or measured",
+                              where=f"pack '{pack.name}'", remedy="keep this pack as it is")
     if stacks := [group.path for group in manifest.groups if is_stacked(group.kind)]:
         raise Unsupported("the parameters of a stack of matrices stay float", where=f"pack '{pack.name}', {stacks[0]}",
                           remedy="keep this pack as it is")
@@ -120,11 +119,11 @@ def change_error(exact: Pack, other: Pack) -> tuple[float, float]:
     largest = squares = total = 0.0
     for one, two in zip(exact.adapters(), other.adapters(), strict=True):
         rows, columns = one.site.out_features, one.site.in_features
-        blocks = row_blocks(rows, columns) if exact.method.traits.row_separable else iter((slice(0, rows),))
+        blocks = row_blocks(rows, columns) if one.method.traits.row_separable else iter((slice(0, rows),))
         one, two = _wide(one), _wide(two)  # noqa: PLW2901 - the same sites, in float64
         for block in blocks:
-            change = _change(exact.method, one, block)
-            error = _change(other.method, two, block) - change
+            change = _change(one, block)
+            error = _change(two, block) - change
             largest = max(largest, float(np.abs(error).max()))
             squares += float(np.vdot(error, error))
             total += float(np.vdot(change, change))
@@ -136,8 +135,8 @@ def _wide(adapter: Adapter) -> Adapter:
     return adapter._replace(params={name: value.astype(np.float64) for name, value in params.items()})
 
 
-def _change(method: Method, adapter: Adapter, block: slice) -> np.ndarray:
+def _change(adapter: Adapter, block: slice) -> np.ndarray:
     """The rows of an additive method's change: what it makes of a weight of zeros."""
     nothing = np.zeros((block.stop - block.start, adapter.site.in_features))
-    changed: np.ndarray = fold(method, adapter.config, adapter.params, adapter.site, nothing, None, block)[0]
+    changed: np.ndarray = fold(adapter.method, adapter.config, adapter.params, adapter.site, nothing, None, block)[0]
     return changed

@@ -110,6 +110,8 @@ def _not_replayable(bundle: Bundle, pack: Pack) -> str | None:
     architecture, mine, other = pack.manifest.task.architecture, pack.manifest.base.content, bundle.base.content
     if pack.manifest.canary is None:
         return "the pack carries none"
+    if canary.needs_more(pack.manifest.canary):
+        return "it has inputs that are not replayed"
     if bundle.mode == "folded" and len(bundle.adapters) > 1:
         return "it is folded together with others"
     if architecture is not None and not architecture.endswith(task_named(bundle.task).suffixes):

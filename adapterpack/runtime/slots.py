@@ -85,11 +85,12 @@ def require_slots(pack: Pack) -> None:
     """
     if pack.method.kind == "prompt":  # it is in the cache that a row begins with, not in the graph
         return
-    if pack.method.torch_only:
-        raise Unsupported(pack.method.torch_only, where=pack.name, remedy="attach it to a torch model")
-    if not pack.method.traits.batchable or pack.method.kind not in ARRAYS:
-        raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=pack.method.name,
-                          remedy="export with --mode folded" if pack.method.kind == "weight" else "run this adapter under torch")
+    for method in pack.methods:
+        if method.torch_only:
+            raise Unsupported(method.torch_only, where=pack.name, remedy="attach it to a torch model")
+        if not method.traits.batchable or method.kind not in ARRAYS:
+            raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=method.name,
+                              remedy="export with --mode folded" if method.kind == "weight" else "run this adapter under torch")
     for group in pack.manifest.groups if pack.method.kind == "weight" else ():
         if group.role == "adapter" and not (group.kind in LAYOUTS and LAYOUTS[group.kind].linear):
             raise Unsupported("a graph has slots at linear layers only", where=f"{pack.name}, {group.path}", found=group.kind,
@@ -107,21 +108,20 @@ def pack_values(pack: Pack, weights: Weights | None = None, sites: Mapping[str, 
     """
     require_slots(pack)
     values: Values = {}
-    traits = pack.method.traits
     adapters: Iterable[Adapter] = () if pack.method.kind == "prompt" else pack.adapters()
-    if traits.reads_weight and weights is None:
+    if readers := [method.name for method in pack.methods if method.traits.reads_weight and weights is None]:
         raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
-                          found=pack.method.name, remedy="export the bundle again with this adapter among the packs")
+                          found=readers[0], remedy="export the bundle again with this adapter among the packs")
     for adapter in adapters:
-        site = _measured(adapter.site, sites or {})
-        if weights is not None and (traits.reads_weight or not (site.in_features and site.out_features)):
+        site, method = _measured(adapter.site, sites or {}), adapter.method
+        if weights is not None and (method.traits.reads_weight or not (site.in_features and site.out_features)):
             weight, bias = weights(adapter)
             site = dataclasses.replace(site, out_features=weight.shape[0], in_features=weight.shape[1])
-            if traits.reads_weight:
+            if method.traits.reads_weight:
                 wide = None if bias is None else bias.astype(np.float32)
                 site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=wide)
-        form = pack.method.attach(adapter.config, complete(pack.method, adapter.config, adapter.wide, site), site)
-        values.update({f"{site.path}.{field}": array for field, array in ARRAYS[pack.method.kind](form, site.out_features or 1).items()})
+        form = method.attach(adapter.config, complete(method, adapter.config, adapter.wide, site), site)
+        values.update({f"{site.path}.{field}": array for field, array in ARRAYS[method.kind](form, site.out_features or 1).items()})
     for path, params in pack.full().items():
         values.update(head_values(path, params))
     return values

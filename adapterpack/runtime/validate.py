@@ -40,7 +40,7 @@ def validate_bundle(
     except Spent as spent:
         left_open.append(str(spent))
     except AdapterpackError as error:
-        findings.append(Finding("AB001", "error", FILE_NAME, str(error), error.remedy or ""))
+        findings.append(Finding("AB001", "error", FILE_NAME, error.told, error.remedy or ""))
         return Report("bundle", str(folder), None, tuple(findings))
     incomplete = bool(left_open) or (full and base is None)
     sound = not left_open and not any(finding.severity == "error" for finding in findings)
@@ -70,17 +70,18 @@ def _findings(folder: Path, base: Path | None, budget: Budget, allow_structural:
             yield Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again")
     if base is not None:
         budget.require_time("the base")
-        yield from _base(bundle, base, allow_structural)
+        yield from _base(bundle, base, budget, allow_structural)
 
 
-def _base(bundle: Bundle, base: Path, allow_structural: bool) -> Iterator[Finding | Verdict]:
+def _base(bundle: Bundle, base: Path, budget: Budget, allow_structural: bool) -> Iterator[Finding | Verdict]:
     """AB301, and the verdict on the base."""
     checkpoint, remedy = Checkpoint(base), "name the base that it was exported from"
-    found = identity.read(checkpoint, bundle.base)
+    with checkpoint.watched(lambda: budget.require_time("the bytes of the base")):
+        found = identity.read(checkpoint, bundle.base)
     try:
         known = identity.require("the bundle", bundle.base, found, name=checkpoint.name, where=base, allow_structural=allow_structural)
     except BaseMismatch as error:
-        yield Finding("AB301", "error", "base", str(error), remedy)
+        yield Finding("AB301", "error", "base", error.told, error.remedy or remedy)
         yield identity.verdict(bundle.base, found)
         return
     if known.name == "structural":
@@ -96,7 +97,7 @@ def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
     try:
         found = canary.verify(Session(folder, provider="cpu"))
     except AdapterpackError as error:
-        return [Finding("AB401", "error", error.where or GRAPH, str(error), error.remedy or "export again", type(error))], ()
+        return [Finding("AB401", "error", error.where or GRAPH, error.told, error.remedy or "export again", type(error))], ()
     except Exception as error:  # whatever ONNX Runtime says of a graph from a stranger
         reason = str(error).partition("\n")[0][:300]
         return [Finding("AB401", "error", GRAPH, f"the graph cannot be run: {reason}", "export again")], ()

@@ -59,8 +59,8 @@ def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> floa
         ParityError: with the adapter it gives other logits.
     """
     recorded = pack.manifest.canary
-    if recorded is None:
-        raise NothingToDo("the pack carries no canary", where=pack.name, remedy="save it from a model that takes token ids")
+    if recorded is None or canary.needs_more(recorded):
+        raise NothingToDo("the pack carries no canary of token ids", where=pack.name, remedy="save it from a model that takes token ids")
     base, adapted = _outputs(model, name or pack.name, recorded.input_ids)
     return canary.check(canary.widened(recorded, coarse=coarse(model)), _rows(base), _rows(adapted), where=pack.name)
 
@@ -106,6 +106,8 @@ def _not_replayable(model: nn.Module, pack: Pack) -> str | None:
     recorded, architecture = pack.manifest.canary, pack.manifest.task.architecture
     if recorded is None:
         return "the pack carries none"
+    if canary.needs_more(recorded):
+        return "it has inputs that are not replayed"
     if architecture is not None and architecture not in {kind.__name__ for kind in type(model).__mro__}:
         return f"it was recorded on {architecture}, this is {type(model).__name__}"
     if max(map(max, recorded.input_ids)) >= _vocabulary(model):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError, nearest, storage_errors
-from ..methods import get
+from ..methods import Method, SiteConfig, get, methods
 from .aliases import ALIASES, translate
 from .typed import typed_value
 
@@ -173,13 +173,25 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
         return {f.name: Any for f in dataclasses.fields(cls)}
 
 
+def _unknown(key: Any, method: Method, known: set[str], where: object) -> ConfigError:
+    """What to say of a key that neither a training nor its method has; one of other methods is told with these."""
+    having = sorted(other.name for other in methods().values() if key in {f.name for f in dataclasses.fields(other.config)})
+    if not having:
+        return ConfigError("unknown key", where=where, found=repr(key), remedy=nearest(str(key), known))
+    common = {f.name for f in dataclasses.fields(SiteConfig)}
+    own = [f.name for f in dataclasses.fields(method.config) if f.name not in common]
+    return ConfigError(f"the method {method.name} has no {key}", where=where, found=repr(key),
+                       expected=f"one of its own: {', '.join(own) or 'none'}",
+                       remedy=f"leave it out, or choose a method that has it: {', '.join(having)}")
+
+
 def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
     method = get(str(values.get("method", "lora")).lower())
     own = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "method_config"}
     theirs = {f.name for f in dataclasses.fields(method.config)}
     for key in values:
         if key not in own and key not in theirs:
-            raise ConfigError("unknown key", where=where, found=repr(key), remedy=nearest(str(key), {*own, *theirs, *ALIASES, "adapters"}))
+            raise _unknown(key, method, {*own, *theirs, *ALIASES, "adapters"}, where)
     for name, field in own.items():
         if field.default is dataclasses.MISSING and name not in values:
             raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 
 from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
-from ..methods import LAYOUTS, Method, Seen, Site, SiteConfig, is_stacked, method_of, settled, to_matrix
-from ..pack.manifest import Group
-from ..pack.pack import Pack, require_sites
+from ..methods import Method, Seen, Site, SiteConfig, is_stacked, method_of, settled
+from ..pack.beside import Beside, require_beside
+from ..pack.fits import require_sites
+from ..pack.pack import Pack
 from ..pack.shapes import check_shapes
-from .acting import forget, tell
+from .acting import forget
 from .first_pass import lead, release
 from .kinds import KINDS
-from .layer import Adapted, SavedModule, Wrapper, as_numpy, as_parameter, module_at, own_modules
+from .layer import Adapted, SavedModule, as_numpy, own_modules
 from .seen import measure
 from .sites import known_sites
 from .table import AdaptedTable
+from .work import is_linear, swap, wrapping
 
 
 def adapt(
-    model: nn.Module, config: SiteConfig, name: str = "default", seed: int = 0, data: Iterable[Mapping[str, Any]] | None = None
+    model: nn.Module, config: SiteConfig | Sequence[SiteConfig], name: str = "default", seed: int = 0,
+    data: Iterable[Mapping[str, Any]] | None = None,
 ) -> nn.Module:
     """Freezes ``model`` and puts a fresh trainable adapter into it, in place; only the adapter's parameters require gradients.
 
-    ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``. ``data``, batches of the model's keyword
-    arguments, is for initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Returns the same model.
+    ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``, or several of different methods at different
+    sites, the one that the adapter is named by first: ``[LoRA(), TrainableTokens(token_indices=(5,))]``. ``data``, batches of the
+    model's keyword arguments, is for initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Returns the same model.
 
     Raises:
         ConfigError: the initialisation wants data, and there are none.
@@ -45,27 +47,58 @@ def adapt(
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
         14
     """
-    method, rng = method_of(config), np.random.default_rng(seed)
+    rng, samples = np.random.default_rng(seed), None if data is None else list(data)
     _refuse_taken(model, name)
-    kind = KINDS[method.kind]
-    config = kind.ready(model, config)
-    whole = [_module_path(model, path) for path in config.modules_to_save]
-    sites = kind.select(model, config.targets, method.traits, tuple(whole))
-    needs = method.needs(config) if method.needs is not None else frozenset()
-    seen = measure(model, sites, needs, data)
-    if method.plan is not None:
-        config = method.plan(config, [dataclasses.replace(site, seen=seen.get(site.path)) for site in sites])
-    configs = settled(method, [config.at(site.path) for site in sites], sites)
-    common = method.shared.init(configs[0], sites, rng) if method.shared is not None else {}
-    with _wrapping(model, name, method, common) as work:
-        for site, cfg in zip(sites, configs, strict=True):
-            work.adapter(site.path, cfg, partial(_fresh, method, cfg, rng, seen.get(site.path)), "weight" in needs)
+    chosen = [config] if isinstance(config, SiteConfig) else list(config)
+    whole = [_module_path(model, path) for one in chosen for path in one.modules_to_save]
+    fresh = [_plan(model, one, whole, rng, samples) for one in chosen]
+    _require_apart(name, fresh)
+    with wrapping(model, name) as work:
+        for one in fresh:
+            work.share(one.method, one.shared)
+            for site, cfg in zip(one.sites, one.configs, strict=True):
+                params = partial(_fresh, one.method, cfg, rng, one.seen.get(site.path))
+                work.adapter(site.path, one.method, cfg, params, "weight" in one.needs, beside=one is not fresh[0])
         for path in whole:
             work.saved(path).add(name)
     model.requires_grad_(False)
     for module in work.touched:
         module.trainable(name)
     return active(model, name)
+
+
+class _Plan(NamedTuple):
+    """What one config makes of a model: its method, the sites with their configs, what they share, and what was seen of them."""
+
+    method: Method
+    sites: list[Site]
+    configs: list[Any]
+    shared: Mapping[str, np.ndarray]
+    needs: frozenset[str]
+    seen: Mapping[str, Seen]
+
+
+def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random.Generator, data: Any) -> _Plan:
+    method = method_of(config)
+    kind = KINDS[method.kind]
+    config = kind.ready(model, config)
+    sites = kind.select(model, config.targets, method.traits, tuple(whole))
+    needs = method.needs(config) if method.needs is not None else frozenset()
+    seen = measure(model, sites, needs, data)
+    if method.plan is not None:
+        config = method.plan(config, [dataclasses.replace(site, seen=seen.get(site.path)) for site in sites])
+    configs = settled(method, [config.at(site.path) for site in sites], sites)
+    shared = method.shared.init(configs[0], sites, rng) if method.shared is not None else {}
+    return _Plan(method, sites, configs, shared, needs, seen)
+
+
+def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
+    """Checks that several methods of one adapter can be packed together, before one of them is trained."""
+    first, *others = (Beside(one.method, {site: (cfg, {}) for site, cfg in zip(one.sites, one.configs, strict=True)}) for one in plans)
+    taken = {site.path for site in first.adapters}
+    for other in others:
+        require_beside(name, first, other, taken)
+        taken |= {site.path for site in other.adapters}
 
 
 def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True, check_canary: bool = True) -> nn.Module:
@@ -90,18 +123,21 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
         from .save import require_model_base  # noqa: PLC0415 - save imports this module
 
         known = require_model_base(model, pack)
-    with _wrapping(model, name, pack.method, pack.shared()) as work:
-        for adapter in pack.adapters(work.shape_of):
-            own = {key: value for key, value in adapter.params.items() if key not in work.shared}
-            layer = work.adapter(adapter.site.path, adapter.config, partial(_stored, own))
-            if adapter.site.kind != layer.site.kind and not (_linear(adapter.site) and _linear(layer.site)):
+    with wrapping(model, name) as work:
+        shared = pack.shared()
+        work.share(pack.method, shared)
+        for adapter in pack.adapters(lambda group: work.shape_of(group, pack.method_of(group))):
+            beside = adapter.method.name != pack.method.name
+            own = {key: value for key, value in adapter.params.items() if beside or key not in shared}
+            layer = work.adapter(adapter.site.path, adapter.method, adapter.config, partial(_stored, own), beside=beside)
+            if adapter.site.kind != layer.site.kind and not (is_linear(adapter.site) and is_linear(layer.site)):
                 raise Unsupported("the pack was made for another kind of layer", where=adapter.site.path, expected=adapter.site.kind,
                                   found=layer.site.kind)
             for side in ("out_features", "in_features"):
                 if getattr(adapter.site, side) not in {0, getattr(layer.site, side)}:
                     raise SiteNotFound("a site has another shape in this model", where=f"{adapter.site.path}, {side}",
                                        expected=getattr(adapter.site, side), found=getattr(layer.site, side))
-            check_shapes(pack.method, adapter.config, layer.site, own, pack.name)
+            check_shapes(adapter.method, adapter.config, layer.site, own, pack.name)
         for path, params in pack.full().items():
             work.saved(path).add(name, params, pack.manifest.task.labels)
     if pack.method.one_pass:
@@ -139,7 +175,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
             empty[module] = module.base
             if isinstance(module, AdaptedTable):
                 module.release()
-    _swap(model, empty)
+    swap(model, empty)
     forget(model, names if name is None else [name])
     return model
 
@@ -173,11 +209,12 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 
 class Parts(NamedTuple):
-    """One adapter out of a model, as a pack wants it: its method, site -> (config, parameters) in their final form, the parameters that
-    all sites share, and path -> parameters of modules that were trained whole."""
+    """One adapter out of a model, as a pack wants it: its method, site -> (config, parameters) in their final form, the same of other
+    methods beside it, the parameters that all sites share, and path -> parameters of modules that were trained whole."""
 
     method: Method
     adapters: dict[Site, tuple[Any, dict[str, np.ndarray]]]
+    beside: list[Beside]
     shared: dict[str, np.ndarray]
     full: dict[str, dict[str, np.ndarray]]
 
@@ -197,12 +234,18 @@ def parts_of(model: nn.Module, name: str) -> Parts:
                           remedy="keep the pack that it came from")
     order = {path: place for place, path in enumerate(known_sites(model))}  # of the wrappers of one module, the last one stands outside
     adapted.sort(key=lambda module: order.get(module.site.path, len(order)))
-    method = adapted[0].methods[name][0]
-    adapters = {module.site: (module.methods[name][1], module.params(name)) for module in adapted}
-    if method.bake is not None:
-        adapters = {site: _baked(method, cfg, params, site) for site, (cfg, params) in adapters.items()}
-    shared = {key: as_numpy(value) for key, value in adapted[0].shared(name).items()}
-    return Parts(method, adapters, shared, {module.path: module.params(name) for module in wrappers if isinstance(module, SavedModule)})
+    method = next((module for module in adapted if name not in module.beside), adapted[0]).methods[name][0]
+    found: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}
+    methods: dict[str, Method] = {}
+    for module in adapted:
+        own, cfg = module.methods[name]
+        methods[own.name] = own
+        part = (cfg, module.params(name))
+        found.setdefault(own.name, {})[module.site] = part if own.bake is None else _baked(own, *part, module.site)
+    shared = {key: as_numpy(value) for module in adapted for key, value in module.shared(name).items()}
+    beside = [Beside(methods[other], sites) for other, sites in found.items() if other != method.name]
+    full = {module.path: module.params(name) for module in wrappers if isinstance(module, SavedModule)}
+    return Parts(method, found[method.name], beside, shared, full)
 
 
 def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
@@ -228,120 +271,12 @@ def _baked(method: Method, cfg: Any, params: dict[str, np.ndarray], site: Site) 
     return each[0][0], {name: np.stack([one[name] for _, one in each]) for name in each[0][1]}
 
 
-def _linear(site: Site) -> bool:
-    """Whether a site is a linear layer: whichever way it stores its weight, an adapter of it is the same."""
-    return site.kind in LAYOUTS and LAYOUTS[site.kind].linear
-
-
 def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.ndarray]:
     return params
 
 
-class _Work:
-    """Wrappers for one adapter, made beside the model; :func:`_wrapping` puts them into it."""
-
-    def __init__(self, model: nn.Module, name: str, method: Method, shared: Mapping[str, np.ndarray]) -> None:
-        self.model, self.name, self.method = model, name, method
-        device = next(model.parameters()).device
-        self.shared = {key: as_parameter(value, device) for key, value in shared.items()}
-        self.swaps: dict[nn.Module, nn.Module] = {}
-        self.touched: list[Adapted | SavedModule] = []
-        self._constants: dict[int, tuple[np.ndarray, nn.Parameter]] = {}
-
-    def adapter(self, path: str, cfg: Any, params: Callable[[Site], Mapping[str, np.ndarray]], weight: bool = False) -> Adapted:
-        """The wrapper at a site with the new adapter in it; ``params`` is asked with the site, and its ``weight`` if that is wanted."""
-        wrapper = self._wrapper(path)
-        self.touched.append(wrapper)
-        known = _with_weight(wrapper) if weight or self.method.traits.reads_weight else wrapper.site
-        own = params(known)
-        made = self.method.constants(cfg, known) if self.method.constants is not None else {}
-        device = next(wrapper.base.parameters()).device
-        wrapper.add(self.name, self.method, cfg, own, {key: self._constant(value, device) for key, value in made.items()}, self.shared)
-        return wrapper
-
-    def shape_of(self, group: Group) -> tuple[int, int]:
-        """The shape of the weight at a group's site; a width that the pack says stays, to be compared with the layer's."""
-        site = self._wrapper(group.path).site
-        return group.out_features or site.out_features, group.in_features or site.in_features
-
-    def _constant(self, value: np.ndarray, device: torch.device) -> nn.Parameter:
-        """A constant as a tensor; the same array at another site is the same tensor."""
-        if id(value) not in self._constants:
-            self._constants[id(value)] = value, as_parameter(value, device)
-        return self._constants[id(value)][1]
-
-    def _wrapper(self, path: str) -> Adapted:
-        kind = KINDS[self.method.kind]
-        outer = kind.at(self.model, path)
-        if outer is self.model:
-            raise Unsupported("the model itself owns this parameter, and cannot be replaced inside itself", where=path,
-                              remedy="put the model into a container, such as nn.Sequential")
-        chain = [outer.base if isinstance(outer, SavedModule) else outer]  # a layer that another adapter has trained whole
-        while isinstance(chain[-1], Wrapper):
-            chain.append(chain[-1].base)
-        module = chain[0 if kind.outermost else -1]
-        while module in self.swaps:
-            module = self.swaps[module]
-            chain.append(module)
-        for each in chain:
-            if isinstance(each, Adapted) and isinstance(each, kind.holder) and (each.site.path == path or not each.several):
-                if each.site.kind not in self.method.traits.layers and not _linear(each.site):
-                    raise Unsupported("another adapter changes this layer in another way", where=path, found=each.site.kind,
-                                      expected=", ".join(self.method.traits.layers), remedy="detach it first")
-                return each
-        wrapper = kind.wrap(self.model, module, path, self.method.traits)
-        self.swaps[module] = wrapper
-        return wrapper
-
-    def saved(self, path: str) -> SavedModule:
-        """The module with whole copies at one of the model's own paths."""
-        module = module_at(self.model, path)
-        if not isinstance(module, SavedModule):
-            saved = SavedModule(module, path)
-            self.swaps[module] = saved
-            module = saved
-        self.touched.append(module)
-        return module
-
-
-@contextmanager
-def _wrapping(model: nn.Module, name: str, method: Method, shared: Mapping[str, np.ndarray]) -> Iterator[_Work]:
-    """Puts the wrappers made inside into the model when the block ends well; when it does not, the model is as it was."""
-    work = _Work(model, name, method, shared)
-    try:
-        yield work
-        tell(model, name, [module for module in work.touched if isinstance(module, Adapted)])
-    except BaseException:
-        for module in work.touched:
-            module.remove(name)
-        forget(model, [name])
-        raise
-    _swap(model, work.swaps)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    for wrapper in work.swaps.values():
-        if head is not None and isinstance(wrapper, AdaptedTable) and getattr(head, "weight", None) is wrapper.weight:
-            wrapper.follow(head.base if isinstance(head, Adapted) else head)
-
-
 def _wrappers(model: nn.Module) -> Iterator[Adapted | SavedModule]:
     return (module for module in model.modules() if isinstance(module, Adapted | SavedModule))
-
-
-def _swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
-    """Puts one module in another's place wherever it stands: a layer that is used at two places stays one layer."""
-    for parent in list(model.modules()):
-        for leaf, child in list(parent._modules.items()):
-            new = child
-            while new in swaps:
-                new = swaps[new]
-            if new is not child:
-                setattr(parent, leaf, new)
-                if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, Adapted):
-                    new.register_forward_pre_hook(_called)
-
-
-def _called(*_: Any) -> None:
-    """A hook that does nothing: where there is one, torch's fused encoder calls its layers instead of reading their weights."""
 
 
 def _module_path(model: nn.Module, name: str) -> str:
@@ -351,13 +286,6 @@ def _module_path(model: nn.Module, name: str) -> str:
         raise SiteNotFound("modules_to_save must name one module each", found=f"{name!r}, which matches {', '.join(matches) or 'none'}",
                            remedy="name the whole path" if matches else nearest(name, {path.rpartition(".")[2] for path in paths}))
     return matches[0]
-
-
-def _with_weight(wrapper: Adapted) -> Site:
-    """The site with its weight and bias, float32."""
-    stored, bias = wrapper.stored
-    weight = to_matrix(wrapper.site.kind, as_numpy(stored))
-    return dataclasses.replace(wrapper.site, weight=weight, base_bias=None if bias is None else as_numpy(bias))
 
 
 def _refuse_taken(model: nn.Module, name: str) -> None:

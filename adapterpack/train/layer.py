@@ -74,6 +74,7 @@ class Adapted(Wrapper):
         self.common = nn.ModuleDict()
         self.fixed = nn.ModuleDict()
         self.methods: dict[str, tuple[Method, Any]] = {}
+        self.beside: set[str] = set()  # the adapters whose method here is not the one that they are named by
         self.given: dict[str, Mapping[str, torch.Tensor]] = {}
         self.where: dict[str, Callable[[], torch.Tensor]] = {}
 
@@ -113,6 +114,7 @@ class Adapted(Wrapper):
         """Removes an adapter; unknown names are ignored."""
         if name in self.methods:
             del self.adapters[_key(name)], self.common[_key(name)], self.fixed[_key(name)], self.methods[name]
+            self.beside.discard(name)
             self.given.pop(name, None)
             self.where.pop(name, None)
             self.active = tuple(other for other in self.active if other != name)

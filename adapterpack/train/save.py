@@ -74,6 +74,7 @@ def save(
         name or (Path(out).name if out is not None else chosen),
         parts.method,
         parts.adapters,
+        beside=parts.beside,
         shared=parts.shared,
         full=parts.full,
         task=m.Task(task.name, type(model).__name__ if config is not None else None, labels),
@@ -111,8 +112,9 @@ def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkp
 
 def _weights(parts: Parts, checkpoint: Checkpoint | None) -> dict[str, str | None]:
     """Path -> the name of its weight in the checkpoint, or in the model where there is none."""
+    sites = [site for adapters in (parts.adapters, *(other.adapters for other in parts.beside)) for site in adapters]
     paths: dict[str, str | None] = {site.path: site.path if is_bare(site.kind) else f"{site.path}.weight"
-                                    for site in parts.adapters if is_module(site.path)}
+                                    for site in sites if is_module(site.path)}
     paths |= {path: f"{path}.weight" for path in parts.full}
     return paths if checkpoint is None else {path: checkpoint.weight_name(path) for path in paths}
 

@@ -170,7 +170,7 @@ for _folder in (FOLDER, PEFT):
     bad.good(_folder)
 (PEFT / m.FILE_NAME).unlink()
 _MANIFEST, _CONFIG = (FOLDER / m.FILE_NAME).read_bytes(), (PEFT / peft_layout.CONFIG).read_bytes()
-_MANIFESTS = (_MANIFEST, *((GOLDEN / version / m.FILE_NAME).read_bytes() for version in ("pack-1.0", "pack-1.1")))
+_MANIFESTS = (_MANIFEST, *((GOLDEN / version / m.FILE_NAME).read_bytes() for version in ("pack-1.0", "pack-1.1", "pack-1.2")))
 
 TARGETS = {
     "tensor_file": Target(_tensor_files(), header_or_bytes, tensor_file),

@@ -128,7 +128,7 @@ def moved(model: nn.Module) -> nn.Module:
 def our_pack(row: Row, net: nn.Module) -> tuple[Pack, nn.Module]:
     """A trained adapter of ours as a pack, and the adapted model."""
     model = moved(adapterpack.adapt(copy.deepcopy(net), row.ours))
-    method, adapters, shared, full = parts_of(model, "default")
+    method, adapters, _, shared, full = parts_of(model, "default")
     return build("ours", method, adapters, shared=shared, full=full, task=m.Task("feature-extraction"), base=m.Base("org/base")), model
 
 

@@ -13,6 +13,7 @@ from ...errors import AdapterpackError, BaseMismatch
 from .. import identity
 from ..match import Verdict
 from ..pack import TEMPLATE, Pack
+from .budget import Budget
 from .finding import Finding, Rule
 from .subject import Subject
 
@@ -39,17 +40,22 @@ _DIFF_LINES = 40
 
 def base_model(s: Subject) -> Iterator[Finding]:
     """AP701."""
-    yield from base_findings(s.pack, s.base, s.allow_structural)
+    yield from base_findings(s.pack, s.base, s.budget, s.allow_structural)
 
 
-def base_findings(pack: Pack, base: Checkpoint | None, allow_structural: bool = False) -> Iterator[Finding]:
-    """AP701 for any pack, also an imported one; a base that only its structure speaks for is a warning where leave was given for it."""
+def base_findings(pack: Pack, base: Checkpoint | None, budget: Budget, allow_structural: bool = False) -> Iterator[Finding]:
+    """AP701 for any pack, also an imported one; a base that only its structure speaks for is a warning where leave was given for it.
+
+    Raises:
+        Spent: the time ran out before the base's bytes were read.
+    """
     if base is None:
         return
     try:
-        verdict = pack.require_base(base, allow_structural=allow_structural)
+        with base.watched(lambda: budget.require_time("the bytes of the base")):
+            verdict = pack.require_base(base, allow_structural=allow_structural)
     except AdapterpackError as error:
-        yield Finding("AP701", "error", "base", str(error), error.remedy or "", type(error), "adapterpack.json", "/base")
+        yield Finding("AP701", "error", "base", error.told, error.remedy or "", type(error), "adapterpack.json", "/base")
         return
     if verdict.name == "structural":
         yield dataclasses.replace(ANOTHER.at("base", verdict.means, file="adapterpack.json", pointer="/base"), severity="warning")

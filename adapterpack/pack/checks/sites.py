@@ -1,4 +1,4 @@
-"""Sites: every group has the tensors that its method says, the scale and rank that its configuration gives. AP401-AP406, AP501-AP502."""
+"""Sites: every group has the tensors that its method says, the scale and rank that its configuration gives. AP401-AP407, AP501-AP502."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ EXTRA = Rule("AP404", "error", "No group has a tensor that its method does not k
 KIND = Rule("AP405", "error", "Every site is of a kind that the method can adapt.", "pack the adapter again")
 RANK_LARGE = Rule("AP406", "warning", "The rank of a low-rank site is at most the smaller of its two sizes.",
                   "resize the adapter: a larger rank only costs")
+POSITIONS = Rule("AP407", "error", "All sites act at the same positions of a row.", "pack the adapter again")
 SCALE = Rule("AP501", "error", "The written scale is the one that the configuration gives.", "pack the adapter again")
 RANK = Rule("AP502", "error", "The written rank is the one that the configuration gives.", "pack the adapter again")
 _UNKNOWN = 1 << 31
 """Wider than any layer: what stands for a width that the pack does not say."""
-RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, SCALE, RANK)
+RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, POSITIONS, SCALE, RANK)
 
 
 def roles(s: Subject) -> Iterator[Finding]:
     """AP401-AP406."""
+    yield from _feature(s)
     paths = {group.path for group in s.pack.manifest.groups}
     if len(paths) != len(s.pack.manifest.groups):
         yield TWICE.at("groups", "two groups have the same path", pointer="/groups")
@@ -50,9 +52,33 @@ def roles(s: Subject) -> Iterator[Finding]:
         yield from _shared_missing(s)
 
 
+def _feature(s: Subject) -> Iterator[Finding]:
+    """A reader that knows one method a pack only must refuse a pack with several, and is told so."""
+    if m.METHODS in s.pack.manifest.must_understand and all(group.method is None for group in s.pack.manifest.groups):
+        yield KIND.at("must_understand", f"it names '{m.METHODS}', and no site has a method of its own", pointer="/must_understand")
+    for number, group in enumerate(s.pack.manifest.groups):
+        if group.method is None:
+            continue
+        if group.role != "adapter" or group.method.type == s.pack.manifest.method.type:
+            yield KIND.at(group.path, "only an adapted site has a method of its own, which is not the pack's",
+                          pointer=group_pointer(number))
+        elif m.METHODS not in s.pack.manifest.must_understand:
+            yield KIND.at(group.path, f"a site has a method of its own, and must_understand does not name '{m.METHODS}'",
+                          pointer=group_pointer(number))
+        elif s.pack.method.composition is not None:
+            yield KIND.at(group.path, "a site of a composed pack has a method of its own, which is no part of the tree",
+                          pointer=group_pointer(number))
+        elif s.pack.method_of(group).kind != s.pack.method.kind:
+            yield KIND.at(group.path, f"the method {group.method.type} is of another kind than the pack's", pointer=group_pointer(number))
+        elif s.pack.method_of(group).shared is not None:
+            yield KIND.at(group.path, f"the method {group.method.type} shares tensors between sites, which only a pack's own method can",
+                          pointer=group_pointer(number))
+
+
 def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
     """One adapted site: its kind, its tensors, its rank."""
-    layers = s.pack.method.traits.layers
+    method = s.pack.method_of(group)
+    layers = method.traits.layers
     if group.kind not in layers:
         yield KIND.at(group.path, f"the method has no sites of kind '{group.kind}', only {', '.join(layers)}", pointer=pointer)
         return
@@ -61,21 +87,26 @@ def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer:
         return
     try:
         cfg = s.pack.config_at(group)
-        check_shapes(s.pack.method, cfg, s.pack.site(group), params, s.folder.name)
+        check_shapes(method, cfg, s.pack.site(group), params, s.folder.name)
     except AdapterpackError as error:
         yield SHAPES.at(group.path, error.what + (f": expected {error.expected}, found {error.found}" if error.expected else ""),
                         pointer=pointer)
         return
-    if extra := sorted(set(params) - set(s.pack.method.shapes(cfg, s.pack.site(group)))):
+    if extra := sorted(set(params) - set(method.shapes(cfg, s.pack.site(group)))):
         yield EXTRA.at(group.path, f"a tensor that the method does not have: {', '.join(extra)}", pointer=pointer)
     narrow = min(group.in_features or _UNKNOWN, group.out_features or _UNKNOWN)
-    if s.pack.method.traits.low_rank and (cfg.rank or 0) > narrow:
+    if method.traits.low_rank and (cfg.rank or 0) > narrow:
         yield RANK_LARGE.at(group.path, f"rank {cfg.rank} at a site of {group.out_features} x {group.in_features}", pointer=pointer)
+
+
+def _own(s: Subject) -> list[m.Group]:
+    """The sites of the pack's own method, which may share something."""
+    return [group for group in s.pack.manifest.groups if group.role == "adapter" and group.method is None]
 
 
 def _shared_missing(s: Subject) -> Iterator[Finding]:
     """What all sites share has a group, if there is any such thing."""
-    sites = [group for group in s.pack.manifest.groups if group.role == "adapter"]
+    sites = _own(s)
     if s.pack.method.shared is None or not sites:
         return
     try:
@@ -88,7 +119,7 @@ def _shared_missing(s: Subject) -> Iterator[Finding]:
 
 def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
     """What all sites share is what the method says of them together."""
-    adapters = [one for one in s.pack.manifest.groups if one.role == "adapter"]
+    adapters = _own(s)
     if group.path != SHARED or s.pack.method.shared is None or not adapters:
         yield EXTRA.at(group.path, "the method shares nothing between sites", pointer=pointer)
         return
@@ -100,6 +131,14 @@ def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: 
     found = {param: value.shape for param, value in params.items()}
     if found != expected:
         yield SHAPES.at(group.path, f"expected {expected}, found {found}", pointer=pointer)
+
+
+def positions(s: Subject) -> Iterator[Finding]:
+    """AP407."""
+    rules = {s.pack.config_at(group).acts for group in s.pack.manifest.groups if group.role == "adapter"}
+    if len(rules) > 1:
+        found = "; ".join(sorted(str(one or "all") for one in rules))[:200]
+        yield POSITIONS.at("groups", f"the sites act at different positions: {found}", pointer="/groups")
 
 
 def scales(s: Subject) -> Iterator[Finding]:

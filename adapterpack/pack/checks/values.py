@@ -48,13 +48,13 @@ def finite(s: Subject) -> Iterator[Finding]:
 
 def fused(s: Subject) -> Iterator[Finding]:
     """AP304: by the Cauchy-Schwarz bound ``|scale| * max_i |up_i| * max_j |down_j|`` on the entries of ``scale * up @ down``."""
-    if not s.pack.method.traits.low_rank:
-        return
     for number, group in enumerate(s.pack.manifest.groups):
+        if group.role != "adapter" or not s.pack.method_of(group).traits.low_rank:
+            continue
         s.budget.require_time("the size of the fused changes")
         matrices = [value for value in s.pack.params(group.path).values() if value.ndim == 2]
         pairs = [(up, down) for up in matrices for down in matrices if up is not down and up.shape[1] == down.shape[0] == group.rank]
-        if group.role != "adapter" or len(pairs) != 1 or group.scale is None:
+        if len(pairs) != 1 or group.scale is None:
             continue  # not the plain product of two factors
         up, down = pairs[0]
         bound = abs(group.scale) * _norm(up, 1) * _norm(down, 0)
