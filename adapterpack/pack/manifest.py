@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from .. import resources
 from ..errors import FormatError
 from . import strict_json
-from .plain import plain as plain
+from .plain import plain as plain  # noqa: PLC0414 - a name of this module too
 from .schema_check import schema_problem
 from .upgrade import pruned, upgraded
 
