@@ -13,7 +13,9 @@ from types import ModuleType
 from typing import Any
 
 
-class _Stage(ModuleType):
+class Stage(ModuleType):
+    """A package that is called."""
+
     _target: tuple[str, str]
 
     def _function(self) -> Any:
@@ -32,5 +34,5 @@ def callable_package(package: str, function: str | None = None, module: str | No
     """Makes the package callable: by default ``adapterpack.x`` calls ``adapterpack.x.x.x``, imported when first called."""
     name = function or package.rpartition(".")[2]
     this = sys.modules[package]
-    this.__class__ = _Stage
+    this.__class__ = Stage
     this.__dict__["_target"] = (f"{package}.{module or name}", name)

@@ -49,11 +49,13 @@ def command(
     loaded = [pack_at(pack) for pack in packs]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
-        adapterpack.compose(loaded, rule=rule, weights=weights or None, params=params or None, rank=rank, energy=energy, out=out,
-                            tree=None if tree is None else _tree(tree), seed=seed)
+        made = adapterpack.compose(loaded, rule=rule, weights=weights or None, params=params or None, rank=rank, energy=energy, out=out,
+                                   tree=None if tree is None else _tree(tree), seed=seed)
     for text in dict.fromkeys(str(each.message) for each in said):
         click.echo(f"warning: {text}", err=True)
-    found = adapterpack.inspect(out)
+    from ..pack.inspect import described  # noqa: PLC0415 - the help must not pay for it
+
+    found = described(made, out)
     if as_json:
         emit({"command": "compose", **found})
         return

@@ -37,9 +37,12 @@ def command(
     """
     loaded = pack_at(pack)
     before = sum(entry.size for entry in loaded.manifest.files)
-    adapterpack.resize(loaded, rank=rank, energy=energy, sv_ratio=sv_ratio, sv_cumulative=sv_cumulative, sv_fro=sv_fro, budget=budget,
-                       base=None if base is None else folder_of(base), out=out)
-    found = adapterpack.inspect(out)
+    made = adapterpack.resize(
+        loaded, rank=rank, energy=energy, sv_ratio=sv_ratio, sv_cumulative=sv_cumulative, sv_fro=sv_fro, budget=budget,
+        base=None if base is None else folder_of(base), out=out)
+    from ..pack.inspect import described  # noqa: PLC0415 - the help must not pay for it
+
+    found = described(made, out)
     if as_json:
         emit({"command": "resize", **found, "bytes_before": before})
         return

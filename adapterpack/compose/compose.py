@@ -7,12 +7,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ConfigError, NonFinite, NothingToDo, Unsupported
-from ..methods.composed import NAME as COMPOSED
 from ..methods.lora import LoRA, lora
 from ..pack.atomic import refuse_existing
 from ..pack.checkpoint import Checkpoint
@@ -21,13 +20,15 @@ from ..pack.pack import Pack, build
 from ..pack.validate import load
 from . import rules
 from .agree import common_base, common_task
-from .assemble import TreeLike, assemble
 from .cut import Cut
 from .finish import finished, finite
 from .sites import Place, gather
 from .space import Factors
 from .spectra import Loss
 from .whole import average
+
+if TYPE_CHECKING:
+    from .assemble import TreeLike
 
 MAX_PARENTS = 64
 """As many parents as a manifest can name."""
@@ -171,11 +172,14 @@ def _refuse_rule(rule: str, *others: Any) -> None:
 def _assembled(
     packs: Sequence[Pack | str | os.PathLike[str]], tree: TreeLike, name: str | None, out: str | os.PathLike[str] | None, seed: int
 ) -> Pack:
+    from ..methods.composed import NAME  # noqa: PLC0415 - the rules do without it
+    from .assemble import assemble  # noqa: PLC0415 - as above
+
     if out is not None:
         refuse_existing(Path(out))
     parents = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     checked_weights(parents, None)
-    pack = assemble(parents, tree, chosen_name(name, out, COMPOSED, parents), seed)
+    pack = assemble(parents, tree, chosen_name(name, out, NAME, parents), seed)
     return pack if out is None else pack.write(out)
 
 

@@ -22,7 +22,8 @@ def finished(combined: Sequence[Combined], cut: Cut, reduce: bool) -> list[tuple
                                                 for change in combined]
     narrow = [index for index, change in enumerate(combined) if isinstance(change, Factors)]
     if narrow and (cut.asked or reduce):
-        reduced = over_stacks([found[index][0] for index in narrow], lambda stack: [_cut(each, cut) for each in stack])
+        reduced = over_stacks([found[index][0] for index in narrow], lambda stack: [_cut(each, cut) for each in stack],
+                             most=cut.rank)
         for index, made in zip(narrow, reduced, strict=True):
             found[index] = made
     return found

@@ -22,7 +22,7 @@ T = TypeVar("T")
 _STACK = 1 << 20
 """Numbers of a stack that one thread works on: 8 MB in float64, as much as a core's share of the cache."""
 _WELL = 1e-6
-"""The least eigenvalue of the columns' correlations under which their Cholesky factor is as good as a QR: it squares the condition, and
+"""The least eigenvalue of the columns' correlations above which their Cholesky factor is as good as a QR: it squares the condition, and
 in float64 that leaves ``R / 1e-6 * 1e-16``, which is less than float32 can hold."""
 
 
@@ -41,7 +41,8 @@ class Loss(NamedTuple):
 class Spectrum(NamedTuple):
     """``D = U diag(S) V^T``: ``U`` ``[m, k]``, ``S`` ``[k]`` (float64, falling), ``V`` ``[n, k]``.
 
-    Values that are rounding of the factors are left out, so ``k`` is the numerical rank: 0 for a change that is zero. Of each column of
+    Values that are rounding of the factors are left out, so ``k`` is the numerical rank: 0 for a change that is zero; where few vectors
+    were asked for, ``U`` and ``V`` have no more. Of each column of
     ``U`` the largest entry is positive, so that equal changes give equal numbers.
     """
 
@@ -92,8 +93,11 @@ def recompress(change: Factors, cut: Cut | None = None) -> tuple[Factors, Loss]:
     return found.cut((cut or Cut()).kept(found.S))
 
 
-def over_stacks(changes: Sequence[Factors], then: Callable[[list[Spectrum]], list[T]]) -> list[T]:
-    """``then`` of the spectra of each stack of equal shapes, by the threads; so what follows a spectrum runs beside the next one."""
+def over_stacks(changes: Sequence[Factors], then: Callable[[list[Spectrum]], list[T]], most: int | None = None) -> list[T]:
+    """``then`` of the spectra of each stack of equal shapes, by the threads; so what follows a spectrum runs beside the next one.
+
+    ``most``: as many vectors as will be kept at the most; further ones are not computed, their singular values are.
+    """
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, change in enumerate(changes):
         groups.setdefault((change.A.shape, change.B.shape, change.A.dtype, change.B.dtype), []).append(index)
@@ -104,7 +108,7 @@ def over_stacks(changes: Sequence[Factors], then: Callable[[list[Spectrum]], lis
     found: list[T] = [None] * len(changes)  # type: ignore[list-item]
 
     def work(members: list[int]) -> None:
-        for index, value in zip(members, then(_stack_spectra([changes[index] for index in members])), strict=True):
+        for index, value in zip(members, then(_stack_spectra([changes[index] for index in members], most)), strict=True):
             found[index] = value
 
     if len(stacks) == 1:
@@ -121,7 +125,7 @@ def workers() -> int:
     return min(cores, 4)
 
 
-def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
+def _stack_spectra(changes: Sequence[Factors], most: int | None = None) -> list[Spectrum]:
     """The spectra of changes that have one shape and one rank."""
     first = changes[0]
     if not first.rank:
@@ -129,7 +133,7 @@ def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
     left, left_core = _frames(np.stack([change.B for change in changes]))
     right, right_core = _frames(np.stack([change.A.T for change in changes]))
     u, values, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1), full_matrices=False)
-    U, V = left(u).astype(first.B.dtype), right(vt.transpose(0, 2, 1)).astype(first.A.dtype)
+    U, V = left(u[:, :, :most]).astype(first.B.dtype), right(vt[:, :most].transpose(0, 2, 1)).astype(first.A.dtype)
     largest = np.take_along_axis(U, np.abs(U).argmax(axis=1)[:, None, :], axis=1)
     signs = np.where(largest < 0, -1, 1).astype(U.dtype)
     U, V = U * signs, V * signs.astype(V.dtype)
@@ -148,13 +152,27 @@ def _frames(X: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarr
         wide = X.astype(np.float64)
         products = np.matmul(wide.transpose(0, 2, 1), wide)
         sizes = np.sqrt(np.einsum("brr->br", products))
-        if sizes.all() and np.isfinite(products).all():
-            correlations = products / (sizes[:, :, None] * sizes[:, None, :])
-            if np.linalg.eigvalsh(correlations)[:, 0].min() > _WELL:
-                triangle = np.linalg.cholesky(correlations).transpose(0, 2, 1) * sizes[:, None, :]
-                return lambda Y: np.matmul(wide, np.linalg.solve(triangle, Y)), triangle
+        if sizes.all() and np.isfinite(products).all() and (factored := _triangle(products, sizes)) is not None:
+            triangle, back = factored
+            return lambda Y: np.matmul(wide, np.matmul(back, Y)), triangle
     Q, triangle = np.linalg.qr(X)
     return lambda Y: np.matmul(Q, Y.astype(Q.dtype)), triangle.astype(np.float64)
+
+
+def _triangle(products: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The Cholesky factors, and their inverses, of Gram matrices ``[b, R, R]`` of columns of these lengths; None where columns are nearly
+    dependent.
+
+    The least eigenvalue of the correlations ``C = L L^T`` is at least one over the trace of ``C^-1``, the sum of the squares of ``L^-1``.
+    """
+    try:
+        factor = np.linalg.cholesky(products / (sizes[:, :, None] * sizes[:, None, :]))
+        back = np.linalg.inv(factor)
+    except np.linalg.LinAlgError:
+        return None
+    if not np.sum(back**2, axis=(1, 2)).max() < 1 / _WELL:
+        return None
+    return factor.transpose(0, 2, 1) * sizes[:, None, :], back.transpose(0, 2, 1) / sizes[:, :, None]
 
 
 def _rounding(left: np.ndarray, right: np.ndarray, like: Factors) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""Adapter methods: one small file each, registered here."""
+"""Adapter methods: one small file each, named in the catalogue and imported when it is asked for."""
 
-from .._stage import callable_package
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .._stage import Stage, callable_package
 from .acting import Acts, Ends, Invoked, acted
-from .adalora import AdaLoRA, adalora
-from .alora import ALoRA, alora
 from .attention import AttentionForm, attend
 from .base import (
     AttachForm,
@@ -27,40 +29,12 @@ from .base import (
     run,
     settled,
 )
-from .bat import Bat, bat
-from .beft import BEFT, beft
 from .blocks import BlockConfig, BlockForm, evaluate_block, run_block
-from .boft import BOFT, boft
-from .bottleneck import Bottleneck, bottleneck
-from .c3a import C3A, c3a
-from .cartridge import Cartridge, cartridge
+from .catalogue import CONFIGS
 from .columns import columns
-from .compacter import Compacter, compacter
 from .config import SiteConfig
-from .cpt import CPT, cpt
-from .deft import DEFT, deft
-from .delora import DeLoRA, delora
-from .dora import DoRA, dora
-from .fourierft import FourierFT, fourierft
-from .glora import GLoRA, glora
-from .gralora import GraLoRA, gralora
-from .hira import HiRA, hira
-from .hra import HRA, hra
-from .ia3 import IA3, ia3
 from .inits import INITS, Init, Seen
-from .kasa import KaSA, kasa
 from .layouts import LAYOUTS, Layout, from_matrix, is_bare, is_stacked, layout_of, matrix_shape, takes_ids, to_matrix
-from .llama_adapter import LLaMAAdapter, llama_adapter
-from .ln_tuning import LNTuning, ln_tuning
-from .loha import LoHa, loha
-from .lokr import LoKr, lokr
-from .lora import LoRA, lora
-from .loreft import LoReFT, loreft
-from .miss import MiSS, miss
-from .miss_mini import MiSSMini, miss_mini
-from .mora import MoRA, mora
-from .multitask_prompt_tuning import MultitaskPromptTuning, multitask_prompt_tuning
-from .oft import OFT, oft
 from .operators import (
     BlockCirculant,
     BlockDiagonal,
@@ -76,71 +50,73 @@ from .operators import (
     Scaled,
     Sums,
 )
-from .p_tuning import PTuning, p_tuning
-from .prefix_tuning import PrefixTuning, prefix_tuning
 from .prompt import PROMPT, PromptForm, PromptSite
-from .prompt_tuning import PromptTuning, prompt_tuning
-from .psoft import PSOFT, psoft
-from .randlora import RandLoRA, randlora
-from .registry import get, method_of, methods, register
-from .road import RoAd, road
-from .shira import SHiRA, shira
+from .registry import built_in, get, method_of, methods, register
 from .sparse import Sparse
-from .tinylora import TinyLoRA, tinylora
-from .trainable_tokens import TrainableTokens, trainable_tokens
-from .unilora import UniLoRA, unilora
-from .vblora import VBLoRA, vblora
-from .vera import VeRA, vera
-from .waveft import WaveFT, waveft
 
-for _method in (
-    adalora,
-    alora,
-    bat,
-    beft,
-    boft,
-    bottleneck,
-    c3a,
-    cartridge,
-    compacter,
-    cpt,
-    deft,
-    delora,
-    dora,
-    fourierft,
-    glora,
-    gralora,
-    hira,
-    hra,
-    ia3,
-    kasa,
-    llama_adapter,
-    ln_tuning,
-    loha,
-    lokr,
-    lora,
-    loreft,
-    miss,
-    miss_mini,
-    mora,
-    multitask_prompt_tuning,
-    oft,
-    p_tuning,
-    prefix_tuning,
-    prompt_tuning,
-    psoft,
-    randlora,
-    road,
-    shira,
-    tinylora,
-    trainable_tokens,
-    unilora,
-    vblora,
-    vera,
-    waveft,
-):
-    register(_method)
+if TYPE_CHECKING:
+    from .adalora import AdaLoRA, adalora
+    from .alora import ALoRA, alora
+    from .bat import Bat, bat
+    from .beft import BEFT, beft
+    from .boft import BOFT, boft
+    from .bottleneck import Bottleneck, bottleneck
+    from .c3a import C3A, c3a
+    from .cartridge import Cartridge, cartridge
+    from .compacter import Compacter, compacter
+    from .cpt import CPT, cpt
+    from .deft import DEFT, deft
+    from .delora import DeLoRA, delora
+    from .dora import DoRA, dora
+    from .fourierft import FourierFT, fourierft
+    from .glora import GLoRA, glora
+    from .gralora import GraLoRA, gralora
+    from .hira import HiRA, hira
+    from .hra import HRA, hra
+    from .ia3 import IA3, ia3
+    from .kasa import KaSA, kasa
+    from .llama_adapter import LLaMAAdapter, llama_adapter
+    from .ln_tuning import LNTuning, ln_tuning
+    from .loha import LoHa, loha
+    from .lokr import LoKr, lokr
+    from .lora import LoRA, lora
+    from .loreft import LoReFT, loreft
+    from .miss import MiSS, miss
+    from .miss_mini import MiSSMini, miss_mini
+    from .mora import MoRA, mora
+    from .multitask_prompt_tuning import MultitaskPromptTuning, multitask_prompt_tuning
+    from .oft import OFT, oft
+    from .p_tuning import PTuning, p_tuning
+    from .prefix_tuning import PrefixTuning, prefix_tuning
+    from .prompt_tuning import PromptTuning, prompt_tuning
+    from .psoft import PSOFT, psoft
+    from .randlora import RandLoRA, randlora
+    from .road import RoAd, road
+    from .shira import SHiRA, shira
+    from .tinylora import TinyLoRA, tinylora
+    from .trainable_tokens import TrainableTokens, trainable_tokens
+    from .unilora import UniLoRA, unilora
+    from .vblora import VBLoRA, vblora
+    from .vera import VeRA, vera
+    from .waveft import WaveFT, waveft
+
+
+class _Methods(Stage):
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Importing the file ``lora.py`` binds it to ``lora`` here, which is the name of the method in it."""
+        super().__setattr__(name, getattr(value, name) if isinstance(value, ModuleType) and name in CONFIGS else value)
+
+
+def __getattr__(name: str) -> Any:
+    method = name if name in CONFIGS else next((method for method, config in CONFIGS.items() if config == name), None)
+    if method is None:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    found = get(method)
+    return found if name == method else found.config
+
+
 callable_package(__name__, "methods", "registry")
+sys.modules[__name__].__class__ = _Methods
 
 __all__ = [
     "BEFT",
@@ -230,6 +206,7 @@ __all__ = [
     "WaveFT",
     "acted",
     "attend",
+    "built_in",
     "columns",
     "complete",
     "evaluate",

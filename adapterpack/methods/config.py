@@ -97,7 +97,7 @@ class RanksConfig(RankConfig):
 
         The longest name that fits counts; one that begins with ``^`` fits that path alone.
         """
-        return replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={})
+        return replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={}) if self.rank_pattern else self
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,10 @@ class AlphaConfig(RanksConfig):
 
     def at(self, path: str) -> Self:
         """The config at one site; see :meth:`RanksConfig.at`."""
-        return replace(super().at(path), alpha=by_suffix(self.alpha_pattern, path, self.alpha), alpha_pattern={})
+        ranked = super().at(path)
+        if not self.alpha_pattern:
+            return ranked
+        return replace(ranked, alpha=by_suffix(self.alpha_pattern, path, self.alpha), alpha_pattern={})
 
     @property
     def scale(self) -> float:

@@ -22,7 +22,9 @@ def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any,
         >>> default_and_pattern({"a.fc": 1, "fc": 2, "b.fc": 1}, anchored=False)
         (2, {'a.fc': 1, 'b.fc': 1})
     """
-    ends = {path for path in values if any(other.endswith(f".{path}") for other in values)}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values())), {}
+    ends = {path[dot + 1 :] for path in values for dot, c in enumerate(path) if c == "."} & values.keys()
     default = values[next(iter(values) if anchored else iter([path for path in values if path in ends] or values))]
     return default, {f"^{path}" if anchored and path in ends else path: value for path, value in values.items() if value != default}
 

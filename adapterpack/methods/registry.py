@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import Any
 
 from ..errors import AdapterpackError, UnknownMethod, nearest
 from .base import Method
+from .catalogue import CONFIGS
 
 ENTRY_POINT_GROUP = "adapterpack.methods"
 
@@ -21,9 +23,16 @@ def register(method: Method) -> Method:
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", method.name):
         raise AdapterpackError("a method's name must be a lower-case identifier", found=repr(method.name), remedy="rename it")
-    if _METHODS.setdefault(method.name, method) is not method:
+    if built_in(method.name) not in (None, method) or _METHODS.setdefault(method.name, method) is not method:
         raise AdapterpackError("two methods have the same name", where=method.name, remedy="rename one of them")
     return method
+
+
+def built_in(name: str) -> Method | None:
+    """The registered method of that name, or the one of the catalogue, registered now: its file is imported when it is first asked for."""
+    if name not in _METHODS and name in CONFIGS:
+        _METHODS[name] = getattr(import_module(f"{__package__}.{name}"), name)
+    return _METHODS.get(name)
 
 
 def methods() -> dict[str, Method]:
@@ -38,6 +47,8 @@ def methods() -> dict[str, Method]:
     """
     from importlib.metadata import entry_points  # noqa: PLC0415 - with mail and zip files in its wake, for what a known name never asks
 
+    for name in CONFIGS:
+        built_in(name)
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name not in _METHODS:
             try:
@@ -55,7 +66,7 @@ def get(name: str) -> Method:
     Raises:
         UnknownMethod: there is none.
     """
-    found = _METHODS.get(name) or methods().get(name)
+    found = built_in(name) or methods().get(name)
     if found is None:
         raise UnknownMethod("unknown adapter method", found=repr(name), remedy=nearest(name, _METHODS))
     return found

@@ -7,8 +7,6 @@ from functools import lru_cache
 
 from ..errors import FormatError, UnknownMethod
 from ..methods import Method, get
-from ..methods.composed import NAME, composed
-from ..methods.nodes import decode, leaves
 from . import manifest as m
 
 FEATURE = "composition"
@@ -25,6 +23,8 @@ def method_of(manifest: m.Manifest) -> Method:
     """
     if manifest.composition is None:
         return get(manifest.method.type)
+    from ..methods.composed import NAME  # noqa: PLC0415 - few packs are composed, and the others do not need it
+
     if manifest.method.type != NAME:
         raise FormatError("a pack with a composition has another method", where="/method/type", expected=NAME, found=manifest.method.type)
     return _composed(json.dumps(m.plain(manifest.composition), sort_keys=True))
@@ -32,6 +32,9 @@ def method_of(manifest: m.Manifest) -> Method:
 
 @lru_cache(maxsize=64)
 def _composed(text: str) -> Method:
+    from ..methods.composed import composed  # noqa: PLC0415 - as above
+    from ..methods.nodes import decode, leaves  # noqa: PLC0415 - as above
+
     value = json.loads(text)
     composition = m.Composition(value["tree"], tuple(m.Member(**one) for one in value["members"]))
     tree, names = decode(composition.tree), [member.name for member in composition.members]

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from typing import Any
 
-from ..methods.nodes import as_text, decode
 from . import identity
 from . import manifest as m
 from .checkpoint import Checkpoint
@@ -17,7 +16,11 @@ from .validate import load
 
 def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A summary of a pack as JSON values; the pack is verified on the way."""
-    pack = load(path)
+    return described(load(path), path)
+
+
+def described(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The same of a pack that is verified, or was written, at ``path``: nothing is read again."""
     manifest = pack.manifest
     return {
         "kind": "pack",
@@ -42,7 +45,7 @@ def summary(pack: Pack) -> dict[str, Any]:
         "method": manifest.method.type,
         **({"beside": [method.name for method in pack.methods[1:]]} if len(pack.methods) > 1 else {}),
         "config": dict(manifest.config),
-        "composition": None if manifest.composition is None else as_text(decode(manifest.composition.tree)),
+        "composition": None if manifest.composition is None else _tree(manifest.composition),
         "base": {"name": manifest.base.name, "model_type": manifest.base.model_type, **identity.levels(manifest.base)._asdict(),
                  "variants": m.plain(manifest.base.variants)},
         "sites": len(adapters),
@@ -53,6 +56,12 @@ def summary(pack: Pack) -> dict[str, Any]:
         "parameters": parameters,
         "bytes": sum(value.nbytes for value in pack.tensors.values()),
     }
+
+
+def _tree(composition: m.Composition) -> str:
+    from ..methods.nodes import as_text, decode  # noqa: PLC0415 - few packs are composed
+
+    return as_text(decode(composition.tree))
 
 
 def inspect_base(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from .. import resources
 from ..errors import FormatError
 from . import strict_json
+from .plain import plain as plain  # noqa: PLC0414 - a name of this module too
 from .schema_check import schema_problem
 from .upgrade import pruned, upgraded
 
@@ -275,7 +276,11 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The bytes it was read from, else the canonical bytes that go to disk; their sha256 is the pack's id."""
-        return self._raw if self._raw is not None else strict_json.canonical(self.to_json())
+        return self._raw if self._raw is not None else self._canonical
+
+    @cached_property
+    def _canonical(self) -> bytes:
+        return strict_json.canonical(self.to_json())
 
     @cached_property
     def id(self) -> str:
@@ -289,6 +294,25 @@ def parse(data: bytes, where: object) -> Manifest:
     Raises:
         FormatError: malformed, of another major version, or in need of a feature that this version does not have.
     """
+    value = _read(data, where)
+    if strict_json.canonical(value) != data:
+        raise FormatError("the manifest is not in its canonical form: it was edited by hand", where=where, remedy="pack the adapter again")
+    manifest = _decode(_current(value, where))
+    object.__setattr__(manifest, "_raw", data)
+    return manifest
+
+
+def require_readable(data: bytes, where: object) -> None:
+    """Checks of canonical bytes all that :func:`parse` does, and makes nothing of them: what a writer asks of its own manifest.
+
+    Raises:
+        FormatError: as :func:`parse`.
+    """
+    _current(_read(data, where), where)
+
+
+def _read(data: bytes, where: object) -> dict[str, Any]:
+    """The JSON value, which is a manifest that this version understands."""
     value = strict_json.loads(data, where, MAX_BYTES)
     if not isinstance(value, dict) or value.get("format") != "adapterpack":
         raise FormatError("this is not an adapterpack manifest", where=where, expected="format: adapterpack")
@@ -301,8 +325,11 @@ def parse(data: bytes, where: object) -> Manifest:
     if unknown:
         raise FormatError("the pack needs features that this version does not have", where=where, expected=", ".join(sorted(FEATURES)),
                           found=", ".join(sorted(unknown)), remedy="update adapterpack")
-    if strict_json.canonical(value) != data:
-        raise FormatError("the manifest is not in its canonical form: it was edited by hand", where=where, remedy="pack the adapter again")
+    return value
+
+
+def _current(value: dict[str, Any], where: object) -> dict[str, Any]:
+    """The value as the current version has it, which fits the schema."""
     try:
         current = upgraded(value)
     except FormatError as error:
@@ -315,9 +342,7 @@ def parse(data: bytes, where: object) -> Manifest:
         pointer, message = problem
         raise FormatError(f"the manifest does not fit its schema: {message}", where=f"{where}#{pointer}",
                           remedy=f"it is of version {value['format_version']}: update adapterpack" if newer else None)
-    manifest = _decode(current)
-    object.__setattr__(manifest, "_raw", data)
-    return manifest
+    return current
 
 
 def _is_newer(version: Any) -> bool:
@@ -363,17 +388,6 @@ def decode_base(value: Mapping[str, Any]) -> Base:
     """The base that a manifest or a bundle names, from its JSON; fields that are left out are unknown."""
     dims = value.get("dims")
     return Base(**{**value, "dims": dims and Dims(**dims), "variants": tuple(Variant(**one) for one in value.get("variants", ()))})
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, mappings and sequences as JSON values."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    return value
 
 
 def sha256_of(path: Path) -> str:

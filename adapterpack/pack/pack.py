@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -196,6 +195,9 @@ class Pack:
         Raises:
             FormatError: the manifest holds a hyper-parameter that the method does not have, or a value that it cannot use.
         """
+        plain = not group.config and group.method is None
+        if plain and self._common:
+            return self._common[0]
         written = {**(self.manifest.config if group.method is None else {}), **group.config}
         try:
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in written.items()}
@@ -203,7 +205,13 @@ class Pack:
             _ = cfg.scale, cfg.rank  # a value of the wrong type may show only here
         except (TypeError, ValueError, ArithmeticError) as error:
             raise FormatError(f"the method's configuration is not usable: {error}", where=f"group {group.path}") from error
+        if plain:
+            self._common.append(cfg)  # frozen, and the same at every such group
         return cfg
+
+    @cached_property
+    def _common(self) -> list[Any]:
+        return []
 
     def write(self, out: str | os.PathLike[str]) -> Pack:
         """Writes the pack to a new folder ``out``, whole or not at all, and returns it with its path.
@@ -222,9 +230,10 @@ class Pack:
     def write_into(self, folder: Path) -> None:
         """Writes the pack's files into an existing empty folder that the caller publishes."""
         manifest = self.manifest.to_bytes()
-        m.parse(manifest, f"pack '{self.name}'")
-        for name, data in encode_files(self.manifest, self.tensors, self.extra).items():
-            (folder / name).write_bytes(data)
+        m.require_readable(manifest, f"pack '{self.name}'")
+        for name, parts in _contents(self.manifest, self.tensors, self.extra).items():
+            with (folder / name).open("wb") as file:
+                file.writelines(parts)
         (folder / m.FILE_NAME).write_bytes(manifest)
 
     def require_base(self, base: Checkpoint, content: bool | None = True, allow_structural: bool = False) -> Verdict:
@@ -344,29 +353,44 @@ def build(
 
 def sealed(draft: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> Pack:
     """The pack whose closed file list is computed from the draft, its tensors, and the other files that it carries."""
-    files = tuple(m.FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), FILE_ROLES[name])
-                  for name, data in sorted(encode_files(draft, tensors, extra or {}).items()))
+    files = tuple(_entry(name, parts) for name, parts in sorted(_contents(draft, tensors, extra or {}).items()))
     return Pack(dataclasses.replace(draft, files=files), tensors, extra=dict(extra or {}))
+
+
+def _entry(name: str, parts: Iterable[bytes | memoryview]) -> m.FileEntry:
+    hasher, size = hashlib.sha256(), 0
+    for part in parts:
+        hasher.update(part)
+        size += len(part)
+    return m.FileEntry(name, size, hasher.hexdigest(), FILE_ROLES[name])
 
 
 def encode_files(manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
     """The bytes of every file beside the manifest: the tensors, PEFT's config for a method that PEFT knows, and ``extra``."""
-    buffer = io.BytesIO()
-    safetensors.write(buffer, tensors, METADATA)
-    files = {TENSORS: buffer.getvalue(), **(extra or {})}
+    return {name: b"".join(parts) for name, parts in _contents(manifest, tensors, extra or {}).items()}
+
+
+def _contents(
+    manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes]
+) -> dict[str, Iterable[bytes | memoryview]]:
+    """As :func:`encode_files`, in pieces: the tensors are many times the rest, and are not copied."""
     config = peft_layout.config_bytes(manifest)
-    return files if config is None else {**files, peft_layout.CONFIG: config}
+    files: dict[str, Iterable[bytes | memoryview]] = {TENSORS: safetensors.pieces(tensors, METADATA)}
+    files |= {name: [data] for name, data in extra.items()}
+    return files if config is None else {**files, peft_layout.CONFIG: [config]}
 
 
 def entry_of(value: np.ndarray, group: str, param: str, scales: str | None = None) -> m.TensorEntry:
     """The manifest's entry for one tensor."""
-    digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    digest = hashlib.sha256(safetensors.raw(value)).hexdigest()
     return m.TensorEntry(TENSORS, safetensors.dtype_name(value.dtype), tuple(value.shape), digest, group, param, scales)
 
 
 def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What all sites share, and for each site what differs from it; what only training asks for is left out."""
     packed = {f.name for f in dataclasses.fields(configs[0]) if f.metadata.get("packed", True)} if configs else set()
-    plain = [{k: v for k, v in dataclasses.asdict(cfg).items() if k in packed and v != {}} for cfg in configs]
+    distinct = {key: {k: v for k, v in dataclasses.asdict(cfg).items() if k in packed and v != {}}
+                for key, cfg in {id(cfg): cfg for cfg in configs}.items()}  # most sites of most packs have one config
+    plain = [distinct[id(cfg)] for cfg in configs]
     common = plain[0] if plain else {}
     return common, [{k: v for k, v in one.items() if common.get(k) != v} for one in plain]

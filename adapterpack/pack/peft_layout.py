@@ -16,7 +16,7 @@ from . import patterns, strict_json
 from .beside import Beside
 from .composition import method_of
 from .peft_names import form_of
-from .peft_options import base_hint, parsed, read_config, refuse_options, refuse_pickle
+from .peft_options import base_hint, likely, parsed, read_config, refuse_options, refuse_pickle
 from .peft_tensors import Sorted, kind_of, named, site_of, sort, untied
 from .safetensors import SafetensorsFile
 
@@ -102,9 +102,10 @@ def read(folder: Path, name: str | None = None) -> Pack:
 def _content(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None) -> Content:
     """What a PEFT folder means; ``tensors``: its file, if it is open already.
 
-    The method that is ``expected`` first is asked first, because listing every method means looking through every installed package.
+    The method that is ``expected`` first, or that has PEFT's name, is asked first: no config is read by two, and listing every method means
+    looking through every installed package.
     """
-    known = [method for method in expected if method.peft is not None]
+    known = [method for method in expected if method.peft is not None] or likely(config)
     if not known or known[0].peft is None or not known[0].peft.reads(config):
         known = list(methods().values())
     method = next((method for method in known if method.peft and method.peft.reads(config)), None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, Unsupported, storage_errors
+from ..methods import Method, built_in
 from . import manifest as m
 from . import strict_json
 
@@ -27,6 +28,16 @@ _OFF: tuple[Any, ...] = (None, False, "", [], {})
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = ("adapter_model.bin", "adapter_model.pt")
+
+
+def likely(config: Mapping[str, Any]) -> list[Method]:
+    """The method that has the config's own name, if it accounts for every option that is on: then no other needs to be asked."""
+    method = built_in(str(config.get("peft_type")).lower())
+    if method is None or method.peft is None:
+        return []
+    known = method.peft.to_config({"": method.examples[0]}) or {}
+    on = {key for key, value in config.items() if value not in _OFF and value not in _INERT.get(key, ())}
+    return [method] if on <= known.keys() | _NEUTRAL else []
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -7,11 +7,13 @@ pass: duplicate names, extra fields, a header that does not begin with ``{``, pa
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
 import mmap
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -166,7 +168,8 @@ def _entry(name: str, entry: Any, data_start: int, where: object) -> TensorInfo:
 
 
 def _check_name(name: str, where: object) -> None:
-    if not name or len(name) > MAX_NAME or any(unicodedata.category(c) in {"Cc", "Cs"} for c in name):
+    fits = 0 < len(name) <= MAX_NAME
+    if not fits or (not name.isprintable() and any(unicodedata.category(c) in {"Cc", "Cs"} for c in name)):
         raise FormatError("a tensor name that the format does not allow", where=where,
                           expected=f"1 to {MAX_NAME} characters, none of them a control character", found=repr(name)[:80])
 
@@ -233,7 +236,7 @@ def plan(
         if name == "__metadata__" or name in entries or len(shape) > MAX_RANK:
             raise FormatError("a tensor that safetensors cannot hold: reserved or repeated name, or too many dimensions",
                               where=f"tensor {name}", expected=f"at most {MAX_RANK} dimensions", found=f"shape {list(shape)}")
-        nbytes = DTYPES[dtype].itemsize * int(np.prod(shape, dtype=object) if shape else 1)
+        nbytes = DTYPES[dtype].itemsize * math.prod(map(int, shape))
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
         sizes.append((name, dtype, tuple(shape), offset, nbytes))
         offset += nbytes
@@ -253,16 +256,34 @@ def write(path: str | os.PathLike[str] | io.BytesIO, tensors: Mapping[str, np.nd
         FormatError: a dtype, a name or a shape that safetensors does not have.
         StorageError: the file system refuses.
     """
-    ordered = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))
-    header, _ = plan(((name, dtype_name(tensors[name].dtype), tensors[name].shape) for name in ordered), metadata)
-
-    def emit(file: IO[bytes]) -> None:
-        file.write(header)
-        for name in ordered:
-            file.write(np.ascontiguousarray(tensors[name]).tobytes())
-
+    parts = pieces(tensors, metadata)
     if isinstance(path, io.BytesIO):
-        emit(path)
+        path.writelines(parts)
         return
     with storage_errors(path), Path(path).open("xb") as file:
-        emit(file)
+        file.writelines(parts)
+
+
+def pieces(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """The bytes of the file that :func:`write` makes, piece by piece and without a copy: the header, then every tensor in its order.
+
+    Raises:
+        FormatError: a dtype, a name or a shape that safetensors does not have.
+
+    Example:
+        >>> [len(piece) for piece in pieces({"a": np.zeros((2, 3), np.float32)})]
+        [72, 24]
+    """
+    ordered = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))
+    header, _ = plan(((name, dtype_name(tensors[name].dtype), tensors[name].shape) for name in ordered), metadata)
+    return itertools.chain([header], (raw(tensors[name]) for name in ordered))
+
+
+def raw(value: np.ndarray) -> memoryview:
+    """The bytes of an array in C order; without a copy where they lie so.
+
+    Example:
+        >>> raw(np.array([1, 2], np.uint8)).tobytes()
+        b'\\x01\\x02'
+    """
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data

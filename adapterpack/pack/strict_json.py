@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 from ..errors import FormatError
+from . import canonical_json
 
 MAX_DEPTH = 16
 MAX_INTEGER = 2**53
@@ -23,11 +24,11 @@ def loads(data: bytes, where: object, limit: int, max_integer: float = MAX_INTEG
     if len(data) > limit:
         raise FormatError("the JSON is too large", where=where, expected=f"at most {limit} bytes", found=len(data))
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique(where), parse_constant=_no_constant(where),
-                           parse_int=_integer(where))
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique(where), parse_constant=_no_constant(where), parse_int=_integer(where))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
         raise FormatError(f"this is not valid JSON: {error}", where=where, remedy="fetch the file again from where it came") from error
-    _check(value, where, MAX_DEPTH, max_integer)
+    _check(value, where, MAX_DEPTH, max_integer, escaped="\\u" in text)
     return value
 
 
@@ -38,7 +39,7 @@ def canonical(value: Any) -> bytes:
         FormatError: a value that JSON does not have, such as NaN or an array.
     """
     try:
-        return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+        return (canonical_json.text(value) + "\n").encode("utf-8")
     except (TypeError, ValueError) as error:
         raise FormatError(f"a value that JSON does not have: {error}", remedy="use plain numbers, text, lists and mappings") from error
 
@@ -75,20 +76,22 @@ def _integer(where: object) -> Any:
     return hook
 
 
-def _check(value: Any, where: object, depth: int, max_integer: float) -> None:
-    if depth <= 0 and isinstance(value, dict | list):
-        raise FormatError("the JSON is nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+def _check(value: Any, where: object, depth: int, max_integer: float, escaped: bool) -> None:
+    """``escaped``: whether there is an escape at all, without which UTF-8 holds no half of a surrogate pair."""
+    kind = type(value)
+    if kind is str:
+        if escaped and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise FormatError("half of a surrogate pair, which is no character", where=where, found=repr(value)[:200])
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _check(key, where, depth, max_integer)
-            _check(item, where, depth - 1, max_integer)
-    elif isinstance(value, list):
-        for item in value:
-            _check(item, where, depth - 1, max_integer)
-    elif isinstance(value, int) and abs(value) > max_integer:
+    elif kind is dict or kind is list:
+        if depth <= 0:
+            raise FormatError("the JSON is nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
+        if kind is dict and escaped:
+            for key in value:
+                _check(key, where, depth, max_integer, escaped)
+        for item in value.values() if kind is dict else value:
+            if escaped or type(item) is not str:
+                _check(item, where, depth - 1, max_integer, escaped)
+    elif kind is int and abs(value) > max_integer:
         raise FormatError("an integer beyond 2^53", where=where, found=str(value)[:40])
-    elif isinstance(value, float) and value in (float("inf"), float("-inf")):
+    elif kind is float and value in (float("inf"), float("-inf")):
         raise FormatError("a number too large for a double", where=where)

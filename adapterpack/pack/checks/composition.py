@@ -8,8 +8,6 @@ import numpy as np
 
 from ...errors import AdapterpackError, FormatError
 from ...methods import complete
-from ...methods.composed import derived, made
-from ...methods.nodes import decode, leaves
 from .. import manifest as m
 from ..composition import FEATURE, method_of
 from .finding import Finding, Rule
@@ -40,6 +38,8 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
         return
     if found is None:
         return
+    from ...methods.nodes import decode, leaves  # noqa: PLC0415 - few packs are composed, and the others do not need it
+
     try:
         tree = decode(found.tree)
     except FormatError as error:
@@ -69,7 +69,11 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
 def follows(s: Subject) -> Iterator[Finding]:
     """AP917."""
     method = s.pack.method
-    if method.composition is None or not (prefixes := derived(method)):
+    if method.composition is None:
+        return
+    from ...methods.composed import derived, made  # noqa: PLC0415 - as above
+
+    if not (prefixes := derived(method)):
         return
     numbers = {group.path: number for number, group in enumerate(s.pack.manifest.groups)}
     for adapter in s.pack.adapters():
