@@ -75,10 +75,10 @@ def _image(model: nn.Module) -> Pixels | None:
     """The recipe of the images of a model that these are enough for, or that they are the encoder's input of."""
     config = _part(model, "encoder")
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
-    height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
-    if _main(model) != "pixel_values" or not all(type(number) is int and number > 0 for number in (channels, height, width)):
+    shape = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
+    if _main(model) != "pixel_values" or len(shape) != len("chw") or not all(type(number) is int and number > 0 for number in shape):
         return None
-    return Pixels(canary.SEED, (_IMAGES, channels, height, width))
+    return Pixels(canary.SEED, (_IMAGES, shape[0], shape[1], shape[2]))
 
 
 def _token(model: nn.Module, name: str) -> int | None:
