@@ -105,9 +105,10 @@ def bound_to(pack: Pack, base: BaseModel) -> Pack:
             groups.append(group)
             continue
         weight = base.weight_name(group.path, group.weight)
-        if matrix_shape(group.kind, base.shapes[weight]) != (group.out_features, group.in_features):
+        shape, known = matrix_shape(group.kind, base.shapes[weight]), (group.out_features, group.in_features)
+        if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
             raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}", found=base.shapes[weight],
-                               expected=(group.out_features, group.in_features), remedy="use the base that the adapter was made for")
+                               expected=known, remedy="use the base that the adapter was made for")
         groups.append(dataclasses.replace(group, weight=weight, bias=f"{weight.removesuffix('weight')}bias" in base.shapes))
     if pack.manifest.base.content is not None:
         return pack

@@ -7,6 +7,8 @@ from .alora import ALoRA, alora
 from .attention import AttentionForm, attend
 from .base import (
     AttachForm,
+    Completed,
+    Factorise,
     Method,
     Params,
     PeftBeside,
@@ -169,12 +171,14 @@ __all__ = [
     "Cartridge",
     "Chain",
     "Compacter",
+    "Completed",
     "DeLoRA",
     "Dense",
     "Deviation",
     "Diagonal",
     "DoRA",
     "Ends",
+    "Factorise",
     "FourierFT",
     "GLoRA",
     "GraLoRA",

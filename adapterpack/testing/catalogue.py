@@ -61,7 +61,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _peft(method: Method) -> str:
-    return method.peft.peft_type if method.peft else "-"
+    if method.peft is None:
+        return "-"
+    return method.peft.peft_type if method.peft.from_base is None else f"{method.peft.peft_type}, by `convert --base`"
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
