@@ -38,8 +38,9 @@ from adapterpack.errors import (
 from adapterpack.methods import LoRA, Site, TrainableTokens, get
 from adapterpack.pack import manifest as m
 from adapterpack.pack import safetensors, strict_json
+from adapterpack.pack.beside import Beside
 from adapterpack.pack.checkpoint import Checkpoint
-from adapterpack.pack.pack import Beside, Pack, build, sealed
+from adapterpack.pack.pack import Pack, build, sealed
 from adapterpack.pack.store import Store
 from adapterpack.pack.upgrade import STEPS
 from adapterpack.pack.validate import load, validate

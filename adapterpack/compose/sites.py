@@ -54,7 +54,7 @@ def _place(
     for pack, adapter in present:
         if adapter.method.kind == "weight" and site.kind not in lora.traits.layers:
             raise Unsupported("a composed pack is a LoRA, which has no such kind of site", where=f"{site.path} in '{first.name}'",
-                              expected=" or ".join(lora.traits.layers), found=site.kind, remedy=SIDE_BY_SIDE)
+                              expected=" or ".join(lora.traits.layers), found=f"{site.kind}, by {adapter.method.name}", remedy=SIDE_BY_SIDE)
         if _shape(adapter.site) != _shape(site):
             raise Unsupported("two packs describe a site differently", where=f"{site.path} in '{first.name}' and '{pack.name}'",
                               expected=_shape(site), found=_shape(adapter.site), remedy="compose packs that were trained on one base")

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, FormatError, NonFinite, NothingToDo, Unsupported
+from ..errors import ConfigError, FormatError, NonFinite, NothingToDo
 from ..methods import PROMPT, Acts, Method, Site, get, is_stacked, settled
 from . import identity, peft_layout, peft_names, safetensors
 from . import manifest as m
-from .composition import FEATURE, method_of
+from .beside import Beside, Sites, features, require_beside
+from .composition import method_of
 from .fingerprint import Fingerprint
 from .fits import require_shapes
 from .match import Verdict
@@ -268,17 +269,6 @@ def site_of(group: m.Group) -> Site:
     return Site(group.path, group.in_features or 0, group.out_features or 0, group.kind, group.bias)
 
 
-Sites = Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]]
-"""Site -> its resolved config and its parameters."""
-
-
-class Beside(NamedTuple):
-    """Sites of a pack at which it has another method than its own."""
-
-    method: Method
-    adapters: Sites
-
-
 def build(
     name: str,
     method: Method,
@@ -324,7 +314,7 @@ def build(
     for site, cfg, (_, params), overrides in zip(adapters, configs, adapters.values(), differing, strict=True):
         adapt(method, site, cfg, params, overrides, None)
     for other in beside:
-        require_beside(name, method, other, {group.path for group in groups})
+        require_beside(name, Beside(method, adapters), other, {group.path for group in groups})
         configs = settled(other.method, [cfg for cfg, _ in other.adapters.values()], list(other.adapters))
         for (site, (_, params)), cfg in zip(other.adapters.items(), configs, strict=True):
             adapt(other.method, site, cfg, params, _shared_config([cfg])[0], method)
@@ -350,31 +340,6 @@ def build(
         **rest,
     )
     return sealed(draft, tensors)
-
-
-def features(method: Method, groups: Iterable[m.Group]) -> tuple[str, ...]:
-    """What a reader must understand of a float pack of this method with these groups."""
-    found = {FEATURE: method.composition is not None, m.METHODS: any(group.method is not None for group in groups)}
-    return tuple(sorted(feature for feature, has in found.items() if has))
-
-
-def require_beside(name: str, method: Method, other: Beside, taken: set[str]) -> None:
-    """Checks that a method can stand beside a pack's own: it shares nothing between sites, and none of its sites is ``taken``; beside a
-    composed one none can, whose sites all belong to its tree.
-
-    Raises:
-        Unsupported: it cannot.
-    """
-    twice = sorted(taken & {site.path for site in other.adapters})
-    if twice or other.method.name == method.name:
-        raise Unsupported("two methods of one pack cannot be at one site", where=f"pack '{name}', {', '.join(twice)}",
-                          found=f"{method.name} and {other.method.name}", remedy="choose other targets, or make two packs")
-    if method.composition is not None or other.method.composition is not None:
-        raise Unsupported("a composed pack has no sites of other methods", where=f"pack '{name}'",
-                          found=f"{method.name} and {other.method.name}", remedy="make two packs")
-    if other.method.shared is not None or other.method.kind != method.kind:
-        raise Unsupported("this method cannot stand beside another in one pack", where=f"pack '{name}'", found=other.method.name,
-                          expected=f"a {method.kind} method that shares nothing between sites", remedy="make two packs")
 
 
 def sealed(draft: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> Pack:

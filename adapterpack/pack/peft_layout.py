@@ -13,6 +13,7 @@ from ..errors import AdapterpackError, FormatError, Unsupported
 from ..methods import Method, PeftContent, Site, methods
 from . import manifest as m
 from . import patterns, strict_json
+from .beside import Beside
 from .composition import method_of
 from .peft_names import form_of
 from .peft_options import base_hint, parsed, read_config, refuse_options, refuse_pickle
@@ -88,7 +89,7 @@ def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
         FormatError: the folder is not a PEFT adapter, or its tensors do not pair up.
         Unsupported: it uses a method or an option that adapterpack cannot reproduce exactly.
     """
-    from .pack import Beside, build  # noqa: PLC0415 - pack and its PEFT face know each other
+    from .pack import build  # noqa: PLC0415 - pack and its PEFT face know each other
 
     config = read_config(folder / CONFIG)
     refuse_pickle(folder / TENSORS)
@@ -203,29 +204,33 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
     """What PEFT would read otherwise than ``manifest`` says, or None; from bytes already read, ``folder`` is for messages."""
     from .pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
 
-    truth = Pack(manifest, {}).methods
+    pack = Pack(manifest, {})
+    truth = pack.methods
     try:
         config = parsed(config_bytes, folder / CONFIG)
         content = _content(folder, config, truth, tensors)
     except AdapterpackError as error:
         return f"PEFT's reading of it fails: {error}"
+    parts = [(content.method, content.adapters), *content.beside]
     whole = [group.path for group in manifest.groups if group.role == "full"]  # which may be several layers in PEFT's reading
-    theirs: dict[str, tuple[Any, ...]] = {site.path: _meaning(method, method is not content.method, site.path, cfg)
-                                          for method, adapters in [(content.method, content.adapters), *content.beside]
+    theirs: dict[str, tuple[Any, ...]] = {site.path: ("adapter", method.name, cfg.rank, cfg.scale)
+                                          for method, adapters in parts
                                           for site, (cfg, _) in adapters.items()}
     theirs |= {next((path for path in whole if f"{found}.".startswith(f"{path}.")), found): ("full",) for found in content.full}
-    pack, ours = Pack(manifest, {}), {}
-    for group in manifest.groups:
-        if group.role == "adapter":
-            meaning = _meaning(pack.method_of(group), group.method is not None, group.path, pack.config_at(group))
-            ours[group.path] = (*meaning[:2], group.rank, group.scale, *meaning[4:])
-        elif group.role == "full":
-            ours[group.path] = ("full",)
+    ours: dict[str, tuple[Any, ...]] = {group.path: ("adapter", pack.method_of(group).name, group.rank, group.scale)
+                                        for group in manifest.groups if group.role == "adapter"} | dict.fromkeys(whole, ("full",))
     for path in sorted(theirs.keys() ^ ours.keys()):
         return f"the modules differ at {path}"
     for path, meaning in ours.items():
         if theirs[path] != meaning:
             return f"{path} is {theirs[path]} there and {meaning} in the manifest"
+    for method, adapters in parts:
+        there = {site.path: cfg for site, (cfg, _) in adapters.items()}
+        here = {group.path: pack.config_at(group) for group in manifest.groups if group.path in there}
+        its, mine = (_said(method, method is not content.method, {path: cfgs[path] for path in here}) for cfgs in (there, here))
+        for key in sorted(its.keys() | mine.keys()):
+            if its.get(key) != mine.get(key):
+                return f"{key} is {its.get(key)!r:.100} there and {mine.get(key)!r:.100} in the manifest"
     own = {group.path for group in manifest.groups if group.role == "adapter" and group.method is None}
     form = truth[0].peft
     if form is not None and form.names_sites and set(config.get("target_modules") or ()) != own - {form.site}:
@@ -233,10 +238,13 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
     return None
 
 
-def _meaning(method: Method, beside: bool, path: str, cfg: Any) -> tuple[Any, ...]:
-    """What is compared of an adapted site; of a method beside another also what PEFT's config says of it."""
-    form = method.peft.beside if beside and method.peft is not None else None
-    return ("adapter", method.name, cfg.rank, cfg.scale, *([] if form is None else [form.to_config({path: cfg})]))
+def _said(method: Method, beside: bool, sites: Mapping[str, Any]) -> dict[str, Any]:
+    """What PEFT's config says of a method with these configs by path, as JSON values; ``beside``: in the folder of another method."""
+    if method.peft is None or not sites:
+        return {}
+    written: dict[str, Any] = m.plain({method.peft.beside.key: method.peft.beside.to_config(sites)} if beside and method.peft.beside
+                                      else method.peft.to_config(sites) or {})
+    return written
 
 
 def _plain_name(folder: str) -> str:

@@ -12,8 +12,9 @@ from torch import nn
 
 from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
 from ..methods import Method, Seen, Site, SiteConfig, is_stacked, method_of, settled
+from ..pack.beside import Beside, require_beside
 from ..pack.fits import require_sites
-from ..pack.pack import Beside, Pack, require_beside
+from ..pack.pack import Pack
 from ..pack.shapes import check_shapes
 from .acting import forget
 from .first_pass import lead, release
@@ -93,11 +94,11 @@ def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random
 
 def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
     """Checks that several methods of one adapter can be packed together, before one of them is trained."""
-    taken: set[str] = set()
-    for plan in plans:
-        if plan is not plans[0]:
-            require_beside(name, plans[0].method, Beside(plan.method, {site: (None, {}) for site in plan.sites}), taken)
-        taken |= {site.path for site in plan.sites}
+    first, *others = (Beside(one.method, {site: (cfg, {}) for site, cfg in zip(one.sites, one.configs, strict=True)}) for one in plans)
+    taken = {site.path for site in first.adapters}
+    for other in others:
+        require_beside(name, first, other, taken)
+        taken |= {site.path for site in other.adapters}
 
 
 def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True, check_canary: bool = True) -> nn.Module:

@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from adapterpack import adapt, attach, compose, detach, merge, save
+from adapterpack import adapt, attach, compose, convert, detach, merge, resize, save
 from adapterpack.errors import FormatError, Unsupported
-from adapterpack.methods import IA3, LoRA, TrainableTokens
+from adapterpack.methods import IA3, ALoRA, LoRA, TrainableTokens
 from adapterpack.pack import manifest as m
 from adapterpack.pack import peft_layout
 from adapterpack.pack.safetensors import SafetensorsFile
 from adapterpack.pack.validate import load, validate
 from adapterpack.quantize.packs import quantize_pack
+from adapterpack.runtime.slots import require_slots
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
@@ -142,20 +143,27 @@ def test_both_methods_trained_in_one_adapter(tied: bool, tmp_path: Path) -> None
 
 
 def test_what_needs_one_kind_of_change_says_so(tmp_path: Path) -> None:
-    """Rows that replace others have no factors: composing, quantizing and the formats of factors name the method."""
+    """Rows that replace others have no factors: composing, quantizing and the formats of factors name the method; so do a tree, whose
+    members have one method each, and a graph, which has no slots for rows."""
     ours = adapt(llama(True), [LoRA(r=2, targets=("q_proj",)), TrainableTokens(token_indices=(4,))])
     pack = save(shaken(ours), tmp_path / "pack")
-    for refused in (lambda: compose([pack, pack], rule="linear"), lambda: quantize_pack(pack)):
+    plain = save(shaken(adapt(llama(True), LoRA(r=2, targets=("q_proj",)))), tmp_path / "plain")
+    for refused in (lambda: compose([pack, pack], rule="linear"), lambda: quantize_pack(pack), lambda: resize(pack, rank=1),
+                    lambda: compose([pack, plain], tree="sum(0.5*pack, plain)"), lambda: require_slots(pack),
+                    lambda: convert(pack, "kohya", tmp_path / "kohya")):
         with pytest.raises(Unsupported, match="trainable_tokens"):
             refused()
+    assert not (tmp_path / "kohya").exists()
 
 
 def test_methods_that_cannot_be_one_adapter() -> None:
-    """Two methods at one site, the same method twice: refused before anything is put into the model."""
+    """Two methods at one site, the same method twice, one that acts at some positions: refused before the model is touched."""
     model = llama(True)
     for configs in ([LoRA(r=2, targets=("q_proj",)), IA3(targets=("q_proj",))], [LoRA(r=2), LoRA(r=3)]):
         with pytest.raises(Unsupported, match="at one site"):
             adapt(model, configs)
+    with pytest.raises(Unsupported, match="same positions"):
+        adapt(model, [ALoRA(r=2, targets=("q_proj",), alora_invocation_tokens=(5, 6)), TrainableTokens(token_indices=(4,))])
     assert not [name for name, _ in model.named_parameters() if "adapter" in name]
 
 

@@ -1,4 +1,4 @@
-"""Sites: every group has the tensors that its method says, the scale and rank that its configuration gives. AP401-AP406, AP501-AP502."""
+"""Sites: every group has the tensors that its method says, the scale and rank that its configuration gives. AP401-AP407, AP501-AP502."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ EXTRA = Rule("AP404", "error", "No group has a tensor that its method does not k
 KIND = Rule("AP405", "error", "Every site is of a kind that the method can adapt.", "pack the adapter again")
 RANK_LARGE = Rule("AP406", "warning", "The rank of a low-rank site is at most the smaller of its two sizes.",
                   "resize the adapter: a larger rank only costs")
+POSITIONS = Rule("AP407", "error", "All sites act at the same positions of a row.", "pack the adapter again")
 SCALE = Rule("AP501", "error", "The written scale is the one that the configuration gives.", "pack the adapter again")
 RANK = Rule("AP502", "error", "The written rank is the one that the configuration gives.", "pack the adapter again")
 _UNKNOWN = 1 << 31
 """Wider than any layer: what stands for a width that the pack does not say."""
-RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, SCALE, RANK)
+RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, POSITIONS, SCALE, RANK)
 
 
 def roles(s: Subject) -> Iterator[Finding]:
@@ -53,6 +54,8 @@ def roles(s: Subject) -> Iterator[Finding]:
 
 def _feature(s: Subject) -> Iterator[Finding]:
     """A reader that knows one method a pack only must refuse a pack with several, and is told so."""
+    if m.METHODS in s.pack.manifest.must_understand and all(group.method is None for group in s.pack.manifest.groups):
+        yield KIND.at("must_understand", f"it names '{m.METHODS}', and no site has a method of its own", pointer="/must_understand")
     for number, group in enumerate(s.pack.manifest.groups):
         if group.method is None:
             continue
@@ -65,6 +68,8 @@ def _feature(s: Subject) -> Iterator[Finding]:
         elif s.pack.method.composition is not None:
             yield KIND.at(group.path, "a site of a composed pack has a method of its own, which is no part of the tree",
                           pointer=group_pointer(number))
+        elif s.pack.method_of(group).kind != s.pack.method.kind:
+            yield KIND.at(group.path, f"the method {group.method.type} is of another kind than the pack's", pointer=group_pointer(number))
         elif s.pack.method_of(group).shared is not None:
             yield KIND.at(group.path, f"the method {group.method.type} shares tensors between sites, which only a pack's own method can",
                           pointer=group_pointer(number))
@@ -126,6 +131,14 @@ def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: 
     found = {param: value.shape for param, value in params.items()}
     if found != expected:
         yield SHAPES.at(group.path, f"expected {expected}, found {found}", pointer=pointer)
+
+
+def positions(s: Subject) -> Iterator[Finding]:
+    """AP407."""
+    rules = {s.pack.config_at(group).acts for group in s.pack.manifest.groups if group.role == "adapter"}
+    if len(rules) > 1:
+        found = "; ".join(sorted(str(one or "all") for one in rules))[:200]
+        yield POSITIONS.at("groups", f"the sites act at different positions: {found}", pointer="/groups")
 
 
 def scales(s: Subject) -> Iterator[Finding]:
