@@ -150,7 +150,7 @@ def test_what_needs_one_kind_of_change_says_so(tmp_path: Path) -> None:
     plain = save(shaken(adapt(llama(True), LoRA(r=2, targets=("q_proj",)))), tmp_path / "plain")
     for refused in (lambda: compose([pack, pack], rule="linear"), lambda: quantize_pack(pack), lambda: resize(pack, rank=1),
                     lambda: compose([pack, plain], tree="sum(0.5*pack, plain)"), lambda: require_slots(pack),
-                    lambda: convert(pack, "kohya", tmp_path / "kohya")):
+                    lambda: convert(pack, tmp_path / "kohya", to="kohya")):
         with pytest.raises(Unsupported, match="trainable_tokens"):
             refused()
     assert not (tmp_path / "kohya").exists()
