@@ -65,10 +65,13 @@ _PUBLIC = {
     "active": "train.inject",
     "adapt": "train.inject",
     "attach": "train.inject",
+    "audit": "compose.audit",
     "declare": "pack.declare",
     "detach": "train.inject",
     "inspect": "artifacts",
     "load": "pack.validate",
+    "pull": "hub.pull",
+    "push": "hub.push",
     "resize": "compose.resize",
     "rules": "compose.rules",
     "run": "runtime.run",
@@ -79,11 +82,11 @@ _PUBLIC = {
     "verify": "pack.sign",
 }
 
-__all__ = ["__version__", *_STAGES, *_PUBLIC]  # noqa: PLE0604 - the names are strings
+__all__ = ["__version__", "hub", *_STAGES, *_PUBLIC]  # noqa: PLE0604 - the names are strings
 
 
 def __getattr__(name: str) -> Any:
-    if name in _STAGES:
+    if name in {*_STAGES, "hub"}:
         return import_module(f"adapterpack.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'adapterpack' has no attribute '{name}'")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StorageError
-from .hub.resolve import folder_of
+from .hub.resolve import folder_of, is_remote
 from .pack import manifest as m
 from .pack import peft_layout
 from .pack.checks.budget import Budget
@@ -40,7 +40,7 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
 
     ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
     ``budget`` of time or memory ran out. With ``allow_structural`` a base of the same names, dtypes and shapes, whatever its weights, is a
-    warning.
+    warning. Of ``hf://org/name@rev`` only the headers are read, unless ``full``.
 
     Returns:
         A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict on the base).
@@ -53,8 +53,12 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
         >>> validate("packs/tickets").valid  # doctest: +SKIP
         True
     """
-    folder = folder_of(path)
     known = None if base is None else folder_of(base)
+    if is_remote(path):
+        from .hub.remote import validate_remote  # noqa: PLC0415 - as below
+
+        return validate_remote(str(path), known, full=full, budget=budget, allow_structural=allow_structural)
+    folder = folder_of(path)
     kind = kind_of(folder)
     if kind == "adapter":
         from .convert.outline import validate_file  # noqa: PLC0415 - as below

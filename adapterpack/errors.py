@@ -185,6 +185,42 @@ class CorruptBlob(FormatError):
     code = "corrupt-blob"
 
 
+class HubError(AdapterpackError):
+    """A hub refused, cannot be reached, or does not answer as a hub does."""
+
+    code = "hub"
+
+
+class RepoNotFound(HubError):
+    """There is no such repository, or it may not be seen with this token."""
+
+    code = "repo-not-found"
+
+
+class GatedRepo(HubError):
+    """The repository's owner asks for an agreement first."""
+
+    code = "gated-repo"
+
+
+class RevisionNotFound(HubError):
+    """The repository has no such branch, tag or commit."""
+
+    code = "revision-not-found"
+
+
+class HubConflict(HubError):
+    """Somebody else changed the repository meanwhile."""
+
+    code = "hub-conflict"
+
+
+class HubOffline(HubError):
+    """The network may not be used, and what is needed is not on this machine."""
+
+    code = "hub-offline"
+
+
 class NothingToDo(AdapterpackError):
     """The stage would have changed nothing, which is never what was asked for."""
 

@@ -38,15 +38,26 @@ HEAVY = {
     "yaml",
 }  # fmt: skip
 REPORT = Draft202012Validator(schema("report.v1"))
-NAMES = list(COMMANDS)
+GROUPS = {"hub": ("serve", "audit")}
+NAMES = [name for command in COMMANDS for name in ([f"{command} {inner}" for inner in GROUPS[command]] if command in GROUPS else [command])]
 ADAPTERPACK = (sys.executable, "-m", "adapterpack")
 ROOT = Path(adapterpack.__file__).parent
 
 
-def found(name: str) -> click.Command:
-    command = main.get_command(click.Context(main), name)
+class Called(NamedTuple):
+    """A command, and the words that call it."""
+
+    name: str
+    command: click.Command
+
+
+def found(name: str) -> Called:
+    command: click.Command | None = main
+    for word in name.split():
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), word)
     assert command is not None
-    return command
+    return Called(name, command)
 
 
 def call(*args: Any) -> Result:
@@ -83,42 +94,45 @@ def sentence(done: Result) -> str:
 # --- command x promise ------------------------------------------------------------------------------------------------------------------
 
 
-def has_help(command: click.Command) -> None:
-    assert command.help
-    assert command.short_help
-    assert all(param.help for param in command.params if isinstance(param, click.Option))
+def has_help(called: Called) -> None:
+    assert called.command.help
+    assert called.command.short_help
+    assert all(param.help for param in called.command.params if isinstance(param, click.Option))
 
 
-def has_example(command: click.Command) -> None:
+def has_example(called: Called) -> None:
     """The Example is one that the command itself accepts."""
-    lines = re.findall(r"^ *adapterpack (.+)$", (command.help or "").partition("Example:")[2], re.MULTILINE)
+    lines = re.findall(r"^ *adapterpack (.+)$", (called.command.help or "").partition("Example:")[2], re.MULTILINE)
     assert lines
     for line in lines:
-        name, *args = shlex.split(line)
-        assert name == command.name
-        command.make_context(name, args)
+        words = called.name.split()
+        given = shlex.split(line)
+        assert given[: len(words)] == words
+        called.command.make_context(called.name, given[len(words) :])
 
 
-def has_json(command: click.Command) -> None:
-    assert any("--json" in param.opts for param in command.params)
+def has_json(called: Called) -> None:
+    assert any("--json" in param.opts for param in called.command.params)
 
 
-def has_twin(command: click.Command) -> None:
+def has_twin(called: Called) -> None:
     """adapterpack.NAME is the function, and the first sentence of its docstring is that of the help."""
-    twin = getattr(adapterpack, str(command.name))
+    twin: Any = adapterpack
+    for word in called.name.split():
+        twin = getattr(twin, word)
     function = twin._function() if isinstance(twin, ModuleType) else twin
     assert callable(twin)
-    assert first_sentence(function.__doc__) == first_sentence(command.help)
+    assert first_sentence(function.__doc__) == first_sentence(called.command.help)
 
 
-def refuses_unknown_options(command: click.Command) -> None:
-    done = call(command.name, "--no-such-option")
+def refuses_unknown_options(called: Called) -> None:
+    done = call(*called.name.split(), "--no-such-option")
     assert done.exit_code == 2
     assert "No such option" in done.stderr
     assert done.stdout == ""
 
 
-PROMISES: tuple[Callable[[click.Command], None], ...] = (has_help, has_example, has_json, has_twin, refuses_unknown_options)
+PROMISES: tuple[Callable[[Called], None], ...] = (has_help, has_example, has_json, has_twin, refuses_unknown_options)
 
 
 def first_sentence(text: str | None) -> str:
@@ -130,7 +144,7 @@ def first_sentence(text: str | None) -> str:
 @pytest.mark.fast
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_command_keeps_every_promise(name: str, promise: Callable[[click.Command], None]) -> None:
+def test_every_command_keeps_every_promise(name: str, promise: Callable[[Called], None]) -> None:
     """command x promise."""
     promise(found(name))
 
@@ -140,13 +154,13 @@ def test_every_command_file_is_in_the_table() -> None:
     """A command that is written is a command that is listed, and the listing shows it."""
     written = {path.stem for path in (ROOT / "cli").glob("*.py") if "\ndef command(" in path.read_text("utf-8")}
     listing = call("--help").stdout.partition("Commands:")[2]
-    assert written == set(NAMES) == set(re.findall(r"^  ([a-z]+)  ", listing, re.MULTILINE))
+    assert written == set(COMMANDS) == set(re.findall(r"^  ([a-z]+)  ", listing, re.MULTILINE))
 
 
 @pytest.mark.fast
 def test_help_imports_nothing_heavy(record_property: Callable[[str, object], None]) -> None:
     """Neither the listing nor the help of any command imports a library that takes long."""
-    lines = "; ".join(f"main([*{args}], standalone_mode=False)" for args in [["--help"], *([name, "--help"] for name in NAMES)])
+    lines = "; ".join(f"main([*{args}], standalone_mode=False)" for args in [["--help"], *([*name.split(), "--help"] for name in NAMES)])
     code = f"import sys; from adapterpack.cli.main import main; {lines}; print('modules', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
@@ -302,6 +316,17 @@ def test_resize_and_extract(world: World) -> None:
     assert "left as in the base" in text
 
 
+def test_audit(world: World) -> None:
+    """Two trained packs with heads on their base: every site is measured, and the heads' different labels are an obstacle that is told."""
+    page = world.folder / "audit.html"
+    value = report(process("audit", world.pack("tickets"), world.pack("emails"), "--base", world.bert, "--html", page, "--json"))
+    assert {site["path"] for site in value["sites"]} == {each.site.path for each in adapterpack.load(world.pack("tickets")).adapters()}
+    assert value["skipped"] == []
+    assert 0 < value["total"]["fold"]["F16"]["relative_error"] < value["total"]["fold"]["BF16"]["relative_error"] < 1
+    assert [whole["path"] for whole in value["whole"]] == ["classifier"]
+    assert "<h2>Every pair</h2>" in page.read_text("utf-8")
+
+
 def test_compose(world: World) -> None:
     """0.75 D1 - 0.25 D2 at every site, within float32 (1e-6 of the largest entry)."""
     out = world.folder / "composed"
@@ -317,6 +342,8 @@ def test_compose(world: World) -> None:
     small = world.folder / "small"
     assert "relative error" in process("compose", out, "--rank", 1, "-o", small).stdout
     assert adapterpack.load(small).manifest.groups[0].rank == 1
+    stored = process("compose", packs[0], f"again={packs[0]}", "--rule", "peft_linear", "-o", world.folder / "stored")
+    assert stored.stderr.startswith("warning: peft_linear combines the factors") and stored.stderr.count("\n") == 1
 
 
 def test_merge(world: World) -> None:
@@ -430,6 +457,7 @@ def test_catalogues() -> None:
 
 MISSING = (
     "train nowhere", "validate nowhere", "inspect nowhere", "merge nowhere nowhere -o out", "merge {bert} nowhere -o out",
+    "audit nowhere",
     "compose nowhere -o out", "quantize nowhere -o out", "export nowhere -o out", "run nowhere --prompt x", "run {bank} --input nowhere",
 )  # fmt: skip
 WRONG = {

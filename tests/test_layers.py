@@ -109,7 +109,7 @@ PRESENT = {name: module for name, module in _PUBLIC.items() if (PACKAGE / f"{mod
 
 def test_all_is_what_the_package_offers() -> None:
     """__all__, dir() and the two tables agree, and no name stands twice."""
-    assert sorted(adapterpack.__all__) == dir(adapterpack) == sorted({"__version__", *_STAGES, *_PUBLIC})
+    assert sorted(adapterpack.__all__) == dir(adapterpack) == sorted({"__version__", "hub", *_STAGES, *_PUBLIC})
     assert {"load", "Pack", "LoRA", "AdapterpackError"} <= set(PRESENT)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = adapterpack.nonsense

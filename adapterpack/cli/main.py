@@ -29,6 +29,7 @@ COMMANDS = {
     "merge": "adapterpack.cli.merge:command",
     "unmerge": "adapterpack.cli.unmerge:command",
     "declare": "adapterpack.cli.declare:command",
+    "audit": "adapterpack.cli.audit:command",
     "compose": "adapterpack.cli.compose:command",
     "resize": "adapterpack.cli.resize:command",
     "extract": "adapterpack.cli.extract:command",
@@ -36,6 +37,9 @@ COMMANDS = {
     "convert": "adapterpack.cli.convert:command",
     "export": "adapterpack.cli.export:command",
     "run": "adapterpack.cli.run:command",
+    "push": "adapterpack.cli.push:command",
+    "pull": "adapterpack.cli.pull:command",
+    "hub": "adapterpack.cli.hub:command",
     "methods": "adapterpack.cli.methods:command",
     "rules": "adapterpack.cli.rules:command",
 }

@@ -36,7 +36,7 @@ def command(name: str | None, as_json: bool) -> None:
         else:
             facts(found)
         return
-    chosen = adapterpack.methods().values() if name is None else [adapterpack.methods.get(name)]
+    chosen = adapterpack.methods.methods().values() if name is None else [adapterpack.methods.get(name)]
     listed = [_described(method) for method in chosen]
     if as_json:
         emit({"command": "methods", "methods": listed, "inits": [_init(init) for init in adapterpack.methods.inits.INITS.values()],

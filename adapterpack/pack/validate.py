@@ -21,7 +21,7 @@ from .checks.finding import Finding, Report
 from .checks.hashing import hashed
 from .checks.registry import CHECKS
 from .checks.remote import remote_code
-from .checks.subject import HeldFile, Subject
+from .checks.subject import Check, HeldFile, Subject
 from .checks.template import template_findings
 from .checks.unchecked import NO_BASE, SHAPES_ONLY, unchecked
 from .composition import method_of
@@ -85,7 +85,7 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
     manifest = m.parse(data, folder / m.FILE_NAME)
     if findings := [*composition(manifest)]:
         return refused(findings, manifest)
-    _require_known(manifest, folder / m.FILE_NAME)
+    require_known(manifest, folder / m.FILE_NAME)
     named = frozenset({m.FILE_NAME, *(entry.path for entry in manifest.files)})
     if findings := [*files.forbidden_files(folder, named)] or [*files.closed_file_list(folder, manifest)]:
         return refused(findings, manifest)
@@ -101,16 +101,16 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
                 {name: data for name, data in held.items() if name == TEMPLATE})
     with hashed(held, budget) as digests:
         subject = Subject(folder, pack, file, held, digests, base, full, budget, allow_structural)
-        findings, spent_on = _run(subject)
+        findings, spent_on = run_checks(subject)
     open_questions = (*spent_on, *unchecked(subject))
     return Report("pack", str(folder), pack.id, tuple(findings), open_questions, bool(spent_on) or (full and base is None),
                   None if spent_on else base_verdict(pack, base, findings)), pack
 
 
-def _run(subject: Subject) -> tuple[list[Finding], list[str]]:
+def run_checks(subject: Subject, checks: tuple[Check, ...] = CHECKS) -> tuple[list[Finding], list[str]]:
     """The findings of the checks up to the first error, and what there was no time for."""
     findings: list[Finding] = []
-    for check in CHECKS:
+    for check in checks:
         try:
             subject.budget.require_time(f"{check.__name__.replace('_', ' ')} and what follows")
             findings.extend(check(subject))
@@ -207,7 +207,13 @@ def _code_keys(data: bytes) -> Iterator[Finding]:
     yield from remote_code(value, m.FILE_NAME)
 
 
-def _require_known(manifest: m.Manifest, where: Path) -> None:
+def require_known(manifest: m.Manifest, where: object) -> None:
+    """Goes on only if the pack's method is registered here, in a version that is known.
+
+    Raises:
+        UnknownMethod: its method is not registered.
+        Unsupported: it was made by a newer version of its method.
+    """
     others = [(group.method, get(group.method.type)) for group in manifest.groups if group.method is not None]
     for made_by, method in ((manifest.method, method_of(manifest)), *others):
         if made_by.spec_version > method.spec_version:

@@ -129,10 +129,19 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
         raise FormatError("the folder is not a bundle", where=folder, expected=FILE_NAME, remedy="name the folder that export wrote")
     with storage_errors(path), path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
-    value = strict_json.loads(data, path, _MAX_BYTES)
+    return parse_bundle(data, path)
+
+
+def parse_bundle(data: bytes, where: object) -> Bundle:
+    """The manifest of a bundle from its bytes.
+
+    Raises:
+        FormatError: it does not fit its schema.
+    """
+    value = strict_json.loads(data, where, _MAX_BYTES)
     problem = schema_problem(value, "bundle.v1")
     if problem:
-        raise FormatError(f"the bundle's manifest does not fit its schema: {problem[1]}", where=f"{path}#{problem[0]}")
+        raise FormatError(f"the bundle's manifest does not fit its schema: {problem[1]}", where=f"{where}#{problem[0]}")
     tuples = {"base_labels": value["base_labels"] and tuple(value["base_labels"])}
     return Bundle(
         **{

@@ -1,0 +1,91 @@
+"""``adapterpack hub``: what concerns a hub as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import adapterpack
+
+from ..errors import EXIT_FAILED, EXIT_INCOMPLETE
+from .options import shared
+from .output import emit, line, table
+
+_EXIT = {"valid": 0, "not fully checked": EXIT_INCOMPLETE}
+
+
+@click.group("hub", short_help="a hub of your own; adapters on a hub looked through")
+def command() -> None:
+    """A hub of your own, and a look through the adapters on any hub.
+
+    \b
+    Example:
+      adapterpack hub serve ./hub --tokens tokens.txt
+      adapterpack hub audit org/tickets org/emails
+    """
+
+
+@command.command("serve", short_help="a small hub in a folder")
+@click.argument("folder", metavar="DIR")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), metavar="P", help="The port; 0 takes a free one.")
+@click.option("--tokens", metavar="FILE", help="Lines NAME read|write TOKEN; without them everybody may read and nobody write.")
+@shared
+def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: bool) -> None:
+    """Serves the hub in a folder until it is interrupted.
+
+    Clients are told of it with HF_ENDPOINT. It has no TLS of its own: where others can listen, put a proxy before it.
+
+    \b
+    Example:
+      adapterpack hub serve ./hub --tokens tokens.txt --port 8765
+    """
+    def ready(address: str) -> None:
+        if as_json:
+            emit({"command": "hub serve", "address": address}, compact=True)
+        else:
+            line(f"{address} serves {folder}; clients find it with HF_ENDPOINT={address}")
+
+    adapterpack.hub.serve(folder, host=host, port=port, tokens=tokens, ready=ready)
+
+
+@command.command("audit", short_help="adapters on a hub, looked through")
+@click.argument("repos", nargs=-1, required=True, metavar="ORG/NAME[@REV]...")
+@click.option("--full", is_flag=True, help="Download and check everything; without it only headers are read.")
+@click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F.")
+@shared
+@click.pass_context
+def audit(ctx: click.Context, /, *, repos: tuple[str, ...], full: bool, sarif_file: str | None, as_json: bool) -> None:
+    """Every check that can be made of adapters on a hub, one repository after the other; with FULL they are downloaded.
+
+    Exit code 0: all valid; 1: one is not, or could not be looked at; 3: not fully checked.
+
+    \b
+    Example:
+      adapterpack hub audit org/tickets org/emails@v1 --sarif findings.sarif
+    """
+    found = adapterpack.hub.audit(repos, full=full)
+    if sarif_file is not None:
+        from ..hub.auditing import audit_sarif  # noqa: PLC0415
+        from ..pack import strict_json  # noqa: PLC0415
+        from ..pack.atomic import output_file  # noqa: PLC0415
+
+        with output_file(Path(sarif_file)) as path:
+            path.write_bytes(strict_json.canonical(audit_sarif(found, adapterpack.__version__)))
+    if as_json:
+        emit({"command": "hub audit", "repos": [one.to_json() for one in found]})
+    else:
+        table(["repository", "kind", "state", "errors", "warnings", "first"], [_row(one) for one in found])
+    codes = [_EXIT.get(one.state, EXIT_FAILED) for one in found]
+    if code := EXIT_FAILED if EXIT_FAILED in codes else max(codes):
+        ctx.exit(code)
+
+
+def _row(one: object) -> list[object]:
+    report, error = getattr(one, "report", None), getattr(one, "error", None)
+    if report is None:
+        return [getattr(one, "repo", ""), None, getattr(one, "state", ""), None, None, getattr(error, "what", "")]
+    severities = [finding.severity for finding in report.findings]
+    first = f"{report.findings[0].rule}: {report.findings[0].message}" if report.findings else ""
+    return [getattr(one, "repo", ""), report.kind, report.state, severities.count("error"), severities.count("warning"), first]

@@ -1,0 +1,42 @@
+"""``adapterpack pull``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from .options import shared
+from .output import emit, line
+from .progress import apart
+
+
+@click.command("pull", short_help="a pack or a bundle from a repository of a hub")
+@click.argument("source", metavar="hf://ORG/NAME[@REV]")
+@click.option("-o", "--output", "out", metavar="OUT", help="Also put it into this folder; it must not exist.")
+@click.option("--update", is_flag=True, help="Take what the revision means now, whatever the lock file pins, and say what changed.")
+@click.option("--lock", default="adapterpack.lock", show_default=True, metavar="FILE", help="What was pulled, by commit and digest.")
+@click.option("--no-lock", is_flag=True, help="Neither read nor write a lock file.")
+@click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Refuse what is larger, before downloading it [64 GiB].")
+@shared
+def command(*, source: str, out: str | None, update: bool, lock: str, no_lock: bool, max_bytes: int | None, as_json: bool) -> None:
+    """Fetches a pack or a bundle from a hub into the local store, and with OUT also into a folder; nothing is kept unless it is valid.
+
+    The lock file pins commit and digest: pulling again gives the same bytes, whatever the branch or tag means by then. A PEFT adapter
+    becomes a pack. With HF_HUB_OFFLINE=1 what was pulled before is hashed again and used.
+
+    \b
+    Example:
+      adapterpack pull hf://org/tickets@v1 -o packs/tickets
+    """
+    limit = {} if max_bytes is None else {"max_bytes": max_bytes}
+    with apart():
+        done = adapterpack.pull(source, out, update=update, lock=None if no_lock else lock, **limit)
+    if as_json:
+        emit({"command": "pull", **done.to_json()})
+        return
+    line(f"pulled the {done.kind} {done.id} of {done.repo}@{done.commit} to {done.path}")
+    for text in (*done.changed, *done.notes):
+        line(text)
+    if update and done.before is not None and not done.changed:
+        line("nothing changed")

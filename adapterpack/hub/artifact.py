@@ -1,0 +1,153 @@
+"""What a repository holds, by the file that says so, and what of it belongs to the artifact."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import FormatError, HubError
+from ..pack import manifest as m
+from ..pack import peft_layout
+from ..pack.checks import folder as files
+from ..pack.checks.finding import Finding
+from ..pack.manifest import FileEntry
+from ..pack.pack import MUTABLE, SIGNATURE, TENSORS
+from .client import Listed, Remote, fetch
+
+BUNDLE = "adapterpack.bundle.json"
+KINDS = {m.FILE_NAME: "pack", BUNDLE: "bundle", peft_layout.CONFIG: "peft"}
+"""The file that marks an artifact -> its kind, the first that is there."""
+MAX_BYTES = 64 << 30
+_MAX_MARK = 16 << 20
+_MAX_SIGNATURE = 1 << 20
+_PEFT_LIMIT = 8 << 30
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A pack, a bundle or a PEFT adapter in a repository.
+
+    ``mark`` are the bytes of its manifest (PEFT: its config), ``files`` everything to download beside it, ``id`` the digest of the mark.
+    """
+
+    kind: str
+    mark_name: str
+    mark: bytes
+    files: tuple[FileEntry, ...]
+    manifest: Any
+
+    @property
+    def id(self) -> str:
+        """``sha256:`` and the digest of the manifest's bytes."""
+        return f"sha256:{hashlib.sha256(self.mark).hexdigest()}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return len(self.mark) + sum(entry.size for entry in self.files)
+
+
+def kind_in(listed: Mapping[str, Listed]) -> str | None:
+    """The kind of artifact that a tree holds, None for what is none, such as a base."""
+    return next((kind for mark, kind in KINDS.items() if mark in listed), None)
+
+
+def open_remote(remote: Remote, listed: Mapping[str, Listed], scratch: Path, max_bytes: int = MAX_BYTES) -> Artifact:
+    """Reads the manifest alone; nothing else is downloaded. Whether the tree is its closed list is for the caller to ask.
+
+    Raises:
+        FormatError: the manifest cannot be read; too large.
+        HubError: there is no artifact in the repository.
+    """
+    mark = next((name for name in KINDS if name in listed), None)
+    if mark is None:
+        found = ", ".join(sorted(listed)[:5]) or "nothing"
+        raise HubError("the repository holds neither a pack nor a bundle nor a PEFT adapter", where=remote, found=found,
+                       expected=" or ".join(KINDS), remedy="name the repository of an adapter")
+    if listed[mark].size > _MAX_MARK:
+        raise FormatError("the manifest is too large", where=f"{remote}, {mark}", expected=f"at most {_MAX_MARK} bytes",
+                          found=listed[mark].size)
+    fetch(remote, listed[mark], scratch / mark)
+    data = (scratch / mark).read_bytes()
+    artifact = _READERS[KINDS[mark]](remote, mark, data, listed)
+    if artifact.size > max_bytes:
+        raise FormatError("the artifact is larger than allowed", where=remote, expected=f"at most {max_bytes} bytes", found=artifact.size,
+                          remedy="raise the limit (--max-bytes) if you trust it")
+    return artifact
+
+
+def _pack(remote: Remote, mark: str, data: bytes, listed: Mapping[str, Listed]) -> Artifact:
+    manifest = m.parse(data, f"{remote}, {mark}")
+    return _closed(remote, Artifact("pack", mark, data, manifest.files, manifest), listed)
+
+
+def _bundle(remote: Remote, mark: str, data: bytes, listed: Mapping[str, Listed]) -> Artifact:
+    from ..runtime.bundle import parse_bundle  # noqa: PLC0415 - packs do not need what bundles need
+
+    bundle = parse_bundle(data, f"{remote}, {mark}")
+    return _closed(remote, Artifact("bundle", mark, data, bundle.files, bundle), listed)
+
+
+def _peft(remote: Remote, mark: str, data: bytes, listed: Mapping[str, Listed]) -> Artifact:
+    tensors = listed.get(TENSORS)
+    if tensors is None:
+        pickled = [name for name in listed if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+        raise FormatError("a PEFT adapter without safetensors" + (": pickle files are refused" if pickled else ""), where=remote,
+                          expected=TENSORS, found=", ".join(sorted(pickled)) or "no tensors", remedy="save it as safetensors")
+    if tensors.size > _PEFT_LIMIT:
+        raise FormatError("the artifact is larger than allowed", where=remote, expected=f"at most {_PEFT_LIMIT} bytes", found=tensors.size)
+    return Artifact("peft", mark, data, (FileEntry(TENSORS, tensors.size, tensors.sha256 or "", "tensors"),), None)
+
+
+_READERS = {"pack": _pack, "bundle": _bundle, "peft": _peft}
+
+
+def _closed(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed]) -> Artifact:
+    signature = listed.get(SIGNATURE)
+    if signature is not None and signature.size > _MAX_SIGNATURE:
+        raise FormatError("the signature is too large", where=f"{remote}, {SIGNATURE}", expected=f"at most {_MAX_SIGNATURE} bytes",
+                          found=signature.size)
+    return artifact
+
+
+def require_closed(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed]) -> None:
+    """Goes on only if the tree is the manifest's closed list.
+
+    Raises:
+        FormatError: a file too many, one too few, or another one.
+    """
+    if bad := next(differences(artifact, listed), None):
+        raise FormatError(f"the repository is not what its manifest lists, {bad.rule}: {bad.message}", where=f"{remote}, {bad.where}",
+                          remedy="do not use this revision; its owner can push the artifact again")
+
+
+_RULES = {"pack": (files.FORBIDDEN.id, files.UNLISTED.id, files.MISSING.id, files.SIZE.id, files.DIGEST.id),
+          "bundle": ("AB102", "AB102", "AB103", "AB104", "AB104")}
+
+
+def differences(artifact: Artifact, listed: Mapping[str, Listed]) -> Iterator[Finding]:
+    """Where the tree is not the manifest's closed list; nothing for a PEFT adapter, which has none."""
+    if artifact.kind not in _RULES:
+        return
+    forbidden, unlisted, missing, size, digest = _RULES[artifact.kind]
+
+    def at(rule: str, path: str, message: str) -> Finding:
+        return Finding(rule, "error", path, message, "push the artifact again", file=path)
+
+    entries = {entry.path: entry for entry in artifact.files}
+    for path in sorted(listed.keys() - entries.keys() - MUTABLE - {artifact.mark_name}):
+        if PurePosixPath(path).suffix.casefold() in files.FORBIDDEN_SUFFIXES:
+            yield at(forbidden, path, "a file of a kind that may not lie there")
+        else:
+            yield at(unlisted, path, "a file that the manifest does not list")
+    for path, entry in sorted(entries.items()):
+        there = listed.get(path)
+        if there is None:
+            yield at(missing, path, "a listed file is missing")
+        elif there.size != entry.size:
+            yield at(size, path, f"the file has {there.size} bytes, the manifest says {entry.size}")
+        elif there.sha256 not in {None, entry.sha256}:
+            yield at(digest, path, "the file's sha256 is not the manifest's: it was altered")

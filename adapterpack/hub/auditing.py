@@ -1,0 +1,66 @@
+"""Many repositories of a hub looked at in a row; what is wrong with one does not hide the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import AdapterpackError
+from ..pack.checks.budget import Budget
+from ..pack.checks.finding import Report
+from ..pack.checks.sarif import sarif
+from . import names
+from .remote import validate_remote
+
+
+@dataclass(frozen=True)
+class Audited:
+    """One repository: the report on it, or the error by name that kept it from being looked at."""
+
+    repo: str
+    report: Report | None
+    error: AdapterpackError | None = None
+
+    @property
+    def state(self) -> str:
+        """The report's state, or the error's code."""
+        return self.report.state if self.report else self.error.code if self.error else "unknown"
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return {"repo": self.repo, "state": self.state, "report": self.report and self.report.to_json(),
+                "error": self.error and self.error.to_json()}
+
+
+def audit(repos: Iterable[str], *, full: bool = False, budget: Budget | None = None, token: str | None = None) -> tuple[Audited, ...]:
+    """Every check that can be made of adapters on a hub, one repository after the other; with ``full`` they are downloaded.
+
+    Raises:
+        ConfigError: a name is none.
+
+    Example:
+        >>> audit([])
+        ()
+    """
+    references = [names.parse(repo) for repo in repos]
+    return tuple(_one(reference, full, budget, token) for reference in references)
+
+
+def _one(reference: names.Reference, full: bool, budget: Budget | None, token: str | None) -> Audited:
+    try:
+        report = validate_remote(str(reference), full=full, budget=budget, token=token)
+    except AdapterpackError as error:
+        return Audited(reference.repo, None, error)
+    return Audited(reference.repo, report)
+
+
+def audit_sarif(found: Iterable[Audited], version: str) -> dict[str, Any]:
+    """All reports as one SARIF log with a run each; a repository that could not be looked at is a run that failed."""
+    runs = []
+    for one in found:
+        log = sarif(one.report or Report("pack", one.repo, None, (), (f"{one.repo}: {one.error}",), incomplete=True), version)
+        [run] = log["runs"]
+        runs.append({**run, "automationDetails": {"id": f"{one.repo}/"}})
+    empty = sarif(Report("pack", "", None, ()), version)
+    return {**empty, "runs": runs}

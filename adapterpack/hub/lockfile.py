@@ -1,0 +1,92 @@
+"""What was pulled, by reference: repository, commit and digest, in a small file that a project keeps beside its code."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError, storage_errors
+from ..pack import strict_json
+from ..pack.atomic import output_file
+from ..pack.cache import cache_folder
+from ..pack.locks import locked
+from . import names
+
+FILE_NAME = "adapterpack.lock"
+_FORMAT = "adapterpack.lock"
+_VERSION = 1
+_MAX_BYTES = 16 << 20
+_ID = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """One reference, fixed: the commit it stood for, the kind of artifact, and the digest of its manifest."""
+
+    commit: str
+    kind: str
+    id: str
+
+
+class Lockfile:
+    """The pinned references in one file, which several processes may change.
+
+    Example:
+        >>> Lockfile("nowhere.lock").get(names.parse("hf://org/name")) is None
+        True
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def get(self, reference: names.Reference) -> Pinned | None:
+        """What the reference is pinned to.
+
+        Raises:
+            FormatError: the file is something else.
+        """
+        return self._read().get(str(reference))
+
+    def put(self, reference: names.Reference, pinned: Pinned) -> None:
+        """Pins a reference; the file is replaced as a whole.
+
+        Raises:
+            FormatError: the file is something else, and stays.
+            StorageError: it cannot be written.
+        """
+        with storage_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        guard = cache_folder() / "locks"
+        with storage_errors(guard):
+            guard.mkdir(parents=True, exist_ok=True)
+        with locked(guard / "lockfile", alone=os.name == "posix"):
+            entries = {**self._read(), str(reference): pinned}
+            value = {"format": _FORMAT, "version": _VERSION, "entries": {key: asdict(one) for key, one in entries.items()}}
+            with output_file(self.path) as path:
+                path.write_bytes(strict_json.canonical(value))
+
+    def _read(self) -> dict[str, Pinned]:
+        if not self.path.exists():
+            return {}
+        with storage_errors(self.path), self.path.open("rb") as file:
+            value: Any = strict_json.loads(file.read(_MAX_BYTES + 1), self.path, _MAX_BYTES)
+        entries = value.get("entries") if isinstance(value, dict) and value.get("format") == _FORMAT else None
+        if not isinstance(entries, dict) or value.get("version") != _VERSION:
+            raise FormatError("this is not a lock file of this version", where=self.path, expected=f"format {_FORMAT}, version {_VERSION}",
+                              remedy="name another file with --lock, or remove it")
+        return {key: _pinned(entry, f"{self.path}, {key}") for key, entry in entries.items()}
+
+
+def _pinned(entry: Any, where: str) -> Pinned:
+    texts = isinstance(entry, dict) and set(entry) == {"commit", "kind", "id"} and all(isinstance(item, str) for item in entry.values())
+    if not texts or not names.COMMIT.fullmatch(entry["commit"]) or not _ID.fullmatch(entry["id"]):
+        raise FormatError("a lock file's entry has a commit, a kind and an id", where=where, remedy="remove the entry, and pull again")
+    return Pinned(**entry)
+
+
+def known(reference: names.Reference) -> Lockfile:
+    """What this machine pulled of a repository before, for when there is no network."""
+    return Lockfile(cache_folder() / "hub" / f"{reference.repo.replace('/', '--')}.json")

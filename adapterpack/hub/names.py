@@ -1,0 +1,102 @@
+"""Names from strangers: repositories, revisions, and paths inside a repository."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from ..errors import ConfigError, FormatError
+
+SCHEME = "hf://"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_REPO = re.compile(f"{_PART}/{_PART}")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
+_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10))})
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A repository and a revision of it: a branch, a tag, a pull request's ref or a commit."""
+
+    repo: str
+    revision: str = MAIN
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.repo}@{self.revision}"
+
+
+def is_repo(text: str) -> bool:
+    """Whether this is OWNER/NAME in plain ASCII, as every hub takes it.
+
+    Example:
+        >>> is_repo("org/name"), is_repo("../name"), is_repo("name")
+        (True, False, False)
+    """
+    return _REPO.fullmatch(text) is not None and ".." not in text and "--" not in text and not text.endswith((".git", ".", "-"))
+
+
+def is_revision(text: str) -> bool:
+    """Whether this can be the name of a branch or a tag, or a commit.
+
+    Example:
+        >>> is_revision("v1.0"), is_revision("refs/pr/1"), is_revision("a..b")
+        (True, True, False)
+    """
+    return _REVISION.fullmatch(text) is not None and ".." not in text and not text.endswith((".lock", "."))
+
+
+def parse(text: str) -> Reference:
+    """The reference behind ``hf://org/name@revision`` or ``org/name``.
+
+    Raises:
+        ConfigError: it is neither.
+
+    Example:
+        >>> parse("hf://org/name@v1")
+        Reference(repo='org/name', revision='v1')
+    """
+    repo, at, revision = text.removeprefix(SCHEME).partition("@")
+    if not is_repo(repo) or (at and not is_revision(revision)):
+        raise ConfigError("this is not the address of a repository on a hub", where=text, expected="hf://org/name or hf://org/name@revision")
+    return Reference(repo, revision or MAIN)
+
+
+def unsafe(path: str) -> str | None:
+    """Why a path of a listing must not become a file here, or None.
+
+    Example:
+        >>> unsafe("adapters/a/adapterpack.json"), unsafe("../x")
+        (None, "a part that is '..'")
+    """
+    if not path or len(path.encode("utf-8", "surrogatepass")) > 255:
+        return "it is empty or longer than 255 bytes"
+    if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in path) or unicodedata.normalize("NFC", path) != path:
+        return "characters that not every file system keeps"
+    if "\\" in path or ":" in path:
+        return "a backslash or a colon"
+    for part in path.split("/"):
+        if part in {"", ".", ".."}:
+            return f"a part that is {part!r}"
+        if part.endswith((".", " ")) or part.partition(".")[0].casefold() in _DEVICES:
+            return f"a part that some system takes for something else: {part!r}"
+    return None
+
+
+def require_safe(paths: list[str], where: object) -> None:
+    """Checks every path of a listing, and that no two of them would be one file where letters have no case.
+
+    Raises:
+        FormatError: one leads out of its folder, or cannot be a file everywhere.
+    """
+    folded: dict[str, str] = {}
+    for path in paths:
+        if reason := unsafe(path):
+            raise FormatError("the hub lists a path that must not become a file here", where=where, found=f"{path[:80]!r}: {reason}",
+                              remedy="do not use this repository")
+        if other := folded.get(path.casefold()):
+            raise FormatError("the hub lists two paths that are one file on some systems", where=where,
+                              found=f"{other!r} and {path[:80]!r}", remedy="rename one of them in the repository")
+        folded[path.casefold()] = path

@@ -1,0 +1,122 @@
+"""What a push would publish: a checked pack or bundle, and its card; everything that must not leave this machine is refused here."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import ConfigError, FormatError, StorageError
+from ..pack import manifest as m
+from ..pack.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
+from ..pack.pack import SIGNATURE, Pack, sealed
+from ..pack.validate import load
+from . import names
+from .artifact import KINDS
+from .card import bundle_card, pack_card
+from .secret import refuse_secrets
+
+README = "README.md"
+_TEXT = frozenset({".json", ".md", ".txt", ".jinja"})
+_MAX_TEXT = 64 << 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The files to publish by their path in the repository, the card, and the identity; ``label`` is what people call it."""
+
+    kind: str
+    id: str
+    label: str
+    files: dict[str, Path]
+    card: bytes
+
+
+@contextmanager
+def prepared(source: Pack | str | os.PathLike[str], repo: str, base_model: str | None, license_name: str | None) -> Iterator[Prepared]:
+    """The artifact, checked; a pack that is in memory, came from PEFT, or gets a base's name or a license is written anew.
+
+    Raises:
+        ConfigError: the base has no address that others could use, there is no license, or something looks like a secret.
+        FormatError: it is not valid, or not an artifact.
+    """
+    if base_model is not None and not names.is_repo(base_model):
+        raise ConfigError("the base must be named as others can find it", where="--base-model", expected="OWNER/NAME", found=base_model)
+    kind = "pack" if isinstance(source, Pack) else _kind(Path(source))
+    with tempfile.TemporaryDirectory() as scratch:
+        if kind in {"pack", "peft"}:
+            found = _pack(source, Path(scratch), repo, base_model, license_name)
+        elif kind == "bundle" and not isinstance(source, Pack):
+            found = _bundle(Path(source), repo, base_model, license_name)
+        else:
+            raise FormatError("only packs, PEFT adapters and bundles are pushed", where=source, expected=" or ".join(KINDS),
+                              remedy="convert it first (adapterpack convert --to pack)")
+        refuse_secrets({README: found.card, **{name: _bounded(path) for name, path in found.files.items()
+                                               if PurePosixPath(name).suffix in _TEXT}})
+        yield found
+
+
+def _kind(folder: Path) -> str | None:
+    if not folder.exists():
+        raise StorageError("there is no such folder", where=folder, remedy="name the folder of a pack or a bundle")
+    return next((kind for mark, kind in KINDS.items() if (folder / mark).is_file()), None)
+
+
+def _pack(source: Pack | str | os.PathLike[str], scratch: Path, repo: str, base_model: str | None, license_name: str | None) -> Prepared:
+    folder = source.path if isinstance(source, Pack) else Path(source)
+    if folder is not None and (strange := next(forbidden_files(folder), None)):
+        raise FormatError(f"the pack must not be published, {strange.rule}: {strange.message}", where=folder / strange.where,
+                          remedy=strange.fix)
+    pack = source if isinstance(source, Pack) else load(source)
+    manifest = pack.manifest
+    changed = dataclasses.replace(manifest, license=license_name or manifest.license,
+                                  base=dataclasses.replace(manifest.base, name=base_model or manifest.base.name))
+    _require_named(changed.base.name, changed.license, pack.name)
+    if changed != manifest:
+        pack = sealed(changed, pack.tensors, pack.extra)
+    if folder is None or not (folder / m.FILE_NAME).is_file() or f"sha256:{m.sha256_of(folder / m.FILE_NAME)}" != pack.id:
+        folder = scratch / "pack"
+        pack = pack.write(folder)
+    files = {m.FILE_NAME: folder / m.FILE_NAME, **{entry.path: folder / entry.path for entry in pack.manifest.files}}
+    if (folder / SIGNATURE).is_file():
+        files[SIGNATURE] = folder / SIGNATURE
+    return Prepared("pack", pack.id, pack.manifest.pack.name, files, pack_card(pack, repo).encode("utf-8"))
+
+
+def _bundle(folder: Path, repo: str, base_model: str | None, license_name: str | None) -> Prepared:
+    from ..runtime.bundle import FILE_NAME, read_bundle  # noqa: PLC0415 - packs do not need what bundles need
+    from ..runtime.validate import validate_bundle  # noqa: PLC0415
+
+    report = validate_bundle(folder)
+    if bad := next((finding for finding in report.findings if finding.severity == "error"), None):
+        raise bad.error(f"the bundle is not valid, {bad.rule}: {bad.message}".rstrip("."), where=f"{folder}, {bad.where}",
+                        remedy=bad.fix or None)
+    bundle = read_bundle(folder)
+    for entry in bundle.files:
+        if names.unsafe(entry.path) or PurePosixPath(entry.path).suffix.casefold() in FORBIDDEN_SUFFIXES:
+            raise FormatError("the bundle holds a file that must not be published", where=folder / entry.path, remedy="export it again")
+    licenses = {load(folder / adapter.path).manifest.license for adapter in bundle.adapters}
+    agreed = license_name or (licenses.pop() if len(licenses) == 1 else None)
+    base = base_model or bundle.base.name
+    _require_named(base, agreed, folder.name)
+    files = {FILE_NAME: folder / FILE_NAME, **{entry.path: folder / entry.path for entry in bundle.files}}
+    card: Any = bundle_card(bundle, repo, str(base), str(agreed).lower())
+    return Prepared("bundle", f"sha256:{m.sha256_of(folder / FILE_NAME)}", folder.name, files, card.encode("utf-8"))
+
+
+def _require_named(base: str | None, license_name: str | None, name: str) -> None:
+    if base is None or not names.is_repo(base):
+        raise ConfigError("the base is named by a place on your disk, or not at all: nobody else could find it", where=f"'{name}', base",
+                          expected="OWNER/NAME", found=base, remedy="name it on the hub with --base-model OWNER/NAME")
+    if not license_name:
+        raise ConfigError("there is no license", where=f"'{name}', license", remedy="say under which with --license, such as apache-2.0")
+
+
+def _bounded(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_MAX_TEXT)

@@ -1,0 +1,185 @@
+"""From a hub to this machine: a commit first, then its manifest, then only what that lists, hashed on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError, HubError, HubOffline, StorageError, storage_errors
+from ..pack import manifest as m
+from ..pack.atomic import output_folder, refuse_existing
+from ..pack.cache import cache_folder
+from ..pack.pack import SIGNATURE
+from . import names, shelf
+from .artifact import MAX_BYTES, Artifact, open_remote, require_closed
+from .client import Listed, Remote, connect, fetch, offline, tree
+from .compare import changes
+from .lockfile import Lockfile, Pinned, known
+
+_SPARE = 256 << 20
+"""Bytes of the disk that a download leaves free."""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """An artifact that lies on this machine, validated: from where, which, and in which folder.
+
+    ``changed`` says in words what an update changed, ``before`` what the lock file named until then; ``notes`` what else there is to know.
+    """
+
+    repo: str
+    revision: str
+    commit: str
+    kind: str
+    id: str
+    path: Path
+    before: Pinned | None = None
+    changed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return {**m.plain(self), "path": str(self.path)}
+
+
+def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool = False, lock: str | os.PathLike[str] | None = None,
+         max_bytes: int = MAX_BYTES, token: str | None = None) -> Pulled:
+    """Fetches a pack or a bundle from a hub into the local store, and with ``out`` also into a folder; nothing is kept unless it is valid.
+
+    With a ``lock`` file what it pins is fetched, whatever the revision means by now; ``update`` pins what it means now. A PEFT adapter
+    becomes a pack. Without network (``HF_HUB_OFFLINE``) what was pulled before is hashed again and used.
+
+    Raises:
+        FormatError: larger than ``max_bytes``, not what its manifest lists, or not valid.
+        HubError: the hub refuses, by name (RepoNotFound, GatedRepo, RevisionNotFound, HubOffline).
+        OutputExists: something is already at ``out``.
+
+    Example:
+        >>> pull("hf://org/tickets@v1", "packs/tickets").kind  # doctest: +SKIP
+        'pack'
+    """
+    reference = names.parse(source)
+    if out is not None:
+        refuse_existing(Path(out))
+    file = None if lock is None else Lockfile(lock)
+    before = None if file is None else file.get(reference)
+    found = _offline(reference, before, update) if offline() else _online(reference, before, update, max_bytes, token)
+    pinned = Pinned(found.commit, found.kind, found.id)
+    if file is not None and pinned != before:
+        file.put(reference, pinned)
+    if out is None:
+        return found
+    with output_folder(out) as folder:
+        shelf.copy(found.path, folder)
+        _add_signature(found, folder, token)
+    return _at(found, Path(out))
+
+
+def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTES) -> Pulled:
+    """The artifact of one commit, from the store or from the hub; remembered for when there is no network."""
+    reference = names.Reference(remote.repo, remote.revision)
+    with scratch_folder() as name:
+        scratch = Path(name) / remote.repo.partition("/")[2]  # an imported adapter is called by its folder
+        scratch.mkdir()
+        artifact = open_remote(remote, listed, scratch, max_bytes)
+        require_closed(remote, artifact, listed)
+        identity, path = artifact.id, None if artifact.kind == "peft" else shelf.kept(artifact.kind, artifact.id)
+        if path is None:
+            download(remote, artifact, listed, scratch)
+            identity, path = shelf.keep(artifact.kind, artifact.id, scratch)
+    for one in {reference, names.Reference(remote.repo, remote.commit)}:
+        known(one).put(one, Pinned(remote.commit, artifact.kind, identity))
+    notes = ("a PEFT adapter: imported as a pack",) if artifact.kind == "peft" else ()
+    return Pulled(remote.repo, remote.revision, remote.commit, artifact.kind, identity, path, notes=notes)
+
+
+def _online(reference: names.Reference, before: Pinned | None, update: bool, max_bytes: int, token: str | None) -> Pulled:
+    pinned = before is not None and not update
+    remote = connect(names.Reference(reference.repo, before.commit) if before and pinned else reference, token)
+    found = fetched(remote, tree(remote), max_bytes)
+    found = Pulled(found.repo, reference.revision, found.commit, found.kind, found.id, found.path, before if update else None,
+                   changes(before, found.kind, found.id, found.path) if update and before else (), found.notes)
+    if before is None or update:
+        return found
+    if found.kind != "peft" and found.id != before.id:
+        raise FormatError("the commit holds another artifact than the lock file pins", where=remote, expected=before.id, found=found.id,
+                          remedy="ask who owns the repository; --update accepts it")
+    now = connect(reference, token).commit
+    moved = () if now == before.commit else (f"{reference.revision} is at {now} by now; the lock file pins {before.commit} (--update)",)
+    return Pulled(found.repo, reference.revision, found.commit, found.kind, found.id, found.path, notes=(*found.notes, *moved))
+
+
+def _offline(reference: names.Reference, before: Pinned | None, update: bool) -> Pulled:
+    """What was pulled before, by the lock file or by what this machine remembers."""
+    pinned = before or known(reference).get(reference)
+    if update or pinned is None:
+        raise HubOffline("the network may not be used, and this was not pulled before", where=reference,
+                         remedy="unset HF_HUB_OFFLINE and pull it once")
+    path = shelf.kept(pinned.kind, pinned.id)
+    if path is None:
+        raise HubOffline("the network may not be used, and what was pulled is not in the store any more", where=reference,
+                         expected=pinned.id, remedy="unset HF_HUB_OFFLINE and pull it again")
+    return Pulled(reference.repo, reference.revision, pinned.commit, pinned.kind, pinned.id, path, notes=("from the store: no network",))
+
+
+def download(remote: Remote, artifact: Artifact, listed: dict[str, Listed], scratch: Path) -> None:
+    """Every file beside the manifest, into the folder where the manifest is, each hashed on the way.
+
+    Raises:
+        FormatError: another file than is listed.
+        StorageError: the disk has too little space.
+    """
+    free = shutil.disk_usage(scratch).free
+    if 2 * artifact.size + _SPARE > free:  # once as it comes, once in its place
+        raise StorageError("the disk has too little space for this artifact", where=scratch, expected=f"{2 * artifact.size + _SPARE} bytes",
+                           found=free, remedy="free some, or set ADAPTERPACK_CACHE to another disk")
+    for entry in artifact.files:
+        place = scratch / entry.path
+        with storage_errors(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        fetch(remote, listed[entry.path], place, entry.sha256 or None)
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for what comes in, on the disk where it will lie."""
+    place = cache_folder() / "incoming"
+    with storage_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=place)
+
+
+def _add_signature(found: Pulled, folder: Path, token: str | None) -> None:
+    """The detached signature, which the store does not keep: it is no part of the pack."""
+    if found.kind != "pack" or offline():
+        return
+    remote = connect(names.Reference(found.repo, found.commit), token)
+    if signature := tree(remote).get(SIGNATURE):
+        fetch(remote, signature, folder / SIGNATURE)
+
+
+def _at(found: Pulled, out: Path) -> Pulled:
+    return Pulled(found.repo, found.revision, found.commit, found.kind, found.id, out, found.before, found.changed, found.notes)
+
+
+def local_copy(reference: names.Reference) -> Path | None:
+    """The folder of the artifact that a reference names; None if the repository holds none, as that of a base.
+
+    Raises:
+        HubError: by name.
+    """
+    if offline():
+        pinned = known(reference).get(reference)
+        if pinned is None:
+            return None
+        if path := shelf.kept(pinned.kind, pinned.id):
+            return path
+        raise HubError("what was pulled is not in the store any more", where=reference, remedy="unset HF_HUB_OFFLINE and pull it again")
+    from .artifact import kind_in  # noqa: PLC0415
+
+    remote = connect(reference)
+    listed = tree(remote)
+    return None if kind_in(listed) is None else fetched(remote, listed).path

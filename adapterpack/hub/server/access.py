@@ -1,0 +1,96 @@
+"""Who may read and write: tokens from a file, kept as digests, and signed addresses for uploads, which carry no token."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import stat
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import ConfigError, storage_errors
+from .storage import Refused
+
+_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,95})\s+(read|write)\s+(\S{16,256})")
+_VALID_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Account:
+    """Who a token belongs to, and whether it may write."""
+
+    name: str
+    write: bool
+
+
+@dataclass(frozen=True)
+class Access:
+    """The accounts by the sha256 of their tokens. Without a token, what is not private may be read."""
+
+    accounts: Mapping[str, Account] = field(default_factory=dict)
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Access:
+        """Reads lines ``NAME read|write TOKEN``; empty lines and those that begin with # are left out.
+
+        Raises:
+            ConfigError: a line is something else, or others may read the file.
+            StorageError: it cannot be read.
+        """
+        with storage_errors(path):
+            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise ConfigError("others may read the file of tokens", where=path, remedy=f"chmod 600 {path}")
+            lines = path.read_text("utf-8").splitlines()
+        accounts = {}
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            match = _LINE.fullmatch(line.strip())
+            if match is None:
+                raise ConfigError("a line of the file of tokens cannot be read", where=f"{path}, line {number}",
+                                  expected="NAME read|write TOKEN, the token of at least 16 characters")
+            accounts[_digest(match[3])] = Account(match[1], match[2] == "write")
+        return cls(accounts)
+
+    def account(self, authorization: str | None) -> Account | None:
+        """Whose header this is; None for nobody's.
+
+        Raises:
+            Refused: there is a token, and it is none of ours.
+        """
+        scheme, _, token = (authorization or "").partition(" ")
+        if not token:
+            return None
+        found = self.accounts.get(_digest(token.strip())) if scheme.lower() == "bearer" else None
+        if found is None:
+            raise Refused(401, "Unauthorized", "Invalid credentials in Authorization header")
+        return found
+
+    def signed(self, sha256: str, size: int) -> str:
+        """The query of an address where these bytes, and no others, may be put for an hour."""
+        until = int(time.time()) + _VALID_SECONDS
+        return f"size={size}&until={until}&signature={self._signature(sha256, size, until)}"
+
+    def require_signed(self, sha256: str, size: str, until: str, signature: str) -> int:
+        """The size that was signed.
+
+        Raises:
+            Refused: the address is not one that was given out, or its time is over.
+        """
+        if not (size.isdecimal() and until.isdecimal() and hmac.compare_digest(self._signature(sha256, int(size), int(until)), signature)):
+            raise Refused(403, "Forbidden", "The address was not given out by this hub")
+        if int(until) < time.time():
+            raise Refused(403, "Forbidden", "The address has expired")
+        return int(size)
+
+    def _signature(self, sha256: str, size: int, until: int) -> str:
+        return hmac.new(self.secret, f"{sha256} {size} {until}".encode(), hashlib.sha256).hexdigest()
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,41 @@
+"""The hub as a process: an address, a folder, and tokens."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from ...errors import Unsupported, storage_errors
+from .access import Access
+
+LOOPBACK = "127.0.0.1"
+
+
+def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8765, tokens: str | os.PathLike[str] | None = None,
+          ready: Callable[[str], None] | None = None) -> None:
+    """Serves the hub in a folder until it is interrupted.
+
+    ``tokens`` is a file of lines ``NAME read|write TOKEN``; without one everybody may read and nobody may write. ``port`` 0 takes a free
+    one. ``ready`` is told the address once requests are taken. Put a proxy with TLS before it where others can listen.
+
+    Raises:
+        ConfigError: the file of tokens is malformed, or others may read it.
+        StorageError: the folder or the address cannot be used.
+        Unsupported: the extra ``serve`` is not installed.
+    """
+    try:
+        import uvicorn  # noqa: PLC0415 - only who serves needs it
+
+        from .app import build  # noqa: PLC0415
+    except ImportError as error:
+        raise Unsupported("serving needs starlette and uvicorn", found=str(error), remedy="pip install 'adapterpack[serve]'") from error
+    access = Access() if tokens is None else Access.from_file(Path(tokens))
+    app = build(folder, access)
+    with storage_errors(f"{host}:{port}"), socket.create_server((host, port)) as listening:
+        address = f"http://{host}:{listening.getsockname()[1]}"
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, date_header=True)
+        if ready is not None:
+            ready(address)
+        uvicorn.Server(config).run(sockets=[listening])

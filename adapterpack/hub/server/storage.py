@@ -1,0 +1,278 @@
+"""What a hub keeps on disk: blobs by sha256, commits that never change, refs that move by a rename under a lock.
+
+    blobs/ab/abcd...                      files by sha256
+    repos/ORG/NAME/repo.json              visibility; its presence is the repository's
+    repos/ORG/NAME/commits/OID.json       parent, message and the whole tree; OID is the sha1 of those bytes
+    repos/ORG/NAME/refs/KIND/NAME         a commit; slashes of a ref's name are written as %2F
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from ...errors import AdapterpackError, OutputExists, StorageError, storage_errors
+from ...pack import blobs, strict_json
+from ...pack.atomic import output_file, output_folder
+from ...pack.locks import locked
+from .. import names
+
+KINDS = ("heads", "tags", "pr")
+
+
+class Refused(AdapterpackError):
+    """What a hub answers instead: an HTTP status and the name that clients know the error by."""
+
+    code = "refused"
+
+    def __init__(self, status: int, name: str, what: str) -> None:
+        super().__init__(what)
+        self.status, self.name = status, name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a tree: bytes, sha256 and git's blob id (hex), and whether it is told of as a large file."""
+
+    size: int
+    sha256: str
+    git: str
+    lfs: bool
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One state of a repository. ``time`` is RFC 3339."""
+
+    parent: str | None
+    summary: str
+    description: str
+    author: str
+    time: str
+    files: Mapping[str, Entry] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The bytes that its id is the sha1 of."""
+        return strict_json.canonical(dataclasses.asdict(self))
+
+    @property
+    def oid(self) -> str:
+        """40 hex digits."""
+        return hashlib.sha1(self.to_bytes(), usedforsecurity=False).hexdigest()
+
+
+class Storage:
+    """The repositories in one folder, which several processes may serve.
+
+    Example:
+        >>> storage = Storage(tempfile.mkdtemp())
+        >>> storage.create("org/name", private=False, author="me")
+        >>> len(storage.resolve("org/name", "main"))
+        40
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        with storage_errors(self.root):
+            for name in ("blobs", "repos", "tmp"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    def folder(self, repo: str) -> Path:
+        """Where a repository lies.
+
+        Raises:
+            Refused: it does not exist.
+        """
+        if not names.is_repo(repo) or not (self.root / "repos" / repo / "repo.json").is_file():
+            raise Refused(404, "RepoNotFound", "Repository not found")
+        return self.root / "repos" / repo
+
+    def repos(self) -> tuple[str, ...]:
+        """All repositories, sorted."""
+        found = (path.parent.relative_to(self.root / "repos").as_posix() for path in self.root.glob("repos/*/*/repo.json"))
+        return tuple(sorted(repo for repo in found if names.is_repo(repo)))
+
+    def create(self, repo: str, *, private: bool, author: str) -> None:
+        """A new repository with one empty commit.
+
+        Raises:
+            Refused: the name is taken, or is none.
+        """
+        if not names.is_repo(repo):
+            raise Refused(400, "BadRequest", "A repository is OWNER/NAME")
+        first = Commit(None, "initial commit", "", author, _now())
+        try:
+            with output_folder(self.root / "repos" / repo) as folder:
+                for name in ("commits", *(f"refs/{kind}" for kind in KINDS)):
+                    (folder / name).mkdir(parents=True)
+                (folder / "commits" / f"{first.oid}.json").write_bytes(first.to_bytes())
+                (folder / "refs" / "heads" / names.MAIN).write_text(first.oid, "ascii")
+                (folder / "repo.json").write_bytes(strict_json.canonical({"private": private, "created": first.time}))
+        except (OutputExists, StorageError) as error:  # found out before, or at the rename
+            if (self.root / "repos" / repo / "repo.json").is_file():
+                raise Refused(409, "Conflict", "You already created this model repo") from error
+            raise
+
+    def private(self, repo: str) -> bool:
+        """Whether only those with a token may see it."""
+        return bool(_read(self.folder(repo) / "repo.json")["private"])
+
+    def refs(self, repo: str, kind: str) -> dict[str, str]:
+        """Name -> commit of the refs of one kind."""
+        found = {unquote(path.name): path.read_text("ascii") for path in (self.folder(repo) / "refs" / kind).iterdir()
+                 if not path.name.startswith(".")}
+        return dict(sorted(found.items()))
+
+    def resolve(self, repo: str, revision: str) -> str:
+        """The commit behind a branch, a tag, a pull request's ref or a commit.
+
+        Raises:
+            Refused: there is none.
+        """
+        folder = self.folder(repo)
+        if names.COMMIT.fullmatch(revision) and (folder / "commits" / f"{revision}.json").is_file():
+            return revision
+        kind, name = ("pr", revision.removeprefix("refs/pr/")) if revision.startswith("refs/pr/") else ("", revision)
+        for place in (kind,) if kind else ("heads", "tags"):
+            path = folder / "refs" / place / quote(name, safe="")
+            if names.is_revision(revision) and path.is_file():
+                return path.read_text("ascii")
+        raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision[:80]}")
+
+    def commit(self, repo: str, oid: str) -> Commit:
+        """A commit by its id, which its bytes must have."""
+        path = self.folder(repo) / "commits" / f"{oid}.json"
+        value = _read(path)
+        found = Commit(**{**value, "files": {name: Entry(**entry) for name, entry in value["files"].items()}})
+        if found.oid != oid:
+            raise StorageError("a commit was altered on the hub's disk", where=path, remedy="restore it from a copy")
+        return found
+
+    def change(self, repo: str, revision: str, author: str, summary: str, description: str, *, parent: str | None,
+               change: Callable[[dict[str, Entry]], None], as_pr: bool) -> tuple[str, int | None]:
+        """One commit on a branch, or with ``as_pr`` on a new pull request's ref; the commit and the request's number.
+
+        Raises:
+            Refused: ``parent`` is not the head any more, or the revision is no branch.
+        """
+        folder = self.folder(repo)
+        with locked(folder / ".lock", alone=True):
+            head = self.resolve(repo, revision)
+            if parent is not None and parent != head:
+                raise Refused(412, "PreconditionFailed", "A commit has happened since. Please refresh and try again.")
+            before = self.commit(repo, head)
+            files = dict(before.files)
+            change(files)
+            if not as_pr and files == before.files:
+                return head, None
+            made = Commit(head, summary[:500], description[:10_000], author, _now(), dict(sorted(files.items())))
+            with output_file(folder / "commits" / f"{made.oid}.json") as path:
+                path.write_bytes(made.to_bytes())
+            number = len(self.refs(repo, "pr")) + 1 if as_pr else None
+            ref = ("pr", str(number)) if as_pr else ("pr", revision.removeprefix("refs/pr/")) if revision.startswith("refs/pr/") else \
+                ("heads", revision)
+            if not as_pr and ref[1] not in self.refs(repo, ref[0]):
+                raise Refused(400, "BadRequest", "Commits go to a branch")
+            self._point(folder, *ref, made.oid)
+        return made.oid, number
+
+    def add_ref(self, repo: str, kind: str, name: str, revision: str) -> None:
+        """A new branch or tag.
+
+        Raises:
+            Refused: there is one of that name, or it is no name.
+        """
+        if not names.is_revision(name) or names.COMMIT.fullmatch(name) or name.startswith("refs/"):
+            raise Refused(400, "BadRequest", "Not the name of a ref")
+        folder = self.folder(repo)
+        with locked(folder / ".lock", alone=True):
+            if name in self.refs(repo, kind):
+                raise Refused(409, "Conflict", "Reference already exists")
+            self._point(folder, kind, name, self.resolve(repo, revision))
+
+    def drop_ref(self, repo: str, kind: str, name: str) -> None:
+        """Removes a branch or a tag; commits stay."""
+        folder = self.folder(repo)
+        with locked(folder / ".lock", alone=True):
+            if name not in self.refs(repo, kind) or (kind, name) == ("heads", names.MAIN):
+                raise Refused(404, "RevisionNotFound", "No such reference")
+            (folder / "refs" / kind / quote(name, safe="")).unlink()
+
+    @staticmethod
+    def _point(folder: Path, kind: str, name: str, oid: str) -> None:
+        with output_file(folder / "refs" / kind / quote(name, safe="")) as path:
+            path.write_text(oid, "ascii")
+
+    def blob(self, sha256: str) -> Path:
+        """Where the bytes with this sha256 lie, if they do."""
+        return blobs.place(self.root / "blobs", sha256)
+
+    @contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """An empty file for bytes that arrive; gone afterwards unless it was kept."""
+        descriptor, name = tempfile.mkstemp(dir=self.root / "tmp")
+        os.close(descriptor)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def keep(self, source: Path, sha256: str, size: int) -> None:
+        """Takes a file over as the blob of that sha256, hashed while it is copied."""
+        blobs.put(self.root / "blobs", self.root / "tmp", source, sha256, size)
+
+    def keep_bytes(self, data: bytes) -> Entry:
+        """A small file as a blob."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        if not self.blob(sha256).is_file():
+            with self.incoming() as path:
+                path.write_bytes(data)
+                self.keep(path, sha256, len(data))
+        return Entry(len(data), sha256, git_oid([data], len(data)), False)
+
+    def large(self, sha256: str) -> Entry:
+        """A large file that was uploaded before.
+
+        Raises:
+            Refused: its bytes never arrived.
+        """
+        blob = self.blob(sha256)
+        if not blob.is_file():
+            raise Refused(400, "BadRequest", f"The object {sha256} was not uploaded")
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {blob.stat().st_size}\n".encode()
+        return Entry(blob.stat().st_size, sha256, git_oid([pointer], len(pointer)), True)
+
+    def free(self) -> int:
+        """Bytes that the disk has left."""
+        return shutil.disk_usage(self.root).free
+
+
+def git_oid(parts: Iterable[bytes], size: int) -> str:
+    """Git's id of a file of ``size`` bytes, as hex: what a hub tells of files that it does not keep as large ones.
+
+    Example:
+        >>> git_oid([b""], 0)
+        'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
+    """
+    sha = hashlib.sha1(b"blob %d\x00" % size, usedforsecurity=False)
+    for part in parts:
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def _read(path: Path) -> Any:
+    return strict_json.loads(path.read_bytes(), path, 64 << 20)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
