@@ -44,14 +44,16 @@ class BaseModel:
         """Every module with a weight, and that weight's shape."""
         return {name.removesuffix(".weight"): shape for name, shape in self.shapes.items() if name.endswith(".weight")}
 
-    def weight_name(self, path: str) -> str:
-        """The tensor behind a module; a task model may have one prefix more or less than its checkpoint.
+    def weight_name(self, path: str, recorded: str | None = None) -> str:
+        """The tensor behind a module: the ``recorded`` one, if there is such a tensor, else by the path.
+
+        A task model may have one prefix more or less than its checkpoint.
 
         Raises:
             SiteNotFound: there is none.
         """
         if self.checkpoint is not None:
-            return self.checkpoint.require_weight(path)
+            return self.checkpoint.require_weight(path, recorded)
         if f"{path}.weight" not in self.shapes:
             raise SiteNotFound("the base has no such site", where=self.folder, found=path, remedy=nearest(path, self.modules()))
         return f"{path}.weight"
@@ -102,10 +104,11 @@ def bound_to(pack: Pack, base: BaseModel) -> Pack:
         if group.role != "adapter" or not is_module(group.path):
             groups.append(group)
             continue
-        weight = base.weight_name(group.path)
-        if matrix_shape(group.kind, base.shapes[weight]) != (group.out_features, group.in_features):
+        weight = base.weight_name(group.path, group.weight)
+        shape, known = matrix_shape(group.kind, base.shapes[weight]), (group.out_features, group.in_features)
+        if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
             raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}", found=base.shapes[weight],
-                               expected=(group.out_features, group.in_features), remedy="use the base that the adapter was made for")
+                               expected=known, remedy="use the base that the adapter was made for")
         groups.append(dataclasses.replace(group, weight=weight, bias=f"{weight.removesuffix('weight')}bias" in base.shapes))
     if pack.manifest.base.content is not None:
         return pack

@@ -14,6 +14,10 @@ from ..pack.pack import TENSORS, Pack, build, encode_files
 from ..pack.validate import load
 from .base import BaseModel, bound_to
 from .format import Format, Reading, Source
+from .framed import from_peft, to_peft
+
+ON_BASE = ("PEFT's file means this adapter with the singular vectors that torch gives on this machine's CPU; elsewhere their signs, "
+           "and so what the file means, may be others")
 
 
 def floated(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
@@ -56,14 +60,22 @@ def _write_pack(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
 
 
 def _read_peft(source: Source) -> Reading:
-    pack = peft_layout.read(source.path, source.name)
-    return Reading(pack if source.base is None else bound_to(pack, source.base))
+    pack = peft_layout.read(source.path, source.name, on_base=source.base is not None)
+    if source.base is None:
+        return Reading(pack)
+    if pack.method.peft is None or pack.method.peft.from_base is None:
+        return Reading(bound_to(pack, source.base))
+    return Reading(bound_to(from_peft(pack, source.base), source.base), (ON_BASE,))
 
 
 def _write_peft(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     """The two files, byte for byte as they lie in the pack's own folder."""
     plain, notes = floated(pack)
     files = encode_files(plain.manifest, plain.tensors)
+    if peft_layout.CONFIG not in files and (made := to_peft(plain, base)) is not None:
+        config = peft_layout.config_bytes(made.manifest, on_base=True)
+        files = {**encode_files(made.manifest, made.tensors), **({} if config is None else {peft_layout.CONFIG: config})}
+        notes += (ON_BASE,) if made.method.peft is not None and made.method.peft.from_base is not None else ()
     if peft_layout.CONFIG not in files:
         kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")
         raise Unsupported("PEFT has no such method, or another form of it at a kind of layer", where=f"pack '{pack.name}'",

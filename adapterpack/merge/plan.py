@@ -114,7 +114,7 @@ def _contributions(base: Decoded, pack: Pack, weight: float) -> Iterator[tuple[s
         if LAYOUTS[adapter.site.kind].ids and tied_to_a_head(base, pack, name):
             raise Unsupported("this tensor is the input embedding and the output head at once, and only the embedding was adapted",
                               where=f"{where}, {name}", remedy="keep the adapter beside the base")
-        if _module(name) != _module(adapter.site.path):
+        if _module(name) != _module(adapter.site.path) and not _renamed(name, adapter.site.path):
             raise Unsupported("this site shares its weight with another module, which would change too", where=where, found=name,
                               remedy="adapt a site that shares no weight, or keep the adapter beside the base")
         yield name, Contribution(pack.name, adapter.method, adapter, weight)
@@ -136,6 +136,15 @@ def _shape(base: Decoded, owner: str, group: Group) -> tuple[int, int]:
 def _module(tensor: str) -> str:
     """The last component of the module that a tensor is the weight of, or of the parameter's own name."""
     return tensor.removesuffix(".weight").rpartition(".")[2]
+
+
+def _renamed(tensor: str, path: str) -> bool:
+    """Whether a tensor is in the layer that a module is in: then it has another name there, and not another module's weight.
+
+    What transformers ties are embeddings and heads, which are in no layer.
+    """
+    numbers = [[part for part in name.split(".") if part.isdigit()] for name in (tensor, path)]
+    return bool(numbers[0]) and numbers[0] == numbers[1]
 
 
 def _require_alone(name: str, contributions: list[Contribution]) -> None:

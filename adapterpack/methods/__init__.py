@@ -9,6 +9,8 @@ from .acting import Acts, Ends, Invoked, acted
 from .attention import AttentionForm, attend
 from .base import (
     AttachForm,
+    Completed,
+    Factorise,
     Method,
     Params,
     PeftBeside,
@@ -145,12 +147,14 @@ __all__ = [
     "Cartridge",
     "Chain",
     "Compacter",
+    "Completed",
     "DeLoRA",
     "Dense",
     "Deviation",
     "Diagonal",
     "DoRA",
     "Ends",
+    "Factorise",
     "FourierFT",
     "GLoRA",
     "GraLoRA",

@@ -144,6 +144,12 @@ class PeftBeside(NamedTuple):
     from_config: Callable[[Any, str], Any]
 
 
+Factorise = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+"""A float32 weight [out, in] -> U, S and V^T, in the signs of another library."""
+Completed = Callable[[Any, Mapping[str, np.ndarray], Site, Factorise], tuple[Any, dict[str, np.ndarray]]]
+"""A site's config and own parameters, the site with its weight, how PEFT decomposes it -> the config and the parameters to have instead."""
+
+
 class PeftForm(NamedTuple):
     """How a method is stored in a folder that PEFT loads."""
 
@@ -176,6 +182,10 @@ class PeftForm(NamedTuple):
     """Whether PEFT's config names the modules, and does not count them from the last."""
     adopt: Callable[[PeftContent], PeftContent] | None = None
     """PEFT's file as it is -> as a pack has it: for a method whose tensors say more than the config, or that stores less than PEFT."""
+    to_base: Completed | None = None
+    """What PEFT's file has to hold on a base, of a pack that offers it none without."""
+    from_base: Completed | None = None
+    """The reverse, where PEFT's file means nothing without its base: a pack's folder is then never PEFT's."""
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Whether a PEFT config is of this method."""

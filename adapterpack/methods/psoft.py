@@ -8,18 +8,22 @@ both have the square root of S_r. What PEFT calls ``psoft_alpha`` is divided out
 A and B are computed anew from the weight wherever the adapter goes, in float32. The sign of a pair of singular vectors is free, and R means
 something else with every choice: here each left vector points along a fixed random direction. PEFT takes the signs that its linear algebra
 library happens to give, which differ between CPU and GPU and from library to library (about one pair in six between those of numpy and
-torch), so what a PSOFT file of PEFT means depends on the machine: such files are neither read nor written.
+torch), so what a PSOFT file of PEFT means depends on the machine. With the base at hand it is read and written for this one: with s the
+signs of PEFT's vectors in ours, R in its frame is diag(s) R diag(s), and so is the generator of a rotation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, Site, Traits
-from .config import SiteConfig, require_flag, require_number, require_whole
+from ..errors import Unsupported
+from .base import AttachForm, Factorise, Method, Params, PeftForm, Site, Traits
+from .config import SiteConfig, is_number, require_flag, require_number, require_whole
 from .operators import Array, Dense
 from .orthogonal import cayley, skew, triangle, within
 
@@ -106,6 +110,61 @@ def _rotation(cfg: PSOFT, params: Params) -> Array:
     return cayley(generator, cfg.num_cayley_neumann_terms if cfg.use_cayley_neumann else 0)[0, ...]
 
 
+_SAME = 1e-4
+"""How far apart two libraries' singular vectors may be: float32 rounds them to about 1e-7 of the first value over the gap to the next."""
+
+
+def _turned(cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[PSOFT, dict[str, np.ndarray]]:
+    """The parameters in PEFT's frame, of those in ours; or in ours, of those in PEFT's.
+
+    Raises:
+        Unsupported: two singular values are so near that their vectors are not the same ones; or the layer is narrower than the rank.
+    """
+    r, (U, S, V) = _rank(cfg, site), factorise(np.asarray(site.weight, np.float32))
+    if r < cfg.r:
+        raise Unsupported("PEFT has no PSOFT at a layer that is narrower than the rank", where=site.path, found=f"r={cfg.r}",
+                          expected=f"at most {r}", remedy="keep the pack as it is")
+    mine = _constants(PSOFT(r=cfg.r), site)
+    A, B, U, V = mine["A"], mine["B"] / S[:r], U[:, :r], V[:r]
+    signs = np.where((A * V).sum(1) < 0, np.float32(-1), np.float32(1))
+    off = max(float(np.abs(A - signs[:, None] * V).max()), float(np.abs(B - signs * U).max()))
+    if not off <= _SAME:
+        raise Unsupported("singular values of this weight are so near to each other that no library says which vectors belong to them, so "
+                          "PEFT's file has no certain meaning", where=site.path, expected=f"vectors within {_SAME:g}", found=f"{off:.2g}",
+                          remedy="merge the adapter with the library that trained it, on the machine that did")
+    R = params["psoft_R"]
+    both = np.outer(signs, signs).astype(R.dtype)
+    return cfg, {**params, "psoft_R": R * (both[np.triu_indices(r, 1)] if cfg.orth else both)}
+
+
+def _to_peft(sites: Mapping[str, PSOFT]) -> dict[str, Any]:
+    first = next(iter(sites.values()))
+    same = ("r", "ab_svd_init", "use_cayley_neumann", "num_cayley_neumann_terms", "cayley_neumann_eps")
+    return {**{name: getattr(first, name) for name in same}, "psoft_orth": first.orth, "psoft_mag_a": first.mag_a,
+            "psoft_mag_b": first.mag_b, "psoft_dropout": first.dropout, "psoft_alpha": first.r, "psoft_svd": "full",
+            "fan_in_fan_out": False, "init_weights": True}
+
+
+def _from_peft(config: Mapping[str, Any]) -> PSOFT:
+    alpha = config.get("psoft_alpha", 32)
+    if not is_number(alpha) or alpha <= 0:  # the root of a negative one is NaN; any other is divided out again
+        raise ValueError(f"psoft_alpha must be positive, not {alpha!r}")
+    if config.get("psoft_svd", "full") != "full":
+        raise Unsupported("this PEFT option is not supported: psoft_svd", found=repr(config["psoft_svd"])[:80], expected="full",
+                          remedy="merge this adapter with the library that made it: its singular vectors are estimates")
+    return PSOFT(
+        r=config.get("r", 32),
+        ab_svd_init=config.get("ab_svd_init", "psoft_init"),
+        orth=config.get("psoft_orth", True),
+        mag_a=config.get("psoft_mag_a", True),
+        mag_b=config.get("psoft_mag_b", True),
+        use_cayley_neumann=config.get("use_cayley_neumann", False),
+        num_cayley_neumann_terms=config.get("num_cayley_neumann_terms", 5),
+        cayley_neumann_eps=config.get("cayley_neumann_eps"),
+        dropout=config.get("psoft_dropout", 0.0),
+    )
+
+
 psoft = Method(
     name="psoft",
     summary="a trained rotation in the principal subspace of the frozen weight",
@@ -117,6 +176,15 @@ psoft = Method(
     init=_init,
     attach=_attach,
     constants=_constants,
+    peft=PeftForm(
+        peft_type="PSOFT",
+        suffixes={"psoft_R": "psoft_R.weight", "vector_a": "psoft_R.vector_a", "vector_b": "psoft_R.vector_b"},
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (None, None),
+        to_base=_turned,
+        from_base=_turned,
+    ),
     examples=(PSOFT(r=3), PSOFT(r=2, ab_svd_init="pissa_init", mag_a=False), PSOFT(r=5, orth=False, mag_b=False, dropout=0.1),
               PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.9)),
 )

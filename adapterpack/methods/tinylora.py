@@ -4,7 +4,8 @@
 
 v has u numbers and may be tied over layers; P ``[u, r, r]`` is drawn from the seed and the layer's number by N(0, 1/r), up to a rounding
 as PEFT draws it. Singular vectors come with either sign, by library: here the largest entry of a row of A is positive. So PEFT, which
-takes its own library's signs, can load only a pack that stores A and B (``save_factors``), as PEFT itself stores them.
+takes its own library's signs, can load only a pack that stores A and B (``save_factors``), as PEFT itself stores them; ``convert --base``
+adds them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..errors import Unsupported
-from .base import AttachForm, Method, Params, PeftContent, PeftForm, Shared, Site, Traits
+from .base import AttachForm, Factorise, Method, Params, PeftContent, PeftForm, Shared, Site, Traits
 from .config import SiteConfig, is_number, require_flag, require_whole
 from .operators import Chain, Dense
 from .torch_random import TorchGenerator
@@ -138,6 +139,11 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
             "init_v_bound": 0.02, "fan_in_fan_out": False, "bias": "none", "init_weights": True}
 
 
+def _stored(cfg: TinyLoRA, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[TinyLoRA, dict[str, np.ndarray]]:
+    """With A and B, which PEFT takes from its file where they are in it, whatever signs it would have given them."""
+    return replace(cfg, save_factors=True), {**_factors(cfg, site), **params}
+
+
 def _from_peft(config: Mapping[str, Any]) -> TinyLoRA:
     return TinyLoRA(
         r=config.get("r", 2),
@@ -195,6 +201,7 @@ tinylora = Method(
         features=lambda params: (params["tinylora_A"].shape[1], params["tinylora_B"].shape[0]) if params else (None, None),
         shared={"tinylora_v": "base_model.tinylora_v"},
         adopt=_adopt,
+        to_base=_stored,
     ),
     constants=_constants,
     shared=Shared(_vectors, lambda cfg, sites, rng: {name: np.zeros(shape, np.float32) for name, shape in _vectors(cfg, sites).items()}),

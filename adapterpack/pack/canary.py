@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
 from ..methods import Acts
-from .manifest import Canary
+from .manifest import Canary, Pixels
+from .pixels import image
 
 TOP = 8
 LENGTHS = (9, 5)
+"""How many ids a row has; of a decoder's, too, because some heads look where the encoder's ids end."""
+SEED = 20260101
 RELATIVE_TOLERANCE = 2e-3
 """float32 on another runtime moves logits by about 1e-6 of their size; a wrong base moves them by its size."""
 SMALLEST_TOLERANCE = 2e-5
@@ -29,16 +32,51 @@ def inputs(vocab_size: int, acts: Acts | None = None) -> tuple[tuple[int, ...], 
 
     Of an adapter that acts at some positions only (``acts``), the first row is one that it acts in, and the second is as it is.
     """
-    rng = np.random.default_rng(20260101)
+    rng = np.random.default_rng(SEED)
     first, *rest = (tuple(int(i) for i in rng.integers(1, vocab_size, length)) for length in LENGTHS)
     return (first if acts is None else acts.woven(first), *rest)
+
+
+def decoder_inputs(vocab_size: int, start: int | None) -> tuple[tuple[int, ...], ...]:
+    """The ids that go into a decoder, one row beside each of the encoder's: from the ``start`` token, if it has one, then pseudo-random."""
+    rng = np.random.default_rng(SEED + 1)
+    rows = (tuple(int(i) for i in rng.integers(1, vocab_size, length)) for length in LENGTHS)
+    return tuple(row if start is None else (start, *row[1:]) for row in rows)
+
+
+def feeds(inputs: Canary) -> Iterator[dict[str, np.ndarray]]:
+    """What a model is given for each row, a batch of one, by the names of transformers: int64 ids and float32 pixels, made one by one.
+
+    Example:
+        >>> recorded = Canary(((3, 4),), (), (), 0.1, decoder_input_ids=((2,),))
+        >>> [{name: value.tolist() for name, value in feed.items()} for feed in feeds(recorded)]
+        [{'input_ids': [[3, 4]], 'decoder_input_ids': [[2]]}]
+    """
+    for number in range(inputs.pixels.shape[0] if inputs.pixels is not None else len(inputs.input_ids)):
+        feed = {}
+        if inputs.pixels is not None:
+            feed["pixel_values"] = image(inputs.pixels, number)
+        else:
+            feed["input_ids"] = np.array([inputs.input_ids[number]], np.int64)
+        if inputs.decoder_input_ids is not None:
+            feed["decoder_input_ids"] = np.array([inputs.decoder_input_ids[number]], np.int64)
+        yield feed
+
+
+def incomplete(recorded: Canary) -> bool:
+    """Whether a canary's inputs and what they must give are not one to one, as only a foreign manifest has it."""
+    inputs = len(recorded.input_ids) if recorded.pixels is None else recorded.pixels.shape[0]
+    counts = {inputs, len(recorded.base), len(recorded.adapter)}
+    if recorded.decoder_input_ids is not None:
+        counts.add(len(recorded.decoder_input_ids))
+    return len(counts) != 1 or counts == {0} or (recorded.pixels is not None and len(recorded.input_ids) > 0)
 
 
 def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """What a canary knows of a model's outputs on one sequence (a batch of one), as one float32 vector.
 
     The logits, at the last position where there are several; else the last hidden state there with the pooled output behind it; else the
-    first output.
+    first output. Of a map over an image, all of it.
 
     Example:
         >>> row_of({"last_hidden_state": np.array([[[1, 2], [3, 4]]]), "pooler_output": np.array([[5, 6]])})
@@ -46,21 +84,23 @@ def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """
     known = next((keys for keys in (("logits",), ("last_hidden_state", "pooler_output")) if keys[0] in outputs), tuple(outputs)[:1])
     parts = [outputs[key] for key in known if key in outputs]
-    return np.concatenate([part[0, -1] if part.ndim == 3 else part[0] for part in parts]).astype(np.float32)
+    return np.concatenate([part[0, -1] if part.ndim == 3 else part[0].ravel() for part in parts]).astype(np.float32)
 
 
 def needs_more(recorded: Canary) -> bool:
-    """Whether a canary has inputs beside token ids, which the format has a place for and nothing replays yet."""
+    """Whether a canary has inputs beside token ids, which only torch replays: images, or ids for a decoder."""
     return not recorded.input_ids or recorded.pixels is not None or recorded.decoder_input_ids is not None
 
 
 def record(ids: tuple[tuple[int, ...], ...], base: list[np.ndarray], adapter: list[np.ndarray], *, features: int | None = None,
-           coarse: float = 0.0, dtype: str = "float32") -> Canary:
+           coarse: float = 0.0, dtype: str = "float32", decoder: tuple[tuple[int, ...], ...] | None = None,
+           pixels: Pixels | None = None) -> Canary:
     """A canary from the rows (:func:`row_of`, one a sequence) without and with the adapter.
 
     Its tolerance is :data:`RELATIVE_TOLERANCE` of the largest logit, or a quarter of what the adapter changes where that is less, but
     never below ``coarse``, the share that the arithmetic of the model rounds away. ``features`` is the width of the hidden state where
-    the rows are no logits: then components at fixed places are kept instead of the largest.
+    the rows are no logits: then components at fixed places are kept instead of the largest. ``decoder`` has the ids of a decoder, beside
+    the encoder's ``ids``; ``pixels`` is the recipe of the images where these are the input, and ``ids`` are empty.
 
     Raises:
         NonFinite: a logit is NaN or infinite.
@@ -71,7 +111,7 @@ def record(ids: tuple[tuple[int, ...], ...], base: list[np.ndarray], adapter: li
     kept, adapted = (tuple(_kept(row, _largest(row) if fixed is None else fixed) for row in rows) for rows in (base, adapter))
     size = max(float(np.abs(row).max()) for row in [*base, *adapter])
     tolerance = max(min(RELATIVE_TOLERANCE * size, _worst(kept, adapter) / 4), SMALLEST_TOLERANCE * size, coarse * size)
-    return Canary(ids, kept, adapted, max(tolerance, float(np.finfo(np.float32).tiny)), dtype)
+    return Canary(ids, kept, adapted, max(tolerance, float(np.finfo(np.float32).tiny)), dtype, decoder, pixels)
 
 
 def widened(canary: Canary, *, coarse: float = 0.0, moved: float = 0.0) -> Canary:

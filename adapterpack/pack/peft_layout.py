@@ -42,13 +42,13 @@ class Content(NamedTuple):
     full: dict[str, dict[str, np.ndarray]]
 
 
-def config_bytes(manifest: m.Manifest) -> bytes | None:
+def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
     """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of layer, quantized tensors,
-    tensors left out."""
+    tensors left out. ``on_base``: they are those that PEFT needs on the pack's base."""
     from .pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
 
     pack, method = Pack(manifest, {}), method_of(manifest)
-    if method.peft is None or manifest.quantization is not None:
+    if method.peft is None or manifest.quantization is not None or (method.peft.from_base is not None and not on_base):
         return None
     adapters = [group for group in manifest.groups if group.role == "adapter"]
     forms = [form_of(pack.method_of(group), group.kind, None if group.method is None else method) for group in adapters]
@@ -80,8 +80,10 @@ def config_bytes(manifest: m.Manifest) -> bytes | None:
     return strict_json.canonical(config)
 
 
-def read(folder: Path, name: str | None = None) -> Pack:
+def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
     """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
+
+    ``on_base``: where the tensors mean something with the base alone, they are taken as they are.
 
     Raises:
         FormatError: the folder is not a PEFT adapter, or its tensors do not pair up.
@@ -92,6 +94,10 @@ def read(folder: Path, name: str | None = None) -> Pack:
     config = read_config(folder / CONFIG)
     refuse_pickle(folder / TENSORS)
     content = _content(folder, config, (), None)
+    if content.method.peft is not None and content.method.peft.from_base is not None and not on_base:
+        raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
+                          found=config.get("peft_type"),
+                          remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")
     task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), "feature-extraction")
     version = config.get("peft_version")
     return build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,

@@ -21,7 +21,8 @@ _INERT: dict[str, tuple[Any, ...]] = {"bias": (None, "none"), "use_dora": (None,
 _NEUTRAL = frozenset({
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
     "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save",
-    "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
+    "peft_type", "peft_version", "psoft_alpha", "psoft_svd_lowrank_niter", "qalora_group_size", "random_seed", "revision", "runtime_config",
+    "target_modules", "task_type",
 })
 """Keys that say where the tensors came from and where they go: the tensors themselves say it again, so any value will do."""
 _OFF: tuple[Any, ...] = (None, False, "", [], {})

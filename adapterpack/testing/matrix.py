@@ -36,6 +36,11 @@ def _always(method: Method) -> bool:
     return method.kind in PROOFS
 
 
+def _alone(method: Method) -> bool:
+    """Whether PEFT has the method, and its file means something without the base."""
+    return method.peft is not None and method.peft.from_base is None
+
+
 def _layered(method: Method) -> bool:
     """Whether it is proved on a linear layer or a block: what a torch model and a graph of one layer are made of."""
     return method.traits.layers[0] in {"linear", "block"}
@@ -93,8 +98,8 @@ INVARIANTS = (
     Invariant("pack_round_trip", packing.pack_round_trip, _any, "kind", FEW),
     Invariant("scale_recomputed", packing.scale_recomputed, _any, "kind", FEW),
     Invariant("file_size", packing.file_size, _always, "kind", FEW),
-    Invariant("peft_round_trip", packing.peft_round_trip, lambda method: _layered(method) and method.peft is not None, "peft", DIVISIBLE),
-    Invariant("peft_parity", packing.peft_parity, lambda method: _everywhere(method) and method.peft is not None, "peft", DIVISIBLE),
+    Invariant("peft_round_trip", packing.peft_round_trip, lambda method: _layered(method) and _alone(method), "peft", DIVISIBLE),
+    Invariant("peft_parity", packing.peft_parity, lambda method: _everywhere(method) and _alone(method), "peft", DIVISIBLE),
     Invariant("acts_where_told", positions.acts_where_told, lambda method: method.traits.positional, "positional", FEW[:1] + BLOCKS[:1]),
     Invariant("positions_on_a_cache", positions.positions_on_a_cache, lambda method: method.traits.positional, "positional",
               FEW[:1] + BLOCKS[:1]),

@@ -14,6 +14,7 @@ from ..errors import NothingToDo
 from ..pack import canary
 from ..pack.manifest import Canary
 from ..pack.pack import Pack
+from .canary_inputs import inputs_of, misfit
 from .inject import active
 from .layer import Adapted, Wrapper, own_modules
 
@@ -30,19 +31,22 @@ Outputs = list[dict[str, np.ndarray]]
 
 
 def make_canary(model: nn.Module, name: str) -> Canary | None:
-    """A canary of one adapter, or None for a model that does not take token ids alone."""
-    vocabulary = _vocabulary(model)
-    if not vocabulary:
-        return None
+    """A canary of one adapter, or None for a model that takes neither token ids nor images, or that gives other outputs every time."""
     holders = (module for module in model.modules() if isinstance(module, Adapted) and name in module.methods)
     acts = next((holder.methods[name][1].acts for holder in holders), None)
-    ids = canary.inputs(vocabulary, acts)
-    base, adapted = _outputs(model, name, ids)
+    inputs = inputs_of(model, acts)
+    if inputs is None:
+        return None
+    base, adapted = _outputs(model, name, inputs)
+    if inputs.pixels is not None and _draws(model, name, inputs, adapted):
+        log.info("'%s' has no canary: the model gives other outputs for the same image", name)
+        return None
     first = adapted[0]
-    features = first["last_hidden_state"].shape[-1] if "last_hidden_state" in first and "logits" not in first else None
+    states = {"last_hidden_state": first["last_hidden_state"]} if "last_hidden_state" in first and "logits" not in first else None
     coarsest = _coarsest(model)
-    return canary.record(ids, _rows(base), _rows(adapted), features=features, coarse=coarse(model),
-                         dtype={torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(coarsest, "float32"))
+    return canary.record(inputs.input_ids, _rows(base), _rows(adapted), features=None if states is None else canary.row_of(states).size,
+                         coarse=coarse(model), dtype={torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(coarsest, "float32"),
+                         decoder=inputs.decoder_input_ids, pixels=inputs.pixels)
 
 
 def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> float:
@@ -54,14 +58,17 @@ def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> floa
 
     Raises:
         UnknownAdapter: the pack is not attached under its name.
-        NothingToDo: the pack carries no canary; or the adapter has no effect.
+        NothingToDo: the pack carries no canary, or one of inputs that the model does not take; or the adapter has no effect.
         BaseMismatch: without the adapter the model already gives other logits.
         ParityError: with the adapter it gives other logits.
     """
     recorded = pack.manifest.canary
-    if recorded is None or canary.needs_more(recorded):
-        raise NothingToDo("the pack carries no canary of token ids", where=pack.name, remedy="save it from a model that takes token ids")
-    base, adapted = _outputs(model, name or pack.name, recorded.input_ids)
+    if recorded is None:
+        raise NothingToDo("the pack carries no canary", where=pack.name, remedy="save it from a model that takes token ids or images")
+    if (reason := misfit(model, recorded)) is not None:
+        raise NothingToDo(f"the canary cannot be replayed on this model: {reason}", where=pack.name, found=type(model).__name__,
+                          expected=pack.manifest.task.architecture, remedy="replay it on the model that the pack was made for")
+    base, adapted = _outputs(model, name or pack.name, recorded)
     return canary.check(canary.widened(recorded, coarse=coarse(model)), _rows(base), _rows(adapted), where=pack.name)
 
 
@@ -106,23 +113,11 @@ def _not_replayable(model: nn.Module, pack: Pack) -> str | None:
     recorded, architecture = pack.manifest.canary, pack.manifest.task.architecture
     if recorded is None:
         return "the pack carries none"
-    if canary.needs_more(recorded):
-        return "it has inputs that are not replayed"
     if architecture is not None and architecture not in {kind.__name__ for kind in type(model).__mro__}:
         return f"it was recorded on {architecture}, this is {type(model).__name__}"
-    if max(map(max, recorded.input_ids)) >= _vocabulary(model):
-        return "the model does not take its token ids"
     if any(parameter.is_meta for parameter in model.parameters()):
         return "the model's weights are not loaded"
-    return None
-
-
-def _vocabulary(model: nn.Module) -> int:
-    """The size of the vocabulary of a model that token ids are enough for, else 0."""
-    config = getattr(model, "config", None)
-    if getattr(model, "main_input_name", "input_ids") != "input_ids" or getattr(config, "is_encoder_decoder", False):
-        return 0
-    return getattr(config, "vocab_size", None) or 0
+    return misfit(model, recorded)
 
 
 def _coarsest(model: nn.Module) -> torch.dtype:
@@ -132,23 +127,31 @@ def _coarsest(model: nn.Module) -> torch.dtype:
     return whole[0] if whole else max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def _outputs(model: nn.Module, name: str, ids: tuple[tuple[int, ...], ...]) -> tuple[Outputs, Outputs]:
+def _outputs(model: nn.Module, name: str, inputs: Canary) -> tuple[Outputs, Outputs]:
     """The outputs without and with the adapter; its trained head is on in both."""
     with only(model, name):
-        adapted = _run(model, ids)
+        adapted = _run(model, inputs)
         for module in model.modules():
             if isinstance(module, Adapted):
                 module.active = ()
-        return _run(model, ids), adapted
+        return _run(model, inputs), adapted
 
 
-def _run(model: nn.Module, ids: tuple[tuple[int, ...], ...]) -> Outputs:
-    """The model's outputs by name for each row of ids, run one by one, as float32."""
-    device = next(model.parameters()).device
+def _draws(model: nn.Module, name: str, inputs: Canary, adapted: Outputs) -> bool:
+    """Whether the model draws numbers even in evaluation mode, as one does that hides parts of an image from itself."""
+    with only(model, name):
+        return not all(map(np.array_equal, _rows(adapted), _rows(_run(model, inputs))))
+
+
+def _run(model: nn.Module, inputs: Canary) -> Outputs:
+    """The model's outputs by name for each row of the inputs, run one by one, as float32."""
+    parameters = list(model.parameters())
+    device, dtype = parameters[0].device, next((one.dtype for one in parameters if one.is_floating_point()), torch.float32)
     found = []
-    for row in ids:
+    for feed in canary.feeds(inputs):
+        given = {key: torch.from_numpy(value).to(device) for key, value in feed.items()}
         with torch.no_grad():
-            output = model(input_ids=torch.tensor([row], device=device))
+            output = model(**{key: value.to(dtype) if value.is_floating_point() else value for key, value in given.items()})
         plain = {"logits": getattr(output, "logits", output[0] if isinstance(output, tuple) else output)}
         named = output if isinstance(output, Mapping) else plain
         found.append({key: value.float().cpu().numpy() for key, value in named.items() if isinstance(value, torch.Tensor)})

@@ -28,6 +28,7 @@ from ..tasks import task_of
 from .canary import make_canary
 from .inject import Parts, adapter_names, labels_of, parts_of
 from .layer import own_modules
+from .renamed import stored_names
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 """numpy's and torch's name of a dtype -> that of safetensors."""
@@ -49,7 +50,7 @@ def save(
 
     ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the folder's; ``training`` is what is
     to be claimed of the training, beside the versions of the libraries. The pack carries the fingerprint of the base and the digests of
-    its tokenizer, and a canary for models that take token ids.
+    its tokenizer, and a canary for models that take token ids or images.
 
     Raises:
         NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.
@@ -79,7 +80,7 @@ def save(
         full=parts.full,
         task=m.Task(task.name, type(model).__name__ if config is not None else None, labels),
         base=_base(model, checkpoint),
-        weights=_weights(parts, checkpoint),
+        weights=_weights(model, parts, checkpoint),
         canary=make_canary(model, chosen),
         training={"framework_versions": _versions(), **(training or {})},
         metrics=metrics,
@@ -110,13 +111,19 @@ def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkp
     return Checkpoint(folder_of(source)) if source else None
 
 
-def _weights(parts: Parts, checkpoint: Checkpoint | None) -> dict[str, str | None]:
+def _weights(model: nn.Module, parts: Parts, checkpoint: Checkpoint | None) -> dict[str, str | None]:
     """Path -> the name of its weight in the checkpoint, or in the model where there is none."""
     sites = [site for adapters in (parts.adapters, *(other.adapters for other in parts.beside)) for site in adapters]
     paths: dict[str, str | None] = {site.path: site.path if is_bare(site.kind) else f"{site.path}.weight"
                                     for site in sites if is_module(site.path)}
     paths |= {path: f"{path}.weight" for path in parts.full}
-    return paths if checkpoint is None else {path: checkpoint.weight_name(path) for path in paths}
+    if checkpoint is None:
+        return paths
+    found = {path: checkpoint.weight_name(path) for path in paths}
+    if None in found.values():
+        names = stored_names(model, checkpoint.tensors)
+        found = {path: name or names.get(str(paths[path])) for path, name in found.items()}
+    return found
 
 
 def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:

@@ -1,0 +1,257 @@
+"""Canaries of models that take images, or ids for an encoder and others for a decoder: recorded when packed, replayed when attached."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BartForSequenceClassification,
+    BertConfig,
+    ConvNextConfig,
+    ConvNextModel,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    ResNetConfig,
+    ResNetModel,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    T5Model,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    ViTModel,
+)
+
+from adapterpack import LoRA, Pack, adapt, attach, load, save, validate
+from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
+from adapterpack.pack import canary
+from adapterpack.pack import manifest as m
+from adapterpack.pack.pixels import image
+from adapterpack.runtime.bundle import read_bundle
+from adapterpack.runtime.canary import _not_replayable
+from adapterpack.train.canary import verify_canary
+from adapterpack.train.inject import adapter_names
+
+SAME = 1e-5
+"""Of outputs of size 0.1 to 10; the same passes in the same process differ by nothing, in another batch layout by about 1e-6."""
+_VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20, "image_size": (8, 12),
+        "patch_size": 4}
+_T5 = {"vocab_size": 53, "d_model": 16, "d_kv": 8, "d_ff": 20, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+_BART = {"vocab_size": 53, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2,
+         "decoder_attention_heads": 2, "encoder_ffn_dim": 20, "decoder_ffn_dim": 20, "max_position_embeddings": 32}
+_BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+
+MODELS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+    "vit": (lambda: ViTForImageClassification(ViTConfig(**_VIT, num_labels=5)), ("q_proj", "v_proj")),
+    "vit states": (lambda: ViTModel(ViTConfig(**_VIT, num_channels=1)), ("q_proj", "v_proj")),
+    "convnext": (lambda: ConvNextModel(ConvNextConfig(image_size=32, hidden_sizes=[8, 12], depths=[1, 1], num_stages=2)), ("pwconv1",)),
+    "t5": (lambda: T5ForConditionalGeneration(T5Config(**_T5)), ("q", "v")),
+    "t5 states": (lambda: T5Model(T5Config(**_T5)), ("q", "v")),
+    "bart": (lambda: BartForConditionalGeneration(BartConfig(**_BART)), ("q_proj", "v_proj")),
+    "bart classifier": (lambda: BartForSequenceClassification(BartConfig(**_BART, num_labels=3)), ("q_proj", "v_proj")),
+    "two berts": (lambda: EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(
+        BertConfig(vocab_size=40, **_BERT), BertConfig(vocab_size=30, **_BERT))), ("query", "value")),
+    "captions": (lambda: VisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        ViTConfig(**_VIT), BertConfig(vocab_size=30, **_BERT))), ("query", "value")),
+}
+IMAGES = {"vit", "vit states", "convnext", "captions"}
+
+
+def fresh(kind: str) -> Any:
+    """The same numbers every time, larger than a fresh model's, so that layers matter."""
+    torch.manual_seed(0)
+    model = MODELS[kind][0]()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+            elif "layer_scale" in name:
+                parameter.fill_(0.5)
+    return model.train()
+
+
+@torch.no_grad()
+def shaken(model: Any) -> Any:
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+    return model
+
+
+def packed(kind: str, out: Path | None = None) -> Pack:
+    return save(shaken(adapt(fresh(kind), LoRA(r=3, targets=MODELS[kind][1]), "p")), out)
+
+
+def changed(pack: Pack, change: Callable[[np.ndarray], np.ndarray]) -> Pack:
+    """The pack with other B, and the canary of the right ones."""
+    return dataclasses.replace(pack, tensors={name: change(array) if "lora_B" in name else array for name, array in pack.tensors.items()})
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", MODELS)
+def test_each_fault_has_its_error(kind: str, tmp_path: Path) -> None:
+    """Written, read and attached it passes; on a base changed in memory, with no effect, or with other numbers, it says which."""
+    pack = packed(kind, tmp_path / "p")
+    recorded = pack.manifest.canary
+    assert recorded is not None
+    assert (recorded.pixels is not None) == (kind in IMAGES)
+    assert (recorded.input_ids == ()) == (kind in IMAGES)
+    assert validate(tmp_path / "p", full=True).findings == ()
+    model = attach(fresh(kind), load(tmp_path / "p"))
+    assert all(module.training for module in model.modules())
+    assert verify_canary(model, pack, "p") <= SAME
+    for change, error in ((np.zeros_like, NothingToDo), (lambda B: B * np.float32(1.5), ParityError)):
+        with pytest.raises(error, match="canary"):
+            attach(fresh(kind), changed(pack, change))
+    with torch.no_grad():
+        other = attach(fresh(kind), pack)
+        weight = next(parameter for name, parameter in other.named_parameters() if "adapter" not in name and parameter.ndim > 1)
+        weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(9)))
+    with pytest.raises(BaseMismatch, match="canary"):
+        verify_canary(other, pack)
+
+
+@pytest.mark.fast
+def test_what_is_recorded_of_an_image_classifier_and_a_decoder() -> None:
+    """Logits that the bare model gives for the very inputs that the recipe and the ids stand for."""
+    recorded = packed("vit").manifest.canary
+    assert recorded is not None
+    assert recorded.pixels == m.Pixels(canary.SEED, (2, 3, 8, 12))
+    pixels = torch.from_numpy(np.concatenate([image(recorded.pixels, number) for number in range(2)]))
+    with torch.no_grad():
+        logits = fresh("vit").eval()(pixel_values=pixels).logits.numpy()
+    for row, kept in zip(logits, recorded.base, strict=True):
+        np.testing.assert_allclose(row[kept["ids"]], kept["logits"], atol=SAME)
+    recorded = packed("t5").manifest.canary
+    assert recorded is not None
+    assert recorded.decoder_input_ids is not None
+    assert [row[-1] for row in recorded.input_ids] == [1, 1], "T5's end"
+    assert [row[0] for row in recorded.decoder_input_ids] == [0, 0], "T5's start"
+    with torch.no_grad():
+        for ids, decoder, kept in zip(recorded.input_ids, recorded.decoder_input_ids, recorded.base, strict=True):
+            row = fresh("t5").eval()(input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([decoder])).logits[0, -1].numpy()
+            assert kept["ids"] == list(np.argsort(-row)[:8])
+            np.testing.assert_allclose(row[kept["ids"]], kept["logits"], atol=SAME)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", ["vit", "t5"])
+def test_half_precision(kind: str, tmp_path: Path) -> None:
+    """A float32 canary passes in bfloat16, where images are rounded too; one without effect is seen there."""
+    fresh(kind).save_pretrained(tmp_path / "base")
+    model_of = type(fresh(kind)).from_pretrained
+    pack = save(shaken(adapt(model_of(tmp_path / "base"), LoRA(r=3, targets=MODELS[kind][1]), "p")), None)
+    assert pack.manifest.canary is not None
+    assert verify_canary(attach(model_of(tmp_path / "base", dtype=torch.bfloat16), pack), pack) > 1e-4
+    with pytest.raises(NothingToDo):
+        attach(model_of(tmp_path / "base", dtype=torch.bfloat16), changed(pack, np.zeros_like))
+    half = save(shaken(adapt(model_of(tmp_path / "base", dtype=torch.bfloat16), LoRA(r=3, targets=MODELS[kind][1]), "p")), None)
+    assert half.manifest.canary is not None
+    assert half.manifest.canary.dtype == "bfloat16"
+    assert verify_canary(attach(model_of(tmp_path / "base"), half), half) > 1e-4
+
+
+@pytest.mark.fast
+def test_pixels_are_the_same_numbers_everywhere() -> None:
+    """Against the generator written out with Python's own whole numbers; exact in float32, uniform, and other for every seed."""
+    recipe, word = m.Pixels(2**32 - 1, (3, 2, 5, 7)), 2**64 - 1
+
+    def expected(state: int) -> float:
+        mixed = (state + 1) * 0x9E3779B97F4A7C15 & word
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & word
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & word
+        return ((mixed ^ mixed >> 31) >> 40) / 2**23 - 1
+
+    for number in range(3):
+        made = image(recipe, number)
+        assert (made.shape, made.dtype) == ((1, 2, 5, 7), np.float32)
+        assert made.ravel().tolist() == [expected((recipe.seed << 32) + number * 70 + i) for i in range(70)]
+    many = image(m.Pixels(1, (1, 3, 100, 100)), 0)
+    assert -1 <= many.min() < -0.999 < 0.999 < many.max() < 1
+    assert abs(many.mean()) < 0.02, "of 30000 numbers of variance 1/3 the mean strays by 0.0033"
+    assert abs(many.var() - 1 / 3) < 0.01
+    assert not np.array_equal(many, image(m.Pixels(2, (1, 3, 100, 100)), 0))
+
+
+@pytest.mark.fast
+def test_a_model_that_takes_other_inputs_is_not_asked(caplog: pytest.LogCaptureFixture) -> None:
+    """Another size of image, or a canary that a foreign manifest made impossible: left out and said, never run, nothing allocated."""
+    pack = packed("vit")
+    recorded = pack.manifest.canary
+    assert recorded is not None
+
+    def holding(**change: Any) -> Pack:
+        return dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, canary=dataclasses.replace(recorded, **change)))
+
+    for change, reason in (({"pixels": m.Pixels(1, (2, 3, 2048, 2048))}, "images of (3, 2048, 2048)"),
+                           ({"pixels": m.Pixels(1, (2048, 3, 8, 12))}, "not one to one"),
+                           ({"input_ids": ((1,), (2,))}, "not one to one"),
+                           ({"pixels": None}, "not one to one"),
+                           ({"pixels": None, "input_ids": ((1,), (2,))}, "does not take its token ids"),
+                           ({"decoder_input_ids": ((1,), (2,))}, "it has ids for a decoder")):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            model = attach(fresh("vit"), holding(**change))
+        assert reason in caplog.text
+        with pytest.raises(NothingToDo, match="cannot be replayed"):
+            verify_canary(model, holding(**change))
+    ids = packed("bart").manifest.canary
+    assert ids is not None
+    pack = packed("t5")
+    for canary_of, reason in ((dataclasses.replace(ids, decoder_input_ids=None), "no ids for a decoder"),
+                              (dataclasses.replace(ids, decoder_input_ids=((1, 53), (1,))), "decoder does not take")):
+        foreign = dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, canary=canary_of))
+        with pytest.raises(AdapterpackError, match=reason):
+            verify_canary(attach(fresh("t5"), foreign), foreign)
+
+
+@pytest.mark.fast
+def test_models_that_have_no_canary() -> None:
+    """One that hides parts of an image by chance even when evaluated, and one whose config does not name a size: packed without."""
+    small = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 20}
+    torch.manual_seed(0)
+    masked = ViTMAEForPreTraining(ViTMAEConfig(**{**_VIT, "image_size": 8}, **small))
+    sizeless = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
+    for model, targets in ((masked, ("q_proj",)), (sizeless, ("convolution",))):
+        pack = save(adapt(model, LoRA(r=2, targets=targets), "v"), None)
+        assert pack.manifest.canary is None
+        assert adapter_names(model) == ["v"]
+
+
+@pytest.mark.fast
+def test_an_encoder_alone_has_a_canary_of_ids() -> None:
+    """The encoder of an encoder-decoder is given no ids for a decoder."""
+    torch.manual_seed(0)
+    recorded = save(adapt(T5EncoderModel(T5Config(**_T5)), LoRA(r=2, targets=("q",)), "e"), None).manifest.canary
+    assert recorded is not None
+    assert recorded.decoder_input_ids is None
+
+
+def test_a_graph_leaves_them_out_by_name(bundle_of: Callable[..., Path]) -> None:
+    """ONNX Runtime does not replay them; the reason is said, whatever the graph."""
+    bundle = read_bundle(bundle_of("bert", "bank"))
+    for kind in ("vit", "t5"):
+        assert _not_replayable(bundle, packed(kind)) == "it has inputs that are not replayed"
+
+
+@pytest.mark.fast
+def test_a_recipe_is_all_that_is_stored(tmp_path: Path) -> None:
+    """Seed and shape in the manifest, never pixels."""
+    packed("vit", tmp_path / "p")
+    stored = json.loads((tmp_path / "p" / m.FILE_NAME).read_text())["canary"]
+    assert stored["pixels"] == {"seed": canary.SEED, "shape": [2, 3, 8, 12]}
+    assert stored["input_ids"] == []
