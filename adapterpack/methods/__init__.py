@@ -9,14 +9,8 @@ from .acting import Acts, Ends, Invoked, acted
 from .attention import AttentionForm, attend
 from .base import (
     AttachForm,
-    Completed,
-    Factorise,
     Method,
     Params,
-    PeftBeside,
-    PeftContent,
-    PeftForm,
-    PeftLayer,
     Progress,
     Shared,
     Site,
@@ -52,6 +46,7 @@ from .operators import (
     Scaled,
     Sums,
 )
+from .peft_form import Completed, Factorise, PeftBeside, PeftContent, PeftForm, PeftLayer
 from .prompt import PROMPT, PromptForm, PromptSite
 from .registry import built_in, get, method_of, methods, register
 from .sparse import Sparse

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Progress, Site, Trained, Traits
+from .base import AttachForm, Method, Params, Progress, Site, Trained, Traits
 from .config import SiteConfig, by_suffix, require_number, require_whole
 from .kasa import departure
 from .operators import Array, Dense
+from .peft_form import PeftForm
 from .peft_keys import plain
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .acting import Invoked, require_invocation
-from .base import PeftForm
 from .lora import OTHERS, LoRA, lora
+from .peft_form import PeftForm
 
 _TOKENS = "alora_invocation_tokens"
 

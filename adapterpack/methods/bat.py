@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig
 from .miss import from_peft, is_miss, to_peft
 from .operators import Array, Dense
+from .peft_form import PeftForm
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch
+from .peft_form import PeftForm
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, require_whole
 from .operators import BlockDiagonal, Chain, Operator, Permutation
 from .orthogonal import block_size, cayley
+from .peft_form import PeftForm
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import SiteConfig, by_suffix, require_whole
 from .operators import BlockCirculant
+from .peft_form import PeftForm
 from .peft_keys import default_and_pattern, literal
 
 

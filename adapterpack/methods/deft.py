@@ -17,9 +17,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..errors import Unsupported
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig, require_number
 from .operators import Array, Dense
+from .peft_form import PeftForm
 from .peft_keys import plain
 
 

@@ -15,10 +15,11 @@ from typing import Any, Self
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import RanksConfig, by_suffix, require_number
 from .loha import kaiming
 from .operators import Array, Dense
+from .peft_form import PeftForm
 from .peft_keys import by_site, literal, plain
 
 _LEAST = 1e-4

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits, constant
+from .base import AttachForm, Method, Params, Site, Traits, constant
 from .lora import LoRA, lora
 from .operators import Array, Dense
+from .peft_form import PeftForm
 
 _LEAST = 1e-12
 """Rows shorter than this count as that long, so that a row of zeros is no division by zero."""

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits, require_widths
+from .base import AttachForm, Method, Params, Site, Traits, require_widths
 from .config import SiteConfig, by_suffix, require_number, require_whole
 from .operators import Dense
+from .peft_form import PeftForm
 from .peft_keys import default_and_pattern, literal
 from .positions import places
 from .sparse import scattered

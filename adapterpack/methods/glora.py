@@ -15,9 +15,10 @@ from typing import Any, Self
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftContent, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, require_whole
 from .operators import Array, Dense
+from .peft_form import PeftContent, PeftForm
 from .prompt import require_choice
 
 _PATHS = {"A": "config_A_B", "B": "config_A_B", "C": "config_C", "D": "config_D_E", "E": "config_D_E"}

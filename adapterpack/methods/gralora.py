@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig, require_number, require_whole
 from .loha import kaiming
 from .operators import Array, BlockDiagonal, Dense
+from .peft_form import PeftForm
 from .peft_keys import plain
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig
 from .loha import kaiming
 from .operators import Dense
+from .peft_form import PeftForm
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, require_flag, require_whole
 from .operators import Array, Deviation
 from .orthogonal import linear
+from .peft_form import PeftForm
 
 
 @dataclass(frozen=True)

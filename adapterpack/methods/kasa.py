@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import require_number
 from .lora import LoRA, lora
 from .operators import Array, Dense
+from .peft_form import PeftForm
 
 
 @dataclass(frozen=True)

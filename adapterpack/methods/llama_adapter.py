@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from .attention import TRAITS, AttentionForm
-from .base import Method, Params, PeftForm, Site
+from .base import Method, Params, Site
 from .config import FOR_TRAINING, NoBranch, require_whole
+from .peft_form import PeftForm
 
 _PROMPT, _GATE = "adaption_prompt", "adaption_gate"
 

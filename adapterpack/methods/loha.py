@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import AlphaConfig
 from .operators import Array, Dense
+from .peft_form import PeftForm
 from .peft_keys import by_site, literal, plain
 
 

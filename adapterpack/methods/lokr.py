@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import AlphaConfig, require_flag, require_whole
 from .loha import from_peft, kaiming, to_peft
 from .operators import Array, Kronecker
+from .peft_form import PeftForm
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..errors import Unsupported
-from .base import AttachForm, Method, Params, PeftForm, PeftLayer, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import FOR_TRAINING, AlphaConfig, require_flag, require_number
 from .inits import init_named
 from .operators import Array, Dense
+from .peft_form import PeftForm, PeftLayer
 from .peft_keys import by_site, literal, plain
 
 

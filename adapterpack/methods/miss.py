@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import Unsupported
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig
 from .operators import Dense, Sums
+from .peft_form import PeftForm
 
 
 @dataclass(frozen=True)

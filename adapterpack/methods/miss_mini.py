@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig, require_whole
 from .miss import from_peft, is_miss, known, to_peft
 from .operators import Chain, Dense, Repeat, Sums
+from .peft_form import PeftForm
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, require_flag, require_number, require_whole
 from .operators import BlockDiagonal
 from .orthogonal import block_size, cayley, skew, triangle, within
+from .peft_form import PeftForm
 
 
 @dataclass(frozen=True)

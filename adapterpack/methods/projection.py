@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .base import PeftContent, Shared, Site, require_widths
+from .base import Shared, Site, require_widths
 from .config import SiteConfig, require_flag, require_whole
+from .peft_form import PeftContent
 
 
 @dataclass(frozen=True, kw_only=True)

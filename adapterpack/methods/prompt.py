@@ -14,9 +14,10 @@ import array_api_compat
 import numpy as np
 
 from ..errors import Unsupported
-from .base import Params, PeftForm, Site, Traits
+from .base import Params, Site, Traits
 from .config import SiteConfig, require_whole
 from .operators import Array
+from .peft_form import PeftForm
 
 PROMPT = "@prompt"
 """The path of the one site: no module can have it."""

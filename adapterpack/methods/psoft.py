@@ -22,10 +22,11 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..errors import Unsupported
-from .base import AttachForm, Factorise, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import SiteConfig, is_number, require_flag, require_number, require_whole
 from .operators import Array, Dense
 from .orthogonal import cayley, skew, triangle, within
+from .peft_form import Factorise, PeftForm
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ import ml_dtypes
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import require_flag, require_number, require_whole
 from .operators import Dense
+from .peft_form import PeftForm
 from .projection import Projected, Projection, settle
 from .torch_random import TorchGenerator
 

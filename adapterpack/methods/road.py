@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, require_whole
 from .operators import Array, Pairs
 from .orthogonal import nearest_divisor
+from .peft_form import PeftForm
 
 
 class _Variant(NamedTuple):

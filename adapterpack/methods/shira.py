@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .base import AttachForm, Method, Params, PeftContent, PeftForm, Site, Traits, require_widths
+from .base import AttachForm, Method, Params, Site, Traits, require_widths
 from .config import SiteConfig, require_whole
+from .peft_form import PeftContent, PeftForm
 from .positions import places
 from .sparse import Sparse
 

@@ -19,9 +19,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..errors import Unsupported
-from .base import AttachForm, Factorise, Method, Params, PeftContent, PeftForm, Shared, Site, Traits
+from .base import AttachForm, Method, Params, Shared, Site, Traits
 from .config import SiteConfig, is_number, require_flag, require_whole
 from .operators import Chain, Dense
+from .peft_form import Factorise, PeftContent, PeftForm
 from .torch_random import TorchGenerator
 
 

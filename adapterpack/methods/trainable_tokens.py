@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .base import AttachForm, Forward, Method, Params, PeftBeside, PeftForm, Site, Traits
+from .base import AttachForm, Forward, Method, Params, Site, Traits
 from .config import NoBranch, require_whole
 from .operators import Array, Dense
+from .peft_form import PeftBeside, PeftForm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..errors import Unsupported
-from .base import AttachForm, Method, Params, PeftContent, PeftForm, Shared, Site, Traits, require_widths
+from .base import AttachForm, Method, Params, Shared, Site, Traits, require_widths
 from .config import SiteConfig, require_number, require_whole
 from .operators import Dense
+from .peft_form import PeftContent, PeftForm
 
 _INDICES = ("unilora_indices_A", "unilora_indices_B")
 _MOST = 1 << 28

@@ -16,9 +16,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..errors import Unsupported
-from .base import AttachForm, Method, Params, PeftForm, Shared, Site, Traits
+from .base import AttachForm, Method, Params, Shared, Site, Traits
 from .config import SiteConfig, require_flag, require_number, require_whole
 from .operators import Array, Dense
+from .peft_form import PeftForm
 
 
 @dataclass(frozen=True)

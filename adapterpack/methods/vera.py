@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from .base import AttachForm, Method, Params, PeftForm, Site, Traits
+from .base import AttachForm, Method, Params, Site, Traits
 from .config import require_number, require_whole
 from .operators import Dense, Scaled
+from .peft_form import PeftForm
 from .projection import Projected, Projection, settle
 from .torch_random import TorchGenerator
 
