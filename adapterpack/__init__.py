@@ -65,6 +65,7 @@ _PUBLIC = {
     "active": "train.inject",
     "adapt": "train.inject",
     "attach": "train.inject",
+    "audit": "compose.audit",
     "declare": "pack.declare",
     "detach": "train.inject",
     "inspect": "artifacts",

@@ -316,6 +316,17 @@ def test_resize_and_extract(world: World) -> None:
     assert "left as in the base" in text
 
 
+def test_audit(world: World) -> None:
+    """Two trained packs with heads on their base: every site is measured, and the heads' different labels are an obstacle that is told."""
+    page = world.folder / "audit.html"
+    value = report(process("audit", world.pack("tickets"), world.pack("emails"), "--base", world.bert, "--html", page, "--json"))
+    assert {site["path"] for site in value["sites"]} == {each.site.path for each in adapterpack.load(world.pack("tickets")).adapters()}
+    assert value["skipped"] == []
+    assert 0 < value["total"]["fold"]["F16"]["relative_error"] < value["total"]["fold"]["BF16"]["relative_error"] < 1
+    assert [whole["path"] for whole in value["whole"]] == ["classifier"]
+    assert "<h2>Every pair</h2>" in page.read_text("utf-8")
+
+
 def test_compose(world: World) -> None:
     """0.75 D1 - 0.25 D2 at every site, within float32 (1e-6 of the largest entry)."""
     out = world.folder / "composed"
@@ -331,6 +342,8 @@ def test_compose(world: World) -> None:
     small = world.folder / "small"
     assert "relative error" in process("compose", out, "--rank", 1, "-o", small).stdout
     assert adapterpack.load(small).manifest.groups[0].rank == 1
+    stored = process("compose", packs[0], f"again={packs[0]}", "--rule", "peft_linear", "-o", world.folder / "stored")
+    assert stored.stderr.startswith("warning: peft_linear combines the factors") and stored.stderr.count("\n") == 1
 
 
 def test_merge(world: World) -> None:
@@ -444,6 +457,7 @@ def test_catalogues() -> None:
 
 MISSING = (
     "train nowhere", "validate nowhere", "inspect nowhere", "merge nowhere nowhere -o out", "merge {bert} nowhere -o out",
+    "audit nowhere",
     "compose nowhere -o out", "quantize nowhere -o out", "export nowhere -o out", "run nowhere --prompt x", "run {bank} --input nowhere",
 )  # fmt: skip
 WRONG = {

@@ -406,22 +406,22 @@ def test_export_on_a_cast(mode: str, pack: Pack, declared: Callable[[str], Pack]
         assert session.load(lookalike, "lookalike", allow_structural=True) == "lookalike"
 
 
-def test_a_quantized_variant_takes_adapters_but_no_merge(pack: Pack, declared: Callable[[str], Pack], bases: dict[str, Path],
-                                                         tmp_path: Path) -> None:
-    """Attached where adapters know the layers (here dequantized on load): the dense float64 logits. Merged and folded: refused."""
+def test_a_quantized_variant_takes_adapters_and_a_merge(pack: Pack, declared: Callable[[str], Pack], bases: dict[str, Path],
+                                                        tmp_path: Path) -> None:
+    """Attached where adapters know the layers (dequantized on load): the dense float64 logits. Merged in its format; no export."""
     known = declared("quantized")
     np.testing.assert_allclose(adapted(bases["quantized"], known), dense(bases["quantized"], pack, IDS), rtol=0, atol=2e-5)
     with pytest.raises(BaseMismatch, match="names, dtypes or shapes"):
         attach(AutoModelForCausalLM.from_pretrained(bases["quantized"]), pack)
-    for make in (lambda: adapterpack.merge(bases["quantized"], [known], tmp_path / "out"),
-                 lambda: adapterpack.export(bases["quantized"], [known], tmp_path / "out", mode="folded")):
-        with pytest.raises(Unsupported, match=r"quantized.*fp8.*dequantize it first"):
-            make()
+    report = adapterpack.merge(bases["quantized"], [known], tmp_path / "merged")
+    assert report.packs[0].base == "variant" and report.losses[0].dtype == "fp8"
+    with pytest.raises(Unsupported, match=r"quantized.*fp8.*dequantize it first"):
+        adapterpack.export(bases["quantized"], [known], tmp_path / "out", mode="folded")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_quantized_variant_may_store_its_weights_in_any_form(pack: Pack, bases: dict[str, Path], tmp_path: Path) -> None:
-    """Recognized by the names of its tensors, accepted by content although the pack's sites are not in it, and not merged into."""
+    """Recognized by the names of its tensors, accepted by content though the pack's sites are not in it; no merge without settings."""
     values = tensors_of(bases["same"])
     stem = TARGET.removesuffix(".weight")
     packed = {f"{stem}.{part}": np.ones(3, np.int32) for part in ("qweight", "qzeros", "scales")}
@@ -429,7 +429,7 @@ def test_a_quantized_variant_may_store_its_weights_in_any_form(pack: Pack, bases
     known = declare(pack, bases["same"], base)
     verdict = known.require_base(Checkpoint(base))
     assert (verdict.name, verdict.to_json()["relation"]) == ("variant", "quantized")
-    with pytest.raises(Unsupported, match=r"quantized.*awq"):
+    with pytest.raises(Unsupported, match="form of awq is not read: bits"):
         adapterpack.merge(base, [known], tmp_path / "out")
 
 
@@ -495,7 +495,8 @@ def shown(done: Result) -> Any:
 def test_leave_is_given_by_name(pack: Pack, bases: dict[str, Path], tmp_path: Path) -> None:
     """merge, export and convert refuse the base with one other bit, and take it with --allow-structural-base; merge writes that down."""
     folder, base = pack.path, bases["one bit"]
-    commands: dict[str, list[Any]] = {"merge": ["merge", base, folder], "export": ["export", base, folder, "--mode", "folded"],
+    commands: dict[str, list[Any]] = {"merge": ["merge", base, folder, "--verify", "full"],
+                                      "export": ["export", base, folder, "--mode", "folded"],
                                       "convert": ["convert", folder, "--to", "peft", "--base", base]}
     for name, args in commands.items():
         done = call(*args, "-o", tmp_path / name)
@@ -506,7 +507,7 @@ def test_leave_is_given_by_name(pack: Pack, bases: dict[str, Path], tmp_path: Pa
         done = call(*args, "-o", tmp_path / name, "--allow-structural-base", "--json")
         assert done.exit_code == 0, done.output
         shown(done)
-    done = call("merge", base, folder, "-o", tmp_path / "again", "--allow-structural-base")
+    done = call("merge", base, folder, "-o", tmp_path / "again", "--verify", "full", "--allow-structural-base")
     assert "tickets was made for another base: only names, dtypes and shapes agree" in done.stdout
     note = json.loads((tmp_path / "merge" / "adapterpack.merge.json").read_text())
     assert [one["base"] for one in note["packs"]] == ["structural"]

@@ -17,6 +17,7 @@ from test_merge import digests, lone_pack, lora_pack, save_llama, tensors, write
 
 import adapterpack
 from adapterpack.errors import BaseMismatch, ConfigError, OutputExists, ProviderError, StorageError, Unsupported
+from adapterpack.merge.codecs.view import Decoded
 from adapterpack.merge.jobs import Part, jobs, share
 from adapterpack.merge.journal import FOLDER, finished
 from adapterpack.merge.rounding import stochastic, words
@@ -162,7 +163,7 @@ def test_parts_write_no_common_file(tmp_path: Path) -> None:
     """Each job belongs to one part, no file to two, whatever the number of parts."""
     from adapterpack.merge import layout, plan
 
-    base = Checkpoint(save_llama(tmp_path / "base", shard="12KB"))
+    base = Decoded(save_llama(tmp_path / "base", shard="12KB"))
     todo = plan.make(base, [lora_pack(base.folder)], [1.0])
     work = jobs(layout.shards(base, todo, None, {}))
     for count in (1, 2, 5, 40):

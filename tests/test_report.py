@@ -18,6 +18,7 @@ from rich.console import Console
 from adapterpack.errors import printable
 from adapterpack.report import svg
 from adapterpack.report.demo import demo_report
+from adapterpack.report.heat import Line, heat_map, spectrum_lines
 from adapterpack.report.html import Card, Code, Figure, Heading, KeyFigures, Paragraph, Record, Section, Table, page
 from adapterpack.report.style import DARK, LIGHT, style_sheet
 from adapterpack.report.tables import demo_tables
@@ -31,10 +32,10 @@ HOSTILE = ('</title></style></code><script src="https://evil.example/x.js">alert
 ELEMENTS = {
     "html", "head", "meta", "link", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "span", "strong", "div", "table",
     "caption", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "dl", "dt", "dd", "pre", "code", "footer", "svg", "desc", "text",
-    "rect", "line",
+    "rect", "line", "polyline", "polygon",
 }  # fmt: skip
 """All that a page is made of: no script, no img, no iframe, no form."""
-VOID = {"meta", "link", "line", "rect"}
+VOID = {"meta", "link"}
 
 
 def forms(chance: float) -> dict[str, float]:
@@ -109,7 +110,7 @@ class Document(html.parser.HTMLParser):
 
 
 def charts(text: str) -> list[ET.Element]:
-    return [ET.fromstring(chart) for chart in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    return [ET.fromstring(chart) for chart in re.findall(r"<svg.*?</svg>(?=<figcaption|</figure>|\Z)", text, re.DOTALL)]
 
 
 def hostile(value: Any) -> Any:
@@ -268,6 +269,12 @@ MADE = {
     "log": svg.size_bars("t", [(f"artifact {i}", 10.0**i) for i in range(13)] + [("empty", 0)]),
     "linear": svg.size_bars("t", [("a", 90e6), ("b", 30e6)]),
     "none": svg.size_bars("t", []),
+    "map": heat_map("t", NAMES, [str(i) for i in range(130)], [[i / 130 - 0.4 for i in range(130)]] * 4 + [[None] * 130]),
+    "pairs": heat_map("t", NAMES, ["1", "2", "3", "4", "5"], [[-0.99, 0.5, None, 1.0, 0.0]] * 5, written=True),
+    "no map": heat_map("t", [], [], []),
+    "spectra": spectrum_lines("t", [Line(name, [0.7**i for i in range(70)], None, "c1") for name in NAMES]),
+    "one value": spectrum_lines("t", [Line("a", [1.0], ([1.0], [1.0]), "c2")]),
+    "no spectrum": spectrum_lines("t", []),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ _MAX_FILE = 1 << 18
 @click.option("--energy", type=float, metavar="Q", help="Keep the smallest rank that holds this share of the squared singular values.")
 @click.option("--tree", metavar="TREE", help='Instead of a rule, how the packs work together when they run: "sum(0.7*a, stack(b, c))", '
               'or a .json or .yaml file; "adapterpack methods" lists the nodes.')
-@click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of what a node that is trained begins with.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of a rule's random choices, and of what a node that is "
+              "trained begins with.")
 @shared
 def command(
     *, packs: tuple[str, ...], out: str, rule: str, weights: tuple[float, ...], params: Mapping[str, Any], rank: int | None,
@@ -41,11 +43,16 @@ def command(
     Example:
       adapterpack compose packs/a packs/b --weight 0.7 --weight 0.3 -o packs/both
       adapterpack compose packs/a packs/b --rank 8 -o packs/small
+      adapterpack compose packs/a packs/b --rule ties --param density=0.3 --rank 16 -o packs/voted
       adapterpack compose packs/a packs/b packs/c --tree "arrow(a, b, c, top_k=2)" -o packs/routed
     """
     loaded = [pack_at(pack) for pack in packs]
-    adapterpack.compose(loaded, rule=rule, weights=weights or None, params=params or None, rank=rank, energy=energy, out=out,
-                        tree=None if tree is None else _tree(tree), seed=seed)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        adapterpack.compose(loaded, rule=rule, weights=weights or None, params=params or None, rank=rank, energy=energy, out=out,
+                            tree=None if tree is None else _tree(tree), seed=seed)
+    for text in dict.fromkeys(str(each.message) for each in said):
+        click.echo(f"warning: {text}", err=True)
     found = adapterpack.inspect(out)
     if as_json:
         emit({"command": "compose", **found})

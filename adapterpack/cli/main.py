@@ -29,6 +29,7 @@ COMMANDS = {
     "merge": "adapterpack.cli.merge:command",
     "unmerge": "adapterpack.cli.unmerge:command",
     "declare": "adapterpack.cli.declare:command",
+    "audit": "adapterpack.cli.audit:command",
     "compose": "adapterpack.cli.compose:command",
     "resize": "adapterpack.cli.resize:command",
     "extract": "adapterpack.cli.extract:command",

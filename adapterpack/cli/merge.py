@@ -22,7 +22,8 @@ from .progress import byte_bar
 @out_option("The folder of the merged checkpoint or graph")
 @click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX file, the checkpoint that it was made from.")
 @weight_option
-@click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own.")
+@click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own. A "
+              "quantized base is written dequantized.")
 @click.option("--safe", is_flag=True, help="Refuse a result that is NaN or infinite.")
 @click.option("--stochastic-rounding", type=int, metavar="SEED", help="Round up or down by chance: small changes are kept on average.")
 @click.option("--verify", default="structure", metavar="structure|full",
@@ -69,6 +70,9 @@ def command(
         line(note)
     if report.losses:
         line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")
+    if report.requantized is not None:
+        error, grid = report.requantized
+        line(f"the requantized fold lies {error:.3g} from the exact one (Frobenius norm); rounding to the base's own grid makes {grid:.3g}")
     if report.advice:
         line(report.advice)
 

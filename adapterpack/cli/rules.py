@@ -32,7 +32,7 @@ def command(name: str | None, as_json: bool) -> None:
     if as_json:
         emit({"command": "rules", "rules": found})
     elif name is None:
-        table(["name", "exact", "what it does"], [[rule["name"], rule["exact"], rule["summary"]] for rule in found])
+        table(["name", "class", "exact", "what it does"], [[rule["name"], rule["needs"], rule["exact"], rule["summary"]] for rule in found])
     else:
         facts(found[0])
 
@@ -42,8 +42,12 @@ def _described(rule: Any) -> dict[str, Any]:
         "name": rule.name,
         "summary": rule.summary,
         "paper": rule.paper,
+        "formula": rule.formula,
         "needs": rule.needs,
         "exact": rule.exact,
+        "wants_rank": rule.cut,
+        "default_weights": "1" if rule.unit else "1/T",
+        "laws": rule.laws._asdict(),
         "parameters": {name: {"required": known.default is known.empty, "default": None if known.default is known.empty else known.default}
                        for name, known in rule.parameters.items()},
     }

@@ -23,9 +23,10 @@ from . import rules
 from .agree import common_base, common_task
 from .assemble import TreeLike, assemble
 from .cut import Cut
+from .finish import finished, finite
 from .sites import Place, gather
 from .space import Factors
-from .spectra import Loss, Spectrum, over_stacks
+from .spectra import Loss
 from .whole import average
 
 MAX_PARENTS = 64
@@ -55,7 +56,7 @@ def compose(
     Args:
         packs: the packs, or their folders; all of one base and one task. A pack that does not change a site adds nothing there.
         rule: how the changes are combined; ``linear`` is the weighted sum of the changes ``s_i B_i A_i``.
-        weights: one number a pack, of any sign; equal and of sum 1 by default.
+        weights: one number a pack, of any sign; by default equal, of sum 1 or, for rules of sums such as ``task_arithmetic``, 1 each.
         params: the rule's own parameters.
         rank: keeps at most this rank at every site, by the best approximation of the combined change.
         energy: keeps at every site the smallest rank that holds this share (0 to 1) of the squared singular values.
@@ -64,7 +65,7 @@ def compose(
         out: a new folder to write the pack to.
         tree: instead of a rule, how the packs work together, by their names: ``"sum(0.7*a, stack(b, c))"``, ``"arrow(a, b, c, top_k=2)"``,
             the same as JSON values, or nodes of :mod:`adapterpack.methods.nodes`. The kinds of nodes are listed in ``docs/methods.md``.
-        seed: of what a node that is trained begins with.
+        seed: of what a node that is trained begins with, and of a rule's random choices.
 
     Returns:
         The pack: float32, ``alpha = r`` at every site, so the scale is 1. With ``rank`` or ``energy`` its ``manifest.lineage.params`` hold
@@ -87,9 +88,12 @@ def compose(
         _refuse_rule(rule, weights, params, rank, energy)
         return _assembled(packs, tree, name, out, seed)
     chosen = rules.get(rule)
-    arguments = chosen.arguments(params)
+    arguments = chosen.arguments({"seed": seed, **(params or {})} if "seed" in chosen.parameters else params)
     cut = Cut(rank, energy)
-    factors = _weights(packs, weights)
+    if chosen.cut and not cut.asked:
+        raise ConfigError("the result of this rule has no low rank of its own", where=f"rule {rule}", expected="a rank or an energy",
+                          remedy="give the rank that the new pack may have, such as rank=16, or the share of the energy that it must hold")
+    factors = checked_weights(packs, weights, unit=chosen.unit)
     if out is not None:
         refuse_existing(Path(out))
     parents = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
@@ -100,17 +104,18 @@ def compose(
 
     changes: list[Factors] = []
     losses: dict[str, Loss] = {}
-    for batch in _batches(places):
-        with np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
-            combined = [chosen.function(place.terms, **arguments) for place in batch]
-        for place, change in zip(batch, combined, strict=True):
-            if not (np.isfinite(change.A).all() and np.isfinite(change.B).all()):
-                raise NonFinite("the combined change is too large for float32", where=place.site.path, remedy="choose smaller weights")
-        if cut.asked or chosen.reduce:
-            reduced = over_stacks(combined, lambda stack: [_cut(each, cut) for each in stack])
-            combined = [change for change, _ in reduced]
-            losses |= {place.site.path: loss for place, (_, loss) in zip(batch, reduced, strict=True)}
-        changes += combined
+    with np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
+        combine = chosen.prepared([place.terms for place in places], arguments)
+        for batch in _batches(places):
+            made = [combine(place.terms) for place in batch]
+            for place, change in zip(batch, made, strict=True):
+                if isinstance(change, Factors):
+                    _require_finite(change, place)
+            for place, (change, loss) in zip(batch, finished(made, cut, chosen.reduce), strict=True):
+                _require_finite(change, place)
+                changes.append(change)
+                if loss is not None:
+                    losses[place.site.path] = loss
     if not full and not any(np.any(change.A) and np.any(change.B) for change in changes):
         raise NothingToDo("the combined change is zero at every site", where=", ".join(parent.name for parent in parents),
                           found=f"weights {', '.join(f'{weight:g}' for weight in factors)}",
@@ -151,6 +156,11 @@ def _batches(places: Sequence[Place]) -> Iterator[list[Place]]:
         yield batch
 
 
+def _require_finite(change: Factors, place: Place) -> None:
+    if not finite(change):
+        raise NonFinite("the combined change is too large for float32", where=place.site.path, remedy="choose smaller weights")
+
+
 def _refuse_rule(rule: str, *others: Any) -> None:
     if rule != "linear" or any(other is not None for other in others):
         raise ConfigError("a tree says itself how the packs are combined", where="tree",
@@ -164,13 +174,9 @@ def _assembled(
     if out is not None:
         refuse_existing(Path(out))
     parents = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
-    _weights(parents, None)
+    checked_weights(parents, None)
     pack = assemble(parents, tree, chosen_name(name, out, COMPOSED, parents), seed)
     return pack if out is None else pack.write(out)
-
-
-def _cut(found: Spectrum, cut: Cut) -> tuple[Factors, Loss]:
-    return found.cut(cut.kept(found.S))
 
 
 def _finer(cut: Cut) -> Cut:
@@ -211,14 +217,20 @@ def truncation(losses: Mapping[str, Loss]) -> dict[str, Any]:
     return {"total": pooled.relative, "sites": {path: loss.relative for path, loss in losses.items()}}
 
 
-def _weights(packs: Sequence[Any], weights: Sequence[float] | None) -> list[float]:
+def checked_weights(packs: Sequence[Any], weights: Sequence[float] | None, unit: bool = False) -> list[float]:
+    """One finite weight a pack; by default equal and of sum 1, or 1 each (``unit``).
+
+    Raises:
+        NothingToDo, Unsupported: no packs, or too many.
+        ConfigError: as many weights as packs are wanted, all finite.
+    """
     if not packs:
         raise NothingToDo("there are no packs to compose", remedy="name at least one pack")
     if len(packs) > MAX_PARENTS:
         raise Unsupported("too many packs for one composition", expected=f"at most {MAX_PARENTS}", found=len(packs),
                           remedy="compose in two steps")
     if weights is None:
-        return [1 / len(packs)] * len(packs)
+        return [1.0 if unit else 1 / len(packs)] * len(packs)
     if len(weights) != len(packs):
         raise ConfigError("every pack needs one weight", where="weights", expected=len(packs), found=len(weights),
                           remedy="give as many weights as packs, in the same order")

@@ -60,12 +60,20 @@ def _place(
                               expected=_shape(site), found=_shape(adapter.site), remedy="compose packs that were trained on one base")
     made = [None if adapter is None else represent(adapter, base=base, cut=cut) for adapter in adapters]
     m, n = next(each.factors.shape for each in made if each is not None)
-    terms = tuple(Term(*(zero(m, n) if each is None else each.factors), weight) for each, weight in zip(made, weights, strict=True))
+    terms = tuple(
+        Term(*(zero(m, n) if each is None else each.factors), weight, f"{pack.name}:{site.path}", _scale(adapter))
+        for pack, adapter, each, weight in zip(packs, adapters, made, weights, strict=True)
+    )
     losses = [(weight**2, each.loss) for each, weight in zip(made, weights, strict=True) if each is not None]
     loss = Loss(sum(share * each.tail for share, each in losses), sum(share * each.total for share, each in losses))
     biased = any(adapter.site.bias for _, adapter in present)
     named = next((adapter.weight for _, adapter in present if adapter.weight is not None), None)
     return Place(dataclasses.replace(site, bias=biased, in_features=n, out_features=m), named, terms, loss)
+
+
+def _scale(adapter: Adapter | None) -> float:
+    """The scale of the adapter's branch; 1 where its method has none."""
+    return 1.0 if adapter is None else float(getattr(adapter.config, "scale", 1.0))
 
 
 def _shape(site: Site) -> str:

@@ -64,12 +64,15 @@ class Factors(NamedTuple):
 class Term(NamedTuple):
     """One adapter's part at a site: ``A`` ``[r, n]``, ``B`` ``[m, r]`` with the adapter's own scale inside, and its weight, of any sign.
 
-    An adapter that does not change the site has rank 0 there.
+    An adapter that does not change the site has rank 0 there. ``key`` names adapter and site: what random choices are drawn by. ``scale``
+    is the adapter's own, for the rules that look at the stored factors one by one; ``B`` holds it already.
     """
 
     A: np.ndarray
     B: np.ndarray
     weight: float
+    key: str = ""
+    scale: float = 1.0
 
     @property
     def change(self) -> Factors:

@@ -249,6 +249,7 @@ def _candidates(name: str | None, base: Checkpoint, task: Task) -> list[Frontend
 def _merged(base: Path, packs: list[Pack], allow_structural: bool) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="adapterpack-fold-") as scratch:
         target = Path(scratch) / base.resolve().name
+        require_plain(Checkpoint(base))  # a merge would keep its format, and frontends build graphs of plain numbers
         merge(base, packs, target, allow_structural=allow_structural)
         yield target
 

@@ -7,18 +7,19 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .codecs import Codec
+from .codecs.coded import Matrix
+from .codecs.storage import Encoded, Storage
 from .fold import Change, Contribution, prepare
 from .loss import Sums, sums_of
 from .rounding import Round
 from .scratch import Scratch
 
-Write = Callable[[np.ndarray], None]
+Write = Callable[[Encoded], None]
 
 
 class Block(NamedTuple):
-    """A block as it was read: ``raw`` is ``[stored rows, stored columns]``, ``stored`` says which rows of the tensor, ``rows`` which rows
-    of the matrix a method sees (the same, unless ``turned``), ``bias`` is their part of the bias in the fold's dtype."""
+    """A block as its reader gives it: ``raw`` is ``[stored rows, stored columns]``, ``stored`` says which rows of the tensor, ``rows``
+    which rows of the matrix a method sees (the same, unless ``turned``), ``bias`` is their part of the bias in the fold's dtype."""
 
     raw: np.ndarray
     stored: slice
@@ -32,7 +33,8 @@ class Arithmetic(Protocol):
 
     elements: int
 
-    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None) -> Any:
+    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
+                bias: np.ndarray | None) -> Any:
         """See :func:`~adapterpack.merge.fold.prepare`: what all blocks of one matrix have in common."""
         ...
 
@@ -44,7 +46,7 @@ class Arithmetic(Protocol):
         """Whether a block must hold all rows."""
         ...
 
-    def fold(self, change: Any, codec: Codec, block: Block, rounding: Round, scratch: Scratch, write: Write,
+    def fold(self, change: Any, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
              moved: bool) -> tuple[Sums, np.ndarray | None]:
         """Changes a block, gives it to ``write`` as it is stored, and says what became of it and of its bias.
 
@@ -58,7 +60,8 @@ class InNumpy:
 
     elements = 1 << 17
 
-    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None) -> Change:
+    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
+                bias: np.ndarray | None) -> Change:
         """See :class:`Arithmetic`."""
         return prepare(contributions, dtype, weight, bias)
 
@@ -70,29 +73,30 @@ class InNumpy:
         """See :class:`Arithmetic`."""
         return change.whole
 
-    def fold(self, change: Change, codec: Codec, block: Block, rounding: Round, scratch: Scratch, write: Write,
+    def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
              moved: bool) -> tuple[Sums, np.ndarray | None]:
         """See :class:`Arithmetic`."""
-        old = codec.decode(block.raw, block.stored, scratch)
-        new, delta = scratch.get("new", old.shape, codec.work), scratch.get("change", old.shape, codec.work)
+        old = storage.reader.decode(block.raw, scratch)
+        new, delta = scratch.get("new", old.shape, old.dtype), scratch.get("change", old.shape, old.dtype)
         lying = (old.T, delta.T, new.T) if block.turned else (old, delta, new)
         bias = change.apply(lying[0], block.bias, block.rows, lying[1], lying[2])
-        stored = codec.encode(new, block.stored, rounding, scratch)
+        stored = storage.writer.encode(new, block.stored, rounding, scratch)
         write(stored)
-        return account(codec, block, (old, delta, new, stored), scratch, moved), bias
+        return account(storage, block, (old, delta, new), stored, scratch, moved), bias
 
 
-def account(codec: Codec, block: Block, values: tuple[np.ndarray, ...], scratch: Scratch, moved: bool) -> Sums:
-    """The sums of a block, given what it was, its change, what it should become and its stored bytes; the first three are used up."""
-    old, delta, new, stored = values
-    if not moved and stored.dtype == block.raw.dtype:
-        moved = not np.array_equal(stored.view(np.uint8), block.raw.view(np.uint8))
-    if stored.dtype.itemsize >= codec.work.itemsize:  # nothing but the sum itself was rounded
+def account(storage: Storage, block: Block, values: tuple[np.ndarray, ...], stored: Encoded, scratch: Scratch, moved: bool) -> Sums:
+    """The sums of a block, given what it was, its change, what it should become and how it is stored; the first three are used up."""
+    old, delta, new = values
+    (reader, writer), work = storage, storage.reader.work
+    if not moved and stored.raw.dtype == block.raw.dtype:
+        moved = not np.array_equal(stored.raw.view(np.uint8), block.raw.view(np.uint8))
+    if stored.exact:  # nothing but the sum itself was rounded
         moved = moved or bool(np.any(new != old))
         error = np.subtract(new, old, out=new)
         return sums_of(delta, np.subtract(error, delta, out=error), moved)
     if not moved:
-        before = codec.decode(block.raw, block.stored, scratch).copy()
-        moved = bool(np.any(codec.reread(stored, block.stored, scratch) != before))
-    back = codec.reread(stored, block.stored, scratch)
-    return sums_of(delta, np.subtract(back, new, out=new), moved)
+        before = reader.decode(block.raw, scratch).copy()
+        moved = bool(np.any(writer.reread(stored.raw, work, scratch) != before))
+    back = writer.reread(stored.raw, work, scratch)
+    return sums_of(delta, np.subtract(back, new, out=new), moved)._replace(noise=stored.noise)

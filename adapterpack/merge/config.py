@@ -23,7 +23,13 @@ def merged(config: Mapping[str, Any], packs: Sequence[Pack], whole: Whole, dtype
         config |= _labels(pack, whole)
     if whole.untied:
         config["tie_word_embeddings"] = False
-    return config if dtype is None else _with_dtype(config, TORCH[dtype], top=True)
+    return config if dtype is None else _with_dtype(_plain(config), TORCH[dtype], top=True)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without a quantization: what is written in a dtype that was asked for is not quantized."""
+    return {key: _plain(value) if key == "text_config" and isinstance(value, dict) else value
+            for key, value in config.items() if key != "quantization_config"}
 
 
 def _architecture(packs: Sequence[Pack]) -> dict[str, Any]:

@@ -13,10 +13,7 @@ from ..methods import AttachForm, Dense, Method, complete, is_stacked
 from ..methods.base import fold_form
 from ..pack.pack import Adapter
 from ..pack.safetensors import FLOATS, dtype_name
-from .codecs import work_dtype
-from .scratch import Scratch
-
-__all__ = ["Bound", "Change", "Contribution", "Scratch", "bind", "inert", "matrices", "prepare", "slice_of", "work_dtype"]
+from .codecs.coded import Matrix
 
 Rows = np.ndarray
 _SERIAL = 1 << 18
@@ -34,11 +31,6 @@ class Contribution(NamedTuple):
     weight: float
 
 
-def matrices(kind: str, weight: np.ndarray) -> list[np.ndarray]:
-    """The matrices ``[out, in]`` of a weight as :func:`~adapterpack.methods.to_matrix` gives it: one, or those of a stack."""
-    return list(weight) if is_stacked(kind) else [weight]
-
-
 def slice_of(contribution: Contribution, number: int) -> Contribution:
     """What a contribution does to one matrix of its weight: itself, or its share at one place of a stack."""
     adapter = contribution.adapter
@@ -54,7 +46,7 @@ class Bound(NamedTuple):
     form: AttachForm | None
 
 
-def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None,
+def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None,
          there: There | None = None) -> Bound:
     """Parameters widened to ``dtype`` and the normal form computed once, for all row blocks of ``weight`` ``[out, in]``.
 
@@ -77,8 +69,8 @@ def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray, b
     return Bound(lambda block, bias, rows: fold_form(form, block, bias, rows), form)
 
 
-def _widened(value: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    return value.astype(dtype, copy=False) if dtype_name(value.dtype) in FLOATS else value
+def _widened(value: np.ndarray | Matrix, dtype: np.dtype[Any]) -> np.ndarray:
+    return value.astype(dtype, copy=False) if isinstance(value, Matrix) or dtype_name(value.dtype) in FLOATS else value
 
 
 def inert(contribution: Contribution, bound: Bound, shape: tuple[int, int]) -> bool:
@@ -176,7 +168,7 @@ def _product(up: np.ndarray, down: np.ndarray, out: np.ndarray) -> None:
         np.matmul(up[start : start + step], down, out=out[start : start + step])
 
 
-def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None,
+def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None,
             there: There | None = None) -> Change:
     """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype``."""
     bound = [bind(contribution, dtype, weight, bias, there) for contribution in contributions]

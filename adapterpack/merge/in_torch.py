@@ -10,7 +10,8 @@ import torch
 
 from ..errors import ProviderError
 from .blocks import Block, Write, account
-from .codecs import Codec
+from .codecs.coded import Matrix
+from .codecs.storage import Storage
 from .fold import Change, Contribution, prepare
 from .loss import Sums
 from .rounding import Round
@@ -38,7 +39,8 @@ class InTorch:
                                 remedy="leave --device out to merge with numpy, or install a torch with CUDA on a machine that has it"
                                 ) from error
 
-    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray, bias: np.ndarray | None) -> Change:
+    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
+                bias: np.ndarray | None) -> Change:
         """See :class:`~adapterpack.merge.blocks.Arithmetic`."""
         return prepare(contributions, dtype, weight, bias, self._there)
 
@@ -50,17 +52,17 @@ class InTorch:
         """See :class:`~adapterpack.merge.blocks.Arithmetic`."""
         return change.whole
 
-    def fold(self, change: Change, codec: Codec, block: Block, rounding: Round, scratch: Scratch, write: Write,
+    def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
              moved: bool) -> tuple[Sums, np.ndarray | None]:
         """See :class:`~adapterpack.merge.blocks.Arithmetic`."""
-        old = codec.decode(block.raw, block.stored, scratch)
+        old = storage.reader.decode(block.raw, scratch)
         weight = self._there(old.T if block.turned else old)
         bias = None if block.bias is None else self._there(block.bias)
         delta, new, after = change.apply_to(weight, bias, block.rows)
         values = [np.ascontiguousarray((value.T if block.turned else value).cpu().numpy()) for value in (delta, new)]
-        stored = codec.encode(values[1], block.stored, rounding, scratch)
+        stored = storage.writer.encode(values[1], block.stored, rounding, scratch)
         write(stored)
-        return account(codec, block, (old, *values, stored), scratch, moved), None if after is None else after.cpu().numpy()
+        return account(storage, block, (old, *values), stored, scratch, moved), None if after is None else after.cpu().numpy()
 
     def _there(self, value: np.ndarray) -> Any:
         return torch.from_numpy(np.ascontiguousarray(value)).to(self.device)

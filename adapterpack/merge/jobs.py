@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
 from .bytes_io import Span
+from .codecs.storage import HOME
 from .layout import Item, Shard
 from .tensors import Convert, Copy, Fold, Job, Put, Tensor
 
@@ -18,35 +19,33 @@ _CHUNK = 16 << 20
 def jobs(shards: Sequence[Shard]) -> list[Job]:
     """All jobs of a merge, in the order of the files: the same list for the same shards, so that a job is known by its number."""
     tensors = {item.place.name: Tensor(item, shard) for shard in shards for item in shard.items}
-    with_weight: dict[str, dict[str, Tensor]] = {}
-    for tensor in tensors.values():
-        if tensor.item.written_with is not None and tensor.item.source is not None:
-            with_weight.setdefault(tensor.item.written_with, {})[tensor.item.source.name] = tensor
+    beside = {tensor.item.source.name: tensor for tensor in tensors.values()
+              if tensor.item.written_with is not None and tensor.item.source is not None}
     found: list[Job] = []
     for shard in shards:
         unchanged = []
         for item in shard.items:
-            if item.target is None and item.value is None and item.written_with is None and _same(item):
+            if item.source is not None and item.written_with is None:
                 unchanged.append(item)
-            elif (job := _job(tensors[item.place.name], with_weight)) is not None:
+            elif (job := _job(tensors[item.place.name], beside)) is not None:
                 found.append(job)
         found += [Copy(frozenset({shard.name}), span.nbytes, shard, span) for span in _spans(unchanged)]
     return found
 
 
-def _job(tensor: Tensor, with_weight: dict[str, dict[str, Tensor]]) -> Job | None:
+def _job(tensor: Tensor, beside: Mapping[str, Tensor]) -> Job | None:
+    """What writes a tensor; None where the job of its weight does, which writes all that changes together."""
     item, files = tensor.item, frozenset({tensor.shard.name})
-    if item.target is not None:
-        beside = with_weight.get(item.target.weight, {})
-        return Fold(files.union(other.shard.name for other in beside.values()),
-                    item.place.nbytes + sum(other.item.place.nbytes for other in beside.values()), tensor, beside)
     if item.value is not None:
         return Put(files, item.place.nbytes, tensor)
-    return Convert(files, item.place.nbytes, tensor) if item.written_with is None else None
-
-
-def _same(item: Item) -> bool:
-    return item.source is not None and item.source.dtype == item.place.dtype
+    if item.storage is None:
+        return None
+    if item.target is None:
+        return Convert(files, item.place.nbytes, tensor, item.storage)
+    parts = {role: tensor if role == HOME else beside[name] for role, name in item.storage.writer.parts.items()}
+    bias = None if item.target.bias is None else beside[item.target.bias]
+    every = [*parts.values(), *([] if bias is None else [bias])]
+    return Fold(frozenset(each.shard.name for each in every), sum(each.item.place.nbytes for each in every), item.target, parts, bias)
 
 
 def _spans(items: Sequence[Item]) -> Iterator[Span]:

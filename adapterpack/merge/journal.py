@@ -109,7 +109,8 @@ def finished(staging: Path, count: int) -> dict[int, Done]:
     """The jobs, of ``count``, that the journals of all parts say are done, and may be believed to be."""
     found: dict[int, Done] = {}
     for path in sorted((staging / FOLDER).glob("*.jsonl")):
-        found |= _believed(path.read_bytes(), count)
+        with suppress(FileNotFoundError):  # published meanwhile
+            found |= _believed(path.read_bytes(), count)
     return found
 
 
@@ -131,8 +132,8 @@ def _believed(data: bytes, count: int) -> dict[int, Done]:
     return sure | ({number: done for _, number, done in waiting} if same else {})
 
 
-def _sums(change: float, error: float, inner: float, moved: bool) -> Sums:
-    return Sums(float(change), float(error), float(inner), bool(moved))
+def _sums(change: float, error: float, inner: float, moved: bool, noise: float = 0.0) -> Sums:
+    return Sums(float(change), float(error), float(inner), bool(moved), float(noise))
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from ..pack.checkpoint import Checkpoint
 from ..pack.safetensors import DTYPES, FLOATS, SafetensorsFile, TensorInfo, dtype_name, plan
+from .codecs.storage import Storage
+from .codecs.view import Decoded
 from .plan import Plan, Target
 
 _Entry = tuple[str, str, tuple[int, ...]]
@@ -19,21 +21,24 @@ _Entry = tuple[str, str, tuple[int, ...]]
 class Item:
     """One tensor of an output shard: its place, and where its bytes come from.
 
-    Exactly one source: ``value`` (a module trained whole), or ``source`` (a tensor of the base, folded if ``target`` is set).
-    ``written_with`` names the weight with which this tensor changes and is written: that of a bias, or of scales.
+    Exactly one of: ``value`` (a module trained whole); ``storage`` (a weight of the base, read and written anew, folded if ``target`` is
+    set); ``source`` (a tensor of the base, copied, or changed with the weight that ``written_with`` names, if it is a bias or a part of one
+    that is quantized). ``bias`` says that it is a bias.
     """
 
     place: TensorInfo
     source: TensorInfo | None = None
+    storage: Storage | None = None
     target: Target | None = None
     value: np.ndarray | None = None
     added: bool = False
     written_with: str | None = None
+    bias: bool = False
 
     @property
     def changed(self) -> bool:
-        """Whether the tensor is one of the base whose numbers the merge changes."""
-        return self.target is not None or self.written_with is not None or (self.value is not None and not self.added)
+        """Whether this is a tensor of the base whose numbers the merge changes; a quantized weight counts once."""
+        return self.target is not None or self.bias or (self.value is not None and not self.added)
 
 
 @dataclass(frozen=True)
@@ -51,29 +56,53 @@ class Shard:
         return len(self.header) + sum(item.place.nbytes for item in self.items)
 
 
-def shards(base: Checkpoint, todo: Plan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
-    """The output's shards: those of the base, with the same tensors in the same order; added tensors go to the end of the last."""
-    beside = {other: name for name, target in todo.targets.items()
-              for other in (target.bias, *target.codec.companions) if other is not None}
+def shards(base: Decoded, todo: Plan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
+    """The output's shards: those of the base, with the same tensors in the same order; added tensors go to the end of the last.
+
+    With ``dtype`` a weight that the base stores quantized becomes one tensor of it, where the first of its parts was.
+    """
     last = list(base.files)[-1]
-    built = []
+    sources = _sources(todo)
+    built, seen = [], set[str]()
     for shard, file in base.files.items():
         items: dict[str, dict[str, Any]] = {}
         entries: list[_Entry] = []
-        for name, info in file.tensors.items():
-            value = todo.whole.replaced.get(name)
-            entries.append((todo.whole.prefix + name, _output(info.dtype, dtype), info.shape if value is None else value.shape))
-            items[todo.whole.prefix + name] = (
-                {"source": info, "target": todo.targets.get(name), "written_with": beside.get(name)} if value is None else {"value": value}
-            )
+        for stored, info in file.tensors.items():
+            name = stored if dtype is None else base.parts_of.get(stored, (stored, ""))[0]
+            recoded = dtype is not None and name in base.coded
+            if recoded and name in seen:
+                continue
+            seen.add(name)
+            found = base.tensors[name] if recoded else info
+            value, out = todo.whole.replaced.get(name), _output(found.dtype, dtype)
+            entries.append((todo.whole.prefix + name, out, found.shape if value is None else value.shape))
+            if value is not None:
+                source: dict[str, Any] = {"value": value}
+            elif name in sources:
+                source = sources[name] | ({"source": info} if "written_with" in sources[name] else {})
+            else:
+                source = {"storage": base.storage(name, dtype)} if recoded or out != info.dtype else {"source": info}
+            items[todo.whole.prefix + name] = source
         if shard == last:
             for name, value in todo.whole.added.items():
                 entries.append((name, _output(dtype_name(value.dtype), dtype), value.shape))
                 items[name] = {"value": value, "added": True}
         start = min((info.offset for info in file.tensors.values()), default=8)
-        header, places = _aligned(entries, {"format": "pt", **file.metadata, **metadata}, start)
+        kept = file.metadata if dtype is None or not base.coded else {}  # it may tell how the parts of quantized weights are read
+        header, places = _aligned(entries, {"format": "pt", **kept, **metadata}, start)
         built.append(Shard(shard, file, header, tuple(Item(place, **items[name]) for name, place in places.items())))
     return built
+
+
+def _sources(todo: Plan) -> dict[str, dict[str, Any]]:
+    """Where the bytes of tensors come from that a fold writes, by the tensor's name in the base."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, target in todo.targets.items():
+        found[target.storage.home] = {"storage": target.storage, "target": target}
+        found |= {other: {"written_with": name} for other in target.storage.companions}
+        if target.bias is not None:
+            found[target.bias] = {"written_with": name, "bias": True}
+    return found
 
 
 def index(base: Checkpoint, built: list[Shard]) -> dict[str, Any] | None:

@@ -12,18 +12,21 @@ from .report import TensorLoss
 
 class Sums(NamedTuple):
     """Over the elements of a tensor, for the exact change ``D`` and the rounding error ``E = S - D`` of the stored change ``S``:
-    ``<D, D>``, ``<E, E>``, ``<E, D>``; and whether any stored byte differs from the base's. Sums of parts add up.
+    ``<D, D>``, ``<E, E>``, ``<E, D>``; whether any stored byte differs from the base's; and, of a quantized weight, the expected squared
+    error of its grid. Sums of parts add up.
     """
 
     change: float = 0.0
     error: float = 0.0
     inner: float = 0.0
     moved: bool = False
+    noise: float = 0.0
 
     def __add__(self, other: object) -> Sums:
         if not isinstance(other, Sums):
             return NotImplemented
-        return Sums(self.change + other.change, self.error + other.error, self.inner + other.inner, self.moved or other.moved)
+        return Sums(self.change + other.change, self.error + other.error, self.inner + other.inner, self.moved or other.moved,
+                    self.noise + other.noise)
 
     def loss(self, tensor: str, dtype: str) -> TensorLoss:
         """The loss of the tensor with these sums."""
@@ -31,7 +34,7 @@ class Sums(NamedTuple):
         stored = math.sqrt(max(self.change + 2 * self.inner + self.error, 0.0)) if self.moved else 0.0
         if self.moved and stored == 0.0:
             stored = math.ulp(0.0)  # it is not nothing
-        return TensorLoss(tensor, dtype, math.sqrt(self.change), math.sqrt(self.error), kept, stored)
+        return TensorLoss(tensor, dtype, math.sqrt(self.change), math.sqrt(self.error), kept, stored, math.sqrt(self.noise))
 
 
 def sums_of(change: np.ndarray, error: np.ndarray, moved: bool) -> Sums:

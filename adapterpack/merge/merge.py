@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from .. import __version__
 from ..errors import ConfigError, NothingToDo, StorageError, storage_errors
 from ..pack import strict_json
 from ..pack.atomic import refuse_existing
-from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Pack
 from ..pack.validate import load
 from . import devices, dtypes, jobs, journal, layout, plan, provenance, rounding, staging, stream
+from .codecs.view import Decoded
 from .onnx.kind import is_graph
 from .onnx.report import GraphReport
 from .report import MergedPack, MergeReport
@@ -56,14 +56,19 @@ def merge(
     whole, such as a classifier head, go along. Equal inputs give equal bytes. Adapters of which one is not additive fold one after the
     other, in the order of the packs. A merge that was killed goes on where it stood when the same merge is asked for again.
 
+    A quantized base is decoded, folded and encoded again in its own format: every group of codes keeps its scale, or takes a new one where
+    that comes closer to the fold. With ``dtype`` it is written dequantized instead, which loses nothing but that dtype's rounding.
+
     Args:
         base: a checkpoint folder, an ONNX file or a bundle; it is never changed. What a graph becomes says
             :func:`~adapterpack.merge.onnx.merge.merge_graph`.
         packs: packs or their folders; ``weights`` multiply their changes (1 each by default; additive methods only; heads are not scaled).
         out: the folder to write; it must not exist.
         dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
+            A quantized base is written dequantized.
         safe: refuse a result that is NaN or infinite, overflow in rounding included.
-        stochastic_rounding: a seed: round up or down by chance, so that small changes are kept on average.
+        stochastic_rounding: a seed: round up or down by chance, so that small changes are kept on average. Not for the codes of
+            a quantized base.
         verify: ``"structure"`` checks the base by names, dtypes, shapes and samples of every tensor; ``"full"`` by every byte.
         allow_structural: accept a base that has the names, dtypes and shapes of the pack's, whatever its weights.
         shard: ``"I/N"``: do the I-th of N shares of the work, into an output folder that N machines share; the last one publishes it.
@@ -98,11 +103,12 @@ def merge(
     asked = None if dtype is None else dtypes.parse(dtype)
     part = jobs.Part() if shard is None else jobs.parse_part(shard)
     arithmetic = devices.arithmetic(device)
-    source = Checkpoint(base)
+    source = Decoded(base)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = _weights(weights, opened)
     _require_outside(target, [source.folder, *(pack.path for pack in opened if pack.path is not None)])
-    todo = plan.make(source, opened, factors, allow_structural, dtype=asked, full=verify == "full")
+    todo = plan.make(source, opened, factors, allow_structural, dtype=asked, full=verify == "full",
+                     by_chance=stochastic_rounding is not None)
     if verify == "full":
         _ = source.content
     merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
@@ -115,7 +121,7 @@ def merge(
     _require_space(target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.taken(folder))
 
     def described(done: dict[int, journal.Done], missing: int) -> MergeReport:
-        losses = [sums.loss(job.tensor.item.place.name, job.tensor.item.place.dtype) for number, job in enumerate(work)
+        losses = [job.loss(sums) for number, job in enumerate(work)
                   if isinstance(job, Fold) and number in done and (sums := done[number].sums) is not None]
         return MergeReport(
             out=str(target),
@@ -156,7 +162,8 @@ def merge(
             done = stream.write(work, mine, known, log, header=header, safe=safe, rounding=_rounding(stochastic_rounding),
                                 arithmetic=arithmetic, workers=_workers(), progress=progress)
         if several:
-            log.sync()
+            with suppress(FileNotFoundError):  # another part of this machine saw that all was done, synced it, and published it
+                log.sync()
             done = journal.finished(folder, len(work))
         missing = len(work) - len(done)
         if not missing:

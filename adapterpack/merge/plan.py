@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 
 from ..errors import NothingToDo, Unsupported
-from ..methods import LAYOUTS, matrix_shape, to_matrix
-from ..pack.checkpoint import Checkpoint
+from ..methods import LAYOUTS, matrix_shape
 from ..pack.manifest import Group
 from ..pack.match import Verdict
 from ..pack.pack import Pack
-from .codecs import Codec, codec_of, require_readable
-from .fold import Contribution, bind, inert, matrices, slice_of
+from .codecs.storage import Storage
+from .codecs.view import Decoded
+from .fold import Contribution, bind, inert, slice_of
 from .whole import Whole, resolve, tied_to_a_head
 
 
@@ -23,13 +23,13 @@ from .whole import Whole, resolve, tied_to_a_head
 class Target:
     """One weight of the base and what changes it; ``bias`` is the tensor of its bias, if the fold changes that too.
 
-    ``base_bias`` holds the values of its bias, for methods that read them. ``kind`` says how the weight lies, ``codec`` how it is stored.
+    ``base_bias`` holds the values of its bias, for methods that read them. ``kind`` says how the weight lies, ``storage`` how it is stored.
     """
 
     weight: str
     bias: str | None
     contributions: tuple[Contribution, ...]
-    codec: Codec
+    storage: Storage
     base_bias: np.ndarray | None = None
     kind: str = "linear"
 
@@ -44,11 +44,12 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False, *,
-         dtype: str | None = None, full: bool = True) -> Plan:
+def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False, *,
+         dtype: str | None = None, full: bool = True, by_chance: bool = False) -> Plan:
     """The plan of a merge of ``packs``, each with its weight, into ``base``, to be written in ``dtype`` (None: as it is stored).
 
     With ``full`` every byte of the base is read to tell whether it is the packs' own; without it only where samples leave it open.
+    With ``by_chance`` what is changed shall be rounded stochastically.
 
     Raises:
         BaseMismatch: a pack was made for another base.
@@ -56,7 +57,6 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allo
         Unsupported: the fold would not be exact; says why and what to do instead.
         NothingToDo: no weight would change.
     """
-    require_readable(base)
     for pack in packs:  # the headers of all before the bytes of any
         pack.require_base(base, content=False, allow_structural=True)
     verdicts = tuple(pack.require_base(base, content=True if full else None, allow_structural=allow_structural) for pack in packs)
@@ -65,16 +65,34 @@ def make(base: Checkpoint, packs: Sequence[Pack], weights: Sequence[float], allo
         for name, contribution in _contributions(base, pack, weight):
             found.setdefault(name, []).append(contribution)
     whole = resolve(base, packs)
+    for name in sorted(whole.replaced.keys() & base.coded.keys() if dtype is None else ()):
+        raise Unsupported("a module that was trained whole would take the place of a quantized weight", where=f"{base.folder}, {name}",
+                          found=base.coded[name].codec, remedy=_DEQUANTIZE)
     for name in sorted(found.keys() & whole.replaced.keys()):
         raise Unsupported("one pack holds this tensor trained whole, another adapts it", where=name, remedy="merge only one of the two")
     targets = {name: target for name, each in found.items() if (target := _target(base, name, each, dtype)) is not None}
+    for target in targets.values():
+        _require_writable(base, target, by_chance)
     if not targets and not whole.replaced and not whole.added:
         raise NothingToDo("the packs would change nothing", where=", ".join(pack.name for pack in packs) or "no packs were given",
                           remedy="train the adapter first, or give it a weight other than zero")
     return Plan(targets, whole, verdicts)
 
 
-def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
+_DEQUANTIZE = "merge with dtype bfloat16, which writes the base dequantized"
+
+
+def _require_writable(base: Decoded, target: Target, by_chance: bool) -> None:
+    """Checks that the output can hold the weight as it shall be written."""
+    writer, where = target.storage.writer, f"{base.folder}, {target.weight}"
+    if writer.sealed is not None:
+        raise Unsupported(f"this form of {writer.label} can be read and not written: {writer.sealed}", where=where, remedy=_DEQUANTIZE)
+    if by_chance and not writer.by_chance:
+        raise Unsupported(f"codes of {writer.label} are those with the least error, with new scales where these serve better: they are not "
+                          "rounded by chance", where=where, found="stochastic rounding", remedy=f"leave it out, or {_DEQUANTIZE}")
+
+
+def _contributions(base: Decoded, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
     owner = f"pack '{pack.name}'"
     for method in pack.methods:
         if method.kind != "weight":
@@ -102,7 +120,7 @@ def _contributions(base: Checkpoint, pack: Pack, weight: float) -> Iterator[tupl
         yield name, Contribution(pack.name, adapter.method, adapter, weight)
 
 
-def _shape(base: Checkpoint, owner: str, group: Group) -> tuple[int, int]:
+def _shape(base: Decoded, owner: str, group: Group) -> tuple[int, int]:
     """The shape ``[out, in]`` of the weight that a group changes."""
     if group.kind not in LAYOUTS:
         raise Unsupported(f"sites of kind '{group.kind}' cannot be folded", where=f"{owner}, {group.path}", expected=", ".join(LAYOUTS),
@@ -126,7 +144,7 @@ def _require_alone(name: str, contributions: list[Contribution]) -> None:
                           found=", ".join(f"'{each.pack}' ({each.method.name})" for each in contributions), remedy="merge only one of them")
 
 
-def _target(base: Checkpoint, name: str, contributions: list[Contribution], out: str | None) -> Target | None:
+def _target(base: Decoded, name: str, contributions: list[Contribution], out: str | None) -> Target | None:
     """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias."""
     _require_alone(name, contributions)
     kinds = {each.adapter.site.kind for each in contributions}
@@ -134,14 +152,14 @@ def _target(base: Checkpoint, name: str, contributions: list[Contribution], out:
         raise Unsupported("the packs do not agree on how this weight is stored", where=name, found=", ".join(sorted(kinds)),
                           remedy="merge packs that were trained on one base")
     (kind,) = kinds
-    codec = codec_of(base, name, out, f"pack '{contributions[0].pack}', {contributions[0].adapter.site.path}")
-    weight, dtype = to_matrix(kind, base.read(name)), codec.work
+    storage = base.storage(name, out, f"pack '{contributions[0].pack}', {contributions[0].adapter.site.path}")
+    dtype, whole = storage.reader.work, storage.reader.matrices(kind)
     stem = name.removesuffix(".weight")
     bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None
     old = None if bias is None else base.read(bias)
     changes_bias, moving = False, []
     for each in contributions:
-        parts = [(slice_of(each, number), matrix) for number, matrix in enumerate(matrices(kind, weight))]
+        parts = [(slice_of(each, number), matrix) for number, matrix in enumerate(whole)]
         bounds = [(bind(part, dtype, matrix, old), matrix) for part, matrix in parts]
         if all(inert(each, bound, matrix.shape) for bound, matrix in bounds):
             continue
@@ -154,4 +172,4 @@ def _target(base: Checkpoint, name: str, contributions: list[Contribution], out:
             raise Unsupported(f"folding method '{each.method.name}' gives this site a bias, and the base has none",
                               where=f"{base.folder}, {name}", expected=f"{stem}.bias", remedy="keep the adapter beside the base")
         changes_bias = changes_bias or after is not before
-    return Target(name, bias if changes_bias else None, tuple(moving), codec, old, kind) if moving else None
+    return Target(name, bias if changes_bias else None, tuple(moving), storage, old, kind) if moving else None

@@ -16,7 +16,8 @@ class TensorLoss(NamedTuple):
     """The fold loss of one tensor, its bias included: Frobenius norms in float64.
 
     ``change`` is ``||D||`` of the exact change ``D``, ``error`` is ``||S - D||`` of the stored change ``S``, ``kept`` is
-    ``<S, D> / ||D||^2``, and ``stored`` is ``||S||``.
+    ``<S, D> / ||D||^2``, and ``stored`` is ``||S||``. ``grid`` is for a quantized tensor the expected norm of the error of
+    rounding to the grid of the base, ``sqrt(sum width^2 / 12)``: what the base lost when it was quantized, as far as its codes tell.
     """
 
     tensor: str
@@ -25,6 +26,7 @@ class TensorLoss(NamedTuple):
     error: float
     kept: float
     stored: float
+    grid: float = 0.0
 
     @property
     def relative_error(self) -> float:
@@ -86,6 +88,13 @@ class MergeReport:
         return math.fsum(loss.kept * loss.change**2 for loss in self.losses) / energy if energy else 1.0
 
     @property
+    def requantized(self) -> tuple[float, float] | None:
+        """For a quantized output the norm of what lies between it and the exact fold, and that of the base's own rounding, over all
+        tensors; else None."""
+        coded = [loss for loss in self.losses if loss.grid]
+        return (math.hypot(*(loss.error for loss in coded)), math.hypot(*(loss.grid for loss in coded))) if coded else None
+
+    @property
     def advice(self) -> str | None:
         """One sentence where much of the change was lost in rounding, else None."""
         return advice(self.losses, self.relative_error, self.kept)
@@ -124,6 +133,8 @@ class MergeReport:
                 "tensors": [loss.to_json() for loss in self.losses],
             },
             "notes": list(self.notes),
+            **({} if self.requantized is None else {
+                "requantized": {"error": _finite(self.requantized[0]), "grid": _finite(self.requantized[1])}}),
             "advice": self.advice,
         }
 
@@ -145,6 +156,8 @@ def advice(losses: Sequence[TensorLoss], relative_error: float, kept: float) -> 
         return f"The fold of {strange[0]} is not finite or too large to measure: merge with safe to be sure of it."
     if relative_error <= MUCH:
         return None
-    dtype = max(losses, key=lambda loss: loss.error).dtype
-    way_out = (f"merge with dtype {_WIDER[dtype]}, or " if dtype in _WIDER else "") + "keep the adapter beside the base"
+    worst = max(losses, key=lambda loss: loss.error)
+    dtype = worst.dtype
+    wider = "bfloat16, which writes the base dequantized" if worst.grid else _WIDER.get(dtype)
+    way_out = (f"merge with dtype {wider}, or " if wider else "") + "keep the adapter beside the base"
     return f"Rounding to {dtype} stored the change with {relative_error:.0%} error ({kept:.0%} of it kept): {way_out}.".replace("%", " %")

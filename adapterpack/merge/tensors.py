@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import NonFinite
-from ..methods import LAYOUTS, to_matrix
+from ..methods import LAYOUTS
 from ..pack.safetensors import DTYPES
 from .blocks import Arithmetic, Block
-from .bytes_io import Span, copy_span, opened, read_into, write_all
-from .codecs import Codec, Plain
-from .fold import matrices, slice_of
+from .bytes_io import Span, copy_span, opened, write_all
+from .codecs.storage import HOME, Encoded, Storage
+from .fold import slice_of
 from .layout import Item, Shard
 from .loss import Sums, sums_of
+from .plan import Target
+from .report import TensorLoss
 from .rounding import Round, Rounding
 from .scratch import Scratch
 from .ticker import Ticker
@@ -40,10 +43,6 @@ class Tensor(NamedTuple):
 
     item: Item
     shard: Shard
-
-    def read(self) -> Any:
-        """The file that the tensor is made from, opened."""
-        return opened(self.shard.base.path, os.O_RDONLY)
 
     def write(self, run: Run) -> Any:
         """The file that the tensor goes to, opened."""
@@ -93,82 +92,113 @@ class Put(Job):
         run.ticker.add(stored.nbytes)
 
 
+class Parts:
+    """The tensors of one weight in the output, by role, open to be written block by block.
+
+    Rows of a part are written as they come. A part that has the outputs in its columns is gathered in memory, as small as it is stored, and
+    written at the end. All of its bytes are ticked once.
+    """
+
+    def __init__(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        self._run, self._tensors, self._stack = run, tensors, ExitStack()
+        self._gathered: dict[str, np.ndarray] = {}
+        self._written = dict.fromkeys(tensors, 0)
+
+    def __enter__(self) -> Parts:
+        self._sinks = {role: self._stack.enter_context(tensor.write(self._run)) for role, tensor in self._tensors.items()}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def write(self, stored: Encoded) -> None:
+        """Writes the pieces of a block."""
+        self._run.ticker.check()
+        for piece in stored.pieces:
+            place = self._tensors[piece.part].item.place
+            if piece.columns is not None:
+                if piece.part not in self._gathered:
+                    self._gathered[piece.part] = np.empty(place.shape, DTYPES[place.dtype])
+                self._gathered[piece.part][piece.rows, piece.columns] = piece.values
+                continue
+            values = np.ascontiguousarray(piece.values)
+            at = piece.rows.start * (values.nbytes // max(1, piece.rows.stop - piece.rows.start))
+            self._put(piece.part, values, at)
+
+    def finish(self, rest: Callable[[str], np.ndarray]) -> None:
+        """Writes what was gathered, and what no block was written to."""
+        for role, written in self._written.items():
+            if role in self._gathered or not written:
+                self._put(role, np.ascontiguousarray(self._gathered.get(role, rest(role))), 0)
+
+    def _put(self, role: str, values: np.ndarray, at: int) -> None:
+        write_all(self._sinks[role], values, self._tensors[role].item.place.offset + at)
+        self._written[role] += values.nbytes
+        self._run.ticker.add(values.nbytes)
+
+
 @dataclass(frozen=True)
 class Convert(Job):
-    """A tensor in another dtype."""
+    """A weight in another dtype, or in numbers where it was quantized."""
 
     tensor: Tensor
+    storage: Storage
 
     def run(self, run: Run, scratch: Scratch) -> None:
         """See :class:`Job`."""
-        source, place = self.tensor.item.source, self.tensor.item.place
-        assert source is not None
-        narrow, wide = DTYPES[source.dtype], DTYPES[place.dtype]
-        with self.tensor.read() as reader, self.tensor.write(run) as sink:
-            for start, count in _pieces(math.prod(source.shape), 1 << 18):
-                raw = scratch.get("raw", (count,), narrow)
-                read_into(reader, raw, source.offset + start * narrow.itemsize)
-                values = Plain(source.dtype, place.dtype).decode(raw, slice(0, count), scratch)
-                stored = run.rounding(place.name, start)(values, wide, scratch)
-                judge(stored, raw, run.safe, place.name)
-                write_all(sink, stored, place.offset + start * wide.itemsize)
-                run.ticker.add(stored.nbytes)
+        (reader, writer), name = self.storage, self.tensor.item.place.name
+        rows, columns = reader.shape
+        with reader.opened() as read, Parts(run, {HOME: self.tensor}) as parts:
+            for block in blocks(rows, columns, reader.step, 1 << 18):
+                raw = read(block, columns, scratch)
+                values = reader.decode(raw, scratch)
+                stored = writer.encode(values, block, run.rounding(name, block.start * columns), scratch)
+                judge(stored.raw, values, run.safe, name)
+                parts.write(stored)
 
 
 @dataclass(frozen=True)
 class Fold(Job):
-    """All adapters of one weight, and what changes with it - its bias, the scales of a quantized weight - by name: computed in float32,
-    rounded once.
+    """All adapters of one weight, and what changes with it - its bias, the scales of a quantized weight: computed in float32, rounded once.
 
-    A weight whose stored rows are not output rows is folded whole where its change is more than plain factors; a stack of weights one after
-    the other.
+    ``parts`` are the weight's tensors by role. A weight whose stored rows are not output rows is folded whole where its change is more than
+    plain factors; a stack of weights one after the other.
     """
 
-    tensor: Tensor
-    companions: Mapping[str, Tensor]
+    target: Target
+    parts: Mapping[str, Tensor]
+    bias: Tensor | None
 
     def run(self, run: Run, scratch: Scratch) -> Sums:
         """See :class:`Job`."""
-        item, shard = self.tensor.item, self.tensor.shard
-        target, source, place = item.target, item.source, item.place
-        assert target is not None
-        assert source is not None
-        codec = target.codec.fresh()
-        bias = _Bias(self.companions.get(target.bias or ""), target.bias, codec.work)
-        read, sums, done = DTYPES[source.dtype], Sums(), 0
-        with self.tensor.read() as reader, self.tensor.write(run) as sink:
-            weight = to_matrix(target.kind, shard.base.read(source.name))
-            for number, matrix in enumerate(matrices(target.kind, weight)):
-                change = run.arithmetic.prepare([slice_of(each, number) for each in target.contributions], codec.work, matrix,
+        target, storage, place = self.target, self.target.storage, self.parts[HOME].item.place
+        reader, sums, done = storage.reader, Sums(), 0
+        bias = _Bias(self.bias, target.bias, reader.work)
+        with reader.opened() as read, Parts(run, self.parts) as parts:
+            for number, matrix in enumerate(reader.matrices(target.kind)):
+                change = run.arithmetic.prepare([slice_of(each, number) for each in target.contributions], reader.work, matrix,
                                                 target.base_bias)
-                for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, codec, run.arithmetic):
+                for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, reader.step, run.arithmetic):
                     count = block.columns if block.turned else block.rows.stop - block.rows.start
                     across = (block.rows.stop - block.rows.start) if block.turned else block.columns
-                    raw = scratch.get("raw", (count, across), read)
-                    read_into(reader, raw, source.offset + done * read.itemsize)
-                    at = place.offset + done * DTYPES[place.dtype].itemsize
-                    first = done // across
-                    stored = Block(raw, slice(first, first + count), block.rows, block.turned, bias.part(block.rows))
-                    writer = _Writer(sink, at, run.safe, place.name)
-                    found, after = run.arithmetic.fold(block.change, codec, stored, run.rounding(place.name, done), scratch, writer,
+                    stored = slice(done // max(1, across), done // max(1, across) + count)
+                    raw = read(stored, across, scratch)
+                    whole = Block(raw, stored, block.rows, block.turned, bias.part(block.rows))
+                    write = _Judged(parts, run.safe, place.name)
+                    found, after = run.arithmetic.fold(block.change, storage, whole, run.rounding(place.name, done), scratch, write,
                                                        sums.moved)
-                    writer.judge(found)
+                    write.judge(found)
                     bias.put(block.rows, after)
                     sums += found
-                    run.ticker.add(raw.size * DTYPES[place.dtype].itemsize)
                     done += raw.size
-        sums += bias.write(run, scratch)
-        for name, value in codec.finished().items():
-            self._companion(run, name, value)
-        return sums
+            parts.finish(storage.writer.rest)
+        return sums + bias.write(run, scratch)
 
-    def _companion(self, run: Run, name: str, value: np.ndarray) -> None:
-        tensor = self.companions[name]
-        stored = np.ascontiguousarray(value, dtype=DTYPES[tensor.item.place.dtype])
-        judge(stored, None, run.safe, name)
-        with tensor.write(run) as sink:
-            write_all(sink, stored, tensor.item.place.offset)
-        run.ticker.add(stored.nbytes)
+    def loss(self, sums: Sums) -> TensorLoss:
+        """What was lost in storing the weight."""
+        item = self.parts[HOME].item
+        name = item.place.name.removesuffix(self.target.storage.home) + self.target.weight
+        return sums.loss(name, self.target.storage.writer.label)
 
 
 class _Part(NamedTuple):
@@ -180,35 +210,46 @@ class _Part(NamedTuple):
     turned: bool
 
 
-def _blocks(change: Any, shape: tuple[int, int], turned: bool, codec: Codec, arithmetic: Arithmetic) -> Iterator[_Part]:
+def _blocks(change: Any, shape: tuple[int, int], turned: bool, step: int, arithmetic: Arithmetic) -> Iterator[_Part]:
     rows, columns = shape
     if turned and (other := arithmetic.turned(change)) is not None:
         change, turned, rows, columns = other, False, columns, rows
     if turned or arithmetic.is_whole(change):
         yield _Part(change, slice(0, rows), columns, turned)
         return
-    step = max(codec.step, arithmetic.elements // max(1, columns) // codec.step * codec.step)
-    for start in range(0, rows, step):
-        yield _Part(change, slice(start, min(rows, start + step)), columns, turned)
+    for block in blocks(rows, columns, step, arithmetic.elements):
+        yield _Part(change, block, columns, turned)
 
 
-class _Writer:
+def blocks(rows: int, columns: int, step: int, elements: int) -> Iterator[slice]:
+    """Rows in blocks of about ``elements`` numbers that begin at multiples of ``step``.
+
+    Example:
+        >>> list(blocks(10, 100, 4, 500))
+        [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
+    """
+    size = max(step, elements // max(1, columns) // step * step)
+    for start in range(0, rows, size):
+        yield slice(start, min(rows, start + size))
+
+
+class _Judged:
     """Writes a block, and under ``safe`` refuses one that is not finite: native floats at once, others where the sums look strange."""
 
-    def __init__(self, sink: int, at: int, safe: bool, name: str) -> None:
-        self._sink, self._at, self._safe, self._name = sink, at, safe, name
-        self._stored: np.ndarray | None = None
+    def __init__(self, parts: Parts, safe: bool, name: str) -> None:
+        self._parts, self._safe, self._name = parts, safe, name
+        self._raw: np.ndarray | None = None
 
-    def __call__(self, stored: np.ndarray) -> None:
-        if stored.dtype in {np.dtype(np.float32), np.dtype(np.float64)}:
-            judge(stored, None, self._safe, self._name)
+    def __call__(self, stored: Encoded) -> None:
+        if stored.raw.dtype in {np.dtype(np.float32), np.dtype(np.float64)}:
+            judge(stored.raw, None, self._safe, self._name)
         else:
-            self._stored = stored
-        write_all(self._sink, stored, self._at)
+            self._raw = stored.raw
+        self._parts.write(stored)
 
     def judge(self, sums: Sums) -> None:
-        if self._stored is not None and not math.isfinite(sums.error):
-            judge(self._stored, None, self._safe, self._name)
+        if self._raw is not None and not math.isfinite(sums.error):
+            judge(self._raw, None, self._safe, self._name)
 
 
 class _Bias:
@@ -246,8 +287,3 @@ def judge(stored: np.ndarray, given: np.ndarray | None, safe: bool, name: str) -
     if safe and not np.isfinite(stored).all() and (given is None or np.isfinite(given).all()):
         raise NonFinite("the merged tensor holds NaN or infinity", where=name,
                         remedy="merge with a wider dtype; if that does not help, the base or the adapter holds it already")
-
-
-def _pieces(total: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, total, size):
-        yield start, min(size, total - start)

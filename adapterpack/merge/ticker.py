@@ -20,6 +20,11 @@ class Ticker:
         self.stopped = False
         self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
 
+    def check(self) -> None:
+        """Stops the calling worker if another one has failed."""
+        if self.stopped:
+            raise StoppedError
+
     def add(self, nbytes: int) -> None:
         """Notes that ``nbytes`` more are written."""
         if not nbytes:

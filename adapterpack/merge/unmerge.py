@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BaseMismatch, FormatError, Unsupported
-from ..methods import LAYOUTS, to_matrix
+from ..methods import LAYOUTS, is_stacked, to_matrix
 from ..pack import manifest as m
 from ..pack import safetensors as st
 from ..pack.atomic import output_folder
@@ -29,7 +29,8 @@ from ..pack.validate import load
 from . import plan, provenance
 from .blocks import InNumpy
 from .bytes_io import Span, copy_span, opened
-from .fold import Change, matrices, slice_of
+from .codecs.view import Decoded
+from .fold import Change, slice_of
 from .rounding import to_nearest
 from .scratch import Scratch
 
@@ -127,9 +128,13 @@ def _computed(told: dict[str, Any], merged: Checkpoint, packs: list[Pack], out: 
         raise Unsupported("what was rounded by chance cannot be computed back", where=merged.folder, remedy=_NO_BASE)
     if any(pack.full() for pack in packs):
         raise Unsupported("a module that was trained whole has taken the place of the base's", where=merged.folder, remedy=_NO_BASE)
+    source = Decoded(merged.folder)
+    if source.coded:
+        raise Unsupported("codes of a quantized weight were chosen anew, and forgot the ones before", where=merged.folder,
+                          found=next(iter(source.coded.values())).codec, remedy=_NO_BASE)
     # The merged checkpoint has the base's names and shapes, and not its digests.
     unbound = [dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, base=m.Base())) for pack in packs]
-    todo = plan.make(merged, unbound, [weights[pack.id] for pack in packs], True)
+    todo = plan.make(source, unbound, [weights[pack.id] for pack in packs], True)
     with output_folder(out) as folder:
         for shard, file in merged.files.items():
             values = {name: _restored(merged, todo.targets[name], name) if name in todo.targets else file.read(name)
@@ -148,14 +153,15 @@ def _computed(told: dict[str, Any], merged: Checkpoint, packs: list[Pack], out: 
 
 def _restored(merged: Checkpoint, target: plan.Target, name: str) -> np.ndarray:
     """The one weight that the fold turns into the merged one."""
-    if target.bias is not None or target.codec.companions or any(not each.method.traits.additive or each.method.traits.reads_weight
-                                                                  for each in target.contributions):
+    if target.bias is not None or any(not each.method.traits.additive or each.method.traits.reads_weight
+                                         for each in target.contributions):
         raise Unsupported("only what was added can be taken away again", where=name,
                           found=", ".join(each.method.name for each in target.contributions), remedy=_NO_BASE)
     stored = merged.read(name)
-    work, numpy, scratch = target.codec.work, InNumpy(), Scratch()
+    work, numpy, scratch = target.storage.reader.work, InNumpy(), Scratch()
     result = np.empty_like(stored)
-    pairs = zip(matrices(target.kind, to_matrix(target.kind, stored)), matrices(target.kind, to_matrix(target.kind, result)), strict=True)
+    pairs = zip(*(each if is_stacked(target.kind) else [each] for each in (to_matrix(target.kind, value) for value in (stored, result))),
+                strict=True)
     for number, (matrix, restored) in enumerate(pairs):
         change: Change = numpy.prepare([slice_of(each, number) for each in target.contributions], work, matrix, None)
         delta, zero = np.empty(matrix.shape, work), np.zeros(matrix.shape, work)

@@ -85,9 +85,14 @@ class Checkpoint:
         return folder.name if known else None
 
     @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """Every tensor by name."""
+    def stored(self) -> dict[str, TensorInfo]:
+        """Every tensor of the files by name; fingerprints are taken of these."""
         return {name: self.files[shard].tensors[name] for name, shard in self.shard_of.items()}
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the model by name: those of the files, unless a subclass decodes them."""
+        return self.stored
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as a read-only view of the mapped file."""
@@ -104,7 +109,7 @@ class Checkpoint:
 
     def source(self, name: str) -> Source:
         """Where the bytes of a tensor lie."""
-        shard, info = self.shard_of[name], self.tensors[name]
+        shard, info = self.shard_of[name], self.stored[name]
         return Source(self.folder / shard, self.identities[shard], ((info.offset, info.nbytes),))
 
     @cached_property
@@ -115,7 +120,7 @@ class Checkpoint:
     @cached_property
     def samples(self) -> dict[str, bytes]:
         """The sha256 of the first, middle and last 4 KiB of every tensor; reads no more than these."""
-        return digest({name: sampled(self.source(name)) for name in self.tensors}, watch=self._watch)
+        return digest({name: sampled(self.source(name)) for name in self.stored}, watch=self._watch)
 
     @cached_property
     def probe(self) -> str:
@@ -140,7 +145,7 @@ class Checkpoint:
         kept = {shard: _DIGESTS[seen] for shard, seen in self.identities.items() if seen in _DIGESTS}
         known = {name: kept[shard][name] for name, shard in self.shard_of.items() if shard in kept}
         todo = [*((True, path, source) for path, source in files.items()),
-                *((False, name, self.source(name)) for name in self.tensors if name not in known)]
+                *((False, name, self.source(name)) for name in self.stored if name not in known)]
         hashes = digest({str(number): source for number, (_, _, source) in enumerate(todo)}, watch=self._watch)
         fresh = {name: hashes[str(number)] for number, (whole, name, _) in enumerate(todo) if not whole}
         for shard in settled:
@@ -187,14 +192,14 @@ class Checkpoint:
         """
         wanted = list(names)
         for name in wanted:
-            if name not in self.tensors:
-                raise SiteNotFound("the base has no such tensor", where=self.folder, found=name, remedy=nearest(name, self.tensors))
+            if name not in self.stored:
+                raise SiteNotFound("the base has no such tensor", where=self.folder, found=name, remedy=nearest(name, self.stored))
         for name, sha256 in digest({name: self.source(name) for name in wanted}).items():
-            info = self.tensors[name]
+            info = self.stored[name]
             proof.prove_tensor(content, leaves, (name, info.dtype, info.shape), sha256)
 
     def _headers(self) -> list[fp.Header]:
-        return [(info.name, info.dtype, info.shape) for info in self.tensors.values()]
+        return [(info.name, info.dtype, info.shape) for info in self.stored.values()]
 
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
         """The tensor that holds the weight of module ``path``: the ``recorded`` one if there is such a tensor, else by the path.

@@ -48,13 +48,30 @@ def declared(config: Mapping[str, Any]) -> str | None:
         >>> declared({"hidden_size": 4}) is None
         True
     """
+    found = _settings(config)
+    if found is None:
+        return None
+    method = found.get("quant_method")
+    if isinstance(method, str) and method:
+        return method
+    return next((row.name for row in SCHEMES if any(found.get(key) for key in row.keys)), "unnamed")
+
+
+def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``quantization_config`` of a model's config or of that of its text part; empty where there is none.
+
+    Example:
+        >>> settings({"text_config": {"quantization_config": {"bits": 4}}})
+        {'bits': 4}
+    """
+    return _settings(config) or {}
+
+
+def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     for part in (config, config.get("text_config")):
         found = part.get("quantization_config") if isinstance(part, dict) else None
         if isinstance(found, dict):
-            method = found.get("quant_method")
-            if isinstance(method, str) and method:
-                return method
-            return next((row.name for row in SCHEMES if any(found.get(key) for key in row.keys)), "unnamed")
+            return found
     return None
 
 
@@ -72,4 +89,4 @@ def require_plain(base: Checkpoint) -> None:
 
 
 def _occurs(base: Checkpoint, ending: str) -> bool:
-    return any(name.endswith(ending) for name in base.tensors)
+    return any(name.endswith(ending) for name in base.stored)

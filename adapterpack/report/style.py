@@ -44,6 +44,11 @@ svg .value{paint-order:stroke;stroke:var(--page);stroke-width:4px;stroke-linejoi
 svg .grid{stroke:var(--line)}
 svg .reference{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:4 3}
 svg rect{stroke-width:1}
+svg rect.cell{stroke:var(--page)}
+svg .on{fill:var(--page)}
+svg .off{fill:var(--ink)}
+svg polyline.curve{fill:none;stroke-width:2;vector-effect:non-scaling-stroke}
+svg polygon.band{fill-opacity:.16;stroke:none}
 pre{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:12px 14px;margin:14px 0;
 font:14px/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre-wrap;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:minmax(76px,max-content) 1fr;gap:4px 14px;margin:14px 0;padding:12px 14px;background:var(--panel);

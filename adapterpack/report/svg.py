@@ -63,7 +63,7 @@ class _Span(NamedTuple):
     tone: str
 
 
-class _Mark(NamedTuple):
+class Mark(NamedTuple):
     """A place on the axis, as a fraction of the plot."""
 
     at: float
@@ -73,7 +73,7 @@ class _Mark(NamedTuple):
 class _Block(NamedTuple):
     label: str
     spans: Sequence[_Span]
-    reference: _Mark | None = None
+    reference: Mark | None = None
 
 
 def grouped_bars(title: str, groups: Sequence[Group], *, maximum: float, ticks: Sequence[tuple[float, str]] = ()) -> Svg:
@@ -90,14 +90,14 @@ def grouped_bars(title: str, groups: Sequence[Group], *, maximum: float, ticks: 
         _Block(
             group.label,
             [_Span(bar.label, 0.0, _fraction(bar.value, maximum), bar.text, bar.tone) for bar in group.bars],
-            group.reference and _Mark(_fraction(group.reference.value, maximum), group.reference.label),
+            group.reference and Mark(_fraction(group.reference.value, maximum), group.reference.label),
         )
         for group in groups
     ]
     told = ((group.label, [*([group.reference.label] if group.reference else []), *(f"{bar.label} {bar.text}" for bar in group.bars)])
             for group in groups)
     desc = ". ".join(f"{label}: {', '.join(parts)}" if label else ", ".join(parts) for label, parts in told)
-    return _chart(title, desc, blocks, [_Mark(_fraction(value, maximum), label) for value, label in ticks])
+    return _chart(title, desc, blocks, [Mark(_fraction(value, maximum), label) for value, label in ticks])
 
 
 def time_bars(title: str, stages: Sequence[tuple[str, float]], tone: str = "c1") -> Svg:
@@ -115,7 +115,7 @@ def time_bars(title: str, stages: Sequence[tuple[str, float]], tone: str = "c1")
         spans.append(_Span(label, _fraction(start, total), _fraction(start + length, total), seconds(duration), tone))
         start += length
     desc = ", ".join(f"{span.label} {span.text}" for span in spans) + f"; together {seconds(total)}"
-    return _chart(title, desc, [_Block("", spans)], [_Mark(_fraction(at, total), f"{at:g} s") for at in _steps(total)])
+    return _chart(title, desc, [_Block("", spans)], [Mark(_fraction(at, total), f"{at:g} s") for at in _steps(total)])
 
 
 def size_bars(title: str, sizes: Sequence[tuple[str, float]], *, log: bool | None = None, tones: Sequence[str] = ()) -> Svg:
@@ -142,7 +142,7 @@ def size_bars(title: str, sizes: Sequence[tuple[str, float]], *, log: bool | Non
             return _fraction(value, high)
         return _fraction(math.log10(value) - floor, math.log10(high) - floor) if value > 0 else 0.0
 
-    marks = [_Mark(place(value), re.sub(r"\.0+(?= )", "", size(value))) for value in steps]
+    marks = [Mark(place(value), re.sub(r"\.0+(?= )", "", size(value))) for value in steps]
     tones = tones or ["c1"] * len(sizes)
     spans = [_Span(label, 0.0, place(value), size(value), tone) for (label, value), tone in zip(sizes, tones, strict=True)]
     desc = ", ".join(f"{span.label} {span.text}" for span in spans) + (" (logarithmic scale)" if log else "")
@@ -162,29 +162,35 @@ def _steps(whole: float) -> list[float]:
     return [round(step * index, 12) for index in range(math.floor(whole / step + 1e-9) + 1)]
 
 
-def _chart(title: str, desc: str, blocks: Sequence[_Block], marks: Sequence[_Mark]) -> Svg:
+def _chart(title: str, desc: str, blocks: Sequence[_Block], marks: Sequence[Mark]) -> Svg:
     spans = [span for block in blocks for span in block.spans]
-    marks = [_Mark(mark.at, elided(mark.label, VALUES_AT_MOST)) for mark in marks]
+    marks = [Mark(mark.at, elided(mark.label, VALUES_AT_MOST)) for mark in marks]
     # Half of a label at either end of the axis stands outside of the plot.
     beside = math.ceil(max((text_width(mark.label) for mark in marks), default=0.0) / 2)
-    left = max(beside, _column([block.label for block in blocks] + [span.label for span in spans], LABELS_AT_MOST))
-    right = max(beside, _column([span.text for span in spans], VALUES_AT_MOST))
+    left = max(beside, label_column([block.label for block in blocks] + [span.label for span in spans], LABELS_AT_MOST))
+    right = max(beside, label_column([span.text for span in spans], VALUES_AT_MOST))
     parts: list[str] = []
     y = 0.0
     for block in blocks:
         y += _SPACE if parts else 0
         drawn, y = _block(block, y, left, right)
         parts += drawn
-    shown = _thinned(marks, WIDE - left - right)
-    always = _thinned(shown, MIN_WIDTH - left - right)
-    grid = [f'<line class="grid" x1="{_p(mark.at)}" x2="{_p(mark.at)}" y1="0" y2="{y:g}"/>' for mark in marks]
-    axis = [_text(mark.label, y + 16, mark.at, "middle", css="" if mark in always else "wide") for mark in shown]
+    shown = thinned(marks, WIDE - left - right)
+    always = thinned(shown, MIN_WIDTH - left - right)
+    grid = [f'<line class="grid" x1="{placed(mark.at)}" x2="{placed(mark.at)}" y1="0" y2="{y:g}"/>' for mark in marks]
+    axis = [text_at(mark.label, y + 16, mark.at, "middle", css="" if mark in always else "wide") for mark in shown]
     height = y + (_AXIS if marks else 0)
+    return framed(title, desc, height, (left, right), [*grid, *parts, *axis])
+
+
+def framed(title: str, desc: str, height: float, sides: tuple[int, int], parts: Iterable[str]) -> Svg:
+    """A chart of its parts, ``height`` px high, with px for labels at its left and right; ``title`` and ``desc`` tell it in words."""
+    left, right = sides
     key = f"f{crc32((title + desc).encode('utf-8', 'backslashreplace')):08x}"
     return Svg(
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="{key}t {key}d" width="100%" height="{height:g}" '
         f'style="padding:0 {right}px 0 {left}px"><title id="{key}t">{escaped(title)}</title><desc id="{key}d">{escaped(desc)}</desc>'
-        + "".join([*grid, *parts, *axis]) + "</svg>"
+        + "".join(parts) + "</svg>"
     )
 
 
@@ -193,43 +199,45 @@ def _block(block: _Block, y: float, left: int, right: int) -> tuple[list[str], f
     parts: list[str] = []
     plot = MIN_WIDTH - left - right
     if block.label:
-        parts.append(_text(elided(block.label, left), y + 16, None, "start", shift=-left, css="head"))
+        parts.append(text_at(elided(block.label, left), y + 16, None, "start", shift=-left, css="head"))
     if block.label or block.reference:
         y += _ROW
     top = y
     values: list[str] = []
     for span in block.spans:
         middle = y + _ROW / 2
-        parts.append(_text(elided(span.label, left - _GAP), middle + 4.5, None, "end", shift=-_GAP))
+        parts.append(text_at(elided(span.label, left - _GAP), middle + 4.5, None, "end", shift=-_GAP))
         if span.stop > span.start:
-            parts.append(f'<rect class="{escaped(span.tone)}" x="{_p(span.start)}" y="{middle - _BAR / 2:g}" '
-                         f'width="{_p(span.stop - span.start)}" height="{_BAR}" rx="2"/>')
+            parts.append(f'<rect class="{escaped(span.tone)}" x="{placed(span.start)}" y="{middle - _BAR / 2:g}" '
+                         f'width="{placed(span.stop - span.start)}" height="{_BAR}" rx="2"/>')
         value = elided(span.text or MISSING, right - _GAP)
         beside = span.stop
         if block.reference and span.stop <= block.reference.at <= span.stop + (text_width(value) + _GAP) / plot:
             beside = block.reference.at
-        values.append(_text(value, middle + 4.5, beside, "start", shift=_GAP, css="value"))
+        values.append(text_at(value, middle + 4.5, beside, "start", shift=_GAP, css="value"))
         y += _ROW
     if block.reference:
         at, label = block.reference
-        parts.append(f'<line class="reference" x1="{_p(at)}" x2="{_p(at)}" y1="{top - 4:g}" y2="{y:g}"/>')
+        parts.append(f'<line class="reference" x1="{placed(at)}" x2="{placed(at)}" y1="{top - 4:g}" y2="{y:g}"/>')
         # Beside the line, on the side where there is more room.
         room = (1 - at) * plot + right if at <= 0.5 else at * plot
-        parts.append(_text(elided(label, room), top - 8, at, "start" if at <= 0.5 else "end"))
+        parts.append(text_at(elided(label, room), top - 8, at, "start" if at <= 0.5 else "end"))
     # Values come last: they have a halo, and stay readable where a line crosses them.
     return parts + values, y
 
 
-def _text(text: str, y: float, at: float | None, anchor: str, *, shift: int = 0, css: str = "") -> str:
+def text_at(text: str, y: float, at: float | None, anchor: str, *, shift: int = 0, css: str = "") -> str:
+    """One line of text ``y`` px from the top, at a fraction of the plot and ``shift`` px beside it."""
     extra = (f' dx="{shift}"' if shift else "") + (f' class="{css}"' if css else "")
-    return f'<text x="{_p(at or 0.0)}" y="{y:g}" text-anchor="{anchor}"{extra}>{escaped(text)}</text>'
+    return f'<text x="{placed(at or 0.0)}" y="{y:g}" text-anchor="{anchor}"{extra}>{escaped(text)}</text>'
 
 
-def _column(texts: Iterable[str], at_most: int) -> int:
+def label_column(texts: Iterable[str], at_most: int) -> int:
+    """The px that a column of labels takes."""
     return min(at_most, math.ceil(max(map(text_width, texts), default=0.0)) + _GAP)
 
 
-def _thinned(marks: Sequence[_Mark], room: float) -> list[_Mark]:
+def thinned(marks: Sequence[Mark], room: float) -> list[Mark]:
     """The marks whose labels fit beside each other in ``room`` px: all, or every second, third, ... of them."""
     widest = max((text_width(mark.label) for mark in marks), default=0.0) + _GAP
     for step in range(1, len(marks) + 1):
@@ -239,5 +247,6 @@ def _thinned(marks: Sequence[_Mark], room: float) -> list[_Mark]:
     return []
 
 
-def _p(fraction: float) -> str:
+def placed(fraction: float) -> str:
+    """A fraction of the plot as a length."""
     return f"{100 * fraction:.6g}%"

@@ -39,24 +39,25 @@ def page(known: Iterable[Method]) -> str:
     for kind in dict.fromkeys(sorted(method.kind for method in listed)):
         of_kind = [method for method in listed if method.kind == kind]
         rows = [[f"[{m.name}]({m.paper})", f"`{m.formula}`".replace("|", "\\|"), m.summary] for m in of_kind]
-        parts.append(f"## Kind: {kind}\n\n{_table(['method', 'formula', 'what it does'], rows)}")
+        parts.append(f"## Kind: {kind}\n\n{table(['method', 'formula', 'what it does'], rows)}")
     flags = [field.name for field in dataclasses.fields(listed[0].traits) if isinstance(getattr(listed[0].traits, field.name), bool)]
     marks = [[m.name, *("yes" if getattr(m.traits, flag) else "-" for flag in flags), ", ".join(m.traits.layers), _peft(m)] for m in listed]
-    parts.append(f"## Traits\n\n{_table(['method', *flags, 'layers', 'PEFT'], marks)}")
+    parts.append(f"## Traits\n\n{table(['method', *flags, 'layers', 'PEFT'], marks)}")
     settings = [[m.name, ", ".join(f"`{field.name}={_default(field)}`" for field in dataclasses.fields(m.config))] for m in listed]
-    parts.append(f"## Hyper-parameters and their defaults\n\n{_table(['method', 'settings'], settings)}")
+    parts.append(f"## Hyper-parameters and their defaults\n\n{table(['method', 'settings'], settings)}")
     inits = [[f"[{i.name}]({i.paper})", ", ".join(sorted(i.needs)) or "-", "yes" if i.cancels else "-",
               ", ".join(f"`{key}={value!r}`" for key, value in i.options.items()) or "-", i.summary] for i in INITS.values()]
-    parts.append(f"{ABOUT_INITS}\n{_table(['init', 'needs', 'taken off', 'options', 'how the branch begins'], inits)}")
+    parts.append(f"{ABOUT_INITS}\n{table(['init', 'needs', 'taken off', 'options', 'how the branch begins'], inits)}")
     flags = list(traits(next(iter(NODES.values()))))
     kinds = [[f"[{kind.name}]({kind.paper})", f"`{kind.formula}`".replace("|", "\\|"), kind.summary,
               ", ".join(f"`{field.name}={_default(field)}`" for field in dataclasses.fields(kind.settings)) or "-",
               *("yes" if traits(kind)[flag] else "-" for flag in flags)] for kind in NODES.values()]
-    parts.append(f"{ABOUT_NODES}\n{_table(['node', 'formula', 'what it does', 'settings', *flags], kinds)}")
+    parts.append(f"{ABOUT_NODES}\n{table(['node', 'formula', 'what it does', 'settings', *flags], kinds)}")
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows under a head, in Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 

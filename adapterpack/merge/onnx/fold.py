@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import NonFinite
-from ...methods import LAYOUTS, row_blocks, to_matrix
+from ...methods import LAYOUTS, row_blocks
 from ...onnx_graph.match import Place
 from ...onnx_graph.pieces import Piece
 from ...pack.checkpoint import Checkpoint
-from ..fold import matrices, prepare, slice_of, work_dtype
+from ..fold import prepare, slice_of
 from ..loss import Sums, sums_of
 from ..plan import Target
 from ..report import TensorLoss
@@ -37,13 +37,12 @@ def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], w
         NonFinite: under ``safe``, a result is NaN or infinite.
     """
     place, bias_place = places
-    info = base.tensors[target.weight]
-    dtype = work_dtype(info.dtype)
+    reader = target.storage.reader
+    dtype = reader.work
     before = None if target.bias is None else base.read(target.bias).astype(dtype)
     after = None if before is None else np.empty_like(before)
     tally = _Tally()
-    whole = to_matrix(target.kind, base.read(target.weight))
-    for number, matrix in enumerate(matrices(target.kind, whole)):
+    for number, matrix in enumerate(reader.matrices(target.kind)):
         change = prepare([slice_of(each, number) for each in target.contributions], dtype, matrix, target.base_bias)
         pieces = [(piece, counted) for piece, counted in _counted(place.pieces[number])]
         for block, (old, delta, new) in _blocks(matrix, dtype, LAYOUTS[target.kind].turned, change.whole):

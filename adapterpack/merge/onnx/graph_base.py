@@ -15,15 +15,16 @@ from ...onnx_graph.graph_file import GraphFile, require_stored
 from ...onnx_graph.match import Place
 from ...onnx_graph.nbits import NBits, dequantized, quantized_nodes, require_plain
 from ...onnx_graph.pieces import Piece
-from ...pack.checkpoint import Checkpoint, read_json
+from ...pack.checkpoint import read_json
 from ...pack.fingerprint import Fingerprint
 from ...pack.identity import levels
 from ...pack.pack import Pack
 from ...pack.safetensors import TensorInfo, dtype_name
 from ...runtime.bundle import Bundle, MappedSite
+from ..codecs.view import Decoded
 
 
-class GraphBase(Checkpoint):
+class GraphBase(Decoded):
     """The linear modules of a bundle, under the names that the packs' sites have.
 
     A quantized weight reads as what its numbers stand for, in float32.
@@ -31,7 +32,7 @@ class GraphBase(Checkpoint):
 
     def __init__(self, folder: Path, bundle: Bundle, graph: GraphFile, packs: Sequence[Pack]) -> None:
         self.folder, self.bundle, self.graph = folder, bundle, graph
-        self.index, self.files, self.shard_of, self.identities = None, {}, {}, {}
+        self.index, self.files, self.shard_of, self.identities, self.coded = None, {}, {}, {}, {}
         self._nbits = {one.weight: one for one in quantized_nodes(graph)}
         wanted = {group.path: group for pack in packs for group in pack.manifest.groups if group.path in bundle.sites}
         self._sites = {path: (bundle.sites[path], group.kind if group.role == "adapter" else "linear") for path, group in wanted.items()}

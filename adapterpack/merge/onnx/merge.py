@@ -22,12 +22,14 @@ from ...onnx_graph.match import Place, match, match_bias
 from ...onnx_graph.pieces import Piece
 from ...pack import strict_json
 from ...pack.atomic import output_folder, refuse_existing
-from ...pack.checkpoint import Checkpoint, carried_files
+from ...pack.checkpoint import carried_files
 from ...pack.pack import Pack
+from ...pack.quantized import require_plain
 from ...pack.validate import load
 from ...runtime.bundle import GRAPH, Bundle, BundledAdapter, read_bundle
 from .. import plan
 from ..bytes_io import Span, copy_span, opened
+from ..codecs.view import Decoded
 from ..report import MergedPack
 from .check import check
 from .fold import Folded, fold, put
@@ -127,7 +129,7 @@ class _Source(NamedTuple):
 
     folder: Path
     graph: GraphFile
-    base: Checkpoint
+    base: Decoded
     bundle: Bundle | None
     left_out: tuple[str, ...]
 
@@ -138,7 +140,7 @@ def _opened(source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequ
         if checkpoint is None:
             raise ConfigError("a graph alone does not say which of its weights are which", where=source, expected="--base CHECKPOINT",
                               remedy="name the checkpoint that it was exported from")
-        yield _Source(source.parent, GraphFile(source), Checkpoint(checkpoint), None, ())
+        yield _Source(source.parent, GraphFile(source), _floats(checkpoint), None, ())
         return
     bundle = read_bundle(source)
     twice = sorted({adapter.name for adapter in bundle.adapters} & {pack.name for pack in packs}) if bundle.mode == "folded" else []
@@ -153,8 +155,15 @@ def _opened(source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequ
             left_out = tuple(adapter.name for adapter in bundle.adapters)
             bundle = dataclasses.replace(bundle, adapters=())
         graph = GraphFile(path)
-        base = GraphBase(source, bundle, graph, packs) if checkpoint is None else Checkpoint(checkpoint)
+        base = GraphBase(source, bundle, graph, packs) if checkpoint is None else _floats(checkpoint)
         yield _Source(source, graph, base, bundle, left_out)
+
+
+def _floats(checkpoint: str | os.PathLike[str]) -> Decoded:
+    """A checkpoint whose tensors can be looked for in a graph: they are found by their bytes, which must be the weights."""
+    found = Decoded(checkpoint)
+    require_plain(found)
+    return found
 
 
 class _Work(NamedTuple):

@@ -1,0 +1,77 @@
+"""``adapterpack audit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import adapterpack
+
+from ..hub.resolve import folder_of
+from ..pack.atomic import output_file
+from ..report.audit import audit_report, worst
+from ..report.values import percent
+from .options import pack_at, shared, weight_option
+from .output import emit, line, table
+from .progress import byte_bar
+
+_SITES = 10
+
+
+@click.command("audit", short_help="what packs do to the base and to each other, with a verdict")
+@click.argument("packs", nargs=-1, required=True, metavar="PACK...")
+@weight_option
+@click.option("--base", metavar="BASE", help="The packs' base: shows the size of a change beside its weight and the loss of a fold, and is "
+              "needed for methods whose change depends on the weight (DoRA, OFT, ...).")
+@click.option("--rank", "ranks", type=int, multiple=True, metavar="R", help="Tell the loss of a cut to this rank; may be repeated.")
+@click.option("--dtype", "dtypes", multiple=True, metavar="D", help="Tell the loss of a fold in this dtype; may be repeated. Default: bf16 "
+              "and fp16.")
+@click.option("--exact", is_flag=True, help="Look at all entries for conflicts of sign and for folds, not at a sample of rows.")
+@click.option("--html", "html", metavar="F", help="Write a page with maps, spectra and pairs to this file; it is replaced if it exists.")
+@shared
+def command(
+    *, packs: tuple[str, ...], weights: tuple[float, ...], base: str | None, ranks: tuple[int, ...], dtypes: tuple[str, ...], exact: bool,
+    html: str | None, as_json: bool,
+) -> None:
+    """What packs do to the base and to each other: energy, rank, interference, shared subspaces, conflicts of sign and losses, with a
+    verdict.
+
+    \b
+    Example:
+      adapterpack audit packs/a packs/b
+      adapterpack audit packs/a packs/b --base models/base --html audit.html
+    """
+    given: dict[str, Any] = {**({"ranks": ranks} if ranks else {}), **({"dtypes": dtypes} if dtypes else {})}
+    with byte_bar("audit") as progress:
+        found = adapterpack.audit([pack_at(pack) for pack in packs], weights=weights or None,
+                                  base=None if base is None else folder_of(base), exact=exact, progress=progress, **given)
+    result = {"command": "audit", **found.to_json()}
+    if html is not None:
+        with output_file(html) as temporary:
+            temporary.write_text(audit_report(result), "utf-8")
+    if as_json:
+        emit({**result, **({} if html is None else {"html": str(Path(html))})})
+        return
+    _print(result)
+    if html is not None:
+        line(f"the page with maps and spectra is {html}")
+
+
+def _print(result: dict[str, Any]) -> None:
+    verdict, total = result["verdict"], result["total"]
+    columns, rows = worst(result, _SITES)
+    if rows:
+        table(columns, rows, f"{min(_SITES, len(result['sites']))} of {len(result['sites'])} sites, the worst first")
+    if total is not None:
+        lost = ", ".join(f"{percent(loss)} at {rank}" for rank, loss in total["truncation"].items())
+        if lost:
+            line(f"cut to a rank, the change loses: {lost}")
+    for each in result["whole"]:
+        line(f"{each['path']} is trained whole in {', '.join(each['packs'])}: {each['treatment']}")
+    line(f"verdict: {verdict['summary']}")
+    for reason in verdict["reasons"]:
+        line(f"- {reason}")
+    if verdict["rules"]:
+        line(f"rules that fit: {', '.join(verdict['rules'])}")

@@ -1,0 +1,188 @@
+"""Entrywise rules (class D) in any coordinates: of the dense change by blocks of rows, or of the small joint bases, where they are exact.
+
+An entrywise rule looks at ``[T, rows, columns]``, the entries of all changes in some coordinates. In the coordinates of the weight the
+result has no low rank and is seen by blocks of rows only; in the coordinates of the changes' joint bases it is an adapter as it stands.
+The coordinates depend on the changes alone, up to signs, and every rule here treats ``x`` and ``-x`` alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..methods import row_blocks
+from .rule import Combined, with_scope
+from .space import Core, Factors, Term, core
+
+_BLOCK = 1 << 18
+"""Numbers of a block of all changes together: what a core's cache holds a few times."""
+
+
+class Block(NamedTuple):
+    """Some rows of all changes: ``values`` ``[T, b, n]``, and what tells them apart: weights ``[T]``, keys, and which ``rows`` they are."""
+
+    values: np.ndarray
+    weights: np.ndarray
+    keys: tuple[str, ...]
+    rows: slice
+
+    @property
+    def weighted(self) -> np.ndarray:
+        """``w_t x_t``."""
+        return weighted(self.weights, self.values)
+
+
+def weighted(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """``[T, b, n]``: the values times one number for each ``t``."""
+    product: np.ndarray = values * weights[:, None, None].astype(values.dtype)
+    return product
+
+
+@dataclass(frozen=True)
+class View:
+    """The changes of one site in some coordinates: ``take`` gives rows ``[T, b, n]``, ``back`` brings a merged matrix to the weight."""
+
+    terms: tuple[Term, ...]
+    shape: tuple[int, int]
+    take: Callable[[slice], np.ndarray]
+    back: Callable[[np.ndarray], Factors] | None = None
+
+    def blocks(self) -> Iterator[Block]:
+        """All rows once, in blocks that depend on the shape alone."""
+        weights, keys = np.array([term.weight for term in self.terms]), tuple(term.key for term in self.terms)
+        for rows in row_blocks(*self.shape, max(1, _BLOCK // len(self.terms))):
+            yield Block(self.take(rows), weights, keys, rows)
+
+
+Blocks = Callable[[], Iterator[Block]]
+"""The blocks of one site or of all, as often as they are asked for."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A dense change that is made when it is looked at, as :class:`~adapterpack.compose.finder.Rows`."""
+
+    view: View
+    fuse: Callable[[Block], np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        return self.view.shape
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """See :class:`~adapterpack.compose.finder.Rows`."""
+        for block in self.view.blocks():
+            yield block.rows, self.fuse(block)
+
+
+def dense(terms: Sequence[Term]) -> View:
+    """The coordinates of the weight."""
+    return View(tuple(terms), terms[0].change.shape, lambda rows: np.stack([term.change.rows(rows) for term in terms]))
+
+
+def knots(terms: Sequence[Term]) -> View:
+    """KnOTS: ``[D_1 .. D_T] = U [X_1 .. X_T]``, the coordinates of the columns in the left singular vectors of all changes side by side.
+
+    Source: arXiv 2410.19735, section 4.
+    """
+    found = core(terms)
+    left = _directions(found.cores)
+    X = (left.T @ found.cores @ found.right.T.astype(np.float64)).astype(found.left.dtype)
+    basis = (found.left @ left).astype(found.left.dtype)
+    return View(tuple(terms), X.shape[1:], lambda rows: X[:, rows], lambda merged: Factors(merged, basis))
+
+
+def core_space(terms: Sequence[Term]) -> View:
+    """Core Space: ``M_t = U^T D_t V`` with the bases of all columns and all rows, of the changes in balanced factors.
+
+    Source: arXiv 2509.17786, section 3. The bases are singular vectors of the stacked factors, so the factors are balanced first:
+    ``U sqrt(S)`` and ``sqrt(S) V^T`` are the same whichever way a change was written.
+    """
+    found = core(terms)
+    u, s, vt = np.linalg.svd(found.cores, full_matrices=False)
+    halves = np.sqrt(s)[:, None, :]
+    left, right = _directions(u * halves), _directions(vt.transpose(0, 2, 1) * halves)
+    M = (left.T @ found.cores @ right).astype(found.left.dtype)
+    bases = (found.left @ left).astype(found.left.dtype), (found.right @ right).astype(found.right.dtype)
+    return View(tuple(terms), M.shape[1:], lambda rows: M[:, rows], Core(*bases, M).change)
+
+
+def _directions(parts: np.ndarray) -> np.ndarray:
+    """``[K, k]``: the left singular vectors of ``[T, K, L]`` side by side, but for those that are rounding."""
+    u, s, _ = np.linalg.svd(np.concatenate(list(parts), axis=1), full_matrices=False)
+    found: np.ndarray = u[:, s > 16 * np.finfo(np.float32).eps * s[0]]
+    return found
+
+
+def entrywise(
+    coordinates: Callable[[Sequence[Term]], View], fuse: Callable[..., np.ndarray], measure: Callable[..., Any], scope: str = "adapter"
+) -> tuple[Callable[..., Combined], Callable[..., Any]]:
+    """The function and the survey of a rule: ``measure(blocks, *, ...)`` sees all entries, then ``fuse(block, found, *, ...)`` merges them.
+
+    ``fuse`` names the parameters; ``measure`` gets the same.
+    """
+
+    def function(terms: Sequence[Term], found: Any, **params: Any) -> Combined:
+        params.pop("scope")
+        view = coordinates(terms)
+        made = Merged(view, lambda block: fuse(block, found, **params))
+        return made if view.back is None else view.back(np.concatenate([values for _, values in made.blocks()], axis=0))
+
+    def survey(sites: Sequence[Sequence[Term]], **params: Any) -> Any:
+        params.pop("scope")
+        changed = [terms for terms in sites if any(len(term.A) for term in terms)]
+        return measure(lambda: (block for terms in changed for block in coordinates(terms).blocks()), **params)
+
+    function.__signature__ = with_scope(fuse, scope)  # type: ignore[attr-defined]
+    return function, survey
+
+
+def magnitudes(values: np.ndarray) -> np.ndarray:
+    """``|x|`` in float32, in which magnitudes are ranked."""
+    found: np.ndarray = np.abs(values).astype(np.float32, copy=False)
+    return found
+
+
+def level(values: Callable[[], Iterator[np.ndarray]], share: float) -> np.ndarray:
+    """``[C]``: of each of ``C`` rows of numbers >= 0, the one that a ``share`` of them reaches or exceeds, exactly.
+
+    ``values`` gives pieces ``[C, ...]`` in float32, the same ones twice. The bit patterns of such floats are in their order: one pass
+    counts the upper halves, one the lower halves inside the bin that was found. Memory is 65536 counters a row, whatever the size.
+
+    Example:
+        >>> piece = np.arange(10, dtype=np.float32)[None]
+        >>> level(lambda: iter([piece[:, :4], piece[:, 4:]]), 0.3)
+        array([7.], dtype=float32)
+    """
+    high, sizes = None, 0
+    for piece in values():
+        bits = _bits(piece)
+        counts = np.stack([np.bincount(row >> 16, minlength=1 << 16) for row in bits])
+        high, sizes = counts if high is None else high + counts, sizes + bits.shape[1]
+    if high is None:
+        return np.zeros(0, np.float32)
+    wanted = min(sizes, max(1, round(share * sizes)))
+    upper, before = _reached(high, np.full(len(high), wanted))
+    low = np.zeros_like(high)
+    for piece in values():
+        for c, row in enumerate(_bits(piece)):
+            low[c] += np.bincount(row[row >> 16 == upper[c]] & 0xFFFF, minlength=1 << 16)
+    lower, _ = _reached(low, wanted - before)
+    return (upper.astype(np.uint32) << 16 | lower.astype(np.uint32)).view(np.float32)
+
+
+def _bits(piece: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(piece).view(np.uint32).reshape(len(piece), -1).astype(np.int64)
+
+
+def _reached(counts: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bin, from the top, in which the count reaches what is wanted, and how many lie above it."""
+    above = np.cumsum(counts[:, ::-1], axis=1)
+    place = (above < wanted[:, None]).sum(axis=1)
+    found = counts.shape[1] - 1 - place
+    lines = np.arange(len(counts))
+    return found, above[lines, place] - counts[lines, found]

@@ -1,0 +1,57 @@
+"""Integers of 2, 3, 4 or 8 bits, packed into 32-bit words one after the other from the lowest bit up."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The first ``count`` integers of each row of ``words`` ``[n, m]`` (int32 or uint32), as uint8 ``[n, count]``.
+
+    Example:
+        >>> unpack(np.array([[0x21]], np.uint32), 4, 3).tolist()
+        [[1, 2, 0]]
+    """
+    words = np.ascontiguousarray(words).view(np.uint32)
+    mask, whole = np.uint32((1 << bits) - 1), _whole(words.shape[1], bits)
+    found = np.empty((len(words), whole), np.uint8)
+    for at in range(_period(bits)):
+        word, shift = divmod(at * bits, 32)
+        values = words[:, word::_stride(bits)] >> np.uint32(shift)
+        if shift + bits > 32:
+            values = values | words[:, word + 1 :: _stride(bits)] << np.uint32(32 - shift)
+        found[:, at :: _period(bits)] = values & mask
+    return found[:, :count]
+
+
+def pack(values: np.ndarray, bits: int) -> np.ndarray:
+    """Words ``[n, ceil(count * bits / 32)]`` (int32) of integers ``[n, count]`` that fit into ``bits``; what is missing is zero.
+
+    Example:
+        >>> pack(np.array([[1, 2, 0]]), 4).tolist()
+        [[33]]
+    """
+    period, stride = _period(bits), _stride(bits)
+    turns = -(-values.shape[1] // period)
+    padded = np.zeros((len(values), turns * period), np.uint32)
+    padded[:, : values.shape[1]] = values
+    words = np.zeros((len(values), turns * stride), np.uint32)
+    for at in range(period):
+        word, shift = divmod(at * bits, 32)
+        words[:, word::stride] |= padded[:, at::period] << np.uint32(shift)
+        if shift + bits > 32:
+            words[:, word + 1 :: stride] |= padded[:, at::period] >> np.uint32(32 - shift)
+    return words.view(np.int32)
+
+
+def _period(bits: int) -> int:
+    """Integers after which one begins with a word again."""
+    return 32 if bits == 3 else 32 // bits
+
+
+def _stride(bits: int) -> int:
+    return _period(bits) * bits // 32
+
+
+def _whole(words: int, bits: int) -> int:
+    return words // _stride(bits) * _period(bits)

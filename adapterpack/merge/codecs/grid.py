@@ -1,0 +1,219 @@
+"""Values on a grid: codes with a scale for each group of them, and the way back from changed values to the nearest codes.
+
+Formats differ in three things: what a code stands for (``Levels``), which codes share a scale (``Groups``), and what becomes of a scale
+when it is stored (``Settle``). The policy of writing is here, once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from .plain import levels_of
+
+Rows = np.ndarray
+F32 = np.dtype(np.float32)
+
+
+class Coded(NamedTuple):
+    """Codes ``[n, m]``, and for each group ``[n / tall, groups]`` its float32 scale and, where there is one, its zero point."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray | None = None
+
+
+class Levels(NamedTuple):
+    """What codes stand for.
+
+    ``value`` gives the float32 level of codes, ``nearest`` the code of the level nearest to given numbers, ``fit`` a scale and a zero point
+    for groups by their least and greatest value, ``width`` the gap between neighbouring levels at codes.
+    """
+
+    value: Callable[[np.ndarray], Rows]
+    nearest: Callable[[Rows], np.ndarray]
+    fit: Callable[[Rows, Rows], tuple[Rows, Rows | None]]
+    width: Callable[[np.ndarray], Rows]
+
+
+class Groups(NamedTuple):
+    """Which codes share a scale: ``width`` columns (the last group may have fewer) by ``tall`` rows.
+
+    ``members`` names the group of each column where the columns of a group are no neighbours."""
+
+    width: int
+    tall: int = 1
+    members: np.ndarray | None = None
+
+    def spread(self, each: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """For every code what ``each`` holds for its group."""
+        rows, columns = shape
+        if self.tall > 1:
+            each = np.repeat(each, self.tall, axis=0)[:rows]
+        if self.members is not None:
+            return each[:, self.members]
+        return each if each.shape[1] == 1 else np.repeat(each, self.width, axis=1)[:, :columns]
+
+    def reduce(self, values: Rows, ufunc: np.ufunc) -> Rows:
+        """``ufunc`` reduced over every group; sums are float32 over one row of a group, then float64."""
+        count = -(-values.shape[1] // self.width)
+        if self.members is not None:
+            order = np.argsort(self.members, kind="stable")
+            values, starts = values[:, order], np.searchsorted(self.members[order], np.arange(int(self.members.max()) + 1))
+            found = ufunc.reduceat(values, starts, axis=1)
+        elif count * self.width == values.shape[1]:
+            found = ufunc.reduce(values.reshape(len(values), count, self.width), axis=2)
+        else:
+            found = ufunc.reduceat(values, np.arange(0, values.shape[1], self.width), axis=1)
+        return found if self.tall == 1 else ufunc.reduceat(found, np.arange(0, len(values), self.tall), axis=0)
+
+
+Settle = Callable[[Rows], Rows]
+"""What scales read back as once they are stored."""
+
+
+class Grid(NamedTuple):
+    """A format's levels and groups."""
+
+    levels: Levels
+    groups: Groups
+
+    def decode(self, coded: Coded) -> Rows:
+        """The values, float32: ``scale * (level - zero)``."""
+        level = self.levels.value(coded.codes)
+        if coded.zero is not None:
+            level = level - self.groups.spread(coded.zero, level.shape)
+        decoded: Rows = level * self.groups.spread(coded.scale, level.shape)
+        return decoded
+
+    def encode(self, values: Rows, before: Rows, stored: Coded, settle: Settle | None) -> Coded:
+        """Codes for ``values``, where ``before`` is what ``stored`` decodes to.
+
+        Every group keeps its scale, or takes one that fits its new values where that makes the squared error smaller; a value that did not
+        change keeps its code unless the scale of its group changes. So what no adapter touches keeps its bytes. Without ``settle`` all
+        scales are kept.
+        """
+        best = self._on(values, stored.scale, stored.zero)
+        best = best._replace(codes=np.where(values == before, stored.codes, best.codes))
+        if settle is None:
+            return best
+        error = self._error(values, best)
+        scale, point = self.levels.fit(self.groups.reduce(values, np.minimum), self.groups.reduce(values, np.maximum))
+        with np.errstate(over="ignore"):
+            scale = settle(scale)
+        other = self._on(values, np.where(np.isfinite(scale), scale, stored.scale), point)
+        better = self._error(values, other) < error  # not where either is NaN
+        if not better.any():
+            return best
+        zero = None if best.zero is None or other.zero is None else np.where(better, other.zero, best.zero)
+        codes = np.where(self.groups.spread(better, values.shape), other.codes, best.codes)
+        return Coded(codes, np.where(better, other.scale, best.scale), zero)
+
+    def noise(self, coded: Coded) -> float:
+        """The expected squared error of rounding to this grid: ``width^2 / 12`` for each code, by its scale."""
+        square = self.levels.width(coded.codes) ** 2
+        by_group = self.groups.reduce(np.broadcast_to(square, coded.codes.shape), np.add)
+        return float(np.sum(by_group * coded.scale.astype(np.float64) ** 2)) / 12
+
+    def _on(self, values: Rows, scale: Rows, zero: Rows | None) -> Coded:
+        with np.errstate(all="ignore"):  # a scale of zero, or a tiny one, is judged by its error
+            level = values / self.groups.spread(scale, values.shape)
+            if zero is not None:
+                level += self.groups.spread(zero, values.shape)
+        return Coded(self.levels.nearest(np.nan_to_num(level, copy=False, posinf=1e30, neginf=-1e30)), scale, zero)
+
+    def _error(self, values: Rows, coded: Coded) -> Rows:
+        with np.errstate(all="ignore"):
+            return self.groups.reduce(np.square(self.decode(coded) - values), np.add)
+
+
+def integers(low: int, high: int, dtype: Any, moves: tuple[int, int] | None = None) -> Levels:
+    """The integers ``low .. high``. ``moves`` bounds the zero point of a fit; None where it stays at zero.
+
+    Example:
+        >>> eight = integers(-127, 127, np.int8)
+        >>> eight.nearest(np.float32([1.4, -300])).tolist(), eight.fit(np.float32([-2.54]), np.float32([1]))[0].tolist()
+        ([1, -127], [0.019999999552965164])
+    """
+    def nearest(level: Rows) -> np.ndarray:
+        codes: np.ndarray = np.clip(np.rint(level), low, high).astype(dtype)
+        return codes
+
+    def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
+        if moves is None:
+            return np.maximum(np.abs(least), np.abs(greatest)) / F32.type(min(high, -low) if low else high), None
+        least, greatest = np.minimum(least, 0), np.maximum(greatest, 0)
+        scale = (greatest - least) / F32.type(high - low)
+        with np.errstate(all="ignore"):
+            zero = np.clip(np.rint(np.nan_to_num(low - least / scale)), *moves)
+        return scale, zero.astype(np.float32)
+
+    return Levels(lambda codes: codes.astype(np.float32), nearest, fit, lambda codes: np.ones((1, 1), np.float32))
+
+
+def fixed_zero(levels: Levels, low: int, high: int, zero: float) -> Levels:
+    """``levels`` with a zero point that a fit leaves where it is, as in symmetric formats that store one."""
+    reach = F32.type(min(high - zero, zero - low))
+
+    def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
+        scale = np.maximum(np.abs(least), np.abs(greatest)) / reach
+        return scale, np.full_like(scale, zero)
+
+    return levels._replace(fit=fit)
+
+
+def table(values: np.ndarray) -> Levels:
+    """The levels of a table ``[n]``, whose greatest magnitude is one; the code is the place in it.
+
+    Example:
+        >>> table(np.float32([-1, 0, 0.5, 1])).nearest(np.float32([0.2, 0.3, 9])).tolist()
+        [1, 2, 3]
+    """
+    order = np.argsort(values, kind="stable")
+    ascending = values[order].astype(np.float32)
+    bounds = (ascending[:-1] + ascending[1:]) / 2
+    gaps = np.diff(ascending, prepend=ascending[:1], append=ascending[-1:])
+    half = (gaps[:-1] + gaps[1:]) / 2
+    half[[0, -1]] *= 2
+    width = np.empty_like(half)
+    width[order] = half
+    codes = order.astype(np.uint8)
+
+    def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
+        return np.maximum(np.abs(least), np.abs(greatest)), None
+
+    return Levels(lambda at: values[at].astype(np.float32, copy=False), lambda level: codes[np.searchsorted(bounds, level)], fit,
+                  lambda at: width[at])
+
+
+def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
+    """The numbers of a float dtype, such as float8, up to ``greatest`` in magnitude."""
+    top, info = F32.type(greatest), ml_dtypes.finfo(dtype)
+
+    def nearest(level: Rows) -> np.ndarray:
+        codes: np.ndarray = np.clip(level, -top, top).astype(dtype)
+        return codes
+
+    def fit(low: Rows, high: Rows) -> tuple[Rows, Rows | None]:
+        return np.maximum(np.abs(low), np.abs(high)) / top, None
+
+    def width(codes: np.ndarray) -> Rows:
+        """From ``|x| = m 2^e``, m in [1/2, 1), with ``bits`` of fraction: ``2^(e - 1 - bits)``, and the smallest gap near zero."""
+        _, exponent = np.frexp(codes.astype(np.float32))
+        gap: Rows = np.maximum(np.ldexp(F32.type(1), exponent - 1 - info.nmant), F32.type(info.smallest_subnormal))
+        return gap
+
+    return Levels(lambda codes: levels_of(dtype)[codes.view(np.uint8)], nearest, fit, width)
+
+
+def rounded(dtype: Any) -> Settle:
+    """Scales stored in ``dtype``, such as float16.
+
+    Example:
+        >>> rounded(np.float16)(np.float32([0.1])).tolist()
+        [0.0999755859375]
+    """
+    return lambda scale: scale.astype(dtype).astype(np.float32)

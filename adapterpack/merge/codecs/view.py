@@ -1,0 +1,74 @@
+"""A quantized checkpoint seen as the weights that it stands for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+
+from ...errors import Unsupported
+from ...pack.checkpoint import Checkpoint
+from ...pack.safetensors import FLOATS, TensorInfo
+from .base import Parts
+from .coded import CodedReader, CodedWriter, Matrix
+from .plain import PlainReader, PlainWriter
+from .registry import weights
+from .storage import Storage
+
+
+class Decoded(Checkpoint):
+    """A checkpoint whose ``tensors`` are those of the model; ``coded`` holds what it stores quantized, by name. A plain one is as it was.
+
+    Raises:
+        Unsupported: it is quantized in a way that is not read.
+        FormatError: its tensors are not what its format says.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        super().__init__(folder)
+        self.coded = weights(self)
+
+    @cached_property
+    def parts_of(self) -> Mapping[str, tuple[str, str]]:
+        """Stored tensor -> the weight that it is part of, and its role there."""
+        return {stored: (name, role) for name, weight in self.coded.items() for role, stored in weight.parts.items()}
+
+    @cached_property
+    def _model(self) -> dict[str, TensorInfo]:
+        found = {}
+        for name, info in self.stored.items():
+            owner, _ = self.parts_of.get(name, (None, ""))
+            if owner is None:
+                found[name] = info
+            else:  # where its first part is; the bytes are the parts'
+                weight = self.coded[owner]
+                found.setdefault(owner, TensorInfo(owner, weight.dtype, weight.shape, info.offset, info.nbytes))
+        return found
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the model by name, quantized ones in the dtype of their scales."""
+        return self._model
+
+    def parts(self, name: str) -> Parts:
+        """The parts of a quantized weight by role."""
+        return {role: super(Decoded, self).read(stored) for role, stored in self.coded[name].parts.items()}
+
+    def matrix(self, name: str) -> Matrix:
+        """A quantized weight, decoded where it is looked at."""
+        return Matrix(self.coded[name], self.parts(name))
+
+    def storage(self, name: str, out: str | None, where: object = None) -> Storage:
+        """How the weight ``name`` is stored here, and how in an output of the safetensors dtype ``out`` (None: as it is here).
+
+        Raises:
+            Unsupported: it is neither of a quantized format nor floating point.
+        """
+        info = self.tensors[name]
+        if name in self.coded:
+            matrix = self.matrix(name)
+            return Storage(CodedReader(matrix, f"{self.folder}, {name}"), CodedWriter(matrix) if out is None else PlainWriter(name, out))
+        if info.dtype not in FLOATS:
+            raise Unsupported("the weight of this site is not stored as floating point", where=where or f"{self.folder}, {name}",
+                              found=info.dtype, remedy="merge into the original checkpoint, and quantize the result")
+        return Storage(PlainReader(self, name), PlainWriter(name, out or info.dtype))

@@ -1,0 +1,120 @@
+"""Heat maps and spectra as SVG strings: many numbers at a glance, each to be read when it is pointed at.
+
+A colour has two directions, for values above and below zero, and the strength of the value; so it reads in light, in dark and on paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .svg import MIN_WIDTH, WIDE, Mark, Svg, framed, label_column, placed, text_at, thinned
+from .text import elided, escaped, text_width
+
+_ROW, _AXIS, _GAP, _LABELS = 22, 24, 8, 210
+_FAINTEST = 0.06
+_PLOT = 170
+Matrix = Sequence[Sequence[float | None]]
+
+
+class Line(NamedTuple):
+    """One falling curve: its label, its values from index 1 on, a band around them (lower, upper), and a tone of the palette."""
+
+    label: str
+    values: Sequence[float]
+    band: tuple[Sequence[float], Sequence[float]] | None
+    tone: str
+
+
+def heat_map(
+    title: str, rows: Sequence[str], columns: Sequence[str], values: Matrix, *, high: float = 1.0, middle: float = 0.0,
+    shown: Callable[[float], str] = lambda value: f"{value:z.2f}", written: bool = False, tones: tuple[str, str] = ("c1", "c2"),
+) -> Svg:
+    """Cells of ``values`` ``[rows][columns]``: the colour is full at ``high`` (or as far below ``middle``); None leaves a gap.
+
+    ``tones`` are those from ``middle`` on and below it. ``written`` writes the value into its cell, where there is room for it.
+
+    Example:
+        >>> chart = heat_map("Cosine", ["a", "b"], ["1", "2"], [[1.0, -0.5], [None, 1.0]])
+        >>> chart.count("<rect"), 'class="cell c2"' in chart, "<title>a, 2: -0.50</title>" in chart
+        (3, True, True)
+    """
+    beside = math.ceil(max(map(text_width, columns), default=0.0) / 2)
+    left, right = max(label_column(rows, _LABELS), beside), max(_GAP, beside)
+    width = 1 / max(1, len(columns))
+    room = (MIN_WIDTH - left - right) * width
+    parts: list[str] = []
+    for index, (row, line) in enumerate(zip(rows, values, strict=True)):
+        y = index * _ROW
+        parts.append(text_at(elided(row, left - _GAP), y + _ROW / 2 + 4.5, None, "end", shift=-_GAP))
+        for at, (column, value) in enumerate(zip(columns, line, strict=True)):
+            if value is None or not math.isfinite(value):
+                continue
+            strength = min(1.0, abs(value - middle) / abs(high - middle)) if high != middle else 0.0
+            tone = escaped(tones[0] if value >= middle else tones[1])
+            parts.append(f'<rect class="cell {tone}" x="{placed(at * width)}" y="{y}" width="{placed(width)}" height="{_ROW}" '
+                         f'fill-opacity="{_FAINTEST + (1 - _FAINTEST) * strength:.3g}"><title>{escaped(f"{row}, {column}: {shown(value)}")}'
+                         "</title></rect>")
+            if written and text_width(shown(value)) <= room:
+                css = "on" if strength > 0.55 else "off"
+                parts.append(text_at(shown(value), y + _ROW / 2 + 4.5, (at + 0.5) * width, "middle", css=css))
+    marks = [Mark((at + 0.5) * width, column) for at, column in enumerate(columns)]
+    known = thinned(marks, WIDE - left - right)
+    always = thinned(known, MIN_WIDTH - left - right)
+    bottom = len(rows) * _ROW
+    axis = [text_at(mark.label, bottom + 16, mark.at, "middle", css="" if mark in always else "wide") for mark in known]
+    return framed(title, _told(rows, columns, values, shown), bottom + _AXIS, (left, right), [*parts, *axis])
+
+
+def spectrum_lines(title: str, lines: Sequence[Line], *, floor: float = 1e-4) -> Svg:
+    """Falling curves on a logarithmic scale from 1 down to ``floor``, with a band around each.
+
+    Example:
+        >>> chart = spectrum_lines("Spectra", [Line("a", [1.0, 0.1], ([1.0, 0.05], [1.0, 0.2]), "c1")])
+        >>> "polyline" in chart, "polygon" in chart
+        (True, True)
+    """
+    longest = max((len(line.values) for line in lines), default=0)
+    decades = max(1, round(-math.log10(floor)))
+    scale = [f"{10.0**-step:g}" for step in range(decades + 1)]
+    left, right = label_column(scale, _LABELS), 24
+
+    def x(index: int) -> float:
+        return index / (longest - 1) if longest > 1 else 0.5
+
+    def y(value: float) -> float:
+        return min(1.0, -math.log10(max(value, floor)) / decades)
+
+    def points(values: Sequence[float], order: int = 1) -> str:
+        return " ".join(f"{100 * x(index):.4g},{100 * y(value):.4g}" for index, value in list(enumerate(values))[::order])
+
+    curves = []
+    for line in lines:
+        if line.band is not None:
+            curves.append(f'<polygon class="band {escaped(line.tone)}" points="{points(line.band[1])} {points(line.band[0], -1)}"/>')
+        curves.append(f'<polyline class="curve {escaped(line.tone)}" points="{points(line.values)}"/>')
+    top = _ROW * len(lines) + _GAP
+    grid = [f'<line class="grid" x1="0%" x2="100%" y1="{top + _PLOT * step / decades:g}" y2="{top + _PLOT * step / decades:g}"/>'
+            + text_at(label, top + _PLOT * step / decades + 4.5, None, "end", shift=-_GAP) for step, label in enumerate(scale)]
+    plot = (f'<svg x="0" y="{top}" width="100%" height="{_PLOT}" viewBox="0 0 100 100" preserveAspectRatio="none">'
+            + "".join(curves) + "</svg>")
+    marks = [Mark(x(index), str(index + 1)) for index in range(longest)]
+    axis = [text_at(mark.label, top + _PLOT + 20, mark.at, "middle") for mark in thinned(marks, MIN_WIDTH - left - right)]
+    keys = []
+    for index, line in enumerate(lines):
+        keys.append(f'<rect class="{escaped(line.tone)}" x="0" y="{index * _ROW + 3}" width="12" height="12" rx="2"/>')
+        keys.append(text_at(elided(line.label, MIN_WIDTH - left - right - 24), index * _ROW + 13, None, "start", shift=20))
+    desc = ". ".join(f"{line.label}: {', '.join(f'{value:.2g}' for value in line.values[:16])}" for line in lines)
+    return framed(title, desc, top + _PLOT + _AXIS + 4, (left, right), [*grid, plot, *axis, *keys])
+
+
+def _told(rows: Sequence[str], columns: Sequence[str], values: Matrix, shown: Callable[[float], str]) -> str:
+    """The range of each row in words: a map of hundreds of cells is no text."""
+    told = []
+    for row, line in zip(rows, values, strict=True):
+        known = [(value, column) for value, column in zip(line, columns, strict=True) if value is not None and math.isfinite(value)]
+        if known:
+            (low, first), (high, last) = min(known), max(known)
+            told.append(f"{row}: from {shown(low)} ({first}) to {shown(high)} ({last})")
+    return ". ".join(told)

@@ -1,0 +1,194 @@
+"""Rules of combination: every law over the whole registry, PEFT beside it, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+
+import adapterpack
+from adapterpack.compose.rules import Laws, get, rules
+from adapterpack.compose.space import Term
+from adapterpack.errors import AdapterpackError, ConfigError, Unsupported
+from adapterpack.methods import LoRA
+from adapterpack.pack.validate import load, validate
+from adapterpack.testing.peft_rules import TYPES, Peft, changes, loaded
+from adapterpack.testing.rule_catalogue import page, peft_page
+from adapterpack.testing.rule_laws import EQUAL, LAWS, SITES, Combiner, Ours, close, deltas, made, verdict
+
+pytestmark = pytest.mark.fast
+PATHS = [site.path for site in SITES]
+DOCS = Path(__file__).parents[1] / "docs" / "rules.md"
+WEIGHTS = [0.7, -0.4, 1.1]
+
+
+# Laws.
+
+
+def test_every_trait_is_a_law() -> None:
+    """The traits are the first laws, in order; the rest hold for all rules."""
+    assert [law.__name__ for law in LAWS][: len(Laws._fields)] == list(Laws._fields)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("rule", rules())
+def test_law(rule: str, law: Callable[[Combiner], None]) -> None:
+    """The law holds where the rule says so, and is broken or refused where it does not: no rule can excuse itself from a law it keeps."""
+    if getattr(get(rule).laws, law.__name__, True):
+        law(Ours(rule))
+    else:
+        with pytest.raises((AssertionError, AdapterpackError)):
+            law(Ours(rule))
+
+
+@pytest.mark.parametrize("rule", rules())
+def test_bytes_depend_on_nothing_else(rule: str) -> None:
+    """Twice the same pack; a pack of weight 0 changes no bit; a site alone is what it is among others, if each is measured for itself."""
+    ours = Ours(rule)
+    packs = [made(seed) for seed in range(1, 1 + len(ours.weights))]
+    assert ours.pack(packs, ours.weights).id == ours.pack(packs, ours.weights).id
+    with_it, without = ours.pack([*packs, made(9)], [*ours.weights, 0.0]), ours.pack(packs, ours.weights)
+    assert all(np.array_equal(value, without.tensors[name]) for name, value in with_it.tensors.items())
+    params = {"scope": "tensor"} if "scope" in get(rule).parameters else {}
+    alone = ours.pack([made(seed, sites=SITES[:1]) for seed in range(1, 1 + len(ours.weights))], ours.weights, params)
+    among = ours.pack(packs, ours.weights, params)
+    assert all(np.array_equal(value, among.tensors[name]) for name, value in alone.tensors.items())
+
+
+HASHES = """
+import hashlib
+from adapterpack.compose.rules import rules
+from adapterpack.compose.sites import gather
+from adapterpack.methods import LoRA, Site
+from adapterpack.testing.rule_laws import made
+places = gather([made(s, LoRA(r=8, alpha=8), sites=[Site("a", 260, 300), Site("b", 170, 140)]) for s in (1, 2)], [0.5, 0.3])
+found = hashlib.sha256()
+for rule in rules().values():
+    if rule.needs == "D":
+        combine = rule.prepared([place.terms for place in places], rule.arguments({}))
+        for place in places:
+            for _, block in combine(place.terms).blocks():
+                found.update(block.tobytes())
+print(found.hexdigest())
+"""
+
+
+def test_threads_do_not_show() -> None:
+    """With one thread and with four, every entrywise rule makes the same dense change to the bit."""
+    threads = (dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count) for count in "14")
+    found = [subprocess.run([sys.executable, "-c", HASHES], env={**os.environ, **each}, check=True, capture_output=True).stdout
+             for each in threads]
+    assert len(found[0]) == 65
+    assert found[0] == found[1]
+
+
+def test_a_seed_is_the_rules_too() -> None:
+    """``seed`` of compose is the rule's, unless its parameters say otherwise."""
+    packs = [made(1), made(2)]
+    one, two, three = (adapterpack.compose(packs, rule="dare_linear", rank=17, **options).id
+                       for options in ({"seed": 5}, {"params": {"seed": 5}}, {"seed": 6}))
+    assert one == two != three
+
+
+@pytest.mark.parametrize("rule", rules())
+def test_a_pack_may_lack_a_site(rule: str) -> None:
+    """There the others alone are combined; with a weight of 0 on those, nothing is there."""
+    found = Ours(rule).run([made(1), made(2, sites=SITES[:1])], [0.7, 0.4])
+    assert found.keys() == set(PATHS)
+    assert all(np.isfinite(delta).all() for delta in found.values())
+    left = Ours(rule).run([made(1), made(2, sites=SITES[:1])], [0.0, 0.4])
+    assert not left[PATHS[1]].any()
+
+
+def test_a_written_pack_says_how_it_was_made(tmp_path: Path) -> None:
+    """The rule and all its parameters, and what the rank cut off, are in the lineage; the folder validates."""
+    pack = adapterpack.compose([made(1), made(2)], rule="della", params={"density": 0.4}, rank=5, out=tmp_path / "out")
+    assert validate(tmp_path / "out").valid
+    lineage = load(tmp_path / "out").manifest.lineage
+    assert lineage is not None
+    assert (lineage.operation, lineage.params["density"], lineage.params["seed"], lineage.params["rank"]) == ("della", 0.4, 0, 5)
+    whole = deltas(adapterpack.compose([made(1), made(2)], rule="della", params={"density": 0.4}, rank=17))
+    lost = {path: np.linalg.norm(whole[path] - delta) / np.linalg.norm(whole[path]) for path, delta in deltas(pack).items()}
+    assert lineage.params["truncation"]["sites"] == pytest.approx(lost, rel=1e-3)
+    assert min(lost.values()) > 0.1
+
+
+# PEFT.
+
+
+@pytest.mark.parametrize(("rule", "kind", "params"), [("peft_linear", "linear", {}), ("peft_ties", "ties", {"density": 0.43}),
+                                                      ("peft_ties", "ties", {"density": 0.43, "majority": "frequency"})])
+def test_peft_modes_are_pefts_numbers_and_warn(rule: str, kind: str, params: dict[str, Any]) -> None:
+    """The same changes as ``add_weighted_adapter``'s, at scales and weights of which all matter."""
+    packs = [made(1, LoRA(r=3, alpha=7)), made(2, LoRA(r=3, alpha=1)), made(3)]
+    model = loaded(packs)
+    options = {"density": 0.43, "majority_sign_method": params.get("majority", "total")} if kind == "ties" else {}
+    model.add_weighted_adapter(["p0", "p1", "p2"], WEIGHTS, "merged", combination_type=kind, **options)
+    with pytest.warns(UserWarning, match="cross terms"):
+        ours = deltas(adapterpack.compose(packs, rule=rule, weights=WEIGHTS, params=params))
+    close(ours, changes(model, "merged"))
+
+
+def test_the_page_of_rules_is_current() -> None:
+    """docs/rules.md is what ``make golden`` writes; PEFT's verdicts are measured anew, and those of another version may differ."""
+    written = DOCS.read_text("utf-8")
+    assert written.startswith(page(rules().values())), "make golden writes it anew"
+    measured = peft_page()
+    if f"in PEFT {peft.__version__}" in written:
+        assert written.endswith(measured), "make golden writes it anew"
+
+
+def test_what_peft_gets_wrong() -> None:
+    """The faults that the rules are there for: linear is no sum, elementwise modes see the factors, rsLoRA is scaled twice."""
+    assert verdict(LAWS[0], Peft("cat")) == "yes"
+    names = {law.__name__: law for law in LAWS}
+    for kind, law in (("linear", "sums"), ("linear", "gauge"), ("ties", "gauge"), ("dare_linear", "cancels")):
+        assert verdict(names[law], Peft(kind)) == "no"
+    assert set(TYPES) >= {"cat", "svd", "ties_svd"}
+
+
+# What is refused, or said.
+
+
+def test_wrong_requests_are_refused() -> None:
+    """Each says what would do."""
+    packs = [made(1), made(2), made(3, LoRA(r=4, alpha=4))]
+    for rule, params, error, words, options in (
+        ("ties", {}, ConfigError, "a rank or an energy", {}),
+        ("ties", {"density": 0}, ConfigError, "density", {"rank": 4}),
+        ("ties", {"density": "half"}, ConfigError, "expected float", {"rank": 4}),
+        ("ties", {"normalize": 1}, ConfigError, "expected bool", {"rank": 4}),
+        ("ties", {"scope": "layer"}, ConfigError, "adapter or tensor", {"rank": 4}),
+        ("della", {"epsilon": 0.5}, ConfigError, "epsilon", {"rank": 4}),
+        ("breadcrumbs", {"gamma": 0.2}, ConfigError, "gamma", {"rank": 4}),
+        ("emr", {"task": "pack-9"}, ConfigError, "pack-1 or pack-2", {"rank": 4}),
+        ("slerp", {}, Unsupported, "multi_slerp", {}),
+        ("nuslerp", {}, Unsupported, "karcher", {}),
+        ("nuslerp", {"per": "cell"}, ConfigError, "row or column", {}),
+        ("peft_linear", {}, Unsupported, "ranks must be equal", {}),
+        ("wudi", {"ridge": 0}, ConfigError, "ridge", {}),
+        ("karcher", {"iterations": 0}, ConfigError, "iterations", {}),
+        ("lora_lego", {"clusters": -1}, ConfigError, "clusters", {}),
+        ("iso_c", {"mean": "full"}, ConfigError, "support or site", {}),
+    ):
+        with pytest.raises(error, match=words) as raised:
+            adapterpack.compose(packs, rule=rule, params=params, **options)
+        assert "To fix it" in str(raised.value)
+
+
+def test_model_stock_says_that_little_is_left() -> None:
+    """Adapters that have nothing in common are orthogonal, and their stock is next to nothing."""
+    terms = [Term(np.eye(40, dtype=np.float32)[[i]], np.eye(40, dtype=np.float32)[:, [i]], 0.5) for i in range(2)]
+    with pytest.warns(UserWarning, match="almost nothing"):
+        get("model_stock").prepared([terms], get("model_stock").arguments({}))(terms)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapterpack.compose([made(1, EQUAL), made(2, EQUAL)], rule="model_stock")
