@@ -60,7 +60,7 @@ def merge_graph(
     ``source`` is an ``.onnx`` file that any tool made from ``checkpoint``, whose tensors are found in it by what they hold; or the folder
     of a bundle, whose site map says where they are. Each fold is computed from the checkpoint's own numbers where there is one, and
     rounded once to what the initializer stores; a quantized weight is rounded to its own bits and blocks. Files are copied and changed in
-    place, so memory does not grow with the model. The result is checked by ONNX and opened by ONNX Runtime before it gets its name.
+    place, weight by weight. The result is checked by ONNX and opened by ONNX Runtime before it gets its name.
 
     A bundle becomes a folded one: its slots and the adapters in them are left out.
 
