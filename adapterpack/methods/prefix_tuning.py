@@ -101,7 +101,7 @@ def _bake(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTuning, 
 
 def _to_peft(cfg: PrefixTuning) -> dict[str, Any]:
     """PEFT must be told that there is no projection: it would run the stored keys and values through a fresh one."""
-    return {"prefix_projection": False, "encoder_hidden_size": cfg.encoder_hidden or None, "init_weights": None}
+    return {"prefix_projection": False, "encoder_hidden_size": None, "init_weights": None}
 
 
 def _from_peft(config: Mapping[str, Any]) -> PrefixTuning:
