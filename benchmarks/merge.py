@@ -89,8 +89,8 @@ def build_base(folder: Path, size: str, dtype: str, layers: int | None = None) -
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def build_pack(base: Path, folder: Path, rank: int) -> int:
-    """A random LoRA at every linear layer, written as a pack; returns the number of sites."""
+def build_pack(base: Path, folder: Path, rank: int, most: int | None = None) -> int:
+    """A random LoRA at every linear layer, or at the first ``most``, written as a pack; returns the number of sites."""
     from adapterpack.methods import LoRA, Site, get
     from adapterpack.pack import manifest as m
     from adapterpack.pack.checkpoint import Checkpoint
@@ -99,7 +99,7 @@ def build_pack(base: Path, folder: Path, rank: int) -> int:
     checkpoint, rng = Checkpoint(base), np.random.default_rng(0)
     adapters, weights = {}, {}
     for name, info in checkpoint.tensors.items():
-        if name.endswith(LINEAR) and len(info.shape) == 2:
+        if name.endswith(LINEAR) and len(info.shape) == 2 and (most is None or len(adapters) < most):
             site = Site(name.removesuffix(".weight"), info.shape[1], info.shape[0])
             shapes = {"lora_A": (rank, site.in_features), "lora_B": (site.out_features, rank)}
             adapters[site] = (LoRA(r=rank), {key: rng.normal(0, 0.02, shape).astype(np.float32) for key, shape in shapes.items()})
@@ -209,7 +209,7 @@ def show(result: dict[str, Any]) -> None:
         memory = f"   anonymous peak {r['anonymous_mb']:5.0f} MB" if "anonymous_mb" in r else ""
         print(f"  {who:46} {r['process']:6.2f} s{memory}")
     if "doubled" in result:
-        print(f"  twice the layers, the same adapter: anonymous peak {result['doubled']['anonymous_mb']:.0f} MB")
+        print(f"  twice the layers, as large an adapter: anonymous peak {result['doubled']['anonymous_mb']:.0f} MB")
     disk = f", both on disk {result['ratio_cp_on_disk']:.2f}" if "ratio_cp_on_disk" in result else ""
     print(f"  PEFT / adapterpack {result['ratio_peft']:.1f}; adapterpack / cp -r {result['ratio_cp']:.2f}{disk}")
     print(f"  bytes unlike the formula {result['bytes_unlike_formula']}, unlike PEFT's {result['bytes_unlike_peft']}")
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="leave out the runs that wait for the disk")
     parser.add_argument("--work", type=Path, help="where to build and write; by default the system's folder for temporary files")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--double", action="store_true", help="merge the same adapter into twice as many layers, for the memory")
+    parser.add_argument("--double", action="store_true", help="merge as large an adapter into twice as many layers, for the memory")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -241,8 +241,8 @@ def main() -> None:
             shutil.rmtree(work / "peft")
             shutil.rmtree(work / "adapterpack")
             build_base(work / "double", args.size, args.built_dtype, 2 * SIZES[args.size]["num_hidden_layers"])
-            command = command_of("adapterpack", work / "double", work / "pack", work / "out", args.dtype)
-            result["doubled"] = once([*command, "--allow-structural-base"])
+            build_pack(work / "double", work / "double-pack", args.rank, most=result["sites"])
+            result["doubled"] = once(command_of("adapterpack", work / "double", work / "double-pack", work / "out", args.dtype))
     print(json.dumps(result, indent=2)) if args.json else show(result)
 
 
