@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 
 
 class PeftContent(NamedTuple):
-    """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and site path -> its tensors."""
+    """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and site path -> its tensors.
+
+    ``packed``: it is the folder of a pack, whose manifest says what these files leave open; they are taken as they are.
+    """
 
     config: Any
     shared: Mapping[str, np.ndarray]
     sites: Mapping[str, Mapping[str, np.ndarray]]
+    packed: bool = False
 
 
 class PeftLayer(NamedTuple):

@@ -89,7 +89,7 @@ class Projection(NamedTuple):
         if any(name in params and not _equal(params[name], shared[name]) for params in found.sites.values() for name in self.names):
             raise ValueError(f"two sites have another {' or '.join(self.names)}")
         sites = {path: {name: value for name, value in params.items() if name not in self.names} for path, params in found.sites.items()}
-        if all(map(_equal, pair, self.make(known))):
+        if not found.packed and all(map(_equal, pair, self.make(known))):
             return PeftContent(replace(known, save_projection=False), {}, sites)
         return PeftContent(known, shared, sites)
 

@@ -163,7 +163,7 @@ def _adopt(found: PeftContent) -> PeftContent:
         Unsupported: there are several sites and no P, or one that no number gives.
     """
     cfg, count = found.config, len(found.sites)
-    if count == 1 and all("tinylora_P" not in params for params in found.sites.values()):
+    if (count == 1 or found.packed) and all("tinylora_P" not in params for params in found.sites.values()):
         return found
     indices: dict[str, int] = {}
     for path, params in found.sites.items():

@@ -145,7 +145,7 @@ def _adopt(found: PeftContent) -> PeftContent:
     """
     cfg = replace(found.config, targets="all-linear")
     if not found.sites:
-        if len(found.config.targets) != 1:
+        if len(found.config.targets) != 1 and not found.packed:
             raise Unsupported("this file does not say in which order its layers come, on which their indices depend",
                               where="target_modules", expected="save_indices: true, or one target", found=f"{len(found.config.targets)}",
                               remedy="save it again with PEFT after setting save_indices=True in its config")

@@ -105,8 +105,9 @@ def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
                  training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
 
 
-def _content(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None) -> Content:
-    """What a PEFT folder means; ``tensors``: its file, if it is open already.
+def _content(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None,
+             packed: bool = False) -> Content:
+    """What a PEFT folder means; ``tensors``: its file, if it is open already; ``packed`` as in :class:`~..methods.PeftContent`.
 
     The method that is ``expected`` first, or that has PEFT's name, is asked first: no config is read by two, and listing every method means
     looking through every installed package.
@@ -131,7 +132,7 @@ def _content(folder: Path, config: Mapping[str, Any], expected: Iterable[Method]
     refuse_options({key: value for key, value in config.items() if key not in beside}, written, layers, folder / CONFIG)
     tensors = tensors or SafetensorsFile(file, private=True)
     found = sort(method, beside, tensors, config, file)
-    adapters, shared = _adapters(method, cfg, config, found, folder)
+    adapters, shared = _adapters(method, cfg, config, found, folder, packed)
     others = [(other, _beside(other, key, config[key], found.beside.get(key, {}), folder)) for key, other in beside.items()]
     return Content(method, adapters, shared, others, found.full)
 
@@ -147,7 +148,8 @@ def _expanded(method: Method, config: Mapping[str, Any], tensors: SafetensorsFil
     return {**config, **{key: patterns.expanded(config[key], paths, f"{folder / CONFIG}#/{key}") for key in expressions}}, tensors
 
 
-def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted, folder: Path) -> tuple[Adapters, dict[str, np.ndarray]]:
+def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted, folder: Path, packed: bool
+              ) -> tuple[Adapters, dict[str, np.ndarray]]:
     """The sites of the folder's own method, and what they share."""
     assert method.peft is not None
     file = folder / TENSORS
@@ -158,8 +160,8 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted
         params = untied(params, config.get("target_modules"), file)
     if method.peft.adopt is not None:
         try:
-            cfg, common, own = method.peft.adopt(PeftContent(cfg, shared, params))
-            shared, params = dict(common), {path: dict(tensors) for path, tensors in own.items()}
+            adopted = method.peft.adopt(PeftContent(cfg, shared, params, packed))
+            cfg, shared, params = adopted.config, dict(adopted.shared), {path: dict(each) for path, each in adopted.sites.items()}
         except (TypeError, ValueError, IndexError) as error:
             raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error
     adapters = {}
@@ -209,7 +211,7 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
     truth = pack.methods
     try:
         config = parsed(config_bytes, folder / CONFIG)
-        content = _content(folder, config, truth, tensors)
+        content = _content(folder, config, truth, tensors, packed=True)
     except AdapterpackError as error:
         return f"PEFT's reading of it fails: {error}"
     parts = [(content.method, content.adapters), *content.beside]

@@ -171,11 +171,12 @@ def require_same(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarra
 
 @pytest.mark.parametrize("name", ROWS)
 def test_peft_loads_our_pack(name: str, tmp_path: Path) -> None:
-    """Our fold == dense formula (1e-6: constants are float32); PEFT(base, our folder) == ours, unmerged and merged, within float32."""
+    """Our folder is valid; our fold == dense formula (1e-6: constants are float32); PEFT(base, our folder) == ours, unmerged and merged."""
     row = ROWS[name]
     net = Net(*row.net)
     pack, model = our_pack(row, net)
     pack.write(tmp_path / "ours")
+    assert adapterpack.load(tmp_path / "ours").id == pack.id
     wanted = expected(pack, row, net)
     require_same(changes(pack, net), wanted, 1e-6)
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), tmp_path / "ours").eval()
