@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import time
@@ -18,6 +17,7 @@ from ..pack.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate import load
 from . import devices, dtypes, jobs, journal, layout, plan, provenance, rounding, staging, stream
+from .arguments import require_outside, weights_of
 from .codecs.view import Decoded
 from .onnx.kind import is_graph
 from .onnx.report import GraphReport
@@ -105,8 +105,8 @@ def merge(
     arithmetic = devices.arithmetic(device)
     source = Decoded(base)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
-    factors = _weights(weights, opened)
-    _require_outside(target, [source.folder, *(pack.path for pack in opened if pack.path is not None)])
+    factors = weights_of(weights, opened)
+    require_outside(target, [source.folder, *(pack.path for pack in opened if pack.path is not None)])
     todo = plan.make(source, opened, factors, allow_structural, dtype=asked, full=verify == "full",
                      by_chance=stochastic_rounding is not None)
     if verify == "full":
@@ -191,24 +191,6 @@ def _into_graph(
             raise ConfigError("this is for merges into checkpoints; a graph keeps its dtypes and is merged at one go", where=name,
                               found=repr(value), remedy="leave it out")
     return merge_graph(base, packs, out, **rest)
-
-
-def _weights(weights: Sequence[float] | None, packs: Sequence[Pack]) -> list[float]:
-    factors = [1.0] * len(packs) if weights is None else [float(weight) for weight in weights]
-    if len(factors) != len(packs):
-        raise ConfigError("every pack needs a weight", where="weights", expected=len(packs), found=len(factors),
-                          remedy="give as many weights as packs")
-    for factor in factors:
-        if not math.isfinite(factor):
-            raise ConfigError("a weight must be a finite number", where="weights", found=factor, remedy="give a number such as 0.5")
-    return factors
-
-
-def _require_outside(out: Path, inputs: Sequence[Path]) -> None:
-    for folder in inputs:
-        if out.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError("the output would lie inside an input, and inputs are never changed", where=out, found=folder,
-                              remedy="choose a folder outside it")
 
 
 def _require_space(out: Path, needed: int) -> None:

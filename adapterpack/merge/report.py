@@ -35,7 +35,7 @@ class TensorLoss(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """The loss as reports print it."""
-        return {"tensor": self.tensor, "dtype": self.dtype, "relative_error": _finite(self.relative_error), "kept": _finite(self.kept)}
+        return {"tensor": self.tensor, "dtype": self.dtype, "relative_error": finite(self.relative_error), "kept": finite(self.kept)}
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,12 @@ class MergeReport:
     @property
     def relative_error(self) -> float:
         """The fold loss over all tensors: ``||S - D|| / ||D||``."""
-        change = math.hypot(*(loss.change for loss in self.losses))
-        return math.hypot(*(loss.error for loss in self.losses)) / change if change else 0.0
+        return relative_error(self.losses)
 
     @property
     def kept(self) -> float:
         """The projection of the stored change on the exact one, over all tensors: 1 is all of it."""
-        energy = math.fsum(loss.change**2 for loss in self.losses)
-        return math.fsum(loss.kept * loss.change**2 for loss in self.losses) / energy if energy else 1.0
+        return kept(self.losses)
 
     @property
     def requantized(self) -> tuple[float, float] | None:
@@ -127,19 +125,31 @@ class MergeReport:
             "tensors_added": self.tensors_added,
             "bytes_written": self.bytes_written,
             "fold_loss": {
-                "relative_error": _finite(self.relative_error),
-                "kept": _finite(self.kept),
+                "relative_error": finite(self.relative_error),
+                "kept": finite(self.kept),
                 "worst": [loss.to_json() for loss in self.worst()],
                 "tensors": [loss.to_json() for loss in self.losses],
             },
             "notes": list(self.notes),
             **({} if self.requantized is None else {
-                "requantized": {"error": _finite(self.requantized[0]), "grid": _finite(self.requantized[1])}}),
+                "requantized": {"error": finite(self.requantized[0]), "grid": finite(self.requantized[1])}}),
             "advice": self.advice,
         }
 
 
-def _finite(value: float) -> float | None:
+def relative_error(losses: Sequence[TensorLoss]) -> float:
+    """The fold loss over tensors: ``||S - D|| / ||D||``."""
+    change = math.hypot(*(loss.change for loss in losses))
+    return math.hypot(*(loss.error for loss in losses)) / change if change else 0.0
+
+
+def kept(losses: Sequence[TensorLoss]) -> float:
+    """The projection of the stored change on the exact one, over tensors: 1 is all of it."""
+    energy = math.fsum(loss.change**2 for loss in losses)
+    return math.fsum(loss.kept * loss.change**2 for loss in losses) / energy if energy else 1.0
+
+
+def finite(value: float) -> float | None:
     """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else None
 

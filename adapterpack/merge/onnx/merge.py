@@ -27,10 +27,12 @@ from ...pack.pack import Pack
 from ...pack.quantized import require_plain
 from ...pack.validate import load
 from ...runtime.bundle import GRAPH, Bundle, BundledAdapter, read_bundle
-from .. import plan
+from .. import plan, provenance
+from ..arguments import require_outside, weights_of
 from ..bytes_io import Span, copy_span, opened
 from ..codecs.view import Decoded
 from ..report import MergedPack
+from ..ticker import Progress, Ticker
 from .check import check
 from .fold import Folded, fold, put
 from .graph_base import GraphBase
@@ -38,8 +40,6 @@ from .report import GraphReport, GraphTensor
 from .strip import strip
 from .write import Writer, opened_all
 
-Progress = Callable[[int, int], None]
-PROVENANCE = "adapterpack.merge.json"
 CARRIED = ("genai_config.json",)
 _CHUNK = 4 << 20
 
@@ -79,16 +79,16 @@ def merge_graph(
     target = Path(out)
     refuse_existing(target)
     opened_packs = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
-    factors = _weights(weights, opened_packs)
+    factors = weights_of(weights, opened_packs)
     with _opened(Path(source), checkpoint, opened_packs) as it:
-        _require_outside(target, [*([it.folder] if it.bundle else []), *(pack.path for pack in opened_packs if pack.path is not None)])
+        require_outside(target, [*([it.folder] if it.bundle else []), *(pack.path for pack in opened_packs if pack.path is not None)])
         todo = plan.make(it.base, opened_packs, factors, allow_structural)
         work = _located(it, todo)
         names = [path.relative_to(it.graph.folder) for path in it.graph.files]
         with output_folder(target) as folder:
             total = sum(path.stat().st_size for path in it.graph.files) + sum(
                 math.prod(it.base.tensors[one.weight].shape) for one, _ in work.targets)
-            tick = _Ticker(total, progress).add
+            tick = Ticker(total, progress).add
             for name in names:
                 _copy(it.graph.folder / name, folder / name, tick)
             with opened_all({it.graph.folder / name: folder / name for name in names}) as sinks:
@@ -118,7 +118,7 @@ def merge_graph(
                 left_out=it.left_out,
             )
             _side_files(it, folder)
-            (folder / PROVENANCE).write_bytes(strict_json.canonical(report.provenance()))
+            (folder / provenance.FILE_NAME).write_bytes(strict_json.canonical(report.provenance()))
             if it.bundle is not None:
                 _write_bundle(it, folder, opened_packs, report)
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
@@ -244,19 +244,6 @@ def _told(each: Folded, places: tuple[Place, Place | None]) -> GraphTensor:
     )
 
 
-class _Ticker:
-    """Counts what is done."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._done, self._total, self._progress = 0, total, progress
-
-    def add(self, count: int) -> None:
-        """Notes that ``count`` more are done."""
-        self._done += count
-        if self._progress is not None:
-            self._progress(min(self._done, self._total), self._total)
-
-
 def _copy(source: Path, target: Path, tick: Callable[[int], None]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with opened(source, os.O_RDONLY) as reader, opened(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as sink:
@@ -295,21 +282,3 @@ def _write_bundle(it: _Source, folder: Path, packs: Sequence[Pack], report: Grap
     if all(factor == 1 for factor in (pack.weight for pack in report.packs)):
         verified: Mapping[str, Any] = canary.verify(Session(folder, provider="cpu"))
         dataclasses.replace(bundle, parity={**parity, "canary": verified}).write(folder)
-
-
-def _weights(weights: Sequence[float] | None, packs: Sequence[Pack]) -> list[float]:
-    factors = [1.0] * len(packs) if weights is None else [float(weight) for weight in weights]
-    if len(factors) != len(packs):
-        raise ConfigError("every pack needs a weight", where="weights", expected=len(packs), found=len(factors),
-                          remedy="give as many weights as packs")
-    for factor in factors:
-        if not math.isfinite(factor):
-            raise ConfigError("a weight must be a finite number", where="weights", found=factor, remedy="give a number such as 0.5")
-    return factors
-
-
-def _require_outside(out: Path, inputs: Sequence[Path]) -> None:
-    for folder in inputs:
-        if out.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError("the output would lie inside an input, and inputs are never changed", where=out, found=folder,
-                              remedy="choose a folder outside it")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..report import MergedPack, TensorLoss, advice
+from ..report import MergedPack, TensorLoss, advice, finite, kept, relative_error
 
 
 class GraphTensor(NamedTuple):
@@ -49,14 +48,12 @@ class GraphReport:
     @property
     def relative_error(self) -> float:
         """The fold loss over all tensors: ``||S - D|| / ||D||``."""
-        change = math.hypot(*(loss.change for loss in self.losses))
-        return math.hypot(*(loss.error for loss in self.losses)) / change if change else 0.0
+        return relative_error(self.losses)
 
     @property
     def kept(self) -> float:
         """The projection of the stored change on the exact one, over all tensors: 1 is all of it."""
-        energy = math.fsum(loss.change**2 for loss in self.losses)
-        return math.fsum(loss.kept * loss.change**2 for loss in self.losses) / energy if energy else 1.0
+        return kept(self.losses)
 
     @property
     def quantized(self) -> tuple[float, float] | None:
@@ -86,7 +83,7 @@ class GraphReport:
             "replaced": list(self.replaced),
             "initializers": self.initializers,
             "bytes_written": self.bytes_written,
-            "fold_loss": {"relative_error": _finite(self.relative_error), "kept": _finite(self.kept)},
+            "fold_loss": {"relative_error": finite(self.relative_error), "kept": finite(self.kept)},
             "checks": dict(self.checks),
             "left_out": list(self.left_out),
             "advice": self.advice,
@@ -98,15 +95,10 @@ _MUCH = 0.25
 
 def _tensor(tensor: GraphTensor) -> dict[str, Any]:
     told: dict[str, Any] = {
-        "tensor": tensor.loss.tensor, "dtype": tensor.loss.dtype, "relative_error": _finite(tensor.loss.relative_error),
-        "kept": _finite(tensor.loss.kept), "initializers": list(tensor.initializers), "layouts": list(tensor.layouts),
+        "tensor": tensor.loss.tensor, "dtype": tensor.loss.dtype, "relative_error": finite(tensor.loss.relative_error),
+        "kept": finite(tensor.loss.kept), "initializers": list(tensor.initializers), "layouts": list(tensor.layouts),
         "nodes": list(tensor.nodes),
     }
     if tensor.quantized is not None:
-        told["quantization_error"] = {"before": _finite(tensor.quantized[0]), "after": _finite(tensor.quantized[1])}
+        told["quantization_error"] = {"before": finite(tensor.quantized[0]), "after": finite(tensor.quantized[1])}
     return told
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
