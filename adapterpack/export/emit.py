@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..runtime.bundle import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
 from ..runtime.routes import ABSENT
 from ..runtime.routes import BRANCHES as ROUTES
 from ..runtime.routes import Branch as RouteBranch
+from ..tasks import AXES
 from .activations import NODES
 
 PREFIX = "adapterpack/"
@@ -44,14 +46,20 @@ class Emitter:
         base = self.nodes[site.node]
         x = base.inputs[0]
         self._after = y.producer()
+        if site.flat and slots.keys() & {"pre", "turn", "turn_down"}:
+            self._before(base)
+        wide = self._by_row(site, "x", x, slots)
+        site, flat = dataclasses.replace(site, rank=3) if wide is not x else site, wide is not x
         if "head" in slots:
-            self._replace(y, self._head(site, x, slots))
+            self._replace(y, self._joined(site, "head", self._head(site, wide, slots), flat))
             return
         if slots.keys() & {"pre", "turn", "turn_down"}:
             self._before(base)
-            base.replace_input_with(0, self._placed(site, "turned", self._turned(site, x, slots), x))
-            self._after = y.producer()
-        result = y
+            turned = self._placed(site, "turned", self._turned(site, wide, slots), wide)
+            base.replace_input_with(0, self._joined(site, "turned", turned, flat))
+        self._after = y.producer()
+        x, plain = wide, self._by_row(site, "y", y, slots)
+        result = plain
         if "down" in slots:
             result = self._op("Add", site, "sum", result, self._product(site, "up", x, slots["down"], slots["up"]))
         if "delta" in slots:
@@ -69,7 +77,24 @@ class Emitter:
             if f"{branch.name}_down" in slots:
                 z = self._latest(self.values[site.entry]) if branch.reads_input else result
                 result = self._op("Add", site, f"{branch.name}/sum", result, self._branch(site, branch, z, slots))
-        self._replace(y, self._placed(site, "placed", result, y))
+        self._replace(y, self._joined(site, "y", self._placed(site, "placed", result, plain), flat))
+
+    def _by_row(self, site: MappedSite, what: str, value: Any, slots: Mapping[str, Any]) -> Any:
+        """The tokens of a flat site ``[batch * tokens, n]`` as ``[batch, tokens, n]``, where every row has slots of its own."""
+        if not (site.flat and self.batched):
+            return value
+        rows = self._op("Shape", site, f"{what}/rows", next(iter(slots.values())), attributes={"start": 0, "end": 1})
+        last = self._op("Shape", site, f"{what}/width", value, attributes={"start": -1})
+        shape = self._op("Concat", site, f"{what}/shape", rows, self._constant(site, "rest", [-1]), last, attributes={"axis": 0})
+        return self._op("Reshape", site, f"{what}/by_row", value, shape)
+
+    def _joined(self, site: MappedSite, what: str, value: Any, flat: bool) -> Any:
+        """The rows of a flat site one after another again."""
+        if not flat:
+            return value
+        last = self._op("Shape", site, f"{what}/out_width", value, attributes={"start": -1})
+        shape = self._op("Concat", site, f"{what}/out_shape", self._constant(site, "rest", [-1]), last, attributes={"axis": 0})
+        return self._op("Reshape", site, f"{what}/joined", value, shape)
 
     def gather(self, site: MappedSite, field: str, bank: Any, ids: Any) -> Any:
         """The rows of a bank that the batch asks for: ``[slots, ...]`` and ids ``[batch]`` to ``[batch, ...]``."""
@@ -210,9 +235,15 @@ def ids_input(model: Any, batch: Any) -> Any:
     return value
 
 
+def rows_of(model: Any) -> Any:
+    """The batch's axis: the first of the first input that a model reads."""
+    inputs = model.graph.inputs
+    return next((value for value in inputs if value.name in AXES), inputs[0]).shape[0]
+
+
 def positions_input(model: Any) -> Any:
     """The graph input ``adapter_positions`` [batch, tokens], bool, of the shape of the ids."""
-    ids = next(value for value in model.graph.inputs if value.name == "input_ids")
+    ids = next(value for value in model.graph.inputs if value.name.endswith("input_ids"))
     value = ir.Value(name=ADAPTER_POSITIONS, shape=ir.Shape(list(ids.shape)[:2]), type=ir.TensorType(ir.DataType.BOOL))
     model.graph.inputs.append(value)
     return value

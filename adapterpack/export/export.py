@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import ConfigError, ParityError, SiteNotFound, UnknownName, Unsupported, nearest
+from ..errors import AdapterpackError, ConfigError, ParityError, SiteNotFound, UnknownName, Unsupported, nearest
 from ..hub.resolve import folder_of
 from ..merge.merge import merge
 from ..methods import to_matrix
@@ -23,9 +23,9 @@ from ..pack.manifest import Base
 from ..pack.pack import Adapter, Pack
 from ..pack.quantized import require_plain
 from ..pack.validate import load
-from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, MappedSite, read_bundle
+from ..runtime.bundle import Bundle, BundledAdapter, MappedSite, graph_file, read_bundle
 from ..runtime.slots import largest_ranks, pack_values, require_slots
-from ..tasks import TASKS, Task, task_named, task_of
+from ..tasks import MAIN, TASKS, Task, task_named, task_of
 from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .modes import MODES, Plan, base_head, with_fields, with_ranks
@@ -90,18 +90,21 @@ def export(
         if mode == "folded" and loaded:
             say("merge")
             source = stack.enter_context(_merged(folder, loaded, allow_structural))
-        reasons = []
+        failed: list[AdapterpackError] = []
         for candidate in _candidates(frontend, checkpoint, chosen):
             say(f"build the graph with {candidate.name}")
             try:
                 graph = _built(candidate, source, chosen)
                 say("attach")
                 return _publish(Path(out), graph, candidate, mode, chosen, checkpoint, source, loaded, capacity, quantize, say)
-            except ParityError as error:
-                reasons.append(f"{candidate.name}: {error}")
-                say(f"{candidate.name} is left out: {error}")
-    raise ParityError("no frontend made a graph that agrees with the model", where=folder, found="; ".join(reasons),
-                      remedy="report this architecture, or try another --frontend")
+            except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
+                failed.append(error)
+                say(f"{candidate.name} is left out: {error.told}")
+    refusals = [error for error in failed if not isinstance(error, ParityError)]
+    if refusals:
+        raise refusals[-1]
+    raise ParityError("no frontend made a graph that agrees with the model", where=folder,
+                      found="; ".join(error.told for error in failed), remedy="report this architecture, or try another --frontend")
 
 
 def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
@@ -119,21 +122,22 @@ def _publish(
 ) -> Bundle:
     """Attaches, writes into a temporary folder, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
-    plan = _plan(graph, base, attached, capacity)
-    done = MODES[mode](graph.model, plan)
-    labels = _labels(source, task)
+    plans = _plans(graph, base, attached, capacity)
+    done = [MODES[mode](graph.parts[part], plan) for part, plan in plans.items()]
+    sites = {path: site for one in done for path, site in one.sites.items()}
+    plan, labels = plans[MAIN], _labels(source, task)
     bundle = Bundle(
         mode=mode,
         task=task.name,
         base=Base(base.name, base.commit, base.config.get("model_type"), base.structure, base.content, probe=base.probe),
         frontend=graph.version,
-        sites=done.sites,
+        sites=sites,
         adapters=tuple(BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", slot + 1 if mode == "bank" else None,
                                       pack.manifest.task.labels) for slot, pack in enumerate(packs)),
         files=(),
         slots=plan.slots if mode == "bank" else 0,
         max_rank=plan.max_rank if mode == "bank" else 0,
-        max_labels=max((site.labels for site in plan.sites.values()), default=0),
+        max_labels=max((site.labels for site in sites.values()), default=0),
         base_labels=labels,
         base_head_trained=not labels or _has_head(Checkpoint(source), task),
     )
@@ -142,9 +146,11 @@ def _publish(
             target = folder / "adapters" / pack.name
             target.mkdir(parents=True)
             pack.write_into(target)
-        done.write(folder)
+        for one in done:
+            one.write(folder)
         say("write")
-        ir.save(graph.model, folder / GRAPH, external_data=f"{GRAPH}.data")
+        for part, model in graph.parts.items():
+            ir.save(model, folder / graph_file(part), external_data=f"{graph_file(part)}.data")
         for path in carried_files(source):
             shutil.copyfile(path, folder / path.name)
         bundle.write(folder)
@@ -168,7 +174,8 @@ def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray
     return to_matrix(adapter.site.kind, base.read(name)), base.read(bias) if bias in base.tensors else None
 
 
-def _plan(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple[int, int | None]) -> Plan:
+def _plans(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple[int, int | None]) -> dict[str, Plan]:
+    """What goes into each graph, by the name of its part."""
     sites = _sites(graph, packs)
     values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites) for pack in packs]
     wanted = {name.rpartition(".")[0] for one in values for name in one}
@@ -182,18 +189,31 @@ def _plan(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple
     mapped, needed = with_ranks(with_fields(sites, values), ranks, max_rank or 0), ranks.get("", 0)
     if max_rank is not None and max_rank < needed:
         raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank)
-    return Plan(packs, values, mapped, base_head(graph.model, mapped), slots, max_rank or needed or DEFAULT_RANK)
+    plans = {}
+    for part, model in graph.parts.items():
+        own = {path: site for path, site in mapped.items() if site.part == part}
+        mine = [{name: array for name, array in one.items() if name.rpartition(".")[0] in own} for one in values]
+        plans[part] = Plan(packs, mine, own, base_head(model, own), slots, max_rank or needed or DEFAULT_RANK, part)
+    return plans
 
 
 def _sites(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
-    """Every linear module, and the blocks that packs change, in the order of the graph: one may give what the next reads."""
-    linear, wanted = find_sites(graph.model, graph.scope), wanted_blocks(packs)
-    blocks = find_blocks(graph.model, graph.scope, wanted, linear)
-    if blocks.keys() != wanted.keys():
-        blocks = find_blocks(graph.model, unfused(graph.model, graph.scope), wanted, linear)
-    place = {value.name: number for number, node in enumerate(graph.model.graph) for value in node.outputs}
-    found = {**linear, **blocks}
-    return {path: found[path] for path in sorted(found, key=lambda path: place[found[path].output])}
+    """Every linear module, and the blocks that packs change, in the order of the graphs: one may give what the next reads.
+
+    A module that is in two graphs is left out, as one is that is used twice in one graph.
+    """
+    wanted, found = wanted_blocks(packs), list[MappedSite]()
+    for part, model in graph.parts.items():
+        linear = find_sites(model, graph.scope)
+        blocks = find_blocks(model, graph.scope, wanted, linear)
+        if blocks.keys() != wanted.keys() and len(graph.parts) == 1:
+            blocks = find_blocks(model, unfused(model, graph.scope), wanted, linear)
+        place = {value.name: number for number, node in enumerate(model.graph) for value in node.outputs}
+        together = {**linear, **blocks}
+        ordered = sorted(together.values(), key=lambda site: place[site.output])
+        found.extend(dataclasses.replace(site, part=part) for site in ordered)
+    paths = [site.path for site in found]
+    return {site.path: site for site in found if paths.count(site.path) == 1}
 
 
 def _check(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> None:
@@ -207,7 +227,7 @@ def _check(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> None:
 
 def _require_cache(packs: list[Pack], task: Task) -> None:
     for pack in packs:
-        if pack.method.kind == "prompt" and not task.generates:
+        if pack.method.kind == "prompt" and task.main.form != "decoder":
             raise Unsupported("a prompt goes into a decoder's cache, and the graph of this task has none", where=f"pack '{pack.name}'",
                               found=task.name, expected="text-generation", remedy="run this adapter under torch")
 
@@ -221,7 +241,7 @@ def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
     if told:
         return task_named(told.pop())
     architectures = base.config.get("architectures") or []
-    return task_of(architectures[0]) if architectures else TASKS["feature-extraction"]
+    return task_of(architectures[0], base.config) if architectures else TASKS["feature-extraction"]
 
 
 def _capacity(mode: str, packs: list[Pack], slots: int | None, max_rank: int | None) -> tuple[int, int | None]:

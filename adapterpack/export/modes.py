@@ -13,11 +13,12 @@ import onnx_ir as ir
 from ..errors import Unsupported
 from ..pack.pack import Pack
 from ..runtime.blocks import FIELDS, block_shape, rank_axis
-from ..runtime.bundle import MappedSite
+from ..runtime.bundle import MappedSite, adapter_file
 from ..runtime.routes import FIELDS as ROUTES
 from ..runtime.routes import route_axes, route_default
 from ..runtime.slots import Values, padded, stacked
-from .emit import Emitter, ids_input, positions_input, slot_input
+from ..tasks import MAIN
+from .emit import Emitter, ids_input, positions_input, rows_of, slot_input
 
 
 class Attached(NamedTuple):
@@ -28,7 +29,7 @@ class Attached(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is attached: the packs, their slot values, the sites that get slots, and the capacity."""
+    """What is attached to one graph: the packs, their slot values, the sites that get slots, and the capacity."""
 
     packs: list[Pack]
     values: list[Values]
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     base_head: Values
     slots: int
     max_rank: int
+    part: str = MAIN
 
 
 def folded(model: Any, plan: Plan) -> Attached:
@@ -106,14 +108,18 @@ def _block_axes(field: str, site: MappedSite, number: int) -> tuple[list[int | s
 
 def bank(model: Any, plan: Plan) -> Attached:
     """Stacked slots with ``adapter_ids`` [batch]: every row of a batch may use another adapter; slot 0 is the base."""
-    batch = next(value for value in model.graph.inputs if value.name == "input_ids").shape[0]
+    if not plan.sites and plan.part != MAIN:
+        return Attached({})
+    batch = rows_of(model)
     if isinstance(batch, int) or batch.value is None:
         raise Unsupported("the batch of this graph is not a named axis, so rows cannot carry different adapters", found=str(batch),
                           remedy="export with --mode inputs or folded")
     emitter = Emitter(model, batched=True, positions=_positions(model, plan))
+    plan = plan._replace(sites={path: dataclasses.replace(site, flat=_flattened(emitter.values[site.input].shape, str(batch)))
+                                for path, site in plan.sites.items()})
     for site in plan.sites.values():
         x = emitter.values[site.input]
-        if site.rank not in {2, 3} or str(x.shape[0]) != str(batch):
+        if not site.flat and (site.rank not in {2, 3} or str(x.shape[0]) != str(batch)):
             raise Unsupported("the first axis of this site's input is not the batch, so rows cannot carry different adapters",
                               where=site.path, expected=f"[{batch}, ...]", found=str(x.shape), remedy="export with --mode inputs or folded")
     ids = ids_input(model, batch)
@@ -127,6 +133,14 @@ def bank(model: Any, plan: Plan) -> Attached:
         emitter.site(site, values)
     _free_labels(model, plan)
     return Attached(plan.sites)
+
+
+def _flattened(shape: Any, batch: str) -> bool:
+    """Whether a site's input has the tokens of one row after those of another: ``[batch*sequence, in]``."""
+    if len(shape) != 2 or isinstance(shape[0], int) or shape[0].value is None:
+        return False
+    factors = [factor.strip() for factor in str(shape[0].value).split("*")]
+    return len(factors) == 2 and batch in factors and all(factor.isidentifier() for factor in factors)
 
 
 MODES: dict[str, Callable[[Any, Plan], Attached]] = {"folded": folded, "inputs": inputs, "bank": bank}
@@ -187,7 +201,9 @@ def _free_labels(model: Any, plan: Plan) -> None:
 
 
 def _write_adapters(folder: Path, plan: Plan) -> None:
-    """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format."""
+    """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format; of a graph without slots only the main one."""
+    if not plan.sites and plan.part != MAIN:
+        return
     import onnxruntime as ort  # noqa: PLC0415 - only this mode needs it here
 
     for pack, values in zip(plan.packs, plan.values, strict=True):
@@ -205,4 +221,4 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
         adapter.set_adapter_version(1)
         adapter.set_model_version(1)
         adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in complete.items()})
-        adapter.export_adapter(str(folder / "adapters" / f"{pack.name}.onnx_adapter"))
+        adapter.export_adapter(str(folder / adapter_file(f"adapters/{pack.name}", plan.part)))

@@ -14,9 +14,10 @@ from ..pack import manifest as m
 from ..pack import strict_json
 from ..pack.manifest import Base, FileEntry
 from ..pack.schema_check import schema_problem
+from ..tasks import MAIN, task_named
 
 FILE_NAME = "adapterpack.bundle.json"
-GRAPH = "model.onnx"
+GRAPH = f"{MAIN}.onnx"
 MODES = ("folded", "inputs", "bank")
 ADAPTER_IDS = "adapter_ids"
 ADAPTER_POSITIONS = "adapter_positions"
@@ -32,7 +33,8 @@ class MappedSite:
     the batch. ``fields`` are the slots that the graph has for it (none in folded mode). ``labels`` is the width of the widest head that
     the slots of a module take that was trained whole. ``entry`` is the value that a branch beside a block reads. A block that is no linear
     module has no weight, and its node is the one that gives its output. ``ranks`` are the ranks of its slots in a bank, by branch.
-    ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so.
+    ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so. ``part`` is the graph that it is in.
+    ``flat``: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the experts of a model.
     """
 
     path: str
@@ -51,6 +53,8 @@ class MappedSite:
     entry: str | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     positional: bool = False
+    part: str = MAIN
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,15 @@ class Bundle:
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The graphs, in the order in which they run; the last one gives the answer.
+
+        Raises:
+            UnknownName: the task is none that this version knows.
+        """
+        return tuple(part.name for part in task_named(self.task).parts)
+
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
         encoded: dict[str, Any] = m.plain(self)
@@ -107,13 +120,23 @@ class Bundle:
         return found
 
 
+def graph_file(part: str) -> str:
+    """The file of one graph of a bundle."""
+    return f"{part}.onnx"
+
+
+def adapter_file(path: str, part: str) -> str:
+    """The file with what an adapter at ``path`` puts into the slots of one graph, in ONNX Runtime's own format."""
+    return f"{path}.onnx_adapter" if part == MAIN else f"{path}.{part}.onnx_adapter"
+
+
 def list_files(folder: Path) -> list[FileEntry]:
     """An entry for every file under ``folder`` except the bundle manifest itself, by relative path."""
     entries = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         if path.is_file() and relative != FILE_NAME:
-            role = "graph" if relative.startswith(GRAPH) else "adapter" if relative.startswith("adapters/") else "carried"
+            role = "graph" if relative.endswith((".onnx", ".onnx.data")) and "/" not in relative else "adapter" if relative.startswith("adapters/") else "carried"
             entries.append(FileEntry(relative, path.stat().st_size, m.sha256_of(path), role))
     return entries
 

@@ -40,13 +40,13 @@ class Tokenizer:
     @cached_property
     def config(self) -> dict[str, Any]:
         """``tokenizer_config.json``."""
-        return _json(self.folder / "tokenizer_config.json")
+        return read_json(self.folder / "tokenizer_config.json")
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """The ids at which generation ends."""
         for name in ("generation_config.json", "config.json"):  # the first that says it, as in transformers
-            eos = _json(self.folder / name).get("eos_token_id")
+            eos = read_json(self.folder / name).get("eos_token_id")
             if eos is not None:
                 return frozenset([eos] if isinstance(eos, int) else eos)
         return frozenset()
@@ -116,6 +116,7 @@ def _refuse(message: str) -> None:
     raise TemplateError(message)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a bundle, or nothing where there is none."""
     loaded: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return loaded
