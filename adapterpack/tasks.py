@@ -31,7 +31,7 @@ AXES: dict[str, tuple[str | None, ...]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """One graph of a task: ``form`` says which part of the model it computes, ``inputs`` what it takes, from the caller or earlier parts."""
+    """One graph of a task: ``form`` says which part of the model it computes, ``inputs`` what it takes, from a caller or earlier parts."""
 
     name: str
     form: str

@@ -15,7 +15,9 @@ from ..tasks import Task
 LENGTHS = (11, 4, 7)
 
 
-def example(task: Task, model: Any, lengths: Sequence[int] = LENGTHS, *, acts: Sequence[Acts] = (), bare: Sequence[int] = (), seed: int = 7) -> Arrays:
+def example(
+    task: Task, model: Any, lengths: Sequence[int] = LENGTHS, *, acts: Sequence[Acts] = (), bare: Sequence[int] = (), seed: int = 7
+) -> Arrays:
     """What a caller gives for rows of these lengths, by the names of transformers: ids with their mask, images, audio features.
 
     In the first and the last row every adapter of ``acts`` acts. Rows in ``bare`` have no image, where images go with text.

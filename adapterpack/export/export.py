@@ -90,7 +90,7 @@ def export(
         if mode == "folded" and loaded:
             say("merge")
             source = stack.enter_context(_merged(folder, loaded, allow_structural))
-        failed: list[AdapterpackError] = []
+        failed: dict[str, AdapterpackError] = {}
         for candidate in _candidates(frontend, checkpoint, chosen):
             say(f"build the graph with {candidate.name}")
             try:
@@ -98,13 +98,14 @@ def export(
                 say("attach")
                 return _publish(Path(out), graph, candidate, mode, chosen, checkpoint, source, loaded, capacity, quantize, say)
             except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
-                failed.append(error)
+                failed[candidate.name] = error
                 say(f"{candidate.name} is left out: {error.told}")
-    refusals = [error for error in failed if not isinstance(error, ParityError)]
+    refusals = [error for error in failed.values() if not isinstance(error, ParityError)]
     if refusals:
         raise refusals[-1]
-    raise ParityError("no frontend made a graph that agrees with the model", where=folder,
-                      found="; ".join(error.told for error in failed), remedy="report this architecture, or try another --frontend")
+    reasons = "; ".join(f"{name}: {error.told}" for name, error in failed.items())
+    raise ParityError("no frontend made a graph that agrees with the model", where=folder, found=reasons,
+                      remedy="report this architecture, or try another --frontend")
 
 
 def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:

@@ -136,7 +136,8 @@ def list_files(folder: Path) -> list[FileEntry]:
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         if path.is_file() and relative != FILE_NAME:
-            role = "graph" if relative.endswith((".onnx", ".onnx.data")) and "/" not in relative else "adapter" if relative.startswith("adapters/") else "carried"
+            graph = "/" not in relative and relative.endswith((".onnx", ".onnx.data"))
+            role = "graph" if graph else "adapter" if relative.startswith("adapters/") else "carried"
             entries.append(FileEntry(relative, path.stat().st_size, m.sha256_of(path), role))
     return entries
 

@@ -110,10 +110,8 @@ def _not_replayable(bundle: Bundle, pack: Pack) -> str | None:
     architecture, mine, other = pack.manifest.task.architecture, pack.manifest.base.content, bundle.base.content
     if pack.manifest.canary is None:
         return "the pack carries none"
-    if not canary.given(pack.manifest.canary) <= set(task_named(bundle.task).inputs):
+    if canary.incomplete(pack.manifest.canary) or not canary.given(pack.manifest.canary) <= set(task_named(bundle.task).inputs):
         return f"it has inputs that a graph for {bundle.task} does not take"
-    if canary.incomplete(pack.manifest.canary):
-        return "its inputs and what they must give are not one to one"
     if bundle.mode == "folded" and len(bundle.adapters) > 1:
         return "it is folded together with others"
     if architecture is not None and not architecture.endswith(task_named(bundle.task).suffixes):
