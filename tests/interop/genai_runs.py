@@ -2,8 +2,8 @@
 
     python tests/interop/genai_runs.py [VENV]
 
-Without VENV one is made: the wheel brings an ONNX Runtime that would overwrite ours. SmolLM2 and two adapters of it generate greedily; their
-tokens must be those that torch makes with the same adapters, and the tokenizer must encode as ours does.
+Without VENV one is made: the wheel brings an ONNX Runtime that would overwrite ours. SmolLM2 and two adapters of it generate greedily:
+their tokens must be those that torch makes with the same adapters, and the tokenizer must encode as ours does.
 """
 
 from __future__ import annotations

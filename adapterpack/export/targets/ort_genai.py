@@ -1,7 +1,7 @@
 """onnxruntime-genai: ``genai_config.json`` beside the graph, and slots under the names that its adapter files have.
 
 Its config: https://onnxruntime.ai/docs/genai/reference/config.html. Adapter files for it come from ``olive convert-adapters``, which calls
-the factors ``MODULE.lora_A.weight`` [in, r] and ``MODULE.lora_B.weight`` [r, out] with the scale in B: a file of either side fits the graph.
+the factors ``MODULE.lora_A.weight`` [in, r] and ``MODULE.lora_B.weight`` [r, out] with the scale in B: a file of either side fits.
 """
 
 from __future__ import annotations
