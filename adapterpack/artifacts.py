@@ -83,8 +83,9 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     kind = kind_of(folder)
     if kind == "adapter":
         from .convert.outline import inspect_file  # noqa: PLC0415 - packs do not need what other formats need
+        from .gguf.inspect import inspect_model  # noqa: PLC0415 - as above
 
-        return inspect_file(folder)
+        return inspect_model(folder) or inspect_file(folder)
     if kind == "bundle":
         return _inspect_bundle(folder)
     from .pack.inspect import inspect_base, inspect_pack  # noqa: PLC0415 - validating does not need it
