@@ -15,6 +15,7 @@ from ..pack import strict_json
 from ..pack.manifest import Base, FileEntry
 from ..pack.schema_check import schema_problem
 from ..tasks import MAIN, task_named
+from .signature import Signature, decode_signature
 
 FILE_NAME = "adapterpack.bundle.json"
 GRAPH = f"{MAIN}.onnx"
@@ -70,7 +71,7 @@ class BundledAdapter:
 
 @dataclass(frozen=True)
 class Bundle:
-    """The manifest of a bundle. ``slots`` counts slot 0, which is the base."""
+    """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs before the one that answers."""
 
     mode: str
     task: str
@@ -86,6 +87,9 @@ class Bundle:
     base_head_trained: bool = True
     quantization: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
+    io: Signature = field(default_factory=Signature)
+    io_before: Mapping[str, Signature] = field(default_factory=dict)
+    target: str = "ort"
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 
@@ -128,6 +132,17 @@ def graph_file(part: str) -> str:
 def adapter_file(path: str, part: str) -> str:
     """The file with what an adapter at ``path`` puts into the slots of one graph, in ONNX Runtime's own format."""
     return f"{path}.onnx_adapter" if part == MAIN else f"{path}.{part}.onnx_adapter"
+
+
+def bundle_in(folder: str | os.PathLike[str]) -> Path:
+    """Where in ``folder`` the bundle is: a model repository has it as the version of its one model.
+
+    Example:
+        >>> bundle_in("somewhere").name
+        'somewhere'
+    """
+    inner = sorted(Path(folder).glob(f"*/1/{FILE_NAME}"))
+    return inner[0].parent if len(inner) == 1 and not (Path(folder) / FILE_NAME).exists() else Path(folder)
 
 
 def list_files(folder: Path) -> list[FileEntry]:
@@ -175,5 +190,7 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
             "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"])}) for key, site in value["sites"].items()},
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
+            "io": decode_signature(value.get("io", {})),
+            "io_before": {part: decode_signature(io) for part, io in value.get("io_before", {}).items()},
         }
     )
