@@ -7,8 +7,10 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import onnx_ir as ir
@@ -31,7 +33,7 @@ from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .modes import MODES, Plan, base_head, with_fields, with_ranks
 from .parity import prove
-from .sitemap import find_sites
+from .sitemap import find_sites, uses_of_linear
 from .targets import TARGETS, Target
 
 DEFAULT_RANK = 16
@@ -197,7 +199,7 @@ def _plans(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tupl
     wanted = {name.rpartition(".")[0] for one in values for name in one}
     missing = sorted(wanted - sites.keys())
     if missing:
-        raise SiteNotFound("the graph has no such site", found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
+        _refuse(graph, missing, sites)
     placed = {group.path for pack in packs if pack.acts is not None for group in pack.manifest.groups if group.role == "adapter"}
     sites = {path: dataclasses.replace(site, positional=path in placed) for path, site in sites.items()}
     slots, max_rank = capacity
@@ -211,6 +213,17 @@ def _plans(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tupl
         mine = [{name: array for name, array in one.items() if name.rpartition(".")[0] in own} for one in values]
         plans[part] = Plan(packs, mine, own, base_head(model, own), slots, max_rank or needed or DEFAULT_RANK, part)
     return plans
+
+
+def _refuse(graph: BaseGraph, missing: list[str], sites: Collection[str]) -> NoReturn:
+    """Says why packs change modules at which the graph has no site."""
+    uses = Counter(site.path for model in graph.parts.values() for site in uses_of_linear(model, graph.scope))
+    several = [path for path in missing if uses[path] > 1]
+    if several:
+        raise Unsupported("the model uses this layer at several places, which one slot could not tell apart", where=several[0],
+                          found=f"{uses[several[0]]} uses", expected="1", remedy="export with --mode folded")
+    raise SiteNotFound("the graph has no such site: the frontend names it otherwise, or the model's outputs do not depend on it",
+                       found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
 
 
 def _sites(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:

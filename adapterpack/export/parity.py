@@ -112,7 +112,8 @@ def _compare(session: Session, model: Any, batch: Arrays, name: str | None) -> t
     found = [_difference(output, reference, _real(key, output, batch)) for key, output, reference in pairs]
     if session.task.generates:
         found.append(_step(session, model, batch, name, outputs, expected))
-    return _worst(found), {key: array for key, array in outputs.items() if not key.startswith((PRESENT, ENCODED))}
+    inner = {key for graph in session.graphs.values() for key in graph.inputs}
+    return _worst(found), {key: array for key, array in outputs.items() if key not in inner and not key.startswith(PRESENT)}
 
 
 def _torch(model: Any, batch: Mapping[str, np.ndarray], **more: Any) -> Any:
@@ -205,11 +206,11 @@ def _mixed(session: Session, batch: Arrays, single: dict[str | None, Arrays]) ->
 
 
 def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float:
-    """Rows by themselves, without padding, against the same rows of the batch; each adapter takes part where there are rows for it."""
+    """Rows by themselves, without padding, against the same rows of the batch; every row and every adapter takes part."""
     names: list[str | None] = [*single]
     errors = []
-    for row in range(len(LENGTHS)):
-        name = names[row % len(names)]
+    for number in range(max(len(names), len(LENGTHS))):
+        row, name = number % len(LENGTHS), names[number % len(names)]
         own = session.run(row_of(batch, row), name)
         for key, together in single[name].items():
             real = _real(key, together, batch)

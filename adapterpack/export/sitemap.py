@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -32,16 +33,16 @@ def find_sites(model: Any, scope: Scope) -> dict[str, MappedSite]:
 
     A module that appears more than once (a shared layer) is left out: a slot could not tell its uses apart.
     """
-    found: dict[str, MappedSite] = {}
-    repeated: set[str] = set()
-    for node in model.graph:
-        path = scope(node) if node.op_type in {"MatMul", "Gemm"} else None
-        site = _site(path, node) if path else None
-        if site is not None:
-            if site.path in found:
-                repeated.add(site.path)
-            found[site.path] = site
-    return {path: site for path, site in found.items() if path not in repeated}
+    every = uses_of_linear(model, scope)
+    times = Counter(site.path for site in every)
+    return {site.path: site for site in every if times[site.path] == 1}
+
+
+def uses_of_linear(model: Any, scope: Scope) -> list[MappedSite]:
+    """Every use of a linear module, in the order of the graph."""
+    paths = ((node, scope(node)) for node in model.graph if node.op_type in {"MatMul", "Gemm"})
+    found = [_site(path, node) for node, path in paths if path]
+    return [site for site in found if site is not None]
 
 
 def _site(path: str, node: Any) -> MappedSite | None:
