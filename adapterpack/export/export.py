@@ -20,11 +20,12 @@ from ..hub.resolve import folder_of
 from ..merge.merge import merge
 from ..methods import to_matrix
 from ..pack.atomic import output_folder, refuse_existing
-from ..pack.checkpoint import Checkpoint, carried_files
+from ..pack.checkpoint import Checkpoint, carried_files, read_json
 from ..pack.manifest import Base
 from ..pack.pack import Adapter, Pack
 from ..pack.quantized import require_plain
 from ..pack.validate import load
+from ..runtime.answers import POOLING
 from ..runtime.bundle import Bundle, BundledAdapter, MappedSite, graph_file, read_bundle
 from ..runtime.signature import signature_of
 from ..runtime.slots import largest_ranks, pack_values, require_slots
@@ -54,6 +55,7 @@ def export(
     quantize: str | None = None,
     frontend: str | None = None,
     target: str = "ort",
+    pooling: str | None = None,
     allow_structural: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -62,7 +64,8 @@ def export(
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
     torch model, base and each adapter, on a ragged padded batch, before it is published. ``target`` says who serves it: ``ort``,
-    ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``allow_structural``
+    ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``pooling``
+    (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base says. ``allow_structural``
     accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
 
     Raises:
@@ -80,6 +83,8 @@ def export(
         raise UnknownName("unknown mode", found=repr(mode), remedy=nearest(mode, MODES))
     if target not in TARGETS:
         raise UnknownName("unknown target", found=repr(target), remedy=nearest(target, TARGETS))
+    if pooling is not None and pooling not in POOLING:
+        raise UnknownName("unknown pooling", found=repr(pooling), remedy=nearest(pooling, POOLING))
     folder = folder_of(base)
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     checkpoint = Checkpoint(folder)
@@ -106,7 +111,7 @@ def export(
                 graph = _built(candidate, source, chosen)
                 say("attach")
                 return _publish(Path(out), graph, candidate, mode, chosen, checkpoint, source, loaded, capacity, quantize, TARGETS[target],
-                                say)
+                                pooling, say)
             except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
                 failed[candidate.name] = error
                 say(f"{candidate.name} is left out: {error.told}")
@@ -129,7 +134,7 @@ def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
 
 def _publish(
     out: Path, graph: BaseGraph, frontend: Frontend, mode: str, task: Task, base: Checkpoint, source: Path, packs: list[Pack],
-    capacity: tuple[int, int | None], quantize: str | None, target: Target, say: Progress,
+    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, say: Progress,
 ) -> Bundle:
     """Attaches, writes into a temporary folder, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
@@ -154,6 +159,7 @@ def _publish(
         io=signature_of(graph.model),
         io_before={part: signature_of(model) for part, model in graph.before.items()},
         target=target.name,
+        pooling=pooling or _pooling(source),
     )
     place = target.place(bundle)
     with output_folder(out) as whole:
@@ -301,6 +307,15 @@ def _merged(base: Path, packs: list[Pack], allow_structural: bool) -> Iterator[P
         require_plain(Checkpoint(base))  # a merge would keep its format, and frontends build graphs of plain numbers
         merge(base, packs, target, allow_structural=allow_structural)
         yield target
+
+
+def _pooling(folder: Path) -> str:
+    """What the base says of its embeddings, as sentence-transformers writes it beside a model; the mean where it says nothing."""
+    told = folder / "1_Pooling" / "config.json"
+    config = read_json(told) if told.is_file() else {}
+    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+    chosen = [name for key, name in known.items() if isinstance(config, dict) and config.get(key) is True]
+    return chosen[0] if len(chosen) == 1 else "mean"
 
 
 def _labels(folder: Path, task: Task) -> tuple[str, ...] | None:

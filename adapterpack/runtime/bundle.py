@@ -90,6 +90,7 @@ class Bundle:
     io: Signature = field(default_factory=Signature)
     io_before: Mapping[str, Signature] = field(default_factory=dict)
     target: str = "ort"
+    pooling: str = "mean"
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 

@@ -78,6 +78,7 @@ def _decoder(session: Session, graph: Graph, given: Arrays, names: Names) -> Arr
     mask = given.get("attention_mask", np.ones((batch, own), np.int64))
     _require_mask(mask, (batch, own))
     given["attention_mask"] = covered = first.covering(mask)
+    _require_window(session, covered, first)
     counted = given.get("position_ids")
     given["position_ids"] = positions(covered)[:, -length:] if counted is None else counted + first.lengths
     return _acting(session, graph, given, names, past, first)
@@ -115,6 +116,15 @@ def _acting(session: Session, graph: Graph, given: Arrays, names: Names, past: i
     ids = given["input_ids"]
     mask = given.get("attention_mask", np.ones_like(ids))[:, -ids.shape[1] :]
     return {**given, ADAPTER_POSITIONS: session.acting({"input_ids": ids, "attention_mask": mask}, names)}
+
+
+def _require_window(session: Session, covered: np.ndarray, first: Before) -> None:
+    """Padding between a prompt and its row counts in a sliding window, which would leave the prompt sooner than without padding."""
+    window, used = session.config.get("sliding_window"), session.config.get("use_sliding_window", True)
+    if first.width and used and isinstance(window, int) and covered.shape[1] > window and not covered.all():
+        raise ConfigError("rows with a prompt are padded beyond the model's sliding window, so what they see of it would depend on the others",
+                          where=session.folder, expected=f"at most {window} positions, or rows of one length", found=covered.shape[1],
+                          remedy="run these rows apart")
 
 
 def _require_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:

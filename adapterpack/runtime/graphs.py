@@ -29,7 +29,8 @@ class Graph:
         self.provider = providers.require(self._ort, list(wanted))
         self.device = "cuda" if self.provider.startswith("CUDA") else "cpu"
         self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
-        self.outputs: list[str] = [value.name for value in self._ort.get_outputs()]
+        self.shapes: dict[str, list[Any]] = {value.name: value.shape for value in self._ort.get_outputs()}
+        self.outputs = list(self.shapes)
 
     def call(self, feeds: Mapping[str, Any], options: Any = None) -> dict[str, Any]:
         """One run on ``OrtValue`` feeds. On CUDA a cache stays on the device, unless ONNX Runtime's own adapters are active: bindings

@@ -74,6 +74,22 @@ class Tokenizer:
         ids: list[int] = self.core.encode(text, add_special_tokens=special).ids
         return ids
 
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Where each id of a text has its characters, the end excluded; a special token has none."""
+        found: list[tuple[int, int]] = self.core.encode(text).offsets
+        return found
+
+    @property
+    def mask_token(self) -> str:
+        """The token in whose place a word is to be guessed, or nothing."""
+        return self._token("mask_token")
+
+    @property
+    def mask_id(self) -> int | None:
+        """Its id."""
+        found: int | None = self.core.token_to_id(self.mask_token) if self.mask_token else None
+        return found
+
     def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
         """The ids of a prompt: a text becomes one user message, and the chat template (if any) renders the messages."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)

@@ -149,9 +149,13 @@ def render() -> str:
     rows = [[one.name, one.task, *("promised" if (why := left_out(one, mode, kind)) is None else f"n/a ({why})"
                                    for mode in MODES for kind in KINDS)] for one in ARCHITECTURES]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
-    intro = ("Each promised cell: a graph of a tiny random model, exported, attached and run by ONNX Runtime on the CPU, agrees with torch within "
-             "1e-4 of the largest output. Rows are ragged, padded on both sides where the model can tell, and one token long; decoders go "
-             "on from their caches by one token and by several; rows of one batch use different adapters.")
+    intro = (
+        "Each promised cell: a graph of a tiny random model, exported, attached and run by ONNX Runtime on the CPU, agrees with plain "
+        "transformers in float64, each row alone, within 1e-4 of the largest output. Rows are ragged, padded on both sides where a decoder "
+        "can tell, and as short as one token; decoders go on from their caches by one token and by several; rows of one batch use different "
+        "adapters. The suite proves banks of every architecture and the other modes of some; `python -m adapterpack.testing.exports` "
+        "proves every cell."
+    )
     return f"# Architectures and what their graphs promise\n\n{intro}\nMade by `python -m adapterpack.testing.architectures`.\n\n{table}\n"
 
 

@@ -104,22 +104,24 @@ class Reference:
         return {key: value.numpy() for key, value in found.items() if isinstance(value, torch.Tensor)}
 
 
-def prove(architecture: Architecture, mode: str, folder: Path, frontends: Sequence[Any] | None = None) -> list[str]:
-    """Exports one architecture in one mode with every kind of adapter that it takes, and checks it; the names of the kinds.
+def prove(
+    architecture: Architecture, mode: str, folder: Path, frontends: Sequence[Any] | None = None, only: Sequence[str] | None = None
+) -> list[str]:
+    """Exports one architecture in one mode with every kind of adapter that it takes (or ``only`` some), and checks it; their names.
 
     Folded bundles are made and checked one after the other.
 
     Raises:
         AssertionError: a graph disagrees with transformers.
     """
-    stage = import_module("adapterpack.export.export")
+    stage: Any = import_module("adapterpack.export.export")
     from ..runtime.session import Session  # noqa: PLC0415 - see above
 
     task = task_named(architecture.task)
     base = folder / "base"
     if not base.exists():
         make_base(architecture, base)
-    kinds = [kind for kind in KINDS if left_out(architecture, mode, kind) is None]
+    kinds = [kind for kind in KINDS if left_out(architecture, mode, kind) is None and (only is None or kind.name in only)]
     packs = {kind.name: make_pack(architecture, base, kind) for kind in kinds}
     known: dict[str | None, Reference] = {None: Reference(task, base)}
     for kind in kinds:
@@ -165,7 +167,8 @@ def _other_side(batch: Arrays) -> Arrays:
     """Rows padded on the right that were padded on the left."""
     found = dict(batch)
     for key in ("input_ids", "attention_mask"):
-        found[key] = np.stack([np.roll(row, -int((mask == 0).sum())) for row, mask in zip(batch[key], batch["attention_mask"], strict=True)])
+        padding = (batch["attention_mask"] == 0).sum(1)
+        found[key] = np.stack([np.roll(row, -int(count)) for row, count in zip(batch[key], padding, strict=True)])
     return found
 
 
