@@ -34,7 +34,7 @@ from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .modes import MODES, Plan, base_head, with_fields, with_ranks
 from .parity import prove
-from .sitemap import find_sites, uses_of_linear
+from .sitemap import find_sites, uses_of_modules
 from .targets import TARGETS, Target
 
 DEFAULT_RANK = 16
@@ -223,7 +223,7 @@ def _plans(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tupl
 
 def _refuse(graph: BaseGraph, missing: list[str], sites: Collection[str]) -> NoReturn:
     """Says why packs change modules at which the graph has no site."""
-    uses = Counter(site.path for model in graph.parts.values() for site in uses_of_linear(model, graph.scope))
+    uses = Counter(site.path for model in graph.parts.values() for site in uses_of_modules(model, graph.scope))
     several = [path for path in missing if uses[path] > 1]
     if several:
         raise Unsupported("the model uses this layer at several places, which one slot could not tell apart", where=several[0],

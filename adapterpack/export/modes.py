@@ -121,17 +121,19 @@ def bank(model: Any, plan: Plan) -> Attached:
                                 for path, site in plan.sites.items()})
     for site in plan.sites.values():
         x = emitter.values[site.input]
-        if not site.flat and (site.rank not in {2, 3} or str(x.shape[0]) != str(batch)):
+        if site.kind == "linear" and not site.flat and (site.rank not in {2, 3} or str(x.shape[0]) != str(batch)):
             raise Unsupported("the first axis of this site's input is not the batch, so rows cannot carry different adapters",
                               where=site.path, expected=f"[{batch}, ...]", found=str(x.shape), remedy="export with --mode inputs or folded")
-    ids = ids_input(model, batch)
+    emitter.ids = ids = ids_input(model, batch)
     base, *ready = (padded(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values))
     filled = stacked([base, *ready, *[base] * (plan.slots - 1 - len(ready))])
     for site in plan.sites.values():
         values = {}
         for field in site.fields:
             name = f"{site.path}.{field}"
-            values[field] = emitter.gather(site, field, slot_input(model, name, filled[name], list(filled[name].shape)), ids)
+            slot = slot_input(model, name, filled[name], list(filled[name].shape))
+            looked_up = site.kind == "lookup" and field == "down"  # a row of it for each token, and not the whole of it for each row
+            values[field] = slot if looked_up else emitter.gather(site, field, slot, ids)
         emitter.site(site, values)
     _free_labels(model, plan, {site.output: site.labels for site in plan.sites.values()}.get("logits"))
     return Attached(plan.sites)
@@ -155,7 +157,7 @@ def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[s
         Unsupported: a module that one pack replaces whole is adapted by another.
     """
     if not values:
-        return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in sites.items()}
+        return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in sites.items() if site.kind == "linear"}
     fields: dict[str, set[str]] = {}
     labels: dict[str, int] = {}
     for one in values:
@@ -164,6 +166,10 @@ def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[s
             fields.setdefault(path, set()).add(field)
             if field == "head":
                 labels[path] = max(labels.get(path, sites[path].out_features), array.shape[-1])
+    for path, own in fields.items():
+        if sites[path].kind != "linear" and own - {"down", "up"}:
+            raise Unsupported("at this kind of layer a graph has slots for changes of low rank only", where=path,
+                              found=", ".join(sorted(own)), expected="down, up", remedy="export with --mode folded")
     for path in labels:
         if fields[path] != {"head", "head_bias"}:
             raise Unsupported("one pack replaces this module whole and another adapts it", where=path, remedy="export them apart")

@@ -71,7 +71,8 @@ def _guessed(session: Session, rows: Sequence[Row], names: Names, sampling: Mapp
     for row, ids, found in zip(rows, inputs["input_ids"], logits, strict=True):
         places = np.flatnonzero(ids == mask)
         if mask is None or not len(places):
-            raise ConfigError("a row of this task needs a mask", found=_text(row)[:80], expected=session.tokenizer.mask_token or "a mask token")
+            expected = session.tokenizer.mask_token or "a tokenizer with a mask token"
+            raise ConfigError("a row of this task needs a mask", found=_text(row)[:80], expected=expected)
         chances = _chances(found[places[0]])
         best = np.argsort(-chances, kind="stable")[:BEST]
         results.append({"words": [{"text": session.tokenizer.decode([int(i)]), "score": round(float(chances[i]), 6)} for i in best]})

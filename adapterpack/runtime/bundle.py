@@ -36,6 +36,7 @@ class MappedSite:
     module has no weight, and its node is the one that gives its output. ``ranks`` are the ranks of its slots in a bank, by branch.
     ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so. ``part`` is the graph that it is in.
     ``flat``: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the experts of a model.
+    ``kind``: ``linear``, ``lookup`` (an embedding, whose input is ids) or ``patches`` (a convolution whose kernels lie side by side).
     """
 
     path: str
@@ -56,6 +57,7 @@ class MappedSite:
     positional: bool = False
     part: str = MAIN
     flat: bool = False
+    kind: str = "linear"
 
 
 @dataclass(frozen=True)

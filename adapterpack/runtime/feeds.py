@@ -122,7 +122,7 @@ def _require_window(session: Session, covered: np.ndarray, first: Before) -> Non
     """Padding between a prompt and its row counts in a sliding window, which would leave the prompt sooner than without padding."""
     window, used = session.config.get("sliding_window"), session.config.get("use_sliding_window", True)
     if first.width and used and isinstance(window, int) and covered.shape[1] > window and not covered.all():
-        raise ConfigError("rows with a prompt are padded beyond the model's sliding window, so what they see of it would depend on the others",
+        raise ConfigError("padding comes between a row's prompt and its tokens, beyond the model's sliding window",
                           where=session.folder, expected=f"at most {window} positions, or rows of one length", found=covered.shape[1],
                           remedy="run these rows apart")
 

@@ -63,7 +63,7 @@ def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np
 
 
 def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
-    """Triangles over the frequencies of a spectrum, ``[count, size // 2 + 1]``, each of area 1: Slaney's scale, which is linear below 1 kHz.
+    """Triangles over the frequencies of a spectrum, ``[count, size // 2 + 1]``, each of area 1, on Slaney's scale: linear below 1 kHz.
 
     Example:
         >>> mel_bands(80, 400, 16000).shape

@@ -50,7 +50,7 @@ def make_pack(architecture: Architecture, base: Path, kind: Kind) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
+                parameter.add_(torch.randn_like(parameter) * 0.1)
     return save(model, None, base=base, name=kind.name)
 
 
@@ -62,7 +62,7 @@ def kept(frontends: Sequence[Any]) -> tuple[Any, ...]:
 
     def build_of(frontend: Any) -> Any:
         def build(folder: Path, task: str) -> Any:
-            key = (frontend.name, str(folder), task)
+            key = (frontend.name, str(folder.resolve()), task)
             if key not in built:
                 graph = frontend.build(folder, task)
                 built[key] = graph._replace(model=ir.to_proto(graph.model), before={n: ir.to_proto(m) for n, m in graph.before.items()})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapterpack.testing.architectures import ARCHITECTURES, render
-from adapterpack.testing.exports import kept, prove
+from adapterpack.testing.exports import kept, make_base, prove
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "architectures.md"
 BY_NAME = {one.name: one for one in ARCHITECTURES}
@@ -46,6 +46,16 @@ def test_inputs(name: str, frontends, scratch: Path) -> None:
 def test_folded(name: str, scratch: Path) -> None:
     """And in the weights: a decoder, images, an encoder."""
     prove(BY_NAME[name], "folded", scratch / f"{name}-folded", only=["low-rank"])
+
+
+@pytest.mark.parametrize("mode", ["bank", "inputs"])
+@pytest.mark.parametrize(("name", "targets"), [("vit", ("projection", "q_proj")), ("distilbert", ("word_embeddings", "q_lin"))])
+def test_low_rank_at_patches_and_embeddings(name: str, targets: tuple[str, ...], mode: str, frontends, scratch: Path, tmp_path: Path) -> None:
+    """A convolution that cuts an image into patches, and a table of words, have slots for changes of low rank."""
+    (tmp_path / "base").symlink_to(scratch / name / "base")
+    if not (scratch / name / "base").exists():
+        make_base(BY_NAME[name], scratch / name / "base")
+    assert prove(BY_NAME[name]._replace(targets=targets), mode, tmp_path, frontends, only=["low-rank"]) == ["low-rank"]
 
 
 @pytest.mark.fast
