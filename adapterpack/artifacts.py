@@ -40,7 +40,7 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
 
     ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
     ``budget`` of time or memory ran out. With ``allow_structural`` a base of the same names, dtypes and shapes, whatever its weights, is a
-    warning. Of ``hf://org/name@rev`` only the headers are read, unless ``full``.
+    warning. Of ``hf://org/name@rev`` only the headers are read, unless ``full``; of its base, by default the one that it names, no more.
 
     Returns:
         A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict on the base).
@@ -53,11 +53,12 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
         >>> validate("packs/tickets").valid  # doctest: +SKIP
         True
     """
-    known = None if base is None else folder_of(base)
     if is_remote(path):
         from .hub.remote import validate_remote  # noqa: PLC0415 - as below
 
-        return validate_remote(str(path), known, full=full, budget=budget, allow_structural=allow_structural)
+        there = base if base is None else str(base) if is_remote(base) else folder_of(base)
+        return validate_remote(str(path), there, full=full, budget=budget, allow_structural=allow_structural)
+    known = None if base is None else folder_of(base)
     folder = folder_of(path)
     kind = kind_of(folder)
     if kind == "adapter":

@@ -25,6 +25,7 @@ from .finish import finished, finite
 from .sites import Place, gather
 from .space import Factors
 from .spectra import Loss
+from .threads import in_order, one_thread_each
 from .whole import average
 
 if TYPE_CHECKING:
@@ -105,10 +106,10 @@ def compose(
 
     changes: list[Factors] = []
     losses: dict[str, Loss] = {}
-    with np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
+    with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
         combine = chosen.prepared([place.terms for place in places], arguments)
         for batch in _batches(places):
-            made = [combine(place.terms) for place in batch]
+            made = list(in_order(lambda place: combine(place.terms), batch))
             for place, change in zip(batch, made, strict=True):
                 if isinstance(change, Factors):
                     _require_finite(change, place)

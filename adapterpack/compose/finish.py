@@ -11,6 +11,7 @@ from .finder import Held, Rows, largest
 from .rule import Combined
 from .space import Factors
 from .spectra import Loss, Spectrum, over_stacks
+from .threads import in_order
 
 _HOLD = 1 << 26
 """Numbers of a dense change that are held while it is cut: 256 MB in float32, four times a site of 4096 x 4096."""
@@ -18,8 +19,8 @@ _HOLD = 1 << 26
 
 def finished(combined: Sequence[Combined], cut: Cut, reduce: bool) -> list[tuple[Factors, Loss | None]]:
     """Every change as factors, and its loss; None where it was left as it stands: neither cut nor brought to its rank (``reduce``)."""
-    found: list[tuple[Factors, Loss | None]] = [(change, None) if isinstance(change, Factors) else largest(_held(change), cut).cut(cut)
-                                                for change in combined]
+    found: list[tuple[Factors, Loss | None]] = list(in_order(
+        lambda change: (change, None) if isinstance(change, Factors) else largest(_held(change), cut).cut(cut), combined))
     narrow = [index for index, change in enumerate(combined) if isinstance(change, Factors)]
     if narrow and (cut.asked or reduce):
         reduced = over_stacks([found[index][0] for index in narrow], lambda stack: [_cut(each, cut) for each in stack],

@@ -16,6 +16,7 @@ from .cut import Cut
 from .represent import represent
 from .space import Term, zero
 from .spectra import Loss
+from .threads import one_thread_each
 
 
 class Place(NamedTuple):
@@ -43,7 +44,8 @@ def gather(packs: Sequence[Pack], weights: Sequence[float], *, base: Checkpoint 
     for index, pack in enumerate(packs):
         for adapter in pack.adapters():
             found.setdefault(adapter.site.path, [None] * len(packs))[index] = adapter
-    return [_place(packs, adapters, weights, base, cut) for adapters in found.values()]
+    with one_thread_each():
+        return [_place(packs, adapters, weights, base, cut) for adapters in found.values()]
 
 
 def _place(
