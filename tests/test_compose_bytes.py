@@ -6,11 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
+from threading import Barrier, Thread
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from adapterpack.compose.rules import get, rules
+from adapterpack.compose.threads import one_thread_each
 from adapterpack.methods import LoRA, Site
 from adapterpack.methods.lora import lora
 from adapterpack.pack import manifest as m
@@ -21,7 +26,9 @@ pytestmark = pytest.mark.fast
 SITES = (Site("a", 260, 300), Site("b", 170, 140), Site("c", 170, 140), Site("d", 170, 140))
 WIDE = LoRA(r=24, alpha=8)
 SCRIPT = """
-import hashlib, json, sys
+import json, os, sys
+if sys.argv[2] == "pinned":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 sys.path.insert(0, sys.argv[1])
 from test_compose_bytes import hashes
 json.dump(hashes(), sys.stdout)
@@ -59,11 +66,11 @@ def hashes() -> dict[str, dict[str, str]]:
 
 
 def test_threads_do_not_show() -> None:
-    """In processes with one thread and with two, and here with the threads that there are, every rule makes the same tensors."""
+    """In processes with one thread and with two, on one core, and here with what there is, every rule makes the same tensors."""
     found = [hashes()]
-    for count in "12":
+    for count, cores in (("1", "all"), ("2", "pinned" if hasattr(os, "sched_setaffinity") else "all")):
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count)
-        run = subprocess.run([sys.executable, "-c", SCRIPT, os.path.dirname(__file__)], env={**os.environ, **threads}, check=True,
+        run = subprocess.run([sys.executable, "-c", SCRIPT, str(Path(__file__).parent), cores], env={**os.environ, **threads}, check=True,
                              capture_output=True)
         found.append(json.loads(run.stdout))
     for rule in rules():
@@ -84,27 +91,26 @@ def test_order_and_company_do_not_show(rule: str) -> None:
 
 
 def test_the_library_is_as_it_was() -> None:
-    """The limit to one thread ends with the composition, also where two of them overlap."""
-    from threading import Barrier, Thread
+    """The limit to one thread holds for every thread, and ends with the last of the blocks that overlap."""
+    inside, barrier = [], Barrier(2)
 
-    from threadpoolctl import threadpool_info
+    def counts() -> set[int]:
+        return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
 
-    from adapterpack.compose.threads import each_site, one_thread_each
-
-    before, inside, barrier = threadpool_info(), [], Barrier(2)
-
-    def work() -> None:
+    def work(last: bool) -> None:
         with one_thread_each():
             barrier.wait()
-            inside.extend(info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas")
+            inside.append(counts())
             barrier.wait()
+            if last:
+                time.sleep(0.05)  # the other one has left
+                inside.append(counts())
 
-    both = [Thread(target=work) for _ in range(2)]
+    before = counts()
+    both = [Thread(target=work, args=(last,)) for last in (False, True)]
     for one in both:
         one.start()
     for one in both:
         one.join()
-    assert set(inside) == {1} and threadpool_info() == before
-    with np.errstate(all="raise"):
-        with pytest.raises(FloatingPointError):
-            each_site(lambda value: np.float32(value) * np.float32(1e30), [1e30, 1e30, 1e30])
+    assert inside == [{1}] * 3
+    assert counts() == before

@@ -12,14 +12,12 @@ from .finder import Found, Held, Rows, largest
 from .rule import Combined
 from .space import Factors, zero
 from .spectra import Loss, Spectrum, over_stacks, spectra
-from .threads import each_site
+from .threads import in_order
 
 T = TypeVar("T")
 
 HOLD = 1 << 26
 """Numbers of a dense change that are held while it is cut: 256 MB in float32, four times a site of 4096 x 4096."""
-TOGETHER = 2 * HOLD
-"""Numbers that all threads hold at a time."""
 
 
 def finished(combined: Sequence[Combined], cut: Cut, reduce: bool) -> list[tuple[Factors, Loss | None]]:
@@ -51,10 +49,9 @@ def finite(change: Factors) -> bool:
 
 
 def _of_dense(combined: Sequence[Combined], work: Callable[[int, Rows], T]) -> list[tuple[int, T]]:
-    """``work`` of the changes that are no factors, with their places; as many at a time as may be held."""
+    """``work`` of the changes that are no factors, with their places; each thread holds one at a time."""
     dense = [(index, change) for index, change in enumerate(combined) if not isinstance(change, Factors)]
-    widest = max((change.shape[0] * change.shape[1] for _, change in dense), default=1)
-    return each_site(lambda item: (item[0], work(item[0], _held(item[1]))), dense, most=max(1, TOGETHER // max(1, widest)))
+    return list(in_order(lambda item: (item[0], work(item[0], _held(item[1]))), dense))
 
 
 def _held(change: Rows) -> Rows:

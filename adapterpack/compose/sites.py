@@ -19,6 +19,7 @@ from .represent import represent
 from .space import Term, zero
 from .spectra import Loss
 from .statistics import Statistics
+from .threads import one_thread_each
 
 
 class Place(NamedTuple):
@@ -51,8 +52,9 @@ def gather(
         for adapter in pack.adapters():
             found.setdefault(adapter.site.path, [None] * len(packs))[index] = adapter
     known = statistics or [None] * len(packs)
-    return [_place(packs, adapters, weights, base, cut, [None if one is None else one.at(path) for one in known])
-            for path, adapters in found.items()]
+    with one_thread_each():
+        return [_place(packs, adapters, weights, base, cut, [None if one is None else one.at(path) for one in known])
+                for path, adapters in found.items()]
 
 
 def _place(

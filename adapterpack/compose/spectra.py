@@ -7,15 +7,14 @@ and Young 1936.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from .cut import Cut, energy_of
 from .space import Factors
+from .threads import in_order
 
 T = TypeVar("T")
 
@@ -106,23 +105,11 @@ def over_stacks(changes: Sequence[Factors], then: Callable[[list[Spectrum]], lis
         size = max(1, _STACK // max(1, changes[members[0]].A.size + changes[members[0]].B.size))
         stacks += [members[start : start + size] for start in range(0, len(members), size)]
     found: list[T] = [None] * len(changes)  # type: ignore[list-item]
-
-    def work(members: list[int]) -> None:
-        for index, value in zip(members, then(_stack_spectra([changes[index] for index in members], most)), strict=True):
+    made = in_order(lambda members: then(_stack_spectra([changes[index] for index in members], most)), stacks)
+    for members, values in zip(stacks, made, strict=True):
+        for index, value in zip(members, values, strict=True):
             found[index] = value
-
-    if len(stacks) == 1:
-        work(stacks[0])
-    else:
-        with ThreadPoolExecutor(workers()) as pool:
-            list(pool.map(work, stacks))
     return found
-
-
-def workers() -> int:
-    """Threads for work that numpy does outside of the interpreter's lock: one a core, 4 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 4)
 
 
 def _stack_spectra(changes: Sequence[Factors], most: int | None = None) -> list[Spectrum]:

@@ -1,79 +1,105 @@
-"""One thread of linear algebra at each site, and threads over sites: what comes out does not depend on how many there are.
+"""Threads: sites are shared out among a few, and the BLAS computes on the thread that calls it.
 
-A product of matrices that several threads share is added up in an order that their number decides, so its last bits do too. Sites are
-independent, so they are what is shared out: each is worked on by one thread from beginning to end.
+A product that the BLAS splits over its own threads rounds as they are many, and its threads fight those that call it: two by two on two
+cores took twenty times as long as one each. With one thread a product the bytes of a result depend neither on the number of cores nor on
+``OMP_NUM_THREADS``, as long as what is computed together depends on shapes alone and sums are added up in one order.
 """
 
 from __future__ import annotations
 
-import contextvars
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from contextvars import copy_context
+from typing import Any, TypeVar
 
-from .spectra import workers
-
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 _lock = threading.Lock()
-_open = 0
-"""How many blocks are open: the library's setting is one for the whole process."""
-_holder: tuple[threading.Thread, threading.Event] | None = None
+_held: list[Any] = []
+"""Who holds the limit, and its users: the number of threads is the process's, so the last one to leave takes the limit off."""
+_inside = threading.local()
+
+
+def workers() -> int:
+    """Threads for work that numpy does outside of the interpreter's lock: one a core, 4 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 4)
 
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Inside, the library behind numpy's linear algebra works with one thread; as it was afterwards. Blocks may overlap.
-
-    Example:
-        >>> with one_thread_each():
-        ...     each_site(lambda value: value * 2, [1, 2])
-        [2, 4]
-    """
-    global _open, _holder
+    """Within the block the BLAS of this process starts no threads of its own; blocks may be nested and may overlap."""
     with _lock:
-        if not _open:
-            _holder = _held()
-        _open += 1
+        if not _held:
+            _held.append(_holder())
+        _held.append(None)
     try:
         yield
     finally:
         with _lock:
-            _open -= 1
-            if not _open and _holder is not None:
-                thread, done = _holder
-                done.set()
-                thread.join()
-                _holder = None
+            _held.pop()
+            if len(_held) == 1:
+                _held.pop()()
 
 
-def _held() -> tuple[threading.Thread, threading.Event]:
-    """A thread that holds the limit until it is told: threadpoolctl lets nobody lift it but the thread that set it."""
+def _holder() -> Callable[[], None]:
+    """A thread that holds the limit, and what ends it: threadpoolctl lets nobody lift a limit but the thread that set it, and ignores,
+    without a word, what another thread asks for meanwhile."""
     begun, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        from threadpoolctl import threadpool_limits  # noqa: PLC0415 - what composes nothing does not pay for it
+        from threadpoolctl import threadpool_limits  # noqa: PLC0415 - most commands multiply nothing
 
         try:
-            with threadpool_limits(1, user_api="blas"):
+            with threadpool_limits(1, "blas"):
                 begun.set()
                 done.wait()
         finally:
             begun.set()
 
-    thread = threading.Thread(target=hold, name="adapterpack-one-thread", daemon=True)
+    def end() -> None:
+        done.set()
+        thread.join()  # else the next one might ask before this one has let go
+
+    thread = threading.Thread(target=hold, daemon=True)
     thread.start()
     begun.wait()
-    return thread, done
+    return end
 
 
-def each_site(work: Callable[[S], T], sites: Sequence[S], most: int = 64) -> list[T]:
-    """``work`` of every site, by ``most`` threads or fewer, in the order of the sites; under the caller's settings (``np.errstate``)."""
-    threads = min(most, workers(), len(sites))
-    if threads < 2:
-        return [work(site) for site in sites]
-    context = contextvars.copy_context()
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda site: context.copy().run(work, site), sites))
+def as_worker() -> None:
+    """Says that this thread is one of several that share a work out, so that it shares out nothing itself."""
+    _inside.worker = True
+
+
+def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """``function`` of every item, by the threads, in the order of the items; no more is begun than what is soon taken.
+
+    Work that is itself shared out inside of such a thread is done by that thread.
+
+    Example:
+        >>> list(in_order(lambda x: x * x, range(5)))
+        [0, 1, 4, 9, 16]
+    """
+    if getattr(_inside, "worker", False) or workers() == 1:
+        with one_thread_each():
+            yield from map(function, items)
+        return
+
+    with one_thread_each(), ThreadPoolExecutor(workers(), initializer=as_worker) as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(copy_context().run, function, item))
+                if len(waiting) > 2 * workers():
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

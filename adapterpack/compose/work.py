@@ -25,7 +25,7 @@ from .sites import Place, gather
 from .space import Factors
 from .spectra import Loss
 from .statistics import Statistics, of_packs
-from .threads import each_site, one_thread_each
+from .threads import in_order, one_thread_each
 from .whole import decided
 
 BATCH = 16 << 20
@@ -119,9 +119,8 @@ def prepared(
     origin = common_base(parents)
     order = sorted(range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index]))
     ordered = [parents[index] for index in order]
-    with one_thread_each():
-        places = gather(ordered, [weights[index] for index in order], base=opened_base(base, parents), cut=_finer(request),
-                        statistics=None if measured is None else [measured[index] for index in order])
+    places = gather(ordered, [weights[index] for index in order], base=opened_base(base, parents), cut=_finer(request),
+                    statistics=None if measured is None else [measured[index] for index in order])
     return Work(request, rule, arguments, tuple(parents), tuple(order), tuple(weights), origin, tuple(places), tuple(measured or ()))
 
 
@@ -138,7 +137,7 @@ def combined(work: Work) -> Combined:
     with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
         combine = work.rule.prepared([place.terms for place in work.places], work.arguments)
         for batch in _batches(work.places):
-            made = each_site(lambda place: combine(place.terms), batch)
+            made = list(in_order(lambda place: combine(place.terms), batch))
             for place, change in zip(batch, made, strict=True):
                 if isinstance(change, Factors):
                     _require_finite(change, place)

@@ -14,7 +14,8 @@ from ..compose.asked import chosen_name
 from ..compose.cut import Cut
 from ..compose.result import as_lora, truncation
 from ..compose.space import Factors
-from ..compose.spectra import Loss, workers
+from ..compose.spectra import Loss
+from ..compose.threads import as_worker, one_thread_each, workers
 from ..errors import BaseMismatch, NonFinite, NothingToDo, UnknownName, Unsupported, nearest
 from ..merge.ticker import StoppedError, Ticker
 from ..methods import LAYOUTS, Site
@@ -147,7 +148,7 @@ def _matrices(
         ticker.add(pair.nbytes)
         return result
 
-    with ThreadPoolExecutor(workers()) as pool:
+    with one_thread_each(), ThreadPoolExecutor(workers(), initializer=as_worker) as pool:
         try:
             return [each for each in pool.map(one, matrices) if each is not None]
         except BaseException:
