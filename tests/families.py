@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ class Family(NamedTuple):
     fields: dict[str, Any]
     inputs: Callable[[], Inputs]
     kinds: tuple[str, ...] = ("linear", "norm", "table")
-    more: dict[str, tuple[str, ...]] = {}
+    more: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def build(self) -> torch.nn.Module:
         """The model, every parameter moved away from where it is born: a bias of zero would hide one that was lost."""
@@ -47,7 +48,7 @@ class Family(NamedTuple):
 
 
 def _ids() -> torch.Tensor:
-    return torch.arange(2 * 7).reshape(2, 7) * 5 % WORDS
+    return torch.arange(2 * 7).reshape(2, 7) * 3 % WORDS
 
 
 def words() -> Inputs:
@@ -83,7 +84,8 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Family("Gemma3ForCausalLM", "Gemma3TextConfig", _decoder(tie_word_embeddings=True, query_pre_attn_scalar=6), words),
     "phi3": Family("Phi3ForCausalLM", "Phi3Config", _decoder(), words),
     "gpt2": Family("GPT2LMHeadModel", "GPT2Config", {"vocab_size": WORDS, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 3, "n_inner": 40,
-                                                     "n_positions": 16, "bos_token_id": 1, "eos_token_id": 2}, words, ("transposed", "norm", "table")),
+                                                     "n_positions": 16, "bos_token_id": 1, "eos_token_id": 2}, words,
+                   ("transposed", "norm", "table")),
     "gpt_neox": Family("GPTNeoXForCausalLM", "GPTNeoXConfig", _encoder(is_decoder=True, rotary_pct=0.5), words),
     "opt": Family("OPTForCausalLM", "OPTConfig", {"vocab_size": WORDS, "hidden_size": WIDTH, "ffn_dim": 40, "num_hidden_layers": LAYERS,
                                                   "num_attention_heads": 3, "max_position_embeddings": 32, "word_embed_proj_dim": 12,
@@ -96,7 +98,8 @@ FAMILIES: dict[str, Family] = {
     "mixtral": Family("MixtralForCausalLM", "MixtralConfig", _decoder(num_local_experts=3, num_experts_per_tok=2), words,
                       more={"experts": ("experts.gate_up_proj", "experts.down_proj")}),
     "qwen2_moe": Family("Qwen2MoeForCausalLM", "Qwen2MoeConfig",
-                        _decoder(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=20), words,
+                        _decoder(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=20),
+                        words,
                         more={"experts": ("experts.gate_up_proj", "experts.down_proj")}),
     "bert": Family("BertForSequenceClassification", "BertConfig", _encoder(), words,
                    more={"embedding": ("word_embeddings", "position_embeddings")}),
@@ -110,8 +113,8 @@ FAMILIES: dict[str, Family] = {
     "modernbert": Family("ModernBertForSequenceClassification", "ModernBertConfig",
                          _encoder(global_attn_every_n_layers=2, local_attention=4, cls_token_id=1, sep_token_id=2, bos_token_id=1,
                                   eos_token_id=2, attn_implementation="eager"), words),
-    "t5": Family("T5ForConditionalGeneration", "T5Config", {"vocab_size": WORDS, "d_model": WIDTH, "d_kv": 8, "d_ff": 40, "num_layers": LAYERS,
-                                                            "num_heads": 3, "feed_forward_proj": "gated-gelu", "pad_token_id": 0,
+    "t5": Family("T5ForConditionalGeneration", "T5Config", {"vocab_size": WORDS, "d_model": WIDTH, "d_kv": 8, "d_ff": 40,
+                                                            "num_layers": LAYERS, "num_heads": 3, "feed_forward_proj": "gated-gelu", "pad_token_id": 0,
                                                             "decoder_start_token_id": 0, "eos_token_id": 1}, two_sides),
     "bart": Family("BartForConditionalGeneration", "BartConfig", {"vocab_size": WORDS, "d_model": WIDTH, "encoder_layers": LAYERS,
                                                                   "decoder_layers": LAYERS, "encoder_attention_heads": 3,

@@ -20,6 +20,7 @@ from families import FAMILIES, Family
 
 import adapterpack
 from adapterpack import LoRA, adapt, save
+from adapterpack.errors import Unsupported
 from adapterpack.methods import Method, get, methods
 
 FOLDABLE = [method for method in methods().values() if method.kind == "weight" and method.examples[0].acts is None
@@ -55,6 +56,19 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any
     return make
 
 
+def _trained(family: Family, model: torch.nn.Module, plain: torch.Tensor) -> None:
+    """Moves the adapter until the output shows it: by as little as that, since large changes make float32 itself inexact."""
+    torch.manual_seed(5)
+    for _ in range(8):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.03 * torch.randn_like(parameter))
+        if (family(model) - plain).abs().max() > 1e-3 * plain.abs().max():
+            return
+    raise AssertionError("the adapter changes nothing")
+
+
 @pytest.mark.parametrize(("name", "method", "kind"), CASES)
 def test_merged_is_adapted(bases: Callable[[str], tuple[Any, Path]], name: str, method: str, kind: str | None, tmp_path: Path) -> None:
     """The merged checkpoint, loaded by transformers, gives the adapted model's output within 1e-5 of its largest (float32)."""
@@ -62,18 +76,19 @@ def test_merged_is_adapted(bases: Callable[[str], tuple[Any, Path]], name: str, 
     family, (base, folder) = FAMILIES[name], bases(name)
     config = get(method).examples[0] if kind is None else LoRA(r=2, alpha=3, targets=family.more[kind])
     fields = {field.name for field in dataclasses.fields(config)}
+    if name == "clip" and "token_indices" in fields:
+        config = dataclasses.replace(config, targets=("token_embedding",))
     if kind is None and "targets" in fields and {"linear", "transposed"} & set(get(method).traits.layers):
         config = dataclasses.replace(config, targets="all-linear")
     model = adapt(copy.deepcopy(base), config, "one").eval()
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+    _trained(family, model, family(base))
     pack = save(model, tmp_path / "pack", base=folder)
     if kind is not None:
         assert kind in {group.kind for group in pack.manifest.groups}
+    if method == "beft" and not all(group.bias for group in pack.manifest.groups):  # a bias where the base's files have no place for one
+        with pytest.raises(Unsupported, match="gives this site a bias, and the base has none"):
+            adapterpack.merge(folder, [pack], tmp_path / "out")
+        return
     adapterpack.merge(folder, [pack], tmp_path / "out", durable=False)
-    plain, adapted, merged = family(base), family(model), family(family.load(tmp_path / "out"))
-    assert (adapted - plain).abs().max() > 1e-4
+    adapted, merged = family(model), family(family.load(tmp_path / "out"))
     torch.testing.assert_close(merged, adapted, atol=1e-5 * float(adapted.abs().max()), rtol=0)
