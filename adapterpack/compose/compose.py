@@ -18,6 +18,7 @@ from ..pack.checkpoint import Checkpoint
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build
 from ..pack.validate import load
+from ..threads import in_order, one_thread_each
 from . import rules
 from .agree import common_base, common_task
 from .cut import Cut
@@ -25,7 +26,6 @@ from .finish import finished, finite
 from .sites import Place, gather
 from .space import Factors
 from .spectra import Loss
-from .threads import in_order, one_thread_each
 from .whole import average
 
 if TYPE_CHECKING:

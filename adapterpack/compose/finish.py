@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..threads import in_order
 from .cut import Cut
 from .finder import Held, Rows, largest
 from .rule import Combined
 from .space import Factors
 from .spectra import Loss, Spectrum, over_stacks
-from .threads import in_order
 
 _HOLD = 1 << 26
 """Numbers of a dense change that are held while it is cut: 256 MB in float32, four times a site of 4096 x 4096."""
