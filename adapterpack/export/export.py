@@ -8,9 +8,9 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx_ir as ir
@@ -32,8 +32,10 @@ from ..runtime.slots import largest_ranks, pack_values, require_slots
 from ..tasks import MAIN, TASKS, Task, task_named, task_of
 from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
-from .modes import MODES, Plan, base_head, with_fields, with_ranks
+from .modes import MODES, Attached, Plan, base_head, with_fields, with_ranks
+from .packing import SHARED, pack_siblings
 from .parity import prove
+from .passes import checked, slots_of
 from .sitemap import find_sites, uses_of_modules
 from .targets import TARGETS, Target
 
@@ -138,8 +140,9 @@ def _publish(
 ) -> Bundle:
     """Attaches, writes into a temporary folder, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
-    plans = {part: plan._replace(slot_name=target.slot_name) for part, plan in _plans(graph, base, attached, capacity).items()}
-    done = [MODES[mode](graph.parts[part], plan) for part, plan in plans.items()]
+    every = _sites(graph, attached)
+    plans = _plans(graph, base, attached, every, capacity)
+    done = [_attached(graph.parts[part], mode, target, every, plan) for part, plan in plans.items()]
     sites = {path: site for one in done for path, site in one.sites.items()}
     plan, labels = plans[MAIN], _labels(source, task)
     bundle = Bundle(
@@ -198,9 +201,21 @@ def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray
     return to_matrix(adapter.site.kind, base.read(name)), base.read(bias) if bias in base.tensors else None
 
 
-def _plans(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple[int, int | None]) -> dict[str, Plan]:
+def _attached(model: Any, mode: str, target: Target, every: Mapping[str, MappedSite], plan: Plan) -> Attached:
+    """Packs siblings of one graph, and puts its part of the packs into it."""
+    plan, slots = plan._replace(slot_name=target.slot_name), slots_of(model)
+    plan = pack_siblings(model, {path: site for path, site in every.items() if site.part == plan.part}, plan,
+                         SHARED[mode] if target.groups else ())
+    checked("packing", model, plan.sites, slots)
+    done = MODES[mode](model, plan)
+    checked("attaching", model, done.sites, {plan.slot_name(path, field) for path, site in done.sites.items() for field in site.fields})
+    return done
+
+
+def _plans(
+    graph: BaseGraph, base: Checkpoint, packs: list[Pack], sites: dict[str, MappedSite], capacity: tuple[int, int | None]
+) -> dict[str, Plan]:
     """What goes into each graph, by the name of its part."""
-    sites = _sites(graph, packs)
     values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites) for pack in packs]
     wanted = {name.rpartition(".")[0] for one in values for name in one}
     missing = sorted(wanted - sites.keys())

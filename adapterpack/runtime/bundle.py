@@ -37,6 +37,8 @@ class MappedSite:
     ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so. ``part`` is the graph that it is in.
     ``flat``: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the experts of a model.
     ``kind``: ``linear``, ``lookup`` (an embedding, whose input is ids) or ``patches`` (a convolution whose kernels lie side by side).
+    ``at`` is where its outputs begin in a weight that is packed with those of others. ``members`` are
+    the sites whose ``down`` factors lie side by side in this one's slot: it is no module.
     """
 
     path: str
@@ -58,6 +60,8 @@ class MappedSite:
     part: str = MAIN
     flat: bool = False
     kind: str = "linear"
+    at: int = 0
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,7 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
             **value,
             **tuples,
             "base": m.decode_base(value["base"]),
-            "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"])}) for key, site in value["sites"].items()},
+            "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"]), "members": tuple(site.get("members", ()))}) for key, site in value["sites"].items()},
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
             "io": decode_signature(value.get("io", {})),

@@ -55,7 +55,7 @@ def run(
 def _expanded(rows: Iterable[Row], adapters: Sequence[str | None]) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
-            raise ConfigError("a row is a mapping with text, prompt, messages, image or audio", where=f"row {number}", found=type(row).__name__)
+            raise ConfigError("a row is a mapping", where=f"row {number}", expected=", ".join(ASKED), found=type(row).__name__)
         if not any(isinstance(row.get(key), str | list) for key in ASKED):
             raise ConfigError("a row needs text, prompt, messages, image or audio", where=f"row {number}",
                               found=", ".join(map(str, row)) or "an empty row")
