@@ -96,7 +96,7 @@ def quantize_in_place(folder: Path, name: str) -> None:
     moved.write(folder)
     session = Session(folder, provider="cpu")
     after, canaries = probe(session), replay.replay(session)
-    report = {
+    report: dict[str, Any] = {
         "scheme": name,
         "block_size": scheme.block_size,
         "quantized": count,
@@ -133,7 +133,8 @@ def probe(session: Session) -> dict[str, np.ndarray]:
 
 def inputs_of(session: Session) -> dict[str, np.ndarray]:
     """Pseudo-random inputs of the task's own forms: the canary's ids, and images or features of the graph's shapes."""
-    rng, found, rows = np.random.default_rng(canary.SEED), {}, len(canary.LENGTHS)
+    rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
+    found: dict[str, np.ndarray] = {}
     shapes = {name: value.shape for graph in session.graphs.values() for name, value in graph.inputs.items()}
     for name in session.task.inputs:
         if name == "input_ids":
