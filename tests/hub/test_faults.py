@@ -165,12 +165,14 @@ def test_what_arrived_is_looked_at_again(hub: Hub) -> None:
     assert adapterpack.pull("hf://org/relisted").id == make_pack(seed=10).id
 
 
-PUSHES = ("busy with its answer", "failing commit", "busy commit", "failing upload", "upload broken off", "token in the error")
+PUSHES = {"busy with its answer": 7, "failing commit": 7, "busy commit": 7, "token in the error": 7,
+          "failing upload": 800_000, "upload broken off": 800_000}
+"""Fault -> the width of a pack that meets it: a large one goes in parts, which are sent again soon."""
 
 
 @pytest.mark.parametrize("name", PUSHES)
 def test_a_push_that_fails_leaves_the_head_where_it_was_and_a_second_one_succeeds(name: str, hub: Hub) -> None:
-    repo, changed = f"hf://org/push-{name.replace(' ', '-')}", make_pack(seed=20 + PUSHES.index(name))
+    repo, changed = f"hf://org/push-{name.replace(' ', '-')}", make_pack(seed=20 + [*PUSHES].index(name), width=PUSHES[name])
     first = adapterpack.push(make_pack(), repo)
     hub.arm(name)
     with pytest.raises(HubError) as caught:
