@@ -83,8 +83,9 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     kind = kind_of(folder)
     if kind == "adapter":
         from .convert.outline import inspect_file  # noqa: PLC0415 - packs do not need what other formats need
+        from .gguf.inspect import inspect_model  # noqa: PLC0415 - as above
 
-        return inspect_file(folder)
+        return inspect_model(folder) or inspect_file(folder)
     if kind == "bundle":
         return _inspect_bundle(folder)
     from .pack.inspect import inspect_base, inspect_pack  # noqa: PLC0415 - validating does not need it
@@ -106,7 +107,7 @@ def _inspect_bundle(folder: Path) -> dict[str, Any]:
         "adapters": [{"name": a.name, "slot": a.slot, "pack": a.pack, "labels": list(a.labels or ())} for a in bundle.adapters],
         "slots": bundle.slots,
         "max_rank": bundle.max_rank,
-        "sites": len(bundle.sites),
+        "sites": sum(not site.members for site in bundle.sites.values()),
         "quantization": bundle.quantization,
         "parity": bundle.parity,
         "bytes": sum(entry.size for entry in bundle.files),
