@@ -10,9 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from array_api_compat import array_namespace
-
 from ..errors import Unsupported, nearest
+from .arrays import array_namespace
 from .operators import Array
 
 
@@ -50,6 +49,15 @@ LAYOUTS: dict[str, Layout] = {
 inputs are ids, and the same as a table, a row for every token; a norm's vector, which is a column; convolutions
 ``[out, in / groups, *kernel]``, without groups and with them; a bare parameter ``[out, in]``; fused experts ``[experts, out, in]``, and
 ``[experts, in, out]``."""
+
+LINEAR = tuple(kind for kind, layout in LAYOUTS.items() if layout.linear)
+"""The kinds of linear layers: which way round the weight is stored is no matter of a method's."""
+CONVOLUTIONS = tuple(kind for kind, layout in LAYOUTS.items() if layout.axes == _KERNELS)
+"""The kinds of convolutions: what a method does to a matrix it does to the unfolded kernel ``[out, in / groups * kernel]``."""
+WEIGHTS = (*LINEAR, *CONVOLUTIONS)
+"""What a method takes that folds into any matrix."""
+STACKS = tuple(kind for kind, layout in LAYOUTS.items() if layout.bare)
+"""Bare parameters, and stacks of them."""
 
 
 def layout_of(kind: str) -> Layout:
