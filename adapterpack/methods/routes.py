@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
-from array_api_compat import array_namespace
-
 from ..errors import Unsupported
+from .arrays import array_namespace
 from .operators import Array
 
 
