@@ -70,7 +70,7 @@ class BundledAdapter:
 
 @dataclass(frozen=True)
 class Bundle:
-    """The manifest of a bundle. ``slots`` counts slot 0, which is the base."""
+    """The manifest of a bundle. ``slots`` counts slot 0, which is the base. ``padding`` is the side on which a decoder's rows are filled up."""
 
     mode: str
     task: str
@@ -88,6 +88,7 @@ class Bundle:
     parity: Mapping[str, Any] = field(default_factory=dict)
     io: Signature = field(default_factory=Signature)
     target: str = "ort"
+    padding: str = "left"
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 

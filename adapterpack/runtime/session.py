@@ -298,6 +298,12 @@ def positions(mask: np.ndarray) -> np.ndarray:
     return counted
 
 
+def last_places(mask: np.ndarray) -> np.ndarray:
+    """Where each row's last real token is, ``[rows]``, whatever the padding side."""
+    found: np.ndarray = mask.shape[1] - 1 - np.argmax(mask[:, ::-1] > 0, axis=1)
+    return found
+
+
 def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> Arrays:
     """Ragged ids as ``input_ids`` and ``attention_mask`` [batch, longest], int64."""
     width = max(map(len, rows), default=0)
