@@ -50,7 +50,9 @@ def command(
     graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
         adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, frontend=frontend,
-                           target=target, checkpoint=None if checkpoint is None else folder_of(checkpoint), allow_structural=allow_structural, progress=say)
+                           target=target,
+                           checkpoint=None if checkpoint is None else folder_of(checkpoint), allow_structural=allow_structural,
+                           progress=say)
     found = adapterpack.inspect(bundle_in(out))
     if as_json:
         emit({"command": "export", **found})

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -146,7 +147,8 @@ def _publish(
     plan = pack_siblings(graph.model, every, plan, SHARED[mode] if target.groups else ())
     checked("packing", graph.model, plan.sites, slots)
     done = MODES[mode](graph.model, plan)
-    checked("attaching", graph.model, done.sites, {plan.slot_name(path, field) for path, site in done.sites.items() for field in site.fields})
+    slots |= {plan.slot_name(path, field) for path, site in done.sites.items() for field in site.fields}
+    checked("attaching", graph.model, done.sites, slots)
     labels = _labels(source, task)
     bundle = Bundle(
         mode=mode,
@@ -288,7 +290,8 @@ def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str]
     """The ONNX file that is to be exported from, if it is one."""
     file = Path(base) if is_graph(base) else None
     if file is not None and file.is_dir():
-        raise ConfigError("a bundle is exported already", where=file, remedy="name the checkpoint, or the .onnx file with --base CHECKPOINT")
+        raise ConfigError("a bundle is exported already", where=file,
+                          remedy="name the checkpoint, or the .onnx file with --base CHECKPOINT")
     if (file is None) != (checkpoint is None):
         raise ConfigError("an ONNX file is exported beside the checkpoint that it was made from", where=base, found=checkpoint,
                           remedy="name it with --base" if checkpoint is None else "leave --base out")

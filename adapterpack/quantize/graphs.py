@@ -119,7 +119,8 @@ def probe(session: Session) -> dict[str, np.ndarray]:
     found = {}
     for key, name in kinds.items():
         output = next(iter(session.run(batch, name).values()))
-        found[key] = output[range(len(output)), last_places(batch["attention_mask"])] if generates else output[:, 0] if output.ndim == 3 else output
+        last = last_places(batch["attention_mask"]) if generates else 0
+        found[key] = output if output.ndim == 2 else output[range(len(output)), last]
     return found
 
 

@@ -70,7 +70,10 @@ class BundledAdapter:
 
 @dataclass(frozen=True)
 class Bundle:
-    """The manifest of a bundle. ``slots`` counts slot 0, which is the base. ``padding`` is the side on which a decoder's rows are filled up."""
+    """The manifest of a bundle. ``slots`` counts slot 0, which is the base.
+
+    ``padding`` is the side on which a decoder's shorter rows are filled up.
+    """
 
     mode: str
     task: str
@@ -166,9 +169,13 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
             **value,
             **tuples,
             "base": m.decode_base(value["base"]),
-            "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"]), "members": tuple(site.get("members", ()))}) for key, site in value["sites"].items()},
+            "sites": {key: _site(site) for key, site in value["sites"].items()},
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
             "io": decode_signature(value.get("io", {})),
         }
     )
+
+
+def _site(value: Mapping[str, Any]) -> MappedSite:
+    return MappedSite(**{**value, "fields": tuple(value["fields"]), "members": tuple(value.get("members", ()))})

@@ -97,7 +97,8 @@ def make_base(folder: Path) -> None:
     """
     torch.manual_seed(3)
     config = LlamaConfig(vocab_size=96, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         intermediate_size=112, attention_bias=True, max_position_embeddings=64, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
+                         intermediate_size=112, attention_bias=True, max_position_embeddings=64,
+                         tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
                          eos_token_id=2)
     model = LlamaForCausalLM(config)
     with torch.no_grad():

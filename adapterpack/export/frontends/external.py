@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ...errors import FormatError, SiteNotFound, Unsupported
+from ...errors import FormatError, Unsupported
 from ...methods import LAYOUTS
 from ...onnx_graph.confine import require_confined
 from ...onnx_graph.graph_file import GraphFile
@@ -46,7 +46,8 @@ def external(path: Path, base: Checkpoint, packs: Sequence[Pack]) -> BaseGraph:
     """
     require_confined(path)
     held = GraphFile(path)
-    places = match(held, base, _wanted(base, packs))
+    wanted = _wanted(base, packs)
+    places = match(held, base, {tensor: kind for tensor, (kind, _) in wanted.items()})
     model = ir.load(path)
     _require_float(model, path)
     _named(model, base)
@@ -54,7 +55,7 @@ def external(path: Path, base: Checkpoint, packs: Sequence[Pack]) -> BaseGraph:
     parts: dict[str, list[_Part]] = {}
     for tensor, place in places.items():
         piece = _piece(model, place, path)
-        parts.setdefault(piece.initializer, []).append(_Part(piece.at, piece.stop - piece.start, tensor.rpartition(".")[0]))
+        parts.setdefault(piece.initializer, []).append(_Part(piece.at, piece.stop - piece.start, wanted[tensor][1]))
     for name, modules in parts.items():
         for node, module in _apart(model, name, sorted(modules), path):
             owners[node] = module
@@ -62,14 +63,14 @@ def external(path: Path, base: Checkpoint, packs: Sequence[Pack]) -> BaseGraph:
     return BaseGraph(model, owners.get, f"external, by {producer[:150]}", ("left", "right"))
 
 
-def _wanted(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, str]:
-    """Weight -> the kind of its site, for every module of the packs that is in the checkpoint."""
+def _wanted(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[str, str]]:
+    """Weight -> the kind and the path of its site, for every module of the packs."""
     wanted = {}
     for group in (group for pack in packs if pack.method.kind != "prompt" for group in pack.manifest.groups):
         kind = group.kind if group.role == "adapter" else "linear"
         if group.role == "adapter" and not LAYOUTS[kind].linear:
             raise Unsupported("a graph has slots at linear layers only", where=group.path, found=kind, remedy="export with --mode folded")
-        wanted[base.require_weight(group.path, group.weight)] = kind
+        wanted[base.require_weight(group.path, group.weight)] = kind, group.path
     return wanted
 
 
@@ -227,13 +228,3 @@ def _named(model: Any, base: Checkpoint) -> None:
         from onnx_ir.passes.common import ShapeInferencePass  # noqa: PLC0415 - most graphs tell their shapes
 
         ShapeInferencePass()(model)
-
-
-def require_slots_at(packs: Sequence[Pack], path: Path) -> None:
-    """Checks that there is something to attach: whose weights a file holds is known by those that packs change.
-
-    Raises:
-        SiteNotFound: there are no packs.
-    """
-    if not packs:
-        raise SiteNotFound("an ONNX file gets slots where packs need them, and there are none", where=path, remedy="name the packs")
