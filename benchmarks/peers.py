@@ -25,8 +25,14 @@ from adapterpack.train import data
 from adapterpack.train.train import load_model
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
-RATES = {"weight": 2e-3, "activation": 1e-3, "prompt": 1e-2}
-"""Learning rate by kind of method: none is tuned, and both implementations have the same."""
+RATES = {"weight": 5e-3, "activation": 1e-2, "prompt": 1e-2, "attention": 1e-2}
+"""The learning rate by kind of method; both implementations have the same."""
+RATES_APART = {
+    **dict.fromkeys(("bat", "deft", "miss", "shira"), 1e-3),  # every number moves a weight as it is
+    **dict.fromkeys(("beft", "c3a", "fourierft", "ia3", "ln_tuning", "road", "unilora", "vera", "waveft"), 3e-2),  # few numbers
+}
+"""Methods that learn at another rate of the same order that their papers use; none is tuned further."""
+HEAD_RATE = 1e-2
 HEAD = "classifier"
 TOKENS = 20
 """The length of prompts."""
@@ -36,6 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "trainable_tokens": {"token_indices": tuple(range(2000, 2032)), "targets": ("word_embeddings",)},
     "cartridge": {"token_ids": tuple(range(2000, 2000 + TOKENS))},
     "cpt": {"token_ids": tuple(range(2000, 2000 + TOKENS))},
+    "alora": {"alora_invocation_tokens": (101,), "targets": ("query", "key", "value")},  # the first token of every row
 }
 """What a method is told beside its defaults."""
 
@@ -45,14 +52,21 @@ Side = tuple[Any, Callable[[Batch], Batch]]
 
 
 class Task:
-    """The support tickets of the examples (6 classes) on MiniLM: the encoded rows and the base."""
+    """The support tickets of the examples (6 classes) on MiniLM: the encoded rows and the base.
 
-    def __init__(self) -> None:
+    ``layers`` leaves the first ones of the model's six, ``tokens`` of each row's: what is cut trains in a fraction of the time.
+    """
+
+    def __init__(self, layers: int | None = None, tokens: int = 64) -> None:
         self.base = fetch(MINILM)
         tokenizer = transformers.AutoTokenizer.from_pretrained(self.base)
+        if layers is not None:
+            self._scratch = tempfile.TemporaryDirectory()
+            transformers.AutoModel.from_pretrained(self.base, num_hidden_layers=layers).save_pretrained(self._scratch.name)
+            self.base = Path(self._scratch.name)
         train, test = (data.load_rows(str(DATA / f"tickets.{part}.jsonl")) for part in ("train", "test"))
         self.labels = data.labels_in(train, "tickets")
-        self.train, self.test = (data.encode_classification(rows, tokenizer, self.labels, 64, "tickets") for rows in (train, test))
+        self.train, self.test = (data.encode_classification(rows, tokenizer, self.labels, tokens, "tickets") for rows in (train, test))
         self.collate = data.Collator(tokenizer.pad_token_id)
 
     def model(self) -> Any:
@@ -99,7 +113,8 @@ def theirs(task: Task, method: Method, seed: int) -> Side:
         if not (folder / "adapter_config.json").is_file():
             raise ValueError("PEFT has no such method")
         transformers.set_seed(seed)
-        return peft.PeftModel.from_pretrained(task.model(), str(folder), is_trainable=True).train(), lambda batch: batch
+        made = peft.PeftModel.from_pretrained(task.model(), str(folder), is_trainable=True).train()
+        return made, _COMPLETED.get(method.name, lambda batch: batch)
 
 
 _PROMPT = {"task_type": "SEQ_CLS", "num_virtual_tokens": TOKENS}
@@ -114,6 +129,7 @@ _THEIRS: dict[str, Callable[[Any], Any]] = {
 """Configurations with adapterpack's defaults, where PEFT cannot train on from a folder."""
 _COMPLETED: dict[str, Callable[[Batch], Batch]] = {
     "multitask_prompt_tuning": lambda batch: {**batch, "task_ids": torch.zeros(len(batch["input_ids"]), dtype=torch.int64)},
+    "alora": lambda batch: {**batch, "alora_offsets": [batch["input_ids"].shape[1]] * len(batch["input_ids"])},  # of language models alone
 }
 
 
@@ -122,16 +138,40 @@ def side(who: str, task: Task, method: Method, seed: int) -> Side:
     return (ours(task, method, seed), lambda batch: batch) if who == "adapterpack" else theirs(task, method, seed)
 
 
-def stepper(made: Side, rate: float) -> Callable[[Batch], float]:
-    """A function that takes one step, forward, backward and AdamW, and returns its loss."""
+def stepper(made: Side, rate: float, steps: int | None = None) -> Callable[[Batch], float]:
+    """A function that takes one step, forward, backward and AdamW, and returns its loss.
+
+    The head has a rate of its own. With ``steps`` the rates rise over a tenth of them, and fall to nothing over the others.
+    """
     model, completed = made
-    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=rate)
+    wanting = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    head, adapter = ([value for name, value in wanting if (HEAD in name) is of_head] for of_head in (True, False))
+    optimizer = torch.optim.AdamW([{"params": head, "lr": HEAD_RATE if rate else 0.0}, {"params": adapter, "lr": rate}], weight_decay=0.0)
+    rise = max(1, (steps or 0) // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 1.0 if steps is None else min((step + 1) / rise, (steps - step) / (steps - rise)))
 
     def step(batch: Batch) -> float:
         loss = model(**completed(batch)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        schedule.step()
         return float(loss.detach())
 
     return step
+
+
+def trained(task: Task, method: Method, who: str, seed: int, epochs: int, size: int) -> Side:
+    """A side after so many epochs in batches of ``size``."""
+    made = side(who, task, method, seed)
+    step = stepper(made, rate_of(method), epochs * -(-len(task.train) // size))
+    for epoch in range(epochs):
+        for batch in task.batches(1000 * seed + epoch, size):
+            step(batch)
+    return made
+
+
+def rate_of(method: Method) -> float:
+    """The learning rate."""
+    return RATES_APART.get(method.name, RATES[method.kind])
