@@ -32,6 +32,7 @@ from ..tasks import TASKS, Task, task_named, task_of
 from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .frontends.external import external
+from .limits import require_readable
 from .modes import MODES, Plan, base_head, with_fields, with_ranks
 from .packing import SHARED, pack_siblings
 from .parity import prove
@@ -149,6 +150,7 @@ def _publish(
     done = MODES[mode](graph.model, plan)
     slots |= {plan.slot_name(path, field) for path, site in done.sites.items() for field in site.fields}
     checked("attaching", graph.model, done.sites, slots)
+    require_readable(graph.model)
     labels = _labels(source, task)
     bundle = Bundle(
         mode=mode,
@@ -181,10 +183,10 @@ def _publish(
         for path in carried_files(source):
             shutil.copyfile(path, folder / path.name)
         target.write(folder, bundle)
-        bundle.write(folder)
+        bundle.write(folder, draft=True)
         say("prove parity with torch")
         bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, source, task, attached))
-        bundle.write(folder)
+        bundle.write(folder, draft=quantize is not None)
         if quantize is not None:
             from ..quantize.graphs import quantize_in_place  # noqa: PLC0415 - see above
 
@@ -202,7 +204,7 @@ def _proved(bundle: Bundle, folder: Path, paddings: Sequence[str], proof: Callab
     for number, padding in enumerate(paddings, 1):
         bundle = dataclasses.replace(bundle, padding=padding)
         if number > 1:
-            bundle.write(folder)
+            bundle.write(folder, draft=True)
         try:
             return dataclasses.replace(bundle, parity=proof())
         except ParityError:
