@@ -82,7 +82,7 @@ class Emitter:
         return self._op("Gather", site, f"{field}/rows", bank, ids, attributes={"axis": 0})
 
     def _siblings(self, site: MappedSite, x: Any, y: Any, slots: Mapping[str, Any]) -> None:
-        """What several sites have together: their branch on their packed product, or ``x`` times their ``down`` factors, a part for each."""
+        """What several sites have together: their branch on their packed product, or ``x`` times their ``down`` factors, one a site."""
         self._after = y.producer()
         if "up" in slots:
             self._replace(y, self._op("Add", site, "sum", y, self._product(site, "up", x, slots["down"], slots["up"])))
