@@ -47,7 +47,7 @@ from adapterpack.pack.pack import Pack
 
 SIDES = ("adapterpack", "peft")
 NAMES = {"adapterpack": "our", "peft": "PEFT's"}
-LAYERS, TOKENS, ROWS = 2, 16, 8
+LAYERS, TOKENS, ROWS = 1, 16, 16
 """How much of the model and of each row is trained for the accuracies, and how many rows a step."""
 BEYOND = 0.05
 """How much slower than PEFT's a step may be before it is named."""
