@@ -54,7 +54,8 @@ Side = tuple[Any, Callable[[Batch], Batch]]
 class MeanClassifier(transformers.BertForSequenceClassification):  # type: ignore[misc]
     """A classifier of the mean over the tokens' last states."""
 
-    def forward(self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, labels: Any = None, **others: Any) -> Any:
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, labels: Any = None, **others: Any
+                ) -> Any:
         """Logits ``[batch, labels]`` and the loss; virtual tokens, which have no ids, count as tokens."""
         states = self.bert(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **others).last_hidden_state
         mask = torch.ones(states.shape[:2]) if attention_mask is None else attention_mask[:, -states.shape[1] :]
@@ -83,7 +84,7 @@ class Task:
         self.collate = data.Collator(tokenizer.pad_token_id)
 
     def model(self) -> Any:
-        """A classifier; of a cut model one of the mean over the tokens, as the model is meant to be used: its head begins to learn at once."""
+        """A classifier; of a cut model one of the mean over the tokens, as the model is meant to be used: its head learns at once."""
         if not self.cut:
             return load_model(task_named("text-classification"), self.base, self.labels)
         return MeanClassifier.from_pretrained(self.base, num_labels=len(self.labels))

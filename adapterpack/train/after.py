@@ -2,8 +2,8 @@
 
     y' = own * y + other * turned(y),   y = W x + b
 
-As in :class:`~..methods.Pairs`; of a scale alone there is no ``other``. Backward, the gradient of the input is ``g (R W)`` where the rows are
-more than the layer's inputs: turning the weight costs less than turning the gradient, and no gradient of ``y`` is ever a tensor.
+As in :class:`~..methods.Pairs`; of a scale alone there is no ``other``. Backward, the gradient of the input is ``g (R W)`` where the rows
+are more than the layer's inputs: turning the weight costs less than turning the gradient, and no gradient of ``y`` is ever a tensor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fast forward and backward for common structures of the normal form; chosen by structure and sizes, never by method name.
 
-Three ways beat evaluating the form as it stands. **Beside**: where ``up down`` is a chain of dense matrices and fixed maps, the frozen layer
-and the branch are one step, which adds the branch into the layer's output, and its gradient into the input's, with no tensor between.
+Three ways beat evaluating the form as it stands. **Beside**: where ``up down`` is a chain of dense matrices and fixed maps, the frozen
+layer and the branch are one step, which adds the branch into the layer's output, and its gradient into the input's, with no tensor between.
 **After**: a scale, or pairs of outputs turned, and the layer are one step (:mod:`~.after`). **Within**: a change that is as wide as the
 weight, or of a rank so high that it may as well be, is added to the weight, and one product does for both.
 """
