@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -61,33 +58,6 @@ def test_bytes_depend_on_nothing_else(rule: str) -> None:
     alone = ours.pack([made(seed, sites=SITES[:1]) for seed in range(1, 1 + len(ours.weights))], ours.weights, params)
     among = ours.pack(packs, ours.weights, params)
     assert all(np.array_equal(value, among.tensors[name]) for name, value in alone.tensors.items())
-
-
-HASHES = """
-import hashlib
-from adapterpack.compose.rules import rules
-from adapterpack.compose.sites import gather
-from adapterpack.methods import LoRA, Site
-from adapterpack.testing.rule_laws import made
-places = gather([made(s, LoRA(r=8, alpha=8), sites=[Site("a", 260, 300), Site("b", 170, 140)]) for s in (1, 2)], [0.5, 0.3])
-found = hashlib.sha256()
-for rule in rules().values():
-    if rule.needs == "D":
-        combine = rule.prepared([place.terms for place in places], rule.arguments({}))
-        for place in places:
-            for _, block in combine(place.terms).blocks():
-                found.update(block.tobytes())
-print(found.hexdigest())
-"""
-
-
-def test_threads_do_not_show() -> None:
-    """With one thread and with four, every entrywise rule makes the same dense change to the bit."""
-    threads = (dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count) for count in "14")
-    found = [subprocess.run([sys.executable, "-c", HASHES], env={**os.environ, **each}, check=True, capture_output=True).stdout
-             for each in threads]
-    assert len(found[0]) == 65
-    assert found[0] == found[1]
 
 
 def test_a_seed_is_the_rules_too() -> None:

@@ -24,13 +24,17 @@ from ..pack.pack import Adapter, Pack
 from ..pack.quantized import require_plain
 from ..pack.validate import load
 from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, MappedSite, read_bundle
+from ..runtime.signature import signature_of
 from ..runtime.slots import largest_ranks, pack_values, require_slots
 from ..tasks import TASKS, Task, task_named, task_of
 from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .modes import MODES, Plan, base_head, with_fields, with_ranks
+from .packing import SHARED, pack_siblings
 from .parity import prove
+from .passes import checked, slots_of
 from .sitemap import find_sites
+from .targets import TARGETS, Target
 
 DEFAULT_RANK = 16
 """The largest rank of a bank that is exported without adapters."""
@@ -49,6 +53,7 @@ def export(
     max_rank: int | None = None,
     quantize: str | None = None,
     frontend: str | None = None,
+    target: str = "ort",
     allow_structural: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -56,13 +61,14 @@ def export(
 
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
-    torch model, base and each adapter, on a ragged padded batch, before it is published. ``allow_structural`` accepts a base that has the
-    names, dtypes and shapes of the packs', whatever its weights.
+    torch model, base and each adapter, on a ragged padded batch, before it is published. ``target`` says who serves it: ``ort``,
+    ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``allow_structural``
+    accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
 
     Raises:
         BaseMismatch: a pack belongs to another base.
         ParityError: no frontend made a graph that agrees with the model.
-        Unsupported: the mode cannot carry one of the packs.
+        Unsupported: the mode cannot carry one of the packs, or the target cannot run it.
         OutputExists: ``out`` is taken.
 
     Example:
@@ -72,6 +78,8 @@ def export(
     refuse_existing(Path(out))
     if mode not in MODES:
         raise UnknownName("unknown mode", found=repr(mode), remedy=nearest(mode, MODES))
+    if target not in TARGETS:
+        raise UnknownName("unknown target", found=repr(target), remedy=nearest(target, TARGETS))
     folder = folder_of(base)
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     checkpoint = Checkpoint(folder)
@@ -79,6 +87,7 @@ def export(
     for pack in loaded if mode != "folded" else ():
         require_slots(pack)
     chosen = _task(task, loaded, checkpoint)
+    TARGETS[target].require(mode, chosen)
     _require_cache(loaded, chosen)
     capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:
@@ -96,7 +105,8 @@ def export(
             try:
                 graph = _built(candidate, source, chosen)
                 say("attach")
-                return _publish(Path(out), graph, candidate, mode, chosen, checkpoint, source, loaded, capacity, quantize, say)
+                return _publish(Path(out), graph, candidate, mode, chosen, checkpoint, source, loaded, capacity, quantize, TARGETS[target],
+                                say)
             except ParityError as error:
                 reasons.append(f"{candidate.name}: {error}")
                 say(f"{candidate.name} is left out: {error}")
@@ -115,12 +125,17 @@ def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
 
 def _publish(
     out: Path, graph: BaseGraph, frontend: Frontend, mode: str, task: Task, base: Checkpoint, source: Path, packs: list[Pack],
-    capacity: tuple[int, int | None], quantize: str | None, say: Progress,
+    capacity: tuple[int, int | None], quantize: str | None, target: Target, say: Progress,
 ) -> Bundle:
     """Attaches, writes into a temporary folder, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
-    plan = _plan(graph, base, attached, capacity)
+    every = _sites(graph, attached)
+    plan = _plan(graph, base, attached, every, capacity)._replace(slot_name=target.slot_name)
+    slots = slots_of(graph.model)
+    plan = pack_siblings(graph.model, every, plan, SHARED[mode] if target.groups else ())
+    checked("packing", graph.model, plan.sites, slots)
     done = MODES[mode](graph.model, plan)
+    checked("attaching", graph.model, done.sites, {plan.slot_name(path, field) for path, site in done.sites.items() for field in site.fields})
     labels = _labels(source, task)
     bundle = Bundle(
         mode=mode,
@@ -136,17 +151,23 @@ def _publish(
         max_labels=max((site.labels for site in plan.sites.values()), default=0),
         base_labels=labels,
         base_head_trained=not labels or _has_head(Checkpoint(source), task),
+        io=signature_of(graph.model),
+        target=target.name,
     )
-    with output_folder(out) as folder:
+    place = target.place(bundle)
+    with output_folder(out) as whole:
+        folder = whole / place
+        folder.mkdir(parents=True, exist_ok=True)
         for pack in packs:
-            target = folder / "adapters" / pack.name
-            target.mkdir(parents=True)
-            pack.write_into(target)
+            own = folder / "adapters" / pack.name
+            own.mkdir(parents=True)
+            pack.write_into(own)
         done.write(folder)
         say("write")
         ir.save(graph.model, folder / GRAPH, external_data=f"{GRAPH}.data")
         for path in carried_files(source):
             shutil.copyfile(path, folder / path.name)
+        target.write(folder, bundle)
         bundle.write(folder)
         say("prove parity with torch")
         parity = prove(folder, source, task, attached)
@@ -157,7 +178,7 @@ def _publish(
 
             say(f"quantize to {quantize}")
             quantize_in_place(folder, quantize)
-    return read_bundle(out)
+    return read_bundle(out / place)
 
 
 def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
@@ -168,8 +189,9 @@ def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray
     return to_matrix(adapter.site.kind, base.read(name)), base.read(bias) if bias in base.tensors else None
 
 
-def _plan(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple[int, int | None]) -> Plan:
-    sites = _sites(graph, packs)
+def _plan(
+    graph: BaseGraph, base: Checkpoint, packs: list[Pack], sites: dict[str, MappedSite], capacity: tuple[int, int | None]
+) -> Plan:
     values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites) for pack in packs]
     wanted = {name.rpartition(".")[0] for one in values for name in one}
     missing = sorted(wanted - sites.keys())

@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import AdapterpackError, CorruptBlob, FormatError, OutputExists, UnknownName, storage_errors
-from ..pack.atomic import output_folder
+from ..pack.atomic import publish
 from ..pack.cache import cache_folder
+from ..pack.pack import Pack
 from ..pack.store import Store
 
 
@@ -30,21 +31,21 @@ def kept(kind: str, identity: str) -> Path | None:
     return None
 
 
-def keep(kind: str, identity: str, staged: Path) -> tuple[str, Path]:
+def keep(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
     """Takes a staged artifact over, validated; its id, which for an imported one is that of the pack made of it, and its folder.
 
     Raises:
         FormatError: it is not valid; nothing of it is kept.
     """
-    if kind != "bundle":
+    if kind != "bundle" or isinstance(staged, Pack):
         pack = Store().add(staged)
         if pack.path is None:
-            raise FormatError("the store did not keep the pack", where=staged)
+            raise FormatError("the store did not keep the pack", where=identity)
         return pack.id, pack.path
     _require_bundle(staged)
     target = _bundles() / identity.removeprefix("sha256:")
-    with suppress(OutputExists), output_folder(target) as folder:  # taken: another process was faster, with the same bytes
-        copy(staged, folder)
+    with suppress(OutputExists):  # taken: another process was faster, with the same bytes
+        publish(staged, target)
     return identity, target
 
 

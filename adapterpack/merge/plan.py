@@ -58,8 +58,8 @@ def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_s
         NothingToDo: no weight would change.
     """
     for pack in packs:  # the headers of all before the bytes of any
-        pack.require_base(base, content=False, allow_structural=True)
-    verdicts = tuple(pack.require_base(base, content=True if full else None, allow_structural=allow_structural) for pack in packs)
+        base.require(pack, content=False, allow_structural=True)
+    verdicts = tuple(base.require(pack, content=True if full else None, allow_structural=allow_structural) for pack in packs)
     found: dict[str, list[Contribution]] = {}
     for pack, weight in zip(packs, weights, strict=True):
         for name, contribution in _contributions(base, pack, weight):
@@ -71,15 +71,26 @@ def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_s
     for name in sorted(found.keys() & whole.replaced.keys()):
         raise Unsupported("one pack holds this tensor trained whole, another adapts it", where=name, remedy="merge only one of the two")
     targets = {name: target for name, each in found.items() if (target := _target(base, name, each, dtype)) is not None}
+    _require_apart(targets)
     for target in targets.values():
         _require_writable(base, target, by_chance)
     if not targets and not whole.replaced and not whole.added:
         raise NothingToDo("the packs would change nothing", where=", ".join(pack.name for pack in packs) or "no packs were given",
                           remedy="train the adapter first, or give it a weight other than zero")
-    return Plan(targets, whole, verdicts)
+    return Plan(targets, whole, verdicts, base.notes)
 
 
 _DEQUANTIZE = "merge with dtype bfloat16, which writes the base dequantized"
+
+
+def _require_apart(targets: Mapping[str, Target]) -> None:
+    """Checks that no stored tensor is written for two weights, as an expert and the stack that it is in."""
+    owners: dict[str, str] = {}
+    for name, target in targets.items():
+        for part in target.storage.writer.parts.values():
+            if (other := owners.setdefault(part, name)) != name:
+                raise Unsupported("one pack adapts fused experts, another one of them", where=part, found=f"{other} and {name}",
+                                  remedy="merge one of them, and the other into the result")
 
 
 def _require_writable(base: Decoded, target: Target, by_chance: bool) -> None:

@@ -14,6 +14,7 @@ from ..pack import manifest as m
 from ..pack import strict_json
 from ..pack.manifest import Base, FileEntry
 from ..pack.schema_check import schema_problem
+from .signature import Signature, decode_signature
 
 FILE_NAME = "adapterpack.bundle.json"
 GRAPH = "model.onnx"
@@ -32,7 +33,8 @@ class MappedSite:
     the batch. ``fields`` are the slots that the graph has for it (none in folded mode). ``labels`` is the width of the widest head that
     the slots of a module take that was trained whole. ``entry`` is the value that a branch beside a block reads. A block that is no linear
     module has no weight, and its node is the one that gives its output. ``ranks`` are the ranks of its slots in a bank, by branch.
-    ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so.
+    ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so. ``at`` is where its outputs begin in a weight that is
+    packed with those of others. ``members`` are the sites whose ``down`` factors lie side by side in this one's slot: it is no module.
     """
 
     path: str
@@ -51,6 +53,8 @@ class MappedSite:
     entry: str | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     positional: bool = False
+    at: int = 0
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Bundle:
     base_head_trained: bool = True
     quantization: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
+    io: Signature = field(default_factory=Signature)
+    target: str = "ort"
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 
@@ -105,6 +111,17 @@ class Bundle:
         if found is None:
             raise UnknownAdapter("the bundle has no such adapter", found=repr(name), remedy=nearest(name, [a.name for a in self.adapters]))
         return found
+
+
+def bundle_in(folder: str | os.PathLike[str]) -> Path:
+    """Where in ``folder`` the bundle is: a model repository has it as the version of its one model.
+
+    Example:
+        >>> bundle_in("somewhere").name
+        'somewhere'
+    """
+    inner = sorted(Path(folder).glob(f"*/1/{FILE_NAME}"))
+    return inner[0].parent if len(inner) == 1 and not (Path(folder) / FILE_NAME).exists() else Path(folder)
 
 
 def list_files(folder: Path) -> list[FileEntry]:
@@ -148,8 +165,9 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
             **value,
             **tuples,
             "base": m.decode_base(value["base"]),
-            "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"])}) for key, site in value["sites"].items()},
+            "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"]), "members": tuple(site.get("members", ()))}) for key, site in value["sites"].items()},
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
+            "io": decode_signature(value.get("io", {})),
         }
     )

@@ -1,0 +1,105 @@
+"""Threads: sites are shared out among a few, and the BLAS computes on the thread that calls it.
+
+A product that the BLAS splits over its own threads rounds as they are many, and its threads fight those that call it: two by two on two
+cores took twenty times as long as one each. With one thread a product the bytes of a result depend neither on the number of cores nor on
+``OMP_NUM_THREADS``, as long as what is computed together depends on shapes alone and sums are added up in one order.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_held: list[Any] = []
+"""Who holds the limit, and its users: the number of threads is the process's, so the last one to leave takes the limit off."""
+_inside = threading.local()
+
+
+def workers() -> int:
+    """Threads for work that numpy does outside of the interpreter's lock: one a core, 4 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 4)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Within the block the BLAS of this process starts no threads of its own; blocks may be nested and may overlap."""
+    with _lock:
+        if not _held:
+            _held.append(_holder())
+        _held.append(None)
+    try:
+        yield
+    finally:
+        with _lock:
+            _held.pop()
+            if len(_held) == 1:
+                _held.pop()()
+
+
+def _holder() -> Callable[[], None]:
+    """A thread that holds the limit, and what ends it: threadpoolctl lets nobody lift a limit but the thread that set it, and ignores,
+    without a word, what another thread asks for meanwhile."""
+    begun, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        from threadpoolctl import threadpool_limits  # noqa: PLC0415 - most commands multiply nothing
+
+        try:
+            with threadpool_limits(1, "blas"):
+                begun.set()
+                done.wait()
+        finally:
+            begun.set()
+
+    def end() -> None:
+        done.set()
+        thread.join()  # else the next one might ask before this one has let go
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    begun.wait()
+    return end
+
+
+def as_worker() -> None:
+    """Says that this thread is one of several that share a work out, so that it shares out nothing itself."""
+    _inside.worker = True
+
+
+def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """``function`` of every item, by the threads, in the order of the items; no more is begun than what is soon taken.
+
+    Work that is itself shared out inside of such a thread is done by that thread.
+
+    Example:
+        >>> list(in_order(lambda x: x * x, range(5)))
+        [0, 1, 4, 9, 16]
+    """
+    if getattr(_inside, "worker", False) or workers() == 1:
+        with one_thread_each():
+            yield from map(function, items)
+        return
+
+    with one_thread_each(), ThreadPoolExecutor(workers(), initializer=as_worker) as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(copy_context().run, function, item))
+                if len(waiting) > 2 * workers():
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
