@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from ..errors import Unsupported
 from ..methods import complete
 from ..pack.pack import Adapter, Pack
+from ..threads import workers
 from .agree import common_base
 from .asked import checked_weights
 from .compose import Packs, opened, requested
 from .finish import HOLD
 from .represent import own_factors
 from .rule import Rule
-from .threads import workers
 from .work import BATCH, FULL_RANK, Request
 
 _BLOCKS = 64 << 20
