@@ -10,7 +10,7 @@ from .cut import Cut
 from .finder import Held, Rows, largest
 from .rule import Combined
 from .space import Factors
-from .spectra import Loss, Spectrum, over_stacks
+from .spectra import Loss, recompressed
 from .threads import in_order
 
 _HOLD = 1 << 26
@@ -23,9 +23,7 @@ def finished(combined: Sequence[Combined], cut: Cut, reduce: bool) -> list[tuple
         lambda change: (change, None) if isinstance(change, Factors) else largest(_held(change), cut).cut(cut), combined))
     narrow = [index for index, change in enumerate(combined) if isinstance(change, Factors)]
     if narrow and (cut.asked or reduce):
-        reduced = over_stacks([found[index][0] for index in narrow], lambda stack: [_cut(each, cut) for each in stack],
-                             most=cut.rank)
-        for index, made in zip(narrow, reduced, strict=True):
+        for index, made in zip(narrow, recompressed([found[index][0] for index in narrow], cut), strict=True):
             found[index] = made
     return found
 
@@ -39,7 +37,3 @@ def _held(change: Rows) -> Rows:
     """A dense change in memory, if it is of a bearable size: else every pass of the range finder would make it anew."""
     m, n = change.shape
     return Held(np.concatenate([block for _, block in change.blocks()], axis=0)) if 0 < m * n <= _HOLD else change
-
-
-def _cut(found: Spectrum, cut: Cut) -> tuple[Factors, Loss]:
-    return found.cut(cut.kept(found.S))

@@ -50,6 +50,8 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndar
 
 def _known_shapes(method: Method, cfg: Any, site: Site) -> dict[str, tuple[int | None, ...]]:
     """The shapes of a site's parameters; an axis that changes with a width that the site does not know is None."""
+    if site.in_features and site.out_features:
+        return dict(method.shapes(cfg, site))
     tries = [method.shapes(cfg, dataclasses.replace(site, in_features=site.in_features or wide, out_features=site.out_features or tall))
              for wide, tall in zip(_INPUTS, _OUTPUTS, strict=True)]
     return {param: tuple(axes[0] if len(set(axes)) == 1 else None for axes in zip(*(shapes[param] for shapes in tries), strict=True))
