@@ -40,7 +40,7 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
 
     ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
     ``budget`` of time or memory ran out. With ``allow_structural`` a base of the same names, dtypes and shapes, whatever its weights, is a
-    warning. Of ``hf://org/name@rev`` only the headers are read, unless ``full``.
+    warning. Of ``hf://org/name@rev`` only the headers are read, unless ``full``; of its base, by default the one that it names, no more.
 
     Returns:
         A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict on the base).
@@ -53,11 +53,12 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
         >>> validate("packs/tickets").valid  # doctest: +SKIP
         True
     """
-    known = None if base is None else folder_of(base)
     if is_remote(path):
         from .hub.remote import validate_remote  # noqa: PLC0415 - as below
 
-        return validate_remote(str(path), known, full=full, budget=budget, allow_structural=allow_structural)
+        there = base if base is None else str(base) if is_remote(base) else folder_of(base)
+        return validate_remote(str(path), there, full=full, budget=budget, allow_structural=allow_structural)
+    known = None if base is None else folder_of(base)
     folder = folder_of(path)
     kind = kind_of(folder)
     if kind == "adapter":
@@ -82,8 +83,9 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     kind = kind_of(folder)
     if kind == "adapter":
         from .convert.outline import inspect_file  # noqa: PLC0415 - packs do not need what other formats need
+        from .gguf.inspect import inspect_model  # noqa: PLC0415 - as above
 
-        return inspect_file(folder)
+        return inspect_model(folder) or inspect_file(folder)
     if kind == "bundle":
         return _inspect_bundle(folder)
     from .pack.inspect import inspect_base, inspect_pack  # noqa: PLC0415 - validating does not need it

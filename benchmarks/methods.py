@@ -1,16 +1,24 @@
 """Every method on one small real task, beside PEFT's implementation of it: accuracy, parameters, file size, step time, memory.
 
 The task is the support tickets of the examples (6 classes) on MiniLM, with every linear layer adapted and a trained head (`peers.py`).
-Steps are taken in turn in one process, forward, backward and AdamW, after warm-up steps that are not counted; the ratio is the median over
-pairs of steps, PEFT's time by ours, so that what else the machine does meets both. Memory is what the resident set grows by above the model
-and its adapter over three steps (the high-water mark), each side in a process of its own. Accuracies are on held-out rows, mean and spread
-over seeds.
+Four parts are measured apart from each other, for each method:
 
-    python benchmarks/methods.py                                  # all methods, without training
-    python benchmarks/methods.py --methods lora ia3 --json
-    python benchmarks/methods.py --seeds 3 --keep rows.jsonl --markdown docs/methods-benchmark.md
+- size: the numbers that are trained and the bytes of them in a pack, without the head.
+- steps: on the whole model. Steps are taken in turn in one process, forward, backward and AdamW, after warm-up steps that are not counted;
+  the ratio is the median over pairs of steps, PEFT's time by ours, so that what else the machine does meets both.
+- memory: on the whole model. What the resident set grows by above the model and its adapter over three steps (the high-water mark), each
+  side in a process of its own.
+- accuracy: on the first two of the model's six layers and the first 24 tokens of each row, so that 44 methods, two implementations and
+  three seeds are trained in half an hour of one core: it compares two implementations, and tells little of how good a method can be. The
+  learning rate is one of two for the kind of the method, the one with the lower loss in a training of half the length of PEFT's side (ours
+  where there is none). Accuracies are on held-out rows, mean and spread over seeds.
 
-With `--keep` each method's row is appended to a file, and a method that the file has is not measured again: a long run can be broken off.
+    python benchmarks/methods.py                                  # steps and memory of all methods
+    python benchmarks/methods.py --methods lora ia3 --parts steps --json
+    python benchmarks/methods.py --parts size steps memory accuracy --keep rows.jsonl --markdown docs/methods-benchmark.md
+
+With `--keep` each part of each method is appended to a file, and what the file has is not measured again: a long run can be broken off, and
+its parts can be made at different times (`--seconds`).
 """
 
 from __future__ import annotations
@@ -38,6 +46,9 @@ from adapterpack.methods import Method
 from adapterpack.pack.pack import Pack
 
 SIDES = ("adapterpack", "peft")
+NAMES = {"adapterpack": "our", "peft": "PEFT's"}
+LAYERS, TOKENS = 2, 24
+"""How much of the model and of each row is trained for the accuracies."""
 BEYOND = 0.05
 """How much slower than PEFT's a step may be before it is named."""
 FAULTS = (AdapterpackError, ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError, ImportError)
@@ -63,7 +74,7 @@ def resident_mb(field: str) -> float:
 def peak(who: str, method: Method, args: argparse.Namespace) -> float:
     """MB above the model and its adapter over three steps of one side in this process."""
     task = Task()
-    step = peers.stepper(peers.side(who, task, method, 0), RATES[method.kind])
+    step = peers.stepper(peers.side(who, task, method, 0), RATES[method.kind][0])
     batch = next(iter(task.batches(0, args.batch)))
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark counts from here on
     before = resident_mb("VmRSS")
@@ -72,10 +83,8 @@ def peak(who: str, method: Method, args: argparse.Namespace) -> float:
     return resident_mb("VmHWM") - before
 
 
-def peak_apart(who: str, method: Method, args: argparse.Namespace) -> float | None:
-    """:func:`peak` in a process of its own; None where there is no such count."""
-    if not Path("/proc/self/clear_refs").exists():
-        return None
+def peak_apart(who: str, method: Method, args: argparse.Namespace) -> float:
+    """:func:`peak` in a process of its own."""
     command = [sys.executable, "-W", "ignore", __file__, "--methods", method.name, "--batch", str(args.batch), "--peak-of", who]
     # Memory that is given back at once where it is freed: else the allocator's own habits are what is measured.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -83,19 +92,10 @@ def peak_apart(who: str, method: Method, args: argparse.Namespace) -> float | No
     return float(done.stdout.split()[-1])
 
 
-def trained(task: Task, method: Method, who: str, seed: int, args: argparse.Namespace) -> float:
-    made = peers.side(who, task, method, seed)
-    step = peers.stepper(made, RATES[method.kind])
-    for epoch in range(args.epochs):
-        for batch in task.batches(1000 * seed + epoch, args.batch):
-            step(batch)
-    return task.accuracy(made)
-
-
-def against(task: Task, method: Method) -> tuple[peers.Side | None, str | None]:
-    """PEFT's side, which has taken a step; or why there is none."""
+def usable(who: str, task: Task, method: Method) -> tuple[peers.Side | None, str | None]:
+    """One side, which has taken a step that changes nothing; or why there is none."""
     try:
-        side = peers.theirs(task, method, 0)
+        side = peers.side(who, task, method, 0)
         peers.stepper(side, 0.0)(next(iter(task.batches(0, 2))))
     except FAULTS as error:
         return None, (str(error) or type(error).__name__).partition("\n")[0]
@@ -115,40 +115,56 @@ def timed(made: dict[str, peers.Side], batch: peers.Batch, rate: float, args: ar
     return times
 
 
-def measure(task: Task, method: Method, args: argparse.Namespace) -> dict[str, Any]:
-    made = {"adapterpack": peers.side("adapterpack", task, method, 0)}
-    with tempfile.TemporaryDirectory() as scratch:
-        size = size_of(save(made["adapterpack"][0], Path(scratch) / "pack", base=task.base))
-    row: dict[str, Any] = {"method": method.name, "trainable": trainable(made["adapterpack"][0]), "bytes": size}
-    peer, row["without_peft"] = against(task, method)
-    if peer is not None:
-        made["peft"] = peer
-    times = timed(made, next(iter(task.batches(0, args.batch))), RATES[method.kind], args)
-    for who in made:
-        row[who] = {"step_ms": 1000 * median(times[who]), "peak_mb": peak_apart(who, method, args) if args.memory else None}
-        if args.seeds:
-            row[who]["accuracy"] = [trained(task, method, who, seed, args) for seed in range(args.seeds)]
-    row["ratio"] = row["ratio_memory"] = None
-    if peer is not None:
-        row["ratio"] = median(theirs / ours for ours, theirs in zip(times["adapterpack"], times["peft"], strict=True))
-        if row["peft"]["peak_mb"] is not None:
-            row["ratio_memory"] = row["peft"]["peak_mb"] / row["adapterpack"]["peak_mb"]
-    return row
+def size(task: Task, method: Method, args: argparse.Namespace) -> dict[str, Any]:
+    """Trained numbers and bytes of the pack, and why a side cannot be used."""
+    found: dict[str, Any] = {}
+    for who in SIDES:
+        side, found[f"without_{who}"] = usable(who, task, method)
+        if side is not None and who == "adapterpack":
+            with tempfile.TemporaryDirectory() as scratch:
+                found |= {"trainable": trainable(side[0]), "bytes": size_of(save(side[0], Path(scratch) / "pack", base=task.base))}
+    return found
 
 
-def scored(figure: dict[str, Any]) -> str:
+def steps(task: Task, method: Method, args: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds a step, and the ratio."""
+    made = {who: side for who in SIDES if (side := usable(who, task, method)[0]) is not None}
+    times = timed(made, next(iter(task.batches(0, args.batch))), RATES[method.kind][0], args)
+    return {**{who: 1000 * median(each) for who, each in times.items()},
+            "ratio": median(theirs / ours for ours, theirs in zip(*(times[who] for who in SIDES), strict=True)) if len(made) == 2 else None}
+
+
+def memory(task: Task, method: Method, args: argparse.Namespace) -> dict[str, Any]:
+    """Megabytes, and the ratio."""
+    found: dict[str, Any] = {who: peak_apart(who, method, args) for who in SIDES if usable(who, task, method)[0] is not None}
+    return {**found, "ratio": found["peft"] / found["adapterpack"] if len(found) == 2 else None}
+
+
+def accuracy(task: Task, method: Method, args: argparse.Namespace) -> dict[str, Any]:
+    """The held-out accuracies of each seed, and the learning rate."""
+    sides = [who for who in SIDES if usable(who, task, method)[0] is not None]
+    if not sides:
+        return {}
+    rate = peers.pilot(task, method, sides[-1], max(1, args.epochs // 2), args.batch)
+    return {"rate": rate, **{who: [task.accuracy(peers.trained(task, method, who, seed, rate, args.epochs, args.batch)[0])
+                                   for seed in range(args.seeds)] for who in sides}}
+
+
+PARTS = {"size": size, "steps": steps, "memory": memory, "accuracy": accuracy}
+
+
+def scored(values: list[float] | None) -> str:
     """Mean and spread (half the range) of the accuracies."""
-    values = figure.get("accuracy")
-    return f"{mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}" if values else ""
+    return f"{mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}" if values else "-"
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     """One row of the table, as text."""
-    sides = [row.get(who) or {} for who in SIDES]
-    return [row["method"], f"{row['trainable']:,}", f"{row['bytes']:,}", *(scored(side) or "-" for side in sides),
-            *(f"{side['step_ms']:.0f}" if side else "-" for side in sides), f"{row['ratio']:.2f}" if row["ratio"] else "-",
-            *(f"{side['peak_mb']:.0f}" if side and side["peak_mb"] is not None else "-" for side in sides),
-            f"{row['ratio_memory']:.2f}" if row["ratio_memory"] else "-"]
+    size, accuracy = row.get("size", {}), row.get("accuracy", {})
+    figures = [form.format(value) if (value := row.get(part, {}).get(key)) is not None else "-"
+               for part in ("steps", "memory") for key, form in (*((who, "{:.0f}") for who in SIDES), ("ratio", "{:.2f}"))]
+    return [row["method"], *(f"{size[key]:,}" if key in size else "-" for key in ("trainable", "bytes")),
+            *(scored(accuracy.get(who)) for who in SIDES), *figures]
 
 
 COLUMNS = ("method", "parameters", "bytes", "accuracy", "PEFT's", "step, ms", "PEFT's", "PEFT / ours",
@@ -156,82 +172,99 @@ COLUMNS = ("method", "parameters", "bytes", "accuracy", "PEFT's", "step, ms", "P
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    ratios = {row["method"]: row["ratio"] for row in rows if row["ratio"] is not None}
-    memory = [row["ratio_memory"] for row in rows if row["ratio_memory"] is not None]
+    ratios, memory = ({row["method"]: row[part]["ratio"] for row in rows if row.get(part, {}).get("ratio") is not None}
+                      for part in ("steps", "memory"))
+    apart = [mean(row["accuracy"]["adapterpack"]) - mean(row["accuracy"]["peft"])
+             for row in rows if all(who in row.get("accuracy", {}) for who in SIDES)]
     return {"compared": len(ratios), "median_ratio": median(ratios.values()) if ratios else None,
-            "slowest_ratio": min(ratios.values(), default=None), "median_ratio_memory": median(memory) if memory else None,
+            "slowest_ratio": min(ratios.values(), default=None), "median_ratio_memory": median(memory.values()) if memory else None,
+            "mean_difference_of_accuracy": mean(apart) if apart else None,
             "beyond": sorted(name for name, ratio in ratios.items() if ratio < 1 / (1 + BEYOND))}
 
 
 def sentence(found: dict[str, Any]) -> str:
-    if not found["compared"]:
-        return "PEFT has none of these methods."
-    memory = "" if found["median_ratio_memory"] is None else f" Of memory, the median is {found['median_ratio_memory']:.2f}."
-    beyond = ", ".join(found["beyond"]) or "none"
-    return (f"PEFT's step by ours, {found['compared']} methods: median {found['median_ratio']:.2f}, smallest {found['slowest_ratio']:.2f}; "
-            f"more than {BEYOND:.0%} slower than PEFT: {beyond}.{memory}")
+    said = []
+    if found["compared"]:
+        beyond = ", ".join(found["beyond"]) or "none"
+        said.append(f"PEFT's step by ours, {found['compared']} methods: median {found['median_ratio']:.2f}, smallest "
+                    f"{found['slowest_ratio']:.2f}; more than {BEYOND:.0%} slower than PEFT: {beyond}.")
+    if found["median_ratio_memory"] is not None:
+        said.append(f"Of memory, the median is {found['median_ratio_memory']:.2f}.")
+    if found["mean_difference_of_accuracy"] is not None:
+        said.append(f"Our accuracy less PEFT's, mean over methods: {found['mean_difference_of_accuracy']:+.3f}.")
+    return " ".join(said) or "Nothing was compared."
 
 
 def markdown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     """The page of the results."""
-    reasons = [f"- {row['method']}: {row['without_peft']}" for row in rows if row["without_peft"]]
+    reasons = {who: [f"- {row['method']}: {why}" for row in rows if (why := row.get("size", {}).get(f"without_{who}"))] for who in SIDES}
     table = [f"| {' | '.join(line)} |" for line in (COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *map(cells, rows))]
-    trained = f" Accuracy: mean and half the range of {args.seeds} seeds, {args.epochs} epochs of 480 rows, 120 held out."
     return "\n".join([
         "# What each method costs, beside PEFT", "",
         f"Made by `python benchmarks/methods.py`: MiniLM (22 million parameters), {args.batch} rows a step, float32, "
         f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''} of a CPU. Each method as it is by default, at its "
         "default targets (every linear layer, for most), and a trained head. Parameters and bytes are the adapter's, without the head. "
         "Times are medians; the ratio is the median over pairs of steps taken in turn, above 1 where adapterpack is the faster. Memory is "
-        f"what a process grows by above the model and its adapter, over three steps."
-        f"{trained if args.seeds else ''} No learning rate is tuned.",
-        "", sentence(summary(rows)), "", *table, "", *(["Without PEFT's side:", "", *reasons, ""] if reasons else [])])
+        "what a process grows by above the model and its adapter, over three steps.", "",
+        f"Accuracy (6 classes, 120 rows held out; mean and half the range of {args.seeds} seeds) is of {args.epochs} epochs of 480 rows on "
+        f"the first {LAYERS} of the model's 6 layers and {TOKENS} tokens of each row: what two implementations make of the same method, "
+        "not how good a method can be. The learning rate is one of two for the kind of method, by the loss of PEFT's side in a shorter "
+        "training.",
+        "", sentence(summary(rows)), "", *table, "",
+        *(line for who, why in reasons.items() if why for line in (f"Without {NAMES[who]} side:", "", *why, ""))])
 
 
-def rows_of(task: Task, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows, those that are kept first."""
-    kept = [json.loads(line) for line in args.keep.read_text().splitlines()] if args.keep and args.keep.exists() else []
-    chosen = [methods.get(name) for name in args.methods] or list(methods().values())
-    yield from (row for row in kept if row["method"] in {method.name for method in chosen})
-    for number, method in enumerate(chosen):
-        if method.name in {row["method"] for row in kept}:
-            continue
-        print(f"  {number + 1}/{len(chosen)} {method.name}", file=sys.stderr, flush=True)
-        try:
-            row = measure(task, method, args)
-        except (AdapterpackError, ValueError) as error:  # a method for decoders, on an encoder
-            print(f"  {method.name}: not on this model: {str(error)[:120]}", file=sys.stderr)
-            continue
-        if args.keep:
-            with args.keep.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        yield row
+def rows_of(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row a method: what is kept of it, and what is measured now."""
+    rows: dict[str, dict[str, Any]] = {}
+    for kept in map(json.loads, args.keep.read_text().splitlines() if args.keep and args.keep.exists() else []):
+        rows.setdefault(kept.pop("method"), {})[kept.pop("part")] = kept
+    chosen = [methods.get(name) for name in args.methods] or sorted(methods().values(), key=lambda method: method.name)
+    missing = {(method.name, part) for method in chosen for part in args.parts if part not in rows.get(method.name, {})}
+    whole = Task() if any(part != "accuracy" for _, part in missing) else None
+    cut = Task(LAYERS, TOKENS) if any(part == "accuracy" for _, part in missing) else None
+    started = time.monotonic()
+    for number, method in enumerate(chosen, 1):
+        row = rows.setdefault(method.name, {})
+        for part in args.parts:
+            if (method.name, part) not in missing or time.monotonic() - started > args.seconds:
+                continue
+            print(f"  {number}/{len(chosen)} {method.name}: {part}", file=sys.stderr, flush=True)
+            task = cut if part == "accuracy" else whole
+            assert task is not None
+            row[part] = PARTS[part](task, method, args)
+            if args.keep:
+                with args.keep.open("a") as file:
+                    file.write(json.dumps({"method": method.name, "part": part, **row[part]}) + "\n")
+        yield {"method": method.name, **row}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", default=[], help="by default all")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=["size", "steps", "memory"])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--warm-up", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=0, help="train so often; 0: no training")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the processes out that measure memory")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="append rows to this file, and measure no method that it has")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="append what is measured to this file, and measure nothing that it has")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no measurement after so long")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page of the results there")
     parser.add_argument("--peak-of", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     if args.peak_of:
         print(peak(args.peak_of, methods.get(args.methods[0]), args))
         return
     rows = []
-    for row in rows_of(Task(), args):
+    for row in rows_of(args):
         rows.append(row)
         if not args.json:
-            why = f"   ({row['without_peft'][:60]})" if row["without_peft"] else ""
-            print("  {:24} {:>9} {:>10}   {} {}   {:>5} {:>5} {:>5}   {:>5} {:>5} {:>5}".format(*cells(row)) + why, flush=True)
+            why = [f"   ({NAMES[who]}: {reason[:60]})" for who in SIDES if (reason := row.get("size", {}).get(f"without_{who}"))]
+            print("  {:24} {:>9} {:>10}   {} {}   {:>5} {:>5} {:>5}   {:>5} {:>5} {:>5}".format(*cells(row)) + "".join(why), flush=True)
     rows.sort(key=lambda row: str(row["method"]))
     found = summary(rows)
     if args.json:

@@ -8,6 +8,7 @@ import adapterpack
 
 from ..hub.resolve import folder_of
 from ..report.values import size
+from ..runtime.bundle import bundle_in
 from .options import out_option, pack_at, shared, structural_option
 from .output import emit, line
 from .progress import steps
@@ -24,11 +25,13 @@ from .progress import steps
 @click.option("--slots", type=int, metavar="N", help="Slots of a bank, the base's slot 0 included.")
 @click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
 @click.option("--frontend", metavar="F", help="What makes the graph: mobius or transformers; by default the first that is proved right.")
+@click.option("--target", default="ort", show_default=True, metavar="T",
+              help="Who serves it: ort, ort-genai (a folder that onnxruntime-genai loads) or triton (a model repository).")
 @structural_option
 @shared
 def command(
     *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, slots: int | None,
-    max_rank: int | None, frontend: str | None, allow_structural: bool, as_json: bool,
+    max_rank: int | None, frontend: str | None, target: str, allow_structural: bool, as_json: bool,
 ) -> None:
     """Writes a bundle: an ONNX graph of BASE with PACKS in it, its site map, the packs and the tokenizer.
 
@@ -36,17 +39,18 @@ def command(
     Example:
       adapterpack export models/base packs/tickets packs/emails -o bundle
       adapterpack export models/base support=packs/tickets --mode folded --quantize int4 -o bundle
+      adapterpack export models/base packs/orders --mode inputs --target ort-genai -o genai
     """
     folder, loaded = folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
         adapterpack.export(folder, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, frontend=frontend,
-                           allow_structural=allow_structural, progress=say)
-    found = adapterpack.inspect(out)
+                           target=target, allow_structural=allow_structural, progress=say)
+    found = adapterpack.inspect(bundle_in(out))
     if as_json:
         emit({"command": "export", **found})
         return
     names = ", ".join(adapter["name"] for adapter in found["adapters"]) or "no adapters"
-    line(f"exported {found['base']['name']} with {names} to {out}: {found['task']}, mode {mode}, {found['sites']} sites, "
+    line(f"exported {found['base']['name']} with {names} to {found['path']}: {found['task']}, mode {mode}, {found['sites']} sites, "
          f"{size(found['bytes'])}")
     if found["slots"]:
         line(f"the bank has {found['slots']} slots, the base's included, of rank at most {found['max_rank']}")

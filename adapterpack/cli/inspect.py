@@ -17,7 +17,7 @@ from .output import emit, facts
 def command(path: str, as_json: bool) -> None:
     """What an artifact is, for whom, how big, and what it changes, as JSON values; packs are verified on the way.
 
-    A FILE is an adapter of another tool: GGUF, kohya's or diffusers' safetensors, .onnx_adapter.
+    A FILE is an adapter of another tool (GGUF, kohya's or diffusers' safetensors, .onnx_adapter), or a model in GGUF.
 
     \b
     Example:

@@ -16,11 +16,11 @@ from .output import emit, line
 from .progress import byte_bar
 
 
-@click.command("merge", short_help="packs folded into a checkpoint or an ONNX graph")
+@click.command("merge", short_help="packs folded into a checkpoint, a GGUF file or an ONNX graph")
 @click.argument("base", metavar="BASE")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
-@out_option("The folder of the merged checkpoint or graph")
-@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX file, the checkpoint that it was made from.")
+@out_option("The folder of the merged checkpoint or graph, or the GGUF file")
+@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX or GGUF file, the checkpoint that it was made from.")
 @weight_option
 @click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own. A "
               "quantized base is written dequantized.")
@@ -37,13 +37,15 @@ from .progress import byte_bar
 def command(
     *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], checkpoint: str | None, as_json: bool, **options: Any,
 ) -> None:
-    """Folds PACKS into BASE, a checkpoint, an ONNX file or a bundle, and writes the result to the new folder OUT, whole or not at all.
+    """Folds PACKS into BASE, a checkpoint, a GGUF file, an ONNX file or a bundle, and writes the result to the new OUT, whole or not
+    at all.
 
     \b
     Example:
       adapterpack merge models/base packs/tickets -o models/tickets
       adapterpack merge models/base packs/a packs/b --weight 0.7 --weight 0.3 -o models/both
       adapterpack merge onnx/model.onnx packs/tickets --base models/base -o onnx-tickets
+      adapterpack merge model-Q4_K_M.gguf packs/tickets --base models/base -o tickets-Q4_K_M.gguf
     """
     loaded = [pack_at(pack) for pack in packs]
     with byte_bar("merge") as progress:
@@ -63,7 +65,7 @@ def command(
          f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s")
     for pack in report.packs:
         if pack.base == "structural":
-            line(f"{pack.name} was made for another base: only names, dtypes and shapes agree")
+            line(f"nothing but names and shapes shows that {pack.name} was made for this base")
     if report.bytes_resumed:
         line(f"{size(report.bytes_resumed)} of it were done by an earlier try")
     for note in report.notes:

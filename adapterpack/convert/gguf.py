@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, ConfigError, FormatError, SiteNotFound, Unsupported, nearest
+from ..gguf.header import MAGIC
+from ..gguf.names import FAMILIES, Family, pairs_of_rows
 from ..pack import manifest as m
 from ..pack.pack import Pack
 from ..pack.safetensors import dtype_name
@@ -24,7 +26,7 @@ from .base import BaseModel, bound_to
 from .factors import Factors, factors, lora_pack, paired
 from .folders import floated
 from .format import Format, Reading, Source, first_bytes, listed, need_base, refuse_whole
-from .gguf_file import MAGIC, GGUFFile, read_gguf
+from .gguf_file import GGUFFile, read_gguf
 
 _ROLES = ("lora_a", "lora_b")
 _WHY = "its architecture, its layers and its heads decide the names and the order of rows"
@@ -32,35 +34,10 @@ _KEPT = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 """Dtypes that go into the file as they are; others become F32."""
 
 
-class _Family(NamedTuple):
-    """A family of models: llama.cpp's name for it, and whether it reorders the rows of queries and keys."""
-
-    name: str
-    reorders: bool = False
-
-
-FAMILIES = {
-    "llama": _Family("llama", True),
-    "mistral": _Family("llama", True),
-    "granite": _Family("granite", True),
-    "smollm3": _Family("smollm3", True),
-    "olmo": _Family("olmo", True),
-    "olmo2": _Family("olmo2"),
-    "qwen2": _Family("qwen2"),
-    "qwen3": _Family("qwen3"),
-    "gemma": _Family("gemma"),
-    "gemma2": _Family("gemma2"),
-    "gemma3_text": _Family("gemma3"),
-    "phi3": _Family("phi3"),
-    "bert": _Family("bert"),
-}
-"""``model_type`` -> family, for models whose linear weights llama.cpp's converter takes over row by row, or reorders as below."""
-
-
 class _Layout(NamedTuple):
     """How one base's modules are called and ordered in GGUF."""
 
-    family: _Family
+    family: Family
     names: Any
     heads: int
     groups: int
@@ -76,19 +53,11 @@ class _Layout(NamedTuple):
     def order(self, path: str, rows: int) -> np.ndarray | None:
         """For each row of the file the row of the model, or None where the order is the same.
 
-        A head's rows ``[first half, second half]`` become pairs, one of each: ``[heads, 2, rows / heads / 2]`` with its inner axes swapped.
-
         Raises:
             Unsupported: the rows are not whole heads.
         """
-        owner = path.rpartition(".")[2]
-        if not self.family.reorders or owner not in ("q_proj", "k_proj"):
-            return None
-        heads = self.heads if owner == "q_proj" else self.groups
-        if rows % (2 * heads):
-            raise Unsupported("the rows of a query or key are not whole heads", where=path, found=rows,
-                              expected=f"a multiple of {2 * heads}")
-        return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(rows)
+        head = pairs_of_rows(self.family, path, rows, self.heads, self.groups)
+        return None if head is None else (np.arange(0, rows, len(head))[:, None] + head).reshape(-1)
 
 
 def _library() -> Any:

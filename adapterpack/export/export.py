@@ -24,6 +24,7 @@ from ..pack.pack import Adapter, Pack
 from ..pack.quantized import require_plain
 from ..pack.validate import load
 from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, MappedSite, read_bundle
+from ..runtime.signature import signature_of
 from ..runtime.slots import largest_ranks, pack_values, require_slots
 from ..tasks import TASKS, Task, task_named, task_of
 from .blocks import find_blocks, unfused, wanted_blocks
@@ -31,6 +32,7 @@ from .frontends import FRONTENDS, BaseGraph, Frontend
 from .modes import MODES, Plan, base_head, with_fields, with_ranks
 from .parity import prove
 from .sitemap import find_sites
+from .targets import TARGETS, Target
 
 DEFAULT_RANK = 16
 """The largest rank of a bank that is exported without adapters."""
@@ -49,6 +51,7 @@ def export(
     max_rank: int | None = None,
     quantize: str | None = None,
     frontend: str | None = None,
+    target: str = "ort",
     allow_structural: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -56,13 +59,14 @@ def export(
 
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
-    torch model, base and each adapter, on a ragged padded batch, before it is published. ``allow_structural`` accepts a base that has the
-    names, dtypes and shapes of the packs', whatever its weights.
+    torch model, base and each adapter, on a ragged padded batch, before it is published. ``target`` says who serves it: ``ort``,
+    ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``allow_structural``
+    accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
 
     Raises:
         BaseMismatch: a pack belongs to another base.
         ParityError: no frontend made a graph that agrees with the model.
-        Unsupported: the mode cannot carry one of the packs.
+        Unsupported: the mode cannot carry one of the packs, or the target cannot run it.
         OutputExists: ``out`` is taken.
 
     Example:
@@ -72,6 +76,8 @@ def export(
     refuse_existing(Path(out))
     if mode not in MODES:
         raise UnknownName("unknown mode", found=repr(mode), remedy=nearest(mode, MODES))
+    if target not in TARGETS:
+        raise UnknownName("unknown target", found=repr(target), remedy=nearest(target, TARGETS))
     folder = folder_of(base)
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     checkpoint = Checkpoint(folder)
@@ -79,6 +85,7 @@ def export(
     for pack in loaded if mode != "folded" else ():
         require_slots(pack)
     chosen = _task(task, loaded, checkpoint)
+    TARGETS[target].require(mode, chosen)
     _require_cache(loaded, chosen)
     capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:
@@ -96,7 +103,8 @@ def export(
             try:
                 graph = _built(candidate, source, chosen)
                 say("attach")
-                return _publish(Path(out), graph, candidate, mode, chosen, checkpoint, source, loaded, capacity, quantize, say)
+                return _publish(Path(out), graph, candidate, mode, chosen, checkpoint, source, loaded, capacity, quantize, TARGETS[target],
+                                say)
             except ParityError as error:
                 reasons.append(f"{candidate.name}: {error}")
                 say(f"{candidate.name} is left out: {error}")
@@ -115,11 +123,11 @@ def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
 
 def _publish(
     out: Path, graph: BaseGraph, frontend: Frontend, mode: str, task: Task, base: Checkpoint, source: Path, packs: list[Pack],
-    capacity: tuple[int, int | None], quantize: str | None, say: Progress,
+    capacity: tuple[int, int | None], quantize: str | None, target: Target, say: Progress,
 ) -> Bundle:
     """Attaches, writes into a temporary folder, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
-    plan = _plan(graph, base, attached, capacity)
+    plan = _plan(graph, base, attached, capacity)._replace(slot_name=target.slot_name)
     done = MODES[mode](graph.model, plan)
     labels = _labels(source, task)
     bundle = Bundle(
@@ -136,17 +144,23 @@ def _publish(
         max_labels=max((site.labels for site in plan.sites.values()), default=0),
         base_labels=labels,
         base_head_trained=not labels or _has_head(Checkpoint(source), task),
+        io=signature_of(graph.model),
+        target=target.name,
     )
-    with output_folder(out) as folder:
+    place = target.place(bundle)
+    with output_folder(out) as whole:
+        folder = whole / place
+        folder.mkdir(parents=True, exist_ok=True)
         for pack in packs:
-            target = folder / "adapters" / pack.name
-            target.mkdir(parents=True)
-            pack.write_into(target)
+            own = folder / "adapters" / pack.name
+            own.mkdir(parents=True)
+            pack.write_into(own)
         done.write(folder)
         say("write")
         ir.save(graph.model, folder / GRAPH, external_data=f"{GRAPH}.data")
         for path in carried_files(source):
             shutil.copyfile(path, folder / path.name)
+        target.write(folder, bundle)
         bundle.write(folder)
         say("prove parity with torch")
         parity = prove(folder, source, task, attached)
@@ -157,7 +171,7 @@ def _publish(
 
             say(f"quantize to {quantize}")
             quantize_in_place(folder, quantize)
-    return read_bundle(out)
+    return read_bundle(out / place)
 
 
 def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:

@@ -18,6 +18,7 @@ from ..runtime.routes import FIELDS as ROUTES
 from ..runtime.routes import route_axes, route_default
 from ..runtime.slots import Values, padded, stacked
 from .emit import Emitter, ids_input, positions_input, slot_input
+from .targets import own_name
 
 
 class Attached(NamedTuple):
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     base_head: Values
     slots: int
     max_rank: int
+    slot_name: Callable[[str, str], str] = own_name
 
 
 def folded(model: Any, plan: Plan) -> Attached:
@@ -66,13 +68,13 @@ def inputs(model: Any, plan: Plan) -> Attached:
             if field in ROUTES:
                 route, sizes = ROUTES[field][0], (site.in_features, site.out_features)
                 axes = route_axes(field, *sizes, f"{route.experts}_{number}", f"{route.name}_{number}")
-                values[field] = slot_input(model, f"{site.path}.{field}", route_default(field, *sizes), axes)
+                values[field] = slot_input(model, plan.slot_name(site.path, field), route_default(field, *sizes), axes)
                 continue
             symbols, shape = wide[field] if field in wide else _block_axes(field, site, number)
             name = f"{site.path}.{field}"
             default = plan.base_head.get(name)
             neutral = np.ones(shape, np.float32) if field in {"scale", "pre"} else np.zeros(shape, np.float32)
-            values[field] = slot_input(model, name, neutral if default is None else default, symbols)
+            values[field] = slot_input(model, plan.slot_name(site.path, field), neutral if default is None else default, symbols)
         emitter.site(site, values)
     _free_labels(model, plan)
     return Attached(plan.sites, lambda folder: _write_adapters(folder, plan))
@@ -125,7 +127,7 @@ def bank(model: Any, plan: Plan) -> Attached:
             name = f"{site.path}.{field}"
             values[field] = emitter.gather(site, field, slot_input(model, name, filled[name], list(filled[name].shape)), ids)
         emitter.site(site, values)
-    _free_labels(model, plan)
+    _free_labels(model, plan, {site.output: site.labels for site in plan.sites.values()}.get("logits"))
     return Attached(plan.sites)
 
 
@@ -178,12 +180,12 @@ def base_head(model: Any, sites: Mapping[str, MappedSite]) -> Values:
     return values
 
 
-def _free_labels(model: Any, plan: Plan) -> None:
-    """The width of the logits is the slots', not the base head's."""
+def _free_labels(model: Any, plan: Plan, width: int | None = None) -> None:
+    """The width of the logits is the slots', not the base head's: ``width``, or that of the adapter that runs."""
     if any(site.role == "full" for site in plan.sites.values()):
         for value in model.graph.outputs:
             if value.name == "logits":
-                value.shape = ir.Shape([*list(value.shape)[:-1], "labels"])
+                value.shape = ir.Shape([*list(value.shape)[:-1], width or "labels"])
 
 
 def _write_adapters(folder: Path, plan: Plan) -> None:
@@ -204,5 +206,6 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
         adapter = ort.AdapterFormat()
         adapter.set_adapter_version(1)
         adapter.set_model_version(1)
-        adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in complete.items()})
+        named = {plan.slot_name(*name.rsplit(".", 1)): array for name, array in complete.items()}
+        adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in named.items()})
         adapter.export_adapter(str(folder / "adapters" / f"{pack.name}.onnx_adapter"))

@@ -81,7 +81,7 @@ def _pack(source: Pack | str | os.PathLike[str], scratch: Path, repo: str, base_
         pack = sealed(changed, pack.tensors, pack.extra)
     if folder is None or not (folder / m.FILE_NAME).is_file() or f"sha256:{m.sha256_of(folder / m.FILE_NAME)}" != pack.id:
         folder = scratch / "pack"
-        pack = pack.write(folder)
+        pack = load(pack.write(folder).path or folder)  # what is sent was validated, whatever it was made from
     files = {m.FILE_NAME: folder / m.FILE_NAME, **{entry.path: folder / entry.path for entry in pack.manifest.files}}
     if (folder / SIGNATURE).is_file():
         files[SIGNATURE] = folder / SIGNATURE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from ..errors import FormatError, HubError, HubOffline, StorageError, storage_er
 from ..pack import manifest as m
 from ..pack.atomic import output_folder, refuse_existing
 from ..pack.cache import cache_folder
-from ..pack.pack import SIGNATURE
+from ..pack.pack import SIGNATURE, Pack
 from . import names, shelf
 from .artifact import MAX_BYTES, Artifact, open_remote, require_closed
 from .client import Listed, Remote, connect, fetch, offline, tree
 from .compare import changes
+from .importing import imported
 from .lockfile import Lockfile, Pinned, known
 
 _SPARE = 256 << 20
@@ -88,12 +90,16 @@ def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTE
         artifact = open_remote(remote, listed, scratch, max_bytes)
         require_closed(remote, artifact, listed)
         identity, path = artifact.id, None if artifact.kind == "peft" else shelf.kept(artifact.kind, artifact.id)
+        notes: tuple[str, ...] = ()
         if path is None:
             download(remote, artifact, listed, scratch)
-            identity, path = shelf.keep(artifact.kind, artifact.id, scratch)
+            staged: Path | Pack = scratch
+            if artifact.kind == "peft":
+                staged, told = imported(scratch, remote.token)
+                notes = ("a PEFT adapter: imported as a pack", *told)
+            identity, path = shelf.keep(artifact.kind, artifact.id, staged)
     for one in {reference, names.Reference(remote.repo, remote.commit)}:
         known(one).put(one, Pinned(remote.commit, artifact.kind, identity))
-    notes = ("a PEFT adapter: imported as a pack",) if artifact.kind == "peft" else ()
     return Pulled(remote.repo, remote.revision, remote.commit, artifact.kind, identity, path, notes=notes)
 
 
@@ -126,7 +132,7 @@ def _offline(reference: names.Reference, before: Pinned | None, update: bool) ->
     return Pulled(reference.repo, reference.revision, pinned.commit, pinned.kind, pinned.id, path, notes=("from the store: no network",))
 
 
-def download(remote: Remote, artifact: Artifact, listed: dict[str, Listed], scratch: Path) -> None:
+def download(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed], scratch: Path) -> None:
     """Every file beside the manifest, into the folder where the manifest is, each hashed on the way.
 
     Raises:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import AdapterpackError, CorruptBlob, FormatError, OutputExists, UnknownName, storage_errors
 from ..pack.atomic import output_folder
 from ..pack.cache import cache_folder
+from ..pack.pack import Pack
 from ..pack.store import Store
 
 
@@ -30,16 +31,16 @@ def kept(kind: str, identity: str) -> Path | None:
     return None
 
 
-def keep(kind: str, identity: str, staged: Path) -> tuple[str, Path]:
+def keep(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
     """Takes a staged artifact over, validated; its id, which for an imported one is that of the pack made of it, and its folder.
 
     Raises:
         FormatError: it is not valid; nothing of it is kept.
     """
-    if kind != "bundle":
+    if kind != "bundle" or isinstance(staged, Pack):
         pack = Store().add(staged)
         if pack.path is None:
-            raise FormatError("the store did not keep the pack", where=staged)
+            raise FormatError("the store did not keep the pack", where=identity)
         return pack.id, pack.path
     _require_bundle(staged)
     target = _bundles() / identity.removeprefix("sha256:")

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..pack.checkpoint import Checkpoint
-from ..pack.safetensors import DTYPES, FLOATS, SafetensorsFile, TensorInfo, dtype_name, plan
+from ..pack.safetensors import DTYPES, FLOATS, TensorInfo, dtype_name, plan
 from .codecs.storage import Storage
 from .codecs.view import Decoded
 from .plan import Plan, Target
 
 _Entry = tuple[str, str, tuple[int, ...]]
+
+
+class BaseFile(Protocol):
+    """A file of the base: where it is, and its tensors as they are stored."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor, as a view of the file."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,17 +57,21 @@ class Item:
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file, its header ready; ``base`` is the file that it is made from, ``items`` are in the order of their offsets."""
+    """One output file, its header ready; ``base`` is the file that it is made from, ``items`` are in the order of their offsets.
+
+    ``tail`` are bytes of zero after the last of them.
+    """
 
     name: str
-    base: SafetensorsFile
+    base: BaseFile
     header: bytes
     items: tuple[Item, ...]
+    tail: int = 0
 
     @property
     def size(self) -> int:
         """The bytes of the finished file."""
-        return len(self.header) + sum(item.place.nbytes for item in self.items)
+        return max([len(self.header), *(item.place.offset + item.place.nbytes for item in self.items)]) + self.tail
 
 
 def shards(base: Decoded, todo: Plan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
@@ -62,7 +80,7 @@ def shards(base: Decoded, todo: Plan, dtype: str | None, metadata: Mapping[str, 
     With ``dtype`` a weight that the base stores quantized becomes one tensor of it, where the first of its parts was.
     """
     last = list(base.files)[-1]
-    sources = _sources(todo)
+    folds = sources(todo)
     built, seen = [], set[str]()
     for shard, file in base.files.items():
         items: dict[str, dict[str, Any]] = {}
@@ -78,8 +96,8 @@ def shards(base: Decoded, todo: Plan, dtype: str | None, metadata: Mapping[str, 
             entries.append((todo.whole.prefix + name, out, found.shape if value is None else value.shape))
             if value is not None:
                 source: dict[str, Any] = {"value": value}
-            elif name in sources:
-                source = sources[name] | ({"source": info} if "written_with" in sources[name] else {})
+            elif name in folds:
+                source = folds[name] | ({"source": info} if "written_with" in folds[name] else {})
             else:
                 source = {"storage": base.storage(name, dtype)} if recoded or out != info.dtype else {"source": info}
             items[todo.whole.prefix + name] = source
@@ -94,7 +112,7 @@ def shards(base: Decoded, todo: Plan, dtype: str | None, metadata: Mapping[str, 
     return built
 
 
-def _sources(todo: Plan) -> dict[str, dict[str, Any]]:
+def sources(todo: Plan) -> dict[str, dict[str, Any]]:
     """Where the bytes of tensors come from that a fold writes, by the tensor's name in the base."""
     found: dict[str, dict[str, Any]] = {}
     for name, target in todo.targets.items():

@@ -12,13 +12,12 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ConfigError, NothingToDo, StorageError, storage_errors
-from ..pack import strict_json
 from ..pack.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate import load
-from . import devices, dtypes, jobs, journal, layout, plan, provenance, rounding, staging, stream
+from . import devices, dtypes, jobs, journal, plan, provenance, rounding, staging, stream
 from .arguments import require_outside, weights_of
-from .codecs.view import Decoded
+from .container import opened as opened_base
 from .onnx.kind import is_graph
 from .onnx.report import GraphReport
 from .report import MergedPack, MergeReport
@@ -48,7 +47,7 @@ def merge(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> MergeReport | GraphReport:
-    """Folds ``packs`` into ``base``, a checkpoint, an ONNX file or a bundle, and writes the result to the new folder
+    """Folds ``packs`` into ``base``, a checkpoint, a GGUF file, an ONNX file or a bundle, and writes the result to the new
     ``out``, whole or not at all.
 
     Every changed weight is read block by block, all its adapters are added in float32 (float64 for a float64 base), and the sum is
@@ -60,10 +59,10 @@ def merge(
     that comes closer to the fold. With ``dtype`` it is written dequantized instead, which loses nothing but that dtype's rounding.
 
     Args:
-        base: a checkpoint folder, an ONNX file or a bundle; it is never changed. What a graph becomes says
+        base: a checkpoint folder, a GGUF file, an ONNX file or a bundle; it is never changed. What a graph becomes says
             :func:`~adapterpack.merge.onnx.merge.merge_graph`.
         packs: packs or their folders; ``weights`` multiply their changes (1 each by default; additive methods only; heads are not scaled).
-        out: the folder to write; it must not exist.
+        out: the folder or file to write; it must not exist.
         dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
             A quantized base is written dequantized.
         safe: refuse a result that is NaN or infinite, overflow in rounding included.
@@ -75,7 +74,7 @@ def merge(
         resume: keep what is done on an error or an interrupt, too, to go on with later.
         durable: wait until every byte is on the disk; without it the system writes them out in its own time, as after a copy.
         device: ``"cuda"`` or ``"cpu"``: compute with torch there; by default with numpy, without torch.
-        checkpoint: of an ONNX file, the checkpoint that it was made from.
+        checkpoint: of an ONNX or GGUF file, the checkpoint that it was made from: the numbers of both are compared.
         progress: called with (bytes done, bytes in all), by one thread at a time.
 
     Raises:
@@ -91,7 +90,7 @@ def merge(
         >>> report.tensors_changed, report.kept  # doctest: +SKIP
         (24, 0.9999999)
     """
-    if checkpoint is not None or is_graph(base):
+    if is_graph(base):
         of_checkpoints = {"dtype": dtype, "stochastic_rounding": stochastic_rounding, "shard": shard, "resume": resume, "device": device}
         return _into_graph(base, packs, out, of_checkpoints, checkpoint=checkpoint, weights=weights, safe=safe,
                            allow_structural=allow_structural, progress=progress)
@@ -103,10 +102,10 @@ def merge(
     asked = None if dtype is None else dtypes.parse(dtype)
     part = jobs.Part() if shard is None else jobs.parse_part(shard)
     arithmetic = devices.arithmetic(device)
-    source = Decoded(base)
+    source, container = opened_base(base, checkpoint)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = weights_of(weights, opened)
-    require_outside(target, [source.folder, *(pack.path for pack in opened if pack.path is not None)])
+    require_outside(target, [*source.inputs, *(pack.path for pack in opened if pack.path is not None)])
     todo = plan.make(source, opened, factors, allow_structural, dtype=asked, full=verify == "full",
                      by_chance=stochastic_rounding is not None)
     if verify == "full":
@@ -114,7 +113,7 @@ def merge(
     merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
                    for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True))
     note = provenance.note(source, merged, stochastic_rounding)
-    shards = layout.shards(source, todo, asked, {provenance.METADATA: note})
+    shards = container.shards(source, todo, asked, note)
     key = provenance.key([shard.header for shard in shards], {"version": __version__, "safe": safe, "device": device})
     work, header = jobs.jobs(shards), sum(len(shard.header) for shard in shards)
     mine, folder = jobs.share(work, part), staging.place(target, key)
@@ -149,8 +148,7 @@ def merge(
         if report.losses and not any(loss.stored for loss in report.losses) and not todo.whole.added and not todo.whole.replaced:
             raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
                               found=report.losses[0].dtype, remedy="merge with dtype float32, or keep the adapter beside the base")
-        provenance.write_side_files(folder, source, opened, todo.whole, asked, shards)
-        (folder / provenance.FILE_NAME).write_bytes(strict_json.canonical(report.provenance()))
+        container.finish(folder, source, opened, todo.whole, asked, shards, report.provenance())
 
     several = part.count > 1
     files = {file for number in mine for file in work[number].files}
@@ -167,7 +165,7 @@ def merge(
             done = journal.finished(folder, len(work))
         missing = len(work) - len(done)
         if not missing:
-            staging.publish(folder, target, finish, durable)
+            staging.publish(folder, target, finish, durable, container.file)
     return described(done, missing)
 
 
@@ -184,8 +182,6 @@ def _into_graph(
 ) -> GraphReport:
     from .onnx.merge import merge_graph  # noqa: PLC0415 - a checkpoint needs none of it
 
-    if not is_graph(base):
-        raise ConfigError("only an ONNX graph is merged beside its checkpoint", where=base, remedy="leave --base out")
     for name, value in of_checkpoints.items():
         if value is not None and value is not False:
             raise ConfigError("this is for merges into checkpoints; a graph keeps its dtypes and is merged at one go", where=name,

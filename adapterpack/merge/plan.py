@@ -58,8 +58,8 @@ def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_s
         NothingToDo: no weight would change.
     """
     for pack in packs:  # the headers of all before the bytes of any
-        pack.require_base(base, content=False, allow_structural=True)
-    verdicts = tuple(pack.require_base(base, content=True if full else None, allow_structural=allow_structural) for pack in packs)
+        base.require(pack, content=False, allow_structural=True)
+    verdicts = tuple(base.require(pack, content=True if full else None, allow_structural=allow_structural) for pack in packs)
     found: dict[str, list[Contribution]] = {}
     for pack, weight in zip(packs, weights, strict=True):
         for name, contribution in _contributions(base, pack, weight):
@@ -76,7 +76,7 @@ def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_s
     if not targets and not whole.replaced and not whole.added:
         raise NothingToDo("the packs would change nothing", where=", ".join(pack.name for pack in packs) or "no packs were given",
                           remedy="train the adapter first, or give it a weight other than zero")
-    return Plan(targets, whole, verdicts)
+    return Plan(targets, whole, verdicts, base.notes)
 
 
 _DEQUANTIZE = "merge with dtype bfloat16, which writes the base dequantized"

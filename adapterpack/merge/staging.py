@@ -51,8 +51,9 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
             journal.close()
 
 
-def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bool) -> bool:
-    """Gives a whole staging folder its name, after ``finish`` put in what is written last; False where another process did it first.
+def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bool, file: str | None = None) -> bool:
+    """Gives a whole staging folder, or the one ``file`` in it, its name, after ``finish`` put in what is written last; False where another
+    process did it first.
 
     ``durable`` waits until every byte is on the disk, so that the output survives a power cut from the moment it has its name.
     """
@@ -74,8 +75,12 @@ def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bo
         (folder / FOLDER).rename(journals)
         if durable:
             sync(folder)
-        folder.chmod(0o755)
-        folder.rename(out)
+        if file is None:
+            folder.chmod(0o755)
+            folder.rename(out)
+        else:
+            (folder / file).rename(out)
+            folder.rmdir()
         if durable:
             sync(out.parent)
         shutil.rmtree(journals, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -32,22 +33,28 @@ class Checkpoint:
         FormatError: a shard is malformed, or the index does not fit the shards.
     """
 
+    whole = True
+    """Whether its weights are here; a subclass may know their names, dtypes and shapes only."""
+
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise StorageError("there is no such base folder", where=self.folder,
                                remedy="name a folder with config.json and safetensors files")
         self.index, shards = self._shards()
-        self.identities = {shard: identity(self.folder / shard) for shard in shards}  # before opening, so that a later change shows
         self._watch: Callable[[], None] | None = None
-        self.files = {shard: SafetensorsFile(self.folder / shard) for shard in shards}
+        self.files = self._opened(shards)
         self.shard_of = {name: shard for shard, file in self.files.items() for name in file.tensors}
         if sum(len(file.tensors) for file in self.files.values()) != len(self.shard_of):
             names = Counter(name for file in self.files.values() for name in file.tensors)
-            raise FormatError("a tensor stands in two shards", where=self.folder, found=names.most_common(1)[0][0])
+            raise FormatError("a tensor stands in two shards", where=self.where, found=names.most_common(1)[0][0])
         if self.index is not None and self.shard_of != self.index["weight_map"]:
             wrong = sorted(set(self.shard_of.items()) ^ set(self.index["weight_map"].items()))[0][0]
-            raise FormatError("the index does not fit the shards", where=self.folder / INDEX, found=f"tensor {wrong}")
+            raise FormatError("the index does not fit the shards", where=f"{self.where}, {INDEX}", found=f"tensor {wrong}")
+
+    def _opened(self, shards: Iterable[str]) -> Mapping[str, SafetensorsFile]:
+        self.identities = {shard: identity(self.folder / shard) for shard in shards}  # before opening, so that a later change shows
+        return {shard: SafetensorsFile(self.folder / shard) for shard in self.identities}
 
     def _shards(self) -> tuple[dict[str, Any] | None, list[str]]:
         if (self.folder / SINGLE).is_file():
@@ -61,6 +68,11 @@ class Checkpoint:
             expected=f"{SINGLE} or {INDEX}",
             remedy="save the model with save_pretrained; pickle files are refused",
         )
+
+    @property
+    def where(self) -> str:
+        """Where it lies, for messages."""
+        return str(self.folder)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -175,6 +187,12 @@ class Checkpoint:
             seen[INDEX] = identity(self.folder / INDEX)
         return {path: Source(self.folder / path, each, ((0, each.size),)) for path, each in seen.items()}
 
+    def has_file(self, name: str, sha256: str) -> bool | None:
+        """Whether a file beside the weights has this sha256 (hex); None where that cannot be known."""
+        path = self.folder / name
+        with storage_errors(path):
+            return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+
     def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
         """The levels: ``structure`` and ``probe`` always, ``content`` and ``files`` for one full read each, or both at once."""
         if content and files and not {"digests", "file_entries"} & self.__dict__.keys():  # neither was computed yet
@@ -228,7 +246,7 @@ class Checkpoint:
         found = self.weight_name(path, recorded)
         if found is None:
             modules = [name.removesuffix(".weight") for name in self.tensors]
-            raise SiteNotFound("the base has no such site", where=self.folder, found=path, remedy=nearest(path, modules))
+            raise SiteNotFound("the base has no such site", where=self.where, found=path, remedy=nearest(path, modules))
         return found
 
 

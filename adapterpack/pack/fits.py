@@ -38,12 +38,12 @@ def require_shapes(pack: Pack, base: Checkpoint, renamed: bool) -> None:
         if renamed and base.weight_name(group.path, group.weight) is None:
             modules = [name.removesuffix(".weight") for name in base.tensors]
             raise SiteNotFound("a tensor that the pack changes has another name in this variant of the base, and no path leads to it",
-                               where=f"{base.folder}, {group.path}", found=group.weight or f"{group.path}.weight",
+                               where=f"{base.where}, {group.path}", found=group.weight or f"{group.path}.weight",
                                remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
         stored = base.tensors[base.require_weight(group.path, group.weight)].shape
         shape = matrix_shape(group.kind, stored)
         known = (group.out_features, group.in_features)
         if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
-            raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}",
+            raise BaseMismatch("a site has another shape in this base", where=f"{base.where}, {group.path}",
                                expected=f"{known} of kind '{group.kind}'", found=shape or stored,
                                remedy="use the base that the pack names")

@@ -248,7 +248,7 @@ class Pack:
             SiteNotFound: the base lacks a site, or is a variant in which its tensor cannot be told by the module's path.
         """
         found = identity.read(base, self.manifest.base, content)
-        verdict = self.require_levels(found, name=base.name, where=base.folder, allow_structural=allow_structural)
+        verdict = self.require_levels(found, name=base.name, where=base.where, allow_structural=allow_structural)
         relation = None if verdict.variant is None else verdict.variant.relation
         if relation != "quantized":  # what that stores has shapes, and often names, of its own
             require_shapes(self, base, renamed=relation == "renamed_keys")

@@ -80,10 +80,11 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
     return strict_json.canonical(config)
 
 
-def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
+def read(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None) -> Pack:
     """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
 
-    ``on_base``: where the tensors mean something with the base alone, they are taken as they are.
+    ``on_base``: where the tensors mean something with the base alone, they are taken as they are. ``tensors``: their file, if it is
+    somewhere else.
 
     Raises:
         FormatError: the folder is not a PEFT adapter, or its tensors do not pair up.
@@ -93,7 +94,7 @@ def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
 
     config = read_config(folder / CONFIG)
     refuse_pickle(folder / TENSORS)
-    content = _content(folder, config, (), None)
+    content = _content(folder, config, (), tensors)
     if content.method.peft is not None and content.method.peft.from_base is not None and not on_base:
         raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
                           found=config.get("peft_type"),

@@ -14,6 +14,7 @@ from ..pack import manifest as m
 from ..pack import strict_json
 from ..pack.manifest import Base, FileEntry
 from ..pack.schema_check import schema_problem
+from .signature import Signature, decode_signature
 
 FILE_NAME = "adapterpack.bundle.json"
 GRAPH = "model.onnx"
@@ -82,6 +83,8 @@ class Bundle:
     base_head_trained: bool = True
     quantization: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
+    io: Signature = field(default_factory=Signature)
+    target: str = "ort"
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 
@@ -105,6 +108,17 @@ class Bundle:
         if found is None:
             raise UnknownAdapter("the bundle has no such adapter", found=repr(name), remedy=nearest(name, [a.name for a in self.adapters]))
         return found
+
+
+def bundle_in(folder: str | os.PathLike[str]) -> Path:
+    """Where in ``folder`` the bundle is: a model repository has it as the version of its one model.
+
+    Example:
+        >>> bundle_in("somewhere").name
+        'somewhere'
+    """
+    inner = sorted(Path(folder).glob(f"*/1/{FILE_NAME}"))
+    return inner[0].parent if len(inner) == 1 and not (Path(folder) / FILE_NAME).exists() else Path(folder)
 
 
 def list_files(folder: Path) -> list[FileEntry]:
@@ -151,5 +165,6 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
             "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"])}) for key, site in value["sites"].items()},
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
+            "io": decode_signature(value.get("io", {})),
         }
     )

@@ -20,7 +20,7 @@ _NOT_RUN = "graph and canaries: replayed with full, where there is no error"
 
 
 def validate_bundle(
-    folder: Path, base: Path | None = None, *, full: bool = False, budget: Budget | None = None, allow_structural: bool = False
+    folder: Path, base: Path | Checkpoint | None = None, *, full: bool = False, budget: Budget | None = None, allow_structural: bool = False
 ) -> Report:
     """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base; within ``budget``.
 
@@ -49,7 +49,7 @@ def validate_bundle(
     return Report("bundle", str(folder), None, (*findings, *broken), open_questions, incomplete, known)
 
 
-def _findings(folder: Path, base: Path | None, budget: Budget, allow_structural: bool) -> Iterator[Finding | Verdict | str]:
+def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allow_structural: bool) -> Iterator[Finding | Verdict | str]:
     """Findings, the verdict on the base, and as texts what the budget was too small for."""
     bundle = read_bundle(folder)
     irregular = False
@@ -70,21 +70,22 @@ def _findings(folder: Path, base: Path | None, budget: Budget, allow_structural:
             yield Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again")
     if base is not None:
         budget.require_time("the base")
-        yield from _base(bundle, base, budget, allow_structural)
+        yield from about_base(bundle, base if isinstance(base, Checkpoint) else Checkpoint(base), budget, allow_structural)
 
 
-def _base(bundle: Bundle, base: Path, budget: Budget, allow_structural: bool) -> Iterator[Finding | Verdict]:
-    """AB301, and the verdict on the base."""
-    checkpoint, remedy = Checkpoint(base), "name the base that it was exported from"
+def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_structural: bool) -> Iterator[Finding | Verdict]:
+    """AB301, and the verdict on the base; of one whose weights are elsewhere, what its headers say."""
+    remedy = "name the base that it was exported from"
     with checkpoint.watched(lambda: budget.require_time("the bytes of the base")):
         found = identity.read(checkpoint, bundle.base)
     try:
-        known = identity.require("the bundle", bundle.base, found, name=checkpoint.name, where=base, allow_structural=allow_structural)
+        known = identity.require("the bundle", bundle.base, found, name=checkpoint.name, where=checkpoint.where,
+                                 allow_structural=allow_structural or not checkpoint.whole)
     except BaseMismatch as error:
         yield Finding("AB301", "error", "base", error.told, error.remedy or remedy)
         yield identity.verdict(bundle.base, found)
         return
-    if known.name == "structural":
+    if known.name == "structural" and checkpoint.whole:
         yield Finding("AB301", "warning", "base", known.means, remedy)
     yield known
 

@@ -1,7 +1,7 @@
 """The product's hub with a layer before it that misbehaves on demand: run as a process of its own, told what to do over HTTP.
 
     python tests/hub/faults.py FOLDER TOKENS          prints its address
-    POST /_faults {"name": "bit flip", "times": 1}     arms one fault; an empty object disarms
+    POST /_faults {"name": "bit flip", "times": 1}     arms one fault; an empty object disarms; answers what was met and sent since the last
 """
 
 from __future__ import annotations
@@ -264,15 +264,20 @@ class Layer:
     """Passes requests on to the hub unless a fault is armed for them."""
 
     def __init__(self, app: Any) -> None:
-        self.app, self.name, self.times, self.seen = app, "", 0, 0
+        self.app, self.name, self.times, self.seen, self.bytes = app, "", 0, 0, 0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, tell: Any) -> None:
+        async def send(message: Any) -> None:
+            self.bytes += len(message.get("body", b""))
+            await tell(message)
+
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["path"] == "/_faults":
             value = json.loads((await receive())["body"] or b"{}")
-            before, self.name, self.times, self.seen = self.seen, value.get("name", ""), value.get("times", 1000), 0
-            await sent(Reply(200, {"content-type": "application/json"}, json.dumps({"seen": before}).encode()), send)
+            before = {"seen": self.seen, "bytes": self.bytes}
+            self.name, self.times, self.seen, self.bytes = value.get("name", ""), value.get("times", 1000), 0, 0
+            await sent(Reply(200, {"content-type": "application/json"}, json.dumps(before).encode()), tell)
         elif self.times and self.name and re.fullmatch(FAULTS[self.name].matches, f"{scope['method']} {scope['path']}"):
             self.times, self.seen = self.times - 1, self.seen + 1
             await FAULTS[self.name].run(self.app, scope, receive, send)

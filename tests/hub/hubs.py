@@ -26,9 +26,17 @@ class Hub:
 
     def arm(self, name: str = "", times: int = 1000) -> int:
         """Arms a fault, or with no name none; how often the one before was met."""
+        return self._told(name, times)["seen"]
+
+    def sent(self) -> int:
+        """The bytes of all bodies that it sent since it was last asked or armed."""
+        return self._told("", 0)["bytes"]
+
+    def _told(self, name: str, times: int) -> dict[str, int]:
         request = urllib.request.Request(f"{self.address}/_faults", json.dumps({"name": name, "times": times}).encode(), method="POST")
         with urllib.request.urlopen(request) as response:
-            return int(json.load(response)["seen"])
+            found: dict[str, int] = json.load(response)
+            return found
 
 
 def make_pack(name: str = "tickets", seed: int = 7, width: int = 7, **claims: Any) -> Pack:

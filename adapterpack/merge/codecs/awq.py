@@ -42,7 +42,7 @@ def _weight(place: Place, moves: bool) -> Weight:
     levels, settle = integers(0, 15, np.uint8, (0, 15)), rounded(DTYPES[dtype])
     return Weight("awq", f"{place.path}.weight", (rows, columns), dtype, parts,
                   Grid(levels if moves else fixed_zero(levels, 0, 15, 8), Groups(columns // groups)),
-                  _unpack, _pack, lambda _, __, scale: settle(scale), 8)
+                  _unpack, _pack, lambda _, __, *fitted: settle(*fitted), 8)
 
 
 def _unpack(parts: Parts, rows: slice) -> Coded:

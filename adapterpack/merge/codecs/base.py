@@ -35,7 +35,7 @@ class Weight:
         grid: levels and groups of its codes.
         unpack: the codes of rows, as ``[n, in]``, or as rows of one group each that hold the same values one after the other.
         pack: what codes of rows become in the parts.
-        settle: what scales of rows read back as once they are stored; None where scales cannot be written anew.
+        settle: what scales and zero points of rows read back as once they are stored; None where they cannot be written anew.
         sealed: why it can be read and not written, or None.
     """
 
@@ -47,7 +47,7 @@ class Weight:
     grid: Grid
     unpack: Callable[[Parts, slice], Coded]
     pack: Callable[[Parts, slice, Coded], list[Piece]]
-    settle: Callable[[Parts, slice, Rows], Rows] | None = None
+    settle: Callable[[Parts, slice, Rows, Rows | None], tuple[Rows, Rows | None]] | None = None
     step: int = 1
     sealed: str | None = None
 

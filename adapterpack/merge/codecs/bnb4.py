@@ -100,9 +100,9 @@ def _pack(form: _Form, parts: Parts, rows: slice, coded: Coded) -> list[Piece]:
     return [Piece("codes", slice(start, start + len(packed)), packed), Piece("absmax", at, absmax)]
 
 
-def _settle(form: _Form, parts: Parts, rows: slice, scales: np.ndarray) -> np.ndarray:
+def _settle(form: _Form, parts: Parts, rows: slice, scales: np.ndarray, zero: np.ndarray | None) -> tuple[np.ndarray, None]:
     at = form.blocks(rows)
-    return _scales(form, parts, at, _codes(form, parts, at, scales[:, 0]))[:, None]
+    return _scales(form, parts, at, _codes(form, parts, at, scales[:, 0]))[:, None], None
 
 
 def _scales(form: _Form, parts: Parts, blocks: slice, codes: np.ndarray) -> np.ndarray:

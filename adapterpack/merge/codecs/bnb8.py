@@ -32,7 +32,7 @@ def _weight(place: Place) -> Weight:
     if not rows or not columns:
         raise FormatError("an empty weight", where=f"{base.folder}, {codes}")
     return Weight(place.codec, codes, (rows, columns), "F32", parts, Grid(LEVELS, Groups(columns)),
-                  lambda stored, at: Coded(stored["codes"][at], stored["scale"][at, None]), _pack, lambda stored, at, scale: scale)
+                  lambda stored, at: Coded(stored["codes"][at], stored["scale"][at, None]), _pack, lambda stored, at, *fitted: fitted)
 
 
 def _pack(parts: Parts, rows: slice, coded: Coded) -> list[Piece]:

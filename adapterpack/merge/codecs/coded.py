@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import NonFinite, Unsupported
+from ...methods import LAYOUTS
 from ..rounding import Round
 from ..scratch import Scratch
 from .base import Parts, Weight
 from .grid import F32, Rows
 from .storage import Encoded, Read
+
+_BLOCK = 1 << 20
 
 
 class Matrix:
@@ -39,6 +42,18 @@ class Matrix:
         return self[0 : self.shape[0]].astype(dtype, copy=copy)
 
 
+class Turned(Matrix):
+    """The transpose of a matrix that is decoded where it is looked at, as embeddings are seen; block by block of the stored rows."""
+
+    def __init__(self, inner: Matrix) -> None:
+        self.inner, self.shape = inner, inner.shape[::-1]
+
+    def __getitem__(self, rows: slice) -> Rows:
+        count, width = self.inner.shape
+        step = max(1, _BLOCK // max(1, width))
+        return np.concatenate([self.inner[start : min(count, start + step)][:, rows] for start in range(0, count, step)]).T
+
+
 class CodedReader(NamedTuple):
     """A quantized weight as :class:`~adapterpack.merge.codecs.storage.Reader`; what is raw is decoded already."""
 
@@ -62,11 +77,12 @@ class CodedReader(NamedTuple):
 
     def matrices(self, kind: str) -> list[Matrix]:
         """See the protocol; decoded where it is looked at."""
-        if kind != "linear":
-            raise Unsupported(f"a quantized weight is folded at linear layers only, and this site is of kind '{kind}'", expected="linear",
+        layout = LAYOUTS[kind]
+        if layout.stacked or 2 not in layout.axes:
+            raise Unsupported(f"a quantized weight is a matrix, and this site is of kind '{kind}'", expected="linear",
                               where=self.where, found=self.matrix.weight.codec,
                               remedy="merge into the original checkpoint and quantize the result, or keep the adapter beside the base")
-        return [self.matrix]
+        return [Turned(self.matrix) if layout.turned else self.matrix]
 
     @contextmanager
     def opened(self) -> Iterator[Read]:

@@ -110,7 +110,7 @@ def _integers(place: Place, args: Mapping[str, Any], packed: bool) -> Weight:
     step = max(tall, 32 // width if packed and moves else 1)
     return Weight(place.codec, f"{place.path}.weight", (rows, columns), base.stored[parts["scale"]].dtype, parts,
                   Grid(integers(-form.half, form.half - 1, np.int8, moves), Groups(columns // count, tall)), partial(_unpack, form),
-                  partial(_pack, form), lambda _, __, scale: settle(scale), step)
+                  partial(_pack, form), lambda _, __, *fitted: settle(*fitted), step)
 
 
 def _unpack(form: _Form, parts: Parts, rows: slice) -> Coded:

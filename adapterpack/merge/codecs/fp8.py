@@ -54,4 +54,5 @@ def tiled(place: Place, weight: str, scale: str, tile: list[int] | None) -> Weig
         return [Piece("codes", at, coded.codes), Piece("scale", tiles, stored)]
 
     return Weight(place.codec, f"{place.path}.weight", (rows, columns), "BF16", {"codes": codes, "scale": scales},
-                  Grid(LEVELS[place.base.stored[codes].dtype], Groups(wide, tall)), unpack, pack, lambda _, __, scale: settle(scale), tall)
+                  Grid(LEVELS[place.base.stored[codes].dtype], Groups(wide, tall)), unpack, pack,
+                  lambda _, __, *fitted: settle(*fitted), tall)

@@ -63,7 +63,7 @@ def _weight(place: Place, config: Mapping[str, Any], width: int, less: int) -> W
         levels = fixed_zero(levels, 0, top, 1 << width - 1)
     form, settle = _Form(width, rows, columns, less), rounded(DTYPES[dtype])
     return Weight("gptq", f"{place.path}.weight", (rows, columns), dtype, parts, Grid(levels, _groups(place, config, columns, groups)),
-                  partial(_unpack, form), partial(_pack, form), lambda _, __, scale: settle(scale), period)
+                  partial(_unpack, form), partial(_pack, form), lambda _, __, *fitted: settle(*fitted), period)
 
 
 def _groups(place: Place, config: Mapping[str, Any], columns: int, count: int) -> Groups:

@@ -19,7 +19,8 @@ F32 = np.dtype(np.float32)
 
 
 class Coded(NamedTuple):
-    """Codes ``[n, m]``, and for each group ``[n / tall, groups]`` its float32 scale and, where there is one, its zero point."""
+    """Codes ``[n, m]``, and for each group ``[n / tall, groups]`` its float32 scale and, where there is one, its zero point: a level that
+    is taken away before scaling, or on a grid that is shifted, a number that is added after it."""
 
     codes: np.ndarray
     scale: np.ndarray
@@ -71,23 +72,26 @@ class Groups(NamedTuple):
         return found if self.tall == 1 else ufunc.reduceat(found, np.arange(0, len(values), self.tall), axis=0)
 
 
-Settle = Callable[[Rows], Rows]
-"""What scales read back as once they are stored."""
+Settle = Callable[[Rows, "Rows | None"], "tuple[Rows, Rows | None]"]
+"""What scales and zero points read back as once they are stored."""
 
 
 class Grid(NamedTuple):
-    """A format's levels and groups."""
+    """A format's levels and groups. ``shifted`` says what a zero point is; ``together`` groups beside each other keep their scales or
+    take new ones all at once, where these are themselves multiples of one number."""
 
     levels: Levels
     groups: Groups
+    shifted: bool = False
+    together: int = 1
 
     def decode(self, coded: Coded) -> Rows:
-        """The values, float32: ``scale * (level - zero)``."""
+        """The values, float32: ``scale * (level - zero)``, or ``scale * level + zero`` on a grid that is shifted."""
         level = self.levels.value(coded.codes)
-        if coded.zero is not None:
+        if coded.zero is not None and not self.shifted:
             level = level - self.groups.spread(coded.zero, level.shape)
         decoded: Rows = level * self.groups.spread(coded.scale, level.shape)
-        return decoded
+        return decoded if coded.zero is None or not self.shifted else decoded + self.groups.spread(coded.zero, level.shape)
 
     def encode(self, values: Rows, before: Rows, stored: Coded, settle: Settle | None) -> Coded:
         """Codes for ``values``, where ``before`` is what ``stored`` decodes to.
@@ -100,12 +104,12 @@ class Grid(NamedTuple):
         best = best._replace(codes=np.where(values == before, stored.codes, best.codes))
         if settle is None:
             return best
-        error = self._error(values, best)
+        error = self._shared(self._error(values, best))
         scale, point = self.levels.fit(self.groups.reduce(values, np.minimum), self.groups.reduce(values, np.maximum))
-        with np.errstate(over="ignore"):
-            scale = settle(scale)
+        with np.errstate(all="ignore"):
+            scale, point = settle(scale, point)
         other = self._on(values, np.where(np.isfinite(scale), scale, stored.scale), point)
-        better = self._error(values, other) < error  # not where either is NaN
+        better = self._shared(self._error(values, other)) < error  # not where either is NaN
         if not better.any():
             return best
         zero = None if best.zero is None or other.zero is None else np.where(better, other.zero, best.zero)
@@ -120,14 +124,22 @@ class Grid(NamedTuple):
 
     def _on(self, values: Rows, scale: Rows, zero: Rows | None) -> Coded:
         with np.errstate(all="ignore"):  # a scale of zero, or a tiny one, is judged by its error
+            if zero is not None and self.shifted:
+                values = values - self.groups.spread(zero, values.shape)
             level = values / self.groups.spread(scale, values.shape)
-            if zero is not None:
+            if zero is not None and not self.shifted:
                 level += self.groups.spread(zero, values.shape)
         return Coded(self.levels.nearest(np.nan_to_num(level, copy=False, posinf=1e30, neginf=-1e30)), scale, zero)
 
     def _error(self, values: Rows, coded: Coded) -> Rows:
         with np.errstate(all="ignore"):
             return self.groups.reduce(np.square(self.decode(coded) - values), np.add)
+
+    def _shared(self, error: Rows) -> Rows:
+        """For each group the error of all that are decided together."""
+        if self.together == 1:
+            return error
+        return np.repeat(error.reshape(len(error), -1, self.together).sum(axis=2), self.together, axis=1)
 
 
 def integers(low: int, high: int, dtype: Any, moves: tuple[int, int] | None = None) -> Levels:
@@ -213,7 +225,7 @@ def rounded(dtype: Any) -> Settle:
     """Scales stored in ``dtype``, such as float16.
 
     Example:
-        >>> rounded(np.float16)(np.float32([0.1])).tolist()
+        >>> rounded(np.float16)(np.float32([0.1]), None)[0].tolist()
         [0.0999755859375]
     """
-    return lambda scale: scale.astype(dtype).astype(np.float32)
+    return lambda scale, zero: (scale.astype(dtype).astype(np.float32), zero)

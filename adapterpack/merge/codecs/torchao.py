@@ -59,7 +59,7 @@ def _weight(place: Place) -> Weight:
             levels = integers(low, high, np.int8, (low, high))
     settle = rounded(DTYPES[dtype])
     return Weight("torchao", name, (rows, columns), dtype, parts, Grid(levels, Groups(wide, tall)), partial(_unpack, tall),
-                  partial(_pack, tall), lambda _, __, scale: settle(scale), tall)
+                  partial(_pack, tall), lambda _, __, *fitted: settle(*fitted), tall)
 
 
 def _class(place: Place, name: str) -> tuple[str, Mapping[str, Any]]:

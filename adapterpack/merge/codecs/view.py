@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 
 from ...errors import Unsupported
 from ...pack.checkpoint import Checkpoint
+from ...pack.match import Verdict
+from ...pack.pack import Pack
 from ...pack.safetensors import FLOATS, TensorInfo
 from .base import Parts
 from .coded import CodedReader, CodedWriter, Matrix
@@ -27,6 +30,24 @@ class Decoded(Checkpoint):
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__(folder)
         self.coded = weights(self)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """What is read, which no output may lie in."""
+        return [self.folder]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a report should say of the base, in sentences."""
+        return ()
+
+    def require(self, pack: Pack, content: bool | None = True, allow_structural: bool = False) -> Verdict:
+        """That it is the base of ``pack``: see :meth:`~adapterpack.pack.pack.Pack.require_base`.
+
+        Raises:
+            BaseMismatch, SiteNotFound: it is not.
+        """
+        return pack.require_base(self, content=content, allow_structural=allow_structural)
 
     @cached_property
     def parts_of(self) -> Mapping[str, tuple[str, str]]:
@@ -64,9 +85,11 @@ class Decoded(Checkpoint):
         Raises:
             Unsupported: it is neither of a quantized format nor floating point.
         """
+        return self._storage(name, out, self.matrix(name) if name in self.coded else None, where)
+
+    def _storage(self, name: str, out: str | None, matrix: Matrix | None, where: object) -> Storage:
         info = self.tensors[name]
-        if name in self.coded:
-            matrix = self.matrix(name)
+        if matrix is not None:
             return Storage(CodedReader(matrix, f"{self.folder}, {name}"), CodedWriter(matrix) if out is None else PlainWriter(name, out))
         if info.dtype not in FLOATS:
             raise Unsupported("the weight of this site is not stored as floating point", where=where or f"{self.folder}, {name}",

@@ -262,8 +262,11 @@ def _side_files(it: _Source, folder: Path) -> None:
 
 def _write_bundle(it: _Source, folder: Path, packs: Sequence[Pack], report: GraphReport) -> None:
     """The manifest of a folded bundle with the packs in it; their canaries are replayed where they can be."""
+    import onnx_ir as ir  # noqa: PLC0415 - only a bundle needs it
+
     from ...runtime import canary  # noqa: PLC0415 - only a bundle is run
     from ...runtime.session import Session  # noqa: PLC0415
+    from ...runtime.signature import signature_of  # noqa: PLC0415
 
     assert it.bundle is not None
     for adapter in it.bundle.adapters:
@@ -277,7 +280,7 @@ def _write_bundle(it: _Source, folder: Path, packs: Sequence[Pack], report: Grap
     labels = next((pack.manifest.task.labels for pack in packs if pack.full() and pack.manifest.task.labels), it.bundle.base_labels)
     parity: dict[str, Any] = {"folded": dict(report.checks)}
     bundle = dataclasses.replace(it.bundle, mode="folded", sites=sites, adapters=(*it.bundle.adapters, *added), slots=0, max_rank=0,
-                                 max_labels=0, base_labels=labels, parity=parity)
+                                 max_labels=0, base_labels=labels, parity=parity, io=signature_of(ir.load(folder / GRAPH)), target="ort")
     bundle.write(folder)
     if all(factor == 1 for factor in (pack.weight for pack in report.packs)):
         verified: Mapping[str, Any] = canary.verify(Session(folder, provider="cpu"))

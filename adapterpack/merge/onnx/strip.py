@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import FormatError
-from ...runtime.bundle import ADAPTER_IDS, GRAPH, Bundle
+from ...runtime.bundle import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, Bundle
 
 PREFIX = "adapterpack/"
 """What the names of all nodes begin with that attaching added."""
@@ -52,7 +52,7 @@ def strip(source: Path, bundle: Bundle, out: Path) -> None:
             old.shape = old.shape or value.shape
             graph.outputs[index] = old
     graph.remove(mine, safe=False)
-    slots = {f"{path}.{field}" for path, site in bundle.sites.items() for field in site.fields} | {ADAPTER_IDS}
+    slots = {value.name for value in graph.inputs if value.name in graph.initializers} | {ADAPTER_IDS, ADAPTER_POSITIONS}
     kept = [value for value in graph.inputs if value.name not in slots]
     graph.inputs[:] = kept
     for name in [name for name, value in graph.initializers.items() if name in slots or (name or "").startswith(PREFIX)]:

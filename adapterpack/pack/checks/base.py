@@ -46,6 +46,8 @@ def base_model(s: Subject) -> Iterator[Finding]:
 def base_findings(pack: Pack, base: Checkpoint | None, budget: Budget, allow_structural: bool = False) -> Iterator[Finding]:
     """AP701 for any pack, also an imported one; a base that only its structure speaks for is a warning where leave was given for it.
 
+    A base whose weights are elsewhere cannot say more than its structure, unless the hub lists its files: that is left open, not warned of.
+
     Raises:
         Spent: the time ran out before the base's bytes were read.
     """
@@ -53,11 +55,11 @@ def base_findings(pack: Pack, base: Checkpoint | None, budget: Budget, allow_str
         return
     try:
         with base.watched(lambda: budget.require_time("the bytes of the base")):
-            verdict = pack.require_base(base, allow_structural=allow_structural)
+            verdict = pack.require_base(base, allow_structural=allow_structural or not base.whole)
     except AdapterpackError as error:
         yield Finding("AP701", "error", "base", error.told, error.remedy or "", type(error), "adapterpack.json", "/base")
         return
-    if verdict.name == "structural":
+    if verdict.name == "structural" and base.whole:
         yield dataclasses.replace(ANOTHER.at("base", verdict.means, file="adapterpack.json", pointer="/base"), severity="warning")
 
 
@@ -76,12 +78,10 @@ def tokenizer(s: Subject) -> Iterator[Finding]:
     said, theirs = s.pack.manifest.tokenizer, base_template(s.base)
     if said is not None:
         for field, name in _TOKENIZER_FILES.items():
-            wanted, path = getattr(said, field), s.base.folder / name
-            if wanted not in (None, SAME):
-                found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-                if found != wanted:
-                    yield TOKENIZER.at(f"tokenizer, {field}", f"the pack was trained with another {name} than the base has",
-                                       pointer=f"/tokenizer/{field}")
+            wanted = getattr(said, field)
+            if wanted not in (None, SAME) and s.base.has_file(name, wanted) is False:
+                yield TOKENIZER.at(f"tokenizer, {field}", f"the pack was trained with another {name} than the base has",
+                                   pointer=f"/tokenizer/{field}")
         expected = said.chat_template
         if carried is not None and expected == SAME and theirs != _text(carried):
             yield TOKENIZER.at("tokenizer, chat_template", "the manifest says that the template is the base's own, but it is not",

@@ -18,7 +18,7 @@ def unchecked(s: Subject) -> Iterator[str]:
     manifest = s.pack.manifest
     if s.base is None:
         yield NO_BASE
-    elif manifest.base.content is None:
+    elif manifest.base.content is None and manifest.base.files is None:
         yield SHAPES_ONLY
     elif manifest.tokenizer is None:
         yield "tokenizer: the pack does not say which one it was trained with"

@@ -1,0 +1,1 @@
+"""GGUF, the file format of llama.cpp: its header, its tensor types, its names."""

@@ -1,0 +1,128 @@
+"""A base on a hub by what costs next to nothing: the listing, the headers of its shards, and its small files. No weight is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError, StorageError
+from ..pack import fingerprint as fp
+from ..pack.checkpoint import INDEX, SINGLE, Checkpoint
+from . import names
+from .client import Listed, Remote, connect, fetch, tree
+from .headers import HeaderFile, read_header
+
+_FIRST = 32 << 10
+"""Bytes of the first range: a shard's header has some 100 bytes a tensor."""
+_AT_ONCE = 8
+_MAX_SHARDS = 1000
+_MAX_HEADERS = 256 << 20
+_MAX_SMALL = 4 << 20
+_MAX_INDEX = 16 << 20
+_MAX_HASHED = 1 << 20
+_TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
+
+
+class RemoteBase(Checkpoint):
+    """A checkpoint on a hub: names, dtypes, shapes, and the sha256 of its files as the hub lists them.
+
+    ``folder`` holds its index, its ``config.json`` and its templates; ``unread`` names files that nobody looked into.
+
+    Raises:
+        FormatError: a header is malformed, the index does not fit, or it is larger than such a thing can be.
+        HubError: the hub refuses, by name.
+        StorageError: the repository holds no safetensors checkpoint.
+    """
+
+    whole = False
+
+    def __init__(self, remote: Remote, listed: dict[str, Listed], scratch: Path) -> None:
+        self.remote, self.listed, self.unread = remote, listed, list[str]()
+        for name, limit in ((INDEX, _MAX_INDEX), ("config.json", _MAX_SMALL), *((template, _MAX_SMALL) for template in _TEMPLATES)):
+            if name in listed and not (name == INDEX and SINGLE in listed):
+                self._small(name, limit, scratch)
+        super().__init__(scratch)
+
+    def _small(self, name: str, limit: int, scratch: Path) -> None:
+        if self.listed[name].size > limit:
+            raise FormatError("a file of the base is too large to be what its name says", where=f"{self.remote}, {name}",
+                              expected=f"at most {limit} bytes", found=self.listed[name].size)
+        fetch(self.remote, self.listed[name], scratch / name)
+
+    def _shards(self) -> tuple[dict[str, Any] | None, list[str]]:
+        if SINGLE in self.listed:
+            return None, [SINGLE]
+        if INDEX not in self.listed:
+            raise StorageError("the repository holds no safetensors checkpoint", where=self.remote, expected=f"{SINGLE} or {INDEX}",
+                               remedy="name a base with safetensors files; pickle files are refused")
+        index, shards = super()._shards()
+        if len(shards) > _MAX_SHARDS or any(shard not in self.listed for shard in shards):
+            raise FormatError("the index names shards that are not there, or too many", where=f"{self.remote}, {INDEX}",
+                              expected=f"at most {_MAX_SHARDS}, each in the listing", found=len(shards))
+        return index, shards
+
+    def _opened(self, shards: Iterable[str]) -> dict[str, HeaderFile]:  # type: ignore[override]
+        """The headers, several requests at once."""
+        def header(shard: str) -> HeaderFile:
+            return read_header(self.remote, shard, self.listed[shard].size, _FIRST)
+
+        self.identities = {}  # nothing of them is hashed here
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            files = dict(zip(shards, pool.map(header, shards), strict=True))
+        if sum(len(file.head) for file in files.values()) > _MAX_HEADERS:
+            raise FormatError("the headers of the base are too large", where=self.remote, expected=f"at most {_MAX_HEADERS} bytes")
+        return files
+
+    @property
+    def where(self) -> str:
+        """The repository at its commit."""
+        return str(self.remote)
+
+    @cached_property
+    def name(self) -> str:
+        """The repository."""
+        return self.remote.repo
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit that was looked at."""
+        return self.remote.commit
+
+    def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
+        """``structure`` and, where the hub lists every sha256, ``files``: more cannot be known without the weights."""
+        entries = self._entries()
+        return fp.Fingerprint(self.structure, None, None if entries is None else fp.files(entries), None)
+
+    def _entries(self) -> list[fp.FileEntry] | None:
+        whole = {shard: self.listed[shard].sha256 for shard in self.files}
+        if self.index is not None:
+            whole[INDEX] = hashlib.sha256((self.folder / INDEX).read_bytes()).hexdigest()
+        if None in whole.values():
+            return None
+        return [fp.FileEntry(name, self.listed[name].size, str(sha256)) for name, sha256 in sorted(whole.items())]
+
+    def has_file(self, name: str, sha256: str) -> bool | None:
+        """Whether its file has this sha256; None if the hub does not list that and the file is not small enough to fetch."""
+        there = self.listed.get(name)
+        if there is None or there.sha256 is not None:
+            return there is not None and there.sha256 == sha256
+        if there.size > _MAX_HASHED:
+            self.unread.append(name)
+            return None
+        if not (self.folder / name).is_file():
+            fetch(self.remote, there, self.folder / name)
+        return super().has_file(name, sha256)
+
+
+def remote_base(reference: names.Reference, scratch: Path, token: str | None = None) -> RemoteBase:
+    """The base behind a reference; what little of it becomes a file lies in ``scratch``, which must be empty.
+
+    Raises:
+        FormatError, HubError, StorageError: as for :class:`RemoteBase`.
+    """
+    remote = connect(reference, token)
+    return RemoteBase(remote, tree(remote), scratch)

@@ -1,0 +1,177 @@
+"""How codes and scales lie in the bytes of llama.cpp's blocks: ``blocks`` are ``[n, m]`` structures, codes ``[n, m, values]``.
+
+A function reads, and ``put_`` of the same name writes; each pair is the inverse of the other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+Blocks = np.ndarray
+_HALVES = np.array([0, 4], np.uint8)
+_CRUMBS = np.array([0, 2, 4, 6], np.uint8)
+
+
+def _less(codes: np.ndarray, less: int) -> np.ndarray:
+    """Codes of type uint8 less a number, as signed ones; the same where it is zero."""
+    moved: np.ndarray = codes.astype(np.int8) - np.int8(less)
+    return moved if less else codes
+
+
+def nibbles(less: int, blocks: Blocks) -> np.ndarray:
+    """The first half of a block in the low halves of bytes, the second in the high ones; ``less`` is taken away."""
+    raw = blocks["qs"]
+    return _less(np.concatenate([raw & 15, raw >> 4], axis=-1), less)
+
+
+def put_nibbles(less: int, blocks: Blocks, codes: np.ndarray) -> None:
+    """See :func:`nibbles`."""
+    low, high = np.split((codes + less).astype(np.uint8), 2, axis=-1)
+    blocks["qs"] = low & 15 | high << 4
+
+
+def fives(less: int, blocks: Blocks) -> np.ndarray:
+    """As :func:`nibbles`, with the fifth bits of all in a word of their own."""
+    high = np.unpackbits(blocks["qh"], axis=-1, bitorder="little")
+    return _less(nibbles(0, blocks) | high << 4, less)
+
+
+def put_fives(less: int, blocks: Blocks, codes: np.ndarray) -> None:
+    """See :func:`fives`."""
+    raw = (codes + less).astype(np.uint8)
+    blocks["qh"] = np.packbits(raw >> 4, axis=-1, bitorder="little")
+    put_nibbles(0, blocks, raw & 15)
+
+
+def eights(blocks: Blocks) -> np.ndarray:
+    """Bytes."""
+    found: np.ndarray = blocks["qs"]
+    return found
+
+
+def put_eights(blocks: Blocks, codes: np.ndarray) -> None:
+    """See :func:`eights`."""
+    blocks["qs"] = codes
+
+
+def _crumbs(raw: np.ndarray) -> np.ndarray:
+    """Two bits each: ``[..., 64]`` bytes, of which 32 hold 4 runs of 32 codes one above the other -> ``[..., 256]``."""
+    parts: np.ndarray = raw.reshape(*raw.shape[:-1], 2, 1, 32) >> _CRUMBS[:, None] & 3
+    return parts.reshape(*raw.shape[:-1], 256)
+
+
+def _put_crumbs(codes: np.ndarray) -> np.ndarray:
+    parts = codes.reshape(*codes.shape[:-1], 2, 4, 32) << _CRUMBS[:, None]
+    found: np.ndarray = np.bitwise_or.reduce(parts, axis=-2)
+    return found.reshape(*codes.shape[:-1], 64)
+
+
+def q2(blocks: Blocks) -> np.ndarray:
+    """Q2_K: two bits."""
+    return _crumbs(blocks["qs"])
+
+
+def put_q2(blocks: Blocks, codes: np.ndarray) -> None:
+    """See :func:`q2`."""
+    blocks["qs"] = _put_crumbs(codes.astype(np.uint8))
+
+
+def q2_scales(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    """Q2_K: the scale in the low half of a byte, the minimum in the high one."""
+    return blocks["scales"] & 15, blocks["scales"] >> 4
+
+
+def put_q2_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) -> None:
+    """See :func:`q2_scales`."""
+    assert minimum is not None
+    blocks["scales"] = scale | minimum << 4
+
+
+def q3(blocks: Blocks) -> np.ndarray:
+    """Q3_K: two bits, and a mask of third bits, whose run of 32 moves one bit up for each run of codes; four is taken away."""
+    mask = blocks["hmask"][..., None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    return _less(_crumbs(blocks["qs"]) | mask.reshape(*blocks.shape, 256) << 2, 4)
+
+
+def put_q3(blocks: Blocks, codes: np.ndarray) -> None:
+    """See :func:`q3`."""
+    raw = (codes + 4).astype(np.uint8)
+    blocks["qs"] = _put_crumbs(raw & 3)
+    mask = (raw >> 2).reshape(*blocks.shape, 8, 32) << np.arange(8, dtype=np.uint8)[:, None]
+    blocks["hmask"] = np.bitwise_or.reduce(mask, axis=-2)
+
+
+def q3_scales(blocks: Blocks) -> tuple[np.ndarray, None]:
+    """Q3_K: sixteen scales of six bits, less 32: four in halves of the first 8 bytes, two in the last 4, one above the other."""
+    low, high = blocks["scales"][..., :8], blocks["scales"][..., 8:]
+    four = (low[..., None, :] >> _HALVES[:, None] & 15).reshape(*blocks.shape, 16)
+    two = (high[..., None, :] >> _CRUMBS[:, None] & 3).reshape(*blocks.shape, 16)
+    return _less(four | two << 4, 32), None
+
+
+def put_q3_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) -> None:
+    """See :func:`q3_scales`."""
+    raw = (scale + 32).astype(np.uint8)
+    four = (raw & 15).reshape(*blocks.shape, 2, 8) << _HALVES[:, None]
+    two = (raw >> 4).reshape(*blocks.shape, 4, 4) << _CRUMBS[:, None]
+    blocks["scales"] = np.concatenate([np.bitwise_or.reduce(four, axis=-2), np.bitwise_or.reduce(two, axis=-2)], axis=-1)
+
+
+def q4(blocks: Blocks) -> np.ndarray:
+    """Q4_K: runs of 64, the first 32 in the low halves of 32 bytes, the others in the high ones."""
+    raw: np.ndarray = blocks["qs"].reshape(*blocks.shape, 4, 1, 32) >> _HALVES[:, None] & 15
+    return raw.reshape(*blocks.shape, 256)
+
+
+def put_q4(blocks: Blocks, codes: np.ndarray) -> None:
+    """See :func:`q4`."""
+    parts = codes.astype(np.uint8).reshape(*blocks.shape, 4, 2, 32) << _HALVES[:, None]
+    blocks["qs"] = np.bitwise_or.reduce(parts, axis=-2).reshape(*blocks.shape, 128)
+
+
+def q5(blocks: Blocks) -> np.ndarray:
+    """Q5_K: as :func:`q4`, with fifth bits whose run of 32 moves one bit up for each run of codes."""
+    high = blocks["qh"][..., None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    return _less(q4(blocks) | high.reshape(*blocks.shape, 256) << 4, 0)
+
+
+def put_q5(blocks: Blocks, codes: np.ndarray) -> None:
+    """See :func:`q5`."""
+    raw = codes.astype(np.uint8)
+    high = (raw >> 4).reshape(*blocks.shape, 8, 32) << np.arange(8, dtype=np.uint8)[:, None]
+    blocks["qh"] = np.bitwise_or.reduce(high, axis=-2)
+    put_q4(blocks, raw & 15)
+
+
+def six_bits(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    """Q4_K and Q5_K: eight scales and eight minima of six bits in twelve bytes; the last four of each lend the tops of the first bytes."""
+    first, second, third = np.split(blocks["scales"], 3, axis=-1)
+    scale = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=-1)
+    minimum = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=-1)
+    return scale, minimum
+
+
+def put_six_bits(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) -> None:
+    """See :func:`six_bits`."""
+    assert minimum is not None
+    (s, top_s), (m, top_m) = (np.split(each.astype(np.uint8), 2, axis=-1) for each in (scale, minimum))
+    blocks["scales"] = np.concatenate([s | top_s >> 4 << 6, m | top_m >> 4 << 6, top_s & 15 | (top_m & 15) << 4], axis=-1)
+
+
+def q6(blocks: Blocks) -> np.ndarray:
+    """Q6_K: runs of 128, four bits as two runs of 64 one above the other, two as four runs of 32; 32 is taken away."""
+    low = blocks["ql"].reshape(*blocks.shape, 2, 1, 64) >> _HALVES[:, None] & 15
+    return _less(low.reshape(*blocks.shape, 256) | _crumbs(blocks["qh"]) << 4, 32)
+
+
+def put_q6(blocks: Blocks, codes: np.ndarray) -> None:
+    """See :func:`q6`."""
+    raw = (codes + 32).astype(np.uint8)
+    low = (raw & 15).reshape(*blocks.shape, 2, 2, 64) << _HALVES[:, None]
+    blocks["ql"] = np.bitwise_or.reduce(low, axis=-2).reshape(*blocks.shape, 128)
+    blocks["qh"] = _put_crumbs(raw >> 4)
+
+
+def put_q6_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) -> None:
+    """Q6_K: signed bytes."""
+    blocks["scales"] = scale
