@@ -112,6 +112,8 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "parity": lambda x: x,
 }
 """What a task sees; all have ten classes but ``parity``, which asks whether a digit is odd."""
+SEEN = 0.3
+"""The share of the rows of pretraining under one of the views: a base that has seen a little of everything, as CLIP has."""
 
 
 def digits(seed: int, folder: Path) -> Suite:
@@ -138,7 +140,7 @@ def digits(seed: int, folder: Path) -> Suite:
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
     tasks = [divided(name, (view(images[600:]),), (labels[600:] % 2 if name == "parity" else labels[600:]).tolist(), seed)
              for name, view in VIEWS.items()]
-    return Suite("digits", folder, tasks, model, _first_token, heads, ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"), 2, 400, 4e-3)
+    return Suite("digits", folder, tasks, model, _first_token, heads, ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"), 2, 400, 2e-3)
 
 
 def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
@@ -147,7 +149,7 @@ def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
 
 
 def _pretrained(images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[Any, torch.nn.Linear]:
-    """A vision transformer and its head that read digits: shifted by up to one pixel, with a little noise."""
+    """A vision transformer and its head that read digits: shifted by up to one pixel, with a little noise, and some as the tasks see them."""
     torch.manual_seed(seed)
     config = transformers.ViTConfig(image_size=8, patch_size=2, num_channels=1, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
                                     intermediate_size=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -158,6 +160,8 @@ def _pretrained(images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[
     for _ in range(steps):
         chosen = torch.randint(len(images), (64,))
         x = images[chosen].roll(tuple(torch.randint(-1, 2, (2,)).tolist()), (-2, -1))
+        seen = list(VIEWS.values())[int(torch.randint(len(VIEWS), ()))](x)
+        x = torch.where(torch.rand(len(x), 1, 1, 1) < SEEN, seen, x)
         optimizer.zero_grad()
         functional.cross_entropy(head(_first_token(model, (x + 0.1 * torch.randn_like(x),))), labels[chosen]).backward()
         optimizer.step()

@@ -15,7 +15,8 @@ from .plain import plain
 def text(value: Any) -> str:
     """What ``json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)`` gives, and its errors.
 
-    Dataclasses are objects of their fields. Plain values are written here; whatever else there is, and every error, is left to the standard encoder.
+    Dataclasses are objects of their fields. Plain values are written here; whatever else there is, and every error, is left to the
+    standard encoder.
 
     Raises:
         TypeError: a value that JSON does not have, or keys that have no order.
