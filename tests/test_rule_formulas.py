@@ -346,7 +346,7 @@ def test_blocks_of_rows_do_not_show(rule: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("hold", [0, 1 << 26])
 def test_a_large_site_is_cut_by_blocks_or_held(hold: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a site of 300 x 260, of many blocks and beyond the small SVD, the rank that is asked for comes out, with its loss."""
-    monkeypatch.setattr(finish, "_HOLD", hold)
+    monkeypatch.setattr(finish, "HOLD", hold)
     packs = [made(seed, LoRA(r=8, alpha=8), sites=[Site("big", 260, 300)]) for seed in (1, 2)]
     pack = adapterpack.compose(packs, rule="ties", weights=[0.5, 0.5], rank=12)
     D = np.array([deltas(one)["big"] for one in packs])

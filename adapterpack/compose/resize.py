@@ -17,11 +17,13 @@ from ..pack.lineage import descended
 from ..pack.pack import Pack, build
 from ..pack.safetensors import FLOATS, dtype_name
 from ..pack.validate import load
-from .compose import as_lora, base_tensors, chosen_name, opened_base, truncation
+from .asked import chosen_name, opened_base
 from .cut import Cut, energy_of, shared_out
+from .result import as_lora, base_tensors, truncation
 from .sites import Place, gather
 from .space import Factors, Term, stack
 from .spectra import Loss, Spectrum, spectra
+from .threads import one_thread_each
 
 _FULL_RANK = 256
 """The rank up to which a change without a low rank takes part in a budget."""
@@ -75,8 +77,9 @@ def resize(
         refuse_existing(Path(out))
     parent = pack if isinstance(pack, Pack) else load(pack)
     called = chosen_name(name or (None if out is not None else f"{parent.name[:120]}-resized"), out, "resize", [parent])
-    places = gather([parent], [1.0], base=opened_base(base, [parent]), cut=_approximating(cut))
-    found = spectra([stack(place.terms) for place in places])
+    with one_thread_each():
+        places = gather([parent], [1.0], base=opened_base(base, [parent]), cut=_approximating(cut))
+        found = spectra([stack(place.terms) for place in places])
     if not places or not any(len(each.S) for each in found):
         raise NothingToDo("the change is zero at every site", where=f"pack '{parent.name}'", remedy="resize a pack that changes something")
     ranks = _ranks(parent, places, found, cut, budget)
@@ -130,7 +133,7 @@ def _ranks(parent: Pack, places: Sequence[Place], found: Sequence[Spectrum], cut
     """What every site keeps; without a budget at least 1, since a pack should change the sites that it changed."""
     if budget is None:
         return [max(1, cut.kept(each.S, energy_of(each.S) + place.loss.tail)) for place, each in zip(places, found, strict=True)]
-    costs = [sum(place.terms[0].change.shape) for place in places]
+    costs = [sum(place.shape) for place in places]
     now = sum(value.size for place in places for value in parent.params(place.site.path).values())
     numbers = int(budget * now) if budget < 1 else int(budget)
     ranks = shared_out([each.S for each in found], costs, numbers, cut.rank)

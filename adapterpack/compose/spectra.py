@@ -18,8 +18,8 @@ from .threads import in_order
 
 T = TypeVar("T")
 
-_STACK = 1 << 20
-"""Numbers of a stack that one thread works on: 8 MB in float64, as much as a core's share of the cache."""
+_STACK = 1 << 18
+"""Numbers of a stack that one thread works on: 2 MB in float64, which is what a core's own cache holds."""
 _WELL = 1e-6
 """The least eigenvalue of the columns' correlations above which their Cholesky factor is as good as a QR: it squares the condition, and
 in float64 that leaves ``R / 1e-6 * 1e-16``, which is less than float32 can hold."""
@@ -124,10 +124,15 @@ class _Stack(NamedTuple):
     count: np.ndarray
 
 
-def _decomposed(changes: Sequence[Factors]) -> _Stack:
-    """The cores of changes that have one shape, one dtype and one rank above 0."""
+def _decomposed(changes: Sequence[Factors]) -> _Stack | None:
+    """The cores of changes that have one shape, one dtype and one rank above 0.
+
+    None where some of several want another way than the others: which way a change goes must not depend on its neighbours.
+    """
     left, left_core = _frames(np.stack([change.B for change in changes]))
     right, right_core = _frames(np.stack([change.A for change in changes]).transpose(0, 2, 1))
+    if len(changes) > 1 and any(frame.back is None and _narrow(frame.wide) for frame in (left, right)):
+        return None
     u, values, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1), full_matrices=False)
     count = np.count_nonzero(values > _rounding(left_core, right_core, changes[0]), axis=1)
     return _Stack(left.times, right.turned, u, values, vt, count)
@@ -138,6 +143,8 @@ def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
     if not first.rank:
         return [Spectrum(change.B, np.zeros(0), change.A.T) for change in changes]
     found = _decomposed(changes)
+    if found is None:
+        return [_stack_spectra([change])[0] for change in changes]
     U = found.left(found.u)
     signs = _signs(U)
     V = found.right(found.vt * signs[:, :, None]).astype(first.A.dtype)
@@ -150,9 +157,11 @@ def _cut_stack(changes: Sequence[Factors], cut: Cut) -> list[tuple[Factors, Loss
     if not first.rank:
         return [each.cut(0) for each in _stack_spectra(changes)]
     found = _decomposed(changes)
+    if found is None:
+        return [_cut_stack([change], cut)[0] for change in changes]
     values = [S[:k] for S, k in zip(found.S, found.count, strict=True)]
     kept = [cut.kept(S) for S in values]
-    most = max(1, *kept)
+    most = first.rank if cut.rank is None else min(cut.rank, first.rank)  # not what is kept: products of other sizes may round otherwise
     halves = np.sqrt(found.S[:, :most])
     B = found.left(found.u[:, :, :most] * halves[:, None, :])
     signs = _signs(B)
@@ -191,8 +200,7 @@ def _frames(X: np.ndarray) -> tuple[_Frame, np.ndarray]:
     Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64: products of matrices only. All
     others go through Householder's QR.
     """
-    m, R = X.shape[1:]
-    if X.dtype == np.float32 and m >= R:
+    if _narrow(X):
         wide = X.astype(np.float64)
         products = np.matmul(wide.transpose(0, 2, 1), wide)
         sizes = np.sqrt(np.einsum("brr->br", products))
@@ -201,6 +209,11 @@ def _frames(X: np.ndarray) -> tuple[_Frame, np.ndarray]:
             return _Frame(wide, back), triangle
     Q, triangle = np.linalg.qr(X)
     return _Frame(Q, None), triangle.astype(np.float64)
+
+
+def _narrow(X: np.ndarray) -> bool:
+    """Whether the columns are such that the Cholesky factor is tried."""
+    return bool(X.dtype == np.float32 and X.shape[1] >= X.shape[2])
 
 
 def _triangle(products: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

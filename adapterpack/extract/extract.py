@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..compose.compose import as_lora, chosen_name, truncation
+from ..compose.asked import chosen_name
 from ..compose.cut import Cut
+from ..compose.result import as_lora, truncation
 from ..compose.space import Factors
 from ..compose.spectra import Loss
 from ..compose.threads import as_worker, one_thread_each, workers

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +23,7 @@ from .fingerprint import Fingerprint
 from .fits import require_shapes
 from .match import Verdict
 from .shapes import check_shapes
+from .streamed import Streamed, Unread
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -44,7 +45,7 @@ class Adapter(NamedTuple):
 
     site: Site
     config: Any
-    params: dict[str, np.ndarray]
+    params: Mapping[str, np.ndarray]
     weight: str | None
     method: Method
 
@@ -175,10 +176,16 @@ class Pack:
                 for number, cfg in zip(own, found, strict=True):
                     configs[number] = cfg
         for group, site, cfg in zip(groups, sites, configs, strict=True):
-            params, method = self.params(group.path), self.method_of(group)
+            params, method = self._params_at(group.path), self.method_of(group)
             if shape_of is not None:
                 check_shapes(method, cfg, site, params, f"pack '{self.name}'")
-            yield Adapter(site, cfg, {**shared, **params} if group.method is None else params, group.weight, method)
+            yield Adapter(site, cfg, {**shared, **params} if shared and group.method is None else params, group.weight, method)
+
+    def _params_at(self, path: str) -> Mapping[str, np.ndarray]:
+        """The parameters of a site: of a pack that is too large to hold, when they are looked at."""
+        if not isinstance(self.tensors, Streamed):
+            return self.params(path)
+        return Unread(tuple(entry.param for _, entry in self._by_group.get(path, ())), partial(self.params, path))
 
     def shared(self) -> dict[str, np.ndarray]:
         """The parameters that all sites of the pack's own method have in common."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..pack import Pack
-from ..safetensors import SafetensorsFile, parse_header
+from ..safetensors import MAX_HEADER, SafetensorsFile, parse_header
 from .budget import Budget
 from .finding import Finding
 
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class HeldFile(SafetensorsFile):
-    """A safetensors file whose bytes are in memory already: what was hashed is what is parsed is what is used.
+    """A safetensors file whose bytes are in memory or mapped already: what was hashed is what is parsed is what is used.
 
     Raises:
         FormatError: the bytes break a rule of the format.
     """
 
-    def __init__(self, data: bytes, path: Path) -> None:
+    def __init__(self, data: bytes | mmap, path: Path) -> None:
         self.path, self.size, self._bytes = path, len(data), data
-        self.tensors, self.metadata = parse_header(io.BytesIO(data), len(data), path)
+        self.tensors, self.metadata = parse_header(io.BytesIO(data[: MAX_HEADER + 8]), len(data), path)
 
 
 class Subject(NamedTuple):
@@ -38,7 +39,7 @@ class Subject(NamedTuple):
     folder: Path
     pack: Pack
     file: SafetensorsFile
-    held: Mapping[str, bytes]
+    held: Mapping[str, bytes | mmap]
     digests: Mapping[str, Future[str]]
     base: Checkpoint | None
     full: bool
