@@ -37,7 +37,7 @@ from adapterpack.compose.rules import rules
 from adapterpack.errors import AdapterpackError
 from adapterpack.pack.pack import Pack
 
-SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.4)
+SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.4)
 """Of the merged change, relative to the sum of all changes; task arithmetic's coefficient itself."""
 REFERENCE = "task_arithmetic"
 Deltas = dict[str, torch.Tensor]
@@ -67,7 +67,7 @@ class Merged:
         with torch.no_grad():
             for path, weight in self.weights.items():
                 weight.copy_(self.before[path] + factor * self.changes[path])
-            found = {task.name: self.suite.accuracy(self.suite.model, task, getattr(task, part)) for task in self.suite.tasks}
+            found = self.suite.accuracies(self.suite.model, part)
             for path, weight in self.weights.items():
                 weight.copy_(self.before[path])
         return found
@@ -111,7 +111,7 @@ def measure(name: str, seed: int, keep: Path, known: Mapping[tuple[str, int, str
     packs = trained(suite, seed, keep / f"{name}-{seed}")
     for rule in wanted:
         if rule == "base":
-            row: dict[str, Any] = {"accuracy": {task.name: suite.accuracy(suite.model, task, task.test) for task in suite.tasks}}
+            row: dict[str, Any] = {"accuracy": suite.accuracies(suite.model, "test")}
         elif rule == "single":
             row = {"accuracy": {task.name: Merged(suite, deltas(pack)).accuracies("test", 1.0)[task.name]
                                 for task, pack in zip(suite.tasks, packs, strict=True)}}

@@ -49,12 +49,17 @@ class Task(NamedTuple):
     test: Split
 
 
-def divided(name: str, inputs: Inputs, labels: list[int], seed: int, parts: tuple[float, float] = (0.6, 0.2)) -> Task:
-    """A task whose rows are dealt out at random."""
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
-    ends = np.cumsum([int(part * len(labels)) for part in parts])
-    whole = Split(inputs, torch.tensor(labels))
-    return Task(name, *(whole.rows(part) for part in torch.tensor_split(order, [int(end) for end in ends])))
+def divided(inputs: Inputs, seed: int, parts: tuple[float, float]) -> list[tuple[torch.Tensor, Inputs]]:
+    """The rows for training, validation and test, dealt out at random: which they are, and their inputs."""
+    count = len(inputs[0])
+    ends = np.cumsum([int(part * count) for part in parts]).tolist()
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    return [(rows, tuple(value[rows] for value in inputs)) for rows in torch.tensor_split(order, ends)]
+
+
+def task_of(name: str, parts: list[tuple[torch.Tensor, Inputs]], labels: torch.Tensor) -> Task:
+    """A task of such rows."""
+    return Task(name, *(Split(inputs, labels[rows]) for rows, inputs in parts))
 
 
 @dataclass
@@ -76,9 +81,16 @@ class Suite:
         with torch.no_grad():
             return self.features(model, inputs)
 
-    def accuracy(self, model: Any, task: Task, split: Split) -> float:
-        """Of the model's features under the task's head."""
-        return float((self.heads[task.name](self._all(model, split.inputs)).argmax(dim=1) == split.labels).float().mean())
+    def accuracies(self, model: Any, part: str) -> dict[str, float]:
+        """Of the model on ``val`` or ``test`` of every task; tasks that ask of the same rows share their features."""
+        features: dict[int, torch.Tensor] = {}
+        found = {}
+        for task in self.tasks:
+            split: Split = getattr(task, part)
+            if id(split.inputs) not in features:
+                features[id(split.inputs)] = self._all(model, split.inputs)
+            found[task.name] = float((self.heads[task.name](features[id(split.inputs)]).argmax(dim=1) == split.labels).float().mean())
+        return found
 
     def train(self, task: Task, seed: int, out: Path) -> adapterpack.Pack:
         """A LoRA of the task, written to ``out``."""
@@ -112,7 +124,7 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "parity": lambda x: x,
 }
 """What a task sees; all have ten classes but ``parity``, which asks whether a digit is odd."""
-SEEN = 0.3
+SEEN = 0.8
 """The share of the rows of pretraining under one of the views: a base that has seen a little of everything, as CLIP has."""
 
 
@@ -138,9 +150,9 @@ def digits(seed: int, folder: Path) -> Suite:
 
     heads: dict[str, Head] = {name: parity if name == "parity" else named for name in VIEWS}
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    tasks = [divided(name, (view(images[600:]),), (labels[600:] % 2 if name == "parity" else labels[600:]).tolist(), seed)
+    tasks = [task_of(name, divided((view(images[600:]),), seed, (0.6, 0.2)), labels[600:] % 2 if name == "parity" else labels[600:])
              for name, view in VIEWS.items()]
-    return Suite("digits", folder, tasks, model, _first_token, heads, ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"), 2, 400, 2e-3)
+    return Suite("digits", folder, tasks, model, _first_token, heads, ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"), 2, 400, 1e-3)
 
 
 def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
@@ -149,7 +161,7 @@ def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
 
 
 def _pretrained(images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[Any, torch.nn.Linear]:
-    """A vision transformer and its head that read digits: shifted by up to one pixel, with a little noise, and some as the tasks see them."""
+    """A vision transformer and its head for digits, shifted by up to one pixel and with a little noise, some as the tasks see them."""
     torch.manual_seed(seed)
     config = transformers.ViTConfig(image_size=8, patch_size=2, num_channels=1, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
                                     intermediate_size=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -171,7 +183,7 @@ def _pretrained(images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[
 
 # Eight questions about the texts of the examples, and the sentence encoder MiniLM.
 
-LAYERS = (4, 5)
+LAYERS = (5,)
 """The layers that are adapted; what the ones before make of a text is computed once."""
 INNER = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense",
          "output.dense")
@@ -197,14 +209,14 @@ def texts(seed: int, folder: Path) -> Suite:
     model = transformers.AutoModel.from_pretrained(base).eval()
     tasks: list[Task] = []
     heads: dict[str, Head] = {}
-    held: dict[str, Inputs] = {}
+    held: dict[str, list[tuple[torch.Tensor, Inputs]]] = {}
     for name, (source, answer) in QUESTIONS.items():
         rows = [json.loads(line) for part in ("train", "test") for line in (DATA / f"{source}.{part}.jsonl").read_text().splitlines()]
         strings = [row["text"] if "text" in row else row["prompt"].partition("\n\n")[2] for row in rows]
         median = float(np.median([len(text) for text in strings]))
         if source not in held:
-            held[source] = _before(model, tokenizer, strings)
-        tasks.append(divided(name, held[source], [answer(row, median) for row in rows], seed, (0.6, 0.15)))
+            held[source] = divided(_before(model, tokenizer, strings), seed, (0.6, 0.15))
+        tasks.append(task_of(name, held[source], torch.tensor([answer(row, median) for row in rows])))
         heads[name] = _prototypes(model, tasks[-1].train)
     targets = tuple(f"encoder.layer.{layer}.{inner}" for layer in LAYERS for inner in INNER)
     return Suite("texts", base, tasks, model, _after, heads, targets, 8, 80, 1e-3)
@@ -222,7 +234,7 @@ def _prototypes(model: Any, train: Split) -> Head:
 
 def _before(model: Any, tokenizer: Any, strings: list[str]) -> Inputs:
     """The hidden states before the adapted layers, and the mask."""
-    encoded = tokenizer(strings, padding="max_length", truncation=True, max_length=32, return_tensors="pt")
+    encoded = tokenizer(strings, padding="max_length", truncation=True, max_length=24, return_tensors="pt")
     with torch.no_grad():
         states = model(**encoded, output_hidden_states=True).hidden_states[LAYERS[0]]
     return states, encoded["attention_mask"]

@@ -121,7 +121,7 @@ class _Stack(NamedTuple):
     u: np.ndarray
     S: np.ndarray
     vt: np.ndarray
-    count: np.ndarray
+    ranks: np.ndarray
 
 
 def _decomposed(changes: Sequence[Factors]) -> _Stack | None:
@@ -134,8 +134,8 @@ def _decomposed(changes: Sequence[Factors]) -> _Stack | None:
     if len(changes) > 1 and any(frame.back is None and _narrow(frame.wide) for frame in (left, right)):
         return None
     u, values, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1), full_matrices=False)
-    count = np.count_nonzero(values > _rounding(left_core, right_core, changes[0]), axis=1)
-    return _Stack(left.times, right.turned, u, values, vt, count)
+    ranks = np.count_nonzero(values > _rounding(left_core, right_core, changes[0]), axis=1)
+    return _Stack(left.times, right.turned, u, values, vt, ranks)
 
 
 def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
@@ -149,7 +149,7 @@ def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
     signs = _signs(U)
     V = found.right(found.vt * signs[:, :, None]).astype(first.A.dtype)
     U = (U * signs[:, None, :]).astype(first.B.dtype)
-    return [Spectrum(U[i, :, :k], found.S[i, :k], V[i, :k].T) for i, k in enumerate(found.count)]
+    return [Spectrum(U[i, :, :k], found.S[i, :k], V[i, :k].T) for i, k in enumerate(found.ranks)]
 
 
 def _cut_stack(changes: Sequence[Factors], cut: Cut) -> list[tuple[Factors, Loss]]:
@@ -159,7 +159,7 @@ def _cut_stack(changes: Sequence[Factors], cut: Cut) -> list[tuple[Factors, Loss
     found = _decomposed(changes)
     if found is None:
         return [_cut_stack([change], cut)[0] for change in changes]
-    values = [S[:k] for S, k in zip(found.S, found.count, strict=True)]
+    values = [S[:k] for S, k in zip(found.S, found.ranks, strict=True)]
     kept = [cut.kept(S) for S in values]
     most = first.rank if cut.rank is None else min(cut.rank, first.rank)  # not what is kept: products of other sizes may round otherwise
     halves = np.sqrt(found.S[:, :most])
@@ -187,11 +187,14 @@ class _Frame(NamedTuple):
 
     def times(self, Y: np.ndarray) -> np.ndarray:
         """``Q Y``, in C order."""
-        return np.matmul(self.wide, Y if self.back is None else np.matmul(self.back, Y))
+        product: np.ndarray = np.matmul(self.wide, Y if self.back is None else np.matmul(self.back, Y))
+        return product
 
     def turned(self, Y: np.ndarray) -> np.ndarray:
         """``Y Q^T``, in C order."""
-        return np.matmul(Y if self.back is None else np.matmul(Y, self.back.transpose(0, 2, 1)), self.wide.transpose(0, 2, 1))
+        turned = Y if self.back is None else np.matmul(Y, self.back.transpose(0, 2, 1))
+        product: np.ndarray = np.matmul(turned, self.wide.transpose(0, 2, 1))
+        return product
 
 
 def _frames(X: np.ndarray) -> tuple[_Frame, np.ndarray]:

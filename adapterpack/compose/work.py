@@ -138,7 +138,7 @@ def combined(work: Work) -> Combined:
     with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
         combine = work.rule.prepared([place.terms for place in work.places], work.arguments)
 
-        def made(batch: Sequence[int]) -> list[Found] | list[tuple[Factors, Loss | None]]:
+        def made(batch: Sequence[int]) -> Sequence[Any]:
             places = [work.places[index] for index in batch]
             combined = [combine(place.terms) for place in places]
             for place, change in zip(places, combined, strict=True):

@@ -54,7 +54,7 @@ def _text(value: Any, line: str) -> str:
         return repr(value)
     if value is None or kind is bool:
         return _CONSTANTS[value]
-    if names := _fields(kind):
+    if names := _fields(kind):  # type: ignore[arg-type]
         entries = [f"{key}{_text(getattr(value, name), inner)}" for key, name in names]
         return f"{{{inner}{f',{inner}'.join(entries)}{line}}}"
     raise TypeError(kind)  # for the standard encoder

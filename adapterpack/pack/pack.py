@@ -14,11 +14,11 @@ import numpy as np
 
 from ..errors import ConfigError, FormatError, NonFinite, NothingToDo
 from ..methods import PROMPT, Acts, Method, Site, get, is_stacked, settled
-from . import identity, peft_layout, peft_names, safetensors
+from . import entries, identity, peft_layout, peft_names, safetensors
 from . import manifest as m
 from .beside import Beside, Sites, features, require_beside
 from .composition import method_of
-from .entries import TENSORS, digested, entry_of, file_entry
+from .entries import digested, entry_of, file_entry
 from .fingerprint import Fingerprint
 from .fits import require_shapes
 from .match import Verdict
@@ -28,6 +28,7 @@ from .streamed import Streamed, Unread
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
+TENSORS = entries.TENSORS
 METADATA = {"format": "pt"}
 """What PEFT and transformers look for in the tensor file."""
 SIGNATURE = "adapterpack.sig.json"
@@ -342,7 +343,7 @@ def build(
         for param, value in params.items():
             add(path, param, peft_names.full_name(method, path, param), value)
     digests, file = digested(tensors, METADATA)
-    entries = {key: entry_of(tensors[key], *places[key], digest=digests[key]) for key in sorted(tensors)}
+    described = {key: entry_of(tensors[key], *places[key], digest=digests[key]) for key in sorted(tensors)}
     draft = m.Manifest(
         pack=m.PackInfo(name),
         method=m.MethodRef(method.name, method.spec_version),
@@ -350,7 +351,7 @@ def build(
         task=task,
         base=base,
         groups=tuple(groups),
-        tensors=entries,
+        tensors=described,
         files=(),
         must_understand=features(method, groups),
         composition=method.composition,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ _INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
 """Stand-ins for widths that are not known."""
 
 
-def features(form: PeftForm, params: dict[str, np.ndarray], where: str) -> tuple[int | None, int | None]:
+def features(form: PeftForm, params: Mapping[str, np.ndarray], where: str) -> tuple[int | None, int | None]:
     """What the parameters of a site say of its input and output width.
 
     Raises:
@@ -27,7 +28,7 @@ def features(form: PeftForm, params: dict[str, np.ndarray], where: str) -> tuple
         raise FormatError("the tensors of a site do not pair up, or have too few axes", where=where, found=shapes) from error
 
 
-def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:
+def check_shapes(method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray], where: object) -> Site:
     """The site, if every parameter has the shape that the method gives it there, as far as the site's known widths say it.
 
     Raises:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from ...errors import FormatError, storage_errors
 from .. import manifest as m
-from ..pack import MUTABLE
+from ..pack import MUTABLE, TENSORS
 from ..streamed import LARGE
 from .budget import Budget
 from .finding import Finding, Rule
@@ -72,18 +72,21 @@ def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
                           offset=min(size, listed[name].size))
 
 
-def hold(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, bytes | mmap]:
-    """The bytes of every listed file, each opened and read once, and no more of it than the manifest lists; a large one is mapped.
+def hold(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, bytes]:
+    """The bytes of every listed file, each opened and read once, and no more of it than the manifest lists.
+
+    A large tensor file is mapped: it has what is asked of bytes here, a length, slices and a buffer.
 
     Raises:
         Spent: they do not fit the budget.
         FormatError: what is opened is no regular file.
     """
     budget.require_memory(sum(entry.size for entry in manifest.files))
-    return {entry.path: (mapped if entry.size > LARGE else read_file)(folder / entry.path, entry.size + 1) for entry in manifest.files}
+    return {entry.path: cast("bytes", mapped(folder / entry.path, entry.size + 1)) if entry.path == TENSORS and entry.size > LARGE
+            else read_file(folder / entry.path, entry.size + 1) for entry in manifest.files}
 
 
-def magic_bytes(held: Mapping[str, bytes | mmap]) -> Iterator[Finding]:
+def magic_bytes(held: Mapping[str, bytes]) -> Iterator[Finding]:
     """AP107 for the listed files."""
     for name, data in held.items():
         if kind := magic_of(data[:HEAD]):

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from mmap import mmap
 from threading import Event
 
 from .budget import Budget
@@ -16,7 +15,7 @@ _BLOCK = 16 << 20
 
 
 @contextmanager
-def hashed(held: Mapping[str, bytes | mmap], budget: Budget) -> Iterator[dict[str, Future[str]]]:
+def hashed(held: Mapping[str, bytes], budget: Budget) -> Iterator[dict[str, Future[str]]]:
     """The sha256 (hex) of each file by its name, to be waited for; what nobody waited for ends with the block.
 
     A file cannot be split over threads, and its tensors are hashed as well: both at once take as long as one.
@@ -28,7 +27,7 @@ def hashed(held: Mapping[str, bytes | mmap], budget: Budget) -> Iterator[dict[st
     """
     stop = Event()
 
-    def digest(data: bytes | mmap) -> str:
+    def digest(data: bytes) -> str:
         hasher, view = hashlib.sha256(), memoryview(data)
         for start in range(0, len(view), _BLOCK):
             budget.require_time("the digests of the files")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class HeldFile(SafetensorsFile):
-    """A safetensors file whose bytes are in memory or mapped already: what was hashed is what is parsed is what is used.
+    """A safetensors file whose bytes are in memory already: what was hashed is what is parsed is what is used.
 
     Raises:
         FormatError: the bytes break a rule of the format.
     """
 
-    def __init__(self, data: bytes | mmap, path: Path) -> None:
+    def __init__(self, data: bytes, path: Path) -> None:
         self.path, self.size, self._bytes = path, len(data), data
         self.tensors, self.metadata = parse_header(io.BytesIO(data[: MAX_HEADER + 8]), len(data), path)
 
@@ -39,7 +38,7 @@ class Subject(NamedTuple):
     folder: Path
     pack: Pack
     file: SafetensorsFile
-    held: Mapping[str, bytes | mmap]
+    held: Mapping[str, bytes]
     digests: Mapping[str, Future[str]]
     base: Checkpoint | None
     full: bool
