@@ -37,7 +37,7 @@ from adapterpack.compose.rules import rules
 from adapterpack.errors import AdapterpackError
 from adapterpack.pack.pack import Pack
 
-SIZES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.4)
+SIZES = (0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.4)
 """Of the merged change, relative to the sum of all changes; task arithmetic's coefficient itself."""
 REFERENCE = "task_arithmetic"
 Deltas = dict[str, torch.Tensor]

@@ -152,7 +152,7 @@ def digits(seed: int, folder: Path) -> Suite:
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
     tasks = [task_of(name, divided((view(images[600:]),), seed, (0.6, 0.2)), labels[600:] % 2 if name == "parity" else labels[600:])
              for name, view in VIEWS.items()]
-    return Suite("digits", folder, tasks, model, _first_token, heads, ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"), 2, 400, 1e-3)
+    return Suite("digits", folder, tasks, model, _first_token, heads, ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"), 2, 300, 2e-3)
 
 
 def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
@@ -219,7 +219,7 @@ def texts(seed: int, folder: Path) -> Suite:
         tasks.append(task_of(name, held[source], torch.tensor([answer(row, median) for row in rows])))
         heads[name] = _prototypes(model, tasks[-1].train)
     targets = tuple(f"encoder.layer.{layer}.{inner}" for layer in LAYERS for inner in INNER)
-    return Suite("texts", base, tasks, model, _after, heads, targets, 8, 80, 1e-3)
+    return Suite("texts", base, tasks, model, _after, heads, targets, 8, 50, 2e-3)
 
 
 def _prototypes(model: Any, train: Split) -> Head:

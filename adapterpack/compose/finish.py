@@ -55,4 +55,12 @@ def _of_dense(combined: Sequence[Combined], work: Callable[[int, Rows], T]) -> l
 def _held(change: Rows) -> Rows:
     """A dense change in memory, if it is of a bearable size: else every pass of the range finder would make it anew."""
     m, n = change.shape
-    return Held(np.concatenate([block for _, block in change.blocks()], axis=0)) if 0 < m * n <= HOLD else change
+    if not 0 < m * n <= HOLD:
+        return change
+    whole: np.ndarray | None = None
+    for rows, block in change.blocks():
+        if whole is None:
+            whole = np.empty((m, n), block.dtype)
+        whole[rows] = block
+    assert whole is not None
+    return Held(whole)
