@@ -71,6 +71,7 @@ def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_s
     for name in sorted(found.keys() & whole.replaced.keys()):
         raise Unsupported("one pack holds this tensor trained whole, another adapts it", where=name, remedy="merge only one of the two")
     targets = {name: target for name, each in found.items() if (target := _target(base, name, each, dtype)) is not None}
+    _require_apart(targets)
     for target in targets.values():
         _require_writable(base, target, by_chance)
     if not targets and not whole.replaced and not whole.added:
@@ -80,6 +81,16 @@ def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_s
 
 
 _DEQUANTIZE = "merge with dtype bfloat16, which writes the base dequantized"
+
+
+def _require_apart(targets: Mapping[str, Target]) -> None:
+    """Checks that no stored tensor is written for two weights, as an expert and the stack that it is in."""
+    owners: dict[str, str] = {}
+    for name, target in targets.items():
+        for part in target.storage.writer.parts.values():
+            if (other := owners.setdefault(part, name)) != name:
+                raise Unsupported("one pack adapts fused experts, another one of them", where=part, found=f"{other} and {name}",
+                                  remedy="merge one of them, and the other into the result")
 
 
 def _require_writable(base: Decoded, target: Target, by_chance: bool) -> None:

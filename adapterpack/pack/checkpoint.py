@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import FormatError, SiteNotFound, StorageError, nearest, storage_errors
 from . import fingerprint as fp
-from . import proof, strict_json
+from . import proof, stacks, strict_json
 from .digests import Identity, Source, digest, identity
 from .safetensors import SafetensorsFile, TensorInfo
 
@@ -100,6 +100,11 @@ class Checkpoint:
     def stored(self) -> dict[str, TensorInfo]:
         """Every tensor of the files by name; fingerprints are taken of these."""
         return {name: self.files[shard].tensors[name] for name, shard in self.shard_of.items()}
+
+    @cached_property
+    def stacks(self) -> Mapping[str, stacks.Stack]:
+        """Fused parameters of the model that the files hold expert by expert, by the model's name."""
+        return stacks.find(self.stored)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -236,6 +241,17 @@ class Checkpoint:
             if longer:
                 return longer[0] if len(longer) == 1 else None
         return None
+
+    def weight_shape(self, path: str, recorded: str | None = None) -> tuple[int, ...]:
+        """The shape of a module's weight, or of a fused parameter.
+
+        Raises:
+            SiteNotFound: the checkpoint has no such tensor.
+        """
+        for name in (recorded or path, path, path.partition(".")[2]):
+            if name in self.stacks:
+                return self.stacks[name].shape
+        return self.tensors[self.require_weight(path, recorded)].shape
 
     def require_weight(self, path: str, recorded: str | None = None) -> str:
         """As :meth:`weight_name`.

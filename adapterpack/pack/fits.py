@@ -40,7 +40,7 @@ def require_shapes(pack: Pack, base: Checkpoint, renamed: bool) -> None:
             raise SiteNotFound("a tensor that the pack changes has another name in this variant of the base, and no path leads to it",
                                where=f"{base.where}, {group.path}", found=group.weight or f"{group.path}.weight",
                                remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
-        stored = base.tensors[base.require_weight(group.path, group.weight)].shape
+        stored = base.weight_shape(group.path, group.weight)
         shape = matrix_shape(group.kind, stored)
         known = (group.out_features, group.in_features)
         if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):

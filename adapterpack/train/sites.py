@@ -145,7 +145,10 @@ def _wide_enough(site: Site, traits: Traits) -> bool:
 
 def _input_embedding(model: nn.Module) -> str:
     """The path of the model's input embedding."""
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    try:
+        embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    except NotImplementedError:  # models of several parts
+        embedding = None
     own = {module for _, module in own_modules(embedding)} if embedding is not None else set()
     found = next((path for path, module in own_modules(model) if module in own), None)
     if found is None:

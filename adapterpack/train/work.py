@@ -111,10 +111,18 @@ def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
         forget(model, [name])
         raise
     swap(model, work.swaps)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for wrapper in work.swaps.values():
-        if head is not None and isinstance(wrapper, AdaptedTable) and getattr(head, "weight", None) is wrapper.weight:
-            wrapper.follow(head.base if isinstance(head, Adapted) else head)
+        if isinstance(wrapper, AdaptedTable):
+            for tied in _tied(model, wrapper):
+                wrapper.follow(tied)
+
+
+def _tied(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:
+    """The output head and the other embeddings that have the table for their weight."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = head.base if isinstance(head, Adapted) else head
+    others = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not table.base]
+    return [module for module in (head, *others) if module is not None and getattr(module, "weight", None) is table.weight]
 
 
 def swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:

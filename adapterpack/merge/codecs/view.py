@@ -16,6 +16,7 @@ from .base import Parts
 from .coded import CodedReader, CodedWriter, Matrix
 from .plain import PlainReader, PlainWriter
 from .registry import weights
+from .stack import StackReader, StackWriter
 from .storage import Storage
 
 
@@ -64,11 +65,11 @@ class Decoded(Checkpoint):
             else:  # where its first part is; the bytes are the parts'
                 weight = self.coded[owner]
                 found.setdefault(owner, TensorInfo(owner, weight.dtype, weight.shape, info.offset, info.nbytes))
-        return found
+        return found | {stack.name: TensorInfo(stack.name, stack.dtype, stack.shape, 0, 0) for stack in self.stacks.values()}
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor of the model by name, quantized ones in the dtype of their scales."""
+        """Every tensor of the model by name, quantized ones in the dtype of their scales; also fused parameters beside their parts."""
         return self._model
 
     def parts(self, name: str) -> Parts:
@@ -89,9 +90,12 @@ class Decoded(Checkpoint):
 
     def _storage(self, name: str, out: str | None, matrix: Matrix | None, where: object) -> Storage:
         info = self.tensors[name]
+        stack = self.stacks.get(name)
         if matrix is not None:
             return Storage(CodedReader(matrix, f"{self.folder}, {name}"), CodedWriter(matrix) if out is None else PlainWriter(name, out))
         if info.dtype not in FLOATS:
             raise Unsupported("the weight of this site is not stored as floating point", where=where or f"{self.folder}, {name}",
                               found=info.dtype, remedy="merge into the original checkpoint, and quantize the result")
+        if stack is not None:
+            return Storage(StackReader(self, stack), StackWriter(self, stack, out or info.dtype))
         return Storage(PlainReader(self, name), PlainWriter(name, out or info.dtype))

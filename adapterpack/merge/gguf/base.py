@@ -30,6 +30,7 @@ from ..codecs.storage import Storage
 from ..codecs.view import Decoded
 
 _BLOCK = 1 << 20
+_WITHIN = Verdict("variant", True, "the file's numbers are the checkpoint's, each within its grid")
 _ROOM = 2.0
 """How many times further than its grid lets expect a weight may lie from the checkpoint's and still be of it: rounding is not uniform."""
 _ROUGH = 0.7
@@ -187,13 +188,13 @@ class GGUFBase(Decoded):
             found = pack.require_base(self.original, content=content, allow_structural=allow_structural)
             if content is not False:
                 self._require_numbers(pack, self.original)
-                return Verdict("variant", True, "the file's numbers are the checkpoint's, each within its grid") if found.accepted else found
+                return _WITHIN if found.accepted else found
             return found
         if allow_structural or not any(levels(pack.manifest.base)):
             return Verdict("structural", False, "only names and shapes were compared")
         raise BaseMismatch(f"nothing shows that pack '{pack.name}' was made for this model: a GGUF file holds other bytes than "
-                           "the checkpoint that it was made from", where=self.file.path, expected=pack.manifest.base.name or "the pack's base",
-                           found=self.name,
+                           "the checkpoint that it was made from", where=self.file.path, found=self.name,
+                           expected=pack.manifest.base.name or "the pack's base",
                            remedy="name that checkpoint with --base CHECKPOINT (checkpoint=...), and the numbers are compared; or accept "
                                   "names and shapes alone with --allow-structural-base (allow_structural=True)")
 
