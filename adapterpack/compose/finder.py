@@ -2,8 +2,9 @@
 
 A random range finder grown by blocks until it holds what was asked for (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1). Each
 block is the best part of a Krylov space, of all that was seen on the way through ``D D^T`` and not of the last step alone (Musco and Musco
-2015): for as many passes the error is within 1e-5 of the least, where it was within 4e-4. The approximation ``Q Q^T D`` is a projection, so its error is ``||D||_F^2 - ||Q^T D||_F^2``: both are sums over all entries, and
-the error is no estimate. Cost a few ``m n k``; beside one block of rows the memory is ``O((m + n) k)``.
+2015): for as many passes the error is within 1e-5 of the least, where it was within 4e-4. The approximation ``Q Q^T D`` is a projection,
+so its error is ``||D||_F^2 - ||Q^T D||_F^2``: both are sums over all entries, and the error is no estimate. Cost a few ``m n k``; beside
+one block of rows the memory is ``O((m + n) k)``.
 """
 
 from __future__ import annotations

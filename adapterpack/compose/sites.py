@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import Unsupported
 from ..methods import Site
 from ..methods.lora import lora
-from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Adapter, Pack
 from ..pack.streamed import Unread
 from .agree import SIDE_BY_SIDE
@@ -22,6 +21,9 @@ from .space import Term, zero
 from .spectra import Loss
 from .statistics import Statistics
 from .threads import one_thread_each
+
+if TYPE_CHECKING:
+    from ..pack.checkpoint import Checkpoint
 
 
 class Place(NamedTuple):
