@@ -12,7 +12,6 @@ from threading import Barrier, Thread
 
 import numpy as np
 import pytest
-from adapterpack.threads import one_thread_each
 from threadpoolctl import threadpool_info
 
 from adapterpack.compose.rules import get, rules
