@@ -51,7 +51,7 @@ def gather(
     for index, pack in enumerate(packs):
         for adapter in pack.adapters():
             found.setdefault(adapter.site.path, [None] * len(packs))[index] = adapter
-    known = statistics or [None] * len(packs)
+    known: Sequence[Statistics | None] = statistics or [None] * len(packs)
     with one_thread_each():
         return [_place(packs, adapters, weights, base, cut, [None if one is None else one.at(path) for one in known])
                 for path, adapters in found.items()]
