@@ -114,7 +114,7 @@ def test_a_table_that_was_trained_whole(kept: bool, base: Path, tmp_path: Path) 
     full = {"model.embed_tokens": {"weight": value}, **({} if kept else {"lm_head": {"weight": value}})}
     pack = build("one", get("lora"), lora, task=m.Task("text-generation", "Qwen2ForCausalLM"), base=m.Base(), full=full)
     if kept:
-        with pytest.raises(Unsupported, match="only one of them was trained.*--untie"):
+        with pytest.raises(Unsupported, match=r"only one of them was trained.*--untie"):
             adapterpack.merge(base, [pack], tmp_path / "no")
     adapterpack.merge(base, [pack], tmp_path / "out", untie=kept)
     assert config_of(tmp_path / "out")["tie_word_embeddings"] is not kept

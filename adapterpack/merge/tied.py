@@ -66,7 +66,8 @@ def head_of(base: Checkpoint, table: str) -> str:
     classes = base.config.get("architectures") or [""]
     if not str(classes[0]).endswith(_LANGUAGE_MODELS) or f"{_HEAD}.weight" in base.tensors:
         raise Unsupported("it is not known what the head of this model is called once it is untied", where=f"{base.where}, {table}",
-                          found=classes[0] or "no architecture in config.json", expected=f"a class that ends with {' or '.join(_LANGUAGE_MODELS)}",
+                          found=classes[0] or "no architecture in config.json",
+                          expected=f"a class that ends with {' or '.join(_LANGUAGE_MODELS)}",
                           remedy="keep the adapter beside the base")
     return f"{_HEAD}.weight"
 
@@ -135,6 +136,7 @@ def _shared(name: str, each: Sequence[Contribution], heads: Sequence[Contributio
     if heads and tables:
         what = "this tensor is the input embedding and the output head at once, and the two were adapted differently"
     else:
-        what = f"this tensor is the input embedding and the output head at once, and only the {'head' if heads else 'embedding'} was adapted"
+        use = "head" if heads else "embedding"
+        what = f"this tensor is the input embedding and the output head at once, and only the {use} was adapted"
     return Unsupported(what, where=name, found=said,
                        remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter beside the base")
