@@ -70,6 +70,7 @@ _PUBLIC = {
     "detach": "train.inject",
     "inspect": "artifacts",
     "load": "pack.validate",
+    "measure": "train.measuring",
     "pull": "hub.pull",
     "push": "hub.push",
     "resize": "compose.resize",

@@ -107,7 +107,7 @@ def _inspect_bundle(folder: Path) -> dict[str, Any]:
         "adapters": [{"name": a.name, "slot": a.slot, "pack": a.pack, "labels": list(a.labels or ())} for a in bundle.adapters],
         "slots": bundle.slots,
         "max_rank": bundle.max_rank,
-        "sites": len(bundle.sites),
+        "sites": sum(not site.members for site in bundle.sites.values()),
         "quantization": bundle.quantization,
         "parity": bundle.parity,
         "bytes": sum(entry.size for entry in bundle.files),

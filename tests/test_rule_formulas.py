@@ -15,7 +15,7 @@ from adapterpack.compose.drawn import uniform
 from adapterpack.compose.entries import level
 from adapterpack.compose.rules import rules
 from adapterpack.methods import LoRA, Site
-from adapterpack.testing.rule_laws import SITES, Deltas, Ours, close, deltas, made
+from adapterpack.testing.rule_laws import SITES, Deltas, Ours, close, deltas, made, measured
 
 pytestmark = pytest.mark.fast
 PATHS = [site.path for site in SITES]
@@ -287,6 +287,67 @@ def test_wudi_solves_its_equations() -> None:
         assert loss[0] < 0.5 * loss[1]
 
 
+def test_regmean_solves_for_the_outputs() -> None:
+    """The dense formula, and the least squared distance to each adapter's outputs on its own inputs: no direction makes it smaller."""
+    packs, sites = three()
+    w = np.array(WEIGHTS)
+    for path, D in sites.items():
+        G = [measured(pack, "moment").matrices[path].astype(np.float64) for pack in packs]
+        scaled = [0.8 * g + 0.2 * np.diag(np.diag(g)) + 1e-3 * np.mean(np.diag(g)) * np.eye(len(g)) for g in G]
+        wanted = sum(a * d @ g for a, d, g in zip(w, D, scaled, strict=True)) @ np.linalg.inv(
+            sum(abs(a) * g for a, g in zip(w, scaled, strict=True)))
+        close({path: found("regmean", {"alpha": 0.8, "ridge": 1e-3})[path]}, {path: wanted})
+        best = found("regmean", {"alpha": 1.0, "ridge": 1e-9}, [1.0, 1.0, 1.0])[path]
+
+        def loss(X: np.ndarray, D: np.ndarray = D, G: list[np.ndarray] = G) -> float:
+            return float(sum(np.trace((X - d) @ g @ (X - d).T) for d, g in zip(D, G, strict=True)))
+
+        turn = np.random.default_rng(0).standard_normal(best.shape)
+        assert all(loss(best) < loss(best + step * turn) for step in (1e-2, -1e-2)) and loss(best) < loss(D.mean(axis=0))
+
+
+def test_fisher_is_the_weighted_mean_of_every_entry() -> None:
+    """sum w F D / sum |w| F with the floor, and with every F brought to the mean 1."""
+    packs, sites = three()
+    w = np.array(WEIGHTS)[:, None, None]
+    for path, D in sites.items():
+        F = np.array([measured(pack, "fisher").matrices[path] for pack in packs], np.float64)
+        floored = F + 0.01 * F.mean()
+        close({path: found("fisher", {"floor": 0.01})[path]},
+              {path: np.sum(w * floored * D, axis=0) / np.sum(np.abs(w) * floored, axis=0)})
+        even = F / F.mean(axis=(1, 2), keepdims=True) + 0.01
+        close({path: found("fisher", {"floor": 0.01, "normalize": True})[path]},
+              {path: np.sum(w * even * D, axis=0) / np.sum(np.abs(w) * even, axis=0)})
+
+
+def test_ziplora_descends_on_its_loss() -> None:
+    """One step is Adam's on a gradient of finite differences of the dense loss; a hundred lower the loss; lam drives columns apart."""
+    sites = three()[1]
+    w = np.array(WEIGHTS)
+
+    def loss(x: np.ndarray, m_: np.ndarray, lam: float) -> float:
+        X = sum(one * each for one, each in zip(x, m_, strict=True))
+        kept = sum(np.sum(((X - one) @ one.T) ** 2) / np.sum((one @ one.T) ** 2) for one in x)
+        pairs = sum(np.abs(m_[i] * m_[j]).mean() for i, j in itertools.combinations(range(len(x)), 2))
+        return float(kept + lam * pairs)
+
+    for path, D in sites.items():
+        x = w[:, None, None] * D
+        ones = np.ones((3, D.shape[2]))
+        slope = np.zeros_like(ones)
+        for place in np.ndindex(*ones.shape):
+            step = np.zeros_like(ones)
+            step[place] = 1e-5
+            slope[place] = (loss(x, ones + step, 0.5) - loss(x, ones - step, 0.5)) / 2e-5
+        close({path: found("ziplora", {"steps": 1, "lam": 0.5, "rate": 0.01})[path]},
+              {path: sum(one * (each * (1 - 0.01 * np.sign(g))) for one, each, g in zip(x, ones, slope, strict=True))})
+        result = found("ziplora", {"lam": 0.0})[path]
+        columns = np.array([np.linalg.lstsq(x[:, :, k].T, result[:, k], rcond=None)[0] for k in range(D.shape[2])]).T
+        assert loss(x, columns, 0.0) < 0.5 * loss(x, ones, 0.0)
+        apart = found("ziplora", {"lam": 50.0})[path]
+        assert np.linalg.norm(apart) < np.linalg.norm(result)
+
+
 def test_units() -> None:
     """LoRA-LEGO with a cluster a unit is the sum times sqrt(r / k); of one pack in two writings it is that pack: pairs fall together."""
     packs, sites = three()
@@ -346,7 +407,7 @@ def test_blocks_of_rows_do_not_show(rule: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("hold", [0, 1 << 26])
 def test_a_large_site_is_cut_by_blocks_or_held(hold: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a site of 300 x 260, of many blocks and beyond the small SVD, the rank that is asked for comes out, with its loss."""
-    monkeypatch.setattr(finish, "_HOLD", hold)
+    monkeypatch.setattr(finish, "HOLD", hold)
     packs = [made(seed, LoRA(r=8, alpha=8), sites=[Site("big", 260, 300)]) for seed in (1, 2)]
     pack = adapterpack.compose(packs, rule="ties", weights=[0.5, 0.5], rank=12)
     D = np.array([deltas(one)["big"] for one in packs])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -61,29 +58,6 @@ def test_bytes_depend_on_nothing_else(rule: str) -> None:
     alone = ours.pack([made(seed, sites=SITES[:1]) for seed in range(1, 1 + len(ours.weights))], ours.weights, params)
     among = ours.pack(packs, ours.weights, params)
     assert all(np.array_equal(value, among.tensors[name]) for name, value in alone.tensors.items())
-
-
-HASHES = """
-import warnings
-from adapterpack import compose
-from adapterpack.compose.rules import rules
-from adapterpack.methods import LoRA, Site
-from adapterpack.testing.rule_laws import made
-warnings.simplefilter("ignore")
-packs = [made(s, LoRA(r=8, alpha=8), sites=[Site("a", 260, 300), Site("b", 170, 140), Site("c", 40, 30)]) for s in (1, 2)]
-for rule in rules():
-    print(rule, compose(packs, rule=rule, weights=[0.5, 0.3], rank=12).id)
-"""
-
-
-def test_threads_do_not_show() -> None:
-    """With one thread of the BLAS and with four, on one core and on all of them, every rule makes the same pack to the bit."""
-    one, four = (dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count) for count in "14")
-    pinned = f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}}){HASHES}" if hasattr(os, "sched_setaffinity") else HASHES
-    found = [subprocess.run([sys.executable, "-c", text], env={**os.environ, **each}, check=True, capture_output=True, text=True).stdout
-             for each, text in ((one, pinned), (one, HASHES), (four, HASHES))]
-    assert len(found[0].splitlines()) == len(rules())
-    assert found[0] == found[1] == found[2]
 
 
 def test_a_seed_is_the_rules_too() -> None:

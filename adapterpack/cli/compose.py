@@ -12,29 +12,47 @@ import click
 import adapterpack
 
 from ..errors import ConfigError
+from ..hub.resolve import folder_of
 from ..report.values import size
-from .options import out_option, pack_at, pairs, shared, weight_option
-from .output import emit, line, shown
+from .options import pack_at, pairs, shared, weight_option
+from .output import emit, line, one_line, shown, table
+from .progress import steps
+from .score import scored_by
 
 _MAX_FILE = 1 << 18
 
 
 @click.command("compose", short_help="packs combined into one pack")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
-@out_option("The folder of the new pack")
+@click.option("-o", "--output", "out", metavar="OUT", help="The folder of the new pack; it must not exist.")
 @click.option("--rule", default="linear", show_default=True, metavar="RULE", help='How; "adapterpack rules" lists what there is.')
 @weight_option
 @click.option("--param", "params", multiple=True, callback=pairs, metavar="K=V", help="A parameter of the rule; may be repeated.")
 @click.option("--rank", type=int, metavar="R", help="Keep this rank at every site.")
 @click.option("--energy", type=float, metavar="Q", help="Keep the smallest rank that holds this share of the squared singular values.")
+@click.option("--budget", type=float, metavar="N", help="As many numbers in all factors together, shared out over the sites with the "
+              "least total error; below 1, that share of those of all packs.")
+@click.option("--whole", default="average", show_default=True, metavar="POLICY", help="Modules trained whole, such as heads: average; "
+              "union, heads of different labels side by side; or pick:NAME, those of one pack.")
+@click.option("--statistics", multiple=True, metavar="FILE", help='What "adapterpack measure" wrote of each pack, in their order.')
+@click.option("--data", multiple=True, metavar="FILE", help="Or data of each pack, in their order, to measure it on; needs --base. The "
+              "statistics are kept beside OUT.")
+@click.option("--score", metavar="PROGRAM", help="For lorahub: a program that takes a pack's folder and prints a number last; more "
+              "is better.")
+@click.option("--base", metavar="BASE", help="The packs' base, for --data, and for methods whose change depends on it (DoRA, OFT, ...).")
 @click.option("--tree", metavar="TREE", help='Instead of a rule, how the packs work together when they run: "sum(0.7*a, stack(b, c))", '
               'or a .json or .yaml file; "adapterpack methods" lists the nodes.')
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of a rule's random choices, and of what a node that is "
               "trained begins with.")
+@click.option("--plan", "planned", is_flag=True, help="Tell what would be done, and at what cost, and do nothing.")
+@click.option("--recipe", metavar="FILE", help="Make the pack of a recipe, or of a composed pack, again, byte for byte, from its packs.")
+@click.option("--write-recipe", metavar="FILE", help="Write the recipe of the new pack.")
+@click.option("--to-mergekit", metavar="FILE", help="Write the same merge as a configuration of mergekit, where it has the same formula.")
 @shared
 def command(
-    *, packs: tuple[str, ...], out: str, rule: str, weights: tuple[float, ...], params: Mapping[str, Any], rank: int | None,
-    energy: float | None, tree: str | None, seed: int, as_json: bool,
+    *, packs: tuple[str, ...], out: str | None, rule: str, weights: tuple[float, ...], params: Mapping[str, Any], tree: str | None,
+    statistics: tuple[str, ...], data: tuple[str, ...], score: str | None, base: str | None, planned: bool, recipe: str | None,
+    write_recipe: str | None, to_mergekit: str | None, as_json: bool, **asked: Any,
 ) -> None:
     """One LoRA pack whose change is that of several packs, combined by a rule (adapterpack.rules); or, with a tree, one pack that holds
     them all and combines them when it runs.
@@ -43,16 +61,28 @@ def command(
     Example:
       adapterpack compose packs/a packs/b --weight 0.7 --weight 0.3 -o packs/both
       adapterpack compose packs/a packs/b --rank 8 -o packs/small
-      adapterpack compose packs/a packs/b --rule ties --param density=0.3 --rank 16 -o packs/voted
+      adapterpack compose packs/a packs/b --rule ties --param density=0.3 --rank 16 --plan
+      adapterpack compose packs/a packs/b --rule lorahub --score ./accuracy.sh -o packs/best
+      adapterpack compose packs/a packs/b --recipe both.json -o packs/again
       adapterpack compose packs/a packs/b packs/c --tree "arrow(a, b, c, top_k=2)" -o packs/routed
     """
     loaded = [pack_at(pack) for pack in packs]
+    options = {"rule": rule, "weights": weights or None, "params": params or None, **asked,
+               "base": None if base is None else folder_of(base)}
+    if planned:
+        _tell_plan(loaded, options, tree, as_json)
+        return
+    if out is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    if data:
+        statistics = _measured(loaded, rule, data, statistics, base, out)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
-        made = adapterpack.compose(loaded, rule=rule, weights=weights or None, params=params or None, rank=rank, energy=energy, out=out,
-                                   tree=None if tree is None else _tree(tree), seed=seed)
+        made = adapterpack.compose(loaded, **options, out=out, statistics=statistics or None, tree=None if tree is None else _tree(tree),
+                                   score=None if score is None else scored_by(score, _say), recipe=recipe)
     for text in dict.fromkeys(str(each.message) for each in said):
-        click.echo(f"warning: {text}", err=True)
+        _say(f"warning: {text}")
+    _write(made, packs, write_recipe, to_mergekit)
     from ..pack.inspect import described  # noqa: PLC0415 - the help must not pay for it
 
     found = described(made, out)
@@ -60,15 +90,79 @@ def command(
         emit({"command": "compose", **found})
         return
     lineage = found["lineage"]
-    if tree is not None:
+    if found.get("composition"):
         names = ", ".join(parent["name"] for parent in lineage["parents"])
         line(f"composed {names} under {found['composition']} into {out}: {found['sites']} sites, {size(found['bytes'])}")
         return
     parents = ", ".join(f"{parent['weight']:g} of {parent['name']}" for parent in lineage["parents"])
     ranks = ", ".join(found["ranks"])
-    line(f"composed {parents} by the rule {rule} into {out}: {found['sites']} sites of rank {ranks}, {size(found['bytes'])}")
+    line(f"composed {parents} by the rule {lineage['operation']} into {out}: {found['sites']} sites of rank {ranks}, "
+         f"{size(found['bytes'])}")
     if "truncation" in lineage["params"]:
         line(f"the cut of the rank makes a relative error of {shown(lineage['params']['truncation']['total'])} in the change")
+    if left_out := lineage["params"].get("left_out"):
+        line(f"{len(left_out)} sites got no rank under the budget and are left out: {', '.join(left_out[:5])}"
+             + (" ..." if len(left_out) > 5 else ""))
+
+
+def _say(text: str) -> None:
+    click.echo(one_line(text), err=True)
+
+
+def _tell_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_json: bool) -> None:
+    from ..compose.plan import plan  # noqa: PLC0415 - the help must not pay for it
+
+    if tree is not None:
+        raise click.UsageError("A tree combines nothing before it runs, so there is no plan for it.")
+    found = plan(packs, **options)
+    if as_json:
+        emit({"command": "compose", "plan": found.to_json()})
+        return
+    table(["sites", "shape", "ranks", "path", "exact", "to rank", "flops", "holds"],
+          [[f"{group.sites} such as {group.example}", " x ".join(map(str, group.shape)), " ".join(map(str, group.ranks)), group.path,
+            group.exact, group.rank, f"{group.flops:.2g}", size(group.bytes)] for group in found.groups])
+    for text in dict.fromkeys(f"{group.path}: {group.why}" for group in found.groups):
+        line(text)
+    for text in dict.fromkeys(note for group in found.groups for note in group.notes):
+        line(text)
+    if found.whole["modules"]:
+        line(f"modules trained whole ({', '.join(found.whole['modules'])}): {found.whole['policy']}")
+    line(f"rule {found.rule}, class {found.needs}: {'exact' if found.exact else 'not exact'}, {found.flops:.2g} operations on "
+         f"{found.threads} threads, at most {size(found.memory_bound)} of memory beside the packs")
+
+
+def _measured(
+    packs: list[Any], rule: str, data: tuple[str, ...], statistics: tuple[str, ...], base: str | None, out: str
+) -> tuple[str, ...]:
+    """The statistics of every pack on its own data, beside the output."""
+    from ..compose.rules import get  # noqa: PLC0415 - the help must not pay for it
+
+    kind = get(rule).statistics
+    if statistics or base is None or len(data) != len(packs) or not kind:
+        raise ConfigError("packs are measured on one data file each, for a rule that looks at data", where="--data",
+                          expected="--base, one file a pack, no --statistics, and the rule regmean or fisher",
+                          found=f"{len(data)} files, {len(packs)} packs, rule {rule}", remedy="see adapterpack measure --help")
+    files = tuple(f"{out}.{pack.name}.{kind}" for pack in packs)
+    with steps() as step:
+        for pack, source, file in zip(packs, data, files, strict=True):
+            step(f"measure {pack.name} on {source}")
+            adapterpack.measure(folder_of(base), pack, source, kind=kind, out=file)
+    return files
+
+
+def _write(made: Any, packs: tuple[str, ...], recipe: str | None, mergekit: str | None) -> None:
+    """The files that say how the pack was made."""
+    if recipe is None and mergekit is None:
+        return
+    from ..compose.mergekit import write  # noqa: PLC0415 - the help must not pay for it
+    from ..compose.recipe import recipe_of  # noqa: PLC0415
+
+    found = recipe_of(made)
+    if recipe is not None:
+        found.write(recipe)
+    if mergekit is not None:
+        by_digest = {pack_at(each).id: each.rpartition("=")[2] for each in packs}
+        write(found, made.manifest.base.name or "BASE", [by_digest[parent.digest] for parent in found.parents], mergekit)
 
 
 def _tree(text: str) -> Any:

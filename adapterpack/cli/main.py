@@ -31,6 +31,7 @@ COMMANDS = {
     "declare": "adapterpack.cli.declare:command",
     "audit": "adapterpack.cli.audit:command",
     "compose": "adapterpack.cli.compose:command",
+    "measure": "adapterpack.cli.measure:command",
     "resize": "adapterpack.cli.resize:command",
     "extract": "adapterpack.cli.extract:command",
     "quantize": "adapterpack.cli.quantize:command",

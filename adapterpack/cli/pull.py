@@ -8,7 +8,7 @@ import adapterpack
 
 from .options import shared
 from .output import emit, line
-from .progress import apart
+from .progress import byte_bar
 
 
 @click.command("pull", short_help="a pack or a bundle from a repository of a hub")
@@ -30,8 +30,8 @@ def command(*, source: str, out: str | None, update: bool, lock: str, no_lock: b
       adapterpack pull hf://org/tickets@v1 -o packs/tickets
     """
     limit = {} if max_bytes is None else {"max_bytes": max_bytes}
-    with apart():
-        done = adapterpack.pull(source, out, update=update, lock=None if no_lock else lock, **limit)
+    with byte_bar("pull") as progress:
+        done = adapterpack.pull(source, out, update=update, lock=None if no_lock else lock, progress=progress, **limit)
     if as_json:
         emit({"command": "pull", **done.to_json()})
         return

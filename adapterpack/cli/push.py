@@ -8,7 +8,7 @@ import adapterpack
 
 from .options import shared
 from .output import emit, line
-from .progress import apart
+from .progress import byte_bar
 
 
 @click.command("push", short_help="a pack or a bundle into a repository of a hub")
@@ -32,9 +32,9 @@ def command(*, pack: str, target: str, pr: bool, tag: str | None, private: bool,
     Example:
       adapterpack push packs/tickets hf://org/tickets --license apache-2.0 --tag v1
     """
-    with apart():
+    with byte_bar("push") as progress:
         done = adapterpack.push(pack, target, pr=pr, tag=tag, private=private, dry_run=dry_run, base_model=base_model, license=license_name,
-                                message=message)
+                                message=message, progress=progress)
     if as_json:
         emit({"command": "push", **done.to_json()})
         return

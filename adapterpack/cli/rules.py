@@ -46,6 +46,8 @@ def _described(rule: Any) -> dict[str, Any]:
         "needs": rule.needs,
         "exact": rule.exact,
         "wants_rank": rule.cut,
+        "wants_statistics": rule.statistics or None,
+        "searches_weights": rule.search,
         "default_weights": "1" if rule.unit else "1/T",
         "laws": rule.laws._asdict(),
         "parameters": {name: {"required": known.default is known.empty, "default": None if known.default is known.empty else known.default}

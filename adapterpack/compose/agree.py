@@ -59,20 +59,31 @@ def common_task(packs: Sequence[Pack]) -> m.Task:
         Unsupported: the tasks or the labels differ.
     """
     tasks = [pack.manifest.task for pack in packs]
-    for pack, task in zip(packs, tasks, strict=True):
-        if task.type != tasks[0].type:
-            raise Unsupported("the packs are for different tasks", where=f"'{packs[0].name}' and '{pack.name}'", expected=tasks[0].type,
-                              found=task.type, remedy=SIDE_BY_SIDE)
     whole = any(group.role == "full" for pack in packs for group in pack.manifest.groups)
     labelled = [(pack.name, task.labels) for pack, task in zip(packs, tasks, strict=True) if whole or task.labels is not None]
     for name, labels in labelled[1:]:
         if labels != labelled[0][1]:
             raise Unsupported("the packs have different labels, so their outputs do not mean the same",
-                              where=f"'{labelled[0][0]}' and '{name}'", expected=_listed(labelled[0][1]), found=_listed(labels),
-                              remedy=SIDE_BY_SIDE)
+                              where=f"'{labelled[0][0]}' and '{name}'", expected=listed(labelled[0][1]), found=listed(labels),
+                              remedy=f"{SIDE_BY_SIDE}; or say what becomes of modules trained whole: whole='union', or 'pick:NAME'")
+    return dataclasses.replace(common_type(packs), labels=labelled[0][1] if labelled else None)
+
+
+def common_type(packs: Sequence[Pack]) -> m.Task:
+    """The task of all packs, whatever their labels.
+
+    Raises:
+        Unsupported: the tasks differ.
+    """
+    tasks = [pack.manifest.task for pack in packs]
+    for pack, task in zip(packs, tasks, strict=True):
+        if task.type != tasks[0].type:
+            raise Unsupported("the packs are for different tasks", where=f"'{packs[0].name}' and '{pack.name}'", expected=tasks[0].type,
+                              found=task.type, remedy=SIDE_BY_SIDE)
     architecture = next((task.architecture for task in tasks if task.architecture is not None), None)
-    return m.Task(tasks[0].type, architecture, labelled[0][1] if labelled else None)
+    return m.Task(tasks[0].type, architecture, None)
 
 
-def _listed(labels: tuple[str, ...] | None) -> str:
+def listed(labels: tuple[str, ...] | None) -> str:
+    """Labels as an error says them."""
     return "no labels" if labels is None else ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")

@@ -19,8 +19,8 @@ from ..pack.safetensors import DTYPES, FLOATS
 from ..pack.validate import load
 from . import verdict
 from .agree import SIDE_BY_SIDE, common_base, common_task
+from .asked import checked_weights, opened_base
 from .audited import Audit, Audited, Skipped, Whole
-from .compose import checked_weights, opened_base
 from .cut import Cut
 from .measures import measure
 from .represent import Represented, represent

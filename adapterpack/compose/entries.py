@@ -22,12 +22,16 @@ _BLOCK = 1 << 18
 
 
 class Block(NamedTuple):
-    """Some rows of all changes: ``values`` ``[T, b, n]``, and what tells them apart: weights ``[T]``, keys, and which ``rows`` they are."""
+    """Some rows of all changes: ``values`` ``[T, b, n]``, and what tells them apart: weights ``[T]``, keys, and which ``rows`` they are.
+
+    ``measured`` are the same rows of what was measured of each change, where something was.
+    """
 
     values: np.ndarray
     weights: np.ndarray
     keys: tuple[str, ...]
     rows: slice
+    measured: tuple[np.ndarray | None, ...] = ()
 
     @property
     def weighted(self) -> np.ndarray:
@@ -54,7 +58,8 @@ class View:
         """All rows once, in blocks that depend on the shape alone."""
         weights, keys = np.array([term.weight for term in self.terms]), tuple(term.key for term in self.terms)
         for rows in row_blocks(*self.shape, max(1, _BLOCK // len(self.terms))):
-            yield Block(self.take(rows), weights, keys, rows)
+            measured = tuple(None if term.measured is None else term.measured[rows] for term in self.terms)
+            yield Block(self.take(rows), weights, keys, rows, measured)
 
 
 Blocks = Callable[[], Iterator[Block]]

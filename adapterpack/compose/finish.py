@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from .cut import Cut
-from .finder import Held, Rows, largest
+from ..threads import in_order
+from .cut import Cut, energy_of
+from .finder import Found, Held, Rows, largest
 from .rule import Combined
-from .space import Factors
-from .spectra import Loss, Spectrum, over_stacks
-from .threads import in_order
+from .space import Factors, zero
+from .spectra import Loss, Spectrum, over_stacks, spectra
 
-_HOLD = 1 << 26
+T = TypeVar("T")
+
+HOLD = 1 << 26
 """Numbers of a dense change that are held while it is cut: 256 MB in float32, four times a site of 4096 x 4096."""
 
 
 def finished(combined: Sequence[Combined], cut: Cut, reduce: bool) -> list[tuple[Factors, Loss | None]]:
     """Every change as factors, and its loss; None where it was left as it stands: neither cut nor brought to its rank (``reduce``)."""
-    found: list[tuple[Factors, Loss | None]] = list(in_order(
-        lambda change: (change, None) if isinstance(change, Factors) else largest(_held(change), cut).cut(cut), combined))
+    found: list[tuple[Factors, Loss | None]] = [(change if isinstance(change, Factors) else zero(1, 1), None) for change in combined]
+    for index, made in _of_dense(combined, lambda index, change: largest(change, cut).cut(cut)):
+        found[index] = made
     narrow = [index for index, change in enumerate(combined) if isinstance(change, Factors)]
     if narrow and (cut.asked or reduce):
         reduced = over_stacks([found[index][0] for index in narrow], lambda stack: [_cut(each, cut) for each in stack],
@@ -30,15 +34,30 @@ def finished(combined: Sequence[Combined], cut: Cut, reduce: bool) -> list[tuple
     return found
 
 
+def decomposed(combined: Sequence[Combined], most: Sequence[int]) -> list[Found]:
+    """The singular values and vectors of every change, for a budget to be shared out over; of a dense one the ``most`` largest."""
+    found = [Found(each, energy_of(each.S), True)
+             for each in spectra([change if isinstance(change, Factors) else zero(1, 1) for change in combined])]
+    for index, made in _of_dense(combined, lambda index, change: largest(change, Cut(most[index]))):
+        found[index] = made
+    return found
+
+
 def finite(change: Factors) -> bool:
     """Whether all numbers are finite."""
     return bool(np.isfinite(change.A).all() and np.isfinite(change.B).all())
 
 
+def _of_dense(combined: Sequence[Combined], work: Callable[[int, Rows], T]) -> list[tuple[int, T]]:
+    """``work`` of the changes that are no factors, with their places; each thread holds one at a time."""
+    dense = [(index, change) for index, change in enumerate(combined) if not isinstance(change, Factors)]
+    return list(in_order(lambda item: (item[0], work(item[0], _held(item[1]))), dense))
+
+
 def _held(change: Rows) -> Rows:
     """A dense change in memory, if it is of a bearable size: else every pass of the range finder would make it anew."""
     m, n = change.shape
-    return Held(np.concatenate([block for _, block in change.blocks()], axis=0)) if 0 < m * n <= _HOLD else change
+    return Held(np.concatenate([block for _, block in change.blocks()], axis=0)) if 0 < m * n <= HOLD else change
 
 
 def _cut(found: Spectrum, cut: Cut) -> tuple[Factors, Loss]:

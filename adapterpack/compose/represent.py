@@ -11,12 +11,12 @@ What decides is the form that the method attaches (:class:`~adapterpack.methods.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import Unsupported
-from ..methods import AttachForm, Kronecker, Params, Site, complete, fold, is_stacked, to_matrix
+from ..methods import AttachForm, Kronecker, Method, Params, Site, complete, fold, is_stacked, to_matrix
 from ..methods.base import require_widths
 from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Adapter
@@ -75,7 +75,7 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
         site = dataclasses.replace(site, weight=weight, base_bias=bias, out_features=weight.shape[0], in_features=weight.shape[1])
     params = complete(method, adapter.config, adapter.wide, site)
     if method.fold is None:
-        exact = _exact(method.attach(adapter.config, params, site), method.traits.low_rank)
+        exact = own_factors(method, adapter.config, params, site)
         if exact is not None:
             return Represented(exact, Loss(0.0, 0.0))
     if cut is None or not cut.asked:
@@ -97,8 +97,12 @@ def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bi
     return np.asarray(folded - weight)
 
 
+def own_factors(method: Method, cfg: Any, params: Params, site: Site) -> Factors | None:
+    """The factors that a method's form has itself, if they are narrow or the method says that they are."""
+    return _exact(method.attach(cfg, params, site), method.traits.low_rank)
+
+
 def _exact(form: AttachForm, low_rank: bool) -> Factors | None:
-    """The factors that a form has itself, if they are narrow or the method says that they are."""
     if form.is_branch and form.down is not None and form.up is not None:
         A, B = np.asarray(form.down.dense()), np.asarray(form.up.dense())
         return Factors(A, B) if low_rank or 2 * len(A) <= min(len(B), A.shape[1]) else None

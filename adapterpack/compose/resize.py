@@ -17,8 +17,10 @@ from ..pack.lineage import descended
 from ..pack.pack import Pack, build
 from ..pack.safetensors import FLOATS, dtype_name
 from ..pack.validate import load
-from .compose import as_lora, base_tensors, chosen_name, opened_base, truncation
+from ..threads import one_thread_each
+from .asked import chosen_name, opened_base
 from .cut import Cut, energy_of, shared_out
+from .result import as_lora, base_tensors, truncation
 from .sites import Place, gather
 from .space import Factors, Term, stack
 from .spectra import Loss, Spectrum, spectra
@@ -75,8 +77,9 @@ def resize(
         refuse_existing(Path(out))
     parent = pack if isinstance(pack, Pack) else load(pack)
     called = chosen_name(name or (None if out is not None else f"{parent.name[:120]}-resized"), out, "resize", [parent])
-    places = gather([parent], [1.0], base=opened_base(base, [parent]), cut=_approximating(cut))
-    found = spectra([stack(place.terms) for place in places])
+    with one_thread_each():
+        places = gather([parent], [1.0], base=opened_base(base, [parent]), cut=_approximating(cut))
+        found = spectra([stack(place.terms) for place in places])
     if not places or not any(len(each.S) for each in found):
         raise NothingToDo("the change is zero at every site", where=f"pack '{parent.name}'", remedy="resize a pack that changes something")
     ranks = _ranks(parent, places, found, cut, budget)

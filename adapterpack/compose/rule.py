@@ -48,7 +48,9 @@ class Rule(NamedTuple):
     truncation. ``function`` takes the site's terms, then what ``survey`` found if there is one, and the rule's parameters by keyword.
     ``survey`` looks at many sites first: at all of them where the parameter ``scope`` is ``adapter``, else at each one alone.
     ``reduce``: the result is brought to its numerical rank. ``cut``: the rule wants a rank or an energy. ``unit``: without weights every
-    pack counts 1, not 1/T. ``neutral``: parameters under which the rule changes a lone pack least.
+    pack counts 1, not 1/T. ``neutral``: parameters under which the rule changes a lone pack least. ``statistics``: which kind of them the
+    rule needs of every pack. ``search``: the weights are searched for, by a score of what they make; the function has the search's
+    parameters too.
     """
 
     name: str
@@ -64,6 +66,8 @@ class Rule(NamedTuple):
     unit: bool = False
     neutral: Mapping[str, Any] = {}
     laws: Laws = Laws()
+    statistics: str = ""
+    search: bool = False
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:

@@ -6,17 +6,20 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from ..errors import Unsupported
 from ..methods import Site
 from ..methods.lora import lora
 from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Adapter, Pack
+from ..threads import one_thread_each
 from .agree import SIDE_BY_SIDE
 from .cut import Cut
 from .represent import represent
 from .space import Term, zero
 from .spectra import Loss
-from .threads import one_thread_each
+from .statistics import Statistics
 
 
 class Place(NamedTuple):
@@ -32,10 +35,14 @@ class Place(NamedTuple):
     loss: Loss = Loss(0.0, 0.0)
 
 
-def gather(packs: Sequence[Pack], weights: Sequence[float], *, base: Checkpoint | None = None, cut: Cut | None = None) -> list[Place]:
+def gather(
+    packs: Sequence[Pack], weights: Sequence[float], *, base: Checkpoint | None = None, cut: Cut | None = None,
+    statistics: Sequence[Statistics] | None = None,
+) -> list[Place]:
     """The union of the packs' sites, in the order in which they first appear.
 
-    ``base`` is for methods whose change depends on the weight that it changes, ``cut`` for changes that factors only approximate.
+    ``base`` is for methods whose change depends on the weight that it changes, ``cut`` for changes that factors only approximate,
+    ``statistics`` what was measured of each pack.
 
     Raises:
         Unsupported: a change that has no factors, or a site that two packs describe differently.
@@ -44,12 +51,15 @@ def gather(packs: Sequence[Pack], weights: Sequence[float], *, base: Checkpoint 
     for index, pack in enumerate(packs):
         for adapter in pack.adapters():
             found.setdefault(adapter.site.path, [None] * len(packs))[index] = adapter
+    known = statistics or [None] * len(packs)
     with one_thread_each():
-        return [_place(packs, adapters, weights, base, cut) for adapters in found.values()]
+        return [_place(packs, adapters, weights, base, cut, [None if one is None else one.at(path) for one in known])
+                for path, adapters in found.items()]
 
 
 def _place(
-    packs: Sequence[Pack], adapters: Sequence[Adapter | None], weights: Sequence[float], base: Checkpoint | None, cut: Cut | None
+    packs: Sequence[Pack], adapters: Sequence[Adapter | None], weights: Sequence[float], base: Checkpoint | None, cut: Cut | None,
+    measured: Sequence[np.ndarray | None],
 ) -> Place:
     present = [(pack, adapter) for pack, adapter in zip(packs, adapters, strict=True) if adapter is not None]
     first, site = present[0][0], present[0][1].site
@@ -63,8 +73,8 @@ def _place(
     made = [None if adapter is None else represent(adapter, base=base, cut=cut) for adapter in adapters]
     m, n = next(each.factors.shape for each in made if each is not None)
     terms = tuple(
-        Term(*(zero(m, n) if each is None else each.factors), weight, f"{pack.name}:{site.path}", _scale(adapter))
-        for pack, adapter, each, weight in zip(packs, adapters, made, weights, strict=True)
+        Term(*(zero(m, n) if each is None else each.factors), weight, f"{pack.name}:{site.path}", _scale(adapter), matrix)
+        for pack, adapter, each, weight, matrix in zip(packs, adapters, made, weights, measured, strict=True)
     )
     losses = [(weight**2, each.loss) for each, weight in zip(made, weights, strict=True) if each is not None]
     loss = Loss(sum(share * each.tail for share, each in losses), sum(share * each.total for share, each in losses))

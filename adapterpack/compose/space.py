@@ -65,7 +65,8 @@ class Term(NamedTuple):
     """One adapter's part at a site: ``A`` ``[r, n]``, ``B`` ``[m, r]`` with the adapter's own scale inside, and its weight, of any sign.
 
     An adapter that does not change the site has rank 0 there. ``key`` names adapter and site: what random choices are drawn by. ``scale``
-    is the adapter's own, for the rules that look at the stored factors one by one; ``B`` holds it already.
+    is the adapter's own, for the rules that look at the stored factors one by one; ``B`` holds it already. ``measured`` is what
+    :mod:`.statistics` hold of the adapter at the site, for rules that look at data.
     """
 
     A: np.ndarray
@@ -73,6 +74,7 @@ class Term(NamedTuple):
     weight: float
     key: str = ""
     scale: float = 1.0
+    measured: np.ndarray | None = None
 
     @property
     def change(self) -> Factors:

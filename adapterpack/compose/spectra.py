@@ -12,9 +12,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from ..threads import in_order
 from .cut import Cut, energy_of
 from .space import Factors
-from .threads import in_order
 
 T = TypeVar("T")
 
@@ -117,8 +117,10 @@ def _stack_spectra(changes: Sequence[Factors], most: int | None = None) -> list[
     first = changes[0]
     if not first.rank:
         return [Spectrum(change.B, np.zeros(0), change.A.T) for change in changes]
-    left, left_core = _frames(np.stack([change.B for change in changes]))
-    right, right_core = _frames(np.stack([change.A.T for change in changes]))
+    left, left_core, left_well = _frames(np.stack([change.B for change in changes]))
+    right, right_core, right_well = _frames(np.stack([change.A.T for change in changes]))
+    if len(changes) > 1 and not (left_well and right_well):  # which way a change goes must not depend on its neighbours
+        return [_stack_spectra([change], most)[0] for change in changes]
     u, values, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1), full_matrices=False)
     U, V = left(u[:, :, :most]).astype(first.B.dtype), right(vt[:, :most].transpose(0, 2, 1)).astype(first.A.dtype)
     largest = np.take_along_axis(U, np.abs(U).argmax(axis=1)[:, None, :], axis=1)
@@ -128,8 +130,8 @@ def _stack_spectra(changes: Sequence[Factors], most: int | None = None) -> list[
     return [Spectrum(U[i, :, :k], values[i, :k], V[i, :, :k]) for i, k in enumerate(np.count_nonzero(values > least, axis=1))]
 
 
-def _frames(X: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
-    """A thin QR of a stack ``[b, m, R]``: ``Y -> Q Y``, and the triangles in float64.
+def _frames(X: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray, bool]:
+    """A thin QR of a stack ``[b, m, R]``: ``Y -> Q Y``, the triangles in float64, and whether all of the stack went one way.
 
     Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64: products of matrices only, and
     ``Q`` itself is never formed. All others go through Householder's QR.
@@ -141,9 +143,9 @@ def _frames(X: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarr
         sizes = np.sqrt(np.einsum("brr->br", products))
         if sizes.all() and np.isfinite(products).all() and (factored := _triangle(products, sizes)) is not None:
             triangle, back = factored
-            return lambda Y: np.matmul(wide, np.matmul(back, Y)), triangle
+            return lambda Y: np.matmul(wide, np.matmul(back, Y)), triangle, True
     Q, triangle = np.linalg.qr(X)
-    return lambda Y: np.matmul(Q, Y.astype(Q.dtype)), triangle.astype(np.float64)
+    return lambda Y: np.matmul(Q, Y.astype(Q.dtype)), triangle.astype(np.float64), X.dtype != np.float32 or m < R
 
 
 def _triangle(products: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

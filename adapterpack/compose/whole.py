@@ -1,18 +1,122 @@
-"""Modules that packs carry whole, such as a classification head: averaged, never dropped."""
+"""Modules that packs carry whole, such as a classification head, an embedding or a norm: what becomes of them is a policy, never chance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import Unsupported
+from ..errors import ConfigError, Unsupported, nearest
+from ..pack import manifest as m
 from ..pack.pack import Pack
 from ..pack.safetensors import FLOATS, dtype_name
-from .agree import SIDE_BY_SIDE
+from .agree import SIDE_BY_SIDE, common_task, common_type, listed
+
+Modules = dict[str, dict[str, np.ndarray]]
 
 
-def average(packs: Sequence[Pack], weights: Sequence[float]) -> dict[str, dict[str, np.ndarray]]:
+class Whole(NamedTuple):
+    """The task of the new pack, with its labels, and the modules that it carries whole."""
+
+    task: m.Task
+    modules: Modules
+
+
+class Policy(NamedTuple):
+    """What becomes of the modules: ``decide`` takes the packs, their weights, and what the user named behind a colon."""
+
+    summary: str
+    decide: Callable[[Sequence[Pack], Sequence[float], str], Whole]
+    named: bool = False
+
+
+def decided(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -> Whole:
+    """What a policy, ``average``, ``union`` or ``pick:NAME``, makes of the packs' tasks and of the modules that they trained whole.
+
+    Raises:
+        ConfigError: there is no such policy, or no pack of that name.
+        Unsupported: the policy cannot be followed; the message says why.
+    """
+    name, _, of = policy.partition(":")
+    if name not in POLICIES or POLICIES[name].named != bool(of):
+        known = [f"{each}:NAME" if one.named else each for each, one in POLICIES.items()]
+        raise ConfigError("unknown policy for modules trained whole", where="whole", expected=" or ".join(known), found=repr(policy),
+                          remedy="give one of them")
+    return POLICIES[name].decide(packs, weights, of)
+
+
+def _averaged(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Whole:
+    return Whole(common_task(packs), average(packs, weights))
+
+
+def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Whole:
+    """Those of one pack, with its labels."""
+    by_name = {pack.name: pack for pack in packs}
+    if of not in by_name:
+        raise ConfigError("no pack of that name takes part", where="whole", expected=" or ".join(by_name), found=repr(of),
+                          remedy=nearest(of, by_name))
+    return Whole(dataclasses.replace(common_type(packs), labels=by_name[of].manifest.task.labels), by_name[of].full())
+
+
+def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Whole:
+    """Those of all label sets: heads of one set are averaged, those of several become one head with the outputs of each, in order."""
+    sets: dict[tuple[str, ...] | None, list[int]] = {}
+    for index, pack in enumerate(packs):
+        if pack.full():
+            sets.setdefault(pack.manifest.task.labels, []).append(index)
+    if len(sets) < 2:
+        return _averaged(packs, weights, of)
+    named = [(labels, packs[members[0]].name) for labels, members in sets.items()]
+    for labels, name in named:
+        if labels is None:
+            raise Unsupported("heads are joined by their labels, and this pack names none", where=f"pack '{name}'", remedy="pick one: "
+                              "whole='pick:NAME'")
+    together = [label for labels, _ in named for label in labels or ()]
+    if twice := {label for label in together if together.count(label) > 1}:
+        raise Unsupported("two heads have a label in common, and one output cannot be both of theirs",
+                          where=" and ".join(f"'{name}'" for _, name in named), found=listed(tuple(sorted(twice))),
+                          remedy="rename the labels of one, or pick one head: whole='pick:NAME'")
+    parts = [average([packs[i] for i in members], [weights[i] for i in members]) for members in sets.values()]
+    sizes = [len(labels or ()) for labels in sets]
+    paths = list(dict.fromkeys(path for part in parts for path in part))
+    modules = {path: _joined(path, [part.get(path) for part in parts], sizes, [name for _, name in named]) for path in paths}
+    return Whole(dataclasses.replace(common_type(packs), labels=tuple(together)), modules)
+
+
+def _joined(path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Sequence[int], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """One module of those that the label sets have there."""
+    found: dict[str, np.ndarray] = {}
+    for name, part in zip(names, parts, strict=True):
+        if part is None or part.keys() != next(each for each in parts if each is not None).keys():
+            raise Unsupported("a module that another pack trained whole is missing, or has other tensors", where=f"{path} in '{name}'",
+                              remedy="pick one: whole='pick:NAME'")
+    there = [part for part in parts if part is not None]
+    for key in there[0]:
+        values = [part[key] for part in there]
+        if all(len(value.shape) and len(value) == size and value.shape[1:] == values[0].shape[1:]
+               for value, size in zip(values, sizes, strict=True)):
+            found[key] = np.concatenate(values, axis=0)
+        elif all(np.array_equal(value, values[0]) for value in values):
+            found[key] = values[0]
+        else:
+            raise Unsupported("only outputs of labels can stand side by side; this part of the heads, which comes before them, differs",
+                              where=f"{path}.{key} in " + " and ".join(f"'{name}'" for name in names),
+                              expected="one tensor in all packs, or a row for each label",
+                              found=" and ".join(str(list(value.shape)) for value in values),
+                              remedy="pick one head: whole='pick:NAME', or serve the packs side by side in a bank bundle")
+    return found
+
+
+POLICIES = {
+    "average": Policy("modules of all packs averaged under the weights; labels must be the same", _averaged),
+    "union": Policy("averaged where the labels are the same; heads of other labels side by side, as one head of all labels", _united),
+    "pick": Policy("those of the pack NAME, with its labels", _picked, named=True),
+}
+
+
+def average(packs: Sequence[Pack], weights: Sequence[float]) -> Modules:
     """The modules trained whole, each the average of the packs' under the weights normalised to sum 1; float32.
 
     A module is a weight and no change, so only an average of modules is a module of the same size. The sum is made in float64.

@@ -37,12 +37,16 @@ class Emitter:
         self.nodes = {node.name: node for node in self.graph}
         self._newest: dict[Any, Any] = {}
         self._after: Any = None
+        self._inner: dict[str, Any] = {}
 
     def site(self, site: MappedSite, slots: Mapping[str, Any]) -> None:
         """Puts the branches of one site into the graph: ``slots`` maps each field to the value that holds it."""
         y = self._latest(self.values[site.output])
         base = self.nodes[site.node]
         x = base.inputs[0]
+        if site.members:
+            self._siblings(site, x, y, slots)
+            return
         self._after = y.producer()
         if "head" in slots:
             self._replace(y, self._head(site, x, slots))
@@ -52,8 +56,9 @@ class Emitter:
             base.replace_input_with(0, self._placed(site, "turned", self._turned(site, x, slots), x))
             self._after = y.producer()
         result = y
-        if "down" in slots:
-            result = self._op("Add", site, "sum", result, self._product(site, "up", x, slots["down"], slots["up"]))
+        if "up" in slots:
+            inner = (x, slots["down"]) if "down" in slots else (self._inner[site.path],)
+            result = self._op("Add", site, "sum", result, self._product(site, "up", *inner, slots["up"]))
         if "delta" in slots:
             result = self._op("Add", site, "delta/sum", result, self._product(site, "delta", x, slots["delta"]))
         for route in ROUTES.values():
@@ -75,6 +80,16 @@ class Emitter:
         """The rows of a bank that the batch asks for: ``[slots, ...]`` and ids ``[batch]`` to ``[batch, ...]``."""
         self._after = None
         return self._op("Gather", site, f"{field}/rows", bank, ids, attributes={"axis": 0})
+
+    def _siblings(self, site: MappedSite, x: Any, y: Any, slots: Mapping[str, Any]) -> None:
+        """What several sites have together: their branch on their packed product, or ``x`` times their ``down`` factors, a part for each."""
+        self._after = y.producer()
+        if "up" in slots:
+            self._replace(y, self._op("Add", site, "sum", y, self._product(site, "up", x, slots["down"], slots["up"])))
+            return
+        wide, count = self._product(site, "down", x, slots["down"]), len(site.members)
+        parts = self._ops("Split", site, "parts", wide, outputs=count, attributes={"axis": -1, "num_outputs": count})
+        self._inner |= dict(zip(site.members, parts, strict=True))
 
     def _placed(self, site: MappedSite, what: str, changed: Any, plain: Any) -> Any:
         """The changed value at the positions where a row's adapter acts, and the plain one at the others."""
@@ -165,8 +180,11 @@ class Emitter:
         return self.values[full]
 
     def _op(self, op: str, site: MappedSite, what: str, *inputs: Any, attributes: Mapping[str, Any] | None = None) -> Any:
+        return self._ops(op, site, what, *inputs, outputs=_OUTPUTS.get(op, 1), attributes=attributes)[0]
+
+    def _ops(self, op: str, site: MappedSite, what: str, *inputs: Any, outputs: int, attributes: Mapping[str, Any] | None = None) -> Any:
         name = f"{PREFIX}{site.path}/{what}"
-        node = ir.node(op, list(inputs), attributes, name=name, num_outputs=_OUTPUTS.get(op, 1))
+        node = ir.node(op, list(inputs), attributes, name=name, num_outputs=outputs)
         for number, output in enumerate(node.outputs):
             output.name = f"{name}:{number}"
         if self._after is None:
@@ -174,7 +192,7 @@ class Emitter:
         else:
             self.graph.insert_after(self._after, node)
         self._after = node
-        return node.outputs[0]
+        return node.outputs
 
     def _before(self, node: Any) -> None:
         """The next nodes go in front of ``node``."""

@@ -30,7 +30,9 @@ from ..tasks import TASKS, Task, task_named, task_of
 from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .modes import MODES, Plan, base_head, with_fields, with_ranks
+from .packing import SHARED, pack_siblings
 from .parity import prove
+from .passes import checked, slots_of
 from .sitemap import find_sites
 from .targets import TARGETS, Target
 
@@ -127,8 +129,13 @@ def _publish(
 ) -> Bundle:
     """Attaches, writes into a temporary folder, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
-    plan = _plan(graph, base, attached, capacity)._replace(slot_name=target.slot_name)
+    every = _sites(graph, attached)
+    plan = _plan(graph, base, attached, every, capacity)._replace(slot_name=target.slot_name)
+    slots = slots_of(graph.model)
+    plan = pack_siblings(graph.model, every, plan, SHARED[mode] if target.groups else ())
+    checked("packing", graph.model, plan.sites, slots)
     done = MODES[mode](graph.model, plan)
+    checked("attaching", graph.model, done.sites, {plan.slot_name(path, field) for path, site in done.sites.items() for field in site.fields})
     labels = _labels(source, task)
     bundle = Bundle(
         mode=mode,
@@ -182,8 +189,9 @@ def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray
     return to_matrix(adapter.site.kind, base.read(name)), base.read(bias) if bias in base.tensors else None
 
 
-def _plan(graph: BaseGraph, base: Checkpoint, packs: list[Pack], capacity: tuple[int, int | None]) -> Plan:
-    sites = _sites(graph, packs)
+def _plan(
+    graph: BaseGraph, base: Checkpoint, packs: list[Pack], sites: dict[str, MappedSite], capacity: tuple[int, int | None]
+) -> Plan:
     values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites) for pack in packs]
     wanted = {name.rpartition(".")[0] for one in values for name in one}
     missing = sorted(wanted - sites.keys())

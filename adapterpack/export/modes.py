@@ -16,7 +16,7 @@ from ..runtime.blocks import FIELDS, block_shape, rank_axis
 from ..runtime.bundle import MappedSite
 from ..runtime.routes import FIELDS as ROUTES
 from ..runtime.routes import route_axes, route_default
-from ..runtime.slots import Values, padded, stacked
+from ..runtime.slots import Values, grouped, padded, stacked
 from .emit import Emitter, ids_input, positions_input, slot_input
 from .targets import own_name
 
@@ -193,7 +193,7 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
     import onnxruntime as ort  # noqa: PLC0415 - only this mode needs it here
 
     for pack, values in zip(plan.packs, plan.values, strict=True):
-        complete = dict(values)
+        complete = grouped(values, plan.sites)
         for site in plan.sites.values():  # a pair must be whole: an absent module becomes an explicit rank-0 pair
             for narrow, wide, width in (("down", "up", site.out_features), ("turn_down", "turn_up", site.in_features)):
                 if narrow in site.fields and f"{site.path}.{narrow}" not in complete:

@@ -15,7 +15,8 @@ from ..pack.checks import folder as files
 from ..pack.checks.finding import Finding
 from ..pack.manifest import FileEntry
 from ..pack.pack import MUTABLE, SIGNATURE, TENSORS
-from .client import Listed, Remote, fetch
+from .client import Listed, Remote
+from .transfer import fetch
 
 BUNDLE = "adapterpack.bundle.json"
 KINDS = {m.FILE_NAME: "pack", BUNDLE: "bundle", peft_layout.CONFIG: "peft"}

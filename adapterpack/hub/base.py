@@ -13,8 +13,9 @@ from ..errors import FormatError, StorageError
 from ..pack import fingerprint as fp
 from ..pack.checkpoint import INDEX, SINGLE, Checkpoint
 from . import names
-from .client import Listed, Remote, connect, fetch, tree
+from .client import Listed, Remote, connect, tree
 from .headers import HeaderFile, read_header
+from .transfer import fetch
 
 _FIRST = 32 << 10
 """Bytes of the first range: a shard's header has some 100 bytes a tensor."""

@@ -1,17 +1,14 @@
-"""A repository at one commit, as a hub tells of it: what it lists, and bytes that are never more than was asked for."""
+"""A repository at one commit, as a hub tells of it, and one place where what hubs do wrong gets its name."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, urljoin, urlsplit
 
 from ..errors import (
     AdapterpackError,
@@ -22,7 +19,6 @@ from ..errors import (
     HubOffline,
     RepoNotFound,
     RevisionNotFound,
-    storage_errors,
 )
 from . import names
 
@@ -31,10 +27,6 @@ MAX_LISTED = 20_000
 _TRIES = 4
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 60.0
-_REDIRECTS = 5
-_SLOWEST = 16 << 10
-"""Bytes a second, after a minute of grace, below which a body is given up: else a hub could hold a client for ever."""
-_GRACE = 60.0
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=://)[^/\s@]+@|(?<=[Bb]earer )\S+")
 _AGAIN = frozenset({429, 500, 502, 503, 504})
 
@@ -130,122 +122,6 @@ def tree(remote: Remote) -> dict[str, Listed]:
             raise FormatError("the hub lists a file without its size and digest", where=f"{remote}, {item.path}")
         found[item.path] = one
     return found
-
-
-def read(remote: Remote, path: str, start: int, length: int) -> bytes:
-    """``length`` bytes of a file from ``start`` on, by a range request.
-
-    Raises:
-        FormatError: the hub sends fewer.
-        HubError: it does not send that range.
-    """
-    def once() -> bytes:
-        parts, left = [], length
-        with _opened(remote, path, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
-            told = response.headers.get("Content-Range", "")
-            if response.status_code == 206:
-                if not told.startswith(f"bytes {start}-"):
-                    raise HubError("the hub sends another range than was asked for", where=f"{remote}, {path}",
-                                   expected=f"bytes {start}-{start + length - 1}", found=told[:80] or "no Content-Range")
-            elif start:
-                raise HubError("the hub does not send ranges", where=f"{remote}, {path}", remedy="pull it, or validate with --full")
-            for chunk in _chunks(response, length, f"{remote}, {path}"):
-                parts.append(chunk[:left])
-                left -= len(parts[-1])
-                if not left:
-                    break
-        if left:
-            raise FormatError("the hub sends fewer bytes than the file has", where=f"{remote}, {path}", expected=f"{length} bytes",
-                              found=length - left)
-        return b"".join(parts)
-
-    with hub_errors(remote):
-        return again(once) if length else b""
-
-
-def fetch(remote: Remote, listed: Listed, target: Path, sha256: str | None = None) -> None:
-    """Downloads one file into a new one, hashed on the way against ``sha256`` or what the tree lists; never more than it lists.
-
-    Raises:
-        FormatError: the bytes are others; nothing is left.
-        HubError: the hub does not send them.
-    """
-    where = f"{remote}, {listed.path}"
-
-    def once() -> None:
-        content, git = hashlib.sha256(), hashlib.sha1(b"blob %d\x00" % listed.size, usedforsecurity=False)
-        left = listed.size
-        with _opened(remote, listed.path, {}) as response, storage_errors(target), target.open("wb") as file:
-            for chunk in _chunks(response, listed.size, where):
-                left -= len(chunk)
-                if left < 0:
-                    break
-                content.update(chunk)
-                git.update(chunk)
-                file.write(chunk)
-        known = [(content.hexdigest(), sha256), (content.hexdigest(), listed.sha256), (git.hexdigest(), listed.git)]
-        if left or any(wanted not in {None, found} for found, wanted in known):
-            what = "truncated" if left > 0 else "longer than listed" if left else "altered"
-            raise FormatError(f"the hub sends another file than is listed: it is {what}", where=where, expected=f"{listed.size} bytes, "
-                              f"{sha256 or listed.sha256 or listed.git}", remedy="try again; if it stays so, do not use this hub")
-
-    with hub_errors(remote):
-        try:
-            again(once)
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def _opened(remote: Remote, path: str, headers: dict[str, str]) -> Iterator[Any]:
-    """The response with the bytes: redirects are followed here, so that the token stays with the hub that it is for."""
-    from huggingface_hub import constants  # noqa: PLC0415
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # noqa: PLC0415
-
-    url = f"{remote.endpoint}/{remote.repo}/resolve/{remote.commit}/{quote(path)}"
-    own, sent = urlsplit(url), {**build_hf_headers(token=remote.token), "Accept-Encoding": "identity", **headers}
-    for hop in range(_REDIRECTS + 1):
-        here = urlsplit(url)
-        if same := (here.scheme, here.netloc) == (own.scheme, own.netloc):
-            allowed = sent
-        else:
-            allowed = {key: value for key, value in sent.items() if key.lower() not in {"authorization", "cookie"}}
-        options = {"headers": allowed, "follow_redirects": False, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT}
-        with get_session().stream("GET", url, **options) as response:
-            if hop == 0 and response.status_code < 400 and response.headers.get("X-Repo-Commit") != remote.commit:
-                raise HubError("the hub does not say that these bytes are of the commit that was asked for", where=f"{remote}, {path}",
-                               expected=remote.commit, found=response.headers.get("X-Repo-Commit", "no X-Repo-Commit")[:80])
-            if response.status_code in {301, 302, 303, 307, 308}:
-                url = urljoin(url, response.headers.get("Location", ""))
-                if urlsplit(url)[:2] != own[:2] and urlsplit(url).scheme != "https":
-                    raise HubError("the hub sends its clients to an address that is neither its own nor https", where=f"{remote}, {path}",
-                                   found=urlsplit(url).hostname, remedy="do not use this hub")
-                continue
-            if response.status_code >= 400:
-                response.read()
-                if "X-Xet-Hash" in response.headers:
-                    raise HubError("the hub gives this file through the Xet service only", where=f"{remote}, {path}",
-                                   remedy="fetch the folder with the hub's own client (hf download), and name the folder")
-                if not same:
-                    raise HubError(f"the host that keeps the hub's files answers {response.status_code}", where=f"{remote}, {path}",
-                                   found=here.hostname)
-            hf_raise_for_status(response)
-            yield response
-            return
-    raise HubError("the hub sends its clients in circles", where=f"{remote}, {path}", expected=f"at most {_REDIRECTS} redirects")
-
-
-def _chunks(response: Any, size: int, where: str) -> Iterator[bytes]:
-    """The body, as long as it comes in time: a client's own timeout only looks at the pause between two bytes."""
-    from huggingface_hub import constants  # noqa: PLC0415
-
-    started, limit = time.monotonic(), min(_GRACE, 6.0 * constants.HF_HUB_DOWNLOAD_TIMEOUT) + size / _SLOWEST
-    for chunk in response.iter_raw():
-        if time.monotonic() - started > limit:
-            raise HubError("the hub sends too slowly", where=where, expected=f"{size} bytes within {limit:.0f} s",
-                           remedy="try again, or raise HF_HUB_DOWNLOAD_TIMEOUT")
-        yield chunk
 
 
 def again(ask: Callable[[], _T]) -> _T:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..pack import safetensors
-from .client import Remote, read
+from .client import Remote
+from .transfer import read
 
 
 class HeaderFile(safetensors.SafetensorsFile):

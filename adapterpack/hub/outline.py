@@ -27,8 +27,9 @@ from ..pack.validate import require_known, run_checks
 from . import names
 from .artifact import Artifact
 from .base import RemoteBase, remote_base
-from .client import Listed, Remote, fetch
+from .client import Listed, Remote
 from .headers import HeaderFile, read_header
+from .transfer import fetch
 
 _FIRST = 100_000
 """Bytes of the first range: the headers of most adapters are shorter."""

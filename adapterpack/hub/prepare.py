@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ..errors import ConfigError, FormatError, StorageError
 from ..pack import manifest as m
@@ -19,6 +18,7 @@ from ..pack.validate import load
 from . import names
 from .artifact import KINDS
 from .card import bundle_card, pack_card
+from .local import Local
 from .secret import refuse_secrets
 
 README = "README.md"
@@ -33,8 +33,8 @@ class Prepared:
     kind: str
     id: str
     label: str
-    files: dict[str, Path]
-    card: bytes
+    files: dict[str, Local]
+    card: Local
 
 
 @contextmanager
@@ -56,8 +56,8 @@ def prepared(source: Pack | str | os.PathLike[str], repo: str, base_model: str |
         else:
             raise FormatError("only packs, PEFT adapters and bundles are pushed", where=source, expected=" or ".join(KINDS),
                               remedy="convert it first (adapterpack convert --to pack)")
-        refuse_secrets({README: found.card, **{name: _bounded(path) for name, path in found.files.items()
-                                               if PurePosixPath(name).suffix in _TEXT}})
+        refuse_secrets({README: found.card.text(_MAX_TEXT), **{name: file.text(_MAX_TEXT) for name, file in found.files.items()
+                                                               if PurePosixPath(name).suffix in _TEXT}})
         yield found
 
 
@@ -82,10 +82,10 @@ def _pack(source: Pack | str | os.PathLike[str], scratch: Path, repo: str, base_
     if folder is None or not (folder / m.FILE_NAME).is_file() or f"sha256:{m.sha256_of(folder / m.FILE_NAME)}" != pack.id:
         folder = scratch / "pack"
         pack = load(pack.write(folder).path or folder)  # what is sent was validated, whatever it was made from
-    files = {m.FILE_NAME: folder / m.FILE_NAME, **{entry.path: folder / entry.path for entry in pack.manifest.files}}
+    files = {m.FILE_NAME: Local.of(folder / m.FILE_NAME), **{entry.path: Local.listed(folder, entry) for entry in pack.manifest.files}}
     if (folder / SIGNATURE).is_file():
-        files[SIGNATURE] = folder / SIGNATURE
-    return Prepared("pack", pack.id, pack.manifest.pack.name, files, pack_card(pack, repo).encode("utf-8"))
+        files[SIGNATURE] = Local.of(folder / SIGNATURE)
+    return Prepared("pack", pack.id, pack.manifest.pack.name, files, Local.of(pack_card(pack, repo).encode("utf-8")))
 
 
 def _bundle(folder: Path, repo: str, base_model: str | None, license_name: str | None) -> Prepared:
@@ -104,9 +104,10 @@ def _bundle(folder: Path, repo: str, base_model: str | None, license_name: str |
     agreed = license_name or (licenses.pop() if len(licenses) == 1 else None)
     base = base_model or bundle.base.name
     _require_named(base, agreed, folder.name)
-    files = {FILE_NAME: folder / FILE_NAME, **{entry.path: folder / entry.path for entry in bundle.files}}
-    card: Any = bundle_card(bundle, repo, str(base), str(agreed).lower())
-    return Prepared("bundle", f"sha256:{m.sha256_of(folder / FILE_NAME)}", folder.name, files, card.encode("utf-8"))
+    mark = Local.of(folder / FILE_NAME)
+    files = {FILE_NAME: mark, **{entry.path: Local.listed(folder, entry) for entry in bundle.files}}
+    card = bundle_card(bundle, repo, str(base), str(agreed).lower())
+    return Prepared("bundle", f"sha256:{mark.sha256}", folder.name, files, Local.of(card.encode("utf-8")))
 
 
 def _require_named(base: str | None, license_name: str | None, name: str) -> None:
@@ -115,8 +116,3 @@ def _require_named(base: str | None, license_name: str | None, name: str) -> Non
                           expected="OWNER/NAME", found=base, remedy="name it on the hub with --base-model OWNER/NAME")
     if not license_name:
         raise ConfigError("there is no license", where=f"'{name}', license", remedy="say under which with --license, such as apache-2.0")
-
-
-def _bounded(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_MAX_TEXT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,18 @@ from ..pack.cache import cache_folder
 from ..pack.pack import SIGNATURE, Pack
 from . import names, shelf
 from .artifact import MAX_BYTES, Artifact, open_remote, require_closed
-from .client import Listed, Remote, connect, fetch, offline, tree
+from .client import Listed, Remote, connect, offline, tree
 from .compare import changes
 from .importing import imported
 from .lockfile import Lockfile, Pinned, known
+from .partial import sweep
+from .transfer import fetch
 
 _SPARE = 256 << 20
 """Bytes of the disk that a download leaves free."""
+_KEPT_SECONDS = 2 * 86_400
+"""After which what a process left behind that was killed is removed."""
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,12 @@ class Pulled:
 
 
 def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool = False, lock: str | os.PathLike[str] | None = None,
-         max_bytes: int = MAX_BYTES, token: str | None = None) -> Pulled:
+         max_bytes: int = MAX_BYTES, token: str | None = None, progress: Callable[[int, int], None] | None = None) -> Pulled:
     """Fetches a pack or a bundle from a hub into the local store, and with ``out`` also into a folder; nothing is kept unless it is valid.
 
     With a ``lock`` file what it pins is fetched, whatever the revision means by now; ``update`` pins what it means now. A PEFT adapter
-    becomes a pack. Without network (``HF_HUB_OFFLINE``) what was pulled before is hashed again and used.
+    becomes a pack. Without network (``HF_HUB_OFFLINE``) what was pulled before is hashed again and used. A large file that breaks off goes
+    on where it was, also in a later pull. ``progress`` is told (bytes done, bytes in all).
 
     Raises:
         FormatError: larger than ``max_bytes``, not what its manifest lists, or not valid.
@@ -69,7 +75,7 @@ def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool
         refuse_existing(Path(out))
     file = None if lock is None else Lockfile(lock)
     before = None if file is None else file.get(reference)
-    found = _offline(reference, before, update) if offline() else _online(reference, before, update, max_bytes, token)
+    found = _offline(reference, before, update) if offline() else _online(reference, before, update, max_bytes, token, progress)
     pinned = Pinned(found.commit, found.kind, found.id)
     if file is not None and pinned != before:
         file.put(reference, pinned)
@@ -81,7 +87,7 @@ def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool
     return _at(found, Path(out))
 
 
-def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTES) -> Pulled:
+def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTES, progress: Progress | None = None) -> Pulled:
     """The artifact of one commit, from the store or from the hub; remembered for when there is no network."""
     reference = names.Reference(remote.repo, remote.revision)
     with scratch_folder() as name:
@@ -92,7 +98,7 @@ def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTE
         identity, path = artifact.id, None if artifact.kind == "peft" else shelf.kept(artifact.kind, artifact.id)
         notes: tuple[str, ...] = ()
         if path is None:
-            download(remote, artifact, listed, scratch)
+            download(remote, artifact, listed, scratch, progress)
             staged: Path | Pack = scratch
             if artifact.kind == "peft":
                 staged, told = imported(scratch, remote.token)
@@ -103,10 +109,11 @@ def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTE
     return Pulled(remote.repo, remote.revision, remote.commit, artifact.kind, identity, path, notes=notes)
 
 
-def _online(reference: names.Reference, before: Pinned | None, update: bool, max_bytes: int, token: str | None) -> Pulled:
+def _online(reference: names.Reference, before: Pinned | None, update: bool, max_bytes: int, token: str | None,
+            progress: Progress | None) -> Pulled:
     pinned = before is not None and not update
     remote = connect(names.Reference(reference.repo, before.commit) if before and pinned else reference, token)
-    found = fetched(remote, tree(remote), max_bytes)
+    found = fetched(remote, tree(remote), max_bytes, progress)
     found = Pulled(found.repo, reference.revision, found.commit, found.kind, found.id, found.path, before if update else None,
                    changes(before, found.kind, found.id, found.path) if update and before else (), found.notes)
     if before is None or update:
@@ -132,7 +139,8 @@ def _offline(reference: names.Reference, before: Pinned | None, update: bool) ->
     return Pulled(reference.repo, reference.revision, pinned.commit, pinned.kind, pinned.id, path, notes=("from the store: no network",))
 
 
-def download(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed], scratch: Path) -> None:
+def download(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed], scratch: Path,
+             progress: Progress | None = None) -> None:
     """Every file beside the manifest, into the folder where the manifest is, each hashed on the way.
 
     Raises:
@@ -140,14 +148,23 @@ def download(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed], s
         StorageError: the disk has too little space.
     """
     free = shutil.disk_usage(scratch).free
-    if 2 * artifact.size + _SPARE > free:  # once as it comes, once in its place
-        raise StorageError("the disk has too little space for this artifact", where=scratch, expected=f"{2 * artifact.size + _SPARE} bytes",
+    needed = artifact.size * (1 if artifact.kind == "bundle" else 2) + _SPARE  # a pack once as it comes, and once in the store
+    if needed > free:
+        raise StorageError("the disk has too little space for this artifact", where=scratch, expected=f"{needed} bytes",
                            found=free, remedy="free some, or set ADAPTERPACK_CACHE to another disk")
+    done, total = 0, sum(entry.size for entry in artifact.files)
+
+    def tell(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total)
+
     for entry in artifact.files:
         place = scratch / entry.path
         with storage_errors(place):
             place.parent.mkdir(parents=True, exist_ok=True)
-        fetch(remote, listed[entry.path], place, entry.sha256 or None)
+        fetch(remote, listed[entry.path], place, entry.sha256 or None, tell)
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
@@ -155,6 +172,7 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
     place = cache_folder() / "incoming"
     with storage_errors(place):
         place.mkdir(parents=True, exist_ok=True)
+        sweep(place, _KEPT_SECONDS)
         return tempfile.TemporaryDirectory(dir=place)
 
 

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, RevisionNotFound, storage_errors
+from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, RevisionNotFound
 from ..pack import manifest as m
 from ..pack.pack import MUTABLE, SIGNATURE, Pack
 from . import names
 from .artifact import KINDS, open_remote
-from .client import Listed, Remote, again, api, connect, endpoint, fetch, hub_errors, tree
+from .client import Listed, Remote, again, api, connect, endpoint, hub_errors, tree
+from .local import Local
 from .prepare import README, Prepared, prepared
+from .transfer import fetch
+from .upload import send_large
 
 _PUBLIC = "huggingface.co"
 _MAX_CARD = 4 << 20
-_CHUNK = 1 << 20
+_SAMPLE = 512
+"""Bytes by which a hub tells text from the rest."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ class Pushed:
 
 def push(pack: Pack | str | os.PathLike[str], target: str, *, pr: bool = False, tag: str | None = None, private: bool = False,
          dry_run: bool = False, base_model: str | None = None, license: str | None = None, message: str | None = None,
-         token: str | None = None) -> Pushed:
+         token: str | None = None, progress: Callable[[int, int], None] | None = None) -> Pushed:
     """Publishes a pack or a bundle in a repository of a hub as one commit, after checking it, and reads back what arrived.
 
     Equal content is left alone. ``pr`` opens a pull request; ``tag`` names the commit; ``private`` is for a repository that is made anew.
-    ``base_model`` (OWNER/NAME) and ``license`` say what a pack does not; such a pack has another id.
+    ``base_model`` (OWNER/NAME) and ``license`` say what a pack does not; such a pack has another id. Large files go in parts where the hub
+    takes them so: a push that was interrupted goes on with the part that is missing. ``progress`` is told (bytes done, bytes in all).
 
     Raises:
         ConfigError: no usable name of the base, no license, a secret, or files in the repository that belong to something else.
@@ -73,22 +77,21 @@ def push(pack: Pack | str | os.PathLike[str], target: str, *, pr: bool = False, 
         raise ConfigError("this cannot be a tag", where="tag", found=tag,
                           remedy="a pull request has none; else use letters, digits and . _ -")
     with prepared(pack, reference.repo, base_model, license) as ours:
-        return _Push(reference, ours, token).run(pr=pr, tag=tag, private=private, dry_run=dry_run, message=message)
+        return _Push(reference, ours, token, progress or _ignore).run(pr=pr, tag=tag, private=private, dry_run=dry_run, message=message)
 
 
 class _Push:
     """One push: what is there, what is missing, the commit, the proof."""
 
-    def __init__(self, reference: names.Reference, ours: Prepared, token: str | None) -> None:
-        self.reference, self.ours, self.token = reference, ours, token
-        self.digests = {name: _digests(path) for name, path in ours.files.items()}
-        self.digests[README] = _digests(ours.card)
+    def __init__(self, reference: names.Reference, ours: Prepared, token: str | None, progress: Callable[[int, int], None]) -> None:
+        self.reference, self.ours, self.token, self.progress = reference, ours, token, progress
+        self.files = {**ours.files, README: ours.card}
 
     def run(self, *, pr: bool, tag: str | None, private: bool, dry_run: bool, message: str | None) -> Pushed:
         """Goes through with it."""
         remote, created = self._remote(private, pr, dry_run)
         there = {} if remote is None else tree(remote)
-        send = [name for name in sorted(self.digests) if not self._equal(name, there.get(name))]
+        send = [name for name in sorted(self.files) if not self._equal(name, there.get(name))]
         if README in send and remote is not None and README in there and not self._is_ours(remote, there[README]):
             send.remove(README)
         delete = [] if remote is None else self._stale(remote, there)
@@ -118,8 +121,10 @@ class _Push:
         return connect(names.Reference(self.reference.repo), self.token), True
 
     def _equal(self, name: str, listed: Listed | None) -> bool:
-        size, sha256, git = self.digests[name]
-        return listed is not None and listed.size == size and (listed.sha256 == sha256 if listed.sha256 else listed.git == git)
+        ours = self.files[name]
+        if listed is None or listed.size != ours.size:
+            return False
+        return listed.sha256 == ours.sha256 if listed.sha256 else listed.git == ours.git
 
     def _is_ours(self, remote: Remote, card: Listed) -> bool:
         from .card import MARK  # noqa: PLC0415
@@ -132,7 +137,7 @@ class _Push:
 
     def _stale(self, remote: Remote, there: Mapping[str, Listed]) -> list[str]:
         """Files of what was there before; anything else that lies in the repository stops the push."""
-        extra = sorted(there.keys() - self.digests.keys() - (MUTABLE - {SIGNATURE}))
+        extra = sorted(there.keys() - self.files.keys() - (MUTABLE - {SIGNATURE}))
         if not extra:
             return []
         before: set[str] = {SIGNATURE}
@@ -149,27 +154,36 @@ class _Push:
         return extra
 
     def _commit(self, remote: Remote, send: list[str], delete: list[str], pr: bool, message: str | None) -> Any:
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete  # noqa: PLC0415
+        from huggingface_hub import CommitOperationDelete  # noqa: PLC0415
 
         if names.COMMIT.fullmatch(remote.revision):
             raise ConfigError("a push goes to a branch", where=self.reference, remedy="name a branch, or none")
-        # The client sends open files as large files of git; paths would go to a service that only the public hub has.
+        # Open files go as large files of git, in parts; paths would go to a service that only the public hub has.
         elsewhere = urlsplit(endpoint()).hostname != _PUBLIC
-        with ExitStack() as opened, hub_errors(self.reference), _without_remarks():
+        if elsewhere:
+            self._send_large(send)
+        with ExitStack() as opened, hub_errors(self.reference), _without_remarks(elsewhere):
             operations: list[Any] = [CommitOperationDelete(name) for name in delete]
-            for name in send:
-                file = self.ours.files.get(name)
-                content = self.ours.card if file is None else opened.enter_context(file.open("rb")) if elsewhere else file
-                operations.append(CommitOperationAdd(name, content))
+            operations += [_addition(name, self.files[name], opened if elsewhere else None) for name in send]
             return api(self.token).create_commit(
                 self.reference.repo, operations, revision=remote.revision, create_pr=pr or None, parent_commit=remote.commit,
                 commit_message=message or f"{self.ours.kind} {self.ours.label}", commit_description=self.ours.id)
 
+    def _send_large(self, send: list[str]) -> None:
+        total, done = sum(self.files[name].size for name in send), 0
+
+        def tell(more: int) -> None:
+            nonlocal done
+            done += more
+            self.progress(done, total)
+
+        send_large(self.reference.repo, [self.files[name] for name in send], self.token, tell)
+
     def _prove(self, remote: Remote, kept: bool) -> None:
         """What the hub lists now is what was sent, and nothing else."""
         there = tree(remote)
-        wrong = [name for name in self.digests if not (kept and name == README) and not self._equal(name, there.get(name))]
-        wrong += sorted(there.keys() - self.digests.keys() - MUTABLE)
+        wrong = [name for name in self.files if not (kept and name == README) and not self._equal(name, there.get(name))]
+        wrong += sorted(there.keys() - self.files.keys() - MUTABLE)
         if wrong:
             raise FormatError("what arrived at the hub is not what was sent", where=remote, found=", ".join(wrong[:5]),
                               remedy="push again; do not use that commit")
@@ -200,27 +214,36 @@ class _Push:
         return tag
 
 
+def _ignore(done: int, total: int) -> None:
+    """Nobody asked."""
+
+
+def _addition(name: str, file: Local, opened: ExitStack | None) -> Any:
+    """A file as the official client adds it; what is known of it is not read again to be known."""
+    from huggingface_hub import CommitOperationAdd  # noqa: PLC0415
+    from huggingface_hub.lfs import UploadInfo  # noqa: PLC0415
+
+    if opened is None or isinstance(file.content, bytes):
+        return CommitOperationAdd(name, file.content)
+    operation = CommitOperationAdd(name, b"")
+    operation.path_or_fileobj = opened.enter_context(file.opened())
+    operation.upload_info = UploadInfo(size=file.size, sample=file.text(_SAMPLE), sha256=bytes.fromhex(file.sha256))
+    return operation
+
+
 @contextmanager
-def _without_remarks() -> Iterator[None]:
-    """The client warns of the way that it is deliberately made to take."""
+def _without_remarks(elsewhere: bool) -> Iterator[None]:
+    """The client warns of the way that it is deliberately made to take, and shows bars for no bytes."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars  # noqa: PLC0415
+
     log = logging.getLogger("huggingface_hub._commit_api")
-    level = log.level
+    level, shown = log.level, elsewhere and not are_progress_bars_disabled()
     log.setLevel(logging.ERROR)
+    if shown:
+        disable_progress_bars()
     try:
         yield
     finally:
         log.setLevel(level)
-
-
-def _digests(content: Path | bytes) -> tuple[int, str, str]:
-    """Size, sha256 and git's blob id."""
-    if isinstance(content, bytes):
-        git = hashlib.sha1(b"blob %d\x00" % len(content) + content, usedforsecurity=False)
-        return len(content), hashlib.sha256(content).hexdigest(), git.hexdigest()
-    with storage_errors(content), content.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\x00" % size, usedforsecurity=False)
-        while chunk := file.read(_CHUNK):
-            sha256.update(chunk)
-            git.update(chunk)
-    return size, sha256.hexdigest(), git.hexdigest()
+        if shown:
+            enable_progress_bars()

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import AdapterpackError, CorruptBlob, FormatError, OutputExists, UnknownName, storage_errors
-from ..pack.atomic import output_folder
+from ..pack.atomic import publish
 from ..pack.cache import cache_folder
 from ..pack.pack import Pack
 from ..pack.store import Store
@@ -44,8 +44,8 @@ def keep(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
         return pack.id, pack.path
     _require_bundle(staged)
     target = _bundles() / identity.removeprefix("sha256:")
-    with suppress(OutputExists), output_folder(target) as folder:  # taken: another process was faster, with the same bytes
-        copy(staged, folder)
+    with suppress(OutputExists):  # taken: another process was faster, with the same bytes
+        publish(staged, target)
     return identity, target
 
 

@@ -22,8 +22,9 @@ from array_api_compat import array_namespace
 from .base import AttachForm, Method, Params, Progress, Site, Trained, Traits
 from .config import SiteConfig, by_suffix, require_number, require_whole
 from .kasa import departure
+from .layouts import STACKS, WEIGHTS
 from .operators import Array, Dense
-from .peft_form import PeftForm
+from .peft_form import TRANSPOSED, PeftForm
 from .peft_keys import plain
 
 
@@ -211,7 +212,8 @@ adalora = Method(
     paper="https://arxiv.org/abs/2303.10512",
     formula="y' = W x + b + s B diag(E) A x,  s = alpha / (r + 1e-5)",
     config=AdaLoRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     attach=_attach,
@@ -222,6 +224,7 @@ adalora = Method(
     peft=PeftForm(
         peft_type="ADALORA",
         suffixes={"lora_A": "lora_A", "lora_B": "lora_B", "lora_E": "lora_E"},
+        layers=TRANSPOSED,
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),

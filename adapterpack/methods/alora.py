@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .acting import Invoked, require_invocation
+from .layouts import LINEAR
 from .lora import OTHERS, LoRA, lora
 from .peft_form import PeftForm
 
@@ -66,7 +67,7 @@ alora = lora._replace(
     paper="https://arxiv.org/abs/2504.12397",
     formula="y'_t = W x_t + b + s B A x_t from the last invocation on, W x_t + b before it",
     config=ALoRA,
-    traits=replace(lora.traits, layers=("linear",), positional=True),
+    traits=replace(lora.traits, layers=LINEAR, positional=True),
     examples=(ALoRA(r=1, alora_invocation_tokens=(0,)), ALoRA(r=3, alpha=5, alora_invocation_tokens=(2, 3)),
               ALoRA(r=4, use_rslora=True, dropout=0.1, alora_invocation_tokens=(4,)),
               ALoRA(r=2, init="pissa", alora_invocation_tokens=(1, 2))),

@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import Unsupported
 from .columns import columns
 from .inits.base import Seen
+from .layouts import WEIGHTS
 from .operators import Array, Operator
 from .peft_form import PeftForm
 from .routes import Route
@@ -97,7 +98,7 @@ class Traits:
     """Its tensors may be stored as int8."""
     batchable: bool = True
     """Rows of one batch may carry different adapters of this method."""
-    layers: tuple[str, ...] = ("linear",)
+    layers: tuple[str, ...] = WEIGHTS
     """The kinds of site it supports."""
     least: tuple[int, int] = (1, 1)
     """The least numbers of outputs and inputs of a layer that it can change: a single number cannot be turned."""

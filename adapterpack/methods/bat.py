@@ -18,6 +18,7 @@ from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig
+from .layouts import STACKS, WEIGHTS
 from .miss import from_peft, is_miss, to_peft
 from .operators import Array, Dense
 from .peft_form import PeftForm
@@ -66,7 +67,8 @@ bat = Method(
     paper="https://arxiv.org/abs/2409.15371",
     formula="W'_ij = W_ij + W_ij M_i + M_i for r x r blocks",
     config=Bat,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True),
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     attach=_attach,

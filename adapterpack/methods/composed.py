@@ -16,13 +16,14 @@ import numpy as np
 from ..errors import Unsupported
 from .base import AttachForm, Forward, Method, Params, Shared, Site, Traits, fold, run, settled
 from .config import SiteConfig
+from .layouts import LINEAR
 from .nodes.base import Folded, Folding, Leaf, NodeKind, Part, Transform, Tree, as_form, part_of
 from .nodes.registry import NODES
 from .operators import Array, Dense
 
 NAME = "composed"
 """What the manifest of a composed pack calls its method."""
-_LINEAR, _ROUTED = ("linear", "transposed", "embedding"), ("linear", "transposed")
+_LINEAR, _ROUTED = (*LINEAR, "embedding"), LINEAR
 _WIDE = 720720
 """A width that all block sizes divide: names of parameters are asked for where no width is known."""
 

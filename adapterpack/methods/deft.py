@@ -19,8 +19,9 @@ from array_api_compat import array_namespace
 from ..errors import Unsupported
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig, require_number
+from .layouts import STACKS, WEIGHTS
 from .operators import Array, Dense
-from .peft_form import PeftForm
+from .peft_form import TRANSPOSED, PeftForm
 from .peft_keys import plain
 
 
@@ -100,7 +101,8 @@ deft = Method(
     paper="https://huggingface.co/docs/peft/package_reference/deft",
     formula="W' = W - Q Z^T W + s Q R",
     config=DEFT,
-    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True),
+    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     attach=_attach,
@@ -108,6 +110,7 @@ deft = Method(
     peft=PeftForm(
         peft_type="DEFT",
         suffixes={"deft_P": "deft_P", "deft_R": "deft_R"},
+        layers=TRANSPOSED,
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["deft_R"].shape[1], params["deft_P"].shape[0]),

@@ -17,6 +17,7 @@ from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RanksConfig, by_suffix, require_number
+from .layouts import STACKS, WEIGHTS
 from .loha import kaiming
 from .operators import Array, Dense
 from .peft_form import PeftForm
@@ -102,7 +103,8 @@ delora = Method(
     formula="W' = W + B diag(lambda / (r |A_i| |B_i|)) A diag(|W|_column)",
     config=DeLoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
-                  frozen=("delora_w_norm",)),
+                  frozen=("delora_w_norm",),
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     needs=lambda cfg: frozenset({"weight"}),

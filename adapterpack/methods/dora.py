@@ -19,9 +19,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, Site, Traits, constant
-from .lora import LoRA, lora
+from .layouts import WEIGHTS
+from .lora import EMBEDDED, LoRA, as_kernels, lora
 from .operators import Array, Dense
-from .peft_form import PeftForm
+from .peft_form import TRANSPOSED, PeftForm, PeftLayer
 
 _LEAST = 1e-12
 """Rows shorter than this count as that long, so that a row of zeros is no division by zero."""
@@ -76,13 +77,20 @@ def _from_peft(config: Mapping[str, Any]) -> DoRA:
     return DoRA(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
 
 
+def _as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
+    """The factors as in LoRA, and the lengths along the axis of the outputs."""
+    ones = (1,) * len(site.kernel)
+    return {**as_kernels(site, params), "lora_magnitude_vector": params["lora_magnitude_vector"].reshape(1, -1, *ones)}
+
+
 dora = Method(
     name="dora",
     summary="LoRA on the direction of each weight row, with a trained length",
     paper="https://arxiv.org/abs/2402.09353",
     formula="y' = c * (W x + s B A x) + b,  c = m / |W + s B A|_row",
     config=DoRA,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True),
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
+                  layers=(*WEIGHTS, "embedding")),
     shapes=_shapes,
     init=_init,
     attach=_attach,
@@ -92,6 +100,11 @@ dora = Method(
     peft=PeftForm(
         peft_type="LORA",
         suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude_vector": "lora_magnitude_vector"},
+        layers={
+            "conv": PeftLayer(axes=(3, 4, 5), stored=_as_kernels, vectors=frozenset({"lora_magnitude_vector"})),
+            "embedding": PeftLayer({**EMBEDDED, "lora_magnitude_vector": "lora_magnitude_vector"}),
+            **TRANSPOSED,
+        },
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),

@@ -18,7 +18,7 @@ from array_api_compat import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits, require_widths
 from .config import SiteConfig, by_suffix, require_number, require_whole
 from .operators import Dense
-from .peft_form import PeftForm
+from .peft_form import TRANSPOSED, PeftForm
 from .peft_keys import default_and_pattern, literal
 from .positions import places
 from .sparse import scattered
@@ -138,6 +138,7 @@ fourierft = Method(
     peft=PeftForm(
         peft_type="FOURIERFT",
         suffixes={"fourierft_spectrum": "fourierft_spectrum"},
+        layers=TRANSPOSED,
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (None, None),

@@ -17,6 +17,7 @@ from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, require_whole
+from .layouts import STACKS, WEIGHTS
 from .operators import Array, Dense
 from .peft_form import PeftContent, PeftForm
 from .prompt import require_choice
@@ -134,7 +135,8 @@ glora = Method(
     paper="https://arxiv.org/abs/2306.07967",
     formula="W' = W + W * A + B,  b' = b + b * D + E + W C",
     config=GLoRA,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True),
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     attach=_attach,

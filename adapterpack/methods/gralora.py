@@ -21,9 +21,10 @@ from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig, require_number, require_whole
+from .layouts import STACKS, WEIGHTS
 from .loha import kaiming
 from .operators import Array, BlockDiagonal, Dense
-from .peft_form import PeftForm
+from .peft_form import TRANSPOSED, PeftForm
 from .peft_keys import plain
 
 
@@ -110,7 +111,8 @@ gralora = Method(
     paper="https://arxiv.org/abs/2505.20355",
     formula="W'_ij = W_ij + s B_ij A_ji for k x k blocks",
     config=GraLoRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     attach=_attach,
@@ -119,6 +121,8 @@ gralora = Method(
         peft_type="GRALORA",
         suffixes={"gralora_A": "gralora_A", "gralora_B": "gralora_B", "gralora_A_general": "gralora_A_general.weight",
                   "gralora_B_general": "gralora_B_general.weight"},
+        layers=TRANSPOSED,
+        accepts=lambda cfg, site: site.in_features % cfg.k == 0 == site.out_features % cfg.k,
         to_config=_to_peft,
         from_config=lambda config: GraLoRA(r=config.get("r", 32), alpha=config.get("alpha", 64), k=config.get("gralora_k", 2),
                                            hybrid_r=config.get("hybrid_r", 0), dropout=config.get("gralora_dropout", 0.0)),

@@ -17,9 +17,10 @@ from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig
+from .layouts import STACKS, WEIGHTS
 from .loha import kaiming
 from .operators import Dense
-from .peft_form import PeftForm
+from .peft_form import TRANSPOSED, PeftForm
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ hira = Method(
     paper="https://openreview.net/forum?id=TwJrTz9cRS",
     formula="W' = W + W * (B A), elementwise",
     config=HiRA,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True),
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     attach=_attach,
@@ -64,6 +66,7 @@ hira = Method(
     peft=PeftForm(
         peft_type="HIRA",
         suffixes={"hira_A": "hira_A", "hira_B": "hira_B"},
+        layers=TRANSPOSED,
         to_config=_to_peft,
         from_config=lambda config: HiRA(r=config.get("r", 32), dropout=config.get("hira_dropout", 0.0)),
         features=lambda params: (params["hira_A"].shape[1], params["hira_B"].shape[0]),

@@ -23,7 +23,7 @@ from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, require_flag, require_whole
 from .operators import Array, Deviation
 from .orthogonal import linear
-from .peft_form import PeftForm
+from .peft_form import PeftForm, PeftLayer
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ hra = Method(
     peft=PeftForm(
         peft_type="HRA",
         suffixes={"hra_u": "hra_u"},
+        layers={"conv": PeftLayer()},
+        accepts=lambda cfg, site: len(site.kernel) in (0, 2) and len(set(site.kernel)) < 2,  # no others than square kernels
         to_config=_to_peft,
         from_config=lambda config: HRA(r=config.get("r", 8), apply_gs=config.get("apply_GS", False)),
         features=lambda params: (params["hra_u"].shape[0], None),

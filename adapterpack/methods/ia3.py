@@ -18,7 +18,7 @@ from ..errors import Unsupported
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, by_suffix
 from .operators import Diagonal
-from .peft_form import PeftForm
+from .peft_form import TRANSPOSED, PeftForm
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ ia3 = Method(
     peft=PeftForm(
         peft_type="IA3",
         suffixes={"ia3_l": "ia3_l"},
+        layers=TRANSPOSED,
         to_config=_to_peft,
         from_config=_from_peft,
         features=_features,

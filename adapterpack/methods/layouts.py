@@ -51,6 +51,15 @@ inputs are ids, and the same as a table, a row for every token; a norm's vector,
 ``[out, in / groups, *kernel]``, without groups and with them; a bare parameter ``[out, in]``; fused experts ``[experts, out, in]``, and
 ``[experts, in, out]``."""
 
+LINEAR = tuple(kind for kind, layout in LAYOUTS.items() if layout.linear)
+"""The kinds of linear layers: which way round the weight is stored is no matter of a method's."""
+CONVOLUTIONS = tuple(kind for kind, layout in LAYOUTS.items() if layout.axes == _KERNELS)
+"""The kinds of convolutions: what a method does to a matrix it does to the unfolded kernel ``[out, in / groups * kernel]``."""
+WEIGHTS = (*LINEAR, *CONVOLUTIONS)
+"""What a method takes that folds into any matrix."""
+STACKS = tuple(kind for kind, layout in LAYOUTS.items() if layout.bare)
+"""Bare parameters, and stacks of them."""
+
 
 def layout_of(kind: str) -> Layout:
     """The layout of a kind.

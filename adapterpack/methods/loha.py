@@ -18,8 +18,9 @@ from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import AlphaConfig
+from .layouts import STACKS, WEIGHTS
 from .operators import Array, Dense
-from .peft_form import PeftForm
+from .peft_form import PeftForm, PeftLayer
 from .peft_keys import by_site, literal, plain
 
 
@@ -92,7 +93,8 @@ loha = Method(
     paper="https://arxiv.org/abs/2108.06098",
     formula="W' = W + s (w1a w1b) * (w2a w2b), elementwise",
     config=LoHa,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     attach=_attach,
@@ -100,6 +102,7 @@ loha = Method(
     peft=PeftForm(
         peft_type="LOHA",
         suffixes={name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+        layers={"conv": PeftLayer()},
         to_config=to_peft,
         from_config=lambda config: LoHa(**from_peft(config)),
         features=lambda params: (params["hada_w1_b"].shape[1], params["hada_w1_a"].shape[0]),

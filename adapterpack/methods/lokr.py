@@ -17,6 +17,7 @@ from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import AlphaConfig, require_flag, require_whole
+from .layouts import STACKS, WEIGHTS
 from .loha import from_peft, kaiming, to_peft
 from .operators import Array, Kronecker
 from .peft_form import PeftForm
@@ -102,7 +103,8 @@ lokr = Method(
     paper="https://arxiv.org/abs/2309.14859",
     formula="W' = W + s kron(w1, w2)",
     config=LoKr,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     attach=_attach,

@@ -23,8 +23,9 @@ from ..errors import Unsupported
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import FOR_TRAINING, AlphaConfig, require_flag, require_number
 from .inits import init_named
+from .layouts import STACKS, WEIGHTS
 from .operators import Array, Dense
-from .peft_form import PeftForm, PeftLayer
+from .peft_form import TRANSPOSED, PeftForm, PeftLayer
 from .peft_keys import by_site, literal, plain
 
 
@@ -129,7 +130,7 @@ def _plan(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
     return replace(cfg, rank_pattern={f"^{path}": r for path, r in ranks.items()}, alpha_pattern={f"^{p}": a for p, a in alphas.items()})
 
 
-def _as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
+def as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
     """The factors as PEFT's two convolutions: A with the layer's kernel, B with one of size 1."""
     A, B = params["lora_A"], params["lora_B"]
     ones = (1,) * len(site.kernel)
@@ -139,6 +140,8 @@ def _as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
 OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens")
 """The keys of PEFT's config by which other methods of the same type are told."""
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+EMBEDDED = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
+"""What PEFT calls the factors at an embedding."""
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +192,7 @@ lora = Method(
     formula="y' = W x + b + s B A x,  s = alpha / r or alpha / sqrt(r)",
     config=LoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
-                  layers=("linear", "transposed", "embedding", "conv", "grouped_conv", "parameter", "experts", "turned_experts")),
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     attach=_attach,
@@ -208,9 +211,9 @@ lora = Method(
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
         matches=lambda config: config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS)),
         layers={
-            "conv": PeftLayer(_SUFFIXES, axes=(3, 4, 5), stored=_as_kernels),
-            "embedding": PeftLayer({"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}),
-            "transposed": PeftLayer(_SUFFIXES, config={"fan_in_fan_out": True}),
+            "conv": PeftLayer(axes=(3, 4, 5), stored=as_kernels),
+            "embedding": PeftLayer(EMBEDDED),
+            **TRANSPOSED,
         },
     ),
 )

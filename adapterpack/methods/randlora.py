@@ -21,8 +21,9 @@ from array_api_compat import array_namespace
 
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import require_flag, require_number, require_whole
+from .layouts import STACKS, WEIGHTS
 from .operators import Dense
-from .peft_form import PeftForm
+from .peft_form import TRANSPOSED, PeftForm
 from .projection import Projected, Projection, settle
 from .torch_random import TorchGenerator
 
@@ -171,7 +172,8 @@ randlora = Method(
     paper="https://arxiv.org/abs/2502.00987",
     formula="W' = W + s sum_n B_n diag(lambda_n) A_n diag(gamma),  A and B frozen",
     config=RandLoRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False, frozen=_PROJECTION.names),
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False, frozen=_PROJECTION.names,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     attach=_attach,
@@ -180,6 +182,7 @@ randlora = Method(
     peft=PeftForm(
         peft_type="RANDLORA",
         suffixes={name: name for name in ("randlora_lambda", "randlora_gamma", *_PROJECTION.names)},
+        layers=TRANSPOSED,
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (None, None),

@@ -22,7 +22,7 @@ from ..errors import Unsupported
 from .base import AttachForm, Method, Params, Shared, Site, Traits
 from .config import SiteConfig, is_number, require_flag, require_whole
 from .operators import Chain, Dense
-from .peft_form import Factorise, PeftContent, PeftForm
+from .peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm
 from .torch_random import TorchGenerator
 
 
@@ -197,6 +197,7 @@ tinylora = Method(
     peft=PeftForm(
         peft_type="TINYLORA",
         suffixes={name: name for name in ("tinylora_A", "tinylora_B", "tinylora_P")},
+        layers=TRANSPOSED,
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["tinylora_A"].shape[1], params["tinylora_B"].shape[0]) if params else (None, None),

@@ -20,7 +20,7 @@ from ..errors import Unsupported
 from .base import AttachForm, Method, Params, Shared, Site, Traits, require_widths
 from .config import SiteConfig, require_number, require_whole
 from .operators import Dense
-from .peft_form import PeftContent, PeftForm
+from .peft_form import TRANSPOSED, PeftContent, PeftForm
 
 _INDICES = ("unilora_indices_A", "unilora_indices_B")
 _MOST = 1 << 28
@@ -186,6 +186,7 @@ unilora = Method(
     peft=PeftForm(
         peft_type="UNILORA",
         suffixes={name: name for name in (*_INDICES, "unilora_scales_A", "unilora_scales_B")},
+        layers=TRANSPOSED,
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (None, None),

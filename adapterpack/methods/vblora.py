@@ -19,7 +19,7 @@ from ..errors import Unsupported
 from .base import AttachForm, Method, Params, Shared, Site, Traits
 from .config import SiteConfig, require_flag, require_number, require_whole
 from .operators import Array, Dense
-from .peft_form import PeftForm
+from .peft_form import TRANSPOSED, PeftForm
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,8 @@ vblora = Method(
     peft=PeftForm(
         peft_type="VBLORA",
         suffixes={name: name for side in _SIDES for name in (f"{side}_topk_indices", f"{side}_topk_weights", side)},
+        layers=TRANSPOSED,
+        accepts=lambda cfg, site: site.in_features % cfg.vector_length == 0 == site.out_features % cfg.vector_length,
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (None, None),

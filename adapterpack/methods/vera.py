@@ -18,8 +18,9 @@ import numpy as np
 
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import require_number, require_whole
+from .layouts import STACKS, WEIGHTS
 from .operators import Dense, Scaled
-from .peft_form import PeftForm
+from .peft_form import TRANSPOSED, PeftForm
 from .projection import Projected, Projection, settle
 from .torch_random import TorchGenerator
 
@@ -110,7 +111,8 @@ vera = Method(
     paper="https://arxiv.org/abs/2310.11454",
     formula="y' = W x + b + b' * (B (d * (A x))),  A and B frozen and shared",
     config=VeRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, frozen=_PROJECTION.names),
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, frozen=_PROJECTION.names,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     attach=_attach,
@@ -118,6 +120,7 @@ vera = Method(
     peft=PeftForm(
         peft_type="VERA",
         suffixes={name: name for name in ("vera_lambda_b", "vera_lambda_d")},
+        layers=TRANSPOSED,
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (None, params["vera_lambda_b"].shape[0]),

@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits, require_widths
 from .config import SiteConfig, by_suffix, require_flag, require_number, require_whole
 from .operators import Dense
-from .peft_form import PeftContent, PeftForm
+from .peft_form import TRANSPOSED, PeftContent, PeftForm
 from .peft_keys import default_and_pattern, literal
 from .positions import places
 from .sparse import scattered
@@ -163,6 +163,7 @@ waveft = Method(
     peft=PeftForm(
         peft_type="WAVEFT",
         suffixes={"waveft_spectrum": "waveft_spectrum"},
+        layers=TRANSPOSED,
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (None, None),

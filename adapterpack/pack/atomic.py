@@ -35,17 +35,29 @@ def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:
             yield folder
-            for file in sorted(folder.rglob("*")):
-                if file.is_file():
-                    sync(file)
-            sync(folder)
-            folder.chmod(0o755)
-            refuse_existing(target)
-            folder.rename(target)
-            sync(target.parent)
+            publish(folder, target)
         except BaseException:  # an interrupt must clean up too
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Gives a finished folder, on the same disk, its name.
+
+    Raises:
+        OutputExists: something is already there.
+        StorageError: the file system refuses.
+    """
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                sync(file)
+        sync(folder)
+        folder.chmod(0o755)
+        refuse_existing(target)
+        folder.rename(target)
+        sync(target.parent)
 
 
 @contextmanager

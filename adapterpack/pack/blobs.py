@@ -50,15 +50,27 @@ def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Pa
                 raise FormatError("a file is not the one that the manifest lists: it was altered or truncated", where=source,
                                   expected=f"{size} bytes, sha256 {digest}", remedy="fetch the pack again")
             copy.flush()
-            os.fsync(copy.fileno())
-            temporary.chmod(0o444)
-            blob.parent.mkdir(parents=True, exist_ok=True)
-            if not (blob.is_file() and not blob.is_symlink() and sha256_of(blob) == digest):
-                temporary.replace(blob)  # none, or an altered one: packs that are linked to that one will find out by themselves
-                for names in (blob.parent, folder):
-                    sync(names)
+            adopt(folder, temporary, digest)
         finally:
             temporary.unlink(missing_ok=True)
+    return blob
+
+
+def adopt(folder: Path, written: Path, digest: str) -> Path:
+    """Makes a file, on the same disk and just written with these bytes, the blob of that sha256 (hex); where it is there already it stays.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    blob = place(folder, digest)
+    with storage_errors(blob):
+        sync(written)
+        written.chmod(0o444)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        if not (blob.is_file() and not blob.is_symlink() and sha256_of(blob) == digest):
+            written.replace(blob)  # none, or an altered one: packs that are linked to that one will find out by themselves
+            for names in (blob.parent, folder):
+                sync(names)
     return blob
 
 

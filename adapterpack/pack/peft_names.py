@@ -21,7 +21,8 @@ def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer 
         beside = method.peft.beside if host.peft is not None else None
         known = beside is not None and host.peft is not None and host.peft.peft_type in beside.hosts and kind == method.traits.layers[0]
         return PeftLayer(beside.suffixes) if known and beside is not None else None
-    return PeftLayer(method.peft.suffixes) if kind == method.traits.layers[0] else method.peft.layers.get(kind)
+    form = PeftLayer() if kind == method.traits.layers[0] else method.peft.layers.get(kind)
+    return form if form is None or form.suffixes is not None else form._replace(suffixes=method.peft.suffixes)
 
 
 def tensor_name(method: Method, path: str, param: str, kind: str | None = None, host: Method | None = None) -> str:
@@ -31,7 +32,7 @@ def tensor_name(method: Method, path: str, param: str, kind: str | None = None, 
         FormatError: the method does not say how PEFT calls that parameter.
     """
     form = form_of(method, kind or method.traits.layers[0], host)
-    suffixes = form.suffixes if form else {param: param}
+    suffixes = (form.suffixes if form else None) or {param: param}
     if param not in suffixes:
         raise FormatError(f"the method {method.name} has no parameter of that name", where=path, expected=", ".join(suffixes), found=param)
     return suffixes[param] if method.peft and path == method.peft.site else f"{PREFIX}{path}.{suffixes[param]}"
@@ -48,7 +49,8 @@ def loaded(method: Method, kind: str, params: Mapping[str, np.ndarray]) -> dict[
     form = form_of(method, kind)
     if form is None or form.stored is None:
         return dict(params)
-    return {name: value.reshape(len(value), math.prod(value.shape[1:])) if value.ndim > 2 else value for name, value in params.items()}
+    return {name: value.reshape(-1) if name in form.vectors else
+            value.reshape(len(value), math.prod(value.shape[1:])) if value.ndim > 2 else value for name, value in params.items()}
 
 
 def kernel_of(kind: str, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:

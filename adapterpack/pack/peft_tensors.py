@@ -52,7 +52,7 @@ def sort(method: Method, beside: Mapping[str, Method], tensors: SafetensorsFile,
     assert method.peft is not None
     found = Sorted({}, {}, {}, {})
     unknown: dict[str, dict[str, np.ndarray]] = {}
-    forms = [method.peft.suffixes, *(form.suffixes for form in method.peft.layers.values())]
+    forms = [method.peft.suffixes, *(form.suffixes or {} for form in method.peft.layers.values())]
     endings: dict[str, str | None] = dict.fromkeys([*(end for suffixes in forms for end in suffixes.values()), *method.peft.aliases])
     for key, other in beside.items():
         endings |= dict.fromkeys(other.peft.beside.suffixes.values() if other.peft and other.peft.beside else (), key)
@@ -107,10 +107,10 @@ def kind_of(method: Method, config: Mapping[str, Any], found: Mapping[str, np.nd
     PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's: of a model with both kinds of linear layer it says one thing only.
     """
     assert method.peft is not None
-    axes = {value.ndim for value in found.values()}
+    axes = {value.ndim for value in found.values() if value.ndim > 1}
     for kind, form in method.peft.layers.items():
-        fits = found.keys() <= set(form.suffixes.values())
-        if fits and len(axes) == 1 and axes <= set(form.axes) and all(config.get(key) == value for key, value in form.config.items()):
+        fits = form.is_told and found.keys() <= set((form.suffixes or method.peft.suffixes).values())
+        if fits and (axes or {2}) <= set(form.axes) and all(config.get(key) == value for key, value in form.config.items()):
             return kind
     return method.traits.layers[0]
 
@@ -120,7 +120,7 @@ def named(method: Method, kind: str, found: Mapping[str, np.ndarray]) -> dict[st
     form = form_of(method, kind)
     assert form is not None
     assert method.peft is not None
-    names = {**method.peft.aliases, **{suffix: param for param, suffix in form.suffixes.items()}}
+    names = {**method.peft.aliases, **{suffix: param for param, suffix in (form.suffixes or {}).items()}}
     return {names.get(suffix, suffix): value for suffix, value in found.items()}
 
 
@@ -133,11 +133,11 @@ def site_of(
     widths = features(method.peft, params, f"{where}, {path}")
     site = Site(path, widths[0] or 0, widths[1] or 0, kind, "bias" in params, kernel_of(kind, shapes.values()))
     try:
-        expected = set(method.shapes(cfg, site))  # which of them there are may depend on the widths
+        declared = method.shapes(cfg, site)  # which of them there are may depend on the widths
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise FormatError("the tensors of a site do not pair up, or have too few axes", where=f"{where}, {path}", found=shapes) from error
-    if set(params) != expected:
-        raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(expected), found=sorted(params))
+    if params.keys() != declared.keys():
+        raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(declared), found=sorted(params))
     check_shapes(method, cfg, site, params, where)
     try:
         right = {name: value.shape for name, value in stored(method, site, params).items()}

@@ -79,7 +79,8 @@ class AdapterBank:
         known = ir.load(self.folder / GRAPH).graph.initializers
         weight = np.array(known[site.weight].const_value.numpy())
         bias = None if site.bias is None else np.array(known[site.bias].const_value.numpy())
-        return weight if site.layout == "out_in" else weight.T, bias
+        own = slice(site.at, site.at + site.out_features)
+        return (weight if site.layout == "out_in" else weight.T)[own], bias
 
     def _exported(self) -> Values:
         """The bank as the graph was exported with it."""

@@ -33,7 +33,8 @@ class MappedSite:
     the batch. ``fields`` are the slots that the graph has for it (none in folded mode). ``labels`` is the width of the widest head that
     the slots of a module take that was trained whole. ``entry`` is the value that a branch beside a block reads. A block that is no linear
     module has no weight, and its node is the one that gives its output. ``ranks`` are the ranks of its slots in a bank, by branch.
-    ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so.
+    ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so. ``at`` is where its outputs begin in a weight that is
+    packed with those of others. ``members`` are the sites whose ``down`` factors lie side by side in this one's slot: it is no module.
     """
 
     path: str
@@ -52,6 +53,8 @@ class MappedSite:
     entry: str | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     positional: bool = False
+    at: int = 0
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
             **value,
             **tuples,
             "base": m.decode_base(value["base"]),
-            "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"])}) for key, site in value["sites"].items()},
+            "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"]), "members": tuple(site.get("members", ()))}) for key, site in value["sites"].items()},
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
             "io": decode_signature(value.get("io", {})),

@@ -161,6 +161,7 @@ def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], ma
         Unsupported: the adapter needs a slot, a rank or a number of labels that the graph does not have.
     """
     shapes = slot_shapes(sites, max_rank)
+    values = grouped(values, sites, max_rank)
     for name in values:
         if name not in shapes:
             raise Unsupported("the graph has no slot for a part of this adapter", found=name,
@@ -178,6 +179,49 @@ def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], ma
     return result
 
 
+def grouped(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], width: int | None = None) -> Values:
+    """One adapter's values with the ``down`` factors of siblings side by side, each ``width`` wide, by default as wide as the widest.
+
+    The siblings' ``up`` factors get as many rows, so that all parts are of one size: zeros change nothing. Where siblings share that slot,
+    too, they are the blocks of one matrix.
+
+    Raises:
+        Unsupported: a factor is wider than ``width``.
+    """
+    result = dict(values)
+    for path, site in sites.items():
+        if not site.members:
+            continue
+        downs = {member: result.pop(f"{member}.down") for member in site.members if f"{member}.down" in result}
+        wide = max((down.shape[-1] for down in downs.values()), default=0) if width is None else width
+        parts: dict[str, list[np.ndarray]] = {"down": [], "up": []}
+        for member in site.members:
+            for field, value, room in (("down", downs.get(member), (site.in_features, wide)),
+                                       ("up", result.get(f"{member}.up"), (wide, sites[member].out_features))):
+                filled = np.zeros(room, np.float32)
+                if value is not None:
+                    _require_fit(f"{member}.{field}", value.shape, room, _FREE_AXES[field])
+                    filled[tuple(slice(0, extent) for extent in value.shape)] = value
+                parts[field].append(filled)
+        result[f"{path}.down"] = np.concatenate(parts["down"], axis=1)
+        ups = dict(zip(site.members, parts["up"], strict=True))
+        if "up" in site.fields:
+            result = {name: value for name, value in result.items() if name.rpartition(".up")[0] not in ups}
+            result[f"{path}.up"] = _blocks(parts["up"])
+        else:
+            result |= {f"{member}.up": up for member, up in ups.items()}
+    return result
+
+
+def _blocks(matrices: list[np.ndarray]) -> np.ndarray:
+    """A block-diagonal matrix."""
+    rows, columns = (np.cumsum([0, *(matrix.shape[axis] for matrix in matrices)]) for axis in (0, 1))
+    whole = np.zeros((rows[-1], columns[-1]), np.float32)
+    for number, matrix in enumerate(matrices):
+        whole[rows[number] : rows[number + 1], columns[number] : columns[number + 1]] = matrix
+    return whole
+
+
 def _require_fit(name: str, found: tuple[int, ...], room: tuple[int, ...], free: tuple[int, ...]) -> None:
     if len(found) != len(room) or any(a != b for axis, (a, b) in enumerate(zip(found, room, strict=True)) if axis not in free):
         raise BaseMismatch("the adapter was made for a layer of another width", where=name, expected=room, found=found,
@@ -192,7 +236,7 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
     shapes = {}
     for path, site in sites.items():
         wide = site.labels or site.out_features
-        every = {"down": (site.in_features, max_rank), "up": (max_rank, site.out_features), "scale": (site.out_features,),
+        every = {"down": (site.in_features, max_rank * max(1, len(site.members))), "up": (max_rank, site.out_features), "scale": (site.out_features,),
                  "shift": (site.out_features,), "pre": (site.in_features,), "turn": (site.in_features, site.in_features),
                  "turn_down": (site.in_features, max_rank), "turn_up": (max_rank, site.in_features),
                  "mix": (site.out_features, site.out_features),

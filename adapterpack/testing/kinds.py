@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 
 from ..methods import Site, complete, fold, from_matrix, is_stacked, to_matrix
 from ..pack import manifest as m
+from ..pack import peft_layout
 from ..pack.pack import build
 from ..pack.validate import load
 from .case import Case, digests, is_float, require, tensor
@@ -34,17 +36,20 @@ def _floats(*shape: int) -> np.ndarray:
 
 
 def _held(make: Callable[[Any], Any]) -> Callable[[], Any]:
-    """A model of one layer; ``make`` is given torch's layers."""
+    """A model of one layer; ``make`` is given torch's layers. With a ``table`` its inputs are ids."""
 
     def model() -> Any:
+        import torch  # noqa: PLC0415 - see the package's docstring
         from torch import nn  # noqa: PLC0415 - see the package's docstring
 
         class Model(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.block = nn.Sequential(nn.ModuleDict({"proj": make(nn)}))
+                self.table: Any = None
 
-            def forward(self, x: Any) -> Any:
+            def forward(self, input_ids: Any) -> Any:
+                x = input_ids if self.table is None else self.table[torch.arange(len(self.table))[:, None], input_ids]
                 return self.block[0]["proj"](x)
 
         return Model()
@@ -91,8 +96,8 @@ def _gpt2(nn: Any) -> Any:
 PROBES: dict[str, Probe] = {
     "transposed": Probe(_held(_gpt2), _floats(3, 5, 12)),
     "embedding": Probe(_held(lambda nn: nn.Embedding(12, 7)), np.random.default_rng(3).integers(0, 12, (3, 5))),
-    "conv": Probe(_held(lambda nn: nn.Conv1d(4, 7, 3, padding=1)), _floats(3, 4, 5)),
-    "grouped_conv": Probe(_held(lambda nn: nn.Conv2d(4, 6, (3, 2), groups=2, bias=False)), _floats(3, 4, 5, 5)),
+    "conv": Probe(_held(lambda nn: nn.Conv2d(3, 7, 2, padding=1)), _floats(3, 3, 5, 5)),
+    "grouped_conv": Probe(_held(lambda nn: nn.Conv1d(8, 6, 3, groups=2, bias=False)), _floats(3, 8, 5)),
     "parameter": Probe(_bare(7, 12), _floats(3, 5, 12)),
     "experts": Probe(_bare(3, 7, 12), _floats(3, 5, 12)),
     "turned_experts": Probe(_bare(3, 12, 7), _floats(3, 5, 12)),
@@ -102,8 +107,8 @@ PROBES: dict[str, Probe] = {
 
 def every_kind_agrees(case: Case) -> None:
     """At each kind that ``traits.layers`` names, ``layer(x)`` adapted is ``layer(x)`` with ``fold(W, b)`` as its weight, within 1e-9 in
-    float64; fresh it is the base by trait, off and taken out always, bit for bit; gradients reach what is trained; and a pack of it goes
-    round."""
+    float64; fresh it is the base by trait, off and taken out always, bit for bit; gradients reach what is trained; a pack of it goes round;
+    and PEFT, where the pack's folder is its, gives the same from it in float32, merged too, within 1e-4."""
     for kind in case.method.traits.layers:
         if kind in PROBES:
             try:
@@ -118,10 +123,13 @@ def _agrees(case: Case, kind: str, probe: Probe) -> None:
     from ..train.inject import active, adapt, detach  # noqa: PLC0415
     from ..train.layer import Adapted  # noqa: PLC0415
 
-    model, generator, x = probe.make().double(), torch.Generator().manual_seed(1), tensor(probe.x)
+    model, reference, generator, x = probe.make().double(), probe.make().double(), torch.Generator().manual_seed(1), tensor(probe.x)
+    if case.config.acts is not None:
+        model.table = reference.table = x
+        x = torch.arange(x.shape[1]).expand(x.shape[:2])
     with torch.no_grad():
         for value in model.requires_grad_(False).parameters():
-            value.copy_(torch.randn(value.shape, generator=generator, dtype=value.dtype))
+            value.copy_(torch.randn(value.shape, generator=generator))  # numbers that float32 holds, too
     plain = model(x)
     adapt(model, dataclasses.replace(case.config, targets=NAME, dropout=0.0), "a")
     require(not case.method.traits.identity_at_init or torch.equal(model(x), plain), "a fresh adapter changes the output")
@@ -136,16 +144,21 @@ def _agrees(case: Case, kind: str, probe: Probe) -> None:
     assert stored is not None
     own, shared = wrapper.params("a"), {name: value.detach().numpy() for name, value in wrapper.shared("a").items()}
     folded, moved = _folded(case, wrapper.site, {**shared, **own}, to_matrix(kind, stored), bias)
-    reference, weight = probe.make().double(), from_matrix(kind, folded, stored.shape)
+    weight = from_matrix(kind, folded, stored.shape)
     names = {NAME: weight, f"{NAME}.weight": weight, f"{NAME}.bias": moved}
+    if moved is not None and bias is None:  # a layer without a bias gets one
+        reference.get_submodule(NAME).bias = torch.nn.Parameter(tensor(moved))
     reference.load_state_dict({name: tensor(np.ascontiguousarray(names[name])) for name in reference.state_dict()})
     found, right = model(x).detach().numpy(), reference(x).detach().numpy()
+    if case.config.acts is not None:
+        acting = case.config.acts.mask(x.numpy(), *2 * (np.ones(x.shape, bool),), None)
+        right = np.where(acting[..., None], right, plain.numpy())
     error = float(np.abs(found - right).max())
     require(error <= 1e-9 * float(np.abs(right).max() + 1), f"the adapted layer and the folded one differ by {error:.2g}")
     require(float(np.abs(found - plain.numpy()).max()) > 1e-3, "a trained adapter changes nothing")
     require(torch.equal(active(model, None)(x), plain), "an adapter that is off changes the output")
     require(torch.equal(detach(model)(x), plain), "an adapter that was taken out changes the output")
-    _round(case, wrapper.site, own, shared)
+    _round(case, wrapper.site, own, shared, (model, right))
 
 
 def _folded(case: Case, site: Site, params: dict[str, np.ndarray], weight: np.ndarray, bias: Any) -> tuple[np.ndarray, Any]:
@@ -156,12 +169,15 @@ def _folded(case: Case, site: Site, params: dict[str, np.ndarray], weight: np.nd
                  for number, one in enumerate(weight)]
         return np.stack(every), None
     known = dataclasses.replace(site, weight=weight, base_bias=bias) if case.method.traits.reads_weight else site
-    wide = {name: value.astype(np.float64) if is_float(value) else value for name, value in params.items()}
     cfg = case.config.at(site.path)
-    return fold(case.method, cfg, complete(case.method, cfg, wide, known), known, weight, bias)
+    single = known if known.weight is None else dataclasses.replace(known, weight=known.weight.astype(np.float32))
+    made = complete(case.method, cfg, params, single)  # a layer's constants are float32, too
+    wide = {name: value.astype(np.float64) if is_float(value) else value for name, value in made.items()}
+    return fold(case.method, cfg, wide, known, weight, bias)
 
 
-def _round(case: Case, site: Site, own: dict[str, np.ndarray], shared: dict[str, np.ndarray]) -> None:
+def _round(case: Case, site: Site, own: dict[str, np.ndarray], shared: dict[str, np.ndarray], base: tuple[Any, np.ndarray]) -> None:
+    """A pack of the adapter on a ``base``, a model and the adapter's outputs on it, read by this package and by PEFT."""
     cfg = dataclasses.replace(case.config.at(site.path), targets="all-linear", modules_to_save=())
     if is_stacked(site.kind) and case.method.bake is not None:
         baked = [case.method.bake(cfg, {name: value[number] for name, value in own.items()}, site) for number in range(site.stack)]
@@ -172,5 +188,23 @@ def _round(case: Case, site: Site, own: dict[str, np.ndarray], shared: dict[str,
     with tempfile.TemporaryDirectory() as folder:
         pack.write(Path(folder) / "pack")
         (back,) = load(Path(folder) / "pack").adapters()
+        if peft_layout.config_bytes(pack.manifest) is not None and case.method.peft is not None and case.method.peft.accepts(cfg, site):
+            _peft_agrees(folder, site.kind, *base)
     require(back.site == site, f"{site} came back as {back.site}")
     require(digests({name: back.params[name] for name in own}) == digests(own), "tensors came back with other bytes")
+
+
+def _peft_agrees(folder: str, kind: str, base: Any, right: np.ndarray) -> None:
+    """PEFT gives the same from the same folder, in float32, and merged into the weight again."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+    from peft import PeftModel  # noqa: PLC0415
+
+    x = tensor(PROBES[kind].x)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        theirs = PeftModel.from_pretrained(base.float(), str(Path(folder) / "pack")).eval()
+        x = x.float() if x.is_floating_point() else x
+        outputs = {"PEFT": theirs(x), "PEFT merged": theirs.merge_and_unload()(x)}
+    for name, found in outputs.items():
+        error = float(np.abs(found.numpy() - right).max())
+        require(error <= 1e-4 * float(np.abs(right).max() + 1), f"{name} differs by {error:.2g}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from ..compose.compose import compose
 from ..compose.rules import get
+from ..compose.statistics import Statistics
 from ..errors import AdapterpackError, NothingToDo
 from ..methods import LoRA, Site
 from ..methods.lora import lora
@@ -55,11 +57,12 @@ class Ours:
         self.weights = special.get(rule, [0.7, -0.4, 1.1])
 
     def pack(self, packs: Sequence[Pack], weights: Sequence[float] | None, params: dict[str, Any] | None = None, **options: Any) -> Pack:
-        """The composed pack, with nothing cut off."""
-        rank = WHOLE if self.rule.cut else None
+        """The composed pack, with nothing cut off unless ``options`` say so."""
+        options = {"rank": WHOLE if self.rule.cut else None, **options}
+        statistics = [measured(pack, self.rule.statistics) for pack in packs] if self.rule.statistics else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return compose(packs, rule=self.rule.name, weights=weights, params=params, rank=rank, **options)
+            return compose(packs, rule=self.rule.name, weights=weights, params=params, statistics=statistics, **options)
 
     def run(self, packs: Sequence[Pack], weights: Sequence[float], *, neutral: bool = False) -> Deltas:
         """See :class:`Combiner`."""
@@ -88,6 +91,17 @@ def made(seed: int, cfg: LoRA = EQUAL, *, turned: bool = False, factor: float = 
             A, B = Q @ A, B @ np.linalg.inv(Q)
         adapters[site] = (cfg, {"lora_A": A.astype(np.float32), "lora_B": B.astype(np.float32)})
     return _built(f"pack-{seed}", adapters)
+
+
+def measured(pack: Pack, kind: str) -> Statistics:
+    """Statistics as data would give them, drawn by the pack's name and the site: correlated moments, or positive squares."""
+    matrices = {}
+    for a in pack.adapters():
+        rng = np.random.default_rng([ord(letter) for letter in f"{pack.name}:{a.site.path}"])
+        m, n = a.site.out_features or 0, a.site.in_features or 0
+        X = rng.standard_normal((3 * n, n)) @ rng.standard_normal((n, n)) if kind == "moment" else rng.standard_normal((m, n))
+        matrices[a.site.path] = (X.T @ X / len(X) if kind == "moment" else X**2).astype(np.float32)
+    return Statistics(kind, pack.id, 100, matrices, f"sha256:{sha256(pack.name.encode()).hexdigest()}")
 
 
 def deltas(pack: Pack) -> Deltas:

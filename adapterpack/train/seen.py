@@ -13,7 +13,8 @@ from ..errors import AdapterpackError, ConfigError, Unsupported
 from ..methods import LAYOUTS, Seen, Site
 from .layer import module_at
 
-MEASURED = frozenset({"moment", "gradient"})
+MEASURED = frozenset({"moment", "gradient", "fisher"})
+_BACKWARD = frozenset({"gradient", "fisher"})
 
 
 def measure(
@@ -21,7 +22,8 @@ def measure(
 ) -> dict[str, Seen]:
     """Runs ``model`` over ``data``, batches of keyword arguments, and gives what was seen at each site by path; nothing without a need.
 
-    The moment counts the positions that ``attention_mask`` keeps, where a batch has one. The gradient is that of the model's own loss, so
+    The Fisher information is empirical: the square of each batch's gradient, so that batches of one row give that of the rows. The moment
+    counts the positions that ``attention_mask`` keeps, where a batch has one. The gradient is that of the model's own loss, so
     the batches must hold labels; it is summed in hooks, and no weight asks for one. Sums are float64. The model is as it was afterwards.
 
     Raises:
@@ -42,7 +44,7 @@ def measure(
     device, modes = next(model.parameters()).device, {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with ExitStack() as stack, torch.set_grad_enabled("gradient" in wanted):
+        with ExitStack() as stack, torch.set_grad_enabled(bool(wanted & _BACKWARD)):
             for one in sums.values():
                 stack.enter_context(one)
             batches = 0
@@ -50,7 +52,9 @@ def measure(
                 given = {key: value.to(device) for key, value in batch.items()}
                 for one in sums.values():
                     one.mask = given.get("attention_mask")
-                _run(model, given, "gradient" in wanted)
+                _run(model, given, bool(wanted & _BACKWARD))
+                for one in sums.values():
+                    one.end()
                 batches += 1
     finally:
         for module, mode in modes.items():
@@ -83,6 +87,8 @@ class _Sums:
         self.layer, self.wanted, self.mask = layer, wanted, None
         self.moment: Any = 0.0
         self.gradient: Any = 0.0
+        self.fisher: Any = 0.0
+        self.batch: Any = None
         self.rows = 0
         self._open = ExitStack()
 
@@ -101,22 +107,31 @@ class _Sums:
             rows = x[self.mask.bool()] if self.mask is not None and self.mask.shape == x.shape[:-1] else x.reshape(-1, x.shape[-1])
             self.moment = self.moment + (rows.double().T @ rows.double()).cpu()
             self.rows += len(rows)
-        if "gradient" in self.wanted and output.requires_grad:
+        if self.wanted & _BACKWARD and output.requires_grad:
             output.register_hook(self._backward(x))
 
     def _backward(self, x: torch.Tensor) -> Callable[[torch.Tensor], None]:
         def add(gradient: torch.Tensor) -> None:
             flat = gradient.reshape(-1, gradient.shape[-1]).double()
-            self.gradient = self.gradient + (flat.T @ x.reshape(-1, x.shape[-1]).double()).cpu()
+            found = (flat.T @ x.reshape(-1, x.shape[-1]).double()).cpu()
+            self.batch = found if self.batch is None else self.batch + found  # a layer may be run more than once
 
         return add
+
+    def end(self) -> None:
+        """A batch is over."""
+        if self.batch is not None:
+            self.gradient = self.gradient + self.batch
+            if "fisher" in self.wanted:
+                self.fisher = self.fisher + self.batch**2
+        self.batch = None
 
     def seen(self, path: str, batches: int) -> Seen:
         """The means."""
         moment = self.moment / self.rows if self.rows else None
-        gradient = self.gradient / batches if isinstance(self.gradient, torch.Tensor) else None
-        missing = [name for name, value in (("moment", moment), ("gradient", gradient)) if name in self.wanted and value is None]
-        if missing:
+        gradient, fisher = (total / batches if isinstance(total, torch.Tensor) else None for total in (self.gradient, self.fisher))
+        found = {"moment": moment, "gradient": gradient, "fisher": fisher}
+        if missing := [name for name, value in found.items() if name in self.wanted and value is None]:
             raise AdapterpackError("the sample data did not reach a site", where=path, found=f"no {missing[0]}",
                                    remedy="give batches that run through it, or leave it out of the targets")
-        return Seen(None if moment is None else moment.numpy(), None if gradient is None else gradient.numpy())
+        return Seen(**{name: None if value is None or name not in self.wanted else value.numpy() for name, value in found.items()})

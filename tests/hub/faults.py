@@ -151,6 +151,19 @@ async def _cut(app: Any, scope: Any, receive: Any, send: Any) -> None:
     await sent(reply, send, length)
 
 
+async def _stall(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """Half of a body, and then nothing for longer than a test waits: time to kill the client."""
+    reply = await collected(app, scope, receive)
+    headers = {**reply.headers, "content-length": str(len(reply.body))}
+    await send({"type": "http.response.start", "status": reply.status, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]})
+    await send({"type": "http.response.body", "body": reply.body[: len(reply.body) // 2], "more_body": True})
+    await asyncio.sleep(8.0)
+
+
+async def _hang(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    await asyncio.sleep(8.0)
+
+
 async def _crawl(app: Any, scope: Any, receive: Any, send: Any) -> None:
     reply = await collected(app, scope, receive)
     headers = {**reply.headers, "content-length": str(len(reply.body))}
@@ -256,6 +269,8 @@ FAULTS: dict[str, Fault] = {
     "ranges ignored": Fault(TENSORS, edits(_all_of_it)),
     "another range": Fault(TENSORS, edits(lambda reply: reply.headers.update({"content-range": "bytes 9-12/99"}))),
     "overtaken": Fault(r"POST .*/commit/.*", _overtake),
+    "stalled half way": Fault(r"GET .*/resolve/.*\.data$", _stall),
+    "third part stalled": Fault(r"PUT /lfs/[0-9a-f]*/3", _hang),
     "upload altered": Fault(r"PUT /lfs/.*", _upload_altered),
 }  # fmt: skip
 
@@ -265,17 +280,23 @@ class Layer:
 
     def __init__(self, app: Any) -> None:
         self.app, self.name, self.times, self.seen, self.bytes = app, "", 0, 0, 0
+        self.received = 0
 
-    async def __call__(self, scope: Any, receive: Any, tell: Any) -> None:
+    async def __call__(self, scope: Any, take: Any, tell: Any) -> None:
         async def send(message: Any) -> None:
             self.bytes += len(message.get("body", b""))
             await tell(message)
+
+        async def receive() -> Any:
+            message = await take()
+            self.received += len(message.get("body", b""))
+            return message
 
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["path"] == "/_faults":
             value = json.loads((await receive())["body"] or b"{}")
-            before = {"seen": self.seen, "bytes": self.bytes}
+            before = {"seen": self.seen, "bytes": self.bytes, "received": self.received}
             self.name, self.times, self.seen, self.bytes = value.get("name", ""), value.get("times", 1000), 0, 0
             await sent(Reply(200, {"content-type": "application/json"}, json.dumps(before).encode()), tell)
         elif self.times and self.name and re.fullmatch(FAULTS[self.name].matches, f"{scope['method']} {scope['path']}"):
@@ -286,7 +307,7 @@ class Layer:
 
 
 def main(folder: str, tokens: str) -> None:
-    app = Layer(build(folder, Access.from_file(Path(tokens))))
+    app = Layer(build(folder, Access.from_file(Path(tokens)), part=1 << 20))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)  # noqa: T201 - whoever started it reads this
         uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False)).run(sockets=[listening])

@@ -32,6 +32,10 @@ class Hub:
         """The bytes of all bodies that it sent since it was last asked or armed."""
         return self._told("", 0)["bytes"]
 
+    def received(self) -> int:
+        """The bytes of all bodies that it was ever sent."""
+        return self._told("", 0)["received"]
+
     def _told(self, name: str, times: int) -> dict[str, int]:
         request = urllib.request.Request(f"{self.address}/_faults", json.dumps({"name": name, "times": times}).encode(), method="POST")
         with urllib.request.urlopen(request) as response:

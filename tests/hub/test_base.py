@@ -139,7 +139,7 @@ def test_a_peft_repository_is_bound_to_the_base_that_it_names(hub: Hub, tmp_path
     pulled = adapterpack.pull("hf://org/bound")
     base = adapterpack.load(pulled.path).manifest.base
     known = Checkpoint(folder).fingerprint(content=False, files=True)
-    assert (base.name, base.commit, base.structure, base.files, base.model_type) == ("org/peftbase", commit, known.structure, known.files, "tiny")
+    assert base == m.Base("org/peftbase", commit, "tiny", known.structure, files=known.files)
     assert any("identified by the listing and the headers" in note for note in pulled.notes)
     assert adapterpack.validate(pulled.path, folder).base.name == "same"  # type: ignore[union-attr]
     assert adapterpack.validate(pulled.path, write_base(tmp_path / "tuned", scale=2.0)).state == "invalid", "other weights are another base"
@@ -157,7 +157,7 @@ def test_a_peft_repository_is_bound_to_the_base_that_it_names(hub: Hub, tmp_path
 def test_a_look_at_an_adapter_of_a_2_gb_base_reads_less_than_2_mb(hub: Hub) -> None:
     """Two shards of 1 GB, 290 tensors, with an index: the bytes that the hub sends are counted."""
     storage, width, per_shard = Storage(hub.folder), 1857, 145
-    storage.create("org/large", private=False, author="ann")
+    storage.create("org/base-2gb", private=False, author="ann")
     entries, weight_map, headers = {}, {}, []
     for number in range(2):
         header, at = {}, 0
@@ -177,13 +177,13 @@ def test_a_look_at_an_adapter_of_a_2_gb_base_reads_less_than_2_mb(hub: Hub) -> N
         entries[f"model-{number + 1:05}-of-00002.safetensors"] = storage.large(sha256)
     entries[INDEX] = storage.keep_bytes(json.dumps({"metadata": {}, "weight_map": weight_map}).encode())
     entries["config.json"] = storage.keep_bytes(b"{}")
-    commit, _ = storage.change("org/large", "main", "ann", "base", "", parent=None, change=lambda files: files.update(entries), as_pr=False)
+    commit, _ = storage.change("org/base-2gb", "main", "ann", "", "", parent=None, change=lambda files: files.update(entries), as_pr=False)
     assert sum(entry.size for entry in entries.values()) > 2e9
 
     site = Site("model.layers.7.self_attn.q_proj", width, width)
     params = {"lora_A": np.ones((8, width), np.float32), "lora_B": np.ones((width, 8), np.float32)}
     files = fp.files((name, entry.size, entry.sha256) for name, entry in entries.items() if name != "config.json")
-    base = m.Base("org/large", commit, structure=fp.structure(headers), content=None, files=files)
+    base = m.Base("org/base-2gb", commit, structure=fp.structure(headers), content=None, files=files)
     adapterpack.push(build("small", get("lora"), {site: (LoRA(r=8, alpha=16), params)}, task=m.Task("text-generation"), base=base,
                            license="mit"), "hf://org/small")
     hub.sent()

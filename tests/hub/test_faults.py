@@ -19,7 +19,7 @@ from adapterpack.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from adapterpack.hub import client
+from adapterpack.hub import client, transfer
 
 pytestmark = pytest.mark.fast
 
@@ -128,7 +128,7 @@ def test_a_hub_without_ranges_is_read_from_its_beginning_only(hub: Hub, there: s
     assert adapterpack.validate("hf://org/tickets").findings == ()
     remote = client.connect(client.names.parse("hf://org/tickets"))
     with pytest.raises(HubError, match="does not send ranges"):
-        client.read(remote, "adapter_model.safetensors", 8, 4)
+        transfer.read(remote, "adapter_model.safetensors", 8, 4)
 
 
 def test_a_stale_parent_is_a_conflict_and_a_second_push_goes_on_top(hub: Hub) -> None:
@@ -162,5 +162,6 @@ def test_what_arrived_is_looked_at_again(hub: Hub) -> None:
 
 
 def test_every_fault_is_met_by_a_test() -> None:
-    elsewhere = {"busy", "busy with its answer", "ranges ignored", "another range", "overtaken", "upload altered"}
+    elsewhere = {"busy", "busy with its answer", "ranges ignored", "another range", "overtaken", "upload altered", "stalled half way",
+                 "third part stalled"}
     assert PULLS.keys() | elsewhere == FAULTS.keys()

@@ -28,7 +28,7 @@ from adapterpack.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from adapterpack.hub import client, names
+from adapterpack.hub import client, names, transfer
 from adapterpack.hub.auditing import audit, audit_sarif
 from adapterpack.hub.lockfile import Lockfile
 from adapterpack.hub.server.storage import Refused, Storage
@@ -149,7 +149,7 @@ def test_the_card_says_what_the_manifest_says(hub: Hub, tmp_path: Path) -> None:
     metric = {"name": "accuracy", "value": 0.875, "dataset": "held out | <b>", "n": 40}
     adapterpack.push(make_pack("carded", metrics=(metric,), training={"epochs": 3, "learning_rate": 1e-3}), "hf://org/carded")
     listed = client.tree(remote := client.connect(names.parse("hf://org/carded")))
-    client.fetch(remote, listed["README.md"], tmp_path / "README.md")
+    transfer.fetch(remote, listed["README.md"], tmp_path / "README.md")
     _, header, body = (tmp_path / "README.md").read_text().split("---\n", 2)
     told = yaml.safe_load(header)
     assert {key: told[key] for key in ("base_model", "base_model_relation", "library_name", "license")} == {

@@ -19,7 +19,8 @@ def own_name(path: str, field: str) -> str:
 class Target(NamedTuple):
     """One product that reads what export writes.
 
-    ``modes`` are those that it can run, ``remedy`` says what to do about the others. ``slot_name(path, field)`` names slots as it does.
+    ``modes`` are those that it can run, ``remedy`` says what to do about the others. ``slot_name(path, field)`` names slots as it does;
+    ``groups`` says whether several modules may share one.
     ``place(bundle)`` is where in the output folder the bundle lies, ``""`` where it is the folder itself. ``write(folder, bundle)`` adds
     the product's own files to a bundle's ``folder``, and what it wants beside that.
     """
@@ -30,6 +31,7 @@ class Target(NamedTuple):
     remedy: str
     serves: Callable[[Task], bool]
     slot_name: Callable[[str, str], str] = own_name
+    groups: bool = True
     place: Callable[[Bundle], str] = lambda bundle: ""
     write: Callable[[Path, Bundle], None] = lambda folder, bundle: None
 

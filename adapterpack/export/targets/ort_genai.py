@@ -103,5 +103,6 @@ ort_genai = Target(
     "export with --mode inputs: onnxruntime-genai has one adapter for all rows of a batch",
     lambda task: task.name == "text-generation",
     slot_name=lambda path, field: f"{path}.{_NAMES[field]}" if field in _NAMES else own_name(path, field),
+    groups=False,
     write=_write,
 )

@@ -16,7 +16,7 @@ from ...errors import ConfigError, storage_errors
 from .storage import Refused
 
 _LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,95})\s+(read|write)\s+(\S{16,256})")
-_VALID_SECONDS = 3600
+_VALID_SECONDS = 6 * 3600
 
 
 @dataclass(frozen=True)
@@ -71,25 +71,25 @@ class Access:
             raise Refused(401, "Unauthorized", "Invalid credentials in Authorization header")
         return found
 
-    def signed(self, sha256: str, size: int) -> str:
-        """The query of an address where these bytes, and no others, may be put for an hour."""
+    def signed(self, what: str, size: int) -> str:
+        """The query of an address where these bytes, and no others, may be put for some hours; ``what`` is a sha256, or names a part."""
         until = int(time.time()) + _VALID_SECONDS
-        return f"size={size}&until={until}&signature={self._signature(sha256, size, until)}"
+        return f"size={size}&until={until}&signature={self._signature(what, size, until)}"
 
-    def require_signed(self, sha256: str, size: str, until: str, signature: str) -> int:
+    def require_signed(self, what: str, size: str, until: str, signature: str) -> int:
         """The size that was signed.
 
         Raises:
             Refused: the address is not one that was given out, or its time is over.
         """
-        if not (size.isdecimal() and until.isdecimal() and hmac.compare_digest(self._signature(sha256, int(size), int(until)), signature)):
+        if not (size.isdecimal() and until.isdecimal() and hmac.compare_digest(self._signature(what, int(size), int(until)), signature)):
             raise Refused(403, "Forbidden", "The address was not given out by this hub")
         if int(until) < time.time():
             raise Refused(403, "Forbidden", "The address has expired")
         return int(size)
 
-    def _signature(self, sha256: str, size: int, until: int) -> str:
-        return hmac.new(self.secret, f"{sha256} {size} {until}".encode(), hashlib.sha256).hexdigest()
+    def _signature(self, what: str, size: int, until: int) -> str:
+        return hmac.new(self.secret, f"{what} {size} {until}".encode(), hashlib.sha256).hexdigest()
 
 
 def _digest(token: str) -> str:

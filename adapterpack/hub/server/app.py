@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...errors import AdapterpackError, FormatError
-from . import reading, writing
+from . import large, reading, writing
 from .access import Access
+from .parts import PART, Parts
 from .storage import Refused, Storage
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -33,8 +34,10 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/api/repos/create", writing.create),
     ("POST", "/api/validate-yaml", writing.validate_yaml),
     ("POST", "/api/models/{org}/{name}/preupload/{rev}", writing.preupload),
-    ("POST", "/{org}/{name}/info/lfs/objects/batch", writing.lfs_batch),
-    ("PUT", "/lfs/{sha256}", writing.upload),
+    ("POST", "/{org}/{name}/info/lfs/objects/batch", large.batch),
+    ("PUT", "/lfs/{sha256}", large.upload),
+    ("PUT", "/lfs/{sha256}/{number:int}", large.upload_part),
+    ("POST", "/lfs/{sha256}", large.complete),
     ("POST", "/api/models/{org}/{name}/commit/{rev}", writing.commit),
     ("POST", "/api/models/{org}/{name}/tag/{rev}", writing.tag),
     ("DELETE", "/api/models/{org}/{name}/tag/{rev}", writing.drop_tag),
@@ -43,8 +46,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
 """Method, path, handler: what a client of this hub can ask."""
 
 
-def build(folder: str | os.PathLike[str], access: Access | None = None) -> Starlette:
-    """The application that serves the hub in ``folder``.
+def build(folder: str | os.PathLike[str], access: Access | None = None, part: int = PART) -> Starlette:
+    """The application that serves the hub in ``folder``; files of more than ``part`` bytes arrive in parts.
 
     Example:
         >>> import tempfile
@@ -52,7 +55,8 @@ def build(folder: str | os.PathLike[str], access: Access | None = None) -> Starl
         '/api/whoami-v2'
     """
     app = Starlette(routes=[Route(path, _answering(handler), methods=[method]) for method, path, handler in ROUTES])
-    app.state.storage, app.state.access = Storage(folder), access or Access()
+    app.state.storage, app.state.access, app.state.part = Storage(folder), access or Access(), part
+    app.state.parts = Parts(app.state.storage)
     app.add_middleware(WholeSegments)
     return app
 

@@ -227,9 +227,9 @@ class Storage:
         finally:
             Path(name).unlink(missing_ok=True)
 
-    def keep(self, source: Path, sha256: str, size: int) -> None:
-        """Takes a file over as the blob of that sha256, hashed while it is copied."""
-        blobs.put(self.root / "blobs", self.root / "tmp", source, sha256, size)
+    def adopt(self, path: Path, sha256: str) -> None:
+        """Takes an :meth:`incoming` file over as the blob of that sha256, which its bytes were hashed to while they arrived."""
+        blobs.adopt(self.root / "blobs", path, sha256)
 
     def keep_bytes(self, data: bytes) -> Entry:
         """A small file as a blob."""
@@ -237,7 +237,7 @@ class Storage:
         if not self.blob(sha256).is_file():
             with self.incoming() as path:
                 path.write_bytes(data)
-                self.keep(path, sha256, len(data))
+                self.adopt(path, sha256)
         return Entry(len(data), sha256, git_oid([data], len(data)), False)
 
     def large(self, sha256: str) -> Entry:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
 from typing import Any
 
@@ -22,16 +21,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGE = frozenset({".safetensors", ".onnx", ".onnx_adapter", ".data", ".bin", ".model", ".gguf"})
 _MAX_REGULAR = 10 << 20
 _MAX_BODY = 64 << 20
-_MAX_OBJECT = 1 << 40
-_SPARE = 64 << 20
-"""Bytes of the disk that an upload leaves free."""
 
 
 async def create(request: Request) -> Response:
     """A new repository; one that is there already is told with its address."""
-    name, value = _require_writer(request), _object(await _body(request))
+    name, value = require_writer(request), object_in(await body_of(request))
     repo = f"{value.get('organization') or name}/{value.get('name')}"
-    address = {"url": f"{_origin(request)}/{repo}", "id": repo}
+    address = {"url": f"{origin_of(request)}/{repo}", "id": repo}
     if value.get("type") not in {None, "model"}:
         raise Refused(400, "BadRequest", "This hub keeps models only")
     private = value.get("visibility") == "private" or value.get("private") is True
@@ -48,7 +44,7 @@ async def validate_yaml(request: Request) -> Response:
     """Whether the header of a README is YAML."""
     import yaml  # noqa: PLC0415 - asked for by few
 
-    text = str(_object(await _body(request)).get("content", ""))
+    text = str(object_in(await body_of(request)).get("content", ""))
     errors = []
     if text.startswith("---\n"):
         try:
@@ -61,8 +57,8 @@ async def validate_yaml(request: Request) -> Response:
 
 async def preupload(request: Request) -> Response:
     """How each file is to be sent: in the commit, or apart as a large one; files that are there already are told by their id."""
-    _require_writer(request)
-    repo, storage, wanted = repo_of(request), storage_of(request), _object(await _body(request)).get("files")
+    require_writer(request)
+    repo, storage, wanted = repo_of(request), storage_of(request), object_in(await body_of(request)).get("files")
     held = (await run_in_threadpool(lambda: storage.commit(repo, storage.resolve(repo, revision_of(request))))).files
     if not isinstance(wanted, list) or not all(isinstance(file, dict) for file in wanted):
         raise Refused(400, "BadRequest", "files is a list")
@@ -78,46 +74,10 @@ async def preupload(request: Request) -> Response:
     return JSONResponse({"files": answer})
 
 
-async def lfs_batch(request: Request) -> Response:
-    """Where to put large files; none for those that are there."""
-    _require_writer(request)
-    value, storage, access = _object(await _body(request)), storage_of(request), request.app.state.access
-    answer: list[dict[str, Any]] = []
-    for wanted in value.get("objects") or ():
-        sha256, size = str(wanted.get("oid")), wanted.get("size")
-        if not _SHA256.fullmatch(sha256) or not isinstance(size, int) or not 0 <= size <= _MAX_OBJECT:
-            raise Refused(400, "BadRequest", "an object has a sha256 and a size")
-        there = await run_in_threadpool(storage.blob(sha256).is_file)
-        href = f"{_origin(request)}/lfs/{sha256}?{access.signed(sha256, size)}"
-        answer.append({"oid": sha256, "size": size, **({} if there else {"actions": {"upload": {"href": href}}})})
-    return JSONResponse({"transfer": "basic", "objects": answer}, media_type="application/vnd.git-lfs+json")
-
-
-async def upload(request: Request) -> Response:
-    """Takes the bytes of a large file at an address that was given out for exactly these."""
-    sha256, query = request.path_params["sha256"], request.query_params
-    size = request.app.state.access.require_signed(sha256, *(query.get(key, "") for key in ("size", "until", "signature")))
-    storage, found, hasher = storage_of(request), 0, hashlib.sha256()
-    if size + _SPARE > storage.free():
-        raise Refused(507, "NoSpace", "The hub's disk is full")
-    with storage.incoming() as path:
-        with path.open("wb") as file:
-            async for chunk in request.stream():
-                found += len(chunk)
-                if found > size:
-                    break
-                hasher.update(chunk)
-                await run_in_threadpool(file.write, chunk)
-        if found != size or hasher.hexdigest() != sha256:
-            raise Refused(400, "BadRequest", "These are not the announced bytes")
-        await run_in_threadpool(storage.keep, path, sha256, size)
-    return Response()
-
-
 async def commit(request: Request) -> Response:
     """One commit from lines of JSON; with ``create_pr=1`` on a new pull request."""
-    author, repo, storage = _require_writer(request), repo_of(request), storage_of(request)
-    lines = [_object(line) for line in (await _body(request)).split(b"\n") if line.strip()]
+    author, repo, storage = require_writer(request), repo_of(request), storage_of(request)
+    lines = [object_in(line) for line in (await body_of(request)).split(b"\n") if line.strip()]
     header, *operations = lines or [{}]
     told = header.get("value")
     if header.get("key") != "header" or not isinstance(told, dict) or not all(isinstance(one.get("value"), dict) for one in operations):
@@ -136,31 +96,31 @@ async def commit(request: Request) -> Response:
     oid, number = await run_in_threadpool(
         storage.change, repo, revision_of(request), author, str(told.get("summary", "")), str(told.get("description", "")),
         parent=told.get("parentCommit"), change=change, as_pr=as_pr)
-    origin = _origin(request)
+    origin = origin_of(request)
     request_url = {"pullRequestUrl": f"{origin}/{repo}/discussions/{number}"} if number is not None else {}
     return JSONResponse({"success": True, "commitOid": oid, "commitUrl": f"{origin}/{repo}/commit/{oid}", "hookOutput": "", **request_url})
 
 
 async def tag(request: Request) -> Response:
     """A tag on a revision."""
-    return await _ref(request, "tags", str(_object(await _body(request)).get("tag")), revision_of(request))
+    return await _ref(request, "tags", str(object_in(await body_of(request)).get("tag")), revision_of(request))
 
 
 async def branch(request: Request) -> Response:
     """A branch, by default from the main one."""
-    value = _object(await _body(request) or b"{}")
+    value = object_in(await body_of(request) or b"{}")
     return await _ref(request, "heads", revision_of(request), str(value.get("startingPoint") or names.MAIN))
 
 
 async def drop_tag(request: Request) -> Response:
     """Removes a tag."""
-    _require_writer(request)
+    require_writer(request)
     await run_in_threadpool(storage_of(request).drop_ref, repo_of(request), "tags", revision_of(request))
     return Response()
 
 
 async def _ref(request: Request, kind: str, name: str, revision: str) -> Response:
-    _require_writer(request)
+    require_writer(request)
     await run_in_threadpool(storage_of(request).add_ref, repo_of(request), kind, name, revision)
     return Response()
 
@@ -192,7 +152,12 @@ def _path(value: dict[str, Any]) -> str:
     return path
 
 
-def _require_writer(request: Request) -> str:
+def require_writer(request: Request) -> str:
+    """The name of who may write.
+
+    Raises:
+        Refused: nobody, or one who may only read.
+    """
     account = request.scope["account"]
     if account is None:
         raise Refused(401, "Unauthorized", "A token is needed")
@@ -201,7 +166,12 @@ def _require_writer(request: Request) -> str:
     return str(account.name)
 
 
-async def _body(request: Request) -> bytes:
+async def body_of(request: Request) -> bytes:
+    """The body of a request that is no file.
+
+    Raises:
+        Refused: it is larger than such a thing can be.
+    """
     parts, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -211,7 +181,12 @@ async def _body(request: Request) -> bytes:
     return b"".join(parts)
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def object_in(data: bytes) -> dict[str, Any]:
+    """The JSON object in a body.
+
+    Raises:
+        FormatError: it is something else.
+    """
     value = strict_json.loads(data, "request", _MAX_BODY)
     if not isinstance(value, dict):
         raise FormatError("the request must be a JSON object")
@@ -225,5 +200,6 @@ def _decoded(text: str) -> bytes:
         raise Refused(400, "BadRequest", "This is not base64") from error
 
 
-def _origin(request: Request) -> str:
+def origin_of(request: Request) -> str:
+    """The hub's own address, as this client writes it."""
     return str(request.base_url).rstrip("/")

@@ -85,6 +85,7 @@ class GraphBase(Decoded):
         else:
             held = self.graph.array(site.weight)
             out_in = held if site.layout == "out_in" else held.T
+        out_in = out_in[site.at : site.at + site.out_features]
         return out_in.T if LAYOUTS[kind].turned else out_in
 
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
@@ -117,11 +118,12 @@ class GraphBase(Decoded):
         site: MappedSite = self._sites[path][0]
         if leaf == "bias":
             return Place(name, "norm", ((Piece(site.bias or "", 0, site.out_features, 0),),), (site.node,))
-        sharing = sorted(other.path for other in self.bundle.sites.values() if other.weight == site.weight and other.path != path)
+        sharing = sorted(other.path for other in self.bundle.sites.values() if other.weight == site.weight and other.path != path
+                         and other.at < site.at + site.out_features and site.at < other.at + other.out_features)
         readers = {use.node.name for use in self.graph.uses.get(site.weight, ())}
         if sharing or len(readers) > 1:
             raise Unsupported("other nodes read this site's weight too, and would change with it", where=f"{self.folder}, {path}",
                               found=", ".join([*sharing, *sorted(readers - {site.node})][:5]), remedy="export the bundle again")
         one: NBits | None = self._nbits.get(site.weight)
         turned = site.layout == "in_out" and one is None
-        return Place(name, kind, ((Piece(site.weight, 0, site.out_features, 0, 0, turned, None, one),),), (site.node,))
+        return Place(name, kind, ((Piece(site.weight, 0, site.out_features, site.at, 0, turned, None, one),),), (site.node,))

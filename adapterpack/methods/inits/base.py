@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 class Seen(NamedTuple):
     """What was measured at a site while the base ran over sample data.
 
-    ``moment``: ``X^T X / rows`` of the inputs, ``[in, in]``; ``gradient``: the mean gradient of the loss by the weight, ``[out, in]``.
+    ``moment``: ``X^T X / rows`` of the inputs, ``[in, in]``; ``gradient``: the mean gradient of the loss by the weight, ``[out, in]``;
+    ``fisher``: the mean over batches of that gradient's square, ``[out, in]``.
     """
 
     moment: np.ndarray | None = None
     gradient: np.ndarray | None = None
+    fisher: np.ndarray | None = None
 
 
 Factors = tuple[np.ndarray, np.ndarray]

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 _held: list[Any] = []
-"""One limit, and its users: the number of threads is the process's, so the last one to leave takes the limit off."""
+"""Who holds the limit, and its users: the number of threads is the process's, so the last one to leave takes the limit off."""
 _inside = threading.local()
 
 
@@ -36,9 +36,7 @@ def one_thread_each() -> Iterator[None]:
     """Within the block the BLAS of this process starts no threads of its own; blocks may be nested and may overlap."""
     with _lock:
         if not _held:
-            from threadpoolctl import threadpool_limits  # noqa: PLC0415 - most commands multiply nothing
-
-            _held.append(threadpool_limits(1, "blas"))
+            _held.append(_holder())
         _held.append(None)
     try:
         yield
@@ -46,7 +44,32 @@ def one_thread_each() -> Iterator[None]:
         with _lock:
             _held.pop()
             if len(_held) == 1:
-                _held.pop().restore_original_limits()
+                _held.pop()()
+
+
+def _holder() -> Callable[[], None]:
+    """A thread that holds the limit, and what ends it: threadpoolctl lets nobody lift a limit but the thread that set it, and ignores,
+    without a word, what another thread asks for meanwhile."""
+    begun, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        from threadpoolctl import threadpool_limits  # noqa: PLC0415 - most commands multiply nothing
+
+        try:
+            with threadpool_limits(1, "blas"):
+                begun.set()
+                done.wait()
+        finally:
+            begun.set()
+
+    def end() -> None:
+        done.set()
+        thread.join()  # else the next one might ask before this one has let go
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    begun.wait()
+    return end
 
 
 def as_worker() -> None:

@@ -1,0 +1,54 @@
+"""``adapterpack measure``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import adapterpack
+
+from ..hub.resolve import folder_of
+from ..report.values import size
+from .options import pack_at, shared
+from .output import emit, line
+from .progress import steps
+
+
+@click.command("measure", short_help="what a pack sees on data, for rules that need it")
+@click.argument("base", metavar="BASE")
+@click.argument("pack", metavar="PACK")
+@click.option("--data", "source", required=True, metavar="FILE", help="Rows in the form in which adapters are trained.")
+@click.option("--kind", type=click.Choice(["moment", "fisher"]), default="moment", show_default=True,
+              help="moment: of every site's inputs, for regmean; needs no labels. fisher: squared gradients of the loss, for fisher.")
+@click.option("--rows", type=int, default=256, show_default=True, metavar="N", help="How many rows are used.")
+@click.option("--max-length", type=int, default=512, show_default=True, metavar="N", help="Tokens of a row.")
+@click.option("-o", "--output", "out", required=True, metavar="FILE", help="The file; one that is there is replaced.")
+@shared
+def command(*, base: str, pack: str, source: str, kind: str, rows: int, max_length: int, out: str, as_json: bool) -> None:
+    """Runs the base with one adapter over data, and writes what was measured at every site of the adapter.
+
+    \b
+    Example:
+      adapterpack measure MiniLM packs/a --data a.jsonl -o a.moments
+      adapterpack measure MiniLM packs/b --data b.jsonl -o b.moments
+      adapterpack compose packs/a packs/b --rule regmean --statistics a.moments --statistics b.moments -o packs/both
+    """
+    with steps() as step:
+        step("load the base and the adapter")
+        told = 0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told
+            if 10 * done // total > told:
+                told = 10 * done // total
+                step(f"measure: {done} of {total} rows")
+
+        found = adapterpack.measure(folder_of(base), pack_at(pack), source, kind=kind, out=out, rows=rows, max_length=max_length,
+                                    progress=tell)
+    written = Path(out).stat().st_size
+    if as_json:
+        emit({"command": "measure", "kind": found.kind, "pack": found.pack, "rows": found.rows, "sites": len(found.matrices),
+              "bytes": written, "digest": found.digest})
+        return
+    line(f"measured {pack} on {found.rows} rows of {source}: {found.kind} of {len(found.matrices)} sites into {out}, {size(written)}")

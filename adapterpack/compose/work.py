@@ -1,0 +1,248 @@
+"""A composition in three steps: what was asked is made ready, the sites are combined, and what came out becomes a pack."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import ConfigError, NonFinite, NothingToDo
+from ..methods.lora import lora
+from ..pack import manifest as m
+from ..pack.lineage import descended
+from ..pack.pack import Pack, build
+from ..threads import in_order, one_thread_each
+from . import rules
+from .agree import common_base
+from .asked import checked_weights, opened_base
+from .cut import Cut, shared_out
+from .finish import decomposed, finished, finite
+from .result import as_lora, base_tensors, truncation
+from .rule import Rule
+from .sites import Place, gather
+from .space import Factors
+from .spectra import Loss
+from .statistics import Statistics, of_packs
+from .whole import decided
+
+BATCH = 16 << 20
+"""Numbers of factors that are combined at a time: 64 MB in float32."""
+FULL_RANK = 256
+"""The rank up to which a change without a low rank takes part in a budget."""
+
+
+class Combined(NamedTuple):
+    """What came out at every site: the change, and what was cut off; a site that got no rank under a budget has None."""
+
+    changes: list[Factors | None]
+    losses: dict[str, Loss]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of packs, as :func:`~adapterpack.compose.compose.compose` takes it: everything that a recipe repeats."""
+
+    rule: str = "linear"
+    weights: tuple[float, ...] | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    rank: int | None = None
+    energy: float | None = None
+    budget: float | None = None
+    whole: str = "average"
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.energy is not None:
+            raise ConfigError("budget and energy both say where to cut", where="budget", expected="one of them", remedy="give one of them")
+        if self.budget is not None and not (np.isfinite(self.budget) and self.budget > 0):
+            raise ConfigError("a budget is a number of parameters, or below 1 a share of those of all packs", where="budget",
+                              expected="above 0", found=self.budget, remedy="give a number such as 500000, or 0.5")
+
+    @property
+    def cut(self) -> Cut:
+        """How much of every site is kept, but for a budget."""
+        return Cut(self.rank, self.energy)
+
+    @property
+    def chosen(self) -> Rule:
+        """The rule.
+
+        Raises:
+            UnknownName: there is none of that name.
+            ConfigError: it wants to be told how much is kept.
+        """
+        rule = rules.get(self.rule)
+        if rule.cut and not self.cut.asked and self.budget is None:
+            raise ConfigError("the result of this rule has no low rank of its own", where=f"rule {self.rule}",
+                              expected="a rank or an energy, or a budget", remedy="give the rank that the new pack may have, such as "
+                              "rank=16, the share of the energy that it must hold, or the numbers that it may have in all")
+        return rule
+
+
+@dataclass(frozen=True)
+class Work:
+    """A composition made ready. ``order`` are the packs as they are combined: by their names, so that it does not matter how they came."""
+
+    request: Request
+    rule: Rule
+    arguments: Mapping[str, Any]
+    parents: tuple[Pack, ...]
+    order: tuple[int, ...]
+    weights: tuple[float, ...]
+    base: m.Base
+    places: tuple[Place, ...]
+    statistics: tuple[Statistics, ...]
+
+    def weighing(self, weights: Sequence[float]) -> Work:
+        """The same under other weights, one a pack in the order in which they were given."""
+        ordered = [float(weights[index]) for index in self.order]
+        places = tuple(place._replace(terms=tuple(term._replace(weight=weight) for term, weight in zip(place.terms, ordered, strict=True)))
+                       for place in self.places)
+        return replace(self, weights=tuple(map(float, weights)), places=places)
+
+
+def prepared(
+    parents: Sequence[Pack], request: Request, base: str | os.PathLike[str] | None = None,
+    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
+) -> Work:
+    """Everything read and checked; nothing is combined yet.
+
+    Raises:
+        NothingToDo, ConfigError, UnknownName, BaseMismatch, Unsupported, FormatError: see :func:`~adapterpack.compose.compose.compose`.
+    """
+    rule = request.chosen
+    arguments = rule.arguments(request.params)
+    weights = checked_weights(parents, request.weights, unit=rule.unit)
+    measured = of_packs(statistics, parents, rule.statistics, request.rule)
+    origin = common_base(parents)
+    order = sorted(range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index]))
+    ordered = [parents[index] for index in order]
+    places = gather(ordered, [weights[index] for index in order], base=opened_base(base, parents), cut=_finer(request),
+                    statistics=None if measured is None else [measured[index] for index in order])
+    return Work(request, rule, arguments, tuple(parents), tuple(order), tuple(weights), origin, tuple(places), tuple(measured or ()))
+
+
+def combined(work: Work) -> Combined:
+    """Every site combined, and cut as it was asked for.
+
+    Raises:
+        NonFinite: a change is too large for float32.
+        NothingToDo: the budget holds no rank at all.
+    """
+    changes: list[Factors | None] = []
+    losses: dict[str, Loss] = {}
+    found = []
+    with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
+        combine = work.rule.prepared([place.terms for place in work.places], work.arguments)
+        for batch in _batches(work.places):
+            made = list(in_order(lambda place: combine(place.terms), batch))
+            for place, change in zip(batch, made, strict=True):
+                if isinstance(change, Factors):
+                    _require_finite(change, place)
+            if work.request.budget is not None:
+                found += decomposed(made, [_most(work, place) for place in batch])
+                continue
+            for place, (cut, loss) in zip(batch, finished(made, work.request.cut, work.rule.reduce), strict=True):
+                _require_finite(cut, place)
+                changes.append(cut)
+                if loss is not None:
+                    losses[place.site.path] = loss
+    if work.request.budget is not None:
+        costs = [sum(place.terms[0].change.shape) for place in work.places]
+        ranks = shared_out([each.spectrum.S for each in found], costs, numbers(work), work.request.rank)
+        if any(len(each.spectrum.S) for each in found) and not any(ranks):
+            raise NothingToDo("the budget does not hold one rank at one site", where="budget", expected=f"at least {min(costs)} numbers",
+                              found=numbers(work), remedy="give a larger budget")
+        for place, each, rank in zip(work.places, found, ranks, strict=True):
+            factors, inside = each.spectrum.cut(rank)
+            changes.append(factors if rank else None)
+            losses[place.site.path] = Loss(inside.tail + each.left_out, each.total)
+    return Combined(changes, losses)
+
+
+def numbers(work: Work) -> int:
+    """The numbers that the budget allows all factors together."""
+    budget = work.request.budget or 0.0
+    own = sum(term.A.size + term.B.size for place in work.places for term in place.terms)
+    return int(budget * own) if budget < 1 else int(budget)
+
+
+def packed(work: Work, found: Combined, name: str) -> Pack:
+    """The pack of what came out, with its lineage.
+
+    Raises:
+        NothingToDo: nothing is left.
+        Unsupported: the policy for modules trained whole cannot be followed.
+    """
+    ordered, weights = [work.parents[index] for index in work.order], [work.weights[index] for index in work.order]
+    whole = decided(work.request.whole, ordered, weights)
+    if not whole.modules and not any(change is not None and np.any(change.A) and np.any(change.B) for change in found.changes):
+        raise NothingToDo("the combined change is zero at every site", where=", ".join(parent.name for parent in work.parents),
+                          found=f"weights {', '.join(f'{weight:g}' for weight in work.weights)}",
+                          remedy="choose weights under which something is left")
+    licenses = {parent.manifest.license for parent in work.parents}
+    kept = [(place, change) for place, change in zip(work.places, found.changes, strict=True) if change is not None]
+    return build(
+        name,
+        lora,
+        {place.site: as_lora(change) for place, change in kept},
+        task=whole.task,
+        base=work.base,
+        full=whole.modules,
+        weights=base_tensors([place for place, _ in kept], work.parents),
+        lineage=descended(work.request.rule, work.parents, _details(work, found), work.weights),
+        license=licenses.pop() if len(licenses) == 1 else None,
+    )
+
+
+def _details(work: Work, found: Combined) -> dict[str, Any]:
+    """What the lineage says beside parents and weights: all that was asked for, and what it cost."""
+    request = work.request
+    details: dict[str, Any] = {**work.arguments, **request.cut.asked}
+    if request.budget is not None:
+        details["budget"] = request.budget
+    if any(group.role == "full" for parent in work.parents for group in parent.manifest.groups):
+        details["whole"] = request.whole
+    if work.statistics:
+        details["statistics"] = [each.digest for each in work.statistics]
+    if request.cut.asked or request.budget is not None:
+        details["truncation"] = truncation(found.losses)
+    if left_out := [place.site.path for place, change in zip(work.places, found.changes, strict=True) if change is None]:
+        details["left_out"] = left_out
+    if approximated := {place.site.path: place.loss for place in work.places if place.loss.tail}:
+        details["approximation"] = truncation(approximated)
+    return details
+
+
+def _most(work: Work, place: Place) -> int:
+    """The largest rank that a site can get under the budget."""
+    m, n = place.terms[0].change.shape
+    return max(1, min(FULL_RANK, m, n, numbers(work) // (m + n), *([] if work.request.rank is None else [work.request.rank])))
+
+
+def _finer(request: Request) -> Cut:
+    """How changes without a low rank are approximated before they are combined: finer than the result, so that it is what is cut last."""
+    if request.budget is not None and request.rank is None:
+        return Cut(FULL_RANK)
+    return Cut(None if request.rank is None else 2 * request.rank, None if request.energy is None else 1 - (1 - request.energy) / 4)
+
+
+def _batches(places: Sequence[Place]) -> Iterator[list[Place]]:
+    """The places in lists of about :data:`BATCH` numbers, so that the copies that a rule makes are of few sites at a time."""
+    batch: list[Place] = []
+    numbers = 0
+    for place in places:
+        batch.append(place)
+        numbers += sum(term.A.size + term.B.size for term in place.terms)
+        if numbers >= BATCH:
+            yield batch
+            batch, numbers = [], 0
+    if batch:
+        yield batch
+
+
+def _require_finite(change: Factors, place: Place) -> None:
+    if not finite(change):
+        raise NonFinite("the combined change is too large for float32", where=place.site.path, remedy="choose smaller weights")

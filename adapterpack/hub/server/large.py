@@ -1,0 +1,122 @@
+"""Large files: where to put them, their bytes in one piece or in parts, and the end of those that came in parts (the LFS protocol)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from .parts import Parts, cut
+from .reading import storage_of
+from .storage import Refused
+from .writing import body_of, object_in, origin_of, require_writer
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_OBJECT = 1 << 40
+_MAX_OBJECTS = 1000
+_SPARE = 64 << 20
+"""Bytes of the disk that an upload leaves free."""
+
+
+async def batch(request: Request) -> Response:
+    """Where to put large files; none for those that are there. Of parts that are there already ``held`` names the sha256."""
+    require_writer(request)
+    value, storage = object_in(await body_of(request)), storage_of(request)
+    wanted, in_parts = value.get("objects") or (), "multipart" in (value.get("transfers") or ())
+    if not isinstance(wanted, list) or len(wanted) > _MAX_OBJECTS or not all(isinstance(one, dict) for one in wanted):
+        raise Refused(400, "BadRequest", f"objects is a list of at most {_MAX_OBJECTS}")
+    answer: list[dict[str, Any]] = []
+    for one in wanted:
+        sha256, size = str(one.get("oid")), one.get("size")
+        if not _SHA256.fullmatch(sha256) or type(size) is not int or not 0 <= size <= _MAX_OBJECT:
+            raise Refused(400, "BadRequest", "an object has a sha256 and a size")
+        there = await run_in_threadpool(storage.blob(sha256).is_file)
+        action = {} if there else {"actions": {"upload": await run_in_threadpool(_action, request, sha256, size, in_parts)}}
+        answer.append({"oid": sha256, "size": size, **action})
+    return JSONResponse({"transfer": "basic", "objects": answer}, media_type="application/vnd.git-lfs+json")
+
+
+def _action(request: Request, sha256: str, size: int, in_parts: bool) -> dict[str, Any]:
+    access, place = request.app.state.access, f"{origin_of(request)}/lfs/{sha256}"
+    pieces = cut(size, request.app.state.part) if in_parts else None
+    if pieces is None:
+        return {"href": f"{place}?{access.signed(sha256, size)}"}
+    addresses = {str(number): f"{place}/{number}?{access.signed(f'{sha256}/{number}', pieces.length(number))}"
+                 for number in range(1, pieces.parts + 1)}
+    held = {str(number): etag for number, etag in _parts(request).held(sha256).items()}
+    header = {"chunk_size": str(pieces.each), **addresses}
+    return {"href": f"{place}?{access.signed(f'{sha256}/all', size)}", "header": header, "held": held}
+
+
+async def upload(request: Request) -> Response:
+    """Takes the bytes of a large file at an address that was given out for exactly these."""
+    sha256 = request.path_params["sha256"]
+    size = _require_signed(request, sha256)
+    storage = storage_of(request)
+    with storage.incoming() as path:
+        if await _arrived(request, path, size) != sha256:
+            raise Refused(400, "BadRequest", "These are not the announced bytes")
+        await run_in_threadpool(storage.adopt, path, sha256)
+    return Response()
+
+
+async def upload_part(request: Request) -> Response:
+    """Takes one part of a large file; its sha256 is its ETag."""
+    sha256, number = request.path_params["sha256"], request.path_params["number"]
+    size = _require_signed(request, f"{sha256}/{number}")
+    with storage_of(request).incoming() as path:
+        etag = await _arrived(request, path, size)
+        await run_in_threadpool(_parts(request).keep, sha256, number, path, etag)
+    return Response(headers={"ETag": f'"{etag}"'})
+
+
+async def complete(request: Request) -> Response:
+    """Puts the parts of a large file together."""
+    sha256 = request.path_params["sha256"]
+    size = _require_signed(request, f"{sha256}/all")
+    told = object_in(await body_of(request)).get("parts")
+    if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
+        raise Refused(400, "BadRequest", "parts is a list")
+    etags = [str(one.get("etag")).strip('"') for one in told]
+    if [one.get("partNumber") for one in told] != list(range(1, len(told) + 1)) or not all(map(_SHA256.fullmatch, etags)):
+        raise Refused(400, "BadRequest", "parts are numbered from 1, and have an etag")
+    if not await run_in_threadpool(storage_of(request).blob(sha256).is_file):
+        await run_in_threadpool(_parts(request).join, sha256, size, etags)
+    return JSONResponse({"success": True})
+
+
+async def _arrived(request: Request, path: Path, size: int) -> str:
+    """The sha256 of exactly ``size`` bytes that were written to ``path``."""
+    found, hasher = 0, hashlib.sha256()
+    if size + _SPARE > storage_of(request).free():
+        raise Refused(507, "NoSpace", "The hub's disk is full")
+    with path.open("wb") as file:
+        async for chunk in request.stream():
+            found += len(chunk)
+            if found > size:
+                break
+            await run_in_threadpool(_take, chunk, hasher, file)
+    if found != size:
+        raise Refused(400, "BadRequest", "These are not the announced bytes")
+    return hasher.hexdigest()
+
+
+def _take(chunk: bytes, hasher: Any, file: Any) -> None:
+    hasher.update(chunk)
+    file.write(chunk)
+
+
+def _require_signed(request: Request, what: str) -> int:
+    query = request.query_params
+    size: int = request.app.state.access.require_signed(what, *(query.get(key, "") for key in ("size", "until", "signature")))
+    return size
+
+
+def _parts(request: Request) -> Parts:
+    found: Parts = request.app.state.parts
+    return found

@@ -1,0 +1,99 @@
+"""Large files that arrive in parts, so that an upload that broke off goes on where it was.
+
+    tmp/parts/SHA256/NUMBER-ETAG      one part; ETAG is the sha256 of its bytes
+
+Parts are whole or absent, and whoever sends the file again is told which are here. When all are, they become one blob, if it is the one
+that was announced. What nobody finished within a day goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from ...errors import storage_errors
+from .storage import Refused, Storage
+
+PART = 64 << 20
+_MOST = 1000
+_KEPT_SECONDS = 86_400
+_NAME = re.compile(r"(\d{1,5})-([0-9a-f]{64})")
+_CHUNK = 1 << 20
+
+
+class Cut(NamedTuple):
+    """How a file of ``size`` bytes is cut: every part has ``each`` bytes, the last one what is left."""
+
+    size: int
+    each: int
+
+    @property
+    def parts(self) -> int:
+        """The number of parts, which count from 1."""
+        return math.ceil(self.size / self.each)
+
+    def length(self, number: int) -> int:
+        """The bytes of one part."""
+        return min(self.each, self.size - self.each * (number - 1))
+
+
+def cut(size: int, part: int = PART) -> Cut | None:
+    """How a file is cut; None for one that is sent as a whole.
+
+    Example:
+        >>> cut(100, part=40), cut(40, part=40)
+        (Cut(size=100, each=40), None)
+    """
+    return Cut(size, max(part, math.ceil(size / _MOST))) if size > part else None
+
+
+class Parts:
+    """The parts of all files that are on their way into a storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage, self.root = storage, storage.root / "tmp" / "parts"
+        with storage_errors(self.root):
+            self.root.mkdir(exist_ok=True)
+            for folder in self.root.iterdir():
+                if time.time() - folder.stat().st_mtime > _KEPT_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def held(self, sha256: str) -> dict[int, str]:
+        """Number -> sha256 of the parts that are here."""
+        folder = self.root / sha256
+        names = [_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+        return {int(match[1]): match[2] for match in names if match}
+
+    def keep(self, sha256: str, number: int, source: Path, etag: str) -> None:
+        """Takes one part over by a rename."""
+        with storage_errors(self.root):
+            (self.root / sha256).mkdir(exist_ok=True)
+            source.replace(self.root / sha256 / f"{number}-{etag}")
+
+    def join(self, sha256: str, size: int, etags: list[str]) -> None:
+        """Makes the parts one blob, hashed while they are copied together; they go, also if it is another one.
+
+        Raises:
+            Refused: a part is not here, or the whole is not what was announced.
+        """
+        paths = [self.root / sha256 / f"{number}-{etag}" for number, etag in enumerate(etags, 1)]
+        if not all(path.is_file() for path in paths):
+            raise Refused(400, "BadRequest", "A part is missing: send the file again")
+        hasher, found = hashlib.sha256(), 0
+        with storage_errors(self.root), self.storage.incoming() as whole:
+            with whole.open("wb") as target:
+                for path in paths:
+                    with path.open("rb") as file:
+                        while chunk := file.read(_CHUNK):
+                            hasher.update(chunk)
+                            target.write(chunk)
+                            found += len(chunk)
+            shutil.rmtree(self.root / sha256, ignore_errors=True)
+            if found != size or hasher.hexdigest() != sha256:
+                raise Refused(400, "BadRequest", "These are not the announced bytes")
+            self.storage.adopt(whole, sha256)
