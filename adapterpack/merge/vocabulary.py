@@ -37,7 +37,8 @@ def grown(base: Checkpoint, replaced: Mapping[str, np.ndarray]) -> int | None:
                           found=", ".join(left) or ", ".join(f"{name}: {size}" for name, size in sizes.items()),
                           expected=f"{max(sizes.values())} rows", remedy="save the embedding and the output head whole, both: "
                                                                          "modules_to_save of the adapter")
-    return next(iter(sizes.values()))
+    found: int = next(iter(sizes.values()))
+    return found
 
 
 _TABLES = ("embed_tokens", "lm_head", "wte", "word_embeddings", "shared", "embed_in", "embed_out", "proj_out", "tok_embeddings", "output",
