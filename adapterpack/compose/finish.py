@@ -7,12 +7,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from ..threads import in_order
 from .cut import Cut, energy_of
 from .finder import Found, Held, Rows, largest
 from .rule import Combined
 from .space import Factors, zero
 from .spectra import Loss, recompressed, spectra
-from .threads import in_order
 
 T = TypeVar("T")
 

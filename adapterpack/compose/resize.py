@@ -17,13 +17,13 @@ from ..pack.lineage import descended
 from ..pack.pack import Pack, build
 from ..pack.safetensors import FLOATS, dtype_name
 from ..pack.validate import load
+from ..threads import one_thread_each
 from .asked import chosen_name, opened_base
 from .cut import Cut, energy_of, shared_out
 from .result import as_lora, base_tensors, truncation
 from .sites import Place, gather
 from .space import Factors, Term, stack
 from .spectra import Loss, Spectrum, spectra
-from .threads import one_thread_each
 
 _FULL_RANK = 256
 """The rank up to which a change without a low rank takes part in a budget."""

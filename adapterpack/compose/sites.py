@@ -14,13 +14,13 @@ from ..methods import Site
 from ..methods.lora import lora
 from ..pack.pack import Adapter, Pack
 from ..pack.streamed import Unread
+from ..threads import one_thread_each
 from .agree import SIDE_BY_SIDE
 from .cut import Cut
 from .represent import represent
 from .space import Term, zero
 from .spectra import Loss
 from .statistics import Statistics
-from .threads import one_thread_each
 
 if TYPE_CHECKING:
     from ..pack.checkpoint import Checkpoint

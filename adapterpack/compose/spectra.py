@@ -12,9 +12,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from ..threads import in_order
 from .cut import Cut, energy_of
 from .space import Factors
-from .threads import in_order
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ from ..methods.lora import lora
 from ..pack import manifest as m
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build
+from ..threads import in_order, one_thread_each
 from . import rules
 from .agree import common_base
 from .asked import checked_weights, opened_base
@@ -26,7 +27,6 @@ from .sites import Place, gather
 from .space import Factors
 from .spectra import Loss
 from .statistics import Statistics, of_packs
-from .threads import in_order, one_thread_each
 from .whole import decided
 
 BATCH = 1 << 18

@@ -41,7 +41,7 @@ def prove(folder: Path, base: Path, task: Task, packs: list[Pack]) -> dict[str, 
     rows = [tuple(int(i) for i in rng.integers(1, model.config.vocab_size, length)) for length in LENGTHS]
     for acts in {pack.acts for pack in packs} - {None}:  # in the first and the last row every adapter acts
         rows = [acts.woven(rows[0]), *rows[1:-1], acts.woven(rows[-1])]  # type: ignore[union-attr]
-    batch = pad(rows, 0, left=task.generates)
+    batch = pad(rows, 0, left=task.generates and session.bundle.padding == "left")
     compare = _with_cache if task.generates else _plain
     report: dict[str, Any] = {"tolerance": RELATIVE_TOLERANCE, "batch": list(LENGTHS), "max_abs": {}}
     single: dict[str | None, Arrays] = {}
@@ -103,12 +103,12 @@ def _with_cache(session: Session, model: Any, batch: Arrays, name: str | None) -
         second = model(input_ids=torch.from_numpy(token), attention_mask=torch.from_numpy(longer), position_ids=torch.from_numpy(place),
                        use_cache=True, **{cache: first[cache]})
     past = {key.replace("present.", "past_key_values."): value for key, value in outputs.items() if key.startswith("present.")}
-    more = {}
+    more = {"position_ids": place} if "position_ids" in session.inputs else {}
     if ADAPTER_POSITIONS in session.inputs:
         names: list[str | None] = [name] * len(mask)
         before = acted(session.acting(batch, names), None)
-        more = {ADAPTER_POSITIONS: session.acting({"input_ids": token, "attention_mask": np.ones_like(token)}, names, before)}
-    after = session.run({"input_ids": token, "attention_mask": longer, "position_ids": place, **past, **more}, name)
+        more[ADAPTER_POSITIONS] = session.acting({"input_ids": token, "attention_mask": np.ones_like(token)}, names, before)
+    after = session.run({"input_ids": token, "attention_mask": longer, **past, **more}, name)
     step = _difference(after["logits"], second.logits.float().numpy(), np.ones_like(token))
     return *_worst(prefill, step), {"logits": outputs["logits"]}
 

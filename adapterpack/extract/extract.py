@@ -15,7 +15,6 @@ from ..compose.cut import Cut
 from ..compose.result import as_lora, truncation
 from ..compose.space import Factors
 from ..compose.spectra import Loss
-from ..compose.threads import as_worker, one_thread_each, workers
 from ..errors import BaseMismatch, NonFinite, NothingToDo, UnknownName, Unsupported, nearest
 from ..merge.ticker import StoppedError, Ticker
 from ..methods import LAYOUTS, Site
@@ -26,6 +25,7 @@ from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Pack, build
 from ..pack.quantized import require_plain
 from ..tasks import TASKS, task_of
+from ..threads import as_worker, one_thread_each, workers
 from .difference import Difference, Pair
 from .matrix import extract_matrix
 from .sort import Matrix, Sorted, sort

@@ -7,17 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from ..methods import AttachForm, Dense, Method, complete, is_stacked
+from ..methods.arrays import array_namespace
 from ..methods.base import fold_form
 from ..pack.pack import Adapter
 from ..pack.safetensors import FLOATS, dtype_name
 from .codecs.coded import Matrix
 
 Rows = np.ndarray
-_SERIAL = 1 << 18
-"""Multiplications of a product below which BLAS starts no threads."""
 There = Callable[[np.ndarray], Any]
 Fold = Callable[[Rows, "np.ndarray | None", slice], "tuple[Rows, np.ndarray | None]"]
 
@@ -103,6 +101,7 @@ class Change(NamedTuple):
     Plain factor pairs are stacked, ``up = [w_1 up_1, ...]`` and ``down = [down_1; ...]``, so that any number of adapters is one product;
     ``rest`` holds the other additive ones as (weight, reads the base, fold). Where one is not additive, all are in ``chain``: each folds
     what the one before it left, as active adapters do in a model. ``whole``: not all can fold a block of rows without the others.
+    ``energy``: ``|D|_F^2`` of the change, where the factors tell it; else it has to be summed up over the blocks.
     """
 
     up: np.ndarray | None = None
@@ -110,12 +109,13 @@ class Change(NamedTuple):
     rest: tuple[tuple[float, bool, Fold], ...] = ()
     chain: tuple[Fold, ...] = ()
     whole: bool = False
+    energy: float | None = None
 
     def turned(self) -> Change | None:
         """The same change of the transposed matrix, where it is plain factors and nothing else."""
         if self.up is None or self.down is None or self.rest or self.chain:
             return None
-        return Change(self.down.T, self.up.T)
+        return Change(self.down.T, self.up.T, energy=self.energy)
 
     def apply(self, weight: Rows, bias: np.ndarray | None, rows: slice, change: Rows, new: Rows) -> np.ndarray | None:
         """Writes the change of a block into ``change`` and the changed block into ``new``; returns the changed bias."""
@@ -129,7 +129,7 @@ class Change(NamedTuple):
         if self.up is None or self.down is None:
             change.fill(0)
         else:
-            _product(self.up[rows], self.down, change)
+            np.matmul(self.up[rows], self.down, out=change)
         total = bias
         for factor, reads, fold in self.rest:
             # The fold of zero is the change itself, free of the base's rounding, unless the method looks at the base.
@@ -140,7 +140,6 @@ class Change(NamedTuple):
                 total = total + factor * (moved - offset)
         np.add(weight, change, out=new)
         return total
-
 
     def apply_to(self, weight: Any, bias: Any | None, rows: slice) -> tuple[Any, Any, Any | None]:
         """The change of a block, the changed block and the changed bias, for arrays of any library."""
@@ -161,13 +160,6 @@ class Change(NamedTuple):
         return change, weight + change, total
 
 
-def _product(up: np.ndarray, down: np.ndarray, out: np.ndarray) -> None:
-    """``up @ down`` into ``out``, in pieces that BLAS computes on the calling thread: its own threads would only fight the workers'."""
-    step = max(1, _SERIAL // down.size)
-    for start in range(0, len(up), step):
-        np.matmul(up[start : start + step], down, out=out[start : start + step])
-
-
 def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None,
             there: There | None = None) -> Change:
     """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype``."""
@@ -184,7 +176,14 @@ def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight:
             ups.append(contribution.weight * factors[0])
             downs.append(factors[1])
     up, down = (_joined(ups, 1), _joined(downs, 0)) if ups else (None, None)
-    return Change(up, down, tuple(rest), whole=whole)
+    return Change(up, down, tuple(rest), whole=whole, energy=None if rest or up is None else _energy(up, down))
+
+
+def _energy(up: Any, down: Any) -> float:
+    """``|up @ down|_F^2 = <up^T up, down down^T>`` in float64: two small Gram matrices, and no pass over the product."""
+    xp = array_namespace(up, down)
+    up, down = xp.astype(up, xp.float64), xp.astype(down, xp.float64)
+    return max(0.0, float(xp.sum((up.T @ up) * (down @ down.T))))
 
 
 def _joined(parts: list[Any], axis: int) -> Any:

@@ -52,6 +52,10 @@ class InTorch:
         """See :class:`~adapterpack.merge.blocks.Arithmetic`."""
         return change.whole
 
+    def energy(self, change: Change) -> float | None:
+        """See :class:`~adapterpack.merge.blocks.Arithmetic`."""
+        return change.energy
+
     def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
              moved: bool) -> tuple[Sums, np.ndarray | None]:
         """See :class:`~adapterpack.merge.blocks.Arithmetic`."""
@@ -62,7 +66,8 @@ class InTorch:
         values = [np.ascontiguousarray((value.T if block.turned else value).cpu().numpy()) for value in (delta, new)]
         stored = storage.writer.encode(values[1], block.stored, rounding, scratch)
         write(stored)
-        return account(storage, block, (old, *values), stored, scratch, moved), None if after is None else after.cpu().numpy()
+        sums = account(storage, block, (old, *values), stored, scratch, moved, change.energy is None)
+        return sums, None if after is None else after.cpu().numpy()
 
     def _there(self, value: np.ndarray) -> Any:
         return torch.from_numpy(np.ascontiguousarray(value)).to(self.device)

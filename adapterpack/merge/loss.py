@@ -37,9 +37,9 @@ class Sums(NamedTuple):
         return TensorLoss(tensor, dtype, math.sqrt(self.change), math.sqrt(self.error), kept, stored, math.sqrt(self.noise))
 
 
-def sums_of(change: np.ndarray, error: np.ndarray, moved: bool) -> Sums:
-    """The sums of a block."""
-    return Sums(inner(change, change), inner(error, error), inner(error, change), moved)
+def sums_of(change: np.ndarray, error: np.ndarray, moved: bool, *, energy: bool = True) -> Sums:
+    """The sums of a block; without ``energy`` ``<D, D>`` is left to who knows it of the whole tensor."""
+    return Sums(inner(change, change) if energy else 0.0, inner(error, error), inner(error, change), moved)
 
 
 def inner(a: np.ndarray, b: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from ..errors import ConfigError, NothingToDo, StorageError, storage_errors
 from ..pack.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate import load
+from ..threads import workers
 from . import devices, dtypes, jobs, journal, plan, provenance, rounding, staging, stream
 from .arguments import require_outside, weights_of
 from .container import opened as opened_base
@@ -25,7 +26,6 @@ from .tensors import Fold
 from .ticker import Progress
 
 VERIFY = ("structure", "full")
-_MAX_WORKERS = 4
 _SIDE_FILES = 1 << 20
 
 
@@ -158,7 +158,7 @@ def merge(
         stream.outline(shards, folder)
         with log.synced() if durable or several else nullcontext():
             done = stream.write(work, mine, known, log, header=header, safe=safe, rounding=_rounding(stochastic_rounding),
-                                arithmetic=arithmetic, workers=_workers(), progress=progress)
+                                arithmetic=arithmetic, workers=workers(), progress=progress)
         if several:
             with suppress(FileNotFoundError):  # another part of this machine saw that all was done, synced it, and published it
                 log.sync()
@@ -196,8 +196,3 @@ def _require_space(out: Path, needed: int) -> None:
     if free < needed:
         raise StorageError("there is not enough space on the disk", where=parent, expected=f"{needed:,} bytes",
                            found=f"{free:,} bytes free", remedy="free some space or choose another output folder")
-
-
-def _workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MAX_WORKERS)

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 
+from ..threads import one_thread_each
 from .blocks import Arithmetic
 from .bytes_io import opened, write_all
 from .journal import Done, Journal
@@ -18,6 +18,7 @@ from .rounding import Rounding
 from .scratch import Scratch
 from .tensors import Job, Run
 from .ticker import Progress, StoppedError, Ticker
+from .turns import Turns
 
 
 def outline(shards: Sequence[Shard], folder: Path) -> None:
@@ -40,31 +41,32 @@ def write(jobs: Sequence[Job], mine: Sequence[int], known: dict[int, Done], jour
     """
     ticker = Ticker(header + sum(jobs[number].nbytes for number in mine), progress)
     ticker.add(header + sum(jobs[number].nbytes for number in mine if number in known))
-    scratches: SimpleQueue[Scratch] = SimpleQueue()
-    for _ in range(workers):
-        scratches.put(Scratch())
     run = Run(journal.staging, ticker, safe, rounding, arithmetic)
+    turns = Turns(jobs, [number for number in mine if number not in known])
 
-    def work(number: int) -> tuple[int, Done]:
-        scratch = scratches.get()
-        try:
-            with np.errstate(all="ignore"):  # overflow is judged by its result
-                sums = jobs[number].run(run, scratch)
-            journal.add(number, sums)
-            return number, Done(sums)
-        except BaseException:
-            ticker.stopped = True
-            raise
-        finally:
-            scratches.put(scratch)
+    def work() -> dict[int, Done]:
+        scratch, done = Scratch(), dict[int, Done]()
+        while (number := turns.take()) is not None:
+            try:
+                ticker.check()
+                with np.errstate(all="ignore"):  # overflow is judged by its result
+                    sums = jobs[number].run(run, scratch)
+                journal.add(number, sums)
+            except BaseException:
+                ticker.stopped = True
+                raise
+            finally:
+                turns.done(number)
+            done[number] = Done(sums)
+        return done
 
-    with ThreadPoolExecutor(workers) as pool:
+    with one_thread_each(), ThreadPoolExecutor(workers) as pool:
         try:
-            futures = [pool.submit(work, number) for number in mine if number not in known]
+            futures = [pool.submit(work) for _ in range(workers)]
             failures = [error for future in futures if (error := future.exception()) is not None]
         except BaseException:  # an interrupt while waiting
             ticker.stopped = True
             raise
     for failure in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
         raise failure
-    return known | dict(future.result() for future in futures)
+    return {number: done for each in (known, *(future.result() for future in futures)) for number, done in each.items()}

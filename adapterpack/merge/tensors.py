@@ -178,6 +178,7 @@ class Fold(Job):
             for number, matrix in enumerate(reader.matrices(target.kind)):
                 change = run.arithmetic.prepare([slice_of(each, number) for each in target.contributions], reader.work, matrix,
                                                 target.base_bias)
+                sums += Sums(change=run.arithmetic.energy(change) or 0.0)
                 for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, reader.step, run.arithmetic):
                     count = block.columns if block.turned else block.rows.stop - block.rows.start
                     across = (block.rows.stop - block.rows.start) if block.turned else block.columns

@@ -140,6 +140,16 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
         >>> load("packs/tickets").name  # doctest: +SKIP
         'tickets'
     """
+    pack, _ = checked(path)
+    return pack if name is None else pack.called(name)
+
+
+def checked(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
+    """As :func:`load`, with the report.
+
+    Raises:
+        FormatError, NonFinite, UnknownMethod: as for :func:`load`.
+    """
     report, pack = examine(Path(path))
     for finding in report.findings:
         if finding.severity == "error":
@@ -148,7 +158,7 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     if pack is None or report.incomplete:
         raise FormatError("the pack could not be checked to the end", where=path, found="; ".join(report.not_checked),
                           remedy="validate it with a larger budget")
-    return pack if name is None else pack.called(name)
+    return pack, report
 
 
 def _examine_peft(

@@ -20,7 +20,7 @@ from ..pack.atomic import output_folder
 from ..pack.checkpoint import read_json
 from ..runtime import canary as replay
 from ..runtime.bundle import GRAPH, Bundle, MappedSite, list_files, read_bundle
-from ..runtime.session import Session, pad
+from ..runtime.session import Session, last_places, pad
 
 
 class Scheme(NamedTuple):
@@ -111,7 +111,7 @@ def probe(session: Session) -> dict[str, np.ndarray]:
     """The last-position outputs ``[rows, width]`` of base and every adapter on the canary's inputs."""
     vocabulary = _vocabulary(session.folder)
     generates = session.bundle.task == "text-generation"
-    batch = pad(canary.inputs(vocabulary), 0, left=generates)
+    batch = pad(canary.inputs(vocabulary), 0, left=generates and session.bundle.padding == "left")
     # Rows of a folded bundle cannot choose: they have what was folded.
     kinds: dict[str, str | None] = {"+".join(session.packs) or "base": None}
     if session.bundle.mode != "folded":
@@ -119,7 +119,8 @@ def probe(session: Session) -> dict[str, np.ndarray]:
     found = {}
     for key, name in kinds.items():
         output = next(iter(session.run(batch, name).values()))
-        found[key] = output[:, -1] if generates else output[:, 0] if output.ndim == 3 else output
+        last = last_places(batch["attention_mask"]) if generates else 0
+        found[key] = output if output.ndim == 2 else output[range(len(output)), last]
     return found
 
 

@@ -70,7 +70,10 @@ class BundledAdapter:
 
 @dataclass(frozen=True)
 class Bundle:
-    """The manifest of a bundle. ``slots`` counts slot 0, which is the base."""
+    """The manifest of a bundle. ``slots`` counts slot 0, which is the base.
+
+    ``padding`` is the side on which a decoder's shorter rows are filled up.
+    """
 
     mode: str
     task: str
@@ -88,6 +91,7 @@ class Bundle:
     parity: Mapping[str, Any] = field(default_factory=dict)
     io: Signature = field(default_factory=Signature)
     target: str = "ort"
+    padding: str = "left"
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 
@@ -96,9 +100,12 @@ class Bundle:
         encoded: dict[str, Any] = m.plain(self)
         return encoded
 
-    def write(self, folder: Path) -> None:
-        """Writes the manifest into ``folder``, with the closed list of every other file in it."""
-        complete = dataclasses.replace(self, files=tuple(list_files(folder)))
+    def write(self, folder: Path, draft: bool = False) -> None:
+        """Writes the manifest into ``folder``, with the closed list of every other file in it; a ``draft`` lists adapters alone.
+
+        What is about to be proved and perhaps quantized is opened with a draft: the digests of gigabytes are taken once, at the end.
+        """
+        complete = dataclasses.replace(self, files=tuple(list_files(folder, adapters_only=draft)))
         (folder / FILE_NAME).write_bytes(strict_json.canonical(complete.to_json()))
 
     def adapter(self, name: str) -> BundledAdapter:
@@ -124,13 +131,15 @@ def bundle_in(folder: str | os.PathLike[str]) -> Path:
     return inner[0].parent if len(inner) == 1 and not (Path(folder) / FILE_NAME).exists() else Path(folder)
 
 
-def list_files(folder: Path) -> list[FileEntry]:
+def list_files(folder: Path, adapters_only: bool = False) -> list[FileEntry]:
     """An entry for every file under ``folder`` except the bundle manifest itself, by relative path."""
     entries = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         if path.is_file() and relative != FILE_NAME:
             role = "graph" if relative.startswith(GRAPH) else "adapter" if relative.startswith("adapters/") else "carried"
+            if adapters_only and role != "adapter":
+                continue
             entries.append(FileEntry(relative, path.stat().st_size, m.sha256_of(path), role))
     return entries
 
@@ -165,9 +174,13 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
             **value,
             **tuples,
             "base": m.decode_base(value["base"]),
-            "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"]), "members": tuple(site.get("members", ()))}) for key, site in value["sites"].items()},
+            "sites": {key: _site(site) for key, site in value["sites"].items()},
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
             "io": decode_signature(value.get("io", {})),
         }
     )
+
+
+def _site(value: Mapping[str, Any]) -> MappedSite:
+    return MappedSite(**{**value, "fields": tuple(value["fields"]), "members": tuple(value.get("members", ()))})

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from ..errors import ConfigError, Unsupported
 from ..methods import acted
 from .bundle import ADAPTER_POSITIONS
-from .session import Names, Session, pad, positions
+from .session import Names, Session, last_places, pad, positions
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 Emit = Callable[[int, int, str], None]
@@ -72,16 +72,18 @@ def generate(
     run = session.pin(names)
     rows = [_ids(session, prompt) for prompt in prompts]
     draws = [np.random.default_rng([options.seed, row]) for row in range(len(rows))]  # a row's draws do not depend on the others
-    batch = pad(rows, session.tokenizer.pad_id, left=True)
+    batch = pad(rows, session.tokenizer.pad_id, left=session.bundle.padding == "left")
     mask = first.covering(batch["attention_mask"])
     feeds: dict[str, Any] = {**batch, "attention_mask": mask, "position_ids": positions(mask)[:, first.width :], **first.cache}
     acting = session.acting(batch, names)
     values = _values(session, {**feeds, ADAPTER_POSITIONS: acting})
     before = acted(acting, None)
     state = _Rows(session, options, emit, len(rows))
+    last = last_places(batch["attention_mask"])
     for _ in range(options.max_new_tokens):
         outputs = run(values)
-        tokens = _choose(outputs["logits"].numpy()[:, -1], options, draws)
+        tokens = _choose(outputs["logits"].numpy()[range(len(rows)), last], options, draws)
+        last = np.zeros_like(last)
         state.take(tokens)
         if state.finished:
             break

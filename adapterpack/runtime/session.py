@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter, nearest
+from ..onnx_graph.confine import require_confined
 from ..pack.pack import Pack
 from ..pack.validate import load
 from . import providers
@@ -30,7 +31,7 @@ class Session:
     """A running bundle. ``provider`` is ``cuda``, ``cpu`` or None for the best there is; ``session.provider`` says which runs.
 
     Raises:
-        FormatError: the folder is no bundle, or an adapter in it was altered or exchanged.
+        FormatError: the folder is no bundle, its graph reads files outside of it, or an adapter in it was altered or exchanged.
         ProviderError: the provider is unknown or did not start.
 
     Example:
@@ -42,6 +43,7 @@ class Session:
     def __init__(self, bundle: str | os.PathLike[str], provider: str | None = None, threads: int | None = None) -> None:
         self.folder = Path(bundle)
         self.bundle: Bundle = read_bundle(bundle)
+        require_confined(self.folder / GRAPH)
         wanted = providers.choose(provider)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # each optional input would be a warning of its own
@@ -296,6 +298,12 @@ def positions(mask: np.ndarray) -> np.ndarray:
     """Position ids of a mask ``[batch, length]``: counted from the first real token, whatever the padding side."""
     counted: np.ndarray = np.clip(np.cumsum(mask, axis=1) - 1, 0, None).astype(np.int64)
     return counted
+
+
+def last_places(mask: np.ndarray) -> np.ndarray:
+    """Where each row's last real token is, ``[rows]``, whatever the padding side."""
+    found: np.ndarray = mask.shape[1] - 1 - np.argmax(mask[:, ::-1] > 0, axis=1)
+    return found
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> Arrays:

@@ -10,11 +10,15 @@ from ..sitemap import Scope
 
 
 class BaseGraph(NamedTuple):
-    """A float graph whose inputs are ``input_ids`` [batch, sequence], ``attention_mask``, and for decoders position ids and past."""
+    """A float graph whose inputs are ``input_ids`` [batch, sequence], ``attention_mask``, and for decoders position ids and past.
+
+    ``paddings``: the sides on which a decoder's shorter rows may be filled up, of which the proof decides.
+    """
 
     model: Any
     scope: Scope
     version: str
+    paddings: tuple[str, ...] = ("left",)
 
 
 class Frontend(NamedTuple):
