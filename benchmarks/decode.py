@@ -61,7 +61,7 @@ def build_pack(base: Path, folder: Path, rank: int, seed: int) -> int:
             site = Site(name.removesuffix(".weight"), info.shape[1], info.shape[0])
             shapes = {"lora_A": (rank, site.in_features), "lora_B": (site.out_features, rank)}
             adapters[site] = (LoRA(r=rank), {key: rng.normal(0, 0.02, shape).astype(np.float32) for key, shape in shapes.items()})
-    made_for = m.Base("base", None, None, *checkpoint.fingerprint())
+    made_for = m.Base("base", structure=checkpoint.structure, content=checkpoint.content)
     build(folder.name, get("lora"), adapters, task=m.Task("text-generation"), base=made_for).write(folder)
     return len(adapters)
 

@@ -10,6 +10,7 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
+from ..merge.onnx.kind import is_graph
 from ..report.values import size
 from ..runtime.bundle import bundle_in
 from .options import out_option, pack_at, shared, structural_option
@@ -32,24 +33,31 @@ from .progress import steps
               help="Who serves it: ort, ort-genai (a folder that onnxruntime-genai loads) or triton (a model repository).")
 @click.option("--pooling", metavar="P",
               help="How embeddings are made of hidden states: mean, cls or last; by default what the base says, or the mean.")
+@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX file, the checkpoint that it was made from.")
 @structural_option
 @shared
 def command(
     *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, slots: int | None,
-    max_rank: int | None, frontend: str | None, target: str, pooling: str | None, allow_structural: bool, as_json: bool,
+    max_rank: int | None, frontend: str | None, target: str, pooling: str | None, checkpoint: str | None,
+    allow_structural: bool, as_json: bool,
 ) -> None:
     """Writes a bundle: an ONNX graph of BASE with PACKS in it, its site map, the packs and the tokenizer.
+
+    BASE is a checkpoint, or an ONNX file that another tool made of the checkpoint --base.
 
     \b
     Example:
       adapterpack export models/base packs/tickets packs/emails -o bundle
       adapterpack export models/base support=packs/tickets --mode folded --quantize int4 -o bundle
       adapterpack export models/base packs/orders --mode inputs --target ort-genai -o genai
+      adapterpack export model.onnx packs/orders --base models/base -o bundle
     """
-    folder, loaded = folder_of(base), [pack_at(pack) for pack in packs]
+    graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
-        adapterpack.export(folder, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, frontend=frontend,
-                           target=target, pooling=pooling, allow_structural=allow_structural, progress=say)
+        adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, frontend=frontend,
+                           target=target, pooling=pooling,
+                           checkpoint=None if checkpoint is None else folder_of(checkpoint), allow_structural=allow_structural,
+                           progress=say)
     found = adapterpack.inspect(bundle_in(out))
     if as_json:
         emit({"command": "export", **found})

@@ -16,11 +16,13 @@ LENGTHS = (11, 4, 7)
 
 
 def example(
-    task: Task, model: Any, lengths: Sequence[int] = LENGTHS, *, acts: Sequence[Acts] = (), bare: Sequence[int] = (), seed: int = 7
+    task: Task, model: Any, lengths: Sequence[int] = LENGTHS, *, acts: Sequence[Acts] = (), bare: Sequence[int] = (), seed: int = 7,
+    left: bool | None = None,
 ) -> Arrays:
     """What a caller gives for rows of these lengths, by the names of transformers: ids with their mask, images, audio features.
 
     In the first and the last row every adapter of ``acts`` acts. Rows in ``bare`` have no image, where images go with text.
+    ``left`` says on which side shorter rows are filled up, by default on that of the task.
 
     Raises:
         Unsupported: the model's config does not say how large its images are.
@@ -37,7 +39,7 @@ def example(
             rows = [list(rule.woven(rows[0])), *rows[1:-1], list(rule.woven(rows[-1]))]
         if "image_features" in task.main.inputs:
             rows = [row if number in bare else _seeing(row, config, found["pixel_values"], model) for number, row in enumerate(rows)]
-        found |= pad(rows, 0, left=task.left)
+        found |= pad(rows, 0, left=task.left if left is None else left)
     if "decoder_input_ids" in task.inputs:
         start = getattr(config, "decoder_start_token_id", None)
         found["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), 5))

@@ -15,9 +15,20 @@ from typing import Any, NoReturn
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import AdapterpackError, ConfigError, ParityError, SiteNotFound, UnknownName, Unsupported, nearest
+from ..errors import (
+    AdapterpackError,
+    ConfigError,
+    FormatError,
+    ParityError,
+    SiteNotFound,
+    StorageError,
+    UnknownName,
+    Unsupported,
+    nearest,
+)
 from ..hub.resolve import folder_of
 from ..merge.merge import merge
+from ..merge.onnx.kind import is_graph
 from ..methods import to_matrix
 from ..pack.atomic import output_folder, refuse_existing
 from ..pack.checkpoint import Checkpoint, carried_files, read_json
@@ -32,6 +43,8 @@ from ..runtime.slots import largest_ranks, pack_values, require_slots
 from ..tasks import MAIN, TASKS, Task, task_named, task_of
 from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
+from .frontends.external import external
+from .limits import require_readable
 from .modes import MODES, Attached, Plan, base_head, with_fields, with_ranks
 from .packing import SHARED, pack_siblings
 from .parity import prove
@@ -58,6 +71,7 @@ def export(
     frontend: str | None = None,
     target: str = "ort",
     pooling: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     allow_structural: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -66,8 +80,9 @@ def export(
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
     torch model, base and each adapter, on a ragged padded batch, before it is published. ``target`` says who serves it: ``ort``,
-    ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``pooling``
-    (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base says. ``allow_structural``
+    ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``base`` may be an
+    ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``pooling`` (``mean``, ``cls``
+    or ``last``) is recorded for tasks that give hidden states; by default what the base says. ``allow_structural``
     accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
 
     Raises:
@@ -87,13 +102,14 @@ def export(
         raise UnknownName("unknown target", found=repr(target), remedy=nearest(target, TARGETS))
     if pooling is not None and pooling not in POOLING:
         raise UnknownName("unknown pooling", found=repr(pooling), remedy=nearest(pooling, POOLING))
-    folder = folder_of(base)
+    file = _graph_file(base, checkpoint)
+    folder = folder_of(base if file is None else checkpoint)  # type: ignore[arg-type]
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
-    checkpoint = Checkpoint(folder)
-    _check(loaded, checkpoint, allow_structural)
+    model = Checkpoint(folder)
+    _check(loaded, model, allow_structural)
     for pack in loaded if mode != "folded" else ():
         require_slots(pack)
-    chosen = _task(task, loaded, checkpoint)
+    chosen = _task(task, loaded, model)
     TARGETS[target].require(mode, chosen)
     _require_cache(loaded, chosen)
     capacity = _capacity(mode, loaded, slots, max_rank)
@@ -106,13 +122,17 @@ def export(
         if mode == "folded" and loaded:
             say("merge")
             source = stack.enter_context(_merged(folder, loaded, allow_structural))
+            if file is not None:
+                file = stack.enter_context(_folded_into(file, folder, loaded, allow_structural))
         failed: dict[str, AdapterpackError] = {}
-        for candidate in _candidates(frontend, checkpoint, chosen):
+        attached = [] if mode == "folded" else loaded
+        candidates = _candidates(frontend, model, chosen) if file is None else [_of_file(file, attached)]
+        for candidate in candidates:
             say(f"build the graph with {candidate.name}")
             try:
                 graph = _built(candidate, source, chosen)
                 say("attach")
-                return _publish(Path(out), graph, candidate, mode, chosen, checkpoint, source, loaded, capacity, quantize, TARGETS[target],
+                return _publish(Path(out), graph, candidate, mode, chosen, model, source, loaded, capacity, quantize, TARGETS[target],
                                 pooling, say)
             except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
                 failed[candidate.name] = error
@@ -129,6 +149,8 @@ def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
     """The frontend's graph; that it cannot make one is as good a reason to try the next as a wrong graph."""
     try:
         return frontend.build(source, task.name)
+    except (FormatError, SiteNotFound, StorageError, Unsupported):  # of a file that was named there is no other
+        raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0][:300]
         raise ParityError(f"this architecture cannot be built: {reason}", where=frontend.name) from error
@@ -180,17 +202,34 @@ def _publish(
         for path in carried_files(source):
             shutil.copyfile(path, folder / path.name)
         target.write(folder, bundle)
-        bundle.write(folder)
+        bundle.write(folder, draft=True)
         say("prove parity with torch")
-        parity = prove(folder, source, task, attached)
-        bundle = dataclasses.replace(bundle, parity=parity)
-        bundle.write(folder)
+        bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, source, task, attached))
+        bundle.write(folder, draft=quantize is not None)
         if quantize is not None:
             from ..quantize.graphs import quantize_in_place  # noqa: PLC0415 - see above
 
             say(f"quantize to {quantize}")
             quantize_in_place(folder, quantize)
     return read_bundle(out / place)
+
+
+def _proved(bundle: Bundle, folder: Path, paddings: Sequence[str], proof: Callable[[], dict[str, Any]]) -> Bundle:
+    """The bundle with its proof, on the first side of padding on which the graph is right.
+
+    Raises:
+        ParityError: it is on none.
+    """
+    for number, padding in enumerate(paddings, 1):
+        bundle = dataclasses.replace(bundle, padding=padding)
+        if number > 1:
+            bundle.write(folder, draft=True)
+        try:
+            return dataclasses.replace(bundle, parity=proof())
+        except ParityError:
+            if number == len(paddings):
+                raise
+    raise AssertionError("a graph has a side of padding")
 
 
 def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
@@ -208,7 +247,9 @@ def _attached(model: Any, mode: str, target: Target, every: Mapping[str, MappedS
                          SHARED[mode] if target.groups else ())
     checked("packing", model, plan.sites, slots)
     done = MODES[mode](model, plan)
-    checked("attaching", model, done.sites, {plan.slot_name(path, field) for path, site in done.sites.items() for field in site.fields})
+    slots |= {plan.slot_name(path, field) for path, site in done.sites.items() for field in site.fields}
+    checked("attaching", model, done.sites, slots)
+    require_readable(model)
     return done
 
 
@@ -302,6 +343,29 @@ def _capacity(mode: str, packs: list[Pack], slots: int | None, max_rank: int | N
     if slots is not None and slots < needed:
         raise ConfigError("too few slots", expected=f"at least {needed}: one for the base and one for each pack", found=slots)
     return slots or needed, max_rank
+
+
+def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None) -> Path | None:
+    """The ONNX file that is to be exported from, if it is one."""
+    file = Path(base) if is_graph(base) else None
+    if file is not None and file.is_dir():
+        raise ConfigError("a bundle is exported already", where=file,
+                          remedy="name the checkpoint, or the .onnx file with --base CHECKPOINT")
+    if (file is None) != (checkpoint is None):
+        raise ConfigError("an ONNX file is exported beside the checkpoint that it was made from", where=base, found=checkpoint,
+                          remedy="name it with --base" if checkpoint is None else "leave --base out")
+    return file
+
+
+def _of_file(path: Path, packs: Sequence[Pack]) -> Frontend:
+    return Frontend("external", lambda config, task: True, lambda source, task: external(path, Checkpoint(source), packs))
+
+
+@contextlib.contextmanager
+def _folded_into(path: Path, base: Path, packs: list[Pack], allow_structural: bool) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="adapterpack-fold-") as scratch:
+        report = merge(path, packs, Path(scratch) / "graph", checkpoint=base, allow_structural=allow_structural)
+        yield Path(scratch) / "graph" / report.graph  # type: ignore[union-attr]
 
 
 def _candidates(name: str | None, base: Checkpoint, task: Task) -> list[Frontend]:

@@ -1,8 +1,8 @@
 """Sibling projections in one: MatMuls that read the same value (q, k and v; gate and up) become one MatMul and a Split.
 
 Where several of them are adapted, their ``down`` factors lie side by side in one slot too: ``x [D_1 ... D_k]`` is one MatMul. In a bank an
-even Split gives each sibling its part, and the ``up`` factors stay apart: a block-diagonal one is mostly zeros, which a bank would gather for
-every row. One adapter's own inputs take it: their ranks are not known, and no Split takes a rank of zero. See decision 34.
+even Split gives each sibling its part, and the ``up`` factors stay apart: a block-diagonal one is mostly zeros, which a bank would gather
+for every row. One adapter's own inputs take it: their ranks are not known, and no Split takes a rank of zero. See decision 34.
 """
 
 from __future__ import annotations

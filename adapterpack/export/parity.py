@@ -61,7 +61,7 @@ def prove(folder: Path, base: Path, task: Task, packs: list[Pack]) -> dict[str, 
     session = Session(folder, provider="cpu")
     model = load_model(task, base).eval()
     rules = [rule for rule in {pack.acts for pack in packs} if rule is not None]
-    batch = example(task, model, acts=rules, bare=BARE)
+    batch = example(task, model, acts=rules, bare=BARE, left=session.left)
     single: dict[str | None, Arrays] = {}
     found: dict[str, Found] = {}
     for pack in (None, *packs):
@@ -145,7 +145,8 @@ def _step(session: Session, model: Any, batch: Arrays, name: str | None, outputs
     counted = ids != "input_ids" or "position_ids" in signature(model.forward).parameters
     feed = {key: array for key, array in given.items() if counted or key != "position_ids"}
     second = _torch(model, {ids: token, **feed}, **more)
-    after = session.run({ids: token, **given, **known, **grown(outputs)}, name)
+    taken = {key: array for key, array in given.items() if key in session.inputs}
+    after = session.run({ids: token, **taken, **known, **grown(outputs)}, name)
     return _difference(after["logits"], second.logits.float().numpy(), np.ones(token.shape, bool))
 
 

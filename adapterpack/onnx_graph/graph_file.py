@@ -132,24 +132,7 @@ class GraphFile:
             if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 18):
                 raise FormatError("external data with a place that is no number", where=where, found=f"{key} {text[:40]!r}")
             numbers[key] = None if text is None else int(text)
-        return self._confined(entries.get("location", ""), where), numbers["offset"] or 0, numbers["length"]
-
-    def _confined(self, location: str, where: str) -> Path:
-        """The file of external data: one inside the model's folder, whatever the model says.
-
-        Raises:
-            FormatError: the location leads elsewhere.
-        """
-        plain = PurePosixPath(location)
-        windows = PureWindowsPath(location)
-        bad = not location or "\0" in location or plain.is_absolute() or ".." in plain.parts or windows.drive or "\\" in location
-        path = self.folder / location if not bad else self.path
-        if bad or not path.resolve().is_relative_to(self.folder.resolve()) or path.resolve() == self.path.resolve():
-            raise FormatError("external data must lie in the model's own folder", where=where, found=repr(location[:200]),
-                              expected="a plain relative path", remedy="do not use this file: it would read other files of this machine")
-        if not path.is_file():
-            raise FormatError("external data is missing", where=where, found=location[:200], remedy="copy the data file beside the model")
-        return path
+        return confined(self.path, entries.get("location", ""), where), numbers["offset"] or 0, numbers["length"]
 
 
 def nodes_of(graph: Any) -> Iterator[Any]:
@@ -190,3 +173,20 @@ def require_stored(graph: GraphFile, name: str) -> Stored:
 def _size(file: Path) -> int:
     with storage_errors(file):
         return file.stat().st_size
+
+
+def confined(model: Path, location: str, where: str) -> Path:
+    """The file of external data of ``model``: a regular one inside its folder, whatever the model says.
+
+    Raises:
+        FormatError: the location leads elsewhere, also over a link, or nothing is there.
+    """
+    plain, windows, folder = PurePosixPath(location), PureWindowsPath(location), model.parent
+    bad = not location or "\0" in location or plain.is_absolute() or ".." in plain.parts or windows.drive or "\\" in location
+    path = folder / location if not bad else model
+    if bad or not path.resolve().is_relative_to(folder.resolve()) or path.resolve() == model.resolve():
+        raise FormatError("external data must lie in the model's own folder", where=where, found=repr(location[:200]),
+                          expected="a plain relative path", remedy="do not use this file: it would read other files of this machine")
+    if not path.is_file():
+        raise FormatError("external data is missing", where=where, found=location[:200], remedy="copy the data file beside the model")
+    return path

@@ -20,7 +20,7 @@ from ..pack.atomic import output_folder
 from ..pack.checkpoint import read_json
 from ..runtime import canary as replay
 from ..runtime.bundle import Bundle, MappedSite, graph_file, list_files, read_bundle
-from ..runtime.session import Session, pad
+from ..runtime.session import Session, last_places, pad
 from ..runtime.slots import NO_LABEL
 
 
@@ -127,7 +127,10 @@ def probe(session: Session) -> dict[str, np.ndarray]:
     for key, name in kinds.items():
         outputs = session.run(batch, name)
         output = outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
-        found[key] = output[:, -1] if session.task.generates else output[:, 0] if output.ndim == 3 else output
+        if output.ndim == 3:
+            last = last_places(batch["attention_mask"]) if "input_ids" in session.task.main.inputs else output.shape[1] - 1
+            output = output[range(len(output)), last if session.task.generates else 0]
+        found[key] = output
     return found
 
 
@@ -138,7 +141,7 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
     shapes = {name: value.shape for graph in session.graphs.values() for name, value in graph.inputs.items()}
     for name in session.task.inputs:
         if name == "input_ids":
-            found |= pad(canary.inputs(_vocabulary(session.folder)), 0, left=session.task.left)
+            found |= pad(canary.inputs(_vocabulary(session.folder)), 0, left=session.left)
         elif name == "decoder_input_ids":
             found[name] = rng.integers(1, _vocabulary(session.folder), (rows, 4))
         elif name != "attention_mask" and "input_ids" not in session.task.main.inputs:  # images beside text are no part of every row

@@ -77,7 +77,10 @@ class BundledAdapter:
 
 @dataclass(frozen=True)
 class Bundle:
-    """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs before the one that answers."""
+    """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs before the one that answers.
+
+    ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states become one vector a row.
+    """
 
     mode: str
     task: str
@@ -97,6 +100,7 @@ class Bundle:
     io_before: Mapping[str, Signature] = field(default_factory=dict)
     target: str = "ort"
     pooling: str = "mean"
+    padding: str = "left"
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 
@@ -114,9 +118,12 @@ class Bundle:
         encoded: dict[str, Any] = m.plain(self)
         return encoded
 
-    def write(self, folder: Path) -> None:
-        """Writes the manifest into ``folder``, with the closed list of every other file in it."""
-        complete = dataclasses.replace(self, files=tuple(list_files(folder)))
+    def write(self, folder: Path, draft: bool = False) -> None:
+        """Writes the manifest into ``folder``, with the closed list of every other file in it; a ``draft`` lists adapters alone.
+
+        What is about to be proved and perhaps quantized is opened with a draft: the digests of gigabytes are taken once, at the end.
+        """
+        complete = dataclasses.replace(self, files=tuple(list_files(folder, adapters_only=draft)))
         (folder / FILE_NAME).write_bytes(strict_json.canonical(complete.to_json()))
 
     def adapter(self, name: str) -> BundledAdapter:
@@ -152,7 +159,7 @@ def bundle_in(folder: str | os.PathLike[str]) -> Path:
     return inner[0].parent if len(inner) == 1 and not (Path(folder) / FILE_NAME).exists() else Path(folder)
 
 
-def list_files(folder: Path) -> list[FileEntry]:
+def list_files(folder: Path, adapters_only: bool = False) -> list[FileEntry]:
     """An entry for every file under ``folder`` except the bundle manifest itself, by relative path."""
     entries = []
     for path in sorted(folder.rglob("*")):
@@ -160,6 +167,8 @@ def list_files(folder: Path) -> list[FileEntry]:
         if path.is_file() and relative != FILE_NAME:
             graph = "/" not in relative and relative.endswith((".onnx", ".onnx.data"))
             role = "graph" if graph else "adapter" if relative.startswith("adapters/") else "carried"
+            if adapters_only and role != "adapter":
+                continue
             entries.append(FileEntry(relative, path.stat().st_size, m.sha256_of(path), role))
     return entries
 
@@ -194,10 +203,14 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
             **value,
             **tuples,
             "base": m.decode_base(value["base"]),
-            "sites": {key: MappedSite(**{**site, "fields": tuple(site["fields"]), "members": tuple(site.get("members", ()))}) for key, site in value["sites"].items()},
+            "sites": {key: _site(site) for key, site in value["sites"].items()},
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
             "io": decode_signature(value.get("io", {})),
             "io_before": {part: decode_signature(io) for part, io in value.get("io_before", {}).items()},
         }
     )
+
+
+def _site(value: Mapping[str, Any]) -> MappedSite:
+    return MappedSite(**{**value, "fields": tuple(value["fields"]), "members": tuple(value.get("members", ()))})

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..methods import acted
 from ..tasks import MAIN
 from .bundle import ADAPTER_POSITIONS
-from .feeds import ENCODED, Arrays, complete, pad, positions
+from .feeds import ENCODED, Arrays, complete, last_places, pad, positions
 from .flow import flow, values
 from .prompts import PAST
 
@@ -23,7 +23,10 @@ PRESENT = "present."
 
 
 class Decoding(Protocol):
-    """A batch of rows that are being gone on with. ``names`` are their adapters; every pass is one of ``run``."""
+    """A batch of rows that are being gone on with. ``names`` are their adapters; ``last`` ``[rows]`` says where the first pass has
+    the logits of each row's next token."""
+
+    last: np.ndarray
 
     def first(self) -> dict[str, Any]:
         """The pass over what the rows begin with; its outputs."""
@@ -39,7 +42,8 @@ class Causal:
 
     def __init__(self, session: Session, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays) -> None:
         self.session, self.names, self.run = session, names, session.pin(names)
-        self.batch = pad(rows, session.tokenizer.pad_id, left=True)
+        self.batch = pad(rows, session.tokenizer.pad_id, left=session.left)
+        self.last = last_places(self.batch["attention_mask"])
         self.given = given
 
     def first(self) -> dict[str, Any]:
@@ -73,6 +77,7 @@ class Translating:
         self.session, self.names, self.run = session, names, session.pin(names)
         self.read = given or pad(rows, session.tokenizer.pad_id, left=False)
         self.start = start_ids(session)
+        self.last = np.full(len(names), len(self.start) - 1)
 
     def first(self) -> dict[str, Any]:
         """See :class:`Decoding`."""

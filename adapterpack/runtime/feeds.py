@@ -40,6 +40,12 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> Arrays:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def last_places(mask: np.ndarray) -> np.ndarray:
+    """Where each row's last real token is, ``[rows]``, whatever the padding side."""
+    found: np.ndarray = mask.shape[1] - 1 - np.argmax(mask[:, ::-1] > 0, axis=1)
+    return found
+
+
 def complete(session: Session, part: Part, known: Mapping[str, np.ndarray], names: Names) -> Arrays:
     """The feeds of one part, made of what the caller and earlier parts gave.
 

@@ -77,8 +77,10 @@ def generate(
     draws = [np.random.default_rng([options.seed, row]) for row in range(count)]  # a row's draws do not depend on the others
     state = _Rows(session, options, emit, count)
     outputs = going.first()
+    last = going.last
     for number in range(options.max_new_tokens):
-        tokens = _choose(outputs["logits"].numpy()[:, -1], options, draws)
+        tokens = _choose(outputs["logits"].numpy()[range(count), last], options, draws)
+        last = np.zeros_like(last)
         state.take(tokens)
         if state.finished or number + 1 == options.max_new_tokens:
             break

@@ -9,6 +9,7 @@ from typing import Any
 import onnxruntime as ort
 
 from ..errors import AdapterpackError
+from ..onnx_graph.confine import require_confined
 from . import providers
 from .bundle import graph_file
 
@@ -22,6 +23,7 @@ class Graph:
 
     def __init__(self, folder: Path, part: str, wanted: Sequence[Any], threads: int | None = None) -> None:
         self.path = folder / graph_file(part)
+        require_confined(self.path)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # each optional input would be a warning of its own
         options.intra_op_num_threads = threads or 0

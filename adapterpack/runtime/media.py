@@ -93,7 +93,8 @@ def _samples(path: Path, rate: int) -> np.ndarray:
         raise FormatError(f"the file is no wave file: {error}", where=path) from error
     if told != (rate, 2, 1):
         raise Unsupported("speech must be one channel of 16 bits at the model's rate", where=path,
-                          expected=f"{rate} Hz, 2 bytes, 1 channels", found="{} Hz, {} bytes, {} channels".format(*told), remedy="convert it")
+                          expected=f"{rate} Hz, 2 bytes, 1 channels", found="{} Hz, {} bytes, {} channels".format(*told),
+                          remedy="convert it")
     samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float64) / 32768
     if not len(samples):
         raise ConfigError("the file holds no sound", where=path)

@@ -18,21 +18,21 @@ from ..tasks import MAIN, task_named
 from . import providers, virtual
 from .attached import ATTACH, Run
 from .bundle import Bundle, read_bundle
-from .feeds import Arrays, pad, positions
+from .feeds import Arrays, last_places, pad, positions
 from .flow import Names, flow
 from .graphs import Graph
 from .positions import where
 from .prompts import Before, before, cache_of
 from .tokenizer import Tokenizer, read_json
 
-__all__ = ["Arrays", "Names", "Session", "pad", "positions"]
+__all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 
 
 class Session:
     """A running bundle. ``provider`` is ``cuda``, ``cpu`` or None for the best there is; ``session.provider`` says which runs.
 
     Raises:
-        FormatError: the folder is no bundle, or an adapter in it was altered or exchanged.
+        FormatError: the folder is no bundle, its graph reads files outside of it, or an adapter in it was altered or exchanged.
         ProviderError: the provider is unknown or did not start.
 
     Example:
@@ -56,6 +56,11 @@ class Session:
         for pack in self.packs.values():
             self._take_prompt(pack)
         self._tokenizer: Tokenizer | None = None
+
+    @property
+    def left(self) -> bool:
+        """Whether shorter rows of a batch are filled up on the left."""
+        return self.task.left and self.bundle.padding == "left"
 
     @property
     def adapters(self) -> list[str]:

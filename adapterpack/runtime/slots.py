@@ -242,7 +242,8 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
     shapes = {}
     for path, site in sites.items():
         wide = site.labels or site.out_features
-        every = {"down": (site.in_features, max_rank * max(1, len(site.members))), "up": (max_rank, site.out_features), "scale": (site.out_features,),
+        every = {"down": (site.in_features, max_rank * max(1, len(site.members))), "up": (max_rank, site.out_features),
+                 "scale": (site.out_features,),
                  "shift": (site.out_features,), "pre": (site.in_features,), "turn": (site.in_features, site.in_features),
                  "turn_down": (site.in_features, max_rank), "turn_up": (max_rank, site.in_features),
                  "mix": (site.out_features, site.out_features),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import AdapterpackError, BaseMismatch
+from ..onnx_graph.confine import require_confined
 from ..pack import digests, identity
 from ..pack.checkpoint import Checkpoint
 from ..pack.checks.budget import Budget, Spent
@@ -59,6 +60,7 @@ def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allo
     if irregular:
         return  # nothing is opened that may lead out of the folder
     yield from _digests(folder, bundle, budget)
+    yield from _confined(folder)
     for adapter in bundle.adapters:
         budget.require_time(f"the adapter {adapter.name}")
         report, pack = examine(folder / adapter.path, budget=budget)
@@ -114,6 +116,15 @@ def _file_list(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding
             yield Finding("AB101", "error", relative, "only regular files may lie in a bundle", "remove it")
         elif path.is_file() and relative not in listed:
             yield Finding("AB102", "error", relative, "a file that the manifest does not list", "remove it, or export again")
+
+
+def _confined(folder: Path) -> Iterator[Finding]:
+    """AB105."""
+    for path in sorted(folder.glob("*.onnx")):
+        try:
+            require_confined(path)
+        except AdapterpackError as error:
+            yield Finding("AB105", "error", path.name, error.told, error.remedy or "do not use this bundle")
 
 
 def _digests(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:

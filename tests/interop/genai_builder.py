@@ -1,4 +1,4 @@
-"""A fold into the graphs of onnxruntime-genai's model builder, float and int4, against torch on the merged checkpoint.
+"""Adapters folded into the graphs of onnxruntime-genai's model builder, float and int4, and attached to them, against torch.
 
     python tests/interop/genai_builder.py VENV
 
@@ -52,8 +52,24 @@ def main(venv: Path) -> None:
                   f"quantization {report.quantized}")
             if precision == "fp32":
                 require_equal(folded, built)
+                if not from_torch <= 1e-5:
+                    raise SystemExit("the folded graph differs from torch")
+                attached(base, folder / "fp32-base" / "model.onnx", pack, folder)
             if not apart <= (0 if precision == "fp32" else 0.3):
                 raise SystemExit("the folded graph is another than the builder's")
+
+
+def attached(base: Path, graph: Path, pack: Path, scratch: Path) -> None:
+    """Exports in every mode from the builder's file; export itself compares base, adapter and a mixed batch with torch, and raises."""
+    answers = {}
+    for mode in ("bank", "inputs", "folded"):
+        bundle = adapterpack.export(graph, [pack], scratch / mode, mode=mode, checkpoint=base)
+        session = adapterpack.Session(scratch / mode, "cpu")
+        names = None if mode == "folded" else ["pack", "pack"]
+        answers[mode] = [answer.ids for answer in session.generate([[5, 6, 7, 8, 9], [7, 8]], names, max_new_tokens=6)]
+        print(f"{mode}: {bundle.frontend}, rows padded on the {bundle.padding}, {bundle.parity['max_abs']} from torch")  # noqa: T201
+    if len({str(answer) for answer in answers.values()}) != 1:
+        raise SystemExit(f"the modes generate different tokens: {answers}")
 
 
 def build(venv: Path, base: Path, out: Path, precision: str, cache: Path) -> None:
@@ -75,10 +91,14 @@ def require_equal(one: Path, other: Path) -> None:
 
 
 def make_base(folder: Path) -> None:
-    """A random Llama with biases on q, k and v, whose head is its own, and a word-level tokenizer."""
+    """A random Llama with biases in its attention, whose head is its own, and a word-level tokenizer.
+
+    No layer is as wide as the vocabulary but the head: the builder takes one that is for the head.
+    """
     torch.manual_seed(3)
     config = LlamaConfig(vocab_size=96, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         intermediate_size=96, max_position_embeddings=64, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
+                         intermediate_size=112, attention_bias=True, max_position_embeddings=64,
+                         tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
                          eos_token_id=2)
     model = LlamaForCausalLM(config)
     with torch.no_grad():

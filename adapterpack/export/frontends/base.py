@@ -12,11 +12,15 @@ from ..sitemap import Scope
 
 
 class BaseGraph(NamedTuple):
-    """Float graphs with the inputs of the task's parts: ``model`` gives the answer, ``before`` are those that run before it, by name."""
+    """Float graphs with the inputs of the task's parts: ``model`` gives the answer, ``before`` are those that run before it, by name.
+
+    ``paddings``: the sides on which a decoder's shorter rows may be filled up, of which the proof decides.
+    """
 
     model: Any
     scope: Scope
     version: str
+    paddings: tuple[str, ...] = ("left",)
     before: Mapping[str, Any] = MappingProxyType({})
 
     @property
