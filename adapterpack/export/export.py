@@ -55,6 +55,9 @@ from .targets import TARGETS, Target
 DEFAULT_RANK = 16
 """The largest rank of a bank that is exported without adapters."""
 
+_KINDS = {"embedding": "lookup", "conv": "patches"}
+"""Kind of a layer in a pack -> that of its site in a graph, where it is not linear."""
+
 Progress = Callable[[str], None]
 
 
@@ -259,7 +262,8 @@ def _plans(
     """What goes into each graph, by the name of its part."""
     values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites) for pack in packs]
     wanted = {name.rpartition(".")[0] for one in values for name in one}
-    missing = sorted(wanted - sites.keys())
+    kinds = {group.path: _KINDS.get(group.kind, "linear") for pack in packs for group in pack.manifest.groups if group.role == "adapter"}
+    missing = sorted(path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind)
     if missing:
         _refuse(graph, missing, sites)
     placed = {group.path for pack in packs if pack.acts is not None for group in pack.manifest.groups if group.role == "adapter"}

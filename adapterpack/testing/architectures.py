@@ -153,8 +153,9 @@ def render() -> str:
     intro = (
         "Each promised cell: a graph of a tiny random model, exported, attached and run by ONNX Runtime on the CPU, agrees with plain "
         "transformers in float64, each row alone, within 1e-4 of the largest output. Rows are ragged, padded on both sides where a decoder "
-        "can tell, and as short as one token; decoders go on from their caches by one token and by several; rows of one batch use different "
-        "adapters. The suite proves banks of every architecture and the other modes of some; `python -m adapterpack.testing.exports` "
+        "can tell, and as short as one token; decoders go on from their caches by one token and by several; rows of one batch use "
+        "different adapters. The suite proves banks of every architecture and the other modes of some; "
+        "`python -m adapterpack.testing.exports` "
         "proves every cell."
     )
     return f"# Architectures and what their graphs promise\n\n{intro}\nMade by `python -m adapterpack.testing.architectures`.\n\n{table}\n"

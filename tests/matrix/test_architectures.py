@@ -50,7 +50,9 @@ def test_folded(name: str, scratch: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
 @pytest.mark.parametrize(("name", "targets"), [("vit", ("projection", "q_proj")), ("distilbert", ("word_embeddings", "q_lin"))])
-def test_low_rank_at_patches_and_embeddings(name: str, targets: tuple[str, ...], mode: str, frontends, scratch: Path, tmp_path: Path) -> None:
+def test_low_rank_at_patches_and_embeddings(
+    name: str, targets: tuple[str, ...], mode: str, frontends, scratch: Path, tmp_path: Path
+) -> None:
     """A convolution that cuts an image into patches, and a table of words, have slots for changes of low rank."""
     (tmp_path / "base").symlink_to(scratch / name / "base")
     if not (scratch / name / "base").exists():

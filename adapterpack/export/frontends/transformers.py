@@ -34,7 +34,7 @@ def _build(folder: Path, task: str) -> BaseGraph:
     chosen = task_named(task)
     model = _with_linear_layers(load_model(chosen, folder).eval())
     graphs = _graphs(chosen, model)
-    return BaseGraph(graphs.pop(MAIN), _scope, f"transformers {hf.__version__}", graphs)
+    return BaseGraph(graphs.pop(MAIN), _scope, f"transformers {hf.__version__}", before=graphs)
 
 
 def _scope(node: Any) -> str | None:
