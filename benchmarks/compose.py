@@ -1,16 +1,19 @@
-"""Composing two LoRA adapters to one of a given rank: adapterpack beside PEFT's add_weighted_adapter(combination_type="svd").
+"""Composing two LoRA adapters to one of a given rank: adapterpack beside PEFT's add_weighted_adapter.
 
-Both combine the same tensors to the best approximation of the same rank, in turns. Three ways to look at it:
+Both combine the same tensors to the best approximation of the same rank, in turns. Four ways to look at it:
 
 - ``call``: two function calls in one process, on adapters in memory. Ours also seals the result into a pack.
 - ``process``: ours is the command line from the start of the process to its end: interpreter, imports, reading and checking two folders,
   composing, hashing, writing and syncing a new one. Of PEFT only the call is counted, on a model that is loaded.
 - ``wide``: the command line on two adapters of all linear layers of a 7B model (4096 and 11008 wide), with its peak of memory. PEFT is
   timed at one site of 4096 x 4096, and every other site, wider or not, is counted as if it cost no more: the ratio is a lower bound.
+- ``ties``: as ``process``, of TIES on the dense changes (PEFT's ``ties_svd``), with weights of 1, where both have the same formula. The
+  errors are those from the whole dense result, beside the least that any adapter of that rank can have.
 
     python benchmarks/compose.py --size tiny
     python benchmarks/compose.py --mode process --size 135m --rank 16 --json
     python benchmarks/compose.py --mode wide --rank 64
+    python benchmarks/compose.py --mode ties --size 135m --rank 16 --repeat 1
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +117,11 @@ def command(arguments: list[str], scratch: Path) -> tuple[float, int]:
     return seconds, used.ru_maxrss * 1024
 
 
-def composing(scratch: Path, turn: int, rank: int) -> tuple[float, int]:
-    weights = [argument for weight in WEIGHTS for argument in ("--weight", str(weight))]
-    return command(["compose", str(scratch / "a"), str(scratch / "b"), "-o", str(scratch / f"out{turn}"), "--rank", str(rank), *weights],
-                   scratch)
+def composing(scratch: Path, turn: int, rank: int, *more: str, weights: Sequence[float] = WEIGHTS) -> tuple[float, int]:
+    """One run of the command line on the two adapters in ``scratch``."""
+    weighted = [argument for weight in weights for argument in ("--weight", str(weight))]
+    return command(["compose", str(scratch / "a"), str(scratch / "b"), "-o", str(scratch / f"out{turn}"), "--rank", str(rank), *weighted,
+                    *more], scratch)
 
 
 def error_of_truth(scratch: Path, rank: int, stride: int) -> float:
@@ -154,6 +159,61 @@ def measure_process(size: str, rank: int, repeat: int) -> dict[str, Any]:
         "benchmark": "compose", "mode": "process", "size": size, "rank": rank, "sites": len(list(composed.adapters())), "repeat": repeat,
         "threads": torch.get_num_threads(), "seconds": medians, "ratio": medians["peft"] / medians["adapterpack"],
         "largest_relative_difference": largest_difference(model, composed), "error_of_truncated_svd": error,
+    }
+
+
+DENSITY = 0.2
+
+
+def ties_of(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """TIES of two dense changes by its formula (arXiv 2306.01708), trimmed at each site, with weights of 1; float64."""
+    trimmed = []
+    for change in (one, two):
+        sizes = np.abs(change.astype(np.float32))
+        least = np.partition(sizes.ravel(), -round(DENSITY * change.size))[-round(DENSITY * change.size)]
+        trimmed.append(np.where(sizes >= least, change, 0))
+    both = np.stack(trimmed)
+    agree = np.sign(both) == np.sign(both.sum(axis=0))
+    merged: np.ndarray = (both * agree).sum(axis=0) / np.maximum(1, (agree & (both != 0)).sum(axis=0))
+    return merged
+
+
+def errors_of_ties(model: Any, scratch: Path, rank: int, stride: int) -> dict[str, float]:
+    """The mean relative Frobenius errors of ours and of PEFT's from the dense TIES, at every ``stride``-th site, and the least ones."""
+    parents = [list(adapterpack.load(scratch / name).adapters())[::stride] for name in ("a", "b")]
+    theirs = {name.removeprefix("base_model.model."): module for name, module in model.named_modules()
+              if isinstance(module, peft.tuners.lora.Linear)}
+    errors = []
+    for found, *terms in zip(list(adapterpack.load(scratch / "out0").adapters())[::stride], *parents, strict=True):
+        ours, *dense = [each.config.scale * each.params["lora_B"].astype(np.float64) @ each.params["lora_A"] for each in (found, *terms)]
+        truth = ties_of(*dense)
+        S = np.linalg.svd(truth, compute_uv=False)
+        peers = theirs[found.site.path].get_delta_weight("peft").detach().numpy().astype(np.float64)
+        errors.append([np.linalg.norm(ours - truth), np.linalg.norm(peers - truth), np.linalg.norm(S[rank:])] / np.linalg.norm(truth))
+    return dict(zip(("adapterpack", "peft", "least"), np.mean(errors, axis=0).tolist(), strict=True))
+
+
+def measure_ties(size: str, rank: int, repeat: int) -> dict[str, Any]:
+    """As :func:`measure_process`, of TIES."""
+    model = random_model(size, rank)
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        model.save_pretrained(folder, save_embedding_layers=False)
+        for turn in range(repeat + 1):
+            ours.append(composing(scratch, turn, rank, "--rule", "ties", "--param", f"density={DENSITY}", "--param", "scope=tensor",
+                                  weights=(1, 1))[0])
+            if turn:
+                model.delete_adapter("peft")
+            start = time.perf_counter()
+            model.add_weighted_adapter(["a", "b"], [1.0, 1.0], "peft", combination_type="ties_svd", svd_rank=rank, density=DENSITY)
+            theirs.append(time.perf_counter() - start)
+        errors = errors_of_ties(model, scratch, rank, 13)
+        sites = len(list(adapterpack.load(scratch / "out0").adapters()))
+    medians = {"adapterpack": statistics.median(ours[1:]), "peft": statistics.median(theirs[1:])}
+    return {
+        "benchmark": "compose", "mode": "ties", "size": size, "rank": rank, "sites": sites, "repeat": repeat,
+        "threads": torch.get_num_threads(), "seconds": medians, "ratio": medians["peft"] / medians["adapterpack"], "errors": errors,
     }
 
 
@@ -204,7 +264,7 @@ def measure_wide(rank: int, repeat: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mode", choices=("call", "process", "wide"), default="call")
+    parser.add_argument("--mode", choices=("call", "process", "ties", "wide"), default="call")
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=5)
@@ -213,7 +273,8 @@ def main() -> None:
     if arguments.mode == "wide":
         result = measure_wide(arguments.rank, arguments.repeat)
     else:
-        result = {"call": measure, "process": measure_process}[arguments.mode](arguments.size, arguments.rank, arguments.repeat)
+        modes = {"call": measure, "process": measure_process, "ties": measure_ties}
+        result = modes[arguments.mode](arguments.size, arguments.rank, arguments.repeat)
     if arguments.json:
         print(json.dumps(result))
         return
@@ -223,9 +284,10 @@ def main() -> None:
     print(f"  PEFT takes {result['ratio']:.1f} times as long")
     for name, said in {"largest_relative_difference": "the changes differ by {:.1e} at most",
                        "error_of_truncated_svd": "ours is within {:.1e} of the truncated SVD of the dense change",
+                       "errors": "relative errors: {adapterpack:.6f} ours, {peft:.6f} PEFT's, {least:.6f} the least there can be",
                        "peak_bytes": "ours holds {:.3g} bytes at most"}.items():
         if name in result:
-            print(f"  {said.format(result[name])}")
+            print(f"  {said.format(**result[name]) if isinstance(result[name], dict) else said.format(result[name])}")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ and beside a merge as it is by default, a ``cp`` followed by ``sync``.
 
     python benchmarks/merge.py --size 1.1b --built-dtype bfloat16 --double
     python benchmarks/merge.py --model models/SmolLM2-135M --json
+    python benchmarks/merge.py --size 135m --onnx
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,8 @@ SIZES = {
              "num_key_value_heads": 4},
 }
 SHARD = 800 << 20
+_ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+"""As an installed package runs: compiled once, not at every start."""
 LINEAR = ("_proj.weight", ".query.weight", ".key.weight", ".value.weight", ".dense.weight")
 
 
@@ -110,11 +114,80 @@ def build_pack(base: Path, folder: Path, rank: int, most: int | None = None) -> 
     return len(adapters)
 
 
+def build_graph(base: Path, folder: Path) -> int:
+    """An ONNX file with a MatMul for every linear layer of ``base`` and a Gather for its embedding, as exporters write them: weights
+    transposed, in a file of external data, one after the other. Returns the bytes of that file."""
+    from onnx import TensorProto, helper  # noqa: TID251 - the protobuf itself, so that the weights are never held
+
+    from adapterpack.pack.checkpoint import Checkpoint
+
+    folder.mkdir()
+    checkpoint, initializers, nodes, widths, outputs = Checkpoint(base), [], [], set(), []
+    with (folder / "model.onnx.data").open("wb") as data:
+        for name, info in checkpoint.tensors.items():
+            if len(info.shape) != 2:
+                continue
+            table = name.endswith("embed_tokens.weight")
+            value = checkpoint.read(name) if table else checkpoint.read(name).T
+            tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=value.shape, data_location=TensorProto.EXTERNAL)
+            for key, entry in (("location", "model.onnx.data"), ("offset", data.tell()), ("length", value.nbytes)):
+                tensor.external_data.add(key=key, value=str(entry))
+            data.write(np.ascontiguousarray(value).data)
+            initializers.append(tensor)
+            if table:
+                nodes.append(helper.make_node("Gather", [name, "ids"], [f"{name}/y"]))
+            else:
+                nodes.append(helper.make_node("MatMul", [f"x{len(value)}", name], [f"{name}/y"]))
+                widths.add(len(value))
+            outputs.append(helper.make_tensor_value_info(f"{name}/y", TensorProto.FLOAT, ["n", value.shape[1]]))
+        size = data.tell()
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
+              *(helper.make_tensor_value_info(f"x{width}", TensorProto.FLOAT, ["n", width]) for width in sorted(widths))]
+    model = helper.make_model(helper.make_graph(nodes, "llama", inputs, outputs, initializers), ir_version=10,
+                              opset_imports=[helper.make_opsetid("", 20)])
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return size
+
+
+def graph_compared(base: Path, merged: Path, before: Path, after: Path) -> dict[str, int]:
+    """Bytes of the folded graph's data that differ from the merged checkpoint, in weights that changed and in those that did not."""
+    import onnx
+
+    from adapterpack.pack.checkpoint import Checkpoint
+
+    old, new = Checkpoint(base), Checkpoint(merged)
+    changed = untouched = 0
+    data = np.memmap(after / "model.onnx.data", np.uint8, "r")
+    for tensor in onnx.load(str(after / "model.onnx"), load_external_data=False).graph.initializer:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        value = new.read(tensor.name)
+        expected = np.ascontiguousarray(value if tensor.name.endswith("embed_tokens.weight") else value.T).view(np.uint8).reshape(-1)
+        wrong = int(np.count_nonzero(data[int(where["offset"]) :][: int(where["length"])] != expected))
+        touched = not np.array_equal(value, old.read(tensor.name))
+        changed, untouched = changed + wrong * touched, untouched + wrong * (not touched)
+    same = (before / "model.onnx").read_bytes() == (after / "model.onnx").read_bytes()
+    return {"changed_unlike_checkpoint": changed, "untouched_unlike_base": untouched + (not same)}
+
+
+def measure_graph(base: Path, work: Path, name: str, rank: int, most: int | None = None) -> dict[str, Any]:
+    """One fold into a graph of ``base``: time, memory of its own, and whether the bytes are right."""
+    pack, graph, out = work / f"{name}-pack", work / f"{name}-graph", work / f"{name}-folded"
+    sites, size = build_pack(base, pack, rank, most), build_graph(base, graph)
+    command = [sys.executable, "-m", "adapterpack", "merge", str(graph / "model.onnx"), str(pack), "--base", str(base), "-o", str(out)]
+    figures = once(command)
+    merged = work / f"{name}-merged"
+    once(command_of("adapterpack", base, pack, merged, None))
+    found = {"bytes": size, "sites": sites, **figures, **graph_compared(base, merged, graph, out)}
+    for folder in (graph, out, merged):
+        shutil.rmtree(folder)
+    return found
+
+
 def once(command: list[str]) -> dict[str, float]:
     """One run in a fresh process, from its start to its exit; the peak of its own (anonymous) memory is sampled every few milliseconds."""
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as said:
-        child = subprocess.Popen(command, stdout=said, stderr=said)
+        child = subprocess.Popen(command, stdout=said, stderr=said, env=_ENVIRONMENT)
         peak = 0
         while child.poll() is None:
             try:
@@ -149,6 +222,7 @@ def compared(base: Path, pack: Path, ours: Path, peer: Path) -> dict[str, int]:
     """Bytes that differ from the formula (float32, the whole matrix at once, rounded once) and from PEFT's output."""
     from adapterpack import load
     from adapterpack.pack.checkpoint import Checkpoint
+    from adapterpack.threads import one_thread_each
 
     a, b, c = Checkpoint(ours), Checkpoint(peer), Checkpoint(base)
     deltas = {adapter.weight: adapter for adapter in load(pack).adapters()}
@@ -156,7 +230,8 @@ def compared(base: Path, pack: Path, ours: Path, peer: Path) -> dict[str, int]:
     for name in a.tensors:
         mine, expected = a.read(name), c.read(name)
         if (adapter := deltas.get(name)) is not None:
-            change = np.float32(adapter.config.scale) * adapter.params["lora_B"] @ adapter.params["lora_A"]
+            with one_thread_each():  # with several, OpenBLAS rounds a few products in a million otherwise
+                change = np.float32(adapter.config.scale) * adapter.params["lora_B"] @ adapter.params["lora_A"]
             expected = (expected.astype(np.float32) + change).astype(mine.dtype)
         formula += int(np.count_nonzero(mine.view(np.uint8) != expected.view(np.uint8)))
         if a.tensors[name].dtype == b.tensors[name].dtype:
@@ -227,6 +302,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where to build and write; by default the system's folder for temporary files")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--double", action="store_true", help="merge as large an adapter into twice as many layers, for the memory")
+    parser.add_argument("--onnx", action="store_true", help="fold into an ONNX graph instead, and into one twice as large, for the memory")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -236,6 +312,12 @@ def main() -> None:
         base, work = args.model or Path(folder) / f"llama-{args.size}", Path(folder)
         if args.model is None:
             build_base(base, args.size, args.built_dtype)
+        if args.onnx:
+            build_base(work / "double", args.size, "float32", 2 * SIZES[args.size]["num_hidden_layers"])
+            one = measure_graph(base, work, "one", args.rank)
+            result = {"benchmark": "merge-onnx", "one": one, "double": measure_graph(work / "double", work, "two", args.rank, one["sites"])}
+            print(json.dumps(result, indent=2))
+            return
         result = measure(base, work, args.runs, args.rank, args.dtype, args.quick)
         if args.double:
             shutil.rmtree(work / "peft")

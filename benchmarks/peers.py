@@ -51,6 +51,19 @@ Side = tuple[Any, Callable[[Batch], Batch]]
 """A model, and what its batches have beside those of the task."""
 
 
+class MeanClassifier(transformers.BertForSequenceClassification):  # type: ignore[misc]
+    """A classifier of the mean over the tokens' last states."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, labels: Any = None, **others: Any
+                ) -> Any:
+        """Logits ``[batch, labels]`` and the loss; virtual tokens, which have no ids, count as tokens."""
+        states = self.bert(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **others).last_hidden_state
+        mask = torch.ones(states.shape[:2]) if attention_mask is None else attention_mask[:, -states.shape[1] :]
+        logits = self.classifier((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        return transformers.modeling_outputs.SequenceClassifierOutput(loss=loss, logits=logits)
+
+
 class Task:
     """The support tickets of the examples (6 classes) on MiniLM: the encoded rows and the base.
 
@@ -60,6 +73,7 @@ class Task:
     def __init__(self, layers: int | None = None, tokens: int = 64) -> None:
         self.base = fetch(MINILM)
         tokenizer = transformers.AutoTokenizer.from_pretrained(self.base)
+        self.cut = layers is not None
         if layers is not None:
             self._scratch = tempfile.TemporaryDirectory()
             transformers.AutoModel.from_pretrained(self.base, num_hidden_layers=layers).save_pretrained(self._scratch.name)
@@ -70,7 +84,10 @@ class Task:
         self.collate = data.Collator(tokenizer.pad_token_id)
 
     def model(self) -> Any:
-        return load_model(task_named("text-classification"), self.base, self.labels)
+        """A classifier; of a cut model one of the mean over the tokens, as the model is meant to be used: its head learns at once."""
+        if not self.cut:
+            return load_model(task_named("text-classification"), self.base, self.labels)
+        return MeanClassifier.from_pretrained(self.base, num_labels=len(self.labels))
 
     def batches(self, seed: int, size: int) -> Iterable[Batch]:
         order = np.random.default_rng(seed).permutation(len(self.train))

@@ -37,7 +37,7 @@ from adapterpack.train.trainer import AdapterTrainer
 Make = Callable[..., Any]
 IN, OUT = 11, 7
 FOLDING = [text for kind in NODES.values() if not kind.routes for text in kind.examples]
-ROUTING = [text for name in ("arrow", "gate") for text in NODES[name].examples]
+ROUTING = [text for name in ("arrow", "gate", "fuse") for text in NODES[name].examples]
 MIXED = ["stack(a, i, o)", "parallel(stack(i, a), o)", "sum(0.5*i, -0.25*stack(o, d), b)"]
 """Trees over members that are not additive: IA3 ``i``, OFT ``o`` and DoRA ``d``."""
 
@@ -78,8 +78,8 @@ def delta(pack: Pack) -> np.ndarray:
 class Formula:
     """The nodes, written out with dense matrices in float64: the change of one layer at each token, from a tree's JSON."""
 
-    def __init__(self, known: dict[str, Pack], weight: np.ndarray, bias: np.ndarray, keys: Any = None) -> None:
-        self.known, self.weight, self.bias, self.gates = known, weight, bias, keys
+    def __init__(self, known: dict[str, Pack], weight: np.ndarray, bias: np.ndarray, own: Any = None) -> None:
+        self.known, self.weight, self.bias, self.own = known, weight, bias, own
 
     def layer(self, tree: dict[str, Any], base: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         if "member" in tree:
@@ -94,6 +94,10 @@ class Formula:
             weights = [1 / len(below)] * len(below) if tree["kind"] == "parallel" else tree["weights"] or [1.0] * len(below)
             return lambda x: base(x) + sum(w * (f(x) - base(x)) for w, f in zip(weights, below, strict=True))
         changes = [self.dense(child) for child in tree["of"]]
+        if tree["kind"] == "fuse":
+            Q, K = (next(value for key, value in self.own.items() if key.endswith(end)) for end in ("/query", "/key"))
+            answers = lambda x: np.stack([((x @ Q.T) * (x @ change.T @ K.T)).sum(axis=-1) for change in changes], axis=-1)  # noqa: E731
+            return lambda x: base(x) + self.mixed(answers(x), changes, x, tree["top_k"])
         if tree["kind"] == "arrow":
             vectors = np.stack([np.linalg.svd(change)[2][0] for change in changes])
             scores = lambda x: np.abs(x @ vectors.T) / tree["temperature"]  # noqa: E731
@@ -149,7 +153,10 @@ def test_a_tree_is_its_formula(text: str, layer: Any) -> None:
     weight, bias, x = layer
     known = members()
     pack = tree_pack(text, known)
-    wanted = Formula(known, weight, bias).layer(dict(pack.manifest.composition.tree), lambda value: value @ weight.T + bias)(x)
+    if "fuse" in text:  # attention that does something
+        pack = _trained_gates(pack)
+    formula = Formula(known, weight, bias, next(iter(pack.adapters())).params)
+    wanted = formula.layer(dict(pack.manifest.composition.tree), lambda value: value @ weight.T + bias)(x)
     found = evaluated(pack, weight, bias, x)
     assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
     assert np.abs(found - (x @ weight.T + bias)).max() > 1e-2 * np.abs(wanted).max()
@@ -324,6 +331,7 @@ TREES = {
     "arrow": ("sum(0.4*a, 0.8*arrow(a, b, c, top_k=2))", "abc"),
     "minus": ("arrow(sum(a, -0.5*c), b, top_k=1, temperature=2)", "abc"),
     "gate": ("stack(gate(b, c), arrow(a, c, top_k=1))", "abc"),
+    "fuse": ("sum(0.6*a, fuse(a, sum(b, -0.5*c), c, size=6, top_k=2))", "abc"),
 }
 
 
@@ -346,7 +354,7 @@ def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Mak
     parts, base = parts_of_base(kind), base_of(kind)
     packs = [parts["b"], *(compose([parts[name] for name in names], tree=text, name=label) for label, (text, names) in TREES.items())]
     if kind == "llama":  # gates that do something
-        packs[-1] = _trained_gates(packs[-1])
+        packs[-2:] = map(_trained_gates, packs[-2:])
     batch = batch_of(kind, BATCHES["ragged"])
     key = "logits" if kind == "llama" else "last_hidden_state"
     wanted: dict[str | None, np.ndarray] = {}
@@ -361,7 +369,7 @@ def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Mak
         session = Session(export(base, packs, tmp_path / mode, mode=mode, task=TASK[kind]) and tmp_path / mode, "cpu")
         for name, right in wanted.items():
             assert_close(session.run(batch, name)[key], right, batch["attention_mask"], 5e-5)
-    rows: tuple[str | None, ...] = ("arrow", None, "minus")
+    rows: tuple[str | None, ...] = ("arrow", None, "fuse")
     found = Session(tmp_path / "bank", "cpu").run(batch, list(rows))[key]
     assert_close(found, np.stack([wanted[name][row] for row, name in enumerate(rows)]), batch["attention_mask"], 5e-5)
     for pack in packs[1:]:
@@ -370,7 +378,7 @@ def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Mak
             merged = load_model(task_named(TASK[kind]), tmp_path / f"merged-{pack.name}").double().eval()
             assert_close(outputs(merged, batch), wanted[pack.name], batch["attention_mask"])
         else:
-            with pytest.raises(Unsupported, match=r"the node '(arrow|gate)' cannot be folded"):
+            with pytest.raises(Unsupported, match=r"the node '(arrow|gate|fuse)' cannot be folded"):
                 merge(base, [pack], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -380,7 +388,7 @@ def _trained_gates(pack: Pack) -> Pack:
     adapters = {}
     for adapter in pack.adapters():
         own = {key: rng.standard_normal(value.shape).astype(np.float32) for key, value in adapter.params.items()
-               if key.endswith(("/weight", "/bias"))}
+               if key.endswith(("/weight", "/bias", "/query", "/key"))}
         adapters[adapter.site] = adapter.config, {**adapter.params, **own}
     return build(pack.name, pack.method, adapters, task=pack.manifest.task, base=pack.manifest.base, lineage=pack.manifest.lineage)
 

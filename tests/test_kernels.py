@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from adapterpack import adapt
-from adapterpack.methods import AttachForm, Chain, Dense, Diagonal, LoRA, Repeat, Scaled, Sparse, Sums, evaluate
+from adapterpack.methods import AttachForm, Chain, Dense, Diagonal, LoRA, Pairs, Repeat, Scaled, Sparse, Sums, evaluate
+from adapterpack.methods.base import fold_form
 from adapterpack.train import kernels
 from adapterpack.train.kernels import Frozen, belongs_within, fused
 
@@ -76,12 +77,37 @@ def test_the_fast_ways_have_the_right_values_and_derivatives(name: str, apart: b
             monkeypatch.undo()
 
 
+@pytest.mark.parametrize(("half", "inputs", "shift"), [(0, 7, True), (1, 3, False), (2, 7, False), (4, 2, True)])
+def test_what_comes_after_a_layer_is_one_step_with_it(half: int, inputs: int, shift: bool) -> None:
+    """A scale (``half`` 0) or pairs turned, against the folded weight to 1e-12 and finite differences of first and second order; of more
+    rows than inputs and of fewer, where the gradient of x goes another way."""
+    torch.manual_seed(0)
+
+    def form(own: torch.Tensor, other: torch.Tensor) -> AttachForm:
+        after = AttachForm(post=Pairs(own, other, half, 8)) if half else AttachForm(scale=own + 0 * other)
+        return after._replace(shift=own if shift else None)
+
+    for shape, bias in (((2, 2, inputs), None), ((5, inputs), numbers(8, wanted=False)), ((1, inputs), None)):
+        layer, leaves = Frozen(numbers(8, inputs, wanted=False), bias), (numbers(*shape), numbers(8), numbers(8))
+
+        def f(x: torch.Tensor, *rest: torch.Tensor, layer: Frozen = layer) -> torch.Tensor:
+            y = fused(form(*rest), layer, x)
+            assert y is not None
+            return y
+
+        weight, moved = fold_form(form(*leaves[1:]), layer.weight, layer.bias, slice(0, 8))
+        torch.testing.assert_close(f(*leaves), functional.linear(leaves[0], weight, moved), atol=1e-12, rtol=1e-12)
+        assert torch.autograd.gradcheck(f, leaves)
+        assert torch.autograd.gradgradcheck(f, leaves)
+
+
 def test_other_forms_are_evaluated() -> None:
-    """What changes the input, mixes outputs, is none of the known maps, or is a scale alone, has no fast way."""
+    """What changes the input, mixes outputs, is none of the known maps, or is one number, has no fast way."""
     layer, x = Frozen(torch.randn(4, 3), None), torch.randn(5, 3)
     A, B = Dense(torch.randn(2, 3)), Dense(torch.randn(4, 2))
     for form in (AttachForm(pre=Dense(torch.eye(3)), down=A, up=B), AttachForm(down=A, up=B, post=Diagonal(torch.ones(4))),
-                 AttachForm(down=A, up=Chain(Diagonal(torch.ones(2)), B)), AttachForm(scale=torch.ones(4)), AttachForm()):
+                 AttachForm(down=A, up=Chain(Diagonal(torch.ones(2)), B)), AttachForm(post=Diagonal(torch.ones(4))),
+                     AttachForm(scale=torch.ones(1)), AttachForm()):
         assert fused(form, layer, x) is None
 
 

@@ -17,7 +17,8 @@ from adapterpack.errors import NothingToDo, UnknownName
 from adapterpack.methods import LoRA, Site, fold, get
 from adapterpack.pack import manifest as m
 from adapterpack.pack import strict_json
-from adapterpack.pack.pack import Pack, build, entry_of, sealed
+from adapterpack.pack.entries import entry_of
+from adapterpack.pack.pack import Pack, build, sealed
 from adapterpack.pack.validate import load, validate
 from adapterpack.quantize.packs import int8_rows, quantize_pack, schemes
 

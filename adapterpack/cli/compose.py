@@ -9,14 +9,12 @@ from typing import Any
 
 import click
 
-import adapterpack
-
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
 from ..report.values import size
+from .composing import measured, say, tell_plan, write
 from .options import pack_at, pairs, shared, weight_option
-from .output import emit, line, one_line, shown, table
-from .progress import steps
+from .output import emit, line, shown
 from .score import scored_by
 
 _MAX_FILE = 1 << 18
@@ -66,23 +64,25 @@ def command(
       adapterpack compose packs/a packs/b --recipe both.json -o packs/again
       adapterpack compose packs/a packs/b packs/c --tree "arrow(a, b, c, top_k=2)" -o packs/routed
     """
+    from ..compose.compose import compose  # noqa: PLC0415 - the help must not pay for it
+
     loaded = [pack_at(pack) for pack in packs]
     options = {"rule": rule, "weights": weights or None, "params": params or None, **asked,
                "base": None if base is None else folder_of(base)}
     if planned:
-        _tell_plan(loaded, options, tree, as_json)
+        tell_plan(loaded, options, tree, as_json)
         return
     if out is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
     if data:
-        statistics = _measured(loaded, rule, data, statistics, base, out)
+        statistics = measured(loaded, rule, data, statistics, base, out)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
-        made = adapterpack.compose(loaded, **options, out=out, statistics=statistics or None, tree=None if tree is None else _tree(tree),
-                                   score=None if score is None else scored_by(score, _say), recipe=recipe)
+        made = compose(loaded, **options, out=out, statistics=statistics or None, tree=None if tree is None else _tree(tree),
+                       score=None if score is None else scored_by(score, say), recipe=recipe)
     for text in dict.fromkeys(str(each.message) for each in said):
-        _say(f"warning: {text}")
-    _write(made, packs, write_recipe, to_mergekit)
+        say(f"warning: {text}")
+    write(made, packs, write_recipe, to_mergekit)
     from ..pack.inspect import described  # noqa: PLC0415 - the help must not pay for it
 
     found = described(made, out)
@@ -103,66 +103,6 @@ def command(
     if left_out := lineage["params"].get("left_out"):
         line(f"{len(left_out)} sites got no rank under the budget and are left out: {', '.join(left_out[:5])}"
              + (" ..." if len(left_out) > 5 else ""))
-
-
-def _say(text: str) -> None:
-    click.echo(one_line(text), err=True)
-
-
-def _tell_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_json: bool) -> None:
-    from ..compose.plan import plan  # noqa: PLC0415 - the help must not pay for it
-
-    if tree is not None:
-        raise click.UsageError("A tree combines nothing before it runs, so there is no plan for it.")
-    found = plan(packs, **options)
-    if as_json:
-        emit({"command": "compose", "plan": found.to_json()})
-        return
-    table(["sites", "shape", "ranks", "path", "exact", "to rank", "flops", "holds"],
-          [[f"{group.sites} such as {group.example}", " x ".join(map(str, group.shape)), " ".join(map(str, group.ranks)), group.path,
-            group.exact, group.rank, f"{group.flops:.2g}", size(group.bytes)] for group in found.groups])
-    for text in dict.fromkeys(f"{group.path}: {group.why}" for group in found.groups):
-        line(text)
-    for text in dict.fromkeys(note for group in found.groups for note in group.notes):
-        line(text)
-    if found.whole["modules"]:
-        line(f"modules trained whole ({', '.join(found.whole['modules'])}): {found.whole['policy']}")
-    line(f"rule {found.rule}, class {found.needs}: {'exact' if found.exact else 'not exact'}, {found.flops:.2g} operations on "
-         f"{found.threads} threads, at most {size(found.memory_bound)} of memory beside the packs")
-
-
-def _measured(
-    packs: list[Any], rule: str, data: tuple[str, ...], statistics: tuple[str, ...], base: str | None, out: str
-) -> tuple[str, ...]:
-    """The statistics of every pack on its own data, beside the output."""
-    from ..compose.rules import get  # noqa: PLC0415 - the help must not pay for it
-
-    kind = get(rule).statistics
-    if statistics or base is None or len(data) != len(packs) or not kind:
-        raise ConfigError("packs are measured on one data file each, for a rule that looks at data", where="--data",
-                          expected="--base, one file a pack, no --statistics, and the rule regmean or fisher",
-                          found=f"{len(data)} files, {len(packs)} packs, rule {rule}", remedy="see adapterpack measure --help")
-    files = tuple(f"{out}.{pack.name}.{kind}" for pack in packs)
-    with steps() as step:
-        for pack, source, file in zip(packs, data, files, strict=True):
-            step(f"measure {pack.name} on {source}")
-            adapterpack.measure(folder_of(base), pack, source, kind=kind, out=file)
-    return files
-
-
-def _write(made: Any, packs: tuple[str, ...], recipe: str | None, mergekit: str | None) -> None:
-    """The files that say how the pack was made."""
-    if recipe is None and mergekit is None:
-        return
-    from ..compose.mergekit import write  # noqa: PLC0415 - the help must not pay for it
-    from ..compose.recipe import recipe_of  # noqa: PLC0415
-
-    found = recipe_of(made)
-    if recipe is not None:
-        found.write(recipe)
-    if mergekit is not None:
-        by_digest = {pack_at(each).id: each.rpartition("=")[2] for each in packs}
-        write(found, made.manifest.base.name or "BASE", [by_digest[parent.digest] for parent in found.parents], mergekit)
 
 
 def _tree(text: str) -> Any:

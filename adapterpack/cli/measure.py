@@ -31,8 +31,7 @@ def command(*, base: str, pack: str, source: str, kind: str, rows: int, max_leng
     \b
     Example:
       adapterpack measure MiniLM packs/a --data a.jsonl -o a.moments
-      adapterpack measure MiniLM packs/b --data b.jsonl -o b.moments
-      adapterpack compose packs/a packs/b --rule regmean --statistics a.moments --statistics b.moments -o packs/both
+      adapterpack measure MiniLM packs/b --data b.jsonl --kind fisher -o b.fisher
     """
     with steps() as step:
         step("load the base and the adapter")

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ def scored_by(executable: str, told: Callable[[str], None]) -> Callable[[Any], f
         raise ConfigError("this is no executable file", where="--score", found=executable,
                           remedy="give the path of a program that takes a pack's folder and prints a number; more is better")
     count = 0
+    import subprocess  # noqa: PLC0415 - few compositions are scored
 
     def score(pack: Any) -> float:
         nonlocal count

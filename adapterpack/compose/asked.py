@@ -7,11 +7,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, NothingToDo, Unsupported
-from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Pack
+
+if TYPE_CHECKING:
+    from ..pack.checkpoint import Checkpoint
 
 MAX_PARENTS = 64
 """As many parents as a manifest can name."""
@@ -63,6 +65,8 @@ def opened_base(base: str | os.PathLike[str] | None, packs: Sequence[Pack]) -> C
     """
     if base is None:
         return None
+    from ..pack.checkpoint import Checkpoint  # noqa: PLC0415 - most compositions do without the base
+
     checkpoint = Checkpoint(base)
     for pack in packs:
         pack.require_base(checkpoint, content=False)

@@ -52,7 +52,7 @@ def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: int = 100, rate:
 
 def _descended(over: Overlaps, lam: float, steps: int, rate: float) -> np.ndarray:
     """``[T, n]``: the columns' numbers."""
-    m = np.ones((len(over.A), over.A[0].shape[1]))
+    m: np.ndarray = np.ones((len(over.A), over.A[0].shape[1]))
     first, second = np.zeros_like(m), np.zeros_like(m)
     for step in range(1, steps + 1):
         slope = _slope(over, m, lam)
@@ -73,4 +73,4 @@ def _slope(over: Overlaps, m: np.ndarray, lam: float) -> np.ndarray:
             inner = sum(over.P[j][k] @ C[k] for k in range(T)) @ over.P[i][i]
             slope[j] += 2 / over.sizes[i] * np.einsum("rk,rk->k", over.A[j], inner @ over.A[i])
     sizes, signs = np.abs(m), np.sign(m)
-    return slope + lam / m.shape[1] * signs * (sizes.sum(axis=0) - sizes)
+    return np.asarray(slope + lam / m.shape[1] * signs * (sizes.sum(axis=0) - sizes))

@@ -95,7 +95,7 @@ def compose(
     if recipe is not None:
         from .recipe import repeated  # noqa: PLC0415 - most compositions are none
 
-        others = (weights, params, rank, energy, budget, tree, score)
+        others: tuple[Any, ...] = (weights, params, rank, energy, budget, tree, score)
         if (rule, whole, seed) != ("linear", "average", 0) or any(other is not None for other in others):
             raise ConfigError("a recipe says itself how the packs are combined", where="recipe", expected="the packs, and where they go",
                               remedy="leave the other options out, or the recipe")

@@ -86,7 +86,15 @@ class Merged:
 
 def dense(terms: Sequence[Term]) -> View:
     """The coordinates of the weight."""
-    return View(tuple(terms), terms[0].change.shape, lambda rows: np.stack([term.change.rows(rows) for term in terms]))
+    dtype, columns = np.result_type(*(part.dtype for term in terms for part in (term.A, term.B))), terms[0].change.shape[1]
+
+    def take(rows: slice) -> np.ndarray:
+        values = np.empty((len(terms), rows.stop - rows.start, columns), dtype)
+        for value, term in zip(values, terms, strict=True):
+            np.matmul(term.B[rows], term.A, out=value)
+        return values
+
+    return View(tuple(terms), terms[0].change.shape, take)
 
 
 def knots(terms: Sequence[Term]) -> View:

@@ -12,7 +12,7 @@ from .cut import Cut, energy_of
 from .finder import Found, Held, Rows, largest
 from .rule import Combined
 from .space import Factors, zero
-from .spectra import Loss, Spectrum, over_stacks, spectra
+from .spectra import Loss, recompressed, spectra
 
 T = TypeVar("T")
 
@@ -27,9 +27,7 @@ def finished(combined: Sequence[Combined], cut: Cut, reduce: bool) -> list[tuple
         found[index] = made
     narrow = [index for index, change in enumerate(combined) if isinstance(change, Factors)]
     if narrow and (cut.asked or reduce):
-        reduced = over_stacks([found[index][0] for index in narrow], lambda stack: [_cut(each, cut) for each in stack],
-                             most=cut.rank)
-        for index, made in zip(narrow, reduced, strict=True):
+        for index, made in zip(narrow, recompressed([found[index][0] for index in narrow], cut), strict=True):
             found[index] = made
     return found
 
@@ -57,8 +55,12 @@ def _of_dense(combined: Sequence[Combined], work: Callable[[int, Rows], T]) -> l
 def _held(change: Rows) -> Rows:
     """A dense change in memory, if it is of a bearable size: else every pass of the range finder would make it anew."""
     m, n = change.shape
-    return Held(np.concatenate([block for _, block in change.blocks()], axis=0)) if 0 < m * n <= HOLD else change
-
-
-def _cut(found: Spectrum, cut: Cut) -> tuple[Factors, Loss]:
-    return found.cut(cut.kept(found.S))
+    if not 0 < m * n <= HOLD:
+        return change
+    whole: np.ndarray | None = None
+    for rows, block in change.blocks():
+        if whole is None:
+            whole = np.empty((m, n), block.dtype)
+        whole[rows] = block
+    assert whole is not None
+    return Held(whole)

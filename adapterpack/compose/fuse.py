@@ -25,15 +25,24 @@ def elected(values: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndar
     Where the votes are even nothing is elected. ``normalize`` divides by the sum of the ``|w_t|`` that were added: a mean that is never
     larger than its largest part.
     """
-    parts = weighted(weights, values)
-    votes = parts.sum(axis=0)
-    sign = np.where(np.abs(votes) > _TIE * np.abs(parts).sum(axis=0), np.sign(votes), 0)
-    agree = np.sign(parts) == sign
-    merged: np.ndarray = np.where(agree, parts, 0).sum(axis=0)
+    shape, dtype = values.shape[1:], values.dtype
+    up, down, scratch = np.zeros(shape, dtype), np.zeros(shape, dtype), np.empty(shape, dtype)
+    voters = {size: np.zeros((2, *shape), np.uint8) for size in np.unique(np.abs(weights)).tolist()} if normalize else {}
+    for weight, value in zip(weights.tolist(), values, strict=True):
+        part = np.multiply(value, dtype.type(weight))
+        up += np.maximum(part, 0, out=scratch)
+        down -= np.minimum(part, 0, out=scratch)
+        if normalize:
+            voters[abs(weight)][0] += part > 0
+            voters[abs(weight)][1] += part < 0
+    lead = np.subtract(up, down, out=scratch)
+    won = lead > 0
+    merged = np.where(won, up, -down)
     if normalize:
-        counted = weighted(np.abs(weights), agree.astype(values.dtype)).sum(axis=0)
-        merged = np.divide(merged, counted, out=np.zeros_like(merged), where=sign != 0)
-    return np.where(sign != 0, merged, 0)
+        counted = sum(dtype.type(size) * np.where(won, *count) for size, count in voters.items())
+        merged /= np.maximum(counted, np.finfo(dtype).tiny)  # where nobody voted, merged is 0
+    decided = np.abs(lead, out=lead) > _TIE * (up + down)
+    return np.multiply(merged, decided, out=merged)
 
 
 def magnitude_level(blocks: Blocks, *, density: float, **_: Any) -> np.ndarray:

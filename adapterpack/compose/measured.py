@@ -47,7 +47,7 @@ def regmean(terms: Sequence[Term], *, alpha: float = 0.9, ridge: float = 1e-6) -
 
 def _regular(moment: np.ndarray, alpha: float, ridge: float) -> np.ndarray:
     """The moments in float64, symmetric, less correlated and never singular."""
-    G = (moment.astype(np.float64) + moment.T) / 2
+    G: np.ndarray = (moment.astype(np.float64) + moment.T) / 2
     diagonal = np.diag(G).copy()
     G *= alpha
     np.fill_diagonal(G, diagonal + ridge * diagonal.mean())

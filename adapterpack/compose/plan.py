@@ -138,10 +138,10 @@ def plan(
     for pack in present:
         for adapter in pack.adapters():
             found.setdefault(adapter.site.path, []).append((adapter, *_rank(adapter, request)))
-    grouped: dict[tuple[Any, ...], list[str]] = {}
+    grouped: dict[tuple[int, int, tuple[int, ...], bool], list[str]] = {}
     for path, parts in found.items():
         site = parts[0][0].site
-        key = (site.out_features, site.in_features, tuple(part[1] for part in parts), all(part[2] for part in parts))
+        key = (site.out_features or 0, site.in_features or 0, tuple(part[1] for part in parts), all(part[2] for part in parts))
         grouped.setdefault(key, []).append(path)
     groups = tuple(_group(chosen, request, paths, *key, base is not None) for key, paths in grouped.items())
     modules = sorted({group.path for pack in parents for group in pack.manifest.groups if group.role == "full"})

@@ -11,19 +11,21 @@ What decides is the form that the method attaches (:class:`~adapterpack.methods.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import Unsupported
 from ..methods import AttachForm, Kronecker, Method, Params, Site, complete, fold, is_stacked, to_matrix
 from ..methods.base import require_widths
-from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Adapter
 from .cut import Cut
 from .finder import Held, largest
 from .space import Factors
 from .spectra import Loss
+
+if TYPE_CHECKING:
+    from ..pack.checkpoint import Checkpoint
 
 BESIDE = "merge this pack into the base, or serve the packs side by side in a bank bundle"
 

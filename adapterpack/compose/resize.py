@@ -133,7 +133,7 @@ def _ranks(parent: Pack, places: Sequence[Place], found: Sequence[Spectrum], cut
     """What every site keeps; without a budget at least 1, since a pack should change the sites that it changed."""
     if budget is None:
         return [max(1, cut.kept(each.S, energy_of(each.S) + place.loss.tail)) for place, each in zip(places, found, strict=True)]
-    costs = [sum(place.terms[0].change.shape) for place in places]
+    costs = [sum(place.shape) for place in places]
     now = sum(value.size for place in places for value in parent.params(place.site.path).values())
     numbers = int(budget * now) if budget < 1 else int(budget)
     ranks = shared_out([each.S for each in found], costs, numbers, cut.rank)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import Unsupported
 from ..methods import Site
 from ..methods.lora import lora
-from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Adapter, Pack
+from ..pack.streamed import Unread
 from ..threads import one_thread_each
 from .agree import SIDE_BY_SIDE
 from .cut import Cut
@@ -21,18 +22,45 @@ from .space import Term, zero
 from .spectra import Loss
 from .statistics import Statistics
 
+if TYPE_CHECKING:
+    from ..pack.checkpoint import Checkpoint
+
 
 class Place(NamedTuple):
     """One site of the union: the site, the base tensor behind it, and the terms in the order of the packs.
 
-    ``loss`` is what the factors of the terms leave out of the changes that have no low rank, weighted and added up; nothing where all are
-    exact.
+    ``ranks`` are the terms' ranks. ``loss`` is what the factors of the terms leave out of the changes that have no low rank, weighted and
+    added up; nothing where all are exact. The terms of packs that are too large to hold are read each time that they are looked at.
     """
 
     site: Site
     weight: str | None
-    terms: tuple[Term, ...]
+    terms: Sequence[Term]
+    ranks: tuple[int, ...]
     loss: Loss = Loss(0.0, 0.0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``, the shape of the changes."""
+        return self.site.out_features, self.site.in_features
+
+    @property
+    def numbers(self) -> int:
+        """The numbers of all factors together."""
+        return sum(self.ranks) * sum(self.shape)
+
+
+class _Terms(Sequence[Term]):
+    """Terms that are made when they are looked at."""
+
+    def __init__(self, makers: Sequence[Callable[[], Term]]) -> None:
+        self._makers = makers
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._makers[index]() if isinstance(index, int) else [make() for make in self._makers[index]]
 
 
 def gather(
@@ -51,7 +79,7 @@ def gather(
     for index, pack in enumerate(packs):
         for adapter in pack.adapters():
             found.setdefault(adapter.site.path, [None] * len(packs))[index] = adapter
-    known = statistics or [None] * len(packs)
+    known: Sequence[Statistics | None] = statistics or [None] * len(packs)
     with one_thread_each():
         return [_place(packs, adapters, weights, base, cut, [None if one is None else one.at(path) for one in known])
                 for path, adapters in found.items()]
@@ -70,17 +98,30 @@ def _place(
         if _shape(adapter.site) != _shape(site):
             raise Unsupported("two packs describe a site differently", where=f"{site.path} in '{first.name}' and '{pack.name}'",
                               expected=_shape(site), found=_shape(adapter.site), remedy="compose packs that were trained on one base")
-    made = [None if adapter is None else represent(adapter, base=base, cut=cut) for adapter in adapters]
-    m, n = next(each.factors.shape for each in made if each is not None)
-    terms = tuple(
-        Term(*(zero(m, n) if each is None else each.factors), weight, f"{pack.name}:{site.path}", _scale(adapter), matrix)
-        for pack, adapter, each, weight, matrix in zip(packs, adapters, made, weights, measured, strict=True)
-    )
+    made = [None if adapter is None or _later(adapter) else represent(adapter, base=base, cut=cut) for adapter in adapters]
+    m, n = next((each.factors.shape for each in made if each is not None), (site.out_features, site.in_features))
+
+    def term(index: int) -> Term:
+        pack, adapter, each = packs[index], adapters[index], made[index]
+        factors = zero(m, n) if adapter is None else (each or represent(adapter)).factors
+        return Term(*factors, weights[index], f"{pack.name}:{site.path}", _scale(adapter), measured[index])
+
+    makers = [partial(term, index) for index in range(len(packs))]
+    terms: Sequence[Term] = tuple(make() for make in makers) if any(made) else _Terms(makers)
+    ranks = tuple(0 if adapter is None else adapter.config.rank if each is None else each.factors.rank
+                  for adapter, each in zip(adapters, made, strict=True))
     losses = [(weight**2, each.loss) for each, weight in zip(made, weights, strict=True) if each is not None]
     loss = Loss(sum(share * each.tail for share, each in losses), sum(share * each.total for share, each in losses))
     biased = any(adapter.site.bias for _, adapter in present)
     named = next((adapter.weight for _, adapter in present if adapter.weight is not None), None)
-    return Place(dataclasses.replace(site, bias=biased, in_features=n, out_features=m), named, terms, loss)
+    return Place(dataclasses.replace(site, bias=biased, in_features=n, out_features=m), named, terms, ranks, loss)
+
+
+def _later(adapter: Adapter) -> bool:
+    """Whether an adapter is read when it is looked at: its tensors are not in memory, and its factors are what it stores."""
+    method = adapter.method
+    plain = method.traits.low_rank and method.traits.additive and not method.traits.reads_weight and method.fold is None
+    return plain and isinstance(adapter.params, Unread)
 
 
 def _scale(adapter: Adapter | None) -> float:

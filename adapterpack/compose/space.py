@@ -100,9 +100,13 @@ def stack(terms: Sequence[Term]) -> Factors:
                [1.5, 1.5, 1.5]])
     """
     present = [term for term in terms if term.weight and len(term.A)] or terms[:1]
-    A, B = np.concatenate([term.A for term in present], axis=0), np.concatenate([term.B for term in present], axis=1)
-    weights = np.concatenate([np.full(len(term.A), term.weight) for term in present]).astype(B.dtype)
-    return Factors(A, B if (weights == 1).all() else B * weights)
+    A = np.concatenate([term.A for term in present], axis=0)
+    dtype = np.result_type(*(term.B.dtype for term in present))
+    B, end = np.empty((len(present[0].B), len(A)), dtype), 0
+    for term in present:
+        start, end = end, end + len(term.A)
+        np.multiply(term.B, dtype.type(term.weight), out=B[:, start:end], dtype=dtype)
+    return Factors(A, B)
 
 
 def inner(one: Factors, two: Factors) -> float:

@@ -18,8 +18,8 @@ from .space import Factors
 
 T = TypeVar("T")
 
-_STACK = 1 << 20
-"""Numbers of a stack that one thread works on: 8 MB in float64, as much as a core's share of the cache."""
+_STACK = 1 << 18
+"""Numbers of a stack that one thread works on: 2 MB in float64, which is what a core's own cache holds."""
 _WELL = 1e-6
 """The least eigenvalue of the columns' correlations above which their Cholesky factor is as good as a QR: it squares the condition, and
 in float64 that leaves ``R / 1e-6 * 1e-16``, which is less than float32 can hold."""
@@ -40,8 +40,7 @@ class Loss(NamedTuple):
 class Spectrum(NamedTuple):
     """``D = U diag(S) V^T``: ``U`` ``[m, k]``, ``S`` ``[k]`` (float64, falling), ``V`` ``[n, k]``.
 
-    Values that are rounding of the factors are left out, so ``k`` is the numerical rank: 0 for a change that is zero; where few vectors
-    were asked for, ``U`` and ``V`` have no more. Of each column of
+    Values that are rounding of the factors are left out, so ``k`` is the numerical rank: 0 for a change that is zero. Of each column of
     ``U`` the largest entry is positive, so that equal changes give equal numbers.
     """
 
@@ -76,7 +75,7 @@ def spectrum(change: Factors) -> Spectrum:
 
 def spectra(changes: Sequence[Factors]) -> list[Spectrum]:
     """:func:`spectrum` of many changes, stacked by shape and spread over threads; in the order in which they came."""
-    return over_stacks(changes, lambda stack: stack)
+    return over_stacks(changes, _stack_spectra)
 
 
 def recompress(change: Factors, cut: Cut | None = None) -> tuple[Factors, Loss]:
@@ -92,11 +91,13 @@ def recompress(change: Factors, cut: Cut | None = None) -> tuple[Factors, Loss]:
     return found.cut((cut or Cut()).kept(found.S))
 
 
-def over_stacks(changes: Sequence[Factors], then: Callable[[list[Spectrum]], list[T]], most: int | None = None) -> list[T]:
-    """``then`` of the spectra of each stack of equal shapes, by the threads; so what follows a spectrum runs beside the next one.
+def recompressed(changes: Sequence[Factors], cut: Cut) -> list[tuple[Factors, Loss]]:
+    """:func:`recompress` of many changes, stacked by shape and spread over threads; no vector is computed that is not kept."""
+    return over_stacks(changes, lambda stack: _cut_stack(stack, cut))
 
-    ``most``: as many vectors as will be kept at the most; further ones are not computed, their singular values are.
-    """
+
+def over_stacks(changes: Sequence[Factors], work: Callable[[list[Factors]], list[T]]) -> list[T]:
+    """``work`` on stacks of changes of one shape, one rank and one dtype, by the threads; in the order in which the changes came."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, change in enumerate(changes):
         groups.setdefault((change.A.shape, change.B.shape, change.A.dtype, change.B.dtype), []).append(index)
@@ -105,47 +106,117 @@ def over_stacks(changes: Sequence[Factors], then: Callable[[list[Spectrum]], lis
         size = max(1, _STACK // max(1, changes[members[0]].A.size + changes[members[0]].B.size))
         stacks += [members[start : start + size] for start in range(0, len(members), size)]
     found: list[T] = [None] * len(changes)  # type: ignore[list-item]
-    made = in_order(lambda members: then(_stack_spectra([changes[index] for index in members], most)), stacks)
+    made = in_order(lambda members: work([changes[index] for index in members]), stacks)
     for members, values in zip(stacks, made, strict=True):
         for index, value in zip(members, values, strict=True):
             found[index] = value
     return found
 
 
-def _stack_spectra(changes: Sequence[Factors], most: int | None = None) -> list[Spectrum]:
-    """The spectra of changes that have one shape and one rank."""
+class _Stack(NamedTuple):
+    """``D_i = Q_i u_i diag(S_i) vt_i P_i^T``: ``left(Y) = Q Y``, ``right(Y) = Y P^T``, and how many of ``S`` are above rounding."""
+
+    left: Callable[[np.ndarray], np.ndarray]
+    right: Callable[[np.ndarray], np.ndarray]
+    u: np.ndarray
+    S: np.ndarray
+    vt: np.ndarray
+    ranks: np.ndarray
+
+
+def _decomposed(changes: Sequence[Factors]) -> _Stack | None:
+    """The cores of changes that have one shape, one dtype and one rank above 0.
+
+    None where some of several want another way than the others: which way a change goes must not depend on its neighbours.
+    """
+    left, left_core = _frames(np.stack([change.B for change in changes]))
+    right, right_core = _frames(np.stack([change.A for change in changes]).transpose(0, 2, 1))
+    if len(changes) > 1 and any(frame.back is None and _narrow(frame.wide) for frame in (left, right)):
+        return None
+    u, values, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1), full_matrices=False)
+    ranks = np.count_nonzero(values > _rounding(left_core, right_core, changes[0]), axis=1)
+    return _Stack(left.times, right.turned, u, values, vt, ranks)
+
+
+def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
     first = changes[0]
     if not first.rank:
         return [Spectrum(change.B, np.zeros(0), change.A.T) for change in changes]
-    left, left_core, left_well = _frames(np.stack([change.B for change in changes]))
-    right, right_core, right_well = _frames(np.stack([change.A.T for change in changes]))
-    if len(changes) > 1 and not (left_well and right_well):  # which way a change goes must not depend on its neighbours
-        return [_stack_spectra([change], most)[0] for change in changes]
-    u, values, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1), full_matrices=False)
-    U, V = left(u[:, :, :most]).astype(first.B.dtype), right(vt[:, :most].transpose(0, 2, 1)).astype(first.A.dtype)
-    largest = np.take_along_axis(U, np.abs(U).argmax(axis=1)[:, None, :], axis=1)
-    signs = np.where(largest < 0, -1, 1).astype(U.dtype)
-    U, V = U * signs, V * signs.astype(V.dtype)
-    least = _rounding(left_core, right_core, first)
-    return [Spectrum(U[i, :, :k], values[i, :k], V[i, :, :k]) for i, k in enumerate(np.count_nonzero(values > least, axis=1))]
+    found = _decomposed(changes)
+    if found is None:
+        return [_stack_spectra([change])[0] for change in changes]
+    U = found.left(found.u)
+    signs = _signs(U)
+    V = found.right(found.vt * signs[:, :, None]).astype(first.A.dtype)
+    U = (U * signs[:, None, :]).astype(first.B.dtype)
+    return [Spectrum(U[i, :, :k], found.S[i, :k], V[i, :k].T) for i, k in enumerate(found.ranks)]
 
 
-def _frames(X: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray, bool]:
-    """A thin QR of a stack ``[b, m, R]``: ``Y -> Q Y``, the triangles in float64, and whether all of the stack went one way.
+def _cut_stack(changes: Sequence[Factors], cut: Cut) -> list[tuple[Factors, Loss]]:
+    first = changes[0]
+    if not first.rank:
+        return [each.cut(0) for each in _stack_spectra(changes)]
+    found = _decomposed(changes)
+    if found is None:
+        return [_cut_stack([change], cut)[0] for change in changes]
+    values = [S[:k] for S, k in zip(found.S, found.ranks, strict=True)]
+    kept = [cut.kept(S) for S in values]
+    most = first.rank if cut.rank is None else min(cut.rank, first.rank)  # not what is kept: products of other sizes may round otherwise
+    halves = np.sqrt(found.S[:, :most])
+    B = found.left(found.u[:, :, :most] * halves[:, None, :])
+    signs = _signs(B)
+    A = found.right(found.vt[:, :most] * (signs * halves)[:, :, None]).astype(first.A.dtype)
+    B = np.multiply(B, signs[:, None, :]).astype(first.B.dtype)
+    made = []
+    for i, (k, S) in enumerate(zip(kept, values, strict=True)):
+        factors = Factors(A[i, :k], B[i, :, :k]) if k else Factors(np.zeros_like(A[i, :1]), np.zeros_like(B[i, :, :1]))
+        made.append((factors, Loss(energy_of(S[k:]), energy_of(S))))
+    return made
 
-    Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64: products of matrices only, and
-    ``Q`` itself is never formed. All others go through Householder's QR.
+
+def _signs(U: np.ndarray) -> np.ndarray:
+    """``[b, k]``: -1 where the largest entry of a column is negative."""
+    return np.where(U.max(axis=1) < -U.min(axis=1), -1.0, 1.0)
+
+
+class _Frame(NamedTuple):
+    """Orthonormal columns ``Q = wide @ back`` of a stack; ``Q`` itself is never formed where ``back`` is given."""
+
+    wide: np.ndarray
+    back: np.ndarray | None
+
+    def times(self, Y: np.ndarray) -> np.ndarray:
+        """``Q Y``, in C order."""
+        product: np.ndarray = np.matmul(self.wide, Y if self.back is None else np.matmul(self.back, Y))
+        return product
+
+    def turned(self, Y: np.ndarray) -> np.ndarray:
+        """``Y Q^T``, in C order."""
+        turned = Y if self.back is None else np.matmul(Y, self.back.transpose(0, 2, 1))
+        product: np.ndarray = np.matmul(turned, self.wide.transpose(0, 2, 1))
+        return product
+
+
+def _frames(X: np.ndarray) -> tuple[_Frame, np.ndarray]:
+    """A thin QR of a stack ``[b, m, R]``: the frames, and the triangles in float64.
+
+    Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64: products of matrices only. All
+    others go through Householder's QR.
     """
-    m, R = X.shape[1:]
-    if X.dtype == np.float32 and m >= R:
+    if _narrow(X):
         wide = X.astype(np.float64)
         products = np.matmul(wide.transpose(0, 2, 1), wide)
         sizes = np.sqrt(np.einsum("brr->br", products))
         if sizes.all() and np.isfinite(products).all() and (factored := _triangle(products, sizes)) is not None:
             triangle, back = factored
-            return lambda Y: np.matmul(wide, np.matmul(back, Y)), triangle, True
+            return _Frame(wide, back), triangle
     Q, triangle = np.linalg.qr(X)
-    return lambda Y: np.matmul(Q, Y.astype(Q.dtype)), triangle.astype(np.float64), X.dtype != np.float32 or m < R
+    return _Frame(Q, None), triangle.astype(np.float64)
+
+
+def _narrow(X: np.ndarray) -> bool:
+    """Whether the columns are such that the Cholesky factor is tried."""
+    return bool(X.dtype == np.float32 and X.shape[1] >= X.shape[2])
 
 
 def _triangle(products: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from . import rules
 from .agree import common_base
 from .asked import checked_weights, opened_base
 from .cut import Cut, shared_out
+from .finder import Found
 from .finish import decomposed, finished, finite
 from .result import as_lora, base_tensors, truncation
 from .rule import Rule
@@ -28,8 +29,8 @@ from .spectra import Loss
 from .statistics import Statistics, of_packs
 from .whole import decided
 
-BATCH = 16 << 20
-"""Numbers of factors that are combined at a time: 64 MB in float32."""
+BATCH = 1 << 18
+"""Numbers of factors that a thread combines at a time: what a core's own cache holds, with the copies that a rule makes."""
 FULL_RANK = 256
 """The rank up to which a change without a low rank takes part in a budget."""
 
@@ -131,33 +132,43 @@ def combined(work: Work) -> Combined:
         NonFinite: a change is too large for float32.
         NothingToDo: the budget holds no rank at all.
     """
-    changes: list[Factors | None] = []
+    changes: list[Factors | None] = [None] * len(work.places)
     losses: dict[str, Loss] = {}
-    found = []
+    spectra: dict[int, Found] = {}
     with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
         combine = work.rule.prepared([place.terms for place in work.places], work.arguments)
-        for batch in _batches(work.places):
-            made = list(in_order(lambda place: combine(place.terms), batch))
-            for place, change in zip(batch, made, strict=True):
+
+        def made(batch: Sequence[int]) -> Sequence[Any]:
+            places = [work.places[index] for index in batch]
+            combined = [combine(place.terms) for place in places]
+            for place, change in zip(places, combined, strict=True):
                 if isinstance(change, Factors):
                     _require_finite(change, place)
             if work.request.budget is not None:
-                found += decomposed(made, [_most(work, place) for place in batch])
-                continue
-            for place, (cut, loss) in zip(batch, finished(made, work.request.cut, work.rule.reduce), strict=True):
-                _require_finite(cut, place)
-                changes.append(cut)
+                return decomposed(combined, [_most(work, place) for place in places])
+            return finished(combined, work.request.cut, work.rule.reduce)
+
+        batches = _batches(work.places)
+        for batch, results in zip(batches, in_order(made, batches), strict=True):
+            for index, result in zip(batch, results, strict=True):
+                if isinstance(result, Found):
+                    spectra[index] = result
+                    continue
+                change, loss = result
+                _require_finite(change, work.places[index])
+                changes[index] = change
                 if loss is not None:
-                    losses[place.site.path] = loss
+                    losses[work.places[index].site.path] = loss
     if work.request.budget is not None:
-        costs = [sum(place.terms[0].change.shape) for place in work.places]
+        costs = [sum(place.shape) for place in work.places]
+        found = [spectra[index] for index in range(len(work.places))]
         ranks = shared_out([each.spectrum.S for each in found], costs, numbers(work), work.request.rank)
         if any(len(each.spectrum.S) for each in found) and not any(ranks):
             raise NothingToDo("the budget does not hold one rank at one site", where="budget", expected=f"at least {min(costs)} numbers",
                               found=numbers(work), remedy="give a larger budget")
-        for place, each, rank in zip(work.places, found, ranks, strict=True):
+        for index, (place, each, rank) in enumerate(zip(work.places, found, ranks, strict=True)):
             factors, inside = each.spectrum.cut(rank)
-            changes.append(factors if rank else None)
+            changes[index] = factors if rank else None
             losses[place.site.path] = Loss(inside.tail + each.left_out, each.total)
     return Combined(changes, losses)
 
@@ -165,7 +176,7 @@ def combined(work: Work) -> Combined:
 def numbers(work: Work) -> int:
     """The numbers that the budget allows all factors together."""
     budget = work.request.budget or 0.0
-    own = sum(term.A.size + term.B.size for place in work.places for term in place.terms)
+    own = sum(place.numbers for place in work.places)
     return int(budget * own) if budget < 1 else int(budget)
 
 
@@ -218,7 +229,7 @@ def _details(work: Work, found: Combined) -> dict[str, Any]:
 
 def _most(work: Work, place: Place) -> int:
     """The largest rank that a site can get under the budget."""
-    m, n = place.terms[0].change.shape
+    m, n = place.shape
     return max(1, min(FULL_RANK, m, n, numbers(work) // (m + n), *([] if work.request.rank is None else [work.request.rank])))
 
 
@@ -229,18 +240,19 @@ def _finer(request: Request) -> Cut:
     return Cut(None if request.rank is None else 2 * request.rank, None if request.energy is None else 1 - (1 - request.energy) / 4)
 
 
-def _batches(places: Sequence[Place]) -> Iterator[list[Place]]:
-    """The places in lists of about :data:`BATCH` numbers, so that the copies that a rule makes are of few sites at a time."""
-    batch: list[Place] = []
-    numbers = 0
-    for place in places:
-        batch.append(place)
-        numbers += sum(term.A.size + term.B.size for term in place.terms)
-        if numbers >= BATCH:
-            yield batch
-            batch, numbers = [], 0
-    if batch:
-        yield batch
+def _batches(places: Sequence[Place]) -> list[list[int]]:
+    """The places by their numbers, in lists of one shape and about :data:`BATCH` numbers: what a thread works on at a time."""
+    batches: list[list[int]] = []
+    begun: dict[tuple[object, ...], list[int]] = {}
+    for index, place in enumerate(places):
+        key = place.shape, place.ranks
+        batch = begun.setdefault(key, [])
+        if not batch:
+            batches.append(batch)
+        batch.append(index)
+        if (len(batch) + 1) * place.numbers > BATCH:
+            del begun[key]
+    return batches
 
 
 def _require_finite(change: Factors, place: Place) -> None:

@@ -62,7 +62,7 @@ class Emitter:
         if "delta" in slots:
             result = self._op("Add", site, "delta/sum", result, self._product(site, "delta", x, slots["delta"]))
         for route in ROUTES.values():
-            if f"{route.name}_keys" in slots:
+            if f"{route.name}_{route.leaf}" in slots:
                 result = self._op("Add", site, f"{route.name}/sum", result, self._route(site, route, x, slots))
         if "scale" in slots:
             result = self._op("Mul", site, "scale", result, self._lifted(site, slots["scale"]))
@@ -139,14 +139,19 @@ class Emitter:
         def vector(leaf: str) -> Any:
             return self._lifted(site, slots[f"{route.name}_{leaf}"])
 
-        scores = product(x, "keys")
-        scores = op("Add", op("Abs", scores) if route.magnitude else scores, vector("bias"))
+        narrow = product(x, "down")
+        if route.scores == "fuse":
+            turned = op("Transpose", slots[f"{route.name}_spread"], perm=[0, 2, 1] if self.batched else [1, 0])
+            scores = self._product(site, f"{route.name}/answers", op("Mul", product(x, "query"), narrow), turned)
+        else:
+            scores = product(x, "keys")
+        scores = op("Add", op("Abs", scores) if route.scores == "abs" else scores, vector("bias"))
         every = op("Shape", slots[f"{route.name}_bias"], start=-1)
         ranked = op("TopK", scores, every, axis=-1, largest=1, sorted=1)
         least = op("ReduceSum", op("Mul", ranked, vector("pick")), self._constant(site, "last_axis", [-1]), keepdims=1)
         kept = op("Where", op("GreaterOrEqual", scores, least), scores, self._constant(site, "absent", np.float32(ABSENT)))
         weights = product(op("Softmax", kept, axis=-1), "spread")
-        return product(op("Mul", product(x, "down"), weights), "up")
+        return product(op("Mul", narrow, weights), "up")
 
     def _product(self, site: MappedSite, what: str, x: Any, *matrices: Any) -> Any:
         """``x`` times one matrix after the other."""

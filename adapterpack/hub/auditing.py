@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import AdapterpackError
+from ..errors import AdapterpackError, FormatError
 from ..pack.checks.budget import Budget
 from ..pack.checks.finding import Report
 from ..pack.checks.sarif import sarif
 from . import names
+from .lockfile import Lockfile, Pinned
 from .remote import validate_remote
 
 
@@ -33,23 +35,33 @@ class Audited:
                 "error": self.error and self.error.to_json()}
 
 
-def audit(repos: Iterable[str], *, full: bool = False, budget: Budget | None = None, token: str | None = None) -> tuple[Audited, ...]:
+def audit(repos: Iterable[str], *, lock: str | os.PathLike[str] | None = None, full: bool = False, budget: Budget | None = None,
+          token: str | None = None) -> tuple[Audited, ...]:
     """Every check that can be made of adapters on a hub, one repository after the other; with ``full`` they are downloaded.
+
+    With a ``lock`` file also everything that it pins, at its commit: it must be there, and be the artifact that is pinned.
 
     Raises:
         ConfigError: a name is none.
+        FormatError: the lock file is something else.
 
     Example:
         >>> audit([])
         ()
     """
-    references = [names.parse(repo) for repo in repos]
-    return tuple(_one(reference, full, budget, token) for reference in references)
+    wanted: list[tuple[names.Reference, Pinned | None]] = [(names.parse(repo), None) for repo in repos]
+    if lock is not None:
+        pins = sorted(Lockfile(lock).all().items())
+        wanted += [(names.Reference(names.parse(text).repo, pinned.commit), pinned) for text, pinned in pins]
+    return tuple(_one(reference, pinned, full, budget, token) for reference, pinned in wanted)
 
 
-def _one(reference: names.Reference, full: bool, budget: Budget | None, token: str | None) -> Audited:
+def _one(reference: names.Reference, pinned: Pinned | None, full: bool, budget: Budget | None, token: str | None) -> Audited:
     try:
         report = validate_remote(str(reference), full=full, budget=budget, token=token)
+        if pinned is not None and pinned.kind != "peft" and report.id not in {None, pinned.id}:  # an imported one has the id of its import
+            raise FormatError("the commit holds another artifact than the lock file pins", where=reference, expected=pinned.id,
+                              found=report.id, remedy="ask who owns the repository")
     except AdapterpackError as error:
         return Audited(reference.repo, None, error)
     return Audited(reference.repo, report)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..pack import manifest as m
+from ..pack.checks.finding import Report
 from ..pack.pack import Pack
 from ..pack.peft_layout import config_bytes
 
@@ -14,8 +15,8 @@ MARK = "<!-- written by adapterpack push from the manifest; remove this line to 
 """A card with this line is written anew by a push; one without it is somebody's own and stays."""
 
 
-def pack_card(pack: Pack, repo: str) -> str:
-    """The README of a pack: a YAML header for the hub, how to use it, what was measured, what it was trained with."""
+def pack_card(pack: Pack, repo: str, report: Report) -> str:
+    """The README of a pack: a YAML header for the hub, how to use it, what was checked, what was measured, what it was trained with."""
     manifest = pack.manifest
     base, peft = str(manifest.base.name), config_bytes(manifest) is not None
     name = manifest.pack.name
@@ -43,11 +44,11 @@ model = PeftModel.from_pretrained(base_model, "{repo}")'''),
         *peft_use,
         "## ONNX Runtime", _code("sh", f"adapterpack export hf://{base} hf://{repo} -o bundle\nadapterpack run bundle --adapter {name} "
                                        '--prompt "..."'),
-        *_measured(manifest), *_trained(manifest),
+        *_audited(report, repo), *_measured(manifest), *_trained(manifest),
     ])
 
 
-def bundle_card(bundle: Any, repo: str, base: str, license_name: str) -> str:
+def bundle_card(bundle: Any, repo: str, base: str, license_name: str, report: Report) -> str:
     """The README of a bundle."""
     header = {"base_model": base, "base_model_relation": "quantized" if bundle.quantization else "adapter", "library_name": "adapterpack",
               "license": license_name, "pipeline_tag": bundle.task, "tags": ["adapterpack", "onnx", "onnxruntime"]}
@@ -58,6 +59,7 @@ def bundle_card(bundle: Any, repo: str, base: str, license_name: str) -> str:
         _table(adapters),
         "## Use", _code("sh", f"adapterpack pull hf://{repo} -o bundle\nadapterpack validate bundle --full\nadapterpack run bundle "
                               '--prompt "..."'),
+        *_audited(report, repo),
     ])
 
 
@@ -74,6 +76,15 @@ def _model_index(manifest: m.Manifest) -> list[dict[str, Any]] | None:
                 "dataset": {"name": str(metric.get("dataset") or "not named"), "type": str(metric.get("dataset") or "unknown")},
                 "metrics": [{"type": str(metric.get("name")), "value": metric.get("value")}]} for metric in manifest.metrics]
     return [{"name": manifest.pack.name, "results": results}]
+
+
+def _audited(report: Report, repo: str) -> list[str]:
+    """What the validator said before the push; the topics that it left open without their words, which may name a place on a disk."""
+    left = dict.fromkeys(text.partition(":")[0] for text in report.not_checked)
+    return ["## Checked before it was published", _facts({
+        "files, digests, structure, values": report.state if report.valid else "not valid",
+        "warnings": "; ".join(f"{finding.rule}: {finding.message}" for finding in report.findings) or "none",
+        "not checked": ", ".join(left) or "nothing"}), f"`adapterpack validate hf://{repo} --full` checks it again."]
 
 
 def _measured(manifest: m.Manifest) -> list[str]:

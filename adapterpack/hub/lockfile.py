@@ -48,7 +48,15 @@ class Lockfile:
         Raises:
             FormatError: the file is something else.
         """
-        return self._read().get(str(reference))
+        return self.all().get(str(reference))
+
+    def all(self) -> dict[str, Pinned]:
+        """Reference -> what it is pinned to; nothing where there is no file.
+
+        Raises:
+            FormatError: the file is something else.
+        """
+        return self._read()
 
     def put(self, reference: names.Reference, pinned: Pinned) -> None:
         """Pins a reference; the file is replaced as a whole.

@@ -14,7 +14,7 @@ from ..errors import ConfigError, FormatError, StorageError
 from ..pack import manifest as m
 from ..pack.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
 from ..pack.pack import SIGNATURE, Pack, sealed
-from ..pack.validate import load
+from ..pack.validate import checked, load
 from . import names
 from .artifact import KINDS
 from .card import bundle_card, pack_card
@@ -72,7 +72,7 @@ def _pack(source: Pack | str | os.PathLike[str], scratch: Path, repo: str, base_
     if folder is not None and (strange := next(forbidden_files(folder), None)):
         raise FormatError(f"the pack must not be published, {strange.rule}: {strange.message}", where=folder / strange.where,
                           remedy=strange.fix)
-    pack = source if isinstance(source, Pack) else load(source)
+    pack, report = (source, None) if isinstance(source, Pack) else checked(source)
     manifest = pack.manifest
     changed = dataclasses.replace(manifest, license=license_name or manifest.license,
                                   base=dataclasses.replace(manifest.base, name=base_model or manifest.base.name))
@@ -80,12 +80,13 @@ def _pack(source: Pack | str | os.PathLike[str], scratch: Path, repo: str, base_
     if changed != manifest:
         pack = sealed(changed, pack.tensors, pack.extra)
     if folder is None or not (folder / m.FILE_NAME).is_file() or f"sha256:{m.sha256_of(folder / m.FILE_NAME)}" != pack.id:
-        folder = scratch / "pack"
-        pack = load(pack.write(folder).path or folder)  # what is sent was validated, whatever it was made from
+        folder, report = pack.write(scratch / "pack").path or scratch, None
+    if report is None:  # what is sent was validated, whatever it was made from
+        pack, report = checked(folder)
     files = {m.FILE_NAME: Local.of(folder / m.FILE_NAME), **{entry.path: Local.listed(folder, entry) for entry in pack.manifest.files}}
     if (folder / SIGNATURE).is_file():
         files[SIGNATURE] = Local.of(folder / SIGNATURE)
-    return Prepared("pack", pack.id, pack.manifest.pack.name, files, Local.of(pack_card(pack, repo).encode("utf-8")))
+    return Prepared("pack", pack.id, pack.manifest.pack.name, files, Local.of(pack_card(pack, repo, report).encode("utf-8")))
 
 
 def _bundle(folder: Path, repo: str, base_model: str | None, license_name: str | None) -> Prepared:
@@ -106,7 +107,7 @@ def _bundle(folder: Path, repo: str, base_model: str | None, license_name: str |
     _require_named(base, agreed, folder.name)
     mark = Local.of(folder / FILE_NAME)
     files = {FILE_NAME: mark, **{entry.path: Local.listed(folder, entry) for entry in bundle.files}}
-    card = bundle_card(bundle, repo, str(base), str(agreed).lower())
+    card = bundle_card(bundle, repo, str(base), str(agreed).lower(), report)
     return Prepared("bundle", f"sha256:{mark.sha256}", folder.name, files, Local.of(card.encode("utf-8")))
 
 

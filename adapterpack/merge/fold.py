@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from ..methods import AttachForm, Dense, Method, complete, is_stacked
+from ..methods.arrays import array_namespace
 from ..methods.base import fold_form
 from ..pack.pack import Adapter
 from ..pack.safetensors import FLOATS, dtype_name

@@ -10,8 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
+from .arrays import array_namespace
 from .operators import Array
 
 _LONGEST = 1024

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Progress, Site, Trained, Traits
 from .config import SiteConfig, by_suffix, require_number, require_whole
 from .kasa import departure

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from array_api_compat import array_namespace
-
+from .arrays import array_namespace
 from .base import Traits
 from .operators import Array
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import Method, Params, Site, Traits
 from .config import FOR_TRAINING, SiteConfig, by_suffix, is_number, require_number
 from .operators import Array, Operator

@@ -18,8 +18,8 @@ from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, require_whole
 from .operators import BlockDiagonal, Chain, Operator, Permutation

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
+from .arrays import array_namespace
 from .base import Method, Params, Site
 from .config import require_flag, require_whole
 from .operators import Array
@@ -64,7 +64,7 @@ def _attach(cfg: Cartridge, params: Params, site: Site) -> PromptForm:
     rest, sink = params[STORED], params.get(_SINK)
     if sink is None and cfg.num_frozen_tokens:
         sink, rest = _still(rest[: cfg.num_frozen_tokens, ...]), rest[cfg.num_frozen_tokens :, ...]
-    flat = rest if sink is None else array_api_compat.array_namespace(rest).concat([sink, rest], axis=0)
+    flat = rest if sink is None else array_namespace(rest).concat([sink, rest], axis=0)
     return PromptForm(cache=as_cache(flat, cfg.sizes(site)))
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from array_api_compat import array_namespace
-
 from ..errors import Unsupported
+from .arrays import array_namespace
 from .operators import Array, Chain, Dense, Kronecker, Operator
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import Method, Params, Shared, Site
 from .blocks import TRAITS, BlockConfig, BlockForm
 from .config import FOR_TRAINING, require_flag, require_whole

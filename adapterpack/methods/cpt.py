@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
+from .arrays import array_namespace
 from .base import Method, Params, Site
 from .config import require_flag, require_number, require_whole
 from .prompt import STORED, EmbeddingConfig, PromptForm, embedded, embedding_fields, peft_form, require_choice, traits
@@ -94,7 +94,7 @@ def _attach(cfg: CPT, params: Params, site: Site) -> PromptForm:
     if cfg.baked:
         return PromptForm(embeds=context)
     delta, radii = params[_DELTA], params["radii"]
-    xp = array_api_compat.array_namespace(delta)
+    xp = array_namespace(delta)
     square = xp.sum(delta * delta, axis=1, keepdims=True)
     inside = square <= radii * radii
     norm = xp.sqrt(xp.where(inside, xp.ones_like(square), square))  # never the root of zero, whose slope is infinite

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from ..errors import Unsupported
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig, require_number
 from .layouts import STACKS, WEIGHTS

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RanksConfig, by_suffix, require_number
 from .layouts import STACKS, WEIGHTS

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits, constant
 from .layouts import WEIGHTS
 from .lora import EMBEDDED, LoRA, as_kernels, lora

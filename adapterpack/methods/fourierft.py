@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits, require_widths
 from .config import SiteConfig, by_suffix, require_number, require_whole
 from .operators import Dense

@@ -17,8 +17,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, require_flag, require_whole
 from .operators import Array, Deviation

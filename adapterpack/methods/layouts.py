@@ -10,9 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from array_api_compat import array_namespace
-
 from ..errors import Unsupported, nearest
+from .arrays import array_namespace
 from .operators import Array
 
 

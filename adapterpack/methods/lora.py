@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from ..errors import Unsupported
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import FOR_TRAINING, AlphaConfig, require_flag, require_number
 from .inits import init_named

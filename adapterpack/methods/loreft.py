@@ -16,9 +16,9 @@ import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from .acting import Ends, ends_of
+from .arrays import array_namespace
 from .base import Method, Params, Site
 from .blocks import TRAITS, BlockForm
 from .config import FOR_TRAINING, SiteConfig, require_flag, require_whole

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig
 from .operators import Array, BlockDiagonal, Chain, Dense, Repeat, Sums

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, require_flag, require_number, require_whole
 from .operators import BlockDiagonal

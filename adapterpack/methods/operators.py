@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from array_api_compat import array_namespace
+from .arrays import array_namespace
 
 Array = Any
 

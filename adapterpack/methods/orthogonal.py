@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .operators import Array
 
 

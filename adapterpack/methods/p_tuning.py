@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
+from .arrays import array_namespace
 from .base import Method, Params, Site
 from .config import require_flag, require_whole
 from .operators import Array
@@ -92,7 +92,7 @@ def _attach(cfg: PTuning, params: Params, site: Site) -> PromptForm:
 
 def _both_ways(x: Array, params: Params, layer: str) -> Array:
     """One bidirectional LSTM layer, both directions at once, gates in torch's order i, f, g, o: ``[n, in]`` to ``[n, 2 hidden]``."""
-    xp = array_api_compat.array_namespace(x)
+    xp = array_namespace(x)
 
     def both(kind: str) -> Array:
         return xp.stack([params[f"lstm_{kind}{layer}{side}"] for side in ("", "_reverse")])

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
+from .arrays import array_namespace
 from .base import Method, Params, Site
 from .config import require_flag, require_whole
 from .prompt import (
@@ -89,7 +89,7 @@ def _init(cfg: PrefixTuning, site: Site, rng: np.random.Generator) -> dict[str, 
 def _attach(cfg: PrefixTuning, params: Params, site: Site) -> PromptForm:
     flat = params[STORED]
     if cfg.projects:
-        flat = linear(array_api_compat.array_namespace(flat).tanh(linear(flat, params, "down")), params, "up")
+        flat = linear(array_namespace(flat).tanh(linear(flat, params, "down")), params, "up")
     return PromptForm(cache=as_cache(flat, cfg.sizes(site)))
 
 

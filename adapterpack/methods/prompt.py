@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import array_api_compat
 import numpy as np
 
 from ..errors import Unsupported
+from .arrays import array_namespace
 from .base import Params, Site, Traits
 from .config import SiteConfig, require_whole
 from .operators import Array
@@ -133,7 +133,7 @@ def as_cache(flat: Array, sizes: tuple[int, int, int]) -> Array:
         >>> as_cache(np.arange(12.0).reshape(2, 6), (1, 1, 3))[0, 1, 0].tolist()
         [[3.0, 4.0, 5.0], [9.0, 10.0, 11.0]]
     """
-    xp = array_api_compat.array_namespace(flat)
+    xp = array_namespace(flat)
     layers, heads, head_dim = sizes
     return xp.permute_dims(xp.reshape(flat, (flat.shape[0], layers, 2, heads, head_dim)), (1, 2, 3, 0, 4))
 
@@ -191,7 +191,7 @@ def linear(x: Array, params: Params, name: str) -> Array:
 
 def relu(x: Array) -> Array:
     """``max(x, 0)``."""
-    xp = array_api_compat.array_namespace(x)
+    xp = array_namespace(x)
     return xp.where(x > 0, x, xp.zeros_like(x))
 
 

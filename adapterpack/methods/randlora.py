@@ -17,8 +17,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import require_flag, require_number, require_whole
 from .layouts import STACKS, WEIGHTS

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
-from array_api_compat import array_namespace
-
 from ..errors import Unsupported
+from .arrays import array_namespace
 from .operators import Array
 
 
@@ -22,6 +21,16 @@ class Weights(Protocol):
     def weights(self, x: Array) -> Array:
         """The weights of the experts at ``x`` ``[..., in]``: ``[..., experts]``, or what broadcasts to it."""
         ...
+
+
+def _softmax_of_largest(scores: Array, top_k: int) -> Array:
+    """The softmax over the ``top_k`` largest of ``[..., experts]``; the others get 0."""
+    xp, experts = array_namespace(scores), scores.shape[-1]
+    if top_k < experts:
+        least = xp.sort(scores, axis=-1)[..., experts - top_k : experts - top_k + 1]
+        scores = xp.where(scores >= least, scores, xp.full_like(scores, -math.inf))
+    powers = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+    return powers / xp.sum(powers, axis=-1, keepdims=True)
 
 
 class Gate(NamedTuple):
@@ -41,12 +50,29 @@ class Gate(NamedTuple):
         scores = x @ self.keys.T
         scores = xp.abs(scores) if self.magnitude else scores
         scores = scores if self.bias is None else scores + self.bias
-        experts = self.keys.shape[0]
-        if self.top_k < experts:
-            least = xp.sort(scores, axis=-1)[..., experts - self.top_k : experts - self.top_k + 1]
-            scores = xp.where(scores >= least, scores, xp.full_like(scores, -math.inf))
-        powers = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
-        return powers / xp.sum(powers, axis=-1, keepdims=True)
+        return _softmax_of_largest(scores, self.top_k)
+
+
+class Attention(NamedTuple):
+    """A softmax over the ``top_k`` largest scores ``q(x) . k(D_e x)``, of what each expert answers; scores equal to the k-th all count.
+
+    Query and key are linear and the experts narrow, so all of it is ``query`` ``[R, in]`` beside their stacked ``down`` ``[R, in]``: the
+    score of expert e is the sum of ``(x query^T) (x down^T)`` over its ``widths[e]`` of the R.
+    """
+
+    query: Array
+    down: Array
+    widths: tuple[int, ...]
+    top_k: int
+
+    def weights(self, x: Array) -> Array:
+        """See :class:`Weights`."""
+        xp = array_namespace(x)
+        products, parts, start = (x @ self.query.T) * (x @ self.down.T), [], 0
+        for width in self.widths:
+            parts.append(xp.sum(products[..., start : start + width], axis=-1, keepdims=True))
+            start += width
+        return _softmax_of_largest(xp.concat(parts, axis=-1), self.top_k)
 
 
 class Given(NamedTuple):

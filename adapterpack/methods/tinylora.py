@@ -16,9 +16,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from ..errors import Unsupported
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Shared, Site, Traits
 from .config import SiteConfig, is_number, require_flag, require_whole
 from .operators import Chain, Dense

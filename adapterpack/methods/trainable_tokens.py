@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from .arrays import array_namespace
 from .base import AttachForm, Forward, Method, Params, Site, Traits
 from .config import NoBranch, require_whole
 from .operators import Array, Dense

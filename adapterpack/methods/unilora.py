@@ -14,9 +14,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from ..errors import Unsupported
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Shared, Site, Traits, require_widths
 from .config import SiteConfig, require_number, require_whole
 from .operators import Dense

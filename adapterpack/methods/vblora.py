@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from ..errors import Unsupported
+from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Shared, Site, Traits
 from .config import SiteConfig, require_flag, require_number, require_whole
 from .operators import Array, Dense

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import Any
+
+from .plain import plain
 
 
 def text(value: Any) -> str:
     """What ``json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)`` gives, and its errors.
 
-    Plain values are written here; whatever else there is, and every error, is left to the standard encoder.
+    Dataclasses are objects of their fields. Plain values are written here; whatever else there is, and every error, is left to the
+    standard encoder.
 
     Raises:
         TypeError: a value that JSON does not have, or keys that have no order.
@@ -30,7 +35,7 @@ def text(value: Any) -> str:
     try:
         return _text(value, "\n")
     except (TypeError, RecursionError):
-        return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
 def _text(value: Any, line: str) -> str:
@@ -49,7 +54,17 @@ def _text(value: Any, line: str) -> str:
         return repr(value)
     if value is None or kind is bool:
         return _CONSTANTS[value]
+    if names := _fields(kind):  # type: ignore[arg-type]
+        entries = [f"{key}{_text(getattr(value, name), inner)}" for key, name in names]
+        return f"{{{inner}{f',{inner}'.join(entries)}{line}}}"
     raise TypeError(kind)  # for the standard encoder
+
+
+@lru_cache(maxsize=256)
+def _fields(kind: type) -> tuple[tuple[str, str], ...]:
+    """The fields of a dataclass in the order of their names, each with the text that stands before its value."""
+    names = sorted(each.name for each in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else []
+    return tuple((f"{encode_basestring(name)}: ", name) for name in names)
 
 
 _CONSTANTS = {None: "null", True: "true", False: "false"}

@@ -280,7 +280,7 @@ class Manifest:
 
     @cached_property
     def _canonical(self) -> bytes:
-        return strict_json.canonical(self.to_json())
+        return strict_json.canonical(self)
 
     @cached_property
     def id(self) -> str:

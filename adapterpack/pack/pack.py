@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,19 +14,21 @@ import numpy as np
 
 from ..errors import ConfigError, FormatError, NonFinite, NothingToDo
 from ..methods import PROMPT, Acts, Method, Site, get, is_stacked, settled
-from . import identity, peft_layout, peft_names, safetensors
+from . import entries, identity, peft_layout, peft_names, safetensors
 from . import manifest as m
 from .beside import Beside, Sites, features, require_beside
 from .composition import method_of
+from .entries import digested, entry_of, file_entry
 from .fingerprint import Fingerprint
 from .fits import require_shapes
 from .match import Verdict
 from .shapes import check_shapes
+from .streamed import Streamed, Unread
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
-TENSORS = "adapter_model.safetensors"
+TENSORS = entries.TENSORS
 METADATA = {"format": "pt"}
 """What PEFT and transformers look for in the tensor file."""
 SIGNATURE = "adapterpack.sig.json"
@@ -45,7 +46,7 @@ class Adapter(NamedTuple):
 
     site: Site
     config: Any
-    params: dict[str, np.ndarray]
+    params: Mapping[str, np.ndarray]
     weight: str | None
     method: Method
 
@@ -176,10 +177,16 @@ class Pack:
                 for number, cfg in zip(own, found, strict=True):
                     configs[number] = cfg
         for group, site, cfg in zip(groups, sites, configs, strict=True):
-            params, method = self.params(group.path), self.method_of(group)
+            params, method = self._params_at(group.path), self.method_of(group)
             if shape_of is not None:
                 check_shapes(method, cfg, site, params, f"pack '{self.name}'")
-            yield Adapter(site, cfg, {**shared, **params} if group.method is None else params, group.weight, method)
+            yield Adapter(site, cfg, {**shared, **params} if shared and group.method is None else params, group.weight, method)
+
+    def _params_at(self, path: str) -> Mapping[str, np.ndarray]:
+        """The parameters of a site: of a pack that is too large to hold, when they are looked at."""
+        if not isinstance(self.tensors, Streamed):
+            return self.params(path)
+        return Unread(tuple(entry.param for _, entry in self._by_group.get(path, ())), partial(self.params, path))
 
     def shared(self) -> dict[str, np.ndarray]:
         """The parameters that all sites of the pack's own method have in common."""
@@ -304,14 +311,14 @@ def build(
         raise NothingToDo("a pack needs at least one adapter or one module that was trained whole", where=f"pack '{name}'")
     configs = settled(method, [cfg for cfg, _ in adapters.values()], list(adapters))
     common, differing = _shared_config(configs)
-    groups, tensors, entries = [], {}, {}
+    groups, tensors, places = [], {}, {}
 
     def add(path: str, param: str, tensor_name: str, value: np.ndarray) -> None:
         if not safetensors.all_finite(value):
             raise NonFinite("a tensor to be packed holds NaN or infinity", where=tensor_name,
                             remedy="lower the learning rate, or train in float32")
         tensors[tensor_name] = value
-        entries[tensor_name] = entry_of(value, path, param)
+        places[tensor_name] = path, param
 
     def adapt(method: Method, site: Site, cfg: Any, params: Mapping[str, np.ndarray], config: dict[str, Any], host: Method | None) -> None:
         own = None if host is None else m.MethodRef(method.name, method.spec_version)
@@ -335,6 +342,8 @@ def build(
         groups.append(m.Group(path, "full", "module", (weights or {}).get(path)))
         for param, value in params.items():
             add(path, param, peft_names.full_name(method, path, param), value)
+    digests, file = digested(tensors, METADATA)
+    described = {key: entry_of(tensors[key], *places[key], digest=digests[key]) for key in sorted(tensors)}
     draft = m.Manifest(
         pack=m.PackInfo(name),
         method=m.MethodRef(method.name, method.spec_version),
@@ -342,27 +351,24 @@ def build(
         task=task,
         base=base,
         groups=tuple(groups),
-        tensors=dict(sorted(entries.items())),
+        tensors=described,
         files=(),
         must_understand=features(method, groups),
         composition=method.composition,
         **rest,
     )
-    return sealed(draft, tensors)
+    return sealed(draft, tensors, known=[file])
 
 
-def sealed(draft: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> Pack:
-    """The pack whose closed file list is computed from the draft, its tensors, and the other files that it carries."""
-    files = tuple(_entry(name, parts) for name, parts in sorted(_contents(draft, tensors, extra or {}).items()))
-    return Pack(dataclasses.replace(draft, files=files), tensors, extra=dict(extra or {}))
-
-
-def _entry(name: str, parts: Iterable[bytes | memoryview]) -> m.FileEntry:
-    hasher, size = hashlib.sha256(), 0
-    for part in parts:
-        hasher.update(part)
-        size += len(part)
-    return m.FileEntry(name, size, hasher.hexdigest(), FILE_ROLES[name])
+def sealed(
+    draft: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None, known: Sequence[m.FileEntry] = ()
+) -> Pack:
+    """The pack whose closed file list is computed from the draft, its tensors, and the other files that it carries, but for ``known``."""
+    files = {entry.path: entry for entry in known}
+    for name, parts in _contents(draft, tensors, extra or {}).items():
+        if name not in files:
+            files[name] = file_entry(name, parts, FILE_ROLES[name])
+    return Pack(dataclasses.replace(draft, files=tuple(files[name] for name in sorted(files))), tensors, extra=dict(extra or {}))
 
 
 def encode_files(manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
@@ -378,12 +384,6 @@ def _contents(
     files: dict[str, Iterable[bytes | memoryview]] = {TENSORS: safetensors.pieces(tensors, METADATA)}
     files |= {name: [data] for name, data in extra.items()}
     return files if config is None else {**files, peft_layout.CONFIG: [config]}
-
-
-def entry_of(value: np.ndarray, group: str, param: str, scales: str | None = None) -> m.TensorEntry:
-    """The manifest's entry for one tensor."""
-    digest = hashlib.sha256(safetensors.raw(value)).hexdigest()
-    return m.TensorEntry(TENSORS, safetensors.dtype_name(value.dtype), tuple(value.shape), digest, group, param, scales)
 
 
 def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from .peft_names import form_of
 from .peft_options import base_hint, likely, parsed, read_config, refuse_options, refuse_pickle
 from .peft_tensors import Sorted, kind_of, named, site_of, sort, untied
 from .safetensors import SafetensorsFile
+from .streamed import LARGE, Streamed
 
 if TYPE_CHECKING:
     from .pack import Pack
@@ -94,16 +96,22 @@ def read(folder: Path, name: str | None = None, on_base: bool = False, tensors: 
 
     config = read_config(folder / CONFIG)
     refuse_pickle(folder / TENSORS)
-    content = _content(folder, config, (), tensors)
+    path = folder / TENSORS
+    large = SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
+    content = _content(folder, config, (), tensors or large)
     if content.method.peft is not None and content.method.peft.from_base is not None and not on_base:
         raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
                           found=config.get("peft_type"),
                           remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")
     task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), "feature-extraction")
     version = config.get("peft_version")
-    return build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
+    pack = build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
                  beside=[Beside(*each) for each in content.beside], task=m.Task(task), base=base_hint(config),
                  training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
+    if large is None:
+        return pack
+    digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}
+    return replace(pack, tensors=Streamed.of(large, pack.tensors, digests))
 
 
 def _content(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None,

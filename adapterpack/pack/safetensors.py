@@ -274,8 +274,9 @@ def pieces(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None
         >>> [len(piece) for piece in pieces({"a": np.zeros((2, 3), np.float32)})]
         [72, 24]
     """
-    ordered = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))
-    header, _ = plan(((name, dtype_name(tensors[name].dtype), tensors[name].shape) for name in ordered), metadata)
+    kinds = {name: (np.dtype(value.dtype), value.shape) for name, value in tensors.items()}
+    ordered = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
+    header, _ = plan(((name, dtype_name(kinds[name][0]), kinds[name][1]) for name in ordered), metadata)
     return itertools.chain([header], (raw(tensors[name]) for name in ordered))
 
 

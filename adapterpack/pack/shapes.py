@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ _INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
 """Stand-ins for widths that are not known."""
 
 
-def features(form: PeftForm, params: dict[str, np.ndarray], where: str) -> tuple[int | None, int | None]:
+def features(form: PeftForm, params: Mapping[str, np.ndarray], where: str) -> tuple[int | None, int | None]:
     """What the parameters of a site say of its input and output width.
 
     Raises:
@@ -27,7 +28,7 @@ def features(form: PeftForm, params: dict[str, np.ndarray], where: str) -> tuple
         raise FormatError("the tensors of a site do not pair up, or have too few axes", where=where, found=shapes) from error
 
 
-def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndarray], where: object) -> Site:
+def check_shapes(method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray], where: object) -> Site:
     """The site, if every parameter has the shape that the method gives it there, as far as the site's known widths say it.
 
     Raises:
@@ -50,6 +51,8 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: dict[str, np.ndar
 
 def _known_shapes(method: Method, cfg: Any, site: Site) -> dict[str, tuple[int | None, ...]]:
     """The shapes of a site's parameters; an axis that changes with a width that the site does not know is None."""
+    if site.in_features and site.out_features:
+        return dict(method.shapes(cfg, site))
     tries = [method.shapes(cfg, dataclasses.replace(site, in_features=site.in_features or wide, out_features=site.out_features or tall))
              for wide, tall in zip(_INPUTS, _OUTPUTS, strict=True)]
     return {param: tuple(axes[0] if len(set(axes)) == 1 else None for axes in zip(*(shapes[param] for shapes in tries), strict=True))

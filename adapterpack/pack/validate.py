@@ -26,6 +26,7 @@ from .checks.template import template_findings
 from .checks.unchecked import NO_BASE, SHAPES_ONLY, unchecked
 from .composition import method_of
 from .pack import TEMPLATE, TENSORS, Pack
+from .streamed import LARGE, Streamed
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -98,10 +99,13 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
         return refused(findings, manifest)
     file = HeldFile(held[TENSORS], folder / TENSORS)
     pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder,
-                {name: data for name, data in held.items() if name == TEMPLATE})
+                {name: bytes(data) for name, data in held.items() if name == TEMPLATE})
     with hashed(held, budget) as digests:
         subject = Subject(folder, pack, file, held, digests, base, full, budget, allow_structural)
         findings, spent_on = run_checks(subject)
+    if len(held[TENSORS]) > LARGE:
+        known = {name: entry.sha256 for name, entry in manifest.tensors.items()}
+        pack = dataclasses.replace(pack, tensors=Streamed.of(file, pack.tensors, known))
     open_questions = (*spent_on, *unchecked(subject))
     return Report("pack", str(folder), pack.id, tuple(findings), open_questions, bool(spent_on) or (full and base is None),
                   None if spent_on else base_verdict(pack, base, findings)), pack
@@ -136,6 +140,16 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
         >>> load("packs/tickets").name  # doctest: +SKIP
         'tickets'
     """
+    pack, _ = checked(path)
+    return pack if name is None else pack.called(name)
+
+
+def checked(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
+    """As :func:`load`, with the report.
+
+    Raises:
+        FormatError, NonFinite, UnknownMethod: as for :func:`load`.
+    """
     report, pack = examine(Path(path))
     for finding in report.findings:
         if finding.severity == "error":
@@ -144,7 +158,7 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     if pack is None or report.incomplete:
         raise FormatError("the pack could not be checked to the end", where=path, found="; ".join(report.not_checked),
                           remedy="validate it with a larger budget")
-    return pack if name is None else pack.called(name)
+    return pack, report
 
 
 def _examine_peft(

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..errors import NothingToDo, UnknownName, Unsupported, nearest
 from ..methods import fold, is_stacked, row_blocks
+from ..pack.entries import entry_of
 from ..pack.lineage import descended
-from ..pack.pack import Adapter, Pack, entry_of, sealed
+from ..pack.pack import Adapter, Pack, sealed
 
 
 class Scheme(NamedTuple):

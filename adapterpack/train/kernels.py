@@ -1,9 +1,9 @@
 """Fast forward and backward for common structures of the normal form; chosen by structure and sizes, never by method name.
 
-Two ways beat evaluating the form as it stands. **Beside**: where ``up down`` is a chain of dense matrices and fixed maps, the frozen layer
-and the branch are one step, which adds the branch into the layer's output, and its gradient into the input's, with no tensor between.
-**Within**: a change that is as wide as the weight, or of a rank so high that it may as well be, is added to the weight, and one
-product does for both.
+Three ways beat evaluating the form as it stands. **Beside**: where ``up down`` is a chain of dense matrices and fixed maps, the frozen
+layer and the branch are one step, which adds the branch into the layer's output, and its gradient into the input's, with no tensor between.
+**After**: a scale, or pairs of outputs turned, and the layer are one step (:mod:`~.after`). **Within**: a change that is as wide as the
+weight, or of a rank so high that it may as well be, is added to the weight, and one product does for both.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from ..methods import AttachForm, Dense, Scaled, Sparse
+from .after import after, turn_of
 from .chains import Steps, add, add_back, back, by_step, chain_of, entering, of_matrix, through
 
 
@@ -57,6 +58,9 @@ def fused(form: AttachForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor 
     if entry is None and belongs_within(form, x.shape[:-1].numel()):
         bias, rest = _bias(form, layer)
         return _finished(rest, functional.linear(x, _changed(form, layer.weight), bias))
+    turn = turn_of(form, len(layer.weight))
+    if turn is not None:
+        return _finished(AttachForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
     chain = chain_of(form)
     if chain is None:
         return None

@@ -227,16 +227,18 @@ class AdaptedLayer(Adapted):
 
         It does not where something hooks into the call or took its place (offloading, sharding), or the weight is of a class of its own.
         """
-        base = self.base
+        base: Any = self.base
         hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
-        if type(base) is not nn.Linear or hooked or "forward" in base.__dict__:
+        if f"{type(base).__module__}.{type(base).__qualname__}" not in _PLAIN_LAYERS or hooked or "forward" in base.__dict__:
             return None
         held = [value for value in (base.weight, base.bias) if value is not None]
         plain = all(type(value) in _PLAIN and value.dtype == dtype and not value.requires_grad for value in held)
-        return kernels.Frozen(base.weight, base.bias) if plain else None
+        return kernels.Frozen(to_matrix(self.site.kind, base.weight), base.bias) if plain else None
 
 
 _PLAIN = (nn.Parameter, torch.Tensor)
+_PLAIN_LAYERS = frozenset({"torch.nn.modules.linear.Linear", "transformers.pytorch_utils.Conv1D"})
+"""Classes whose call is ``x W^T + b``, of a library that need not be there by name."""
 
 
 def placed(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site: Site) -> torch.Tensor:

@@ -212,6 +212,12 @@ async def _overtake(app: Any, scope: Any, receive: Any, send: Any) -> None:
     await app(scope, receive, send)
 
 
+async def _break_off(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """The hub takes the beginning of an upload, and hangs up."""
+    await receive()
+    raise ConnectionResetError
+
+
 async def _upload_altered(app: Any, scope: Any, receive: Any, send: Any) -> None:
     async def altered() -> Any:
         message = await receive()
@@ -269,6 +275,10 @@ FAULTS: dict[str, Fault] = {
     "ranges ignored": Fault(TENSORS, edits(_all_of_it)),
     "another range": Fault(TENSORS, edits(lambda reply: reply.headers.update({"content-range": "bytes 9-12/99"}))),
     "overtaken": Fault(r"POST .*/commit/.*", _overtake),
+    "failing commit": Fault(r"POST .*/commit/.*", answers(500)),
+    "busy commit": Fault(r"POST .*/commit/.*", answers(429, {"retry-after": "0"})),
+    "failing upload": Fault(r"PUT /lfs/.*", answers(500)),
+    "upload broken off": Fault(r"PUT /lfs/.*", _break_off),
     "stalled half way": Fault(r"GET .*/resolve/.*\.data$", _stall),
     "third part stalled": Fault(r"PUT /lfs/[0-9a-f]*/3", _hang),
     "upload altered": Fault(r"PUT /lfs/.*", _upload_altered),

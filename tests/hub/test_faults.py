@@ -121,6 +121,7 @@ def test_the_validator_of_headers_trusts_no_range(name: str, says: str, hub: Hub
     with pytest.raises(HubError, match=says):
         adapterpack.validate("hf://org/tickets")
     assert hub.arm() > 0
+    assert adapterpack.validate("hf://org/tickets").findings == ()
 
 
 def test_a_hub_without_ranges_is_read_from_its_beginning_only(hub: Hub, there: str) -> None:
@@ -159,9 +160,36 @@ def test_what_arrived_is_looked_at_again(hub: Hub) -> None:
     hub.arm("other digest")
     with pytest.raises(FormatError, match="what arrived at the hub is not what was sent"):
         adapterpack.push(make_pack(seed=10), "hf://org/relisted")
+    hub.arm()
+    assert adapterpack.push(make_pack(seed=10), "hf://org/relisted").sent == (), "it had arrived: the listing had lied"
+    assert adapterpack.pull("hf://org/relisted").id == make_pack(seed=10).id
+
+
+PUSHES = {"busy with its answer": 7, "failing commit": 7, "busy commit": 7, "token in the error": 7,
+          "failing upload": 800_000, "upload broken off": 800_000}
+"""Fault -> the width of a pack that meets it: a large one goes in parts, which are sent again soon."""
+
+
+@pytest.mark.parametrize("name", PUSHES)
+def test_a_push_that_fails_leaves_the_head_where_it_was_and_a_second_one_succeeds(name: str, hub: Hub) -> None:
+    repo, changed = f"hf://org/push-{name.replace(' ', '-')}", make_pack(seed=20 + [*PUSHES].index(name), width=PUSHES[name])
+    first = adapterpack.push(make_pack(), repo)
+    hub.arm(name)
+    with pytest.raises(HubError) as caught:
+        adapterpack.push(changed, repo)
+    assert WRITE not in str(caught.value)
+    assert hub.arm() > 0, "the fault was met"
+    assert adapterpack.pull(repo).id == first.id
+    second = adapterpack.push(changed, repo)
+    assert adapterpack.pull(repo).id == second.id != first.id
+
+
+def test_the_faults_are_those_that_the_documentation_lists() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "hub.md").read_text()
+    assert [name for name in FAULTS if f"| {name} |" not in told] == []
 
 
 def test_every_fault_is_met_by_a_test() -> None:
-    elsewhere = {"busy", "busy with its answer", "ranges ignored", "another range", "overtaken", "upload altered", "stalled half way",
-                 "third part stalled"}
+    elsewhere = {*PUSHES, "busy", "busy with its answer", "ranges ignored", "another range", "overtaken", "upload altered",
+                 "stalled half way", "third part stalled"}
     assert PULLS.keys() | elsewhere == FAULTS.keys()

@@ -64,6 +64,7 @@ def test_a_pack_goes_up_and_comes_down_and_its_canary_sings(
     again = command(client_environment, tmp_path, *args, "--tag", "v1")
     assert (again["sent"], again["deleted"], again["commit"]) == ([], [], pushed["commit"]), "equal content is left alone"
 
+    client_environment = elsewhere(client_environment, tmp_path)
     pulled = command(client_environment, tmp_path, "pull", "hf://org/alpha@v1", "-o", "alpha")
     assert (pulled["commit"], pulled["id"]) == (pushed["commit"], pushed["id"])
     seen = command(client_environment, tmp_path, "validate", "hf://org/alpha@v1", "--base", base_of("llama"), code=3)
@@ -87,6 +88,16 @@ def test_a_pack_goes_up_and_comes_down_and_its_canary_sings(
     assert offline["id"] == pushed["id"] == adapterpack.load(tmp_path / "offline").id
 
 
+def elsewhere(environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """Another machine, as far as the software can tell: no cache, no home, no store of the first."""
+    return {**environment, "HOME": str(folder / "home2"), "HF_HOME": str(folder / "hf2"), "ADAPTERPACK_CACHE": str(folder / "cache2"),
+            "XDG_CACHE_HOME": str(folder / "xdg2")}
+
+
+def without_times(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key not in {"bundle", "path"} and "second" not in key and "time" not in key}
+
+
 def snapshot_in_another_process(environment: dict[str, str], repo: str, folder: Path) -> str:
     """The official client in its own process, which reads its settings when it is imported."""
     code = f"from huggingface_hub import snapshot_download; print(snapshot_download({repo!r}, local_dir={str(folder / 'official')!r}))"
@@ -103,8 +114,13 @@ def test_a_bundle_goes_up_and_comes_down_and_answers_the_same(
     args = ("push", source, "hf://org/bundle", "--base-model", "org/llama", "--license", "apache-2.0")
     pushed = command(client_environment, tmp_path, *args)
     assert command(client_environment, tmp_path, *args)["sent"] == []
-    pulled = command(client_environment, tmp_path, "pull", "hf://org/bundle", "-o", "bundle")
+    fresh = elsewhere(client_environment, tmp_path)
+    pulled = command(fresh, tmp_path, "pull", "hf://org/bundle", "-o", "bundle")
     assert (pulled["kind"], pulled["id"]) == ("bundle", pushed["id"])
+    row = ("--adapter", "alpha", "--prompt", "w1 w2 w3", "--max-new-tokens", "4")
+    here, there = (command(environment, tmp_path, "run", folder, *row)
+                   for environment, folder in ((client_environment, source), (fresh, tmp_path / "bundle")))
+    assert without_times(here) == without_times(there), "another process, another home, the same answer"
     report = adapterpack.validate(tmp_path / "bundle", full=True)
     assert report.findings == ()
     assert not any(text.startswith("canary of") for text in report.not_checked), "every canary was replayed"
@@ -158,8 +174,18 @@ def test_the_card_says_what_the_manifest_says(hub: Hub, tmp_path: Path) -> None:
     assert told["model-index"][0]["results"][0]["metrics"] == [{"type": "accuracy", "value": 0.875}]
     for text in ("hf://org/carded", "PeftModel.from_pretrained", "vllm serve", "adapterpack export", "| learning rate | 0.001 |"):
         assert text in body
+    assert "| files, digests, structure, values | valid |" in body
+    assert str(tmp_path) not in body
     assert "<b>" not in body
     assert "held out \\| \\<b\\>" in body
+
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(tmp_path / "README.md")  # the official reader, and its own check of the results
+    [result] = card.data.eval_results
+    assert (card.data.base_model, card.data.model_name) == ("org/base", "carded")
+    assert (result.metric_type, result.metric_value) == ("accuracy", 0.875)
+    assert card.data.to_dict()["base_model_relation"] == "adapter"
 
 
 @pytest.mark.fast

@@ -27,6 +27,7 @@ from ...pack.pack import Pack
 from ...pack.quantized import require_plain
 from ...pack.validate import load
 from ...runtime.bundle import GRAPH, Bundle, BundledAdapter, read_bundle
+from ...threads import one_thread_each
 from .. import plan, provenance
 from ..arguments import require_outside, weights_of
 from ..bytes_io import Span, copy_span, opened
@@ -91,7 +92,7 @@ def merge_graph(
             tick = Ticker(total, progress).add
             for name in names:
                 _copy(it.graph.folder / name, folder / name, tick)
-            with opened_all({it.graph.folder / name: folder / name for name in names}) as sinks:
+            with one_thread_each(), opened_all({it.graph.folder / name: folder / name for name in names}) as sinks:
                 writer = Writer(it.graph, sinks)
                 done = [fold(one, it.base, places, writer, safe, tick) for one, places in work.targets]
                 for value, place in work.replaced:

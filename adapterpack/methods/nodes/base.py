@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from ...errors import Unsupported
+from ..arrays import array_namespace
 from ..base import AttachForm, Forward, Site
 from ..config import is_number
 from ..operators import Array, Dense

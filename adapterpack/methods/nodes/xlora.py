@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from ..arrays import array_namespace
 from ..config import require_flag, require_number, require_whole
 from ..operators import Array
 from ..routes import Given

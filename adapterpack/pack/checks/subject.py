@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..pack import Pack
-from ..safetensors import SafetensorsFile, parse_header
+from ..safetensors import MAX_HEADER, SafetensorsFile, parse_header
 from .budget import Budget
 from .finding import Finding
 
@@ -26,7 +26,7 @@ class HeldFile(SafetensorsFile):
 
     def __init__(self, data: bytes, path: Path) -> None:
         self.path, self.size, self._bytes = path, len(data), data
-        self.tensors, self.metadata = parse_header(io.BytesIO(data), len(data), path)
+        self.tensors, self.metadata = parse_header(io.BytesIO(data[: MAX_HEADER + 8]), len(data), path)
 
 
 class Subject(NamedTuple):

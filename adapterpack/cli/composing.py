@@ -1,0 +1,78 @@
+"""What ``adapterpack compose`` does beside composing: it tells plans, measures packs on data, and writes recipes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import adapterpack
+
+from ..errors import ConfigError
+from ..hub.resolve import folder_of
+from ..report.values import size
+from .options import pack_at
+from .output import emit, line, one_line, table
+from .progress import steps
+
+
+def say(text: str) -> None:
+    """One line to stderr."""
+    click.echo(one_line(text), err=True)
+
+
+def tell_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_json: bool) -> None:
+    """Prints what would be done."""
+    from ..compose.plan import plan  # noqa: PLC0415 - the help must not pay for it
+
+    if tree is not None:
+        raise click.UsageError("A tree combines nothing before it runs, so there is no plan for it.")
+    found = plan(packs, **options)
+    if as_json:
+        emit({"command": "compose", "plan": found.to_json()})
+        return
+    table(["sites", "shape", "ranks", "path", "exact", "to rank", "flops", "holds"],
+          [[f"{group.sites} such as {group.example}", " x ".join(map(str, group.shape)), " ".join(map(str, group.ranks)), group.path,
+            group.exact, group.rank, f"{group.flops:.2g}", size(group.bytes)] for group in found.groups])
+    for text in dict.fromkeys(f"{group.path}: {group.why}" for group in found.groups):
+        line(text)
+    for text in dict.fromkeys(note for group in found.groups for note in group.notes):
+        line(text)
+    if found.whole["modules"]:
+        line(f"modules trained whole ({', '.join(found.whole['modules'])}): {found.whole['policy']}")
+    line(f"rule {found.rule}, class {found.needs}: {'exact' if found.exact else 'not exact'}, {found.flops:.2g} operations on "
+         f"{found.threads} threads, at most {size(found.memory_bound)} of memory beside the packs")
+
+
+def measured(
+    packs: list[Any], rule: str, data: tuple[str, ...], statistics: tuple[str, ...], base: str | None, out: str
+) -> tuple[str, ...]:
+    """The statistics of every pack on its own data, beside the output."""
+    from ..compose.rules import get  # noqa: PLC0415 - the help must not pay for it
+
+    kind = get(rule).statistics
+    if statistics or base is None or len(data) != len(packs) or not kind:
+        raise ConfigError("packs are measured on one data file each, for a rule that looks at data", where="--data",
+                          expected="--base, one file a pack, no --statistics, and the rule regmean or fisher",
+                          found=f"{len(data)} files, {len(packs)} packs, rule {rule}", remedy="see adapterpack measure --help")
+    files = tuple(f"{out}.{pack.name}.{kind}" for pack in packs)
+    with steps() as step:
+        for pack, source, file in zip(packs, data, files, strict=True):
+            step(f"measure {pack.name} on {source}")
+            adapterpack.measure(folder_of(base), pack, source, kind=kind, out=file)
+    return files
+
+
+def write(made: Any, packs: tuple[str, ...], recipe: str | None, mergekit: str | None) -> None:
+    """The files that say how the pack was made."""
+    if recipe is None and mergekit is None:
+        return
+    from ..compose.mergekit import write as write_mergekit  # noqa: PLC0415 - the help must not pay for it
+    from ..compose.recipe import recipe_of  # noqa: PLC0415
+
+    found = recipe_of(made)
+    if recipe is not None:
+        found.write(recipe)
+    if mergekit is not None:
+        by_digest = {pack_at(each).id: each.rpartition("=")[2] for each in packs}
+        write_mergekit(found, made.manifest.base.name or "BASE", [by_digest[parent.digest] for parent in found.parents], mergekit)

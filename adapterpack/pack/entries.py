@@ -1,0 +1,63 @@
+"""What a manifest says of tensors and files: their sizes and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from . import manifest as m
+from . import safetensors
+
+TENSORS = "adapter_model.safetensors"
+_BLOCK = 1 << 20
+"""Bytes that go into a hash at once: it leaves the interpreter to other threads for as long as it takes."""
+
+
+def entry_of(
+    value: np.ndarray, group: str, param: str, scales: str | None = None, *, digest: str | None = None
+) -> m.TensorEntry:
+    """The manifest's entry for one tensor; ``digest`` is its sha256, where that is known."""
+    name = safetensors.dtype_name(value.dtype)
+    return m.TensorEntry(TENSORS, name, tuple(value.shape), digest or tensor_digest(value), group, param, scales)
+
+
+def tensor_digest(value: np.ndarray) -> str:
+    """The sha256 of a tensor's bytes, as hex."""
+    return hashlib.sha256(safetensors.raw(value)).hexdigest()
+
+
+def file_entry(name: str, parts: Iterable[bytes | memoryview], role: str) -> m.FileEntry:
+    """The manifest's entry for a file of these parts."""
+    hasher, size = hashlib.sha256(), 0
+    for part in _joined(parts):
+        hasher.update(part)
+        size += len(part)
+    return m.FileEntry(name, size, hasher.hexdigest(), role)
+
+
+def digested(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[dict[str, str], m.FileEntry]:
+    """The digest of every tensor, and the entry of the file that holds them all: the same bytes twice, so on two threads."""
+    with ThreadPoolExecutor(1) as pool:
+        file = pool.submit(lambda: file_entry(TENSORS, safetensors.pieces(tensors, metadata), "tensors"))
+        return {name: tensor_digest(value) for name, value in tensors.items()}, file.result()
+
+
+def _joined(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The same bytes in fewer parts: the small ones are put together in one buffer, which is used again and again."""
+    buffer, end = bytearray(_BLOCK), 0
+    for part in parts:
+        if end + len(part) > _BLOCK:
+            yield memoryview(buffer)[:end]
+            end = 0
+        if len(part) > _BLOCK // 4:
+            if end:
+                yield memoryview(buffer)[:end]
+                end = 0
+            yield part
+        else:
+            buffer[end : end + len(part)] = part
+            end += len(part)
+    yield memoryview(buffer)[:end]

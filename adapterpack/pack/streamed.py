@@ -1,0 +1,84 @@
+"""Tensors of a file that is too large to hold: each is read when it is asked for, and only what was read before is accepted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, storage_errors
+from .safetensors import DTYPES, SafetensorsFile, TensorInfo
+
+LARGE = 64 << 20
+"""Bytes of a tensor file above which it is read piece by piece."""
+
+
+class Streamed(Mapping[str, np.ndarray]):
+    """Tensor name -> array, read anew each time, and checked by its sha256: what is used is what was checked, whoever may write there.
+
+    Tensors that are not in the file as they are (``held``) are kept.
+    """
+
+    def __init__(self, path: Path, infos: Mapping[str, TensorInfo], digests: Mapping[str, str], held: Mapping[str, np.ndarray]) -> None:
+        self._path, self._infos, self._digests, self._held = path, infos, digests, held
+        with storage_errors(path):
+            self._file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb", buffering=0)
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            raise FormatError("this is not a regular file", where=path)
+
+    @classmethod
+    def of(cls, file: SafetensorsFile, tensors: Mapping[str, np.ndarray], digests: Mapping[str, str]) -> Streamed:
+        """Instead of ``tensors`` that are views of a mapped file, what reads them from it; others are kept."""
+        held = {name: value for name, value in tensors.items() if not _is_view(file, name, value)}
+        return cls(file.path, file.tensors, digests, held)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._held:
+            return self._held[name]
+        info = self._infos[name]
+        with storage_errors(self._path):
+            data = os.pread(self._file.fileno(), info.nbytes, info.offset)
+        if hashlib.sha256(data).hexdigest() != self._digests[name]:
+            raise FormatError("the file changed while it was in use", where=f"{self._path}, tensor {name}",
+                              remedy="start again once nothing writes to it")
+        return np.frombuffer(data, DTYPES[info.dtype]).reshape(info.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+
+def _is_view(file: SafetensorsFile, name: str, value: np.ndarray) -> bool:
+    """Whether an array is the tensor of that name in the file, as it lies there."""
+    if name not in file.tensors:
+        return False
+    whole = file.read(name)
+    return (value.dtype == whole.dtype and value.shape == whole.shape and value.flags.c_contiguous
+            and value.__array_interface__["data"][0] == whole.__array_interface__["data"][0])
+
+
+class Unread(Mapping[str, np.ndarray]):
+    """The parameters of one site of a streamed pack, read each time that one is asked for."""
+
+    def __init__(self, names: tuple[str, ...], read: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        self._names, self._read = names, read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def items(self) -> Any:
+        """All of them, read once."""
+        return self._read().items()

@@ -1,0 +1,253 @@
+"""The two suites of `merging_quality.py`: eight small tasks each over one pretrained base, and how an adapter of one is trained.
+
+As in the protocol of KnOTS (arXiv 2410.19735) a task's head is fixed before its adapter is trained, so that adapters alone are merged, and
+the base has some idea of every task without them. There heads are CLIP's text embeddings of the names of classes. Here images have the
+head that the base was pretrained with, and texts the mean embeddings of a few rows of each class.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+import adapterpack
+from adapterpack.demo.models import MINILM, fetch
+
+DATA = Path(__file__).parents[1] / "examples" / "data"
+Inputs = tuple[torch.Tensor, ...]
+Head = Callable[[torch.Tensor], torch.Tensor]
+"""Logits of features."""
+
+
+class Split(NamedTuple):
+    """Some rows of a task: inputs whose first axis is the row, and labels."""
+
+    inputs: Inputs
+    labels: torch.Tensor
+
+    def rows(self, chosen: torch.Tensor) -> Split:
+        """These rows."""
+        return Split(tuple(value[chosen] for value in self.inputs), self.labels[chosen])
+
+
+class Task(NamedTuple):
+    """A task by name with its three splits: what is learnt from, what coefficients are chosen by, and what is reported."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+
+
+def divided(inputs: Inputs, seed: int, parts: tuple[float, float]) -> list[tuple[torch.Tensor, Inputs]]:
+    """The rows for training, validation and test, dealt out at random: which they are, and their inputs."""
+    count = len(inputs[0])
+    ends = np.cumsum([int(part * count) for part in parts]).tolist()
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    return [(rows, tuple(value[rows] for value in inputs)) for rows in torch.tensor_split(order, ends)]
+
+
+def task_of(name: str, parts: list[tuple[torch.Tensor, Inputs]], labels: torch.Tensor) -> Task:
+    """A task of such rows."""
+    return Task(name, *(Split(inputs, labels[rows]) for rows, inputs in parts))
+
+
+@dataclass
+class Suite:
+    """Tasks over one base: ``features`` are ``[N, d]`` of the backbone, and ``targets`` the layers that adapters change."""
+
+    name: str
+    base: Path
+    tasks: list[Task]
+    model: Any
+    features: Callable[[Any, Inputs], torch.Tensor]
+    heads: dict[str, Head]
+    targets: tuple[str, ...]
+    rank: int
+    steps: int
+    rate: float
+
+    def _all(self, model: Any, inputs: Inputs) -> torch.Tensor:
+        with torch.no_grad():
+            return self.features(model, inputs)
+
+    def accuracies(self, model: Any, part: str) -> dict[str, float]:
+        """Of the model on ``val`` or ``test`` of every task; tasks that ask of the same rows share their features."""
+        features: dict[int, torch.Tensor] = {}
+        found = {}
+        for task in self.tasks:
+            split: Split = getattr(task, part)
+            if id(split.inputs) not in features:
+                features[id(split.inputs)] = self._all(model, split.inputs)
+            found[task.name] = float((self.heads[task.name](features[id(split.inputs)]).argmax(dim=1) == split.labels).float().mean())
+        return found
+
+    def train(self, task: Task, seed: int, out: Path) -> adapterpack.Pack:
+        """A LoRA of the task, written to ``out``."""
+        model = copy.deepcopy(self.model)
+        adapterpack.adapt(model, adapterpack.LoRA(r=self.rank, alpha=2 * self.rank, targets=self.targets), seed=seed)
+        rng = torch.Generator().manual_seed(seed)
+        trained = [value for value in model.parameters() if value.requires_grad]
+        optimizer = torch.optim.AdamW(trained, self.rate, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.rate, self.steps)
+        for _ in range(self.steps):
+            batch = task.train.rows(torch.randint(len(task.train.labels), (32,), generator=rng))
+            optimizer.zero_grad()
+            functional.cross_entropy(self.heads[task.name](self.features(model, batch.inputs)), batch.labels).backward()
+            optimizer.step()
+            schedule.step()
+        return adapterpack.save(model, out, base=self.base, name=task.name)
+
+
+# The digits of scikit-learn under eight views, and a small vision transformer that was pretrained on them as they are.
+
+HEAD = "head.safetensors"
+CHECKERED = torch.tensor([[(-1.0) ** (i + j) for j in range(8)] for i in range(8)])
+VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "rotated": lambda x: torch.rot90(x, 1, (-2, -1)),
+    "upside_down": lambda x: x.flip(-2),
+    "transposed": lambda x: x.transpose(-2, -1),
+    "inverted": lambda x: -x,
+    "noisy": lambda x: x + 0.6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)),
+    "checkered": lambda x: x * CHECKERED,
+    "rolled": lambda x: x.roll(4, -1),
+    "parity": lambda x: x,
+}
+"""What a task sees; all have ten classes but ``parity``, which asks whether a digit is odd."""
+SEEN = 0.8
+"""The share of the rows of pretraining under one of the views: a base that has seen a little of everything, as CLIP has."""
+
+
+def digits(seed: int, folder: Path) -> Suite:
+    """The suite of images: 600 rows for the base, the others for the tasks, dealt out anew by every seed."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    order = np.random.default_rng(seed).permutation(len(raw.images))
+    images = torch.tensor(raw.images[order] / 8 - 1, dtype=torch.float32)[:, None]
+    labels = torch.tensor(raw.target[order])
+    if not (folder / HEAD).exists():
+        pretrained, head = _pretrained(images[:600], labels[:600], seed)
+        pretrained.save_pretrained(folder)
+        save_file(head.state_dict(), folder / HEAD)
+    kept = load_file(folder / HEAD)
+
+    def named(features: torch.Tensor) -> torch.Tensor:
+        return features @ kept["weight"].T + kept["bias"]
+
+    def parity(features: torch.Tensor) -> torch.Tensor:
+        return torch.stack([named(features)[:, start::2].logsumexp(dim=1) for start in (0, 1)], dim=1)
+
+    heads: dict[str, Head] = {name: parity if name == "parity" else named for name in VIEWS}
+    model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    tasks = [task_of(name, divided((view(images[600:]),), seed, (0.6, 0.2)), labels[600:] % 2 if name == "parity" else labels[600:])
+             for name, view in VIEWS.items()]
+    return Suite("digits", folder, tasks, model, _first_token, heads, ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"), 2, 300, 2e-3)
+
+
+def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
+    found: torch.Tensor = model(pixel_values=inputs[0]).last_hidden_state[:, 0]
+    return found
+
+
+def _pretrained(images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[Any, torch.nn.Linear]:
+    """A vision transformer and its head for digits, shifted by up to one pixel and with a little noise, some as the tasks see them."""
+    torch.manual_seed(seed)
+    config = transformers.ViTConfig(image_size=8, patch_size=2, num_channels=1, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
+                                    intermediate_size=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model, head = transformers.ViTModel(config, add_pooling_layer=False), torch.nn.Linear(64, 10)
+    steps = 800
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], 2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+    for _ in range(steps):
+        chosen = torch.randint(len(images), (64,))
+        x = images[chosen].roll(tuple(torch.randint(-1, 2, (2,)).tolist()), (-2, -1))
+        seen = list(VIEWS.values())[int(torch.randint(len(VIEWS), ()))](x)
+        x = torch.where(torch.rand(len(x), 1, 1, 1) < SEEN, seen, x)
+        optimizer.zero_grad()
+        functional.cross_entropy(head(_first_token(model, (x + 0.1 * torch.randn_like(x),))), labels[chosen]).backward()
+        optimizer.step()
+        schedule.step()
+    return model, head
+
+
+# Eight questions about the texts of the examples, and the sentence encoder MiniLM.
+
+LAYERS = (5,)
+"""The layers that are adapted; what the ones before make of a text is computed once."""
+INNER = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense",
+         "output.dense")
+KINDS = ("account", "billing", "delivery", "product", "returns", "technical")
+FIRST_PERSON, NEGATED = {"i", "my", "me", "mine", "we", "our"}, ("not", "n't", "never", "no ", "nobody", "nothing")
+QUESTIONS: dict[str, tuple[str, Callable[[dict[str, Any], float], int]]] = {
+    "tickets": ("tickets", lambda row, _: KINDS.index(row["label"])),
+    "reviews": ("reviews", lambda row, _: int(row["label"] == "positive")),
+    "question": ("tickets", lambda row, _: int("?" in row["text"])),
+    "number": ("tickets", lambda row, _: int(any(letter.isdigit() for letter in row["text"]))),
+    "long": ("tickets", lambda row, median: int(len(row["text"]) > median)),
+    "person": ("reviews", lambda row, _: int(bool(FIRST_PERSON & set(row["text"].lower().replace("'", " ").split())))),
+    "negated": ("reviews", lambda row, _: int(any(word in row["text"].lower() for word in NEGATED))),
+    "many": ("orders", lambda row, _: int(json.loads(row["completion"])["quantity"] >= 40)),
+}
+"""By name the texts that a question is about, and its answer for a row and the median length of the texts."""
+
+
+def texts(seed: int, folder: Path) -> Suite:
+    """The suite of texts: training and test files together, dealt out anew by every seed."""
+    base = fetch(MINILM)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    model = transformers.AutoModel.from_pretrained(base).eval()
+    tasks: list[Task] = []
+    heads: dict[str, Head] = {}
+    held: dict[str, list[tuple[torch.Tensor, Inputs]]] = {}
+    for name, (source, answer) in QUESTIONS.items():
+        rows = [json.loads(line) for part in ("train", "test") for line in (DATA / f"{source}.{part}.jsonl").read_text().splitlines()]
+        strings = [row["text"] if "text" in row else row["prompt"].partition("\n\n")[2] for row in rows]
+        median = float(np.median([len(text) for text in strings]))
+        if source not in held:
+            held[source] = divided(_before(model, tokenizer, strings), seed, (0.6, 0.15))
+        tasks.append(task_of(name, held[source], torch.tensor([answer(row, median) for row in rows])))
+        heads[name] = _prototypes(model, tasks[-1].train)
+    targets = tuple(f"encoder.layer.{layer}.{inner}" for layer in LAYERS for inner in INNER)
+    return Suite("texts", base, tasks, model, _after, heads, targets, 8, 50, 2e-3)
+
+
+def _prototypes(model: Any, train: Split) -> Head:
+    """Cosines with the mean of the first eight rows of each class, sharpened as CLIP's are."""
+    with torch.no_grad():
+        means = torch.stack([_after(model, train.rows(torch.nonzero(train.labels == label)[:8, 0]).inputs).mean(dim=0)
+                             for label in range(int(train.labels.max()) + 1)])
+    center = means.mean(dim=0)
+    means = functional.normalize(means - center)
+    return lambda features: 20 * functional.normalize(features - center) @ means.T
+
+
+def _before(model: Any, tokenizer: Any, strings: list[str]) -> Inputs:
+    """The hidden states before the adapted layers, and the mask."""
+    encoded = tokenizer(strings, padding="max_length", truncation=True, max_length=24, return_tensors="pt")
+    with torch.no_grad():
+        states = model(**encoded, output_hidden_states=True).hidden_states[LAYERS[0]]
+    return states, encoded["attention_mask"]
+
+
+def _after(model: Any, inputs: Inputs) -> torch.Tensor:
+    """The mean over the tokens after the adapted layers."""
+    states, mask = inputs
+    hidden = (1.0 - mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+    for layer in LAYERS:
+        made = model.encoder.layer[layer](states, hidden)
+        states = made[0] if isinstance(made, tuple) else made
+    return (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+SUITES: dict[str, Callable[[int, Path], Suite]] = {"digits": digits, "texts": texts}

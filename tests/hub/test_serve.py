@@ -1,0 +1,148 @@
+"""``adapterpack hub serve`` as strangers use it: the plain ``hf`` command, a proxy, too large a body, Ctrl-C; no token in any output."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socketserver
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hubs import READ, WRITE, make_pack
+
+import adapterpack
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture
+def own(tmp_path: Path, client_environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """A hub started by its command, with its output kept, and the environment of its client."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"ann write {WRITE}\nbob read {READ}\n")
+    tokens.chmod(0o600)
+    args = ["-m", "adapterpack", "hub", "serve", str(tmp_path / "data"), "--port", "0", "--tokens", str(tokens), "--json"]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen([sys.executable, *args], stdout=subprocess.PIPE, stderr=log,
+                                                               text=True) as process:
+        assert process.stdout is not None
+        address = json.loads(process.stdout.readline())["address"]
+        yield process, {**client_environment, "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1"}
+        process.kill()
+    assert not any(token in (tmp_path / "log").read_text() for token in (WRITE, READ))
+
+
+def run(environment: dict[str, str], folder: Path, *command: str, code: int = 0) -> str:
+    done = subprocess.run([sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert not any(token in done.stdout + done.stderr for token in (WRITE, READ))
+    return done.stdout
+
+
+HF = ("-c", "import sys; from huggingface_hub.cli.hf import main; sys.argv[0] = 'hf'; main()")
+
+
+def test_the_plain_hf_command_and_a_clean_end(own: tuple[subprocess.Popen[str], dict[str, str]], tmp_path: Path) -> None:
+    """hf upload -> adapterpack pull; adapterpack push -> hf download; Ctrl-C ends the hub with nothing half-written."""
+    process, environment = own
+    pack = make_pack()
+    pack.write(tmp_path / "pack")
+    run(environment, tmp_path, *HF, "upload", "ann/byhand", "pack", ".")
+    pulled = json.loads(run(environment, tmp_path, "-m", "adapterpack", "pull", "hf://ann/byhand", "--json"))
+    assert pulled["id"] == pack.id
+    pushed = json.loads(run(environment, tmp_path, "-m", "adapterpack", "push", "pack", "hf://ann/pushed", "--tag", "v1", "--json"))
+    run(environment, tmp_path, *HF, "download", "ann/pushed", "--revision", "v1", "--local-dir", "fetched")
+    shutil.rmtree(tmp_path / "fetched" / ".cache")  # the client's own notes
+    assert adapterpack.load(tmp_path / "fetched").id == pushed["id"]
+    run({**environment, "HF_TOKEN": READ}, tmp_path, *HF, "upload", "ann/byhand", "pack", "more", code=1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) in {0, 130}
+    assert [*(tmp_path / "data" / "tmp").rglob("*")] == [tmp_path / "data" / "tmp" / "parts"]
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_bodies_have_limits(own: tuple[subprocess.Popen[str], dict[str, str]]) -> None:
+    _, environment = own
+    url = f"{environment['HF_ENDPOINT']}/api/repos/create"
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(80):
+            yield bytes(1 << 20)
+
+    request = urllib.request.Request(url, data=endless(), method="POST", headers={"Authorization": f"Bearer {WRITE}"})
+    with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    assert getattr(caught.value, "code", 413) == 413
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """An HTTP proxy: absolute addresses in, the origin's answer out."""
+
+    seen: list[str] = []  # noqa: RUF012 - one list for all requests is what is wanted
+
+    def forward(self) -> None:
+        Proxy.seen.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or None
+        headers = {key: value for key, value in self.headers.items() if key != "Proxy-Connection"}
+        request = urllib.request.Request(self.path, body, headers, method=self.command)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            answer: Any = opener.open(request)
+        except urllib.error.HTTPError as error:
+            answer = error
+        data = answer.read()
+        self.send_response(answer.status)
+        for key, value in answer.headers.items():
+            if key.lower() not in {"transfer-encoding", "connection", "content-length"} or (key.lower() == "content-length"
+                                                                                         and self.command == "HEAD"):
+                self.send_header(key, value)
+        if self.command != "HEAD":
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_HEAD = do_PUT = forward  # noqa: N815 - the standard library's names
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+def test_a_proxy_is_used(own: tuple[subprocess.Popen[str], dict[str, str]], tmp_path: Path) -> None:
+    """HTTP_PROXY: every request of push and pull goes through it, with the hub under a name that only the proxy knows to be reachable."""
+    _, environment = own
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        environment = {**{key: value for key, value in environment.items() if key.lower() != "no_proxy"},
+                       "HTTP_PROXY": f"http://127.0.0.1:{proxy.server_address[1]}", "http_proxy": f"http://127.0.0.1:{proxy.server_address[1]}"}
+        make_pack().write(tmp_path / "pack")
+        run(environment, tmp_path, "-m", "adapterpack", "push", "pack", "hf://ann/proxied", "--json")
+        pulled = json.loads(run(environment, tmp_path, "-m", "adapterpack", "pull", "hf://ann/proxied", "--json"))
+        proxy.shutdown()
+    assert pulled["id"] == make_pack().id
+    assert any("/commit/main" in line for line in Proxy.seen)
+    assert any(line.startswith("GET ") and line.endswith("/adapter_model.safetensors") for line in Proxy.seen)
+
+
+def test_what_is_private_or_gone_is_told_by_name(own: tuple[subprocess.Popen[str], dict[str, str]], tmp_path: Path) -> None:
+    _, environment = own
+    make_pack().write(tmp_path / "pack")
+    run(environment, tmp_path, "-m", "adapterpack", "push", "pack", "hf://ann/secret", "--private", "--json")
+    stranger = {**environment, "HF_TOKEN": "hf_" + "x" * 20}
+    anonymous = {key: value for key, value in environment.items() if key != "HF_TOKEN"}
+    for who, code in ((stranger, "hub"), (anonymous, "repo-not-found")):
+        told = json.loads(run(who, tmp_path, "-m", "adapterpack", "pull", "hf://ann/secret", "--json", code=1))["error"]
+        assert told["code"].startswith(code) or told["code"] == "repo-not-found"
+        assert "hf_xxx" not in json.dumps(told)
+    assert json.loads(run({**environment, "HF_TOKEN": READ}, tmp_path, "-m", "adapterpack", "pull", "hf://ann/secret", "--json"))["id"]
+    gone = json.loads(run(environment, tmp_path, "-m", "adapterpack", "pull", "hf://ann/secret@v9", "--json", code=1))["error"]
+    assert gone["code"] == "revision-not-found"
+    assert os.path.lexists(tmp_path / "adapterpack.lock")

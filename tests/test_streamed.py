@@ -1,0 +1,141 @@
+"""Packs that are too large to hold: read site by site, the same as ever, and only what was checked; and the threads that work on sites."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+import adapterpack
+from adapterpack import threads
+from adapterpack.errors import FormatError
+from adapterpack.pack import peft_layout, validate
+from adapterpack.pack.checks import folder
+from adapterpack.pack.pack import Pack
+from adapterpack.pack.streamed import Streamed, Unread
+from adapterpack.testing.rule_laws import MIXED, made
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor file is large."""
+    for module in (peft_layout, validate, folder):
+        monkeypatch.setattr(module, "LARGE", 8)
+
+
+def written(tmp_path: Path, kind: str) -> list[Path]:
+    """Two packs of other ranks, as folders of ours or of PEFT's."""
+    paths = []
+    for seed, cfg in enumerate(MIXED[:2]):
+        path = made(seed + 1, cfg).write(tmp_path / f"pack{seed}").path
+        assert path is not None
+        if kind == "peft":
+            bare = tmp_path / f"peft{seed}"
+            bare.mkdir()
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                shutil.copy(path / name, bare / name)
+            path = bare
+        paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["ours", "peft"])
+@pytest.mark.parametrize("rule", ["linear", "ties", "iso_c", "lora_lego"])
+def test_a_large_pack_is_the_same_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rule: str) -> None:
+    """Held or read piece by piece: the same identity, the same tensors, and the same composition to the bit."""
+    paths = written(tmp_path, kind)
+    held = [adapterpack.load(path) for path in paths]
+    for module in (peft_layout, validate, folder):
+        monkeypatch.setattr(module, "LARGE", 8)
+    read = [adapterpack.load(path) for path in paths]
+    for one, two in zip(held, read, strict=True):
+        assert not isinstance(one.tensors, Streamed)
+        assert isinstance(two.tensors, Streamed)
+        assert all(isinstance(adapter.params, Unread) for adapter in two.adapters())
+        assert one.id == two.id
+        assert one.tensors.keys() == two.tensors.keys()
+        assert all(np.array_equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+    assert adapterpack.compose(held, rule=rule, rank=4).id == adapterpack.compose(read, rule=rule, rank=4).id
+    again = read[0].write(tmp_path / "again")
+    assert (tmp_path / "again" / "adapter_model.safetensors").read_bytes() == (paths[0] / "adapter_model.safetensors").read_bytes()
+    assert again.id == read[0].id
+
+
+@pytest.mark.parametrize("kind", ["ours", "peft"])
+@pytest.mark.usefixtures("large")
+def test_what_is_used_is_what_was_checked(tmp_path: Path, kind: str) -> None:
+    """A byte that changes after the pack was loaded is found before it is used."""
+    first, second = written(tmp_path, kind)
+    packs = [adapterpack.load(first), adapterpack.load(second)]
+    data = bytearray((first / "adapter_model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (first / "adapter_model.safetensors").write_bytes(data)
+    with pytest.raises(FormatError, match="changed while it was in use"):
+        adapterpack.compose(packs, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("large")
+def test_a_flipped_byte_is_found_when_a_large_pack_is_loaded(tmp_path: Path) -> None:
+    """The digests of a large pack are checked as those of a small one are."""
+    path = written(tmp_path, "ours")[0]
+    data = bytearray((path / "adapter_model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (path / "adapter_model.safetensors").write_bytes(data)
+    with pytest.raises(FormatError, match=r"AP105|AP303|sha256"):
+        adapterpack.load(path)
+
+
+# Threads.
+
+
+def blas() -> list[int]:
+    """The threads of every BLAS in the process."""
+    return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+
+
+def test_the_blas_has_one_thread_for_as_long_as_anyone_composes() -> None:
+    """Blocks may overlap; the last one to end, in whatever thread, gives back what there was."""
+    before = blas()
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with threads.one_thread_each():
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=other)
+    with threads.one_thread_each():
+        thread.start()
+        assert inside.wait(30)
+    assert set(blas()) == {1}
+    leave.set()
+    thread.join()
+    assert blas() == before
+
+
+def test_work_is_done_in_order_and_its_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results come in the order of the items, nested work stays in its thread, settings of numpy go along, and an error ends it."""
+    monkeypatch.setattr(threads, "workers", lambda: 3)
+
+    def work(value: int) -> tuple[int, bool]:
+        inner = list(threads.in_order(lambda _: threading.get_ident(), range(3)))
+        with np.errstate():
+            return value, set(inner) == {threading.get_ident()} and np.geterr()["over"] == "raise"
+
+    with np.errstate(over="raise"):
+        assert list(threads.in_order(work, range(40))) == [(value, True) for value in range(40)]
+    with pytest.raises(ZeroDivisionError):
+        list(threads.in_order(lambda value: 1 // (value - 5), range(40)))
+
+
+def test_a_pack_in_memory_is_not_read_again() -> None:
+    """Packs that are small stay what they were: arrays."""
+    pack: Pack = made(1)
+    assert all(isinstance(adapter.params, dict) for adapter in pack.adapters())
