@@ -32,6 +32,9 @@ NO_LABEL = np.float32(-1e9)
 HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 """Parameter of a linear layer that was trained whole -> its slot field."""
 
+PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
+"""Slot field -> its name in adapter files for onnxruntime-genai, those of ``olive convert-adapters``."""
+
 _NEUTRAL = {"scale": 1.0, "pre": 1.0, "head_bias": float(NO_LABEL), **NEUTRAL}
 """What a field holds that changes nothing, where that is not zero."""
 
