@@ -528,8 +528,8 @@ def test_features_are_means_over_real_tokens(tiny_bert: Path, tmp_path: Path) ->
 
 
 def test_a_bundle_is_no_base(bundle_of: Make) -> None:
-    """Exporting a bundle is refused by what it lacks."""
-    with pytest.raises(StorageError, match="safetensors"):
+    """Exporting a bundle again is refused, with the way out."""
+    with pytest.raises(ConfigError, match=r"exported already.*--base"):
         export(bundle_of("llama", "bank"), [], Path("never"), mode="folded")
 
 

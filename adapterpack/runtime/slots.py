@@ -35,6 +35,9 @@ HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 _THIN = frozenset({"embedding", "conv"})
 """Kinds of layers beside linear ones that a graph has slots at, for changes of low rank."""
 
+PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
+"""Slot field -> its name in adapter files for onnxruntime-genai, those of ``olive convert-adapters``."""
+
 _NEUTRAL = {"scale": 1.0, "pre": 1.0, "head_bias": float(NO_LABEL), **NEUTRAL}
 """What a field holds that changes nothing, where that is not zero."""
 
