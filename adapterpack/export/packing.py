@@ -1,8 +1,8 @@
 """Sibling projections in one: MatMuls that read the same value (q, k and v; gate and up) become one MatMul and a Split.
 
-In a bank, the ``down`` factors of siblings that are adapted lie side by side in one slot: ``x [D_1 ... D_k]`` is one MatMul, and
-an even Split gives each sibling its part. The ``up`` factors stay apart: a block-diagonal one is mostly zeros, which a bank would gather for
-every row. One adapter's own inputs are not shared: see decision 34.
+In a bank, the ``down`` factors of siblings that are adapted lie side by side in one slot: ``x [D_1 ... D_k]`` is one MatMul, and an even
+Split gives each sibling its part. The ``up`` factors stay apart: a block-diagonal one is mostly zeros, which a bank would gather for every
+row. One adapter's own inputs are not shared: see decision 34.
 """
 
 from __future__ import annotations
