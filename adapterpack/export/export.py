@@ -228,11 +228,19 @@ def _proved(bundle: Bundle, folder: Path, paddings: Sequence[str], proof: Callab
         if number > 1:
             bundle.write(folder, draft=True)
         try:
-            return dataclasses.replace(bundle, parity=proof())
+            return dataclasses.replace(bundle, parity=_run(proof))
         except ParityError:
             if number == len(paddings):
                 raise
     raise AssertionError("a graph has a side of padding")
+
+
+def _run(proof: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A graph that does not take what the task gives is as wrong as one that computes something else."""
+    try:
+        return proof()
+    except ConfigError as error:
+        raise ParityError(f"the graph cannot run the task: {error.told}") from error
 
 
 def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:

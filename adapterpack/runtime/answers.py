@@ -162,12 +162,16 @@ def _seeing(session: Session, row: Row) -> list[int]:
     asked, token = _prompt(row), image_token(session.config)
     ids = session.tokenizer.encode(asked) if isinstance(asked, str) else session.tokenizer.prompt(asked)
     if "image" not in row:
+        if token in ids:
+            raise ConfigError("a prompt has image tokens, but its row has no image", found=f"{ids.count(token)} image tokens",
+                              remedy="give the row an image")
         return ids
     positions = session.graphs["vision"].shapes["image_features"][1]
     if not isinstance(positions, int):
         raise Unsupported("the number of positions of an image is not known", where=session.folder, found=positions)
     if ids.count(token) > 1:
-        raise ConfigError("a row has one image", found=f"{ids.count(token)} image tokens", expected="1, or none")
+        raise ConfigError("a prompt has one token for its image", found=f"{ids.count(token)} image tokens", expected="1, or none",
+                          remedy="leave the others out: one stands for all positions of the image")
     at = ids.index(token) if token in ids else 0
     return [*ids[:at], *[token] * positions, *ids[at + (token in ids) :]]
 

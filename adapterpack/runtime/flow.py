@@ -74,8 +74,8 @@ def _axes(session: Session, name: str) -> int:
 
 
 def _rows(part: Part, known: Mapping[str, np.ndarray]) -> int:
-    """How many rows of the batch a part has; images beside ids are none of their own."""
-    return 0 if part.form == "vision" and "input_ids" in known else known[part.inputs[0]].shape[0]
+    """How many rows of the batch a part has; images beside ids have the rows of the ids."""
+    return known["input_ids" if part.form == "vision" and "input_ids" in known else part.inputs[0]].shape[0]
 
 
 def _places(session: Session, part: Part, known: Mapping[str, np.ndarray]) -> list[int]:
