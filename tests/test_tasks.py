@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from click.testing import CliRunner
 
 import adapterpack
-from adapterpack import Session, export, run
+from adapterpack import Session, export, quantize, run
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, Unsupported
 from adapterpack.runtime.answers import POOLING
+from adapterpack.runtime.bundle import graph_file
 from adapterpack.runtime.images import features_of_rows, rows_of_images
 from adapterpack.runtime.media import array_of, speech_of
 from adapterpack.tasks import TASKS, task_named, task_of
@@ -90,6 +92,44 @@ def test_images_and_words_from_the_command_line(made: Make, tmp_path: Path) -> N
         rows = [{"text": "hi"}] if image is None else [{"image": str(tmp_path / image)}]
         with pytest.raises(error, match=text):
             list(run(bundle, rows))
+
+
+def test_prompts_with_and_without_images_generate_what_torch_does(made: Make, tmp_path: Path) -> None:
+    """LLaVA: an image goes before the prompt or in the place of its token; rows with and without one share a batch."""
+    base, bundle = made("llava")
+    image = np.random.default_rng(2).normal(size=(3, 12, 12)).astype(np.float32)
+    np.save(tmp_path / "image.npy", image)
+    seen = str(tmp_path / "image.npy")
+    rows = [{"prompt": "w5 w6", "image": seen}, {"prompt": "w1"}, {"prompt": "w5 w3 w6", "image": seen}]  # w3 is the image's token, 7
+    model = load_model(task_named("image-text-to-text"), base).eval()
+    positions, asked = [7] * 9, ([9, 10], [5], [9, 10])
+    places = ([*positions, 9, 10], [5], [9, *positions, 10])
+    for row, ids, words in zip(run(bundle, rows, max_new_tokens=4), places, asked, strict=True):
+        pixels = {"pixel_values": torch.from_numpy(image)[None]} if len(ids) > len(words) else {}
+        with torch.no_grad():
+            mask = torch.ones(1, len(ids), dtype=torch.long)
+            whole = model.generate(input_ids=torch.tensor([ids]), attention_mask=mask, max_new_tokens=4, do_sample=False, **pixels)
+            whole = whole[0, len(ids) :].tolist()
+        assert row["completion"].split() == [f"w{number - 4}" for number in whole if number > 3]
+    for wrong, text in (({"prompt": "w3 w1"}, "no image"), ({"prompt": "w3 w3", "image": seen}, "one token")):
+        with pytest.raises(ConfigError, match=text):
+            list(run(bundle, [wrong]))
+
+
+def test_every_graph_of_a_bundle_is_quantized(made: Make, tmp_path: Path) -> None:
+    """T5 in int8: encoder and decoder, adapters still apart from the base, and outputs that moved as little as is recorded."""
+    _, bundle = made("t5")
+    found = quantize(bundle, tmp_path / "int8", scheme="int8")
+    for part in ("encoder", "model"):
+        graph = ir.load(tmp_path / "int8" / graph_file(part)).graph
+        assert sum(node.op_type == "MatMulNBits" for node in graph) > 0
+    before, after = (Session(folder, "cpu") for folder in (bundle, tmp_path / "int8"))
+    rows = {"input_ids": np.array([[5, 9, 31], [7, 2, 8]]), "attention_mask": np.ones((2, 3), np.int64),
+            "decoder_input_ids": np.zeros((2, 1), np.int64)}
+    exact, moved = (session.run(rows, [None, "low-rank"])["logits"] for session in (before, after))
+    assert 0 < np.abs(moved - exact).max() <= 0.1 * np.abs(exact).max()
+    assert set(found.quantization["max_error"]) == {"base", "low-rank"}
+    assert adapterpack.validate(tmp_path / "int8").valid
 
 
 def test_pooling_is_recorded(made: Make, tmp_path: Path) -> None:

@@ -82,6 +82,10 @@ def _guessed(session: Session, rows: Sequence[Row], names: Names, sampling: Mapp
 def _towers(session: Session, rows: Sequence[Row], names: Names, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """An embedding for each row, of a text or of an image: the cosine of two of them says how well they go together."""
     results: list[dict[str, Any]] = [{}] * len(rows)
+    for row in rows:
+        if "image" in row and any(key in row for key in ASKED[:3]):
+            raise ConfigError("a row of two towers is a text or an image", found=", ".join(map(str, row)),
+                              remedy="give each a row of its own")
     for asked, output in (("image", "image_embeds"), ("text", "text_embeds")):
         mine = [number for number, row in enumerate(rows) if ("image" in row) == (asked == "image")]
         if mine:
