@@ -75,7 +75,8 @@ def _axes(session: Session, name: str) -> int:
 
 def _rows(part: Part, known: Mapping[str, np.ndarray]) -> int:
     """How many rows of the batch a part has; images beside ids have the rows of the ids."""
-    return known["input_ids" if part.form == "vision" and "input_ids" in known else part.inputs[0]].shape[0]
+    first = "input_ids" if part.form == "vision" and "input_ids" in known else part.inputs[0]
+    return len(known[first])
 
 
 def _places(session: Session, part: Part, known: Mapping[str, np.ndarray]) -> list[int]:
