@@ -28,7 +28,7 @@ def make_bundle(folder: Path, size: int = SIZE) -> Path:
     """A bundle of a pack and of bytes in place of a graph: what a hub has to carry, and nothing that could be run."""
     pack = make_pack().write(folder / "adapters" / "tickets")
     (folder / "model.onnx.data").write_bytes(np.random.default_rng(0).bytes(size))
-    (folder / "model.onnx").write_bytes(b"graph")
+    (folder / "model.onnx").write_bytes(b"\x08\x0a\x3a\x00")  # ir_version 10, and an empty graph
     Bundle("bank", "feature-extraction", m.Base("org/base"), "mobius", {}, (BundledAdapter("tickets", pack.id, "adapters/tickets", 1),),
            (), slots=2).write(folder)
     return folder
