@@ -94,7 +94,7 @@ def parse(text: str) -> Reference:
     name, slash, folder = rest.partition("/")
     if not is_repo(f"{owner}/{name}") or (slash and not is_folder(folder)) or (at and not is_revision(revision)):
         raise ConfigError("this is not the address of a repository on a hub", where=text,
-                          expected="hf://org/name, hf://org/name/folder, each with or without @revision")
+                          expected="hf://org/name or hf://org/name/folder, with or without @revision")
     return Reference(f"{owner}/{name}", revision or MAIN, folder)
 
 
