@@ -222,6 +222,7 @@ def compared(base: Path, pack: Path, ours: Path, peer: Path) -> dict[str, int]:
     """Bytes that differ from the formula (float32, the whole matrix at once, rounded once) and from PEFT's output."""
     from adapterpack import load
     from adapterpack.pack.checkpoint import Checkpoint
+    from adapterpack.threads import one_thread_each
 
     a, b, c = Checkpoint(ours), Checkpoint(peer), Checkpoint(base)
     deltas = {adapter.weight: adapter for adapter in load(pack).adapters()}
@@ -229,7 +230,8 @@ def compared(base: Path, pack: Path, ours: Path, peer: Path) -> dict[str, int]:
     for name in a.tensors:
         mine, expected = a.read(name), c.read(name)
         if (adapter := deltas.get(name)) is not None:
-            change = np.float32(adapter.config.scale) * adapter.params["lora_B"] @ adapter.params["lora_A"]
+            with one_thread_each():  # with several, OpenBLAS rounds a few products in a million otherwise
+                change = np.float32(adapter.config.scale) * adapter.params["lora_B"] @ adapter.params["lora_A"]
             expected = (expected.astype(np.float32) + change).astype(mine.dtype)
         formula += int(np.count_nonzero(mine.view(np.uint8) != expected.view(np.uint8)))
         if a.tensors[name].dtype == b.tensors[name].dtype:

@@ -147,7 +147,7 @@ def page(rows: Mapping[tuple[str, int, str], dict[str, Any]], suites: Sequence[s
         made = table(rows, suite, seeds)
         tasks = list(made[0]["tasks"])
         single = {task: 100 * float(np.mean([rows[suite, seed, "single"]["accuracy"][task] for seed in seeds])) for task in tasks}
-        lines += [f"## {suite}, {len(seeds)} seeds", "",
+        lines += [f"## {suite}, {len(seeds)} seed{'s' * (len(seeds) > 1)}", "",
                   f"| rule | mean | ahead | size | {' | '.join(tasks)} |", "|---" * (4 + len(tasks)) + "|",
                   f"| *accuracy of the own adapters* | | | | {' | '.join(f'*{single[task]:.1f}*' for task in tasks)} |"]
         for line in made:
@@ -155,7 +155,8 @@ def page(rows: Mapping[tuple[str, int, str], dict[str, Any]], suites: Sequence[s
             size = "" if not sizes else f"{sizes[0]:g}" if len(sizes) == 1 else f"{sizes[0]:g}-{sizes[-1]:g}"
             ahead = "" if line["rule"] == REFERENCE else f"{line['ahead']:+.1f} ({line['ahead_in']}/{len(seeds)})"
             cells = " | ".join(f"{value:.1f}" for value in line["tasks"].values())
-            lines.append(f"| {line['rule']} | {line['mean']:.1f} ± {line['spread']:.1f} | {ahead} | {size} | {cells} |")
+            mean = f"{line['mean']:.1f}" + (f" ± {line['spread']:.1f}" if len(seeds) > 1 else "")
+            lines.append(f"| {line['rule']} | {mean} | {ahead} | {size} | {cells} |")
         refused = {rule: rows[suite, seeds[0], rule]["refused"] for rule in rules() if "refused" in rows[suite, seeds[0], rule]}
         lines += ["", *(f"- not for these adapters: {rule} ({why})" for rule, why in refused.items()), *([""] if refused else [])]
     return "\n".join(lines)

@@ -517,7 +517,7 @@ def test_refuses_bases_that_would_come_out_wrong(llama: Path, tmp_path: Path) ->
     embedding = lora_pack(tied, full={"model.embed_tokens": {"weight": np.ones((53, 24), np.float32)}})
     integers = write_base(tmp_path / "integers", {"layer.weight": np.ones((3, 4), np.int8)})
     rounded = lora_pack(integers, sites={"layer": (3, 4)})
-    for base, pack, words in ((quantized, lora_pack(llama), "quantized"), (tied, shared, "shares its weight"),
+    for base, pack, words in ((quantized, lora_pack(llama), "quantized"), (tied, shared, "only the head was adapted"),
                               (tied, embedding, "only one of them"), (integers, rounded, "floating point")):
         with pytest.raises(Unsupported, match=words):
             adapterpack.merge(base, [pack], tmp_path / "out")

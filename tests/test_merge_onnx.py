@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from families import FAMILIES
 from onnx import TensorProto, helper, numpy_helper  # noqa: TID251 - graphs as other tools write them
 
 import adapterpack
@@ -83,6 +85,37 @@ def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, frontends:
     with torch.no_grad():
         theirs = model(input_ids=torch.from_numpy(ids), attention_mask=torch.ones((3, 6), dtype=torch.int64))[0].numpy()
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize(("name", "targets", "kinds"), [
+    ("vit", ("patch_embeddings.projection",), {"conv"}),
+    ("convnext", ("patch_embeddings", "dwconv"), {"conv", "grouped_conv"}),
+    ("llama", ("embed_tokens", "q_proj"), {"embedding", "linear"}),
+])
+def test_convolutions_and_tables_of_exported_graphs(name: str, targets: tuple[str, ...], kinds: set[str], tmp_path: Path) -> None:
+    """Conv and Gather as torch.onnx writes them: bytes as in the merged checkpoint, outputs as torch's adapted model (1e-5)."""
+    family, base = FAMILIES[name], tmp_path / "base"
+    model = family.build()
+    model.save_pretrained(base)
+    adapted = adapterpack.adapt(copy.deepcopy(model), LoRA(r=2, alpha=3, targets=targets), "one").eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    pack = adapterpack.save(adapted, tmp_path / "pack", base=base)
+    assert {group.kind for group in pack.manifest.groups} == kinds
+    model.config.use_cache = False
+    (tmp_path / "g").mkdir()
+    torch.onnx.export(model, (), kwargs=family.inputs(), dynamo=True, verbose=False).save(tmp_path / "g" / "model.onnx")
+    report = adapterpack.merge(tmp_path / "g" / "model.onnx", [pack], tmp_path / "out", checkpoint=base)
+    adapterpack.merge(base, [pack], tmp_path / "merged", durable=False)
+    require_bit_equal(report, tmp_path / "out", tmp_path / "merged")
+    session = ort.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    feeds = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), family.inputs().values(), strict=True)}
+    with torch.no_grad():
+        theirs = adapted(**family.inputs())[0].numpy()
+    assert np.abs(session.run(None, feeds)[0] - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
 # --- bundles ---------------------------------------------------------------------------------------------------------------------------

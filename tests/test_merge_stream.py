@@ -109,8 +109,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(sharded: Path, whole:
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
 
 
-def test_another_merge_does_not_go_on_with_what_was_killed(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """An interrupted merge leaves its folder with ``resume``; other weights start afresh, the same ones go on and say from where."""
+def test_another_merge_does_not_go_on_with_what_was_killed(sharded: Path, whole: tuple[Path, Path], tmp_path: Path,
+                                                           caplog: pytest.LogCaptureFixture) -> None:
+    """An interrupted merge leaves its folder with ``resume``; other weights start afresh and say that it is there, the same ones go on and
+    say from where."""
     class Stop(Exception):
         pass
 
@@ -122,10 +124,12 @@ def test_another_merge_does_not_go_on_with_what_was_killed(sharded: Path, whole:
         adapterpack.merge(sharded, [whole[0]], tmp_path / "out", progress=stop, resume=True)
     (left,) = tmp_path.iterdir()
     assert adapterpack.merge(sharded, [whole[0]], tmp_path / "half", weights=[0.5]).bytes_resumed == 0
+    assert str(left) in caplog.text and "did not end" in caplog.text
+    caplog.clear()
     seen: list[int] = []
     report = adapterpack.merge(sharded, [whole[0]], tmp_path / "out", progress=lambda done, total: seen.append(done))
     assert report.bytes_resumed > 0 and seen[0] >= report.bytes_resumed
-    assert not left.exists() and digests(tmp_path / "out") == digests(whole[1])
+    assert not left.exists() and digests(tmp_path / "out") == digests(whole[1]) and not caplog.text
 
 
 def test_a_restart_of_the_machine_leaves_what_was_synced(tmp_path: Path) -> None:
@@ -227,7 +231,7 @@ def test_stochastic_bytes_depend_on_the_seed_alone(sharded: Path, whole: tuple[P
 
     pack = lora_pack(sharded, r=16, alpha=16, size=(1e-3 / 4) ** 0.5, sites={"0.0.x_proj": (768, 1024), "1.0.x_proj": (768, 1024)})
     report = adapterpack.merge(sharded, [pack], tmp_path / "a", stochastic_rounding=5)
-    monkeypatch.setattr(sys.modules["adapterpack.merge.merge"], "_workers", lambda: 1)
+    monkeypatch.setattr(sys.modules["adapterpack.merge.merge"], "workers", lambda: 1)
     monkeypatch.setattr(blocks.InNumpy, "elements", 1 << 13)
     adapterpack.merge(sharded, [pack], tmp_path / "b", stochastic_rounding=5)
     for index in (1, 2):
@@ -322,3 +326,16 @@ def test_unmerge_computes_the_base_or_refuses(sharded: Path, whole: tuple[Path, 
     with pytest.raises(BaseMismatch, match="not the packs"):
         adapterpack.unmerge(whole[1], tmp_path / "x", packs=[pack])
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("sizes", [[1.0], [1.0, -0.5, 2e-4]])
+def test_the_factors_tell_the_size_of_the_change(sizes: list[float], tmp_path: Path) -> None:
+    """``|D|_F`` of the report is that of the dense float64 change, to float32's rounding of the factors' sum (1e-6)."""
+    base = save_llama(tmp_path / "base")
+    packs = [lora_pack(base, f"p{number}", seed=number + 1) for number in range(len(sizes))]
+    report = adapterpack.merge(base, packs, tmp_path / "out", weights=sizes, dtype="bfloat16")
+    sites = [{adapter.weight: adapter for adapter in pack.adapters()} for pack in packs]
+    for loss in report.losses:
+        changes = [size * each[loss.tensor].config.scale * each[loss.tensor].params["lora_B"].astype(np.float64)
+                   @ each[loss.tensor].params["lora_A"].astype(np.float64) for size, each in zip(sizes, sites, strict=True)]
+        assert loss.change == pytest.approx(np.linalg.norm(np.sum(changes, axis=0)), rel=1e-6)

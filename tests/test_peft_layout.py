@@ -348,7 +348,7 @@ STRANGE: dict[str, tuple[Callable[[dict[str, Any]], object], type[AdapterpackErr
     "another prefix": (lambda t: t.update({"model.x.lora_A.weight": np.ones((3, 2))}), FormatError, "does not write"),
     "the adapter's name left in": (lambda t: t.update({f"{Q}.lora_A.default.weight": np.ones((3, 2))}), Unsupported, "lora_A.default"),
     "a magnitude": (lambda t: t.update({f"{Q}.lora_magnitude_vector": np.ones(3)}), Unsupported, "lora_magnitude_vector"),
-    "a resized embedding": (lambda t: t.update({"base_model.model.lm_head.weight": np.ones((3, 3))}), Unsupported, "lm_head"),
+    "a module that is no embedding": (lambda t: t.update({"base_model.model.score.weight": np.ones((3, 3))}), Unsupported, "score"),
     "a convolution": (lambda t: t.update({f"{Q}.lora_A.weight": np.ones((3, 16, 1, 1))}), FormatError, "wrong shape"),
     "a vector": (lambda t: t.update({f"{Q}.lora_A.weight": np.ones(3)}), FormatError, "too few axes"),
     "NaN": (lambda t: t[f"{Q}.lora_A.weight"].fill(np.nan), NonFinite, "q_proj.lora_A"),

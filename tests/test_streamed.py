@@ -11,7 +11,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import adapterpack
-from adapterpack.compose import threads
+from adapterpack import threads
 from adapterpack.errors import FormatError
 from adapterpack.pack import peft_layout, validate
 from adapterpack.pack.checks import folder

@@ -12,7 +12,8 @@ from .whole import Whole
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
-def merged(config: Mapping[str, Any], packs: Sequence[Pack], whole: Whole, dtype: str | None) -> dict[str, Any]:
+def merged(config: Mapping[str, Any], packs: Sequence[Pack], whole: Whole, dtype: str | None,
+           untied: bool = False) -> dict[str, Any]:
     """The config of a merge of ``packs`` with the modules in ``whole``; ``dtype`` is a safetensors name, or None to keep each one's own.
 
     Keys keep their order, so that an unchanged config stays equal.
@@ -21,7 +22,9 @@ def merged(config: Mapping[str, Any], packs: Sequence[Pack], whole: Whole, dtype
     config = {**config, **_architecture(headed or packs)}
     for pack in headed:
         config |= _labels(pack, whole)
-    if whole.untied:
+    if whole.words is not None:
+        config["vocab_size"] = whole.words
+    if whole.untied or untied:
         config["tie_word_embeddings"] = False
     return config if dtype is None else _with_dtype(_plain(config), TORCH[dtype], top=True)
 

@@ -16,7 +16,6 @@ from .gguf import layout as gguf_layout
 from .gguf.base import GGUFBase, is_gguf
 from .layout import Shard
 from .plan import Plan
-from .whole import Whole
 
 
 class Container(NamedTuple):
@@ -24,7 +23,7 @@ class Container(NamedTuple):
     is no folder."""
 
     shards: Callable[[Any, Plan, str | None, str], list[Shard]]
-    finish: Callable[[Path, Any, Sequence[Pack], Whole, str | None, list[Shard], Mapping[str, Any]], None]
+    finish: Callable[[Path, Any, Sequence[Pack], Plan, str | None, list[Shard], Mapping[str, Any]], None]
     file: str | None = None
 
 
@@ -46,9 +45,9 @@ def _safetensors(source: Decoded, todo: Plan, dtype: str | None, note: str) -> l
     return layout.shards(source, todo, dtype, {provenance.METADATA: note})
 
 
-def _side_files(folder: Path, source: Decoded, packs: Sequence[Pack], whole: Whole, dtype: str | None, shards: list[Shard],
+def _side_files(folder: Path, source: Decoded, packs: Sequence[Pack], todo: Plan, dtype: str | None, shards: list[Shard],
                 told: Mapping[str, Any]) -> None:
-    provenance.write_side_files(folder, source, packs, whole, dtype, shards)
+    provenance.write_side_files(folder, source, packs, todo, dtype, shards)
     (folder / provenance.FILE_NAME).write_bytes(strict_json.canonical(told))
 
 

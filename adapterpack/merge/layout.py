@@ -11,6 +11,7 @@ import numpy as np
 
 from ..pack.checkpoint import Checkpoint
 from ..pack.safetensors import DTYPES, FLOATS, TensorInfo, dtype_name, plan
+from .codecs.plain import PlainWriter
 from .codecs.storage import Storage
 from .codecs.view import Decoded
 from .plan import Plan, Target
@@ -101,6 +102,14 @@ def shards(base: Decoded, todo: Plan, dtype: str | None, metadata: Mapping[str, 
             else:
                 source = {"storage": base.storage(name, dtype)} if recoded or out != info.dtype else {"source": info}
             items[todo.whole.prefix + name] = source
+        for name, copied in todo.copies.items():
+            if copied in file.tensors or (dtype is not None and copied in base.coded and shard == last):
+                info = base.tensors[copied]
+                out = _output(info.dtype, dtype)
+                entries.append((name, out, info.shape))
+                reader = base.storage(copied, dtype).reader
+                items[name] = folds[name] if name in folds else {"source": info} if out == info.dtype and copied not in base.coded else {
+                    "storage": Storage(reader, PlainWriter(name, out))}
         if shard == last:
             for name, value in todo.whole.added.items():
                 entries.append((name, _output(dtype_name(value.dtype), dtype), value.shape))

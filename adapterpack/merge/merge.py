@@ -44,6 +44,7 @@ def merge(
     resume: bool = False,
     durable: bool = True,
     device: str | None = None,
+    untie: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> MergeReport | GraphReport:
@@ -74,6 +75,8 @@ def merge(
         resume: keep what is done on an error or an interrupt, too, to go on with later.
         durable: wait until every byte is on the disk; without it the system writes them out in its own time, as after a copy.
         device: ``"cuda"`` or ``"cpu"``: compute with torch there; by default with numpy, without torch.
+        untie: write the output head of a model whose embeddings are tied as a tensor of its own, so that each use of them is changed by
+            what was trained for it.
         checkpoint: of an ONNX or GGUF file, the checkpoint that it was made from: the numbers of both are compared.
         progress: called with (bytes done, bytes in all), by one thread at a time.
 
@@ -91,7 +94,8 @@ def merge(
         (24, 0.9999999)
     """
     if is_graph(base):
-        of_checkpoints = {"dtype": dtype, "stochastic_rounding": stochastic_rounding, "shard": shard, "resume": resume, "device": device}
+        of_checkpoints = {"dtype": dtype, "stochastic_rounding": stochastic_rounding, "shard": shard, "resume": resume, "device": device,
+                          "untie": untie}
         return _into_graph(base, packs, out, of_checkpoints, checkpoint=checkpoint, weights=weights, safe=safe,
                            allow_structural=allow_structural, progress=progress)
     started = time.perf_counter()
@@ -107,7 +111,7 @@ def merge(
     factors = weights_of(weights, opened)
     require_outside(target, [*source.inputs, *(pack.path for pack in opened if pack.path is not None)])
     todo = plan.make(source, opened, factors, allow_structural, dtype=asked, full=verify == "full",
-                     by_chance=stochastic_rounding is not None)
+                     by_chance=stochastic_rounding is not None, untie=untie)
     if verify == "full":
         _ = source.content
     merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
@@ -132,7 +136,7 @@ def merge(
             dtype=None if asked is None else dtypes.TORCH[asked],
             tensors=sum(len(shard.items) for shard in shards),
             tensors_changed=sum(item.changed for shard in shards for item in shard.items),
-            tensors_added=len(todo.whole.added),
+            tensors_added=len(todo.whole.added) + len(todo.copies),
             bytes_written=sum(shard.size for shard in shards),
             seconds=time.perf_counter() - started,
             losses=tuple(losses),
@@ -148,7 +152,7 @@ def merge(
         if report.losses and not any(loss.stored for loss in report.losses) and not todo.whole.added and not todo.whole.replaced:
             raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
                               found=report.losses[0].dtype, remedy="merge with dtype float32, or keep the adapter beside the base")
-        container.finish(folder, source, opened, todo.whole, asked, shards, report.provenance())
+        container.finish(folder, source, opened, todo, asked, shards, report.provenance())
 
     several = part.count > 1
     files = {file for number in mine for file in work[number].files}

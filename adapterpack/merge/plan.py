@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -13,10 +13,12 @@ from ..methods import LAYOUTS, matrix_shape
 from ..pack.manifest import Group
 from ..pack.match import Verdict
 from ..pack.pack import Pack
+from .codecs.plain import PlainWriter
 from .codecs.storage import Storage
 from .codecs.view import Decoded
 from .fold import Contribution, bind, inert, slice_of
-from .whole import Whole, resolve, tied_to_a_head
+from .tied import parted
+from .whole import Whole, resolve
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,24 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """The targets by weight tensor, the modules that come in whole, and for each pack what was known about its base."""
+    """The targets by weight tensor, the modules that come in whole, and for each pack what was known about its base.
+
+    ``copies`` are tensors that the output has besides: new name -> the one of the base that it begins as.
+    """
 
     targets: Mapping[str, Target]
     whole: Whole
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False, *,
-         dtype: str | None = None, full: bool = True, by_chance: bool = False) -> Plan:
+         dtype: str | None = None, full: bool = True, by_chance: bool = False, untie: bool = False) -> Plan:
     """The plan of a merge of ``packs``, each with its weight, into ``base``, to be written in ``dtype`` (None: as it is stored).
 
     With ``full`` every byte of the base is read to tell whether it is the packs' own; without it only where samples leave it open.
-    With ``by_chance`` what is changed shall be rounded stochastically.
+    With ``by_chance`` what is changed shall be rounded stochastically. With ``untie`` a tied output head becomes a tensor of its own.
 
     Raises:
         BaseMismatch: a pack was made for another base.
@@ -64,20 +70,22 @@ def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_s
     for pack, weight in zip(packs, weights, strict=True):
         for name, contribution in _contributions(base, pack, weight):
             found.setdefault(name, []).append(contribution)
-    whole = resolve(base, packs)
+    found, copies = parted(base, found, {pack.name: pack for pack in packs}, untie)
+    whole = resolve(base, packs, untie)
+    copies = {**copies, **whole.copies}
     for name in sorted(whole.replaced.keys() & base.coded.keys() if dtype is None else ()):
         raise Unsupported("a module that was trained whole would take the place of a quantized weight", where=f"{base.folder}, {name}",
                           found=base.coded[name].codec, remedy=_DEQUANTIZE)
     for name in sorted(found.keys() & whole.replaced.keys()):
         raise Unsupported("one pack holds this tensor trained whole, another adapts it", where=name, remedy="merge only one of the two")
-    targets = {name: target for name, each in found.items() if (target := _target(base, name, each, dtype)) is not None}
+    targets = {name: target for name, each in found.items() if (target := _target(base, name, each, dtype, copies.get(name))) is not None}
     _require_apart(targets)
     for target in targets.values():
         _require_writable(base, target, by_chance)
     if not targets and not whole.replaced and not whole.added:
         raise NothingToDo("the packs would change nothing", where=", ".join(pack.name for pack in packs) or "no packs were given",
                           remedy="train the adapter first, or give it a weight other than zero")
-    return Plan(targets, whole, verdicts, base.notes)
+    return Plan(targets, whole, verdicts, base.notes, copies)
 
 
 _DEQUANTIZE = "merge with dtype bfloat16, which writes the base dequantized"
@@ -121,13 +129,6 @@ def _contributions(base: Decoded, pack: Pack, weight: float) -> Iterator[tuple[s
                               expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
     for adapter in pack.adapters(partial(_shape, base, owner)):
         name = base.require_weight(adapter.site.path, adapter.weight)
-        where = f"{owner}, {adapter.site.path}"
-        if LAYOUTS[adapter.site.kind].ids and tied_to_a_head(base, pack, name):
-            raise Unsupported("this tensor is the input embedding and the output head at once, and only the embedding was adapted",
-                              where=f"{where}, {name}", remedy="keep the adapter beside the base")
-        if _module(name) != _module(adapter.site.path) and not _renamed(name, adapter.site.path):
-            raise Unsupported("this site shares its weight with another module, which would change too", where=where, found=name,
-                              remedy="adapt a site that shares no weight, or keep the adapter beside the base")
         yield name, Contribution(pack.name, adapter.method, adapter, weight)
 
 
@@ -144,35 +145,31 @@ def _shape(base: Decoded, owner: str, group: Group) -> tuple[int, int]:
     return shape
 
 
-def _module(tensor: str) -> str:
-    """The last component of the module that a tensor is the weight of, or of the parameter's own name."""
-    return tensor.removesuffix(".weight").rpartition(".")[2]
-
-
-def _renamed(tensor: str, path: str) -> bool:
-    """Whether a tensor is in the layer that a module is in: then it has another name there, and not another module's weight.
-
-    What transformers ties are embeddings and heads, which are in no layer.
-    """
-    numbers = [[part for part in name.split(".") if part.isdigit()] for name in (tensor, path)]
-    return bool(numbers[0]) and numbers[0] == numbers[1]
-
-
 def _require_alone(name: str, contributions: list[Contribution]) -> None:
     if len(contributions) > 1 and any(each.method.traits.exclusive for each in contributions):
         raise Unsupported("several adapters change this tensor, and one of them puts its own values in its place", where=name,
                           found=", ".join(f"'{each.pack}' ({each.method.name})" for each in contributions), remedy="merge only one of them")
 
 
-def _target(base: Decoded, name: str, contributions: list[Contribution], out: str | None) -> Target | None:
-    """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias."""
+def _copied(base: Decoded, copied: str, name: str, out: str | None) -> PlainWriter:
+    if copied in base.coded and out is None:
+        raise Unsupported("a quantized weight is not written twice", where=f"{base.where}, {copied}", remedy=_DEQUANTIZE)
+    return PlainWriter(name, out or base.tensors[copied].dtype)
+
+
+def _target(base: Decoded, name: str, contributions: list[Contribution], out: str | None, copied: str | None) -> Target | None:
+    """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias.
+
+    ``copied`` is the tensor of the base that the weight is a copy of, if it is one.
+    """
     _require_alone(name, contributions)
     kinds = {each.adapter.site.kind for each in contributions}
     if len(kinds) > 1:
         raise Unsupported("the packs do not agree on how this weight is stored", where=name, found=", ".join(sorted(kinds)),
                           remedy="merge packs that were trained on one base")
     (kind,) = kinds
-    storage = base.storage(name, out, f"pack '{contributions[0].pack}', {contributions[0].adapter.site.path}")
+    storage = base.storage(copied or name, out, f"pack '{contributions[0].pack}', {contributions[0].adapter.site.path}")
+    storage = storage if copied is None else Storage(storage.reader, _copied(base, copied, name, out))
     dtype, whole = storage.reader.work, storage.reader.matrices(kind)
     stem = name.removesuffix(".weight")
     bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None

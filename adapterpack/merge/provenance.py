@@ -11,9 +11,8 @@ from typing import Any
 
 from ..pack.checkpoint import INDEX, Checkpoint, carried_files
 from ..pack.pack import Pack
-from . import config, layout
+from . import config, layout, plan, vocabulary
 from .report import MergedPack
-from .whole import Whole
 
 FILE_NAME = "adapterpack.merge.json"
 METADATA = "adapterpack_merge"
@@ -43,12 +42,14 @@ def key(headers: Sequence[bytes], options: dict[str, Any]) -> str:
     return hasher.hexdigest()
 
 
-def write_side_files(folder: Path, base: Checkpoint, packs: Sequence[Pack], whole: Whole, dtype: str | None,
+def write_side_files(folder: Path, base: Checkpoint, packs: Sequence[Pack], todo: plan.Plan, dtype: str | None,
                      shards: list[layout.Shard]) -> None:
     """Config, tokenizer, templates and index of the merged checkpoint; ``dtype`` is the safetensors name that was asked for."""
-    changed = config.merged(base.config, packs, whole, dtype)
+    changed = config.merged(base.config, packs, todo.whole, dtype, bool(todo.copies))
     for path in carried_files(base.folder):
         shutil.copyfile(path, folder / path.name)
+    if todo.whole.words is not None:
+        vocabulary.carry_tokenizers(folder, packs)
     if base.config and changed != base.config:
         _write_json(folder / "config.json", changed)
     _write_json(folder / INDEX, layout.index(base, shards))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,7 +11,10 @@ from pathlib import Path
 
 from ..errors import StorageError, storage_errors
 from ..pack.atomic import refuse_existing, sync
+from ..report.values import size
 from .journal import FOLDER, Journal, alone
+
+_LOG = logging.getLogger(__name__)
 
 
 def place(out: Path, key: str) -> Path:
@@ -21,6 +25,27 @@ def place(out: Path, key: str) -> Path:
 def taken(folder: Path) -> int:
     """The bytes that a staging folder holds on the disk already."""
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file()) if folder.is_dir() else 0
+
+
+def left_behind(out: Path, folder: Path) -> list[Path]:
+    """Staging folders of other merges beside ``out`` that no process is at work in: merges that were killed, or kept to be resumed."""
+    found = []
+    for other in sorted(out.parent.glob(".*.partial")) if out.parent.is_dir() else []:
+        journals = sorted((other / FOLDER).glob("*.jsonl")) if other != folder and not other.is_symlink() else []
+        if journals and not any(_held(journal) for journal in journals):
+            found.append(other)
+    return found
+
+
+def _held(journal: Path) -> bool:
+    try:
+        descriptor = os.open(journal, os.O_RDWR)
+    except OSError:  # gone meanwhile, or of another user: not ours to speak of
+        return True
+    try:
+        return not alone(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -35,6 +60,8 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
     """
     refuse_existing(out)
     with storage_errors(out):
+        for other in left_behind(out, folder):
+            _LOG.warning("%s holds %s of a merge that did not end; the same merge goes on with it, or delete it", other, size(taken(other)))
         out.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         _require_own(folder)

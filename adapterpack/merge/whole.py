@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,20 +12,24 @@ from ..errors import SiteNotFound, Unsupported
 from ..pack.checkpoint import Checkpoint
 from ..pack.manifest import Group
 from ..pack.pack import Pack
+from . import tied, vocabulary
 
 
 class Whole(NamedTuple):
-    """Tensors replaced (by base name), tensors added (by output name), the prefix that all other output names take, and whether
-    the output's embeddings are no longer tied."""
+    """Tensors replaced (by base name), tensors added (by output name), the prefix that all other output names take, whether
+    the output's embeddings are no longer tied, the size of a vocabulary that grew, and the tensors that begin as another of the base."""
 
     replaced: Mapping[str, np.ndarray]
     added: Mapping[str, np.ndarray]
     prefix: str
     untied: bool
+    words: int | None = None
+    copies: Mapping[str, str] = MappingProxyType({})
 
 
-def resolve(base: Checkpoint, packs: Sequence[Pack]) -> Whole:
-    """What the modules trained whole in ``packs`` become in a checkpoint made from ``base``.
+def resolve(base: Checkpoint, packs: Sequence[Pack], untie: bool = False) -> Whole:
+    """What the modules trained whole in ``packs`` become in a checkpoint made from ``base``; with ``untie`` a tied head stays as it was
+    where only the embedding was trained.
 
     Raises:
         Unsupported: two packs hold the same module, or the result could not be loaded as it was trained.
@@ -56,7 +61,34 @@ def resolve(base: Checkpoint, packs: Sequence[Pack]) -> Whole:
     if len(prefixes) > 1:
         raise Unsupported("the packs add modules to different task models", where=", ".join(sorted(owner)),
                           found=f"names under {sorted(prefixes)}", remedy="merge only one of them")
-    return Whole(replaced, added, next(iter(prefixes), ""), _tied(base) and any(_vocabulary(base, value) for value in added.values()))
+    words = vocabulary.grown(base, replaced)
+    copies = _tie(base, replaced, added, words, untie)
+    untied = _tied(base) and any(_a_head(base, value, words) for value in added.values())
+    return Whole(replaced, added, next(iter(prefixes), ""), untied or bool(copies), words, copies)
+
+
+def _tie(base: Checkpoint, replaced: Mapping[str, np.ndarray], added: dict[str, np.ndarray], words: int | None, untie: bool
+         ) -> dict[str, str]:
+    """What becomes of a tied table that was trained whole: the head is the same (then it is no tensor of its own), was trained too, grew
+    with it, or stays what it was where that was asked for.
+
+    Raises:
+        Unsupported: none of these.
+    """
+    tables = [name for name, value in replaced.items() if _tied(base) and base.tensors[name].shape[:1] == (base.config.get("vocab_size"),)
+              and value.ndim == 2]
+    for name in tables:
+        heads = [head for head, value in added.items() if _a_head(base, value, words)]
+        same = [head for head in heads if not untie and np.array_equal(added[head], replaced[name])]
+        for head in same:
+            del added[head]
+        if not heads and words is None:
+            if untie:
+                return {tied.head_of(base, name): name}
+            raise Unsupported("this tensor is the input embedding and the output head at once, and only one of them was trained",
+                              where=f"{base.where}, {name}",
+                              remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter beside the base")
+    return {}
 
 
 def _prefix(base: Checkpoint, pack: Pack) -> str:
@@ -82,31 +114,15 @@ def _base_name(base: Checkpoint, group: Group, param: str, prefix: str) -> str |
 
 def _require_replaceable(base: Checkpoint, pack: Pack, name: str, value: np.ndarray) -> None:
     shape = base.tensors[name].shape
-    if shape != value.shape and not pack.manifest.task.labels:
+    if shape != value.shape and not pack.manifest.task.labels and not vocabulary.grows(base, name, value):
         raise Unsupported("a module that was trained whole has another shape in the base", where=f"pack '{pack.name}', {name}",
                           expected=shape, found=value.shape, remedy="keep the adapter beside the base")
-    if _tied(base) and _vocabulary(base, value):
-        raise Unsupported("this tensor is the input embedding and the output head at once, and only one of them was trained",
-                          where=f"pack '{pack.name}', {name}", remedy="keep the adapter beside the base")
-
-
-def tied_to_a_head(base: Checkpoint, pack: Pack, name: str) -> bool:
-    """Whether an embedding's tensor is also the output head of the model that the pack was trained on.
-
-    transformers ties them unless a config says otherwise; a head of its own is another tensor with a row for each word. A model that
-    gives features or labels has no such head.
-    """
-    headless = pack.manifest.task.type == "feature-extraction" or pack.manifest.task.type.endswith("classification")
-    words = base.tensors[name].shape[0]
-    own = [other for other, info in base.tensors.items() if other != name and len(info.shape) == 2 and info.shape[0] == words]
-    tied = base.config.get("tie_word_embeddings", bool(base.config) and not own)
-    return bool(tied) and not headless and words == base.config.get("vocab_size", words)
 
 
 def _tied(base: Checkpoint) -> bool:
     return bool(base.config.get("tie_word_embeddings"))
 
 
-def _vocabulary(base: Checkpoint, value: np.ndarray) -> bool:
+def _a_head(base: Checkpoint, value: np.ndarray, words: int | None) -> bool:
     """Whether a tensor has one row for each word of the vocabulary."""
-    return value.ndim == 2 and value.shape[0] == base.config.get("vocab_size")
+    return value.ndim == 2 and value.shape[0] == (words or base.config.get("vocab_size"))

@@ -23,6 +23,8 @@ from .safetensors import SafetensorsFile, TensorInfo
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_JSON = 64 << 20
+_TABLES = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
+"""What models call the table of their words."""
 
 
 class Checkpoint:
@@ -242,6 +244,13 @@ class Checkpoint:
                 return longer[0] if len(longer) == 1 else None
         return None
 
+    def tied_to(self, path: str) -> str | None:
+        """The table of words that the output head ``path`` is tied to, where the files hold one tensor for both; else None."""
+        if path.rpartition(".")[2] != "lm_head" or not self.config.get("tie_word_embeddings", True):
+            return None
+        tables = [name for name in self.stored if name.removesuffix(".weight").rpartition(".")[2] in _TABLES]
+        return tables[0] if len(tables) == 1 else None
+
     def weight_shape(self, path: str, recorded: str | None = None) -> tuple[int, ...]:
         """The shape of a module's weight, or of a fused parameter.
 
@@ -251,7 +260,8 @@ class Checkpoint:
         for name in (recorded or path, path, path.partition(".")[2]):
             if name in self.stacks:
                 return self.stacks[name].shape
-        return self.tensors[self.require_weight(path, recorded)].shape
+        name = self.weight_name(path, recorded) or self.tied_to(path) or self.require_weight(path, recorded)
+        return self.tensors[name].shape
 
     def require_weight(self, path: str, recorded: str | None = None) -> str:
         """As :meth:`weight_name`.

@@ -22,6 +22,15 @@ def _saved(path: str, modules_to_save: Any) -> bool:
     return isinstance(modules_to_save, list | tuple) and any(module.endswith(str(saved)) for module in around for saved in modules_to_save)
 
 
+_COPIES = ("modules_to_save", "original_module")
+_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "shared", "embed_in", "embed_out", "proj_out")
+"""What PEFT saves whole beside an adapter when words were added (``save_embedding_layers``), by the names that transformers has for it."""
+
+
+def _is_embedding(path: str, params: Mapping[str, np.ndarray]) -> bool:
+    return path.rpartition(".")[2] in _EMBEDDINGS and set(params) == {"weight"} and params["weight"].ndim == 2
+
+
 class Sorted(NamedTuple):
     """The tensors of a file: ``params`` maps a site's path to its tensors by what PEFT writes behind the path, ``shared`` holds what all
     sites share by parameter, ``full`` modules by path, and ``beside`` the sites of other methods by their key in the config."""
@@ -68,8 +77,13 @@ def sort(method: Method, beside: Mapping[str, Method], tensors: SafetensorsFile,
         if path.endswith(".base_layer") and param == "weight" and any(
             f"{prefix}{path.removesuffix('.base_layer')}.{end}" in tensors.tensors for end in endings):
             continue  # the base's own weight, which PEFT saves beside an adapted embedding
+        owner_of, _, copy = path.rpartition(".")
+        if copy in _COPIES and f"{prefix}{owner_of}.{param}" in tensors.tensors:
+            continue  # what PEFT wraps around a module that it saves whole, written again with the embeddings
         known = _saved(path, config.get("modules_to_save") or ())
         (found.full if known else unknown).setdefault(path, {})[param] = tensors.read(name)
+    for path in [path for path, params in unknown.items() if _is_embedding(path, params)]:
+        found.full[path] = unknown.pop(path)
     if config.get("ensure_weight_tying") is True:
         _tie(found.full, unknown)
     if unknown and strict:

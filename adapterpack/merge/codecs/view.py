@@ -72,6 +72,10 @@ class Decoded(Checkpoint):
         """Every tensor of the model by name, quantized ones in the dtype of their scales; also fused parameters beside their parts."""
         return self._model
 
+    def weight_name(self, path: str, recorded: str | None = None) -> str | None:
+        """See :class:`Checkpoint`; of a tied head the table."""
+        return super().weight_name(path, recorded) or self.tied_to(path)
+
     def parts(self, name: str) -> Parts:
         """The parts of a quantized weight by role."""
         return {role: super(Decoded, self).read(stored) for role, stored in self.coded[name].parts.items()}

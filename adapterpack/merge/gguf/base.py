@@ -130,6 +130,11 @@ class GGUFBase(Decoded):
         """The file, and the checkpoint beside it."""
         return [self.file.path, *([] if self.original is None else [self.original.folder])]
 
+    @property
+    def where(self) -> str:
+        """The file."""
+        return str(self.file.path)
+
     @cached_property
     def name(self) -> str:
         """The name in the file, or the file's own."""

@@ -51,9 +51,10 @@ def shards(base: GGUFBase, todo: Plan, dtype: str | None, note: str) -> list[Sha
 
 def _require_place(base: GGUFBase, todo: Plan, dtype: str | None) -> None:
     where = base.file.path
-    if todo.whole.added:
+    if todo.whole.added or todo.copies or todo.whole.words:
         raise Unsupported("a pack brings modules or words that the file lacks, and none are added to it", where=where,
-                          found=", ".join(sorted(todo.whole.added)[:5]),
+                          found=", ".join(sorted([*todo.whole.added, *todo.copies, *(todo.whole.replaced if todo.whole.words else ())])
+                                          [:5]),
                           remedy="merge into the original checkpoint, and convert the result with llama.cpp's converter")
     if dtype is not None and dtype not in _FILE_TYPES:
         raise ConfigError("llama.cpp has no such type of tensor", where="dtype", expected="float32, float16 or bfloat16", found=dtype)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import NonFinite
-from ...methods import LAYOUTS, row_blocks
+from ...methods import LAYOUTS
 from ...onnx_graph.match import Place
 from ...onnx_graph.pieces import Piece
 from ...pack.checkpoint import Checkpoint
@@ -18,6 +18,7 @@ from ..fold import prepare, slice_of
 from ..loss import Sums, sums_of
 from ..plan import Target
 from ..report import TensorLoss
+from ..tensors import blocks
 from .write import Block, Writer
 
 Tick = Callable[[int], None]
@@ -79,7 +80,7 @@ def put(value: np.ndarray, place: Place, writer: Writer, safe: bool) -> None:
 def _blocks(matrix: np.ndarray, dtype: np.dtype[Any], turned: bool, whole: bool) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
     """Row blocks as the merge of a checkpoint cuts and lays them, so that equal numbers come out: old, change, new ``[count, in]``."""
     rows, columns = matrix.shape
-    for block in iter((slice(0, rows),)) if whole or turned else row_blocks(rows, columns, InNumpy.elements):
+    for block in iter((slice(0, rows),)) if whole or turned else blocks(rows, columns, 1, InNumpy.elements):
         count = block.stop - block.start
         shape = (columns, count) if turned else (count, columns)
         old, delta, new = (np.empty(shape, dtype) for _ in range(3))
