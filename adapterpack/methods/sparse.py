@@ -32,14 +32,11 @@ class Sparse(NamedTuple):
         return weight @ self.dense()
 
     def onto(self, weight: Array) -> Array:
-        """``weight + M`` for a weight of the same shape: one copy, and the values.
-
-        The copy lies in memory as the weight does: a product with a transposed one sums in another order, and rounds otherwise.
-        """
+        """``weight + M`` for a weight of the same shape: one copy, and the values."""
         xp = array_namespace(weight)
-        result, at = xp.asarray(weight, copy=True), xp.astype(self.at, xp.int64, copy=False)
-        result[at[0], at[1]] = result[at[0], at[1]] + self.values
-        return result
+        result, at = xp.asarray(xp.reshape(weight, (-1,)), copy=True), _flat(xp, self.at, self.shape)
+        result[at] = result[at] + self.values
+        return xp.reshape(result, self.shape)
 
 
 def scattered(xp: Any, values: Array, at: Array, shape: tuple[int, int]) -> Array:

@@ -60,10 +60,10 @@ def folded_onnx_agrees(case: Case) -> None:
     entry and of ``|W| |x|``."""
     import onnx_ir as ir  # noqa: PLC0415 - see the package's docstring
 
-    weight, bias = (None if v is None else v.astype(np.float32) for v in (case.weight, case.bias))
+    weight, bias = case.weight.astype(np.float32), None if case.bias is None else case.bias.astype(np.float32)
     wide = {name: v.astype(np.float64) if is_float(v) else v for name, v in case.trained(np.float32).items()}
-    exact = (None if v is None else v.astype(np.float64) for v in (weight, bias))
-    folded, moved = (None if v is None else np.asarray(v, np.float32) for v in folded_at(case, wide, *exact))
+    folded, moved = folded_at(case, wide, weight.astype(np.float64), None if bias is None else bias.astype(np.float64))
+    folded, moved = folded.astype(np.float32), None if moved is None else moved.astype(np.float32)
     stand = stand_of(case)
     x = stand.x(case)
     model = _layer(ir, folded, moved) if stand.node is None else _node(ir, stand, folded, moved)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..methods import Method
 from . import algebra, attention, company, decoders, graph, kinds, learning, model, packing, positions, prompts
-from .case import BLOCKS, DIVISIBLE, LAYERS, MODELS, PROOFS, SUBJECTS, Case, Layer
+from .case import BLOCKS, DIVISIBLE, LAYERS, MODELS, PROOFS, SUBJECTS, Case, Layer, Model
 from .stands import STANDS
 
 
@@ -21,7 +21,7 @@ class Invariant(NamedTuple):
     check: Callable[[Case], None]
     needs: Callable[[Method], bool]
     trait: str
-    layers: tuple[Layer, ...] | None = None
+    layers: tuple[Layer | Model, ...] | None = None
     first: bool = False
 
     def holds_for(self, case: Case) -> bool:
