@@ -1,15 +1,50 @@
-"""The tasks by their Hugging Face pipeline names: which model class, which heads, which form of data. No heavy import here."""
+"""The tasks by their Hugging Face pipeline names, as values: model class, heads, and the graphs with their inputs. No heavy import here.
+
+Every stage asks the task: training for the class and its heads, frontends for the graphs, parity and sessions for what goes in and in
+which order, canaries for the outputs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import UnknownName, nearest
+
+MAIN = "model"
+"""The graph that gives a task's answer."""
+
+AXES: dict[str, tuple[str | None, ...]] = {
+    "input_ids": ("batch", "sequence"),
+    "attention_mask": ("batch", "sequence"),
+    "position_ids": ("batch", "sequence"),
+    "pixel_values": ("batch", None, None, None),
+    "input_features": ("batch", None, None),
+    "decoder_input_ids": ("batch", "sequence"),
+    "image_features": ("batch", "image_positions", None),
+    "past_key_values": ("batch", None, "past", None),
+    "encoder": ("batch", None, "source", None),
+}
+"""Input -> the names of its axes; those without one are as wide as the model says. The last two are families: ``<layer>.key`` follows."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One graph of a task: ``form`` says which part of the model it computes, ``inputs`` what it takes, from a caller or earlier parts."""
+
+    name: str
+    form: str
+    inputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task. ``heads`` are the module names that a task model adds to its base; they are trained whole."""
+    """One task. ``heads`` are the module names that a task model adds to its base; they are trained whole.
+
+    ``parts`` are its graphs in the order in which they run. ``told_by`` are keys of a config, one of which tells the task's models from
+    others whose class names end in the same way. ``pooled`` tasks give one vector for each row.
+    """
 
     name: str
     auto_class: str
@@ -17,39 +52,93 @@ class Task:
     heads: tuple[str, ...] = ()
     labelled: bool = False
     generates: bool = False
+    parts: tuple[Part, ...] = (Part(MAIN, "plain", ("input_ids", "attention_mask")),)
+    told_by: tuple[str, ...] = ()
+    pooled: bool = False
+    aliases: tuple[str, ...] = ()
 
+    @property
+    def main(self) -> Part:
+        """The part that gives the answer."""
+        return self.parts[-1]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What a caller gives, in order: every part's inputs but those that an earlier part gives and those that a session knows."""
+        named = dict.fromkeys(name for part in self.parts for name in part.inputs)
+        return tuple(name for name in named if name not in _SUPPLIED)
+
+    @property
+    def left(self) -> bool:
+        """Whether ragged rows are filled up on the left: what follows a row must follow its last token."""
+        return self.generates and "input_ids" in self.main.inputs
+
+    def fits(self, architecture: str, config: Mapping[str, Any]) -> bool:
+        """Whether a model class with this config is the task's."""
+        return architecture.endswith(self.suffixes) and (not self.told_by or any(config.get(key) for key in self.told_by))
+
+
+_SUPPLIED = frozenset({"position_ids", "image_features", "past_key_values", "encoder"})
+_TEXT = ("input_ids", "attention_mask")
+_DECODER = (*_TEXT, "position_ids", "past_key_values")
+_IMAGE = (Part(MAIN, "plain", ("pixel_values",)),)
+_HEADS = ("classifier", "score")
 
 TASKS = {
     task.name: task
     for task in (
-        Task("text-classification", "AutoModelForSequenceClassification", ("ForSequenceClassification",), ("classifier", "score"),
-             labelled=True),
-        Task("text-generation", "AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel"), generates=True),
+        Task("text-classification", "AutoModelForSequenceClassification", ("ForSequenceClassification",), _HEADS, labelled=True),
+        Task("token-classification", "AutoModelForTokenClassification", ("ForTokenClassification",), _HEADS, labelled=True),
+        Task("fill-mask", "AutoModelForMaskedLM", ("ForMaskedLM",)),
+        Task("text-generation", "AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel"), generates=True,
+             parts=(Part(MAIN, "decoder", _DECODER),)),
+        Task("automatic-speech-recognition", "AutoModelForSpeechSeq2Seq", ("ForConditionalGeneration",), generates=True,
+             parts=(Part("encoder", "encoder", ("input_features",)),
+                    Part(MAIN, "cross_decoder", ("decoder_input_ids", "past_key_values", "encoder"))),
+             told_by=("num_mel_bins",)),
+        Task("text2text-generation", "AutoModelForSeq2SeqLM", ("ForConditionalGeneration",), generates=True,
+             parts=(Part("encoder", "encoder", _TEXT),
+                    Part(MAIN, "cross_decoder", ("decoder_input_ids", "attention_mask", "past_key_values", "encoder"))),
+             told_by=("is_encoder_decoder",), aliases=("translation", "summarization")),
+        Task("image-text-to-text", "AutoModelForImageTextToText", ("ForConditionalGeneration",), generates=True,
+             parts=(Part("vision", "vision", ("pixel_values",)), Part(MAIN, "seeing_decoder", (*_DECODER, "image_features"))),
+             told_by=("vision_config",)),
+        Task("image-classification", "AutoModelForImageClassification", ("ForImageClassification",), ("classifier",), labelled=True,
+             parts=_IMAGE),
+        Task("zero-shot-image-classification", "AutoModelForZeroShotImageClassification", ("Model",), pooled=True,
+             parts=(Part("text", "text_tower", _TEXT), Part(MAIN, "image_tower", ("pixel_values",))), told_by=("logit_scale_init_value",)),
+        Task("image-feature-extraction", "AutoModel", ("Model",), parts=_IMAGE, told_by=("image_size", "patch_size")),
         Task("feature-extraction", "AutoModel", ("Model",)),
     )
 }
 
+_ALIASES = {alias: task.name for task in TASKS.values() for alias in task.aliases}
+_NARROW_FIRST = sorted(TASKS.values(), key=lambda task: not task.told_by)
+
 
 def task_named(name: str) -> Task:
-    """The task of that name.
+    """The task of that name, or of that other name of it.
 
     Raises:
         UnknownName: there is none.
 
     Example:
-        >>> task_named("text-generation").auto_class
-        'AutoModelForCausalLM'
+        >>> task_named("text-generation").auto_class, task_named("translation").name
+        ('AutoModelForCausalLM', 'text2text-generation')
     """
-    if name not in TASKS:
-        raise UnknownName("unknown task", found=repr(name), remedy=nearest(name, TASKS))
-    return TASKS[name]
+    known = _ALIASES.get(name, name)
+    if known not in TASKS:
+        raise UnknownName("unknown task", found=repr(name), remedy=nearest(name, {**TASKS, **_ALIASES}))
+    return TASKS[known]
 
 
-def task_of(architecture: str) -> Task:
-    """The task of a model class, told by the end of its name; feature extraction where nothing else fits.
+def task_of(architecture: str, config: Mapping[str, Any] | None = None) -> Task:
+    """The task of a model class, told by the end of its name and by its config; feature extraction where nothing else fits.
 
     Example:
         >>> task_of("LlamaForCausalLM").name, task_of("GPT2LMHeadModel").name, task_of("BertModel").name
         ('text-generation', 'text-generation', 'feature-extraction')
+        >>> task_of("T5ForConditionalGeneration", {"is_encoder_decoder": True}).name
+        'text2text-generation'
     """
-    return next((task for task in TASKS.values() if architecture.endswith(task.suffixes)), TASKS["feature-extraction"])
+    return next((task for task in _NARROW_FIRST if task.fits(architecture, config or {})), TASKS["feature-extraction"])

@@ -398,7 +398,7 @@ def test_export_publishes_nothing_whose_canary_fails(tiny_llama: Path, pack_for:
 
     for rows, error in (({"base": moved(recorded.base)}, BaseMismatch), ({"adapter": moved(recorded.adapter)}, ParityError)):
         with pytest.raises(error, match="canary"):
-            export(tiny_llama, [holding(dataclasses.replace(recorded, **rows))], tmp_path / "out", mode="bank")
+            export(tiny_llama, [holding(dataclasses.replace(recorded, **rows))], tmp_path / "out", mode="bank", frontend="mobius")
         assert not (tmp_path / "out").exists()
     export(tiny_llama, [holding(None)], tmp_path / "out", mode="bank")
     assert read_bundle(tmp_path / "out").parity["canary"] == {"replayed": {}, "not_replayed": {"p": "the pack carries none"}}

@@ -643,9 +643,9 @@ def test_rows_that_take_each_others_adapter_are_found(
 @pytest.mark.parametrize("place", [0, 1])
 def test_nan_is_no_agreement(place: int, tmp_path: Path) -> None:
     """NaN in the prefill or in the step alone is the largest error of all, and is refused."""
-    found = [(0.0, 1.0), (0.0, 1.0)]
-    found[place] = (float("nan"), 1.0)
-    error, scale = parity._worst(*found)
+    found = [parity.Found(0.0, 1.0, 1.0)] * 2
+    found[place] = parity.Found(float("nan"), 1.0, 1.0)
+    error, scale, _ = parity._worst(found)
     with pytest.raises(ParityError, match="found nan"):
         parity._require(error, scale, "torch", tmp_path)
 
@@ -670,6 +670,9 @@ def test_the_manifest_holds_the_proof(bundle_of: Make) -> None:
             assert set(parity["max_abs"]) == ({"alpha"} if mode == "folded" else {"base", "alpha", "beta"})
             assert max(parity["max_abs"].values()) < 1e-4
             assert (parity["mixed"] is None) == (mode == "folded")
+            assert parity["alone"] < 1e-5
+            assert max(parity["max_relative"].values()) < 1e-5
+            assert set(parity["argmax_agreement"].values()) == {1.0}
 
 
 def test_adapters_folded_together(tiny_llama: Path, pack_of: Make, dense_of: Make, tmp_path: Path) -> None:
@@ -713,7 +716,7 @@ def test_what_export_refuses(base_of: Make, pack_of: Make, tmp_path: Path) -> No
         (ConfigError, "at least 3", {"max_rank": 2}),
         (ConfigError, "only a bank", {"mode": "inputs", "slots": 3}),
         (ConfigError, "only a bank", {"mode": "folded", "max_rank": 8}),
-        (Unsupported, "no frontend exports this task", {"frontend": "transformers"}),
+        (Unsupported, "no frontend exports this task", {"frontend": "mobius", "task": "text-classification"}),
     ]
     for error, text, options in cases:
         with pytest.raises(error, match=text):
@@ -738,7 +741,7 @@ def test_a_site_that_the_graph_lacks(tiny_llama: Path, tmp_path: Path) -> None:
     pack = build("odd", get("lora"), {site: (LoRA(r=1), params)}, task=m.Task("text-generation"),
                  base=m.Base("tiny", None, None, *checkpoint.fingerprint()[:2]))
     with pytest.raises(SiteNotFound, match=r"model\.embed_tokens"):
-        export(tiny_llama, [pack], tmp_path / "bundle", mode="bank")
+        export(tiny_llama, [pack], tmp_path / "bundle", mode="bank", frontend="mobius")
     assert list(tmp_path.iterdir()) == []
 
 

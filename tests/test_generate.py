@@ -18,6 +18,7 @@ from adapterpack.errors import ConfigError, FormatError, UnknownAdapter, Unsuppo
 from adapterpack.runtime.generate import Sampling, _choose
 from adapterpack.runtime.session import pad
 from adapterpack.runtime.tokenizer import Tokenizer
+from adapterpack.tasks import MAIN
 
 Make = Callable[..., Any]
 PROMPTS: list[list[int]] = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16], [60]]
@@ -75,8 +76,9 @@ def test_the_end_token_ends_a_row(bundle_of: Make, dense_of: Make, tmp_path: Pat
     assert found[0].finish_reason == "stop"
     assert end not in [token for answer in found for token in answer.ids]
     session, calls = Session(folder, "cpu"), []
-    call = session.call
-    monkeypatch.setattr(session, "call", lambda feeds: calls.append(1) or call(feeds))
+    graph = session.graphs[MAIN]
+    call = graph.call
+    monkeypatch.setattr(graph, "call", lambda feeds: calls.append(1) or call(feeds))
     session.generate(PROMPTS[:1], "alpha", max_new_tokens=TOKENS)
     assert len(calls) == len(found[0].ids) + 1, "nothing runs after the last row has ended"
     for name, expected in (("generation_config.json", frozenset({end, 3})), ("config.json", frozenset({2})), (None, frozenset())):

@@ -722,12 +722,9 @@ def test_a_bank_of_gpt2s_transposed_layers(gpt2_base: Path, tmp_path: Path) -> N
     assert bundle.parity["max_abs"]["pack"] < 1e-4
 
 
-def test_an_embedding_in_a_graph_is_folded_or_refused(gpt2_base: Path, tmp_path: Path) -> None:
-    """Folded: the graph agrees with torch. As slots: an error before any graph is built, which says what to do."""
-    bundle = exported("GPT2LMHeadModel", gpt2_base, ("wte", "c_attn"), tmp_path, "folded")
-    assert bundle.parity["max_abs"]["pack"] < 1e-4
-    for mode in ("bank", "inputs"):
-        with pytest.raises(Unsupported, match="slots at linear layers only") as error:
-            export(gpt2_base, [tmp_path / "pack"], tmp_path / mode, mode=mode)
-        assert "wte" in str(error.value.where)
-        assert "folded" in error.value.remedy
+def test_an_embedding_in_a_graph(gpt2_base: Path, tmp_path: Path) -> None:
+    """Folded and in a bank, the embedding and fused projections of a language model with a tied head: the graph agrees with torch."""
+    for mode in ("folded", "bank"):
+        bundle = exported("GPT2LMHeadModel", gpt2_base, ("wte", "c_attn"), tmp_path / mode, mode)
+        assert bundle.parity["max_abs"]["pack"] < 1e-4
+    assert {site.kind for site in bundle.sites.values()} == {"linear", "lookup"}

@@ -248,8 +248,9 @@ def test_device_bindings_give_the_same(bundle_of: Make, monkeypatch: pytest.Monk
     names = ["alpha", None, "beta"]
     expected = session.run(batch_of(), names)
     calls = []
-    bound = session._bound
-    monkeypatch.setattr(session._ort, "run_with_ort_values", lambda outputs, feeds, options: calls.append(1) or bound(feeds))
+    bound = session.graphs["model"]._bound
+    opened = session.graphs["model"]._ort
+    monkeypatch.setattr(opened, "run_with_ort_values", lambda outputs, feeds, options: calls.append(1) or bound(feeds))
     found = session.run(batch_of(), names)
     assert calls == [1]
     assert set(found) == set(expected)
@@ -527,8 +528,8 @@ def test_features_are_means_over_real_tokens(tiny_bert: Path, tmp_path: Path) ->
 
 
 def test_a_bundle_is_no_base(bundle_of: Make) -> None:
-    """Exporting a bundle is refused by what it lacks."""
-    with pytest.raises(StorageError, match="safetensors"):
+    """Exporting a bundle again is refused, with the way out."""
+    with pytest.raises(ConfigError, match=r"exported already.*--base"):
         export(bundle_of("llama", "bank"), [], Path("never"), mode="folded")
 
 

@@ -14,7 +14,7 @@ import pytest
 from google.protobuf import text_format
 from test_export import BATCHES, assert_close, batch_of, logits_of
 
-from adapterpack import Session, export, merge, validate
+from adapterpack import Session, convert, export, load, merge, validate
 from adapterpack.errors import UnknownName, Unsupported
 from adapterpack.export.targets import TARGETS
 from adapterpack.export.targets.triton import config, model_name
@@ -105,6 +105,9 @@ def test_a_folder_for_onnxruntime_genai(base_of: Make, pack_of: Make, dense_of: 
     batch, session = batch_of("llama", BATCHES["ragged"]), Session(out, "cpu")
     for name in (None, "alpha", "beta"):
         assert_close(session.run(batch, name)["logits"], logits_of(dense_of("llama", name), batch), batch["attention_mask"])
+    convert(out / "adapters" / "alpha.onnx_adapter", tmp_path / "back", to="pack")
+    back, alpha = load(tmp_path / "back"), load(pack_of("llama", "alpha"))
+    assert {adapter.site.path for adapter in back.adapters()} == {adapter.site.path for adapter in alpha.adapters()}
     merge(out, [pack_of("llama", "alpha")], tmp_path / "folded")
     assert read_bundle(tmp_path / "folded").io.slots == ()
     assert_close(Session(tmp_path / "folded", "cpu").run(batch)["logits"], logits_of(dense_of("llama", "alpha"), batch),

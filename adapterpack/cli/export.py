@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import click
 
 import adapterpack
@@ -28,12 +31,14 @@ from .progress import steps
 @click.option("--frontend", metavar="F", help="What makes the graph: mobius or transformers; by default the first that is proved right.")
 @click.option("--target", default="ort", show_default=True, metavar="T",
               help="Who serves it: ort, ort-genai (a folder that onnxruntime-genai loads) or triton (a model repository).")
+@click.option("--pooling", metavar="P",
+              help="How embeddings are made of hidden states: mean, cls or last; by default what the base says, or the mean.")
 @click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX file, the checkpoint that it was made from.")
 @structural_option
 @shared
 def command(
     *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, slots: int | None,
-    max_rank: int | None, frontend: str | None, target: str, checkpoint: str | None,
+    max_rank: int | None, frontend: str | None, target: str, pooling: str | None, checkpoint: str | None,
     allow_structural: bool, as_json: bool,
 ) -> None:
     """Writes a bundle: an ONNX graph of BASE with PACKS in it, its site map, the packs and the tokenizer.
@@ -50,7 +55,7 @@ def command(
     graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
         adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, frontend=frontend,
-                           target=target,
+                           target=target, pooling=pooling,
                            checkpoint=None if checkpoint is None else folder_of(checkpoint), allow_structural=allow_structural,
                            progress=say)
     found = adapterpack.inspect(bundle_in(out))
@@ -62,7 +67,17 @@ def command(
          f"{size(found['bytes'])}")
     if found["slots"]:
         line(f"the bank has {found['slots']} slots, the base's included, of rank at most {found['max_rank']}")
-    worst = max(found["parity"]["max_abs"].values())
-    line(f"proved against torch: largest difference {worst:.2g}" + (", before quantization" if found["quantization"] else ""))
+    for told in proof(found["parity"], found["quantization"] is not None):
+        line(told)
     for name, reason in found["parity"]["canary"]["not_replayed"].items():
         line(f"the canary of {name} was not replayed: {reason}")
+
+
+def proof(parity: Mapping[str, Any], quantized: bool) -> Iterator[str]:
+    """What the parity report says, a line each."""
+    yield f"proved against torch, within {parity['tolerance']:.0e} of the largest output" + (", before quantization:" if quantized else ":")
+    for name, error in parity["max_abs"].items():
+        agreed = parity["argmax_agreement"][name]
+        yield f"  {name}: largest difference {error:.2g} ({parity['max_relative'][name]:.1g} of the largest), same best choice {agreed:.1%}"
+    mixed = "" if parity["mixed"] is None else f"rows with different adapters in one batch: {parity['mixed']:.2g}; "
+    yield f"  {mixed}rows alone and in a batch: {parity['alone']:.2g}"

@@ -26,7 +26,11 @@ from .progress import apart
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME",
               help="An adapter for rows that name none; may be repeated, then each such row is run with each. Without it: the base.")
 @click.option("--prompt", "prompts", multiple=True, metavar="P", help="A text to run; may be repeated.")
-@click.option("--input", "source", metavar="F.jsonl", help='Rows with text, prompt or messages, and adapter if they like; "-" reads stdin.')
+@click.option("--image", "images", multiple=True, metavar="F.npy",
+              help="An image as the model's processor gives it; may be repeated. With --prompt, one for each prompt.")
+@click.option("--audio", "sounds", multiple=True, metavar="F.wav|F.npy", help="Speech to run, or its features; may be repeated.")
+@click.option("--input", "source", metavar="F.jsonl",
+              help='Rows with text, prompt, messages, image or audio, and adapter if they like; "-" reads stdin.')
 @click.option("--provider", metavar="cuda|cpu", help="Where to run; by default CUDA where there is one.")
 @click.option("--output", "out", metavar="F.jsonl", help="A new file for the rows, in place of stdout.")
 @click.option("--max-new-tokens", type=int, metavar="N", help="The most tokens of an answer.")
@@ -34,8 +38,9 @@ from .progress import apart
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Rows that run together.")
 @shared
 def command(
-    *, bundle: str, adapters: tuple[str, ...], prompts: tuple[str, ...], source: str | None, provider: str | None, out: str | None,
-    max_new_tokens: int | None, temperature: float | None, batch_size: int, as_json: bool,
+    *, bundle: str, adapters: tuple[str, ...], prompts: tuple[str, ...], images: tuple[str, ...], sounds: tuple[str, ...],
+    source: str | None, provider: str | None,
+    out: str | None, max_new_tokens: int | None, temperature: float | None, batch_size: int, as_json: bool,
 ) -> None:
     """Runs rows through a bundle and yields one result for each, in order.
 
@@ -43,12 +48,14 @@ def command(
     Example:
       adapterpack run bundle --adapter tickets --prompt "Where is my parcel?"
       adapterpack run bundle --input rows.jsonl --output answers.jsonl
+      adapterpack run bundle --adapter accents --audio call.wav
     """
-    if bool(prompts) == (source is not None):
-        raise click.UsageError("Give either --prompt or --input.")
+    told = _told(prompts, images, sounds)
+    if bool(told) == (source is not None):
+        raise click.UsageError("Give either --input, or --prompt, --image or --audio.")
     if out is not None:
         refuse_existing(Path(out))
-    rows = _rows(source, reserved=as_json and out is None) if source is not None else ({"prompt": prompt} for prompt in prompts)
+    rows = _rows(source, reserved=as_json and out is None) if source is not None else iter(told)
     asked = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     sampling = {key: value for key, value in asked.items() if value is not None}
     results = _apart(adapterpack.run(folder_of(bundle), rows, adapters=adapters, provider=provider, batch_size=batch_size, **sampling))
@@ -60,6 +67,15 @@ def command(
         emit({"command": "run", "output": out, "rows": count})
     else:
         line(f"wrote {count} rows to {out}")
+
+
+def _told(prompts: tuple[str, ...], images: tuple[str, ...], sounds: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of the options: a prompt and an image together are one row."""
+    given = {key: values for key, values in (("prompt", prompts), ("image", images), ("audio", sounds)) if values}
+    if len({len(values) for values in given.values()}) > 1:
+        counts = ", ".join(f"{len(values)} --{key}" for key, values in given.items())
+        raise click.UsageError(f"Options that go together must be as many: {counts}.")
+    return [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
 
 
 def _rows(source: str, reserved: bool) -> Iterator[Mapping[str, Any]]:
@@ -126,7 +142,8 @@ def _require_rows(count: int, source: str | None) -> None:
 
 
 def _asked(row: Mapping[str, Any]) -> str:
-    text = str(row.get("prompt") or row.get("text") or row["messages"][-1].get("content", ""))
+    messages = row.get("messages") or [{}]
+    text = str(row.get("prompt") or row.get("text") or messages[-1].get("content", "") or row.get("image") or row.get("audio"))
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
@@ -136,4 +153,8 @@ def _answer(row: Mapping[str, Any]) -> str:
     if "embedding" in row:
         first = ", ".join(f"{value:.4g}" for value in row["embedding"][:3])
         return f"{len(row['embedding'])} numbers: {first}, …"
+    if "tokens" in row:
+        return " ".join(f"{token['text']}/{token['label']}" for token in row["tokens"])
+    if "words" in row:
+        return ", ".join(f"{word['text']} {word['score']:.3f}" for word in row["words"])
     return f"{row['label']} {row['scores'][row['label']]:.3f}" if row.get("label") is not None else str(row.get("note", "no label"))

@@ -69,7 +69,7 @@ class BaseModel:
         """What the base does, by its class."""
         classes = self.config.get("architectures")
         architecture = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
-        return m.Task(task_of(architecture or "").name, architecture)
+        return m.Task(task_of(architecture or "", self.config).name, architecture)
 
 
 def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:

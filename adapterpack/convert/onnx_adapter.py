@@ -1,7 +1,8 @@
 """ONNX Runtime's ``.onnx_adapter`` with the slots of our graphs: ``<module path>.down`` [in, r], ``.up`` [r, out] with the scale inside.
 
 A module that was trained whole has ``head`` [in, out] and ``head_bias`` [out]. A file does not say for which graph it is: one whose
-parameters have other names is for somebody else's graph, and is refused.
+parameters have other names is for somebody else's graph, and is refused. Files of ``olive convert-adapters``, for onnxruntime-genai, have
+the same factors as ``lora_A.weight`` and ``lora_B.weight``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..errors import FormatError, Unsupported
 from ..pack.pack import Pack
-from ..runtime.slots import HEAD_FIELDS, pack_values
+from ..runtime.slots import HEAD_FIELDS, PEFT_NAMES, pack_values
 from .base import BaseModel, bound_to
 from .factors import Factors, lora_pack, paired
 from .flatbuffer import MAGIC, read_parameters
@@ -57,7 +58,7 @@ def _wide(pack: Pack) -> Pack:
 def _read(source: Source) -> Reading:
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, value in read_parameters(source.path).items():
-        path, dot, field = name.rpartition(".")
+        path, dot, field = _own(name).rpartition(".")
         if field in _NOT_LORA and path:
             raise Unsupported("a slot of a method that cannot be told from its slots", where=source.path, found=name,
                               expected="down and up, or head and head_bias", remedy="convert the pack that the file was made from")
@@ -81,6 +82,14 @@ def _read(source: Source) -> Reading:
     if full and source.base is None:
         notes += (f"trained whole: {listed(list(full))}; the file names no labels",)
     return Reading(pack if source.base is None else bound_to(pack, source.base), notes)
+
+
+def _own(name: str) -> str:
+    """The name of a slot in our graphs; files for onnxruntime-genai call the factors as PEFT does, and lay them as we do."""
+    for field, theirs in PEFT_NAMES.items():
+        if name.endswith(f".{theirs}"):
+            return f"{name.removesuffix(theirs)}{field}"
+    return name
 
 
 def _head(path: str, fields: dict[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:

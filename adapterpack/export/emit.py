@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..runtime.bundle import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
 from ..runtime.routes import ABSENT
 from ..runtime.routes import BRANCHES as ROUTES
 from ..runtime.routes import Branch as RouteBranch
+from ..tasks import AXES
 from .activations import NODES
 
 PREFIX = "adapterpack/"
@@ -33,6 +35,7 @@ class Emitter:
         self.graph = model.graph
         self.batched = batched
         self.positions = positions
+        self.ids: Any = None
         self.values = {value.name: value for node in self.graph for value in [*node.inputs, *node.outputs] if value is not None}
         self.nodes = {node.name: node for node in self.graph}
         self._newest: dict[Any, Any] = {}
@@ -43,19 +46,37 @@ class Emitter:
         """Puts the branches of one site into the graph: ``slots`` maps each field to the value that holds it."""
         y = self._latest(self.values[site.output])
         base = self.nodes[site.node]
-        x = base.inputs[0]
+        x = base.inputs[1] if site.kind == "lookup" else base.inputs[0]
         if site.members:
             self._siblings(site, x, y, slots)
             return
         self._after = y.producer()
+        if site.kind != "linear":
+            added = self._looked_up(site, x, slots) if site.kind == "lookup" else self._of_patches(site, x, y, slots)
+            self._replace(y, self._op("Add", site, "sum", y, added))
+            return
+        if site.flat and slots.keys() & {"pre", "turn", "turn_down"}:
+            self._before(base)
+        wide = self._by_row(site, "x", x, slots)
+        site, flat = dataclasses.replace(site, rank=3) if wide is not x else site, wide is not x
         if "head" in slots:
-            self._replace(y, self._head(site, x, slots))
+            self._replace(y, self._joined(site, "head", self._head(site, wide, slots), flat))
             return
         if slots.keys() & {"pre", "turn", "turn_down"}:
             self._before(base)
-            base.replace_input_with(0, self._placed(site, "turned", self._turned(site, x, slots), x))
-            self._after = y.producer()
-        result = y
+            turned = self._placed(site, "turned", self._turned(site, wide, slots), wide)
+            base.replace_input_with(0, self._joined(site, "turned", turned, flat))
+        self._after = y.producer()
+        x, plain = wide, self._by_row(site, "y", y, slots)
+        result = self._changed(site, x, plain, slots)
+        for branch in BRANCHES.values():
+            if f"{branch.name}_down" in slots:
+                z = self._latest(self.values[site.entry]) if branch.reads_input else result
+                result = self._op("Add", site, f"{branch.name}/sum", result, self._branch(site, branch, z, slots))
+        self._replace(y, self._joined(site, "y", self._placed(site, "placed", result, plain), flat))
+
+    def _changed(self, site: MappedSite, x: Any, result: Any, slots: Mapping[str, Any]) -> Any:
+        """A layer's output with what weight methods add to it and how they scale, mix and shift it."""
         if "up" in slots:
             inner = (x, slots["down"]) if "down" in slots else (self._inner[site.path],)
             result = self._op("Add", site, "sum", result, self._product(site, "up", *inner, slots["up"]))
@@ -70,11 +91,52 @@ class Emitter:
             result = self._op("Add", site, "mixed", result, self._product(site, "mix", result, slots["mix"]))
         if "shift" in slots:
             result = self._op("Add", site, "shift", result, self._lifted(site, slots["shift"]))
-        for branch in BRANCHES.values():
-            if f"{branch.name}_down" in slots:
-                z = self._latest(self.values[site.entry]) if branch.reads_input else result
-                result = self._op("Add", site, f"{branch.name}/sum", result, self._branch(site, branch, z, slots))
-        self._replace(y, self._placed(site, "placed", result, y))
+        return result
+
+    def _looked_up(self, site: MappedSite, tokens: Any, slots: Mapping[str, Any]) -> Any:
+        """``down[token] up`` for every token; in a bank the rows of ``[slots, entries, r]`` by adapter and token together."""
+        if not self.batched:
+            rows = self._op("Gather", site, "down/rows", slots["down"], tokens, attributes={"axis": 0})
+        else:
+            last, shape = self._constant(site, "last", [-1]), self._op("Shape", site, "tokens/shape", tokens)
+            each = self._op("Unsqueeze", site, "ids/each", self.ids, self._constant(site, "axis", [1]))
+            pairs = [self._op("Unsqueeze", site, f"{name}/last", value, last)
+                     for name, value in (("ids", self._op("Expand", site, "ids/tokens", each, shape)), ("tokens", tokens))]
+            places = self._op("Concat", site, "places", *pairs, attributes={"axis": -1})
+            rows = self._op("GatherND", site, "down/rows", slots["down"], places)
+        return self._op("MatMul", site, "up", rows, slots["up"])
+
+    def _of_patches(self, site: MappedSite, x: Any, y: Any, slots: Mapping[str, Any]) -> Any:
+        """``patch down up`` for every patch of an image, in the form of the convolution's output."""
+        (_, channels, *sizes), (_, out, *grid) = x.shape, y.shape
+        kernel = [size // count for size, count in zip(sizes, grid, strict=True)]
+        cut = self._reshaped(site, "cut", x, [0, channels, grid[0], kernel[0], grid[1], kernel[1]])
+        apart = self._op("Transpose", site, "apart", cut, attributes={"perm": [0, 2, 4, 1, 3, 5]})
+        patches = self._reshaped(site, "patches", apart, [0, grid[0] * grid[1], site.in_features])
+        inner = self._op("MatMul", site, "down", patches, slots["down"])
+        outer = self._op("MatMul", site, "up", inner, slots["up"])
+        added = self._op("Transpose", site, "by_channel", outer, attributes={"perm": [0, 2, 1]})
+        return self._reshaped(site, "image", added, [0, out, *grid])
+
+    def _reshaped(self, site: MappedSite, what: str, value: Any, shape: list[Any]) -> Any:
+        return self._op("Reshape", site, what, value, self._constant(site, f"{what}/shape", [int(extent) for extent in shape]))
+
+    def _by_row(self, site: MappedSite, what: str, value: Any, slots: Mapping[str, Any]) -> Any:
+        """The tokens of a flat site ``[batch * tokens, n]`` as ``[batch, tokens, n]``, where every row has slots of its own."""
+        if not (site.flat and self.batched):
+            return value
+        rows = self._op("Shape", site, f"{what}/rows", next(iter(slots.values())), attributes={"start": 0, "end": 1})
+        last = self._op("Shape", site, f"{what}/width", value, attributes={"start": -1})
+        shape = self._op("Concat", site, f"{what}/shape", rows, self._constant(site, "rest", [-1]), last, attributes={"axis": 0})
+        return self._op("Reshape", site, f"{what}/by_row", value, shape)
+
+    def _joined(self, site: MappedSite, what: str, value: Any, flat: bool) -> Any:
+        """The rows of a flat site one after another again."""
+        if not flat:
+            return value
+        last = self._op("Shape", site, f"{what}/out_width", value, attributes={"start": -1})
+        shape = self._op("Concat", site, f"{what}/out_shape", self._constant(site, "rest", [-1]), last, attributes={"axis": 0})
+        return self._op("Reshape", site, f"{what}/joined", value, shape)
 
     def gather(self, site: MappedSite, field: str, bank: Any, ids: Any) -> Any:
         """The rows of a bank that the batch asks for: ``[slots, ...]`` and ids ``[batch]`` to ``[batch, ...]``."""
@@ -87,6 +149,8 @@ class Emitter:
         if "up" in slots:
             self._replace(y, self._op("Add", site, "sum", y, self._product(site, "up", x, slots["down"], slots["up"])))
             return
+        wide = self._by_row(site, "x", x, slots)
+        site, x = dataclasses.replace(site, rank=3) if wide is not x else site, wide
         wide, count = self._product(site, "down", x, slots["down"]), len(site.members)
         parts = self._ops("Split", site, "parts", wide, outputs=count, attributes={"axis": -1, "num_outputs": count})
         self._inner |= dict(zip(site.members, parts, strict=True))
@@ -233,9 +297,15 @@ def ids_input(model: Any, batch: Any) -> Any:
     return value
 
 
+def rows_of(model: Any) -> Any:
+    """The batch's axis: the first of the first input that a model reads."""
+    inputs = model.graph.inputs
+    return next((value for value in inputs if value.name in AXES), inputs[0]).shape[0]
+
+
 def positions_input(model: Any) -> Any:
     """The graph input ``adapter_positions`` [batch, tokens], bool, of the shape of the ids."""
-    ids = next(value for value in model.graph.inputs if value.name == "input_ids")
+    ids = next(value for value in model.graph.inputs if value.name.endswith("input_ids"))
     value = ir.Value(name=ADAPTER_POSITIONS, shape=ir.Shape(list(ids.shape)[:2]), type=ir.TensorType(ir.DataType.BOOL))
     model.graph.inputs.append(value)
     return value

@@ -7,41 +7,56 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import ConfigError, FormatError, ParityError, SiteNotFound, StorageError, UnknownName, Unsupported, nearest
+from ..errors import (
+    AdapterpackError,
+    ConfigError,
+    FormatError,
+    ParityError,
+    SiteNotFound,
+    StorageError,
+    UnknownName,
+    Unsupported,
+    nearest,
+)
 from ..hub.resolve import folder_of
 from ..merge.merge import merge
 from ..merge.onnx.kind import is_graph
 from ..methods import to_matrix
 from ..pack.atomic import output_folder, refuse_existing
-from ..pack.checkpoint import Checkpoint, carried_files
+from ..pack.checkpoint import Checkpoint, carried_files, read_json
 from ..pack.manifest import Base
 from ..pack.pack import Adapter, Pack
 from ..pack.quantized import require_plain
 from ..pack.validate import load
-from ..runtime.bundle import GRAPH, Bundle, BundledAdapter, MappedSite, read_bundle
+from ..runtime.answers import POOLING
+from ..runtime.bundle import Bundle, BundledAdapter, MappedSite, graph_file, read_bundle
 from ..runtime.signature import signature_of
 from ..runtime.slots import largest_ranks, pack_values, require_slots
-from ..tasks import TASKS, Task, task_named, task_of
+from ..tasks import MAIN, TASKS, Task, task_named, task_of
 from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .frontends.external import external
 from .limits import require_readable
-from .modes import MODES, Plan, base_head, with_fields, with_ranks
+from .modes import MODES, Attached, Plan, base_head, with_fields, with_ranks
 from .packing import SHARED, pack_siblings
 from .parity import prove
 from .passes import checked, slots_of
-from .sitemap import find_sites
+from .sitemap import find_sites, uses_of_modules
 from .targets import TARGETS, Target
 
 DEFAULT_RANK = 16
 """The largest rank of a bank that is exported without adapters."""
+
+_KINDS = {"embedding": "lookup", "conv": "patches"}
+"""Kind of a layer in a pack -> that of its site in a graph, where it is not linear."""
 
 Progress = Callable[[str], None]
 
@@ -58,6 +73,7 @@ def export(
     quantize: str | None = None,
     frontend: str | None = None,
     target: str = "ort",
+    pooling: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     allow_structural: bool = False,
     progress: Progress | None = None,
@@ -68,7 +84,8 @@ def export(
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
     torch model, base and each adapter, on a ragged padded batch, before it is published. ``target`` says who serves it: ``ort``,
     ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``base`` may be an
-    ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``allow_structural``
+    ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``pooling`` (``mean``, ``cls``
+    or ``last``) is recorded for tasks that give hidden states; by default what the base says. ``allow_structural``
     accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
 
     Raises:
@@ -86,8 +103,10 @@ def export(
         raise UnknownName("unknown mode", found=repr(mode), remedy=nearest(mode, MODES))
     if target not in TARGETS:
         raise UnknownName("unknown target", found=repr(target), remedy=nearest(target, TARGETS))
-    graph_file = _graph_file(base, checkpoint)
-    folder = folder_of(base if graph_file is None else checkpoint)  # type: ignore[arg-type]
+    if pooling is not None and pooling not in POOLING:
+        raise UnknownName("unknown pooling", found=repr(pooling), remedy=nearest(pooling, POOLING))
+    file = _graph_file(base, checkpoint)
+    folder = folder_of(base if file is None else checkpoint)  # type: ignore[arg-type]
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     model = Checkpoint(folder)
     _check(loaded, model, allow_structural)
@@ -106,22 +125,26 @@ def export(
         if mode == "folded" and loaded:
             say("merge")
             source = stack.enter_context(_merged(folder, loaded, allow_structural))
-            if graph_file is not None:
-                graph_file = stack.enter_context(_folded_into(graph_file, folder, loaded, allow_structural))
-        reasons = []
+            if file is not None:
+                file = stack.enter_context(_folded_into(file, folder, loaded, allow_structural))
+        failed: dict[str, AdapterpackError] = {}
         attached = [] if mode == "folded" else loaded
-        candidates = _candidates(frontend, model, chosen) if graph_file is None else [_of_file(graph_file, attached)]
+        candidates = _candidates(frontend, model, chosen) if file is None else [_of_file(file, attached)]
         for candidate in candidates:
             say(f"build the graph with {candidate.name}")
             try:
                 graph = _built(candidate, source, chosen)
                 say("attach")
                 return _publish(Path(out), graph, candidate, mode, chosen, model, source, loaded, capacity, quantize, TARGETS[target],
-                                say)
-            except ParityError as error:
-                reasons.append(f"{candidate.name}: {error}")
-                say(f"{candidate.name} is left out: {error}")
-    raise ParityError("no frontend made a graph that agrees with the model", where=folder, found="; ".join(reasons),
+                                pooling, say)
+            except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
+                failed[candidate.name] = error
+                say(f"{candidate.name} is left out: {error.told}")
+    refusals = [error for error in failed.values() if not isinstance(error, ParityError)]
+    if refusals:
+        raise refusals[-1]
+    reasons = "; ".join(f"{name}: {error.told}" for name, error in failed.items())
+    raise ParityError("no frontend made a graph that agrees with the model", where=folder, found=reasons,
                       remedy="report this architecture, or try another --frontend")
 
 
@@ -138,36 +161,33 @@ def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
 
 def _publish(
     out: Path, graph: BaseGraph, frontend: Frontend, mode: str, task: Task, base: Checkpoint, source: Path, packs: list[Pack],
-    capacity: tuple[int, int | None], quantize: str | None, target: Target, say: Progress,
+    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, say: Progress,
 ) -> Bundle:
     """Attaches, writes into a temporary folder, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
     every = _sites(graph, attached)
-    plan = _plan(graph, base, attached, every, capacity)._replace(slot_name=target.slot_name)
-    slots = slots_of(graph.model)
-    plan = pack_siblings(graph.model, every, plan, SHARED[mode] if target.groups else ())
-    checked("packing", graph.model, plan.sites, slots)
-    done = MODES[mode](graph.model, plan)
-    slots |= {plan.slot_name(path, field) for path, site in done.sites.items() for field in site.fields}
-    checked("attaching", graph.model, done.sites, slots)
-    require_readable(graph.model)
-    labels = _labels(source, task)
+    plans = _plans(graph, base, attached, every, capacity)
+    done = [_attached(graph.parts[part], mode, target, every, plan) for part, plan in plans.items()]
+    sites = {path: site for one in done for path, site in one.sites.items()}
+    plan, labels = plans[MAIN], _labels(source, task)
     bundle = Bundle(
         mode=mode,
         task=task.name,
         base=Base(base.name, base.commit, base.config.get("model_type"), base.structure, base.content, probe=base.probe),
         frontend=graph.version,
-        sites=done.sites,
+        sites=sites,
         adapters=tuple(BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", slot + 1 if mode == "bank" else None,
                                       pack.manifest.task.labels) for slot, pack in enumerate(packs)),
         files=(),
         slots=plan.slots if mode == "bank" else 0,
         max_rank=plan.max_rank if mode == "bank" else 0,
-        max_labels=max((site.labels for site in plan.sites.values()), default=0),
+        max_labels=max((site.labels for site in sites.values()), default=0),
         base_labels=labels,
         base_head_trained=not labels or _has_head(Checkpoint(source), task),
         io=signature_of(graph.model),
+        io_before={part: signature_of(model) for part, model in graph.before.items()},
         target=target.name,
+        pooling=pooling or _pooling(source),
     )
     place = target.place(bundle)
     with output_folder(out) as whole:
@@ -177,9 +197,11 @@ def _publish(
             own = folder / "adapters" / pack.name
             own.mkdir(parents=True)
             pack.write_into(own)
-        done.write(folder)
+        for one in done:
+            one.write(folder)
         say("write")
-        ir.save(graph.model, folder / GRAPH, external_data=f"{GRAPH}.data")
+        for part, model in graph.parts.items():
+            ir.save(model, folder / graph_file(part), external_data=f"{graph_file(part)}.data")
         for path in carried_files(source):
             shutil.copyfile(path, folder / path.name)
         target.write(folder, bundle)
@@ -221,14 +243,29 @@ def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray
     return to_matrix(adapter.site.kind, base.read(name)), base.read(bias) if bias in base.tensors else None
 
 
-def _plan(
+def _attached(model: Any, mode: str, target: Target, every: Mapping[str, MappedSite], plan: Plan) -> Attached:
+    """Packs siblings of one graph, and puts its part of the packs into it."""
+    plan, slots = plan._replace(slot_name=target.slot_name), slots_of(model)
+    plan = pack_siblings(model, {path: site for path, site in every.items() if site.part == plan.part}, plan,
+                         SHARED[mode] if target.groups else ())
+    checked("packing", model, plan.sites, slots)
+    done = MODES[mode](model, plan)
+    slots |= {plan.slot_name(path, field) for path, site in done.sites.items() for field in site.fields}
+    checked("attaching", model, done.sites, slots)
+    require_readable(model)
+    return done
+
+
+def _plans(
     graph: BaseGraph, base: Checkpoint, packs: list[Pack], sites: dict[str, MappedSite], capacity: tuple[int, int | None]
-) -> Plan:
+) -> dict[str, Plan]:
+    """What goes into each graph, by the name of its part."""
     values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites) for pack in packs]
     wanted = {name.rpartition(".")[0] for one in values for name in one}
-    missing = sorted(wanted - sites.keys())
+    kinds = {group.path: _KINDS.get(group.kind, "linear") for pack in packs for group in pack.manifest.groups if group.role == "adapter"}
+    missing = sorted(path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind)
     if missing:
-        raise SiteNotFound("the graph has no such site", found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
+        _refuse(graph, missing, sites)
     placed = {group.path for pack in packs if pack.acts is not None for group in pack.manifest.groups if group.role == "adapter"}
     sites = {path: dataclasses.replace(site, positional=path in placed) for path, site in sites.items()}
     slots, max_rank = capacity
@@ -236,18 +273,42 @@ def _plan(
     mapped, needed = with_ranks(with_fields(sites, values), ranks, max_rank or 0), ranks.get("", 0)
     if max_rank is not None and max_rank < needed:
         raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank)
-    return Plan(packs, values, mapped, base_head(graph.model, mapped), slots, max_rank or needed or DEFAULT_RANK)
+    plans = {}
+    for part, model in graph.parts.items():
+        own = {path: site for path, site in mapped.items() if site.part == part}
+        mine = [{name: array for name, array in one.items() if name.rpartition(".")[0] in own} for one in values]
+        plans[part] = Plan(packs, mine, own, base_head(model, own), slots, max_rank or needed or DEFAULT_RANK, part)
+    return plans
+
+
+def _refuse(graph: BaseGraph, missing: list[str], sites: Collection[str]) -> NoReturn:
+    """Says why packs change modules at which the graph has no site."""
+    uses = Counter(site.path for model in graph.parts.values() for site in uses_of_modules(model, graph.scope))
+    several = [path for path in missing if uses[path] > 1]
+    if several:
+        raise Unsupported("the model uses this layer at several places, which one slot could not tell apart", where=several[0],
+                          found=f"{uses[several[0]]} uses", expected="1", remedy="export with --mode folded")
+    raise SiteNotFound("the graph has no such site: the frontend names it otherwise, or the model's outputs do not depend on it",
+                       found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
 
 
 def _sites(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
-    """Every linear module, and the blocks that packs change, in the order of the graph: one may give what the next reads."""
-    linear, wanted = find_sites(graph.model, graph.scope), wanted_blocks(packs)
-    blocks = find_blocks(graph.model, graph.scope, wanted, linear)
-    if blocks.keys() != wanted.keys():
-        blocks = find_blocks(graph.model, unfused(graph.model, graph.scope), wanted, linear)
-    place = {value.name: number for number, node in enumerate(graph.model.graph) for value in node.outputs}
-    found = {**linear, **blocks}
-    return {path: found[path] for path in sorted(found, key=lambda path: place[found[path].output])}
+    """Every linear module, and the blocks that packs change, in the order of the graphs: one may give what the next reads.
+
+    A module that is in two graphs is left out, as one is that is used twice in one graph.
+    """
+    wanted, found = wanted_blocks(packs), list[MappedSite]()
+    for part, model in graph.parts.items():
+        linear = find_sites(model, graph.scope)
+        blocks = find_blocks(model, graph.scope, wanted, linear)
+        if blocks.keys() != wanted.keys() and len(graph.parts) == 1:
+            blocks = find_blocks(model, unfused(model, graph.scope), wanted, linear)
+        place = {value.name: number for number, node in enumerate(model.graph) for value in node.outputs}
+        together = {**linear, **blocks}
+        ordered = sorted(together.values(), key=lambda site: place[site.output])
+        found.extend(dataclasses.replace(site, part=part) for site in ordered)
+    paths = [site.path for site in found]
+    return {site.path: site for site in found if paths.count(site.path) == 1}
 
 
 def _check(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> None:
@@ -261,7 +322,7 @@ def _check(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> None:
 
 def _require_cache(packs: list[Pack], task: Task) -> None:
     for pack in packs:
-        if pack.method.kind == "prompt" and not task.generates:
+        if pack.method.kind == "prompt" and task.main.form != "decoder":
             raise Unsupported("a prompt goes into a decoder's cache, and the graph of this task has none", where=f"pack '{pack.name}'",
                               found=task.name, expected="text-generation", remedy="run this adapter under torch")
 
@@ -275,7 +336,7 @@ def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
     if told:
         return task_named(told.pop())
     architectures = base.config.get("architectures") or []
-    return task_of(architectures[0]) if architectures else TASKS["feature-extraction"]
+    return task_of(architectures[0], base.config) if architectures else TASKS["feature-extraction"]
 
 
 def _capacity(mode: str, packs: list[Pack], slots: int | None, max_rank: int | None) -> tuple[int, int | None]:
@@ -329,6 +390,15 @@ def _merged(base: Path, packs: list[Pack], allow_structural: bool) -> Iterator[P
         require_plain(Checkpoint(base))  # a merge would keep its format, and frontends build graphs of plain numbers
         merge(base, packs, target, allow_structural=allow_structural)
         yield target
+
+
+def _pooling(folder: Path) -> str:
+    """What the base says of its embeddings, as sentence-transformers writes it beside a model; the mean where it says nothing."""
+    told = folder / "1_Pooling" / "config.json"
+    config = read_json(told) if told.is_file() else {}
+    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+    chosen = [name for key, name in known.items() if isinstance(config, dict) and config.get(key) is True]
+    return chosen[0] if len(chosen) == 1 else "mean"
 
 
 def _labels(folder: Path, task: Task) -> tuple[str, ...] | None:

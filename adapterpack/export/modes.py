@@ -13,11 +13,12 @@ import onnx_ir as ir
 from ..errors import Unsupported
 from ..pack.pack import Pack
 from ..runtime.blocks import FIELDS, block_shape, rank_axis
-from ..runtime.bundle import MappedSite
+from ..runtime.bundle import MappedSite, adapter_file
 from ..runtime.routes import FIELDS as ROUTES
 from ..runtime.routes import route_axes, route_default
 from ..runtime.slots import Values, grouped, padded, stacked
-from .emit import Emitter, ids_input, positions_input, slot_input
+from ..tasks import MAIN
+from .emit import Emitter, ids_input, positions_input, rows_of, slot_input
 from .targets import own_name
 
 
@@ -29,7 +30,7 @@ class Attached(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is attached: the packs, their slot values, the sites that get slots, and the capacity."""
+    """What is attached to one graph: the packs, their slot values, the sites that get slots, and the capacity."""
 
     packs: list[Pack]
     values: list[Values]
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     base_head: Values
     slots: int
     max_rank: int
+    part: str = MAIN
     slot_name: Callable[[str, str], str] = own_name
 
 
@@ -108,27 +110,41 @@ def _block_axes(field: str, site: MappedSite, number: int) -> tuple[list[int | s
 
 def bank(model: Any, plan: Plan) -> Attached:
     """Stacked slots with ``adapter_ids`` [batch]: every row of a batch may use another adapter; slot 0 is the base."""
-    batch = next(value for value in model.graph.inputs if value.name == "input_ids").shape[0]
+    if not plan.sites and plan.part != MAIN:
+        return Attached({})
+    batch = rows_of(model)
     if isinstance(batch, int) or batch.value is None:
         raise Unsupported("the batch of this graph is not a named axis, so rows cannot carry different adapters", found=str(batch),
                           remedy="export with --mode inputs or folded")
     emitter = Emitter(model, batched=True, positions=_positions(model, plan))
+    plan = plan._replace(sites={path: dataclasses.replace(site, flat=_flattened(emitter.values[site.input].shape, str(batch)))
+                                for path, site in plan.sites.items()})
     for site in plan.sites.values():
         x = emitter.values[site.input]
-        if site.rank not in {2, 3} or str(x.shape[0]) != str(batch):
+        if site.kind == "linear" and not site.flat and (site.rank not in {2, 3} or str(x.shape[0]) != str(batch)):
             raise Unsupported("the first axis of this site's input is not the batch, so rows cannot carry different adapters",
                               where=site.path, expected=f"[{batch}, ...]", found=str(x.shape), remedy="export with --mode inputs or folded")
-    ids = ids_input(model, batch)
+    emitter.ids = ids = ids_input(model, batch)
     base, *ready = (padded(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values))
     filled = stacked([base, *ready, *[base] * (plan.slots - 1 - len(ready))])
     for site in plan.sites.values():
         values = {}
         for field in site.fields:
             name = f"{site.path}.{field}"
-            values[field] = emitter.gather(site, field, slot_input(model, name, filled[name], list(filled[name].shape)), ids)
+            slot = slot_input(model, name, filled[name], list(filled[name].shape))
+            looked_up = site.kind == "lookup" and field == "down"  # a row of it for each token, and not the whole of it for each row
+            values[field] = slot if looked_up else emitter.gather(site, field, slot, ids)
         emitter.site(site, values)
     _free_labels(model, plan, {site.output: site.labels for site in plan.sites.values()}.get("logits"))
     return Attached(plan.sites)
+
+
+def _flattened(shape: Any, batch: str) -> bool:
+    """Whether a site's input has the tokens of one row after those of another: ``[batch*sequence, in]``."""
+    if len(shape) != 2 or isinstance(shape[0], int) or shape[0].value is None:
+        return False
+    factors = [factor.strip() for factor in str(shape[0].value).split("*")]
+    return len(factors) == 2 and batch in factors and all(factor.isidentifier() for factor in factors)
 
 
 MODES: dict[str, Callable[[Any, Plan], Attached]] = {"folded": folded, "inputs": inputs, "bank": bank}
@@ -141,7 +157,7 @@ def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[s
         Unsupported: a module that one pack replaces whole is adapted by another.
     """
     if not values:
-        return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in sites.items()}
+        return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in sites.items() if site.kind == "linear"}
     fields: dict[str, set[str]] = {}
     labels: dict[str, int] = {}
     for one in values:
@@ -150,6 +166,10 @@ def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[s
             fields.setdefault(path, set()).add(field)
             if field == "head":
                 labels[path] = max(labels.get(path, sites[path].out_features), array.shape[-1])
+    for path, own in fields.items():
+        if sites[path].kind != "linear" and own - {"down", "up"}:
+            raise Unsupported("at this kind of layer a graph has slots for changes of low rank only", where=path,
+                              found=", ".join(sorted(own)), expected="down, up", remedy="export with --mode folded")
     for path in labels:
         if fields[path] != {"head", "head_bias"}:
             raise Unsupported("one pack replaces this module whole and another adapts it", where=path, remedy="export them apart")
@@ -189,7 +209,9 @@ def _free_labels(model: Any, plan: Plan, width: int | None = None) -> None:
 
 
 def _write_adapters(folder: Path, plan: Plan) -> None:
-    """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format."""
+    """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format; of a graph without slots only the main one."""
+    if not plan.sites and plan.part != MAIN:
+        return
     import onnxruntime as ort  # noqa: PLC0415 - only this mode needs it here
 
     for pack, values in zip(plan.packs, plan.values, strict=True):
@@ -208,4 +230,4 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
         adapter.set_model_version(1)
         named = {plan.slot_name(*name.rsplit(".", 1)): array for name, array in complete.items()}
         adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in named.items()})
-        adapter.export_adapter(str(folder / "adapters" / f"{pack.name}.onnx_adapter"))
+        adapter.export_adapter(str(folder / adapter_file(f"adapters/{pack.name}", plan.part)))

@@ -1,8 +1,8 @@
 """Sibling projections in one: MatMuls that read the same value (q, k and v; gate and up) become one MatMul and a Split.
 
-Where several of them are adapted, their ``down`` factors lie side by side in one slot too: ``x [D_1 ... D_k]`` is one MatMul. In a bank an
-even Split gives each sibling its part, and the ``up`` factors stay apart: a block-diagonal one is mostly zeros, which a bank would gather
-for every row. One adapter's own inputs take it: their ranks are not known, and no Split takes a rank of zero. See decision 34.
+In a bank, the ``down`` factors of siblings that are adapted lie side by side in one slot: ``x [D_1 ... D_k]`` is one MatMul, and an even
+Split gives each sibling its part. The ``up`` factors stay apart: a block-diagonal one is mostly zeros, which a bank would gather for every
+row. One adapter's own inputs are not shared: see decision 34.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from ..runtime.bundle import MappedSite
 from .modes import Plan
 
-SHARED: dict[str, tuple[str, ...]] = {"folded": (), "inputs": ("down", "up"), "bank": ("down",)}
+SHARED: dict[str, tuple[str, ...]] = {"folded": (), "inputs": (), "bank": ("down",)}
 """Mode -> the fields that siblings have in one slot."""
 _OWN_INPUT = frozenset({"pre", "turn", "turn_down", "head"})
 """Fields of a site whose base product has an input, or weights, that its siblings have not."""

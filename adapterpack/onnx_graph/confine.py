@@ -12,8 +12,8 @@ from .wire import walk
 _EXTERNAL = 1
 
 
-def require_confined(path: Path) -> None:
-    """Checks the places of all external data of the model at ``path``, without reading any of it.
+def require_confined(path: Path, there: bool = True) -> None:
+    """Checks the places of all external data of the model at ``path``, without reading any of it; with ``there`` off it may be missing.
 
     Raises:
         FormatError: one is absolute, leads out of the model's folder, or over a link; or the file is no model.
@@ -28,7 +28,7 @@ def require_confined(path: Path) -> None:
     for tensor in _tensors(model):
         if tensor.data_location == _EXTERNAL:
             location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-            confined(path, location, f"{path}, tensor {tensor.name[:200]}")
+            confined(path, location, f"{path}, tensor {tensor.name[:200]}", there)
 
 
 def _tensors(message: Any) -> Iterator[Any]:

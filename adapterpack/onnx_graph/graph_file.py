@@ -175,8 +175,9 @@ def _size(file: Path) -> int:
         return file.stat().st_size
 
 
-def confined(model: Path, location: str, where: str) -> Path:
-    """The file of external data of ``model``: a regular one inside its folder, whatever the model says.
+def confined(model: Path, location: str, where: str, there: bool = True) -> Path:
+    """The file of external data of ``model``: a regular one inside its folder, whatever the model says; with ``there``
+    off it may be missing.
 
     Raises:
         FormatError: the location leads elsewhere, also over a link, or nothing is there.
@@ -187,6 +188,6 @@ def confined(model: Path, location: str, where: str) -> Path:
     if bad or not path.resolve().is_relative_to(folder.resolve()) or path.resolve() == model.resolve():
         raise FormatError("external data must lie in the model's own folder", where=where, found=repr(location[:200]),
                           expected="a plain relative path", remedy="do not use this file: it would read other files of this machine")
-    if not path.is_file():
+    if not path.is_file() and (there or path.exists()):
         raise FormatError("external data is missing", where=where, found=location[:200], remedy="copy the data file beside the model")
     return path

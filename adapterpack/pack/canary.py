@@ -87,9 +87,10 @@ def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([part[0, -1] if part.ndim == 3 else part[0].ravel() for part in parts]).astype(np.float32)
 
 
-def needs_more(recorded: Canary) -> bool:
-    """Whether a canary has inputs beside token ids, which only torch replays: images, or ids for a decoder."""
-    return not recorded.input_ids or recorded.pixels is not None or recorded.decoder_input_ids is not None
+def given(recorded: Canary) -> set[str]:
+    """The names of a canary's inputs, as transformers calls them."""
+    told = {"input_ids": recorded.input_ids, "pixel_values": recorded.pixels, "decoder_input_ids": recorded.decoder_input_ids}
+    return {name for name, value in told.items() if value}
 
 
 def record(ids: tuple[tuple[int, ...], ...], base: list[np.ndarray], adapter: list[np.ndarray], *, features: int | None = None,

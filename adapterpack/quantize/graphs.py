@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,26 +20,30 @@ from ..pack import canary
 from ..pack.atomic import output_folder
 from ..pack.checkpoint import read_json
 from ..runtime import canary as replay
-from ..runtime.bundle import GRAPH, Bundle, MappedSite, list_files, read_bundle
+from ..runtime.bundle import Bundle, MappedSite, graph_file, list_files, read_bundle
 from ..runtime.session import Session, last_places, pad
+from ..runtime.slots import NO_LABEL
 
 
 class Scheme(NamedTuple):
     """A weight-only scheme of MatMulNBits.
 
-    ``accuracy`` is the op's accuracy_level: 4 (int8 activations) can flip tokens, so it is explicit.
+    ``accuracy`` is the op's accuracy_level: 4 (int8 activations) can flip tokens, so it is explicit. ``tolerance`` is the largest change
+    of an output, as a share of the largest, with which a graph is still written. That of a wrong graph is larger;
+    four bits may move the outputs of a model as far as that, so their change is recorded and not judged.
     """
 
     bits: int
     block_size: int
     symmetric: bool
     accuracy: int
+    tolerance: float
 
 
 _SUFFIXES = ("_Q4", "_Q8")
 """What the quantizer puts behind a node's name."""
 
-SCHEMES = {"int4": Scheme(4, 32, False, 0), "int8": Scheme(8, 32, False, 0)}
+SCHEMES = {"int4": Scheme(4, 32, False, 0, math.inf), "int8": Scheme(8, 32, False, 0, 0.1)}
 
 
 def require_scheme(name: str) -> Scheme:
@@ -77,25 +82,31 @@ def quantize_in_place(folder: Path, name: str) -> None:
     """Quantizes the graph of an unpublished bundle folder and rewrites its manifest."""
     scheme, bundle = require_scheme(name), read_bundle(folder)
     before, float_canaries = _rows(folder)
-    slots = {value.name for value in ir.load(folder / GRAPH).graph.inputs}
-    count = _rewrite(folder, scheme)
+    count, sites = 0, dict(bundle.sites)
+    for part in bundle.parts:
+        path = folder / graph_file(part)
+        slots = {value.name for value in ir.load(path).graph.inputs}
+        count += _rewrite(path, scheme)
+        quantized = ir.load(path)
+        lost = sorted(slots - {value.name for value in quantized.graph.inputs})
+        if lost:
+            raise ParityError("quantization removed slots of the graph", where=folder.name, found=", ".join(lost[:5]))
+        sites |= _relocated({key: site for key, site in sites.items() if site.part == part}, quantized)
     if count == 0:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
-    quantized = ir.load(folder / GRAPH)
-    lost = sorted(slots - {value.name for value in quantized.graph.inputs})
-    if lost:
-        raise ParityError("quantization removed slots of the graph", where=folder.name, found=", ".join(lost[:5]))
-    moved = dataclasses.replace(bundle, sites=_relocated(bundle.sites, quantized))
+    moved = dataclasses.replace(bundle, sites=sites)
     moved.write(folder)
     session = Session(folder, provider="cpu")
     after, canaries = probe(session), replay.replay(session)
-    report = {
+    report: dict[str, Any] = {
         "scheme": name,
         "block_size": scheme.block_size,
         "quantized": count,
         "max_error": {key: float(np.abs(after[key] - before[key]).max()) for key in before},
         "label_agreement": {key: float((after[key].argmax(-1) == before[key].argmax(-1)).mean()) for key in before},
     }
+    for key in before:
+        _require_small(report["max_error"][key], before[key], scheme, f"{folder.name}, {key}")
     shift = replay.drift(float_canaries, canaries)
     parity = {**moved.parity, "canary": {**replay.judge(session, canaries, shift), "moved": shift}}
     dataclasses.replace(moved, quantization=report, parity=parity).write(folder)
@@ -109,22 +120,46 @@ def _rows(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, replay.Replay]
 
 def probe(session: Session) -> dict[str, np.ndarray]:
     """The last-position outputs ``[rows, width]`` of base and every adapter on the canary's inputs."""
-    vocabulary = _vocabulary(session.folder)
-    generates = session.bundle.task == "text-generation"
-    batch = pad(canary.inputs(vocabulary), 0, left=generates and session.bundle.padding == "left")
+    batch = inputs_of(session)
     # Rows of a folded bundle cannot choose: they have what was folded.
     kinds: dict[str, str | None] = {"+".join(session.packs) or "base": None}
     if session.bundle.mode != "folded":
         kinds = {"base": None, **{name: name for name in session.adapters}}
     found = {}
     for key, name in kinds.items():
-        output = next(iter(session.run(batch, name).values()))
-        last = last_places(batch["attention_mask"]) if generates else 0
-        found[key] = output if output.ndim == 2 else output[range(len(output)), last]
+        outputs = session.run(batch, name)
+        output = outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
+        if output.ndim == 3:
+            last = last_places(batch["attention_mask"]) if "input_ids" in session.task.main.inputs else output.shape[1] - 1
+            output = output[range(len(output)), last if session.task.generates else 0]
+        found[key] = output
     return found
 
 
-def _rewrite(folder: Path, scheme: Scheme) -> int:
+def inputs_of(session: Session) -> dict[str, np.ndarray]:
+    """Pseudo-random inputs of the task's own forms: the canary's ids, and images or features of the graph's shapes."""
+    rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
+    found: dict[str, np.ndarray] = {}
+    shapes = {name: value.shape for graph in session.graphs.values() for name, value in graph.inputs.items()}
+    for name in session.task.inputs:
+        if name == "input_ids":
+            found |= pad(canary.inputs(_vocabulary(session.folder)), 0, left=session.left)
+        elif name == "decoder_input_ids":
+            found[name] = rng.integers(1, _vocabulary(session.folder), (rows, 4))
+        elif name != "attention_mask" and "input_ids" not in session.task.main.inputs:  # images beside text are no part of every row
+            found[name] = rng.standard_normal((rows, *shapes[name][1:])).astype(np.float32)
+    return found
+
+
+def _require_small(error: float, outputs: np.ndarray, scheme: Scheme, where: str) -> None:
+    allowed = scheme.tolerance * float(np.abs(outputs[outputs > NO_LABEL / 2]).max())
+    if not error <= allowed:
+        raise ParityError("quantization moves the outputs too far", where=where, expected=f"at most {allowed:.2g}", found=f"{error:.2g}",
+                          remedy="quantize to int8, or keep the float graph")
+
+
+def _rewrite(path: Path, scheme: Scheme) -> int:
+    """Quantizes one graph in place; how many of its nodes."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # noqa: PLC0415 - imports onnx tooling
@@ -132,7 +167,7 @@ def _rewrite(folder: Path, scheme: Scheme) -> int:
     root.handlers[:] = handlers  # its import makes the whole process log everything
     root.setLevel(level)
     logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
-    model = onnx.load(folder / GRAPH)
+    model = onnx.load(path)
     mine = [node.name for node in model.graph.node if node.name.startswith(PREFIX)]
     quantizer = MatMulNBitsQuantizer(
         model, bits=scheme.bits, block_size=scheme.block_size, is_symmetric=scheme.symmetric, accuracy_level=scheme.accuracy,
@@ -140,9 +175,10 @@ def _rewrite(folder: Path, scheme: Scheme) -> int:
     )
     quantizer.process()
     done: Any = quantizer.model.model
-    for path in (folder / GRAPH, folder / f"{GRAPH}.data"):
-        path.unlink(missing_ok=True)
-    ir.save(ir.from_proto(done), folder / GRAPH, external_data=f"{GRAPH}.data")
+    data = path.with_name(f"{path.name}.data")
+    for file in (path, data):
+        file.unlink(missing_ok=True)
+    ir.save(ir.from_proto(done), path, external_data=data.name)
     return sum(node.op_type == "MatMulNBits" for node in done.graph.node)
 
 
@@ -159,7 +195,8 @@ def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedS
 
 
 def _vocabulary(folder: Path) -> int:
-    size = read_json(folder / "config.json").get("vocab_size")
+    config = read_json(folder / "config.json")
+    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     if not isinstance(size, int):
         raise AdapterpackError("the bundle's config has no vocabulary size, so the error cannot be measured", where=folder.name)
     return size

@@ -11,15 +11,21 @@ import onnxruntime as ort
 from ..errors import FormatError, Unsupported
 from ..pack import manifest as m
 from ..pack.pack import Pack
+from ..tasks import MAIN
 from .bank import AdapterBank
-from .bundle import ADAPTER_IDS
+from .bundle import ADAPTER_IDS, adapter_file
 from .slots import NO_LABEL
 
 if TYPE_CHECKING:
     from .session import Session
 
-Run = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""feeds -> outputs, both by name and as ``OrtValue``"""
+
+class Run(Protocol):
+    """Feeds to outputs, both by name and as ``OrtValue``."""
+
+    def __call__(self, feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+        """One pass of a part; ``rows`` are the places among the pinned names that its rows have, by default all in order."""
+        ...
 
 
 class Attached(Protocol):
@@ -52,7 +58,7 @@ class Folded:
         if len(packs) > 1 and any(names):
             raise Unsupported("the adapters of this bundle are folded together, so rows cannot have one of them", found=", ".join(packs),
                               where=self.session.folder, remedy="name none, or export with --mode bank")
-        return self.session.call
+        return lambda feeds, part=MAIN, rows=None: self.session.graphs[part].call(feeds)
 
     def load(self, pack: Pack, allow_structural: bool = False) -> None:
         """See :class:`Attached`."""
@@ -69,29 +75,35 @@ class Inputs:
     def __init__(self, session: Session) -> None:
         self.session = session
         listed = {entry.path: entry.sha256 for entry in session.bundle.files}
-        self.files: dict[str, Any] = {}
+        slotted = {site.part for site in session.bundle.sites.values() if site.fields} | {MAIN}
+        self.files: dict[str, dict[str, Any]] = {}
         for adapter in session.bundle.adapters:
-            path = session.folder / f"{adapter.path}.onnx_adapter"
-            if not path.is_file() or m.sha256_of(path) != listed.get(f"{adapter.path}.onnx_adapter"):
-                raise FormatError("an adapter file of the bundle is missing or was altered", where=path, remedy="export again")
-            self.files[adapter.name] = ort.LoraAdapter()
-            self.files[adapter.name].Load(str(path))
+            self.files[adapter.name] = {}
+            for part in slotted:
+                name = adapter_file(adapter.path, part)
+                path = session.folder / name
+                if not path.is_file() or m.sha256_of(path) != listed.get(name):
+                    raise FormatError("an adapter file of the bundle is missing or was altered", where=path, remedy="export again")
+                self.files[adapter.name][part] = ort.LoraAdapter()
+                self.files[adapter.name][part].Load(str(path))
 
     def pin(self, names: Sequence[str | None]) -> Run:
         """See :class:`Attached`."""
         files = dict(self.files)
         for name in names:
             self.session.require(name, files)
-        rows = {name: np.array([row for row, other in enumerate(names) if other == name]) for name in dict.fromkeys(names)}
 
-        def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
-            if len(rows) == 1:
-                return self.session.call(feeds, _options(files, names[0]))
+        def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+            own = names if rows is None else [names[row] for row in rows]
+            graph = self.session.graphs[part]
+            if len(set(own)) <= 1:
+                return graph.call(feeds, _options(files, next(iter(own), None), part))
             parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-            for name, own in rows.items():
-                some = {key: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[own])) for key, value in feeds.items()}
-                for key, value in self.session.call(some, _options(files, name)).items():
-                    parts.setdefault(key, []).append((own, value.numpy()))
+            for name in dict.fromkeys(own):
+                mine = np.array([row for row, other in enumerate(own) if other == name])
+                some = {key: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[mine])) for key, value in feeds.items()}
+                for key, value in graph.call(some, _options(files, name, part)).items():
+                    parts.setdefault(key, []).append((mine, value.numpy()))
             return {key: _owning(_joined(pieces)) for key, pieces in parts.items()}
 
         return run
@@ -118,8 +130,15 @@ class Bank:
         for name in names:
             self.session.require(name, slots)
         ids = np.array([0 if name is None else slots[name] for name in names], np.int64)
-        fixed = {ADAPTER_IDS: ort.OrtValue.ortvalue_from_numpy(ids, self.session.device, 0), **overrides}
-        return lambda feeds: self.session.call({**feeds, **fixed})
+
+        def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+            graph = self.session.graphs[part]
+            if ADAPTER_IDS not in graph.inputs:  # no adapter reaches this graph
+                return graph.call(feeds)
+            chosen = ort.OrtValue.ortvalue_from_numpy(ids if rows is None else ids[list(rows)], graph.device, 0)
+            return graph.call({**feeds, ADAPTER_IDS: chosen, **overrides.get(part, {})})
+
+        return run
 
     def load(self, pack: Pack, allow_structural: bool = False) -> None:
         """See :class:`Attached`."""
@@ -130,10 +149,10 @@ class Bank:
         self.bank.free(name)
 
 
-def _options(files: Mapping[str, Any], name: str | None) -> Any:
+def _options(files: Mapping[str, Mapping[str, Any]], name: str | None, part: str) -> Any:
     options = ort.RunOptions()
-    if name is not None:
-        options.add_active_adapter(files[name])
+    if name is not None and part in files[name]:
+        options.add_active_adapter(files[name][part])
     return options
 
 

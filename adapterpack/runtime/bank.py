@@ -15,16 +15,17 @@ from ..errors import AdapterpackError, Unsupported
 from ..pack import identity
 from ..pack.manifest import Base
 from ..pack.pack import Adapter, Pack
-from .bundle import GRAPH, Bundle
+from .bundle import Bundle, graph_file
 from .positions import require_positions
 from .slots import Values, pack_values, padded
 
 
 class BankState(NamedTuple):
-    """Adapter name -> slot, and slot name -> device value; without values the graph's own defaults hold. Never changed in place."""
+    """Adapter name -> slot, and of each part, slot name -> device value; without values the graph's own defaults hold. Never changed in
+    place."""
 
     slots: Mapping[str, int]
-    overrides: Mapping[str, Any]
+    overrides: Mapping[str, Mapping[str, Any]]
 
 
 class AdapterBank:
@@ -61,7 +62,10 @@ class AdapterBank:
             heads = {name: array[0] for name, array in arrays.items() if name.endswith((".head", ".head_bias"))}
             wide = padded(values, self.bundle.sites, self.bundle.max_rank, heads)
             filled = {name: np.concatenate([array[: free[0]], wide[name][None], array[free[0] + 1 :]]) for name, array in arrays.items()}
-            overrides = {name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in filled.items()}
+            overrides: dict[str, dict[str, Any]] = {}
+            for name, array in filled.items():
+                part = self.bundle.sites[name.rpartition(".")[0]].part
+                overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
             self._arrays, self.state = filled, BankState({**slots, pack.name: free[0]}, overrides)
             return free[0]
 
@@ -76,7 +80,7 @@ class AdapterBank:
         if site is None:
             raise Unsupported("the graph has no slot for a part of this adapter", found=adapter.site.path,
                               remedy="export the bundle again with this adapter among the packs")
-        known = ir.load(self.folder / GRAPH).graph.initializers
+        known = ir.load(self.folder / graph_file(site.part)).graph.initializers
         weight = np.array(known[site.weight].const_value.numpy())
         bias = None if site.bias is None else np.array(known[site.bias].const_value.numpy())
         own = slice(site.at, site.at + site.out_features)
@@ -84,6 +88,9 @@ class AdapterBank:
 
     def _exported(self) -> Values:
         """The bank as the graph was exported with it."""
-        graph = ir.load(self.folder / GRAPH).graph
-        names = [f"{path}.{field}" for path, site in self.bundle.sites.items() for field in site.fields]
-        return {name: np.array(graph.initializers[name].const_value.numpy()) for name in names}
+        found: Values = {}
+        for part in self.bundle.parts:
+            graph = ir.load(self.folder / graph_file(part)).graph
+            names = [f"{path}.{field}" for path, site in self.bundle.sites.items() if site.part == part for field in site.fields]
+            found |= {name: np.array(graph.initializers[name].const_value.numpy()) for name in names}
+        return found

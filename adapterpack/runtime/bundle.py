@@ -14,10 +14,11 @@ from ..pack import manifest as m
 from ..pack import strict_json
 from ..pack.manifest import Base, FileEntry
 from ..pack.schema_check import schema_problem
+from ..tasks import MAIN, task_named
 from .signature import Signature, decode_signature
 
 FILE_NAME = "adapterpack.bundle.json"
-GRAPH = "model.onnx"
+GRAPH = f"{MAIN}.onnx"
 MODES = ("folded", "inputs", "bank")
 ADAPTER_IDS = "adapter_ids"
 ADAPTER_POSITIONS = "adapter_positions"
@@ -33,8 +34,11 @@ class MappedSite:
     the batch. ``fields`` are the slots that the graph has for it (none in folded mode). ``labels`` is the width of the widest head that
     the slots of a module take that was trained whole. ``entry`` is the value that a branch beside a block reads. A block that is no linear
     module has no weight, and its node is the one that gives its output. ``ranks`` are the ranks of its slots in a bank, by branch.
-    ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so. ``at`` is where its outputs begin in a weight that is
-    packed with those of others. ``members`` are the sites whose ``down`` factors lie side by side in this one's slot: it is no module.
+    ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so. ``part`` is the graph that it is in.
+    ``flat``: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the experts of a model.
+    ``kind``: ``linear``, ``lookup`` (an embedding, whose input is ids) or ``patches`` (a convolution whose kernels lie side by side).
+    ``at`` is where its outputs begin in a weight that is packed with those of others. ``members`` are
+    the sites whose ``down`` factors lie side by side in this one's slot: it is no module.
     """
 
     path: str
@@ -53,6 +57,9 @@ class MappedSite:
     entry: str | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     positional: bool = False
+    part: str = MAIN
+    flat: bool = False
+    kind: str = "linear"
     at: int = 0
     members: tuple[str, ...] = ()
 
@@ -70,9 +77,9 @@ class BundledAdapter:
 
 @dataclass(frozen=True)
 class Bundle:
-    """The manifest of a bundle. ``slots`` counts slot 0, which is the base.
+    """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs before the one that answers.
 
-    ``padding`` is the side on which a decoder's shorter rows are filled up.
+    ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states become one vector a row.
     """
 
     mode: str
@@ -90,10 +97,21 @@ class Bundle:
     quantization: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
     io: Signature = field(default_factory=Signature)
+    io_before: Mapping[str, Signature] = field(default_factory=dict)
     target: str = "ort"
+    pooling: str = "mean"
     padding: str = "left"
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The graphs, in the order in which they run; the last one gives the answer.
+
+        Raises:
+            UnknownName: the task is none that this version knows.
+        """
+        return tuple(part.name for part in task_named(self.task).parts)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
@@ -120,6 +138,16 @@ class Bundle:
         return found
 
 
+def graph_file(part: str) -> str:
+    """The file of one graph of a bundle."""
+    return f"{part}.onnx"
+
+
+def adapter_file(path: str, part: str) -> str:
+    """The file with what an adapter at ``path`` puts into the slots of one graph, in ONNX Runtime's own format."""
+    return f"{path}.onnx_adapter" if part == MAIN else f"{path}.{part}.onnx_adapter"
+
+
 def bundle_in(folder: str | os.PathLike[str]) -> Path:
     """Where in ``folder`` the bundle is: a model repository has it as the version of its one model.
 
@@ -137,7 +165,8 @@ def list_files(folder: Path, adapters_only: bool = False) -> list[FileEntry]:
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         if path.is_file() and relative != FILE_NAME:
-            role = "graph" if relative.startswith(GRAPH) else "adapter" if relative.startswith("adapters/") else "carried"
+            graph = "/" not in relative and relative.endswith((".onnx", ".onnx.data"))
+            role = "graph" if graph else "adapter" if relative.startswith("adapters/") else "carried"
             if adapters_only and role != "adapter":
                 continue
             entries.append(FileEntry(relative, path.stat().st_size, m.sha256_of(path), role))
@@ -178,6 +207,7 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
             "io": decode_signature(value.get("io", {})),
+            "io_before": {part: decode_signature(io) for part, io in value.get("io_before", {}).items()},
         }
     )
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 
 from ..pack import canary
 from ..pack.manifest import Canary
 from ..pack.pack import Pack
-from ..tasks import task_named
+from ..tasks import MAIN, task_named
 from .bundle import ADAPTER_IDS, Bundle
+from .flow import flow, values
 from .session import Session
 from .slots import head_values, padded, stacked
 
 Rows = list[np.ndarray]
-Ids = tuple[tuple[int, ...], ...]
 
 
 class Replay(NamedTuple):
@@ -73,27 +72,28 @@ def verify(session: Session) -> dict[str, Any]:
     return judge(session, replay(session), session.bundle.parity.get("canary", {}).get("moved", {}) if quantized else {})
 
 
-def rows(session: Session, ids: Ids, name: str | None) -> Rows:
-    """The rows of a canary with these ids, one by one, with an adapter, or with what the session gives where none is named."""
-    return [canary.row_of(session.run(inputs, name)) for inputs in _inputs(ids)]
+def rows(session: Session, recorded: Canary, name: str | None) -> Rows:
+    """The rows of a canary, one by one, with an adapter, or with what the session gives where none is named."""
+    return [canary.row_of(session.run(inputs, name)) for inputs in canary.feeds(recorded)]
 
 
 def _replay(session: Session, pack: Pack, recorded: Canary) -> Replay:
-    return Replay(recorded, _bare(session, pack, recorded.input_ids), rows(session, recorded.input_ids, pack.name))
+    return Replay(recorded, _bare(session, pack, recorded), rows(session, recorded, pack.name))
 
 
-def _bare(session: Session, pack: Pack, ids: Ids) -> Rows | None:
+def _bare(session: Session, pack: Pack, recorded: Canary) -> Rows | None:
     """The rows with the pack's trained modules on and its adapters off: what its canary calls the base."""
     if session.bundle.mode == "folded":
         return None
-    fixed = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in _own_modules(session.bundle, pack).items()}
-    if session.bundle.mode == "bank":
-        fixed[ADAPTER_IDS] = ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int64))
-    found = []
-    for inputs in _inputs(ids):
-        outputs = session.call({**session.feeds(inputs), **fixed})
-        found.append(canary.row_of({name: value.numpy() for name, value in outputs.items()}))
-    return found
+    own, sites = _own_modules(session.bundle, pack), session.bundle.sites
+
+    def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+        fixed = {name: array for name, array in own.items() if sites[name.rpartition(".")[0]].part == part}
+        if ADAPTER_IDS in session.graphs[part].inputs:
+            fixed[ADAPTER_IDS] = np.zeros(1 if rows is None else len(rows), np.int64)
+        return session.graphs[part].call({**feeds, **values(fixed)})
+
+    return [canary.row_of(flow(session, inputs, None, run)) for inputs in canary.feeds(recorded)]
 
 
 def _own_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
@@ -110,8 +110,8 @@ def _not_replayable(bundle: Bundle, pack: Pack) -> str | None:
     architecture, mine, other = pack.manifest.task.architecture, pack.manifest.base.content, bundle.base.content
     if pack.manifest.canary is None:
         return "the pack carries none"
-    if canary.needs_more(pack.manifest.canary):
-        return "it has inputs that are not replayed"
+    if canary.incomplete(pack.manifest.canary) or not canary.given(pack.manifest.canary) <= set(task_named(bundle.task).inputs):
+        return f"it has inputs that a graph for {bundle.task} does not take"
     if bundle.mode == "folded" and len(bundle.adapters) > 1:
         return "it is folded together with others"
     if architecture is not None and not architecture.endswith(task_named(bundle.task).suffixes):
@@ -119,10 +119,6 @@ def _not_replayable(bundle: Bundle, pack: Pack) -> str | None:
     if mine is not None and other is not None and mine != other:
         return "the graph's base has other bytes than the one that it was recorded on"
     return None
-
-
-def _inputs(ids: Ids) -> Iterator[dict[str, np.ndarray]]:
-    return ({"input_ids": np.array([row], np.int64)} for row in ids)
 
 
 def _compared(one: Replay) -> Rows:

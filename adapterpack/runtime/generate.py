@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from ..errors import ConfigError, Unsupported
-from ..methods import acted
-from .bundle import ADAPTER_POSITIONS
-from .session import Names, Session, last_places, pad, positions
+from ..tasks import TASKS
+from .decoding import DECODING
+from .session import Arrays, Names, Session
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 Emit = Callable[[int, int, str], None]
@@ -51,54 +49,44 @@ class Generation:
 
 
 def generate(
-    session: Session, prompts: Sequence[Prompt], adapters: Names = None, sampling: Sampling | None = None, emit: Emit | None = None
+    session: Session, prompts: Sequence[Prompt], adapters: Names = None, sampling: Sampling | None = None, emit: Emit | None = None,
+    given: Arrays | None = None,
 ) -> list[Generation]:
     """Answers to ``prompts``, all in one batch, each row with its own adapter.
 
-    A prompt is a text (one user message), a list of messages, or a list of token ids.
+    A prompt is a text (of a decoder: one user message), a list of messages, or a list of token ids. ``given`` is what comes beside them:
+    ``pixel_values`` of the rows' images, or in place of prompts ``input_features`` of what the rows hear.
 
     Raises:
-        Unsupported: the bundle is not a decoder.
+        Unsupported: the bundle does not generate.
         UnknownAdapter: a name that the bundle does not hold.
         ConfigError: a prompt without a token.
     """
-    if session.bundle.task != "text-generation":
-        raise Unsupported("the bundle does not generate text", found=session.bundle.task, expected="text-generation")
-    if not prompts:
+    decoding = DECODING.get(session.task.main.form)
+    if decoding is None:
+        raise Unsupported("the bundle does not generate text", found=session.bundle.task,
+                          expected=", ".join(task.name for task in TASKS.values() if task.generates))
+    beside = dict(given or {})
+    rows = [_ids(session, prompt) for prompt in prompts]
+    count = len(rows) or next((array.shape[0] for array in beside.values()), 0)
+    if not count:
         return []
     options = sampling or Sampling()
-    names = session.names(adapters, len(prompts))
-    first = session.before(names)
-    run = session.pin(names)
-    rows = [_ids(session, prompt) for prompt in prompts]
-    draws = [np.random.default_rng([options.seed, row]) for row in range(len(rows))]  # a row's draws do not depend on the others
-    batch = pad(rows, session.tokenizer.pad_id, left=session.bundle.padding == "left")
-    mask = first.covering(batch["attention_mask"])
-    feeds: dict[str, Any] = {**batch, "attention_mask": mask, "position_ids": positions(mask)[:, first.width :], **first.cache}
-    acting = session.acting(batch, names)
-    values = _values(session, {**feeds, ADAPTER_POSITIONS: acting})
-    before = acted(acting, None)
-    state = _Rows(session, options, emit, len(rows))
-    last = last_places(batch["attention_mask"])
-    for _ in range(options.max_new_tokens):
-        outputs = run(values)
-        tokens = _choose(outputs["logits"].numpy()[range(len(rows)), last], options, draws)
+    names = session.names(adapters, count)
+    going = decoding(session, rows, names, beside)
+    draws = [np.random.default_rng([options.seed, row]) for row in range(count)]  # a row's draws do not depend on the others
+    state = _Rows(session, options, emit, count)
+    outputs = going.first()
+    last = going.last
+    for number in range(options.max_new_tokens):
+        tokens = _choose(outputs["logits"].numpy()[range(count), last], options, draws)
         last = np.zeros_like(last)
         state.take(tokens)
-        if state.finished:
+        if state.finished or number + 1 == options.max_new_tokens:
             break
-        mask = np.concatenate([mask, np.ones((len(rows), 1), np.int64)], axis=1)
-        step = {"input_ids": tokens[:, None], "attention_mask": mask, "position_ids": positions(mask)[:, -1:]}
-        acting = session.acting({**step, "attention_mask": mask[:, -1:]}, names, before)
-        before = acted(acting, before)
-        values = _values(session, {**step, ADAPTER_POSITIONS: acting})
-        values |= {name.replace("present.", "past_key_values."): value for name, value in outputs.items() if name.startswith("present.")}
-    return [Generation(state.texts[i], tuple(state.ids[i]), state.reasons[i] or "length", names[i], len(row)) for i, row in enumerate(rows)]
-
-
-def _values(session: Session, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Those of the arrays that the graph takes, as feeds."""
-    return {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items() if name in session.inputs}
+        outputs = going.then(tokens, outputs)
+    lengths = [len(row) for row in rows] or [0] * count
+    return [Generation(state.texts[i], tuple(state.ids[i]), state.reasons[i] or "length", names[i], lengths[i]) for i in range(count)]
 
 
 class _Rows:
@@ -138,7 +126,10 @@ def _ids(session: Session, prompt: Prompt) -> list[int]:
         return [int(item) for item in items]  # type: ignore[call-overload]
     if not isinstance(prompt, str) and not all(isinstance(item, Mapping) and "content" in item for item in items):
         raise ConfigError("a prompt is a text, a list of messages with role and content, or a list of token ids", found=repr(prompt)[:80])
-    ids = session.tokenizer.prompt(prompt) if items else []  # type: ignore[arg-type]
+    if isinstance(prompt, str) and not session.task.left:  # an encoder reads the text as it is
+        ids = session.tokenizer.encode(prompt)
+    else:
+        ids = session.tokenizer.prompt(prompt) if items else []  # type: ignore[arg-type]
     if not ids:
         raise ConfigError("a prompt has no tokens", where=session.folder, found=repr(prompt))
     return ids

@@ -32,6 +32,12 @@ NO_LABEL = np.float32(-1e9)
 HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 """Parameter of a linear layer that was trained whole -> its slot field."""
 
+_THIN = frozenset({"embedding", "conv"})
+"""Kinds of layers beside linear ones that a graph has slots at, for changes of low rank."""
+
+PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
+"""Slot field -> its name in adapter files for onnxruntime-genai, those of ``olive convert-adapters``."""
+
 _NEUTRAL = {"scale": 1.0, "pre": 1.0, "head_bias": float(NO_LABEL), **NEUTRAL}
 """What a field holds that changes nothing, where that is not zero."""
 
@@ -92,9 +98,12 @@ def require_slots(pack: Pack) -> None:
             raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=method.name,
                               remedy="export with --mode folded" if method.kind == "weight" else "run this adapter under torch")
     for group in pack.manifest.groups if pack.method.kind == "weight" else ():
-        if group.role == "adapter" and not (group.kind in LAYOUTS and LAYOUTS[group.kind].linear):
-            raise Unsupported("a graph has slots at linear layers only", where=f"{pack.name}, {group.path}", found=group.kind,
-                              expected=" or ".join(kind for kind, layout in LAYOUTS.items() if layout.linear),
+        if group.role != "adapter" or (group.kind in LAYOUTS and LAYOUTS[group.kind].linear):
+            continue
+        if group.kind not in _THIN or not pack.method_of(group).traits.low_rank:
+            raise Unsupported("a graph has slots at linear layers, and for changes of low rank at embeddings and patches",
+                              where=f"{pack.name}, {group.path}", found=group.kind,
+                              expected=" or ".join(kind for kind, layout in LAYOUTS.items() if layout.linear or kind in _THIN),
                               remedy="export with --mode folded")
 
 

@@ -40,13 +40,13 @@ class Tokenizer:
     @cached_property
     def config(self) -> dict[str, Any]:
         """``tokenizer_config.json``."""
-        return _json(self.folder / "tokenizer_config.json")
+        return read_json(self.folder / "tokenizer_config.json")
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """The ids at which generation ends."""
         for name in ("generation_config.json", "config.json"):  # the first that says it, as in transformers
-            eos = _json(self.folder / name).get("eos_token_id")
+            eos = read_json(self.folder / name).get("eos_token_id")
             if eos is not None:
                 return frozenset([eos] if isinstance(eos, int) else eos)
         return frozenset()
@@ -73,6 +73,22 @@ class Tokenizer:
         """The ids of a text, with the tokenizer's own special tokens around it unless ``special`` is off."""
         ids: list[int] = self.core.encode(text, add_special_tokens=special).ids
         return ids
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Where each id of a text has its characters, the end excluded; a special token has none."""
+        found: list[tuple[int, int]] = self.core.encode(text).offsets
+        return found
+
+    @property
+    def mask_token(self) -> str:
+        """The token in whose place a word is to be guessed, or nothing."""
+        return self._token("mask_token")
+
+    @property
+    def mask_id(self) -> int | None:
+        """Its id."""
+        found: int | None = self.core.token_to_id(self.mask_token) if self.mask_token else None
+        return found
 
     def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
         """The ids of a prompt: a text becomes one user message, and the chat template (if any) renders the messages."""
@@ -116,6 +132,7 @@ def _refuse(message: str) -> None:
     raise TemplateError(message)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a bundle, or nothing where there is none."""
     loaded: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return loaded

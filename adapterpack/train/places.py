@@ -27,6 +27,9 @@ LAYOUTS = (
     Layout("attn", "mlp"),  # GPT-2
     Layout("attention", "ffn"),  # DistilBERT
     Layout("attention", "mlp"),  # ViT, GPT-NeoX
+    Layout("self_attention.dense", "mlp.dense_4h_to_h"),  # Bloom, whose modules add the residual themselves, and Falcon
+    Layout("layer.0.SelfAttention", "layer.1.DenseReluDense"),  # T5's encoder
+    Layout("layer.0.SelfAttention", "layer.2.DenseReluDense"),  # T5's decoder
 )
 """A layer has the first of these of which it has both modules; no name of a model is asked for."""
 

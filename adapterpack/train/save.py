@@ -67,7 +67,8 @@ def save(
     parts = parts_of(model, chosen)
     checkpoint = _checkpoint(model, base)
     config = getattr(model, "config", None)
-    task = task_of(type(model).__name__)
+    told = config.to_dict() if config is not None and hasattr(config, "to_dict") else None
+    task = task_of(type(model).__name__, told)
     labels = labels_of(model, chosen)
     if labels is None and task.labelled and config is not None and parts.full:
         labels = tuple(config.id2label[i] for i in sorted(config.id2label))

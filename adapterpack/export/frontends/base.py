@@ -1,16 +1,18 @@
-"""The frontend protocol: a config and a task in, a graph and the scopes of its nodes out."""
+"""The frontend protocol: a config and a task in, graphs and the scopes of their nodes out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ...tasks import MAIN
 from ..sitemap import Scope
 
 
 class BaseGraph(NamedTuple):
-    """A float graph whose inputs are ``input_ids`` [batch, sequence], ``attention_mask``, and for decoders position ids and past.
+    """Float graphs with the inputs of the task's parts: ``model`` gives the answer, ``before`` are those that run before it, by name.
 
     ``paddings``: the sides on which a decoder's shorter rows may be filled up, of which the proof decides.
     """
@@ -19,10 +21,16 @@ class BaseGraph(NamedTuple):
     scope: Scope
     version: str
     paddings: tuple[str, ...] = ("left",)
+    before: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Every graph by the name of its part, in the order in which they run."""
+        return {**self.before, MAIN: self.model}
 
 
 class Frontend(NamedTuple):
-    """``supports(config, task)`` says whether it may be tried; ``build(folder, task)`` makes the graph."""
+    """``supports(config, task)`` says whether it may be tried; ``build(folder, task)`` makes the graphs."""
 
     name: str
     supports: Callable[[Mapping[str, Any], str], bool]

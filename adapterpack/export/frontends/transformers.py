@@ -1,42 +1,117 @@
-"""transformers.exporters (torch.export): encoders and classifiers of any architecture."""
+"""transformers.exporters (torch.export): every task, and any architecture that torch can trace."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...tasks import AXES, MAIN, Part, Task, task_named
 from ..sitemap import torch_scope
 from .base import BaseGraph, Frontend
 
-_AXES = ("batch", "sequence")
+_SPECIALIZED = frozenset({"source"})
+"""Axes that a model may have of one length only, as Whisper's encoder has."""
+_LENGTHS = (7, 5, 4)
+"""Rows of the example; as many as no axis of a model has by accident."""
+_PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
 
 
 def _supports(config: Mapping[str, Any], task: str) -> bool:
-    return task in {"text-classification", "feature-extraction"}
+    return True
 
 
 def _build(folder: Path, task: str) -> BaseGraph:
-    import torch  # noqa: PLC0415 - heavy, and only this frontend needs it
-    import transformers as hf  # noqa: PLC0415
-    from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: PLC0415
+    import transformers as hf  # noqa: PLC0415 - heavy, and only this frontend needs it
 
-    from ...tasks import task_named  # noqa: PLC0415
-    from ...train.train import load_model, quiet_transformers  # noqa: PLC0415
+    from ...train.train import load_model  # noqa: PLC0415
 
-    model = _with_linear_layers(load_model(task_named(task), folder).eval())
-    example = {"input_ids": torch.full((2, 7), 1), "attention_mask": torch.ones((2, 7), dtype=torch.int64)}
-    example["attention_mask"][1, 5:] = 0
+    chosen = task_named(task)
+    model = _with_linear_layers(load_model(chosen, folder).eval())
+    graphs = _graphs(chosen, model)
+    return BaseGraph(graphs.pop(MAIN), _scope, f"transformers {hf.__version__}", before=graphs)
+
+
+def _scope(node: Any) -> str | None:
+    from .forms import PREFIX  # noqa: PLC0415 - beside torch
+
+    found = torch_scope(node)
+    return None if found is None else found.removeprefix(PREFIX)
+
+
+def _graphs(task: Task, model: Any) -> dict[str, Any]:
+    """The graph of every part; what one gives, the next is traced with."""
+    import torch  # noqa: PLC0415 - see above
+
+    from ...runtime.session import positions  # noqa: PLC0415
+    from ..examples import example  # noqa: PLC0415
+    from .forms import FORMS  # noqa: PLC0415
+
+    known: dict[str, Any] = {name: torch.from_numpy(array) for name, array in example(task, model, _LENGTHS).items()}
+    graphs = {}
+    for part in task.parts:
+        form = FORMS[part.form](model)
+        if "position_ids" in part.inputs:
+            known["position_ids"] = torch.from_numpy(positions(known["attention_mask"].numpy()))
+        given = {name: known[name] for name in part.inputs if name in known}
+        with torch.no_grad():
+            found = form(**given, **({"past_key_values": []} if "past_key_values" in part.inputs else {}))
+        known |= {name: value for name, value in found.items() if "." not in name} | _families(found)
+        if "past_key_values" in part.inputs:
+            given["past_key_values"] = known["present"]
+        if "position_ids" in part.inputs:  # the tokens follow as many others
+            given["attention_mask"] = torch.cat([given["attention_mask"]] * 2, 1)
+            given["position_ids"] = torch.from_numpy(positions(given["attention_mask"].numpy()))[:, -given["position_ids"].shape[1] :]
+        graphs[part.name] = _traced(form, part, {name: given[name] for name in part.inputs})
+    return graphs
+
+
+def _families(named: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
+    """``present.0.key`` and its like as a list of pairs by layer."""
+    found: dict[str, list[list[Any]]] = {}
+    for name, value in named.items():
+        family, _, rest = name.partition(".")
+        if rest.endswith(".key"):
+            found.setdefault(family, []).append([value.clone()])
+        elif rest.endswith(".value"):
+            found[family][-1].append(value.clone())
+    return found
+
+
+def _traced(form: Any, part: Part, given: dict[str, Any]) -> Any:
+    from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: PLC0415 - see above
+
+    from ...train.train import quiet_transformers  # noqa: PLC0415
+
+    shapes = {name: _dynamic(part, name, value) for name, value in given.items()}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_transformers(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")
-        shapes = {name: dict.fromkeys(range(2), torch.export.Dim.DYNAMIC) for name in example}
-        graph = OnnxExporter().export(model, example, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
-    _name_axes(graph)
-    return BaseGraph(graph, torch_scope, f"transformers {hf.__version__}")
+        graph = OnnxExporter().export(form, given, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
+    for value in graph.graph.inputs:
+        value.name = _PAIR.sub(lambda found: f"{found[1]}.{found[2]}.{('key', 'value')[int(found[3])]}", value.name)
+    _name_axes(graph, part)
+    return graph
+
+
+def _axes(part: Part, name: str) -> tuple[str | None, ...]:
+    """The names of an input's axes: a mask covers what a decoder has in its cache, or what an encoder has read."""
+    if name == "attention_mask" and "past_key_values" in part.inputs:
+        return ("batch", "total" if "position_ids" in part.inputs else "source")
+    return AXES[name]
+
+
+def _dynamic(part: Part, name: str, value: Any) -> Any:
+    import torch  # noqa: PLC0415 - see above
+
+    if isinstance(value, list):
+        return [_dynamic(part, name, each) for each in value]
+    dims = torch.export.Dim
+    return {axis: dims.AUTO if known in _SPECIALIZED else dims.DYNAMIC for axis, known in enumerate(_axes(part, name)) if known}
 
 
 def _with_linear_layers(model: Any) -> Any:
@@ -53,16 +128,22 @@ def _with_linear_layers(model: Any) -> Any:
     return model
 
 
-def _name_axes(model: Any) -> None:
-    """The exporter's symbols (``s43``), of which each input may have its own, become ``batch`` and ``sequence``, everywhere."""
+def _name_axes(model: Any, part: Part) -> None:
+    """The exporter's symbols (``s43``), of which each input may have its own, become the names of the axes, everywhere."""
     import onnx_ir as ir  # noqa: PLC0415 - beside torch, for the same reason
 
-    names = {str(dim.value): name for value in model.graph.inputs for dim, name in zip(value.shape, _AXES, strict=True)
-             if not isinstance(dim, int)}
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for dim, name in zip(value.shape, _axes(part, value.name.partition(".")[0]), strict=True):
+            if name is not None and not isinstance(dim, int) and str(dim.value).isidentifier():  # no sum of others
+                names.setdefault(str(dim.value), name)
+    symbols = re.compile("|".join(rf"\b{symbol}\b" for symbol in names) or r"(?!)")
     for value in [*model.graph.inputs, *model.graph.outputs, *(out for node in model.graph for out in node.outputs)]:
         if value.shape is not None:
-            dims = [dim if isinstance(dim, int) else names.get(str(dim.value), dim.value) for dim in value.shape]
-            value.shape = ir.Shape(dims)
+            value.shape = ir.Shape([
+                dim if isinstance(dim, int) or dim.value is None else symbols.sub(lambda found: names[found[0]], str(dim.value))
+                for dim in value.shape
+            ])
 
 
 @contextlib.contextmanager

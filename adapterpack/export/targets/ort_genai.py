@@ -15,11 +15,11 @@ from ...pack.checkpoint import read_json
 from ...runtime.bundle import GRAPH, Bundle
 from ...runtime.prompts import PAST
 from ...runtime.signature import Port
+from ...runtime.slots import PEFT_NAMES
 from ...runtime.tokenizer import Tokenizer
 from .base import Target, own_name
 
 CONFIG = "genai_config.json"
-_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
 _TYPES = frozenset({"chatglm", "ernie4_5", "gemma", "gemma2", "gemma3_text", "gpt2", "granite", "internlm2", "llama", "mistral", "nemotron",
                     "olmo", "phi3", "qwen2", "qwen3", "smollm3"})
 """Model types that it knows by name; it treats every other decoder alike, as ``decoder``."""
@@ -102,7 +102,7 @@ ort_genai = Target(
     frozenset({"inputs", "folded"}),
     "export with --mode inputs: onnxruntime-genai has one adapter for all rows of a batch",
     lambda task: task.name == "text-generation",
-    slot_name=lambda path, field: f"{path}.{_NAMES[field]}" if field in _NAMES else own_name(path, field),
+    slot_name=lambda path, field: own_name(path, PEFT_NAMES.get(field, field)),
     groups=False,
     write=_write,
 )

@@ -96,7 +96,7 @@ triton = Target(
     "NVIDIA Triton: a model repository, adapters chosen by the input adapter_ids",
     frozenset({"bank", "folded"}),
     "export with --mode bank: the server feeds no ONNX Runtime adapters",
-    lambda task: True,
+    lambda task: len(task.parts) == 1,
     place=lambda bundle: f"{model_name(bundle)}/1",
     write=_write,
 )

@@ -144,6 +144,9 @@ def _opened(source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequ
         yield _Source(source.parent, GraphFile(source), _floats(checkpoint), None, ())
         return
     bundle = read_bundle(source)
+    if len(bundle.parts) > 1:
+        raise Unsupported("a fold goes into one graph, and this bundle has several", where=source, found=", ".join(bundle.parts),
+                          remedy="merge the checkpoint, or export it with --mode folded")
     twice = sorted({adapter.name for adapter in bundle.adapters} & {pack.name for pack in packs}) if bundle.mode == "folded" else []
     if twice:
         raise ConfigError("an adapter of that name is folded into the bundle already", where=source, found=", ".join(twice),

@@ -1,0 +1,208 @@
+"""What a row's result is made of, one function a task: labels, words, embeddings, texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ConfigError, Unsupported
+from .feeds import Arrays
+from .images import image_token
+from .media import array_of, speech_of
+from .tokenizer import read_json
+
+if TYPE_CHECKING:
+    from .session import Session
+
+Row = Mapping[str, Any]
+Names = list[str | None]
+Answer = Callable[["Session", Sequence[Row], Names, Mapping[str, Any]], list[dict[str, Any]]]
+
+ASKED = ("messages", "prompt", "text", "image", "audio")
+"""What a row may ask; of the first three, the first that it has."""
+BEST = 5
+"""How many words a masked one is guessed by."""
+
+
+def _generated(session: Session, rows: Sequence[Row], names: Names, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if "input_features" in session.task.inputs:
+        found = session.generate([], names, given={"input_features": _speech(session, rows)}, **sampling)
+    elif "pixel_values" in session.task.inputs:
+        seen = [row for row in rows if "image" in row]
+        given = {"pixel_values": _images(session, seen)} if seen else None
+        found = session.generate([_seeing(session, row) for row in rows], names, given=given, **sampling)
+    else:
+        found = session.generate([_prompt(row) for row in rows], names, **sampling)
+    return [{"completion": g.text, "finish_reason": g.finish_reason, "prompt_tokens": g.prompt_tokens, "completion_tokens": len(g.ids)}
+            for g in found]
+
+
+def _classified(session: Session, rows: Sequence[Row], names: Names, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    logits = session.run(_read(session, rows), names)["logits"]
+    return [_no_head() if labels is None else _scored(row, labels) for row, labels in zip(logits, _labels(session, names), strict=True)]
+
+
+def _each_token(session: Session, rows: Sequence[Row], names: Names, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The label of every token of the text, with the place of its characters."""
+    logits = session.run(_read(session, rows), names)["logits"]
+    results: list[dict[str, Any]] = []
+    for row, scores, labels in zip(rows, logits, _labels(session, names), strict=True):
+        if labels is None:
+            results.append(_no_head())
+            continue
+        tokens = []
+        for place, (start, stop) in enumerate(session.tokenizer.places(_text(row))):
+            if stop > start:  # special tokens stand for no character
+                best = _scored(scores[place], labels)
+                tokens.append({"text": _text(row)[start:stop], "start": start, "end": stop, "label": best["label"],
+                               "score": best["scores"][best["label"]]})
+        results.append({"tokens": tokens})
+    return results
+
+
+def _guessed(session: Session, rows: Sequence[Row], names: Names, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The likeliest words in the place of the first mask."""
+    inputs, mask = _read(session, rows), session.tokenizer.mask_id
+    logits = session.run(inputs, names)["logits"]
+    results = []
+    for row, ids, found in zip(rows, inputs["input_ids"], logits, strict=True):
+        places = np.flatnonzero(ids == mask)
+        if mask is None or not len(places):
+            expected = session.tokenizer.mask_token or "a tokenizer with a mask token"
+            raise ConfigError("a row of this task needs a mask", found=_text(row)[:80], expected=expected)
+        chances = _chances(found[places[0]])
+        best = np.argsort(-chances, kind="stable")[:BEST]
+        results.append({"words": [{"text": session.tokenizer.decode([int(i)]), "score": round(float(chances[i]), 6)} for i in best]})
+    return results
+
+
+def _towers(session: Session, rows: Sequence[Row], names: Names, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An embedding for each row, of a text or of an image: the cosine of two of them says how well they go together."""
+    results: list[dict[str, Any]] = [{}] * len(rows)
+    for asked, output in (("image", "image_embeds"), ("text", "text_embeds")):
+        mine = [number for number, row in enumerate(rows) if ("image" in row) == (asked == "image")]
+        if mine:
+            some, own = [rows[number] for number in mine], [names[number] for number in mine]
+            inputs = {"pixel_values": _images(session, some)} if asked == "image" else session.encode([_text(row) for row in some])
+            for number, vector in zip(mine, session.run(inputs, own)[output], strict=True):
+                results[number] = {"embedding": [float(value) for value in vector]}
+    return results
+
+
+def _features(session: Session, rows: Sequence[Row], names: Names, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    inputs = _read(session, rows)
+    hidden = next(iter(session.run(inputs, names).values()))
+    mask = inputs.get("attention_mask", np.ones(hidden.shape[:2], np.int64))
+    pooled = POOLING[session.bundle.pooling](hidden, mask)
+    return [{"embedding": [float(value) for value in row]} for row in pooled]
+
+
+def _mean(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    found: np.ndarray = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    return found
+
+
+def _last(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+    found: np.ndarray = hidden[np.arange(len(hidden)), last]
+    return found
+
+
+def _first(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    found: np.ndarray = hidden[np.arange(len(hidden)), np.argmax(mask, axis=1)]
+    return found
+
+
+POOLING: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"mean": _mean, "cls": _first, "last": _last}
+"""How hidden states ``[rows, positions, n]`` become one vector a row: over real positions ``[rows, positions]``."""
+
+
+ANSWERS: dict[str, Answer] = {
+    "text-generation": _generated, "text2text-generation": _generated, "automatic-speech-recognition": _generated,
+    "image-text-to-text": _generated, "text-classification": _classified, "image-classification": _classified,
+    "token-classification": _each_token, "fill-mask": _guessed, "zero-shot-image-classification": _towers,
+    "feature-extraction": _features, "image-feature-extraction": _features,
+}
+"""Task -> what a row's result is made of."""
+
+
+def _read(session: Session, rows: Sequence[Row]) -> Arrays:
+    """What the model reads of the rows: images or texts."""
+    if "pixel_values" in session.task.inputs:
+        return {"pixel_values": _images(session, rows)}
+    return session.encode([_text(row) for row in rows])
+
+
+def _images(session: Session, rows: Sequence[Row]) -> np.ndarray:
+    return np.stack([array_of(_path(row, "image"), _shape(session, "pixel_values"), "an image") for row in rows])
+
+
+def _speech(session: Session, rows: Sequence[Row]) -> np.ndarray:
+    config = read_json(session.folder / "preprocessor_config.json")
+    return np.stack([speech_of(_path(row, "audio"), _shape(session, "input_features"), config) for row in rows])
+
+
+def _shape(session: Session, name: str) -> list[Any]:
+    """The shape of one row of an input."""
+    return list(next(graph.inputs[name].shape for graph in session.graphs.values() if name in graph.inputs)[1:])
+
+
+def _path(row: Row, key: str) -> Path:
+    found = row.get(key)
+    if not isinstance(found, str):
+        raise ConfigError(f"a row of this task needs {key}, the path of a file", found=", ".join(map(str, row)))
+    return Path(found)
+
+
+def _seeing(session: Session, row: Row) -> list[int]:
+    """The ids of a prompt, with as many image tokens as its image has positions: in the place of its one, or before everything."""
+    asked, token = _prompt(row), image_token(session.config)
+    ids = session.tokenizer.encode(asked) if isinstance(asked, str) else session.tokenizer.prompt(asked)
+    if "image" not in row:
+        return ids
+    positions = session.graphs["vision"].shapes["image_features"][1]
+    if not isinstance(positions, int):
+        raise Unsupported("the number of positions of an image is not known", where=session.folder, found=positions)
+    if ids.count(token) > 1:
+        raise ConfigError("a row has one image", found=f"{ids.count(token)} image tokens", expected="1, or none")
+    at = ids.index(token) if token in ids else 0
+    return [*ids[:at], *[token] * positions, *ids[at + (token in ids) :]]
+
+
+def _prompt(row: Row) -> Any:
+    for key in ASKED[:3]:
+        if isinstance(row.get(key), str | list):
+            return row[key]
+    raise ConfigError("a row of this task needs prompt, text or messages", found=", ".join(map(str, row)))
+
+
+def _text(row: Row) -> str:
+    text = row.get("text", row.get("prompt"))
+    if not isinstance(text, str):
+        raise ConfigError("a row of this task needs text", found=", ".join(map(str, row)))
+    return text
+
+
+def _labels(session: Session, names: Names) -> list[tuple[str, ...] | None]:
+    """The labels of each row's head, or None for one that nobody trained."""
+    own = [name is not None and session.packs[name].manifest.task.labels for name in names]
+    return [session.labels(name) if trained or session.bundle.base_head_trained else None for name, trained in zip(names, own, strict=True)]
+
+
+def _no_head() -> dict[str, Any]:
+    return {"label": None, "note": "the base has no trained head for this task"}
+
+
+def _scored(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    chances = _chances(logits[: len(labels)])
+    return {"label": labels[int(chances.argmax())],
+            "scores": {label: round(float(score), 6) for label, score in zip(labels, chances, strict=True)}}
+
+
+def _chances(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max())
+    found: np.ndarray = weights / weights.sum()
+    return found

@@ -1,0 +1,62 @@
+"""One graph of a bundle opened under ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from ..errors import AdapterpackError
+from ..onnx_graph.confine import require_confined
+from . import providers
+from .bundle import graph_file
+
+
+class Graph:
+    """A running graph: its inputs (without those that have defaults) and its outputs by name.
+
+    Raises:
+        ProviderError: none of the wanted providers started.
+    """
+
+    def __init__(self, folder: Path, part: str, wanted: Sequence[Any], threads: int | None = None) -> None:
+        self.path = folder / graph_file(part)
+        require_confined(self.path)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # each optional input would be a warning of its own
+        options.intra_op_num_threads = threads or 0
+        self._ort = ort.InferenceSession(self.path, options, providers=list(wanted))
+        self.provider = providers.require(self._ort, list(wanted))
+        self.device = "cuda" if self.provider.startswith("CUDA") else "cpu"
+        self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
+        self.shapes: dict[str, list[Any]] = {value.name: value.shape for value in self._ort.get_outputs()}
+        self.outputs = list(self.shapes)
+
+    def call(self, feeds: Mapping[str, Any], options: Any = None) -> dict[str, Any]:
+        """One run on ``OrtValue`` feeds. On CUDA a cache stays on the device, unless ONNX Runtime's own adapters are active: bindings
+        ignore those.
+
+        Raises:
+            AdapterpackError: ONNX Runtime refuses, for instance because of a shape or an id that the graph cannot take.
+        """
+        try:
+            if self.device == "cpu" or options is not None:
+                values = self._ort.run_with_ort_values(self.outputs, dict(feeds), options)
+            else:
+                values = self._bound(feeds)
+        except Exception as error:
+            reason = str(error).partition("\n")[0][:300]
+            raise AdapterpackError("ONNX Runtime could not run the graph on these inputs", where=self.path.parent, found=reason,
+                                   remedy="check shapes, lengths and ids against the model's config") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+    def _bound(self, feeds: Mapping[str, Any]) -> list[Any]:
+        binding = self._ort.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            binding.bind_output(name, self.device if name.startswith(("present.", "encoder.")) else "cpu")
+        self._ort.run_with_iobinding(binding)
+        return list(binding.get_outputs())

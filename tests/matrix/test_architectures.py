@@ -1,0 +1,66 @@
+"""The table of architectures: a bank of every one, with every kind of adapter that it takes; the other modes of some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapterpack.testing.architectures import ARCHITECTURES, render
+from adapterpack.testing.exports import kept, make_base, prove
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "architectures.md"
+BY_NAME = {one.name: one for one in ARCHITECTURES}
+
+
+@pytest.fixture(scope="module")
+def frontends():
+    """The real frontends; a base that several tests share is traced once."""
+    from adapterpack.export.frontends import FRONTENDS
+
+    return kept(FRONTENDS)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where bases and bundles lie."""
+    import torch
+
+    torch.set_num_threads(1)
+    return tmp_path_factory.mktemp("architectures")
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_bank(name: str, frontends, scratch: Path) -> None:
+    """Rows of one batch, each with another kind of adapter or the base, equal plain transformers on each row alone."""
+    assert len(prove(BY_NAME[name], "bank", scratch / name, frontends)) >= 3
+
+
+@pytest.mark.parametrize("name", ["llama", "whisper", "clip"])
+def test_inputs(name: str, frontends, scratch: Path) -> None:
+    """The same through ONNX Runtime's own adapters: a decoder, an encoder beside a decoder, two towers."""
+    prove(BY_NAME[name], "inputs", scratch / name, frontends)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "vit", "distilbert"])
+def test_folded(name: str, scratch: Path) -> None:
+    """And in the weights: a decoder, images, an encoder."""
+    prove(BY_NAME[name], "folded", scratch / f"{name}-folded", only=["low-rank"])
+
+
+@pytest.mark.parametrize("mode", ["bank", "inputs"])
+@pytest.mark.parametrize(("name", "targets"), [("vit", ("projection", "q_proj")), ("distilbert", ("word_embeddings", "q_lin"))])
+def test_low_rank_at_patches_and_embeddings(
+    name: str, targets: tuple[str, ...], mode: str, frontends, scratch: Path, tmp_path: Path
+) -> None:
+    """A convolution that cuts an image into patches, and a table of words, have slots for changes of low rank."""
+    (tmp_path / "base").symlink_to(scratch / name / "base")
+    if not (scratch / name / "base").exists():
+        make_base(BY_NAME[name], scratch / name / "base")
+    assert prove(BY_NAME[name]._replace(targets=targets), mode, tmp_path, frontends, only=["low-rank"]) == ["low-rank"]
+
+
+@pytest.mark.fast
+def test_the_table_of_architectures_is_the_recorded_one() -> None:
+    """A promise that is dropped shows as a changed line; `make golden` records what was meant."""
+    assert render() == GOLDEN.read_text("utf-8"), "the table changed: run `make golden` and look at the difference"

@@ -1,0 +1,150 @@
+"""Tasks as users meet them: rows of speech, images and words through bundles, canaries of every kind of input, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import wave
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import adapterpack
+from adapterpack import Session, export, run
+from adapterpack.cli.run import command
+from adapterpack.errors import ConfigError, FormatError, Unsupported
+from adapterpack.runtime.answers import POOLING
+from adapterpack.runtime.images import features_of_rows, rows_of_images
+from adapterpack.runtime.media import array_of, speech_of
+from adapterpack.tasks import TASKS, task_named, task_of
+from adapterpack.testing.architectures import ARCHITECTURES, KINDS
+from adapterpack.testing.exports import make_base, make_pack
+from adapterpack.train.train import load_model
+
+Make = Callable[..., Any]
+BY_NAME = {one.name: one for one in ARCHITECTURES}
+
+
+@pytest.fixture(scope="module")
+def made(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Architecture -> its base with a tokenizer, and a bank with one low-rank adapter; made when first asked for."""
+    torch.set_num_threads(1)
+
+    @cache
+    def make(name: str) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp(name)
+        base = make_base(BY_NAME[name], folder / "base")
+        for path in tiny_bert.glob("*token*"):  # words of the same vocabulary
+            shutil.copyfile(path, base / path.name)
+        export(base, [make_pack(BY_NAME[name], base, KINDS[0])], folder / "bundle", mode="bank")
+        return base, folder / "bundle"
+
+    return make
+
+
+def test_a_canary_of_images_is_replayed(made: Make) -> None:
+    """A classifier of images: at export, and again by ``validate``, on the images that the recipe makes."""
+    _, bundle = made("vit")
+    parity = Session(bundle, "cpu").bundle.parity["canary"]
+    assert parity["not_replayed"] == {}
+    assert parity["replayed"]["low-rank"]["max_abs"] <= parity["replayed"]["low-rank"]["tolerance"] / 100
+    report = adapterpack.validate(bundle, full=True)
+    assert [finding for finding in report.findings if finding.severity == "error"] == []
+    assert not [text for text in report.not_checked if "canary" in text]
+
+
+def test_a_canary_of_an_encoder_and_a_decoder_is_replayed_and_generation_is_torchs(made: Make) -> None:
+    """T5: ids for both sides through both graphs; greedy decoding gives the tokens of plain transformers, ragged rows together."""
+    base, bundle = made("t5")
+    session = Session(bundle, "cpu")
+    assert set(session.bundle.parity["canary"]["replayed"]) == {"low-rank"}
+    prompts = [[5, 9, 31, 8, 2], [7, 2], [40, 41, 42]]
+    found = session.generate(prompts, max_new_tokens=6)
+    model = load_model(task_named("text2text-generation"), base).eval()
+    for prompt, answer in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            expected = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=6, do_sample=False, num_beams=1)[0, 1:].tolist()
+        ended = expected.index(model.config.eos_token_id) if model.config.eos_token_id in expected else len(expected)
+        assert list(answer.ids) == expected[:ended]
+    mixed = session.generate(prompts, [None, "low-rank", None], max_new_tokens=6)
+    assert [mixed[0].ids, mixed[2].ids] == [found[0].ids, found[2].ids]
+    assert mixed[1] == session.generate(prompts[1:2], ["low-rank"], max_new_tokens=6)[0]
+
+
+def test_images_and_words_from_the_command_line(made: Make, tmp_path: Path) -> None:
+    """An image as a file of an array; what is missing, of another form or another kind is said."""
+    _, bundle = made("vit")
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).normal(size=(3, 12, 12)).astype(np.float32))
+    np.save(tmp_path / "small.npy", np.zeros((3, 4, 4), np.float32))
+    done = CliRunner().invoke(command, [str(bundle), "--adapter", "low-rank", "--image", str(tmp_path / "image.npy"), "--json"])
+    row = json.loads(done.stdout)
+    assert row["label"] in row["scores"] and abs(sum(row["scores"].values()) - 1) < 1e-4
+    wrong = (("small.npy", FormatError, "another form"), ("photo.png", Unsupported, r"\.npy"), (None, ConfigError, "image"))
+    for image, error, text in wrong:
+        rows = [{"text": "hi"}] if image is None else [{"image": str(tmp_path / image)}]
+        with pytest.raises(error, match=text):
+            list(run(bundle, rows))
+
+
+def test_pooling_is_recorded(made: Make, tmp_path: Path) -> None:
+    """The formulas of mean, first and last over real positions, whatever the padding side."""
+    hidden = np.arange(2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2)
+    mask = np.array([[1, 1, 0], [0, 1, 1]])
+    assert POOLING["mean"](hidden, mask).tolist() == [hidden[0, :2].mean(0).tolist(), hidden[1, 1:].mean(0).tolist()]
+    assert POOLING["cls"](hidden, mask).tolist() == [hidden[0, 0].tolist(), hidden[1, 1].tolist()]
+    assert POOLING["last"](hidden, mask).tolist() == [hidden[0, 1].tolist(), hidden[1, 2].tolist()]
+
+
+@pytest.mark.fast
+def test_speech_is_what_whispers_extractor_makes_of_it(tmp_path: Path) -> None:
+    """Log-mel features of a wave file equal transformers' own within 1e-5; a file of another rate is refused."""
+    from transformers import WhisperFeatureExtractor
+
+    heard = (np.random.default_rng(1).normal(size=30000) * 3000).astype("<i2")
+    for name, rate in (("right.wav", 16000), ("wrong.wav", 8000)):
+        with wave.open(str(tmp_path / name), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(rate)
+            file.writeframes(heard.tobytes())
+    expected = WhisperFeatureExtractor(feature_size=80)(heard.astype(np.float32) / 32768, sampling_rate=16000, return_tensors="np")
+    found = speech_of(tmp_path / "right.wav", (80, 3000), {})
+    assert np.abs(found - expected.input_features[0]).max() <= 1e-5
+    with pytest.raises(Unsupported, match="16000 Hz"):
+        speech_of(tmp_path / "wrong.wav", (80, 3000), {})
+    (tmp_path / "odd.npy").write_bytes(b"\x93NUMPY\x01\x00")
+    with pytest.raises(FormatError, match="no array"):
+        array_of(tmp_path / "odd.npy", (80, 3000), "speech")
+
+
+@pytest.mark.fast
+def test_images_find_their_rows() -> None:
+    """By their tokens; rows without an image have zeros; tokens that do not fit the images are an error."""
+    ids = np.array([[9, 9, 1, 1], [1, 2, 3, 4], [9, 9, 9, 9]])
+    assert rows_of_images(ids, 9, 3) == [0, 2, 2]
+    features = np.arange(12.0).reshape(3, 2, 2)
+    sorted_in = features_of_rows(features, [0, 2, 2], 3)
+    assert sorted_in.shape == (3, 4, 2)
+    assert (sorted_in[1] == 0).all()
+    assert (sorted_in[2].reshape(2, 2, 2) == features[1:]).all()
+    with pytest.raises(ConfigError, match="do not fit"):
+        rows_of_images(ids, 9, 4)
+
+
+@pytest.mark.fast
+def test_a_model_class_has_one_task() -> None:
+    """Classes whose names end alike are told apart by their config; every task's parts end with the one that answers."""
+    hears = {"is_encoder_decoder": True, "num_mel_bins": 8}
+    assert task_of("WhisperForConditionalGeneration", hears).name == "automatic-speech-recognition"
+    assert task_of("BartForConditionalGeneration", {"is_encoder_decoder": True}).name == "text2text-generation"
+    assert task_of("LlavaForConditionalGeneration", {"vision_config": {"a": 1}}).name == "image-text-to-text"
+    assert task_of("CLIPModel", {"logit_scale_init_value": 2.6}).name == "zero-shot-image-classification"
+    assert task_of("CLIPTextModel", {"projection_dim": 16}).name == "feature-extraction"
+    assert task_of("ViTModel", {"image_size": 12}).name == "image-feature-extraction"
+    assert all(task.main.name == "model" and task.inputs for task in TASKS.values())
