@@ -77,7 +77,8 @@ ROWS = (
     Row("LoReFT", "loreft", {"r": 3}, "test_blocks.py::test_the_adapted_model_is_the_formula"),
     Row("DiReFT", "loreft", {"r": 2, "orthogonal": False}, "test_blocks.py::test_the_adapted_model_is_the_formula"),
     Row("Compacter", "compacter", {"phm_dim": 1}, "test_blocks.py::test_rules_are_stored_once"),
-    Row("prompt tuning, random", "prompt_tuning", {"num_virtual_tokens": 2, "init": "random"}, "test_prompts.py::test_off_and_out_are_exactly_the_base"),
+    Row("prompt tuning, random", "prompt_tuning", {"num_virtual_tokens": 2, "init": "random"},
+        "test_prompts.py::test_off_and_out_are_exactly_the_base"),
     Row("prompt tuning, vocabulary", "prompt_tuning", {"num_virtual_tokens": 2, "init": "vocabulary"},
         "test_prompts.py::test_a_prompt_made_from_tokens_is_those_tokens"),
     Row("prompt tuning, text", "prompt_tuning", {"num_virtual_tokens": 2, "init": "text", "token_ids": IDS},
@@ -93,7 +94,8 @@ ROWS = (
     Row("multitask prompt tuning", "multitask_prompt_tuning", {"num_virtual_tokens": 2, "num_tasks": 3},
         "test_prompts.py::test_tasks_are_chosen_by_row"),
     Row("CPT", "cpt", {"token_ids": IDS, "token_types": (1, 1)}, "test_prompts.py::test_cpt_moves_within_its_balls"),
-    Row("Cartridge", "cartridge", {"num_virtual_tokens": 2, "token_ids": IDS}, "test_prompts.py::test_a_prompt_made_from_tokens_is_those_tokens"),
+    Row("Cartridge", "cartridge", {"num_virtual_tokens": 2, "token_ids": IDS},
+        "test_prompts.py::test_a_prompt_made_from_tokens_is_those_tokens"),
     Row("LLaMA-Adapter", "llama_adapter", {}, "test_llama_adapter.py::test_it_equals_peft_both_ways"),
 )
 BOTTLENECKS = {  # AdapterHub's defaults of DoubleSeqBn, SeqBn and ParBn
