@@ -60,7 +60,7 @@ def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: boo
 @click.pass_context
 def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, full: bool, accept_incomplete: bool, sarif_file: str | None,
           as_json: bool) -> None:
-    """Every check that can be made of adapters on a hub, one repository after the other; with --full they are downloaded.
+    """Every check that can be made of adapters on a hub, one repository after the other; with full they are downloaded.
 
     Exit code 0: all valid; 1: one is not, or could not be looked at; 3: not fully checked.
 
