@@ -62,7 +62,7 @@ def _text(value: Any, line: str) -> str:
 
 def _object(value: Any) -> Any:
     """The object of a dataclass, which the standard encoder does not know."""
-    if not _fields(type(value)):
+    if not _fields(type(value)):  # type: ignore[arg-type]
         raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
     return plain(value)
 
