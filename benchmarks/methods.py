@@ -208,7 +208,8 @@ def markdown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
         f"Accuracy (6 classes, 120 rows held out; mean and half the range of {args.seeds} seeds) is of {args.epochs} epochs of 480 rows "
         f"on the first {LAYERS} of the model's 6 layers and {TOKENS} tokens of each row, under a head on the mean of the tokens, which "
         "learns by itself, too: what two implementations make of the same method, not how good a method can be. Both have the same "
-        "learning rate; none is tuned. A sixth is chance.",
+        "learning rate; none is tuned. A sixth is chance. Prompts begin at the same tensors on both sides, and neither head sees their "
+        "states, which PEFT would leave in the mean.",
         "", sentence(summary(rows)), "", *table, "",
         *(line for who, why in reasons.items() if why for line in (f"Without {NAMES[who]} side:", "", *why, ""))])
 

@@ -52,12 +52,18 @@ Side = tuple[Any, Callable[[Batch], Batch]]
 
 
 class MeanClassifier(transformers.BertForSequenceClassification):  # type: ignore[misc]
-    """A classifier of the mean over the tokens' last states."""
+    """A classifier of the mean over the tokens' last states.
+
+    ``virtual`` states at the front are a prompt's, which PEFT leaves to the model; adapterpack takes them away before the head.
+    """
+
+    virtual = 0
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, labels: Any = None, **others: Any
                 ) -> Any:
-        """Logits ``[batch, labels]`` and the loss; virtual tokens, which have no ids, count as tokens."""
+        """Logits ``[batch, labels]`` and the loss."""
         states = self.bert(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **others).last_hidden_state
+        states = states[:, self.virtual :]
         mask = torch.ones(states.shape[:2]) if attention_mask is None else attention_mask[:, -states.shape[1] :]
         logits = self.classifier((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
         loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
@@ -123,15 +129,41 @@ def theirs(task: Task, method: Method, seed: int) -> Side:
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if make is not None:
-            transformers.set_seed(seed)
-            return peft.get_peft_model(task.model(), make(peft)).train(), _COMPLETED.get(method.name, lambda batch: batch)
+            return _made(task, method, seed, make(peft)).train(), _COMPLETED.get(method.name, lambda batch: batch)
         folder = Path(scratch) / "pack"
         save(ours(task, method, seed), folder, base=task.base)
         if not (folder / "adapter_config.json").is_file():
             raise ValueError("PEFT has no such method")
         transformers.set_seed(seed)
         made = peft.PeftModel.from_pretrained(task.model(), str(folder), is_trainable=True).train()
+        for name, value in made.named_parameters():
+            if f"{HEAD}.{name.rpartition('.')[2]}" in name:  # not every config of PEFT can name a head to train
+                value.requires_grad_()
         return made, _COMPLETED.get(method.name, lambda batch: batch)
+
+
+def _made(task: Task, method: Method, seed: int, config: Any) -> Any:
+    """PEFT's model of a config; a prompt begins where adapterpack's does, and its states do not reach the head."""
+    import peft
+
+    transformers.set_seed(seed)
+    model = task.model()
+    made = peft.get_peft_model(model, config)
+    if method.kind == "prompt":
+        model.virtual = TOKENS
+        start = {name.rpartition(".")[2]: value for name, value in ours(task, method, seed).named_parameters() if value.requires_grad}
+        with torch.no_grad():
+            for name, value in made.prompt_encoder.named_parameters():
+                value.copy_(start[_start(name)])
+    return made
+
+
+def _start(name: str) -> str:
+    """PEFT's name of a prompt's parameter -> adapterpack's."""
+    *_, module, leaf = name.split(".")
+    if leaf in {"weight", "bias"}:
+        return "prompt_embeddings" if module == "embedding" else f"mlp_{int(module) // 2}_{leaf}"
+    return leaf
 
 
 _PROMPT = {"task_type": "SEQ_CLS", "num_virtual_tokens": TOKENS}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -462,13 +463,23 @@ def test_a_bundle_cannot_allow_itself_anything(int8: Path, tmp_path: Path) -> No
 
 
 def test_a_graph_that_does_not_run_is_a_finding(copied: Make) -> None:
-    """Bytes that are no graph, listed with their own digest: what ONNX Runtime says of them is the finding."""
+    """A graph with an operator that nobody has, listed with its own digest: what ONNX Runtime says of it is the finding."""
     folder = copied("llama", "bank")
-    (folder / GRAPH).write_bytes(b"no graph")
+    graph = onnx.load(str(folder / GRAPH), load_external_data=False)
+    graph.graph.node[-1].op_type = "NoSuchOperator"
+    (folder / GRAPH).write_bytes(graph.SerializeToString())
     read_bundle(folder).write(folder)
     (finding,) = validate(folder, full=True).findings
     assert (finding.rule, finding.where) == ("AB401", GRAPH)
     assert "cannot be run" in finding.message
+
+
+def test_bytes_that_are_no_graph_are_a_finding(copied: Make) -> None:
+    """Listed with their own digest; nothing tries to run them."""
+    folder = copied("llama", "bank")
+    (folder / GRAPH).write_bytes(b"no graph")
+    read_bundle(folder).write(folder)
+    assert [(finding.rule, finding.where) for finding in validate(folder, full=True).findings] == [("AB105", GRAPH)]
 
 
 @pytest.fixture(autouse=True, scope="module")

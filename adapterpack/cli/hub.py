@@ -51,7 +51,7 @@ def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: boo
 
 
 @command.command("audit", short_help="adapters on a hub, looked through")
-@click.argument("repos", nargs=-1, metavar="[ORG/NAME[@REV]...]")
+@click.argument("repos", nargs=-1, metavar="[ORG/NAME[/FOLDER][@REV]...]")
 @click.option("--lock", metavar="FILE", help="Also what this lock file pins, at its commit.")
 @click.option("--full", is_flag=True, help="Download and check everything; without it only headers are read.")
 @click.option("--accept-incomplete", is_flag=True, help="Exit code 0 also where not everything was checked: a gate by headers alone.")
@@ -60,7 +60,7 @@ def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: boo
 @click.pass_context
 def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, full: bool, accept_incomplete: bool, sarif_file: str | None,
           as_json: bool) -> None:
-    """Every check that can be made of adapters on a hub, one repository after the other; with --full they are downloaded.
+    """Every check that can be made of adapters on a hub, one repository after the other; with full they are downloaded.
 
     Exit code 0: all valid; 1: one is not, or could not be looked at; 3: not fully checked.
 

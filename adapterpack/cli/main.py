@@ -76,8 +76,9 @@ def _told(ctx: click.Context) -> Iterator[None]:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise  # click's own, and a reader that went away
-    except KeyboardInterrupt:
-        click.echo("interrupted; nothing was left behind", err=True)
+    except KeyboardInterrupt as interrupt:  # whoever keeps something for the next try says so in a note
+        left = dict.fromkeys(getattr(interrupt, "__notes__", ()))
+        click.echo(f"interrupted; {'; '.join(left) or 'nothing was left behind'}", err=True)
         ctx.exit(EXIT_INTERRUPTED)
     except AdapterpackError as error:
         _fail(ctx, one_line(str(error)), error.to_json(), error.exit_code)

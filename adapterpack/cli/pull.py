@@ -6,13 +6,14 @@ import click
 
 import adapterpack
 
+from ..hub.names import Reference
 from .options import shared
 from .output import emit, line
 from .progress import byte_bar
 
 
 @click.command("pull", short_help="a pack or a bundle from a repository of a hub")
-@click.argument("source", metavar="hf://ORG/NAME[@REV]")
+@click.argument("source", metavar="hf://ORG/NAME[/FOLDER][@REV]")
 @click.option("-o", "--output", "out", metavar="OUT", help="Also put it into this folder; it must not exist.")
 @click.option("--update", is_flag=True, help="Take what the revision means now, whatever the lock file pins, and say what changed.")
 @click.option("--lock", default="adapterpack.lock", show_default=True, metavar="FILE", help="What was pulled, by commit and digest.")
@@ -23,7 +24,8 @@ def command(*, source: str, out: str | None, update: bool, lock: str, no_lock: b
     """Fetches a pack or a bundle from a hub into the local store, and with OUT also into a folder; nothing is kept unless it is valid.
 
     The lock file pins commit and digest: pulling again gives the same bytes, whatever the branch or tag means by then. A PEFT adapter
-    becomes a pack. With HF_HUB_OFFLINE=1 what was pulled before is hashed again and used.
+    becomes a pack. FOLDER is one in the repository that holds an artifact. With HF_HUB_OFFLINE=1 what was pulled before is hashed again
+    and used.
 
     \b
     Example:
@@ -35,7 +37,7 @@ def command(*, source: str, out: str | None, update: bool, lock: str, no_lock: b
     if as_json:
         emit({"command": "pull", **done.to_json()})
         return
-    line(f"pulled the {done.kind} {done.id} of {done.repo}@{done.commit} to {done.path}")
+    line(f"pulled the {done.kind} {done.id} of {Reference(done.repo, done.commit, done.folder)} to {done.path}")
     for text in (*done.changed, *done.notes):
         line(text)
     if update and done.before is not None and not done.changed:

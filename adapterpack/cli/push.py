@@ -6,6 +6,7 @@ import click
 
 import adapterpack
 
+from ..hub.names import Reference
 from .options import shared
 from .output import emit, line
 from .progress import byte_bar
@@ -13,7 +14,7 @@ from .progress import byte_bar
 
 @click.command("push", short_help="a pack or a bundle into a repository of a hub")
 @click.argument("pack", metavar="PACK|BUNDLE")
-@click.argument("target", metavar="hf://ORG/NAME")
+@click.argument("target", metavar="hf://ORG/NAME[/FOLDER]")
 @click.option("--pr", is_flag=True, help="Open a pull request instead of committing to the branch.")
 @click.option("--tag", metavar="TAG", help="Name the commit; a tag never moves.")
 @click.option("--private", is_flag=True, help="If the repository is made anew, only you may see it.")
@@ -27,6 +28,7 @@ def command(*, pack: str, target: str, pr: bool, tag: str | None, private: bool,
     """Publishes a pack or a bundle in a repository of a hub as one commit, after checking it, and reads back what arrived.
 
     The token is the one of "hf auth login", or HF_TOKEN; HF_ENDPOINT names another hub than the public one. Equal content is left alone.
+    With FOLDER the artifact goes into that folder of the repository, and what lies beside it stays.
 
     \b
     Example:
@@ -38,13 +40,14 @@ def command(*, pack: str, target: str, pr: bool, tag: str | None, private: bool,
     if as_json:
         emit({"command": "push", **done.to_json()})
         return
+    address = Reference(done.repo, folder=done.folder).address
     would = "would be " if dry_run else ""
     if not done.sent and not done.deleted:
-        line(f"{done.repo} holds this {done.kind} already: {done.id}")
+        line(f"{address} holds this {done.kind} already: {done.id}")
     for what, names in (("sent", done.sent), ("deleted", done.deleted)):
         if names:
             line(f"{would}{what}: {', '.join(names)}")
     if done.pull_request:
         line(f"pull request: {done.pull_request}")
     if done.commit and not dry_run:
-        line(f"{done.repo}@{done.commit} holds {done.id}" + (f", tag {done.tag}" if done.tag else ""))
+        line(f"{address}@{done.commit} holds {done.id}" + (f", tag {done.tag}" if done.tag else ""))

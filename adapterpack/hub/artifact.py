@@ -21,6 +21,8 @@ from .transfer import fetch
 BUNDLE = "adapterpack.bundle.json"
 KINDS = {m.FILE_NAME: "pack", BUNDLE: "bundle", peft_layout.CONFIG: "peft"}
 """The file that marks an artifact -> its kind, the first that is there."""
+CLOSED = (m.FILE_NAME, BUNDLE)
+"""Those that list every file of their folder."""
 MAX_BYTES = 64 << 30
 _MAX_MARK = 16 << 20
 _MAX_SIGNATURE = 1 << 20

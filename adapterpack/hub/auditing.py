@@ -18,7 +18,7 @@ from .remote import validate_remote
 
 @dataclass(frozen=True)
 class Audited:
-    """One repository: the report on it, or the error by name that kept it from being looked at."""
+    """One repository, or a folder in one: the report on it, or the error by name that kept it from being looked at."""
 
     repo: str
     report: Report | None
@@ -52,7 +52,7 @@ def audit(repos: Iterable[str], *, lock: str | os.PathLike[str] | None = None, f
     wanted: list[tuple[names.Reference, Pinned | None]] = [(names.parse(repo), None) for repo in repos]
     if lock is not None:
         pins = sorted(Lockfile(lock).all().items())
-        wanted += [(names.Reference(names.parse(text).repo, pinned.commit), pinned) for text, pinned in pins]
+        wanted += [(names.parse(text).at(pinned.commit), pinned) for text, pinned in pins]
     return tuple(_one(reference, pinned, full, budget, token) for reference, pinned in wanted)
 
 
@@ -63,8 +63,8 @@ def _one(reference: names.Reference, pinned: Pinned | None, full: bool, budget: 
             raise FormatError("the commit holds another artifact than the lock file pins", where=reference, expected=pinned.id,
                               found=report.id, remedy="ask who owns the repository")
     except AdapterpackError as error:
-        return Audited(reference.repo, None, error)
-    return Audited(reference.repo, report)
+        return Audited(reference.address, None, error)
+    return Audited(reference.address, report)
 
 
 def audit_sarif(found: Iterable[Audited], version: str) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from ..pack import manifest as m
 from ..pack.checks.finding import Report
 from ..pack.pack import Pack
 from ..pack.peft_layout import config_bytes
+from . import names
 
 MARK = "<!-- written by adapterpack push from the manifest; remove this line to keep a text of your own -->"
 """A card with this line is written anew by a push; one without it is somebody's own and stays."""
 
 
-def pack_card(pack: Pack, repo: str, report: Report) -> str:
+def pack_card(pack: Pack, at: names.Reference, report: Report) -> str:
     """The README of a pack: a YAML header for the hub, how to use it, what was checked, what was measured, what it was trained with."""
     manifest = pack.manifest
     base, peft = str(manifest.base.name), config_bytes(manifest) is not None
@@ -29,8 +30,8 @@ def pack_card(pack: Pack, repo: str, report: Report) -> str:
     peft_use = [
         "## PEFT, transformers", _code("python", f'''
 from peft import PeftModel
-model = PeftModel.from_pretrained(base_model, "{repo}")'''),
-        "## vLLM", _code("sh", f"vllm serve {base} --enable-lora --lora-modules {name}={repo}") if manifest.method.type == "lora" else
+model = PeftModel.from_pretrained(base_model, "{at.repo}"{f', subfolder="{at.folder}"' if at.folder else ""})'''),
+        "## vLLM", _code("sh", _vllm(base, name, at)) if manifest.method.type == "lora" else
         "vLLM serves LoRA only; this adapter can be merged or exported first.",
     ] if peft else ["## Other libraries", "This adapter has no PEFT form: merge it into its base, or export it to ONNX Runtime."]
     return _page(header, [
@@ -40,27 +41,33 @@ model = PeftModel.from_pretrained(base_model, "{repo}")'''),
             "sites": sum(group.role == "adapter" for group in manifest.groups),
             "parameters": f"{sum(value.size for value in pack.tensors.values()):,}", "base content": manifest.base.content or "not known",
             "canary": "carried" if manifest.canary else "none"}),
-        "## adapterpack", _code("sh", f"adapterpack pull hf://{repo} -o {name}\nadapterpack validate {name} --base path/to/base"),
+        "## adapterpack", _code("sh", f"adapterpack pull hf://{at.address} -o {name}\nadapterpack validate {name} --base path/to/base"),
         *peft_use,
-        "## ONNX Runtime", _code("sh", f"adapterpack export hf://{base} hf://{repo} -o bundle\nadapterpack run bundle --adapter {name} "
-                                       '--prompt "..."'),
-        *_audited(report, repo), *_measured(manifest), *_trained(manifest),
+        "## ONNX Runtime", _code("sh", f"adapterpack export hf://{base} hf://{at.address} -o bundle\n"
+                                       f'adapterpack run bundle --adapter {name} --prompt "..."'),
+        *_audited(report, at), *_measured(manifest), *_trained(manifest),
     ])
 
 
-def bundle_card(bundle: Any, repo: str, base: str, license_name: str, report: Report) -> str:
+def bundle_card(bundle: Any, at: names.Reference, base: str, license_name: str, report: Report) -> str:
     """The README of a bundle."""
     header = {"base_model": base, "base_model_relation": "quantized" if bundle.quantization else "adapter", "library_name": "adapterpack",
               "license": license_name, "pipeline_tag": bundle.task, "tags": ["adapterpack", "onnx", "onnxruntime"]}
     adapters = [{"adapter": one.name, "slot": one.slot, "labels": ", ".join(one.labels or ()), "pack": one.pack} for one in bundle.adapters]
     return _page(header, [
-        f"# {_text(repo.partition('/')[2])}",
+        f"# {_text(at.name)}",
         f"[{base}](https://huggingface.co/{base}) with adapters as one ONNX graph, mode {bundle.mode}, exported by adapterpack.",
         _table(adapters),
-        "## Use", _code("sh", f"adapterpack pull hf://{repo} -o bundle\nadapterpack validate bundle --full\nadapterpack run bundle "
+        "## Use", _code("sh", f"adapterpack pull hf://{at.address} -o bundle\nadapterpack validate bundle --full\nadapterpack run bundle "
                               '--prompt "..."'),
-        *_audited(report, repo),
+        *_audited(report, at),
     ])
+
+
+def _vllm(base: str, name: str, at: names.Reference) -> str:
+    """vLLM takes a whole repository by its name, and a folder in one as a folder on the disk."""
+    fetch = f"hf download {at.repo} --include '{at.folder}/*' --local-dir .\n" if at.folder else ""
+    return f"{fetch}vllm serve {base} --enable-lora --lora-modules {name}={at.folder or at.repo}"
 
 
 def _header(base: str, base_license: str | None, manifest: m.Manifest, tags: list[str]) -> dict[str, Any]:
@@ -78,13 +85,13 @@ def _model_index(manifest: m.Manifest) -> list[dict[str, Any]] | None:
     return [{"name": manifest.pack.name, "results": results}]
 
 
-def _audited(report: Report, repo: str) -> list[str]:
+def _audited(report: Report, at: names.Reference) -> list[str]:
     """What the validator said before the push; the topics that it left open without their words, which may name a place on a disk."""
     left = dict.fromkeys(text.partition(":")[0] for text in report.not_checked)
     return ["## Checked before it was published", _facts({
         "files, digests, structure, values": report.state if report.valid else "not valid",
         "warnings": "; ".join(f"{finding.rule}: {finding.message}" for finding in report.findings) or "none",
-        "not checked": ", ".join(left) or "nothing"}), f"`adapterpack validate hf://{repo} --full` checks it again."]
+        "not checked": ", ".join(left) or "nothing"}), f"`adapterpack validate hf://{at.address} --full` checks it again."]
 
 
 def _measured(manifest: m.Manifest) -> list[str]:

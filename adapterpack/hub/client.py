@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..errors import (
@@ -33,7 +33,7 @@ _AGAIN = frozenset({429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class Listed:
-    """One file of a tree: its size in bytes, and its sha256 (large files) or git's blob id, as hex."""
+    """One file of a tree: its path there, its size in bytes, and its sha256 (large files) or git's blob id, as hex."""
 
     path: str
     size: int
@@ -43,16 +43,34 @@ class Listed:
 
 @dataclass(frozen=True)
 class Remote:
-    """A repository at a commit. ``token`` is the one that was given, or None for the user's own."""
+    """What a reference names, at a commit. ``token`` is the one that was given, or None for the user's own."""
 
-    repo: str
-    revision: str
+    reference: names.Reference
     commit: str
     endpoint: str
     token: str | None = field(default=None, repr=False)
 
+    @property
+    def repo(self) -> str:
+        """OWNER/NAME."""
+        return self.reference.repo
+
+    @property
+    def pinned(self) -> names.Reference:
+        """The reference at the commit."""
+        return self.reference.at(self.commit)
+
+    @property
+    def above(self) -> Remote:
+        """The whole repository at the commit."""
+        return replace(self, reference=replace(self.reference, folder=""))
+
+    def path(self, name: str) -> str:
+        """Where in the repository a file of the reference's folder lies."""
+        return f"{self.reference.prefix}{name}"
+
     def __str__(self) -> str:
-        return f"{names.SCHEME}{self.repo}@{self.commit}"
+        return str(self.pinned)
 
 
 def endpoint() -> str:
@@ -91,11 +109,13 @@ def connect(reference: names.Reference, token: str | None = None) -> Remote:
     if info.id.casefold() != reference.repo.casefold():
         raise HubError("the repository has moved, and its old name may belong to somebody else by now", where=reference, found=info.id,
                        remedy=f"if that is the one you mean, name {info.id}")
-    return Remote(reference.repo, reference.revision, commit, endpoint(), token)
+    return Remote(reference, commit, endpoint(), token)
 
 
 def tree(remote: Remote) -> dict[str, Listed]:
-    """Every file of the commit by path, all pages; each path is one that may become a file here.
+    """Every file of the commit in the reference's folder, by its path there, all pages; each is one that may become a file here.
+
+    A folder that is not there holds nothing, for git knows no empty ones.
 
     Raises:
         FormatError: too many, a path that leads out of its folder, or an entry that says nothing.
@@ -103,25 +123,38 @@ def tree(remote: Remote) -> dict[str, Listed]:
     """
     def pages() -> list[Any]:
         found: list[Any] = []
-        for item in api(remote.token).list_repo_tree(remote.repo, recursive=True, revision=remote.commit):
-            found.append(item)
-            if len(found) > MAX_LISTED:
-                raise FormatError("the repository lists too many files", where=remote, expected=f"at most {MAX_LISTED}")
+        try:
+            for item in api(remote.token).list_repo_tree(remote.repo, folder, recursive=True, revision=remote.commit):
+                found.append(item)
+                if len(found) > MAX_LISTED:
+                    raise FormatError("the repository lists too many files", where=remote, expected=f"at most {MAX_LISTED}")
+        except Exception as error:
+            if folder is None or "entry" not in _kinds(error):
+                raise
         return found
 
+    folder, prefix = remote.reference.folder or None, remote.reference.prefix
     with hub_errors(remote):
         items = [item for item in again(pages) if hasattr(item, "blob_id")]
     names.require_safe([str(item.path) for item in items], remote)
     found: dict[str, Listed] = {}
     for item in items:
-        large = item.lfs
-        one = Listed(item.path, item.size, large.sha256 if large else None, None if large else item.blob_id)
+        if not item.path.startswith(prefix):
+            raise FormatError("the hub lists a file of another folder than was asked for", where=remote, found=item.path[:80])
+        large, name = item.lfs, item.path.removeprefix(prefix)
+        one = Listed(name, item.size, large.sha256 if large else None, None if large else item.blob_id)
         digest = one.sha256 or one.git
         if type(one.size) is not int or one.size < 0 or (large and large.size != one.size) or \
                 not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", str(digest)):
             raise FormatError("the hub lists a file without its size and digest", where=f"{remote}, {item.path}")
-        found[item.path] = one
+        found[name] = one
     return found
+
+
+def below(listed: Mapping[str, Listed], prefix: str) -> dict[str, Listed]:
+    """Of a whole tree the files in the folder whose paths begin so, as :func:`tree` would list that folder."""
+    inside = {path.removeprefix(prefix): one for path, one in listed.items() if path.startswith(prefix)}
+    return {path: replace(one, path=path) for path, one in inside.items()}
 
 
 def again(ask: Callable[[], _T]) -> _T:

@@ -1,10 +1,10 @@
-"""Names from strangers: repositories, revisions, and paths inside a repository."""
+"""Names from strangers: repositories, folders in them, revisions, and paths inside a repository."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import ConfigError, FormatError
 
@@ -12,6 +12,7 @@ SCHEME = "hf://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REPO = re.compile(f"{_PART}/{_PART}")
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10))})
 MAIN = "main"
@@ -19,13 +20,33 @@ MAIN = "main"
 
 @dataclass(frozen=True)
 class Reference:
-    """A repository and a revision of it: a branch, a tag, a pull request's ref or a commit."""
+    """A repository, a revision of it (a branch, a tag, a pull request's ref or a commit), and a folder in it ("" for the whole)."""
 
     repo: str
     revision: str = MAIN
+    folder: str = ""
+
+    @property
+    def address(self) -> str:
+        """OWNER/NAME and the folder."""
+        return f"{self.repo}/{self.folder}" if self.folder else self.repo
+
+    @property
+    def name(self) -> str:
+        """What a folder with this in it is called."""
+        return self.address.rpartition("/")[2]
+
+    @property
+    def prefix(self) -> str:
+        """How the paths in the folder begin."""
+        return f"{self.folder}/" if self.folder else ""
+
+    def at(self, revision: str) -> Reference:
+        """The same at another revision."""
+        return replace(self, revision=revision)
 
     def __str__(self) -> str:
-        return f"{SCHEME}{self.repo}@{self.revision}"
+        return f"{SCHEME}{self.address}@{self.revision}"
 
 
 def is_repo(text: str) -> bool:
@@ -48,20 +69,33 @@ def is_revision(text: str) -> bool:
     return _REVISION.fullmatch(text) is not None and ".." not in text and not text.endswith((".lock", "."))
 
 
+def is_folder(text: str) -> bool:
+    """Whether this can be a folder of a repository, as it is written in an address: plain segments.
+
+    Example:
+        >>> is_folder("adapters/tickets"), is_folder("a/../b"), is_folder("a//b")
+        (True, False, False)
+    """
+    return all(_SEGMENT.fullmatch(part) for part in text.split("/")) and unsafe(text) is None
+
+
 def parse(text: str) -> Reference:
-    """The reference behind ``hf://org/name@revision`` or ``org/name``.
+    """The reference behind ``hf://org/name/folder@revision`` or ``org/name``.
 
     Raises:
         ConfigError: it is neither.
 
     Example:
-        >>> parse("hf://org/name@v1")
-        Reference(repo='org/name', revision='v1')
+        >>> parse("hf://org/name/adapters/tickets@v1")
+        Reference(repo='org/name', revision='v1', folder='adapters/tickets')
     """
-    repo, at, revision = text.removeprefix(SCHEME).partition("@")
-    if not is_repo(repo) or (at and not is_revision(revision)):
-        raise ConfigError("this is not the address of a repository on a hub", where=text, expected="hf://org/name or hf://org/name@revision")
-    return Reference(repo, revision or MAIN)
+    address, at, revision = text.removeprefix(SCHEME).partition("@")
+    owner, _, rest = address.partition("/")
+    name, slash, folder = rest.partition("/")
+    if not is_repo(f"{owner}/{name}") or (slash and not is_folder(folder)) or (at and not is_revision(revision)):
+        raise ConfigError("this is not the address of a repository on a hub", where=text,
+                          expected="hf://org/name or hf://org/name/folder, with or without @revision")
+    return Reference(f"{owner}/{name}", revision or MAIN, folder)
 
 
 def unsafe(path: str) -> str | None:

@@ -34,6 +34,11 @@ def arriving(target: Path, sha256: str | None, size: int) -> Iterator[Path]:
                 except FormatError:
                     place.unlink(missing_ok=True)
                     raise
+                except KeyboardInterrupt as interrupt:
+                    if place.exists():
+                        here = place.stat().st_size
+                        interrupt.add_note(f"{here} of {size} bytes of {target.name} are kept for a week: the same command goes on there")
+                    raise
                 with storage_errors(target):
                     place.replace(target)
                 return

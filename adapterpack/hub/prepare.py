@@ -38,7 +38,8 @@ class Prepared:
 
 
 @contextmanager
-def prepared(source: Pack | str | os.PathLike[str], repo: str, base_model: str | None, license_name: str | None) -> Iterator[Prepared]:
+def prepared(source: Pack | str | os.PathLike[str], to: names.Reference, base_model: str | None,
+             license_name: str | None) -> Iterator[Prepared]:
     """The artifact, checked; a pack that is in memory, came from PEFT, or gets a base's name or a license is written anew.
 
     Raises:
@@ -50,9 +51,9 @@ def prepared(source: Pack | str | os.PathLike[str], repo: str, base_model: str |
     kind = "pack" if isinstance(source, Pack) else _kind(Path(source))
     with tempfile.TemporaryDirectory() as scratch:
         if kind in {"pack", "peft"}:
-            found = _pack(source, Path(scratch), repo, base_model, license_name)
+            found = _pack(source, Path(scratch), to, base_model, license_name)
         elif kind == "bundle" and not isinstance(source, Pack):
-            found = _bundle(Path(source), repo, base_model, license_name)
+            found = _bundle(Path(source), to, base_model, license_name)
         else:
             raise FormatError("only packs, PEFT adapters and bundles are pushed", where=source, expected=" or ".join(KINDS),
                               remedy="convert it first (adapterpack convert --to pack)")
@@ -67,7 +68,8 @@ def _kind(folder: Path) -> str | None:
     return next((kind for mark, kind in KINDS.items() if (folder / mark).is_file()), None)
 
 
-def _pack(source: Pack | str | os.PathLike[str], scratch: Path, repo: str, base_model: str | None, license_name: str | None) -> Prepared:
+def _pack(source: Pack | str | os.PathLike[str], scratch: Path, to: names.Reference, base_model: str | None,
+          license_name: str | None) -> Prepared:
     folder = source.path if isinstance(source, Pack) else Path(source)
     if folder is not None and (strange := next(forbidden_files(folder), None)):
         raise FormatError(f"the pack must not be published, {strange.rule}: {strange.message}", where=folder / strange.where,
@@ -86,10 +88,10 @@ def _pack(source: Pack | str | os.PathLike[str], scratch: Path, repo: str, base_
     files = {m.FILE_NAME: Local.of(folder / m.FILE_NAME), **{entry.path: Local.listed(folder, entry) for entry in pack.manifest.files}}
     if (folder / SIGNATURE).is_file():
         files[SIGNATURE] = Local.of(folder / SIGNATURE)
-    return Prepared("pack", pack.id, pack.manifest.pack.name, files, Local.of(pack_card(pack, repo, report).encode("utf-8")))
+    return Prepared("pack", pack.id, pack.manifest.pack.name, files, Local.of(pack_card(pack, to, report).encode("utf-8")))
 
 
-def _bundle(folder: Path, repo: str, base_model: str | None, license_name: str | None) -> Prepared:
+def _bundle(folder: Path, to: names.Reference, base_model: str | None, license_name: str | None) -> Prepared:
     from ..runtime.bundle import FILE_NAME, read_bundle  # noqa: PLC0415 - packs do not need what bundles need
     from ..runtime.validate import validate_bundle  # noqa: PLC0415
 
@@ -107,7 +109,7 @@ def _bundle(folder: Path, repo: str, base_model: str | None, license_name: str |
     _require_named(base, agreed, folder.name)
     mark = Local.of(folder / FILE_NAME)
     files = {FILE_NAME: mark, **{entry.path: Local.listed(folder, entry) for entry in bundle.files}}
-    card = bundle_card(bundle, repo, str(base), str(agreed).lower(), report)
+    card = bundle_card(bundle, to, str(base), str(agreed).lower(), report)
     return Prepared("bundle", f"sha256:{mark.sha256}", folder.name, files, Local.of(card.encode("utf-8")))
 
 

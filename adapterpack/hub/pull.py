@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Pulled:
-    """An artifact that lies on this machine, validated: from where, which, and in which folder.
+    """An artifact that lies on this machine, validated: from where, which, and at which ``path``.
 
+    ``folder`` is that of the repository, "" where the artifact is the whole of it.
     ``changed`` says in words what an update changed, ``before`` what the lock file named until then; ``notes`` what else there is to know.
     """
 
     repo: str
+    folder: str
     revision: str
     commit: str
     kind: str
@@ -84,14 +86,13 @@ def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool
     with output_folder(out) as folder:
         shelf.copy(found.path, folder)
         _add_signature(found, folder, token)
-    return _at(found, Path(out))
+    return replace(found, path=Path(out))
 
 
 def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTES, progress: Progress | None = None) -> Pulled:
     """The artifact of one commit, from the store or from the hub; remembered for when there is no network."""
-    reference = names.Reference(remote.repo, remote.revision)
     with scratch_folder() as name:
-        scratch = Path(name) / remote.repo.partition("/")[2]  # an imported adapter is called by its folder
+        scratch = Path(name) / remote.reference.name  # an imported adapter is called by its folder
         scratch.mkdir()
         artifact = open_remote(remote, listed, scratch, max_bytes)
         require_closed(remote, artifact, listed)
@@ -104,26 +105,27 @@ def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTE
                 staged, told = imported(scratch, remote.token)
                 notes = ("a PEFT adapter: imported as a pack", *told)
             identity, path = shelf.keep(artifact.kind, artifact.id, staged)
-    for one in {reference, names.Reference(remote.repo, remote.commit)}:
+    for one in {remote.reference, remote.pinned}:
         known(one).put(one, Pinned(remote.commit, artifact.kind, identity))
-    return Pulled(remote.repo, remote.revision, remote.commit, artifact.kind, identity, path, notes=notes)
+    return _pulled(remote.reference, Pinned(remote.commit, artifact.kind, identity), path, notes)
 
 
 def _online(reference: names.Reference, before: Pinned | None, update: bool, max_bytes: int, token: str | None,
             progress: Progress | None) -> Pulled:
     pinned = before is not None and not update
-    remote = connect(names.Reference(reference.repo, before.commit) if before and pinned else reference, token)
+    remote = connect(reference.at(before.commit) if before and pinned else reference, token)
     found = fetched(remote, tree(remote), max_bytes, progress)
-    found = Pulled(found.repo, reference.revision, found.commit, found.kind, found.id, found.path, before if update else None,
-                   changes(before, found.kind, found.id, found.path) if update and before else (), found.notes)
-    if before is None or update:
+    found = replace(found, revision=reference.revision)
+    if before is None:
         return found
+    if update:
+        return replace(found, before=before, changed=changes(before, found.kind, found.id, found.path))
     if found.kind != "peft" and found.id != before.id:
         raise FormatError("the commit holds another artifact than the lock file pins", where=remote, expected=before.id, found=found.id,
                           remedy="ask who owns the repository; --update accepts it")
     now = connect(reference, token).commit
     moved = () if now == before.commit else (f"{reference.revision} is at {now} by now; the lock file pins {before.commit} (--update)",)
-    return Pulled(found.repo, reference.revision, found.commit, found.kind, found.id, found.path, notes=(*found.notes, *moved))
+    return replace(found, notes=(*found.notes, *moved))
 
 
 def _offline(reference: names.Reference, before: Pinned | None, update: bool) -> Pulled:
@@ -136,7 +138,7 @@ def _offline(reference: names.Reference, before: Pinned | None, update: bool) ->
     if path is None:
         raise HubOffline("the network may not be used, and what was pulled is not in the store any more", where=reference,
                          expected=pinned.id, remedy="unset HF_HUB_OFFLINE and pull it again")
-    return Pulled(reference.repo, reference.revision, pinned.commit, pinned.kind, pinned.id, path, notes=("from the store: no network",))
+    return _pulled(reference, pinned, path, ("from the store: no network",))
 
 
 def download(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed], scratch: Path,
@@ -180,13 +182,13 @@ def _add_signature(found: Pulled, folder: Path, token: str | None) -> None:
     """The detached signature, which the store does not keep: it is no part of the pack."""
     if found.kind != "pack" or offline():
         return
-    remote = connect(names.Reference(found.repo, found.commit), token)
+    remote = connect(names.Reference(found.repo, found.commit, found.folder), token)
     if signature := tree(remote).get(SIGNATURE):
         fetch(remote, signature, folder / SIGNATURE)
 
 
-def _at(found: Pulled, out: Path) -> Pulled:
-    return Pulled(found.repo, found.revision, found.commit, found.kind, found.id, out, found.before, found.changed, found.notes)
+def _pulled(reference: names.Reference, pinned: Pinned, path: Path, notes: tuple[str, ...]) -> Pulled:
+    return Pulled(reference.repo, reference.folder, reference.revision, pinned.commit, pinned.kind, pinned.id, path, notes=notes)
 
 
 def local_copy(reference: names.Reference) -> Path | None:

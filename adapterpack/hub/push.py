@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,8 +17,8 @@ from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, Revisi
 from ..pack import manifest as m
 from ..pack.pack import MUTABLE, SIGNATURE, Pack
 from . import names
-from .artifact import KINDS, open_remote
-from .client import Listed, Remote, again, api, connect, endpoint, hub_errors, tree
+from .artifact import CLOSED, KINDS, open_remote
+from .client import Listed, Remote, again, api, below, connect, endpoint, hub_errors, tree
 from .local import Local
 from .prepare import README, Prepared, prepared
 from .transfer import fetch
@@ -32,12 +32,15 @@ _SAMPLE = 512
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did, or with ``dry_run`` would do: ``sent`` and ``deleted`` name files, ``commit`` is where the artifact is now.
+    """What a push did, or with ``dry_run`` would do: ``sent`` and ``deleted`` name files of the repository, ``commit`` is where the
+    artifact is now.
 
-    ``id`` is the digest of its manifest. ``pull_request`` is an address.
+    ``folder`` is the one in the repository that it was put into, "" for the whole of it. ``id`` is the digest of its manifest.
+    ``pull_request`` is an address.
     """
 
     repo: str
+    folder: str
     commit: str | None
     kind: str
     id: str
@@ -58,9 +61,10 @@ def push(pack: Pack | str | os.PathLike[str], target: str, *, pr: bool = False, 
          token: str | None = None, progress: Callable[[int, int], None] | None = None) -> Pushed:
     """Publishes a pack or a bundle in a repository of a hub as one commit, after checking it, and reads back what arrived.
 
-    Equal content is left alone. ``pr`` opens a pull request; ``tag`` names the commit; ``private`` is for a repository that is made anew.
-    ``base_model`` (OWNER/NAME) and ``license`` say what a pack does not; such a pack has another id. Large files go in parts where the hub
-    takes them so: a push that was interrupted goes on with the part that is missing. ``progress`` is told (bytes done, bytes in all).
+    A folder in the repository is as good as a whole one: what lies beside it stays. Equal content is left alone. ``pr`` opens a pull
+    request; ``tag`` names the commit; ``private`` is for a repository that is made anew. ``base_model`` (OWNER/NAME) and ``license`` say
+    what a pack does not; such a pack has another id. Large files go in parts where the hub takes them so: a push that was interrupted goes
+    on with the part that is missing. ``progress`` is told (bytes done, bytes in all).
 
     Raises:
         ConfigError: no usable name of the base, no license, a secret, or files in the repository that belong to something else.
@@ -76,7 +80,7 @@ def push(pack: Pack | str | os.PathLike[str], target: str, *, pr: bool = False, 
     if tag is not None and (pr or not names.is_revision(tag) or names.COMMIT.fullmatch(tag)):
         raise ConfigError("this cannot be a tag", where="tag", found=tag,
                           remedy="a pull request has none; else use letters, digits and . _ -")
-    with prepared(pack, reference.repo, base_model, license) as ours:
+    with prepared(pack, reference, base_model, license) as ours:
         return _Push(reference, ours, token, progress or _ignore).run(pr=pr, tag=tag, private=private, dry_run=dry_run, message=message)
 
 
@@ -90,13 +94,18 @@ class _Push:
     def run(self, *, pr: bool, tag: str | None, private: bool, dry_run: bool, message: str | None) -> Pushed:
         """Goes through with it."""
         remote, created = self._remote(private, pr, dry_run)
-        there = {} if remote is None else tree(remote)
+        whole = {} if remote is None else tree(remote.above)
+        there = below(whole, self.reference.prefix)
+        if strange := next((path for path in self._enclosing() if path in whole), None):
+            raise ConfigError("the folder lies in that of another artifact, whose list of files is closed", where=self.reference,
+                              found=strange, remedy="push to a folder beside it, or to another repository")
         send = [name for name in sorted(self.files) if not self._equal(name, there.get(name))]
         if README in send and remote is not None and README in there and not self._is_ours(remote, there[README]):
             send.remove(README)
         delete = [] if remote is None else self._stale(remote, there)
         head = None if remote is None else remote.commit
-        result = Pushed(self.reference.repo, head, self.ours.kind, self.ours.id, tuple(send), tuple(delete), created, None, None, dry_run)
+        result = Pushed(self.reference.repo, self.reference.folder, head, self.ours.kind, self.ours.id, self._full(send),
+                        self._full(delete), created, dry_run=dry_run)
         if tag is not None and remote is not None:
             self._require_free(tag, remote.commit, bool(send or delete))
         if dry_run or remote is None:
@@ -104,7 +113,7 @@ class _Push:
         if not send and not delete:  # equal content
             return dataclasses.replace(result, tag=self._tagged(tag, remote.commit))
         info = self._commit(remote, send, delete, pr, message)
-        self._prove(dataclasses.replace(remote, commit=info.oid), kept=README in there and README not in send)
+        self._prove(dataclasses.replace(remote, commit=info.oid), whole, kept=README in there and README not in send)
         return dataclasses.replace(result, commit=info.oid, pull_request=info.pr_url, tag=self._tagged(tag, info.oid))
 
     def _remote(self, private: bool, pr: bool, dry_run: bool) -> tuple[Remote | None, bool]:
@@ -118,7 +127,15 @@ class _Push:
                 return None, True
         with hub_errors(self.reference):
             again(lambda: api(self.token).create_repo(self.reference.repo, private=private, exist_ok=False))
-        return connect(names.Reference(self.reference.repo), self.token), True
+        return connect(self.reference.at(names.MAIN), self.token), True
+
+    def _full(self, files: list[str]) -> tuple[str, ...]:
+        return tuple(f"{self.reference.prefix}{name}" for name in files)
+
+    def _enclosing(self) -> Iterator[str]:
+        """What would mark an artifact in one of the folders above."""
+        parents = PurePosixPath(self.reference.folder).parents if self.reference.folder else ()
+        return ((parent / mark).as_posix() for parent in parents for mark in CLOSED)
 
     def _equal(self, name: str, listed: Listed | None) -> bool:
         ours = self.files[name]
@@ -156,17 +173,17 @@ class _Push:
     def _commit(self, remote: Remote, send: list[str], delete: list[str], pr: bool, message: str | None) -> Any:
         from huggingface_hub import CommitOperationDelete  # noqa: PLC0415
 
-        if names.COMMIT.fullmatch(remote.revision):
+        if names.COMMIT.fullmatch(remote.reference.revision):
             raise ConfigError("a push goes to a branch", where=self.reference, remedy="name a branch, or none")
         # Open files go as large files of git, in parts; paths would go to a service that only the public hub has.
         elsewhere = urlsplit(endpoint()).hostname != _PUBLIC
         if elsewhere:
             self._send_large(send)
         with ExitStack() as opened, hub_errors(self.reference), _without_remarks(elsewhere):
-            operations: list[Any] = [CommitOperationDelete(name) for name in delete]
-            operations += [_addition(name, self.files[name], opened if elsewhere else None) for name in send]
+            operations: list[Any] = [CommitOperationDelete(remote.path(name)) for name in delete]
+            operations += [_addition(remote.path(name), self.files[name], opened if elsewhere else None) for name in send]
             return api(self.token).create_commit(
-                self.reference.repo, operations, revision=remote.revision, create_pr=pr or None, parent_commit=remote.commit,
+                self.reference.repo, operations, revision=remote.reference.revision, create_pr=pr or None, parent_commit=remote.commit,
                 commit_message=message or f"{self.ours.kind} {self.ours.label}", commit_description=self.ours.id)
 
     def _send_large(self, send: list[str]) -> None:
@@ -179,11 +196,14 @@ class _Push:
 
         send_large(self.reference.repo, [self.files[name] for name in send], self.token, tell)
 
-    def _prove(self, remote: Remote, kept: bool) -> None:
-        """What the hub lists now is what was sent, and nothing else."""
-        there = tree(remote)
+    def _prove(self, remote: Remote, before: Mapping[str, Listed], kept: bool) -> None:
+        """What the hub lists now is what was sent, and nothing else; what lies beside the folder is as it was ``before``."""
+        whole, prefix = tree(remote.above), self.reference.prefix
+        there = below(whole, prefix)
         wrong = [name for name in self.files if not (kept and name == README) and not self._equal(name, there.get(name))]
         wrong += sorted(there.keys() - self.files.keys() - MUTABLE)
+        beside = [path for path in before.keys() | whole.keys() if not path.startswith(prefix)]
+        wrong += sorted(path for path in beside if whole.get(path) != before.get(path))
         if wrong:
             raise FormatError("what arrived at the hub is not what was sent", where=remote, found=", ".join(wrong[:5]),
                               remedy="push again; do not use that commit")

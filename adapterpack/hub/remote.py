@@ -31,7 +31,7 @@ def validate_remote(reference: str, base: Path | str | None = None, *, full: boo
     remote = connect(names.parse(reference), token)
     listed, budget = tree(remote), budget or Budget()
     with scratch_folder() as scratch:
-        folder = Path(scratch) / remote.repo.partition("/")[2]  # an imported adapter is called by its folder
+        folder = Path(scratch) / remote.reference.name  # an imported adapter is called by its folder
         folder.mkdir()
         try:
             artifact = open_remote(remote, listed, folder)
@@ -50,7 +50,7 @@ def validate_remote(reference: str, base: Path | str | None = None, *, full: boo
         except HubError:
             raise
         except AdapterpackError as error:
-            return Report(artifact.kind, str(remote), artifact.id, (reading.unreadable(error, Path(remote.repo)),))
+            return Report(artifact.kind, str(remote), artifact.id, (reading.unreadable(error, Path(remote.reference.address)),))
     return dataclasses.replace(report, path=str(remote))
 
 

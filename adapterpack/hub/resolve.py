@@ -6,10 +6,11 @@ import os
 import re
 from pathlib import Path
 
-from ..errors import AdapterpackError, HubError, StorageError
+from ..errors import AdapterpackError, ConfigError, HubError, StorageError
 from . import names
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+_OLD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+"""Bases of the first days have no owner on the public hub."""
 
 
 def folder_of(reference: str | os.PathLike[str]) -> Path:
@@ -28,15 +29,15 @@ def folder_of(reference: str | os.PathLike[str]) -> Path:
     path = Path(reference)
     if path.exists():
         return path
-    name, _, revision = str(reference).removeprefix(names.SCHEME).partition("@")
     remote = is_remote(reference)
-    if not _ID.fullmatch(name) or (not remote and (name.count("/") != 1 or str(reference).startswith("."))):
+    wanted = _wanted(str(reference), remote)
+    if wanted is None:
         raise StorageError("there is no such folder", where=reference, remedy="name a folder, or a hub model as hf://org/name")
     try:
         from .pull import local_copy  # noqa: PLC0415 - only a named hub pays for it
 
-        artifact = local_copy(names.parse(str(reference))) if names.is_repo(name) else None
-        return artifact or _base(name, revision or None)
+        artifact = local_copy(wanted) if names.is_repo(wanted.repo) else None
+        return artifact or _base(wanted)
     except HubError as error:
         if remote:
             raise
@@ -52,14 +53,26 @@ def is_remote(reference: object) -> bool:
     return str(reference).startswith(names.SCHEME)
 
 
-def _base(name: str, revision: str | None) -> Path:
+def _wanted(text: str, remote: bool) -> names.Reference | None:
+    """What a hub could mean by it. A folder in a repository has to be said with hf://, for it looks like one on this disk."""
+    address, _, revision = text.removeprefix(names.SCHEME).partition("@")
+    if remote and _OLD.fullmatch(address):
+        return names.Reference(address, revision or names.MAIN) if names.is_revision(revision or names.MAIN) else None
+    try:
+        found = names.parse(text)
+    except ConfigError:
+        return None
+    return found if remote or not found.folder else None
+
+
+def _base(wanted: names.Reference) -> Path:
     """A base model's files: the official client keeps them, and they are checked by what they contain."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a named hub pays for it
 
     from .client import endpoint  # noqa: PLC0415
 
-    return Path(snapshot_download(name, revision=revision, endpoint=endpoint(),
-                                  allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]))
+    patterns = [f"{wanted.prefix}{pattern}" for pattern in ("*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model")]
+    return Path(snapshot_download(wanted.repo, revision=wanted.revision, endpoint=endpoint(), allow_patterns=patterns)) / wanted.folder
 
 
 def _unreachable(reference: object, reason: str) -> StorageError:

@@ -149,7 +149,7 @@ def _opened(remote: Remote, path: str, headers: dict[str, str]) -> Iterator[Any]
     from huggingface_hub import constants  # noqa: PLC0415
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # noqa: PLC0415
 
-    url = f"{remote.endpoint}/{remote.repo}/resolve/{remote.commit}/{quote(path)}"
+    url = f"{remote.endpoint}/{remote.repo}/resolve/{remote.commit}/{quote(remote.path(path))}"
     own, sent = urlsplit(url), {**build_hf_headers(token=remote.token), "Accept-Encoding": "identity", **headers}
     for hop in range(_REDIRECTS + 1):
         here = urlsplit(url)

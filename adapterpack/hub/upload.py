@@ -56,13 +56,18 @@ def _send(file: Local, action: dict[str, Any], progress: Callable[[int], None]) 
     addresses = [header[key] for key in sorted((key for key in header if key.isdecimal()), key=int)]
     if each <= 0 or len(addresses) != -(-file.size // each):
         raise HubError("the hub does not say where each part of a file goes", where=file.content, found=f"{len(addresses)} parts of {each}")
-    etags = []
-    for number, address in enumerate(addresses):
-        start, length = number * each, min(each, file.size - number * each)
-        there = str(held.get(str(number + 1)))
-        same = re.fullmatch(r"[0-9a-f]{64}", there) and there == _sha256(file, start, length)
-        etags.append(there if same else again(lambda where=address, at=start, size=length: _put(where, file, at, size)))  # type: ignore[misc]
-        progress(length)
+    etags: list[str] = []
+    try:
+        for number, address in enumerate(addresses):
+            start, length = number * each, min(each, file.size - number * each)
+            there = str(held.get(str(number + 1)))
+            same = re.fullmatch(r"[0-9a-f]{64}", there) and there == _sha256(file, start, length)
+            etags.append(there if same else again(lambda where=address, at=start, size=length: _put(where, file, at, size)))  # type: ignore[misc]
+            progress(length)
+    except KeyboardInterrupt as interrupt:
+        if etags:
+            interrupt.add_note(f"the hub may keep what it has of a file, {len(etags)} of {len(addresses)} parts, for the next push")
+        raise
     parts = [{"partNumber": number, "etag": etag} for number, etag in enumerate(etags, 1)]
     again(lambda: _request("POST", action["href"], json={"oid": file.sha256, "parts": parts}, headers=_LFS, timeout=_DONE_WITHIN))
 

@@ -70,8 +70,10 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
         journal = open_journal(folder)
         try:
             yield journal
-        except BaseException:  # an interrupt must clean up too
-            if not keep:
+        except BaseException as error:  # an interrupt must clean up too
+            if keep:
+                error.add_note(f"what was written so far is kept in {folder}: the same command goes on there")
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         finally:

@@ -45,6 +45,11 @@ class Cartridge(CacheConfig):
         if self.num_frozen_tokens >= self.num_virtual_tokens:
             raise ValueError(f"num_frozen_tokens {self.num_frozen_tokens} leaves none of {self.num_virtual_tokens} virtual tokens to train")
 
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The first tokens' keys and values: no seed gives them again, so a pack holds them."""
+        return frozenset({_SINK})
+
 
 def _shapes(cfg: Cartridge, site: Site) -> dict[str, tuple[int, ...]]:
     wide = cfg.width(site)

@@ -32,11 +32,15 @@ class Sparse(NamedTuple):
         return weight @ self.dense()
 
     def onto(self, weight: Array) -> Array:
-        """``weight + M`` for a weight of the same shape: one copy, and the values."""
+        """``weight + M`` for a weight of the same shape: one copy, and the values.
+
+        The copy lies in memory as the weight does, so that what is computed with it is rounded alike.
+        """
         xp = array_namespace(weight)
-        result, at = xp.asarray(xp.reshape(weight, (-1,)), copy=True), _flat(xp, self.at, self.shape)
+        result, wide = xp.asarray(weight, copy=True), xp.astype(self.at, xp.int64, copy=False)
+        at = wide[0], wide[1]
         result[at] = result[at] + self.values
-        return xp.reshape(result, self.shape)
+        return result
 
 
 def scattered(xp: Any, values: Array, at: Array, shape: tuple[int, int]) -> Array:

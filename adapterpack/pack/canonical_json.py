@@ -35,7 +35,7 @@ def text(value: Any) -> str:
     try:
         return _text(value, "\n")
     except (TypeError, RecursionError):
-        return json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_object)
 
 
 def _text(value: Any, line: str) -> str:
@@ -58,6 +58,13 @@ def _text(value: Any, line: str) -> str:
         entries = [f"{key}{_text(getattr(value, name), inner)}" for key, name in names]
         return f"{{{inner}{f',{inner}'.join(entries)}{line}}}"
     raise TypeError(kind)  # for the standard encoder
+
+
+def _object(value: Any) -> Any:
+    """The object of a dataclass, which the standard encoder does not know."""
+    if not _fields(type(value)):  # type: ignore[arg-type]
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    return plain(value)
 
 
 @lru_cache(maxsize=256)

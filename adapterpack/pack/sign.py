@@ -13,7 +13,7 @@ from ..errors import ConfigError, FormatError, OutputExists, SignatureExpired, S
 from . import dsse, statement
 from . import manifest as m
 from .atomic import output_file
-from .checks.folder import regular_files
+from .checks.folder import entries, regular_files
 from .keys import key_digest, private_key, public_key
 from .pack import MUTABLE, SIGNATURE, Pack
 from .validate import load
@@ -148,7 +148,7 @@ def verify(
 def _require_same_files(folder: Path, signed: statement.Statement) -> None:
     """Every signed file is there with the signed bytes, every other file is one that may be added, and the manifest is covered whole."""
     fetch = "do not use the pack; fetch it again"
-    present = {path.name for path in folder.iterdir()}
+    present = {path.name for path in entries(folder)}
     for name in sorted(present - signed.files.keys() - MUTABLE):
         raise WronglySigned("a file that was not signed lies in the pack", where=folder / name, remedy="remove it, or fetch the pack again")
     for name in sorted(signed.files):

@@ -12,6 +12,7 @@ from ..onnx_graph.confine import require_confined
 from ..pack import digests, identity
 from ..pack.checkpoint import Checkpoint
 from ..pack.checks.budget import Budget, Spent
+from ..pack.checks.folder import entries
 from ..pack.checks.unchecked import NO_BASE
 from ..pack.match import Verdict
 from ..pack.validate import Finding, Report, examine
@@ -109,7 +110,7 @@ def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
 
 def _file_list(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:
     listed = {FILE_NAME, *(entry.path for entry in bundle.files)}
-    for path in sorted(folder.rglob("*")):
+    for path in (path for top in entries(folder) for path in (top, *sorted(top.rglob("*")))):
         budget.require_time("the list of files")
         relative = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):

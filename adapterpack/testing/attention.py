@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from .case import MODELS, Case, require
 from .prompts import ROWS, decoder, logits_of, padded, prompted
 
@@ -43,30 +39,3 @@ def attended_rows_never_mix(case: Case) -> None:
             cache = next(name for name in ("cache", "past_key_values") if name in first)  # its name in newer and older transformers
             error = float((model(torch.tensor([row[-1:]]), **{cache: first[cache]}).logits[0, -1] - alone[-1]).abs().max())
         require(error < 1e-5, f"a token on a cache is off by {error:.1e}")
-
-
-def attention_gradients(case: Case) -> None:
-    """Gradients reach what is trained and nothing else; with checkpointing they are the same to the bit, compiled within 1e-5."""
-    import torch  # noqa: PLC0415 - see the package's docstring
-
-    ids = torch.tensor([ROWS[2]])
-
-    def gradients(model: Any, through: Any) -> dict[str, np.ndarray]:
-        model.zero_grad()
-        (through(input_ids=ids, use_cache=False).logits ** 2).mean().backward()
-        return {name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None}
-
-    model = prompted(case, MODELS[0]).train()
-    plain = gradients(model, model)
-    reached = {name.rpartition(".")[2] for name, value in plain.items() if np.abs(value).max() > 0}
-    require(reached == case.trains and len(plain) == sum(value.requires_grad for value in model.parameters()),
-            f"gradients reach {sorted(reached)}, trained are {sorted(case.trains)}")
-    if case.config == case.method.examples[0]:
-        torch._dynamo.reset()
-        compiled = gradients(model, torch.compile(model, backend="aot_eager"))
-        for name, value in plain.items():
-            error = float(np.abs(value - compiled[name]).max())
-            require(error <= 1e-5 * (np.abs(value).max() + 1), f"the gradient of {name} differs when compiled")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    again = gradients(model, model)
-    require(all(np.array_equal(value, again[name]) for name, value in plain.items()), "checkpointing changes a gradient")

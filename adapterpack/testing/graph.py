@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..methods import complete
-from .case import Case, adapted, layer_of, require, site_of
+from .case import Case, adapted, folded_at, is_float, layer_of, require, site_of
+from .model import in_single
+from .stands import Stand, stand_of
 
 NAME = "block.0.proj"
 
@@ -20,7 +22,6 @@ def onnx_agrees(case: Case) -> None:
     ``|W| |x|``: some ten roundings of the largest term.
     """
     import onnx_ir as ir  # noqa: PLC0415 - see the package's docstring
-    import onnxruntime as ort  # noqa: PLC0415
 
     from ..export.modes import MODES, Plan, with_fields  # noqa: PLC0415
     from ..export.sitemap import find_sites  # noqa: PLC0415
@@ -38,9 +39,7 @@ def onnx_agrees(case: Case) -> None:
     sites = with_fields(linear, [arrays])
     rank = max((value.shape[1] for name, value in arrays.items() if name.endswith("down")), default=1)
     MODES["bank"](model, Plan([], [arrays], sites, {}, 2, rank))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = _session(ir, model)
     feeds, acting = {"input_ids": x, "adapter_ids": np.array([0, 1])}, np.arange(x.shape[1]) % 2 == 0
     if positional:
         feeds["adapter_positions"] = np.tile(acting, (2, 1))
@@ -54,6 +53,51 @@ def onnx_agrees(case: Case) -> None:
     for row, right in ((0, base), (1, expected)):
         error = float(np.abs(outputs[row] - right[row]).max())
         require(error <= 1e-5 * size, f"row {row} is off by {error:.2g}, of sums of size {size:.2g}")
+
+
+def folded_onnx_agrees(case: Case) -> None:
+    """ONNX Runtime on a graph of the one layer, its weights folded and rounded to float32, gives ``run(x)``: within 1e-5 of the largest
+    entry and of ``|W| |x|``."""
+    import onnx_ir as ir  # noqa: PLC0415 - see the package's docstring
+
+    weight, bias = case.weight.astype(np.float32), None if case.bias is None else case.bias.astype(np.float32)
+    wide = {name: v.astype(np.float64) if is_float(v) else v for name, v in case.trained(np.float32).items()}
+    folded, moved = folded_at(case, wide, weight.astype(np.float64), None if bias is None else bias.astype(np.float64))
+    folded, moved = folded.astype(np.float32), None if moved is None else moved.astype(np.float32)
+    stand = stand_of(case)
+    x = stand.x(case)
+    model = _layer(ir, folded, moved) if stand.node is None else _node(ir, stand, folded, moved)
+    found = _session(ir, model).run(None, {"input_ids": x.astype(np.float32) if is_float(x) else x})[0]
+    expected, size = in_single(case, everywhere=True)
+    error = float(np.abs(found - expected).max())
+    require(error <= 1e-5 * size, f"the graph is off by {error:.2g}, of sums of size {size:.2g}")
+
+
+def _session(ir: Any, model: Any) -> Any:
+    """ONNX Runtime with a graph, on one thread."""
+    import onnxruntime as ort  # noqa: PLC0415 - see the package's docstring
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _node(ir: Any, stand: Stand, weight: np.ndarray, bias: np.ndarray | None) -> Any:
+    """A graph of one node: x first, but an index second."""
+    assert stand.node is not None
+    operator, attributes = stand.node
+    is_lookup = operator == "Gather"
+    x = ir.Value(name="input_ids", shape=ir.Shape(["batch", "tokens"] if is_lookup else ["batch", "tokens", len(weight)]),
+                 type=ir.TensorType(ir.DataType.INT64 if is_lookup else ir.DataType.FLOAT))
+    floats = ir.TensorType(ir.DataType.FLOAT)
+    stored = {"weight": np.ascontiguousarray(stand.stored(weight)), **({} if bias is None else {"bias": bias})}
+    constants = [ir.Value(name=name, shape=ir.Shape(array.shape), type=floats, const_value=ir.tensor(array, name=name))
+                 for name, array in stored.items()]
+    node = ir.node(operator, [*constants, x] if is_lookup else [x, *constants], attributes=attributes, name="layer")
+    node.outputs[0].name, node.outputs[0].type = "layer:0", floats
+    node.outputs[0].shape = ir.Shape(["batch", "tokens", weight.shape[1] if is_lookup else len(weight)])
+    return ir.Model(ir.Graph([x], [node.outputs[0]], nodes=[node], initializers=constants, opset_imports={"": 20}, name="one"),
+                    ir_version=10)
 
 
 def _layer(ir: Any, weight: np.ndarray, bias: np.ndarray | None) -> Any:

@@ -58,10 +58,10 @@ def loss_falls(case: Case) -> None:
 
 
 def dtype_kept(case: Case) -> None:
-    """When parameters and inputs share a dtype, ``run`` and ``fold`` keep it: float32 and float64 in numpy, bfloat16 in torch."""
+    """When parameters and inputs share a dtype, ``run`` and ``fold`` keep it: float32 and float64 in numpy, both halves in torch."""
     import torch  # noqa: PLC0415 - see the module's docstring
 
-    for dtype in (np.dtype(np.float32), np.dtype(np.float64), torch.bfloat16):
+    for dtype in (np.dtype(np.float32), np.dtype(np.float64), torch.bfloat16, torch.float16):
 
         def cast(value: Any, dtype: Any = dtype) -> Any:
             array = value if isinstance(dtype, np.dtype) else tensor(value)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ..methods import Method
-from . import algebra, attention, company, graph, kinds, learning, model, packing, positions, prompts
-from .case import BLOCKS, DIVISIBLE, LAYERS, MODELS, PROOFS, SUBJECTS, Case, Layer
+from . import algebra, attention, company, decoders, graph, kinds, learning, model, packing, positions, prompts
+from .case import BLOCKS, DIVISIBLE, LAYERS, MODELS, PROOFS, SUBJECTS, Case, Layer, Model
+from .stands import STANDS
 
 
 class Invariant(NamedTuple):
@@ -20,15 +21,14 @@ class Invariant(NamedTuple):
     check: Callable[[Case], None]
     needs: Callable[[Method], bool]
     trait: str
-    layers: tuple[Layer, ...] | None = None
+    layers: tuple[Layer | Model, ...] | None = None
     first: bool = False
 
     def holds_for(self, case: Case) -> bool:
         """Whether the cell is to be checked for this case."""
-        if case.layer not in (*LAYERS, *BLOCKS, *DIVISIBLE):
-            chosen = True  # of the others there are few
-        else:
-            chosen = case.layer not in DIVISIBLE if self.layers is None else case.layer in self.layers
+        subjects = SUBJECTS[case.method.traits.layers[0]]
+        few = set(self.layers or ()) & set(subjects)  # where none of them is a subject: all, of the others there are few
+        chosen = case.layer in few if few else case.layer not in DIVISIBLE
         return chosen and (not self.first or case.config == case.method.examples[0]) and self.needs(case.method)
 
 
@@ -42,8 +42,8 @@ def _alone(method: Method) -> bool:
 
 
 def _layered(method: Method) -> bool:
-    """Whether it is proved on a linear layer or a block: what a torch model and a graph of one layer are made of."""
-    return method.traits.layers[0] in {"linear", "block"}
+    """Whether it is proved on a layer that stands alone: what a torch model and a graph of one layer are made of."""
+    return method.traits.layers[0] in STANDS
 
 
 def _everywhere(method: Method) -> bool:
@@ -65,6 +65,11 @@ def _prompt(method: Method) -> bool:
 
 def _attention(method: Method) -> bool:
     return method.kind == "attention"
+
+
+def _decoded(method: Method) -> bool:
+    """Whether a layer alone cannot carry it."""
+    return not _layered(method)
 
 
 def _any(method: Method) -> bool:
@@ -93,11 +98,14 @@ INVARIANTS = (
     Invariant("compiled_gradients", model.compiled_gradients, _layered, "layers", (LAYERS[0], BLOCKS[0]), first=True),
     Invariant("every_kind_agrees", kinds.every_kind_agrees, lambda method: _layered(method) and len(method.traits.layers) > 1, "layers",
               LAYERS[:1]),
+    Invariant("active_together", model.active_together,
+              lambda method: _everywhere(method) and _folds(method) and not method.traits.exclusive, "exclusive", FEW),
     Invariant("onnx_agrees", graph.onnx_agrees, lambda method: _layered(method) and method.traits.batchable, "batchable"),
+    Invariant("folded_onnx_agrees", graph.folded_onnx_agrees, lambda method: _layered(method) and _folds(method), "kind", FEW),
     Invariant("config_schema", algebra.config_schema, _any, "kind"),
     Invariant("pack_round_trip", packing.pack_round_trip, _any, "kind", FEW),
     Invariant("scale_recomputed", packing.scale_recomputed, _any, "kind", FEW),
-    Invariant("file_size", packing.file_size, _always, "kind", FEW),
+    Invariant("file_size", packing.file_size, _any, "kind", FEW),
     Invariant("peft_round_trip", packing.peft_round_trip, lambda method: _layered(method) and _alone(method), "peft", DIVISIBLE),
     Invariant("peft_parity", packing.peft_parity, lambda method: _everywhere(method) and _alone(method), "peft", DIVISIBLE),
     Invariant("acts_where_told", positions.acts_where_told, lambda method: method.traits.positional, "positional", FEW[:1] + BLOCKS[:1]),
@@ -105,7 +113,8 @@ INVARIANTS = (
               FEW[:1] + BLOCKS[:1]),
     Invariant("disabled_attention_is_the_base", attention.disabled_attention_is_the_base, _attention, "kind", BLOCKS[:1]),
     Invariant("attended_rows_never_mix", attention.attended_rows_never_mix, _attention, "kind", BLOCKS[:1]),
-    Invariant("attention_gradients", attention.attention_gradients, _attention, "kind", BLOCKS[:1]),
+    Invariant("only_the_adapter_trains_there", decoders.only_the_adapter_trains_there, _decoded, "kind", BLOCKS[:1] + MODELS[:1]),
+    Invariant("decoder_gradients", decoders.decoder_gradients, _decoded, "kind", BLOCKS[:1] + MODELS[:1]),
     Invariant("form_as_declared", prompts.form_as_declared, _prompt, "kind"),
     Invariant("form_torch_equals_numpy", prompts.form_torch_equals_numpy, _prompt, "kind"),
     Invariant("form_gradients_reach_every_parameter", prompts.form_gradients_reach_every_parameter, _prompt, "kind"),

@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from .case import Case, adapted, digests, is_float, layer_of, require, tensor
+from ..methods import fold
+from .case import Case, adapted, digests, folded_at, is_float, require, site_of, tensor
+from .stands import stand_of
 
 
 def inputs_of(case: Case) -> Any:
     """What goes into :func:`module_of`: the case's inputs in float32, or the ids that stand for them where positions are told by ids."""
-    return tensor(case.x).float() if case.config.acts is None else tensor(_ids(case))
+    if case.config.acts is not None:
+        return tensor(_ids(case))
+    x = tensor(stand_of(case).x(case))
+    return x.float() if x.is_floating_point() else x
 
 
 def _ids(case: Case) -> np.ndarray:
@@ -42,9 +47,10 @@ def module_of(case: Case) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            proj = nn.Linear(case.layer.in_features, case.layer.out_features, case.layer.bias)
+            stand = stand_of(case)
+            proj = stand.make(nn, case)
             with torch.no_grad():
-                proj.weight.copy_(tensor(case.weight))
+                proj.weight.copy_(tensor(stand.stored(case.weight)))
                 if case.bias is not None:
                     proj.bias.copy_(tensor(case.bias))
             self.block = nn.Sequential(nn.ModuleDict({"proj": proj}))
@@ -67,31 +73,64 @@ def module_of(case: Case) -> Any:
 
 def _model(case: Case) -> Any:
     """The module, adapted; the adapter's trained values are the case's."""
-    import torch  # noqa: PLC0415 - see the package's docstring
-
     from ..train.inject import adapt  # noqa: PLC0415
-    from ..train.layer import Adapted  # noqa: PLC0415
 
     model = adapt(module_of(case), dataclasses.replace(case.config, targets="proj", dropout=0.0), "a")
-    trained = case.trained(np.float32)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, Adapted):
-                for name, value in {**dict(module.part("a").named_parameters()), **module.shared("a")}.items():
-                    value.copy_(torch.as_tensor(trained[name]))
+    _set(model, "a", case.trained(np.float32))
     return model
 
 
-def in_single(case: Case) -> tuple[np.ndarray, float]:
+def _set(model: Any, adapter: str, values: dict[str, np.ndarray]) -> None:
+    """Gives an adapter these parameters."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+
+    from ..train.layer import Adapted  # noqa: PLC0415
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Adapted):
+                for name, value in {**dict(module.part(adapter).named_parameters()), **module.shared(adapter)}.items():
+                    value.copy_(torch.as_tensor(values[name]))
+
+
+def in_single(case: Case, everywhere: bool = False) -> tuple[np.ndarray, float]:
     """``run(x)`` from float32 values, computed in float64, and the size of its sums: what a float32 computation is compared with.
 
-    Where the adapter does not act it is ``base(x)``.
+    Where the adapter does not act it is ``base(x)``, unless it is asked to act ``everywhere``, as folded.
     """
     wide = {name: v.astype(np.float64) if is_float(v) else v for name, v in case.trained(np.float32).items()}
     weight = case.weight.astype(np.float32).astype(np.float64)
     bias = None if case.bias is None else case.bias.astype(np.float32).astype(np.float64)
-    expected: np.ndarray = np.where(_where(case), adapted(case, wide, weight, bias, case.x), layer_of(weight, bias)(case.x))
-    return expected, float(np.abs(expected).max() + (np.abs(case.x) @ np.abs(weight).T).max())
+    stand, x = stand_of(case), stand_of(case).x(case)
+    there = adapted(case, wide, weight, bias, x) if stand.node is None else stand.output(*folded_at(case, wide, weight, bias), x)
+    expected: np.ndarray = np.where(everywhere or _where(case), there, stand.output(weight, bias, x))
+    return expected, float(np.abs(expected).max() + stand.output(np.abs(weight), None, np.abs(x)).max())
+
+
+def active_together(case: Case) -> None:
+    """Two adapters active in the torch layer give, in float32, what ``fold2(fold1(W))`` gives: within 4e-5 of the largest entry and of
+    ``|W| |x|``, a rounding for each."""
+    import torch  # noqa: PLC0415 - see the package's docstring
+
+    from ..train.inject import active, adapt  # noqa: PLC0415
+
+    config = dataclasses.replace(case.config, targets="proj", dropout=0.0)
+    model, weight, bias = module_of(case), case.weight.astype(np.float32), case.bias
+    folded = (weight.astype(np.float64), None if bias is None else bias.astype(np.float32).astype(np.float64))
+    original = folded
+    for name, factor in (("a", 1.0), ("b", 0.5)):
+        adapt(model, config, name)
+        values = {key: v * np.float32(factor) if key in case.trains else v for key, v in case.trained(np.float32).items()}
+        _set(model, name, values)
+        wide = {key: v.astype(np.float64) if is_float(v) else v for key, v in values.items()}
+        folded = fold(case.method, case.config, wide, site_of(case, *original), *folded)
+    with torch.no_grad():
+        found = active(model, ["a", "b"])(inputs_of(case)).numpy()
+    stand, x = stand_of(case), stand_of(case).x(case)
+    expected, base = stand.output(*folded, x), stand.output(*original, x)
+    expected = np.where(_where(case), expected, base)
+    error, size = float(np.abs(found - expected).max()), float(np.abs(expected).max() + (np.abs(x) @ np.abs(weight).T).max())
+    require(error <= 4e-5 * size, f"two adapters are off by {error:.2g}, of sums of size {size:.2g}")
 
 
 def _gradients(model: Any, x: Any, through: Callable[[Any], Any]) -> dict[str, np.ndarray]:

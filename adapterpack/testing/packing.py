@@ -11,8 +11,8 @@ import numpy as np
 from ..pack import peft_layout
 from ..pack.pack import TENSORS
 from ..pack.validate import load
-from .case import Case, digests, is_float, pack_of, require, resolved, tensor
-from .model import in_single, module_of
+from .case import Case, digests, is_float, pack_of, require, resolved
+from .model import in_single, inputs_of, module_of
 
 
 def pack_round_trip(case: Case) -> None:
@@ -94,7 +94,7 @@ def peft_parity(case: Case) -> None:
         theirs = PeftModel.from_pretrained(module_of(case), str(Path(folder) / "pack")).eval()
     expected, size = in_single(case)
     with torch.no_grad():
-        x = tensor(case.x).float()
+        x = inputs_of(case)
         outputs = {"PEFT": theirs(x), "PEFT merged": theirs.merge_and_unload()(x)}
     for name, found in outputs.items():
         error = float(np.abs(found.numpy() - expected).max())

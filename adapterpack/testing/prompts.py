@@ -73,14 +73,15 @@ def form_loss_falls(case: Case) -> None:
 
 
 def form_dtype_kept(case: Case) -> None:
-    """``attach`` keeps the dtype that the parameters share: float32 and float64 in numpy, bfloat16 in torch."""
+    """``attach`` keeps the dtype that the parameters share: float32 and float64 in numpy, both halves in torch."""
     import torch  # noqa: PLC0415 - see the module's docstring
 
     for dtype in (np.float32, np.float64):
         found = _array(_form(case, case.trained(dtype))).dtype
         require(found == dtype, f"the form is {found}, not {np.dtype(dtype)}")
-    half = {name: tensor(v).bfloat16() if is_float(v) else tensor(v) for name, v in case.trained().items()}
-    require(_array(_form(case, half)).dtype == torch.bfloat16, "the form is not bfloat16, though all parameters are")
+    for half in (torch.bfloat16, torch.float16):
+        params = {name: tensor(v).to(half) if is_float(v) else tensor(v) for name, v in case.trained().items()}
+        require(_array(_form(case, params)).dtype == half, f"the form is not {half}, though all parameters are")
 
 
 def form_kept_by_packing(case: Case) -> None:

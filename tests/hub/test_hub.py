@@ -347,7 +347,9 @@ def test_an_invalid_pack_on_a_hub_is_found_by_its_headers(hub: Hub) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("text", ["hf://", "hf://one", "hf://a/b/c", "hf://../b", "hf://a/b@../x", "hf://a/b@", "hf://a%2fb/c", "hf://a/b@-x"])
+@pytest.mark.parametrize("text", [
+    "hf://", "hf://one", "hf://../b", "hf://a/b@../x", "hf://a/b@", "hf://a%2fb/c", "hf://a/b@-x", "hf://a/b/", "hf://a/b//c", "hf://a/b/../c",
+    "hf://a/b/.git/c", "hf://a/b/c%2fd", "hf://a/b/nul", "hf://a/b/c d"])
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="not the address of a repository"):
         names.parse(text if text != "hf://a/b@" else "hf://a/b@ ")

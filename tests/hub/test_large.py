@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -22,27 +23,33 @@ from adapterpack.runtime.bundle import FILE_NAME, Bundle, BundledAdapter
 
 pytestmark = pytest.mark.fast
 SIZE = 10 << 20
+PROGRAM = (sys.executable, "-c",
+           "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from adapterpack.cli.main import main; main()")
+"""A shell that runs the tests in the background has its children ignore SIGINT; a user's terminal does not."""
 
 
 def make_bundle(folder: Path, size: int = SIZE) -> Path:
     """A bundle of a pack and of bytes in place of a graph: what a hub has to carry, and nothing that could be run."""
     pack = make_pack().write(folder / "adapters" / "tickets")
     (folder / "model.onnx.data").write_bytes(np.random.default_rng(0).bytes(size))
-    (folder / "model.onnx").write_bytes(b"graph")
+    (folder / "model.onnx").write_bytes(b"\x08\x0a\x3a\x00")  # ir_version 10, and an empty graph
     Bundle("bank", "feature-extraction", m.Base("org/base"), "mobius", {}, (BundledAdapter("tickets", pack.id, "adapters/tickets", 1),),
            (), slots=2).write(folder)
     return folder
 
 
-def killed_at(condition: Callable[[], bool], environment: dict[str, str], folder: Path, *args: str) -> None:
-    """Runs the command, and kills it without a chance to clean up once the condition holds."""
-    with subprocess.Popen([sys.executable, "-m", "adapterpack", *args], env=environment, cwd=folder, stderr=subprocess.PIPE) as process:
+def killed_at(condition: Callable[[], bool], environment: dict[str, str], folder: Path, *args: str, by: int = signal.SIGKILL) -> str:
+    """Runs the command and ends it once the condition holds, by default without a chance to clean up; what it said."""
+    with subprocess.Popen([*PROGRAM, *args], env=environment, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 60
-        while not condition():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        process.kill()
+        try:
+            while not condition():
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < until
+                time.sleep(0.02)
+        finally:
+            process.send_signal(by)
+        return process.communicate(timeout=60)[1]
 
 
 def run(environment: dict[str, str], folder: Path, *args: str) -> dict[str, object]:
@@ -70,8 +77,10 @@ def test_a_killed_push_and_a_killed_pull_go_on(served: Hub, client_environment: 
     partial = tmp_path / "cache" / "partial"
     served.arm("stalled half way", times=1)
     fetching = ("pull", "hf://org/resumed", "-o", "fetched")
-    killed_at(lambda: sum(path.stat().st_size for path in partial.glob("*")) > SIZE // 4 if partial.is_dir() else False,
-              client_environment, tmp_path, *fetching)
+    said = killed_at(lambda: sum(path.stat().st_size for path in partial.glob("*")) > SIZE // 4 if partial.is_dir() else False,
+                     client_environment, tmp_path, *fetching, by=signal.SIGINT)
+    assert f"of {SIZE} bytes of model.onnx.data are kept for a week: the same command goes on there" in said
+    assert "nothing was left behind" not in said
     assert not (tmp_path / "fetched").exists()
     assert not (tmp_path / "adapterpack.lock").exists()
     here = sum(path.stat().st_size for path in partial.glob("*"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import ConfigError, storage_errors
-from .storage import Refused
+from .storage import Refused, Settings
 
 _LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,95})\s+(read|write)\s+(\S{16,256})")
 _VALID_SECONDS = 6 * 3600
@@ -70,6 +70,17 @@ class Access:
         if found is None:
             raise Refused(401, "Unauthorized", "Invalid credentials in Authorization header")
         return found
+
+    @staticmethod
+    def require_granted(account: Account | None, settings: Settings) -> None:
+        """Lets by who may have the files of a gated repository.
+
+        Raises:
+            Refused: nobody (401), or somebody who was not let in (403), as the public hub answers.
+        """
+        if not settings.gated or (account is not None and (account.write or account.name in settings.granted)):
+            return
+        raise Refused(403 if account else 401, "GatedRepo", "Access to this model is restricted: ask its owner for it")
 
     def signed(self, what: str, size: int) -> str:
         """The query of an address where these bytes, and no others, may be put for some hours; ``what`` is a sha256, or names a part."""

@@ -32,6 +32,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/api/models/{org}/{name}/refs", reading.refs),
     ("GET", "/{org}/{name}/resolve/{rev}/{path:path}", reading.resolve),  # HEAD comes with it
     ("POST", "/api/repos/create", writing.create),
+    ("PUT", "/api/models/{org}/{name}/settings", writing.settings),
+    ("POST", "/api/models/{org}/{name}/user-access-request/grant", writing.grant),
     ("POST", "/api/validate-yaml", writing.validate_yaml),
     ("POST", "/api/models/{org}/{name}/preupload/{rev}", writing.preupload),
     ("POST", "/{org}/{name}/info/lfs/objects/batch", large.batch),

@@ -58,7 +58,7 @@ async def info(request: Request) -> Response:
     repo, oid, found = await _commit(request)
     blobs = request.query_params.get("blobs") is not None
     siblings = [{"rfilename": path, **(_described(path, entry) if blobs else {})} for path, entry in found.files.items()]
-    return JSONResponse({"_id": oid, "id": repo, "modelId": repo, "sha": oid, "private": storage_of(request).private(repo), "gated": False,
+    return JSONResponse({"_id": oid, "id": repo, "modelId": repo, "sha": oid, **_settings(request, repo),
                          "disabled": False, "lastModified": found.time, "createdAt": found.time, "tags": [], "downloads": 0, "likes": 0,
                          "siblings": siblings})
 
@@ -104,7 +104,8 @@ async def refs(request: Request) -> Response:
 
 async def resolve(request: Request) -> Response:
     """The bytes of a file, or a range of them; with HEAD what is known about them."""
-    _, oid, found = await _commit(request)
+    repo, oid, found = await _commit(request)
+    request.app.state.access.require_granted(request.scope["account"], storage_of(request).settings(repo))
     path = request.path_params["path"].replace("%2F", "/")
     entry, commit = found.files.get(path), {"X-Repo-Commit": oid}
     if entry is None:
@@ -114,6 +115,11 @@ async def resolve(request: Request) -> Response:
     headers = {**commit, **linked, "ETag": f'"{entry.sha256 if entry.lfs else entry.git}"', "X-Content-Type-Options": "nosniff",
                "Content-Disposition": "attachment", "Cache-Control": "private, no-transform"}
     return FileResponse(storage_of(request).blob(entry.sha256), headers=headers, media_type="application/octet-stream")
+
+
+def _settings(request: Request, repo: str) -> dict[str, Any]:
+    found = storage_of(request).settings(repo)
+    return {"private": found.private, "gated": found.gated}
 
 
 async def _commit(request: Request) -> tuple[str, str, Commit]:

@@ -1,7 +1,7 @@
 """What a hub keeps on disk: blobs by sha256, commits that never change, refs that move by a rename under a lock.
 
     blobs/ab/abcd...                      files by sha256
-    repos/ORG/NAME/repo.json              visibility; its presence is the repository's
+    repos/ORG/NAME/repo.json              visibility, gate; its presence is the repository's
     repos/ORG/NAME/commits/OID.json       parent, message and the whole tree; OID is the sha1 of those bytes
     repos/ORG/NAME/refs/KIND/NAME         a commit; slashes of a ref's name are written as %2F
 """
@@ -71,6 +71,16 @@ class Commit:
         return hashlib.sha1(self.to_bytes(), usedforsecurity=False).hexdigest()
 
 
+@dataclass(frozen=True)
+class Settings:
+    """``private``: only those with a token may see the repository. ``gated`` ("auto", "manual" or False): all may see it, and those whose
+    names are ``granted`` and those who may write have its files."""
+
+    private: bool
+    gated: str | bool = False
+    granted: tuple[str, ...] = ()
+
+
 class Storage:
     """The repositories in one folder, which several processes may serve.
 
@@ -123,9 +133,22 @@ class Storage:
                 raise Refused(409, "Conflict", "You already created this model repo") from error
             raise
 
+    def settings(self, repo: str) -> Settings:
+        """Who may see it, and who may have its files."""
+        value = _read(self.folder(repo) / "repo.json")
+        return Settings(bool(value["private"]), value.get("gated", False), tuple(value.get("granted", ())))
+
     def private(self, repo: str) -> bool:
         """Whether only those with a token may see it."""
-        return bool(_read(self.folder(repo) / "repo.json")["private"])
+        return self.settings(repo).private
+
+    def set(self, repo: str, change: Callable[[Settings], Settings]) -> None:
+        """Changes the settings of a repository."""
+        folder = self.folder(repo)
+        with locked(folder / ".lock", alone=True):
+            value = _read(folder / "repo.json") | dataclasses.asdict(change(self.settings(repo)))
+            with output_file(folder / "repo.json") as path:
+                path.write_bytes(strict_json.canonical(value))
 
     def refs(self, repo: str, kind: str) -> dict[str, str]:
         """Name -> commit of the refs of one kind."""

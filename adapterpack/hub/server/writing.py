@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import re
 from typing import Any
 
@@ -38,6 +39,32 @@ async def create(request: Request) -> Response:
             raise
         return JSONResponse({"error": refused.what, **address}, 409, {"X-Error-Code": "Conflict", "X-Error-Message": refused.what})
     return JSONResponse(address)
+
+
+async def settings(request: Request) -> Response:
+    """Who may see a repository (``visibility``), and whether its files are for those alone that were let in (``gated``)."""
+    require_writer(request)
+    value = object_in(await body_of(request))
+    told: dict[str, Any] = {}
+    if "gated" in value:
+        told["gated"] = value["gated"]
+    if "visibility" in value or "private" in value:
+        told["private"] = value.get("visibility") == "private" or value.get("private") is True
+    if told.get("gated", False) not in ("auto", "manual", False) or not told:
+        raise Refused(400, "BadRequest", "gated is auto, manual or false; visibility is public or private")
+    await run_in_threadpool(storage_of(request).set, repo_of(request), lambda before: dataclasses.replace(before, **told))
+    return JSONResponse(told)
+
+
+async def grant(request: Request) -> Response:
+    """Lets somebody have the files of a gated repository."""
+    require_writer(request)
+    user = object_in(await body_of(request)).get("user")
+    if not isinstance(user, str) or not 0 < len(user) <= 96:
+        raise Refused(400, "BadRequest", "user is a name")
+    await run_in_threadpool(storage_of(request).set, repo_of(request),
+                            lambda before: dataclasses.replace(before, granted=tuple(sorted({*before.granted, user}))))
+    return JSONResponse({})
 
 
 async def validate_yaml(request: Request) -> Response:

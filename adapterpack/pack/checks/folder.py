@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from ...errors import FormatError, storage_errors
@@ -36,18 +36,32 @@ FORBIDDEN_SUFFIXES = frozenset({
     ".rar", ".sh", ".so", ".svg", ".tar", ".tgz", ".vbs", ".wasm", ".xz", ".zip", ".zst",
 })  # fmt: skip
 HEAD = 512
+NOTES = PurePosixPath(".cache", "huggingface")
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, but for ``.cache/huggingface``, the official client's own notes on a download; nothing reads them."""
+    return [path for path in sorted(folder.iterdir()) if not _is_notes(path)]
+
+
+def _is_notes(path: Path) -> bool:
+    """Whether it is that one folder, a real one, with nothing beside it in ``.cache``."""
+    if path.name != NOTES.parts[0] or path.is_symlink() or not path.is_dir():
+        return False
+    inside = [*path.iterdir()]
+    return [one.name for one in inside] == [NOTES.name] and inside[0].is_dir() and not inside[0].is_symlink()
 
 
 def regular_files(folder: Path) -> Iterator[Finding]:
     """AP101, asked before any of the files is opened. A hub cache's own links into its blobs are let pass."""
-    for path in sorted(folder.iterdir()):
+    for path in entries(folder):
         if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file():
             yield REGULAR.at(path.name, "only regular files may lie in a pack", file=path.name)
 
 
 def forbidden_files(folder: Path, listed: frozenset[str] = frozenset()) -> Iterator[Finding]:
     """AP106-AP107 for what lies there beside the listed files; the listed ones are asked once they are read."""
-    for path in sorted(folder.iterdir()):
+    for path in entries(folder):
         if path.name in listed or not path.is_file():
             continue
         if Path(path.name.casefold()).suffix in FORBIDDEN_SUFFIXES:
@@ -59,7 +73,7 @@ def forbidden_files(folder: Path, listed: frozenset[str] = frozenset()) -> Itera
 def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
     """AP102-AP104: exactly the listed files, each of the listed size."""
     listed = {entry.path: entry for entry in manifest.files}
-    present = {path.name for path in folder.iterdir()}
+    present = {path.name for path in entries(folder)}
     for name in sorted(present - listed.keys() - MUTABLE - {m.FILE_NAME}):
         yield UNLISTED.at(name, "a file that the manifest does not list", file=name)
     for name in sorted(listed.keys() - present):
