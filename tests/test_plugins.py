@@ -309,8 +309,12 @@ FAULTS: dict[str, Method] = {
         init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "adaption_gate": np.ones(1, np.float32)}),
     "attended_rows_never_mix": llama_adapter._replace(
         attach=lambda cfg, params, site: AttentionForm(params["adaption_prompt"][0], params["adaption_gate"] * next(LOOKS))),
-    "attention_gradients": llama_adapter._replace(
+    "decoder_gradients": llama_adapter._replace(
         init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
+    "only_the_adapter_trains_there": llama_adapter._replace(
+        init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
+    "active_together": lora._replace(attach=numpy_only),
+    "folded_onnx_agrees": lora._replace(fold=block_norm),
     "form_as_declared": prompt._replace(attach=lambda cfg, params, site: PromptForm(embeds=params[STORED][1:])),
     "form_torch_equals_numpy": prompt._replace(
         attach=lambda cfg, params, site: PromptForm(embeds=params[STORED] * (1 if isinstance(params[STORED], np.ndarray) else 2))),

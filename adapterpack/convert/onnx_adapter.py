@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import FormatError, Unsupported
+from ..methods import LAYOUTS
 from ..pack.pack import Pack
 from ..runtime.slots import HEAD_FIELDS, PEFT_NAMES, pack_values
 from .base import BaseModel, bound_to
@@ -32,6 +33,11 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     if pack.acts is not None:
         raise Unsupported("the format cannot say that an adapter acts at some positions of a row only", where=f"pack '{pack.name}'",
                           found=str(pack.acts)[:80], remedy="keep it as a pack, or export a bundle")
+    other = next((group for group in pack.manifest.groups if group.role == "adapter" and group.kind in LAYOUTS
+                  and not LAYOUTS[group.kind].linear), None)
+    if other is not None:
+        raise Unsupported("the format does not say of what kind a layer is, and would be read back as one of linear layers",
+                          where=f"pack '{pack.name}', {other.path}", found=other.kind, remedy="keep it as a pack, or export a bundle")
     plain, notes = floated(pack)
     values = pack_values(_wide(plain))
     if not values:
