@@ -34,22 +34,20 @@ class CustomBuildHook(BuildHookInterface):
 
 
 def compile_in_place(root: Path) -> None:
-    """Compiles the kernel and puts it beside its source."""
+    """Compiles the kernel and puts it beside its source, in one step: a running process may have the one before mapped."""
     from setuptools import Distribution, Extension  # noqa: PLC0415 - only where something is compiled
     from setuptools.command.build_ext import build_ext  # noqa: PLC0415
 
-    extension = Extension("adapterpack.merge.lowrank._kernel", [str(FOLDER / "_kernel.c")], extra_compile_args=FLAGS, py_limited_api=True)
-    before = Path.cwd()
-    os.chdir(root)
-    try:
-        with tempfile.TemporaryDirectory() as objects:
-            command = build_ext(Distribution({"name": "adapterpack", "ext_modules": [extension]}))
-            command.build_temp, command.inplace, command.force = objects, True, True
-            command.ensure_finalized()
-            command.run()
-    finally:
-        os.chdir(before)
+    source = str(root / FOLDER / "_kernel.c")
+    with tempfile.TemporaryDirectory(dir=root / FOLDER) as folder:
+        extension = Extension("_kernel", [source], extra_compile_args=FLAGS, py_limited_api=True)
+        command = build_ext(Distribution({"name": "adapterpack", "ext_modules": [extension]}))
+        command.build_temp, command.build_lib = folder, folder
+        command.ensure_finalized()
+        command.run()
+        built = Path(command.get_ext_fullpath("_kernel"))
+        built.replace(root / FOLDER / built.name)
 
 
 if __name__ == "__main__":
-    compile_in_place(Path(__file__).parent)
+    compile_in_place(Path(__file__).parent.resolve())

@@ -33,9 +33,10 @@ def panels(up: Any, down: Any) -> np.ndarray | None:
     if _kernel is None or not (_is_float32(up) and _is_float32(down)):
         return None
     rank, columns = down.shape
-    wide = np.zeros((rank, -(-columns // _PANEL) * _PANEL), np.float32)
+    count = -(-columns // _PANEL)
+    wide = np.zeros((rank, count * _PANEL), np.float32)
     wide[:, :columns] = down
-    return np.ascontiguousarray(wide.reshape(rank, -1, _PANEL).transpose(1, 0, 2))
+    return np.ascontiguousarray(wide.reshape(rank, count, _PANEL).transpose(1, 0, 2))
 
 
 def product(up: np.ndarray, down: np.ndarray, panels: np.ndarray | None, out: np.ndarray) -> None:

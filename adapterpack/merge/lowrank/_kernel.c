@@ -12,9 +12,12 @@
 #include <string.h>
 
 enum { LANES = 16, TILES = 2, PANEL = LANES * TILES, ROWS = 4 };
-typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t bits __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
+typedef float lanes __attribute__((vector_size(64)));
+typedef uint32_t bits __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+/* The same where an array lies, which may be anywhere. */
+typedef float lanes_there __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t halves_there __attribute__((vector_size(32), aligned(2), may_alias));
 
 struct block {
     const void *raw; /* [rows, columns] as stored; unused by the product */
@@ -32,16 +35,16 @@ struct sums {
 #define INLINE static inline __attribute__((always_inline))
 
 /* bfloat16 is the upper half of float32. NaN becomes the quiet one of its sign, as in ml_dtypes. */
-#define BF16_WIDE(p) ((lanes)(__builtin_convertvector(*(const halves *)(p), bits) << 16))
+#define BF16_WIDE(p) ((lanes)(__builtin_convertvector((halves)*(const halves_there *)(p), bits) << 16))
 #define BF16_NARROW(x, p)                                                                                     \
     do {                                                                                                      \
         const bits word = (bits)(x);                                                                          \
         const bits near = (word + 0x7FFF + ((word >> 16) & 1)) >> 16;                                           \
         const bits nan = (bits)((word & 0x7FFFFFFF) > 0x7F800000);                                            \
-        *(halves *)(p) = __builtin_convertvector((near & ~nan) | ((((word >> 16) & 0x8000) | 0x7FC0) & nan), halves); \
+        *(halves_there *)(p) = __builtin_convertvector((near & ~nan) | ((((word >> 16) & 0x8000) | 0x7FC0) & nan), halves); \
     } while (0)
-#define F32_WIDE(p) (*(const lanes *)(p))
-#define F32_NARROW(x, p) (*(lanes *)(p) = (x))
+#define F32_WIDE(p) ((lanes)*(const lanes_there *)(p))
+#define F32_NARROW(x, p) (*(lanes_there *)(p) = (x))
 
 #define JOIN_(a, b, c) a##_##b##_##c
 #define JOIN(a, b, c) JOIN_(a, b, c)

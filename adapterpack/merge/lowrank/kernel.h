@@ -12,7 +12,7 @@ INLINE TARGET void NAME(tile)(const int rows, const STORED *raw, STORED *out, co
         for (int t = 0; t < TILES; t++) sum[i][t] = (lanes){0};
     for (long k = 0; k < rank; k++) {
         lanes down[TILES];
-        for (int t = 0; t < TILES; t++) down[t] = *(const lanes *)(panel + k * PANEL + t * LANES);
+        for (int t = 0; t < TILES; t++) down[t] = (lanes)*(const lanes_there *)(panel + k * PANEL + t * LANES);
         for (int i = 0; i < rows; i++) {
             const float factor = up[i * rank + k];
             for (int t = 0; t < TILES; t++) sum[i][t] += factor * down[t];
