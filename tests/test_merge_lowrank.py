@@ -22,7 +22,7 @@ from adapterpack.merge import lowrank
 from adapterpack.pack import safetensors as st
 
 pytestmark = pytest.mark.fast
-BF16 = np.dtype(ml_dtypes.bfloat16)
+BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
 SHAPES = [(1, 1, 1), (5, 31, 2), (4, 32, 3), (7, 33, 16), (13, 100, 65), (8, 257, 1), (3, 64, 0), (0, 40, 2), (2, 0, 2)]
 
 
@@ -46,7 +46,7 @@ def drawn(rows: int, columns: int, rank: int, dtype: Any, seed: int = 0) -> tupl
 
 
 def bits(value: np.ndarray) -> np.ndarray:
-    return value.view(np.uint16 if value.dtype == BF16 else np.uint32)
+    return value.view(np.uint32 if value.dtype == F32 else np.uint16)
 
 
 def nearest_float32(value: Fraction) -> np.float32:
@@ -72,7 +72,7 @@ def test_a_product_is_a_chain_of_fused_multiply_adds(kernel: ModuleType) -> None
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float32)])
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
 def test_a_fold_is_the_product_added_and_rounded_once(kernel: ModuleType, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> None:
     """The bytes exactly; the sums to 1e-5 of what float64 says (a row is summed in float32); the product to rank rounding errors."""
     weight, up, down = drawn(*shape, dtype)
@@ -87,7 +87,7 @@ def test_a_fold_is_the_product_added_and_rounded_once(kernel: ModuleType, shape:
     error, inner, moved = lowrank.fold(weight, up, packed, out)
     assert np.array_equal(bits(out), bits(new.astype(dtype)))
     assert moved == bool((bits(out) != bits(weight)).any())
-    lost = out.astype(np.float64) - new if dtype == BF16 else ((new - weight) - change).astype(np.float64)
+    lost = out.astype(np.float64) - new if dtype != F32 else ((new - weight) - change).astype(np.float64)
     assert error == pytest.approx((lost**2).sum(), rel=1e-5)
     scale = np.sqrt((lost**2).sum() * (change.astype(np.float64) ** 2).sum())
     assert inner == pytest.approx((lost * change).sum(), abs=1e-5 * scale)
@@ -98,21 +98,26 @@ def test_a_fold_is_the_product_added_and_rounded_once(kernel: ModuleType, shape:
         assert np.array_equal(bits(again), bits(out)), name
 
 
-def test_numbers_at_the_ends_of_bfloat16(kernel: ModuleType) -> None:
-    """Ties to even, overflow to infinity, NaN quiet with its sign, infinities, zeros of both signs, subnormals: as ml_dtypes does."""
-    start = np.array([0x3F80, 0x3F81, 0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FC0, 0xFFC1, 0x7F81, 0x0000, 0x8000, 0x0001, 0x8001], np.uint16)
-    plus = np.array([2.0**-8, 2.0**-8, 3e38, -3e38, 1, -np.inf, 1, 1, 1, -0.0, -0.0, 5e-41, 1e-45], np.float32)
-    weight, up, down = start.view(BF16)[None], np.ones((1, 1), np.float32), plus[None]
+@pytest.mark.parametrize(("dtype", "start", "plus"), [
+    (BF16, [0x3F80, 0x3F81, 0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FC0, 0xFFC1, 0x7F81, 0x0000, 0x8000, 0x0001, 0x8001],
+     [2.0**-8, 2.0**-8, 3e38, -3e38, 1, -np.inf, 1, 1, 1, -0.0, -0.0, 5e-41, 1e-45]),
+    (F16, [0x3C00, 0x3C01, 0x7BFF, 0xFBFF, 0x7BFF, 0x7C00, 0xFC00, 0x7E00, 0xFE01, 0x7C01, 0x0000, 0x8000, 0x0001, 0x8001, 0x0000],
+     [2.0**-11, 2.0**-11, 16, -16, 15.9, 1, -np.inf, 1, 1, 1, -0.0, -0.0, 3e-8, 1e-8, 2.9e-8]),
+])
+def test_numbers_at_the_ends_of_a_dtype(kernel: ModuleType, dtype: np.dtype[Any], start: list[int], plus: list[float]) -> None:
+    """Ties to even, overflow to infinity, NaN, infinities, zeros of both signs, subnormals: as numpy and ml_dtypes round them."""
+    weight, up, down = np.array([start], np.uint16).view(dtype), np.ones((1, 1), np.float32), np.array([plus], np.float32)
     packed = lowrank.panels(up, down)
     assert packed is not None
     with np.errstate(all="ignore"):
-        expected = (weight.astype(np.float32) + (plus + np.float32(0))).astype(BF16)  # a sum that begins at zero is never -0
+        expected = (weight.astype(np.float32) + (down + np.float32(0))).astype(dtype)  # a sum that begins at zero is never -0
+    nan = np.isnan(expected.astype(np.float32))
     for name in kernel.sets():
-        out = np.empty_like(start)[None]
-        kernel.fold(start[None], up, packed, out, name)
-        nan = np.isnan(expected.astype(np.float32))
-        assert np.array_equal(out[~nan], expected.view(np.uint16)[~nan]), name
-        assert np.isnan(out.view(BF16).astype(np.float32))[nan].all()
+        out = np.empty_like(weight)
+        arrays = [each.view(np.uint16) if dtype == BF16 else each for each in (weight, out)]
+        kernel.fold(arrays[0], up, packed, arrays[1], name)
+        assert np.array_equal(bits(out)[~nan], bits(expected)[~nan]), name
+        assert np.isnan(out.astype(np.float32))[nan].all()
 
 
 def test_wrong_arrays_are_refused(kernel: ModuleType) -> None:
@@ -137,7 +142,7 @@ def test_wrong_arrays_are_refused(kernel: ModuleType) -> None:
         kernel.fold(weight, up, packed, out)
 
 
-@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float32), np.dtype(np.float16)])
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
 def test_a_merge_with_and_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: np.dtype[Any]) -> None:
     """The same report to 1e-4. The BLAS may add the same product in another order, which changes the last bits of float32, and one number
     in a thousand of 16 bits."""

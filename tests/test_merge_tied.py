@@ -190,3 +190,45 @@ def test_a_table_that_grew_alone_is_refused(tmp_path: Path) -> None:
                  full={"model.embed_tokens": {"weight": np.ones((WORDS + 2, 24), np.float32)}})
     with pytest.raises(Unsupported, match=r"vocabulary grew.*lm_head"):
         adapterpack.merge(tmp_path / "base", [pack], tmp_path / "out")
+
+
+def words_of_peft(base: Path, out: Path, indices: list[int], **saving: Any) -> Any:
+    """A model of PEFT's whose vocabulary grew by two words before these were trained, saved to ``out``."""
+    from peft import TrainableTokensConfig, get_peft_model
+
+    torch.manual_seed(4)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(WORDS + 2)
+    tuned = get_peft_model(model, TrainableTokensConfig(token_indices=indices, target_modules=["embed_tokens"])).eval()
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    tuned.save_pretrained(out, **saving)
+    return tuned
+
+
+@pytest.mark.parametrize("with_table", [True, False])
+def test_words_that_were_added_and_trained_alone(base: Path, tmp_path: Path, with_table: bool) -> None:
+    """Their rows, and those of an old word, come after the base's or into it: the logits of PEFT's model, whatever else its file held."""
+    tuned = words_of_peft(base, tmp_path / "peft", [WORDS + 1, 3, WORDS], save_embedding_layers=with_table)
+    adapterpack.convert(tmp_path / "peft", tmp_path / "pack", to="pack")
+    adapterpack.merge(base, [tmp_path / "pack"], tmp_path / "out")
+    assert config_of(tmp_path / "out")["vocab_size"] == WORDS + 2
+    ids = torch.tensor([[1, WORDS, 3, 5, WORDS + 1]])
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        assert torch.equal(merged(ids).logits, tuned(ids).logits)
+
+
+def test_a_new_word_that_was_not_trained_is_missed(base: Path, tmp_path: Path) -> None:
+    """Its row is in no file: refused by its number, and nothing is written. So are two packs that both know new words."""
+    words_of_peft(base, tmp_path / "peft", [WORDS + 1])
+    adapterpack.convert(tmp_path / "peft", tmp_path / "pack", to="pack")
+    with pytest.raises(Unsupported, match=rf"words {WORDS} are new and were not trained"):
+        adapterpack.merge(base, [tmp_path / "pack"], tmp_path / "out")
+    words_of_peft(base, tmp_path / "other", [WORDS, WORDS + 1])
+    packs = [adapterpack.convert(tmp_path / "other", tmp_path / name, to="pack") and tmp_path / name for name in ("a", "b")]
+    with pytest.raises(Unsupported, match="only one of them"):
+        adapterpack.merge(base, packs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -18,6 +18,7 @@ from .codecs.storage import Storage
 from .codecs.view import Decoded
 from .fold import Contribution, bind, inert, slice_of
 from .tied import parted
+from .vocabulary import lengthened
 from .whole import Whole, resolve
 
 
@@ -67,17 +68,23 @@ def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_s
         base.require(pack, content=False, allow_structural=True)
     verdicts = tuple(base.require(pack, content=True if full else None, allow_structural=allow_structural) for pack in packs)
     found: dict[str, list[Contribution]] = {}
+    tables: dict[str, tuple[Contribution, np.ndarray]] = {}
     for pack, weight in zip(packs, weights, strict=True):
         for name, contribution in _contributions(base, pack, weight):
-            found.setdefault(name, []).append(contribution)
+            if (table := lengthened(base, name, contribution)) is None:
+                found.setdefault(name, []).append(contribution)
+            else:
+                _require_alone(name, [each for each in (tables.get(name, (None,))[0], contribution) if each is not None])
+                tables[name] = contribution, table
     found, copies = parted(base, found, {pack.name: pack for pack in packs}, untie)
-    whole = resolve(base, packs, untie)
+    whole = resolve(base, packs, untie, {name: table for name, (_, table) in tables.items()})
     copies = {**copies, **whole.copies}
     for name in sorted(whole.replaced.keys() & base.coded.keys() if dtype is None else ()):
         raise Unsupported("a module that was trained whole would take the place of a quantized weight", where=f"{base.folder}, {name}",
                           found=base.coded[name].codec, remedy=_DEQUANTIZE)
     for name in sorted(found.keys() & whole.replaced.keys()):
-        raise Unsupported("one pack holds this tensor trained whole, another adapts it", where=name, remedy="merge only one of the two")
+        raise Unsupported("one pack puts a tensor in the place of this one, another adapts it", where=name,
+                          remedy="merge only one of the two")
     targets = {name: target for name, each in found.items() if (target := _target(base, name, each, dtype, copies.get(name))) is not None}
     _require_apart(targets)
     for target in targets.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import Unsupported
+from ..methods import complete
 from ..pack.checkpoint import Checkpoint, carried_files
 from ..pack.pack import Pack
+from .codecs.view import Decoded
+from .fold import Contribution
 
 _NOT_OF_A_TOKENIZER = {"config.json", "generation_config.json", "preprocessor_config.json"}
 
@@ -19,6 +23,31 @@ def grows(base: Checkpoint, name: str, value: np.ndarray) -> bool:
     """Whether a tensor that shall take the place of ``name`` has a row for every word of the base, and more."""
     shape, words = base.tensors[name].shape, base.config.get("vocab_size")
     return value.ndim == len(shape) and shape[0] == words and value.shape[1:] == shape[1:] and value.shape[0] > shape[0]
+
+
+def lengthened(base: Decoded, name: str, contribution: Contribution) -> np.ndarray | None:
+    """The table ``name`` with the rows of words that the base lacks and an adapter trained, in float32; None if it trained none.
+
+    Raises:
+        Unsupported: there are words between whose rows nobody knows.
+    """
+    method, adapter = contribution.method, contribution.adapter
+    table = base.tensors[name]
+    if method.beyond is None or method.fold is None:
+        return None
+    try:
+        beyond = method.beyond(adapter.config, adapter.params, table.shape[0])
+    except ValueError as error:
+        raise Unsupported("the vocabulary grew by words that this adapter did not train", where=f"pack '{contribution.pack}', {name}",
+                          found=str(error), remedy="train all new words, or save the whole table with the adapter: modules_to_save"
+                          ) from error
+    if beyond is None:
+        return None
+    start = np.concatenate([base.read(name).astype(np.float32), beyond.astype(np.float32)])
+    site = dataclasses.replace(adapter.site, out_features=len(start), weight=start)
+    found: np.ndarray = method.fold(adapter.config, complete(method, adapter.config, adapter.params, site), site, start, None,
+                                    slice(0, len(start)))[0]
+    return found
 
 
 def grown(base: Checkpoint, replaced: Mapping[str, np.ndarray]) -> int | None:

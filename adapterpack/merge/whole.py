@@ -27,15 +27,16 @@ class Whole(NamedTuple):
     copies: Mapping[str, str] = MappingProxyType({})
 
 
-def resolve(base: Checkpoint, packs: Sequence[Pack], untie: bool = False) -> Whole:
-    """What the modules trained whole in ``packs`` become in a checkpoint made from ``base``; with ``untie`` a tied head stays as it was
-    where only the embedding was trained.
+def resolve(base: Checkpoint, packs: Sequence[Pack], untie: bool = False, tables: Mapping[str, np.ndarray] = MappingProxyType({})
+            ) -> Whole:
+    """What the modules trained whole in ``packs`` become in a checkpoint made from ``base``, and ``tables`` that grew; with ``untie`` a
+    tied head stays as it was where only the embedding was trained.
 
     Raises:
         Unsupported: two packs hold the same module, or the result could not be loaded as it was trained.
     """
     owner: dict[str, str] = {}
-    replaced: dict[str, np.ndarray] = {}
+    replaced: dict[str, np.ndarray] = dict(tables)
     added: dict[str, np.ndarray] = {}
     prefixes: set[str] = set()
     for pack in packs:
@@ -55,6 +56,9 @@ def resolve(base: Checkpoint, packs: Sequence[Pack], untie: bool = False) -> Who
                 if name is None:
                     added[f"{path}.{param}"] = value
                     prefixes.add(prefix)
+                elif name in tables:
+                    raise Unsupported("one pack holds this table trained whole, another trained words of it", where=name,
+                                      remedy="merge only one of the two")
                 else:
                     _require_replaceable(base, pack, name, value)
                     replaced[name] = value

@@ -171,6 +171,8 @@ class Method(NamedTuple):
     settle: Callable[[Sequence[Any], Sequence[Site]], Sequence[Any]] | None = None
     """The configs of all sites -> the same with what follows from the sites together (their largest width, a site's number): a pack
     then holds it. What is settled stays, and so does what an unknown width leaves open."""
+    beyond: Callable[[Any, Params, int], np.ndarray | None] | None = None
+    """The rows that an adapter of a table puts after the last of so many, None where it has none: words that were added before training."""
     formula: str = ""
     """What it computes, in one line; ``W x + b`` is the layer."""
     kind: str = "weight"

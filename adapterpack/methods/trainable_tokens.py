@@ -88,6 +88,16 @@ def _fold(cfg: TrainableTokens, params: Params, site: Site, weight: Array, bias:
     return xp.take(xp.concat([weight, params["trainable_tokens_delta"]], axis=0), source, axis=0), bias
 
 
+def _beyond(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray | None:
+    """Raises ValueError where a word between the last row and the last trained one is not trained itself, so that nobody knows its row."""
+    new = range(rows, max(cfg.token_indices, default=-1) + 1)
+    place = {index: number for number, index in enumerate(cfg.token_indices)}
+    if missing := [index for index in new if index not in place]:
+        raise ValueError(f"the words {', '.join(map(str, missing[:5]))} are new and were not trained: their rows are in no file")
+    found: np.ndarray = params["trainable_tokens_delta"][[place[index] for index in new]]
+    return found if new else None
+
+
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {"token_indices": list(next(iter(sites.values())).token_indices), "init_weights": True}
 
@@ -115,6 +125,7 @@ trainable_tokens = Method(
     forward=_forward,
     fold=_fold,
     constants=_constants,
+    beyond=_beyond,
     examples=(TrainableTokens(token_indices=(3,)), TrainableTokens(token_indices=(4, 0, 2))),
     peft=PeftForm(
         peft_type="TRAINABLE_TOKENS",

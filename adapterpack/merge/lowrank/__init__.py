@@ -22,7 +22,7 @@ except ImportError:  # nothing was compiled here, or the processor cannot run it
 
 COMPILED = _kernel is not None
 """Whether the kernel is there."""
-STORED = (DTYPES["BF16"], DTYPES["F32"])
+STORED = (DTYPES["BF16"], DTYPES["F16"], DTYPES["F32"])
 """The dtypes of weights that it folds."""
 _PANEL = 32
 """Columns that the kernel goes through together; the rest of the last panel is zeros."""
@@ -73,4 +73,4 @@ def _is_float32(value: Any) -> bool:
 
 
 def _bits(value: np.ndarray) -> np.ndarray:
-    return value if value.dtype == np.float32 else value.view(np.uint16)
+    return value.view(np.uint16) if value.dtype == DTYPES["BF16"] else value

@@ -10,6 +10,11 @@
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 enum { LANES = 16, TILES = 2, PANEL = LANES * TILES, ROWS = 4 };
 typedef float lanes __attribute__((vector_size(64)));
@@ -50,18 +55,48 @@ struct sums {
 #define JOIN(a, b, c) JOIN_(a, b, c)
 #define NAME(x) JOIN(x, TYPE, SET)
 
+/* float16 by the processor's own conversions. */
 #if defined(__x86_64__)
 #define SET avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#define F16_WIDE(p) ((lanes)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p))))
+#define F16_NARROW(x, p) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtps_ph((__m512)(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))
 #include "kernels.h"
 #undef SET
 #undef TARGET
+#undef F16_WIDE
+#undef F16_NARROW
 #define SET avx2
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+INLINE TARGET lanes wide_avx2(const uint16_t *from) {
+    float two[LANES];
+    for (int i = 0; i < LANES; i += 8) _mm256_storeu_ps(two + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
+    return (lanes)*(const lanes_there *)two;
+}
+INLINE TARGET void narrow_avx2(lanes x, uint16_t *to) {
+    float two[LANES];
+    *(lanes_there *)two = x;
+    for (int i = 0; i < LANES; i += 8)
+        _mm_storeu_si128((__m128i *)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(two + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#define F16_WIDE wide_avx2
+#define F16_NARROW narrow_avx2
 #include "kernels.h"
 #elif defined(__aarch64__)
 #define SET neon
 #define TARGET
+INLINE lanes wide_neon(const uint16_t *from) {
+    float four[LANES];
+    for (int i = 0; i < LANES; i += 4) vst1q_f32(four + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i))));
+    return (lanes)*(const lanes_there *)four;
+}
+INLINE void narrow_neon(lanes x, uint16_t *to) {
+    float four[LANES];
+    *(lanes_there *)four = x;
+    for (int i = 0; i < LANES; i += 4) vst1_u16(to + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(four + i))));
+}
+#define F16_WIDE wide_neon
+#define F16_NARROW narrow_neon
 #include "kernels.h"
 #else
 #error "no fused multiply-add is known here"
@@ -71,14 +106,14 @@ typedef void (*work)(const struct block *, struct sums *);
 
 struct set {
     const char *name;
-    work product, bf16, f32; /* without a weight, or with one of that dtype */
+    work product, bf16, f16, f32; /* without a weight, or with one of that dtype */
 };
 static const struct set sets[] = { /* the best first */
 #if defined(__x86_64__)
-    {"avx512", run_product_avx512, run_bf16_avx512, run_f32_avx512},
-    {"avx2", run_product_avx2, run_bf16_avx2, run_f32_avx2},
+    {"avx512", run_product_avx512, run_bf16_avx512, run_f16_avx512, run_f32_avx512},
+    {"avx2", run_product_avx2, run_bf16_avx2, run_f16_avx2, run_f32_avx2},
 #else
-    {"neon", run_product_neon, run_bf16_neon, run_f32_neon},
+    {"neon", run_product_neon, run_bf16_neon, run_f16_neon, run_f32_neon},
 #endif
 };
 enum { SETS = sizeof(sets) / sizeof(sets[0]) };
@@ -89,7 +124,7 @@ static int supported(int number) {
     if (number == 0)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vl");
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #else
     return 1;
 #endif
@@ -116,21 +151,23 @@ static PyObject *run(PyObject *raw_array, PyObject *up_array, PyObject *panels_a
     int number = 0;
     while (number < SETS && (!supported(number) || (name && strcmp(name, sets[number].name)))) number++;
     if (number == SETS) return PyErr_Format(PyExc_ValueError, "this processor has no instruction set %s", name ? name : "for it");
-    if (!view(out_array, &out, "out", PyBUF_WRITABLE, 2, raw_array ? "Hf" : "f")) return NULL;
+    if (!view(out_array, &out, "out", PyBUF_WRITABLE, 2, raw_array ? "Hef" : "f")) return NULL;
     if (!view(up_array, &up, "up", 0, 2, "f")) goto release_out;
     if (!view(panels_array, &panels, "panels", 0, 3, "f")) goto release_up;
-    if (raw_array && !view(raw_array, &raw, "raw", 0, 2, "Hf")) goto release_panels;
+    if (raw_array && !view(raw_array, &raw, "raw", 0, 2, "Hef")) goto release_panels;
     const Py_ssize_t rows = out.shape[0], columns = out.shape[1], rank = up.shape[1];
     if (up.shape[0] != rows || panels.shape[0] != columns / PANEL + (columns % PANEL != 0) || panels.shape[1] != rank ||
         panels.shape[2] != PANEL ||
-        (raw_array && (raw.itemsize != out.itemsize || raw.shape[0] != rows || raw.shape[1] != columns))) {
+        (raw_array && (raw.format[0] != out.format[0] || raw.shape[0] != rows || raw.shape[1] != columns))) {
         PyErr_SetString(PyExc_ValueError, "raw and out [rows, columns], up [rows, rank] and panels [ceil(columns / 32), rank, 32] do not fit");
         goto release_raw;
     }
     const struct block block = {raw.buf, out.buf, up.buf, panels.buf, rows, columns, rank};
     struct sums sums = {0, 0, 0};
+    const struct set *set = sets + number;
+    const work task = !raw_array ? set->product : out.format[0] == 'H' ? set->bf16 : out.format[0] == 'e' ? set->f16 : set->f32;
     Py_BEGIN_ALLOW_THREADS
-    (!raw_array ? sets[number].product : out.itemsize == 2 ? sets[number].bf16 : sets[number].f32)(&block, &sums);
+    task(&block, &sums);
     Py_END_ALLOW_THREADS
     found = Py_BuildValue("ddO", sums.error, sums.inner, sums.moved ? Py_True : Py_False);
 release_raw:
@@ -176,7 +213,7 @@ static PyMethodDef methods[] = {
     {"product", py_product, METH_VARARGS, "product(up, panels, out, set=best)\n\nWrites up @ down into out, float32."},
     {"fold", py_fold, METH_VARARGS,
      "fold(raw, up, panels, out, set=best) -> (error, inner, moved)\n\n"
-     "Writes round(raw + up @ down) into out; 16-bit numbers are bfloat16. error is <E, E> and inner <E, D> of the change D and what\n"
+     "Writes round(raw + up @ down) into out; 16-bit integers are bfloat16. error is <E, E> and inner <E, D> of the change D and what\n"
      "storing made of it, S = D + E; moved says whether any bit differs."},
     {"sets", py_sets, METH_NOARGS, "sets() -> the instruction sets that this processor has, the best first"},
     {NULL, NULL, 0, NULL}};

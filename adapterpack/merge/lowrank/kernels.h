@@ -28,6 +28,20 @@
 #undef WIDE
 #undef NARROW
 
+#define TYPE f16
+#define STORED uint16_t
+#define EXACT 0
+#define PLAIN 0
+#define WIDE F16_WIDE
+#define NARROW F16_NARROW
+#include "kernel.h"
+#undef TYPE
+#undef STORED
+#undef EXACT
+#undef PLAIN
+#undef WIDE
+#undef NARROW
+
 #define TYPE f32
 #define STORED float
 #define EXACT 1
