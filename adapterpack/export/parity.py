@@ -17,7 +17,7 @@ from ..runtime.bundle import ADAPTER_POSITIONS
 from ..runtime.decoding import PRESENT, grown
 from ..runtime.feeds import ENCODED
 from ..runtime.session import Arrays, Session, positions
-from ..runtime.slots import NO_LABEL
+from ..runtime.fields import NO_LABEL
 from ..tasks import Task
 from .examples import LENGTHS, example
 
