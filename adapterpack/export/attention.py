@@ -47,8 +47,8 @@ def with_heads(model: Any, scope: Scope, packs: Iterable[Pack], sites: Mapping[s
         norm = {node for node in nodes if (scope(node) or "").startswith(f"{path}.k_norm")}
         ends = tuple(value.name for side in (entering, leaving) for value in {each.name: each for each in side(norm)}.values())
         if asked.heads * asked.width == out.in_features and keys.out_features == values.out_features and len(ends) == (2 if norm else 0):
-            heads = Heads(asked.queries.name, keys.output, values.output, ends or None, asked.heads, keys.out_features // asked.width, asked.width,
-                          asked.scale)
+            shared = keys.out_features // asked.width
+            heads = Heads(asked.queries.name, keys.output, values.output, ends or None, asked.heads, shared, asked.width, asked.scale)
             found[out.path] = dataclasses.replace(out, heads=heads)
     return found
 

@@ -52,8 +52,8 @@ def inputs(model: Any, plan: Plan) -> Attached:
         values = {}
         for field in site.fields:
             symbols = extents(field, site, lambda axis, number=number: f"{axis}_{number}")  # type: ignore[misc]
-            default = plan.base_head.get(f"{site.path}.{field}")
-            values[field] = slot_input(model, plan.slot_name(site.path, field), nothing(field, site) if default is None else default, symbols)
+            head = plan.base_head.get(f"{site.path}.{field}")
+            values[field] = slot_input(model, plan.slot_name(site.path, field), nothing(field, site) if head is None else head, symbols)
         emitter.site(site, values)
     _free_labels(model, plan)
     return Attached(plan.sites, lambda folder: _write_adapters(folder, plan))

@@ -17,8 +17,8 @@ from ..pack.quantized import require_plain
 from ..runtime.attended import PROJECTION
 from ..runtime.bundle import Heads, MappedSite
 from ..runtime.fields import RANK, TURN
-from ..runtime.slots import largest_ranks, pack_values
 from ..runtime.projecting import heads_at, projected
+from ..runtime.slots import largest_ranks, pack_values
 from .attention import with_heads
 from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import BaseGraph
