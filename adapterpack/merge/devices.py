@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from . import lowrank
 from .blocks import Arithmetic, InNumpy
+from .fused import Fused
 
 
 def arithmetic(device: str | None) -> Arithmetic:
-    """numpy for None; else torch on that device.
+    """The cores of this machine for None; else torch on that device.
 
     Raises:
         ProviderError: torch has no such device here.
     """
     if device is None:
-        return InNumpy()
+        return Fused() if lowrank.COMPILED else InNumpy()
     from .in_torch import InTorch  # noqa: PLC0415 - a merge without a device works without torch
 
     return InTorch(device)

@@ -13,6 +13,7 @@ from ..methods.arrays import array_namespace
 from ..methods.base import fold_form
 from ..pack.pack import Adapter
 from ..pack.safetensors import FLOATS, dtype_name
+from . import lowrank
 from .codecs.coded import Matrix
 
 Rows = np.ndarray
@@ -101,7 +102,8 @@ class Change(NamedTuple):
     Plain factor pairs are stacked, ``up = [w_1 up_1, ...]`` and ``down = [down_1; ...]``, so that any number of adapters is one product;
     ``rest`` holds the other additive ones as (weight, reads the base, fold). Where one is not additive, all are in ``chain``: each folds
     what the one before it left, as active adapters do in a model. ``whole``: not all can fold a block of rows without the others.
-    ``energy``: ``|D|_F^2`` of the change, where the factors tell it; else it has to be summed up over the blocks.
+    ``energy``: ``|D|_F^2`` of the change, where the factors tell it; else it has to be summed up over the blocks. ``panels`` is ``down`` as
+    :mod:`~adapterpack.merge.lowrank` multiplies it.
     """
 
     up: np.ndarray | None = None
@@ -110,12 +112,18 @@ class Change(NamedTuple):
     chain: tuple[Fold, ...] = ()
     whole: bool = False
     energy: float | None = None
+    panels: np.ndarray | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a product of factors and nothing else."""
+        return self.up is not None and self.down is not None and not self.rest and not self.chain
 
     def turned(self) -> Change | None:
         """The same change of the transposed matrix, where it is plain factors and nothing else."""
-        if self.up is None or self.down is None or self.rest or self.chain:
+        if not self.is_plain or self.up is None or self.down is None:
             return None
-        return Change(self.down.T, self.up.T, energy=self.energy)
+        return Change(self.down.T, self.up.T, energy=self.energy, panels=lowrank.panels(self.down.T, self.up.T))
 
     def apply(self, weight: Rows, bias: np.ndarray | None, rows: slice, change: Rows, new: Rows) -> np.ndarray | None:
         """Writes the change of a block into ``change`` and the changed block into ``new``; returns the changed bias."""
@@ -129,7 +137,7 @@ class Change(NamedTuple):
         if self.up is None or self.down is None:
             change.fill(0)
         else:
-            np.matmul(self.up[rows], self.down, out=change)
+            lowrank.product(self.up[rows], self.down, self.panels, change)
         total = bias
         for factor, reads, fold in self.rest:
             # The fold of zero is the change itself, free of the base's rounding, unless the method looks at the base.
@@ -176,7 +184,9 @@ def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight:
             ups.append(contribution.weight * factors[0])
             downs.append(factors[1])
     up, down = (_joined(ups, 1), _joined(downs, 0)) if ups else (None, None)
-    return Change(up, down, tuple(rest), whole=whole, energy=None if rest or up is None else _energy(up, down))
+    if up is None:
+        return Change(rest=tuple(rest), whole=whole)
+    return Change(up, down, tuple(rest), whole=whole, energy=None if rest else _energy(up, down), panels=lowrank.panels(up, down))
 
 
 def _energy(up: Any, down: Any) -> float:

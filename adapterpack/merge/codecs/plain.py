@@ -79,6 +79,11 @@ class PlainWriter(NamedTuple):
         return self.out
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype."""
+        return DTYPES[self.out]
+
+    @property
     def parts(self) -> Mapping[str, str]:
         """The tensor itself."""
         return {HOME: self.name}

@@ -124,6 +124,11 @@ class StackWriter(NamedTuple):
         return self.out
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype."""
+        return DTYPES[self.out]
+
+    @property
     def parts(self) -> Mapping[str, str]:
         """The tensors of all experts."""
         return {_role(number): run.tensor for number, run in enumerate(_runs(self.base, self.stack))}
