@@ -36,11 +36,12 @@ CLOSE = 1e-5
 
 
 def theirs(family: str, name: str, path: str) -> dict[str, np.ndarray]:
-    """AdapterHub's tensors of the adapter at one of our sites, by ours names."""
+    """AdapterHub's tensors of the adapter at one of our sites, by our names."""
     parts, in_attention = path.split("."), "attention" in path or "self_attn" in path
     layer = ".".join(parts[: next(place for place, part in enumerate(parts) if part.isdigit()) + 1])
     of_layer = {key: value for key, value in KEPT.items() if key.startswith(f"{family}/{name}/{layer}.")}
-    mine = {key.rpartition(".adapters.")[2].partition(".")[2]: value for key, value in of_layer.items() if ("attention" in key) == in_attention}
+    mine = {key.rpartition(".adapters.")[2].partition(".")[2]: value for key, value in of_layer.items()
+            if ("attention" in key) == in_attention}
     if name != "compacter":
         return {"down": mine["adapter_down.0.weight"], "down_bias": mine["adapter_down.0.bias"], "up": mine["adapter_up.weight"],
                 "up_bias": mine["adapter_up.bias"]}
