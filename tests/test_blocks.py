@@ -181,6 +181,18 @@ def test_the_adapted_model_is_the_formula(kind: str, name: str, plain: Make, mad
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_direft_is_its_formula() -> None:
+    """h + W2^T (W1 h + b) without any orthogonality (arXiv 2404.03592, section 3.2), in float64."""
+    config, block = LoReFT(r=3, orthogonal=False, targets=("0",)), torch.nn.Sequential(torch.nn.Linear(7, 5)).double()
+    x = np.random.default_rng(1).normal(size=(2, 4, 7))
+    h = block(torch.from_numpy(x)).detach().numpy()
+    model = adapt(block, config, "a")
+    scatter(model)
+    W2, W1, b = (model[0].params("a")[name].astype(np.float64) for name in ("rotation", "source", "bias"))
+    assert np.abs(W2 @ W2.T - np.eye(3)).max() > 0.1
+    np.testing.assert_allclose(model(torch.from_numpy(x)).detach().numpy(), h + (h @ W1.T + b) @ W2, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_adapters_stack_in_order(kind: str, plain: Make, made: Make) -> None:
     """What the first gives goes through the second; the other order gives something else."""

@@ -55,8 +55,9 @@ from adapterpack.pack import manifest as m
 from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.pack import build
 from adapterpack.runtime.bundle import read_bundle
+from adapterpack.runtime.fields import NO_LABEL
 from adapterpack.runtime.session import pad
-from adapterpack.runtime.slots import NO_LABEL, form_arrays, head_values
+from adapterpack.runtime.slots import form_arrays, head_values
 from adapterpack.tasks import task_named
 from adapterpack.train.train import load_model
 

@@ -1,21 +1,25 @@
-"""LLaMA-Adapter: against PEFT and a float64 reference, in other families, in company, packed, trained; and refusals."""
+"""LLaMA-Adapter: against PEFT and a float64 reference, in other families, in company, packed, trained, in graphs; and refusals."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import adapterpack as ap
-from adapterpack.errors import Unsupported
+from adapterpack.errors import FormatError, Unsupported
 from adapterpack.pack import peft_layout
+from adapterpack.runtime.bundle import read_bundle
+from adapterpack.runtime.projecting import projected
 from adapterpack.runtime.session import pad
 
 ROWS = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16]]
@@ -159,7 +163,7 @@ def test_it_trains_beside_a_lora_and_goes_out_again(llama: Any, tiny_llama: Path
 
 
 def test_what_cannot_have_it_says_so(llama: Any, tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    """Too many layers, attention of another build, merge and export; chosen layers that PEFT could not be told have no PEFT config."""
+    """Too many layers, attention of another build, a merge; chosen layers that PEFT could not be told have no PEFT config."""
     from transformers import AutoModel
 
     with pytest.raises(Unsupported, match="fewer layers"):
@@ -170,9 +174,77 @@ def test_what_cannot_have_it_says_so(llama: Any, tiny_bert: Path, tiny_llama: Pa
     assert not (tmp_path / "first" / peft_layout.CONFIG).exists() and ap.load(first.path).name == "first"
     with pytest.raises(Unsupported, match="does not act on weights"):
         ap.merge(tiny_llama, [first], tmp_path / "merged")
-    for mode in ("bank", "inputs"):
-        with pytest.raises(Unsupported, match="run this adapter under torch"):
-            ap.export(tiny_llama, [first], tmp_path / "bundle", mode=mode)
     for wrong in ({"adapter_len": 0}, {"adapter_layers": -1}, {"dropout": 0.1}):
         with pytest.raises(ValueError, match=r"adapter_len|adapter_layers|dropout"):
             ap.LLaMAAdapter(**wrong)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Grouped heads, biases, and norms of queries and keys, none of which is zero or one."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("qwen") / "base"
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                         head_dim=8, intermediate_size=8, attention_bias=True, pad_token_id=0, max_position_embeddings=64))
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+    model.save_pretrained(folder)
+    return folder
+
+
+def qwen_packs(base: Path) -> dict[str, Any]:
+    """Prompts of two lengths, and others that change the layers which those are made with."""
+    configs = {"long": ap.LLaMAAdapter(adapter_len=5), "short": ap.LLaMAAdapter(adapter_len=2),
+               "lora": ap.LoRA(r=3, targets="all-linear"), "turned": ap.OFT(block_size=4, targets=("k_proj", "v_proj", "o_proj"))}
+    return {name: ap.save(moved(AutoModelForCausalLM.from_pretrained(base).eval(), config, name, 0.2), None, base=base, name=name)
+            for name, config in configs.items()}
+
+
+def test_a_bank_takes_prompts_while_it_runs(qwen: Path, tmp_path: Path) -> None:
+    """Keys and values are made of the graph's own projections, whatever other adapters do at them; a slot filled later gives the logits
+    of a slot filled at export, and the base's rows keep their bits."""
+    packs, given = qwen_packs(qwen), pad(ROWS, 0, left=True)
+    ap.export(qwen, list(packs.values()), tmp_path / "all")
+    ap.export(qwen, [packs[name] for name in ("short", "lora", "turned")], tmp_path / "some", slots=5, max_rank=8)
+    ap.export(qwen, [packs["short"]], tmp_path / "narrow", slots=3)
+    ap.export(qwen, [], tmp_path / "none")
+    whole, part = (ap.Session(tmp_path / name, provider="cpu") for name in ("all", "some"))
+    with pytest.raises(Unsupported, match="does not fit its slot"):
+        ap.Session(tmp_path / "narrow", provider="cpu").load(packs["long"])
+    with pytest.raises(Unsupported, match="no place for a prompt"):
+        ap.Session(tmp_path / "none", provider="cpu").load(packs["long"])
+    before = part.run(given, [None] * 3)["logits"]
+    part.load(packs["long"])
+    names = ["long", "turned", "long"]
+    found, right = (session.run(given, names)["logits"] for session in (part, whole))
+    real = given["attention_mask"] > 0
+    np.testing.assert_allclose(found[real], right[real], rtol=0, atol=CLOSE)
+    assert np.abs(found - part.run(given, [None] * 3)["logits"])[real].max() > 1e-2
+    for session in (part, whole):
+        base = session.run(given, ["long", None, "short"])["logits"][1]
+        np.testing.assert_array_equal(base, before[1])
+
+
+def test_a_quantized_bank_takes_prompts(qwen: Path, tmp_path: Path) -> None:
+    """The quantized projections make the keys and values: near those of the float graph, and not the same."""
+    packs = qwen_packs(qwen)
+    ap.export(qwen, [packs["long"], packs["lora"]], tmp_path / "bundle", slots=4)
+    ap.quantize(tmp_path / "bundle", tmp_path / "small", scheme="int8")
+    session, given = ap.Session(tmp_path / "small", provider="cpu"), pad(ROWS, 0, left=True)
+    session.load(packs["long"], "again")
+    real = given["attention_mask"] > 0
+    first, second, base = (session.run(given, [name] * 3)["logits"][real] for name in ("long", "again", None))
+    assert 0 < np.abs(first - second).max() < 0.1 * np.abs(first - base).max()
+
+
+def test_a_graph_without_such_an_attention_says_so(qwen: Path, tmp_path: Path) -> None:
+    """A site map that names what the graph has not is an error, and no crash."""
+    packs = qwen_packs(qwen)
+    ap.export(qwen, [packs["long"]], tmp_path / "bundle", slots=3)
+    bundle = read_bundle(tmp_path / "bundle")
+    site = next(site for site in bundle.sites.values() if site.heads is not None)
+    model = ir.load(tmp_path / "bundle" / "model.onnx")
+    for wrong in ({"keys": "nothing"}, {"norm": ("nothing", "nothing")}, {"keys": "input_ids"}):
+        with pytest.raises(FormatError, match="graph has no"):
+            projected(model, dataclasses.replace(site.heads, **wrong), np.zeros((2, 24), np.float32))

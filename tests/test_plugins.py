@@ -309,6 +309,8 @@ FAULTS: dict[str, Method] = {
         init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "adaption_gate": np.ones(1, np.float32)}),
     "attended_rows_never_mix": llama_adapter._replace(
         attach=lambda cfg, params, site: AttentionForm(params["adaption_prompt"][0], params["adaption_gate"] * next(LOOKS))),
+    "attended_onnx_agrees": llama_adapter._replace(attach=lambda cfg, params, site: AttentionForm(
+        params["adaption_prompt"][0], params["adaption_gate"] * (1 if isinstance(params["adaption_gate"], np.ndarray) else 2))),
     "decoder_gradients": llama_adapter._replace(
         init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
     "only_the_adapter_trains_there": llama_adapter._replace(

@@ -37,8 +37,9 @@ from adapterpack.pack.checks.budget import Budget
 from adapterpack.pack.pack import Pack, build
 from adapterpack.runtime import providers
 from adapterpack.runtime.bundle import FILE_NAME, read_bundle
+from adapterpack.runtime.fields import NO_LABEL
 from adapterpack.runtime.session import pad
-from adapterpack.runtime.slots import NO_LABEL, pack_values
+from adapterpack.runtime.slots import pack_values
 
 Make = Callable[..., Any]
 WORDS = ("w1 w2 w3 w9", "w5 w6", "w7 w8 w30 w31 w32 w33")

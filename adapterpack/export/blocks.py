@@ -51,12 +51,11 @@ def find_blocks(model: Any, scope: Scope, wanted: Mapping[str, Wanted], linear: 
     nodes = [(node, scope(node) or "") for node in model.graph]
     found = {}
     for path, (width, entry) in wanted.items():
-        leaving = _single(_leaving(_within(nodes, path)), width)
-        entering = None if entry is None else _single(_entering(_within(nodes, entry)), width)
-        if leaving is not None and (entry is None or entering is not None):
-            block = MappedSite(path, leaving.producer().name, leaving.name, leaving.name, "", None, "in_out", width, width,
-                               len(leaving.shape))
-            found[path] = dataclasses.replace(linear.get(path, block), entry=None if entering is None else entering.name)
+        given = _single(leaving(_within(nodes, path)), width)
+        taken = None if entry is None else _single(entering(_within(nodes, entry)), width)
+        if given is not None and (entry is None or taken is not None):
+            block = MappedSite(path, given.producer().name, given.name, given.name, "", None, "in_out", width, width, len(given.shape))
+            found[path] = dataclasses.replace(linear.get(path, block), entry=None if taken is None else taken.name)
     return found
 
 
@@ -93,12 +92,14 @@ def _within(nodes: Sequence[tuple[Any, str]], path: str) -> set[Any]:
     return {node for node, own in nodes if own == path or own.startswith(f"{path}.")}
 
 
-def _leaving(members: set[Any]) -> Iterator[Any]:
+def leaving(members: set[Any]) -> Iterator[Any]:
+    """The values that nodes outside of these read, or that are outputs of the graph."""
     return (value for node in members for value in node.outputs
             if value.is_graph_output() or any(use.node not in members for use in value.uses()))
 
 
-def _entering(members: set[Any]) -> Iterator[Any]:
+def entering(members: set[Any]) -> Iterator[Any]:
+    """The values that come from outside of these nodes and are no constants."""
     return (value for node in members for value in node.inputs
             if value is not None and value.producer() not in members and not value.is_initializer())
 

@@ -20,6 +20,8 @@ from .activations import NODES
 
 PREFIX = "adapterpack/"
 """Every node that an adapter adds has a name that begins so: quantization leaves those alone."""
+_BEFORE = frozenset({"pre", "turn", "turn_down"})
+"""Fields of a layer that change what goes into it."""
 _OUTPUTS = {"TopK": 2}
 """Operators with more outputs than the one that is used."""
 
@@ -55,16 +57,17 @@ class Emitter:
             added = self._looked_up(site, x, slots) if site.kind == "lookup" else self._of_patches(site, x, y, slots)
             self._replace(y, self._op("Add", site, "sum", y, added))
             return
-        if site.flat and slots.keys() & {"pre", "turn", "turn_down"}:
+        if site.flat and slots.keys() & _BEFORE:
             self._before(base)
         wide = self._by_row(site, "x", x, slots)
         site, flat = dataclasses.replace(site, rank=3) if wide is not x else site, wide is not x
         if "head" in slots:
             self._replace(y, self._joined(site, "head", self._head(site, wide, slots), flat))
             return
-        if slots.keys() & {"pre", "turn", "turn_down"}:
+        if slots.keys() & (_BEFORE | {"attended_keys"}):
             self._before(base)
-            turned = self._placed(site, "turned", self._turned(site, wide, slots), wide)
+            turned = self._placed(site, "turned", self._turned(site, wide, slots), wide) if slots.keys() & _BEFORE else wide
+            turned = self._attended(site, turned, slots) if "attended_keys" in slots else turned
             base.replace_input_with(0, self._joined(site, "turned", turned, flat))
         self._after = y.producer()
         x, plain = wide, self._by_row(site, "y", y, slots)
@@ -171,6 +174,28 @@ class Emitter:
         for number, change in enumerate(changes):
             x = self._op("Add", site, f"turned_{number}", x, change)
         return x
+
+    def _attended(self, site: MappedSite, x: Any, slots: Mapping[str, Any]) -> Any:
+        """What goes into an output projection, and what the heads before it get of a prompt: ``gate softmax(q keys + absent) values``."""
+        assert site.heads is not None
+        heads, queries = site.heads, self._latest(self.values[site.heads.queries])
+
+        def op(name: str, *inputs: Any, **attributes: Any) -> Any:
+            return self._op(name, site, f"attended/{name}_{len(self.graph)}", *inputs, attributes=attributes)
+
+        def lifted(field: str, axes: list[int]) -> Any:
+            return op("Unsqueeze", slots[field], self._constant(site, f"{field}/axes", axes))
+
+        if len(queries.shape) == 3:
+            apart = self._reshaped(site, "attended/heads", queries, [0, 0, heads.count, heads.width])
+            queries = op("Transpose", apart, perm=[0, 2, 1, 3])
+        shared = self._reshaped(site, "attended/shared", queries, [0, heads.key_heads, -1, heads.width])
+        absent = lifted("attended_absent", [1, 2]) if self.batched else slots["attended_absent"]
+        weights = op("Softmax", op("Add", op("MatMul", shared, slots["attended_keys"]), absent), axis=-1)
+        each = self._reshaped(site, "attended/each", op("MatMul", weights, slots["attended_values"]), [0, heads.count, -1, heads.width])
+        gated = op("Mul", each, lifted("attended_gate", [2, 3] if self.batched else [1, 2]))
+        joined = self._reshaped(site, "attended/joined", op("Transpose", gated, perm=[0, 2, 1, 3]), [0, 0, site.in_features])
+        return op("Add", x, joined)
 
     def _branch(self, site: MappedSite, branch: Branch, z: Any, slots: Mapping[str, Any]) -> Any:
         """``act(norm(z) down + down_bias) up + up_bias``, the fields by the branch's name."""

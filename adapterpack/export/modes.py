@@ -12,10 +12,8 @@ import onnx_ir as ir
 
 from ..errors import Unsupported
 from ..pack.pack import Pack
-from ..runtime.blocks import FIELDS, block_shape, rank_axis
 from ..runtime.bundle import MappedSite, adapter_file
-from ..runtime.routes import FIELDS as ROUTES
-from ..runtime.routes import route_axes, route_default
+from ..runtime.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, nothing
 from ..runtime.slots import Values, grouped, padded, stacked
 from ..tasks import MAIN
 from .emit import Emitter, ids_input, positions_input, rows_of, slot_input
@@ -51,32 +49,11 @@ def inputs(model: Any, plan: Plan) -> Attached:
     """ONNX Runtime's own scheme: every slot is an optional input whose default has rank 0 (or is the base's head)."""
     emitter = Emitter(model, batched=False, positions=_positions(model, plan))
     for number, site in enumerate(plan.sites.values()):
-        wide: dict[str, tuple[list[int | str], tuple[int, ...]]] = {
-            "down": ([site.in_features, f"rank_{number}"], (site.in_features, 0)),
-            "up": ([f"rank_{number}", site.out_features], (0, site.out_features)),
-            "scale": ([site.out_features], (site.out_features,)),
-            "mix": ([site.out_features, site.out_features], (site.out_features, site.out_features)),
-            "shift": ([site.out_features], (site.out_features,)),
-            "delta": ([site.in_features, site.out_features], (site.in_features, site.out_features)),
-            "turn": ([site.in_features, site.in_features], (site.in_features, site.in_features)),
-            "turn_down": ([site.in_features, f"turn_{number}"], (site.in_features, 0)),
-            "turn_up": ([f"turn_{number}", site.in_features], (0, site.in_features)),
-            "pre": ([site.in_features], (site.in_features,)),
-            "head": ([site.in_features, f"labels_{number}"], (site.in_features, site.out_features)),
-            "head_bias": ([f"labels_{number}"], (site.out_features,)),
-        }
         values = {}
         for field in site.fields:
-            if field in ROUTES:
-                route, sizes = ROUTES[field][0], (site.in_features, site.out_features)
-                axes = route_axes(field, *sizes, f"{route.experts}_{number}", f"{route.name}_{number}")
-                values[field] = slot_input(model, plan.slot_name(site.path, field), route_default(field, *sizes), axes)
-                continue
-            symbols, shape = wide[field] if field in wide else _block_axes(field, site, number)
-            name = f"{site.path}.{field}"
-            default = plan.base_head.get(name)
-            neutral = np.ones(shape, np.float32) if field in {"scale", "pre"} else np.zeros(shape, np.float32)
-            values[field] = slot_input(model, plan.slot_name(site.path, field), neutral if default is None else default, symbols)
+            symbols = extents(field, site, lambda axis, number=number: f"{axis}_{number}")  # type: ignore[misc]
+            head = plan.base_head.get(f"{site.path}.{field}")
+            values[field] = slot_input(model, plan.slot_name(site.path, field), nothing(field, site) if head is None else head, symbols)
         emitter.site(site, values)
     _free_labels(model, plan)
     return Attached(plan.sites, lambda folder: _write_adapters(folder, plan))
@@ -100,12 +77,6 @@ def _positions(model: Any, plan: Plan) -> Any:
                               where=site.path, expected=f"{value.shape}, and the width", found=str(shape),
                               remedy="run this adapter under torch")
     return value
-
-
-def _block_axes(field: str, site: MappedSite, number: int) -> tuple[list[int | str], tuple[int, ...]]:
-    """The declared shape of a block's field, and that of its default, whose rank is 0."""
-    shape, axis = block_shape(field, site.out_features, 0), rank_axis(field)
-    return [f"{FIELDS[field][0]}_{number}" if place == axis else extent for place, extent in enumerate(shape)], shape
 
 
 def bank(model: Any, plan: Plan) -> Attached:
@@ -179,12 +150,14 @@ def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[s
 
 
 def with_ranks(sites: Mapping[str, MappedSite], ranks: Mapping[str, int], least: int) -> dict[str, MappedSite]:
-    """The sites with the ranks of their blocks' slots: what the packs need of each branch; a wide one is no reason to pad the others."""
-    return {path: dataclasses.replace(site, ranks={
-        **{branch: max(least, ranks[branch]) for branch in sorted({FIELDS[field][0] for field in site.fields if field in FIELDS})},
-        **{size: ranks[size] for route in sorted({ROUTES[field][0] for field in site.fields if field in ROUTES})
-           for size in (route.name, route.experts)},
-    }) for path, site in sites.items()}
+    """The sites with the lengths of their slots' own axes: what the packs need of each; a wide one is no reason to pad the others."""
+    return {path: dataclasses.replace(site, ranks={axis: ranks[axis] if axis in ROUTED else max(least, ranks[axis])
+                                                   for axis in sorted(_own_axes(site))}) for path, site in sites.items()}
+
+
+def _own_axes(site: MappedSite) -> set[str]:
+    """The free axes of a site's fields, without those that all sites have of one length, or by another rule."""
+    return {axis for field in site.fields for axis in FIELDS[field].axes} - FIXED - {RANK, TURN, LABELS}
 
 
 def base_head(model: Any, sites: Mapping[str, MappedSite]) -> Values:
@@ -216,15 +189,10 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
 
     for pack, values in zip(plan.packs, plan.values, strict=True):
         complete = grouped(values, plan.sites)
-        for site in plan.sites.values():  # a pair must be whole: an absent module becomes an explicit rank-0 pair
-            for narrow, wide, width in (("down", "up", site.out_features), ("turn_down", "turn_up", site.in_features)):
-                if narrow in site.fields and f"{site.path}.{narrow}" not in complete:
-                    complete[f"{site.path}.{narrow}"] = np.zeros((site.in_features, 0), np.float32)
-                    complete[f"{site.path}.{wide}"] = np.zeros((0, width), np.float32)
-            for field in FIELDS.keys() & set(site.fields):
-                complete.setdefault(f"{site.path}.{field}", np.zeros(block_shape(field, site.out_features, 0), np.float32))
-            for field in ROUTES.keys() & set(site.fields):
-                complete.setdefault(f"{site.path}.{field}", route_default(field, site.in_features, site.out_features))
+        for site in plan.sites.values():  # what has a length must be whole: a part that the adapter has not is there with nothing in it
+            for field in site.fields:
+                if set(FIELDS[field].axes) - FIXED - {LABELS}:
+                    complete.setdefault(f"{site.path}.{field}", nothing(field, site))
         adapter = ort.AdapterFormat()
         adapter.set_adapter_version(1)
         adapter.set_model_version(1)

@@ -19,7 +19,7 @@ from .modes import Plan
 
 SHARED: dict[str, tuple[str, ...]] = {"folded": (), "inputs": (), "bank": ("down",)}
 """Mode -> the fields that siblings have in one slot."""
-_OWN_INPUT = frozenset({"pre", "turn", "turn_down", "head"})
+_OWN_INPUT = frozenset({"pre", "turn", "turn_down", "head", "attended_keys"})
 """Fields of a site whose base product has an input, or weights, that its siblings have not."""
 
 

@@ -16,8 +16,8 @@ from ..runtime import canary
 from ..runtime.bundle import ADAPTER_POSITIONS
 from ..runtime.decoding import PRESENT, grown
 from ..runtime.feeds import ENCODED
+from ..runtime.fields import NO_LABEL
 from ..runtime.session import Arrays, Session, positions
-from ..runtime.slots import NO_LABEL
 from ..tasks import Task
 from .examples import LENGTHS, example
 

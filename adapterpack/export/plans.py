@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -14,8 +14,12 @@ from ..methods import to_matrix
 from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Adapter, Pack
 from ..pack.quantized import require_plain
-from ..runtime.bundle import MappedSite
+from ..runtime.attended import PROJECTION
+from ..runtime.bundle import Heads, MappedSite
+from ..runtime.fields import RANK, TURN
+from ..runtime.projecting import heads_at, projected
 from ..runtime.slots import largest_ranks, pack_values
+from .attention import with_heads
 from .blocks import find_blocks, unfused, wanted_blocks
 from .frontends import BaseGraph
 from .modes import Plan, base_head, with_fields, with_ranks
@@ -37,7 +41,8 @@ def plans_of(
         SiteNotFound, Unsupported: a pack changes what the graphs have no site for.
         ConfigError: the largest rank of a bank is too small.
     """
-    values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites) for pack in packs]
+    values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites, lambda prompt, path: _projected(graph, sites, prompt, path))
+              for pack in packs]
     wanted = {name.rpartition(".")[0] for one in values for name in one}
     kinds = {group.path: _KINDS.get(group.kind, "linear") for pack in packs for group in pack.manifest.groups if group.role == "adapter"}
     missing = sorted(path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind)
@@ -47,7 +52,7 @@ def plans_of(
     sites = {path: dataclasses.replace(site, positional=path in placed) for path, site in sites.items()}
     slots, max_rank = capacity
     ranks = largest_ranks(values)
-    mapped, needed = with_ranks(with_fields(sites, values), ranks, max_rank or 0), ranks.get("", 0)
+    mapped, needed = with_ranks(with_fields(sites, values), ranks, max_rank or 0), max(ranks.get(RANK, 0), ranks.get(TURN, 0))
     if max_rank is not None and max_rank < needed:
         raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank)
     plans = {}
@@ -76,7 +81,7 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
     """
     wanted, found = wanted_blocks(packs), list[MappedSite]()
     for part, model in graph.parts.items():
-        linear = find_sites(model, graph.scope)
+        linear = with_heads(model, graph.scope, packs, find_sites(model, graph.scope))
         blocks = find_blocks(model, graph.scope, wanted, linear)
         if blocks.keys() != wanted.keys() and len(graph.parts) == 1:
             blocks = find_blocks(model, unfused(model, graph.scope), wanted, linear)
@@ -86,6 +91,12 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
         found.extend(dataclasses.replace(site, part=part) for site in ordered)
     paths = [site.path for site in found]
     return {site.path: site for site in found if paths.count(site.path) == 1}
+
+
+def _projected(graph: BaseGraph, sites: Mapping[str, MappedSite], prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
+    """What the graph's own projections make of a prompt at the attention of that path."""
+    heads = heads_at(sites, path)
+    return *projected(graph.parts[sites[f"{path}.{PROJECTION}"].part], heads, prompt), heads
 
 
 def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:

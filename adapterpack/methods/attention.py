@@ -14,7 +14,7 @@ from .arrays import array_namespace
 from .base import Traits
 from .operators import Array
 
-TRAITS = Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, quantizable=False, batchable=False,
+TRAITS = Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, quantizable=False, batchable=True,
                 layers=("attention",), exclusive=True)
 """What the methods of this kind have in common."""
 

@@ -21,8 +21,8 @@ from ..pack.atomic import output_folder
 from ..pack.checkpoint import read_json
 from ..runtime import canary as replay
 from ..runtime.bundle import Bundle, MappedSite, graph_file, list_files, read_bundle
+from ..runtime.fields import NO_LABEL
 from ..runtime.session import Session, last_places, pad
-from ..runtime.slots import NO_LABEL
 
 
 class Scheme(NamedTuple):

@@ -14,7 +14,7 @@ from ..pack.pack import Pack
 from ..tasks import MAIN
 from .bank import AdapterBank
 from .bundle import ADAPTER_IDS, adapter_file
-from .slots import NO_LABEL
+from .fields import NO_LABEL
 
 if TYPE_CHECKING:
     from .session import Session

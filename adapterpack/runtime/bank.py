@@ -15,8 +15,10 @@ from ..errors import AdapterpackError, Unsupported
 from ..pack import identity
 from ..pack.manifest import Base
 from ..pack.pack import Adapter, Pack
-from .bundle import Bundle, graph_file
+from .attended import PROJECTION
+from .bundle import Bundle, Heads, graph_file
 from .positions import require_positions
+from .projecting import heads_at, projected
 from .slots import Values, pack_values, padded
 
 
@@ -49,7 +51,7 @@ class AdapterBank:
         """
         pack.require_levels(identity.levels(base), name=base.name, where=self.folder, allow_structural=allow_structural)
         require_positions(pack, self.bundle.sites)
-        values = pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites)
+        values = pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites, self._projected)
         with self._lock:
             slots, _ = self.state
             if pack.name in slots:
@@ -85,6 +87,12 @@ class AdapterBank:
         bias = None if site.bias is None else np.array(known[site.bias].const_value.numpy())
         own = slice(site.at, site.at + site.out_features)
         return (weight if site.layout == "out_in" else weight.T)[own], bias
+
+    def _projected(self, prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
+        """What the graph's own projections make of a prompt."""
+        heads = heads_at(self.bundle.sites, path)
+        part = self.bundle.sites[f"{path}.{PROJECTION}"].part
+        return *projected(ir.load(self.folder / graph_file(part)), heads, prompt), heads
 
     def _exported(self) -> Values:
         """The bank as the graph was exported with it."""

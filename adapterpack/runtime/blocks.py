@@ -43,7 +43,7 @@ FIELDS = {f"{branch}_{leaf}": (branch, leaf) for branch in BRANCHES for leaf in 
 """Field -> its branch and what it holds of it."""
 
 
-def block_arrays(form: BlockForm, width: int) -> dict[str, np.ndarray]:
+def block_arrays(form: BlockForm) -> dict[str, np.ndarray]:
     """The fields of one normal form, as float32 arrays."""
     branch = Branch(form.act, form.reads_input, form.norm is not None).name
     down, up = np.asarray(form.down.dense()).T, np.asarray(form.up.dense()).T
@@ -53,14 +53,3 @@ def block_arrays(form: BlockForm, width: int) -> dict[str, np.ndarray]:
     if form.norm is not None:
         leaves["norm_weight"], leaves["norm_bias"] = form.norm
     return {f"{branch}_{leaf}": np.ascontiguousarray(value, dtype=np.float32) for leaf, value in leaves.items()}
-
-
-def block_shape(field: str, width: int, rank: int) -> tuple[int, ...]:
-    """The shape of one slot."""
-    return tuple(width if axis == "n" else rank for axis in LEAVES[FIELDS[field][1]])
-
-
-def rank_axis(field: str) -> int | None:
-    """Where a field may be narrower than its slot, if anywhere."""
-    axes = LEAVES[FIELDS[field][1]]
-    return axes.index("r") if "r" in axes else None

@@ -27,6 +27,24 @@ _MAX_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
+class Heads:
+    """The attention before an output projection, by the values of the graph: what prompts that it looks at are made from.
+
+    ``queries`` are those that it uses, with their positions, ``keys`` and ``values`` the products of its projections, and ``norm`` what
+    goes into and comes out of the norm of the keys, where it has one. ``count`` heads of the queries share ``key_heads`` of ``width``.
+    """
+
+    queries: str
+    keys: str
+    values: str
+    norm: tuple[str, str] | None
+    count: int
+    key_heads: int
+    width: int
+    scale: float
+
+
+@dataclass(frozen=True)
 class MappedSite:
     """One linear module, or block, and where it is in the graph.
 
@@ -38,7 +56,8 @@ class MappedSite:
     ``flat``: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the experts of a model.
     ``kind``: ``linear``, ``lookup`` (an embedding, whose input is ids) or ``patches`` (a convolution whose kernels lie side by side).
     ``at`` is where its outputs begin in a weight that is packed with those of others. ``members`` are
-    the sites whose ``down`` factors lie side by side in this one's slot: it is no module.
+    the sites whose ``down`` factors lie side by side in this one's slot: it is no module. ``heads`` is the attention that the site is the
+    output projection of, if prompts are put beside it.
     """
 
     path: str
@@ -62,6 +81,7 @@ class MappedSite:
     kind: str = "linear"
     at: int = 0
     members: tuple[str, ...] = ()
+    heads: Heads | None = None
 
 
 @dataclass(frozen=True)
@@ -213,4 +233,6 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
 
 
 def _site(value: Mapping[str, Any]) -> MappedSite:
-    return MappedSite(**{**value, "fields": tuple(value["fields"]), "members": tuple(value.get("members", ()))})
+    heads = value.get("heads")
+    found = None if heads is None else Heads(**{**heads, "norm": heads["norm"] and tuple(heads["norm"])})
+    return MappedSite(**{**value, "fields": tuple(value["fields"]), "members": tuple(value.get("members", ())), "heads": found})

@@ -63,9 +63,6 @@ BRANCHES = {branch.name: branch for branch in (Branch(number, scores) for number
 """Every route that there can be, by name."""
 FIELDS = {f"{name}_{leaf}": (branch, leaf) for name, branch in BRANCHES.items() for leaf in branch.leaves}
 """Field -> its route and what it holds of it."""
-FREE = {field: tuple(place for place, axis in enumerate(LEAVES[leaf]) if axis in "er") for field, (_, leaf) in FIELDS.items()}
-"""Where an adapter may be narrower than its slot."""
-NEUTRAL = {field: ABSENT for field, (_, leaf) in FIELDS.items() if leaf == "bias"}
 
 
 def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
@@ -97,14 +94,3 @@ def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
         }
         fields |= {f"{branch.name}_{leaf}": np.ascontiguousarray(value, np.float32) for leaf, value in leaves.items()}
     return fields
-
-
-def route_axes(field: str, inputs: int, outputs: int, experts: int | str, rank: int | str) -> list[int | str]:
-    """The axes of one slot."""
-    wide: dict[str, int | str] = {"i": inputs, "o": outputs, "e": experts, "r": rank}
-    return [wide[axis] for axis in LEAVES[FIELDS[field][1]]]
-
-
-def route_default(field: str, inputs: int, outputs: int) -> np.ndarray:
-    """What a slot holds without an adapter: one expert that is not there, of rank 0."""
-    return np.full([int(axis) for axis in route_axes(field, inputs, outputs, 1, 0)], NEUTRAL.get(field, 0.0), np.float32)

@@ -7,7 +7,8 @@ Slot names are ``<module path>.<field>``. Fields of an adapted site::
 ``pre`` [in], ``turn`` [in, in], ``turn_down`` [in, t], ``turn_up`` [t, in], ``down`` [in, r], ``up`` [r, out], ``delta`` [in, out],
 ``scale`` [out], ``mix`` [out, out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels].
 A bank puts the slots in front. Apart from ``pre`` and ``scale``, zeros change nothing. The fields of an adapted block are in
-:mod:`~adapterpack.runtime.blocks`, those of routers in :mod:`~adapterpack.runtime.routes`.
+:mod:`~adapterpack.runtime.blocks`, those of routers in :mod:`~adapterpack.runtime.routes`, those of prompts beside an attention in
+:mod:`~adapterpack.runtime.attended`; :mod:`~adapterpack.runtime.fields` has the axes of all.
 """
 
 from __future__ import annotations
@@ -21,13 +22,11 @@ import numpy as np
 from ..errors import BaseMismatch, Unsupported
 from ..methods import LAYOUTS, AttachForm, Deviation, Diagonal, Site, complete
 from ..pack.pack import Adapter, Pack
-from .blocks import FIELDS, block_arrays, block_shape, rank_axis
+from .attended import Project, attended_arrays
+from .blocks import block_arrays
 from .bundle import MappedSite
-from .routes import FIELDS as ROUTES
-from .routes import FREE, NEUTRAL, route_arrays, route_axes
-
-NO_LABEL = np.float32(-1e9)
-"""The logit of a label that a row's adapter does not have: its probability is zero, and it survives conversion to JSON."""
+from .fields import FIELDS, FIXED, LABELS, extents
+from .routes import route_arrays
 
 HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 """Parameter of a linear layer that was trained whole -> its slot field."""
@@ -37,15 +36,6 @@ _THIN = frozenset({"embedding", "conv"})
 
 PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
 """Slot field -> its name in adapter files for onnxruntime-genai, those of ``olive convert-adapters``."""
-
-_NEUTRAL = {"scale": 1.0, "pre": 1.0, "head_bias": float(NO_LABEL), **NEUTRAL}
-"""What a field holds that changes nothing, where that is not zero."""
-
-_FREE_AXES: dict[str, tuple[int, ...]] = {
-    "down": (1,), "up": (0,), "turn_down": (1,), "turn_up": (0,), "head": (1,), "head_bias": (0,),
-    **{field: (axis,) for field in FIELDS if (axis := rank_axis(field)) is not None}, **FREE,
-}
-"""Where adapters may be narrower than their slot: the rank, the experts and the labels. Every other axis is the base's own width."""
 
 Values = dict[str, np.ndarray]
 
@@ -79,8 +69,12 @@ def form_arrays(form: AttachForm, out_features: int) -> Values:
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in fields.items()}
 
 
-ARRAYS: dict[str, Callable[[Any, int], Values]] = {"weight": form_arrays, "activation": block_arrays}
-"""Kind of a method -> what makes the fields of its normal form at a site of a given width."""
+ARRAYS: dict[str, Callable[[Any, Site, Project | None], Values]] = {
+    "weight": lambda form, site, project: form_arrays(form, site.out_features or 1),
+    "activation": lambda form, site, project: block_arrays(form),
+    "attention": lambda form, site, project: attended_arrays(form, site.path, project),
+}
+"""Kind of a method -> what makes the fields of its normal form at a site, and of what the base makes of a prompt there."""
 
 
 def require_slots(pack: Pack) -> None:
@@ -107,13 +101,15 @@ def require_slots(pack: Pack) -> None:
                               remedy="export with --mode folded")
 
 
-def pack_values(pack: Pack, weights: Weights | None = None, sites: Mapping[str, MappedSite] | None = None) -> Values:
-    """Every slot value of one pack, by slot name, unpadded; ``weights`` is asked for a method that reads the base.
+def pack_values(
+    pack: Pack, weights: Weights | None = None, sites: Mapping[str, MappedSite] | None = None, project: Project | None = None
+) -> Values:
+    """Every slot value of one pack, by slot name, unpadded; ``weights`` and ``project`` are asked for a method that reads the base.
 
     ``sites`` are those of the graph: they know the widths that a file of another library left out.
 
     Raises:
-        Unsupported: the base's weights are not at hand and needed, or a head is not made of linear layers.
+        Unsupported: the base is not at hand and needed, or a head is not made of linear layers.
     """
     require_slots(pack)
     values: Values = {}
@@ -130,7 +126,7 @@ def pack_values(pack: Pack, weights: Weights | None = None, sites: Mapping[str, 
                 wide = None if bias is None else bias.astype(np.float32)
                 site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=wide)
         form = method.attach(adapter.config, complete(method, adapter.config, adapter.wide, site), site)
-        values.update({f"{site.path}.{field}": array for field, array in ARRAYS[method.kind](form, site.out_features or 1).items()})
+        values.update({f"{site.path}.{field}": array for field, array in ARRAYS[method.kind](form, site, project).items()})
     for path, params in pack.full().items():
         values.update(head_values(path, params))
     return values
@@ -181,9 +177,9 @@ def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], ma
         value = values.get(name)
         if value is None and f"{path}.head" not in values:
             value = heads.get(name)
-        result[name] = np.full(shape, _NEUTRAL.get(field, 0.0), np.float32)
+        result[name] = np.full(shape, FIELDS[field].neutral, np.float32)
         if value is not None:
-            _require_fit(name, value.shape, shape, _FREE_AXES.get(field, ()))
+            _require_fit(name, value.shape, shape, FIELDS[field].free)
             result[name][tuple(slice(0, extent) for extent in value.shape)] = value
     return result
 
@@ -209,7 +205,7 @@ def grouped(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], w
                                        ("up", result.get(f"{member}.up"), (wide, sites[member].out_features))):
                 filled = np.zeros(room, np.float32)
                 if value is not None:
-                    _require_fit(f"{member}.{field}", value.shape, room, _FREE_AXES[field])
+                    _require_fit(f"{member}.{field}", value.shape, room, FIELDS[field].free)
                     filled[tuple(slice(0, extent) for extent in value.shape)] = value
                 parts[field].append(filled)
         result[f"{path}.down"] = np.concatenate(parts["down"], axis=1)
@@ -244,38 +240,22 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
     """The shape of one slot of every field of the graph."""
     shapes = {}
     for path, site in sites.items():
-        wide = site.labels or site.out_features
-        every = {"down": (site.in_features, max_rank * max(1, len(site.members))), "up": (max_rank, site.out_features),
-                 "scale": (site.out_features,),
-                 "shift": (site.out_features,), "pre": (site.in_features,), "turn": (site.in_features, site.in_features),
-                 "turn_down": (site.in_features, max_rank), "turn_up": (max_rank, site.in_features),
-                 "mix": (site.out_features, site.out_features),
-                 "delta": (site.in_features, site.out_features), "head": (site.in_features, wide), "head_bias": (wide,)}
+        room = {LABELS: site.labels or site.out_features, **site.ranks}
         for field in site.fields:
-            if field in ROUTES:
-                route = ROUTES[field][0]
-                axes = route_axes(field, site.in_features, site.out_features, site.ranks[route.experts], site.ranks[route.name])
-                shapes[f"{path}.{field}"] = tuple(map(int, axes))
-                continue
-            rank = site.ranks.get(FIELDS[field][0], max_rank) if field in FIELDS else max_rank
-            shapes[f"{path}.{field}"] = every[field] if field in every else block_shape(field, site.out_features, rank)
+            shapes[f"{path}.{field}"] = tuple(extents(field, site, lambda axis, room=room: room.get(axis, max_rank)))  # type: ignore[misc]
+        if site.members and "down" in site.fields:  # one beside the other
+            shapes[f"{path}.down"] = (site.in_features, max_rank * len(site.members))
     return shapes
 
 
 def largest_ranks(values: Iterable[Values]) -> dict[str, int]:
-    """The largest rank of every branch of blocks and every route, by its name, and of the branches of layers, by the name of nothing."""
+    """The longest of every free axis but the labels, by its name: ranks, and numbers of experts and tokens."""
     ranks: dict[str, int] = {}
     for name, array in ((name, array) for one in values for name, array in one.items()):
-        field = name.rpartition(".")[2]
-        if field in ROUTES:
-            if ROUTES[field][1] == "spread":
-                route = ROUTES[field][0]
-                for size, extent in zip((route.experts, route.name), array.shape, strict=True):
-                    ranks[size] = max(ranks.get(size, 0), extent)
-            continue
-        branch, leaf = FIELDS.get(field, ("", field))
-        if leaf in {"down", "turn_down"}:
-            ranks[branch] = max(ranks.get(branch, 0), array.shape[1])
+        field = FIELDS[name.rpartition(".")[2]]
+        for axis, extent in zip(field.axes, array.shape, strict=True):
+            if axis not in FIXED and axis != LABELS:
+                ranks[axis] = max(ranks.get(axis, 0), extent)
     return ranks
 
 

@@ -47,7 +47,8 @@ def _decoder(name: str, config: Callable[[Any], Any], *targets: str, **lacks: st
 
 
 def _encoder(name: str, task: str, config: Callable[[Any], Any], *targets: str, **lacks: str) -> Architecture:
-    return Architecture(name, task, config, targets or ("query", "value"), {"prompt": "no cache", **lacks})
+    usual = {"prompt": "no cache", "attention": "other projections"}
+    return Architecture(name, task, config, targets or ("query", "value"), {kind: why for kind, why in {**usual, **lacks}.items() if why})
 
 
 ARCHITECTURES: tuple[Architecture, ...] = (
@@ -57,13 +58,17 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _decoder("qwen3", lambda hf: hf.Qwen3Config(**_DECODER)),
     _decoder("gemma2", lambda hf: hf.Gemma2Config(**_DECODER, query_pre_attn_scalar=8, sliding_window=8), prompt="window"),
     _decoder("gemma3", lambda hf: hf.Gemma3TextConfig(**_DECODER, query_pre_attn_scalar=8, sliding_window=8), prompt="window"),
-    _decoder("phi3", lambda hf: hf.Phi3Config(**_ENCODER, num_key_value_heads=2), "qkv_proj", "down_proj"),
+    _decoder("phi3", lambda hf: hf.Phi3Config(**_ENCODER, num_key_value_heads=2), "qkv_proj", "down_proj",
+             attention="other projections"),
     _decoder("gpt2", lambda hf: hf.GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=1, n_head=4, n_positions=64, bos_token_id=1,
                                               eos_token_id=2),
-             "c_attn", "c_fc", diagonal="transposed layers", rotation="transposed layers"),
-    _decoder("opt", lambda hf: hf.OPTConfig(**_ENCODER, ffn_dim=48, word_embed_proj_dim=32), "q_proj", "fc1"),
-    _decoder("bloom", lambda hf: hf.BloomConfig(**_TOKENS, hidden_size=32, n_layer=1, n_head=4), "query_key_value", "dense_h_to_4h"),
-    _decoder("falcon", lambda hf: hf.FalconConfig(**_ENCODER, alibi=False), "query_key_value", "dense_4h_to_h", prompt="multi-query"),
+             "c_attn", "c_fc", diagonal="transposed layers", rotation="transposed layers", attention="other projections"),
+    _decoder("opt", lambda hf: hf.OPTConfig(**_ENCODER, ffn_dim=48, word_embed_proj_dim=32), "q_proj", "fc1",
+             attention="other projections"),
+    _decoder("bloom", lambda hf: hf.BloomConfig(**_TOKENS, hidden_size=32, n_layer=1, n_head=4), "query_key_value", "dense_h_to_4h",
+             attention="other projections"),
+    _decoder("falcon", lambda hf: hf.FalconConfig(**_ENCODER, alibi=False), "query_key_value", "dense_4h_to_h", prompt="multi-query",
+             attention="other projections"),
     _decoder("mixtral", lambda hf: hf.MixtralConfig(**_DECODER, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
              "q_proj", "v_proj"),
     _encoder("bert", "text-classification", lambda hf: hf.BertConfig(**_ENCODER, num_labels=3), "query", "value", "pooler.dense"),
@@ -80,7 +85,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _encoder("whisper", "automatic-speech-recognition", lambda hf: hf.WhisperConfig(
         **_PAIR, max_source_positions=20, max_target_positions=64, num_mel_bins=8, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         decoder_start_token_id=3, suppress_tokens=None, begin_suppress_tokens=None), "q_proj", "v_proj", "fc1"),
-    _encoder("vit", "image-classification", lambda hf: hf.ViTConfig(**_VISION, num_labels=3), "q_proj", "v_proj"),
+    _encoder("vit", "image-classification", lambda hf: hf.ViTConfig(**_VISION, num_labels=3), "q_proj", "v_proj", attention=""),
     _encoder("clip", "zero-shot-image-classification", lambda hf: hf.CLIPConfig(
         text_config={**_ENCODER, "projection_dim": 16}, vision_config={**_VISION, "projection_dim": 16}, projection_dim=16),
         "q_proj", "fc1", "visual_projection", "text_projection"),
@@ -131,9 +136,15 @@ def _prompt(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
     return PrefixTuning(num_virtual_tokens=3)
 
 
+def _attention(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
+    from ..methods import LLaMAAdapter  # noqa: PLC0415 - see above
+
+    return LLaMAAdapter(adapter_len=3)
+
+
 KINDS: tuple[Kind, ...] = (
     Kind("low-rank", _low_rank), Kind("diagonal", _diagonal), Kind("rotation", _rotation),
-    Kind("activation", _activation, folds=False), Kind("prompt", _prompt, folds=False),
+    Kind("activation", _activation, folds=False), Kind("prompt", _prompt, folds=False), Kind("attention", _attention, folds=False),
 )
 
 

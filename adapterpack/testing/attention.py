@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 from .case import MODELS, Case, require
 from .prompts import ROWS, decoder, logits_of, padded, prompted
 
@@ -39,3 +42,21 @@ def attended_rows_never_mix(case: Case) -> None:
             cache = next(name for name in ("cache", "past_key_values") if name in first)  # its name in newer and older transformers
             error = float((model(torch.tensor([row[-1:]]), **{cache: first[cache]}).logits[0, -1] - alone[-1]).abs().max())
         require(error < 1e-5, f"a token on a cache is off by {error:.1e}")
+
+
+def attended_onnx_agrees(case: Case) -> None:
+    """A graph of the decoder with the adapter in it, as inputs and in a bank, gives the torch model's logits in float64, within 1e-4 of
+    the largest: ragged rows padded on both sides, with the adapter beside others without, whole and piece by piece on a cache."""
+    from ..export.export import export  # noqa: PLC0415 - see the package's docstring
+    from ..runtime.session import Session  # noqa: PLC0415
+    from ..tasks import task_named  # noqa: PLC0415
+    from ..train.save import save  # noqa: PLC0415
+    from .exports import Reference, check  # noqa: PLC0415
+
+    task, mode = task_named("text-generation"), "inputs" if case.config == case.method.examples[-1] else "bank"
+    with tempfile.TemporaryDirectory() as folder:
+        base, out = Path(folder) / "base", Path(folder) / "bundle"
+        decoder(MODELS[0]).save_pretrained(base)
+        pack = save(prompted(case, MODELS[0]), None, base=base, name="example")
+        export(base, [pack], out, mode=mode, task=task.name, frontend="mobius")
+        check(Session(out, "cpu"), {None: Reference(task, base), pack.name: Reference(task, base, pack)})

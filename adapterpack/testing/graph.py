@@ -32,7 +32,7 @@ def onnx_agrees(case: Case) -> None:
     trained = {name: value for name, value in case.trained(np.float32).items() if name in {**case.shared(), **case.own()}}
     params = complete(case.method, case.config, trained, site_of(case, weight, bias))
     form = case.method.attach(case.config, params, site_of(case, weight, bias))
-    arrays = {f"{NAME}.{field}": value for field, value in ARRAYS[case.method.kind](form, case.layer.out_features).items()}
+    arrays = {f"{NAME}.{field}": value for field, value in ARRAYS[case.method.kind](form, case.site, None).items()}
     model, positional = _layer(ir, weight, bias), case.config.acts is not None
     found = find_sites(model, lambda node: NAME)
     linear = {path: dataclasses.replace(site, entry=site.input, positional=positional) for path, site in found.items()}

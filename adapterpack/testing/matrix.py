@@ -113,6 +113,8 @@ INVARIANTS = (
               FEW[:1] + BLOCKS[:1]),
     Invariant("disabled_attention_is_the_base", attention.disabled_attention_is_the_base, _attention, "kind", BLOCKS[:1]),
     Invariant("attended_rows_never_mix", attention.attended_rows_never_mix, _attention, "kind", BLOCKS[:1]),
+    Invariant("attended_onnx_agrees", attention.attended_onnx_agrees, lambda method: _attention(method) and method.traits.batchable,
+              "batchable", BLOCKS[:1]),
     Invariant("only_the_adapter_trains_there", decoders.only_the_adapter_trains_there, _decoded, "kind", BLOCKS[:1] + MODELS[:1]),
     Invariant("decoder_gradients", decoders.decoder_gradients, _decoded, "kind", BLOCKS[:1] + MODELS[:1]),
     Invariant("form_as_declared", prompts.form_as_declared, _prompt, "kind"),
