@@ -69,14 +69,12 @@ def growing(out: Path, place: str, graphs: Mapping[str, Any], made_from: Sequenc
     files = dict.fromkeys(weight.file for weight in weights)
     staging.require_space(out, sum(weight.nbytes for weight in weights) - staging.taken(folder))
 
-    def opened(home: Path) -> journal.Journal:
-        folder.mkdir(parents=True, exist_ok=True)
-        return journal.Journal(home, Part(), [str((folder / file).relative_to(home)) for file in files])
-
-    with staging.staged(out, home, opened, keep=False) as log:
+    names = [str((folder / file).relative_to(home)) for file in files]
+    with staging.staged(out, home, lambda home: journal.Journal(home, Part(), names), keep=False) as log:
         done = journal.finished(home, len(weights) + 1)
         known = set[int]() if len(weights) in done else set(done)
         _clear(whole, {folder / file for file in files})
+        folder.mkdir(parents=True, exist_ok=True)
         for file, message in messages.items():
             (folder / file).write_bytes(message)
         w.reserve(weights, folder)
@@ -95,8 +93,8 @@ def growing(out: Path, place: str, graphs: Mapping[str, Any], made_from: Sequenc
 
 def _key(messages: Mapping[str, bytes], made_from: Sequence[str]) -> str:
     found = hashlib.sha256()
-    for text in (*(part for file, message in messages.items() for part in (file.encode(), message)), *(each.encode() for each in made_from)):
-        found.update(len(text).to_bytes(8, "little") + text)
+    for each in (*(part for file, message in messages.items() for part in (file.encode(), message)), *map(str.encode, made_from)):
+        found.update(len(each).to_bytes(8, "little") + each)
     return found.hexdigest()
 
 
