@@ -29,6 +29,7 @@ def _build(folder: Path, task: str) -> BaseGraph:
     logging.getLogger("mobius").setLevel(logging.WARNING)
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         package = builder.build(str(folder), task=task, execution_provider="default", dtype="f32")
+    package["model"].graph.name = folder.name  # and not its path, which may be that of a scratch folder
     _exact_scale(package["model"].graph, read_json(folder / "config.json").get("hidden_size"))
     return BaseGraph(package["model"], onnxscript_scope, f"mobius-onnx {version('mobius-onnx')}")
 
