@@ -46,7 +46,7 @@ from adapterpack.train.seen import measure as see
 
 SIZES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.4)
 """Of the merged change, relative to the sum of all changes; task arithmetic's coefficient itself."""
-DENSITIES = (0.1, 0.3, 0.6)
+DENSITIES = (0.2, 0.5)
 ROWS = 64
 """Training rows of a task that a rule may look at which looks at data."""
 PAIRS = {"slerp": "of two adapters, not of eight", "nuslerp": "of two adapters, not of eight"}

@@ -146,7 +146,8 @@ VIEWS = {
     "striped": View(lambda x: x * STRIPES, (1, 1, 1)),
 }
 """A colour tells the tasks apart at sight, as CLIP's eight data sets are, so that one network can hold all of them."""
-SEEN = 0.3
+import os
+SEEN = float(os.environ.get("SEEN","0.0")); RATE=float(os.environ.get("RATE","2e-3")); STEPS=int(os.environ.get("STEPS","150"))
 """The share of the rows of pretraining under one of the views, in any colour: a base that has an idea of every task, as CLIP has."""
 
 
@@ -161,15 +162,11 @@ def digits(seed: int, folder: Path) -> Suite:
         pretrained, head = _pretrained(ink[:ROWS], labels[:ROWS], seed)
         pretrained.save_pretrained(folder)
         save_file(head.state_dict(), folder / HEAD)
-    kept = load_file(folder / HEAD)
-
-    def named(features: torch.Tensor) -> torch.Tensor:
-        return features @ kept["weight"].T + kept["bias"]
-
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
     tasks = [task_of(name, divided((view.images(ink[ROWS:]),), seed, (0.5, 0.2)), labels[ROWS:]) for name, view in VIEWS.items()]
+    heads = {task.name: _prototypes(_first_token, model, task.train) for task in tasks}
     targets = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
-    return Suite("digits", folder, tasks, model, _first_token, dict.fromkeys(VIEWS, named), targets, 4, 200, 2e-3)
+    return Suite("digits", folder, tasks, model, _first_token, heads, targets, 4, STEPS, RATE)
 
 
 def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
@@ -235,15 +232,15 @@ def texts(seed: int, folder: Path) -> Suite:
         if source not in held:
             held[source] = divided(_before(model, tokenizer, strings), seed, (0.6, 0.15))
         tasks.append(task_of(name, held[source], torch.tensor([answer(row, median) for row in rows])))
-        heads[name] = _prototypes(model, tasks[-1].train)
+        heads[name] = _prototypes(_after, model, tasks[-1].train)
     targets = tuple(f"encoder.layer.{layer}.{inner}" for layer in LAYERS for inner in INNER)
-    return Suite("texts", base, tasks, model, _after, heads, targets, 8, 50, 2e-3)
+    return Suite("texts", base, tasks, model, _after, heads, targets, 4, 50, 2e-3)
 
 
-def _prototypes(model: Any, train: Split) -> Head:
+def _prototypes(features: Callable[[Any, Inputs], torch.Tensor], model: Any, train: Split) -> Head:
     """Cosines with the mean of the first eight rows of each class, sharpened as CLIP's are."""
     with torch.no_grad():
-        means = torch.stack([_after(model, train.rows(torch.nonzero(train.labels == label)[:8, 0]).inputs).mean(dim=0)
+        means = torch.stack([features(model, train.rows(torch.nonzero(train.labels == label)[:8, 0]).inputs).mean(dim=0)
                              for label in range(int(train.labels.max()) + 1)])
     center = means.mean(dim=0)
     means = functional.normalize(means - center)
