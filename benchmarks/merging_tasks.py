@@ -1,8 +1,8 @@
 """The two suites of `merging_quality.py`: eight small tasks each over one pretrained base, and how an adapter of one is trained.
 
 As in the protocol of KnOTS (arXiv 2410.19735) a task's head is fixed before its adapter is trained, so that adapters alone are merged, and
-the base has some idea of every task without them. There heads are CLIP's text embeddings of the names of classes. Here images have the
-head that the base was pretrained with, and texts the mean embeddings of a few rows of each class.
+the base has some idea of every task without them. There heads are CLIP's text embeddings of the names of classes; here they are the mean
+embeddings, by the base, of a few rows of each class.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 import adapterpack
@@ -111,7 +110,6 @@ class Suite:
 
 # The digits of scikit-learn in eight colours, under one view each, and a small vision transformer that knows digits of any colour.
 
-HEAD = "head.safetensors"
 PRETRAINING, ROWS = 800, 900
 """Steps, and the rows that the base is made from; the others are the tasks'."""
 CHECKERED = torch.tensor([[float((i + j) % 2) for j in range(8)] for i in range(8)])
@@ -146,9 +144,6 @@ VIEWS = {
     "striped": View(lambda x: x * STRIPES, (1, 1, 1)),
 }
 """A colour tells the tasks apart at sight, as CLIP's eight data sets are, so that one network can hold all of them."""
-import os
-SEEN = float(os.environ.get("SEEN","0.0")); RATE=float(os.environ.get("RATE","2e-3")); STEPS=int(os.environ.get("STEPS","150"))
-"""The share of the rows of pretraining under one of the views, in any colour: a base that has an idea of every task, as CLIP has."""
 
 
 def digits(seed: int, folder: Path) -> Suite:
@@ -158,15 +153,14 @@ def digits(seed: int, folder: Path) -> Suite:
     raw = load_digits()
     order = np.random.default_rng(seed).permutation(len(raw.images))
     ink, labels = torch.tensor(raw.images[order] / 16, dtype=torch.float32), torch.tensor(raw.target[order])
-    if not (folder / HEAD).exists():
-        pretrained, head = _pretrained(ink[:ROWS], labels[:ROWS], seed)
+    if not folder.exists():
+        pretrained = _pretrained(ink[:ROWS], labels[:ROWS], seed)
         pretrained.save_pretrained(folder)
-        save_file(head.state_dict(), folder / HEAD)
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
     tasks = [task_of(name, divided((view.images(ink[ROWS:]),), seed, (0.5, 0.2)), labels[ROWS:]) for name, view in VIEWS.items()]
     heads = {task.name: _prototypes(_first_token, model, task.train) for task in tasks}
     targets = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
-    return Suite("digits", folder, tasks, model, _first_token, heads, targets, 4, STEPS, RATE)
+    return Suite("digits", folder, tasks, model, _first_token, heads, targets, 4, 150, 1e-3)
 
 
 def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
@@ -174,8 +168,8 @@ def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
     return found
 
 
-def _pretrained(ink: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[Any, torch.nn.Linear]:
-    """A vision transformer and its head for digits of any colour, shifted by up to one pixel and with a little noise."""
+def _pretrained(ink: torch.Tensor, labels: torch.Tensor, seed: int) -> Any:
+    """A vision transformer that tells upright digits of any colour apart, shifted by up to one pixel and with a little noise."""
     torch.manual_seed(seed)
     config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=3, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
                                     intermediate_size=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -185,15 +179,13 @@ def _pretrained(ink: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[Any
     for _ in range(PRETRAINING):
         chosen = torch.randint(len(ink), (64,))
         x = ink[chosen].roll(tuple(torch.randint(-1, 2, (2,)).tolist()), (-2, -1))
-        seen = list(VIEWS.values())[int(torch.randint(len(VIEWS), ()))].changed(x)
-        x = torch.where(torch.rand(len(x), 1, 1) < SEEN, seen, x)
         paper, light = torch.rand(2, len(x), 3, 1, 1)
         images = painted(x, paper - 1, light) + 0.05 * torch.randn(len(x), 3, 8, 8)
         optimizer.zero_grad()
         functional.cross_entropy(head(_first_token(model, (images,))), labels[chosen]).backward()
         optimizer.step()
         schedule.step()
-    return model, head
+    return model
 
 
 # Eight questions about the texts of the examples, and the sentence encoder MiniLM.
