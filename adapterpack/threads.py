@@ -31,9 +31,20 @@ def workers() -> int:
     return min(cores, 4)
 
 
-def no_blas_threads() -> None:
-    """For a process that has not imported numpy yet and multiplies on threads of its own: the BLAS starts none, which also is quicker."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+@contextmanager
+def no_blas_threads() -> Iterator[None]:
+    """For a process that multiplies on threads of its own: if numpy is imported within the block, the BLAS starts none, which is quicker.
+
+    Processes that are started after the block see nothing of it.
+    """
+    name = "OPENBLAS_NUM_THREADS"
+    asked = name in os.environ
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if not asked:
+            del os.environ[name]
 
 
 @contextmanager

@@ -160,7 +160,7 @@ def digits(seed: int, folder: Path) -> Suite:
     tasks = [task_of(name, divided((view.images(ink[ROWS:]),), seed, (0.5, 0.2)), labels[ROWS:]) for name, view in VIEWS.items()]
     heads = {task.name: _prototypes(_first_token, model, task.train) for task in tasks}
     targets = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
-    return Suite("digits", folder, tasks, model, _first_token, heads, targets, 4, 150, 1e-3)
+    return Suite("digits", folder, tasks, model, _first_token, heads, targets, 4, 200, 2e-3)
 
 
 def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
@@ -190,7 +190,7 @@ def _pretrained(ink: torch.Tensor, labels: torch.Tensor, seed: int) -> Any:
 
 # Eight questions about the texts of the examples, and the sentence encoder MiniLM.
 
-LAYERS = (5,)
+LAYERS = (4, 5)
 """The layers that are adapted; what the ones before make of a text is computed once."""
 INNER = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense",
          "output.dense")
@@ -226,7 +226,7 @@ def texts(seed: int, folder: Path) -> Suite:
         tasks.append(task_of(name, held[source], torch.tensor([answer(row, median) for row in rows])))
         heads[name] = _prototypes(_after, model, tasks[-1].train)
     targets = tuple(f"encoder.layer.{layer}.{inner}" for layer in LAYERS for inner in INNER)
-    return Suite("texts", base, tasks, model, _after, heads, targets, 4, 50, 2e-3)
+    return Suite("texts", base, tasks, model, _after, heads, targets, 4, 100, 2e-3)
 
 
 def _prototypes(features: Callable[[Any, Inputs], torch.Tensor], model: Any, train: Split) -> Head:

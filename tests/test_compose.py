@@ -300,6 +300,16 @@ def test_changes_that_cancel_leave_nothing() -> None:
     assert not np.any(deltas_of(composed)["layers.0.v_proj"])
 
 
+@pytest.mark.fast
+def test_progress_counts_every_site() -> None:
+    """The bytes of all factors, up to all of them, one after another."""
+    packs: list[Pack] = [made(1).pack, made(2).pack]
+    seen: list[tuple[int, int]] = []
+    adapterpack.compose(packs, progress=lambda done, total: seen.append((done, total)))
+    size = sum(value.nbytes for pack in packs for value in pack.tensors.values())
+    assert seen == sorted(seen) and seen[-1] == (size, size)
+
+
 # What the result carries, and what is refused.
 
 

@@ -499,6 +499,15 @@ def test_xlora_is_pefts_xlora(label: str, tmp_path: Path) -> None:
     assert (plain - wanted).abs().max() > 1e-2 * wanted.abs().max()
 
 
+def _losses(model: Any, data: list[dict[str, Any]], folder: Path) -> list[float]:
+    """The losses of thirty steps of the Trainer."""
+    arguments = TrainingArguments(output_dir=str(folder), max_steps=30, learning_rate=0.05, report_to=[], save_strategy="no",
+                                  logging_steps=1, disable_tqdm=True, use_cpu=True, gradient_checkpointing=True)
+    trainer = AdapterTrainer(model=model, args=arguments, train_dataset=data)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
 def test_xlora_learns_and_comes_back(tmp_path: Path) -> None:
     """Trained by the Trainer: only the classifier moves, the loss falls, the pack says its logits, and another model has them too."""
     base, folders = peft_loras(tmp_path, 3)
@@ -509,11 +518,7 @@ def test_xlora_learns_and_comes_back(tmp_path: Path) -> None:
     before = {name: value.detach().clone() for name, value in model.named_parameters() if name not in moving}
     rng = np.random.default_rng(0)
     data = [{"input_ids": row, "labels": row} for row in rng.integers(3, 31, (8, 10)).tolist()]
-    arguments = TrainingArguments(output_dir=str(tmp_path / "run"), max_steps=30, learning_rate=0.05, report_to=[], save_strategy="no",
-                                  logging_steps=1, disable_tqdm=True, use_cpu=True, gradient_checkpointing=True)
-    trainer = AdapterTrainer(model=model, args=arguments, train_dataset=data)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = _losses(model, data, tmp_path / "run")
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.01
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters() if name in before)
     saved = save(model.eval(), tmp_path / "mix", base=base)
@@ -529,6 +534,44 @@ def test_xlora_learns_and_comes_back(tmp_path: Path) -> None:
     assert not again._forward_pre_hooks and not again._forward_hooks
     with torch.no_grad():
         assert torch.equal(again(ids).logits, LlamaForCausalLM.from_pretrained(base).eval()(ids).logits)
+
+
+@pytest.mark.parametrize(("tree", "own"), [("fuse(x0, x1, x2, size=16)", {"query", "key"}), ("gate(x0, x1, x2)", {"weight", "bias"})])
+def test_routers_of_layers_learn_and_come_back(tree: str, own: set[str], tmp_path: Path) -> None:
+    """Trained by the Trainer: what is the node's own moves at every layer, nothing else does; the loss falls; another model answers so."""
+    base, folders = peft_loras(tmp_path, 3)
+    pack = compose(folders, tree=tree, name="mix")
+    model = attach(LlamaForCausalLM.from_pretrained(base), pack, check_base=False)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    moving = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert {name.rpartition("/")[2] for name in moving} == own and len(moving) == 2 * len(list(pack.adapters()))
+    data = [{"input_ids": row, "labels": row} for row in np.random.default_rng(0).integers(3, 31, (8, 10)).tolist()]
+    losses = _losses(model, data, tmp_path / "run")
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.01
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name]) != (name in moving), name
+    save(model.eval(), tmp_path / "mix", base=base)
+    ids = torch.tensor([data[0]["input_ids"]])
+    again = attach(LlamaForCausalLM.from_pretrained(base), load(tmp_path / "mix")).eval()
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+@pytest.mark.fast
+def test_what_a_node_begins_with_is_drawn_by_seed_and_site() -> None:
+    """The generator that a tree is given reaches its nodes: another seed draws other queries, and no two sites draw the same."""
+    known = members()
+
+    def queries(seed: int) -> np.ndarray:
+        pack = compose([known["a"], known["b"]], tree="fuse(a, b, size=3)", seed=seed)
+        assert pack.manifest.lineage is not None and pack.manifest.lineage.params["seed"] == seed
+        return np.concatenate([adapter.params["@0/query"].ravel() for adapter in pack.adapters()])
+
+    first = queries(0)
+    np.testing.assert_array_equal(queries(0), first)
+    assert not np.intersect1d(queries(1), first).size and len(np.unique(first)) == first.size
+    with pytest.raises(ConfigError, match="from 0 on"):
+        queries(-1)
 
 
 @pytest.mark.fast

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..threads import no_blas_threads
 from .composing import measured, say, tell_plan, write
 from .options import packs_read, pairs, shared, weight_option
 from .output import emit, line, shown
+from .progress import byte_bar
 from .score import scored_by
 
 _MAX_FILE = 1 << 18
@@ -65,8 +67,7 @@ def command(
       adapterpack compose packs/a packs/b --recipe both.json -o packs/again
       adapterpack compose packs/a packs/b packs/c --tree "arrow(a, b, c, top_k=2)" -o packs/routed
     """
-    no_blas_threads()
-    with packs_read(packs) as read:
+    with no_blas_threads(), packs_read(packs) as read:
         from ..compose.compose import compose  # noqa: PLC0415 - the help must not pay for it
 
         loaded = read()
@@ -79,10 +80,10 @@ def command(
         raise click.UsageError("Missing option '-o' / '--output'.")
     if data:
         statistics = measured(loaded, rule, data, statistics, base, out)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as said, byte_bar("compose") if score is None else nullcontext() as progress:
         warnings.simplefilter("always", UserWarning)
         made = compose(loaded, **options, out=out, statistics=statistics or None, tree=None if tree is None else _tree(tree),
-                       score=None if score is None else scored_by(score, say), recipe=recipe)
+                       score=None if score is None else scored_by(score, say), recipe=recipe, progress=progress)
     for text in dict.fromkeys(str(each.message) for each in said):
         say(f"warning: {text}")
     write(made, packs, write_recipe, to_mergekit)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError, Unsupported, nearest
 from ..methods import Method, Site, complete
-from ..methods.composed import NAME, composed, made
+from ..methods.composed import NAME, composed, drawn, made
 from ..methods.nodes import Tree, decode, encode, leaves, node, shares
 from ..methods.nodes.base import Leaf, Node
 from ..methods.nodes.registry import NODES
@@ -34,6 +34,8 @@ def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) 
         BaseMismatch: the packs belong to different bases.
         Unsupported: a pack cannot be part of the tree.
     """
+    if seed < 0:
+        raise ConfigError("a seed is a whole number", where="seed", expected="from 0 on", found=seed, remedy="give another")
     base, task = common_base(parents), common_task(parents)
     chosen = _settled(read_tree(tree), base)
     by_name = _members(parents, chosen)
@@ -44,7 +46,7 @@ def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) 
         for group, adapter in zip((one for one in pack.manifest.groups if one.role == "adapter"), pack.adapters(), strict=True):
             found.setdefault(adapter.site.path, {})[member] = (group, adapter)
     sites = [_site(method, parts, by_name) for parts in found.values()]
-    adapters = {site: _adapter(method, site, parts, by_name) for site, parts in zip(sites, found.values(), strict=True)}
+    adapters = {site: _adapter(method, site, parts, by_name, seed) for site, parts in zip(sites, found.values(), strict=True)}
     part = shares(chosen)
     weights = {group.path: group.weight for parts in found.values() for group, _ in parts.values() if group.weight is not None}
     weights |= {group.path: group.weight for pack in parents for group in pack.manifest.groups if group.role == "full" and group.weight}
@@ -54,7 +56,7 @@ def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) 
         shared=_shared(method, len(sites), seed),
         full=average(parents, [part[member] for member in by_name]),
         weights=weights,
-        lineage=descended(NAME, parents, {"seed": seed} if method.shared else {}),
+        lineage=descended(NAME, parents, {"seed": seed} if drawn(method) else {}),
         license=licenses.pop() if len(licenses) == 1 else None,
     )
 
@@ -131,14 +133,14 @@ def _site(method: Method, parts: Mapping[str, tuple[m.Group, Adapter]], packs: M
 
 
 def _adapter(
-    method: Method, site: Site, parts: Mapping[str, tuple[m.Group, Adapter]], packs: Mapping[str, Pack]
+    method: Method, site: Site, parts: Mapping[str, tuple[m.Group, Adapter]], packs: Mapping[str, Pack], seed: int
 ) -> tuple[Any, dict[str, np.ndarray]]:
     members = {name: {**packs[name].manifest.config, **group.config} for name, (group, _) in parts.items()}
     cfg = method.config(members=members)
     params = {f"{name}/{key}": value for name, (_, adapter) in parts.items() for key, value in adapter.wide.items()}
     if not any(spot.kind.made is not None for spot in method.config.spots):  # members may then want the base's weight, which is not here
         return cfg, params
-    return cfg, {**params, **made(method, cfg, complete(method, cfg, params, site), site)}
+    return cfg, {**params, **made(method, cfg, complete(method, cfg, params, site), site, seed)}
 
 
 def _shared(method: Method, sites: int, seed: int) -> dict[str, np.ndarray]:

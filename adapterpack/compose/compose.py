@@ -17,7 +17,7 @@ from . import rules
 from .asked import checked_weights, chosen_name
 from .search import searched
 from .statistics import Statistics
-from .work import Request, Work, combined, packed, prepared
+from .work import Progress, Request, Work, combined, packed, prepared
 
 if TYPE_CHECKING:
     from .assemble import TreeLike
@@ -46,6 +46,7 @@ def compose(
     tree: TreeLike | None = None,
     seed: int = 0,
     recipe: Recipe | str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Pack:
     """One LoRA pack whose change is that of several packs, combined by a rule (:func:`adapterpack.rules`); or, with a tree, one pack that
     holds them all and combines them when it runs.
@@ -72,6 +73,7 @@ def compose(
         seed: of what a node that is trained begins with, and of a rule's random choices.
         recipe: instead of all these, a recipe (:mod:`adapterpack.compose.recipe`), or a composed pack: the same pack is made again, byte
             for byte, from the same packs, which are known by their digests and may come in any order.
+        progress: is told (bytes of factors combined, bytes in all) while a rule works; under a search for the result alone.
 
     Returns:
         The pack: float32, ``alpha = r`` at every site, so the scale is 1. With ``rank``, ``energy`` or ``budget`` its
@@ -99,7 +101,8 @@ def compose(
         if (rule, whole, seed) != ("linear", "average", 0) or any(other is not None for other in others):
             raise ConfigError("a recipe says itself how the packs are combined", where="recipe", expected="the packs, and where they go",
                               remedy="leave the other options out, or the recipe")
-        pack = repeated(recipe, opened(packs), base=base, statistics=statistics, name=name or (Path(out).name if out is not None else None))
+        pack = repeated(recipe, opened(packs), base=base, statistics=statistics, name=name or (Path(out).name if out is not None else None),
+                        progress=progress)
         return pack if out is None else pack.write(out)
     if tree is not None:
         others = (weights, params, rank, energy, budget, statistics, score)
@@ -118,7 +121,7 @@ def compose(
     elif score is not None:
         raise ConfigError("this rule searches for nothing", where=f"rule {rule}", expected="lorahub, if weights are to be searched for",
                           remedy="leave the score out")
-    pack = packed(work, combined(work), called)
+    pack = packed(work, combined(work, progress), called)
     return pack if out is None else pack.write(out)
 
 

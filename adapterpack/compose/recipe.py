@@ -23,7 +23,7 @@ from ..pack.validate import load
 from . import rules
 from .statistics import Statistics
 from .statistics import read as read_statistics
-from .work import Request, combined, packed, prepared
+from .work import Progress, Request, combined, packed, prepared
 
 FORMAT = "adapterpack-recipe-1"
 _LIMIT = 1 << 20
@@ -134,7 +134,7 @@ def _text(value: Any) -> str:
 
 def repeated(
     recipe: Recipe | str | os.PathLike[str], packs: Sequence[Pack], *, base: str | os.PathLike[str] | None = None,
-    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None, name: str | None = None,
+    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None, name: str | None = None, progress: Progress | None = None,
 ) -> Pack:
     """The pack of a recipe, made again from its parents, and shown to be the same by its digest.
 
@@ -153,7 +153,7 @@ def repeated(
         weights = tuple(parent.weight for parent in known.parents if parent.weight is not None)
         request = Request(known.rule or TREE, weights or None, known.params, **known.options)
         work = prepared(parents, request, base, _measured(known, statistics))
-        made = packed(work, combined(work), known.name)
+        made = packed(work, combined(work, progress), known.name)
     if known.result is not None and made.id != known.result:
         raise FormatError("the same packs gave another result than the recipe says", where=f"recipe of '{known.name}'",
                           expected=known.result, found=made.id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -29,6 +29,8 @@ from .spectra import Loss
 from .statistics import Statistics, of_packs
 from .whole import decided
 
+Progress = Callable[[int, int], None]
+"""Is told the bytes of factors that are combined, and those in all."""
 BATCH = 1 << 18
 """Numbers of factors that a thread combines at a time: what a core's own cache holds, with the copies that a rule makes."""
 FULL_RANK = 256
@@ -125,7 +127,7 @@ def prepared(
     return Work(request, rule, arguments, tuple(parents), tuple(order), tuple(weights), origin, tuple(places), tuple(measured or ()))
 
 
-def combined(work: Work) -> Combined:
+def combined(work: Work, progress: Progress | None = None) -> Combined:
     """Every site combined, and cut as it was asked for.
 
     Raises:
@@ -135,6 +137,7 @@ def combined(work: Work) -> Combined:
     changes: list[Factors | None] = [None] * len(work.places)
     losses: dict[str, Loss] = {}
     spectra: dict[int, Found] = {}
+    done, total = 0, sum(map(_read, work.places))
     with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
         combine = work.rule.prepared([place.terms for place in work.places], work.arguments)
 
@@ -159,6 +162,9 @@ def combined(work: Work) -> Combined:
                 changes[index] = change
                 if loss is not None:
                     losses[work.places[index].site.path] = loss
+            if progress is not None:
+                done += sum(_read(work.places[index]) for index in batch)
+                progress(done, total)
     if work.request.budget is not None:
         costs = [sum(place.shape) for place in work.places]
         found = [spectra[index] for index in range(len(work.places))]
@@ -171,6 +177,11 @@ def combined(work: Work) -> Combined:
             changes[index] = factors if rank else None
             losses[place.site.path] = Loss(inside.tail + each.left_out, each.total)
     return Combined(changes, losses)
+
+
+def _read(place: Place) -> int:
+    """The bytes of a place's factors, for a bar."""
+    return 4 * place.numbers
 
 
 def numbers(work: Work) -> int:

@@ -132,15 +132,24 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
     )
 
 
-def made(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, np.ndarray]:
-    """What the nodes have of their own at a site when a tree is made, from the members' parameters there."""
+def made(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) -> dict[str, np.ndarray]:
+    """What the nodes have of their own at a site when a tree is made, from the members' parameters there.
+
+    What is drawn depends on ``seed`` and the site's path alone, and not on the sites before it.
+    """
     spots, methods = method.config.spots, method.config.methods
+    rng = np.random.default_rng([seed, *site.path.encode()])
     values: dict[str, np.ndarray] = {}
     for spot in reversed(spots):  # children first: they are not routers, and need nothing of their own
         found = [] if spot.kind.made is None else [_part(child, methods, cfg, params, site) for child in spot.children]
         if parts := [part for part in found if part is not None]:
-            values |= {f"{spot.prefix}{key}": value for key, value in spot.kind.made(spot.settings, parts).items()}
+            values |= {f"{spot.prefix}{key}": value for key, value in spot.kind.made(spot.settings, parts, rng).items()}
     return values
+
+
+def drawn(method: Method) -> bool:
+    """Whether a node begins with random numbers, or may: it is trained."""
+    return bool(method.shared) or any(spot.kind.trained for spot in method.config.spots)
 
 
 def derived(method: Method) -> frozenset[str]:

@@ -80,7 +80,7 @@ def _tensors(settings: Arrow, count: int, site: Site) -> dict[str, tuple[int, ..
     return {KEYS: (count, site.in_features)}
 
 
-def _made(settings: Arrow, parts: Sequence[Part]) -> dict[str, np.ndarray]:
+def _made(settings: Arrow, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
     assert all(part.down is not None for part in parts)
     return {KEYS: np.stack([prototype(np.asarray(part.down), np.asarray(part.up)) for part in parts]).astype(np.float32)}
 

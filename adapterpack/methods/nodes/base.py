@@ -59,11 +59,11 @@ class NodeKind(NamedTuple):
 
     ``join`` combines what the children add at a site (None: nothing there), with the node's own tensors by name. ``evaluate`` and ``fold``
     combine children of any method, from functions; a router has neither, and says in ``unfoldable`` why no weight can hold it.
-    ``shares`` are the weights of the children in an average of modules that were trained whole. ``torch_only``: why no graph can hold
-    it; ``one_pass``: a sequence must be seen whole. ``tensors`` are the shapes of a node's own tensors at a site of so many present
-    experts; ``made`` their values when the tree is made; ``trained`` says that they are parameters. ``shared`` and ``made_shared`` are
-    the same of what all sites have in common; ``weigh`` makes of the model's last hidden states, in a first pass, the weights at layer
-    ``layer``.
+    ``shares`` are the weights of the children in an average of modules that were trained whole. ``torch_only``: why no graph can hold it;
+    ``one_pass``: a sequence must be seen whole. ``tensors`` are the shapes of a node's own tensors at a site of so many present experts;
+    ``made`` their values when the tree is made, with a generator that is the site's own; ``trained`` says that they are parameters.
+    ``shared`` and ``made_shared`` are the same of what all sites have in common; ``weigh`` makes of the model's last hidden states, in a
+    first pass, the weights at layer ``layer``.
     """
 
     name: str
@@ -79,7 +79,7 @@ class NodeKind(NamedTuple):
     torch_only: str = ""
     one_pass: bool = False
     tensors: Callable[[Any, int, Site], dict[str, tuple[int, ...]]] | None = None
-    made: Callable[[Any, Sequence[Part]], dict[str, np.ndarray]] | None = None
+    made: Callable[[Any, Sequence[Part], np.random.Generator], dict[str, np.ndarray]] | None = None
     derived: bool = False
     """Whether its tensors at the sites follow from the members."""
     trained: bool = False

@@ -52,11 +52,11 @@ def _tensors(settings: Fuse, count: int, site: Site) -> dict[str, tuple[int, ...
     return {QUERY: (settings.size, site.in_features), KEY: (settings.size, site.out_features)}
 
 
-def _made(settings: Fuse, parts: Sequence[Part]) -> dict[str, np.ndarray]:
+def _made(settings: Fuse, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
     part = parts[0]
     assert part.down is not None and part.up is not None
     n, m = part.down.shape[1], part.up.shape[0]
-    query = np.random.default_rng(0).standard_normal((settings.size, n)) / np.sqrt(n)
+    query = rng.standard_normal((settings.size, n)) / np.sqrt(n)
     return {QUERY: query.astype(np.float32), KEY: np.zeros((settings.size, m), np.float32)}
 
 

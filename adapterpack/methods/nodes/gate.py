@@ -39,7 +39,7 @@ def _tensors(settings: Gate, count: int, site: Site) -> dict[str, tuple[int, ...
     return {"weight": (count, site.in_features), "bias": (count,)}
 
 
-def _made(settings: Gate, parts: Sequence[Part]) -> dict[str, np.ndarray]:
+def _made(settings: Gate, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
     assert parts[0].down is not None
     return {"weight": np.zeros((len(parts), parts[0].down.shape[1]), np.float32), "bias": np.zeros(len(parts), np.float32)}
 
