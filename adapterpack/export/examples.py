@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,27 @@ from ..tasks import Task
 LENGTHS = (11, 4, 7)
 
 
+def config_of(base: Path) -> Any:
+    """What transformers knows of a base before its model is there."""
+    from transformers import AutoConfig  # noqa: PLC0415 - only where a graph is made or proved
+
+    return AutoConfig.from_pretrained(base)
+
+
 def example(
-    task: Task, model: Any, lengths: Sequence[int] = LENGTHS, *, acts: Sequence[Acts] = (), bare: Sequence[int] = (), seed: int = 7,
-    left: bool | None = None,
+    task: Task, config: Any, lengths: Sequence[int] = LENGTHS, *, model: Callable[[], Any], acts: Sequence[Acts] = (),
+    bare: Sequence[int] = (), seed: int = 7, left: bool | None = None,
 ) -> Arrays:
     """What a caller gives for rows of these lengths, by the names of transformers: ids with their mask, images, audio features.
 
     In the first and the last row every adapter of ``acts`` acts. Rows in ``bare`` have no image, where images go with text.
-    ``left`` says on which side shorter rows are filled up, by default on that of the task.
+    ``model`` is asked for only there: how many places an image takes, it alone knows. ``left`` says on which side shorter rows are filled
+    up, by default on that of the task.
 
     Raises:
         Unsupported: the model's config does not say how large its images are.
     """
-    rng, found, config = np.random.default_rng(seed), Arrays(), model.config
+    rng, found = np.random.default_rng(seed), Arrays()
     if "pixel_values" in task.inputs:
         images = len(lengths) - (len(bare) if "image_features" in task.main.inputs else 0)
         found["pixel_values"] = rng.standard_normal((images, *_image_shape(config))).astype(np.float32)
@@ -38,7 +47,7 @@ def example(
         for rule in acts:
             rows = [list(rule.woven(rows[0])), *rows[1:-1], list(rule.woven(rows[-1]))]
         if "image_features" in task.main.inputs:
-            rows = [row if number in bare else _seeing(row, config, found["pixel_values"], model) for number, row in enumerate(rows)]
+            rows = [row if number in bare else _seeing(row, config, found["pixel_values"], model()) for number, row in enumerate(rows)]
         found |= pad(rows, 0, left=task.left if left is None else left)
     if "decoder_input_ids" in task.inputs:
         start = getattr(config, "decoder_start_token_id", None)

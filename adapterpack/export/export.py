@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import (
     AdapterpackError,
@@ -50,6 +50,9 @@ from .parity import prove
 from .passes import checked, slots_of
 from .plans import plans_of, sites_of
 from .targets import TARGETS, Target
+
+if TYPE_CHECKING:
+    from .reference import Reference
 
 Progress = Callable[[str], None]
 
@@ -114,7 +117,6 @@ def export(
 
         require_scheme(quantize)
     with contextlib.ExitStack() as stack:
-        hashed = stack.enter_context(ThreadPoolExecutor(1)).submit(lambda: model.content)  # beside the building
         source, origin = folder, [] if file is None else [str(identity(each)) for each in GraphFile(file).files]
         if mode == "folded" and loaded:
             say("merge")
@@ -128,7 +130,6 @@ def export(
             say(f"build the graph with {candidate.name}")
             try:
                 graph = _built(candidate, source, chosen)
-                hashed.result()
                 say("attach")
                 return _publish(Path(out), graph, candidate, mode, chosen, model, source, loaded, capacity, quantize, TARGETS[target],
                                 pooling, origin, say)
@@ -159,8 +160,6 @@ def _publish(
     capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, origin: Sequence[str], say: Progress,
 ) -> Bundle:
     """Attaches, writes beside the output's place, proves the graph there, and only then gives it its name."""
-    from .reference import reference  # noqa: PLC0415 - torch, which nothing before this needs
-
     attached = [] if mode == "folded" else packs
     made_from = [base.content, graph.version, *(pack.id for pack in packs), *origin]
     every = sites_of(graph, attached)
@@ -200,18 +199,17 @@ def _publish(
             shutil.copyfile(path, folder / path.name)
         target.write(folder, bundle)
         started = time.perf_counter()
-        say("load the model in torch, beside the writing")
-        light = reference(task, source)
-        grown.wait()
-        say("prove parity with torch")
+        say("load the model in torch, beside the writing, and prove parity")
+        models = functools.cache(lambda whole: _reference(task, source, whole))
         try:
-            bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, light.model, task, attached))
+            bundle = _proved(bundle, folder, graph.paddings,
+                             lambda: prove(folder, source, task, attached, lambda: models(False).model, grown.wait))
         except (ParityError, RuntimeError):
-            if not light.light:
+            if not models(False).light:
                 raise
-            whole = reference(task, source, whole=True)  # a model that looks at its weights itself may want them in float32
-            bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, whole.model, task, attached))
-        say(f"proved; with the model in torch that took {time.perf_counter() - started:.1f} s")
+            # A model that looks at its weights itself may want them in float32.
+            bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, source, task, attached, lambda: models(True).model))
+        say(f"proved; writing, the model in torch and the proof took {time.perf_counter() - started:.1f} s")
         if quantize is None:
             bundle.write(folder, known=grown.digests())
         else:
@@ -222,6 +220,12 @@ def _publish(
             grown.close()
             quantize_in_place(folder, quantize)
     return read_bundle(out / place)
+
+
+def _reference(task: Task, source: Path, whole: bool) -> Reference:
+    from .reference import reference  # noqa: PLC0415 - seconds of imports, which the writing goes on beside
+
+    return reference(task, source, whole)
 
 
 def _proved(bundle: Bundle, folder: Path, paddings: Sequence[str], proof: Callable[[], dict[str, Any]]) -> Bundle:

@@ -31,6 +31,7 @@ class Graph:
         options.intra_op_num_threads = threads or 0
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between a few runs others need the cores
         self._ort = ort.InferenceSession(self.path, options, providers=list(wanted))
         self.provider = providers.require(self._ort, list(wanted))
         self.device = "cuda" if self.provider.startswith("CUDA") else "cpu"

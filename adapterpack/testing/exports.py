@@ -147,7 +147,7 @@ def check(session: Any, known: Mapping[str | None, Reference]) -> None:
     from ..export.parity import row_of  # noqa: PLC0415
 
     first, names = next(iter(known.values())), list(known)
-    batch = example(session.task, first.model, LENGTHS, bare=(1,), seed=3)
+    batch = example(session.task, first.model.config, LENGTHS, model=lambda: first.model, bare=(1,), seed=3)
     rows = [row_of(batch, row) for row in range(len(LENGTHS))]
     expected = {name: [reference(row) for row in rows] for name, reference in known.items()}
     for padded in [batch, *([_other_side(batch)] if session.task.left else [])]:

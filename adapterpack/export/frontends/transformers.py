@@ -52,7 +52,8 @@ def _graphs(task: Task, model: Any) -> dict[str, Any]:
     from ..examples import example  # noqa: PLC0415
     from .forms import FORMS  # noqa: PLC0415
 
-    known: dict[str, Any] = {name: torch.from_numpy(array) for name, array in example(task, model, _LENGTHS).items()}
+    batch = example(task, model.config, _LENGTHS, model=lambda: model)
+    known: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
     graphs = {}
     for part in task.parts:
         form = FORMS[part.form](model)
