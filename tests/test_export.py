@@ -554,8 +554,8 @@ def complete(plain: ort.InferenceSession, batch: dict[str, np.ndarray]) -> dict[
 def crooked(change: Callable[[Any], None]) -> Frontend:
     """The real frontend with a fault in its graph."""
 
-    def made(folder: Path, task: str) -> BaseGraph:
-        graph = mobius.build(folder, task)
+    def made(folder: Path, task: str, dtype: str) -> BaseGraph:
+        graph = mobius.build(folder, task, dtype)
         change(graph.model)
         return graph
 
@@ -599,7 +599,7 @@ def test_a_wrong_graph_is_never_published(
     assert list(tmp_path.iterdir()) == []
 
 
-def fails(folder: Path, task: str) -> BaseGraph:
+def fails(folder: Path, task: str, dtype: str) -> BaseGraph:
     raise NotImplementedError("query_pre_attn_scalar")
 
 

@@ -55,7 +55,7 @@ def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list
     from .frontends.forms import Vision  # noqa: PLC0415
 
     with torch.no_grad():
-        positions = Vision(model)(torch.from_numpy(pixels[:1]))["image_features"].shape[1]
+        positions = Vision(model)(torch.from_numpy(pixels[:1]).to(model.dtype))["image_features"].shape[1]
     token = config.image_token_id
     text = [1 if each == token else each for each in row]
     return [text[0], *[token] * positions, *text[1:]]

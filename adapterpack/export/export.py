@@ -35,6 +35,7 @@ from ..pack.quantized import require_plain
 from ..pack.validate import load
 from ..runtime.answers import POOLING
 from ..runtime.bundle import Bundle, BundledAdapter, MappedSite, graph_file, read_bundle
+from ..runtime.precision import DEFAULT, precision
 from ..runtime.signature import signature_of
 from ..runtime.slots import require_slots
 from ..tasks import MAIN, TASKS, Task, task_named, task_of
@@ -61,6 +62,7 @@ def export(
     slots: int | None = None,
     max_rank: int | None = None,
     quantize: str | None = None,
+    dtype: str = DEFAULT,
     frontend: str | None = None,
     target: str = "ort",
     pooling: str | None = None,
@@ -72,7 +74,8 @@ def export(
 
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
-    torch model, base and each adapter, on a ragged padded batch, before it is published. ``target`` says who serves it: ``ort``,
+    torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
+    are made in, ``float32`` or ``float16``. ``target`` says who serves it: ``ort``,
     ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``base`` may be an
     ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``pooling`` (``mean``, ``cls``
     or ``last``) is recorded for tasks that give hidden states; by default what the base says. ``allow_structural``
@@ -102,7 +105,7 @@ def export(
     _check(loaded, model, allow_structural)
     for pack in loaded if mode != "folded" else ():
         require_slots(pack)
-    chosen = _task(task, loaded, model)
+    chosen, floats = _task(task, loaded, model), precision(dtype).name
     TARGETS[target].require(mode, chosen)
     _require_cache(loaded, chosen)
     capacity = _capacity(mode, loaded, slots, max_rank)
@@ -123,10 +126,10 @@ def export(
         for candidate in candidates:
             say(f"build the graph with {candidate.name}")
             try:
-                graph = _built(candidate, source, chosen)
+                graph = _built(candidate, source, chosen, floats)
                 say("attach")
                 return _publish(Path(out), graph, candidate, mode, chosen, model, source, loaded, capacity, quantize, TARGETS[target],
-                                pooling, say)
+                                pooling, floats, say)
             except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
                 failed[candidate.name] = error
                 say(f"{candidate.name} is left out: {error.told}")
@@ -138,10 +141,10 @@ def export(
                       remedy="report this architecture, or try another --frontend")
 
 
-def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
+def _built(frontend: Frontend, source: Path, task: Task, dtype: str) -> BaseGraph:
     """The frontend's graph; that it cannot make one is as good a reason to try the next as a wrong graph."""
     try:
-        return frontend.build(source, task.name)
+        return frontend.build(source, task.name, dtype)
     except (FormatError, SiteNotFound, StorageError, Unsupported):  # of a file that was named there is no other
         raise
     except Exception as error:
@@ -151,7 +154,7 @@ def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
 
 def _publish(
     out: Path, graph: BaseGraph, frontend: Frontend, mode: str, task: Task, base: Checkpoint, source: Path, packs: list[Pack],
-    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, say: Progress,
+    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, dtype: str, say: Progress,
 ) -> Bundle:
     """Attaches, writes into a temporary folder, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
@@ -178,6 +181,7 @@ def _publish(
         io_before={part: signature_of(model) for part, model in graph.before.items()},
         target=target.name,
         pooling=pooling or _pooling(source),
+        dtype=dtype,
     )
     place = target.place(bundle)
     with output_folder(out) as whole:
@@ -297,7 +301,7 @@ def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str]
 
 
 def _of_file(path: Path, packs: Sequence[Pack]) -> Frontend:
-    return Frontend("external", lambda config, task: True, lambda source, task: external(path, Checkpoint(source), packs))
+    return Frontend("external", lambda config, task: True, lambda source, task, dtype: external(path, Checkpoint(source), packs, dtype))
 
 
 @contextlib.contextmanager

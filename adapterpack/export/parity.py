@@ -16,13 +16,11 @@ from ..runtime import canary
 from ..runtime.bundle import ADAPTER_POSITIONS
 from ..runtime.decoding import PRESENT, grown
 from ..runtime.feeds import ENCODED
-from ..runtime.fields import NO_LABEL
+from ..runtime.precision import NONE_BELOW, precision
 from ..runtime.session import Arrays, Session, positions
 from ..tasks import Task
 from .examples import LENGTHS, example
 
-RELATIVE_TOLERANCE = 1e-4
-"""float32 on two runtimes differs by about 1e-6 of the largest logit; every wrong graph seen so far by 1e-3 of it or more."""
 BARE = (1,)
 """The rows of the batch that have no image, where images go with text."""
 _STEP = 5
@@ -59,6 +57,7 @@ def prove(folder: Path, base: Path, task: Task, packs: list[Pack]) -> dict[str, 
     from ..train.train import load_model  # noqa: PLC0415
 
     session = Session(folder, provider="cpu")
+    tolerance = precision(session.bundle.dtype).tolerance
     model = load_model(task, base).eval()
     rules = [rule for rule in {pack.acts for pack in packs} if rule is not None]
     batch = example(task, model, acts=rules, bare=BARE, left=session.left)
@@ -70,16 +69,16 @@ def prove(folder: Path, base: Path, task: Task, packs: list[Pack]) -> dict[str, 
             attach(model, pack, check_base=False)
         one, single[name] = _compare(session, model, batch, name)
         found[name or _base_name(session)] = one
-        _require(one.error, one.scale, f"torch for {name or 'the base'}", folder)
+        _require(one.error, one.scale, tolerance, f"torch for {name or 'the base'}", folder)
         if pack is not None:
             detach(model, pack.name)
     scale = max(one.scale for one in found.values())
     mixed = _mixed(session, batch, single)
-    _require(mixed or 0.0, scale, "itself when rows of one batch use different adapters", folder)
+    _require(mixed or 0.0, scale, tolerance, "itself when rows of one batch use different adapters", folder)
     alone = _alone(session, batch, single)
-    _require(alone, scale, "itself when a row runs alone", folder)
+    _require(alone, scale, tolerance, "itself when a row runs alone", folder)
     return {
-        "tolerance": RELATIVE_TOLERANCE,
+        "tolerance": tolerance,
         "batch": list(LENGTHS),
         "max_abs": {name: one.error for name, one in found.items()},
         "max_relative": {name: one.relative for name, one in found.items()},
@@ -90,8 +89,8 @@ def prove(folder: Path, base: Path, task: Task, packs: list[Pack]) -> dict[str, 
     }
 
 
-def _require(error: float, scale: float, other: str, folder: Path) -> None:
-    allowed = RELATIVE_TOLERANCE * max(1.0, scale)
+def _require(error: float, scale: float, tolerance: float, other: str, folder: Path) -> None:
+    allowed = tolerance * max(1.0, scale)
     if not error <= allowed:  # NaN is no agreement either
         raise ParityError(f"the graph disagrees with {other}", where=folder.name, expected=f"at most {allowed:.2g}", found=f"{error:.2g}")
 
@@ -179,7 +178,7 @@ def _worst(found: Sequence[Found]) -> Found:
 def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | None) -> Found:
     """Over real positions; another shape, or a label too many that is not switched off, is all wrong."""
     wide = reference.shape[-1]
-    if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NO_LABEL / 2).any():
+    if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NONE_BELOW).any():
         return Found(float("inf"), 0.0, 0.0)
     output = output[..., :wide]
     if real is not None:

@@ -21,7 +21,7 @@ from ..pack.atomic import output_folder
 from ..pack.checkpoint import read_json
 from ..runtime import canary as replay
 from ..runtime.bundle import Bundle, MappedSite, graph_file, list_files, read_bundle
-from ..runtime.fields import NO_LABEL
+from ..runtime.precision import NONE_BELOW
 from ..runtime.session import Session, last_places, pad
 
 
@@ -152,7 +152,7 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
 
 
 def _require_small(error: float, outputs: np.ndarray, scheme: Scheme, where: str) -> None:
-    allowed = scheme.tolerance * float(np.abs(outputs[outputs > NO_LABEL / 2]).max())
+    allowed = scheme.tolerance * float(np.abs(outputs[outputs > NONE_BELOW]).max())
     if not error <= allowed:
         raise ParityError("quantization moves the outputs too far", where=where, expected=f"at most {allowed:.2g}", found=f"{error:.2g}",
                           remedy="quantize to int8, or keep the float graph")

@@ -14,7 +14,7 @@ from ..pack.pack import Pack
 from ..tasks import MAIN
 from .bank import AdapterBank
 from .bundle import ADAPTER_IDS, adapter_file
-from .fields import NO_LABEL
+from .precision import ABSENT, held
 
 if TYPE_CHECKING:
     from .session import Session
@@ -161,7 +161,7 @@ def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     first = pieces[0][1]
     width = max(array.shape[-1] for _, array in pieces)
     total = sum(len(rows) for rows, _ in pieces)
-    joined = np.full((total, *first.shape[1:-1], width), NO_LABEL, first.dtype)
+    joined = np.full((total, *first.shape[1:-1], width), held(np.array(ABSENT), first.dtype.name, "logits"), first.dtype)
     for rows, array in pieces:
         joined[rows, ..., : array.shape[-1]] = array
     return joined

@@ -15,6 +15,7 @@ from ..pack import strict_json
 from ..pack.manifest import Base, FileEntry
 from ..pack.schema_check import schema_problem
 from ..tasks import MAIN, task_named
+from .precision import DEFAULT
 from .signature import Signature, decode_signature
 
 FILE_NAME = "adapterpack.bundle.json"
@@ -57,7 +58,7 @@ class MappedSite:
     ``kind``: ``linear``, ``lookup`` (an embedding, whose input is ids) or ``patches`` (a convolution whose kernels lie side by side).
     ``at`` is where its outputs begin in a weight that is packed with those of others. ``members`` are
     the sites whose ``down`` factors lie side by side in this one's slot: it is no module. ``heads`` is the attention that the site is the
-    output projection of, if prompts are put beside it.
+    output projection of, if prompts are put beside it. ``dtype`` is what the graph computes in there, and its slots hold.
     """
 
     path: str
@@ -82,6 +83,7 @@ class MappedSite:
     at: int = 0
     members: tuple[str, ...] = ()
     heads: Heads | None = None
+    dtype: str = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class BundledAdapter:
 class Bundle:
     """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs before the one that answers.
 
-    ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states become one vector a row.
+    ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states become one vector a row, and
+    ``dtype`` the float type that the graphs were made in.
     """
 
     mode: str
@@ -121,6 +124,7 @@ class Bundle:
     target: str = "ort"
     pooling: str = "mean"
     padding: str = "left"
+    dtype: str = DEFAULT
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 

@@ -66,7 +66,8 @@ class Causal:
         if "image_features" in self.session.inputs:
             width = self.session.inputs["image_features"].shape[2]
             step["image_features"] = np.zeros((len(self.names), 0, width), np.float32)
-        known = {name: array for name, array in {**step, ADAPTER_POSITIONS: acting}.items() if name in self.session.inputs}
+        graph = self.session.graphs[MAIN]
+        known = {name: graph.fitting(name, array) for name, array in {**step, ADAPTER_POSITIONS: acting}.items() if name in graph.inputs}
         return self.run({**values(known), **grown(outputs)})
 
 

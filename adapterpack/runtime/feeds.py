@@ -58,11 +58,7 @@ def complete(session: Session, part: Part, known: Mapping[str, np.ndarray], name
     missing = sorted(wanted - set(feeds))
     if missing:
         raise ConfigError("inputs are missing", expected=", ".join(missing), found=", ".join(known) or "nothing")
-    return {name: _cast(name, array) for name, array in feeds.items() if name in wanted}
-
-
-def _cast(name: str, array: np.ndarray) -> np.ndarray:
-    return array.astype(np.int64) if name.endswith(("_ids", "_mask")) else array
+    return {name: graph.fitting(name, array) for name, array in feeds.items() if name in wanted}
 
 
 def _plain(session: Session, graph: Graph, given: Arrays, names: Names) -> Arrays:

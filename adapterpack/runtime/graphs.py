@@ -6,12 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from ..errors import AdapterpackError
 from ..onnx_graph.confine import require_confined
 from . import providers
 from .bundle import graph_file
+
+
+TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool"}
+"""What ONNX Runtime calls a type -> what numpy calls it."""
 
 
 class Graph:
@@ -33,6 +38,11 @@ class Graph:
         self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
         self.shapes: dict[str, list[Any]] = {value.name: value.shape for value in self._ort.get_outputs()}
         self.outputs = list(self.shapes)
+        self._types = {name: np.dtype(TYPES[value.type]) for name, value in self.inputs.items() if value.type in TYPES}
+
+    def fitting(self, name: str, array: np.ndarray) -> np.ndarray:
+        """An array in the type of the input of that name."""
+        return array.astype(self._types.get(name, array.dtype), copy=False)
 
     def call(self, feeds: Mapping[str, Any], options: Any = None) -> dict[str, Any]:
         """One run on ``OrtValue`` feeds. On CUDA a cache stays on the device, unless ONNX Runtime's own adapters are active: bindings

@@ -214,12 +214,12 @@ PREPARE: dict[str, Callable[[TrainConfig, Task, Path, Any], Prepared]] = {
 """Task -> how its data and model are prepared."""
 
 
-def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0) -> Any:
-    """The task's model on a base, in float32; a new head, where there is one, is drawn from ``seed``."""
-    return _loaded(task, folder, labels, seed)[0]
+def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32") -> Any:
+    """The task's model on a base, in ``dtype``; a new head, where there is one, is drawn from ``seed``."""
+    return _loaded(task, folder, labels, seed, dtype)[0]
 
 
-def _loaded(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0) -> tuple[Any, list[str]]:
+def _loaded(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32") -> tuple[Any, list[str]]:
     """The model, and the paths of the modules whose parameters the checkpoint does not hold."""
     kwargs: dict[str, Any] = {}
     if labels:
@@ -229,7 +229,7 @@ def _loaded(task: Task, folder: Path, labels: list[str] | None = None, seed: int
         kwargs["ignore_mismatched_sizes"] = True  # a base that came with a head for other labels gets a new one
     with quiet_transformers():  # that a head is new is the point, not news
         auto_class = getattr(transformers, task.auto_class)
-        model, report = auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **kwargs)
+        model, report = auto_class.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True, **kwargs)
     sizes = {name: value.numel() for name, value in model.named_parameters()}
     new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} & sizes.keys()
     if 2 * sum(sizes[name] for name in new) > sum(sizes.values()):
