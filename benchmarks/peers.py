@@ -22,7 +22,7 @@ from adapterpack.demo.models import MINILM, fetch
 from adapterpack.methods import Method
 from adapterpack.tasks import task_named
 from adapterpack.train import data
-from adapterpack.train.train import load_model
+from adapterpack.train.loading import load_model
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 RATES = {"weight": 5e-3, "activation": 1e-2, "prompt": 1e-2, "attention": 1e-2}

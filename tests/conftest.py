@@ -130,7 +130,7 @@ def pack_of(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
 
         from adapterpack import LoRA, adapt, save
         from adapterpack.tasks import task_named
-        from adapterpack.train.train import load_model
+        from adapterpack.train.loading import load_model
 
         fields, labels = PACKS[kind][name]
         model = adapt(load_model(task_named(TASK_OF[kind]), base_of(kind), labels), LoRA(**fields), name)
@@ -202,7 +202,7 @@ def dense_of(base_of: Callable[[str], Path], pack_of: Callable[[str, str], Path]
 
         from adapterpack import load
         from adapterpack.tasks import task_named
-        from adapterpack.train.train import load_model
+        from adapterpack.train.loading import load_model
 
         model = load_model(task_named(TASK_OF[kind]), base_of(kind)).double().eval()
         if name is not None:

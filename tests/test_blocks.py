@@ -34,8 +34,8 @@ from adapterpack.tasks import task_named
 from adapterpack.train.block import AdaptedBlock
 from adapterpack.train.config import read_config
 from adapterpack.train.layer import AdaptedLayer
+from adapterpack.train.loading import load_model
 from adapterpack.train.places import select_blocks
-from adapterpack.train.train import load_model
 
 Make = Callable[..., Any]
 Array = np.ndarray

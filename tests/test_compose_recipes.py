@@ -32,7 +32,7 @@ from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate import validate
 from adapterpack.tasks import task_named
 from adapterpack.testing.rule_laws import Ours, close, deltas, made, measured
-from adapterpack.train.train import load_model
+from adapterpack.train.loading import load_model
 
 fast = pytest.mark.fast
 BASE = m.Base("org/base")

@@ -31,7 +31,7 @@ from adapterpack.pack import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.runtime.slots import pack_values
 from adapterpack.tasks import task_named
-from adapterpack.train.train import load_model
+from adapterpack.train.loading import load_model
 from adapterpack.train.trainer import AdapterTrainer
 
 Make = Callable[..., Any]

@@ -59,7 +59,7 @@ from adapterpack.runtime.fields import NO_LABEL
 from adapterpack.runtime.session import pad
 from adapterpack.runtime.slots import form_arrays, head_values
 from adapterpack.tasks import task_named
-from adapterpack.train.train import load_model
+from adapterpack.train.loading import load_model
 
 stage = importlib.import_module("adapterpack.export.export")
 Make = Callable[..., Any]

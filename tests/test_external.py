@@ -22,7 +22,7 @@ from adapterpack.errors import ConfigError, FormatError, SiteNotFound, Unsupport
 from adapterpack.onnx_graph.confine import require_confined
 from adapterpack.runtime.bundle import read_bundle
 from adapterpack.tasks import task_named
-from adapterpack.train.train import load_model
+from adapterpack.train.loading import load_model
 
 Make = Callable[..., Any]
 

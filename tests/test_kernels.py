@@ -12,7 +12,21 @@ from torch import nn
 from torch.nn import functional
 
 from adapterpack import adapt
-from adapterpack.methods import AttachForm, Chain, Dense, Diagonal, LoRA, Pairs, Repeat, Scaled, Sparse, Sums, evaluate
+from adapterpack.methods import (
+    AttachForm,
+    BlockCirculant,
+    Chain,
+    Dense,
+    Diagonal,
+    Kronecker,
+    LoRA,
+    Pairs,
+    Repeat,
+    Scaled,
+    Sparse,
+    Sums,
+    evaluate,
+)
 from adapterpack.methods.base import fold_form
 from adapterpack.train import kernels
 from adapterpack.train.kernels import Frozen, belongs_within, fused
@@ -33,6 +47,8 @@ FORMS: dict[str, Callable[..., AttachForm]] = {
     "shift alone": lambda A, B, C, s: AttachForm(shift=s),
     "wide": lambda A, B, C, s: AttachForm(down=Dense(B @ A), scale=s),
     "sparse": lambda A, B, C, s: AttachForm(down=Sparse(C[0, :1] * s[:4], PLACES, (9, 7))),
+    "circulant": lambda A, B, C, s: AttachForm(down=BlockCirculant((B @ A)[:, :, None]), shift=s),
+    "kronecker": lambda A, B, C, s: AttachForm(down=Kronecker(C[:, :1], A), scale=s),
     "scaled factor": lambda A, B, C, s: AttachForm(down=Dense(A), up=Scaled(B, s, C[0])),
 }
 
@@ -135,6 +151,19 @@ def test_what_is_not_needed_is_not_kept() -> None:
         with torch.autograd.graph.saved_tensors_hooks(lambda value, kept=kept: kept.append(value) or value, lambda value: value):
             fused(AttachForm(down=down, up=up), layer, x)
         assert {value.shape for value in kept if len(value) == 50} == {(50, 2), *sizes}
+
+
+def test_structures_that_are_wide_inside_keep_their_input_alone() -> None:
+    """No spectrum and no product with one of two factors, only x and the operator's own numbers."""
+    layer, x = Frozen(torch.randn(48, 64), None), torch.randn(50, 64)
+    for down in (BlockCirculant(torch.randn(3, 4, 16, requires_grad=True)),
+                 Kronecker(torch.randn(6, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True))):
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda value, kept=kept: kept.append(value) or value, lambda value: value):
+            y = fused(AttachForm(down=down), layer, x)
+        assert y is not None
+        assert {value.data_ptr() for value in kept} <= {value.data_ptr() for value in (x, *down)}
+        torch.testing.assert_close(y, x @ (layer.weight + down.dense()).T, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("why", ["hook", "forward", "trained", "subclass", "precision", "second"])

@@ -29,7 +29,7 @@ from adapterpack.pack.pack import Pack, build
 from adapterpack.runtime.bundle import read_bundle
 from adapterpack.tasks import task_named
 from adapterpack.testing.matrix import cases
-from adapterpack.train.train import load_model
+from adapterpack.train.loading import load_model
 
 Make = Callable[..., Any]
 RNG = np.random.default_rng(5)

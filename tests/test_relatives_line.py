@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from adapterpack import Session, attach, export, load, merge, train
 from adapterpack.tasks import task_named
-from adapterpack.train.train import load_model
+from adapterpack.train.loading import load_model
 
 Make = Callable[..., Any]
 FP32 = 2e-5

@@ -27,7 +27,7 @@ from adapterpack.runtime.media import array_of, speech_of
 from adapterpack.tasks import TASKS, task_named, task_of
 from adapterpack.testing.architectures import ARCHITECTURES, KINDS
 from adapterpack.testing.exports import make_base, make_pack
-from adapterpack.train.train import load_model
+from adapterpack.train.loading import load_model
 
 Make = Callable[..., Any]
 BY_NAME = {one.name: one for one in ARCHITECTURES}

@@ -37,7 +37,7 @@ from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.tasks import task_named
 from adapterpack.train import data
 from adapterpack.train.canary import verify_canary
-from adapterpack.train.train import load_model
+from adapterpack.train.loading import load_model
 
 TEXT = "text-classification"
 CAUSAL = {"task": "text-generation"}

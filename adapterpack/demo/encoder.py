@@ -22,7 +22,8 @@ from ..runtime.tokenizer import Tokenizer
 from ..tasks import task_named
 from ..train.config import TrainConfig, read_config
 from ..train.inject import attach
-from ..train.train import load_model, train_one
+from ..train.loading import load_model
+from ..train.train import train_one
 from .stages import Say, Stages, folder_size, model_facts, require_valid, training_facts
 
 TASK = "text-classification"

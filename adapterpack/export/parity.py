@@ -54,7 +54,7 @@ def prove(folder: Path, base: Path, task: Task, packs: list[Pack]) -> dict[str, 
         NothingToDo: by its canary, an adapter has no effect.
     """
     from ..train.inject import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
-    from ..train.train import load_model  # noqa: PLC0415
+    from ..train.loading import load_model  # noqa: PLC0415
 
     session = Session(folder, provider="cpu")
     tolerance = precision(session.bundle.dtype).tolerance

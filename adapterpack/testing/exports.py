@@ -39,8 +39,8 @@ def make_pack(architecture: Architecture, base: Path, kind: Kind) -> Any:
     import torch  # noqa: PLC0415 - see above
 
     from ..train.inject import adapt  # noqa: PLC0415
+    from ..train.loading import load_model  # noqa: PLC0415
     from ..train.save import save  # noqa: PLC0415
-    from ..train.train import load_model  # noqa: PLC0415
 
     model = load_model(task_named(architecture.task), base)
     heads = tuple(head for head in architecture.heads if hasattr(model, head))
@@ -78,7 +78,7 @@ class Reference:
 
     def __init__(self, task: Task, base: Path, pack: Any = None, folded: Path | None = None) -> None:
         from ..train.inject import attach  # noqa: PLC0415 - see above
-        from ..train.train import load_model  # noqa: PLC0415
+        from ..train.loading import load_model  # noqa: PLC0415
 
         if folded is not None:
             from ..merge.merge import merge  # noqa: PLC0415

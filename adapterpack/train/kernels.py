@@ -1,9 +1,10 @@
 """Fast forward and backward for common structures of the normal form; chosen by structure and sizes, never by method name.
 
-Three ways beat evaluating the form as it stands. **Beside**: where ``up down`` is a chain of dense matrices and fixed maps, the frozen
+Four ways beat evaluating the form as it stands. **Beside**: where ``up down`` is a chain of dense matrices and fixed maps, the frozen
 layer and the branch are one step, which adds the branch into the layer's output, and its gradient into the input's, with no tensor between.
 **After**: a scale, or pairs of outputs turned, and the layer are one step (:mod:`~.after`). **Within**: a change that is as wide as the
-weight, or of a rank so high that it may as well be, is added to the weight, and one product does for both.
+weight, or of a rank so high that it may as well be, is added to the weight, and one product does for both. **Again**: a structure whose
+values inside are as wide as its input, or wider, is computed once more in the backward pass instead of being kept.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from ..methods import AttachForm, Dense, Scaled, Sparse
+from ..methods import AttachForm, BlockCirculant, Dense, Kronecker, Scaled, Sparse
 from .after import after, turn_of
 from .chains import Steps, add, add_back, back, by_step, chain_of, entering, of_matrix, through
 
@@ -61,6 +63,9 @@ def fused(form: AttachForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor 
     turn = turn_of(form, len(layer.weight))
     if turn is not None:
         return _finished(AttachForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
+    if form.is_beside and form.up is None and isinstance(form.down, _WIDE_INSIDE):
+        bias, rest = _bias(form, layer)
+        return _finished(rest, functional.linear(x, layer.weight, bias) + _again(form.down, x if entry is None else entry))
     chain = chain_of(form)
     if chain is None:
         return None
@@ -69,6 +74,17 @@ def fused(form: AttachForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor 
         return None
     bias, rest = _bias(form, layer)
     return _finished(rest, _Beside.apply(x, entry if steps else None, layer.weight, bias, steps, *matrices)[0])
+
+
+_WIDE_INSIDE = (BlockCirculant, Kronecker)
+"""Operators that would keep spectra, or products with one of two factors, for the backward pass."""
+
+
+def _again(operator: Any, x: torch.Tensor) -> torch.Tensor:
+    """``operator.apply(x)``, of which ``x`` and the operator's own tensors are kept; nothing in it is drawn."""
+    result: torch.Tensor = checkpoint(lambda value, *tensors: type(operator)(*tensors).apply(value), x, *operator, use_reentrant=False,
+                                      preserve_rng_state=False)
+    return result
 
 
 def _changed(form: AttachForm, weight: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ from ..pack.validate import load
 from ..tasks import task_named
 from . import data
 from .inject import attach
+from .loading import load_model
 from .seen import measure as seen
-from .train import load_model
 
 _BATCH = 8
 

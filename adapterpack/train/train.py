@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
-from transformers import AutoTokenizer, EvalPrediction, TrainingArguments, set_seed
+from transformers import AutoTokenizer, EvalPrediction, TrainingArguments
 
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..hub.resolve import folder_of
@@ -28,6 +27,7 @@ from ..tasks import Task, task_named
 from . import data
 from .config import TrainConfig, read_config
 from .inject import adapt
+from .loading import load_model, loaded
 from .save import save
 from .trainer import AdapterTrainer
 
@@ -193,7 +193,7 @@ def _classification(config: TrainConfig, task: Task, folder: Path, tokenizer: An
     evaluation = None
     if config.eval_file:
         evaluation = data.encode_classification(data.load_rows(config.eval_file), tokenizer, labels, config.max_length, config.eval_file)
-    model, new = _loaded(task, folder, labels)
+    model, new = loaded(task, folder, labels)
     heads = dict.fromkeys([name for name in task.heads if hasattr(model, name)])
     heads.update(dict.fromkeys(path for path in new if path.partition(".")[0] not in heads))
     return Prepared(model, encoded, evaluation, _accuracy, tuple(heads))
@@ -212,44 +212,6 @@ PREPARE: dict[str, Callable[[TrainConfig, Task, Path, Any], Prepared]] = {
     "text-generation": _causal,
 }
 """Task -> how its data and model are prepared."""
-
-
-def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32") -> Any:
-    """The task's model on a base, in ``dtype``; a new head, where there is one, is drawn from ``seed``."""
-    return _loaded(task, folder, labels, seed, dtype)[0]
-
-
-def _loaded(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32") -> tuple[Any, list[str]]:
-    """The model, and the paths of the modules whose parameters the checkpoint does not hold."""
-    kwargs: dict[str, Any] = {}
-    if labels:
-        kwargs = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    set_seed(seed)
-    if task.labelled:
-        kwargs["ignore_mismatched_sizes"] = True  # a base that came with a head for other labels gets a new one
-    with quiet_transformers():  # that a head is new is the point, not news
-        auto_class = getattr(transformers, task.auto_class)
-        model, report = auto_class.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True, **kwargs)
-    sizes = {name: value.numel() for name, value in model.named_parameters()}
-    new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} & sizes.keys()
-    if 2 * sum(sizes[name] for name in new) > sum(sizes.values()):
-        raise Unsupported("the checkpoint holds less than half of the task's model", where=folder, found=type(model).__name__,
-                          expected=f"weights such as {min(new)}", remedy="name a base of that architecture")
-    return model, sorted({name.rpartition(".")[0] for name in new})
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Neither notes nor progress bars of transformers inside; as it was afterwards."""
-    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        if bars:
-            transformers.logging.enable_progress_bar()
 
 
 def _chosen(rows: Any, config: TrainConfig) -> Any:

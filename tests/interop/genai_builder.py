@@ -24,7 +24,7 @@ import adapterpack
 from adapterpack import LoRA, adapt, save
 from adapterpack.onnx_graph.graph_file import GraphFile
 from adapterpack.tasks import task_named
-from adapterpack.train.train import load_model
+from adapterpack.train.loading import load_model
 
 LENGTH = int(os.environ.get("LENGTH", "7"))
 

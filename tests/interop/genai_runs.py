@@ -19,7 +19,7 @@ import torch
 from adapterpack import LoRA, Session, adapt, attach, detach, export, load, save
 from adapterpack.demo.models import SMOLLM2, fetch
 from adapterpack.tasks import task_named
-from adapterpack.train.train import load_model
+from adapterpack.train.loading import load_model
 
 TOKENS = 12
 PROMPT = "The capital of France is"

@@ -29,7 +29,7 @@ def _supports(config: Mapping[str, Any], task: str) -> bool:
 def _build(folder: Path, task: str, dtype: str) -> BaseGraph:
     import transformers as hf  # noqa: PLC0415 - heavy, and only this frontend needs it
 
-    from ...train.train import load_model  # noqa: PLC0415
+    from ...train.loading import load_model  # noqa: PLC0415
 
     chosen = task_named(task)
     model = _with_linear_layers(load_model(chosen, folder, dtype=dtype).eval())
@@ -87,7 +87,7 @@ def _families(named: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
 def _traced(form: Any, part: Part, given: dict[str, Any]) -> Any:
     from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: PLC0415 - see above
 
-    from ...train.train import quiet_transformers  # noqa: PLC0415
+    from ...train.loading import quiet_transformers  # noqa: PLC0415
 
     shapes = {name: _dynamic(part, name, value) for name, value in given.items()}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_transformers(), _quiet("torch.onnx"):
