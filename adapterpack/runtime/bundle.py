@@ -15,11 +15,12 @@ from ..pack import strict_json
 from ..pack.manifest import Base, FileEntry
 from ..pack.schema_check import schema_problem
 from ..tasks import MAIN, task_named
-from .precision import DEFAULT
 from .signature import Signature, decode_signature
 
 FILE_NAME = "adapterpack.bundle.json"
 GRAPH = f"{MAIN}.onnx"
+STEP = "step"
+"""The graph of a decoder for one token on a cache that stays where it is; there where the bundle was made ``in_place``."""
 MODES = ("folded", "inputs", "bank")
 ADAPTER_IDS = "adapter_ids"
 ADAPTER_POSITIONS = "adapter_positions"
@@ -83,7 +84,7 @@ class MappedSite:
     at: int = 0
     members: tuple[str, ...] = ()
     heads: Heads | None = None
-    dtype: str = DEFAULT
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Bundle:
     target: str = "ort"
     pooling: str = "mean"
     padding: str = "left"
-    dtype: str = DEFAULT
+    dtype: str = "float32"
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 

@@ -14,8 +14,8 @@ from ..onnx_graph.confine import require_confined
 from . import providers
 from .bundle import graph_file
 
-
-TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool"}
+TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32",
+         "tensor(bool)": "bool"}
 """What ONNX Runtime calls a type -> what numpy calls it."""
 
 

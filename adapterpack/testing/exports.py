@@ -109,7 +109,8 @@ def prove(
 ) -> list[str]:
     """Exports one architecture in one mode with every kind of adapter that it takes (or ``only`` some), and checks it; their names.
 
-    ``dtype`` is what the graphs compute in; how near they must come is that type's. Folded bundles are made and checked one after the other.
+    ``dtype`` is what the graphs compute in; how near they must come is that type's. Folded bundles are made and checked
+    one after the other.
 
     Raises:
         AssertionError: a graph disagrees with transformers.

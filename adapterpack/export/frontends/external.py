@@ -203,7 +203,8 @@ def _require_float(model: Any, path: Path, dtype: str) -> None:
         raise Unsupported("slots are float32, and this graph computes in another type", where=path, found=", ".join(halves),
                           remedy="export the graph in float32, and quantize the bundle")
     if dtype != DEFAULT:
-        raise Unsupported("a file keeps the type that it was made in", where=path, expected=DEFAULT, found=dtype, remedy="leave --dtype out")
+        raise Unsupported("a file keeps the type that it was made in", where=path, expected=DEFAULT, found=dtype,
+                          remedy="leave --dtype out")
     opset = model.opset_imports.get("", 0)
     if opset < _OPSET:
         raise Unsupported("the graph's operators are too old", where=path, expected=f"opset {_OPSET} or newer", found=opset,
