@@ -7,11 +7,11 @@ import dataclasses
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import onnx_ir as ir
 
 from ..errors import (
     AdapterpackError,
@@ -27,24 +27,27 @@ from ..errors import (
 from ..hub.resolve import folder_of
 from ..merge.merge import merge
 from ..merge.onnx.kind import is_graph
-from ..pack.atomic import output_folder, refuse_existing
+from ..onnx_graph.graph_file import GraphFile
+from ..pack.atomic import refuse_existing
 from ..pack.checkpoint import Checkpoint, carried_files, read_json
+from ..pack.digests import identity
 from ..pack.manifest import Base
 from ..pack.pack import Pack
 from ..pack.quantized import require_plain
 from ..pack.validate import load
 from ..runtime.answers import POOLING
-from ..runtime.bundle import Bundle, BundledAdapter, MappedSite, graph_file, read_bundle
+from ..runtime.bundle import Bundle, BundledAdapter, MappedSite, read_bundle
 from ..runtime.precision import DEFAULT, precision
 from ..runtime.signature import signature_of
 from ..runtime.slots import require_slots
 from ..tasks import MAIN, TASKS, Task, task_named, task_of
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .frontends.external import external
+from .growing import growing
 from .limits import require_readable
 from .modes import MODES, Attached, Plan
 from .packing import SHARED, pack_siblings
-from .parity import prove
+from .parity import prove, reference
 from .passes import checked, slots_of
 from .plans import plans_of, sites_of
 from .targets import TARGETS, Target
@@ -114,7 +117,8 @@ def export(
 
         require_scheme(quantize)
     with contextlib.ExitStack() as stack:
-        source = folder
+        hashed = stack.enter_context(ThreadPoolExecutor(1)).submit(lambda: model.content)  # beside the building
+        source, origin = folder, [] if file is None else [str(identity(each)) for each in GraphFile(file).files]
         if mode == "folded" and loaded:
             say("merge")
             source = stack.enter_context(_merged(folder, loaded, allow_structural))
@@ -127,9 +131,10 @@ def export(
             say(f"build the graph with {candidate.name}")
             try:
                 graph = _built(candidate, source, chosen, floats)
+                hashed.result()
                 say("attach")
                 return _publish(Path(out), graph, candidate, mode, chosen, model, source, loaded, capacity, quantize, TARGETS[target],
-                                pooling, floats, say)
+                                pooling, floats, origin, say)
             except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
                 failed[candidate.name] = error
                 say(f"{candidate.name} is left out: {error.told}")
@@ -154,10 +159,12 @@ def _built(frontend: Frontend, source: Path, task: Task, dtype: str) -> BaseGrap
 
 def _publish(
     out: Path, graph: BaseGraph, frontend: Frontend, mode: str, task: Task, base: Checkpoint, source: Path, packs: list[Pack],
-    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, dtype: str, say: Progress,
+    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, dtype: str, origin: Sequence[str],
+    say: Progress,
 ) -> Bundle:
-    """Attaches, writes into a temporary folder, proves the graph there, and only then gives it its name."""
+    """Attaches, writes beside the output's place, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
+    made_from = [base.content, graph.version, *(pack.id for pack in packs), *origin]
     every = sites_of(graph, attached)
     plans = plans_of(graph, base, attached, every, capacity)
     done = [_attached(graph.parts[part], mode, target, every, plan) for part, plan in plans.items()]
@@ -184,29 +191,33 @@ def _publish(
         dtype=dtype,
     )
     place = target.place(bundle)
-    with output_folder(out) as whole:
-        folder = whole / place
-        folder.mkdir(parents=True, exist_ok=True)
+    with growing(out, place, graph.parts, made_from, say) as grown:
+        folder = grown.folder
         for pack in packs:
             own = folder / "adapters" / pack.name
             own.mkdir(parents=True)
             pack.write_into(own)
         for one in done:
             one.write(folder)
-        say("write")
-        for part, model in graph.parts.items():
-            ir.save(model, folder / graph_file(part), external_data=f"{graph_file(part)}.data")
         for path in carried_files(source):
             shutil.copyfile(path, folder / path.name)
         target.write(folder, bundle)
         bundle.write(folder, draft=True)
+        started = time.perf_counter()
+        say("load the model in torch, beside the writing")
+        model = reference(task, source)
+        grown.wait()
         say("prove parity with torch")
-        bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, source, task, attached))
-        bundle.write(folder, draft=quantize is not None)
-        if quantize is not None:
+        bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, model, task, attached))
+        say(f"proved; with the model in torch that took {time.perf_counter() - started:.1f} s")
+        if quantize is None:
+            bundle.write(folder, known=grown.digests())
+        else:
             from ..quantize.graphs import quantize_in_place  # noqa: PLC0415 - see above
 
             say(f"quantize to {quantize}")
+            bundle.write(folder, draft=True)
+            grown.close()
             quantize_in_place(folder, quantize)
     return read_bundle(out / place)
 

@@ -40,8 +40,17 @@ class Found(NamedTuple):
         return self.error / max(1.0, self.scale)
 
 
-def prove(folder: Path, base: Path, task: Task, packs: list[Pack]) -> dict[str, Any]:
-    """What the parity report says: for the base and each adapter the largest error, absolute and relative, and the agreement of argmax.
+def reference(task: Task, base: Path) -> Any:
+    """The model that a graph is compared with, in torch."""
+    from ..train import inject  # noqa: F401, PLC0415 - what adapters need is loaded here too, beside the writing
+    from ..train.loading import load_model  # noqa: PLC0415 - torch only where a graph is proved
+
+    return load_model(task, base).eval()
+
+
+def prove(folder: Path, model: Any, task: Task, packs: list[Pack]) -> dict[str, Any]:
+    """What the parity report says of the bundle in ``folder`` beside ``model``, its :func:`reference`: for the base and each adapter the
+    largest error, absolute and relative, and the agreement of argmax.
 
     Models that generate also take one step on their cache. ``mixed`` is the largest difference between rows that each use another adapter
     and the same rows of a batch with one; ``alone`` that between rows of a batch and the same rows by themselves, without padding. The
@@ -54,11 +63,9 @@ def prove(folder: Path, base: Path, task: Task, packs: list[Pack]) -> dict[str, 
         NothingToDo: by its canary, an adapter has no effect.
     """
     from ..train.inject import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
-    from ..train.loading import load_model  # noqa: PLC0415
 
-    session = Session(folder, provider="cpu")
+    session = Session(folder, provider="cpu", mapped=True)
     tolerance = precision(session.bundle.dtype).tolerance
-    model = load_model(task, base).eval()
     rules = [rule for rule in {pack.acts for pack in packs} if rule is not None]
     batch = example(task, model, acts=rules, bare=BARE, left=session.left)
     single: dict[str | None, Arrays] = {}

@@ -48,7 +48,7 @@ class Journal:
         self._file = os.open(self.folder / f"{part.index}-of-{part.count}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             if not alone(self._file):
-                raise StorageError("another process is at work on this very merge", where=staging,
+                raise StorageError("another process is at work on this very output", where=staging,
                                    remedy="wait for it, or give the parts of several machines with --shard")
             os.write(self._file, b"\n")  # ends a line that a death cut short
             self._line({"boot": boot()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import ConfigError, NothingToDo, StorageError, storage_errors
+from ..errors import ConfigError, NothingToDo
 from ..pack.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate import load
@@ -121,7 +120,7 @@ def merge(
     key = provenance.key([shard.header for shard in shards], {"version": __version__, "safe": safe, "device": device})
     work, header = jobs.jobs(shards), sum(len(shard.header) for shard in shards)
     mine, folder = jobs.share(work, part), staging.place(target, key)
-    _require_space(target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.taken(folder))
+    staging.require_space(target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.taken(folder))
 
     def described(done: dict[int, journal.Done], missing: int) -> MergeReport:
         losses = [job.loss(sums) for number, job in enumerate(work)
@@ -191,12 +190,3 @@ def _into_graph(
             raise ConfigError("this is for merges into checkpoints; a graph keeps its dtypes and is merged at one go", where=name,
                               found=repr(value), remedy="leave it out")
     return merge_graph(base, packs, out, **rest)
-
-
-def _require_space(out: Path, needed: int) -> None:
-    with storage_errors(out):
-        parent = next(folder for folder in out.resolve().parents if folder.exists())
-        free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise StorageError("there is not enough space on the disk", where=parent, expected=f"{needed:,} bytes",
-                           found=f"{free:,} bytes free", remedy="free some space or choose another output folder")

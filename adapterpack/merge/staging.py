@@ -18,17 +18,17 @@ _LOG = logging.getLogger(__name__)
 
 
 def place(out: Path, key: str) -> Path:
-    """The staging folder of a merge into ``out``: the same for the same merge, so that it is found again."""
+    """The staging folder of work on ``out``: the same for the same work, so that it is found again."""
     return out.parent / f".{out.name}.{key[:16]}.partial"
 
 
 def taken(folder: Path) -> int:
     """The bytes that a staging folder holds on the disk already."""
-    return sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file()) if folder.is_dir() else 0
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
 def left_behind(out: Path, folder: Path) -> list[Path]:
-    """Staging folders of other merges beside ``out`` that no process is at work in: merges that were killed, or kept to be resumed."""
+    """Staging folders of other outputs beside ``out`` that no process is at work in: of work that was killed, or kept to be resumed."""
     found = []
     for other in sorted(out.parent.glob(".*.partial")) if out.parent.is_dir() else []:
         journals = sorted((other / FOLDER).glob("*.jsonl")) if other != folder and not other.is_symlink() else []
@@ -48,6 +48,20 @@ def _held(journal: Path) -> bool:
         os.close(descriptor)
 
 
+def require_space(out: Path, needed: int) -> None:
+    """Checks that ``needed`` bytes more fit beside ``out``.
+
+    Raises:
+        StorageError: they do not.
+    """
+    with storage_errors(out):
+        parent = next(folder for folder in out.resolve().parents if folder.exists())
+        free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise StorageError("there is not enough space on the disk", where=parent, expected=f"{needed:,} bytes",
+                           found=f"{free:,} bytes free", remedy="free some space or choose another output folder")
+
+
 @contextmanager
 def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], keep: bool) -> Iterator[Journal]:
     """A staging folder, new or found again, with the journal that this process holds in it alone.
@@ -61,7 +75,7 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
     refuse_existing(out)
     with storage_errors(out):
         for other in left_behind(out, folder):
-            _LOG.warning("%s holds %s of a merge that did not end; the same merge goes on with it, or delete it", other, size(taken(other)))
+            _LOG.warning("%s holds %s of work that did not end; the same command goes on with it, or delete it", other, size(taken(other)))
         out.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         _require_own(folder)
@@ -96,9 +110,8 @@ def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bo
             return False
         finish(folder)
         if durable:
-            for path in sorted(folder.iterdir()):
-                if path.is_file():
-                    sync(path)
+            for path in sorted(folder.rglob("*")):
+                sync(path)
         refuse_existing(out)
         journals = _ready(folder)
         (folder / FOLDER).rename(journals)

@@ -143,12 +143,12 @@ class Bundle:
         encoded: dict[str, Any] = m.plain(self)
         return encoded
 
-    def write(self, folder: Path, draft: bool = False) -> None:
+    def write(self, folder: Path, draft: bool = False, known: Mapping[str, str] | None = None) -> None:
         """Writes the manifest into ``folder``, with the closed list of every other file in it; a ``draft`` lists adapters alone.
 
         What is about to be proved and perhaps quantized is opened with a draft: the digests of gigabytes are taken once, at the end.
         """
-        complete = dataclasses.replace(self, files=tuple(list_files(folder, adapters_only=draft)))
+        complete = dataclasses.replace(self, files=tuple(list_files(folder, adapters_only=draft, known=known)))
         (folder / FILE_NAME).write_bytes(strict_json.canonical(complete.to_json()))
 
     def adapter(self, name: str) -> BundledAdapter:
@@ -184,8 +184,8 @@ def bundle_in(folder: str | os.PathLike[str]) -> Path:
     return inner[0].parent if len(inner) == 1 and not (Path(folder) / FILE_NAME).exists() else Path(folder)
 
 
-def list_files(folder: Path, adapters_only: bool = False) -> list[FileEntry]:
-    """An entry for every file under ``folder`` except the bundle manifest itself, by relative path."""
+def list_files(folder: Path, adapters_only: bool = False, known: Mapping[str, str] | None = None) -> list[FileEntry]:
+    """An entry for every file under ``folder`` except the bundle manifest itself, by relative path; ``known`` are digests, by path too."""
     entries = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
@@ -194,7 +194,7 @@ def list_files(folder: Path, adapters_only: bool = False) -> list[FileEntry]:
             role = "graph" if graph else "adapter" if relative.startswith("adapters/") else "carried"
             if adapters_only and role != "adapter":
                 continue
-            entries.append(FileEntry(relative, path.stat().st_size, m.sha256_of(path), role))
+            entries.append(FileEntry(relative, path.stat().st_size, (known or {}).get(relative) or m.sha256_of(path), role))
     return entries
 
 

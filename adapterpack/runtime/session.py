@@ -31,6 +31,8 @@ __all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 class Session:
     """A running bundle. ``provider`` is ``cuda``, ``cpu`` or None for the best there is; ``session.provider`` says which runs.
 
+    ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they lie there, and not laid out anew in memory.
+
     Raises:
         FormatError: the folder is no bundle, its graph reads files outside of it, or an adapter in it was altered or exchanged.
         ProviderError: the provider is unknown or did not start.
@@ -41,12 +43,13 @@ class Session:
         2
     """
 
-    def __init__(self, bundle: str | os.PathLike[str], provider: str | None = None, threads: int | None = None) -> None:
+    def __init__(self, bundle: str | os.PathLike[str], provider: str | None = None, threads: int | None = None,
+                 mapped: bool = False) -> None:
         self.folder = Path(bundle)
         self.bundle: Bundle = read_bundle(bundle)
         self.task = task_named(self.bundle.task)
         wanted = providers.choose(provider)
-        self.graphs = {part: Graph(self.folder, part, wanted, threads) for part in self.bundle.parts}
+        self.graphs = {part: Graph(self.folder, part, wanted, threads, mapped) for part in self.bundle.parts}
         main = self.graphs[MAIN]
         self.provider, self.device = main.provider, main.device
         self.inputs, self.outputs = main.inputs, main.outputs

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import set_seed
 
 from ..errors import Unsupported
 from ..tasks import Task
@@ -25,7 +24,7 @@ def loaded(task: Task, folder: Path, labels: list[str] | None = None, seed: int 
     kwargs: dict[str, Any] = {}
     if labels:
         kwargs = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    set_seed(seed)
+    torch.manual_seed(seed)
     if task.labelled:
         kwargs["ignore_mismatched_sizes"] = True  # a base that came with a head for other labels gets a new one
     with quiet_transformers():  # that a head is new is the point, not news

@@ -30,6 +30,7 @@ def _build(folder: Path, task: str, dtype: str) -> BaseGraph:
     logging.getLogger("mobius").setLevel(logging.WARNING)
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         package = builder.build(str(folder), task=task, execution_provider="default", dtype=_DTYPES[dtype])
+    package["model"].graph.name = folder.name  # and not its path, which may be that of a scratch folder
     if dtype == DEFAULT:
         _exact_scale(package["model"].graph, read_json(folder / "config.json").get("hidden_size"))
     return BaseGraph(package["model"], onnxscript_scope, f"mobius-onnx {version('mobius-onnx')}")
