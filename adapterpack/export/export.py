@@ -66,6 +66,7 @@ def export(
     max_rank: int | None = None,
     quantize: str | None = None,
     dtype: str = DEFAULT,
+    in_place: bool = False,
     frontend: str | None = None,
     target: str = "ort",
     pooling: str | None = None,
@@ -78,7 +79,8 @@ def export(
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
     torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
-    are made in, ``float32`` or ``float16``. ``target`` says who serves it: ``ort``,
+    are made in, ``float32`` or ``float16``. ``in_place`` adds a decoder's graph for one token a step, on the same weights, whose cache
+    stays where it is: ``generate`` uses it. ``target`` says who serves it: ``ort``,
     ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``base`` may be an
     ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``pooling`` (``mean``, ``cls``
     or ``last``) is recorded for tasks that give hidden states; by default what the base says. ``allow_structural``
@@ -111,6 +113,8 @@ def export(
     chosen, floats = _task(task, loaded, model), precision(dtype).name
     TARGETS[target].require(mode, chosen)
     _require_cache(loaded, chosen)
+    if in_place and "position_ids" not in chosen.main.inputs:
+        raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --in-place out")
     capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:
         from ..quantize.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
@@ -134,7 +138,7 @@ def export(
                 hashed.result()
                 say("attach")
                 return _publish(Path(out), graph, candidate, mode, chosen, model, source, loaded, capacity, quantize, TARGETS[target],
-                                pooling, floats, origin, say)
+                                pooling, floats, in_place, origin, say)
             except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
                 failed[candidate.name] = error
                 say(f"{candidate.name} is left out: {error.told}")
@@ -159,8 +163,8 @@ def _built(frontend: Frontend, source: Path, task: Task, dtype: str) -> BaseGrap
 
 def _publish(
     out: Path, graph: BaseGraph, frontend: Frontend, mode: str, task: Task, base: Checkpoint, source: Path, packs: list[Pack],
-    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, dtype: str, origin: Sequence[str],
-    say: Progress,
+    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, dtype: str, in_place: bool,
+    origin: Sequence[str], say: Progress,
 ) -> Bundle:
     """Attaches, writes beside the output's place, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
@@ -210,6 +214,12 @@ def _publish(
         say("prove parity with torch")
         bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, model, task, attached))
         say(f"proved; with the model in torch that took {time.perf_counter() - started:.1f} s")
+        if in_place:
+            from .stepping import with_steps  # noqa: PLC0415 - only where it is asked for
+
+            bundle = dataclasses.replace(bundle, in_place=True)
+            bundle.write(folder, draft=True)
+            bundle = dataclasses.replace(bundle, parity={**bundle.parity, "in_place": with_steps(folder, say)})
         if quantize is None:
             bundle.write(folder, known=grown.digests())
         else:

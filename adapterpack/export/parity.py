@@ -13,8 +13,8 @@ from ..errors import ParityError
 from ..methods import acted
 from ..pack.pack import Pack
 from ..runtime import canary
-from ..runtime.bundle import ADAPTER_POSITIONS
-from ..runtime.decoding import PRESENT, grown
+from ..runtime.bundle import ADAPTER_POSITIONS, PRESENT
+from ..runtime.decoding import grown
 from ..runtime.feeds import ENCODED
 from ..runtime.precision import NONE_BELOW, precision
 from ..runtime.session import Arrays, Session, positions

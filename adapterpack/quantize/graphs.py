@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from ..errors import AdapterpackError, FormatError, NothingToDo, ParityError, UnknownName, nearest
 from ..export.emit import PREFIX
+from ..export.stepping import with_steps
 from ..pack import canary
 from ..pack.atomic import output_folder
 from ..pack.checkpoint import read_json
@@ -96,6 +97,9 @@ def quantize_in_place(folder: Path, name: str) -> None:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
     moved = dataclasses.replace(bundle, sites=sites)
     moved.write(folder)
+    if bundle.in_place:
+        steps = with_steps(folder, lambda text: None)
+        moved = dataclasses.replace(moved, parity={**moved.parity, "in_place": steps})
     session = Session(folder, provider="cpu")
     after, canaries = probe(session), replay.replay(session)
     report: dict[str, Any] = {

@@ -19,6 +19,8 @@ from .signature import Signature, decode_signature
 
 FILE_NAME = "adapterpack.bundle.json"
 GRAPH = f"{MAIN}.onnx"
+PAST, PRESENT = "past_key_values.", "present."
+"""What the names of a cache begin with, as a pass takes and as it gives it; ``<layer>.key`` or ``<layer>.value`` follows."""
 STEP = "step"
 """The graph of a decoder for one token on a cache that stays where it is; there where the bundle was made ``in_place``."""
 MODES = ("folded", "inputs", "bank")
@@ -103,7 +105,7 @@ class Bundle:
     """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs before the one that answers.
 
     ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states become one vector a row, and
-    ``dtype`` the float type that the graphs were made in.
+    ``dtype`` the float type that the graphs were made in. ``in_place``: there is a graph for steps on caches that stay where they are.
     """
 
     mode: str
@@ -126,6 +128,7 @@ class Bundle:
     pooling: str = "mean"
     padding: str = "left"
     dtype: str = "float32"
+    in_place: bool = False
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 

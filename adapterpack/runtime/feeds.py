@@ -9,9 +9,9 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..tasks import Part
-from .bundle import ADAPTER_IDS, ADAPTER_POSITIONS
+from .bundle import ADAPTER_IDS, ADAPTER_POSITIONS, PAST
 from .graphs import Graph
-from .prompts import PAST, Before
+from .prompts import Before
 
 if TYPE_CHECKING:
     from .session import Session

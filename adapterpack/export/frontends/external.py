@@ -21,8 +21,8 @@ from ...onnx_graph.match import Place, match
 from ...onnx_graph.pieces import Piece
 from ...pack.checkpoint import Checkpoint
 from ...pack.pack import Pack
+from ...runtime.bundle import PAST
 from ...runtime.precision import DEFAULT
-from ...runtime.prompts import PAST
 from .base import BaseGraph
 
 _OPSET = 17
