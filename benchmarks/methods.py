@@ -209,7 +209,8 @@ def markdown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
         f"on the first {LAYERS} of the model's 6 layers and {TOKENS} tokens of each row, under a head on the mean of the tokens, which "
         "learns by itself, too: what two implementations make of the same method, not how good a method can be. Both have the same "
         "learning rate; none is tuned. A sixth is chance. Prompts begin at the same tensors on both sides, and neither head sees their "
-        "states, which PEFT would leave in the mean.",
+        "states, which PEFT would leave in the mean; PEFT's config of trainable tokens cannot name a head to train, so its head is set to "
+        "train beside it.",
         "", sentence(summary(rows)), "", *table, "",
         *(line for who, why in reasons.items() if why for line in (f"Without {NAMES[who]} side:", "", *why, ""))])
 

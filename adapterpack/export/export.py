@@ -47,7 +47,7 @@ from .growing import growing
 from .limits import require_readable
 from .modes import MODES, Attached, Plan
 from .packing import SHARED, pack_siblings
-from .parity import prove, reference
+from .parity import prove
 from .passes import checked, slots_of
 from .plans import plans_of, sites_of
 from .targets import TARGETS, Target
@@ -167,6 +167,8 @@ def _publish(
     origin: Sequence[str], say: Progress,
 ) -> Bundle:
     """Attaches, writes beside the output's place, proves the graph there, and only then gives it its name."""
+    from .reference import reference  # noqa: PLC0415 - torch, which nothing before this needs
+
     attached = [] if mode == "folded" else packs
     made_from = [base.content, graph.version, *(pack.id for pack in packs), *origin]
     every = sites_of(graph, attached)
@@ -206,13 +208,18 @@ def _publish(
         for path in carried_files(source):
             shutil.copyfile(path, folder / path.name)
         target.write(folder, bundle)
-        bundle.write(folder, draft=True)
         started = time.perf_counter()
         say("load the model in torch, beside the writing")
-        model = reference(task, source)
+        light = reference(task, source)
         grown.wait()
         say("prove parity with torch")
-        bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, model, task, attached))
+        try:
+            bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, light.model, task, attached))
+        except (ParityError, RuntimeError):
+            if not light.light:
+                raise
+            whole = reference(task, source, whole=True)  # a model that looks at its weights itself may want them in float32
+            bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, whole.model, task, attached))
         say(f"proved; with the model in torch that took {time.perf_counter() - started:.1f} s")
         if in_place:
             from .stepping import with_steps  # noqa: PLC0415 - only where it is asked for
@@ -240,8 +247,7 @@ def _proved(bundle: Bundle, folder: Path, paddings: Sequence[str], proof: Callab
     """
     for number, padding in enumerate(paddings, 1):
         bundle = dataclasses.replace(bundle, padding=padding)
-        if number > 1:
-            bundle.write(folder, draft=True)
+        bundle.write(folder, draft=True)
         try:
             return dataclasses.replace(bundle, parity=_run(proof))
         except ParityError:

@@ -28,11 +28,10 @@ _SECONDS = 2.0
 
 
 class Growing:
-    """What is there of a bundle: ``folder`` is its own, ``whole`` that of the target around it, ``resumed`` the bytes found again."""
+    """What is there of a bundle, in its ``folder``."""
 
-    def __init__(self, whole: Path, folder: Path, resumed: int, written: Future[None], digests: Future[dict[str, str]],
-                 close: Callable[[], None]) -> None:
-        self.whole, self.folder, self.resumed = whole, folder, resumed
+    def __init__(self, folder: Path, written: Future[None], digests: Future[dict[str, str]], close: Callable[[], None]) -> None:
+        self.folder = folder
         self._written, self._digests, self._close = written, digests, close
 
     def wait(self) -> None:
@@ -82,9 +81,10 @@ def growing(out: Path, place: str, graphs: Mapping[str, Any], made_from: Sequenc
         with ThreadPoolExecutor(1) as thread:
             written = thread.submit(_write, weights, known, folder, ticker, log)
             digests = thread.submit(_digests, folder, list(files), written, ticker)
-            resumed = sum(weights[number].nbytes for number in known)
+            if known:
+                say(f"go on with what was written before: {size(sum(weights[number].nbytes for number in known))}")
             try:
-                yield Growing(whole, folder, resumed, written, digests, lambda: log.add(len(weights), None))
+                yield Growing(folder, written, digests, lambda: log.add(len(weights), None))
                 written.result()
             finally:
                 ticker.stopped = True

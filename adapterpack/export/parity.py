@@ -40,17 +40,9 @@ class Found(NamedTuple):
         return self.error / max(1.0, self.scale)
 
 
-def reference(task: Task, base: Path) -> Any:
-    """The model that a graph is compared with, in torch."""
-    from ..train import inject  # noqa: F401, PLC0415 - what adapters need is loaded here too, beside the writing
-    from ..train.loading import load_model  # noqa: PLC0415 - torch only where a graph is proved
-
-    return load_model(task, base).eval()
-
-
 def prove(folder: Path, model: Any, task: Task, packs: list[Pack]) -> dict[str, Any]:
-    """What the parity report says of the bundle in ``folder`` beside ``model``, its :func:`reference`: for the base and each adapter the
-    largest error, absolute and relative, and the agreement of argmax.
+    """What the parity report says of the bundle in ``folder`` beside ``model``, its reference in torch: for the base and each adapter
+    the largest error, absolute and relative, and the agreement of argmax.
 
     Models that generate also take one step on their cache. ``mixed`` is the largest difference between rows that each use another adapter
     and the same rows of a batch with one; ``alone`` that between rows of a batch and the same rows by themselves, without padding. The
