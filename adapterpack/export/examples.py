@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import Unsupported
 from ..methods import Acts
 from ..runtime.session import Arrays, pad
-from ..tasks import Task
+from ..tasks import Task, reads_types
 
 LENGTHS = (11, 4, 7)
 
@@ -40,6 +40,8 @@ def example(
         if "image_features" in task.main.inputs:
             rows = [row if number in bare else _seeing(row, config, found["pixel_values"], model) for number, row in enumerate(rows)]
         found |= pad(rows, 0, left=task.left if left is None else left)
+        if "token_type_ids" in task.inputs and reads_types(model):
+            found["token_type_ids"] = (np.cumsum(found["attention_mask"], axis=1) > 3) * found["attention_mask"]
     if "decoder_input_ids" in task.inputs:
         start = getattr(config, "decoder_start_token_id", None)
         found["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), 5))

@@ -189,7 +189,7 @@ def _publish(
         max_rank=plan.max_rank if mode == "bank" else 0,
         max_labels=max((site.labels for site in sites.values()), default=0),
         base_labels=labels,
-        base_head_trained=not labels or _has_head(Checkpoint(source), task),
+        base_head_trained=not task.heads or _has_head(Checkpoint(source), task),
         io=signature_of(graph.model),
         io_before={part: signature_of(model) for part, model in graph.before.items()},
         target=target.name,

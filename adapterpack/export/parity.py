@@ -18,7 +18,7 @@ from ..runtime.decoding import grown
 from ..runtime.feeds import ENCODED
 from ..runtime.precision import NONE_BELOW, precision
 from ..runtime.session import Arrays, Session, positions
-from ..tasks import Task
+from ..tasks import SPANS, Task
 from .examples import LENGTHS, example
 
 BARE = (1,)
@@ -159,9 +159,11 @@ def _acting(session: Session, batch: Arrays, token: np.ndarray, name: str | None
 
 def _real(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
     """Which positions of an output are no padding, ``[rows, positions]``; None where each row has one vector."""
+    mask = batch.get("attention_mask")
+    if key in SPANS and mask is not None:
+        return np.asarray(mask > 0)
     if output.ndim < 3:
         return None
-    mask = batch.get("attention_mask")
     if "decoder_input_ids" in batch or mask is None or output.shape[:2] != mask.shape:
         return np.ones(output.shape[:2], bool)
     real: np.ndarray = mask > 0
@@ -180,6 +182,9 @@ def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | No
     if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NONE_BELOW).any():
         return Found(float("inf"), 0.0, 0.0)
     output = output[..., :wide]
+    if real is not None and real.ndim == output.ndim:  # one number a position: the best of each row is one choice
+        agreement = float(np.mean([one[row].argmax() == two[row].argmax() for one, two, row in zip(output, reference, real, strict=True)]))
+        return Found(float(np.abs(output - reference)[real].max()), float(np.abs(reference[real]).max()), agreement)
     if real is not None:
         output, reference = output[real], reference[real]
     agreement = float((output.argmax(-1) == reference.argmax(-1)).mean())
@@ -231,7 +236,7 @@ def row_of(batch: Arrays, row: int) -> Arrays:
     found = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
     if "attention_mask" in batch:
         real = batch["attention_mask"][row] > 0
-        found |= {key: found[key][:, real] for key in ("input_ids", "attention_mask")}
+        found |= {key: found[key][:, real] for key in ("input_ids", "attention_mask", "token_type_ids") if key in found}
     if "pixel_values" in batch:
         fewer = len(batch["pixel_values"]) < len(LENGTHS)  # rows without an image come with text
         place = row - sum(bare < row for bare in BARE) if fewer else row

@@ -66,6 +66,8 @@ def _plain(session: Session, graph: Graph, given: Arrays, names: Names) -> Array
     if "attention_mask" in graph.inputs:
         shape = given["input_ids"].shape
         _require_mask(given.setdefault("attention_mask", np.ones(shape, np.int64)), shape)
+    if "token_type_ids" in graph.inputs:
+        given.setdefault("token_type_ids", np.zeros_like(given["input_ids"]))
     return _acting(session, graph, given, names)
 
 

@@ -68,7 +68,7 @@ def _graphs(task: Task, model: Any) -> dict[str, Any]:
         if "position_ids" in part.inputs:  # the tokens follow as many others
             given["attention_mask"] = torch.cat([given["attention_mask"]] * 2, 1)
             given["position_ids"] = torch.from_numpy(positions(given["attention_mask"].numpy()))[:, -given["position_ids"].shape[1] :]
-        graphs[part.name] = _traced(form, part, {name: given[name] for name in part.inputs})
+        graphs[part.name] = _traced(form, part, {name: given[name] for name in part.inputs if name in given})
     return graphs
 
 
