@@ -79,7 +79,8 @@ def _answered(session: Session, rows: Sequence[Row], names: Names, sampling: Map
             results.append(_no_head("answer"))
             continue
         places = pairs[number][2]
-        start, end, score = best_span(*(outputs[side][number][: len(places)] for side in SPANS), [place is not None for place in places])
+        starts, ends = (outputs[side][number][: len(places)] for side in SPANS)
+        start, end, score = best_span(starts, ends, [place is not None for place in places])
         first, last = (places[at] or (0, 0) for at in (start, end))
         results.append({"answer": _question(row)[1][first[0] : last[1]], "start": first[0], "end": last[1], "score": round(score, 6)})
     return results
