@@ -13,16 +13,14 @@ from ..errors import ParityError
 from ..methods import acted
 from ..pack.pack import Pack
 from ..runtime import canary
-from ..runtime.bundle import ADAPTER_POSITIONS
-from ..runtime.decoding import PRESENT, grown
+from ..runtime.bundle import ADAPTER_POSITIONS, PRESENT
+from ..runtime.decoding import grown
 from ..runtime.feeds import ENCODED
-from ..runtime.fields import NO_LABEL
+from ..runtime.precision import NONE_BELOW, precision
 from ..runtime.session import Arrays, Session, positions
-from ..tasks import Task
+from ..tasks import SPANS, Task
 from .examples import LENGTHS, example
 
-RELATIVE_TOLERANCE = 1e-4
-"""float32 on two runtimes differs by about 1e-6 of the largest logit; every wrong graph seen so far by 1e-3 of it or more."""
 BARE = (1,)
 """The rows of the batch that have no image, where images go with text."""
 _STEP = 5
@@ -59,6 +57,7 @@ def prove(folder: Path, model: Any, task: Task, packs: list[Pack]) -> dict[str, 
     from ..train.inject import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
 
     session = Session(folder, provider="cpu", mapped=True)
+    tolerance = precision(session.bundle.dtype).tolerance
     rules = [rule for rule in {pack.acts for pack in packs} if rule is not None]
     batch = example(task, model, acts=rules, bare=BARE, left=session.left)
     single: dict[str | None, Arrays] = {}
@@ -69,16 +68,16 @@ def prove(folder: Path, model: Any, task: Task, packs: list[Pack]) -> dict[str, 
             attach(model, pack, check_base=False)
         one, single[name] = _compare(session, model, batch, name)
         found[name or _base_name(session)] = one
-        _require(one.error, one.scale, f"torch for {name or 'the base'}", folder)
+        _require(one.error, one.scale, tolerance, f"torch for {name or 'the base'}", folder)
         if pack is not None:
             detach(model, pack.name)
     scale = max(one.scale for one in found.values())
     mixed = _mixed(session, batch, single)
-    _require(mixed or 0.0, scale, "itself when rows of one batch use different adapters", folder)
+    _require(mixed or 0.0, scale, tolerance, "itself when rows of one batch use different adapters", folder)
     alone = _alone(session, batch, single)
-    _require(alone, scale, "itself when a row runs alone", folder)
+    _require(alone, scale, tolerance, "itself when a row runs alone", folder)
     return {
-        "tolerance": RELATIVE_TOLERANCE,
+        "tolerance": tolerance,
         "batch": list(LENGTHS),
         "max_abs": {name: one.error for name, one in found.items()},
         "max_relative": {name: one.relative for name, one in found.items()},
@@ -89,8 +88,8 @@ def prove(folder: Path, model: Any, task: Task, packs: list[Pack]) -> dict[str, 
     }
 
 
-def _require(error: float, scale: float, other: str, folder: Path) -> None:
-    allowed = RELATIVE_TOLERANCE * max(1.0, scale)
+def _require(error: float, scale: float, tolerance: float, other: str, folder: Path) -> None:
+    allowed = tolerance * max(1.0, scale)
     if not error <= allowed:  # NaN is no agreement either
         raise ParityError(f"the graph disagrees with {other}", where=folder.name, expected=f"at most {allowed:.2g}", found=f"{error:.2g}")
 
@@ -160,9 +159,11 @@ def _acting(session: Session, batch: Arrays, token: np.ndarray, name: str | None
 
 def _real(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
     """Which positions of an output are no padding, ``[rows, positions]``; None where each row has one vector."""
+    mask = batch.get("attention_mask")
+    if key in SPANS and mask is not None:
+        return np.asarray(mask > 0)
     if output.ndim < 3:
         return None
-    mask = batch.get("attention_mask")
     if "decoder_input_ids" in batch or mask is None or output.shape[:2] != mask.shape:
         return np.ones(output.shape[:2], bool)
     real: np.ndarray = mask > 0
@@ -178,9 +179,12 @@ def _worst(found: Sequence[Found]) -> Found:
 def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | None) -> Found:
     """Over real positions; another shape, or a label too many that is not switched off, is all wrong."""
     wide = reference.shape[-1]
-    if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NO_LABEL / 2).any():
+    if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NONE_BELOW).any():
         return Found(float("inf"), 0.0, 0.0)
     output = output[..., :wide]
+    if real is not None and real.ndim == output.ndim:  # one number a position: the best of each row is one choice
+        agreement = float(np.mean([one[row].argmax() == two[row].argmax() for one, two, row in zip(output, reference, real, strict=True)]))
+        return Found(float(np.abs(output - reference)[real].max()), float(np.abs(reference[real]).max()), agreement)
     if real is not None:
         output, reference = output[real], reference[real]
     agreement = float((output.argmax(-1) == reference.argmax(-1)).mean())
@@ -232,7 +236,7 @@ def row_of(batch: Arrays, row: int) -> Arrays:
     found = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
     if "attention_mask" in batch:
         real = batch["attention_mask"][row] > 0
-        found |= {key: found[key][:, real] for key in ("input_ids", "attention_mask")}
+        found |= {key: found[key][:, real] for key in ("input_ids", "attention_mask", "token_type_ids") if key in found}
     if "pixel_values" in batch:
         fewer = len(batch["pixel_values"]) < len(LENGTHS)  # rows without an image come with text
         place = row - sum(bare < row for bare in BARE) if fewer else row
