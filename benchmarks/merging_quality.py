@@ -3,9 +3,10 @@
 For every seed a base is taken (digits: pretrained, texts: MiniLM), a LoRA is trained for every task under a fixed head (see
 `merging_tasks.py`), and every rule of the registry merges the eight. A figure is *normalized accuracy*: of the merged adapter on the test
 rows of a task, in percent of what the task's own adapter reaches there; the form of the tables of KnOTS (arXiv 2410.19735) and Iso
-(arXiv 2502.04959). What a rule gives is multiplied by one coefficient before it is judged, chosen for all tasks together on validation
-rows, from one list for all rules: sizes relative to the plain sum of the eight changes. All else are the rules' defaults. Rules that end
-in a dense matrix are cut to the summed rank of the eight, which is what the others may have.
+(arXiv 2502.04959). Nothing is chosen but on validation rows, for all tasks together: of every rule one coefficient, from one ladder of
+sizes relative to the plain sum of the eight changes, and of rules that have one the density. All else are the rules' defaults. Rules that
+look at data get what `measured` makes of the tasks' training rows: moments, squared gradients, or a score. Rules that end in a dense
+matrix are cut to the summed rank of the eight, which is what the others may have.
 
 Adapters and figures are kept in ``--keep``, so that a run that was broken off goes on.
 
@@ -24,21 +25,31 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from merging_tasks import SUITES, Suite
+from merging_tasks import SUITES, Split, Suite, Task
+from torch.nn import functional
 
 import adapterpack
 from adapterpack.compose.rules import rules
-from adapterpack.errors import AdapterpackError
+from adapterpack.compose.statistics import Statistics
+from adapterpack.errors import AdapterpackError, ConfigError
 from adapterpack.pack.pack import Pack
+from adapterpack.train.seen import measure as see
 
-SIZES = (0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.4)
+SIZES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.4)
 """Of the merged change, relative to the sum of all changes; task arithmetic's coefficient itself."""
+DENSITIES = (0.2, 0.5)
+ROWS = 64
+"""Training rows of a task that a rule may look at which looks at data."""
+PAIRS = {"slerp": "of two adapters, not of eight", "nuslerp": "of two adapters, not of eight"}
 REFERENCE = "task_arithmetic"
 Deltas = dict[str, torch.Tensor]
 
@@ -62,15 +73,34 @@ class Merged:
         self.weights = {path: suite.model.get_submodule(path).weight for path in changes}
         self.before = {path: weight.detach().clone() for path, weight in self.weights.items()}
 
-    def accuracies(self, part: str, factor: float) -> dict[str, float]:
-        """On ``val`` or ``test`` of every task, with ``factor`` times the changes."""
+    @contextmanager
+    def at(self, factor: float) -> Iterator[None]:
+        """The suite's model has ``factor`` times the changes inside of the block."""
         with torch.no_grad():
             for path, weight in self.weights.items():
                 weight.copy_(self.before[path] + factor * self.changes[path])
-            found = self.suite.accuracies(self.suite.model, part)
+        yield
+        with torch.no_grad():
             for path, weight in self.weights.items():
                 weight.copy_(self.before[path])
-        return found
+
+    def accuracies(self, part: str, factor: float) -> dict[str, float]:
+        """On ``val`` or ``test`` of every task, with ``factor`` times the changes."""
+        with self.at(factor):
+            return self.suite.accuracies(self.suite.model, part)
+
+
+class Asked(torch.nn.Module):
+    """The suite's model under the head of a task, with the loss; inputs and labels by their ``names`` or in their order."""
+
+    def __init__(self, suite: Suite, task: str) -> None:
+        super().__init__()
+        self.model, self.features, self.head = suite.model, suite.features, suite.heads[task]
+        self.names = [f"x{place}" for place in range(len(suite.tasks[0].train.inputs) + 1)]
+
+    def forward(self, *values: torch.Tensor, **named: torch.Tensor) -> SimpleNamespace:
+        *inputs, labels = values or [named[name] for name in self.names]
+        return SimpleNamespace(loss=functional.cross_entropy(self.head(self.features(self.model, tuple(inputs))), labels))
 
 
 def trained(suite: Suite, seed: int, keep: Path) -> list[Pack]:
@@ -83,23 +113,100 @@ def trained(suite: Suite, seed: int, keep: Path) -> list[Pack]:
     return found
 
 
-def judged(suite: Suite, packs: Sequence[Pack], rule: str) -> dict[str, Any]:
-    """A rule's coefficient and its accuracies, or why it cannot merge these packs."""
-    cut = rules()[rule].cut
+def climbed(sizes: Sequence[float], start: int, score: Callable[[float], float]) -> tuple[int, float]:
+    """The place of the size that scores best, and its score: neighbours are asked, from ``start``, for as long as one is better."""
+    known: dict[int, float] = {}
+
+    def at(place: int) -> float:
+        if place not in known:
+            known[place] = score(sizes[place]) if 0 <= place < len(sizes) else -1.0
+        return known[place]
+
+    place = start
+    while (best := max((place, place - 1, place + 1), key=at)) != place:
+        place = best
+    return place, at(place)
+
+
+class Judge:
+    """What merged changes of one suite and seed are worth; changes that are the same but for their size are judged once."""
+
+    def __init__(self, suite: Suite, packs: Sequence[Pack]) -> None:
+        self.suite, self.packs = suite, packs
+        self.total = norm(deltas(adapterpack.compose(packs, rule="cat", weights=[1.0] * len(packs))))
+        self.known: list[tuple[Deltas, dict[str, Any]]] = []
+
+    def __call__(self, changes: Deltas) -> dict[str, Any]:
+        """The size that is best on validation rows, its accuracy there, and those on test rows."""
+        own = norm(changes)
+        if not own:
+            raise ConfigError("nothing is left of the changes", where="the merged adapter")
+        changes = {path: change * (self.total / own) for path, change in changes.items()}
+        for before, found in self.known:
+            if norm({path: change - before[path] for path, change in changes.items()}) < 1e-4 * self.total:
+                return found
+        model = Merged(self.suite, changes)
+        place, val = climbed(SIZES, len(SIZES) // 2, lambda size: float(np.mean(list(model.accuracies("val", size).values()))))
+        found = {"size": SIZES[place], "val": val, "accuracy": model.accuracies("test", SIZES[place])}
+        self.known.append((changes, found))
+        return found
+
+
+def looked_at(task: Task, seed: int) -> Split:
+    """The training rows of a task that a rule may look at."""
+    return task.train.rows(torch.randperm(len(task.train.labels), generator=torch.Generator().manual_seed(seed))[:ROWS])
+
+
+def measured(suite: Suite, packs: Sequence[Pack], kind: str, seed: int) -> list[Statistics]:
+    """Statistics of every pack on some training rows of its task."""
+    found = []
+    for task, pack in zip(suite.tasks, packs, strict=True):
+        asked, rows = Asked(suite, task.name), looked_at(task, seed)
+        size = 1 if kind == "fisher" else ROWS
+        batches = [dict(zip(asked.names, values, strict=True))
+                   for values in zip(*(value.split(size) for value in (*rows.inputs, rows.labels)), strict=True)]
+        sites = [replace(adapter.site, path=f"model.{adapter.site.path}") for adapter in pack.adapters()]
+        with Merged(suite, deltas(pack)).at(1.0):
+            seen = see(asked, sites, frozenset({kind}), batches)
+        suite.model.zero_grad(set_to_none=True)
+        matrices = {path.removeprefix("model."): np.asarray(getattr(one, kind), np.float32) for path, one in seen.items()}
+        found.append(Statistics(kind, pack.id, ROWS, matrices))
+    return found
+
+
+def few_shot(suite: Suite, seed: int) -> Callable[[Pack], float]:
+    """LoRAHub's score: minus the mean loss on a few training rows of every task."""
+    rows = {task.name: looked_at(task, seed) for task in suite.tasks}
+
+    def score(pack: Pack) -> float:
+        with torch.no_grad(), Merged(suite, deltas(pack)).at(1.0):
+            return -float(np.mean([Asked(suite, name)(*split.inputs, split.labels).loss for name, split in rows.items()]))
+
+    return score
+
+
+def judged(suite: Suite, packs: Sequence[Pack], rule: str, seed: int, judge: Judge) -> dict[str, Any]:
+    """A rule's coefficient, density and accuracies, or why it cannot merge these packs."""
+    if rule in PAIRS:
+        return {"refused": PAIRS[rule]}
+    value = rules()[rule]
     rank = min(suite.rank * len(packs), *(min(adapter.site.in_features, adapter.site.out_features) for adapter in packs[0].adapters()))
+    more: dict[str, Any] = {"rank": rank} if value.cut else {}
+    if value.statistics:
+        more["statistics"] = measured(suite, packs, value.statistics, seed)
+    if value.search:
+        more["score"] = few_shot(suite, seed)
+    found = []
     start = time.perf_counter()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            changes = deltas(adapterpack.compose(packs, rule=rule, rank=rank if cut else None))
+        for density in DENSITIES if "density" in value.parameters else (None,):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                changes = deltas(adapterpack.compose(packs, rule=rule, params={} if density is None else {"density": density}, **more))
+            found.append({**judge(changes), **({} if density is None else {"density": density})})
     except AdapterpackError as error:
         return {"refused": error.what if hasattr(error, "what") else str(error)}
-    seconds = time.perf_counter() - start
-    total = norm(deltas(adapterpack.compose(packs, rule="cat", weights=[1.0] * len(packs))))
-    model, own = Merged(suite, changes), norm(changes)
-    val = {size: float(np.mean(list(model.accuracies("val", size * total / own).values()))) for size in SIZES}
-    size = max(SIZES, key=lambda each: (val[each], -each))
-    return {"size": size, "seconds": seconds, "val": val[size], "accuracy": model.accuracies("test", size * total / own)}
+    return {**max(found, key=lambda each: each["val"]), "seconds": time.perf_counter() - start}
 
 
 def measure(name: str, seed: int, keep: Path, known: Mapping[tuple[str, int, str], Any]) -> Iterable[dict[str, Any]]:
@@ -109,6 +216,7 @@ def measure(name: str, seed: int, keep: Path, known: Mapping[tuple[str, int, str
         return
     suite = SUITES[name](seed, keep / f"{name}-{seed}-base")
     packs = trained(suite, seed, keep / f"{name}-{seed}")
+    judge = Judge(suite, packs)
     for rule in wanted:
         if rule == "base":
             row: dict[str, Any] = {"accuracy": suite.accuracies(suite.model, "test")}
@@ -116,7 +224,7 @@ def measure(name: str, seed: int, keep: Path, known: Mapping[tuple[str, int, str
             row = {"accuracy": {task.name: Merged(suite, deltas(pack)).accuracies("test", 1.0)[task.name]
                                 for task, pack in zip(suite.tasks, packs, strict=True)}}
         else:
-            row = judged(suite, packs, rule)
+            row = judged(suite, packs, rule, seed, judge)
         yield {"suite": name, "seed": seed, "rule": rule, **row}
         say(f"{name}, seed {seed}: {rule}")
 

@@ -1,8 +1,8 @@
 """The two suites of `merging_quality.py`: eight small tasks each over one pretrained base, and how an adapter of one is trained.
 
 As in the protocol of KnOTS (arXiv 2410.19735) a task's head is fixed before its adapter is trained, so that adapters alone are merged, and
-the base has some idea of every task without them. There heads are CLIP's text embeddings of the names of classes. Here images have the
-head that the base was pretrained with, and texts the mean embeddings of a few rows of each class.
+the base has some idea of every task without them. There heads are CLIP's text embeddings of the names of classes; here they are the mean
+embeddings, by the base, of a few rows of each class.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 import adapterpack
@@ -109,50 +108,59 @@ class Suite:
         return adapterpack.save(model, out, base=self.base, name=task.name)
 
 
-# The digits of scikit-learn under eight views, and a small vision transformer that was pretrained on them as they are.
+# The digits of scikit-learn in eight colours, under one view each, and a small vision transformer that knows digits of any colour.
 
-HEAD = "head.safetensors"
-CHECKERED = torch.tensor([[(-1.0) ** (i + j) for j in range(8)] for i in range(8)])
-VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "rotated": lambda x: torch.rot90(x, 1, (-2, -1)),
-    "upside_down": lambda x: x.flip(-2),
-    "transposed": lambda x: x.transpose(-2, -1),
-    "inverted": lambda x: -x,
-    "noisy": lambda x: x + 0.6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)),
-    "checkered": lambda x: x * CHECKERED,
-    "rolled": lambda x: x.roll(4, -1),
-    "parity": lambda x: x,
+PRETRAINING, ROWS = 800, 900
+"""Steps, and the rows that the base is made from; the others are the tasks'."""
+CHECKERED = torch.tensor([[float((i + j) % 2) for j in range(8)] for i in range(8)])
+STRIPES = torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 0])[:, None]
+
+
+class View(NamedTuple):
+    """What a task does to digits ``[N, 8, 8]`` of ink 0 to 1, and its colours (red, green, blue; 0 is dark paper, 1 light ink)."""
+
+    changed: Callable[[torch.Tensor], torch.Tensor]
+    colour: tuple[float, float, float]
+
+    def images(self, ink: torch.Tensor) -> torch.Tensor:
+        """``[N, 3, 8, 8]``."""
+        paper = (torch.tensor(self.colour) - 1)[:, None, None]
+        return painted(self.changed(ink), paper, paper + 1)
+
+
+def painted(ink: torch.Tensor, paper: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
+    """Digits in the colour ``light`` on ``paper``, ``[3, 1, 1]`` each or one for every row."""
+    return paper * (1 - ink[:, None]) + light * ink[:, None]
+
+
+VIEWS = {
+    "rotated": View(lambda x: torch.rot90(x, 1, (-2, -1)), (1, 0, 0)),
+    "upside_down": View(lambda x: x.flip(-2), (0, 0, 1)),
+    "mirrored": View(lambda x: x.flip(-1), (0, 1, 0)),
+    "transposed": View(lambda x: x.transpose(-2, -1), (1, 1, 0)),
+    "halves": View(lambda x: x.roll(4, -2), (1, 0, 1)),
+    "rolled": View(lambda x: x.roll(4, -1), (0, 1, 1)),
+    "checkered": View(lambda x: (x - CHECKERED).abs(), (0, 0, 0)),
+    "striped": View(lambda x: x * STRIPES, (1, 1, 1)),
 }
-"""What a task sees; all have ten classes but ``parity``, which asks whether a digit is odd."""
-SEEN = 0.8
-"""The share of the rows of pretraining under one of the views: a base that has seen a little of everything, as CLIP has."""
+"""A colour tells the tasks apart at sight, as CLIP's eight data sets are, so that one network can hold all of them."""
 
 
 def digits(seed: int, folder: Path) -> Suite:
-    """The suite of images: 600 rows for the base, the others for the tasks, dealt out anew by every seed."""
+    """The suite of images, dealt out anew by every seed."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
     order = np.random.default_rng(seed).permutation(len(raw.images))
-    images = torch.tensor(raw.images[order] / 8 - 1, dtype=torch.float32)[:, None]
-    labels = torch.tensor(raw.target[order])
-    if not (folder / HEAD).exists():
-        pretrained, head = _pretrained(images[:600], labels[:600], seed)
+    ink, labels = torch.tensor(raw.images[order] / 16, dtype=torch.float32), torch.tensor(raw.target[order])
+    if not folder.exists():
+        pretrained = _pretrained(ink[:ROWS], labels[:ROWS], seed)
         pretrained.save_pretrained(folder)
-        save_file(head.state_dict(), folder / HEAD)
-    kept = load_file(folder / HEAD)
-
-    def named(features: torch.Tensor) -> torch.Tensor:
-        return features @ kept["weight"].T + kept["bias"]
-
-    def parity(features: torch.Tensor) -> torch.Tensor:
-        return torch.stack([named(features)[:, start::2].logsumexp(dim=1) for start in (0, 1)], dim=1)
-
-    heads: dict[str, Head] = {name: parity if name == "parity" else named for name in VIEWS}
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    tasks = [task_of(name, divided((view(images[600:]),), seed, (0.6, 0.2)), labels[600:] % 2 if name == "parity" else labels[600:])
-             for name, view in VIEWS.items()]
-    return Suite("digits", folder, tasks, model, _first_token, heads, ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"), 2, 300, 2e-3)
+    tasks = [task_of(name, divided((view.images(ink[ROWS:]),), seed, (0.5, 0.2)), labels[ROWS:]) for name, view in VIEWS.items()]
+    heads = {task.name: _prototypes(_first_token, model, task.train) for task in tasks}
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+    return Suite("digits", folder, tasks, model, _first_token, heads, targets, 4, 150, 1e-3)
 
 
 def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
@@ -160,25 +168,24 @@ def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
     return found
 
 
-def _pretrained(images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[Any, torch.nn.Linear]:
-    """A vision transformer and its head for digits, shifted by up to one pixel and with a little noise, some as the tasks see them."""
+def _pretrained(ink: torch.Tensor, labels: torch.Tensor, seed: int) -> Any:
+    """A vision transformer that tells upright digits of any colour apart, shifted by up to one pixel and with a little noise."""
     torch.manual_seed(seed)
-    config = transformers.ViTConfig(image_size=8, patch_size=2, num_channels=1, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
-                                    intermediate_size=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model, head = transformers.ViTModel(config, add_pooling_layer=False), torch.nn.Linear(64, 10)
-    steps = 800
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=3, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
+                                    intermediate_size=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model, head = transformers.ViTModel(config, add_pooling_layer=False), torch.nn.Linear(128, 10)
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], 2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
-    for _ in range(steps):
-        chosen = torch.randint(len(images), (64,))
-        x = images[chosen].roll(tuple(torch.randint(-1, 2, (2,)).tolist()), (-2, -1))
-        seen = list(VIEWS.values())[int(torch.randint(len(VIEWS), ()))](x)
-        x = torch.where(torch.rand(len(x), 1, 1, 1) < SEEN, seen, x)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, PRETRAINING)
+    for _ in range(PRETRAINING):
+        chosen = torch.randint(len(ink), (64,))
+        x = ink[chosen].roll(tuple(torch.randint(-1, 2, (2,)).tolist()), (-2, -1))
+        paper, light = torch.rand(2, len(x), 3, 1, 1)
+        images = painted(x, paper - 1, light) + 0.05 * torch.randn(len(x), 3, 8, 8)
         optimizer.zero_grad()
-        functional.cross_entropy(head(_first_token(model, (x + 0.1 * torch.randn_like(x),))), labels[chosen]).backward()
+        functional.cross_entropy(head(_first_token(model, (images,))), labels[chosen]).backward()
         optimizer.step()
         schedule.step()
-    return model, head
+    return model
 
 
 # Eight questions about the texts of the examples, and the sentence encoder MiniLM.
@@ -217,15 +224,15 @@ def texts(seed: int, folder: Path) -> Suite:
         if source not in held:
             held[source] = divided(_before(model, tokenizer, strings), seed, (0.6, 0.15))
         tasks.append(task_of(name, held[source], torch.tensor([answer(row, median) for row in rows])))
-        heads[name] = _prototypes(model, tasks[-1].train)
+        heads[name] = _prototypes(_after, model, tasks[-1].train)
     targets = tuple(f"encoder.layer.{layer}.{inner}" for layer in LAYERS for inner in INNER)
-    return Suite("texts", base, tasks, model, _after, heads, targets, 8, 50, 2e-3)
+    return Suite("texts", base, tasks, model, _after, heads, targets, 4, 50, 2e-3)
 
 
-def _prototypes(model: Any, train: Split) -> Head:
+def _prototypes(features: Callable[[Any, Inputs], torch.Tensor], model: Any, train: Split) -> Head:
     """Cosines with the mean of the first eight rows of each class, sharpened as CLIP's are."""
     with torch.no_grad():
-        means = torch.stack([_after(model, train.rows(torch.nonzero(train.labels == label)[:8, 0]).inputs).mean(dim=0)
+        means = torch.stack([features(model, train.rows(torch.nonzero(train.labels == label)[:8, 0]).inputs).mean(dim=0)
                              for label in range(int(train.labels.max()) + 1)])
     center = means.mean(dim=0)
     means = functional.normalize(means - center)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +66,20 @@ def pack_at(reference: str) -> Any:
     match = None if Path(reference).exists() else _RENAMED.fullmatch(reference)
     name, path = match.groups() if match else (None, reference)
     return adapterpack.load(folder_of(path), name)
+
+
+@contextmanager
+def packs_read(references: Sequence[str]) -> Iterator[Callable[[], list[Any]]]:
+    """The packs behind references, as of :func:`pack_at`: they are read and hashed on threads while the block goes on to import what it
+    needs, and waited for when the function that it gets is called."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - the help must not pay for it
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(pack_at, reference) for reference in references]
+        try:
+            yield lambda: [each.result() for each in found]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, Any]:

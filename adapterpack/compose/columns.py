@@ -68,7 +68,7 @@ def _slope(over: Overlaps, m: np.ndarray, lam: float) -> np.ndarray:
     T = len(m)
     slope = np.zeros_like(m)
     for i in range(T):
-        C = [(over.A[j] * m[j]) @ over.A[i].T - (over.A[i] @ over.A[i].T if i == j else 0) for j in range(T)]
+        C = [(over.A[j] * (m[j] - (i == j))) @ over.A[i].T for j in range(T)]  # exactly 0 for a lone pack, whose rounding Adam would follow
         for j in range(T):
             inner = sum(over.P[j][k] @ C[k] for k in range(T)) @ over.P[i][i]
             slope[j] += 2 / over.sizes[i] * np.einsum("rk,rk->k", over.A[j], inner @ over.A[i])

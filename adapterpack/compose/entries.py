@@ -19,6 +19,8 @@ from .space import Core, Factors, Term, core
 
 _BLOCK = 1 << 18
 """Numbers of a block of all changes together: what a core's cache holds a few times."""
+_HELD = 1 << 22
+"""Numbers that are held to select from: 16 MB."""
 
 
 class Block(NamedTuple):
@@ -163,21 +165,24 @@ def magnitudes(values: np.ndarray) -> np.ndarray:
 def level(values: Callable[[], Iterator[np.ndarray]], share: float) -> np.ndarray:
     """``[C]``: of each of ``C`` rows of numbers >= 0, the one that a ``share`` of them reaches or exceeds, exactly.
 
-    ``values`` gives pieces ``[C, ...]`` in float32, the same ones twice. The bit patterns of such floats are in their order: one pass
-    counts the upper halves, one the lower halves inside the bin that was found. Memory is 65536 counters a row, whatever the size.
+    ``values`` gives pieces ``[C, ...]`` in float32, the same ones each time. A bearable number of them is held and selected from. For more
+    the bit patterns are counted, which are in the order of such floats: one pass counts the upper halves, one the lower halves inside the
+    bin that was found. Memory is 65536 counters a row then, whatever the size.
 
     Example:
         >>> piece = np.arange(10, dtype=np.float32)[None]
         >>> level(lambda: iter([piece[:, :4], piece[:, 4:]]), 0.3)
         array([7.], dtype=float32)
     """
+    if (held := _held(values)) is not None:
+        wanted = held.shape[1] - min(held.shape[1], max(1, round(share * held.shape[1])))
+        return np.partition(held, wanted, axis=1)[:, wanted] if held.size else np.zeros(0, np.float32)
     high, sizes = None, 0
     for piece in values():
         bits = _bits(piece)
         counts = np.stack([np.bincount(row >> 16, minlength=1 << 16) for row in bits])
         high, sizes = counts if high is None else high + counts, sizes + bits.shape[1]
-    if high is None:
-        return np.zeros(0, np.float32)
+    assert high is not None
     wanted = min(sizes, max(1, round(share * sizes)))
     upper, before = _reached(high, np.full(len(high), wanted))
     low = np.zeros_like(high)
@@ -186,6 +191,16 @@ def level(values: Callable[[], Iterator[np.ndarray]], share: float) -> np.ndarra
             low[c] += np.bincount(row[row >> 16 == upper[c]] & 0xFFFF, minlength=1 << 16)
     lower, _ = _reached(low, wanted - before)
     return (upper.astype(np.uint32) << 16 | lower.astype(np.uint32)).view(np.float32)
+
+
+def _held(values: Callable[[], Iterator[np.ndarray]]) -> np.ndarray | None:
+    """All numbers, ``[C, ...]``, if they are few enough."""
+    held: list[np.ndarray] = []
+    for piece in values():
+        held.append(piece.reshape(len(piece), -1))
+        if sum(each.size for each in held) > _HELD:
+            return None
+    return np.concatenate(held, axis=1) if held else np.zeros((0, 0), np.float32)
 
 
 def _bits(piece: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from ..methods import row_blocks
 from .cut import Cut, energy_of
 from .space import Factors
-from .spectra import Loss, Spectrum
+from .spectra import Loss, Spectrum, frames
 
 _SMALL = 64
 """Matrices of a side up to this are decomposed whole."""
@@ -171,5 +171,7 @@ def _without(Y: np.ndarray, Q: np.ndarray) -> np.ndarray:
 
 
 def _orthogonal(Y: np.ndarray) -> np.ndarray:
-    Q: np.ndarray = np.linalg.qr(Y)[0]
+    """An orthonormal basis of the columns."""
+    frame, _ = frames(Y[None])
+    Q: np.ndarray = frame.times(np.eye(Y.shape[1])[None])[0].astype(Y.dtype)
     return Q

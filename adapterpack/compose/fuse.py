@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,23 +27,33 @@ def elected(values: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndar
     larger than its largest part.
     """
     shape, dtype = values.shape[1:], values.dtype
-    up, down, scratch = np.zeros(shape, dtype), np.zeros(shape, dtype), np.empty(shape, dtype)
+    up, lead, scratch = np.zeros(shape, dtype), np.zeros(shape, dtype), np.empty(shape, dtype)
     voters = {size: np.zeros((2, *shape), np.uint8) for size in np.unique(np.abs(weights)).tolist()} if normalize else {}
     for weight, value in zip(weights.tolist(), values, strict=True):
-        part = np.multiply(value, dtype.type(weight))
+        part = value if weight == 1 else np.multiply(value, dtype.type(weight))
         up += np.maximum(part, 0, out=scratch)
-        down -= np.minimum(part, 0, out=scratch)
+        lead += part
         if normalize:
-            voters[abs(weight)][0] += part > 0
-            voters[abs(weight)][1] += part < 0
-    lead = np.subtract(up, down, out=scratch)
+            for count, voted in zip(voters[abs(weight)], (part > 0, part < 0), strict=True):
+                np.add(count, voted.view(np.uint8), out=count)  # the same bytes: no pass to convert them
     won = lead > 0
-    merged = np.where(won, up, -down)
+    lost = np.subtract(lead, up, out=scratch)  # minus what was below 0, in the order of the sums: exactly 0 where nothing was
+    merged = np.where(won, up, lost)
     if normalize:
-        counted = sum(dtype.type(size) * np.where(won, *count) for size, count in voters.items())
-        merged /= np.maximum(counted, np.finfo(dtype).tiny)  # where nobody voted, merged is 0
-    decided = np.abs(lead, out=lead) > _TIE * (up + down)
-    return np.multiply(merged, decided, out=merged)
+        merged /= _counted(voters, won, dtype)
+    votes = np.subtract(up, lost, out=scratch)
+    decided = np.greater(np.abs(lead, out=lead), np.multiply(votes, dtype.type(_TIE), out=votes))
+    return np.where(decided, merged, dtype.type(0))
+
+
+def _counted(voters: Mapping[float, np.ndarray], won: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """The sum of the sizes of the weights that voted with the sign that won; never 0: where nobody voted 0 is divided."""
+    counted = np.zeros(won.shape, dtype)
+    for size, count in voters.items():
+        votes = np.where(won, *count).astype(dtype)
+        counted += votes if size == 1 else np.multiply(votes, dtype.type(size), out=votes)
+    found: np.ndarray = np.maximum(counted, np.finfo(dtype).tiny, out=counted)
+    return found
 
 
 def magnitude_level(blocks: Blocks, *, density: float, **_: Any) -> np.ndarray:

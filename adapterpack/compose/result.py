@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,13 @@ def as_lora(change: Factors, dtype: Any = np.float32) -> tuple[LoRA, dict[str, n
     """A change as a LoRA of its rank and of scale 1, and at least of rank 1."""
     m, n = change.shape
     A, B = change if change.rank else (np.zeros((1, n)), np.zeros((m, 1)))
-    return LoRA(r=len(A), alpha=float(len(A))), {"lora_A": np.ascontiguousarray(A, dtype), "lora_B": np.ascontiguousarray(B, dtype)}
+    return _of_rank(len(A)), {"lora_A": np.ascontiguousarray(A, dtype), "lora_B": np.ascontiguousarray(B, dtype)}
+
+
+@lru_cache
+def _of_rank(rank: int) -> LoRA:
+    """One config for all sites of a rank: what looks at them all looks at each config once."""
+    return LoRA(r=rank, alpha=float(rank))
 
 
 def base_tensors(places: Sequence[Place], parents: Sequence[Pack]) -> dict[str, str | None]:

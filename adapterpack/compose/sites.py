@@ -114,7 +114,9 @@ def _place(
     loss = Loss(sum(share * each.tail for share, each in losses), sum(share * each.total for share, each in losses))
     biased = any(adapter.site.bias for _, adapter in present)
     named = next((adapter.weight for _, adapter in present if adapter.weight is not None), None)
-    return Place(dataclasses.replace(site, bias=biased, in_features=n, out_features=m), named, terms, ranks, loss)
+    if (site.bias, site.in_features, site.out_features) != (biased, n, m):
+        site = dataclasses.replace(site, bias=biased, in_features=n, out_features=m)
+    return Place(site, named, terms, ranks, loss)
 
 
 def _later(adapter: Adapter) -> bool:

@@ -129,8 +129,8 @@ def _decomposed(changes: Sequence[Factors]) -> _Stack | None:
 
     None where some of several want another way than the others: which way a change goes must not depend on its neighbours.
     """
-    left, left_core = _frames(np.stack([change.B for change in changes]))
-    right, right_core = _frames(np.stack([change.A for change in changes]).transpose(0, 2, 1))
+    left, left_core = frames(np.stack([change.B for change in changes]))
+    right, right_core = frames(np.stack([change.A for change in changes]).transpose(0, 2, 1))
     if len(changes) > 1 and any(frame.back is None and _narrow(frame.wide) for frame in (left, right)):
         return None
     u, values, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1), full_matrices=False)
@@ -197,7 +197,7 @@ class _Frame(NamedTuple):
         return product
 
 
-def _frames(X: np.ndarray) -> tuple[_Frame, np.ndarray]:
+def frames(X: np.ndarray) -> tuple[_Frame, np.ndarray]:
     """A thin QR of a stack ``[b, m, R]``: the frames, and the triangles in float64.
 
     Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64: products of matrices only. All

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import Unsupported
 from ..methods import Acts
 from ..runtime.session import Arrays, pad
-from ..tasks import Task
+from ..tasks import Task, reads_types
 
 LENGTHS = (11, 4, 7)
 
@@ -49,6 +49,8 @@ def example(
         if "image_features" in task.main.inputs:
             rows = [row if number in bare else _seeing(row, config, found["pixel_values"], model()) for number, row in enumerate(rows)]
         found |= pad(rows, 0, left=task.left if left is None else left)
+        if "token_type_ids" in task.inputs and reads_types(model()):
+            found["token_type_ids"] = (np.cumsum(found["attention_mask"], axis=1) > 3) * found["attention_mask"]
     if "decoder_input_ids" in task.inputs:
         start = getattr(config, "decoder_start_token_id", None)
         found["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), 5))
@@ -64,7 +66,7 @@ def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list
     from .frontends.forms import Vision  # noqa: PLC0415
 
     with torch.no_grad():
-        positions = Vision(model)(torch.from_numpy(pixels[:1]))["image_features"].shape[1]
+        positions = Vision(model)(torch.from_numpy(pixels[:1]).to(model.dtype))["image_features"].shape[1]
     token = config.image_token_id
     text = [1 if each == token else each for each in row]
     return [text[0], *[token] * positions, *text[1:]]

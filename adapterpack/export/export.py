@@ -37,6 +37,7 @@ from ..pack.quantized import require_plain
 from ..pack.validate import load
 from ..runtime.answers import POOLING
 from ..runtime.bundle import Bundle, BundledAdapter, MappedSite, read_bundle
+from ..runtime.precision import DEFAULT, precision
 from ..runtime.signature import signature_of
 from ..runtime.slots import require_slots
 from ..tasks import MAIN, TASKS, Task, task_named, task_of
@@ -67,6 +68,8 @@ def export(
     slots: int | None = None,
     max_rank: int | None = None,
     quantize: str | None = None,
+    dtype: str = DEFAULT,
+    in_place: bool = False,
     frontend: str | None = None,
     target: str = "ort",
     pooling: str | None = None,
@@ -78,7 +81,9 @@ def export(
 
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
-    torch model, base and each adapter, on a ragged padded batch, before it is published. ``target`` says who serves it: ``ort``,
+    torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
+    are made in, ``float32`` or ``float16``. ``in_place`` adds a decoder's graph for one token a step, on the same weights, whose cache
+    stays where it is: ``generate`` uses it. ``target`` says who serves it: ``ort``,
     ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``base`` may be an
     ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``pooling`` (``mean``, ``cls``
     or ``last``) is recorded for tasks that give hidden states; by default what the base says. ``allow_structural``
@@ -108,9 +113,11 @@ def export(
     _check(loaded, model, allow_structural)
     for pack in loaded if mode != "folded" else ():
         require_slots(pack)
-    chosen = _task(task, loaded, model)
+    chosen, floats = _task(task, loaded, model), precision(dtype).name
     TARGETS[target].require(mode, chosen)
     _require_cache(loaded, chosen)
+    if in_place and "position_ids" not in chosen.main.inputs:
+        raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --in-place out")
     capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:
         from ..quantize.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
@@ -129,10 +136,10 @@ def export(
         for candidate in candidates:
             say(f"build the graph with {candidate.name}")
             try:
-                graph = _built(candidate, source, chosen)
+                graph = _built(candidate, source, chosen, floats)
                 say("attach")
                 return _publish(Path(out), graph, candidate, mode, chosen, model, source, loaded, capacity, quantize, TARGETS[target],
-                                pooling, origin, say)
+                                pooling, floats, in_place, origin, say)
             except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
                 failed[candidate.name] = error
                 say(f"{candidate.name} is left out: {error.told}")
@@ -144,10 +151,10 @@ def export(
                       remedy="report this architecture, or try another --frontend")
 
 
-def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
+def _built(frontend: Frontend, source: Path, task: Task, dtype: str) -> BaseGraph:
     """The frontend's graph; that it cannot make one is as good a reason to try the next as a wrong graph."""
     try:
-        return frontend.build(source, task.name)
+        return frontend.build(source, task.name, dtype)
     except (FormatError, SiteNotFound, StorageError, Unsupported):  # of a file that was named there is no other
         raise
     except Exception as error:
@@ -157,7 +164,8 @@ def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
 
 def _publish(
     out: Path, graph: BaseGraph, frontend: Frontend, mode: str, task: Task, base: Checkpoint, source: Path, packs: list[Pack],
-    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, origin: Sequence[str], say: Progress,
+    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, dtype: str, in_place: bool,
+    origin: Sequence[str], say: Progress,
 ) -> Bundle:
     """Attaches, writes beside the output's place, proves the graph there, and only then gives it its name."""
     attached = [] if mode == "folded" else packs
@@ -180,11 +188,12 @@ def _publish(
         max_rank=plan.max_rank if mode == "bank" else 0,
         max_labels=max((site.labels for site in sites.values()), default=0),
         base_labels=labels,
-        base_head_trained=not labels or _has_head(Checkpoint(source), task),
+        base_head_trained=not task.heads or _has_head(Checkpoint(source), task),
         io=signature_of(graph.model),
         io_before={part: signature_of(model) for part, model in graph.before.items()},
         target=target.name,
         pooling=pooling or _pooling(source),
+        dtype=dtype,
     )
     place = target.place(bundle)
     with growing(out, place, graph.parts, made_from, say) as grown:
@@ -210,6 +219,12 @@ def _publish(
             # A model that looks at its weights itself may want them in float32.
             bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, source, task, attached, lambda: models(True).model))
         say(f"proved; writing, the model in torch and the proof took {time.perf_counter() - started:.1f} s")
+        if in_place:
+            from .stepping import with_steps  # noqa: PLC0415 - only where it is asked for
+
+            bundle = dataclasses.replace(bundle, in_place=True)
+            bundle.write(folder, draft=True)
+            bundle = dataclasses.replace(bundle, parity={**bundle.parity, "in_place": with_steps(folder, say)})
         if quantize is None:
             bundle.write(folder, known=grown.digests())
         else:
@@ -317,7 +332,7 @@ def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str]
 
 
 def _of_file(path: Path, packs: Sequence[Pack]) -> Frontend:
-    return Frontend("external", lambda config, task: True, lambda source, task: external(path, Checkpoint(source), packs))
+    return Frontend("external", lambda config, task: True, lambda source, task, dtype: external(path, Checkpoint(source), packs, dtype))
 
 
 @contextlib.contextmanager

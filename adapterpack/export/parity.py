@@ -12,16 +12,13 @@ import numpy as np
 from ..errors import ParityError
 from ..pack.pack import Pack
 from ..runtime import canary
-from ..runtime.bundle import read_bundle
-from ..runtime.decoding import PRESENT
-from ..runtime.fields import NO_LABEL
+from ..runtime.bundle import PRESENT, read_bundle
+from ..runtime.precision import NONE_BELOW, precision
 from ..runtime.session import Arrays, Session
-from ..tasks import Task
+from ..tasks import SPANS, Task
 from .examples import LENGTHS, config_of, example
 from .sides import Asked, ask_graph, ask_torch
 
-RELATIVE_TOLERANCE = 1e-4
-"""float32 on two runtimes differs by about 1e-6 of the largest logit; every wrong graph seen so far by 1e-3 of it or more."""
 BARE = (1,)
 """The rows of the batch that have no image, where images go with text."""
 
@@ -55,7 +52,8 @@ def prove(
         BaseMismatch: by its canary, a pack was made for another base.
         NothingToDo: by its canary, an adapter has no effect.
     """
-    left = task.left and read_bundle(folder).padding == "left"
+    bundle = read_bundle(folder)
+    tolerance, left = precision(bundle.dtype).tolerance, task.left and bundle.padding == "left"
     rules = [rule for rule in {pack.acts for pack in packs} if rule is not None]
     batch = example(task, config_of(base), acts=rules, bare=BARE, left=left, model=model)
     found: dict[str, Found] = {}
@@ -66,13 +64,13 @@ def prove(
             graph = asking.result()
             one = _compared(graph.answers[name], expected, batch, folder)
             found[name or _base_name(graph.session)] = one
-            _require(one.error, one.scale, f"torch for {name or 'the base'}", folder)
+            _require(one.error, one.scale, tolerance, f"torch for {name or 'the base'}", folder)
         scale = max(one.scale for one in found.values())
-        _require(graph.mixed or 0.0, scale, "itself when rows of one batch use different adapters", folder)
+        _require(graph.mixed or 0.0, scale, tolerance, "itself when rows of one batch use different adapters", folder)
         alone = apart.result()
-        _require(alone, scale, "itself when a row runs alone", folder)
+        _require(alone, scale, tolerance, "itself when a row runs alone", folder)
     return {
-        "tolerance": RELATIVE_TOLERANCE,
+        "tolerance": tolerance,
         "batch": list(LENGTHS),
         "max_abs": {name: one.error for name, one in found.items()},
         "max_relative": {name: one.relative for name, one in found.items()},
@@ -102,8 +100,8 @@ def _graph_side(folder: Path, batch: Arrays, packs: list[Pack], ready: Callable[
     return _Graph(session, answers, single, _mixed(session, batch, single))
 
 
-def _require(error: float, scale: float, other: str, folder: Path) -> None:
-    allowed = RELATIVE_TOLERANCE * max(1.0, scale)
+def _require(error: float, scale: float, tolerance: float, other: str, folder: Path) -> None:
+    allowed = tolerance * max(1.0, scale)
     if not error <= allowed:  # NaN is no agreement either
         raise ParityError(f"the graph disagrees with {other}", where=folder.name, expected=f"at most {allowed:.2g}", found=f"{error:.2g}")
 
@@ -127,9 +125,11 @@ def _compared(graph: Asked, torch: Asked, batch: Arrays, folder: Path) -> Found:
 
 def _real(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
     """Which positions of an output are no padding, ``[rows, positions]``; None where each row has one vector."""
+    mask = batch.get("attention_mask")
+    if key in SPANS and mask is not None:
+        return np.asarray(mask > 0)
     if output.ndim < 3:
         return None
-    mask = batch.get("attention_mask")
     if "decoder_input_ids" in batch or mask is None or output.shape[:2] != mask.shape:
         return np.ones(output.shape[:2], bool)
     real: np.ndarray = mask > 0
@@ -145,9 +145,12 @@ def _worst(found: Sequence[Found]) -> Found:
 def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | None) -> Found:
     """Over real positions; another shape, or a label too many that is not switched off, is all wrong."""
     wide = reference.shape[-1]
-    if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NO_LABEL / 2).any():
+    if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NONE_BELOW).any():
         return Found(float("inf"), 0.0, 0.0)
     output = output[..., :wide]
+    if real is not None and real.ndim == output.ndim:  # one number a position: the best of each row is one choice
+        agreement = float(np.mean([one[row].argmax() == two[row].argmax() for one, two, row in zip(output, reference, real, strict=True)]))
+        return Found(float(np.abs(output - reference)[real].max()), float(np.abs(reference[real]).max()), agreement)
     if real is not None:
         output, reference = output[real], reference[real]
     agreement = float((output.argmax(-1) == reference.argmax(-1)).mean())
@@ -199,7 +202,7 @@ def row_of(batch: Arrays, row: int) -> Arrays:
     found = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
     if "attention_mask" in batch:
         real = batch["attention_mask"][row] > 0
-        found |= {key: found[key][:, real] for key in ("input_ids", "attention_mask")}
+        found |= {key: found[key][:, real] for key in ("input_ids", "attention_mask", "token_type_ids") if key in found}
     if "pixel_values" in batch:
         fewer = len(batch["pixel_values"]) < len(LENGTHS)  # rows without an image come with text
         place = row - sum(bare < row for bare in BARE) if fewer else row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -153,7 +154,7 @@ class Pack:
         """The site that a group describes; what its tensors' shapes say of it is read off them."""
         shapes = [entry.shape for _, entry in self._by_group.get(group.path, ()) if not entry.param.endswith(".scales")]
         stack = max((shape[0] for shape in shapes if shape), default=1) if is_stacked(group.kind) else 1
-        return dataclasses.replace(site_of(group), kernel=peft_names.kernel_of(group.kind, shapes), stack=stack)
+        return site_of(group, peft_names.kernel_of(group.kind, shapes), stack)
 
     def adapters(self, shape_of: Callable[[m.Group], tuple[int, int]] | None = None) -> Iterator[Adapter]:
         """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order.
@@ -236,11 +237,16 @@ class Pack:
 
     def write_into(self, folder: Path) -> None:
         """Writes the pack's files into an existing empty folder that the caller publishes."""
+        def fill() -> None:
+            for name, parts in _contents(self.manifest, self.tensors, self.extra).items():
+                with (folder / name).open("wb") as file:
+                    file.writelines(parts)
+
         manifest = self.manifest.to_bytes()
-        m.require_readable(manifest, f"pack '{self.name}'")
-        for name, parts in _contents(self.manifest, self.tensors, self.extra).items():
-            with (folder / name).open("wb") as file:
-                file.writelines(parts)
+        with ThreadPoolExecutor(1) as pool:  # the disk takes the tensors while the manifest is looked through
+            filled = pool.submit(fill)
+            m.require_readable(manifest, f"pack '{self.name}'")
+            filled.result()
         (folder / m.FILE_NAME).write_bytes(manifest)
 
     def require_base(self, base: Checkpoint, content: bool | None = True, allow_structural: bool = False) -> Verdict:
@@ -280,9 +286,9 @@ def is_module(path: str) -> bool:
     return path not in {SHARED, PROMPT}
 
 
-def site_of(group: m.Group) -> Site:
-    """The site that a manifest group describes."""
-    return Site(group.path, group.in_features or 0, group.out_features or 0, group.kind, group.bias)
+def site_of(group: m.Group, kernel: tuple[int, ...] = (), stack: int = 1) -> Site:
+    """The site that a manifest group describes, with what the group does not say of it."""
+    return Site(group.path, group.in_features or 0, group.out_features or 0, group.kind, group.bias, kernel, stack)
 
 
 def build(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,12 +69,23 @@ def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, bu
     """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were checked."""
     if not folder.is_dir():
         raise StorageError("there is no such pack", where=folder, remedy="name a folder that holds adapterpack.json or adapter_config.json")
+    look = _examine if os.path.lexists(folder / m.FILE_NAME) else _examine_peft
     try:
-        if not os.path.lexists(folder / m.FILE_NAME):
-            return _examine_peft(folder, base, full, budget or Budget(), allow_structural)
-        return _examine(folder, base, full, budget or Budget(), allow_structural)
+        with _turn(folder):
+            return look(folder, base, full, budget or Budget(), allow_structural)
     except AdapterpackError as error:
         return Report("pack", str(folder), None, (reading.unreadable(error, folder),)), None
+
+
+_large = threading.Lock()
+
+
+def _turn(folder: Path) -> AbstractContextManager[object]:
+    """Threads look at packs of a bearable size side by side, and at large ones in turn: a file that is mapped counts as memory."""
+    try:
+        return _large if (folder / TENSORS).stat().st_size > LARGE else nullcontext()
+    except OSError:
+        return nullcontext()  # whatever it is, it is told where the file is opened
 
 
 def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool) -> tuple[Report, Pack | None]:
