@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from .errors import UnknownName, nearest
@@ -18,6 +19,7 @@ MAIN = "model"
 AXES: dict[str, tuple[str | None, ...]] = {
     "input_ids": ("batch", "sequence"),
     "attention_mask": ("batch", "sequence"),
+    "token_type_ids": ("batch", "sequence"),
     "position_ids": ("batch", "sequence"),
     "pixel_values": ("batch", None, None, None),
     "input_features": ("batch", None, None),
@@ -27,6 +29,10 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "encoder": ("batch", None, "source", None),
 }
 """Input -> the names of its axes; those without one are as wide as the model says. The last two are families: ``<layer>.key`` follows."""
+
+
+SPANS = ("start_logits", "end_logits")
+"""Outputs with one number for each position: how well a span begins, and how well it ends there."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,8 @@ TASKS = {
     for task in (
         Task("text-classification", "AutoModelForSequenceClassification", ("ForSequenceClassification",), _HEADS, labelled=True),
         Task("token-classification", "AutoModelForTokenClassification", ("ForTokenClassification",), _HEADS, labelled=True),
+        Task("question-answering", "AutoModelForQuestionAnswering", ("ForQuestionAnswering",), ("qa_outputs",),
+             parts=(Part(MAIN, "plain", (*_TEXT, "token_type_ids")),)),
         Task("fill-mask", "AutoModelForMaskedLM", ("ForMaskedLM",)),
         Task("text-generation", "AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel"), generates=True,
              parts=(Part(MAIN, "decoder", _DECODER),)),
@@ -114,6 +122,11 @@ TASKS = {
 
 _ALIASES = {alias: task.name for task in TASKS.values() for alias in task.aliases}
 _NARROW_FIRST = sorted(TASKS.values(), key=lambda task: not task.told_by)
+
+
+def reads_types(model: Any) -> bool:
+    """Whether a torch model tells the two texts of a row apart by types, and not by a token between them alone."""
+    return "token_type_ids" in signature(model.forward).parameters and getattr(model.config, "type_vocab_size", 0) > 1
 
 
 def task_named(name: str) -> Task:

@@ -1,12 +1,15 @@
 """What exporting costs, beside the other exporters: seconds, memory, size, and how fast each graph decodes.
 
-SmolLM2-135M in float32, text generation with a cache. Every contestant runs in a process of its own, from import to files written; ours
-compares its graph with torch in that time, which none of the others does. ``bank`` has two adapters (r = 16, all linear layers) in it.
-Peers that need another build of ONNX Runtime are given as virtual environments.
+SmolLM2-135M in float32, text generation with a cache. Every contestant runs in a process of its own, in turn, from its start to its end;
+``bank`` has two adapters (r = 16, all linear layers) in it. Ours compares its graph with torch in that time, which none of the others does:
+``proof s`` is how long that takes, with the import of the model's torch code, and with the writing that goes on beside it. Memory is that
+of the largest process: all that is resident, with the pages of files that the system may take back, and what is the process's own.
+Decoding is greedy, after a prompt of 32 tokens. Peers that need another build of ONNX Runtime are given as virtual environments with torch
+and transformers; Olive calls onnxruntime-genai's builder there, or torch.onnx.
 
-    python benchmarks/export.py --genai VENV
-    python benchmarks/export.py --only adapterpack mobius
-    python benchmarks/export.py --slow                  # also torch.onnx and transformers.exporters: minutes
+    python benchmarks/export.py --genai VENV --olive VENV
+    python benchmarks/export.py --only adapterpack mobius --runs 5
+    python benchmarks/export.py --genai VENV --olive VENV --slow      # also the exporters that trace: minutes each
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -25,15 +29,9 @@ from typing import Any
 import numpy as np
 
 OURS = ("adapterpack", "adapterpack bank")
-SLOW = ("torch.onnx", "transformers.exporters")
-CONTESTANTS = (*OURS, "mobius", "genai builder", *SLOW)
-PROMPT, STEPS = 16, 24
-
-
-def adapterpack_graph(base: Path, out: Path, packs: list[Path], mode: str) -> None:
-    from adapterpack.export.export import export
-
-    export(base, packs, out, mode=mode)
+SLOW = ("torch.onnx", "transformers.exporters", "olive torch.onnx")
+CONTESTANTS = (*OURS, "mobius", "genai builder", "olive", *SLOW)
+PROMPT, STEPS = 32, 64
 
 
 def mobius_graph(base: Path, out: Path, packs: list[Path]) -> None:
@@ -91,46 +89,73 @@ def transformers_graph(base: Path, out: Path, packs: list[Path]) -> None:
 
 
 MAKERS: dict[str, Any] = {
-    "adapterpack": lambda base, out, packs: adapterpack_graph(base, out, [], "folded"),
-    "adapterpack bank": lambda base, out, packs: adapterpack_graph(base, out, packs, "bank"),
     "mobius": mobius_graph,
     "torch.onnx": torch_graph,
     "transformers.exporters": transformers_graph,
 }
 
 
-def command(who: str, base: Path, out: Path, packs: list[Path], genai: Path | None) -> list[str]:
+def command(who: str, base: Path, out: Path, packs: list[Path], venvs: dict[str, Path | None]) -> list[str]:
+    venv = venv_of(who, venvs)
+    if who in OURS:
+        what = ["--mode", "folded"] if who == "adapterpack" else ["--mode", "bank", *map(str, packs)]
+        return [sys.executable, "-W", "ignore", "-m", "adapterpack", "export", str(base), *what, "-o", str(out)]
     if who == "genai builder":
-        return [str(each) for each in (genai / "bin" / "python", "-W", "ignore", "-m", "onnxruntime_genai.models.builder", "-i", base,  # type: ignore[operator]
+        return [str(each) for each in (venv / "bin" / "python", "-W", "ignore", "-m", "onnxruntime_genai.models.builder", "-i", base,  # type: ignore[operator]
                                        "-o", out, "-p", "fp32", "-e", "cpu", "-c", out.parent / "cache")]
+    if who in {"olive", "olive torch.onnx"}:
+        way = ["--use_model_builder", "--precision", "fp32"] if who == "olive" else ["--use_dynamo_exporter", "--torch_dtype", "float32"]
+        return [str(venv / "bin" / "olive"), "capture-onnx-graph", "-m", str(base), "-o", str(out), "--disable_telemetry", *way]  # type: ignore[operator]
     return [sys.executable, "-W", "ignore", __file__, "--make", who, str(base), str(out), *map(str, packs)]
 
 
-def made(who: str, base: Path, out: Path, packs: list[Path], genai: Path | None) -> dict[str, Any]:
+def venv_of(who: str, venvs: dict[str, Path | None]) -> Path | None:
+    return venvs.get(who.split(maxsplit=1)[0])
+
+
+WATCH = """
+import resource, subprocess, sys, time
+child, own = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL), 0
+while child.poll() is None:
+    try:
+        with open(f"/proc/{child.pid}/status") as file:
+            own = max(own, *(int(line.split()[1]) for line in file if line.startswith("RssAnon")), 0)
+    except (OSError, ValueError, TypeError):
+        pass
+    time.sleep(0.02)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, own)
+sys.exit(child.returncode)
+"""
+
+
+def made(who: str, base: Path, out: Path, packs: list[Path], venvs: dict[str, Path | None]) -> dict[str, Any]:
     """Runs one contestant; its own peak memory is that of the largest of its processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1"}
+    environment |= {"PYTHONPATH": ""} if venv_of(who, venvs) else {}
     started = time.perf_counter()
-    watch = [sys.executable, "-c", "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); "
-             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"]
-    run = subprocess.run([*watch, *command(who, base, out, packs, genai)], capture_output=True, text=True, check=False,
-                         env={**os.environ, "HF_HUB_OFFLINE": "1", **({"PYTHONPATH": ""} if who == "genai builder" else {})})
+    run = subprocess.run([sys.executable, "-c", WATCH, *command(who, base, out, packs, venvs)], capture_output=True, text=True,
+                         check=False, cwd=out.parent, env=environment)
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if run.returncode:
+    graph = next(out.rglob("*.onnx"), None)
+    if run.returncode or graph is None:
         return {"failed": run.stderr.strip().splitlines()[-1][:200] if run.stderr.strip() else f"exit code {run.returncode}"}
-    graph = next(out.rglob("*.onnx"))
+    proof, (peak, own) = re.search(r"the proof took ([0-9.]+) s", run.stderr), map(int, run.stdout.split())
     return {
         "seconds": seconds,
         "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "peak_mb": int(run.stdout.split()[-1]) / 1024,
+        "proof_seconds": float(proof[1]) if proof else None,
+        "peak_mb": peak / 1024,
+        "own_mb": own / 1024,
         "graph_mb": graph.stat().st_size / 1e6,
         "data_mb": sum(path.stat().st_size for path in out.rglob("*.data")) / 1e6,
-        "decode_ms": {rows: decoding(graph, rows) for rows in (1, 4)},
+        "tokens_per_second": {rows: decoding(graph, rows) for rows in (1, 4)},
     }
 
 
 def decoding(graph: Path, rows: int) -> float | None:
-    """Milliseconds a step, the median of ``STEPS``, after a prompt of ``PROMPT`` tokens; None for a graph without a cache."""
+    """New tokens a second of all rows, by the median of ``STEPS`` steps after a prompt of ``PROMPT``; None for a graph without a cache."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -156,10 +181,10 @@ def decoding(graph: Path, rows: int) -> float | None:
         seconds.append(time.perf_counter() - started)
         past = {name: found[name.replace("past_key_values", "present")] for name in caches}
         ids = found["logits"].numpy()[:, -1:].argmax(-1)
-    return float(np.median(seconds[1:]) * 1000)
+    return rows / float(np.median(seconds[1:]))
 
 
-def measure(who: list[str], runs: int, genai: Path | None) -> dict[str, Any]:
+def measure(who: list[str], runs: int, venvs: dict[str, Path | None]) -> dict[str, Any]:
     from decode import build_pack
 
     from adapterpack.demo.models import SMOLLM2, fetch
@@ -173,7 +198,7 @@ def measure(who: list[str], runs: int, genai: Path | None) -> dict[str, Any]:
             build_pack(base, pack, 16, seed)
         for number in range(runs):
             for name in who:
-                found = made(name, base, work / f"{name.replace(' ', '-')}-{number}", packs, genai)
+                found = made(name, base, work / f"{name.replace(' ', '-')}-{number}", packs, venvs)
                 print(f"{name}: {found}", file=sys.stderr)
                 if "failed" in found or found["seconds"] < results.get(name, {}).get("seconds", float("inf")):
                     results[name] = found
@@ -183,20 +208,23 @@ def measure(who: list[str], runs: int, genai: Path | None) -> dict[str, Any]:
 
 def show(results: dict[str, Any]) -> None:
     ours = results.get("adapterpack", {}).get("seconds")
-    print(f"{'':24}{'s':>8}{'CPU s':>8}{'peak MB':>9}{'graph MB':>10}{'data MB':>9}{'b1 ms':>8}{'b4 ms':>8}{'s / ours':>10}")
+    print(f"{'':24}{'s':>7}{'CPU s':>8}{'proof s':>9}{'peak MB':>9}{'own MB':>8}{'graph MB':>10}{'data MB':>9}"
+          f"{'b1 tok/s':>10}{'b4 tok/s':>10}{'s / ours':>10}")
     for name, found in results.items():
         if "failed" in found:
             print(f"{name:24}failed: {found['failed']}")
             continue
-        decode = [f"{value:8.1f}" if value else f"{'-':>8}" for value in found["decode_ms"].values()]
+        decode = [f"{value:10.1f}" if value else f"{'-':>10}" for value in found["tokens_per_second"].values()]
         ratio = f"{found['seconds'] / ours:10.2f}" if ours else ""
-        print(f"{name:24}{found['seconds']:8.1f}{found['cpu_seconds']:8.1f}{found['peak_mb']:9.0f}{found['graph_mb']:10.1f}"
-              f"{found['data_mb']:9.0f}{''.join(decode)}{ratio}")
+        proof = f"{found['proof_seconds']:9.1f}" if found["proof_seconds"] else f"{'-':>9}"
+        print(f"{name:24}{found['seconds']:7.1f}{found['cpu_seconds']:8.1f}{proof}{found['peak_mb']:9.0f}{found['own_mb']:8.0f}"
+              f"{found['graph_mb']:10.1f}{found['data_mb']:9.0f}{''.join(decode)}{ratio}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genai", type=Path, metavar="VENV", help="an environment with onnxruntime-genai, torch and transformers")
+    parser.add_argument("--olive", type=Path, metavar="VENV", help="the same with olive-ai")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS)
     parser.add_argument("--slow", action="store_true")
     parser.add_argument("--runs", type=int, default=1, help="the fastest counts")
@@ -207,8 +235,10 @@ def main() -> None:
         who, base, out, *packs = args.make
         MAKERS[who](Path(base), Path(out), [Path(pack) for pack in packs])
         return
-    who = args.only or [name for name in CONTESTANTS if (args.slow or name not in SLOW) and (args.genai or name != "genai builder")]
-    results = measure(list(who), args.runs, args.genai)
+    venvs = {"genai": args.genai, "olive": args.olive}
+    able = [name for name in CONTESTANTS if name.split()[0] not in venvs or venv_of(name, venvs)]
+    who = [name for name in args.only or CONTESTANTS if name in able and (args.only or args.slow or name not in SLOW)]
+    results = measure(who, args.runs, venvs)
     print(json.dumps(results, indent=2)) if args.json else show(results)
 
 

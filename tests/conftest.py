@@ -155,11 +155,11 @@ def frontends(base_of: Callable[[str], Path]) -> tuple[Any, ...]:
 
     built: dict[tuple[str, str], Any] = {}
 
-    def build(folder: Path, task: str) -> Any:
-        if folder != base_of("bert"):
-            return transformers.build(folder, task)
+    def build(folder: Path, task: str, dtype: str = "float32") -> Any:
+        if folder != base_of("bert") or dtype != "float32":
+            return transformers.build(folder, task, dtype)
         if (str(folder), task) not in built:
-            graph = transformers.build(folder, task)
+            graph = transformers.build(folder, task, dtype)
             built[str(folder), task] = graph._replace(model=ir.to_proto(graph.model))
         kept = built[str(folder), task]
         return kept._replace(model=ir.from_proto(kept.model))

@@ -55,7 +55,7 @@ from adapterpack.pack import manifest as m
 from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.pack import build
 from adapterpack.runtime.bundle import read_bundle
-from adapterpack.runtime.fields import NO_LABEL
+from adapterpack.runtime.precision import ABSENT
 from adapterpack.runtime.session import pad
 from adapterpack.runtime.slots import form_arrays, head_values
 from adapterpack.tasks import task_named
@@ -90,7 +90,7 @@ def logits_of(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
 
 def assert_close(found: np.ndarray, expected: np.ndarray, mask: np.ndarray, relative: float = RELATIVE) -> None:
     """Equal over real positions within ``relative`` of the largest logit; what is wider than expected must be switched off."""
-    assert (found[..., expected.shape[-1] :] == NO_LABEL).all()
+    assert (found[..., expected.shape[-1] :] == ABSENT).all()
     found = found[..., : expected.shape[-1]]
     assert found.shape == expected.shape
     if expected.ndim == 3:
@@ -158,7 +158,7 @@ def test_rows_of_a_mixed_batch_equal_single_runs(kind: str, mode: str, bundle_of
                 single = singles[name][row]
                 real = mask[row] if single.ndim == 2 else slice(None)
                 wide = single.shape[-1]
-                assert (mixed["logits"][row][..., wide:] == NO_LABEL).all()
+                assert (mixed["logits"][row][..., wide:] == ABSENT).all()
                 assert np.abs(mixed["logits"][row][..., :wide] - single)[real].max() <= 1e-5
                 alone = session.run({"input_ids": batch["input_ids"][row][mask[row]][None]}, [name])["logits"][0]
                 assert np.abs(mixed["logits"][row][..., :wide][real] - alone).max() <= 1e-5
@@ -377,7 +377,7 @@ def test_heads_of_any_width(op: str, rank: int, biased: bool, mode: str, tmp_pat
         expected = formula(x, params["weight"], params.get("bias"), None)
         assert found.shape[-1] == (6 if mode == "bank" else expected.shape[-1])
         np.testing.assert_allclose(found[..., : expected.shape[-1]], expected, rtol=0, atol=2e-5)
-        assert (found[..., expected.shape[-1] :] == NO_LABEL).all()
+        assert (found[..., expected.shape[-1] :] == ABSENT).all()
 
 
 @pytest.mark.fast
@@ -554,8 +554,8 @@ def complete(plain: ort.InferenceSession, batch: dict[str, np.ndarray]) -> dict[
 def crooked(change: Callable[[Any], None]) -> Frontend:
     """The real frontend with a fault in its graph."""
 
-    def made(folder: Path, task: str) -> BaseGraph:
-        graph = mobius.build(folder, task)
+    def made(folder: Path, task: str, dtype: str) -> BaseGraph:
+        graph = mobius.build(folder, task, dtype)
         change(graph.model)
         return graph
 
@@ -599,7 +599,7 @@ def test_a_wrong_graph_is_never_published(
     assert list(tmp_path.iterdir()) == []
 
 
-def fails(folder: Path, task: str) -> BaseGraph:
+def fails(folder: Path, task: str, dtype: str) -> BaseGraph:
     raise NotImplementedError("query_pre_attn_scalar")
 
 
@@ -648,7 +648,7 @@ def test_nan_is_no_agreement(place: int, tmp_path: Path) -> None:
     found[place] = parity.Found(float("nan"), 1.0, 1.0)
     error, scale, _ = parity._worst(found)
     with pytest.raises(ParityError, match="found nan"):
-        parity._require(error, scale, "torch", tmp_path)
+        parity._require(error, scale, 1e-4, "torch", tmp_path)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -25,6 +25,7 @@ from adapterpack.errors import ParityError
 from adapterpack.export import parity
 from adapterpack.export import reference as ref
 from adapterpack.export import weights as w
+from adapterpack.runtime.precision import precision
 from adapterpack.tasks import task_named
 from adapterpack.train.inject import attach
 from adapterpack.train.loading import load_model
@@ -263,7 +264,7 @@ def test_a_model_that_no_halves_suit_is_taken_whole(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(ref, "widened", lambda model: model.register_forward_pre_hook(_refuse) and model)
     bundle = adapterpack.export(base, [], tmp_path / "refused", mode="folded", frontend="mobius")
     assert bundle.parity["max_relative"]["base"] < 1e-5
-    monkeypatch.setattr(parity, "RELATIVE_TOLERANCE", 0.0)
+    monkeypatch.setattr(parity, "precision", lambda name: precision(name)._replace(tolerance=0.0))
     with pytest.raises(ParityError):
         adapterpack.export(base, [], tmp_path / "wrong", mode="folded", frontend="mobius")
     assert not (tmp_path / "wrong").exists()

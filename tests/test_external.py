@@ -89,7 +89,7 @@ def test_a_file_of_transformers_exporters(base_of: Make, frontends: Any, tmp_pat
         for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
             parameter.normal_(0, 0.3)
     pack = save(model, None, base=base_of("bert"), name="one")
-    ir.save(frontends[1].build(base_of("bert"), "feature-extraction").model, graph)
+    ir.save(frontends[1].build(base_of("bert"), "feature-extraction", "float32").model, graph)
     for mode in ("bank", "inputs", "folded"):
         bundle = export(graph, [pack], tmp_path / mode, mode=mode, checkpoint=base_of("bert"))
         assert bundle.parity["max_abs"]["one"] < 1e-4

@@ -63,7 +63,7 @@ def test_siblings_that_differ_stay_apart(tiny_llama: Path) -> None:
     from adapterpack.export.frontends import mobius
     from adapterpack.export.modes import Plan
 
-    graph = mobius.build(tiny_llama, "text-generation")
+    graph = mobius.build(tiny_llama, "text-generation", "float32")
     every = find_sites(graph.model, graph.scope)
     import dataclasses
 

@@ -71,7 +71,7 @@ def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, frontends:
         torch_export(base, graph)
     else:
         frontend, task = (frontends[0], "text-generation") if exporter == "mobius" else (frontends[1], "feature-extraction")
-        ir.save(frontend.build(base, task).model, graph, external_data="weights/model.data" if exporter == "mobius" else None)
+        ir.save(frontend.build(base, task, "float32").model, graph, external_data="weights/model.data" if exporter == "mobius" else None)
     report = adapterpack.merge(graph, [pack], tmp_path / "out", checkpoint=base)
     adapterpack.merge(base, [pack], tmp_path / "merged")
     assert set(report.checks.values()) == {"passed"}

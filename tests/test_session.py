@@ -37,7 +37,7 @@ from adapterpack.pack.checks.budget import Budget
 from adapterpack.pack.pack import Pack, build
 from adapterpack.runtime import providers
 from adapterpack.runtime.bundle import FILE_NAME, read_bundle
-from adapterpack.runtime.fields import NO_LABEL
+from adapterpack.runtime.precision import ABSENT
 from adapterpack.runtime.session import pad
 from adapterpack.runtime.slots import pack_values
 
@@ -107,7 +107,7 @@ def test_a_headless_pack_into_a_bank_of_classifiers(bundle_of: Make, pack_of: Ma
     with torch.no_grad():
         expected = dense_of("bert", "gamma")(**{key: torch.from_numpy(value) for key, value in batch.items()}).logits.numpy()
     np.testing.assert_allclose(found[:, :2], expected, rtol=0, atol=5e-5)
-    assert (found[:, 2:] == NO_LABEL).all()
+    assert (found[:, 2:] == ABSENT).all()
     assert session.labels("gamma") == ("LABEL_0", "LABEL_1")
 
 

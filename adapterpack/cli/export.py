@@ -26,6 +26,10 @@ from .progress import steps
               help="folded (one adapter, in the weights), inputs (one adapter a run) or bank (another adapter for every row).")
 @click.option("--task", metavar="T", help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
 @click.option("--quantize", metavar="S", help="Quantize the base's weights: int8 or int4.")
+@click.option("--dtype", default="float32", show_default=True, metavar="D",
+              help="What the graph and its slots are made of: float32 or float16.")
+@click.option("--in-place", "in_place", is_flag=True,
+              help="Add a decoder's graph for one token a step, whose cache stays where it is; generation uses it.")
 @click.option("--slots", type=int, metavar="N", help="Slots of a bank, the base's slot 0 included.")
 @click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
 @click.option("--frontend", metavar="F", help="What makes the graph: mobius or transformers; by default the first that is proved right.")
@@ -37,8 +41,8 @@ from .progress import steps
 @structural_option
 @shared
 def command(
-    *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, slots: int | None,
-    max_rank: int | None, frontend: str | None, target: str, pooling: str | None, checkpoint: str | None,
+    *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, dtype: str, in_place: bool,
+    slots: int | None, max_rank: int | None, frontend: str | None, target: str, pooling: str | None, checkpoint: str | None,
     allow_structural: bool, as_json: bool,
 ) -> None:
     """Writes a bundle: an ONNX graph of BASE with PACKS in it, its site map, the packs and the tokenizer.
@@ -54,8 +58,8 @@ def command(
     """
     graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
-        adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, frontend=frontend,
-                           target=target, pooling=pooling,
+        adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, dtype=dtype,
+                           in_place=in_place, frontend=frontend, target=target, pooling=pooling,
                            checkpoint=None if checkpoint is None else folder_of(checkpoint), allow_structural=allow_structural,
                            progress=say)
     found = adapterpack.inspect(bundle_in(out))

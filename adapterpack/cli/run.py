@@ -26,11 +26,12 @@ from .progress import apart
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME",
               help="An adapter for rows that name none; may be repeated, then each such row is run with each. Without it: the base.")
 @click.option("--prompt", "prompts", multiple=True, metavar="P", help="A text to run; may be repeated.")
+@click.option("--context", "contexts", multiple=True, metavar="C", help="A text that a prompt is a question about; one for each prompt.")
 @click.option("--image", "images", multiple=True, metavar="F.npy",
               help="An image as the model's processor gives it; may be repeated. With --prompt, one for each prompt.")
 @click.option("--audio", "sounds", multiple=True, metavar="F.wav|F.npy", help="Speech to run, or its features; may be repeated.")
 @click.option("--input", "source", metavar="F.jsonl",
-              help='Rows with text, prompt, messages, image or audio, and adapter if they like; "-" reads stdin.')
+              help='Rows with text, prompt, messages, question and context, image or audio, and adapter if they like; "-" reads stdin.')
 @click.option("--provider", metavar="cuda|cpu", help="Where to run; by default CUDA where there is one.")
 @click.option("--output", "out", metavar="F.jsonl", help="A new file for the rows, in place of stdout.")
 @click.option("--max-new-tokens", type=int, metavar="N", help="The most tokens of an answer.")
@@ -38,9 +39,9 @@ from .progress import apart
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Rows that run together.")
 @shared
 def command(
-    *, bundle: str, adapters: tuple[str, ...], prompts: tuple[str, ...], images: tuple[str, ...], sounds: tuple[str, ...],
-    source: str | None, provider: str | None,
-    out: str | None, max_new_tokens: int | None, temperature: float | None, batch_size: int, as_json: bool,
+    *, bundle: str, adapters: tuple[str, ...], prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...],
+    sounds: tuple[str, ...], source: str | None, provider: str | None, out: str | None,
+    max_new_tokens: int | None, temperature: float | None, batch_size: int, as_json: bool,
 ) -> None:
     """Runs rows through a bundle and yields one result for each, in order.
 
@@ -49,8 +50,9 @@ def command(
       adapterpack run bundle --adapter tickets --prompt "Where is my parcel?"
       adapterpack run bundle --input rows.jsonl --output answers.jsonl
       adapterpack run bundle --adapter accents --audio call.wav
+      adapterpack run bundle --adapter manuals --prompt "How long does it last?" --context "The battery lasts nine hours."
     """
-    told = _told(prompts, images, sounds)
+    told = _told(prompts, contexts, images, sounds)
     if bool(told) == (source is not None):
         raise click.UsageError("Give either --input, or --prompt, --image or --audio.")
     if out is not None:
@@ -69,9 +71,12 @@ def command(
         line(f"wrote {count} rows to {out}")
 
 
-def _told(prompts: tuple[str, ...], images: tuple[str, ...], sounds: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of the options: a prompt and an image together are one row."""
-    given = {key: values for key, values in (("prompt", prompts), ("image", images), ("audio", sounds)) if values}
+def _told(
+    prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...], sounds: tuple[str, ...]
+) -> list[dict[str, str]]:
+    """The rows of the options: a prompt and what goes with it are one row."""
+    every = (("prompt", prompts), ("context", contexts), ("image", images), ("audio", sounds))
+    given = {key: values for key, values in every if values}
     if len({len(values) for values in given.values()}) > 1:
         counts = ", ".join(f"{len(values)} --{key}" for key, values in given.items())
         raise click.UsageError(f"Options that go together must be as many: {counts}.")
@@ -143,13 +148,16 @@ def _require_rows(count: int, source: str | None) -> None:
 
 def _asked(row: Mapping[str, Any]) -> str:
     messages = row.get("messages") or [{}]
-    text = str(row.get("prompt") or row.get("text") or messages[-1].get("content", "") or row.get("image") or row.get("audio"))
+    told = [row.get("prompt"), row.get("text"), row.get("question"), messages[-1].get("content"), row.get("image"), row.get("audio")]
+    text = str(next(filter(None, told), None))
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _answer(row: Mapping[str, Any]) -> str:
     if "completion" in row:
         return str(row["completion"])
+    if "answer" in row:
+        return str(row["answer"] if row["answer"] is not None else row["note"])
     if "embedding" in row:
         first = ", ".join(f"{value:.4g}" for value in row["embedding"][:3])
         return f"{len(row['embedding'])} numbers: {first}, …"

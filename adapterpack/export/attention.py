@@ -22,9 +22,10 @@ _THROUGH = frozenset({"Add", "Where", "Tanh", "Cast"})
 
 
 class Asked(NamedTuple):
-    """The queries in a graph, the factor of their products with keys, how many heads they are, and how wide each is."""
+    """The queries and keys in a graph, the factor of their products, how many heads the queries are, and how wide each is."""
 
     queries: Any
+    keys: Any
     scale: float
     heads: int
     width: int
@@ -40,20 +41,20 @@ def with_heads(model: Any, scope: Scope, packs: Iterable[Pack], sites: Mapping[s
     for path in sorted(wanted):
         nodes = [node for node in model.graph if (own := scope(node) or "") == path or own.startswith(f"{path}.")]
         parts = [sites.get(f"{path}.{leaf}") for leaf in (PROJECTION, "k_proj", "v_proj")]
-        asked = next(filter(None, map(_asked, nodes)), None)
-        if asked is None or any(part is None or part.rank != 3 for part in parts):
+        known = next(filter(None, map(asked, nodes)), None)
+        if known is None or any(part is None or part.rank != 3 for part in parts):
             continue
         out, keys, values = (part for part in parts if part is not None)
         norm = {node for node in nodes if (scope(node) or "").startswith(f"{path}.k_norm")}
         ends = tuple(value.name for side in (entering, leaving) for value in {each.name: each for each in side(norm)}.values())
-        if asked.heads * asked.width == out.in_features and keys.out_features == values.out_features and len(ends) == (2 if norm else 0):
-            shared = keys.out_features // asked.width
-            heads = Heads(asked.queries.name, keys.output, values.output, ends or None, asked.heads, shared, asked.width, asked.scale)
+        if known.heads * known.width == out.in_features and keys.out_features == values.out_features and len(ends) == (2 if norm else 0):
+            shared = keys.out_features // known.width
+            heads = Heads(known.queries.name, keys.output, values.output, ends or None, known.heads, shared, known.width, known.scale)
             found[out.path] = dataclasses.replace(out, heads=heads)
     return found
 
 
-def _asked(node: Any) -> Asked | None:
+def asked(node: Any) -> Asked | None:
     """What a node asks, if it is an attention, or a softmax over the products of one."""
     return _of_operator(node) if node.op_type == "Attention" else _of_softmax(node) if node.op_type == "Softmax" else None
 
@@ -64,7 +65,7 @@ def _of_operator(node: Any) -> Asked | None:
     if shape is None or not isinstance(shape[-1], int):
         return None
     count, width = (count, shape[-1] // count) if len(shape) == 3 and count else (shape[1], shape[-1])
-    return Asked(queries, node.attributes.get_float("scale", width**-0.5), count, width) if isinstance(count, int) else None
+    return Asked(queries, node.inputs[1], node.attributes.get_float("scale", width**-0.5), count, width) if isinstance(count, int) else None
 
 
 def _of_softmax(node: Any) -> Asked | None:
@@ -73,11 +74,11 @@ def _of_softmax(node: Any) -> Asked | None:
     if product is None:
         return None
     queries, on_queries = _unscaled(product.inputs[0])
-    _, on_keys = _unscaled(product.inputs[1])
+    keys, on_keys = _unscaled(product.inputs[1])
     shape = None if queries.shape is None else list(queries.shape)
     if shape is None or len(shape) != 4 or not (isinstance(shape[1], int) and isinstance(shape[-1], int)):
         return None
-    return Asked(queries, scale * on_queries * on_keys, shape[1], shape[-1])
+    return Asked(queries, keys, scale * on_queries * on_keys, shape[1], shape[-1])
 
 
 def _products(value: Any) -> Iterator[tuple[Any, float]]:

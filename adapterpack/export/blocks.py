@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ..errors import Unsupported
 from ..pack.pack import Pack
 from ..runtime.bundle import MappedSite
-from .sitemap import Scope
+from .sitemap import Scope, float_type
 
 _FUSED = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
 """A norm with a residual sum fused into it -> the norm alone."""
@@ -54,7 +54,8 @@ def find_blocks(model: Any, scope: Scope, wanted: Mapping[str, Wanted], linear: 
         given = _single(leaving(_within(nodes, path)), width)
         taken = None if entry is None else _single(entering(_within(nodes, entry)), width)
         if given is not None and (entry is None or taken is not None):
-            block = MappedSite(path, given.producer().name, given.name, given.name, "", None, "in_out", width, width, len(given.shape))
+            block = MappedSite(path, given.producer().name, given.name, given.name, "", None, "in_out", width, width, len(given.shape),
+                               dtype=float_type(given))
             found[path] = dataclasses.replace(linear.get(path, block), entry=None if taken is None else taken.name)
     return found
 

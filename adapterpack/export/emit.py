@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ..methods.blocks import EPSILON
 from ..runtime.blocks import BRANCHES, Branch
 from ..runtime.bundle import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
-from ..runtime.routes import ABSENT
+from ..runtime.precision import ABSENT, held
 from ..runtime.routes import BRANCHES as ROUTES
 from ..runtime.routes import Branch as RouteBranch
 from ..tasks import AXES
@@ -238,7 +238,7 @@ class Emitter:
         every = op("Shape", slots[f"{route.name}_bias"], start=-1)
         ranked = op("TopK", scores, every, axis=-1, largest=1, sorted=1)
         least = op("ReduceSum", op("Mul", ranked, vector("pick")), self._constant(site, "last_axis", [-1]), keepdims=1)
-        kept = op("Where", op("GreaterOrEqual", scores, least), scores, self._constant(site, "absent", np.float32(ABSENT)))
+        kept = op("Where", op("GreaterOrEqual", scores, least), scores, self._constant(site, "absent", ABSENT))
         weights = product(op("Softmax", kept, axis=-1), "spread")
         return product(op("Mul", narrow, weights), "up")
 
@@ -267,8 +267,9 @@ class Emitter:
     def _constant(self, site: MappedSite, name: str, numbers: Any) -> Any:
         full = f"{PREFIX}{site.path}/{name}"
         if full not in self.values:
-            held = ir.tensor(np.asarray(numbers), name=full)
-            value = ir.Value(name=full, shape=held.shape, type=ir.TensorType(held.dtype), const_value=held)
+            array = np.asarray(numbers)
+            tensor = ir.tensor(held(array, site.dtype, full) if array.dtype == np.float32 else array, name=full)
+            value = ir.Value(name=full, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
             self.graph.register_initializer(value)
             self.values[full] = value
         return self.values[full]
@@ -301,6 +302,8 @@ class Emitter:
 
     def _replace(self, old: Any, new: Any) -> None:
         """Every use of ``old`` outside the new nodes becomes a use of ``new``; a graph output keeps its name."""
+        if new is old:  # only what goes into the base changes here
+            return
         self._newest[old] = new
         mine = {node for node in self.graph if node.name and node.name.startswith(PREFIX)}
         for node, index in list(old.uses()):
@@ -338,7 +341,8 @@ def positions_input(model: Any) -> Any:
 
 def slot_input(model: Any, name: str, default: np.ndarray, symbols: list[int | str]) -> Any:
     """A graph input with a default: ONNX Runtime calls it an overridable initializer. ``symbols`` is its declared shape."""
-    value = ir.Value(name=name, shape=ir.Shape(symbols), type=ir.TensorType(ir.DataType.FLOAT), const_value=ir.tensor(default, name=name))
+    tensor = ir.tensor(default, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(symbols), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.inputs.append(value)
     model.graph.register_initializer(value)
     return value

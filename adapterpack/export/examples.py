@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,24 +11,32 @@ import numpy as np
 from ..errors import Unsupported
 from ..methods import Acts
 from ..runtime.session import Arrays, pad
-from ..tasks import Task
+from ..tasks import Task, reads_types
 
 LENGTHS = (11, 4, 7)
 
 
+def config_of(base: Path) -> Any:
+    """What transformers knows of a base before its model is there."""
+    from transformers import AutoConfig  # noqa: PLC0415 - only where a graph is made or proved
+
+    return AutoConfig.from_pretrained(base)
+
+
 def example(
-    task: Task, model: Any, lengths: Sequence[int] = LENGTHS, *, acts: Sequence[Acts] = (), bare: Sequence[int] = (), seed: int = 7,
-    left: bool | None = None,
+    task: Task, config: Any, lengths: Sequence[int] = LENGTHS, *, model: Callable[[], Any], acts: Sequence[Acts] = (),
+    bare: Sequence[int] = (), seed: int = 7, left: bool | None = None,
 ) -> Arrays:
     """What a caller gives for rows of these lengths, by the names of transformers: ids with their mask, images, audio features.
 
     In the first and the last row every adapter of ``acts`` acts. Rows in ``bare`` have no image, where images go with text.
-    ``left`` says on which side shorter rows are filled up, by default on that of the task.
+    ``model`` is asked for only there: how many places an image takes, it alone knows. ``left`` says on which side shorter rows are filled
+    up, by default on that of the task.
 
     Raises:
         Unsupported: the model's config does not say how large its images are.
     """
-    rng, found, config = np.random.default_rng(seed), Arrays(), model.config
+    rng, found = np.random.default_rng(seed), Arrays()
     if "pixel_values" in task.inputs:
         images = len(lengths) - (len(bare) if "image_features" in task.main.inputs else 0)
         found["pixel_values"] = rng.standard_normal((images, *_image_shape(config))).astype(np.float32)
@@ -38,8 +47,10 @@ def example(
         for rule in acts:
             rows = [list(rule.woven(rows[0])), *rows[1:-1], list(rule.woven(rows[-1]))]
         if "image_features" in task.main.inputs:
-            rows = [row if number in bare else _seeing(row, config, found["pixel_values"], model) for number, row in enumerate(rows)]
+            rows = [row if number in bare else _seeing(row, config, found["pixel_values"], model()) for number, row in enumerate(rows)]
         found |= pad(rows, 0, left=task.left if left is None else left)
+        if "token_type_ids" in task.inputs and reads_types(model()):
+            found["token_type_ids"] = (np.cumsum(found["attention_mask"], axis=1) > 3) * found["attention_mask"]
     if "decoder_input_ids" in task.inputs:
         start = getattr(config, "decoder_start_token_id", None)
         found["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), 5))
@@ -55,7 +66,7 @@ def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list
     from .frontends.forms import Vision  # noqa: PLC0415
 
     with torch.no_grad():
-        positions = Vision(model)(torch.from_numpy(pixels[:1]))["image_features"].shape[1]
+        positions = Vision(model)(torch.from_numpy(pixels[:1]).to(model.dtype))["image_features"].shape[1]
     token = config.image_token_id
     text = [1 if each == token else each for each in row]
     return [text[0], *[token] * positions, *text[1:]]

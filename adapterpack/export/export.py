@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import (
     AdapterpackError,
@@ -37,6 +37,7 @@ from ..pack.quantized import require_plain
 from ..pack.validate import load
 from ..runtime.answers import POOLING
 from ..runtime.bundle import Bundle, BundledAdapter, MappedSite, read_bundle
+from ..runtime.precision import DEFAULT, precision
 from ..runtime.signature import signature_of
 from ..runtime.slots import require_slots
 from ..tasks import MAIN, TASKS, Task, task_named, task_of
@@ -51,6 +52,9 @@ from .passes import checked, slots_of
 from .plans import plans_of, sites_of
 from .targets import TARGETS, Target
 
+if TYPE_CHECKING:
+    from .reference import Reference
+
 Progress = Callable[[str], None]
 
 
@@ -64,6 +68,8 @@ def export(
     slots: int | None = None,
     max_rank: int | None = None,
     quantize: str | None = None,
+    dtype: str = DEFAULT,
+    in_place: bool = False,
     frontend: str | None = None,
     target: str = "ort",
     pooling: str | None = None,
@@ -75,7 +81,9 @@ def export(
 
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
-    torch model, base and each adapter, on a ragged padded batch, before it is published. ``target`` says who serves it: ``ort``,
+    torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
+    are made in, ``float32`` or ``float16``. ``in_place`` adds a decoder's graph for one token a step, on the same weights, whose cache
+    stays where it is: ``generate`` uses it. ``target`` says who serves it: ``ort``,
     ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``base`` may be an
     ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``pooling`` (``mean``, ``cls``
     or ``last``) is recorded for tasks that give hidden states; by default what the base says. ``allow_structural``
@@ -105,16 +113,17 @@ def export(
     _check(loaded, model, allow_structural)
     for pack in loaded if mode != "folded" else ():
         require_slots(pack)
-    chosen = _task(task, loaded, model)
+    chosen, floats = _task(task, loaded, model), precision(dtype).name
     TARGETS[target].require(mode, chosen)
     _require_cache(loaded, chosen)
+    if in_place and "position_ids" not in chosen.main.inputs:
+        raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --in-place out")
     capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:
         from ..quantize.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
 
         require_scheme(quantize)
     with contextlib.ExitStack() as stack:
-        hashed = stack.enter_context(ThreadPoolExecutor(1)).submit(lambda: model.content)  # beside the building
         source, origin = folder, [] if file is None else [str(identity(each)) for each in GraphFile(file).files]
         if mode == "folded" and loaded:
             say("merge")
@@ -127,11 +136,10 @@ def export(
         for candidate in candidates:
             say(f"build the graph with {candidate.name}")
             try:
-                graph = _built(candidate, source, chosen)
-                hashed.result()
+                graph = _built(candidate, source, chosen, floats)
                 say("attach")
                 return _publish(Path(out), graph, candidate, mode, chosen, model, source, loaded, capacity, quantize, TARGETS[target],
-                                pooling, origin, say)
+                                pooling, floats, in_place, origin, say)
             except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
                 failed[candidate.name] = error
                 say(f"{candidate.name} is left out: {error.told}")
@@ -143,10 +151,10 @@ def export(
                       remedy="report this architecture, or try another --frontend")
 
 
-def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
+def _built(frontend: Frontend, source: Path, task: Task, dtype: str) -> BaseGraph:
     """The frontend's graph; that it cannot make one is as good a reason to try the next as a wrong graph."""
     try:
-        return frontend.build(source, task.name)
+        return frontend.build(source, task.name, dtype)
     except (FormatError, SiteNotFound, StorageError, Unsupported):  # of a file that was named there is no other
         raise
     except Exception as error:
@@ -156,11 +164,10 @@ def _built(frontend: Frontend, source: Path, task: Task) -> BaseGraph:
 
 def _publish(
     out: Path, graph: BaseGraph, frontend: Frontend, mode: str, task: Task, base: Checkpoint, source: Path, packs: list[Pack],
-    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, origin: Sequence[str], say: Progress,
+    capacity: tuple[int, int | None], quantize: str | None, target: Target, pooling: str | None, dtype: str, in_place: bool,
+    origin: Sequence[str], say: Progress,
 ) -> Bundle:
     """Attaches, writes beside the output's place, proves the graph there, and only then gives it its name."""
-    from .reference import reference  # noqa: PLC0415 - torch, which nothing before this needs
-
     attached = [] if mode == "folded" else packs
     made_from = [base.content, graph.version, *(pack.id for pack in packs), *origin]
     every = sites_of(graph, attached)
@@ -181,11 +188,12 @@ def _publish(
         max_rank=plan.max_rank if mode == "bank" else 0,
         max_labels=max((site.labels for site in sites.values()), default=0),
         base_labels=labels,
-        base_head_trained=not labels or _has_head(Checkpoint(source), task),
+        base_head_trained=not task.heads or _has_head(Checkpoint(source), task),
         io=signature_of(graph.model),
         io_before={part: signature_of(model) for part, model in graph.before.items()},
         target=target.name,
         pooling=pooling or _pooling(source),
+        dtype=dtype,
     )
     place = target.place(bundle)
     with growing(out, place, graph.parts, made_from, say) as grown:
@@ -200,18 +208,23 @@ def _publish(
             shutil.copyfile(path, folder / path.name)
         target.write(folder, bundle)
         started = time.perf_counter()
-        say("load the model in torch, beside the writing")
-        light = reference(task, source)
-        grown.wait()
-        say("prove parity with torch")
+        say("load the model in torch, beside the writing, and prove parity")
+        models = functools.cache(lambda whole: _reference(task, source, whole))
         try:
-            bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, light.model, task, attached))
+            bundle = _proved(bundle, folder, graph.paddings,
+                             lambda: prove(folder, source, task, attached, lambda: models(False).model, grown.wait))
         except (ParityError, RuntimeError):
-            if not light.light:
+            if not models(False).light:
                 raise
-            whole = reference(task, source, whole=True)  # a model that looks at its weights itself may want them in float32
-            bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, whole.model, task, attached))
-        say(f"proved; with the model in torch that took {time.perf_counter() - started:.1f} s")
+            # A model that looks at its weights itself may want them in float32.
+            bundle = _proved(bundle, folder, graph.paddings, lambda: prove(folder, source, task, attached, lambda: models(True).model))
+        say(f"proved; writing, the model in torch and the proof took {time.perf_counter() - started:.1f} s")
+        if in_place:
+            from .stepping import with_steps  # noqa: PLC0415 - only where it is asked for
+
+            bundle = dataclasses.replace(bundle, in_place=True)
+            bundle.write(folder, draft=True)
+            bundle = dataclasses.replace(bundle, parity={**bundle.parity, "in_place": with_steps(folder, say)})
         if quantize is None:
             bundle.write(folder, known=grown.digests())
         else:
@@ -222,6 +235,12 @@ def _publish(
             grown.close()
             quantize_in_place(folder, quantize)
     return read_bundle(out / place)
+
+
+def _reference(task: Task, source: Path, whole: bool) -> Reference:
+    from .reference import reference  # noqa: PLC0415 - seconds of imports, which the writing goes on beside
+
+    return reference(task, source, whole)
 
 
 def _proved(bundle: Bundle, folder: Path, paddings: Sequence[str], proof: Callable[[], dict[str, Any]]) -> Bundle:
@@ -313,7 +332,7 @@ def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str]
 
 
 def _of_file(path: Path, packs: Sequence[Pack]) -> Frontend:
-    return Frontend("external", lambda config, task: True, lambda source, task: external(path, Checkpoint(source), packs))
+    return Frontend("external", lambda config, task: True, lambda source, task, dtype: external(path, Checkpoint(source), packs, dtype))
 
 
 @contextlib.contextmanager

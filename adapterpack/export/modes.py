@@ -166,10 +166,10 @@ def base_head(model: Any, sites: Mapping[str, MappedSite]) -> Values:
     for path, site in sites.items():
         if site.role == "full":
             weight = model.graph.initializers[site.weight].const_value.numpy()
-            values[f"{path}.head"] = np.array(weight.T if site.layout == "out_in" else weight, np.float32)
+            values[f"{path}.head"] = np.array(weight.T if site.layout == "out_in" else weight, site.dtype)
             # An exporter drops a bias that is all zero, as that of a fresh head is.
             bias = np.zeros(site.out_features) if site.bias is None else model.graph.initializers[site.bias].const_value.numpy()
-            values[f"{path}.head_bias"] = np.array(bias, np.float32)
+            values[f"{path}.head_bias"] = np.array(bias, site.dtype)
     return values
 
 

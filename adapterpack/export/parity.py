@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from inspect import signature
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import ParityError
-from ..methods import acted
 from ..pack.pack import Pack
 from ..runtime import canary
-from ..runtime.bundle import ADAPTER_POSITIONS
-from ..runtime.decoding import PRESENT, grown
-from ..runtime.feeds import ENCODED
-from ..runtime.fields import NO_LABEL
-from ..runtime.session import Arrays, Session, positions
-from ..tasks import Task
-from .examples import LENGTHS, example
+from ..runtime.bundle import PRESENT, read_bundle
+from ..runtime.precision import NONE_BELOW, precision
+from ..runtime.session import Arrays, Session
+from ..tasks import SPANS, Task
+from .examples import LENGTHS, config_of, example
+from .sides import Asked, ask_graph, ask_torch
 
-RELATIVE_TOLERANCE = 1e-4
-"""float32 on two runtimes differs by about 1e-6 of the largest logit; every wrong graph seen so far by 1e-3 of it or more."""
 BARE = (1,)
 """The rows of the batch that have no image, where images go with text."""
-_STEP = 5
-"""The token of a step on a cache."""
 
 
 class Found(NamedTuple):
@@ -42,55 +36,72 @@ class Found(NamedTuple):
         return self.error / max(1.0, self.scale)
 
 
-def prove(folder: Path, model: Any, task: Task, packs: list[Pack]) -> dict[str, Any]:
-    """What the parity report says of the bundle in ``folder`` beside ``model``, its reference in torch: for the base and each adapter
-    the largest error, absolute and relative, and the agreement of argmax.
+def prove(
+    folder: Path, base: Path, task: Task, packs: list[Pack], model: Callable[[], Any], ready: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """What the parity report says of the bundle in ``folder`` beside its ``model`` in torch, of ``base``: for the base and each adapter the
+    largest error, absolute and relative, and the agreement of argmax.
 
     Models that generate also take one step on their cache. ``mixed`` is the largest difference between rows that each use another adapter
     and the same rows of a batch with one; ``alone`` that between rows of a batch and the same rows by themselves, without padding. The
     canaries that the packs bring are replayed as well, on the graph alone: they know the base and the adapter from when the pack was
-    made, which the torch model of this machine does not.
+    made, which the torch model of this machine does not. A thread asks the graph when it is ``ready``, while the model is loaded and asked.
 
     Raises:
         ParityError: a difference is over the tolerance, or a canary fails.
         BaseMismatch: by its canary, a pack was made for another base.
         NothingToDo: by its canary, an adapter has no effect.
     """
-    from ..train.inject import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
-
-    session = Session(folder, provider="cpu", mapped=True)
+    bundle = read_bundle(folder)
+    tolerance, left = precision(bundle.dtype).tolerance, task.left and bundle.padding == "left"
     rules = [rule for rule in {pack.acts for pack in packs} if rule is not None]
-    batch = example(task, model, acts=rules, bare=BARE, left=session.left)
-    single: dict[str | None, Arrays] = {}
+    batch = example(task, config_of(base), acts=rules, bare=BARE, left=left, model=model)
     found: dict[str, Found] = {}
-    for pack in (None, *packs):
-        name = None if pack is None else pack.name
-        if pack is not None:
-            attach(model, pack, check_base=False)
-        one, single[name] = _compare(session, model, batch, name)
-        found[name or _base_name(session)] = one
-        _require(one.error, one.scale, f"torch for {name or 'the base'}", folder)
-        if pack is not None:
-            detach(model, pack.name)
-    scale = max(one.scale for one in found.values())
-    mixed = _mixed(session, batch, single)
-    _require(mixed or 0.0, scale, "itself when rows of one batch use different adapters", folder)
-    alone = _alone(session, batch, single)
-    _require(alone, scale, "itself when a row runs alone", folder)
+    with ThreadPoolExecutor(1) as beside:
+        asking = beside.submit(_graph_side, folder, batch, packs, ready)
+        apart = beside.submit(lambda: _alone(asking.result().session, batch, asking.result().single))
+        for name, expected in ask_torch(task, model(), batch, packs):
+            graph = asking.result()
+            one = _compared(graph.answers[name], expected, batch, folder)
+            found[name or _base_name(graph.session)] = one
+            _require(one.error, one.scale, tolerance, f"torch for {name or 'the base'}", folder)
+        scale = max(one.scale for one in found.values())
+        _require(graph.mixed or 0.0, scale, tolerance, "itself when rows of one batch use different adapters", folder)
+        alone = apart.result()
+        _require(alone, scale, tolerance, "itself when a row runs alone", folder)
     return {
-        "tolerance": RELATIVE_TOLERANCE,
+        "tolerance": tolerance,
         "batch": list(LENGTHS),
         "max_abs": {name: one.error for name, one in found.items()},
         "max_relative": {name: one.relative for name, one in found.items()},
         "argmax_agreement": {name: one.agreement for name, one in found.items()},
-        "mixed": mixed,
+        "mixed": graph.mixed,
         "alone": alone,
-        "canary": canary.verify(session),
+        "canary": canary.verify(graph.session),
     }
 
 
-def _require(error: float, scale: float, other: str, folder: Path) -> None:
-    allowed = RELATIVE_TOLERANCE * max(1.0, scale)
+class _Graph(NamedTuple):
+    """What a graph answered, by adapter; ``single`` are the outputs that rows are compared by, ``mixed`` how those of several differ."""
+
+    session: Session
+    answers: dict[str | None, Asked]
+    single: dict[str | None, Arrays]
+    mixed: float | None
+
+
+def _graph_side(folder: Path, batch: Arrays, packs: list[Pack], ready: Callable[[], None]) -> _Graph:
+    ready()
+    session = Session(folder, provider="cpu", mapped=True)
+    answers = {name: ask_graph(session, batch, name) for name in (None, *(pack.name for pack in packs))}
+    inner = {key for graph in session.graphs.values() for key in graph.inputs}
+    single = {name: {key: array for key, array in one.outputs.items() if key not in inner and not key.startswith(PRESENT)}
+              for name, one in answers.items()}
+    return _Graph(session, answers, single, _mixed(session, batch, single))
+
+
+def _require(error: float, scale: float, tolerance: float, other: str, folder: Path) -> None:
+    allowed = tolerance * max(1.0, scale)
     if not error <= allowed:  # NaN is no agreement either
         raise ParityError(f"the graph disagrees with {other}", where=folder.name, expected=f"at most {allowed:.2g}", found=f"{error:.2g}")
 
@@ -100,69 +111,25 @@ def _base_name(session: Session) -> str:
     return "+".join(session.packs) if session.bundle.mode == "folded" and session.packs else "base"
 
 
-def _compare(session: Session, model: Any, batch: Arrays, name: str | None) -> tuple[Found, Arrays]:
-    """One pass, and of a model that generates the next one on its cache."""
-    expected = _torch(model, batch, use_cache=True) if session.task.generates else _torch(model, batch)
-    outputs = session.run(batch, name)
-    pairs = [(key, outputs[key], expected[key].float().numpy()) for key in outputs if key in expected]
+def _compared(graph: Asked, torch: Asked, batch: Arrays, folder: Path) -> Found:
+    """The first pass, and the next one of a model that generates."""
+    pairs = [(key, graph.outputs[key], torch.outputs[key]) for key in graph.outputs if key in torch.outputs]
     if not pairs:
-        raise ParityError("the graph has none of the model's outputs", where=session.folder.name, expected=", ".join(expected),
-                          found=", ".join(outputs))
-    found = [_difference(output, reference, _real(key, output, batch)) for key, output, reference in pairs]
-    if session.task.generates:
-        found.append(_step(session, model, batch, name, outputs, expected))
-    inner = {key for graph in session.graphs.values() for key in graph.inputs}
-    return _worst(found), {key: array for key, array in outputs.items() if key not in inner and not key.startswith(PRESENT)}
-
-
-def _torch(model: Any, batch: Mapping[str, np.ndarray], **more: Any) -> Any:
-    import torch  # noqa: PLC0415 - see above
-
-    given = {key: torch.from_numpy(value) for key, value in batch.items()}
-    if more and "input_ids" in batch and "decoder_input_ids" not in batch and "position_ids" in signature(model.forward).parameters:
-        given.setdefault("position_ids", torch.from_numpy(positions(batch["attention_mask"])))
-    with torch.no_grad():
-        return model(**given, **more)
-
-
-def _step(session: Session, model: Any, batch: Arrays, name: str | None, outputs: Arrays, expected: Any) -> Found:
-    """The logits of one more token on the cache that the first pass gave."""
-    ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
-    token = np.full((batch[ids].shape[0], 1), _STEP, np.int64)
-    known = {key: array for key, array in outputs.items() if key.startswith(ENCODED)}
-    cache = "cache" if "cache" in expected else "past_key_values"  # its name in newer and older versions of transformers
-    more: dict[str, Any] = {cache: expected[cache], "use_cache": True}
-    given = {key: batch[key] for key in ("attention_mask",) if key in batch}
-    if ids == "input_ids":
-        given = {"attention_mask": np.concatenate([batch["attention_mask"], np.ones_like(token)], axis=1)}
-        given["position_ids"] = positions(given["attention_mask"])[:, -1:]
-        known |= _acting(session, batch, token, name)
-    else:
-        from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415 - see above
-
-        more["encoder_outputs"] = BaseModelOutput(expected["encoder_last_hidden_state"])
-    counted = ids != "input_ids" or "position_ids" in signature(model.forward).parameters
-    feed = {key: array for key, array in given.items() if counted or key != "position_ids"}
-    second = _torch(model, {ids: token, **feed}, **more)
-    taken = {key: array for key, array in given.items() if key in session.inputs}
-    after = session.run({ids: token, **taken, **known, **grown(outputs)}, name)
-    return _difference(after["logits"], second.logits.float().numpy(), np.ones(token.shape, bool))
-
-
-def _acting(session: Session, batch: Arrays, token: np.ndarray, name: str | None) -> Arrays:
-    """Where the adapter acts in a step after the batch, if the graph asks."""
-    if ADAPTER_POSITIONS not in session.inputs:
-        return {}
-    names: list[str | None] = [name] * len(token)
-    before = acted(session.acting(batch, names), None)
-    return {ADAPTER_POSITIONS: session.acting({"input_ids": token, "attention_mask": np.ones_like(token)}, names, before)}
+        raise ParityError("the graph has none of the model's outputs", where=folder.name, expected=", ".join(torch.outputs),
+                          found=", ".join(graph.outputs))
+    found = [_difference(output, expected, _real(key, output, batch)) for key, output, expected in pairs]
+    if graph.step is not None and torch.step is not None:
+        found.append(_difference(graph.step, torch.step, np.ones(graph.step.shape[:2], bool)))
+    return _worst(found)
 
 
 def _real(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
     """Which positions of an output are no padding, ``[rows, positions]``; None where each row has one vector."""
+    mask = batch.get("attention_mask")
+    if key in SPANS and mask is not None:
+        return np.asarray(mask > 0)
     if output.ndim < 3:
         return None
-    mask = batch.get("attention_mask")
     if "decoder_input_ids" in batch or mask is None or output.shape[:2] != mask.shape:
         return np.ones(output.shape[:2], bool)
     real: np.ndarray = mask > 0
@@ -178,9 +145,12 @@ def _worst(found: Sequence[Found]) -> Found:
 def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | None) -> Found:
     """Over real positions; another shape, or a label too many that is not switched off, is all wrong."""
     wide = reference.shape[-1]
-    if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NO_LABEL / 2).any():
+    if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NONE_BELOW).any():
         return Found(float("inf"), 0.0, 0.0)
     output = output[..., :wide]
+    if real is not None and real.ndim == output.ndim:  # one number a position: the best of each row is one choice
+        agreement = float(np.mean([one[row].argmax() == two[row].argmax() for one, two, row in zip(output, reference, real, strict=True)]))
+        return Found(float(np.abs(output - reference)[real].max()), float(np.abs(reference[real]).max()), agreement)
     if real is not None:
         output, reference = output[real], reference[real]
     agreement = float((output.argmax(-1) == reference.argmax(-1)).mean())
@@ -232,7 +202,7 @@ def row_of(batch: Arrays, row: int) -> Arrays:
     found = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
     if "attention_mask" in batch:
         real = batch["attention_mask"][row] > 0
-        found |= {key: found[key][:, real] for key in ("input_ids", "attention_mask")}
+        found |= {key: found[key][:, real] for key in ("input_ids", "attention_mask", "token_type_ids") if key in found}
     if "pixel_values" in batch:
         fewer = len(batch["pixel_values"]) < len(LENGTHS)  # rows without an image come with text
         place = row - sum(bare < row for bare in BARE) if fewer else row

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..runtime.bundle import MappedSite
+from ..runtime.precision import DEFAULT
 
 Scope = Callable[[Any], str | None]
 """node -> the path of the module that made it, or None."""
@@ -63,7 +64,7 @@ def _linear(path: str, node: Any) -> MappedSite | None:
     else:
         output, bias = _with_bias(output, out_features)
     return MappedSite(path, node.name, x.name, output.name, weight.name, bias, "out_in" if out_in else "in_out", in_features,
-                      out_features, len(x.shape))
+                      out_features, len(x.shape), dtype=float_type(output))
 
 
 def _with_bias(product: Any, out_features: int) -> tuple[Any, str | None]:
@@ -85,7 +86,8 @@ def _lookup(path: str, node: Any) -> MappedSite | None:
     if not known or node.attributes.get_int("axis", 0) != 0:
         return None
     entries, width = (int(extent) for extent in constant.shape)
-    return MappedSite(path, node.name, ids.name, node.outputs[0].name, table.name, None, "in_out", entries, width, 2, kind="lookup")
+    return MappedSite(path, node.name, ids.name, node.outputs[0].name, table.name, None, "in_out", entries, width, 2, kind="lookup",
+                      dtype=float_type(node.outputs[0]))
 
 
 def _patches(path: str, node: Any) -> MappedSite | None:
@@ -102,7 +104,12 @@ def _patches(path: str, node: Any) -> MappedSite | None:
         return None
     bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else None
     return MappedSite(path, node.name, x.name, node.outputs[0].name, weight.name, bias, "out_in", channels * kernel[0] * kernel[1], out,
-                      len(x.shape), kind="patches")
+                      len(x.shape), kind="patches", dtype=float_type(node.outputs[0]))
+
+
+def float_type(value: Any) -> str:
+    """What a value of the graph is made of; float32 where the exporter does not say."""
+    return DEFAULT if value.dtype is None else str(value.dtype.numpy().name)
 
 
 _SITES: dict[str, Callable[[str, Any], MappedSite | None]] = {"MatMul": _linear, "Gemm": _linear, "Gather": _lookup, "Conv": _patches}

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 _PEFT_TASKS = {"text-classification": "SEQ_CLS", "text-generation": "CAUSAL_LM", "token-classification": "TOKEN_CLS",
-               "text2text-generation": "SEQ_2_SEQ_LM", "feature-extraction": "FEATURE_EXTRACTION"}
+               "text2text-generation": "SEQ_2_SEQ_LM", "feature-extraction": "FEATURE_EXTRACTION",
+               "question-answering": "QUESTION_ANS"}
 Adapters = dict[Site, tuple[Any, dict[str, np.ndarray]]]
 """Site -> its config and its parameters."""
 

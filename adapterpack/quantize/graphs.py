@@ -16,12 +16,13 @@ import onnx_ir as ir
 
 from ..errors import AdapterpackError, FormatError, NothingToDo, ParityError, UnknownName, nearest
 from ..export.emit import PREFIX
+from ..export.stepping import with_steps
 from ..pack import canary
 from ..pack.atomic import output_folder
 from ..pack.checkpoint import read_json
 from ..runtime import canary as replay
 from ..runtime.bundle import Bundle, MappedSite, graph_file, list_files, read_bundle
-from ..runtime.fields import NO_LABEL
+from ..runtime.precision import NONE_BELOW
 from ..runtime.session import Session, last_places, pad
 
 
@@ -96,6 +97,9 @@ def quantize_in_place(folder: Path, name: str) -> None:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
     moved = dataclasses.replace(bundle, sites=sites)
     moved.write(folder)
+    if bundle.in_place:
+        steps = with_steps(folder, lambda text: None)
+        moved = dataclasses.replace(moved, parity={**moved.parity, "in_place": steps})
     session = Session(folder, provider="cpu")
     after, canaries = probe(session), replay.replay(session)
     report: dict[str, Any] = {
@@ -152,7 +156,7 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
 
 
 def _require_small(error: float, outputs: np.ndarray, scheme: Scheme, where: str) -> None:
-    allowed = scheme.tolerance * float(np.abs(outputs[outputs > NO_LABEL / 2]).max())
+    allowed = scheme.tolerance * float(np.abs(outputs[outputs > NONE_BELOW]).max())
     if not error <= allowed:
         raise ParityError("quantization moves the outputs too far", where=where, expected=f"at most {allowed:.2g}", found=f"{error:.2g}",
                           remedy="quantize to int8, or keep the float graph")

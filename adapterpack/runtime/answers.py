@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConfigError, Unsupported
-from .feeds import Arrays
+from ..tasks import SPANS
+from .feeds import Arrays, pad
 from .images import image_token
 from .media import array_of, speech_of
 from .tokenizer import read_json
@@ -21,8 +22,10 @@ Row = Mapping[str, Any]
 Names = list[str | None]
 Answer = Callable[["Session", Sequence[Row], Names, Mapping[str, Any]], list[dict[str, Any]]]
 
-ASKED = ("messages", "prompt", "text", "image", "audio")
+ASKED = ("messages", "prompt", "text", "image", "audio", "question")
 """What a row may ask; of the first three, the first that it has."""
+LONGEST = 30
+"""Tokens that an answer has at most."""
 BEST = 5
 """How many words a masked one is guessed by."""
 
@@ -61,6 +64,43 @@ def _each_token(session: Session, rows: Sequence[Row], names: Names, sampling: M
                                "score": best["scores"][best["label"]]})
         results.append({"tokens": tokens})
     return results
+
+
+def _answered(session: Session, rows: Sequence[Row], names: Names, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The likeliest span of each row's context, and where its characters are; an empty one where no answer is likelier."""
+    pairs = [session.tokenizer.pair(*_question(row)) for row in rows]
+    inputs = pad([ids for ids, _, _ in pairs], session.tokenizer.pad_id, left=False)
+    if "token_type_ids" in session.inputs:
+        inputs["token_type_ids"] = pad([types for _, types, _ in pairs], 0, left=False)["input_ids"]
+    outputs = session.run(inputs, names)
+    results: list[dict[str, Any]] = []
+    for number, (row, name) in enumerate(zip(rows, names, strict=True)):
+        if not (session.bundle.base_head_trained or (name is not None and session.packs[name].full())):
+            results.append(_no_head("answer"))
+            continue
+        places = pairs[number][2]
+        starts, ends = (outputs[side][number][: len(places)] for side in SPANS)
+        start, end, score = best_span(starts, ends, [place is not None for place in places])
+        first, last = (places[at] or (0, 0) for at in (start, end))
+        results.append({"answer": _question(row)[1][first[0] : last[1]], "start": first[0], "end": last[1], "score": round(score, 6)})
+    return results
+
+
+def best_span(starts: np.ndarray, ends: np.ndarray, inside: Sequence[bool]) -> tuple[int, int, float]:
+    """The span of at most :data:`LONGEST` tokens, all ``inside``, with the largest sum of logits, and its probability; the first token
+    stands for no answer (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.3).
+
+    Example:
+        >>> best_span(np.array([0.0, 1, 9, 0]), np.array([0.0, 0, 1, 9]), [False, True, True, True])[:2]
+        (2, 3)
+    """
+    allowed = np.triu(np.ones((len(starts), len(starts)), bool)) & ~np.triu(np.ones((len(starts), len(starts)), bool), LONGEST)
+    allowed &= np.outer(inside, inside)
+    allowed[0, 0] = True
+    chances = [_chances(np.where([True, *inside[1:]], side, -np.inf)) for side in (starts, ends)]
+    spans = np.where(allowed, np.outer(*chances), -1.0)
+    start, end = np.unravel_index(int(spans.argmax()), spans.shape)
+    return int(start), int(end), float(spans[start, end])
 
 
 def _guessed(session: Session, rows: Sequence[Row], names: Names, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -127,7 +167,7 @@ POOLING: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"mean": _m
 ANSWERS: dict[str, Answer] = {
     "text-generation": _generated, "text2text-generation": _generated, "automatic-speech-recognition": _generated,
     "image-text-to-text": _generated, "text-classification": _classified, "image-classification": _classified,
-    "token-classification": _each_token, "fill-mask": _guessed, "zero-shot-image-classification": _towers,
+    "token-classification": _each_token, "question-answering": _answered, "fill-mask": _guessed, "zero-shot-image-classification": _towers,
     "feature-extraction": _features, "image-feature-extraction": _features,
 }
 """Task -> what a row's result is made of."""
@@ -194,14 +234,21 @@ def _text(row: Row) -> str:
     return text
 
 
+def _question(row: Row) -> tuple[str, str]:
+    asked, context = row.get("question", row.get("prompt")), row.get("context")
+    if not isinstance(asked, str) or not isinstance(context, str):
+        raise ConfigError("a row of this task needs question and context", found=", ".join(map(str, row)))
+    return asked, context
+
+
 def _labels(session: Session, names: Names) -> list[tuple[str, ...] | None]:
     """The labels of each row's head, or None for one that nobody trained."""
     own = [name is not None and session.packs[name].manifest.task.labels for name in names]
     return [session.labels(name) if trained or session.bundle.base_head_trained else None for name, trained in zip(names, own, strict=True)]
 
 
-def _no_head() -> dict[str, Any]:
-    return {"label": None, "note": "the base has no trained head for this task"}
+def _no_head(what: str = "label") -> dict[str, Any]:
+    return {what: None, "note": "the base has no trained head for this task"}
 
 
 def _scored(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from ..pack import manifest as m
 from ..pack.pack import Pack
 from ..tasks import MAIN
 from .bank import AdapterBank
-from .bundle import ADAPTER_IDS, adapter_file
-from .fields import NO_LABEL
+from .bundle import ADAPTER_IDS, STEP, adapter_file
+from .precision import ABSENT, held
 
 if TYPE_CHECKING:
     from .session import Session
@@ -58,7 +58,7 @@ class Folded:
         if len(packs) > 1 and any(names):
             raise Unsupported("the adapters of this bundle are folded together, so rows cannot have one of them", found=", ".join(packs),
                               where=self.session.folder, remedy="name none, or export with --mode bank")
-        return lambda feeds, part=MAIN, rows=None: self.session.graphs[part].call(feeds)
+        return lambda feeds, part=MAIN, rows=None: self.session.graph(part).call(feeds)
 
     def load(self, pack: Pack, allow_structural: bool = False) -> None:
         """See :class:`Attached`."""
@@ -77,6 +77,7 @@ class Inputs:
         listed = {entry.path: entry.sha256 for entry in session.bundle.files}
         slotted = {site.part for site in session.bundle.sites.values() if site.fields} | {MAIN}
         self.files: dict[str, dict[str, Any]] = {}
+        self._fed: dict[str, dict[str, Any]] = {}
         for adapter in session.bundle.adapters:
             self.files[adapter.name] = {}
             for part in slotted:
@@ -95,7 +96,9 @@ class Inputs:
 
         def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
             own = names if rows is None else [names[row] for row in rows]
-            graph = self.session.graphs[part]
+            graph = self.session.graph(part)
+            if part == STEP:  # its outputs are bound, and bindings take no adapters
+                return graph.call({**feeds, **self._slots(next(iter(own), None))})
             if len(set(own)) <= 1:
                 return graph.call(feeds, _options(files, next(iter(own), None), part))
             parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -107,6 +110,16 @@ class Inputs:
             return {key: _owning(_joined(pieces)) for key, pieces in parts.items()}
 
         return run
+
+    def _slots(self, name: str | None) -> dict[str, Any]:
+        """What an adapter puts into the slots of the main graph, as values that can be fed."""
+        if name is None:
+            return {}
+        if name not in self._fed:
+            path = self.session.folder / adapter_file(self.session.bundle.adapter(name).path, MAIN)
+            arrays = {slot: value.numpy() for slot, value in ort.AdapterFormat.read_adapter(str(path)).get_parameters().items()}
+            self._fed[name] = {slot: _owning(array) for slot, array in arrays.items()}
+        return self._fed[name]
 
     def load(self, pack: Pack, allow_structural: bool = False) -> None:
         """See :class:`Attached`."""
@@ -132,11 +145,11 @@ class Bank:
         ids = np.array([0 if name is None else slots[name] for name in names], np.int64)
 
         def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
-            graph = self.session.graphs[part]
+            graph = self.session.graph(part)
             if ADAPTER_IDS not in graph.inputs:  # no adapter reaches this graph
                 return graph.call(feeds)
             chosen = ort.OrtValue.ortvalue_from_numpy(ids if rows is None else ids[list(rows)], graph.device, 0)
-            return graph.call({**feeds, ADAPTER_IDS: chosen, **overrides.get(part, {})})
+            return graph.call({**feeds, ADAPTER_IDS: chosen, **overrides.get(MAIN if part == STEP else part, {})})
 
         return run
 
@@ -161,7 +174,7 @@ def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     first = pieces[0][1]
     width = max(array.shape[-1] for _, array in pieces)
     total = sum(len(rows) for rows, _ in pieces)
-    joined = np.full((total, *first.shape[1:-1], width), NO_LABEL, first.dtype)
+    joined = np.full((total, *first.shape[1:-1], width), held(np.array(ABSENT), first.dtype.name, "logits"), first.dtype)
     for rows, array in pieces:
         joined[rows, ..., : array.shape[-1]] = array
     return joined

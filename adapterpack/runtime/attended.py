@@ -6,7 +6,7 @@ Fields at the output projection of an attention of h heads, of which k have keys
 
 ``attended_keys`` [k, head_dim, n], which hold the scale, ``attended_values`` [k, n, head_dim], ``attended_absent`` [n], ``attended_gate``
 [h]; x is what enters the projection, q are the queries as the layer uses them. A token of the prompt that a row's adapter has not is
-absent by -1e9; without an adapter all are, the gate is zero, and x is what it was.
+absent by its score (:data:`~adapterpack.runtime.precision.ABSENT`); without an adapter all are, the gate is zero, and x is what it was.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from .bundle import Heads
 
 PROJECTION = "o_proj"
 """The module of an attention whose input the prompt is added to."""
-ABSENT = -1e9
-"""The score of a token that is not there: its weight is zero."""
 LENGTH = "attended"
 """What the length of a prompt is called among the ranks of a site."""
 LEAVES: dict[str, tuple[str, ...]] = {

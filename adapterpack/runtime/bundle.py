@@ -19,6 +19,10 @@ from .signature import Signature, decode_signature
 
 FILE_NAME = "adapterpack.bundle.json"
 GRAPH = f"{MAIN}.onnx"
+PAST, PRESENT = "past_key_values.", "present."
+"""What the names of a cache begin with, as a pass takes and as it gives it; ``<layer>.key`` or ``<layer>.value`` follows."""
+STEP = "step"
+"""The graph of a decoder for one token on a cache that stays where it is; there where the bundle was made ``in_place``."""
 MODES = ("folded", "inputs", "bank")
 ADAPTER_IDS = "adapter_ids"
 ADAPTER_POSITIONS = "adapter_positions"
@@ -57,7 +61,7 @@ class MappedSite:
     ``kind``: ``linear``, ``lookup`` (an embedding, whose input is ids) or ``patches`` (a convolution whose kernels lie side by side).
     ``at`` is where its outputs begin in a weight that is packed with those of others. ``members`` are
     the sites whose ``down`` factors lie side by side in this one's slot: it is no module. ``heads`` is the attention that the site is the
-    output projection of, if prompts are put beside it.
+    output projection of, if prompts are put beside it. ``dtype`` is what the graph computes in there, and its slots hold.
     """
 
     path: str
@@ -82,6 +86,7 @@ class MappedSite:
     at: int = 0
     members: tuple[str, ...] = ()
     heads: Heads | None = None
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,8 @@ class BundledAdapter:
 class Bundle:
     """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs before the one that answers.
 
-    ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states become one vector a row.
+    ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states become one vector a row, and
+    ``dtype`` the float type that the graphs were made in. ``in_place``: there is a graph for steps on caches that stay where they are.
     """
 
     mode: str
@@ -121,6 +127,8 @@ class Bundle:
     target: str = "ort"
     pooling: str = "mean"
     padding: str = "left"
+    dtype: str = "float32"
+    in_place: bool = False
     format: str = "adapterpack.bundle"
     format_version: str = "1.0"
 

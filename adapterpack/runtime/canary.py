@@ -13,8 +13,9 @@ from ..pack.pack import Pack
 from ..tasks import MAIN, task_named
 from .bundle import ADAPTER_IDS, Bundle
 from .flow import flow, values
+from .precision import DEFAULT, PRECISIONS
 from .session import Session
-from .slots import head_values, padded, stacked
+from .slots import head_values, in_slots, padded, stacked
 
 Rows = list[np.ndarray]
 
@@ -51,7 +52,8 @@ def judge(session: Session, replays: Mapping[str, Replay], moved: Mapping[str, f
     replayed: dict[str, dict[str, float]] = {}
     reasons = {name: reason for name, pack in session.packs.items() if (reason := _not_replayable(session.bundle, pack))}
     for name, (recorded, base, adapter) in replays.items():
-        allowed = canary.widened(recorded, moved=moved.get(name, 0.0))
+        rounded = PRECISIONS[session.bundle.dtype].tolerance if session.bundle.dtype != DEFAULT else 0.0
+        allowed = canary.widened(recorded, coarse=rounded, moved=moved.get(name, 0.0))
         if session.bundle.quantization is not None and name not in moved:
             reasons[name] = "the graph was quantized, and it is not known by how much that moved its logits"
         elif allowed.tolerance > canary.QUANTIZED * canary.size(recorded):
@@ -100,7 +102,7 @@ def _own_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
     """The slots of the modules that the pack trained whole, filled with these; in a bank, slot 0 like every other."""
     values = {name: array for path, params in pack.full().items() for name, array in head_values(path, params).items()}
     if bundle.mode != "bank" or not values:
-        return values
+        return in_slots(values, bundle.sites)
     sites = {path: site for path, site in bundle.sites.items() if f"{path}.head" in values}
     return stacked([padded(values, sites, bundle.max_rank, {})] * bundle.slots)
 

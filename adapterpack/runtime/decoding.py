@@ -10,16 +10,13 @@ import numpy as np
 from ..errors import ConfigError
 from ..methods import acted
 from ..tasks import MAIN
-from .bundle import ADAPTER_POSITIONS
+from .buffers import Buffers
+from .bundle import ADAPTER_POSITIONS, PAST, PRESENT, STEP
 from .feeds import ENCODED, Arrays, complete, last_places, pad, positions
 from .flow import flow, values
-from .prompts import PAST
 
 if TYPE_CHECKING:
     from .session import Session
-
-PRESENT = "present."
-"""What the names of the cache that a pass gives begin with."""
 
 
 class Decoding(Protocol):
@@ -38,11 +35,15 @@ class Decoding(Protocol):
 
 
 class Causal:
-    """A causal language model; with images, where its graph takes some."""
+    """A causal language model; with images, where its graph takes some. ``in_place``: on caches that stay where they are, if it can."""
 
-    def __init__(self, session: Session, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays) -> None:
+    def __init__(
+        self, session: Session, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays, in_place: bool = True
+    ) -> None:
         self.session, self.names, self.run = session, names, session.pin(names)
-        self.batch = pad(rows, session.tokenizer.pad_id, left=session.left)
+        self.batch = pad(rows, session.pad_id, left=session.left)
+        self.in_place = in_place and session.steps_in_place(names)
+        self.buffers: Buffers | None = None
         self.last = last_places(self.batch["attention_mask"])
         self.given = given
 
@@ -61,13 +62,18 @@ class Causal:
         ones = np.ones((len(self.names), 1), np.int64)
         self.mask = np.concatenate([self.mask, ones], axis=1)
         step: Arrays = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": positions(self.mask)[:, -1:]}
+        part, cache = MAIN, grown(outputs)
+        if self.in_place:
+            part, self.buffers = STEP, self.buffers or Buffers(outputs, self.mask[:, :-1], self.session.device)
+            step["attention_mask"], cache = self.buffers.step()
         acting = self.session.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.names, self.before)
         self.before = acted(acting, self.before)
         if "image_features" in self.session.inputs:
             width = self.session.inputs["image_features"].shape[2]
             step["image_features"] = np.zeros((len(self.names), 0, width), np.float32)
-        known = {name: array for name, array in {**step, ADAPTER_POSITIONS: acting}.items() if name in self.session.inputs}
-        return self.run({**values(known), **grown(outputs)})
+        graph = self.session.graph(part)
+        known = {name: graph.fitting(name, array) for name, array in {**step, ADAPTER_POSITIONS: acting}.items() if name in graph.inputs}
+        return self.run({**values(known), **cache}, part)
 
 
 class Translating:

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..tasks import Part
-from .bundle import ADAPTER_IDS, ADAPTER_POSITIONS
+from .bundle import ADAPTER_IDS, ADAPTER_POSITIONS, PAST
 from .graphs import Graph
-from .prompts import PAST, Before
+from .prompts import Before
 
 if TYPE_CHECKING:
     from .session import Session
@@ -58,11 +58,7 @@ def complete(session: Session, part: Part, known: Mapping[str, np.ndarray], name
     missing = sorted(wanted - set(feeds))
     if missing:
         raise ConfigError("inputs are missing", expected=", ".join(missing), found=", ".join(known) or "nothing")
-    return {name: _cast(name, array) for name, array in feeds.items() if name in wanted}
-
-
-def _cast(name: str, array: np.ndarray) -> np.ndarray:
-    return array.astype(np.int64) if name.endswith(("_ids", "_mask")) else array
+    return {name: graph.fitting(name, array) for name, array in feeds.items() if name in wanted}
 
 
 def _plain(session: Session, graph: Graph, given: Arrays, names: Names) -> Arrays:
@@ -70,6 +66,8 @@ def _plain(session: Session, graph: Graph, given: Arrays, names: Names) -> Array
     if "attention_mask" in graph.inputs:
         shape = given["input_ids"].shape
         _require_mask(given.setdefault("attention_mask", np.ones(shape, np.int64)), shape)
+    if "token_type_ids" in graph.inputs:
+        given.setdefault("token_type_ids", np.zeros_like(given["input_ids"]))
     return _acting(session, graph, given, names)
 
 

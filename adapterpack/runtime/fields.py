@@ -13,9 +13,8 @@ import numpy as np
 
 from . import attended, blocks, routes
 from .bundle import MappedSite
+from .precision import ABSENT, held
 
-NO_LABEL = np.float32(-1e9)
-"""The logit of a label that a row's adapter does not have: its probability is zero, and it survives conversion to JSON."""
 RANK, TURN, LABELS = "rank", "turn", "labels"
 """The free axes of layers."""
 
@@ -43,7 +42,7 @@ def _of_blocks() -> dict[str, Field]:
 
 def _of_routes() -> dict[str, Field]:
     named = {field: ({"i": "in", "o": "out", "e": route.experts, "r": route.name}, leaf) for field, (route, leaf) in routes.FIELDS.items()}
-    return {field: Field(tuple(names[axis] for axis in routes.LEAVES[leaf]), routes.ABSENT if leaf == "bias" else 0.0)
+    return {field: Field(tuple(names[axis] for axis in routes.LEAVES[leaf]), float(ABSENT) if leaf == "bias" else 0.0)
             for field, (names, leaf) in named.items()}
 
 
@@ -51,9 +50,9 @@ FIELDS: dict[str, Field] = {
     "down": Field(("in", RANK)), "up": Field((RANK, "out")), "delta": Field(("in", "out")),
     "pre": Field(("in",), 1.0), "turn": Field(("in", "in")), "turn_down": Field(("in", TURN)), "turn_up": Field((TURN, "in")),
     "scale": Field(("out",), 1.0), "mix": Field(("out", "out")), "shift": Field(("out",)),
-    "head": Field(("in", LABELS)), "head_bias": Field((LABELS,), float(NO_LABEL)),
+    "head": Field(("in", LABELS)), "head_bias": Field((LABELS,), float(ABSENT)),
     **_of_blocks(), **_of_routes(),
-    **{field: Field(axes, attended.ABSENT if field == "attended_absent" else 0.0) for field, axes in attended.LEAVES.items()},
+    **{field: Field(axes, float(ABSENT) if field == "attended_absent" else 0.0) for field, axes in attended.LEAVES.items()},
 }
 """Field -> its axes and what is neutral in it."""
 LEAST: dict[str, int] = {attended.LENGTH: 1, **{route.experts: 1 for route in routes.BRANCHES.values()}}
@@ -78,4 +77,9 @@ def extents(field: str, site: MappedSite, free: Callable[[str], int | str]) -> l
 def nothing(field: str, site: MappedSite) -> np.ndarray:
     """What a slot holds without an adapter: as little of every free axis as there can be; of a head, as many labels as the base's."""
     shape = extents(field, site, lambda axis: site.out_features if axis == LABELS else LEAST.get(axis, 0))
-    return np.full(shape, FIELDS[field].neutral, np.float32)
+    return np.full(shape, neutral(field, site.dtype), site.dtype)
+
+
+def neutral(field: str, dtype: str) -> np.ndarray:
+    """What is in the slot of an adapter that has no such part, in the type of the graph there."""
+    return held(np.array(FIELDS[field].neutral, np.float32), dtype, field)

@@ -42,7 +42,7 @@ def flow(
     for part in running:
         rows = _places(session, part, known)
         feeds = complete(session, part, known, [names[row] for row in rows])
-        outputs = {name: value.numpy() for name, value in chosen(values(feeds), part.name, rows).items()}
+        outputs = {name: wide(value.numpy()) for name, value in chosen(values(feeds), part.name, rows).items()}
         if part.form == "vision":
             outputs = {name: features_of_rows(array, rows, len(names)) for name, array in outputs.items()}
         known |= outputs
@@ -53,6 +53,11 @@ def flow(
 def values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Arrays as feeds."""
     return {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def wide(array: np.ndarray) -> np.ndarray:
+    """What a graph gives in float16, in float32: the same numbers, with room for what is computed of them."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _checked(session: Session, inputs: Mapping[str, np.ndarray]) -> Arrays:

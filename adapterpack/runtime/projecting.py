@@ -58,7 +58,8 @@ def _read(product: Any) -> Any:
 
 
 def _between(model: Any, start: Any, end: Any, array: np.ndarray) -> np.ndarray:
-    """What ``end`` is where ``start`` is ``array``."""
+    """What ``end`` is where ``start`` is ``array``; in float32, whatever the graph computes in."""
+    array = array.astype(np.float32 if start.dtype is None else start.dtype.numpy())
     graph = ir.convenience.extract(model.graph, [start], [end])
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
         value.shape = None
@@ -72,4 +73,4 @@ def _between(model: Any, start: Any, end: Any, array: np.ndarray) -> np.ndarray:
     options.log_severity_level = 3
     session = ort.InferenceSession(ir.to_proto(alone).SerializeToString(), options, providers=["CPUExecutionProvider"])
     found: np.ndarray = session.run(None, {given.name: np.ascontiguousarray(array)})[0]
-    return found
+    return found.astype(np.float32)

@@ -14,10 +14,9 @@ import numpy as np
 from ..errors import BaseMismatch, Unsupported
 from ..methods import PromptForm, complete
 from ..pack.pack import Pack
+from .bundle import PAST
 from .virtual import Graph, prefill
 
-PAST = "past_key_values."
-"""What the names of the cache's inputs begin with; ``<layer>.key`` or ``<layer>.value`` follows."""
 Caches = Mapping[str, np.ndarray]
 """Adapter name -> ``[layers, 2, heads, n, head_dim]`` float32."""
 

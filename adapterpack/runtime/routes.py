@@ -22,8 +22,6 @@ import numpy as np
 from ..errors import Unsupported
 from ..methods.routes import Attention, Gate, Route
 
-ABSENT = -1e9
-"""The score of an expert that is not there: its weight is zero."""
 MOST = 4
 """The routers that one site may have."""
 LEAVES: dict[str, str] = {"keys": "ie", "query": "ir", "bias": "e", "pick": "e", "down": "ir", "up": "ro", "spread": "er"}

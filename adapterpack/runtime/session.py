@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..pack.validate import load
 from ..tasks import MAIN, task_named
 from . import providers, virtual
 from .attached import ATTACH, Run
-from .bundle import Bundle, read_bundle
+from .bundle import STEP, Bundle, read_bundle
 from .feeds import Arrays, last_places, pad, positions
 from .flow import Names, flow
 from .graphs import Graph
@@ -49,7 +49,8 @@ class Session:
         self.bundle: Bundle = read_bundle(bundle)
         self.task = task_named(self.bundle.task)
         wanted = providers.choose(provider)
-        self.graphs = {part: Graph(self.folder, part, wanted, threads, mapped) for part in self.bundle.parts}
+        self._open = partial(Graph, self.folder, wanted=wanted, threads=threads)
+        self.graphs = {part: self._open(part, mapped=mapped) for part in self.bundle.parts}
         main = self.graphs[MAIN]
         self.provider, self.device = main.provider, main.device
         self.inputs, self.outputs = main.inputs, main.outputs
@@ -59,6 +60,7 @@ class Session:
         for pack in self.packs.values():
             self._take_prompt(pack)
         self._tokenizer: Tokenizer | None = None
+        self._step: Graph | None = None
 
     @property
     def left(self) -> bool:
@@ -75,6 +77,21 @@ class Session:
     def default(self) -> str | None:
         """What rows have when no adapter is named at all: the base, or the one adapter that is folded into the weights."""
         return self.adapters[0] if self.bundle.mode == "folded" and self.adapters else None
+
+    def graph(self, part: str) -> Graph:
+        """The graph of that part; the one for steps is opened when it is first asked for."""
+        if part == STEP and self._step is None:
+            self._step = self._open(STEP, mapped=True, in_place=True)
+        return self._step if part == STEP and self._step is not None else self.graphs[part]
+
+    def steps_in_place(self, names: Sequence[str | None]) -> bool:
+        """Whether rows with these adapters can go on, token by token, on caches that stay where they are."""
+        return self.bundle.in_place and (self.bundle.mode != "inputs" or len(set(names)) == 1)
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills up short rows; masked, so any would do where there is no tokenizer."""
+        return self.tokenizer.pad_id if (self.folder / "tokenizer.json").is_file() else 0
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from ..pack.pack import Adapter, Pack
 from .attended import Project, attended_arrays
 from .blocks import block_arrays
 from .bundle import MappedSite
-from .fields import FIELDS, FIXED, LABELS, extents
+from .fields import FIELDS, FIXED, LABELS, extents, neutral
+from .precision import DEFAULT, balanced, held
 from .routes import route_arrays
 
 HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
@@ -129,7 +130,24 @@ def pack_values(
         values.update({f"{site.path}.{field}": array for field, array in ARRAYS[method.kind](form, site, project).items()})
     for path, params in pack.full().items():
         values.update(head_values(path, params))
-    return values
+    return in_slots(values, sites or {})
+
+
+def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:
+    """Values in the types of the sites' slots, float32 where a site is not known.
+
+    Raises:
+        Unsupported: a number is too large for its slot.
+    """
+    types = {name: sites[path].dtype if (path := name.rpartition(".")[0]) in sites else DEFAULT for name in values}
+    narrow = {name: array for name, array in values.items() if types[name] != DEFAULT}
+    for down, up in _FACTORS:
+        narrow = balanced(narrow, down, up)
+    return {**values, **{name: held(array, types[name], name) for name, array in narrow.items()}}
+
+
+_FACTORS = (("down", "up"), ("turn_down", "turn_up"))
+"""Fields whose product alone counts."""
 
 
 def _measured(site: Site, sites: Mapping[str, MappedSite]) -> Site:
@@ -177,10 +195,11 @@ def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], ma
         value = values.get(name)
         if value is None and f"{path}.head" not in values:
             value = heads.get(name)
-        result[name] = np.full(shape, FIELDS[field].neutral, np.float32)
+        dtype = sites[path].dtype
+        result[name] = np.full(shape, neutral(field, dtype), dtype)
         if value is not None:
             _require_fit(name, value.shape, shape, FIELDS[field].free)
-            result[name][tuple(slice(0, extent) for extent in value.shape)] = value
+            result[name][tuple(slice(0, extent) for extent in value.shape)] = held(value, dtype, name)
     return result
 
 
@@ -203,7 +222,7 @@ def grouped(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], w
         for member in site.members:
             for field, value, room in (("down", downs.get(member), (site.in_features, wide)),
                                        ("up", result.get(f"{member}.up"), (wide, sites[member].out_features))):
-                filled = np.zeros(room, np.float32)
+                filled = np.zeros(room, site.dtype)
                 if value is not None:
                     _require_fit(f"{member}.{field}", value.shape, room, FIELDS[field].free)
                     filled[tuple(slice(0, extent) for extent in value.shape)] = value
@@ -221,7 +240,7 @@ def grouped(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], w
 def _blocks(matrices: list[np.ndarray]) -> np.ndarray:
     """A block-diagonal matrix."""
     rows, columns = (np.cumsum([0, *(matrix.shape[axis] for matrix in matrices)]) for axis in (0, 1))
-    whole = np.zeros((rows[-1], columns[-1]), np.float32)
+    whole = np.zeros((rows[-1], columns[-1]), matrices[0].dtype)
     for number, matrix in enumerate(matrices):
         whole[rows[number] : rows[number + 1], columns[number] : columns[number + 1]] = matrix
     return whole

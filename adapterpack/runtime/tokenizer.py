@@ -79,6 +79,12 @@ class Tokenizer:
         found: list[tuple[int, int]] = self.core.encode(text).offsets
         return found
 
+    def pair(self, first: str, second: str) -> tuple[list[int], list[int], list[tuple[int, int] | None]]:
+        """The ids of two texts in one row, their types, and of the ids of the second text where in it their characters are."""
+        found = self.core.encode(first, second)
+        places = [place if side == 1 else None for place, side in zip(found.offsets, found.sequence_ids, strict=True)]
+        return found.ids, found.type_ids, places
+
     @property
     def mask_token(self) -> str:
         """The token in whose place a word is to be guessed, or nothing."""

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from ..errors import BaseMismatch, Unsupported
 from .bundle import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH
+from .graphs import TYPES
 
 _LOOKUPS = frozenset({"Gather", "GatherBlockQuantized"})
 _EMBEDS = "adapterpack/virtual_embeddings"
@@ -50,9 +51,10 @@ def prefill(graph: Graph, embeds: np.ndarray, past: str) -> np.ndarray:
     feeds[_EMBEDS] = embeds[None]
     feeds |= {name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
               for name, value in graph.inputs.items() if name.startswith(past)}
-    wanted = {value.name for value in session.get_inputs()}
+    types = {value.name: TYPES[value.type] for value in session.get_inputs() if value.type in TYPES}
+    fed = {name: array.astype(types[name]) for name, array in feeds.items() if name in types}
     names = [value.name for value in session.get_outputs() if value.name.startswith("present.")]
-    found = dict(zip(names, session.run(names, {name: array for name, array in feeds.items() if name in wanted}), strict=True))
+    found = dict(zip(names, session.run(names, fed), strict=True))
     layers = range(len(names) // 2)
     return np.stack([np.stack([found[f"present.{layer}.{part}"][0] for part in ("key", "value")]) for layer in layers]).astype(np.float32)
 

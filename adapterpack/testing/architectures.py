@@ -38,8 +38,7 @@ class Architecture(NamedTuple):
     @property
     def heads(self) -> tuple[str, ...]:
         """The modules that are trained whole beside the adapter."""
-        task = task_named(self.task)
-        return task.heads if task.labelled else ()
+        return task_named(self.task).heads
 
 
 def _decoder(name: str, config: Callable[[Any], Any], *targets: str, **lacks: str) -> Architecture:
@@ -75,6 +74,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _encoder("roberta", "token-classification", lambda hf: hf.RobertaConfig(**_ENCODER, num_labels=3)),
     _encoder("distilbert", "feature-extraction", lambda hf: hf.DistilBertConfig(
         **_TOKENS, dim=32, n_layers=1, n_heads=4, hidden_dim=48, max_position_embeddings=64), "q_lin", "lin1"),
+    _encoder("electra", "question-answering", lambda hf: hf.ElectraConfig(**_ENCODER, embedding_size=24), "query", "value",
+             "embeddings_project"),
     _encoder("deberta-v2", "text-classification", lambda hf: hf.DebertaV2Config(
         **_ENCODER, num_labels=3, relative_attention=True, position_biased_input=False, pos_att_type=["p2c", "c2p"], position_buckets=8,
         norm_rel_ebd="layer_norm", share_att_key=True), "value_proj", "intermediate.dense"),

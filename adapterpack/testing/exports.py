@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.precision import DEFAULT, PRECISIONS
 from ..tasks import Task, task_named
 from .architectures import ARCHITECTURES, KINDS, MODES, Architecture, Kind, left_out
 from .case import require
 
 LENGTHS = (9, 1, 6)
 """Rows of the batch; one has a single token."""
-RELATIVE = 1e-4
-"""Of the largest output: float32 on another runtime, against float64."""
 Arrays = dict[str, np.ndarray]
 
 
@@ -58,13 +57,13 @@ def kept(frontends: Sequence[Any]) -> tuple[Any, ...]:
     """Frontends that build one base once and copy what they built: tracing takes most of the time of an export."""
     import onnx_ir as ir  # noqa: PLC0415 - see above
 
-    built: dict[tuple[str, str, str], Any] = {}
+    built: dict[tuple[str, str, str, str], Any] = {}
 
     def build_of(frontend: Any) -> Any:
-        def build(folder: Path, task: str) -> Any:
-            key = (frontend.name, str(folder.resolve()), task)
+        def build(folder: Path, task: str, dtype: str = DEFAULT) -> Any:
+            key = (frontend.name, str(folder.resolve()), task, dtype)
             if key not in built:
-                graph = frontend.build(folder, task)
+                graph = frontend.build(folder, task, dtype)
                 built[key] = graph._replace(model=ir.to_proto(graph.model), before={n: ir.to_proto(m) for n, m in graph.before.items()})
             found = built[key]
             return found._replace(model=ir.from_proto(found.model), before={n: ir.from_proto(m) for n, m in found.before.items()})
@@ -105,11 +104,13 @@ class Reference:
 
 
 def prove(
-    architecture: Architecture, mode: str, folder: Path, frontends: Sequence[Any] | None = None, only: Sequence[str] | None = None
+    architecture: Architecture, mode: str, folder: Path, frontends: Sequence[Any] | None = None, only: Sequence[str] | None = None,
+    dtype: str = DEFAULT,
 ) -> list[str]:
     """Exports one architecture in one mode with every kind of adapter that it takes (or ``only`` some), and checks it; their names.
 
-    Folded bundles are made and checked one after the other.
+    ``dtype`` is what the graphs compute in; how near they must come is that type's. Folded bundles are made and checked
+    one after the other.
 
     Raises:
         AssertionError: a graph disagrees with transformers.
@@ -131,10 +132,10 @@ def prove(
     try:
         if mode == "folded":
             for name, pack in packs.items():
-                stage.export(base, [pack], folder / f"folded-{name}", mode=mode, task=task.name)
+                stage.export(base, [pack], folder / f"folded-{name}", mode=mode, task=task.name, dtype=dtype)
                 check(Session(folder / f"folded-{name}", "cpu"), {name: known[name]})
         else:
-            stage.export(base, list(packs.values()), folder / mode, mode=mode, task=task.name)
+            stage.export(base, list(packs.values()), folder / mode, mode=mode, task=task.name, dtype=dtype)
             check(Session(folder / mode, "cpu"), known)
     finally:
         stage.FRONTENDS = usual
@@ -147,7 +148,7 @@ def check(session: Any, known: Mapping[str | None, Reference]) -> None:
     from ..export.parity import row_of  # noqa: PLC0415
 
     first, names = next(iter(known.values())), list(known)
-    batch = example(session.task, first.model, LENGTHS, bare=(1,), seed=3)
+    batch = example(session.task, first.model.config, LENGTHS, model=lambda: first.model, bare=(1,), seed=3)
     rows = [row_of(batch, row) for row in range(len(LENGTHS))]
     expected = {name: [reference(row) for row in rows] for name, reference in known.items()}
     for padded in [batch, *([_other_side(batch)] if session.task.left else [])]:
@@ -179,14 +180,14 @@ def _require(session: Any, found: Arrays, row: int, batch: Arrays, expected: Arr
         real = _real(key, found[key], batch)
         one = found[key][row] if real is None else found[key][row][real[row]]
         right = expected[key][0]
-        _close(one[..., : right.shape[-1]], right, f"{what}, {key}")
+        _close(session, one[..., : right.shape[-1]], right, f"{what}, {key}")
     require(bool(found.keys() & expected.keys()), f"{what}: the graph has none of the model's outputs")
 
 
-def _close(found: np.ndarray, right: np.ndarray, what: str) -> None:
+def _close(session: Any, found: np.ndarray, right: np.ndarray, what: str) -> None:
     require(found.shape == right.shape, f"{what}: shape {found.shape}, not {right.shape}")
     error, size = float(np.abs(found - right).max()), float(np.abs(right).max())
-    require(error <= RELATIVE * size, f"{what}: off by {error:.2g}, of {size:.2g}")
+    require(error <= PRECISIONS[session.bundle.dtype].tolerance * size, f"{what}: off by {error:.2g}, of {size:.2g}")
 
 
 def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: Sequence[np.ndarray]) -> None:
@@ -208,7 +209,7 @@ def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: 
             take = min(stop - start, len(right) - (length - stop))  # a row padded on the left may begin later
             if take > 0:
                 end = len(right) - (length - stop)
-                _close(found["logits"][row][-take:], right[end - take : end], f"tokens {start} to {stop} on a cache, row {row}")
+                _close(session, found["logits"][row][-take:], right[end - take : end], f"tokens {start} to {stop} on a cache, row {row}")
 
 
 def run(chosen: Sequence[str], folder: Path) -> list[tuple[str, str, str]]:

@@ -203,14 +203,63 @@ def encode_classification(rows: Dataset, tokenizer: Any, labels: list[str], max_
     return encoded
 
 
+def encode_spans(rows: Dataset, tokenizer: Any, max_length: int, where: object, types: bool) -> list[dict[str, Any]]:
+    """Token ids of question and context, and where in them the answer begins and ends; columns ``question``, ``context`` and ``answers``
+    (``text`` and ``answer_start``, lists of which the first counts), as those of SQuAD.
+
+    A question without an answer has both at the first token. Contexts are cut at ``max_length``; rows whose answer is cut off are left out,
+    with a warning. ``types``: whether the model reads which text a token is of.
+
+    Raises:
+        ConfigError: other columns, an answer that is not in its context, or no row is left.
+    """
+    wanted = ("question", "context", "answers")
+    if not set(wanted) <= set(rows.column_names):
+        raise ConfigError("question answering needs the columns question, context and answers", where=where,
+                          found=", ".join(rows.column_names))
+    encoded = []
+    for number, row in enumerate(rows):
+        place = f"{where}, row {number + 1}"
+        try:
+            question, context, (start, stop) = _text(row["question"]), _text(row["context"]), _answer(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"a row is not of the form of SQuAD: {error}", where=place) from error
+        found = tokenizer(question, context, truncation="only_second", max_length=max_length, return_offsets_mapping=True)
+        held = [at for at, side in enumerate(found.sequence_ids()) if side == 1]
+        inside = [at for at in held if found["offset_mapping"][at][0] < stop and found["offset_mapping"][at][1] > start]
+        if stop and (not inside or found["offset_mapping"][inside[-1]][1] < stop):
+            continue
+        first, last = (inside[0], inside[-1]) if stop else (0, 0)
+        kinds = {"token_type_ids": found["token_type_ids"]} if types and "token_type_ids" in found else {}
+        encoded.append({"input_ids": found["input_ids"], "start_positions": first, "end_positions": last, **kinds})
+    if not encoded:
+        raise ConfigError("every answer lies beyond max_length, so there is nothing to learn", where=where,
+                          found=f"max_length {max_length}", remedy="raise max_length")
+    if len(encoded) < len(rows):
+        log.warning("%s: %d of %d rows are left out, their answers lie beyond max_length (%d)", where, len(rows) - len(encoded), len(rows),
+                    max_length)
+    return encoded
+
+
+def _answer(row: Row) -> tuple[int, int]:
+    """Where the first answer of a row is in its context; ``(0, 0)`` where there is none."""
+    texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
+    if not texts:
+        return 0, 0
+    start, text = int(starts[0]), _text(texts[0])
+    if not text or row["context"][start : start + len(text)] != text:
+        raise ValueError(f"the answer {text!r} is not at {start} of its context")
+    return start, start + len(text)
+
+
 @dataclass(frozen=True)
 class Collator:
-    """Pads the rows of a batch on the right to the longest: ids and mask, and labels where they are sequences."""
+    """Pads the rows of a batch on the right to the longest: ids, mask and types, and labels where they are sequences."""
 
     pad_token_id: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """``input_ids`` and ``attention_mask`` ``[batch, longest]``; ``labels`` ``[batch]`` or ``[batch, longest]``; all int64."""
+        """``input_ids`` and ``attention_mask`` ``[batch, longest]``; what else rows have ``[batch]`` or ``[batch, longest]``; all int64."""
         width = max(len(row["input_ids"]) for row in rows)
 
         def padded(values: list[int], fill: int) -> list[int]:
@@ -219,6 +268,8 @@ class Collator:
         batch = {
             "input_ids": [padded(row["input_ids"], self.pad_token_id) for row in rows],
             "attention_mask": [padded([1] * len(row["input_ids"]), 0) for row in rows],
-            "labels": [padded(row["labels"], IGNORED) if isinstance(row["labels"], list) else row["labels"] for row in rows],
         }
+        for key in rows[0].keys() - {"input_ids"}:
+            fill = IGNORED if key == "labels" else 0
+            batch[key] = [padded(row[key], fill) if isinstance(row[key], list) else row[key] for row in rows]
         return {key: torch.tensor(values) for key, values in batch.items()}

@@ -23,7 +23,7 @@ from ..methods import Acts
 from ..pack.atomic import refuse_existing
 from ..pack.manifest import sha256_of
 from ..pack.pack import Pack
-from ..tasks import Task, task_named
+from ..tasks import Task, reads_types, task_named
 from . import data
 from .config import TrainConfig, read_config
 from .inject import adapt
@@ -38,13 +38,14 @@ SAMPLES = 256
 
 
 class Prepared(NamedTuple):
-    """What a task makes of a config: the model, encoded rows, metrics, and the modules that are trained whole."""
+    """What a task makes of a config: the model, encoded rows, metrics, the modules that are trained whole, and what is learnt of rows."""
 
     model: Any
     train: list[dict[str, Any]]
     evaluation: list[dict[str, Any]] | None
     metrics: Callable[[EvalPrediction], dict[str, float]] | None
     heads: tuple[str, ...]
+    targets: tuple[str, ...] = ("labels",)
 
 
 def train(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = ()) -> list[Pack]:
@@ -96,7 +97,7 @@ def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     with tempfile.TemporaryDirectory(prefix="adapterpack-train-") as scratch:
         trainer = AdapterTrainer(
             model=model,
-            args=_arguments(config, scratch, prepared.evaluation is not None),
+            args=_arguments(config, scratch, prepared.evaluation is not None, prepared.targets),
             train_dataset=prepared.train,
             eval_dataset=prepared.evaluation,
             data_collator=collator,
@@ -138,7 +139,7 @@ def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: str) -> None:
     """
     acting = 0
     for row in rows:
-        ids, labels = np.array([row["input_ids"]]), row["labels"]
+        ids, labels = np.array([row["input_ids"]]), row.get("labels")
         prompt = np.cumsum(np.array([labels]) != data.IGNORED, axis=1) == 0 if isinstance(labels, list) else np.ones_like(ids, bool)
         acting += bool(acts.mask(ids, np.ones_like(prompt), prompt, None).any())
     if not acting:
@@ -160,7 +161,7 @@ def _require_trainable(task: Task) -> Task:
     return task
 
 
-def _arguments(config: TrainConfig, scratch: str, evaluates: bool) -> TrainingArguments:
+def _arguments(config: TrainConfig, scratch: str, evaluates: bool, targets: tuple[str, ...]) -> TrainingArguments:
     shared = {f.name for f in dataclasses.fields(TrainingArguments)} & {f.name for f in dataclasses.fields(TrainConfig)}
     taken = {name: getattr(config, name) for name in shared - {"output_dir", "gradient_checkpointing"}}
     if config.gradient_checkpointing:  # the name that newer versions of transformers use
@@ -180,7 +181,7 @@ def _arguments(config: TrainConfig, scratch: str, evaluates: bool) -> TrainingAr
             do_eval=evaluates,
             use_cpu=not torch.accelerator.is_available(),  # said, because only then bf16 is let pass on a CPU
             remove_unused_columns=False,
-            label_names=["labels"],
+            label_names=list(targets),
         )
     except ValueError as error:
         raise ConfigError(f"the trainer refuses a setting: {str(error).partition(chr(10))[0].rstrip('.')}") from error
@@ -194,9 +195,24 @@ def _classification(config: TrainConfig, task: Task, folder: Path, tokenizer: An
     if config.eval_file:
         evaluation = data.encode_classification(data.load_rows(config.eval_file), tokenizer, labels, config.max_length, config.eval_file)
     model, new = loaded(task, folder, labels)
+    return Prepared(model, encoded, evaluation, _accuracy, _heads(task, model, new))
+
+
+def _heads(task: Task, model: Any, new: list[str]) -> tuple[str, ...]:
+    """The modules that are trained whole: the task's heads, and what the checkpoint does not hold."""
     heads = dict.fromkeys([name for name in task.heads if hasattr(model, name)])
     heads.update(dict.fromkeys(path for path in new if path.partition(".")[0] not in heads))
-    return Prepared(model, encoded, evaluation, _accuracy, tuple(heads))
+    return tuple(heads)
+
+
+def _spans(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
+    model, new = loaded(task, folder)
+    types = reads_types(model)
+    encoded = data.encode_spans(_chosen(data.load_rows(config.train_file), config), tokenizer, config.max_length, config.train_file, types)
+    evaluation = None
+    if config.eval_file:
+        evaluation = data.encode_spans(data.load_rows(config.eval_file), tokenizer, config.max_length, config.eval_file, types)
+    return Prepared(model, encoded, evaluation, _exact, _heads(task, model, new), ("start_positions", "end_positions"))
 
 
 def _causal(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
@@ -210,6 +226,7 @@ def _causal(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Pr
 PREPARE: dict[str, Callable[[TrainConfig, Task, Path, Any], Prepared]] = {
     "text-classification": _classification,
     "text-generation": _causal,
+    "question-answering": _spans,
 }
 """Task -> how its data and model are prepared."""
 
@@ -220,6 +237,12 @@ def _chosen(rows: Any, config: TrainConfig) -> Any:
                           found=config.skip_train_samples)
     stop = len(rows) if config.max_train_samples is None else min(len(rows), config.skip_train_samples + config.max_train_samples)
     return rows.select(range(config.skip_train_samples, stop))
+
+
+def _exact(prediction: EvalPrediction) -> dict[str, float]:
+    """How many answers begin and end where they should."""
+    right = [np.argmax(logits, -1) == places for logits, places in zip(prediction.predictions[:2], prediction.label_ids, strict=True)]
+    return {"accuracy": float(np.logical_and(*right).mean())}
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -30,8 +30,8 @@ class BaseGraph(NamedTuple):
 
 
 class Frontend(NamedTuple):
-    """``supports(config, task)`` says whether it may be tried; ``build(folder, task)`` makes the graphs."""
+    """``supports(config, task)`` says whether it may be tried; ``build(folder, task, dtype)`` makes the graphs in a float type."""
 
     name: str
     supports: Callable[[Mapping[str, Any], str], bool]
-    build: Callable[[Path, str], BaseGraph]
+    build: Callable[[Path, str, str], BaseGraph]

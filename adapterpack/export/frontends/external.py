@@ -21,7 +21,8 @@ from ...onnx_graph.match import Place, match
 from ...onnx_graph.pieces import Piece
 from ...pack.checkpoint import Checkpoint
 from ...pack.pack import Pack
-from ...runtime.prompts import PAST
+from ...runtime.bundle import PAST
+from ...runtime.precision import DEFAULT
 from .base import BaseGraph
 
 _OPSET = 17
@@ -36,7 +37,7 @@ class _Part(NamedTuple):
     path: str
 
 
-def external(path: Path, base: Checkpoint, packs: Sequence[Pack]) -> BaseGraph:
+def external(path: Path, base: Checkpoint, packs: Sequence[Pack], dtype: str = DEFAULT) -> BaseGraph:
     """The graph of the file at ``path`` with a node of its own for each module that the packs change.
 
     Raises:
@@ -49,7 +50,7 @@ def external(path: Path, base: Checkpoint, packs: Sequence[Pack]) -> BaseGraph:
     wanted = _wanted(base, packs)
     places = match(held, base, {tensor: kind for tensor, (kind, _) in wanted.items()})
     model = ir.load(path)
-    _require_float(model, path)
+    _require_float(model, path, dtype)
     _named(model, base)
     owners: dict[Any, str] = {}
     parts: dict[str, list[_Part]] = {}
@@ -191,7 +192,7 @@ def _initializer(model: Any, name: str, numbers: Callable[[], np.ndarray], shape
     return value
 
 
-def _require_float(model: Any, path: Path) -> None:
+def _require_float(model: Any, path: Path, dtype: str) -> None:
     """Checks that slots can be put beside what the graph computes with.
 
     Raises:
@@ -201,6 +202,9 @@ def _require_float(model: Any, path: Path) -> None:
     if halves:
         raise Unsupported("slots are float32, and this graph computes in another type", where=path, found=", ".join(halves),
                           remedy="export the graph in float32, and quantize the bundle")
+    if dtype != DEFAULT:
+        raise Unsupported("a file keeps the type that it was made in", where=path, expected=DEFAULT, found=dtype,
+                          remedy="leave --dtype out")
     opset = model.opset_imports.get("", 0)
     if opset < _OPSET:
         raise Unsupported("the graph's operators are too old", where=path, expected=f"opset {_OPSET} or newer", found=opset,

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...pack.checkpoint import read_json
+from ...runtime.precision import DEFAULT
 from ..sitemap import onnxscript_scope
 from .base import BaseGraph, Frontend
 
@@ -23,15 +24,20 @@ def _supports(config: Mapping[str, Any], task: str) -> bool:
     return task == "text-generation"
 
 
-def _build(folder: Path, task: str) -> BaseGraph:
+def _build(folder: Path, task: str, dtype: str) -> BaseGraph:
     import mobius as builder  # noqa: PLC0415 - heavy, and only this frontend needs it
 
     logging.getLogger("mobius").setLevel(logging.WARNING)
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        package = builder.build(str(folder), task=task, execution_provider="default", dtype="f32")
+        package = builder.build(str(folder), task=task, execution_provider="default", dtype=_DTYPES[dtype])
     package["model"].graph.name = folder.name  # and not its path, which may be that of a scratch folder
-    _exact_scale(package["model"].graph, read_json(folder / "config.json").get("hidden_size"))
+    if dtype == DEFAULT:
+        _exact_scale(package["model"].graph, read_json(folder / "config.json").get("hidden_size"))
     return BaseGraph(package["model"], onnxscript_scope, f"mobius-onnx {version('mobius-onnx')}")
+
+
+_DTYPES = {"float32": "f32", "float16": "f16"}
+"""Float type -> what the builder calls it."""
 
 
 def _exact_scale(graph: Any, hidden: Any) -> None:

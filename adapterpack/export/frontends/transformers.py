@@ -26,13 +26,13 @@ def _supports(config: Mapping[str, Any], task: str) -> bool:
     return True
 
 
-def _build(folder: Path, task: str) -> BaseGraph:
+def _build(folder: Path, task: str, dtype: str) -> BaseGraph:
     import transformers as hf  # noqa: PLC0415 - heavy, and only this frontend needs it
 
     from ...train.loading import load_model  # noqa: PLC0415
 
     chosen = task_named(task)
-    model = _with_linear_layers(load_model(chosen, folder).eval())
+    model = _with_linear_layers(load_model(chosen, folder, dtype=dtype).eval())
     graphs = _graphs(chosen, model)
     return BaseGraph(graphs.pop(MAIN), _scope, f"transformers {hf.__version__}", before=graphs)
 
@@ -52,7 +52,9 @@ def _graphs(task: Task, model: Any) -> dict[str, Any]:
     from ..examples import example  # noqa: PLC0415
     from .forms import FORMS  # noqa: PLC0415
 
-    known: dict[str, Any] = {name: torch.from_numpy(array) for name, array in example(task, model, _LENGTHS).items()}
+    batch = example(task, model.config, _LENGTHS, model=lambda: model)
+    known: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
+    known = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in known.items()}
     graphs = {}
     for part in task.parts:
         form = FORMS[part.form](model)
@@ -67,7 +69,7 @@ def _graphs(task: Task, model: Any) -> dict[str, Any]:
         if "position_ids" in part.inputs:  # the tokens follow as many others
             given["attention_mask"] = torch.cat([given["attention_mask"]] * 2, 1)
             given["position_ids"] = torch.from_numpy(positions(given["attention_mask"].numpy()))[:, -given["position_ids"].shape[1] :]
-        graphs[part.name] = _traced(form, part, {name: given[name] for name in part.inputs})
+        graphs[part.name] = _traced(form, part, {name: given[name] for name in part.inputs if name in given})
     return graphs
 
 

@@ -12,8 +12,7 @@ from typing import Any
 from ...errors import Unsupported
 from ...pack import strict_json
 from ...pack.checkpoint import read_json
-from ...runtime.bundle import GRAPH, Bundle
-from ...runtime.prompts import PAST
+from ...runtime.bundle import GRAPH, PAST, Bundle
 from ...runtime.signature import Port
 from ...runtime.slots import PEFT_NAMES
 from ...runtime.tokenizer import Tokenizer

@@ -284,7 +284,8 @@ def _write_bundle(it: _Source, folder: Path, packs: Sequence[Pack], report: Grap
     labels = next((pack.manifest.task.labels for pack in packs if pack.full() and pack.manifest.task.labels), it.bundle.base_labels)
     parity: dict[str, Any] = {"folded": dict(report.checks)}
     bundle = dataclasses.replace(it.bundle, mode="folded", sites=sites, adapters=(*it.bundle.adapters, *added), slots=0, max_rank=0,
-                                 max_labels=0, base_labels=labels, parity=parity, io=signature_of(ir.load(folder / GRAPH)), target="ort")
+                                 max_labels=0, base_labels=labels, parity=parity, io=signature_of(ir.load(folder / GRAPH)), target="ort",
+                                 in_place=False)
     bundle.write(folder)
     if all(factor == 1 for factor in (pack.weight for pack in report.packs)):
         verified: Mapping[str, Any] = canary.verify(Session(folder, provider="cpu"))

@@ -1,0 +1,203 @@
+"""Question answering, the whole line: rows like SQuAD's, a head and an adapter, graphs in three modes, and spans of contexts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast, pipeline, set_seed
+
+from adapterpack import Session, attach, export, load, run, train, validate
+from adapterpack.cli.main import main
+from adapterpack.errors import ConfigError
+from adapterpack.runtime.answers import LONGEST, best_span
+from adapterpack.runtime.bundle import read_bundle
+from adapterpack.tasks import task_named, task_of
+from adapterpack.train import data
+from adapterpack.train.loading import load_model
+
+Make = Callable[..., Any]
+THINGS = ["lamp", "kettle", "radio", "fan", "clock", "drill"]
+VALUES = ["red", "blue", "green", "white", "black", "grey"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "colour", "is", "the", "and", *THINGS, *VALUES]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of two types of tokens, and a tokenizer that makes pairs as BERT's does."""
+    set_seed(3)
+    folder = tmp_path_factory.mktemp("qa") / "bert"
+    BertModel(BertConfig(vocab_size=len(WORDS), hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+                         max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).save_pretrained(folder)
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+                            model_input_names=["input_ids", "token_type_ids", "attention_mask"]).save_pretrained(folder)
+    return folder
+
+
+def rows_of(count: int, seed: int) -> list[dict[str, Any]]:
+    """``what colour is the lamp`` of ``the fan is red and the lamp is blue``; of every eighth question the context knows nothing."""
+    rng, rows = np.random.default_rng(seed), []
+    for number in range(count):
+        things, values = rng.permutation(THINGS)[:3], rng.permutation(VALUES)[:2]
+        context = " and ".join(f"the {thing} is {value}" for thing, value in zip(things, values, strict=False))
+        asked = things[2] if number % 8 == 7 else things[number % 2]
+        answer = None if number % 8 == 7 else values[number % 2]
+        rows.append({"question": f"what colour is the {asked}", "context": context,
+                     "answers": {"text": [], "answer_start": []} if answer is None else
+                     {"text": [str(answer)], "answer_start": [context.index(str(answer))]}})
+    return rows
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def packs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """One that learnt it, and one that learnt for a moment."""
+    folder = tmp_path_factory.mktemp("qa-packs")
+    rows = written(folder / "rows.jsonl", rows_of(800, 0))
+    known = written(folder / "known.jsonl", rows_of(64, 1))
+    config = {"model_name_or_path": str(base), "task": "question-answering", "train_file": str(rows), "method": "lora", "r": 16,
+              "alpha": 32, "target_modules": "all-linear", "per_device_train_batch_size": 32, "learning_rate": 8e-3,
+              "lr_scheduler_type": "cosine"}
+    torch.set_num_threads(2)
+    train({**config, "output_dir": str(folder / "knows"), "num_train_epochs": 30, "eval_file": str(known)})
+    train({**config, "output_dir": str(folder / "guesses"), "max_steps": 2, "r": 2})
+    return folder / "knows", folder / "guesses"
+
+
+@pytest.fixture(scope="module")
+def bundles(base: Path, packs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def get(mode: str) -> Path:
+        if mode not in made:
+            made[mode] = tmp_path_factory.mktemp("qa-bundles") / mode
+            export(base, packs[:1] if mode == "folded" else packs, made[mode], mode=mode)
+        return made[mode]
+
+    return get
+
+
+@pytest.mark.parametrize("mode", ["bank", "inputs", "folded"])
+def test_answers_are_those_of_transformers(mode: str, base: Path, packs: tuple[Path, Path], bundles: Make) -> None:
+    """Rows of a batch with other adapters beside them, against the pipeline of transformers on the same model in torch."""
+    bundle = read_bundle(bundles(mode))
+    assert bundle.task == "question-answering"
+    assert {port.name for port in bundle.io.inputs} >= {"input_ids", "attention_mask", "token_type_ids"}
+    assert max(bundle.parity["max_relative"].values()) < 1e-4
+    assert list(bundle.parity["canary"]["replayed"]) == ["knows"] if mode == "folded" else ["knows", "guesses"]
+    model = load_model(task_named("question-answering"), base).eval()
+    attach(model, load(packs[0]))
+    ask = pipeline("question-answering", model=model, tokenizer=AutoTokenizer.from_pretrained(base), device="cpu")
+    rows = [row for number, row in enumerate(rows_of(24, 2)) if number % 8 != 7]
+    asked = [{"question": row["question"], "context": row["context"], "adapter": "knows"} for row in rows]
+    if mode != "folded":
+        asked[1::3] = [{**row, "adapter": "guesses"} for row in asked[1::3]]
+    for row, found in zip(rows, run(bundles(mode), asked), strict=True):
+        if found["adapter"] == "knows":
+            expected = ask(question=row["question"], context=row["context"])
+            assert (found["answer"], found["start"], found["end"]) == (expected["answer"], expected["start"], expected["end"])
+            assert abs(found["score"] - expected["score"]) < 1e-3
+
+
+def test_it_was_learnt(packs: tuple[Path, Path], bundles: Make) -> None:
+    """Rows that were not trained on, and questions without an answer."""
+    rows = rows_of(64, 3)
+    found = list(run(bundles("bank"), [{"question": row["question"], "context": row["context"]} for row in rows], adapters=["knows"]))
+    right = [one["answer"] == next(iter(row["answers"]["text"]), "") for one, row in zip(found, rows, strict=True)]
+    assert np.mean(right) > 0.9
+    metrics = {metric["name"]: metric["value"] for metric in load(packs[0]).manifest.claims.metrics}
+    assert metrics["accuracy"] > 0.9
+
+
+def test_the_base_has_no_head(bundles: Make) -> None:
+    row = {"question": "what colour is the lamp", "context": "the lamp is red", "adapter": None}
+    (found,) = run(bundles("bank"), [row])
+    assert found["answer"] is None
+    assert "no trained head" in found["note"]
+    with pytest.raises(ConfigError, match="needs question and context"):
+        list(run(bundles("bank"), [{"question": "what"}]))
+
+
+def test_the_types_of_tokens_count(bundles: Make) -> None:
+    """A row is read with the types that its tokenizer gives; without them it is another row."""
+    session = Session(bundles("bank"), "cpu")
+    ids, types, _ = session.tokenizer.pair("what colour is the lamp", "the lamp is red")
+    assert sum(types) == 5
+    batch = {"input_ids": np.array([ids])}
+    plain = session.run(batch, "knows")["start_logits"]
+    typed = session.run({**batch, "token_type_ids": np.array([types])}, "knows")["start_logits"]
+    assert np.abs(plain - typed).max() > 1e-3
+
+
+def test_the_command_line_answers(bundles: Make) -> None:
+    assert not validate(bundles("bank"), full=True).findings
+    told = ["run", str(bundles("bank")), "--adapter", "knows", "--prompt", "what colour is the lamp", "--context",
+            "the lamp is red and the fan is blue"]
+    result = CliRunner().invoke(main, told)
+    assert result.exit_code == 0, result.output
+    assert result.output.strip() == "knows | what colour is the lamp | red"
+
+
+def test_a_pack_says_what_it_is_to_peft(packs: tuple[Path, Path], base: Path) -> None:
+    """PEFT loads it onto the model of the task, head included, with the same logits."""
+    from peft import PeftModel
+
+    told = json.loads((packs[0] / "adapter_config.json").read_text("utf-8"))
+    assert told["task_type"] == "QUESTION_ANS"
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    given = tokenizer("what colour is the lamp", "the lamp is red and the fan is blue", return_tensors="pt")
+    theirs = PeftModel.from_pretrained(AutoModelForQuestionAnswering.from_pretrained(base), packs[0]).eval()
+    ours = attach(load_model(task_named("question-answering"), base).eval(), load(packs[0]))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(**given).start_logits, ours(**given).start_logits, rtol=0, atol=1e-5)
+
+
+def test_rows_of_another_form_are_refused(base: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def encoded(rows: list[dict[str, Any]], length: int = 64) -> list[dict[str, Any]]:
+        return data.encode_spans(data.load_rows(str(written(tmp_path / "rows.jsonl", rows))), tokenizer, length, "rows", True)
+
+    good = rows_of(2, 0)
+    found = encoded(good)
+    for row, one in zip(good, found, strict=True):
+        text = tokenizer.decode(one["input_ids"][one["start_positions"] : one["end_positions"] + 1])
+        assert text == row["answers"]["text"][0]
+    with pytest.raises(ConfigError, match="is not at 3 of its context"):
+        encoded([{**good[0], "answers": {"text": ["red"], "answer_start": [3]}}])
+    with pytest.raises(ConfigError, match="needs the columns"):
+        encoded([{"question": "what", "answers": {"text": ["red"], "answer_start": [3]}}])
+    with pytest.raises(ConfigError, match="beyond max_length"):
+        encoded([{"question": "what", "context": "the lamp and the fan is red", "answers": {"text": ["red"], "answer_start": [24]}}], 6)
+
+
+@pytest.mark.fast
+def test_the_best_span() -> None:
+    """It lies inside, begins before it ends, is not too long; and no answer wins where its token has the larger chance."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        starts, ends = rng.standard_normal((2, 40)) * 3
+        inside = [5 <= place < 38 for place in range(40)]
+        start, end, score = best_span(starts, ends, inside)
+        every = {(i, j): starts[i] + ends[j] for i in range(5, 38) for j in range(i, min(38, i + LONGEST))} | {(0, 0): starts[0] + ends[0]}
+        assert (start, end) == max(every, key=lambda span: every[span])
+        assert 0 < score < 1
+
+
+@pytest.mark.fast
+def test_the_task_is_told_by_the_class() -> None:
+    assert task_of("RobertaForQuestionAnswering").name == "question-answering"
