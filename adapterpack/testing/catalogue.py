@@ -53,6 +53,7 @@ def page(known: Iterable[Method]) -> str:
               ", ".join(f"`{field.name}={_default(field)}`" for field in dataclasses.fields(kind.settings)) or "-",
               *("yes" if traits(kind)[flag] else "-" for flag in flags)] for kind in NODES.values()]
     parts.append(f"{ABOUT_NODES}\n{table(['node', 'formula', 'what it does', 'settings', *flags], kinds)}")
+    parts.append("".join(f"- `{kind.name}` has no form in a graph: {kind.torch_only}.\n" for kind in NODES.values() if kind.torch_only))
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
