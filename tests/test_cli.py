@@ -245,7 +245,7 @@ def bank(world: World) -> Path:
     assert (value["command"], value["mode"], value["slots"], value["max_rank"]) == ("export", "bank", 4, 4)
     assert [adapter["name"] for adapter in value["adapters"]] == ["tickets", "mails"]
     assert value["adapters"][1]["pack"] == adapterpack.load(world.pack("emails")).id  # NAME=PATH changes no identity
-    assert done.stderr.splitlines()[-1] == "prove parity with torch"
+    assert done.stderr.splitlines()[-1].startswith("proved; ")
     assert "\r" not in done.stderr
     return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -43,6 +44,13 @@ def digested(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
     with ThreadPoolExecutor(1) as pool:
         file = pool.submit(lambda: file_entry(TENSORS, safetensors.pieces(tensors, metadata), "tensors"))
         return {name: tensor_digest(value) for name, value in tensors.items()}, file.result()
+
+
+def write_files(folder: Path, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
+    """Writes files of these parts into an existing folder."""
+    for name, parts in files.items():
+        with (folder / name).open("wb") as file:
+            file.writelines(parts)
 
 
 def _joined(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:

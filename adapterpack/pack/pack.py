@@ -19,7 +19,7 @@ from . import entries, identity, peft_layout, peft_names, safetensors
 from . import manifest as m
 from .beside import Beside, Sites, features, require_beside
 from .composition import method_of
-from .entries import digested, entry_of, file_entry
+from .entries import digested, entry_of, file_entry, write_files
 from .fingerprint import Fingerprint
 from .fits import require_shapes
 from .match import Verdict
@@ -237,14 +237,9 @@ class Pack:
 
     def write_into(self, folder: Path) -> None:
         """Writes the pack's files into an existing empty folder that the caller publishes."""
-        def fill() -> None:
-            for name, parts in _contents(self.manifest, self.tensors, self.extra).items():
-                with (folder / name).open("wb") as file:
-                    file.writelines(parts)
-
         manifest = self.manifest.to_bytes()
         with ThreadPoolExecutor(1) as pool:  # the disk takes the tensors while the manifest is looked through
-            filled = pool.submit(fill)
+            filled = pool.submit(write_files, folder, _contents(self.manifest, self.tensors, self.extra))
             m.require_readable(manifest, f"pack '{self.name}'")
             filled.result()
         (folder / m.FILE_NAME).write_bytes(manifest)
