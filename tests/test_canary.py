@@ -337,7 +337,11 @@ def test_every_bundle_replays_the_canaries_of_its_packs(kind: str, mode: str, bu
     assert set(recorded["replayed"]) == names
     assert recorded["not_replayed"] == {}
     assert all(one["max_abs"] <= SAME < one["tolerance"] for one in recorded["replayed"].values())
-    assert replay.verify(Session(folder, "cpu"))["replayed"] == recorded["replayed"]
+    again = replay.verify(Session(folder, "cpu"))["replayed"]
+    assert set(again) == names
+    for name, one in again.items():  # sums may be taken in another order in another session, so the differences alone are not the same bits
+        assert one["max_abs"] <= SAME
+        assert one["tolerance"] == recorded["replayed"][name]["tolerance"]
     report = validate(folder, full=True)
     assert (report.findings, report.not_checked) == ((), ("base: none was named (--base)",))
 

@@ -661,12 +661,15 @@ def test_generate_on_an_adapted_model(tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_loss_and_gradients_are_pefts(tiny_llama: Path, tmp_path: Path, rslora: bool) -> None:
-    """The same tensors in PEFT and, through its saved folder, in us: logits, loss and the gradients of every A and B agree within 1e-6."""
+    """The same tensors in PEFT and, through its saved folder, in us: logits, loss and the gradients of every A and B agree.
+
+    Within 2e-6 for logits of about 0.2 after two layers of float32 whose products are taken in another order; 1e-6 for what is averaged.
+    """
     config = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", use_rslora=rslora, init_lora_weights=False, task_type="CAUSAL_LM")
     theirs = get_peft_model(causal(tiny_llama), config)
     theirs.save_pretrained(tmp_path / "peft")
     ours = attach(causal(tiny_llama), load(tmp_path / "peft", name="p"))
-    torch.testing.assert_close(logits(ours), logits(theirs), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits(ours), logits(theirs), atol=2e-6, rtol=1e-6)
     losses = []
     for model in (ours, theirs):
         loss = model.train()(input_ids=IDS, labels=IDS).loss

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast, pipeline, set_seed
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
 from adapterpack import Session, attach, export, load, run, train, validate
 from adapterpack.cli.main import main
@@ -35,7 +35,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     set_seed(3)
     folder = tmp_path_factory.mktemp("qa") / "bert"
     BertModel(BertConfig(vocab_size=len(WORDS), hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
-                         max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).save_pretrained(folder)
+                         max_position_embeddings=64, initializer_range=0.1, hidden_dropout_prob=0.0,
+                         attention_probs_dropout_prob=0.0)).save_pretrained(folder)
     core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
@@ -70,9 +71,8 @@ def packs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     rows = written(folder / "rows.jsonl", rows_of(800, 0))
     known = written(folder / "known.jsonl", rows_of(64, 1))
     config = {"model_name_or_path": str(base), "task": "question-answering", "train_file": str(rows), "method": "lora", "r": 16,
-              "alpha": 32, "target_modules": "all-linear", "per_device_train_batch_size": 32, "learning_rate": 8e-3,
-              "lr_scheduler_type": "cosine"}
-    torch.set_num_threads(2)
+              "alpha": 32, "target_modules": "all-linear", "per_device_train_batch_size": 32, "learning_rate": 2e-3,
+              "lr_scheduler_type": "cosine", "warmup_steps": 0.1}
     train({**config, "output_dir": str(folder / "knows"), "num_train_epochs": 30, "eval_file": str(known)})
     train({**config, "output_dir": str(folder / "guesses"), "max_steps": 2, "r": 2})
     return folder / "knows", folder / "guesses"
@@ -91,9 +91,24 @@ def bundles(base: Path, packs: tuple[Path, Path], tmp_path_factory: pytest.TempP
     return get
 
 
+def asked_of_torch(model: torch.nn.Module, tokenizer: Any, question: str, context: str) -> tuple[str, int, int, float]:
+    """The likeliest span by trying every one, in float64; transformers itself has no pipeline of this task any more."""
+    given = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+    places, kinds = given.pop("offset_mapping")[0].tolist(), given.sequence_ids()
+    with torch.no_grad():
+        out = model(**given)
+    allowed = torch.tensor([place == 0 or kind == 1 for place, kind in enumerate(kinds)])
+    starts, ends = (side[0].double().masked_fill(~allowed, -torch.inf).softmax(-1) for side in (out.start_logits, out.end_logits))
+    inside = [place for place, kind in enumerate(kinds) if kind == 1]
+    spans = {(i, j): float(starts[i] * ends[j]) for i in inside for j in inside if i <= j} | {(0, 0): float(starts[0] * ends[0])}
+    first, last = max(spans, key=lambda span: spans[span])
+    start, end = (places[first][0], places[last][1]) if first else (0, 0)
+    return context[start:end], start, end, spans[first, last]
+
+
 @pytest.mark.parametrize("mode", ["bank", "inputs", "folded"])
 def test_answers_are_those_of_transformers(mode: str, base: Path, packs: tuple[Path, Path], bundles: Make) -> None:
-    """Rows of a batch with other adapters beside them, against the pipeline of transformers on the same model in torch."""
+    """Rows of a batch with other adapters beside them, against the logits of the same model in torch, one row at a time."""
     bundle = read_bundle(bundles(mode))
     assert bundle.task == "question-answering"
     assert {port.name for port in bundle.io.inputs} >= {"input_ids", "attention_mask", "token_type_ids"}
@@ -101,16 +116,16 @@ def test_answers_are_those_of_transformers(mode: str, base: Path, packs: tuple[P
     assert list(bundle.parity["canary"]["replayed"]) == ["knows"] if mode == "folded" else ["knows", "guesses"]
     model = load_model(task_named("question-answering"), base).eval()
     attach(model, load(packs[0]))
-    ask = pipeline("question-answering", model=model, tokenizer=AutoTokenizer.from_pretrained(base), device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(base)
     rows = [row for number, row in enumerate(rows_of(24, 2)) if number % 8 != 7]
     asked = [{"question": row["question"], "context": row["context"], "adapter": "knows"} for row in rows]
     if mode != "folded":
         asked[1::3] = [{**row, "adapter": "guesses"} for row in asked[1::3]]
     for row, found in zip(rows, run(bundles(mode), asked), strict=True):
         if found["adapter"] == "knows":
-            expected = ask(question=row["question"], context=row["context"])
-            assert (found["answer"], found["start"], found["end"]) == (expected["answer"], expected["start"], expected["end"])
-            assert abs(found["score"] - expected["score"]) < 1e-3
+            answer, start, end, score = asked_of_torch(model, tokenizer, row["question"], row["context"])
+            assert (found["answer"], found["start"], found["end"]) == (answer, start, end)
+            assert abs(found["score"] - score) < 1e-4
 
 
 def test_it_was_learnt(packs: tuple[Path, Path], bundles: Make) -> None:
@@ -119,7 +134,7 @@ def test_it_was_learnt(packs: tuple[Path, Path], bundles: Make) -> None:
     found = list(run(bundles("bank"), [{"question": row["question"], "context": row["context"]} for row in rows], adapters=["knows"]))
     right = [one["answer"] == next(iter(row["answers"]["text"]), "") for one, row in zip(found, rows, strict=True)]
     assert np.mean(right) > 0.9
-    metrics = {metric["name"]: metric["value"] for metric in load(packs[0]).manifest.claims.metrics}
+    metrics = {metric["name"]: metric["value"] for metric in load(packs[0]).manifest.metrics}
     assert metrics["accuracy"] > 0.9
 
 
@@ -153,7 +168,10 @@ def test_the_command_line_answers(bundles: Make) -> None:
 
 
 def test_a_pack_says_what_it_is_to_peft(packs: tuple[Path, Path], base: Path) -> None:
-    """PEFT loads it onto the model of the task, head included, with the same logits."""
+    """PEFT loads it onto the model of the task, head included, with the same logits.
+
+    Asked below its outermost class, whose ``forward`` of this task takes ``token_type_ids`` and does not hand them on.
+    """
     from peft import PeftModel
 
     told = json.loads((packs[0] / "adapter_config.json").read_text("utf-8"))
@@ -163,7 +181,7 @@ def test_a_pack_says_what_it_is_to_peft(packs: tuple[Path, Path], base: Path) ->
     theirs = PeftModel.from_pretrained(AutoModelForQuestionAnswering.from_pretrained(base), packs[0]).eval()
     ours = attach(load_model(task_named("question-answering"), base).eval(), load(packs[0]))
     with torch.no_grad():
-        torch.testing.assert_close(theirs(**given).start_logits, ours(**given).start_logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(theirs.base_model(**given).start_logits, ours(**given).start_logits, rtol=0, atol=1e-5)
 
 
 def test_rows_of_another_form_are_refused(base: Path, tmp_path: Path) -> None:
