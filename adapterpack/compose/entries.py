@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..merge import lowrank
 from ..methods import row_blocks
+from . import passes
 from .rule import Combined, with_scope
 from .space import Core, Factors, Term, core
 
@@ -80,6 +82,12 @@ class Merged:
         """``(m, n)``."""
         return self.view.shape
 
+    @property
+    def guess(self) -> np.ndarray | None:
+        """The rows of the factors, as long as what each brings into the sum of the changes."""
+        rows = [term.A.T * (abs(term.weight) * np.linalg.norm(term.B, axis=0)) for term in self.view.terms]
+        return np.concatenate(rows, axis=1).astype(np.float32)
+
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """See :class:`~adapterpack.compose.finder.Rows`."""
         for block in self.view.blocks():
@@ -89,11 +97,12 @@ class Merged:
 def dense(terms: Sequence[Term]) -> View:
     """The coordinates of the weight."""
     dtype, columns = np.result_type(*(part.dtype for term in terms for part in (term.A, term.B))), terms[0].change.shape[1]
+    packed = [lowrank.panels(term.B, term.A) if dtype == np.float32 else None for term in terms]
 
     def take(rows: slice) -> np.ndarray:
         values = np.empty((len(terms), rows.stop - rows.start, columns), dtype)
-        for value, term in zip(values, terms, strict=True):
-            np.matmul(term.B[rows], term.A, out=value)
+        for value, term, panels in zip(values, terms, packed, strict=True):
+            lowrank.product(term.B[rows], term.A, panels, value)
         return values
 
     return View(tuple(terms), terms[0].change.shape, take)
@@ -163,54 +172,45 @@ def magnitudes(values: np.ndarray) -> np.ndarray:
 
 
 def level(values: Callable[[], Iterator[np.ndarray]], share: float) -> np.ndarray:
-    """``[C]``: of each of ``C`` rows of numbers >= 0, the one that a ``share`` of them reaches or exceeds, exactly.
+    """``[C]``: of each of ``C`` rows of numbers, the magnitude that a ``share`` of them reaches or exceeds, exactly.
 
-    ``values`` gives pieces ``[C, ...]`` in float32, the same ones each time. A bearable number of them is held and selected from. For more
-    the bit patterns are counted, which are in the order of such floats: one pass counts the upper halves, one the lower halves inside the
-    bin that was found. Memory is 65536 counters a row then, whatever the size.
+    ``values`` gives pieces ``[C, ...]``, the same ones each time; magnitudes are those of float32. Their bit patterns are counted, which
+    are in their order: one pass counts the upper halves, one the lower halves inside the bin that was found. So memory is 98304
+    counters a row, whatever the size. Without the compiled kernel a bearable number of them is held and selected from.
 
     Example:
         >>> piece = np.arange(10, dtype=np.float32)[None]
-        >>> level(lambda: iter([piece[:, :4], piece[:, 4:]]), 0.3)
+        >>> level(lambda: iter([piece[:, :4], -piece[:, 4:]]), 0.3)
         array([7.], dtype=float32)
     """
-    if (held := _held(values)) is not None:
+    if not passes.compiled() and (held := _held(values)) is not None:
         wanted = held.shape[1] - min(held.shape[1], max(1, round(share * held.shape[1])))
         return np.partition(held, wanted, axis=1)[:, wanted] if held.size else np.zeros(0, np.float32)
-    high, sizes = None, 0
+    high, sizes = np.zeros((0, passes.UPPER), np.int64), 0
     for piece in values():
-        bits = _bits(piece)
-        counts = np.stack([np.bincount(row >> 16, minlength=1 << 16) for row in bits])
-        high, sizes = counts if high is None else high + counts, sizes + bits.shape[1]
-    assert high is not None
+        high, sizes = high if len(high) else np.zeros((len(piece), passes.UPPER), np.int64), sizes + piece[0].size
+        for counts, row in zip(high, _rows(piece), strict=True):
+            passes.count_upper(row, counts)
     wanted = min(sizes, max(1, round(share * sizes)))
-    upper, before = _reached(high, np.full(len(high), wanted))
-    low = np.zeros_like(high)
+    upper = [passes.reached(counts, wanted) for counts in high]
+    low = np.zeros((len(high), passes.LOWER), np.int64)
     for piece in values():
-        for c, row in enumerate(_bits(piece)):
-            low[c] += np.bincount(row[row >> 16 == upper[c]] & 0xFFFF, minlength=1 << 16)
-    lower, _ = _reached(low, wanted - before)
-    return (upper.astype(np.uint32) << 16 | lower.astype(np.uint32)).view(np.float32)
+        for counts, row, (found, _) in zip(low, _rows(piece), upper, strict=True):
+            passes.count_lower(row, found, counts)
+    bits = [found << 16 | passes.reached(counts, wanted - above)[0] for counts, (found, above) in zip(low, upper, strict=True)]
+    return np.array(bits, np.uint32).view(np.float32)
 
 
 def _held(values: Callable[[], Iterator[np.ndarray]]) -> np.ndarray | None:
-    """All numbers, ``[C, ...]``, if they are few enough."""
+    """All magnitudes, ``[C, ...]``, if they are few enough."""
     held: list[np.ndarray] = []
     for piece in values():
-        held.append(piece.reshape(len(piece), -1))
+        held.append(magnitudes(piece).reshape(len(piece), -1))
         if sum(each.size for each in held) > _HELD:
             return None
     return np.concatenate(held, axis=1) if held else np.zeros((0, 0), np.float32)
 
 
-def _bits(piece: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(piece).view(np.uint32).reshape(len(piece), -1).astype(np.int64)
-
-
-def _reached(counts: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bin, from the top, in which the count reaches what is wanted, and how many lie above it."""
-    above = np.cumsum(counts[:, ::-1], axis=1)
-    place = (above < wanted[:, None]).sum(axis=1)
-    found = counts.shape[1] - 1 - place
-    lines = np.arange(len(counts))
-    return found, above[lines, place] - counts[lines, found]
+def _rows(piece: np.ndarray) -> np.ndarray:
+    """``[C, N]`` in float32, C-contiguous."""
+    return np.ascontiguousarray(piece, np.float32).reshape(len(piece), -1)
