@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ConfigError, Unsupported
+from ..errors import ConfigError
 from ..tasks import SPANS
 from .feeds import Arrays, pad
-from .images import image_token
+from .images import image_positions, image_token
 from .media import array_of, speech_of
 from .tokenizer import read_json
 
@@ -210,9 +210,7 @@ def _seeing(session: Session, row: Row) -> list[int]:
             raise ConfigError("a prompt has image tokens, but its row has no image", found=f"{ids.count(token)} image tokens",
                               remedy="give the row an image")
         return ids
-    positions = session.graphs["vision"].shapes["image_features"][1]
-    if not isinstance(positions, int):
-        raise Unsupported("the number of positions of an image is not known", where=session.folder, found=positions)
+    positions = image_positions(session)
     if ids.count(token) > 1:
         raise ConfigError("a prompt has one token for its image", found=f"{ids.count(token)} image tokens", expected="1, or none",
                           remedy="leave the others out: one stands for all positions of the image")
