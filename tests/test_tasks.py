@@ -130,6 +130,24 @@ def test_images_and_words_from_the_command_line(made: Make, tmp_path: Path) -> N
             list(run(bundle, rows))
 
 
+@pytest.mark.parametrize(("name", "task", "right"), [
+    ("t5", "text-generation", "text2text-generation"), ("bart", "text-generation", "text2text-generation"),
+    ("whisper", "text2text-generation", "automatic-speech-recognition"), ("whisper", "text-generation", "automatic-speech-recognition")])
+def test_an_encoder_and_decoder_is_exported_for_its_own_task(name: str, task: str, right: str, tmp_path: Path) -> None:
+    """One sentence that names it, before a graph is built; T5 under its older class name, too."""
+    base = make_base(BY_NAME[name], tmp_path / "base")
+    told: list[str] = []
+    for architecture in (None, "T5WithLMHeadModel") if name == "t5" else (None,):
+        if architecture is not None:
+            config = json.loads((base / "config.json").read_bytes())
+            (base / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
+        with pytest.raises(Unsupported) as caught:
+            export(base, [], tmp_path / "bundle", task=task, progress=told.append)
+        assert caught.value.what == f"an encoder and decoder is exported for {right}, not for {task}"
+    assert told == []
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_prompts_with_and_without_images_generate_what_torch_does(made: Make, tmp_path: Path) -> None:
     """LLaVA: an image goes before the prompt or in the place of its token; rows with and without one share a batch."""
     base, bundle = made("llava")
