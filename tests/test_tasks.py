@@ -19,7 +19,9 @@ from click.testing import CliRunner
 import adapterpack
 from adapterpack import Session, export, quantize, run
 from adapterpack.cli.run import command
-from adapterpack.errors import ConfigError, FormatError, Unsupported
+from adapterpack.errors import ConfigError, FormatError, ParityError, Unsupported
+from adapterpack.quantize.graphs import SCHEMES
+from adapterpack.quantize.measure import inputs_of
 from adapterpack.runtime.answers import POOLING
 from adapterpack.runtime.bundle import graph_file, read_bundle
 from adapterpack.runtime.images import features_of_rows, rows_of_images
@@ -184,6 +186,39 @@ def test_every_graph_of_a_bundle_is_quantized(made: Make, tmp_path: Path) -> Non
     assert 0 < np.abs(moved - exact).max() <= 0.1 * np.abs(exact).max()
     assert set(found.quantization["max_error"]) == {"base", "low-rank"}
     assert adapterpack.validate(tmp_path / "int8").valid
+
+
+@pytest.mark.parametrize("name", ["clip", "llava", "whisper"])
+def test_what_quantization_moves_is_recorded_of_every_graph(name: str, made: Make, tmp_path: Path) -> None:
+    """max|quantized - float| of each graph's outputs, base and adapter, by sessions of their own; no graph is left out of it."""
+    _, bundle = made(name)
+    report = quantize(bundle, tmp_path / "int8", scheme="int8").quantization
+    parts = [part.name for part in task_named(BY_NAME[name].task).parts]
+    assert list(report["graphs"]) == sorted(parts)
+    before, after = (Session(folder, "cpu") for folder in (bundle, tmp_path / "int8"))
+    rows = inputs_of(before)
+    assert {"pixel_values", "input_features"} & set(rows)
+    for adapter in (None, "low-rank"):
+        exact, moved = (session.run(rows, adapter) for session in (before, after))
+        for part in parts:
+            outputs = before.graphs[part].outputs if part != "model" else ["logits" if "logits" in exact else "image_embeds"]
+            places = (slice(None), -1) if outputs == ["logits"] else slice(None)
+            errors = [np.abs(moved[one][places] - exact[one][places]).max() for one in outputs]
+            largest = max(np.abs(exact[one][places]).max() for one in outputs)
+            told = report["graphs"][part]
+            assert told["max_error"][adapter or "base"] == pytest.approx(max(errors), rel=1e-4)
+            assert told["max_relative"][adapter or "base"] == pytest.approx(max(errors) / largest, rel=1e-4)
+            assert max(errors) > 0
+    assert report["max_error"] == report["graphs"]["model"]["max_error"]
+
+
+def test_a_graph_before_the_last_that_moved_too_far_is_refused(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a scheme that allows a millionth of the largest output, the error names the graph."""
+    _, bundle = made("clip")
+    monkeypatch.setitem(SCHEMES, "int8", SCHEMES["int8"]._replace(tolerance=1e-6))
+    with pytest.raises(ParityError, match=r"text\.onnx"):
+        quantize(bundle, tmp_path / "int8", scheme="int8")
+    assert not (tmp_path / "int8").exists()
 
 
 def test_pooling_is_recorded(made: Make, tmp_path: Path) -> None:
