@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import adapterpack
 from adapterpack import Session, export, quantize, run
 from adapterpack.cli.run import command
-from adapterpack.errors import ConfigError, FormatError, ParityError, Unsupported
+from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
 from adapterpack.quantize.graphs import SCHEMES
 from adapterpack.quantize.measure import inputs_of
 from adapterpack.runtime.answers import POOLING
@@ -125,7 +125,7 @@ def test_images_and_words_from_the_command_line(made: Make, tmp_path: Path) -> N
     done = CliRunner().invoke(command, [str(bundle), "--adapter", "low-rank", "--image", str(tmp_path / "image.npy"), "--json"])
     row = json.loads(done.stdout)
     assert row["label"] in row["scores"] and abs(sum(row["scores"].values()) - 1) < 1e-4
-    wrong = (("small.npy", FormatError, "another form"), ("photo.png", Unsupported, r"\.npy"), (None, ConfigError, "image"))
+    wrong = (("small.npy", FormatError, "another form"), ("photo.png", StorageError, "photo.png"), (None, ConfigError, "image"))
     for image, error, text in wrong:
         rows = [{"text": "hi"}] if image is None else [{"image": str(tmp_path / image)}]
         with pytest.raises(error, match=text):
