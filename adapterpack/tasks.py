@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
-from .errors import UnknownName, nearest
+from .errors import UnknownName, Unsupported, nearest
 
 MAIN = "model"
 """The graph that gives a task's answer."""
@@ -155,3 +155,18 @@ def task_of(architecture: str, config: Mapping[str, Any] | None = None) -> Task:
         'text2text-generation'
     """
     return next((task for task in _NARROW_FIRST if task.fits(architecture, config or {})), TASKS["feature-extraction"])
+
+
+def require_encoder(task: Task, architecture: str, config: Mapping[str, Any]) -> None:
+    """Checks of a task that generates that it does not leave out the encoder of a model, or read it from what that does not take.
+
+    Raises:
+        Unsupported: it does.
+
+    Example:
+        >>> require_encoder(TASKS["text-generation"], "LlamaForCausalLM", {"is_encoder_decoder": False})
+    """
+    told = next((one for one in TASKS.values() if one.generates and any(config.get(key) for key in one.told_by)), task)
+    if task.generates and config.get("is_encoder_decoder") and told is not task:
+        raise Unsupported(f"an encoder and decoder is exported for {told.name}, not for {task.name}", found=architecture,
+                          remedy=f"export it with --task {told.name}")

@@ -1,9 +1,11 @@
-"""Canaries of models that take images, or ids for an encoder and others for a decoder: recorded when packed, replayed when attached."""
+"""Canaries of models that take images, speech, texts beside images, or ids for an encoder and others for a decoder: recorded when packed,
+replayed when attached."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,18 @@ from transformers import (
     BartForConditionalGeneration,
     BartForSequenceClassification,
     BertConfig,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
     ConvNextConfig,
     ConvNextModel,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     ResNetConfig,
     ResNetModel,
     T5Config,
@@ -33,16 +43,20 @@ from transformers import (
     ViTMAEConfig,
     ViTMAEForPreTraining,
     ViTModel,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    WhisperModel,
 )
 
 from adapterpack import LoRA, Pack, adapt, attach, load, save, validate
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
 from adapterpack.pack import canary
 from adapterpack.pack import manifest as m
-from adapterpack.pack.pixels import image
+from adapterpack.pack.recipe import made
 from adapterpack.runtime.bundle import read_bundle
 from adapterpack.runtime.canary import _not_replayable
 from adapterpack.train.canary import verify_canary
+from adapterpack.train.canary_inputs import misfit
 from adapterpack.train.inject import adapter_names
 
 SAME = 1e-5
@@ -52,6 +66,11 @@ _VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 _T5 = {"vocab_size": 53, "d_model": 16, "d_kv": 8, "d_ff": 20, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
 _BART = {"vocab_size": 53, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2,
          "decoder_attention_heads": 2, "encoder_ffn_dim": 20, "decoder_ffn_dim": 20, "max_position_embeddings": 32}
+_WHISPER = {**{key: value for key, value in _BART.items() if "position" not in key}, "num_mel_bins": 6, "max_source_positions": 10,
+            "max_target_positions": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
+_SEES = {**_VIT, "image_size": 8}
+_TEXT = {"vocab_size": 53, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20,
+         "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
 
 MODELS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
@@ -66,8 +85,16 @@ MODELS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         BertConfig(vocab_size=40, **_BERT), BertConfig(vocab_size=30, **_BERT))), ("query", "value")),
     "captions": (lambda: VisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_encoder_decoder_configs(
         ViTConfig(**_VIT), BertConfig(vocab_size=30, **_BERT))), ("query", "value")),
+    "whisper": (lambda: WhisperForConditionalGeneration(WhisperConfig(**_WHISPER)), ("q_proj", "v_proj")),
+    "whisper states": (lambda: WhisperModel(WhisperConfig(**_WHISPER)), ("q_proj", "v_proj")),
+    **{name: (lambda: CLIPModel(CLIPConfig(text_config=_TEXT, vision_config=_SEES, projection_dim=12)), targets)
+       for name, targets in (("clip", ("q_proj", "fc1")), ("clip texts", ("text_projection",)), ("clip images", ("visual_projection",)))},
+    "llava": (lambda: LlavaForConditionalGeneration(LlavaConfig(vision_config=CLIPVisionConfig(**_SEES), text_config=LlamaConfig(**_TEXT),
+                                                                image_token_id=7, vision_feature_layer=-1)), ("q_proj", "linear_1")),
 }
 IMAGES = {"vit", "vit states", "convnext", "captions"}
+BESIDE = {"clip", "clip texts", "clip images", "llava"}
+SPEECH = {"whisper", "whisper states"}
 
 
 def fresh(kind: str) -> Any:
@@ -108,8 +135,9 @@ def test_each_fault_has_its_error(kind: str, tmp_path: Path) -> None:
     pack = packed(kind, tmp_path / "p")
     recorded = pack.manifest.canary
     assert recorded is not None
-    assert (recorded.pixels is not None) == (kind in IMAGES)
-    assert (recorded.input_ids == ()) == (kind in IMAGES)
+    assert (recorded.pixels is not None) == (kind in IMAGES | BESIDE)
+    assert (recorded.features is not None) == (kind in SPEECH)
+    assert (recorded.input_ids == ()) == (kind in IMAGES | SPEECH)
     assert validate(tmp_path / "p", full=True).findings == ()
     model = attach(fresh(kind), load(tmp_path / "p"))
     assert all(module.training for module in model.modules())
@@ -130,8 +158,8 @@ def test_what_is_recorded_of_an_image_classifier_and_a_decoder() -> None:
     """Logits that the bare model gives for the very inputs that the recipe and the ids stand for."""
     recorded = packed("vit").manifest.canary
     assert recorded is not None
-    assert recorded.pixels == m.Pixels(canary.SEED, (2, 3, 8, 12))
-    pixels = torch.from_numpy(np.concatenate([image(recorded.pixels, number) for number in range(2)]))
+    assert recorded.pixels == m.Recipe(canary.SEED, (2, 3, 8, 12))
+    pixels = torch.from_numpy(np.concatenate([made(recorded.pixels, number) for number in range(2)]))
     with torch.no_grad():
         logits = fresh("vit").eval()(pixel_values=pixels).logits.numpy()
     for row, kept in zip(logits, recorded.base, strict=True):
@@ -149,7 +177,71 @@ def test_what_is_recorded_of_an_image_classifier_and_a_decoder() -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("kind", ["vit", "t5"])
+def test_what_is_recorded_of_speech_and_of_images_beside_texts() -> None:
+    """Whisper: logits of the decoder's last token. CLIP: eight components of each embedding. LLaVA: logits behind a text that begins with
+    as many image tokens as the model has positions, of which the manifest holds one."""
+    whisper, clip, llava = (packed(kind).manifest.canary for kind in ("whisper", "clip", "llava"))
+    assert whisper is not None and clip is not None and llava is not None
+    assert whisper.features == m.Recipe(canary.SEED, (2, 6, 20))
+    assert whisper.decoder_input_ids is not None and [row[0] for row in whisper.decoder_input_ids] == [3, 3], "Whisper's start"
+    assert [row[-1] for row in clip.input_ids] == [2, 2], "CLIP's end, where its text is read off"
+    assert [row.count(7) for row in llava.input_ids] == [1, 1]
+    with torch.no_grad():
+        for number in range(2):
+            heard = {"input_features": torch.from_numpy(made(whisper.features, number)),
+                     "decoder_input_ids": torch.tensor([whisper.decoder_input_ids[number]])}
+            logits = fresh("whisper").eval()(**heard).logits[0, -1].numpy()
+            np.testing.assert_allclose(logits[whisper.base[number]["ids"]], whisper.base[number]["logits"], atol=SAME)
+            seen = {"input_ids": torch.tensor([clip.input_ids[number]]), "pixel_values": torch.from_numpy(made(clip.pixels, number))}
+            output = fresh("clip").eval()(**seen)
+            both = np.concatenate([output.text_embeds[0].numpy(), output.image_embeds[0].numpy()])
+            places = clip.base[number]["ids"]
+            assert (len(places), sum(place < 12 for place in places)) == (16, 8)
+            np.testing.assert_allclose(both[places], clip.base[number]["logits"], atol=SAME)
+            ids = [each for one in llava.input_ids[number] for each in ([7] * 4 if one == 7 else [one])]
+            seen = {"input_ids": torch.tensor([ids]), "pixel_values": torch.from_numpy(made(llava.pixels, number))}
+            logits = fresh("llava").eval()(**seen).logits[0, -1].numpy()
+            np.testing.assert_allclose(logits[llava.base[number]["ids"]], llava.base[number]["logits"], atol=SAME)
+
+
+@pytest.mark.fast
+def test_foreign_canaries_of_speech_and_of_images_beside_texts_are_not_run() -> None:
+    """What such a model does not take is named before anything is made; a text alone is a canary of a model that may see, too."""
+    large = m.Recipe(1, (2, 65536, 65536))
+    for kind, change, reason in (
+        ("whisper", {"features": m.Recipe(1, (2, 6, 3000))}, "speech of (6, 3000)"),
+        ("whisper", {"features": large}, "more than 16777216 numbers"),
+        ("whisper", {"features": None, "input_ids": ((1,), (2,))}, "it has no speech"),
+        ("whisper", {"decoder_input_ids": None}, "no ids for a decoder"),
+        ("clip", {"pixels": None}, "it has no images"),
+        ("clip", {"input_ids": ()}, "it has no token ids"),
+        ("clip", {"input_ids": ((1,), (53,))}, "does not take its token ids"),
+        ("llava", {"input_ids": ((7, 7), (7,))}, "one image token (7) each"),
+        ("llava", {"input_ids": ((1,), (7,))}, "one image token (7) each"),
+        ("llava", {"pixels": m.Recipe(1, (2, 3, 12, 12))}, "images of (3, 12, 12)"),
+        ("bart", {"features": m.Recipe(1, (2, 6, 20))}, "speech of (6, 20)"),
+    ):
+        pack = packed(kind)
+        assert pack.manifest.canary is not None
+        foreign = dataclasses.replace(pack.manifest.canary, **change)
+        with pytest.raises(NothingToDo, match=re.escape(reason)):
+            verify_canary(fresh(kind), dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, canary=foreign)))
+    assert misfit(fresh("llava"), m.Canary(((1, 2),), ({},), ({},), 1.0)) is None
+
+
+@pytest.mark.fast
+def test_a_model_that_wants_more_than_images_is_packed_without(caplog: pytest.LogCaptureFixture) -> None:
+    """LLaVA-NeXT asks for the images' own sizes beside their tiles: the log says that there is no canary, and the adapter is saved."""
+    torch.manual_seed(0)
+    config = LlavaNextConfig(vision_config=CLIPVisionConfig(**_SEES), text_config=LlamaConfig(**_TEXT), image_token_id=7,
+                             vision_feature_layer=-1, image_grid_pinpoints=[[8, 8]])
+    pack = save(adapt(LlavaNextForConditionalGeneration(config), LoRA(r=2, targets=("q_proj",)), "n"), None)
+    assert pack.manifest.canary is None
+    assert "does not run on input_ids, pixel_values" in caplog.text
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", ["vit", "t5", "whisper", "clip", "llava"])
 def test_half_precision(kind: str, tmp_path: Path) -> None:
     """A float32 canary passes in bfloat16, where images are rounded too; one without effect is seen there."""
     fresh(kind).save_pretrained(tmp_path / "base")
@@ -168,7 +260,7 @@ def test_half_precision(kind: str, tmp_path: Path) -> None:
 @pytest.mark.fast
 def test_pixels_are_the_same_numbers_everywhere() -> None:
     """Against the generator written out with Python's own whole numbers; exact in float32, uniform, and other for every seed."""
-    recipe, word = m.Pixels(2**32 - 1, (3, 2, 5, 7)), 2**64 - 1
+    recipe, word = m.Recipe(2**32 - 1, (3, 2, 5, 7)), 2**64 - 1
 
     def expected(state: int) -> float:
         mixed = (state + 1) * 0x9E3779B97F4A7C15 & word
@@ -177,14 +269,14 @@ def test_pixels_are_the_same_numbers_everywhere() -> None:
         return ((mixed ^ mixed >> 31) >> 40) / 2**23 - 1
 
     for number in range(3):
-        made = image(recipe, number)
-        assert (made.shape, made.dtype) == ((1, 2, 5, 7), np.float32)
-        assert made.ravel().tolist() == [expected((recipe.seed << 32) + number * 70 + i) for i in range(70)]
-    many = image(m.Pixels(1, (1, 3, 100, 100)), 0)
+        row = made(recipe, number)
+        assert (row.shape, row.dtype) == ((1, 2, 5, 7), np.float32)
+        assert row.ravel().tolist() == [expected((recipe.seed << 32) + number * 70 + i) for i in range(70)]
+    many = made(m.Recipe(1, (1, 3, 100, 100)), 0)
     assert -1 <= many.min() < -0.999 < 0.999 < many.max() < 1
     assert abs(many.mean()) < 0.02, "of 30000 numbers of variance 1/3 the mean strays by 0.0033"
     assert abs(many.var() - 1 / 3) < 0.01
-    assert not np.array_equal(many, image(m.Pixels(2, (1, 3, 100, 100)), 0))
+    assert not np.array_equal(many, made(m.Recipe(2, (1, 3, 100, 100)), 0))
 
 
 @pytest.mark.fast
@@ -197,11 +289,13 @@ def test_a_model_that_takes_other_inputs_is_not_asked(caplog: pytest.LogCaptureF
     def holding(**change: Any) -> Pack:
         return dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, canary=dataclasses.replace(recorded, **change)))
 
-    for change, reason in (({"pixels": m.Pixels(1, (2, 3, 2048, 2048))}, "images of (3, 2048, 2048)"),
-                           ({"pixels": m.Pixels(1, (2048, 3, 8, 12))}, "not one to one"),
-                           ({"input_ids": ((1,), (2,))}, "not one to one"),
+    for change, reason in (({"pixels": m.Recipe(1, (2, 3, 2048, 2048))}, "images of (3, 2048, 2048)"),
+                           ({"pixels": m.Recipe(1, (2048, 3, 8, 12))}, "not one to one"),
+                           ({"pixels": m.Recipe(1, (2, 3, 2048, 4096))}, "more than 16777216 numbers"),
+                           ({"features": m.Recipe(1, (2, 80, 3000))}, "speech of (80, 3000)"),
+                           ({"input_ids": ((1,), (2,))}, "does not take its token ids"),
                            ({"pixels": None}, "not one to one"),
-                           ({"pixels": None, "input_ids": ((1,), (2,))}, "does not take its token ids"),
+                           ({"pixels": None, "input_ids": ((1,), (2,))}, "it has no images"),
                            ({"decoder_input_ids": ((1,), (2,))}, "it has ids for a decoder")):
         caplog.clear()
         with caplog.at_level("INFO"):

@@ -87,18 +87,36 @@ def with_methods() -> Pack:
     return build("golden", get("lora"), q, beside=[beside], task=m.Task("text-generation"), base=m.Base("org/base"))
 
 
+DIGESTS = {"one": "f4bd3937ef4f71741ad04321e41fbc4e4568c5ffe005a84f23889f916b785898",
+           "two": "a10ed5a64731cbbe82e1a77b247777b254d39e9ab4c0f0041496875c566add69"}
+
+
 def with_composition() -> Pack:
-    """Two members under a tree in which one of them stands twice; without its lineage, which names the program that wrote it."""
+    """Two members under a tree in which one of them stands twice; without its lineage, which names the program that wrote it. The members
+    have the digests that they have in version 1.2."""
     whole = compose([make_pack(name="one"), make_pack(name="two")], tree="sum(0.5*one, stack(one, two))", name="golden")
-    return sealed(dataclasses.replace(whole.manifest, lineage=None), whole.tensors)
+    assert whole.manifest.composition is not None
+    members = tuple(dataclasses.replace(one, digest=f"sha256:{DIGESTS[one.name]}") for one in whole.manifest.composition.members)
+    composition = dataclasses.replace(whole.manifest.composition, members=members)
+    return sealed(dataclasses.replace(whole.manifest, lineage=None, composition=composition), whole.tensors)
 
 
+def with_canary() -> Pack:
+    """A canary of speech, of which only the recipe is stored."""
+    pack, rows = make_pack(name="golden"), ({"ids": [3, 1], "logits": [0.5, -0.25]}, {"ids": [0, 2], "logits": [1.0, 0.75]})
+    heard = m.Canary((), rows, rows[::-1], 0.125, decoder_input_ids=((2, 5), (2,)), features=m.Recipe(7, (2, 80, 3000)))
+    return sealed(dataclasses.replace(pack.manifest, canary=heard), pack.tensors)
+
+
+FEATURES: dict[str, Callable[[], Pack]] = {"methods": with_methods, "composition": with_composition, "canary": with_canary}
+"""What a pack may have beside the usual."""
+SINCE = {"methods": "1.2", "composition": "1.2", "canary": "1.3"}
+"""The first version with it."""
 GOLDEN_PACKS: dict[str, Callable[[], Pack]] = {
     **{version: partial(make_pack, name="golden") for version in [*STEPS, m.FORMAT_VERSION]},
-    f"{m.FORMAT_VERSION}-methods": with_methods,
-    f"{m.FORMAT_VERSION}-composition": with_composition,
+    **{f"{version}-{name}": make for name, make in FEATURES.items() for version in [*STEPS, m.FORMAT_VERSION] if version >= SINCE[name]},
 }
-"""Every version that the steps lead through, the one that is written, and one pack for each feature that its readers must understand."""
+"""Every version that the steps lead through, the one that is written, and in each one pack for every feature that it has."""
 
 
 @pytest.fixture
@@ -712,7 +730,8 @@ def subschemas(schema: Any, at: str = "") -> list[tuple[str, dict[str, Any]]]:
     [("", m.Manifest), ("/pack", m.PackInfo), ("/method", m.MethodRef), ("/task", m.Task), ("/base", m.Base), ("/groups/[]", m.Group),
      ("/tensors/{}", m.TensorEntry), ("/files/[]", m.FileEntry), ("/lineage", m.Lineage), ("/lineage/parents/[]", m.Parent),
      ("/canary", m.Canary), ("/base/dims", m.Dims), ("/base/variants/[]", m.Variant), ("/tokenizer", m.Tokenizer),
-     ("/base_quantization", m.BaseQuantization), ("/composition", m.Composition), ("/composition/members/[]", m.Member)],
+     ("/base_quantization", m.BaseQuantization), ("/composition", m.Composition), ("/composition/members/[]", m.Member),
+     ("/canary/pixels", m.Recipe), ("/canary/features", m.Recipe)],
 )
 def test_the_schema_and_the_reader_know_the_same_fields(place: str, described: type[Any]) -> None:
     """Every dataclass field stands in the schema and is required there, and the schema has no other."""

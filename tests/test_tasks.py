@@ -19,13 +19,15 @@ from click.testing import CliRunner
 import adapterpack
 from adapterpack import Session, export, quantize, run
 from adapterpack.cli.run import command
-from adapterpack.errors import ConfigError, FormatError, Unsupported
+from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
+from adapterpack.quantize.graphs import SCHEMES
+from adapterpack.quantize.measure import inputs_of
 from adapterpack.runtime.answers import POOLING
-from adapterpack.runtime.bundle import graph_file
+from adapterpack.runtime.bundle import graph_file, read_bundle
 from adapterpack.runtime.images import features_of_rows, rows_of_images
 from adapterpack.runtime.media import array_of, speech_of
 from adapterpack.tasks import TASKS, task_named, task_of
-from adapterpack.testing.architectures import ARCHITECTURES, KINDS
+from adapterpack.testing.architectures import ARCHITECTURES, KINDS, MODES
 from adapterpack.testing.exports import make_base, make_pack
 from adapterpack.train.loading import load_model
 
@@ -61,6 +63,42 @@ def test_a_canary_of_images_is_replayed(made: Make) -> None:
     assert not [text for text in report.not_checked if "canary" in text]
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["whisper", "clip", "llava"])
+def test_canaries_of_speech_and_of_images_beside_texts_are_replayed(name: str, mode: str, made: Make, tmp_path: Path) -> None:
+    """Through all graphs, in every mode: at export, by ``validate``, and in eight bits; another adapter in the graph is found."""
+    base, bundle = made(name)
+    if mode != "bank":
+        bundle = tmp_path / mode
+        export(base, [make_pack(BY_NAME[name], base, KINDS[0])], bundle, mode=mode)
+    parity = Session(bundle, "cpu").bundle.parity["canary"]
+    assert parity["not_replayed"] == {}
+    assert parity["replayed"]["low-rank"]["max_abs"] <= parity["replayed"]["low-rank"]["tolerance"] / 100
+    quantize(bundle, tmp_path / "int8", scheme="int8")
+    for folder in (bundle, tmp_path / "int8"):
+        report = adapterpack.validate(folder, full=True)
+        assert [finding for finding in report.findings if finding.severity == "error"] == []
+        assert not [text for text in report.not_checked if "canary" in text]
+    for part in task_named(BY_NAME[name].task).parts:  # each graph in turn is one that has other weights
+        spoiled = Path(shutil.copytree(bundle, tmp_path / f"spoiled-{part.name}"))
+        path = spoiled / graph_file(part.name)
+        graph = ir.load(path)
+        value = max((one for one in graph.graph.initializers.values() if len(one.shape or ()) == 2 and one.name not in slots(graph)),
+                    key=lambda one: one.const_value.size)
+        value.const_value = ir.tensor(np.array(value.const_value.numpy())[::-1].copy(), name=value.name)
+        ir.save(graph, tmp_path / graph_file(part.name), external_data=f"{graph_file(part.name)}.data")
+        for suffix in ("", ".data"):
+            shutil.move(tmp_path / f"{graph_file(part.name)}{suffix}", f"{path}{suffix}")
+        read_bundle(spoiled).write(spoiled)
+        (finding,) = adapterpack.validate(spoiled, full=True).findings
+        assert (finding.rule, "not the base" in finding.message) == ("AB401", mode != "folded"), finding.message
+
+
+def slots(graph: Any) -> set[str]:
+    """What may be fed beside the initializers that hold its default."""
+    return {value.name for value in graph.graph.inputs}
+
+
 def test_a_canary_of_an_encoder_and_a_decoder_is_replayed_and_generation_is_torchs(made: Make) -> None:
     """T5: ids for both sides through both graphs; greedy decoding gives the tokens of plain transformers, ragged rows together."""
     base, bundle = made("t5")
@@ -87,11 +125,29 @@ def test_images_and_words_from_the_command_line(made: Make, tmp_path: Path) -> N
     done = CliRunner().invoke(command, [str(bundle), "--adapter", "low-rank", "--image", str(tmp_path / "image.npy"), "--json"])
     row = json.loads(done.stdout)
     assert row["label"] in row["scores"] and abs(sum(row["scores"].values()) - 1) < 1e-4
-    wrong = (("small.npy", FormatError, "another form"), ("photo.png", Unsupported, r"\.npy"), (None, ConfigError, "image"))
+    wrong = (("small.npy", FormatError, "another form"), ("photo.png", StorageError, "photo.png"), (None, ConfigError, "image"))
     for image, error, text in wrong:
         rows = [{"text": "hi"}] if image is None else [{"image": str(tmp_path / image)}]
         with pytest.raises(error, match=text):
             list(run(bundle, rows))
+
+
+@pytest.mark.parametrize(("name", "task", "right"), [
+    ("t5", "text-generation", "text2text-generation"), ("bart", "text-generation", "text2text-generation"),
+    ("whisper", "text2text-generation", "automatic-speech-recognition"), ("whisper", "text-generation", "automatic-speech-recognition")])
+def test_an_encoder_and_decoder_is_exported_for_its_own_task(name: str, task: str, right: str, tmp_path: Path) -> None:
+    """One sentence that names it, before a graph is built; T5 under its older class name, too."""
+    base = make_base(BY_NAME[name], tmp_path / "base")
+    told: list[str] = []
+    for architecture in (None, "T5WithLMHeadModel") if name == "t5" else (None,):
+        if architecture is not None:
+            config = json.loads((base / "config.json").read_bytes())
+            (base / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
+        with pytest.raises(Unsupported) as caught:
+            export(base, [], tmp_path / "bundle", task=task, progress=told.append)
+        assert caught.value.what == f"an encoder and decoder is exported for {right}, not for {task}"
+    assert told == []
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_prompts_with_and_without_images_generate_what_torch_does(made: Make, tmp_path: Path) -> None:
@@ -130,6 +186,39 @@ def test_every_graph_of_a_bundle_is_quantized(made: Make, tmp_path: Path) -> Non
     assert 0 < np.abs(moved - exact).max() <= 0.1 * np.abs(exact).max()
     assert set(found.quantization["max_error"]) == {"base", "low-rank"}
     assert adapterpack.validate(tmp_path / "int8").valid
+
+
+@pytest.mark.parametrize("name", ["clip", "llava", "whisper"])
+def test_what_quantization_moves_is_recorded_of_every_graph(name: str, made: Make, tmp_path: Path) -> None:
+    """max|quantized - float| of each graph's outputs, base and adapter, by sessions of their own; no graph is left out of it."""
+    _, bundle = made(name)
+    report = quantize(bundle, tmp_path / "int8", scheme="int8").quantization
+    parts = [part.name for part in task_named(BY_NAME[name].task).parts]
+    assert list(report["graphs"]) == sorted(parts)
+    before, after = (Session(folder, "cpu") for folder in (bundle, tmp_path / "int8"))
+    rows = inputs_of(before)
+    assert {"pixel_values", "input_features"} & set(rows)
+    for adapter in (None, "low-rank"):
+        exact, moved = (session.run(rows, adapter) for session in (before, after))
+        for part in parts:
+            outputs = before.graphs[part].outputs if part != "model" else ["logits" if "logits" in exact else "image_embeds"]
+            places = (slice(None), -1) if outputs == ["logits"] else slice(None)
+            errors = [np.abs(moved[one][places] - exact[one][places]).max() for one in outputs]
+            largest = max(np.abs(exact[one][places]).max() for one in outputs)
+            told = report["graphs"][part]
+            assert told["max_error"][adapter or "base"] == pytest.approx(max(errors), rel=1e-4)
+            assert told["max_relative"][adapter or "base"] == pytest.approx(max(errors) / largest, rel=1e-4)
+            assert max(errors) > 0
+    assert report["max_error"] == report["graphs"]["model"]["max_error"]
+
+
+def test_a_graph_before_the_last_that_moved_too_far_is_refused(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a scheme that allows a millionth of the largest output, the error names the graph."""
+    _, bundle = made("clip")
+    monkeypatch.setitem(SCHEMES, "int8", SCHEMES["int8"]._replace(tolerance=1e-6))
+    with pytest.raises(ParityError, match=r"text\.onnx"):
+        quantize(bundle, tmp_path / "int8", scheme="int8")
+    assert not (tmp_path / "int8").exists()
 
 
 def test_pooling_is_recorded(made: Make, tmp_path: Path) -> None:

@@ -75,6 +75,6 @@ def _lines(label: str) -> Callable[[int, int], None]:
             said = now
             speed = (done - first) / max(now - started, 1e-9)
             left = f", {(total - done) / speed:.0f} s left" if speed and done < total else ""
-            click.echo(f"{label}: {size(done)} of {size(total)}, {speed / 1e9:.2f} GB/s{left}", err=True)
+            click.echo(f"{label}: {size(done)} of {size(total)}, {size(speed)}/s{left}", err=True)
 
     return tell

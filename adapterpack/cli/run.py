@@ -27,8 +27,8 @@ from .progress import apart
               help="An adapter for rows that name none; may be repeated, then each such row is run with each. Without it: the base.")
 @click.option("--prompt", "prompts", multiple=True, metavar="P", help="A text to run; may be repeated.")
 @click.option("--context", "contexts", multiple=True, metavar="C", help="A text that a prompt is a question about; one for each prompt.")
-@click.option("--image", "images", multiple=True, metavar="F.npy",
-              help="An image as the model's processor gives it; may be repeated. With --prompt, one for each prompt.")
+@click.option("--image", "images", multiple=True, metavar="F.png|F.jpg|F.npy",
+              help="A picture, or what the model's processor makes of one; may be repeated. With --prompt, one for each prompt.")
 @click.option("--audio", "sounds", multiple=True, metavar="F.wav|F.npy", help="Speech to run, or its features; may be repeated.")
 @click.option("--input", "source", metavar="F.jsonl",
               help='Rows with text, prompt, messages, question and context, image or audio, and adapter if they like; "-" reads stdin.')

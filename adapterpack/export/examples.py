@@ -58,16 +58,11 @@ def example(
     return found
 
 
-
 def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list[int]:
     """A row with an image behind its first token, and no image token elsewhere."""
-    import torch  # noqa: PLC0415 - torch only where a model is at hand
+    from ..train.images import positions_of  # noqa: PLC0415 - torch only where a model is at hand
 
-    from .frontends.forms import Vision  # noqa: PLC0415
-
-    with torch.no_grad():
-        positions = Vision(model)(torch.from_numpy(pixels[:1]).to(model.dtype))["image_features"].shape[1]
-    token = config.image_token_id
+    token, positions = config.image_token_id, positions_of(model, pixels.shape[1:])
     text = [1 if each == token else each for each in row]
     return [text[0], *[token] * positions, *text[1:]]
 

@@ -40,7 +40,7 @@ from ..runtime.bundle import Bundle, BundledAdapter, MappedSite, read_bundle
 from ..runtime.precision import DEFAULT, precision
 from ..runtime.signature import signature_of
 from ..runtime.slots import require_slots
-from ..tasks import MAIN, TASKS, Task, task_named, task_of
+from ..tasks import MAIN, Task, require_encoder, task_named, task_of
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .frontends.external import external
 from .growing import growing
@@ -92,7 +92,7 @@ def export(
     Raises:
         BaseMismatch: a pack belongs to another base.
         ParityError: no frontend made a graph that agrees with the model.
-        Unsupported: the mode cannot carry one of the packs, or the target cannot run it.
+        Unsupported: the mode cannot carry one of the packs, the target cannot run it, or the base is a model for another task.
         OutputExists: ``out`` is taken.
 
     Example:
@@ -110,10 +110,10 @@ def export(
     folder = folder_of(base if file is None else checkpoint)  # type: ignore[arg-type]
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     model = Checkpoint(folder)
+    chosen, floats = _task(task, loaded, model), precision(dtype).name
     _check(loaded, model, allow_structural)
     for pack in loaded if mode != "folded" else ():
         require_slots(pack)
-    chosen, floats = _task(task, loaded, model), precision(dtype).name
     TARGETS[target].require(mode, chosen)
     _require_cache(loaded, chosen)
     if in_place and "position_ids" not in chosen.main.inputs:
@@ -298,15 +298,13 @@ def _require_cache(packs: list[Pack], task: Task) -> None:
 
 
 def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
-    if name is not None:
-        return task_named(name)
     told = {pack.manifest.task.type for pack in packs}
-    if len(told) > 1:
+    if name is None and len(told) > 1:
         raise Unsupported("the packs are for different tasks", found=", ".join(sorted(told)), remedy="export one bundle a task")
-    if told:
-        return task_named(told.pop())
-    architectures = base.config.get("architectures") or []
-    return task_of(architectures[0], base.config) if architectures else TASKS["feature-extraction"]
+    architecture = next(iter(base.config.get("architectures") or ()), "")
+    found = task_named(name or told.pop()) if name or told else task_of(architecture, base.config)
+    require_encoder(found, architecture, base.config)
+    return found
 
 
 def _capacity(mode: str, packs: list[Pack], slots: int | None, max_rank: int | None) -> tuple[int, int | None]:

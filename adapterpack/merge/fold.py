@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,7 +83,7 @@ def inert(contribution: Contribution, bound: Bound, shape: tuple[int, int]) -> b
     form = bound.form
     if form is None:
         return False
-    y, x = (np.random.default_rng(0).standard_normal(width, np.float32) for width in shape)
+    y, x = (_probe(width) for width in shape)
     factors = _dense_factors(form)
     if factors is not None:
         return not np.any(factors[0] @ (factors[1] @ x))
@@ -94,6 +95,11 @@ def inert(contribution: Contribution, bound: Bound, shape: tuple[int, int]) -> b
         form.post is not None and np.any(form.post.apply(y) != y),
     )
     return not any(moved)
+
+
+@lru_cache(8)
+def _probe(width: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(width, np.float32)
 
 
 class Change(NamedTuple):

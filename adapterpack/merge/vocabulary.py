@@ -16,7 +16,7 @@ from ..pack.pack import Pack
 from .codecs.view import Decoded
 from .fold import Contribution
 
-_NOT_OF_A_TOKENIZER = {"config.json", "generation_config.json", "preprocessor_config.json"}
+_NOT_OF_A_TOKENIZER = {"config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"}
 
 
 def grows(base: Checkpoint, name: str, value: np.ndarray) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
 from ..methods import Acts
-from .manifest import Canary, Pixels
-from .pixels import image
+from .manifest import Canary
+from .recipe import made
 
 TOP = 8
 LENGTHS = (9, 5)
@@ -23,8 +24,13 @@ SMALLEST_TOLERANCE = 2e-5
 """Relative too: what a weak adapter's canary, which must still tell the adapter from the base, is never below."""
 QUANTIZED = 0.5
 """Relative too: 4-bit weights move logits by a tenth to a fifth of their size; noise of a third of the weights by three quarters of it."""
+MOST = 1 << 24
+"""How many numbers a row by recipe may have: 64 MiB. A manifest from a stranger may ask for any number."""
 VISIBLE = 2.0**-7
 """The share of the largest logit that even bfloat16 shows: a larger effect cannot be rounded away."""
+_TOWERS = ("text_embeds", "image_embeds")
+_KNOWN = (("logits",), ("last_hidden_state", "pooler_output"), _TOWERS)
+"""Outputs that a canary knows; the first of a group tells that the model has them."""
 
 
 def inputs(vocab_size: int, acts: Acts | None = None) -> tuple[tuple[int, ...], ...]:
@@ -44,75 +50,115 @@ def decoder_inputs(vocab_size: int, start: int | None) -> tuple[tuple[int, ...],
     return tuple(row if start is None else (start, *row[1:]) for row in rows)
 
 
-def feeds(inputs: Canary) -> Iterator[dict[str, np.ndarray]]:
+def feeds(inputs: Canary, image: tuple[int, int] | None = None) -> Iterator[dict[str, np.ndarray]]:
     """What a model is given for each row, a batch of one, by the names of transformers: int64 ids and float32 pixels, made one by one.
+
+    ``image`` is the token of an image and how many positions the model has for one, where ids stand beside images.
 
     Example:
         >>> recorded = Canary(((3, 4),), (), (), 0.1, decoder_input_ids=((2,),))
         >>> [{name: value.tolist() for name, value in feed.items()} for feed in feeds(recorded)]
         [{'input_ids': [[3, 4]], 'decoder_input_ids': [[2]]}]
+        >>> next(feeds(recorded, (4, 3)))["input_ids"].tolist()
+        [[3, 4, 4, 4]]
     """
-    for number in range(inputs.pixels.shape[0] if inputs.pixels is not None else len(inputs.input_ids)):
+    token, positions = image or (-1, 1)
+    for number in range(max(_counts(inputs).values())):
         feed = {}
+        if inputs.input_ids:
+            spread = [each for one in inputs.input_ids[number] for each in (one,) * (positions if one == token else 1)]
+            feed["input_ids"] = np.array([spread], np.int64)
         if inputs.pixels is not None:
-            feed["pixel_values"] = image(inputs.pixels, number)
-        else:
-            feed["input_ids"] = np.array([inputs.input_ids[number]], np.int64)
+            feed["pixel_values"] = made(inputs.pixels, number)
+        if inputs.features is not None:
+            feed["input_features"] = made(inputs.features, number)
         if inputs.decoder_input_ids is not None:
             feed["decoder_input_ids"] = np.array([inputs.decoder_input_ids[number]], np.int64)
         yield feed
 
 
-def incomplete(recorded: Canary) -> bool:
-    """Whether a canary's inputs and what they must give are not one to one, as only a foreign manifest has it."""
-    inputs = len(recorded.input_ids) if recorded.pixels is None else recorded.pixels.shape[0]
-    counts = {inputs, len(recorded.base), len(recorded.adapter)}
-    if recorded.decoder_input_ids is not None:
-        counts.add(len(recorded.decoder_input_ids))
-    return len(counts) != 1 or counts == {0} or (recorded.pixels is not None and len(recorded.input_ids) > 0)
+def flaw(recorded: Canary) -> str | None:
+    """Why a canary cannot be replayed anywhere, as only a foreign manifest has it, or None. Nothing has been made of it by then."""
+    counts = _counts(recorded)
+    if not counts or {*counts.values(), len(recorded.base), len(recorded.adapter)} != {len(recorded.adapter)}:
+        return "its inputs and what they must give are not one to one"
+    if any(math.prod(recipe.shape[1:]) > MOST for recipe in (recorded.pixels, recorded.features) if recipe is not None):
+        return f"a row of its inputs has more than {MOST} numbers"
+    return None
+
+
+def _counts(inputs: Canary) -> dict[str, int]:
+    """How many rows there are of each input, by the names of transformers."""
+    counts = {"input_ids": len(inputs.input_ids), "decoder_input_ids": len(inputs.decoder_input_ids or ())}
+    recipes = {"pixel_values": inputs.pixels, "input_features": inputs.features}
+    counts |= {name: recipe.shape[0] for name, recipe in recipes.items() if recipe is not None}
+    return {name: count for name, count in counts.items() if count}
 
 
 def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """What a canary knows of a model's outputs on one sequence (a batch of one), as one float32 vector.
 
     The logits, at the last position where there are several; else the last hidden state there with the pooled output behind it; else the
-    first output. Of a map over an image, all of it.
+    embeddings of two towers; else the first output. Of a map over an image, all of it.
 
     Example:
         >>> row_of({"last_hidden_state": np.array([[[1, 2], [3, 4]]]), "pooler_output": np.array([[5, 6]])})
         array([3., 4., 5., 6.], dtype=float32)
     """
-    known = next((keys for keys in (("logits",), ("last_hidden_state", "pooler_output")) if keys[0] in outputs), tuple(outputs)[:1])
+    known = next((keys for keys in _KNOWN if keys[0] in outputs), tuple(outputs)[:1])
     parts = [outputs[key] for key in known if key in outputs]
     return np.concatenate([part[0, -1] if part.ndim == 3 else part[0].ravel() for part in parts]).astype(np.float32)
 
 
 def given(recorded: Canary) -> set[str]:
     """The names of a canary's inputs, as transformers calls them."""
-    told = {"input_ids": recorded.input_ids, "pixel_values": recorded.pixels, "decoder_input_ids": recorded.decoder_input_ids}
-    return {name for name, value in told.items() if value}
+    return set(_counts(recorded))
 
 
-def record(ids: tuple[tuple[int, ...], ...], base: list[np.ndarray], adapter: list[np.ndarray], *, features: int | None = None,
-           coarse: float = 0.0, dtype: str = "float32", decoder: tuple[tuple[int, ...], ...] | None = None,
-           pixels: Pixels | None = None) -> Canary:
-    """A canary from the rows (:func:`row_of`, one a sequence) without and with the adapter.
+def record(inputs: Canary, base: list[np.ndarray], adapter: list[np.ndarray], *, places: np.ndarray | None = None,
+           coarse: float = 0.0, dtype: str = "float32") -> Canary:
+    """A canary from its inputs and the rows (:func:`row_of`, one a sequence) that they gave without and with the adapter.
 
     Its tolerance is :data:`RELATIVE_TOLERANCE` of the largest logit, or a quarter of what the adapter changes where that is less, but
-    never below ``coarse``, the share that the arithmetic of the model rounds away. ``features`` is the width of the hidden state where
-    the rows are no logits: then components at fixed places are kept instead of the largest. ``decoder`` has the ids of a decoder, beside
-    the encoder's ``ids``; ``pixels`` is the recipe of the images where these are the input, and ``ids`` are empty.
+    never below ``coarse``, the share that the arithmetic of the model rounds away. ``places`` (:func:`places`) are the components that are
+    kept where the rows are no logits, instead of the largest.
 
     Raises:
         NonFinite: a logit is NaN or infinite.
     """
     if not all(np.isfinite(row).all() for row in [*base, *adapter]):
         raise NonFinite("the adapted model gives NaN or infinity", where="canary", remedy="lower the learning rate, or train in float32")
-    fixed = None if features is None else _places(base, adapter, features)
-    kept, adapted = (tuple(_kept(row, _largest(row) if fixed is None else fixed) for row in rows) for rows in (base, adapter))
+    kept, adapted = (tuple(_kept(row, _largest(row) if places is None else places) for row in rows) for rows in (base, adapter))
     size = max(float(np.abs(row).max()) for row in [*base, *adapter])
     tolerance = max(min(RELATIVE_TOLERANCE * size, _worst(kept, adapter) / 4), SMALLEST_TOLERANCE * size, coarse * size)
-    return Canary(ids, kept, adapted, max(tolerance, float(np.finfo(np.float32).tiny)), dtype, decoder, pixels)
+    return dataclasses.replace(inputs, base=kept, adapter=adapted, tolerance=max(tolerance, float(np.finfo(np.float32).tiny)), dtype=dtype)
+
+
+def places(outputs: Mapping[str, np.ndarray], base: list[np.ndarray], adapter: list[np.ndarray]) -> np.ndarray | None:
+    """Which components of rows are kept that are no logits, told by one row's ``outputs``: evenly spaced ones; None for the largest.
+
+    Of hidden states they lie in the last one; in the pooled output behind it if the adapter moves only that, since many checkpoints do not
+    hold its weights, and every load draws others. Of two towers they lie in both embeddings.
+
+    Example:
+        >>> places({"text_embeds": np.zeros((1, 3)), "image_embeds": np.zeros((1, 2))}, [], [])
+        array([0, 1, 2, 3, 4])
+    """
+    if "logits" in outputs:
+        return None
+    if _TOWERS[0] in outputs and "last_hidden_state" not in outputs:
+        width = row_of({_TOWERS[0]: outputs[_TOWERS[0]]}).size
+        return np.concatenate([_even(0, width), _even(width, row_of(outputs).size)])
+    if "last_hidden_state" not in outputs:
+        return None
+    width = row_of({"last_hidden_state": outputs["last_hidden_state"]}).size
+    hidden = all(np.array_equal(one[:width], two[:width]) for one, two in zip(base, adapter, strict=True))
+    pooled = hidden and not all(map(np.array_equal, base, adapter))
+    return _even(width, len(base[0])) if pooled else _even(0, width)
+
+
+def _even(first: int, stop: int) -> np.ndarray:
+    return np.unique(np.linspace(first, stop - 1, TOP).round().astype(int))
 
 
 def widened(canary: Canary, *, coarse: float = 0.0, moved: float = 0.0) -> Canary:
@@ -156,17 +202,6 @@ def _effect(canary: Canary) -> float:
     pairs = [(dict(zip(one["ids"], one["logits"], strict=True)), zip(two["ids"], two["logits"], strict=True))
              for one, two in zip(canary.base, canary.adapter, strict=True)]
     return max(max((abs(value - known[i]) for i, value in row if i in known), default=float("inf")) for known, row in pairs)
-
-
-def _places(base: list[np.ndarray], adapter: list[np.ndarray], width: int) -> np.ndarray:
-    """Places spread evenly over the hidden state; over the pooled output behind it if the adapter moves only that one.
-
-    The pooled output is not taken otherwise: many checkpoints do not hold its weights, and every load draws others.
-    """
-    hidden = all(np.array_equal(one[:width], two[:width]) for one, two in zip(base, adapter, strict=True))
-    pooled = hidden and not all(map(np.array_equal, base, adapter))
-    first, stop = (width, len(base[0])) if pooled else (0, width)
-    return np.unique(np.linspace(first, stop - 1, TOP).round().astype(int))
 
 
 def _largest(row: np.ndarray) -> np.ndarray:

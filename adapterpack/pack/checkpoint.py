@@ -326,6 +326,7 @@ def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
         "generation_config.json",
         "merges.txt",
         "preprocessor_config.json",
+        "processor_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer.model",

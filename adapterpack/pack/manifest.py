@@ -19,7 +19,7 @@ from .schema_check import schema_problem
 from .upgrade import pruned, upgraded
 
 FILE_NAME = "adapterpack.json"
-FORMAT_VERSION = "1.2"
+FORMAT_VERSION = "1.3"
 MAX_BYTES = 4 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """The names that a pack may have; the schema says the same."""
@@ -191,11 +191,11 @@ class Lineage:
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Images by recipe: the seed of their numbers and their shape, ``(images, channels, height, width)``."""
+class Recipe:
+    """Inputs by recipe: the seed of their numbers and their shape, ``(images, channels, height, width)`` or ``(rows, bands, frames)``."""
 
     seed: int
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,9 @@ class Canary:
     """An executable proof: these inputs must give these logits, without and with the adapter.
 
     ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and ``logits`` beside them; for a
-    model without logits, components of its last hidden state. In ``base`` the pack's trained head is on and its adapters are off.
-    ``input_ids`` is empty where ``pixels`` are the input; ``decoder_input_ids`` go into the decoder of a model that has an encoder, too.
+    model without logits, components of its last hidden state, or of both embeddings of two towers. In ``base`` the pack's trained head is
+    on and its adapters are off. ``input_ids`` is empty where ``pixels`` or ``features`` (of speech) take their place. Beside images, a
+    row's one image token stands for all positions of its image. ``decoder_input_ids`` go into a decoder, where there is an encoder too.
     """
 
     input_ids: tuple[tuple[int, ...], ...]
@@ -231,7 +232,8 @@ class Canary:
     tolerance: float
     dtype: str = "float32"
     decoder_input_ids: tuple[tuple[int, ...], ...] | None = None
-    pixels: Pixels | None = None
+    pixels: Recipe | None = None
+    features: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -378,10 +380,11 @@ def _decode(value: dict[str, Any]) -> Manifest:
 
 
 def _decode_canary(value: Mapping[str, Any]) -> Canary:
-    decoder, pixels = value["decoder_input_ids"], value["pixels"]
+    decoder = value["decoder_input_ids"]
+    recipes = {key: value[key] and Recipe(value[key]["seed"], tuple(value[key]["shape"])) for key in ("pixels", "features")}
     return Canary(**{**value, "input_ids": tuple(map(tuple, value["input_ids"])), "base": tuple(value["base"]),
                      "adapter": tuple(value["adapter"]), "decoder_input_ids": None if decoder is None else tuple(map(tuple, decoder)),
-                     "pixels": None if pixels is None else Pixels(pixels["seed"], tuple(pixels["shape"]))})
+                     **recipes})
 
 
 def decode_base(value: Mapping[str, Any]) -> Base:

@@ -64,7 +64,13 @@ def _from_1_1(value: dict[str, Any]) -> dict[str, Any]:
     return new
 
 
-STEPS: dict[str, Upgrade] = {"1.0": Upgrade("1.1", _from_1_0), "1.1": Upgrade("1.2", _from_1_1)}
+def _from_1_2(value: dict[str, Any]) -> dict[str, Any]:
+    """1.3 adds canaries of speech."""
+    canary = value.get("canary")
+    return {**value, "canary": _with(canary, {"features": None}, "/canary")} if isinstance(canary, dict) else value
+
+
+STEPS: dict[str, Upgrade] = {"1.0": Upgrade("1.1", _from_1_0), "1.1": Upgrade("1.2", _from_1_1), "1.2": Upgrade("1.3", _from_1_2)}
 """Version -> the step out of it."""
 
 

@@ -10,20 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..errors import AdapterpackError, FormatError, NothingToDo, ParityError, UnknownName, nearest
+from ..errors import FormatError, NothingToDo, ParityError, UnknownName, nearest
 from ..export.emit import PREFIX
 from ..export.stepping import with_steps
-from ..pack import canary
 from ..pack.atomic import output_folder
-from ..pack.checkpoint import read_json
 from ..runtime import canary as replay
 from ..runtime.bundle import Bundle, MappedSite, graph_file, list_files, read_bundle
-from ..runtime.precision import NONE_BELOW
-from ..runtime.session import Session, last_places, pad
+from ..runtime.session import Session
+from . import measure
 
 
 class Scheme(NamedTuple):
@@ -101,65 +98,18 @@ def quantize_in_place(folder: Path, name: str) -> None:
         steps = with_steps(folder, lambda text: None)
         moved = dataclasses.replace(moved, parity={**moved.parity, "in_place": steps})
     session = Session(folder, provider="cpu")
-    after, canaries = probe(session), replay.replay(session)
-    report: dict[str, Any] = {
-        "scheme": name,
-        "block_size": scheme.block_size,
-        "quantized": count,
-        "max_error": {key: float(np.abs(after[key] - before[key]).max()) for key in before},
-        "label_agreement": {key: float((after[key].argmax(-1) == before[key].argmax(-1)).mean()) for key in before},
-    }
-    for key in before:
-        _require_small(report["max_error"][key], before[key], scheme, f"{folder.name}, {key}")
+    after, canaries = measure.answers(session), replay.replay(session)
+    report = {"scheme": name, "block_size": scheme.block_size, "quantized": count, **measure.report(before, after)}
+    measure.require_small(before, after, scheme.tolerance, folder.name)
     shift = replay.drift(float_canaries, canaries)
     parity = {**moved.parity, "canary": {**replay.judge(session, canaries, shift), "moved": shift}}
     dataclasses.replace(moved, quantization=report, parity=parity).write(folder)
 
 
-def _rows(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, replay.Replay]]:
+def _rows(folder: Path) -> tuple[dict[str, measure.Answer], dict[str, replay.Replay]]:
     """What is measured of a graph; the session that did is gone afterwards, so that its file can be replaced."""
     session = Session(folder, provider="cpu")
-    return probe(session), replay.replay(session)
-
-
-def probe(session: Session) -> dict[str, np.ndarray]:
-    """The last-position outputs ``[rows, width]`` of base and every adapter on the canary's inputs."""
-    batch = inputs_of(session)
-    # Rows of a folded bundle cannot choose: they have what was folded.
-    kinds: dict[str, str | None] = {"+".join(session.packs) or "base": None}
-    if session.bundle.mode != "folded":
-        kinds = {"base": None, **{name: name for name in session.adapters}}
-    found = {}
-    for key, name in kinds.items():
-        outputs = session.run(batch, name)
-        output = outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
-        if output.ndim == 3:
-            last = last_places(batch["attention_mask"]) if "input_ids" in session.task.main.inputs else output.shape[1] - 1
-            output = output[range(len(output)), last if session.task.generates else 0]
-        found[key] = output
-    return found
-
-
-def inputs_of(session: Session) -> dict[str, np.ndarray]:
-    """Pseudo-random inputs of the task's own forms: the canary's ids, and images or features of the graph's shapes."""
-    rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
-    found: dict[str, np.ndarray] = {}
-    shapes = {name: value.shape for graph in session.graphs.values() for name, value in graph.inputs.items()}
-    for name in session.task.inputs:
-        if name == "input_ids":
-            found |= pad(canary.inputs(_vocabulary(session.folder)), 0, left=session.left)
-        elif name == "decoder_input_ids":
-            found[name] = rng.integers(1, _vocabulary(session.folder), (rows, 4))
-        elif name != "attention_mask" and "input_ids" not in session.task.main.inputs:  # images beside text are no part of every row
-            found[name] = rng.standard_normal((rows, *shapes[name][1:])).astype(np.float32)
-    return found
-
-
-def _require_small(error: float, outputs: np.ndarray, scheme: Scheme, where: str) -> None:
-    allowed = scheme.tolerance * float(np.abs(outputs[outputs > NONE_BELOW]).max())
-    if not error <= allowed:
-        raise ParityError("quantization moves the outputs too far", where=where, expected=f"at most {allowed:.2g}", found=f"{error:.2g}",
-                          remedy="quantize to int8, or keep the float graph")
+    return measure.answers(session), replay.replay(session)
 
 
 def _rewrite(path: Path, scheme: Scheme) -> int:
@@ -196,11 +146,3 @@ def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedS
             raise ParityError("quantization lost a site of the graph", where=path, expected=site.node)
         found[path] = dataclasses.replace(site, node=node.name, weight=node.inputs[1].name if site.weight else "")
     return found
-
-
-def _vocabulary(folder: Path) -> int:
-    config = read_json(folder / "config.json")
-    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    if not isinstance(size, int):
-        raise AdapterpackError("the bundle's config has no vocabulary size, so the error cannot be measured", where=folder.name)
-    return size

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ConfigError, Unsupported
+from ..errors import ConfigError
 from ..tasks import SPANS
 from .feeds import Arrays, pad
-from .images import image_token
-from .media import array_of, speech_of
-from .tokenizer import read_json
+from .images import image_positions, image_token
+from .media import Picture, speech_of
+from .processor import section
 
 if TYPE_CHECKING:
     from .session import Session
@@ -24,6 +24,8 @@ Answer = Callable[["Session", Sequence[Row], Names, Mapping[str, Any]], list[dic
 
 ASKED = ("messages", "prompt", "text", "image", "audio", "question")
 """What a row may ask; of the first three, the first that it has."""
+MEDIA: dict[str, Any] = {"image": Picture, "audio": str | Path}
+"""What a row may give of each kind beside texts."""
 LONGEST = 30
 """Tokens that an answer has at most."""
 BEST = 5
@@ -181,24 +183,20 @@ def _read(session: Session, rows: Sequence[Row]) -> Arrays:
 
 
 def _images(session: Session, rows: Sequence[Row]) -> np.ndarray:
-    return np.stack([array_of(_path(row, "image"), _shape(session, "pixel_values"), "an image") for row in rows])
+    return session.pixels([_given(row, "image") for row in rows])
 
 
 def _speech(session: Session, rows: Sequence[Row]) -> np.ndarray:
-    config = read_json(session.folder / "preprocessor_config.json")
-    return np.stack([speech_of(_path(row, "audio"), _shape(session, "input_features"), config) for row in rows])
+    config, _ = section(session.folder, "feature_extractor")
+    shape = session.shape("input_features")
+    return np.stack([speech_of(Path(_given(row, "audio")), shape, config) for row in rows])
 
 
-def _shape(session: Session, name: str) -> list[Any]:
-    """The shape of one row of an input."""
-    return list(next(graph.inputs[name].shape for graph in session.graphs.values() if name in graph.inputs)[1:])
-
-
-def _path(row: Row, key: str) -> Path:
+def _given(row: Row, key: str) -> Any:
     found = row.get(key)
-    if not isinstance(found, str):
-        raise ConfigError(f"a row of this task needs {key}, the path of a file", found=", ".join(map(str, row)))
-    return Path(found)
+    if not isinstance(found, MEDIA[key]):
+        raise ConfigError(f"a row of this task needs {key}", found=", ".join(map(str, row)), expected="the path of a file")
+    return found
 
 
 def _seeing(session: Session, row: Row) -> list[int]:
@@ -210,9 +208,7 @@ def _seeing(session: Session, row: Row) -> list[int]:
             raise ConfigError("a prompt has image tokens, but its row has no image", found=f"{ids.count(token)} image tokens",
                               remedy="give the row an image")
         return ids
-    positions = session.graphs["vision"].shapes["image_features"][1]
-    if not isinstance(positions, int):
-        raise Unsupported("the number of positions of an image is not known", where=session.folder, found=positions)
+    positions = image_positions(session)
     if ids.count(token) > 1:
         raise ConfigError("a prompt has one token for its image", found=f"{ids.count(token)} image tokens", expected="1, or none",
                           remedy="leave the others out: one stands for all positions of the image")

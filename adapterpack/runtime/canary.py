@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,9 @@ from ..pack.manifest import Canary
 from ..pack.pack import Pack
 from ..tasks import MAIN, task_named
 from .bundle import ADAPTER_IDS, Bundle
+from .feeds import Arrays
 from .flow import flow, values
+from .images import image_positions, image_token
 from .precision import DEFAULT, PRECISIONS
 from .session import Session
 from .slots import head_values, in_slots, padded, stacked
@@ -76,7 +78,13 @@ def verify(session: Session) -> dict[str, Any]:
 
 def rows(session: Session, recorded: Canary, name: str | None) -> Rows:
     """The rows of a canary, one by one, with an adapter, or with what the session gives where none is named."""
-    return [canary.row_of(session.run(inputs, name)) for inputs in canary.feeds(recorded)]
+    return [canary.row_of(session.run(inputs, name)) for inputs in _feeds(session, recorded)]
+
+
+def _feeds(session: Session, recorded: Canary) -> Iterator[Arrays]:
+    """The rows as the session takes them: an image's token as often as the image has positions."""
+    beside = recorded.pixels is not None and "image_features" in session.task.main.inputs
+    return canary.feeds(recorded, (image_token(session.config), image_positions(session)) if beside else None)
 
 
 def _replay(session: Session, pack: Pack, recorded: Canary) -> Replay:
@@ -95,7 +103,7 @@ def _bare(session: Session, pack: Pack, recorded: Canary) -> Rows | None:
             fixed[ADAPTER_IDS] = np.zeros(1 if rows is None else len(rows), np.int64)
         return session.graphs[part].call({**feeds, **values(fixed)})
 
-    return [canary.row_of(flow(session, inputs, None, run)) for inputs in canary.feeds(recorded)]
+    return [canary.row_of(flow(session, inputs, None, run)) for inputs in _feeds(session, recorded)]
 
 
 def _own_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
@@ -109,18 +117,30 @@ def _own_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
 
 def _not_replayable(bundle: Bundle, pack: Pack) -> str | None:
     """Why the canary of ``pack`` says nothing about this graph, or None."""
+    recorded = pack.manifest.canary
+    return "the pack carries none" if recorded is None else canary.flaw(recorded) or next(_reasons(bundle, pack, recorded), None)
+
+
+def _reasons(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
     architecture, mine, other = pack.manifest.task.architecture, pack.manifest.base.content, bundle.base.content
-    if pack.manifest.canary is None:
-        return "the pack carries none"
-    if canary.incomplete(pack.manifest.canary) or not canary.given(pack.manifest.canary) <= set(task_named(bundle.task).inputs):
-        return f"it has inputs that a graph for {bundle.task} does not take"
+    if not canary.given(recorded) <= set(task_named(bundle.task).inputs):
+        yield f"it has inputs that a graph for {bundle.task} does not take"
     if bundle.mode == "folded" and len(bundle.adapters) > 1:
-        return "it is folded together with others"
+        yield "it is folded together with others"
     if architecture is not None and not architecture.endswith(task_named(bundle.task).suffixes):
-        return f"it was recorded on {architecture}, the graph is for {bundle.task}"
+        yield f"it was recorded on {architecture}, the graph is for {bundle.task}"
     if mine is not None and other is not None and mine != other:
-        return "the graph's base has other bytes than the one that it was recorded on"
-    return None
+        yield "the graph's base has other bytes than the one that it was recorded on"
+    yield from _other_shapes(bundle, recorded)
+
+
+def _other_shapes(bundle: Bundle, recorded: Canary) -> Iterator[str]:
+    """Images or speech of another shape than the graphs take; told before any of them are made."""
+    ports = {port.name: port.shape for io in (*bundle.io_before.values(), bundle.io) for port in io.inputs}
+    for name, recipe in (("pixel_values", recorded.pixels), ("input_features", recorded.features)):
+        own, told = ports.get(name, ())[1:], recipe.shape[1:] if recipe is not None else ()
+        if recipe and (len(own) != len(told) or any(isinstance(one, int) and one != two for one, two in zip(own, told, strict=True))):
+            yield f"its {name} are of {told}, the graph's of {own}"
 
 
 def _compared(one: Replay) -> Rows:

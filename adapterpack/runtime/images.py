@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Unsupported
+
+if TYPE_CHECKING:
+    from .session import Session
 
 
 def rows_of_images(ids: np.ndarray, token: int, images: int) -> list[int]:
@@ -56,3 +59,15 @@ def image_token(config: Mapping[str, Any]) -> int:
         if type(config.get(key)) is int:
             return int(config[key])
     raise ConfigError("the model's config names no token for images", expected="image_token_id", found=", ".join(sorted(config))[:200])
+
+
+def image_positions(session: Session) -> int:
+    """How many positions one image takes in a decoder, which the graph that looks at images says.
+
+    Raises:
+        Unsupported: it does not.
+    """
+    positions = session.graphs["vision"].shapes["image_features"][1]
+    if not isinstance(positions, int):
+        raise Unsupported("the number of positions of an image is not known", where=session.folder, found=positions)
+    return positions

@@ -1,4 +1,5 @@
-"""Images and speech of rows, as the arrays that graphs take: prepared ones from ``.npy`` files, speech from ``.wav`` files too."""
+"""Images and speech of rows, as the arrays that graphs take: prepared ones as they are or from ``.npy`` files, pictures from PNG and JPEG,
+speech from ``.wav`` files too."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, FormatError, Unsupported, storage_errors
+from .pictures import DATA, bytes_in, bytes_of, picture
+from .processor import preparation
 
 _MOST = 256 << 20
 """The most bytes that a file may have."""
@@ -36,10 +39,41 @@ def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
     return _fitting(np.asarray(found), shape, what, path)
 
 
+Picture = str | Path | bytes | bytearray | memoryview | np.ndarray
+"""How an image is given: a path of a picture or a ``.npy`` file, ``data:image/...``, the bytes of a picture, or what a processor made."""
+
+
+def image_of(given: Picture, shape: Sequence[Any], folder: Path) -> np.ndarray:
+    """The pixels of one image, of a graph's own ``shape`` for one row; pictures are prepared as the files in ``folder`` say.
+
+    Raises:
+        ConfigError: Pillow is not installed, or the processor's configuration has a number that cannot be.
+        Unsupported: a kind of picture, or a processor, that is not known.
+        FormatError: it is too large, cannot be decoded, or is of another form than the graph takes.
+        StorageError: the file cannot be read.
+    """
+    if isinstance(given, np.ndarray):
+        return _fitting(given, shape, "an image", "the array")
+    if isinstance(given, bytes | bytearray | memoryview):
+        data, where = bytes(given), "the bytes"
+    elif isinstance(given, str) and given.startswith(DATA):
+        data, where = bytes_in(given), given[:40]
+    elif Path(given).suffix == ".npy":
+        return array_of(Path(given), shape, "an image")
+    else:
+        data, where = bytes_of(Path(given)), str(given)
+    how = preparation(folder)
+    made, taken = (3, *(how.extent or ())), tuple(shape)
+    if how.extent is not None and any(isinstance(wide, int) and wide != own for wide, own in zip(taken, made, strict=True)):
+        raise FormatError("the processor's configuration makes images of another form than the graph takes", where=folder, expected=taken,
+                          found=made)
+    return _fitting(picture(data, how, where), shape, "an image", where)
+
+
 def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np.ndarray:
     """The log-mel features ``[mel, frames]`` of a ``.wav`` file, or what a ``.npy`` file holds of them.
 
-    ``config`` is the model's ``preprocessor_config.json``. The formula is that of Radford et al. 2022 (https://arxiv.org/abs/2212.04356),
+    ``config`` is what the model's files say of its ``feature_extractor``. The formula is that of Radford et al. 2022 (https://arxiv.org/abs/2212.04356),
     section 2.2, as Whisper's extractor has it: log10 of the power in Slaney's mel bands, no lower than 8 below the largest, plus 4, by 4.
 
     Raises:
@@ -101,7 +135,7 @@ def _samples(path: Path, rate: int) -> np.ndarray:
     return samples
 
 
-def _fitting(found: np.ndarray, shape: Sequence[Any], what: str, path: Path) -> np.ndarray:
+def _fitting(found: np.ndarray, shape: Sequence[Any], what: str, path: object) -> np.ndarray:
     if found.ndim == len(shape) + 1 and found.shape[0] == 1:  # a processor's batch of one
         found = found[0]
     if found.ndim != len(shape) or any(isinstance(wide, int) and wide != own for wide, own in zip(shape, found.shape, strict=True)):

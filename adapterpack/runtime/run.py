@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .answers import ANSWERS, ASKED, Row
+from .answers import ANSWERS, ASKED, MEDIA, Row
 from .session import Session
 
 
@@ -22,9 +22,10 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """Runs rows through a bundle and yields one result for each, in order.
 
-    A row is a mapping with ``text``, ``prompt`` or ``messages``, with ``question`` and ``context``, with ``image`` or ``audio`` (the path
-    of a file, see :mod:`~adapterpack.runtime.media`), and an optional ``adapter`` (null: the base). Rows that name none are run with each
-    of ``adapters`` in turn; if there are none, with the base, or with what is folded into the bundle.
+    A row is a mapping with ``text``, ``prompt`` or ``messages``, with ``question`` and ``context``, with ``image`` (the path of a PNG, a
+    JPEG or a ``.npy`` file, ``data:image/...``, the bytes of a picture, or an array) or ``audio`` (the path of a file, see
+    :mod:`~adapterpack.runtime.media`), and an optional ``adapter`` (null: the base). Rows that name none are run with each of
+    ``adapters`` in turn; if there are none, with the base, or with what is folded into the bundle.
 
     Raises:
         ConfigError: a row of no known form, or sampling parameters that do not exist or that this task does not have.
@@ -56,7 +57,7 @@ def _expanded(rows: Iterable[Row], adapters: Sequence[str | None]) -> Iterator[R
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             raise ConfigError("a row is a mapping", where=f"row {number}", expected=", ".join(ASKED), found=type(row).__name__)
-        if not any(isinstance(row.get(key), str | list) for key in ASKED):
+        if not any(isinstance(row.get(key), MEDIA.get(key, str | list)) for key in ASKED):
             raise ConfigError("a row needs text, prompt, messages, image, audio or question", where=f"row {number}",
                               found=", ".join(map(str, row)) or "an empty row")
         if "adapter" in row:

@@ -21,6 +21,7 @@ from .bundle import STEP, Bundle, read_bundle
 from .feeds import Arrays, last_places, pad, positions
 from .flow import Names, flow
 from .graphs import Graph
+from .media import Picture, image_of
 from .positions import where
 from .prompts import Before, before, cache_of
 from .tokenizer import Tokenizer, read_json
@@ -174,6 +175,24 @@ class Session:
             if not row:
                 raise ConfigError("a text has no tokens", where=self.folder, found=repr(text))
         return pad(rows, self.tokenizer.pad_id, left=False)
+
+    def pixels(self, images: Sequence[Picture]) -> np.ndarray:
+        """Images as ``pixel_values`` ``[images, channels, height, width]`` float32: paths or bytes of PNG and JPEG pictures, prepared as
+        the base's own processor prepares them, or ``.npy`` files and arrays that are prepared already. Pictures need the extra ``vision``.
+
+        Raises:
+            ConfigError, FormatError, StorageError, Unsupported: see :func:`adapterpack.runtime.media.image_of`.
+
+        Example:
+            >>> session.run({"pixel_values": session.pixels(["photo.jpg"])}, ["leaves"])["logits"].argmax()  # doctest: +SKIP
+            4
+        """
+        shape = self.shape("pixel_values")
+        return np.stack([image_of(image, shape, self.folder) for image in images])
+
+    def shape(self, name: str) -> list[Any]:
+        """The shape of one row of an input, whichever graph has it; an extent that is not fixed has a name."""
+        return list(next(graph.inputs[name].shape for graph in self.graphs.values() if name in graph.inputs)[1:])
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Names = None) -> Arrays:
         """One pass. ``inputs`` are numpy arrays; ``adapters`` names one for each row, None for the base; one name holds for all rows.

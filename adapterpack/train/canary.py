@@ -14,7 +14,7 @@ from ..errors import NothingToDo
 from ..pack import canary
 from ..pack.manifest import Canary
 from ..pack.pack import Pack
-from .canary_inputs import inputs_of, misfit
+from .canary_inputs import image_of, inputs_of, misfit
 from .inject import active
 from .layer import Adapted, Wrapper, own_modules
 
@@ -31,22 +31,30 @@ Outputs = list[dict[str, np.ndarray]]
 
 
 def make_canary(model: nn.Module, name: str) -> Canary | None:
-    """A canary of one adapter, or None for a model that takes neither token ids nor images, or that gives other outputs every time."""
+    """A canary of one adapter, or None for a model that takes neither token ids nor images nor speech, or that gives other
+    outputs every time.
+
+    What a model wants beside images or speech its config does not say: one that refuses these alone has no canary, and the log says why.
+    """
     holders = (module for module in model.modules() if isinstance(module, Adapted) and name in module.methods)
     acts = next((holder.methods[name][1].acts for holder in holders), None)
     inputs = inputs_of(model, acts)
     if inputs is None:
         return None
-    base, adapted = _outputs(model, name, inputs)
-    if inputs.pixels is not None and _draws(model, name, inputs, adapted):
+    sees = inputs.pixels is not None or inputs.features is not None
+    try:
+        base, adapted = _outputs(model, name, inputs)
+    except Exception as error:
+        if not sees:
+            raise
+        log.warning("'%s' has no canary: the model does not run on %s: %s", name, ", ".join(sorted(canary.given(inputs))), error)
+        return None
+    if sees and _draws(model, name, inputs, adapted):
         log.info("'%s' has no canary: the model gives other outputs for the same image", name)
         return None
-    first = adapted[0]
-    states = {"last_hidden_state": first["last_hidden_state"]} if "last_hidden_state" in first and "logits" not in first else None
-    coarsest = _coarsest(model)
-    return canary.record(inputs.input_ids, _rows(base), _rows(adapted), features=None if states is None else canary.row_of(states).size,
-                         coarse=coarse(model), dtype={torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(coarsest, "float32"),
-                         decoder=inputs.decoder_input_ids, pixels=inputs.pixels)
+    rows = _rows(base), _rows(adapted)
+    return canary.record(inputs, *rows, places=canary.places(adapted[0], *rows), coarse=coarse(model),
+                         dtype={torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(_coarsest(model), "float32"))
 
 
 def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> float:
@@ -64,7 +72,8 @@ def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> floa
     """
     recorded = pack.manifest.canary
     if recorded is None:
-        raise NothingToDo("the pack carries no canary", where=pack.name, remedy="save it from a model that takes token ids or images")
+        raise NothingToDo("the pack carries no canary", where=pack.name,
+                          remedy="save it from a model that takes token ids, images or speech")
     if (reason := misfit(model, recorded)) is not None:
         raise NothingToDo(f"the canary cannot be replayed on this model: {reason}", where=pack.name, found=type(model).__name__,
                           expected=pack.manifest.task.architecture, remedy="replay it on the model that the pack was made for")
@@ -148,7 +157,7 @@ def _run(model: nn.Module, inputs: Canary) -> Outputs:
     parameters = list(model.parameters())
     device, dtype = parameters[0].device, next((one.dtype for one in parameters if one.is_floating_point()), torch.float32)
     found = []
-    for feed in canary.feeds(inputs):
+    for feed in canary.feeds(inputs, image_of(model, inputs)):
         given = {key: torch.from_numpy(value).to(device) for key, value in feed.items()}
         with torch.no_grad():
             output = model(**{key: value.to(dtype) if value.is_floating_point() else value for key, value in given.items()})

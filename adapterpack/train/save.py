@@ -50,7 +50,7 @@ def save(
 
     ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the folder's; ``training`` is what is
     to be claimed of the training, beside the versions of the libraries. The pack carries the fingerprint of the base and the digests of
-    its tokenizer, and a canary for models that take token ids or images.
+    its tokenizer, and a canary for models that take token ids, images or speech.
 
     Raises:
         NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.

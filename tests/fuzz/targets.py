@@ -170,7 +170,8 @@ for _folder in (FOLDER, PEFT):
     bad.good(_folder)
 (PEFT / m.FILE_NAME).unlink()
 _MANIFEST, _CONFIG = (FOLDER / m.FILE_NAME).read_bytes(), (PEFT / peft_layout.CONFIG).read_bytes()
-_MANIFESTS = (_MANIFEST, *((GOLDEN / version / m.FILE_NAME).read_bytes() for version in ("pack-1.0", "pack-1.1", "pack-1.2")))
+_VERSIONS = ("pack-1.0", "pack-1.1", "pack-1.2", "pack-1.3", "pack-1.3-canary")
+_MANIFESTS = (_MANIFEST, *((GOLDEN / version / m.FILE_NAME).read_bytes() for version in _VERSIONS))
 
 TARGETS = {
     "tensor_file": Target(_tensor_files(), header_or_bytes, tensor_file),

@@ -15,6 +15,8 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from ...train.images import features_of
+
 PREFIX = "inner."
 """What the paths of the model's modules begin with inside a form."""
 
@@ -93,7 +95,7 @@ class Vision(Form):
         projector = next((module for name, module in self.inner.named_modules() if name.rpartition(".")[2] in _PROJECTORS), None)
         hook = None if projector is None else projector.register_forward_hook(lambda module, inputs, output: (output,))
         try:  # the model makes a list by image of what the projector gives, which would fix their number: now it is a list of one
-            found = _features(self.inner.get_image_features(pixel_values=pixel_values))
+            found = features_of(self.inner.get_image_features(pixel_values=pixel_values))
         finally:
             if hook is not None:
                 hook.remove()
@@ -148,13 +150,6 @@ _PROJECTORS = frozenset({"multi_modal_projector", "connector", "embed_vision"})
 """What transformers calls the module between a vision tower and a language model."""
 
 
-def _features(found: Any) -> torch.Tensor:
-    """Features as a tensor: newer versions of transformers wrap them."""
-    while not isinstance(found, torch.Tensor):
-        found = found.pooler_output if hasattr(found, "pooler_output") else torch.stack(list(found))
-    return found
-
-
 def _unit(found: Any) -> torch.Tensor:
-    features = _features(found)
+    features = features_of(found)
     return features / features.norm(p=2, dim=-1, keepdim=True)
