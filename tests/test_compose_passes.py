@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import adapterpack
-from adapterpack.compose import entries, passes
+from adapterpack.compose import levels, passes
 from adapterpack.compose.cut import Cut
-from adapterpack.compose.entries import level
 from adapterpack.compose.finder import Held, largest
+from adapterpack.compose.levels import level
 from adapterpack.merge import lowrank
 from adapterpack.methods import LoRA, Site
 from adapterpack.testing.rule_laws import deltas, made
@@ -71,13 +71,28 @@ def test_numbers_that_are_none_elect_nothing(kernel: ModuleType) -> None:
         np.testing.assert_array_equal(passes.elected(values, np.ones(2), True).view(np.uint32), numpys.view(np.uint32))
 
 
+@pytest.mark.parametrize("size", [0, 1, 17, 333])
+def test_what_lies_between(kernel: ModuleType, size: int) -> None:
+    """Beside numpy's masks, with ends that an entry reaches exactly; zeros from 0 on, everything without an end."""
+    values = (np.round(4 * np.random.default_rng(size).standard_normal(size)) / 4).astype(np.float32)
+    sizes = np.abs(values)
+    for low, high in ((0.25, 0.75), (0.0, 0.5), (1.0, np.inf), (0.5, 0.5)):
+        bits = [int(np.float32(each).view(np.uint32)) for each in (low, high)]
+        for name in kernel.sets():
+            out = np.full(size + 2, -1, np.float32)
+            above, found = kernel.between(values, *bits, out, 2, name)
+            assert above == np.count_nonzero(sizes >= high)
+            np.testing.assert_array_equal(out[2:found], sizes[(sizes >= low) & (sizes < high)])
+            assert (out[:2] == -1).all()
+
+
 @pytest.mark.parametrize("way", ["compiled", "held", "counted"])
 @pytest.mark.parametrize("share", [0.001, 0.2, 0.5, 1.0])
 def test_level_is_the_exact_order_statistic(share: float, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over blocks of any sizes, of magnitudes with equal ones, zeros and the smallest floats among them."""
     if way != "compiled":
         monkeypatch.setattr(passes, "_kernel", None)
-        monkeypatch.setattr(entries, "_HELD", 0 if way == "counted" else 1 << 20)
+        monkeypatch.setattr(levels, "_HELD", 0 if way == "counted" else 1 << 20)
     elif not passes.compiled():
         pytest.skip("no compiler here")
     rng = np.random.default_rng(3)
@@ -86,7 +101,8 @@ def test_level_is_the_exact_order_statistic(share: float, way: str, monkeypatch:
     values[0, :5] = np.float32(1e-44)
     wanted = np.sort(np.abs(values), axis=1)[:, ::-1][:, max(1, round(share * 1001)) - 1]
     for pieces in ([values[:, :7], values[:, 7:500], values[:, 500:]], [values.reshape(3, 7, 143)], [values.astype(np.float64)]):
-        np.testing.assert_array_equal(level(lambda pieces=pieces: iter(pieces), share), wanted)  # type: ignore[misc]
+        for sample in (None, lambda: None, lambda: values[:, ::3], lambda: values[:, :3], lambda: 2 * values, lambda: 0 * values):
+            np.testing.assert_array_equal(level(lambda pieces=pieces: iter(pieces), share, sample), wanted)  # type: ignore[misc]
     assert len(level(lambda: iter([]), share)) == 0
 
 
@@ -105,7 +121,8 @@ def test_wrong_arrays_are_refused(kernel: ModuleType) -> None:
             kernel.elect(*arguments)
     counts = np.zeros(passes.UPPER, np.int64)
     for call in (lambda: kernel.upper(values, counts[:-1]), lambda: kernel.upper(values, counts.astype(np.int32)),
-                 lambda: kernel.lower(values, 3, counts), lambda: kernel.upper(values[:, ::2], counts)):
+                 lambda: kernel.lower(values, 3, counts), lambda: kernel.upper(values[:, ::2], counts),
+                 lambda: kernel.between(values, 0, 9, values.copy(), 1), lambda: kernel.between(values, 0, 9, values.copy(), -1)):
         with refused:
             call()
     out.flags.writeable = False
@@ -118,11 +135,42 @@ def test_a_composition_with_and_without_them(rule: str, monkeypatch: pytest.Monk
     """The same changes to rounding: the products of the factors may be added up in another order."""
     packs = [made(seed, LoRA(r=8, alpha=8), sites=[Site("big", 131, 97)]) for seed in (1, 2, 3)]
     one = deltas(adapterpack.compose(packs, rule=rule, weights=[0.5, -0.25, 1], rank=97))
-    for module in (passes, lowrank):
-        monkeypatch.setattr(module, "_kernel", None)
+    for module, name in ((passes, "_kernel"), (passes, "_sweep"), (lowrank, "_kernel")):
+        monkeypatch.setattr(module, name, None)
     two = deltas(adapterpack.compose(packs, rule=rule, weights=[0.5, -0.25, 1], rank=97))
     differ = np.abs(one["big"] - two["big"]) > 1e-5 * np.abs(two["big"]).max()
     assert differ.mean() < 1e-3  # an entry that is just at a threshold may be on either side of it
+
+
+@pytest.mark.parametrize("shape", [(64, 40, 32), (13, 100, 32), (9, 577, 24), (1, 5, 33), (8, 0, 3), (0, 7, 64)])
+def test_there_and_back(shape: tuple[int, int, int]) -> None:
+    """To the rounding of float32, in blocks of any sizes, at any number of columns; of float64 too; and the same bytes in any blocks."""
+    m, n, k = shape
+    rng = np.random.default_rng(n)
+    D, X = rng.standard_normal((m, n)), rng.standard_normal((n, k))
+    there = D.astype(np.float32).astype(float) @ X.astype(np.float32)
+    for dtype in (np.float32, np.float64):
+        whole = D.astype(dtype)
+        halves = [(slice(0, m // 2), whole[: m // 2]), (slice(m // 2, m), whole[m // 2 :])]
+        for blocks in ([(slice(0, m), whole)], halves):
+            found, back = passes.sweep(blocks, m, X.astype(np.float32))
+            np.testing.assert_allclose(found, there, atol=1e-6 * n)
+            np.testing.assert_allclose(back, D.T @ there, atol=1e-6 * m * n)
+            alone, none = passes.sweep(blocks, m, X.astype(np.float32), back=False)
+            np.testing.assert_array_equal(alone, found)
+            assert none.size == 0
+
+
+def test_products_that_do_not_fit_are_refused() -> None:
+    kernel = pytest.importorskip("adapterpack.compose.passes._sweep", reason="only with a compiler, for processors with AVX-512")
+    D, X, there, back = (np.zeros(shape, np.float32) for shape in ((5, 7), (7, 32), (5, 32), (7, 32)))
+    for arguments in (
+        (D[:4], X, there, back), (D, X[:6], there, back), (D, X, there[:4], back), (D, X, there, back[:6]), (D.T, X, there, back),
+        (D, X[:, :31].copy(), there[:, :31].copy(), back[:, :31].copy()), (D.astype(float), X, there, back), (D, X, None, back),
+        (D[0], X, there, back),
+    ):
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            kernel.sweep(*arguments)
 
 
 def test_directions_that_are_known_are_a_better_start() -> None:

@@ -15,14 +15,15 @@ import numpy as np
 
 from ..merge import lowrank
 from ..methods import row_blocks
-from . import passes
 from .rule import Combined, with_scope
 from .space import Core, Factors, Term, core
 
 _BLOCK = 1 << 18
 """Numbers of a block of all changes together: what a core's cache holds a few times."""
-_HELD = 1 << 22
-"""Numbers that are held to select from: 16 MB."""
+
+
+_EVERY = (3, 5)
+"""Which rows and columns are sampled: odd numbers, because heads and the like come in even ones."""
 
 
 class Block(NamedTuple):
@@ -51,12 +52,16 @@ def weighted(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class View:
-    """The changes of one site in some coordinates: ``take`` gives rows ``[T, b, n]``, ``back`` brings a merged matrix to the weight."""
+    """The changes of one site in some coordinates: ``take`` gives rows ``[T, b, n]``, ``back`` brings a merged matrix to the weight.
+
+    ``sample`` gives some entries ``[T, ...]``, of rows and columns from all over, where that is much less work than all of them.
+    """
 
     terms: tuple[Term, ...]
     shape: tuple[int, int]
     take: Callable[[slice], np.ndarray]
     back: Callable[[np.ndarray], Factors] | None = None
+    sample: Callable[[], np.ndarray] | None = None
 
     def blocks(self) -> Iterator[Block]:
         """All rows once, in blocks that depend on the shape alone."""
@@ -66,8 +71,21 @@ class View:
             yield Block(self.take(rows), weights, keys, rows, measured)
 
 
-Blocks = Callable[[], Iterator[Block]]
-"""The blocks of one site or of all, as often as they are asked for."""
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of one site or of all, as often as they are asked for."""
+
+    views: Callable[[], Iterator[View]]
+
+    def __call__(self) -> Iterator[Block]:
+        """All of them, once."""
+        for view in self.views():
+            yield from view.blocks()
+
+    def sample(self) -> np.ndarray | None:
+        """``[T, S]``: entries from all over, if they are to be had for little."""
+        found = [view.sample().reshape(len(view.terms), -1) for view in self.views() if view.sample is not None]
+        return np.concatenate(found, axis=1) if found else None
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,10 @@ def dense(terms: Sequence[Term]) -> View:
             lowrank.product(term.B[rows], term.A, panels, value)
         return values
 
-    return View(tuple(terms), terms[0].change.shape, take)
+    def sample() -> np.ndarray:
+        return np.stack([term.B[:: _EVERY[0]] @ term.A[:, :: _EVERY[1]] for term in terms])
+
+    return View(tuple(terms), terms[0].change.shape, take, sample=sample)
 
 
 def knots(terms: Sequence[Term]) -> View:
@@ -159,58 +180,7 @@ def entrywise(
     def survey(sites: Sequence[Sequence[Term]], **params: Any) -> Any:
         params.pop("scope")
         changed = [terms for terms in sites if any(len(term.A) for term in terms)]
-        return measure(lambda: (block for terms in changed for block in coordinates(terms).blocks()), **params)
+        return measure(Blocks(lambda: (coordinates(terms) for terms in changed)), **params)
 
     function.__signature__ = with_scope(fuse, scope)  # type: ignore[attr-defined]
     return function, survey
-
-
-def magnitudes(values: np.ndarray) -> np.ndarray:
-    """``|x|`` in float32, in which magnitudes are ranked."""
-    found: np.ndarray = np.abs(values).astype(np.float32, copy=False)
-    return found
-
-
-def level(values: Callable[[], Iterator[np.ndarray]], share: float) -> np.ndarray:
-    """``[C]``: of each of ``C`` rows of numbers, the magnitude that a ``share`` of them reaches or exceeds, exactly.
-
-    ``values`` gives pieces ``[C, ...]``, the same ones each time; magnitudes are those of float32. Their bit patterns are counted, which
-    are in their order: one pass counts the upper halves, one the lower halves inside the bin that was found. So memory is 98304
-    counters a row, whatever the size. Without the compiled kernel a bearable number of them is held and selected from.
-
-    Example:
-        >>> piece = np.arange(10, dtype=np.float32)[None]
-        >>> level(lambda: iter([piece[:, :4], -piece[:, 4:]]), 0.3)
-        array([7.], dtype=float32)
-    """
-    if not passes.compiled() and (held := _held(values)) is not None:
-        wanted = held.shape[1] - min(held.shape[1], max(1, round(share * held.shape[1])))
-        return np.partition(held, wanted, axis=1)[:, wanted] if held.size else np.zeros(0, np.float32)
-    high, sizes = np.zeros((0, passes.UPPER), np.int64), 0
-    for piece in values():
-        high, sizes = high if len(high) else np.zeros((len(piece), passes.UPPER), np.int64), sizes + piece[0].size
-        for counts, row in zip(high, _rows(piece), strict=True):
-            passes.count_upper(row, counts)
-    wanted = min(sizes, max(1, round(share * sizes)))
-    upper = [passes.reached(counts, wanted) for counts in high]
-    low = np.zeros((len(high), passes.LOWER), np.int64)
-    for piece in values():
-        for counts, row, (found, _) in zip(low, _rows(piece), upper, strict=True):
-            passes.count_lower(row, found, counts)
-    bits = [found << 16 | passes.reached(counts, wanted - above)[0] for counts, (found, above) in zip(low, upper, strict=True)]
-    return np.array(bits, np.uint32).view(np.float32)
-
-
-def _held(values: Callable[[], Iterator[np.ndarray]]) -> np.ndarray | None:
-    """All magnitudes, ``[C, ...]``, if they are few enough."""
-    held: list[np.ndarray] = []
-    for piece in values():
-        held.append(magnitudes(piece).reshape(len(piece), -1))
-        if sum(each.size for each in held) > _HELD:
-            return None
-    return np.concatenate(held, axis=1) if held else np.zeros((0, 0), np.float32)
-
-
-def _rows(piece: np.ndarray) -> np.ndarray:
-    """``[C, N]`` in float32, C-contiguous."""
-    return np.ascontiguousarray(piece, np.float32).reshape(len(piece), -1)

@@ -10,15 +10,16 @@ where the values fall slowly. Cost a few ``m n k``; beside one block of rows the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ..methods import row_blocks
 from .cut import Cut, energy_of
+from .passes import sweep
 from .space import Factors
-from .spectra import Frame, Loss, Spectrum, frames
+from .spectra import Loss, Spectrum, frames
 
 _SMALL = 64
 """Matrices of a side up to this are decomposed whole."""
@@ -115,23 +116,21 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Found:
     rng = np.random.default_rng(seed)
     V, Y = np.zeros((n, 0), np.float32), np.zeros((m, 0), np.float32)  # Y = D V
     step = min(limit, _FIRST)
-    while V.shape[1] < limit and energy_of(np.linalg.norm(Y.astype(np.float64), axis=0)) < wanted * (1 - 1e-7):
+    while V.shape[1] < limit and _squares(Y) < wanted * (1 - 1e-7):
         known = _drawn_from(None if V.shape[1] else D.guess, n, 2 * step, rng)
         start, steps = known, _STEPS_FROM_GUESS
         if known.shape[1] < step:
             start, steps = np.concatenate([known, rng.standard_normal((n, step - known.shape[1]), np.float32)], axis=1), _STEPS
         if 2 * (V.shape[1] + steps * start.shape[1]) > side:
             return _whole(D)
-        turned = _there_and_back(D, start)[1]
-        basis, seen = V, Y
+        _, turned = sweep(D.blocks(), m, start)
+        basis, seen = [V], [Y]
         for left in reversed(range(steps)):
-            directions = _beyond(turned, basis)
-            image, turned = _there_and_back(D, directions) if left else (_times(D, directions), turned)
-            basis, seen = np.concatenate([basis, directions], axis=1), np.concatenate([seen, image], axis=1)
-        new, image = basis[:, V.shape[1] :], seen[:, Y.shape[1] :]
-        wide = image.astype(np.float64)
-        best = np.linalg.eigh(wide.T @ wide)[1][:, : -step - 1 : -1].astype(np.float32)
-        V, Y = np.concatenate([V, new @ best], axis=1), np.concatenate([Y, image @ best], axis=1)
+            basis.append(_beyond(turned, basis))
+            image, turned = sweep(D.blocks(), m, basis[-1], back=left > 0)
+            seen.append(image)
+        best = _turn(seen[1:], step)
+        V, Y = np.concatenate([V, _added(basis[1:], best)], axis=1), np.concatenate([Y, _added(seen[1:], best)], axis=1)
         step = min(limit, 2 * V.shape[1]) - V.shape[1]
     frame, core = frames(Y[None])
     u, values, turn = np.linalg.svd(core[0])
@@ -169,22 +168,6 @@ def _squares(block: np.ndarray) -> float:
     return float(np.sum(np.vecdot(block, block), dtype=np.float64))
 
 
-def _times(D: Rows, X: np.ndarray) -> np.ndarray:
-    product = np.empty((D.shape[0], X.shape[1]), np.float32)
-    for rows, block in D.blocks():
-        product[rows] = block @ X
-    return product
-
-
-def _there_and_back(D: Rows, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``D X`` and ``D^T D X``, in one pass."""
-    there, back = np.empty((D.shape[0], X.shape[1]), np.float32), np.zeros(X.shape, np.float32)
-    for rows, block in D.blocks():
-        there[rows] = block @ X
-        back += block.T @ there[rows]
-    return there, back
-
-
 def _drawn_from(guess: np.ndarray | None, n: int, most: int, rng: np.random.Generator) -> np.ndarray:
     """``[n, k]``: the directions that are known; of too many, as many random sums of them."""
     if guess is None:
@@ -192,25 +175,32 @@ def _drawn_from(guess: np.ndarray | None, n: int, most: int, rng: np.random.Gene
     return guess if guess.shape[1] <= most else guess @ rng.standard_normal((guess.shape[1], most), np.float32)
 
 
-def _beyond(W: np.ndarray, V: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of what ``W`` adds to the orthonormal ``V``; of as many columns as ``W``, whatever it adds."""
-    if not V.shape[1]:
-        return _orthogonal(W)
-    once = W - V @ (V.T @ W)
-    twice = once - V @ (V.T @ once)
-    frame, _ = frames(twice[None])
-    if frame.back is not None and (np.linalg.norm(twice, axis=0) > 0.5 * np.linalg.norm(once, axis=0)).all():
-        return _columns(frame, W)
-    # Something adds nothing: what is left of it is rounding, and lies in V again. Householder's QR makes orthonormal columns of anything.
-    Q = np.linalg.qr(np.concatenate([V, W], axis=1).astype(np.float64))[0]
-    return Q[:, V.shape[1] :].astype(W.dtype)
+def _beyond(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
+    """An orthonormal basis of what ``W`` adds to orthonormal ones; of as many columns as ``W``, whatever it adds."""
+    left, again = W, 0.0
+    for turn in range(2):  # what is left may be small beside W, and its rounding with it
+        for V in bases:
+            inside = V.T @ left
+            left = left - V @ inside
+            again += float(turn) * np.sum(inside**2, axis=0)
+    frame, core = frames(left[None])
+    if not any(V.shape[1] for V in bases) or (frame.back is not None and (np.sum(core[0] ** 2, axis=0) > again).all()):
+        found: np.ndarray = frame.times(np.eye(W.shape[1])[None])[0]
+        return found.astype(W.dtype)
+    # Something adds nothing: what is left of it is rounding, and lies inside again. Householder's QR makes orthonormal columns of anything.
+    whole: np.ndarray = np.linalg.qr(np.concatenate([*bases, W], axis=1).astype(np.float64))[0][:, -W.shape[1] :]
+    return whole.astype(W.dtype)
 
 
-def _orthogonal(Y: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of the columns."""
-    return _columns(frames(Y[None])[0], Y)
+def _turn(seen: Sequence[np.ndarray], kept: int) -> np.ndarray:
+    """``[k, kept]``: the largest directions of images side by side, in their coordinates."""
+    products = np.concatenate([np.concatenate([one.T @ two for two in seen], axis=1) for one in seen], axis=0)
+    found: np.ndarray = np.linalg.eigh(products.astype(np.float64))[1][:, : -kept - 1 : -1].astype(np.float32)
+    return found
 
 
-def _columns(frame: Frame, like: np.ndarray) -> np.ndarray:
-    Q: np.ndarray = frame.times(np.eye(like.shape[1])[None])[0].astype(like.dtype)
-    return Q
+def _added(parts: Sequence[np.ndarray], turn: np.ndarray) -> np.ndarray:
+    """Matrices side by side, times ``turn``."""
+    shares = np.split(turn, np.cumsum([part.shape[1] for part in parts])[:-1])
+    found: np.ndarray = sum(part @ share for part, share in zip(parts, shares, strict=True))  # type: ignore[assignment]
+    return found

@@ -179,7 +179,7 @@ def _signs(U: np.ndarray) -> np.ndarray:
     return np.where(U.max(axis=1) < -U.min(axis=1), -1.0, 1.0)
 
 
-class Frame(NamedTuple):
+class _Frame(NamedTuple):
     """Orthonormal columns ``Q = wide @ back`` of a stack; ``Q`` itself is never formed where ``back`` is given."""
 
     wide: np.ndarray
@@ -197,7 +197,7 @@ class Frame(NamedTuple):
         return product
 
 
-def frames(X: np.ndarray) -> tuple[Frame, np.ndarray]:
+def frames(X: np.ndarray) -> tuple[_Frame, np.ndarray]:
     """A thin QR of a stack ``[b, m, R]``: the frames, and the triangles in float64.
 
     Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64: products of matrices only. All
@@ -209,9 +209,9 @@ def frames(X: np.ndarray) -> tuple[Frame, np.ndarray]:
         sizes = np.sqrt(np.einsum("brr->br", products))
         if sizes.all() and np.isfinite(products).all() and (factored := _triangle(products, sizes)) is not None:
             triangle, back = factored
-            return Frame(wide, back), triangle
+            return _Frame(wide, back), triangle
     Q, triangle = np.linalg.qr(X)
-    return Frame(Q, None), triangle.astype(np.float64)
+    return _Frame(Q, None), triangle.astype(np.float64)
 
 
 def _narrow(X: np.ndarray) -> bool:

@@ -10,6 +10,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 enum { LANES = 16, HALF = 1 << 16, UPPER = 1 << 15 };
 typedef float lanes __attribute__((vector_size(64)));
@@ -58,17 +61,47 @@ struct votes {
 #define TARGET
 #include "passes.h"
 
+/* Appends the magnitudes from low on below high to those found, and counts the ones from high on; returns how many were found. */
+static long between_plain(const uint32_t *values, const long count, const uint32_t low, const uint32_t high, uint32_t *out, long found,
+                          int64_t *above) {
+    for (long at = 0; at < count; at++) {
+        const uint32_t size = values[at] & 0x7FFFFFFF;
+        out[found] = size;
+        found += (size >= low) & (size < high);
+        *above += size >= high;
+    }
+    return found;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f,popcnt"))) static long between_avx512(const uint32_t *values, const long count, const uint32_t low,
+                                                                     const uint32_t high, uint32_t *out, long found, int64_t *above) {
+    const long whole = count - count % LANES;
+    const __m512i first = _mm512_set1_epi32((int)low), end = _mm512_set1_epi32((int)high), bare = _mm512_set1_epi32(0x7FFFFFFF);
+    for (long at = 0; at < whole; at += LANES) {
+        const __m512i size = _mm512_and_si512(_mm512_loadu_si512(values + at), bare);
+        const __mmask16 more = _mm512_cmpge_epu32_mask(size, end);
+        const __mmask16 in = _mm512_cmpge_epu32_mask(size, first) & ~more;
+        _mm512_mask_storeu_epi32(out + found, (__mmask16)((1u << _mm_popcnt_u32(in)) - 1), _mm512_maskz_compress_epi32(in, size));
+        found += _mm_popcnt_u32(in);
+        *above += _mm_popcnt_u32(more);
+    }
+    return between_plain(values + whole, count - whole, low, high, out, found, above);
+}
+#endif
+
 struct set {
     const char *name;
+    long (*between)(const uint32_t *, long, uint32_t, uint32_t, uint32_t *, long, int64_t *);
     void (*elect)(const struct votes *);
     void (*lower)(const uint32_t *, long, uint32_t, int64_t *);
 };
 static const struct set sets[] = { /* the best first */
 #if defined(__x86_64__)
-    {"avx512", elect_avx512, lower_avx512},
-    {"avx2", elect_avx2, lower_avx2},
+    {"avx512", between_avx512, elect_avx512, lower_avx512},
+    {"avx2", between_plain, elect_avx2, lower_avx2},
 #endif
-    {"plain", elect_plain, lower_plain},
+    {"plain", between_plain, elect_plain, lower_plain},
 };
 enum { SETS = sizeof(sets) / sizeof(sets[0]) };
 
@@ -195,6 +228,32 @@ static PyObject *py_lower(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_between(PyObject *self, PyObject *args) {
+    PyObject *values_array, *out_array;
+    Py_buffer values, out;
+    unsigned int low, high;
+    long found;
+    int64_t above = 0;
+    const char *name = NULL;
+    if (!PyArg_ParseTuple(args, "OIIOl|s:between", &values_array, &low, &high, &out_array, &found, &name)) return NULL;
+    const struct set *set = chosen(name);
+    if (!set || !view(values_array, &values, "values", 0, "f", 4, -1)) return NULL;
+    if (!view(out_array, &out, "out", PyBUF_WRITABLE, "f", 4, -1)) {
+        PyBuffer_Release(&values);
+        return NULL;
+    }
+    const int fits = found >= 0 && found <= out.len / 4 - values.len / 4;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        found = set->between(values.buf, values.len / 4, low, high, out.buf, found, &above);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&values);
+    if (!fits) return PyErr_Format(PyExc_ValueError, "out has no room for all values beside those that were found");
+    return Py_BuildValue("Ll", (long long)above, found);
+}
+
 static PyObject *py_reached(PyObject *self, PyObject *args) {
     PyObject *counts_array;
     Py_buffer counts;
@@ -225,6 +284,9 @@ static PyMethodDef methods[] = {
     {"upper", py_upper, METH_VARARGS, "upper(values, counts)\n\nAdds to counts [32768] the upper halves of the magnitudes' bits."},
     {"lower", py_lower, METH_VARARGS,
      "lower(values, upper, counts, set=best)\n\nAdds to counts [65536] the lower halves of the magnitudes with that upper half."},
+    {"between", py_between, METH_VARARGS,
+     "between(values, low, high, out, found, set=best) -> (above, found)\n\nAppends to out [found:] the magnitudes whose bits are from low on "
+     "below high; says how many are above, and how many out holds then."},
     {"reached", py_reached, METH_VARARGS,
      "reached(counts, wanted) -> (bin, above): where the counts, added up from the last, reach a number, and their sum beyond there"},
     {"sets", py_sets, METH_NOARGS, "sets() -> the instruction sets that this processor has, the best first"},
