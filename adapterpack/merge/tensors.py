@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import NonFinite
 from ..methods import LAYOUTS
 from ..pack.safetensors import DTYPES
-from .blocks import Arithmetic, Block
+from .blocks import ELEMENTS, Arithmetic, Block
 from .bytes_io import Span, copy_span, opened, write_all
 from .codecs.storage import HOME, Encoded, Storage
 from .fold import slice_of
@@ -149,7 +149,7 @@ class Convert(Job):
         (reader, writer), name = self.storage, self.tensor.item.place.name
         rows, columns = reader.shape
         with reader.opened() as read, Parts(run, {HOME: self.tensor}) as parts:
-            for block in blocks(rows, columns, reader.step, 1 << 18):
+            for block in blocks(rows, columns, reader.step, ELEMENTS):
                 raw = read(block, columns, scratch)
                 values = reader.decode(raw, scratch)
                 stored = writer.encode(values, block, run.rounding(name, block.start * columns), scratch)
@@ -218,7 +218,7 @@ def _blocks(change: Any, shape: tuple[int, int], turned: bool, step: int, arithm
     if turned or arithmetic.is_whole(change):
         yield _Part(change, slice(0, rows), columns, turned)
         return
-    for block in blocks(rows, columns, step, arithmetic.elements):
+    for block in blocks(rows, columns, step, arithmetic.elements(change)):
         yield _Part(change, block, columns, turned)
 
 
