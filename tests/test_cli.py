@@ -23,12 +23,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import adapterpack
 from adapterpack.cli.main import COMMANDS, main
+from adapterpack.cli.options import pairs
 from adapterpack.pack.safetensors import SafetensorsFile
 from adapterpack.resources import schema
 
@@ -175,6 +177,15 @@ def test_help_imports_nothing_heavy(record_property: Callable[[str, object], Non
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("text", [
+    "0", "-1", "10", "010", "0.5", "-0.25", "1.", ".5", "1e3", "1.50", "0x1f", "1_000", "12:30", "-0", "tensor", "Tensor", "true", "yes", "on",
+    "off", "no", "null", "inf", "nan", "y", "~", "", "[1, 2]", "a b", "none"])
+def test_values_of_options_are_yaml(text: str) -> None:
+    """Those too that are read without a reader of YAML."""
+    found, wanted = pairs(click.Context(main), click.Option(["--param"]), [f"key={text}"])["key"], yaml.safe_load(text)
+    assert (type(found), found) == (type(wanted), wanted)
+
+
 def test_version() -> None:
     assert process("--version").stdout.split() == ["adapterpack,", "version", adapterpack.__version__]
 

@@ -177,18 +177,19 @@ def _drawn_from(guess: np.ndarray | None, n: int, most: int, rng: np.random.Gene
 
 def _beyond(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
     """An orthonormal basis of what ``W`` adds to orthonormal ones; of as many columns as ``W``, whatever it adds."""
+    present = [V for V in bases if V.shape[1]]
     left, again = W, 0.0
     for turn in range(2):  # what is left may be small beside W, and its rounding with it
-        for V in bases:
+        for V in present:
             inside = V.T @ left
             left = left - V @ inside
             again += float(turn) * np.sum(inside**2, axis=0)
     frame, core = frames(left[None])
-    if not any(V.shape[1] for V in bases) or (frame.back is not None and (np.sum(core[0] ** 2, axis=0) > again).all()):
+    if not present or (frame.back is not None and (np.sum(core[0] ** 2, axis=0) > again).all()):
         found: np.ndarray = frame.times(np.eye(W.shape[1])[None])[0]
         return found.astype(W.dtype)
     # Something adds nothing: what is left of it is rounding, and lies inside again. Householder's QR makes orthonormal columns of anything.
-    whole: np.ndarray = np.linalg.qr(np.concatenate([*bases, W], axis=1).astype(np.float64))[0][:, -W.shape[1] :]
+    whole: np.ndarray = np.linalg.qr(np.concatenate([*present, W], axis=1).astype(np.float64))[0][:, -W.shape[1] :]
     return whole.astype(W.dtype)
 
 

@@ -140,7 +140,8 @@ class Between:
         """One piece, C-contiguous."""
         assert _kernel is not None
         if len(self._kept) < self.count + values.size:  # room for all of it, most of which is left for the next pieces
-            self._kept = np.concatenate([self._kept[: self.count], np.empty(self.count + 2 * values.size, np.float32)])
+            before, self._kept = self._kept[: self.count], np.empty(2 * (self.count + values.size), np.float32)
+            self._kept[: self.count] = before
         above, self.count = _kernel.between(values, self.low, self.high, self._kept, self.count)
         self.above += above
 

@@ -27,6 +27,7 @@ struct votes {
     const float *sizes; /* the sizes of the weights, rising, and whose they are: equal ones are counted together */
     const long *order;
     float *out, *scratch; /* [count], and [terms, LANES] */
+    lanes_there *parts; /* [terms] */
     long terms, count;
     float tie; /* the share of all votes that a majority must exceed */
     int normalize;
@@ -34,12 +35,6 @@ struct votes {
 
 #define INLINE static inline __attribute__((always_inline))
 #define CHOSEN(mask, x) ((lanes)((bits)(mask) & (bits)(x)))
-/* The weighted entries of a change that are large enough, 0 for the others. */
-#define PART(v, t)                                                                                                \
-    ({                                                                                                            \
-        const lanes x = (lanes)*(const lanes_there *)(values + (t) * stride);                                     \
-        CHOSEN(~((lanes)((bits)x & 0x7FFFFFFF) < (v)->least[t]), x) * (v)->weights[t];                            \
-    })
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -158,10 +153,11 @@ static PyObject *py_elect(PyObject *self, PyObject *args) {
     if (!view(least_array, &least, "least", 0, "f", 4, votes.terms)) goto release_weights;
     if (!view(values_array, &values, "values", 0, "f", 4, votes.terms * votes.count)) goto release_least;
     struct { float size; long term; } *ranked = malloc(votes.terms * sizeof(*ranked) + 1);
-    float *numbers = malloc(votes.terms * (LANES + 1) * sizeof(float) + 1);
+    float *numbers = malloc(votes.terms * (2 * LANES + 1) * sizeof(float) + 1);
     long *order = malloc(votes.terms * sizeof(long) + 1);
     if (ranked && numbers && order) {
-        float *sizes = numbers + votes.terms * LANES;
+        float *sizes = numbers + 2 * votes.terms * LANES;
+        votes.parts = (lanes_there *)(numbers + votes.terms * LANES);
         votes.values = values.buf, votes.least = least.buf, votes.weights = weights.buf, votes.out = out.buf, votes.scratch = numbers;
         for (long t = 0; t < votes.terms; t++) {
             const float weight = votes.weights[t];
