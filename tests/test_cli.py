@@ -178,8 +178,8 @@ def test_help_imports_nothing_heavy(record_property: Callable[[str, object], Non
 
 @pytest.mark.fast
 @pytest.mark.parametrize("text", [
-    "0", "-1", "10", "010", "0.5", "-0.25", "1.", ".5", "1e3", "1.50", "0x1f", "1_000", "12:30", "-0", "tensor", "Tensor", "true", "yes", "on",
-    "off", "no", "null", "inf", "nan", "y", "~", "", "[1, 2]", "a b", "none"])
+    "0", "-1", "10", "010", "0.5", "-0.25", "1.", ".5", "1e3", "1.50", "0x1f", "1_000", "12:30", "-0", "tensor", "Tensor", "true", "yes",
+    "on", "off", "no", "null", "inf", "nan", "y", "~", "", "[1, 2]", "a b", "none"])
 def test_values_of_options_are_yaml(text: str) -> None:
     """Those too that are read without a reader of YAML."""
     found, wanted = pairs(click.Context(main), click.Option(["--param"]), [f"key={text}"])["key"], yaml.safe_load(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import peft
 import pytest
 
 import adapterpack
+from adapterpack.compose import rules as rules_module
 from adapterpack.compose.rules import Laws, get, rules
 from adapterpack.compose.space import Term
 from adapterpack.errors import AdapterpackError, ConfigError, Unsupported
@@ -28,6 +30,12 @@ WEIGHTS = [0.7, -0.4, 1.1]
 
 
 # Laws.
+
+
+def test_every_family_holds_the_rules_that_are_said_of_it() -> None:
+    for family, names in rules_module._FAMILIES.items():
+        table = import_module(f"adapterpack.compose.families.{family}").RULES
+        assert tuple(rule.name for rule in table) == names
 
 
 def test_every_trait_is_a_law() -> None:

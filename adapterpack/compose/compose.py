@@ -15,7 +15,6 @@ from ..pack.pack import Pack
 from ..pack.validate import load
 from . import rules
 from .asked import checked_weights, chosen_name
-from .search import searched
 from .statistics import Statistics
 from .work import Progress, Request, Work, combined, packed, prepared
 
@@ -156,6 +155,8 @@ def _weighed(work: Work, score: Score | None, name: str) -> Work:
     def judged(weights: np.ndarray) -> float:
         tried = work.weighing(list(weights))
         return score(packed(tried, combined(tried), name))
+
+    from .search import searched  # noqa: PLC0415 - most rules search for nothing
 
     return work.weighing(searched(judged, len(work.parents), **work.arguments))
 

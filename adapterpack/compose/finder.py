@@ -17,7 +17,6 @@ import numpy as np
 
 from ..methods import row_blocks
 from .cut import Cut, energy_of
-from .passes import sweep
 from .space import Factors
 from .spectra import Loss, Spectrum, frames
 
@@ -103,6 +102,8 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Found:
         >>> int(np.sum(found.spectrum.S > 1e-9 * found.spectrum.S[0])), found.left_out < 1e-9 * found.total
         (5, True)
     """
+    from .passes import sweep  # noqa: PLC0415 - compiled; changes that are factors never need it
+
     m, n = D.shape
     side = min(m, n)
     limit = side if cut.rank is None else min(side, cut.rank + _MORE)

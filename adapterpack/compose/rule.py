@@ -40,6 +40,13 @@ class Laws(NamedTuple):
     """The packs may have different ranks."""
 
 
+ARXIV = "https://arxiv.org/abs/"
+SUM = Laws(sums=True)
+MEAN = Laws(weighted=False)
+"""Of a mean: a lone pack's weight divides out."""
+THINNED = {"density": 1.0}
+
+
 class Rule(NamedTuple):
     """How the terms of one site become one change.
 
