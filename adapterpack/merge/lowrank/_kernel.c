@@ -58,6 +58,7 @@ struct sums {
 /* float16 by the processor's own conversions. */
 #if defined(__x86_64__)
 #define SET avx512
+#define PRODUCT_ROWS 8 /* as many sums as there are registers for */
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
 #define F16_WIDE(p) ((lanes)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p))))
 #define F16_NARROW(x, p) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtps_ph((__m512)(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))
@@ -66,7 +67,9 @@ struct sums {
 #undef TARGET
 #undef F16_WIDE
 #undef F16_NARROW
+#undef PRODUCT_ROWS
 #define SET avx2
+#define PRODUCT_ROWS ROWS
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 INLINE TARGET lanes wide_avx2(const uint16_t *from) {
     float two[LANES];
@@ -84,6 +87,7 @@ INLINE TARGET void narrow_avx2(lanes x, uint16_t *to) {
 #include "kernels.h"
 #elif defined(__aarch64__)
 #define SET neon
+#define PRODUCT_ROWS ROWS
 #define TARGET
 INLINE lanes wide_neon(const uint16_t *from) {
     float four[LANES];

@@ -4,6 +4,7 @@
 #define STORED float
 #define EXACT 1
 #define PLAIN 1
+#define HEIGHT PRODUCT_ROWS
 #define WIDE F32_WIDE
 #define NARROW F32_NARROW
 #include "kernel.h"
@@ -11,6 +12,7 @@
 #undef STORED
 #undef EXACT
 #undef PLAIN
+#undef HEIGHT
 #undef WIDE
 #undef NARROW
 
@@ -18,6 +20,7 @@
 #define STORED uint16_t
 #define EXACT 0
 #define PLAIN 0
+#define HEIGHT ROWS
 #define WIDE BF16_WIDE
 #define NARROW BF16_NARROW
 #include "kernel.h"
@@ -25,6 +28,7 @@
 #undef STORED
 #undef EXACT
 #undef PLAIN
+#undef HEIGHT
 #undef WIDE
 #undef NARROW
 
@@ -32,6 +36,7 @@
 #define STORED uint16_t
 #define EXACT 0
 #define PLAIN 0
+#define HEIGHT ROWS
 #define WIDE F16_WIDE
 #define NARROW F16_NARROW
 #include "kernel.h"
@@ -39,6 +44,7 @@
 #undef STORED
 #undef EXACT
 #undef PLAIN
+#undef HEIGHT
 #undef WIDE
 #undef NARROW
 
@@ -46,6 +52,7 @@
 #define STORED float
 #define EXACT 1
 #define PLAIN 0
+#define HEIGHT ROWS
 #define WIDE F32_WIDE
 #define NARROW F32_NARROW
 #include "kernel.h"
@@ -53,5 +60,6 @@
 #undef STORED
 #undef EXACT
 #undef PLAIN
+#undef HEIGHT
 #undef WIDE
 #undef NARROW
