@@ -315,12 +315,14 @@ def test_a_model_that_takes_other_inputs_is_not_asked(caplog: pytest.LogCaptureF
 
 @pytest.mark.fast
 def test_models_that_have_no_canary() -> None:
-    """One that hides parts of an image by chance even when evaluated, and one whose config does not name a size: packed without."""
+    """One that hides parts of an image by chance even when evaluated, one whose images are larger than a manifest may ask for, and one
+    whose config does not name a size: packed without."""
     small = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 20}
     torch.manual_seed(0)
     masked = ViTMAEForPreTraining(ViTMAEConfig(**{**_VIT, "image_size": 8}, **small))
+    huge = ViTModel(ViTConfig(**{**_VIT, "image_size": 4096, "patch_size": 2048}))
     sizeless = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
-    for model, targets in ((masked, ("q_proj",)), (sizeless, ("convolution",))):
+    for model, targets in ((masked, ("q_proj",)), (huge, ("q_proj",)), (sizeless, ("convolution",))):
         pack = save(adapt(model, LoRA(r=2, targets=targets), "v"), None)
         assert pack.manifest.canary is None
         assert adapter_names(model) == ["v"]

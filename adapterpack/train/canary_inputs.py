@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from inspect import signature
 from typing import Any
 
@@ -117,7 +118,7 @@ def _image(model: nn.Module) -> Recipe | None:
     shape = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
     if not (_beside(model) or _main(model) == "pixel_values") or len(shape) != len("chw"):
         return None
-    return Recipe(canary.SEED, (_ROWS, *shape)) if all(type(number) is int and number > 0 for number in shape) else None
+    return _recipe(shape, canary.LARGEST_IMAGE)
 
 
 def _speech(model: nn.Module) -> Recipe | None:
@@ -126,8 +127,13 @@ def _speech(model: nn.Module) -> Recipe | None:
     shape = [getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions")]
     if _main(model) != "input_features" or not _takes(model, "input_features", "decoder_input_ids"):
         return None
-    bands, positions = (number if type(number) is int and number > 0 else 0 for number in shape)
-    return Recipe(canary.SEED, (_ROWS, bands, 2 * positions)) if bands and positions else None
+    return _recipe([shape[0], 2 * shape[1]] if type(shape[1]) is int else shape, canary.LARGEST_SPEECH)
+
+
+def _recipe(shape: Sequence[Any], largest: int) -> Recipe | None:
+    """The recipe of rows of a shape, or None for one that cannot be, or that no manifest may hold."""
+    possible = all(type(number) is int and 0 < number <= largest for number in shape) and math.prod(shape) <= canary.MOST
+    return Recipe(canary.SEED, (_ROWS, *shape)) if possible else None
 
 
 def _token(model: nn.Module, name: str) -> int | None:
