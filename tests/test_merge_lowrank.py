@@ -184,6 +184,6 @@ def test_the_package_without_a_compiler(tmp_path: Path) -> None:
         wheel = next(out.glob("*.whl")).name
         if name == "without":
             assert wheel.endswith("py3-none-any.whl"), wheel
-            assert "numpy will do its work" in run.stdout + run.stderr
+            assert "numpy will do their work" in run.stdout + run.stderr
         elif lowrank.COMPILED:
             assert "-cp311-abi3-" in wheel, wheel

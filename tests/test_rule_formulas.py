@@ -12,7 +12,6 @@ import pytest
 import adapterpack
 from adapterpack.compose import entries, finish, trim
 from adapterpack.compose.drawn import uniform
-from adapterpack.compose.entries import level
 from adapterpack.compose.rules import rules
 from adapterpack.methods import LoRA, Site
 from adapterpack.testing.rule_laws import SITES, Deltas, Ours, close, deltas, made, measured
@@ -372,20 +371,6 @@ def test_units() -> None:
 
 
 # Pieces.
-
-
-@pytest.mark.parametrize("share", [0.001, 0.2, 0.5, 1.0])
-def test_level_is_the_exact_order_statistic(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over blocks of any sizes, with equal numbers, zeros and the smallest floats among them."""
-    rng = np.random.default_rng(3)
-    values = np.abs(rng.standard_normal((3, 1001))).astype(np.float32)
-    values[1, :400], values[2, 100:300] = 0, 0.5
-    values[0, :5] = np.float32(1e-44)
-    pieces = [values[:, :7], values[:, 7:500], values[:, 500:]]
-    wanted = np.sort(values, axis=1)[:, ::-1][:, max(1, round(share * 1001)) - 1]
-    np.testing.assert_array_equal(level(lambda: iter(pieces), share), wanted)
-    monkeypatch.setattr(entries, "_HELD", 0)  # counted, and not held
-    np.testing.assert_array_equal(level(lambda: iter(pieces), share), wanted)
 
 
 def test_drawn_numbers_are_uniform_and_belong_to_their_place() -> None:

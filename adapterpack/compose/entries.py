@@ -13,14 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..merge import lowrank
 from ..methods import row_blocks
 from .rule import Combined, with_scope
 from .space import Core, Factors, Term, core
 
 _BLOCK = 1 << 18
 """Numbers of a block of all changes together: what a core's cache holds a few times."""
-_HELD = 1 << 22
-"""Numbers that are held to select from: 16 MB."""
+
+
+_EVERY = (3, 5)
+"""Which rows and columns are sampled: odd numbers, because heads and the like come in even ones."""
 
 
 class Block(NamedTuple):
@@ -49,12 +52,16 @@ def weighted(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class View:
-    """The changes of one site in some coordinates: ``take`` gives rows ``[T, b, n]``, ``back`` brings a merged matrix to the weight."""
+    """The changes of one site in some coordinates: ``take`` gives rows ``[T, b, n]``, ``back`` brings a merged matrix to the weight.
+
+    ``sample`` gives some entries ``[T, ...]``, of rows and columns from all over, where that is much less work than all of them.
+    """
 
     terms: tuple[Term, ...]
     shape: tuple[int, int]
     take: Callable[[slice], np.ndarray]
     back: Callable[[np.ndarray], Factors] | None = None
+    sample: Callable[[], np.ndarray] | None = None
 
     def blocks(self) -> Iterator[Block]:
         """All rows once, in blocks that depend on the shape alone."""
@@ -64,8 +71,21 @@ class View:
             yield Block(self.take(rows), weights, keys, rows, measured)
 
 
-Blocks = Callable[[], Iterator[Block]]
-"""The blocks of one site or of all, as often as they are asked for."""
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of one site or of all, as often as they are asked for."""
+
+    views: Callable[[], Iterator[View]]
+
+    def __call__(self) -> Iterator[Block]:
+        """All of them, once."""
+        for view in self.views():
+            yield from view.blocks()
+
+    def sample(self) -> np.ndarray | None:
+        """``[T, S]``: entries from all over, if they are to be had for little."""
+        found = [view.sample().reshape(len(view.terms), -1) for view in self.views() if view.sample is not None]
+        return np.concatenate(found, axis=1) if found else None
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,12 @@ class Merged:
         """``(m, n)``."""
         return self.view.shape
 
+    @property
+    def guess(self) -> np.ndarray | None:
+        """The rows of the factors, as long as what each brings into the sum of the changes."""
+        rows = [term.A.T * (abs(term.weight) * np.linalg.norm(term.B, axis=0)) for term in self.view.terms]
+        return np.concatenate(rows, axis=1).astype(np.float32)
+
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """See :class:`~adapterpack.compose.finder.Rows`."""
         for block in self.view.blocks():
@@ -89,14 +115,18 @@ class Merged:
 def dense(terms: Sequence[Term]) -> View:
     """The coordinates of the weight."""
     dtype, columns = np.result_type(*(part.dtype for term in terms for part in (term.A, term.B))), terms[0].change.shape[1]
+    packed = [lowrank.panels(term.B, term.A) if dtype == np.float32 else None for term in terms]
 
     def take(rows: slice) -> np.ndarray:
         values = np.empty((len(terms), rows.stop - rows.start, columns), dtype)
-        for value, term in zip(values, terms, strict=True):
-            np.matmul(term.B[rows], term.A, out=value)
+        for value, term, panels in zip(values, terms, packed, strict=True):
+            lowrank.product(term.B[rows], term.A, panels, value)
         return values
 
-    return View(tuple(terms), terms[0].change.shape, take)
+    def sample() -> np.ndarray:
+        return np.stack([term.B[:: _EVERY[0]] @ term.A[:, :: _EVERY[1]] for term in terms])
+
+    return View(tuple(terms), terms[0].change.shape, take, sample=sample)
 
 
 def knots(terms: Sequence[Term]) -> View:
@@ -150,67 +180,7 @@ def entrywise(
     def survey(sites: Sequence[Sequence[Term]], **params: Any) -> Any:
         params.pop("scope")
         changed = [terms for terms in sites if any(len(term.A) for term in terms)]
-        return measure(lambda: (block for terms in changed for block in coordinates(terms).blocks()), **params)
+        return measure(Blocks(lambda: (coordinates(terms) for terms in changed)), **params)
 
     function.__signature__ = with_scope(fuse, scope)  # type: ignore[attr-defined]
     return function, survey
-
-
-def magnitudes(values: np.ndarray) -> np.ndarray:
-    """``|x|`` in float32, in which magnitudes are ranked."""
-    found: np.ndarray = np.abs(values).astype(np.float32, copy=False)
-    return found
-
-
-def level(values: Callable[[], Iterator[np.ndarray]], share: float) -> np.ndarray:
-    """``[C]``: of each of ``C`` rows of numbers >= 0, the one that a ``share`` of them reaches or exceeds, exactly.
-
-    ``values`` gives pieces ``[C, ...]`` in float32, the same ones each time. A bearable number of them is held and selected from. For more
-    the bit patterns are counted, which are in the order of such floats: one pass counts the upper halves, one the lower halves inside the
-    bin that was found. Memory is 65536 counters a row then, whatever the size.
-
-    Example:
-        >>> piece = np.arange(10, dtype=np.float32)[None]
-        >>> level(lambda: iter([piece[:, :4], piece[:, 4:]]), 0.3)
-        array([7.], dtype=float32)
-    """
-    if (held := _held(values)) is not None:
-        wanted = held.shape[1] - min(held.shape[1], max(1, round(share * held.shape[1])))
-        return np.partition(held, wanted, axis=1)[:, wanted] if held.size else np.zeros(0, np.float32)
-    high, sizes = None, 0
-    for piece in values():
-        bits = _bits(piece)
-        counts = np.stack([np.bincount(row >> 16, minlength=1 << 16) for row in bits])
-        high, sizes = counts if high is None else high + counts, sizes + bits.shape[1]
-    assert high is not None
-    wanted = min(sizes, max(1, round(share * sizes)))
-    upper, before = _reached(high, np.full(len(high), wanted))
-    low = np.zeros_like(high)
-    for piece in values():
-        for c, row in enumerate(_bits(piece)):
-            low[c] += np.bincount(row[row >> 16 == upper[c]] & 0xFFFF, minlength=1 << 16)
-    lower, _ = _reached(low, wanted - before)
-    return (upper.astype(np.uint32) << 16 | lower.astype(np.uint32)).view(np.float32)
-
-
-def _held(values: Callable[[], Iterator[np.ndarray]]) -> np.ndarray | None:
-    """All numbers, ``[C, ...]``, if they are few enough."""
-    held: list[np.ndarray] = []
-    for piece in values():
-        held.append(piece.reshape(len(piece), -1))
-        if sum(each.size for each in held) > _HELD:
-            return None
-    return np.concatenate(held, axis=1) if held else np.zeros((0, 0), np.float32)
-
-
-def _bits(piece: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(piece).view(np.uint32).reshape(len(piece), -1).astype(np.int64)
-
-
-def _reached(counts: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bin, from the top, in which the count reaches what is wanted, and how many lie above it."""
-    above = np.cumsum(counts[:, ::-1], axis=1)
-    place = (above < wanted[:, None]).sum(axis=1)
-    found = counts.shape[1] - 1 - place
-    lines = np.arange(len(counts))
-    return found, above[lines, place] - counts[lines, found]

@@ -63,4 +63,4 @@ def _held(change: Rows) -> Rows:
             whole = np.empty((m, n), block.dtype)
         whole[rows] = block
     assert whole is not None
-    return Held(whole)
+    return Held(whole, change.guess)

@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import ConfigError
-from .entries import Block, Blocks, level, magnitudes, weighted
+from .entries import Block, Blocks, weighted
+from .levels import level, magnitudes
+from .passes import elected, trimmed
 from .rule import share
-from .trim import band, band_levels, dropped, dropped_by_rank, largest, largest_level
-
-_TIE = 1e-6
-"""Of the votes cast: a majority that is rounding in float32 is none."""
+from .trim import band, band_levels, dropped, dropped_by_rank, largest_level
 
 
 def nothing(blocks: Blocks, **_: Any) -> None:
     """The survey of a rule that needs none."""
 
 
-def elected(values: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarray:
-    """TIES: at each entry the sign of ``sum w_t x_t`` is elected, and the ``w_t x_t`` of that sign are added up.
-
-    Where the votes are even nothing is elected. ``normalize`` divides by the sum of the ``|w_t|`` that were added: a mean that is never
-    larger than its largest part.
-    """
-    shape, dtype = values.shape[1:], values.dtype
-    up, lead, scratch = np.zeros(shape, dtype), np.zeros(shape, dtype), np.empty(shape, dtype)
-    voters = {size: np.zeros((2, *shape), np.uint8) for size in np.unique(np.abs(weights)).tolist()} if normalize else {}
-    for weight, value in zip(weights.tolist(), values, strict=True):
-        part = value if weight == 1 else np.multiply(value, dtype.type(weight))
-        up += np.maximum(part, 0, out=scratch)
-        lead += part
-        if normalize:
-            for count, voted in zip(voters[abs(weight)], (part > 0, part < 0), strict=True):
-                np.add(count, voted.view(np.uint8), out=count)  # the same bytes: no pass to convert them
-    won = lead > 0
-    lost = np.subtract(lead, up, out=scratch)  # minus what was below 0, in the order of the sums: exactly 0 where nothing was
-    merged = np.where(won, up, lost)
-    if normalize:
-        merged /= _counted(voters, won, dtype)
-    votes = np.subtract(up, lost, out=scratch)
-    decided = np.greater(np.abs(lead, out=lead), np.multiply(votes, dtype.type(_TIE), out=votes))
-    return np.where(decided, merged, dtype.type(0))
-
-
-def _counted(voters: Mapping[float, np.ndarray], won: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """The sum of the sizes of the weights that voted with the sign that won; never 0: where nobody voted 0 is divided."""
-    counted = np.zeros(won.shape, dtype)
-    for size, count in voters.items():
-        votes = np.where(won, *count).astype(dtype)
-        counted += votes if size == 1 else np.multiply(votes, dtype.type(size), out=votes)
-    found: np.ndarray = np.maximum(counted, np.finfo(dtype).tiny, out=counted)
+def _scaled(lam: float, merged: np.ndarray) -> np.ndarray:
+    """``lam`` times the change; no pass where it is 1."""
+    found: np.ndarray = merged if lam == 1 else lam * merged
     return found
 
 
@@ -63,12 +31,12 @@ def magnitude_level(blocks: Blocks, *, density: float, **_: Any) -> np.ndarray:
 
 def magnitude_prune(block: Block, least: np.ndarray, *, density: float = 0.5) -> np.ndarray:
     """``sum w_t trim(x_t)``."""
-    return np.asarray(weighted(block.weights, largest(block, least)).sum(axis=0))
+    return np.asarray(weighted(block.weights, trimmed(block.values, least)).sum(axis=0))
 
 
 def ties(block: Block, least: np.ndarray, *, density: float = 0.2, lam: float = 1.0, normalize: bool = True) -> np.ndarray:
     """``lam`` times the disjoint mean of the trimmed changes under the elected sign."""
-    return lam * elected(largest(block, least), block.weights, normalize)
+    return _scaled(lam, elected(block.values, block.weights, normalize, least))
 
 
 def dare_linear(block: Block, _: None, *, density: float = 0.5, seed: int = 0) -> np.ndarray:
@@ -80,14 +48,14 @@ def dare_ties(
     block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, normalize: bool = True, seed: int = 0
 ) -> np.ndarray:
     """TIES' election over changes that were thinned out at random."""
-    return lam * elected(dropped(block, density, seed), block.weights, normalize)
+    return _scaled(lam, elected(dropped(block, density, seed), block.weights, normalize))
 
 
 def della(
     block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, lam: float = 1.0, normalize: bool = True, seed: int = 0
 ) -> np.ndarray:
     """TIES' election over changes whose larger entries are kept with a higher probability, each divided by its own."""
-    return lam * elected(dropped_by_rank(block, density, epsilon, seed), block.weights, normalize)
+    return _scaled(lam, elected(dropped_by_rank(block, density, epsilon, seed), block.weights, normalize))
 
 
 def della_linear(block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, seed: int = 0) -> np.ndarray:
@@ -110,7 +78,7 @@ def breadcrumbs_ties(
     normalize: bool = True,
 ) -> np.ndarray:
     """TIES' election over the bands."""
-    return lam * elected(band(block, levels), block.weights, normalize)
+    return _scaled(lam, elected(band(block, levels), block.weights, normalize))
 
 
 def magmax(block: Block, _: None, *, alpha: float = 1.0) -> np.ndarray:
@@ -147,7 +115,7 @@ def sce(block: Block, found: Selected, *, density: float = 0.5, lam: float = 1.0
         return np.zeros(block.values.shape[1:], block.values.dtype)
     signed = np.sign(block.weights) * shares / shares.sum()
     chosen = np.where(_variance(block) >= found.least, block.values, 0)
-    return lam * elected(chosen, signed, True)
+    return _scaled(lam, elected(chosen, signed, True))
 
 
 class Balance(NamedTuple):

@@ -6,19 +6,15 @@ import numpy as np
 
 from ..errors import ConfigError
 from .drawn import uniform
-from .entries import Block, Blocks, level, magnitudes
+from .entries import Block, Blocks
+from .levels import level, magnitudes
 from .rule import share
 
 
 def largest_level(blocks: Blocks, density: float) -> np.ndarray:
     """``[T]``: the magnitude from which on the ``density`` largest entries of each change lie."""
     share("density", density)
-    return level(lambda: (magnitudes(block.values) for block in blocks()), density)
-
-
-def largest(block: Block, least: np.ndarray) -> np.ndarray:
-    """The entries whose magnitude reaches ``least`` ``[T]``, all others 0."""
-    return np.where(magnitudes(block.values) >= least[:, None, None], block.values, 0)
+    return level(lambda: (block.values for block in blocks()), density, blocks.sample)
 
 
 def band_levels(blocks: Blocks, density: float, gamma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -31,10 +27,10 @@ def band_levels(blocks: Blocks, density: float, gamma: float) -> tuple[np.ndarra
     if not 0 <= gamma < 1 or density + gamma > 1 + 1e-12:
         raise ConfigError("density and gamma are shares of the same entries", where="gamma",
                           expected=f"at least 0, at most {1 - density:g}", found=gamma, remedy="lower one of them")
-    least = level(lambda: (magnitudes(block.values) for block in blocks()), density + gamma)
+    least = level(lambda: (block.values for block in blocks()), density + gamma, blocks.sample)
     if gamma == 0:
         return least, np.full_like(least, np.inf)
-    return least, level(lambda: (magnitudes(block.values) for block in blocks()), gamma)
+    return least, level(lambda: (block.values for block in blocks()), gamma, blocks.sample)
 
 
 def band(block: Block, levels: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

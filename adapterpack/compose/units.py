@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import ConfigError, Unsupported
-from .entries import level, magnitudes
+from .levels import level, magnitudes
 from .rule import choice, share
 from .space import Factors, Term, zero
 from .spectra import spectra

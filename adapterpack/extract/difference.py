@@ -96,6 +96,10 @@ class Difference:
         self.noise += (_ARITHMETIC**2 if self.dtype == np.float32 else 0.0) * self.total
         self._held = held
 
+    @property
+    def guess(self) -> None:
+        """Nothing is known of it."""
+
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """See :class:`~adapterpack.compose.finder.Rows`."""
         if self._held is not None:

@@ -15,6 +15,9 @@ from .rounding import Round
 from .scratch import Scratch
 
 Write = Callable[[Encoded], None]
+ELEMENTS = 1 << 18
+"""Numbers of a block for numpy. Smaller ones stay in a nearer cache, but workers then pass the interpreter's lock to each other so often
+that they lose more."""
 
 
 class Block(NamedTuple):
@@ -29,9 +32,11 @@ class Block(NamedTuple):
 
 
 class Arithmetic(Protocol):
-    """Where the numbers of a fold are computed: with numpy, or by torch on a device. ``elements`` is the size of a good block."""
+    """Where the numbers of a fold are computed: with numpy, or by torch on a device."""
 
-    elements: int
+    def elements(self, change: Any, storage: Storage) -> int:
+        """The numbers of a good block."""
+        ...
 
     def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
                 bias: np.ndarray | None) -> Any:
@@ -60,12 +65,11 @@ class Arithmetic(Protocol):
 
 
 class InNumpy:
-    """The fold on the cores of this machine.
+    """The fold on the cores of this machine."""
 
-    Smaller blocks stay in a nearer cache, but workers then pass the interpreter's lock to each other so often that they lose more.
-    """
-
-    elements = 1 << 18
+    def elements(self, change: Change, storage: Storage) -> int:
+        """See :class:`Arithmetic`."""
+        return ELEMENTS
 
     def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
                 bias: np.ndarray | None) -> Change:

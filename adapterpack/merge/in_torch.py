@@ -28,8 +28,6 @@ class InTorch:
         ProviderError: torch has no such device here.
     """
 
-    elements = 1 << 23
-
     def __init__(self, device: str) -> None:
         try:
             self.device = torch.device(device)
@@ -38,6 +36,10 @@ class InTorch:
             raise ProviderError("torch has no such device here", where="device", found=repr(device), expected="cuda or cpu",
                                 remedy="leave --device out to merge with numpy, or install a torch with CUDA on a machine that has it"
                                 ) from error
+
+    def elements(self, change: Change, storage: Storage) -> int:
+        """See :class:`~adapterpack.merge.blocks.Arithmetic`."""
+        return 1 << 23
 
     def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
                 bias: np.ndarray | None) -> Change:

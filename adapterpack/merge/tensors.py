@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import NonFinite
 from ..methods import LAYOUTS
 from ..pack.safetensors import DTYPES
-from .blocks import Arithmetic, Block
+from .blocks import ELEMENTS, Arithmetic, Block
 from .bytes_io import Span, copy_span, opened, write_all
 from .codecs.storage import HOME, Encoded, Storage
 from .fold import slice_of
@@ -149,7 +149,7 @@ class Convert(Job):
         (reader, writer), name = self.storage, self.tensor.item.place.name
         rows, columns = reader.shape
         with reader.opened() as read, Parts(run, {HOME: self.tensor}) as parts:
-            for block in blocks(rows, columns, reader.step, 1 << 18):
+            for block in blocks(rows, columns, reader.step, ELEMENTS):
                 raw = read(block, columns, scratch)
                 values = reader.decode(raw, scratch)
                 stored = writer.encode(values, block, run.rounding(name, block.start * columns), scratch)
@@ -179,7 +179,7 @@ class Fold(Job):
                 change = run.arithmetic.prepare([slice_of(each, number) for each in target.contributions], reader.work, matrix,
                                                 target.base_bias)
                 sums += Sums(change=run.arithmetic.energy(change) or 0.0)
-                for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, reader.step, run.arithmetic):
+                for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, storage, run.arithmetic):
                     count = block.columns if block.turned else block.rows.stop - block.rows.start
                     across = (block.rows.stop - block.rows.start) if block.turned else block.columns
                     stored = slice(done // max(1, across), done // max(1, across) + count)
@@ -211,14 +211,14 @@ class _Part(NamedTuple):
     turned: bool
 
 
-def _blocks(change: Any, shape: tuple[int, int], turned: bool, step: int, arithmetic: Arithmetic) -> Iterator[_Part]:
+def _blocks(change: Any, shape: tuple[int, int], turned: bool, storage: Storage, arithmetic: Arithmetic) -> Iterator[_Part]:
     rows, columns = shape
     if turned and (other := arithmetic.turned(change)) is not None:
         change, turned, rows, columns = other, False, columns, rows
     if turned or arithmetic.is_whole(change):
         yield _Part(change, slice(0, rows), columns, turned)
         return
-    for block in blocks(rows, columns, step, arithmetic.elements):
+    for block in blocks(rows, columns, storage.reader.step, arithmetic.elements(change, storage)):
         yield _Part(change, block, columns, turned)
 
 

@@ -13,7 +13,7 @@ from ...methods import LAYOUTS
 from ...onnx_graph.match import Place
 from ...onnx_graph.pieces import Piece
 from ...pack.checkpoint import Checkpoint
-from ..blocks import InNumpy
+from ..blocks import ELEMENTS
 from ..fold import prepare, slice_of
 from ..loss import Sums, sums_of
 from ..plan import Target
@@ -80,7 +80,7 @@ def put(value: np.ndarray, place: Place, writer: Writer, safe: bool) -> None:
 def _blocks(matrix: np.ndarray, dtype: np.dtype[Any], turned: bool, whole: bool) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
     """Row blocks as the merge of a checkpoint cuts and lays them, so that equal numbers come out: old, change, new ``[count, in]``."""
     rows, columns = matrix.shape
-    for block in iter((slice(0, rows),)) if whole or turned else blocks(rows, columns, 1, InNumpy.elements):
+    for block in iter((slice(0, rows),)) if whole or turned else blocks(rows, columns, 1, ELEMENTS):
         count = block.stop - block.start
         shape = (columns, count) if turned else (count, columns)
         old, delta, new = (np.empty(shape, dtype) for _ in range(3))

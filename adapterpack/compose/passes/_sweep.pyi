@@ -1,0 +1,3 @@
+import numpy as np
+
+def sweep(D: np.ndarray, X: np.ndarray, there: np.ndarray, back: np.ndarray | None, /) -> None: ...

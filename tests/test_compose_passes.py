@@ -1,0 +1,203 @@
+"""The compiled passes over dense entries: against the formulas, bit for bit beside numpy's way, and a composition with and without them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import adapterpack
+from adapterpack.compose import levels, passes
+from adapterpack.compose.cut import Cut
+from adapterpack.compose.finder import Held, largest
+from adapterpack.compose.levels import level
+from adapterpack.merge import lowrank
+from adapterpack.methods import LoRA, Site
+from adapterpack.testing.rule_laws import deltas, made
+
+pytestmark = pytest.mark.fast
+SHAPES = [(1, 1), (2, 15), (2, 16), (3, 17), (1, 64), (5, 333), (4, 0), (2, 1000)]
+
+
+def test_it_is_compiled_where_a_compiler_is() -> None:
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    if headers and any(map(shutil.which, ("cc", "gcc", "clang"))) and "ADAPTERPACK_PURE" not in os.environ:
+        assert passes.compiled(), "install the package again (pip install -e .), which compiles its kernels"
+
+
+@pytest.fixture
+def kernel() -> ModuleType:
+    return pytest.importorskip("adapterpack.compose.passes._passes", reason="no compiler here: numpy goes over the entries")
+
+
+def voted(values: np.ndarray, weights: np.ndarray, least: np.ndarray, normalize: bool) -> np.ndarray:
+    """TIES, entry by entry in float64."""
+    merged = np.zeros(values.shape[1])
+    for place in range(values.shape[1]):
+        votes = [float(w) * float(x) if abs(x) >= floor else 0.0 for w, x, floor in zip(weights, values[:, place], least, strict=True)]
+        if abs(sum(votes)) <= 1e-6 * sum(map(abs, votes)):
+            continue
+        mine = [t for t, vote in enumerate(votes) if vote * sum(votes) > 0]
+        merged[place] = sum(votes[t] for t in mine) / (sum(abs(float(weights[t])) for t in mine) if normalize else 1)
+    return merged
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_vote(kernel: ModuleType, shape: tuple[int, int], normalize: bool) -> None:
+    """Weights of any sign and of equal sizes, equal magnitudes, even votes, thresholds that an entry reaches exactly."""
+    rng = np.random.default_rng(shape[1])
+    halves = (np.round(2 * rng.standard_normal(shape)) / 2).astype(np.float32)  # many are equal, opposite, or just at the threshold
+    for values in (rng.standard_normal(shape, np.float32), halves):
+        for weights in (np.ones(shape[0]), rng.choice([-1.0, 1.0, 0.5, -0.5, 0.3], shape[0]), rng.standard_normal(shape[0])):
+            least = rng.choice([0, 0.5, 1], shape[0]).astype(np.float32)
+            numpys = passes._elected(passes.trimmed(values, least), weights, normalize)
+            np.testing.assert_allclose(numpys, voted(values, weights.astype(np.float32), least, normalize), rtol=2e-6, atol=1e-6)
+            for name in kernel.sets():
+                found = np.full(shape[1], np.nan, np.float32)
+                kernel.elect(values, least, weights.astype(np.float32), 1e-6, normalize, found, name)
+                np.testing.assert_array_equal(found.view(np.uint32), numpys.view(np.uint32), err_msg=name)
+
+
+def test_numbers_that_are_none_elect_nothing(kernel: ModuleType) -> None:
+    values = np.array([[np.nan, np.inf, np.inf, 1e38, -0.0], [1, 1, -np.inf, 3e38, 0.0]], np.float32)
+    with np.errstate(all="ignore"):
+        numpys = passes._elected(values, np.ones(2), True)
+        np.testing.assert_array_equal(passes.elected(values, np.ones(2), True).view(np.uint32), numpys.view(np.uint32))
+
+
+@pytest.mark.parametrize("size", [0, 1, 17, 333])
+def test_what_lies_between(kernel: ModuleType, size: int) -> None:
+    """Beside numpy's masks, with ends that an entry reaches exactly; zeros from 0 on, everything without an end."""
+    values = (np.round(4 * np.random.default_rng(size).standard_normal(size)) / 4).astype(np.float32)
+    sizes = np.abs(values)
+    for low, high in ((0.25, 0.75), (0.0, 0.5), (1.0, np.inf), (0.5, 0.5)):
+        bits = [int(np.float32(each).view(np.uint32)) for each in (low, high)]
+        for name in kernel.sets():
+            out = np.full(size + 2, -1, np.float32)
+            above, found = kernel.between(values, *bits, out, 2, name)
+            assert above == np.count_nonzero(sizes >= high)
+            np.testing.assert_array_equal(out[2:found], sizes[(sizes >= low) & (sizes < high)])
+            assert (out[:2] == -1).all()
+
+
+@pytest.mark.parametrize("way", ["compiled", "held", "counted"])
+@pytest.mark.parametrize("share", [0.001, 0.2, 0.5, 1.0])
+def test_level_is_the_exact_order_statistic(share: float, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over blocks of any sizes, of magnitudes with equal ones, zeros and the smallest floats among them."""
+    if way != "compiled":
+        monkeypatch.setattr(passes, "_kernel", None)
+        monkeypatch.setattr(levels, "_HELD", 0 if way == "counted" else 1 << 20)
+    elif not passes.compiled():
+        pytest.skip("no compiler here")
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((3, 1001)).astype(np.float32)
+    values[1, :400], values[2, 100:300], values[2, 300:400] = 0, 0.5, -0.5
+    values[0, :5] = np.float32(1e-44)
+    wanted = np.sort(np.abs(values), axis=1)[:, ::-1][:, max(1, round(share * 1001)) - 1]
+    for pieces in ([values[:, :7], values[:, 7:500], values[:, 500:]], [values.reshape(3, 7, 143)], [values.astype(np.float64)]):
+        for sample in (None, lambda: None, lambda: values[:, ::3], lambda: values[:, :3], lambda: 2 * values, lambda: 0 * values):
+            np.testing.assert_array_equal(level(lambda pieces=pieces: iter(pieces), share, sample), wanted)  # type: ignore[misc]
+    assert len(level(lambda: iter([]), share)) == 0
+
+
+def test_wrong_arrays_are_refused(kernel: ModuleType) -> None:
+    """Every length, dtype and layout is checked before a number is read."""
+    values, least, weights, out = np.ones((2, 9), np.float32), np.zeros(2, np.float32), np.ones(2, np.float32), np.empty(9, np.float32)
+    refused = pytest.raises((TypeError, ValueError, BufferError))
+    for arguments in (
+        (values[:1], least, weights, 0.0, True, out), (values, least[:1], weights, 0.0, True, out),
+        (values, least, weights, 0.0, True, None),
+        (values, least, np.ones(3, np.float32), 0.0, True, out), (values, least, weights, 0.0, True, out[:8]),
+        (values.astype(np.float64), least, weights, 0.0, True, out), (values, least, weights, 0.0, True, out.view(np.int32)),
+        (np.ones((9, 2), np.float32).T, least, weights, 0.0, True, out), (values, least, weights, 0.0, True, out, "sse"),
+    ):
+        with refused:
+            kernel.elect(*arguments)
+    counts = np.zeros(passes.UPPER, np.int64)
+    for call in (lambda: kernel.upper(values, counts[:-1]), lambda: kernel.upper(values, counts.astype(np.int32)),
+                 lambda: kernel.lower(values, 3, counts), lambda: kernel.upper(values[:, ::2], counts),
+                 lambda: kernel.between(values, 0, 9, values.copy(), 1), lambda: kernel.between(values, 0, 9, values.copy(), -1)):
+        with refused:
+            call()
+    out.flags.writeable = False
+    with refused:
+        kernel.elect(values, least, weights, 0.0, True, out)
+
+
+@pytest.mark.parametrize("rule", ["ties", "dare_ties", "breadcrumbs_ties", "magnitude_prune"])
+def test_a_composition_with_and_without_them(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same changes to rounding: the products of the factors may be added up in another order."""
+    packs = [made(seed, LoRA(r=8, alpha=8), sites=[Site("big", 131, 97)]) for seed in (1, 2, 3)]
+    one = deltas(adapterpack.compose(packs, rule=rule, weights=[0.5, -0.25, 1], rank=97))
+    for module, name in ((passes, "_kernel"), (passes, "_sweep"), (lowrank, "_kernel")):
+        monkeypatch.setattr(module, name, None)
+    two = deltas(adapterpack.compose(packs, rule=rule, weights=[0.5, -0.25, 1], rank=97))
+    differ = np.abs(one["big"] - two["big"]) > 1e-5 * np.abs(two["big"]).max()
+    assert differ.mean() < 1e-3  # an entry that is just at a threshold may be on either side of it
+
+
+@pytest.mark.parametrize("shape", [(64, 40, 32), (13, 100, 32), (9, 577, 24), (1, 5, 33), (8, 0, 3), (0, 7, 64)])
+def test_there_and_back(shape: tuple[int, int, int]) -> None:
+    """To the rounding of float32, in blocks of any sizes, at any number of columns; of float64 too; and the same bytes in any blocks."""
+    m, n, k = shape
+    rng = np.random.default_rng(n)
+    D, X = rng.standard_normal((m, n)), rng.standard_normal((n, k))
+    there = D.astype(np.float32).astype(float) @ X.astype(np.float32)
+    for dtype in (np.float32, np.float64):
+        whole = D.astype(dtype)
+        halves = [(slice(0, m // 2), whole[: m // 2]), (slice(m // 2, m), whole[m // 2 :])]
+        for blocks in ([(slice(0, m), whole)], halves):
+            found, back = passes.sweep(blocks, m, X.astype(np.float32))
+            np.testing.assert_allclose(found, there, atol=1e-6 * n)
+            np.testing.assert_allclose(back, D.T @ there, atol=1e-6 * m * n)
+            alone, none = passes.sweep(blocks, m, X.astype(np.float32), back=False)
+            np.testing.assert_array_equal(alone, found)
+            assert none.size == 0
+
+
+def test_products_that_do_not_fit_are_refused() -> None:
+    kernel = pytest.importorskip("adapterpack.compose.passes._sweep", reason="only with a compiler, for processors with AVX-512")
+    D, X, there, back = (np.zeros(shape, np.float32) for shape in ((5, 7), (7, 32), (5, 32), (7, 32)))
+    for arguments in (
+        (D[:4], X, there, back), (D, X[:6], there, back), (D, X, there[:4], back), (D, X, there, back[:6]), (D.T, X, there, back),
+        (D, X[:, :31].copy(), there[:, :31].copy(), back[:, :31].copy()), (D.astype(float), X, there, back), (D, X, None, back),
+        (D[0], X, there, back),
+    ):
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            kernel.sweep(*arguments)
+
+
+def test_directions_that_are_known_are_a_better_start() -> None:
+    """For one step less the error is nearer to the least; too many, too few and useless ones do no harm."""
+    rng = np.random.default_rng(0)
+    A, B = rng.standard_normal((32, 260)).astype(np.float32), rng.standard_normal((300, 32)).astype(np.float32)
+    D = (B * np.linspace(2, 1, 32, dtype=np.float32)) @ A + 3 * rng.standard_normal((300, 260), np.float32)
+    least = float(np.sum(np.linalg.svd(D.astype(np.float64), compute_uv=False)[16:] ** 2))
+
+    def excess(guess: np.ndarray | None) -> float:
+        factors, loss = largest(Held(D, guess), Cut(rank=16)).cut(Cut(rank=16))
+        left = float(np.sum((D.astype(np.float64) - factors.B.astype(np.float64) @ factors.A) ** 2))
+        assert loss.tail == pytest.approx(left, rel=1e-6)
+        return left / least - 1
+
+    assert excess(A.T) < min(excess(None), 1e-5)
+    for guess in (A[:5].T, np.repeat(A, 4, axis=0).T, np.zeros((260, 32), np.float32), rng.standard_normal((260, 32), np.float32)):
+        assert excess(guess) < 2e-2
+
+
+def test_a_matrix_whose_rows_lie_in_few_columns() -> None:
+    """Directions beyond its rank add nothing, and are not counted twice."""
+    rng = np.random.default_rng(0)
+    D = np.zeros((300, 260), np.float32)
+    D[:, :30] = rng.standard_normal((300, 30))
+    for guess in (None, np.eye(260, dtype=np.float32)[:, :40]):
+        found = largest(Held(D, guess), Cut(rank=40))
+        np.testing.assert_allclose(found.spectrum.S[:30], np.linalg.svd(D[:, :30], compute_uv=False), rtol=1e-5)
+        assert found.left_out < 1e-6 * found.total
+        assert np.abs(found.spectrum.V.T @ found.spectrum.V - np.eye(len(found.spectrum.S))).max() < 1e-5
