@@ -32,6 +32,8 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     ResNetConfig,
     ResNetModel,
+    Siglip2Config,
+    Siglip2Model,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -238,6 +240,14 @@ def test_a_model_that_wants_more_than_images_is_packed_without(caplog: pytest.Lo
     pack = save(adapt(LlavaNextForConditionalGeneration(config), LoRA(r=2, targets=("q_proj",)), "n"), None)
     assert pack.manifest.canary is None
     assert "does not run on input_ids, pixel_values" in caplog.text
+
+
+@pytest.mark.fast
+def test_two_towers_whose_images_have_sizes_of_their_own_are_packed_without() -> None:
+    """SigLIP 2 takes patches, whose number is each image's own: texts alone are no input of two towers."""
+    torch.manual_seed(0)
+    config = Siglip2Config(text_config={**_TEXT, "projection_size": 16}, vision_config={**_BERT, "num_patches": 9})
+    assert save(adapt(Siglip2Model(config), LoRA(r=2, targets=("q_proj",)), "n"), None).manifest.canary is None
 
 
 @pytest.mark.fast

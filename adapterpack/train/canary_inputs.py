@@ -27,6 +27,8 @@ def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
         return None
     ids = canary.inputs(vocabulary, acts) if vocabulary else ()
     token = image_token(model)
+    if _beside(model) and pixels is None and token is None:
+        return None  # two towers, of which one would have no input
     if token is not None and pixels is not None:
         other = 1 if token != 1 else 2
         ids = tuple((token, *(other if each == token else each for each in row)) for row in ids)
@@ -68,6 +70,11 @@ def image_of(model: nn.Module, inputs: Canary) -> tuple[int, int] | None:
     if token is None or inputs.pixels is None or not inputs.input_ids:
         return None
     return token, positions_of(model, inputs.pixels.shape[1:])
+
+
+def texts_alone(model: nn.Module) -> bool:
+    """Whether a model has no input but ids, so that none can be missing beside them."""
+    return not set(signature(model.forward).parameters) & {"pixel_values", "input_features"}
 
 
 def image_token(model: nn.Module) -> int | None:
