@@ -32,6 +32,8 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     ResNetConfig,
     ResNetModel,
+    Siglip2Config,
+    Siglip2Model,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -241,6 +243,14 @@ def test_a_model_that_wants_more_than_images_is_packed_without(caplog: pytest.Lo
 
 
 @pytest.mark.fast
+def test_two_towers_whose_images_have_sizes_of_their_own_are_packed_without() -> None:
+    """SigLIP 2 takes patches, whose number is each image's own: texts alone are no input of two towers."""
+    torch.manual_seed(0)
+    config = Siglip2Config(text_config={**_TEXT, "projection_size": 16}, vision_config={**_BERT, "num_patches": 9})
+    assert save(adapt(Siglip2Model(config), LoRA(r=2, targets=("q_proj",)), "n"), None).manifest.canary is None
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize("kind", ["vit", "t5", "whisper", "clip", "llava"])
 def test_half_precision(kind: str, tmp_path: Path) -> None:
     """A float32 canary passes in bfloat16, where images are rounded too; one without effect is seen there."""
@@ -315,12 +325,14 @@ def test_a_model_that_takes_other_inputs_is_not_asked(caplog: pytest.LogCaptureF
 
 @pytest.mark.fast
 def test_models_that_have_no_canary() -> None:
-    """One that hides parts of an image by chance even when evaluated, and one whose config does not name a size: packed without."""
+    """One that hides parts of an image by chance even when evaluated, one whose images are larger than a manifest may ask for, and one
+    whose config does not name a size: packed without."""
     small = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 20}
     torch.manual_seed(0)
     masked = ViTMAEForPreTraining(ViTMAEConfig(**{**_VIT, "image_size": 8}, **small))
+    huge = ViTModel(ViTConfig(**{**_VIT, "image_size": 4096, "patch_size": 2048}))
     sizeless = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
-    for model, targets in ((masked, ("q_proj",)), (sizeless, ("convolution",))):
+    for model, targets in ((masked, ("q_proj",)), (huge, ("q_proj",)), (sizeless, ("convolution",))):
         pack = save(adapt(model, LoRA(r=2, targets=targets), "v"), None)
         assert pack.manifest.canary is None
         assert adapter_names(model) == ["v"]

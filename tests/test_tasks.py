@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import wave
@@ -20,8 +21,10 @@ import adapterpack
 from adapterpack import Session, export, quantize, run
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
+from adapterpack.pack.manifest import Recipe
 from adapterpack.quantize.graphs import SCHEMES
 from adapterpack.quantize.measure import inputs_of
+from adapterpack.runtime import canary as replay
 from adapterpack.runtime.answers import POOLING
 from adapterpack.runtime.bundle import graph_file, read_bundle
 from adapterpack.runtime.images import features_of_rows, rows_of_images
@@ -92,6 +95,23 @@ def test_canaries_of_speech_and_of_images_beside_texts_are_replayed(name: str, m
         read_bundle(spoiled).write(spoiled)
         (finding,) = adapterpack.validate(spoiled, full=True).findings
         assert (finding.rule, "not the base" in finding.message) == ("AB401", mode != "folded"), finding.message
+
+
+def test_images_of_another_shape_than_the_graphs_are_not_made(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pack's recipe for other images, and one that asks for gigabytes of a graph whose shape is open: left out and said, not made."""
+    session = Session(made("vit")[1], "cpu")
+    (pack,) = session.packs.values()
+    assert pack.manifest.canary is not None
+    monkeypatch.setattr("adapterpack.pack.canary.made", lambda recipe, row: pytest.fail("it was made"))
+    free = dataclasses.replace(session.bundle.io, inputs=tuple(dataclasses.replace(port, shape=("batch", 3, "height", "width"))
+                                                               for port in session.bundle.io.inputs))
+    for shape, io, reason in (((2, 3, 14, 12), session.bundle.io, "are of (3, 14, 12), the graph's of (3, 12, 12)"),
+                              ((2, 3, 2048, 2048 * 2), free, "more than 16777216 numbers")):
+        canary = dataclasses.replace(pack.manifest.canary, pixels=Recipe(1, shape))
+        session.packs = {pack.name: dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, canary=canary))}
+        session.bundle = dataclasses.replace(session.bundle, io=io)
+        (told,) = replay.verify(session)["not_replayed"].values()
+        assert reason in told
 
 
 def slots(graph: Any) -> set[str]:

@@ -34,7 +34,7 @@ class Block(NamedTuple):
 class Arithmetic(Protocol):
     """Where the numbers of a fold are computed: with numpy, or by torch on a device."""
 
-    def elements(self, change: Any) -> int:
+    def elements(self, change: Any, storage: Storage) -> int:
         """The numbers of a good block."""
         ...
 
@@ -67,7 +67,7 @@ class Arithmetic(Protocol):
 class InNumpy:
     """The fold on the cores of this machine."""
 
-    def elements(self, change: Change) -> int:
+    def elements(self, change: Change, storage: Storage) -> int:
         """See :class:`Arithmetic`."""
         return ELEMENTS
 

@@ -13,26 +13,25 @@ from .codecs.stack import StackReader, StackWriter
 from .codecs.storage import Storage
 from .fold import Change
 from .loss import Sums
-from .rounding import Round, to_nearest
+from .rounding import Round
 from .scratch import Scratch
 
 
 class Fused(InNumpy):
-    """The fold on the cores of this machine, by a compiled kernel what it can do and by numpy all else.
+    """The fold on the cores of this machine, rounded to nearest: by a compiled kernel what it can do, and by numpy all else.
 
     The kernel's blocks are larger than numpy's: a number passes through the caches once, and a block costs 0.1 ms of the interpreter.
     """
 
-    def elements(self, change: Change) -> int:
+    def elements(self, change: Change, storage: Storage) -> int:
         """See :class:`~adapterpack.merge.blocks.Arithmetic`."""
-        return 1 << 20 if change.panels is not None and change.is_plain else super().elements(change)
+        return 1 << 20 if _takes(change, storage) else super().elements(change, storage)
 
     def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
              moved: bool) -> tuple[Sums, np.ndarray | None]:
         """See :class:`~adapterpack.merge.blocks.Arithmetic`."""
         up, panels = change.up, change.panels
-        if up is None or panels is None or not change.is_plain or block.turned or rounding is not to_nearest or not _as_they_are(
-                storage, block.raw.dtype):
+        if up is None or panels is None or block.turned or not _takes(change, storage):
             return super().fold(change, storage, block, rounding, scratch, write, moved)
         out = scratch.get("stored", block.raw.shape, block.raw.dtype)
         error, inner, differs = lowrank.fold(block.raw, up[block.rows], panels, out)
@@ -40,12 +39,12 @@ class Fused(InNumpy):
         return Sums(0.0, error, inner, moved or differs), block.bias
 
 
-def _as_they_are(storage: Storage, dtype: np.dtype[Any]) -> bool:
-    """Whether a block's bytes are its numbers in the order of the matrix, and those of the output, too."""
+def _takes(change: Change, storage: Storage) -> bool:
+    """Whether the change is a product of factors, and a block's bytes are its numbers in the order of the matrix, before and after."""
     reader, writer = storage
     if not isinstance(reader, PlainReader | StackReader) or not isinstance(writer, PlainWriter | StackWriter):
         return False
-    return dtype in lowrank.STORED and writer.dtype == dtype
+    return change.panels is not None and change.is_plain and reader.dtype in lowrank.STORED and writer.dtype == reader.dtype
 
 
 def _rounded(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:

@@ -37,7 +37,7 @@ class InTorch:
                                 remedy="leave --device out to merge with numpy, or install a torch with CUDA on a machine that has it"
                                 ) from error
 
-    def elements(self, change: Change) -> int:
+    def elements(self, change: Change, storage: Storage) -> int:
         """See :class:`~adapterpack.merge.blocks.Arithmetic`."""
         return 1 << 23
 

@@ -104,7 +104,7 @@ def merge(
         raise ConfigError("there is no such check of the base", where="verify", expected=" or ".join(VERIFY), found=repr(verify))
     asked = None if dtype is None else dtypes.parse(dtype)
     part = jobs.Part() if shard is None else jobs.parse_part(shard)
-    arithmetic = devices.arithmetic(device)
+    arithmetic = devices.arithmetic(device, stochastic_rounding is not None)
     source, container = opened_base(base, checkpoint)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = weights_of(weights, opened)

@@ -179,7 +179,7 @@ class Fold(Job):
                 change = run.arithmetic.prepare([slice_of(each, number) for each in target.contributions], reader.work, matrix,
                                                 target.base_bias)
                 sums += Sums(change=run.arithmetic.energy(change) or 0.0)
-                for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, reader.step, run.arithmetic):
+                for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, storage, run.arithmetic):
                     count = block.columns if block.turned else block.rows.stop - block.rows.start
                     across = (block.rows.stop - block.rows.start) if block.turned else block.columns
                     stored = slice(done // max(1, across), done // max(1, across) + count)
@@ -211,14 +211,14 @@ class _Part(NamedTuple):
     turned: bool
 
 
-def _blocks(change: Any, shape: tuple[int, int], turned: bool, step: int, arithmetic: Arithmetic) -> Iterator[_Part]:
+def _blocks(change: Any, shape: tuple[int, int], turned: bool, storage: Storage, arithmetic: Arithmetic) -> Iterator[_Part]:
     rows, columns = shape
     if turned and (other := arithmetic.turned(change)) is not None:
         change, turned, rows, columns = other, False, columns, rows
     if turned or arithmetic.is_whole(change):
         yield _Part(change, slice(0, rows), columns, turned)
         return
-    for block in blocks(rows, columns, step, arithmetic.elements(change)):
+    for block in blocks(rows, columns, storage.reader.step, arithmetic.elements(change, storage)):
         yield _Part(change, block, columns, turned)
 
 

@@ -26,6 +26,8 @@ QUANTIZED = 0.5
 """Relative too: 4-bit weights move logits by a tenth to a fifth of their size; noise of a third of the weights by three quarters of it."""
 MOST = 1 << 24
 """How many numbers a row by recipe may have: 64 MiB. A manifest from a stranger may ask for any number."""
+LARGEST_IMAGE, LARGEST_SPEECH = 2048, 65536
+"""The largest extents that the manifest's schema has for them."""
 VISIBLE = 2.0**-7
 """The share of the largest logit that even bfloat16 shows: a larger effect cannot be rounded away."""
 _TOWERS = ("text_embeds", "image_embeds")

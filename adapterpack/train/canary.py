@@ -14,7 +14,7 @@ from ..errors import NothingToDo
 from ..pack import canary
 from ..pack.manifest import Canary
 from ..pack.pack import Pack
-from .canary_inputs import image_of, inputs_of, misfit
+from .canary_inputs import image_of, inputs_of, misfit, texts_alone
 from .inject import active
 from .layer import Adapted, Wrapper, own_modules
 
@@ -41,15 +41,14 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
     inputs = inputs_of(model, acts)
     if inputs is None:
         return None
-    sees = inputs.pixels is not None or inputs.features is not None
     try:
         base, adapted = _outputs(model, name, inputs)
     except Exception as error:
-        if not sees:
+        if texts_alone(model):
             raise
         log.warning("'%s' has no canary: the model does not run on %s: %s", name, ", ".join(sorted(canary.given(inputs))), error)
         return None
-    if sees and _draws(model, name, inputs, adapted):
+    if (inputs.pixels is not None or inputs.features is not None) and _draws(model, name, inputs, adapted):
         log.info("'%s' has no canary: the model gives other outputs for the same image", name)
         return None
     rows = _rows(base), _rows(adapted)

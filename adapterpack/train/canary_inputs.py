@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from inspect import signature
 from typing import Any
 
@@ -26,6 +27,8 @@ def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
         return None
     ids = canary.inputs(vocabulary, acts) if vocabulary else ()
     token = image_token(model)
+    if _beside(model) and pixels is None and token is None:
+        return None  # two towers, of which one would have no input
     if token is not None and pixels is not None:
         other = 1 if token != 1 else 2
         ids = tuple((token, *(other if each == token else each for each in row)) for row in ids)
@@ -67,6 +70,11 @@ def image_of(model: nn.Module, inputs: Canary) -> tuple[int, int] | None:
     if token is None or inputs.pixels is None or not inputs.input_ids:
         return None
     return token, positions_of(model, inputs.pixels.shape[1:])
+
+
+def texts_alone(model: nn.Module) -> bool:
+    """Whether a model has no input but ids, so that none can be missing beside them."""
+    return not set(signature(model.forward).parameters) & {"pixel_values", "input_features"}
 
 
 def image_token(model: nn.Module) -> int | None:
@@ -117,7 +125,7 @@ def _image(model: nn.Module) -> Recipe | None:
     shape = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
     if not (_beside(model) or _main(model) == "pixel_values") or len(shape) != len("chw"):
         return None
-    return Recipe(canary.SEED, (_ROWS, *shape)) if all(type(number) is int and number > 0 for number in shape) else None
+    return _recipe(shape, canary.LARGEST_IMAGE)
 
 
 def _speech(model: nn.Module) -> Recipe | None:
@@ -126,8 +134,13 @@ def _speech(model: nn.Module) -> Recipe | None:
     shape = [getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions")]
     if _main(model) != "input_features" or not _takes(model, "input_features", "decoder_input_ids"):
         return None
-    bands, positions = (number if type(number) is int and number > 0 else 0 for number in shape)
-    return Recipe(canary.SEED, (_ROWS, bands, 2 * positions)) if bands and positions else None
+    return _recipe([shape[0], 2 * shape[1]] if type(shape[1]) is int else shape, canary.LARGEST_SPEECH)
+
+
+def _recipe(shape: Sequence[Any], largest: int) -> Recipe | None:
+    """The recipe of rows of a shape, or None for one that cannot be, or that no manifest may hold."""
+    possible = all(type(number) is int and 0 < number <= largest for number in shape) and math.prod(shape) <= canary.MOST
+    return Recipe(canary.SEED, (_ROWS, *shape)) if possible else None
 
 
 def _token(model: nn.Module, name: str) -> int | None:

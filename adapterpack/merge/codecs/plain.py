@@ -32,6 +32,11 @@ class PlainReader(NamedTuple):
         return self.base.tensors[self.name]
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """As it is stored."""
+        return DTYPES[self.info.dtype]
+
+    @property
     def work(self) -> np.dtype[Any]:
         """float32, or float64 for float64."""
         return work_dtype(self.info.dtype)

@@ -70,6 +70,11 @@ class StackReader(NamedTuple):
     step: int = 1
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """As it is stored."""
+        return DTYPES[self.stack.dtype]
+
+    @property
     def work(self) -> np.dtype[Any]:
         """float32, or float64 for float64."""
         return work_dtype(self.stack.dtype)
