@@ -3,8 +3,11 @@
 Four rows decode greedily after prompts of 16 tokens. ``mixed``: three adapters and the base share the batch (a bundle's rows by name,
 PEFT by ``adapter_names``). ``base``: the same batch without an adapter (PEFT with its adapters switched off). The contestants run in
 turn in one process, after a warm-up each; the median counts. No row can end early, so each makes the same number of tokens.
+``--packing`` decodes with the same bank exported twice instead, with its sibling projections in one product each and without, for one row
+and for four: what packing is worth.
 
     python benchmarks/decode.py --size 135m
+    python benchmarks/decode.py --size 135m --packing --runs 11
     python benchmarks/decode.py --size tiny --json
 """
 
@@ -16,11 +19,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -140,6 +145,49 @@ def measure(work: Path, size: str, runs: int, tokens: int, rank: int) -> dict[st
     }
 
 
+def measure_packing(work: Path, size: str, runs: int, tokens: int, rank: int) -> dict[str, Any]:
+    """Seconds of a packed and an unpacked bank in turn, one and four rows, with adapters and without."""
+    stage: Any = import_module("adapterpack.export.export")
+    base = work / f"llama-{size}"
+    build_base(base, size)
+    packs = [work / name for name in NAMES if name]
+    sites, *_ = [build_pack(base, pack, rank, seed) for seed, pack in enumerate(packs)]
+    sessions = {}
+    usual = stage.pack_siblings
+    try:
+        for kind, way in {"packed": usual, "apart": lambda model, every, plan, shared: plan}.items():
+            stage.pack_siblings = way
+            export(base, packs, work / kind, mode="bank")
+            sessions[kind] = Session(work / kind, "cpu")
+    finally:
+        stage.pack_siblings = usual
+    rng = np.random.default_rng(1)
+    prompts = [list(map(int, rng.integers(1, SIZES[size]["vocab_size"], PROMPT))) for _ in NAMES]
+    asked = {f"{rows} {kind}": (prompts[:rows], names[:rows]) for rows in (1, len(NAMES))
+             for kind, names in {"mixed": NAMES, "base": [None] * len(NAMES)}.items()}
+    seconds: dict[str, dict[str, list[float]]] = {what: {kind: [] for kind in sessions} for what in asked}
+    for turn in range(runs + 1):
+        for what, (rows, names) in asked.items():
+            answers = []
+            for kind, session in sessions.items() if turn % 2 else reversed(sessions.items()):
+                started = time.perf_counter()
+                answers.append([answer.ids for answer in session.generate(rows, names, max_new_tokens=tokens)])
+                if turn:  # the first is the warm-up
+                    seconds[what][kind].append(time.perf_counter() - started)
+    speed = {what: {kind: tokens * len(asked[what][0]) / median(found) for kind, found in each.items()} for what, each in seconds.items()}
+    gains = {what: median(b / a for a, b in zip(each["packed"], each["apart"], strict=True)) for what, each in seconds.items()}
+    return {"benchmark": "decode", "mode": "packing", "size": size, "sites": sites, "rank": rank, "tokens": tokens, "runs": runs,
+            "tokens_per_second": speed, "packed_over_apart": gains, "seconds": seconds,
+            "nodes": {kind: sum(1 for _ in ir.load(work / kind / "model.onnx").graph) for kind in sessions}}
+
+
+def show_packing(result: dict[str, Any]) -> None:
+    print(f"Llama {result['size']}, {result['sites']} sites, rank {result['rank']}, {result['tokens']} tokens a row, median of "
+          f"{result['runs']}; nodes: " + ", ".join(f"{kind} {count}" for kind, count in result["nodes"].items()))
+    for what, each in result["tokens_per_second"].items():
+        print(f"  {what:8}  packed {each['packed']:7.1f} tokens/s  apart {each['apart']:7.1f}  {result['packed_over_apart'][what]:.3f}")
+
+
 def show(result: dict[str, Any]) -> None:
     print(f"Llama {result['size']}, {result['sites']} sites, rank {result['rank']}, {result['rows']} rows x {result['tokens']} tokens, "
           f"prompts of {PROMPT}; median of {result['runs']}, {result['provider']}, {result['threads']} threads")
@@ -156,14 +204,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--packing", action="store_true", help="with sibling projections in one product each, and without")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.runs < 5:
         parser.error("--runs must be at least 5")
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), args.size, args.runs, args.tokens, args.rank)
-    print(json.dumps(result, indent=2)) if args.json else show(result)
+        of = measure_packing if args.packing else measure
+        result = of(Path(folder), args.size, args.runs, args.tokens, args.rank)
+    print(json.dumps(result, indent=2)) if args.json else (show_packing if args.packing else show)(result)
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ each task's own adapter reaches (*normalized accuracy*): the mean of the tasks w
 each task. What a rule gives is multiplied by one coefficient, chosen on validation rows from {sizes} sizes between {least:g} and {most:g}
 of the plain sum's, the same ones for every rule, task arithmetic among them; all other parameters are the defaults. *Ahead* is the
 difference from task arithmetic on the same adapters, and in how many seeds it is above 0. What this shows and what it does not:
-[decision 31](decisions/0031-what-composing-costs-and-gives.md).
+[decision 40](decisions/0040-what-merging-rules-give.md).
 
 Made by `{command}` ({machine}, torch {torch}, CPU).
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -118,6 +119,18 @@ def test_the_blas_has_one_thread_for_as_long_as_anyone_composes() -> None:
     leave.set()
     thread.join()
     assert blas() == before
+
+
+def test_turns_are_quick_for_as_long_as_anyone_asks() -> None:
+    """The first of two overlapping blocks ends first, and the interval stays short; then it is what it was."""
+    before = sys.getswitchinterval()
+    first, second = threads.quick_turns(), threads.quick_turns()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert sys.getswitchinterval() < before
+    second.__exit__(None, None, None)
+    assert sys.getswitchinterval() == before
 
 
 def test_work_is_done_in_order_and_its_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
