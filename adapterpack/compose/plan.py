@@ -70,10 +70,10 @@ PATHS: Mapping[str, Path] = {
     "moment": Path("a system of the size of the inputs", "the moments of the inputs are solved for; the factors stay as narrow as they are",
                    lambda s: 2 * s.n**3 // 3 + 4 * s.packs * s.n**2 * max(1, s.total), lambda s: 8 * (4 * s.n**2 + 4 * s.total * s.n)),
     "held": Path("dense entries, held", "the rule looks at every entry, and the site is small enough to be held while it is cut",
-                 lambda s: 2 * s.m * s.n * (s.total + 8 * s.k), lambda s: 8 * s.m * s.n + 16 * (s.m + s.n) * (s.k + 24)),
+                 lambda s: 2 * s.m * s.n * (2 * s.total + 10 * s.k), lambda s: 8 * s.m * s.n + 16 * (s.m + s.n) * (s.k + 24)),
     "streamed": Path("dense entries, in blocks of rows", "the rule looks at every entry, and the site is too large to be held: "
                      "each pass of the range finder makes the blocks anew",
-                     lambda s: 2 * s.m * s.n * (7 * s.total + 8 * s.k), lambda s: 16 * (s.m + s.n) * (s.k + 24)),
+                     lambda s: 2 * s.m * s.n * (5 * s.total + 10 * s.k), lambda s: 16 * (s.m + s.n) * (s.k + 24)),
 }
 """By the class of a rule, by what it reads, or for dense rules by how a site is cut."""
 

@@ -17,7 +17,8 @@ from .arrays import array_namespace
 from .base import Method, Params, Site
 from .config import require_flag, require_whole
 from .operators import Array
-from .prompt import STORED, CacheConfig, PromptForm, as_cache, cache_fields, peft_form, prefilled, require_choice, traits
+from .prompt import STORED, PromptForm, as_cache, cache_fields, peft_form, prefilled, require_choice, traits
+from .prompt_config import CacheConfig
 
 _SINK = "frozen_embedding"
 

@@ -19,7 +19,8 @@ import numpy as np
 from .arrays import array_namespace
 from .base import Method, Params, Site
 from .config import require_flag, require_number, require_whole
-from .prompt import STORED, EmbeddingConfig, PromptForm, embedded, embedding_fields, peft_form, require_choice, traits
+from .prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, require_choice, traits
+from .prompt_config import EmbeddingConfig
 
 _DELTA = "delta_embedding"
 

@@ -17,7 +17,8 @@ from .arrays import array_namespace
 from .base import Method, Params, Site
 from .config import require_flag, require_whole
 from .operators import Array
-from .prompt import STORED, EmbeddingConfig, PromptForm, embedding_fields, linear, peft_form, relu, require_choice, traits, uniform
+from .prompt import STORED, PromptForm, embedding_fields, linear, peft_form, relu, require_choice, traits, uniform
+from .prompt_config import EmbeddingConfig
 
 _MOST_LAYERS = 64
 """A file may say anything, and each layer is work."""

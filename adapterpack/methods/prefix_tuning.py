@@ -18,7 +18,6 @@ from .base import Method, Params, Site
 from .config import require_flag, require_whole
 from .prompt import (
     STORED,
-    CacheConfig,
     PromptForm,
     as_cache,
     as_flat,
@@ -30,6 +29,7 @@ from .prompt import (
     traits,
     uniform,
 )
+from .prompt_config import CacheConfig
 
 
 @dataclass(frozen=True, kw_only=True)

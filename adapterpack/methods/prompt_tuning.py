@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from .base import Method, Params, Site
-from .prompt import STORED, EmbeddingConfig, PromptForm, PromptSite, embedded, embedding_fields, peft_form, repeated, require_choice, traits
+from .prompt import STORED, PromptForm, PromptSite, embedded, embedding_fields, peft_form, repeated, require_choice, traits
+from .prompt_config import EmbeddingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
