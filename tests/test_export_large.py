@@ -174,6 +174,9 @@ def test_every_form_of_a_tensor_lies_in_the_file_as_its_bytes(tmp_path: Path) ->
     tensors["late"] = ir.LazyTensor(lambda: ir.tensor(plain.T), ir.DataType.FLOAT, ir.Shape(plain.T.shape), name="late")
     tensors["nibbles"] = ir.tensor(rng.integers(0, 8, (9, 101)).astype(ml_dtypes.int4), name="nibbles")
     tensors["small"] = ir.tensor(np.ones(3, np.float32), name="small")
+    (tmp_path / "other").write_bytes(bytes(8) + np.arange(3, dtype=np.float32).tobytes())
+    tensors["small elsewhere"] = ir.ExternalTensor("other", 8, 12, ir.DataType.FLOAT, shape=ir.Shape([3]), name="small elsewhere",
+                                                   base_dir=tmp_path)
     values = {name: ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
               for name, tensor in tensors.items()}
     x = ir.Value(name="x", shape=ir.Shape([5000, 70]), type=ir.TensorType(ir.DataType.FLOAT))
@@ -184,7 +187,10 @@ def test_every_form_of_a_tensor_lies_in_the_file_as_its_bytes(tmp_path: Path) ->
     model = ir.Model(graph, ir_version=10)
     expected = {name: tensor.tobytes() for name, tensor in tensors.items()}
     weights = w.outlined(model, "data")
-    assert [weight.tensor.name for weight in weights] == [name for name in tensors if name != "small"]
+    assert [weight.tensor.name for weight in weights] == [name for name in tensors if not name.startswith("small")]
+    moved = values["small elsewhere"].const_value
+    assert moved is not None and not isinstance(moved, ir.ExternalTensor), "its place is one of another file"
+    assert moved.numpy().tolist() == [0, 1, 2]
     w.reserve(weights, tmp_path)
     told: list[int] = []
     for weight in reversed(weights):

@@ -38,14 +38,18 @@ class Weight(NamedTuple):
 def outlined(model: Any, file: str) -> list[Weight]:
     """Moves the initializers of ``model`` to places in ``file``, in the graph itself, and returns what is to be written there.
 
-    Small ones, and those that no value is known of, stay where they are.
+    Small ones go into the graph's own message, from wherever they lie; those that no value is known of stay as they are.
     """
     found: list[Weight] = []
     end = 0
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or tensor.nbytes <= _INLINE:
+            if tensor is None:
+                continue
+            if tensor.nbytes <= _INLINE:
+                if isinstance(tensor, ir.ExternalTensor):  # its place is one of the file that it came from
+                    value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, shape=tensor.shape, name=value.name)
                 continue
             weight = Weight(tensor, file, -(-end // _ALIGN) * _ALIGN)
             end = weight.offset + weight.nbytes

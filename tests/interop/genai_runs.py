@@ -3,7 +3,8 @@
     python tests/interop/genai_runs.py [VENV]
 
 Without VENV one is made: the wheel brings an ONNX Runtime that would overwrite ours. SmolLM2 and two adapters of it generate greedily:
-their tokens must be those that torch makes with the same adapters, and the tokenizer must encode as ours does.
+their tokens must be those that torch makes with the same adapters, and the tokenizer must encode as ours does. Then the same environment
+builds graphs for ``genai_builder.py``.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
+import genai_builder
 import torch
 
 from adapterpack import LoRA, Session, adapt, attach, detach, export, load, save
@@ -24,13 +27,15 @@ from adapterpack.train.loading import load_model
 TOKENS = 12
 PROMPT = "The capital of France is"
 NAMES = ("one", "two")
+WHERE = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 
 def main(venv: Path | None) -> None:
     """Exports, runs and compares; raises where they differ."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        python = (venv or make_venv(folder / "venv")) / "bin" / "python"
+        venv = venv or make_venv(folder / "venv")
+        python = venv / "bin" / "python"
         base = fetch(SMOLLM2)
         packs = [make_pack(base, folder / name, rank) for name, rank in zip(NAMES, (4, 9), strict=True)]
         export(base, packs, folder / "genai", mode="inputs", target="ort-genai")
@@ -52,6 +57,7 @@ def main(venv: Path | None) -> None:
             raise SystemExit(f"onnxruntime-genai generates other tokens than torch: {found['answers']}, not {expected}")
         print(f"onnxruntime-genai {found['version']}: base and {len(NAMES)} adapters generate torch's tokens; "  # noqa: T201
               f"{PROMPT!r} goes on with {found['text']!r}")
+        genai_builder.main(venv)
 
 
 def make_venv(folder: Path) -> Path:
@@ -62,6 +68,8 @@ def make_venv(folder: Path) -> Path:
     if done.returncode:
         print(f"NOT RUN: onnxruntime-genai cannot be installed here: {done.stderr.strip()[-500:]}")  # noqa: T201
         raise SystemExit(0)
+    theirs = subprocess.run([str(folder / "bin" / "python"), "-c", WHERE], capture_output=True, text=True, check=True)
+    (Path(theirs.stdout.strip()) / "ours.pth").write_text(f"{sysconfig.get_path('purelib')}\n")  # torch and transformers, for the builder
     return folder
 
 
