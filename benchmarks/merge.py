@@ -185,6 +185,7 @@ def measure_graph(base: Path, work: Path, name: str, rank: int, most: int | None
 
 def once(command: list[str]) -> dict[str, float]:
     """One run in a fresh process, from its start to its exit; the peak of its own (anonymous) memory is sampled every few milliseconds."""
+    os.sync()  # what the run before left to be written is not for this one to wait for
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen(command, stdout=said, stderr=said, env=_ENVIRONMENT)
@@ -211,6 +212,8 @@ def command_of(who: str, base: Path, pack: Path, out: Path, dtype: str | None) -
 
 
 def copy(base: Path, out: Path, on_disk: bool) -> float:
+    shutil.rmtree(out, ignore_errors=True)  # just before, as for the others: memory that was freed is quicker to write to
+    os.sync()  # see above
     started = time.perf_counter()
     subprocess.run(["cp", "-r", str(base), str(out)], check=True)
     if on_disk:
@@ -251,7 +254,6 @@ def measure(base: Path, work: Path, runs: int, rank: int, dtype: str | None, qui
             for name, on_disk in (("cp -r", False), ("cp -r, on disk", True)):
                 if who == {"cp -r": "adapterpack", "cp -r, on disk": ON_DISK}[name]:
                     seconds = copy(base, work / "copy", on_disk)
-                    shutil.rmtree(work / "copy")
                     copies[name] += [seconds] * bool(run)
             shutil.rmtree(work / who, ignore_errors=True)
             result = once(command_of(who, base, pack, work / who, dtype))
