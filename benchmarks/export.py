@@ -78,6 +78,7 @@ def torch_graph(base: Path, out: Path, packs: list[Path]) -> None:
 
 
 def transformers_graph(base: Path, out: Path, packs: list[Path]) -> None:
+    import onnx_ir as ir
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.exporters import OnnxConfig, OnnxExporter
@@ -85,7 +86,7 @@ def transformers_graph(base: Path, out: Path, packs: list[Path]) -> None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     example = {"input_ids": torch.ones((2, 7), dtype=torch.int64), "attention_mask": torch.ones((2, 7), dtype=torch.int64)}
     out.mkdir()
-    OnnxExporter().export(model, example, OnnxConfig(dynamic=True)).save(out / "model.onnx", external_data=True)
+    ir.save(OnnxExporter().export(model, example, OnnxConfig(dynamic=True)).program, out / "model.onnx", external_data="model.onnx.data")
 
 
 MAKERS: dict[str, Any] = {
