@@ -53,7 +53,7 @@ def command(
         loaded = read()
     with byte_bar("merge") as progress:
         report = merge(folder_of(base), loaded, out, weights=weights or None, progress=progress,
-                                   checkpoint=None if checkpoint is None else folder_of(checkpoint), **options)
+                       checkpoint=None if checkpoint is None else folder_of(checkpoint), **options)
     if as_json:
         emit({"command": "merge", **report.to_json()})
         return

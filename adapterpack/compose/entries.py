@@ -20,8 +20,6 @@ from .space import Core, Factors, Term, core
 
 _BLOCK = 1 << 18
 """Numbers of a block of all changes together: what a core's cache holds a few times."""
-
-
 _EVERY = (3, 5)
 """Which rows and columns are sampled: odd numbers, because heads and the like come in even ones."""
 
