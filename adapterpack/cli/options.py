@@ -14,6 +14,7 @@ import adapterpack
 
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
+from ..threads import quick_turns
 
 TRACEBACK = "--traceback"
 _RENAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})=(.+)", re.DOTALL)
@@ -65,21 +66,33 @@ def pack_at(reference: str) -> Any:
         StorageError: there is no such folder.
         FormatError: it is no valid pack.
     """
+    folder, name = _folder_and_name(reference)
+    return adapterpack.load(folder, name)
+
+
+def _folder_and_name(reference: str) -> tuple[Path, str | None]:
     match = None if Path(reference).exists() else _RENAMED.fullmatch(reference)
     name, path = match.groups() if match else (None, reference)
-    return adapterpack.load(folder_of(path), name)
+    return folder_of(path), name
 
 
 @contextmanager
 def packs_read(references: Sequence[str]) -> Iterator[Callable[[], list[Any]]]:
-    """The packs behind references, as of :func:`pack_at`: they are read and hashed on threads while the block goes on to import what it
-    needs, and waited for when the function that it gets is called."""
+    """The packs behind references, as of :func:`pack_at`: their files are read and hashed on threads while the block goes on to import
+    what it needs; the function that it gets waits for that, and checks them."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - the help must not pay for it
 
-    with ThreadPoolExecutor(2) as pool:
-        found = [pool.submit(pack_at, reference) for reference in references]
+    from ..pack.ahead import read_ahead  # noqa: PLC0415 - as above
+
+    def begin(reference: str) -> Callable[[], Any]:
+        folder, name = _folder_and_name(reference)
+        ahead = read_ahead(folder)
+        return lambda: adapterpack.load(folder, name, ahead=ahead)
+
+    with ThreadPoolExecutor(2) as pool, quick_turns():
+        begun = [pool.submit(begin, reference) for reference in references]
         try:
-            yield lambda: [each.result() for each in found]
+            yield lambda: [*pool.map(lambda each: each.result()(), begun)]
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -18,8 +18,9 @@ from .space import Factors
 
 T = TypeVar("T")
 
-_STACK = 1 << 18
-"""Numbers of a stack that one thread works on: 2 MB in float64, which is what a core's own cache holds."""
+_STACK = 1 << 19
+"""Numbers of a stack that one thread works on: 4 MB in float64, twice a core's own cache. With less, threads wait more for the
+interpreter's lock between calls than the cache is worth."""
 _WELL = 1e-6
 """The least eigenvalue of the columns' correlations above which their Cholesky factor is as good as a QR: it squares the condition, and
 in float64 that leaves ``R / 1e-6 * 1e-16``, which is less than float32 can hold."""
@@ -129,9 +130,9 @@ def _decomposed(changes: Sequence[Factors]) -> _Stack | None:
 
     None where some of several want another way than the others: which way a change goes must not depend on its neighbours.
     """
-    left, left_core = frames(np.stack([change.B for change in changes]))
-    right, right_core = frames(np.stack([change.A for change in changes]).transpose(0, 2, 1))
-    if len(changes) > 1 and any(frame.back is None and _narrow(frame.wide) for frame in (left, right)):
+    left, left_core = frames([change.B for change in changes])
+    right, right_core = frames([change.A for change in changes], transposed=True)
+    if len(changes) > 1 and any(frame.back is None and _narrow(frame.wide[0]) for frame in (left, right)):
         return None
     u, values, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1), full_matrices=False)
     ranks = np.count_nonzero(values > _rounding(left_core, right_core, changes[0]), axis=1)
@@ -197,26 +198,29 @@ class _Frame(NamedTuple):
         return product
 
 
-def frames(X: np.ndarray) -> tuple[_Frame, np.ndarray]:
-    """A thin QR of a stack ``[b, m, R]``: the frames, and the triangles in float64.
+def frames(X: Sequence[np.ndarray], transposed: bool = False) -> tuple[_Frame, np.ndarray]:
+    """A thin QR of each of several ``[m, R]`` of one shape and dtype, or ``transposed`` ``[R, m]``: the frames, and the triangles in
+    float64, both stacked.
 
     Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64: products of matrices only. All
     others go through Householder's QR.
     """
-    if _narrow(X):
-        wide = X.astype(np.float64)
+    narrow = _narrow(X[0].T if transposed else X[0])
+    stacked = np.stack(X, dtype=np.float64 if narrow else X[0].dtype)
+    wide = stacked.transpose(0, 2, 1) if transposed else stacked
+    if narrow:
         products = np.matmul(wide.transpose(0, 2, 1), wide)
         sizes = np.sqrt(np.einsum("brr->br", products))
         if sizes.all() and np.isfinite(products).all() and (factored := _triangle(products, sizes)) is not None:
             triangle, back = factored
             return _Frame(wide, back), triangle
-    Q, triangle = np.linalg.qr(X)
+    Q, triangle = np.linalg.qr(wide.astype(X[0].dtype, copy=False))
     return _Frame(Q, None), triangle.astype(np.float64)
 
 
 def _narrow(X: np.ndarray) -> bool:
     """Whether the columns are such that the Cholesky factor is tried."""
-    return bool(X.dtype == np.float32 and X.shape[1] >= X.shape[2])
+    return bool(X.dtype == np.float32 and X.shape[0] >= X.shape[1])
 
 
 def _triangle(products: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

@@ -144,12 +144,16 @@ def combined(work: Work, progress: Progress | None = None) -> Combined:
         def made(batch: Sequence[int]) -> Sequence[Any]:
             places = [work.places[index] for index in batch]
             combined = [combine(place.terms) for place in places]
-            for place, change in zip(places, combined, strict=True):
-                if isinstance(change, Factors):
-                    _require_finite(change, place)
             if work.request.budget is not None:
+                _require_finite(combined, places)
                 return decomposed(combined, [_most(work, place) for place in places])
-            return finished(combined, work.request.cut, work.rule.reduce)
+            try:
+                results = finished(combined, work.request.cut, work.rule.reduce)
+            except np.linalg.LinAlgError:  # which is what LAPACK says to infinity
+                _require_finite(combined, places)
+                raise
+            _require_finite([change for change, _ in results], places)
+            return results
 
         batches = _batches(work.places)
         for batch, results in zip(batches, in_order(made, batches), strict=True):
@@ -157,9 +161,7 @@ def combined(work: Work, progress: Progress | None = None) -> Combined:
                 if isinstance(result, Found):
                     spectra[index] = result
                     continue
-                change, loss = result
-                _require_finite(change, work.places[index])
-                changes[index] = change
+                changes[index], loss = result
                 if loss is not None:
                     losses[work.places[index].site.path] = loss
             if progress is not None:
@@ -266,6 +268,7 @@ def _batches(places: Sequence[Place]) -> list[list[int]]:
     return batches
 
 
-def _require_finite(change: Factors, place: Place) -> None:
-    if not finite(change):
-        raise NonFinite("the combined change is too large for float32", where=place.site.path, remedy="choose smaller weights")
+def _require_finite(changes: Sequence[Any], places: Sequence[Place]) -> None:
+    for change, place in zip(changes, places, strict=True):
+        if isinstance(change, Factors) and not finite(change):
+            raise NonFinite("the combined change is too large for float32", where=place.site.path, remedy="choose smaller weights")

@@ -13,8 +13,9 @@ from ..pack import manifest as m
 from ..pack import peft_layout
 from ..pack.checks import folder as files
 from ..pack.checks.finding import Finding
+from ..pack.files import TENSORS
 from ..pack.manifest import FileEntry
-from ..pack.pack import MUTABLE, SIGNATURE, TENSORS
+from ..pack.pack import MUTABLE, SIGNATURE
 from .client import Listed, Remote
 from .transfer import fetch
 

@@ -20,8 +20,9 @@ from ..pack.checks.registry import HEADER_CHECKS
 from ..pack.checks.remote import remote_code
 from ..pack.checks.subject import Subject
 from ..pack.checks.unchecked import NO_BASE, SHAPES_ONLY, unchecked
+from ..pack.files import TENSORS
 from ..pack.match import Verdict
-from ..pack.pack import SIGNATURE, TENSORS, Pack
+from ..pack.pack import SIGNATURE, Pack
 from ..pack.peft_options import base_hint, parsed
 from ..pack.validate import require_known, run_checks
 from . import names

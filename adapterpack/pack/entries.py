@@ -11,8 +11,8 @@ import numpy as np
 
 from . import manifest as m
 from . import safetensors
+from .files import TENSORS
 
-TENSORS = "adapter_model.safetensors"
 _BLOCK = 1 << 20
 """Bytes that go into a hash at once: it leaves the interpreter to other threads for as long as it takes."""
 
@@ -39,8 +39,16 @@ def file_entry(name: str, parts: Iterable[bytes | memoryview], role: str) -> m.F
     return m.FileEntry(name, size, hasher.hexdigest(), role)
 
 
-def digested(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[dict[str, str], m.FileEntry]:
-    """The digest of every tensor, and the entry of the file that holds them all: the same bytes twice, so on two threads."""
+def digested(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], source: safetensors.SafetensorsFile | None = None
+) -> tuple[dict[str, str], m.FileEntry]:
+    """The digest of every tensor, and the entry of the file that holds them all: the same bytes twice, so on two threads.
+
+    Where they are all the tensors of a file that was hashed before (``source``), that is not done again.
+    """
+    if isinstance(source, safetensors.HeldFile) and source.ahead is not None and source.is_all_of(tensors, metadata):
+        known = m.FileEntry(TENSORS, source.size, source.ahead.sha256, "tensors")
+        return {name: tensor_digest(value) for name, value in tensors.items()}, known
     with ThreadPoolExecutor(1) as pool:
         file = pool.submit(lambda: file_entry(TENSORS, safetensors.pieces(tensors, metadata), "tensors"))
         return {name: tensor_digest(value) for name, value in tensors.items()}, file.result()

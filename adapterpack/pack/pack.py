@@ -15,11 +15,12 @@ import numpy as np
 
 from ..errors import ConfigError, FormatError, NonFinite, NothingToDo
 from ..methods import PROMPT, Acts, Method, Site, get, is_stacked, settled
-from . import entries, identity, peft_layout, peft_names, safetensors
+from . import identity, peft_layout, peft_names, safetensors
 from . import manifest as m
 from .beside import Beside, Sites, features, require_beside
 from .composition import method_of
 from .entries import digested, entry_of, file_entry, write_files
+from .files import TENSORS
 from .fingerprint import Fingerprint
 from .fits import require_shapes
 from .match import Verdict
@@ -29,7 +30,6 @@ from .streamed import Streamed, Unread
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
-TENSORS = entries.TENSORS
 METADATA = {"format": "pt"}
 """What PEFT and transformers look for in the tensor file."""
 SIGNATURE = "adapterpack.sig.json"
@@ -297,12 +297,14 @@ def build(
     shared: Mapping[str, np.ndarray] | None = None,
     full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     weights: Mapping[str, str | None] | None = None,
+    source: safetensors.SafetensorsFile | None = None,
     **rest: Any,
 ) -> Pack:
     """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the modules trained whole.
 
     ``beside`` holds the sites of other methods in the same pack; ``shared`` are the parameters that all sites of ``method`` have in common.
-    ``weights`` names the base tensor behind each path; ``rest`` goes to :class:`~adapterpack.pack.manifest.Manifest`.
+    ``weights`` names the base tensor behind each path; ``source`` is the file that tensors may be views of; ``rest`` goes to
+    :class:`~adapterpack.pack.manifest.Manifest`.
 
     Raises:
         NonFinite: a tensor holds NaN or infinity.
@@ -343,7 +345,7 @@ def build(
         groups.append(m.Group(path, "full", "module", (weights or {}).get(path)))
         for param, value in params.items():
             add(path, param, peft_names.full_name(method, path, param), value)
-    digests, file = digested(tensors, METADATA)
+    digests, file = digested(tensors, METADATA, source)
     described = {key: entry_of(tensors[key], *places[key], digest=digests[key]) for key in sorted(tensors)}
     draft = m.Manifest(
         pack=m.PackInfo(name),

@@ -16,17 +16,17 @@ from . import manifest as m
 from . import patterns, strict_json
 from .beside import Beside
 from .composition import method_of
+from .files import LARGE, TENSORS
 from .peft_names import form_of
 from .peft_options import base_hint, likely, parsed, read_config, refuse_options, refuse_pickle
 from .peft_tensors import Sorted, kind_of, named, site_of, sort, untied
 from .safetensors import SafetensorsFile
-from .streamed import LARGE, Streamed
+from .streamed import Streamed
 
 if TYPE_CHECKING:
     from .pack import Pack
 
 CONFIG = "adapter_config.json"
-TENSORS = "adapter_model.safetensors"
 _PEFT_TASKS = {"text-classification": "SEQ_CLS", "text-generation": "CAUSAL_LM", "token-classification": "TOKEN_CLS",
                "text2text-generation": "SEQ_2_SEQ_LM", "feature-extraction": "FEATURE_EXTRACTION",
                "question-answering": "QUESTION_ANS"}
@@ -108,7 +108,8 @@ def read(folder: Path, name: str | None = None, on_base: bool = False, tensors: 
     version = config.get("peft_version")
     pack = build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
                  beside=[Beside(*each) for each in content.beside], task=m.Task(task), base=base_hint(config),
-                 training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
+                 training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})},
+                 source=tensors)
     if large is None:
         return pack
     digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..errors import FormatError, storage_errors
 from . import strict_json
+from .ahead import Ahead
 
 MAX_HEADER = 16 << 20
 MAX_TENSORS = 50_000
@@ -103,6 +104,36 @@ class SafetensorsFile:
         """A tensor as a read-only numpy view of the mapped file."""
         info = self.tensors[name]
         return np.frombuffer(self.buffer(name), dtype=DTYPES[info.dtype]).reshape(info.shape)
+
+    def is_view(self, name: str, value: np.ndarray) -> bool:
+        """Whether an array is the tensor of that name in this file, as it lies there."""
+        if name not in self.tensors:
+            return False
+        whole = self.read(name)
+        return (value.dtype == whole.dtype and value.shape == whole.shape and value.flags.c_contiguous
+                and value.__array_interface__["data"][0] == whole.__array_interface__["data"][0])
+
+
+class HeldFile(SafetensorsFile):
+    """A safetensors file whose bytes are in memory already: what was hashed is what is parsed is what is used.
+
+    ``ahead``: the same bytes, with what is known of their digests.
+
+    Raises:
+        FormatError: the bytes break a rule of the format.
+    """
+
+    def __init__(self, data: bytes, path: Path, ahead: Ahead | None = None) -> None:
+        self.path, self.size, self._bytes, self.ahead = path, len(data), data, ahead
+        end = 8 + min(int.from_bytes(data[:8], "little"), MAX_HEADER)
+        self.tensors, self.metadata = parse_header(io.BytesIO(data[:end]), len(data), path)
+
+    def is_all_of(self, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bool:
+        """Whether :func:`write` would make this very file of ``tensors``."""
+        if not all(map(self.is_view, tensors, tensors.values())):
+            return False
+        header = next(pieces(tensors, metadata))
+        return memoryview(self._bytes)[: len(header)] == header  # which says where every tensor lies, and that there is no other
 
 
 def parse_header(file: IO[bytes], size: int, where: object) -> tuple[dict[str, TensorInfo], dict[str, str]]:

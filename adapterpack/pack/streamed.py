@@ -14,9 +14,6 @@ import numpy as np
 from ..errors import FormatError, storage_errors
 from .safetensors import DTYPES, SafetensorsFile, TensorInfo
 
-LARGE = 64 << 20
-"""Bytes of a tensor file above which it is read piece by piece."""
-
 
 class Streamed(Mapping[str, np.ndarray]):
     """Tensor name -> array, read anew each time, and checked by its sha256: what is used is what was checked, whoever may write there.
@@ -34,7 +31,7 @@ class Streamed(Mapping[str, np.ndarray]):
     @classmethod
     def of(cls, file: SafetensorsFile, tensors: Mapping[str, np.ndarray], digests: Mapping[str, str]) -> Streamed:
         """Instead of ``tensors`` that are views of a mapped file, what reads them from it; others are kept."""
-        held = {name: value for name, value in tensors.items() if not _is_view(file, name, value)}
+        held = {name: value for name, value in tensors.items() if not file.is_view(name, value)}
         return cls(file.path, file.tensors, digests, held)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -53,15 +50,6 @@ class Streamed(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._digests)
-
-
-def _is_view(file: SafetensorsFile, name: str, value: np.ndarray) -> bool:
-    """Whether an array is the tensor of that name in the file, as it lies there."""
-    if name not in file.tensors:
-        return False
-    whole = file.read(name)
-    return (value.dtype == whole.dtype and value.shape == whole.shape and value.flags.c_contiguous
-            and value.__array_interface__["data"][0] == whole.__array_interface__["data"][0])
 
 
 class Unread(Mapping[str, np.ndarray]):

@@ -14,6 +14,7 @@ from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
 from ..methods import get
 from . import manifest as m
 from . import peft_layout, strict_json
+from .ahead import Ahead
 from .checks import folder as files
 from .checks import reading
 from .checks.base import base_findings, base_verdict
@@ -23,12 +24,14 @@ from .checks.finding import Finding, Report
 from .checks.hashing import hashed
 from .checks.registry import CHECKS
 from .checks.remote import remote_code
-from .checks.subject import Check, HeldFile, Subject
+from .checks.subject import Check, Subject
 from .checks.template import template_findings
 from .checks.unchecked import NO_BASE, SHAPES_ONLY, unchecked
 from .composition import method_of
-from .pack import TEMPLATE, TENSORS, Pack
-from .streamed import LARGE, Streamed
+from .files import LARGE, TENSORS, read_file
+from .pack import TEMPLATE, Pack
+from .safetensors import HeldFile
+from .streamed import Streamed
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -65,14 +68,17 @@ def _checkpoint(base: str | os.PathLike[str]) -> Checkpoint:
 
 
 def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, budget: Budget | None = None,
-            allow_structural: bool = False) -> tuple[Report, Pack | None]:
-    """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were checked."""
+            allow_structural: bool = False, ahead: Ahead | None = None) -> tuple[Report, Pack | None]:
+    """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were checked.
+
+    ``ahead`` are those of its tensors, where they were read before.
+    """
     if not folder.is_dir():
         raise StorageError("there is no such pack", where=folder, remedy="name a folder that holds adapterpack.json or adapter_config.json")
     look = _examine if os.path.lexists(folder / m.FILE_NAME) else _examine_peft
     try:
         with _turn(folder):
-            return look(folder, base, full, budget or Budget(), allow_structural)
+            return look(folder, base, full, budget or Budget(), allow_structural, ahead)
     except AdapterpackError as error:
         return Report("pack", str(folder), None, (reading.unreadable(error, folder),)), None
 
@@ -88,7 +94,8 @@ def _turn(folder: Path) -> AbstractContextManager[object]:
         return nullcontext()  # whatever it is, it is told where the file is opened
 
 
-def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool) -> tuple[Report, Pack | None]:
+def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool, ahead: Ahead | None
+             ) -> tuple[Report, Pack | None]:
     def refused(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
         return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
 
@@ -104,16 +111,16 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
     if findings := [*files.forbidden_files(folder, named)] or [*files.closed_file_list(folder, manifest)]:
         return refused(findings, manifest)
     try:
-        held = files.hold(folder, manifest, budget)
+        held = files.hold(folder, manifest, budget, ahead)
     except Spent as spent:
         return Report("pack", str(folder), manifest.id, (), (str(spent),), incomplete=True), None
     absent = [] if TENSORS in held else [files.MISSING.at(TENSORS, "the manifest lists no tensor file", pointer="/files")]
     if findings := [*files.magic_bytes(held)] or absent:
         return refused(findings, manifest)
-    file = HeldFile(held[TENSORS], folder / TENSORS)
+    file = HeldFile(held[TENSORS], folder / TENSORS, ahead)
     pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder,
                 {name: bytes(data) for name, data in held.items() if name == TEMPLATE})
-    with hashed(held, budget) as digests:
+    with hashed(held, budget, {} if ahead is None else {TENSORS: ahead.sha256}) as digests:
         subject = Subject(folder, pack, file, held, digests, base, full, budget, allow_structural)
         findings, spent_on = run_checks(subject)
     if len(held[TENSORS]) > LARGE:
@@ -140,8 +147,10 @@ def run_checks(subject: Subject, checks: tuple[Check, ...] = CHECKS) -> tuple[li
     return findings, []
 
 
-def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
+def load(path: str | os.PathLike[str], name: str | None = None, *, ahead: Ahead | None = None) -> Pack:
     """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to call it here.
+
+    ``ahead``: its tensors, where :func:`~adapterpack.pack.ahead.read_ahead` has read them already.
 
     Raises:
         ConfigError: a pack cannot be called ``name``.
@@ -153,17 +162,17 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
         >>> load("packs/tickets").name  # doctest: +SKIP
         'tickets'
     """
-    pack, _ = checked(path)
+    pack, _ = checked(path, ahead)
     return pack if name is None else pack.called(name)
 
 
-def checked(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
+def checked(path: str | os.PathLike[str], ahead: Ahead | None = None) -> tuple[Pack, Report]:
     """As :func:`load`, with the report.
 
     Raises:
         FormatError, NonFinite, UnknownMethod: as for :func:`load`.
     """
-    report, pack = examine(Path(path))
+    report, pack = examine(Path(path), ahead=ahead)
     for finding in report.findings:
         if finding.severity == "error":
             raise finding.error(f"the pack is not valid, {finding.rule}: {finding.message}".rstrip("."), where=f"{path}, {finding.where}",
@@ -175,7 +184,7 @@ def checked(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
 
 
 def _examine_peft(
-    folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool
+    folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool, ahead: Ahead | None
 ) -> tuple[Report, Pack | None]:
     """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked for in a base.
 
@@ -193,7 +202,8 @@ def _examine_peft(
         budget.require_memory((folder / TENSORS).stat().st_size if (folder / TENSORS).is_file() else 0)
     except Spent as spent:
         return Report("peft", str(folder), None, tuple(findings), (str(spent),), incomplete=True), None
-    pack = dataclasses.replace(peft_layout.read(folder), path=folder)
+    file = None if ahead is None else HeldFile(ahead.data, folder / TENSORS, ahead)
+    pack = dataclasses.replace(peft_layout.read(folder, tensors=file), path=folder)
     about_base = SHAPES_ONLY if base else NO_BASE
     open_questions = ("digests and canary: PEFT folders carry none", about_base)
     try:
@@ -222,7 +232,7 @@ def _foreign_json(folder: Path) -> Iterator[Finding]:
             if isinstance(text, str):
                 yield from template_findings(text.encode("utf-8"), name)
     if (folder / TEMPLATE).is_file():
-        yield from template_findings(files.read_file(folder / TEMPLATE, 1 << 20), TEMPLATE)
+        yield from template_findings(read_file(folder / TEMPLATE, 1 << 20), TEMPLATE)
 
 
 def _code_keys(data: bytes) -> Iterator[Finding]:

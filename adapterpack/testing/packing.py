@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..pack import peft_layout
-from ..pack.pack import TENSORS
+from ..pack.files import TENSORS
 from ..pack.validate import load
 from .case import Case, digests, is_float, pack_of, require, resolved
 from .model import in_single, inputs_of, module_of

@@ -22,9 +22,8 @@ from adapterpack.convert.gguf_file import read_gguf
 from adapterpack.errors import AdapterpackError
 from adapterpack.pack import manifest as m
 from adapterpack.pack import peft_layout, strict_json
-from adapterpack.pack.checks.subject import HeldFile
-from adapterpack.pack.pack import TENSORS
-from adapterpack.pack.safetensors import write
+from adapterpack.pack.files import TENSORS
+from adapterpack.pack.safetensors import HeldFile, write
 from adapterpack.pack.validate import examine
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "packs"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import peft_layout
-from ..pack import FILE_ROLES, METADATA, TEMPLATE, TENSORS
+from ..files import TENSORS
+from ..pack import FILE_ROLES, METADATA, TEMPLATE
 from .finding import Finding, Rule
 from .subject import Subject
 

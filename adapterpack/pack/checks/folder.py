@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from mmap import ACCESS_READ, mmap
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import cast
 
-from ...errors import FormatError, storage_errors
+from ...errors import FormatError
 from .. import manifest as m
-from ..pack import MUTABLE, TENSORS
-from ..streamed import LARGE
+from ..ahead import Ahead
+from ..files import LARGE, TENSORS, in_hub_cache, mapped, read_file
+from ..pack import MUTABLE
 from .budget import Budget
 from .finding import Finding, Rule
 from .magic import magic_of
@@ -86,8 +83,9 @@ def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
                           offset=min(size, listed[name].size))
 
 
-def hold(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, bytes]:
-    """The bytes of every listed file, each opened and read once, and no more of it than the manifest lists.
+def hold(folder: Path, manifest: m.Manifest, budget: Budget, ahead: Ahead | None = None) -> dict[str, bytes]:
+    """The bytes of every listed file, each opened and read once, and no more of it than the manifest lists; the tensors' may be there
+    already (``ahead``).
 
     A large tensor file is mapped: it has what is asked of bytes here, a length, slices and a buffer.
 
@@ -96,8 +94,13 @@ def hold(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, bytes]
         FormatError: what is opened is no regular file.
     """
     budget.require_memory(sum(entry.size for entry in manifest.files))
-    return {entry.path: cast("bytes", mapped(folder / entry.path, entry.size + 1)) if entry.path == TENSORS and entry.size > LARGE
-            else read_file(folder / entry.path, entry.size + 1) for entry in manifest.files}
+    return {entry.path: _held(folder / entry.path, entry.size + 1, ahead if entry.path == TENSORS else None) for entry in manifest.files}
+
+
+def _held(path: Path, limit: int, ahead: Ahead | None) -> bytes:
+    if ahead is not None:
+        return ahead.data
+    return cast("bytes", mapped(path, limit)) if path.name == TENSORS and limit > LARGE + 1 else read_file(path, limit)
 
 
 def magic_bytes(held: Mapping[str, bytes]) -> Iterator[Finding]:
@@ -126,38 +129,3 @@ def read_manifest(path: Path) -> bytes:
     if len(data) > m.MAX_BYTES:
         raise FormatError("the manifest is too large", where=path, expected=f"at most {m.MAX_BYTES} bytes", found=path.stat().st_size)
     return data
-
-
-def read_file(path: Path, limit: int) -> bytes:
-    """At most ``limit`` bytes of a regular file; a link that was put in its place meanwhile is not followed."""
-    with _opened(path) as file:
-        parts, left = [], min(limit, os.fstat(file.fileno()).st_size + 1)
-        while left and (part := file.read(left)):
-            parts.append(part)
-            left -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def mapped(path: Path, limit: int) -> mmap:
-    """As :func:`read_file`, of a file that is not empty, without holding it."""
-    with _opened(path) as file:
-        return mmap(file.fileno(), min(limit, os.fstat(file.fileno()).st_size), access=ACCESS_READ)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with storage_errors(path):
-        real = path.resolve() if in_hub_cache(path) else path
-        descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FormatError("this is not a regular file", where=path)
-            yield file
-
-
-def in_hub_cache(link: Path) -> bool:
-    """Whether a link is one that the hub's client makes: ``snapshots/COMMIT/name`` into the ``blobs`` beside ``snapshots``."""
-    if not link.is_symlink():
-        return False
-    folder = link.parent.resolve()
-    return folder.parent.name == "snapshots" and link.resolve().parent == folder.parent.parent / "blobs"

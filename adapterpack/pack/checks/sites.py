@@ -9,7 +9,8 @@ import numpy as np
 from ...errors import AdapterpackError
 from ...methods import PROMPT
 from .. import manifest as m
-from ..pack import SHARED, TENSORS, site_of
+from ..files import TENSORS
+from ..pack import SHARED, site_of
 from ..shapes import check_shapes
 from .finding import Finding, Rule
 from .subject import Subject, group_pointer, tensor_pointer

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..pack import Pack
-from ..safetensors import MAX_HEADER, SafetensorsFile, parse_header
+from ..safetensors import SafetensorsFile
 from .budget import Budget
 from .finding import Finding
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
-
-
-class HeldFile(SafetensorsFile):
-    """A safetensors file whose bytes are in memory already: what was hashed is what is parsed is what is used.
-
-    Raises:
-        FormatError: the bytes break a rule of the format.
-    """
-
-    def __init__(self, data: bytes, path: Path) -> None:
-        self.path, self.size, self._bytes = path, len(data), data
-        self.tensors, self.metadata = parse_header(io.BytesIO(data[: MAX_HEADER + 8]), len(data), path)
 
 
 class Subject(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..pack import TENSORS
+from ..files import TENSORS
 from .finding import Finding, Rule
 from .subject import Subject, tensor_pointer
 from .values import NONFINITE

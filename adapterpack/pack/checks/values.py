@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...errors import NonFinite
-from ..pack import TENSORS
+from ..files import TENSORS
 from ..safetensors import FLOATS, all_finite, dtype_name
 from .finding import Finding, Rule
 from .subject import Subject, group_pointer

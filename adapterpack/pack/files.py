@@ -1,0 +1,57 @@
+"""How the files of a pack are opened, without numpy: regular ones only, and read once."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import IO
+
+from ..errors import FormatError, storage_errors
+
+TENSORS = "adapter_model.safetensors"
+LARGE = 64 << 20
+"""Bytes of a tensor file above which it is read piece by piece."""
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """At most ``limit`` bytes of a regular file; a link that was put in its place meanwhile is not followed.
+
+    Raises:
+        FormatError: it is no regular file.
+        StorageError: the file system refuses.
+    """
+    with _opened(path) as file:
+        parts, left = [], min(limit, os.fstat(file.fileno()).st_size + 1)
+        while left and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def mapped(path: Path, limit: int) -> mmap:
+    """As :func:`read_file`, of a file that is not empty, without holding it."""
+    with _opened(path) as file:
+        return mmap(file.fileno(), min(limit, os.fstat(file.fileno()).st_size), access=ACCESS_READ)
+
+
+def in_hub_cache(link: Path) -> bool:
+    """Whether a link is one that the hub's client makes: ``snapshots/COMMIT/name`` into the ``blobs`` beside ``snapshots``."""
+    if not link.is_symlink():
+        return False
+    folder = link.parent.resolve()
+    return folder.parent.name == "snapshots" and link.resolve().parent == folder.parent.parent / "blobs"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    with storage_errors(path):
+        real = path.resolve() if in_hub_cache(path) else path
+        descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FormatError("this is not a regular file", where=path)
+            yield file
