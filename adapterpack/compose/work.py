@@ -31,8 +31,9 @@ from .whole import decided
 
 Progress = Callable[[int, int], None]
 """Is told the bytes of factors that are combined, and those in all."""
-BATCH = 1 << 18
-"""Numbers of factors that a thread combines at a time: what a core's own cache holds, with the copies that a rule makes."""
+BATCH = 1 << 20
+"""Numbers of factors that a thread combines at a time. A core's own cache holds fewer, but then the threads wait more for the interpreter's
+lock between calls than the cache is worth."""
 FULL_RANK = 256
 """The rank up to which a change without a low rank takes part in a budget."""
 
