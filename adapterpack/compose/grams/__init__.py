@@ -52,8 +52,8 @@ class Narrow:
         return found
 
     def times(self, Y: np.ndarray) -> np.ndarray:
-        """``X_i Y_i`` ``[b, m, k]`` of ``Y`` ``[b, R, k]``, or where they are turned ``Y_i X_i^T`` ``[b, k, m]`` of ``Y`` ``[b, k, R]``; each
-        number is rounded to float32 once."""
+        """``X_i Y_i`` ``[b, m, k]`` of ``Y`` ``[b, R, k]``, or where they are turned ``Y_i X_i^T`` ``[b, k, m]`` of ``Y`` ``[b, k, R]``;
+        each number is rounded to float32 once."""
         if not self._parts:
             product: np.ndarray = np.matmul(Y, self._wide) if self.turned else np.matmul(self._wide, Y)
             return product.astype(np.float32)
