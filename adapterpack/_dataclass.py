@@ -86,19 +86,19 @@ def _own_fields(cls: Any, kw_only: bool) -> dict[str, Field[Any]]:
 
 
 def _initialiser(cls: Any, fields: tuple[Field[Any], ...]) -> Any:
-    """``__init__``: it writes to the instance's dictionary, past the ``__setattr__`` that forbids it."""
-    space: dict[str, Any] = {"__name__": cls.__module__, "_unset": object()}
-    places, lines = ["self"], ["values = self.__dict__"]
+    """``__init__``, which writes to the instance's dictionary, past the ``__setattr__`` that forbids it; its own names are no field's."""
+    space: dict[str, Any] = {"__name__": cls.__module__, "__unset__": object()}
+    places, lines = ["self"], ["__held__ = self.__dict__"]
     keywords: list[str] = []
     for each in fields:
         name, default, value = each.name, "", each.name
         if each.default is not MISSING:
-            default, space[f"_default_{name}"] = f"=_default_{name}", each.default
+            default, space[f"__default_{name}__"] = f"=__default_{name}__", each.default
         elif each.default_factory is not MISSING:
-            default, space[f"_make_{name}"] = "=_unset", each.default_factory
-            value = f"_make_{name}() if {name} is _unset else {name}"
+            default, space[f"__make_{name}__"] = "=__unset__", each.default_factory
+            value = f"__make_{name}__() if {name} is __unset__ else {name}"
         (keywords if each.kw_only else places).append(name + default)
-        lines.append(f"values[{name!r}] = {value}")
+        lines.append(f"__held__[{name!r}] = {value}")
     if hasattr(cls, "__post_init__"):
         lines.append("self.__post_init__()")
     parameters = ", ".join([*places, "*", *keywords] if keywords else places)

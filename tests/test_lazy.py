@@ -141,7 +141,18 @@ def declared(decorated: Callable[..., Any]) -> list[Any]:
     class Nothing:
         """No fields."""
 
-    return [Plain, Named, Further, Nothing]
+    @decorated(frozen=True)
+    class Alike:
+        """Fields that are called as something in the decorator."""
+
+        values: int
+        cls: int
+        name: dict[str, int] = field(default_factory=dict)
+        fields: int = 4
+        other: int = 5
+        function: int = 6
+
+    return [Plain, Named, Further, Nothing, Alike]
 
 
 STANDARD, QUICK = declared(dataclasses.dataclass), declared(_dataclass.dataclass)
