@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import adapterpack
 from adapterpack.errors import BaseMismatch, ConfigError, OutputExists, ProviderError, StorageError, Unsupported
 from adapterpack.merge.codecs.view import Decoded
 from adapterpack.merge.jobs import Part, jobs, share
-from adapterpack.merge.journal import FOLDER, finished
+from adapterpack.merge.journal import FOLDER, PAUSE, Journal, finished
 from adapterpack.merge.rounding import stochastic, words
 from adapterpack.merge.scratch import Scratch
 from adapterpack.methods import Site
@@ -143,6 +144,59 @@ def test_a_restart_of_the_machine_leaves_what_was_synced(tmp_path: Path) -> None
     (tmp_path / FOLDER / "2-of-2.jsonl").write_bytes(f'{{"boot":"{here}"}}\n'.encode() +
                                                     b'{"job":5,"sums":null}\n{"job":99,"sums":null}\nx\n')
     assert finished(tmp_path, 9).keys() == {0, 5}
+
+
+def test_nothing_is_published_before_its_bytes_are_on_the_disk(sharded: Path, whole: tuple[Path, Path], tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file of weights is synced after the last byte that was written to it and before the output gets its name, and the folder of that
+    name afterwards; syncs began while jobs were still writing."""
+    events: list[tuple[str, int]] = []
+    calls = {name: getattr(os, name) for name in ("pwrite", "copy_file_range", "fsync")}
+    rename = Path.rename
+
+    def pwrite(sink: int, *rest: Any) -> int:
+        time.sleep(PAUSE)  # so that some are at work when others are synced
+        written: int = calls["pwrite"](sink, *rest)
+        events.append(("write", os.fstat(sink).st_ino))
+        return written
+
+    def copy_file_range(source: int, sink: int, *rest: Any) -> int:
+        written: int = calls["copy_file_range"](source, sink, *rest)
+        events.append(("write", os.fstat(sink).st_ino))
+        return written
+
+    def fsync(descriptor: int) -> None:
+        inode, since = os.fstat(descriptor).st_ino, len(events)
+        calls["fsync"](descriptor)
+        events.insert(since, ("sync", inode))  # it speaks of what was written before it began
+
+    def renamed(self: Path, target: Path) -> Path:
+        events.append(("rename", self.stat().st_ino))
+        return rename(self, target)
+
+    for name, call in (("pwrite", pwrite), ("copy_file_range", copy_file_range), ("fsync", fsync)):
+        monkeypatch.setattr(os, name, call)
+    monkeypatch.setattr(Path, "rename", renamed)
+    out = tmp_path / "out"
+    adapterpack.merge(sharded, [whole[0]], out)
+    published = events.index(("rename", out.stat().st_ino))
+    assert digests(out) == digests(whole[1]) and ("sync", tmp_path.stat().st_ino) in events[published:]
+    early = 0
+    for path in out.glob("*.safetensors"):
+        inode = path.stat().st_ino
+        last = max(place for place, event in enumerate(events) if event == ("write", inode))
+        assert last < max(place for place, event in enumerate(events) if event == ("sync", inode)) < published
+        early += ("sync", inode) in events[:last]
+    assert early > 0
+
+
+def test_a_disk_that_refuses_to_sync_is_not_passed_over(tmp_path: Path) -> None:
+    """The system reports what it could not write once, to whoever syncs first: that is the thread beside the work, so it must tell."""
+    (tmp_path / "file").symlink_to("/dev/full")  # a device that cannot be synced
+    journal = Journal(tmp_path, Part(), ["file"])
+    with pytest.raises(OSError, match="Invalid argument"), journal.synced():
+        time.sleep(10 * PAUSE)
+    journal.close()
 
 
 def test_machines_share_the_work(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def growing(out: Path, place: str, graphs: Mapping[str, Any], made_from: Sequenc
             if known:
                 say(f"go on with what was written before: {size(sum(weights[number].nbytes for number in known))}")
             try:
-                yield Growing(folder, written, digests, lambda: log.add(len(weights), None))
+                yield Growing(folder, written, digests, lambda: log.add(len(weights), None, ()))
                 written.result()
             finally:
                 ticker.stopped = True
@@ -115,7 +115,7 @@ def _write(weights: Sequence[w.Weight], known: set[int], folder: Path, ticker: T
             if number not in known:
                 ticker.check()
                 w.write(weight, folder, ticker.add)
-                log.add(number, None)
+                log.add(number, None, [str((folder / weight.file).relative_to(log.staging))])
 
 
 def _digests(folder: Path, files: Sequence[str], written: Future[None], ticker: Ticker) -> dict[str, str]:

@@ -23,8 +23,9 @@ from .loss import Sums
 
 FOLDER = ".merge"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-SECONDS = 5.0
-"""How often a long merge is synced: a power cut costs no more than that, and the disk works beside the cores."""
+PAUSE = 0.03
+"""Seconds between two syncs: the disk works beside the cores from the first job on, so that little is left to wait for at the end, and a
+power cut costs no more than what was not on the disk yet."""
 _MAX_LINE = 4096
 
 
@@ -44,7 +45,7 @@ class Journal:
     def __init__(self, staging: Path, part: Part, files: Iterable[str]) -> None:
         self.staging, self.folder = staging, staging / FOLDER
         self.folder.mkdir(exist_ok=True)
-        self._files, self._lock = sorted(files), threading.Lock()
+        self._unsynced, self._lock = set(files), threading.Lock()  # at first all: an earlier process may have written to them
         self._file = os.open(self.folder / f"{part.index}-of-{part.count}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             if not alone(self._file):
@@ -56,30 +57,46 @@ class Journal:
             self.close()
             raise
 
-    def add(self, number: int, sums: Sums | None) -> None:
-        """Notes that job ``number`` is done."""
+    def add(self, number: int, sums: Sums | None, files: Iterable[str]) -> None:
+        """Notes that job ``number`` is done, which wrote to ``files``."""
         with self._lock:
             self._line({"job": number, "sums": None if sums is None else list(sums)})
+            self._unsynced.update(files)
 
     def sync(self) -> None:
-        """Waits until all that the journal says is on the disk, and notes that."""
+        """Waits until all that the journal says is on the disk, and notes that.
+
+        Raises:
+            OSError: the disk did not take it. The system says so once, so nothing of this journal may be taken for synced afterwards.
+        """
         with self._lock:
-            before = os.lseek(self._file, 0, os.SEEK_END)
-        for name in self._files:
+            before, files = os.lseek(self._file, 0, os.SEEK_END), sorted(self._unsynced)
+            self._unsynced.clear()
+        if not files:
+            return
+        for name in files:
             sync(self.staging / name)
         with self._lock:
             self._line({"synced": before})
-            os.fsync(self._file)
+        os.fsync(self._file)
 
     @contextmanager
     def synced(self) -> Iterator[None]:
-        """Syncs every few seconds while the block runs."""
-        over = threading.Event()
+        """Syncs again and again while the block runs.
+
+        Raises:
+            OSError: at the end of the block, where a sync failed.
+        """
+        over, failed = threading.Event(), list[OSError]()
 
         def keep() -> None:
-            while not over.wait(SECONDS):
-                with suppress(OSError):  # the disk's own troubles show in the writes
+            try:
+                while not over.wait(PAUSE):
                     self.sync()
+            except FileNotFoundError:  # another part saw that all was done, and published it
+                pass
+            except OSError as error:
+                failed.append(error)
 
         thread = threading.Thread(target=keep, daemon=True)
         thread.start()
@@ -88,6 +105,8 @@ class Journal:
         finally:
             over.set()
             thread.join()
+        if failed:
+            raise failed[0]
 
     def close(self) -> None:
         """Lets another process have the part."""

@@ -51,7 +51,7 @@ def write(jobs: Sequence[Job], mine: Sequence[int], known: dict[int, Done], jour
                 ticker.check()
                 with np.errstate(all="ignore"):  # overflow is judged by its result
                     sums = jobs[number].run(run, scratch)
-                journal.add(number, sums)
+                journal.add(number, sums, jobs[number].files)
             except BaseException:
                 ticker.stopped = True
                 raise

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Self
 
+from .._dataclass import dataclass
 from .acting import Acts
 
 FOR_TRAINING = {"packed": False}

@@ -6,13 +6,14 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .._dataclass import dataclass
 from ..errors import ConfigError, FormatError, NonFinite, NothingToDo
 from ..methods import PROMPT, Acts, Method, Site, get, is_stacked, settled
 from . import identity, peft_layout, peft_names, safetensors
