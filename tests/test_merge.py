@@ -713,11 +713,13 @@ def test_kill_9_leaves_no_output(large: Path, tmp_path: Path) -> None:
 
 
 def test_no_torch(large: Path, tmp_path: Path) -> None:
-    """A merge imports neither torch nor transformers."""
+    """A merge imports neither torch nor transformers, and into a plain checkpoint nothing that quantized ones, GGUF and graphs need."""
     lora_pack(large).write(tmp_path / "pack")
     code = """import sys, adapterpack
+from adapterpack.merge.codecs.registry import CODECS
 adapterpack.merge(sys.argv[1], [sys.argv[2]], sys.argv[3])
-print({"torch", "transformers"} & set(sys.modules))"""
+print({"torch", "transformers", "onnx_ir", "adapterpack.runtime.bundle", "adapterpack.gguf.header", "adapterpack.merge.gguf.base",
+       *(f"adapterpack.merge.codecs.{file}" for codec in CODECS.values() for file in codec.files)} & set(sys.modules))"""
     command = [sys.executable, "-c", code, large, tmp_path / "pack", tmp_path / "out"]
     child = subprocess.run(command, capture_output=True, text=True, check=True)
     assert child.stdout.strip() == "set()"

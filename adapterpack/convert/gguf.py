@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import BaseMismatch, ConfigError, FormatError, SiteNotFound, Unsupported, nearest
-from ..gguf.header import MAGIC
+from ..gguf import MAGIC
 from ..gguf.names import FAMILIES, Family, pairs_of_rows
 from ..pack import manifest as m
 from ..pack.pack import Pack

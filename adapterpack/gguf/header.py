@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 from ..errors import FormatError, Unsupported
 from ..pack.safetensors import count_of
+from . import MAGIC
 from .kinds import KINDS, Kind
 
-MAGIC = b"GGUF"
 ALIGNMENT = "general.alignment"
 _MAX_KEYS, _MAX_TENSORS, _MAX_TEXT, _MAX_ITEMS, _MAX_NAME = 4096, 50_000, 1 << 20, 1 << 20, 512
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import storage_errors
-from .header import MAGIC, Header, read_header
+from . import MAGIC
+from .header import Header, read_header
 
 
 def header_at(path: Path) -> Header | None:

@@ -12,8 +12,7 @@ from ..pack import strict_json
 from ..pack.pack import Pack
 from . import layout, provenance
 from .codecs.view import Decoded
-from .gguf import layout as gguf_layout
-from .gguf.base import GGUFBase, is_gguf
+from .gguf.kind import is_gguf
 from .layout import Shard
 from .plan import Plan
 
@@ -35,7 +34,10 @@ def opened(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | No
         ConfigError: a checkpoint beside a checkpoint.
     """
     if is_gguf(base):
-        return GGUFBase(base, checkpoint), GGUF
+        from .gguf import layout as gguf_layout  # noqa: PLC0415 - checkpoints need none of it
+        from .gguf.base import GGUFBase  # noqa: PLC0415 - as above
+
+        return GGUFBase(base, checkpoint), Container(gguf_layout.shards, _nothing, gguf_layout.NAME)
     if checkpoint is not None:
         raise ConfigError("only an ONNX graph or a GGUF file is merged beside its checkpoint", where=base, remedy="leave --base out")
     return Decoded(base), SAFETENSORS
@@ -56,4 +58,3 @@ def _nothing(*_: Any) -> None:
 
 
 SAFETENSORS = Container(_safetensors, _side_files)
-GGUF = Container(gguf_layout.shards, _nothing, gguf_layout.NAME)

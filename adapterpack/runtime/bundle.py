@@ -16,9 +16,9 @@ from ..pack import strict_json
 from ..pack.manifest import Base, FileEntry
 from ..pack.schema_check import schema_problem
 from ..tasks import MAIN, task_named
+from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
 from .signature import Signature, decode_signature
 
-FILE_NAME = "adapterpack.bundle.json"
 GRAPH = f"{MAIN}.onnx"
 PAST, PRESENT = "past_key_values.", "present."
 """What the names of a cache begin with, as a pass takes and as it gives it; ``<layer>.key`` or ``<layer>.value`` follows."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
@@ -68,14 +69,18 @@ class Weight:
 
 
 class Codec(NamedTuple):
-    """A format: the name that ``quant_method`` has for it, and what finds its weights.
+    """A format: the name that ``quant_method`` has for it, and the files beside this one that know it, imported when a base is of it.
 
-    ``find`` raises :class:`Unsupported` where it knows the format and cannot read this form of it.
+    The ``find`` of each finds its weights, and raises :class:`Unsupported` where it knows the format and cannot read this form of it.
     """
 
     name: str
     summary: str
-    find: Callable[[Checkpoint], list[Weight]]
+    files: tuple[str, ...]
+
+    def find(self, base: Checkpoint) -> list[Weight]:
+        """The weights of this format in a checkpoint."""
+        return [weight for file in self.files for weight in import_module(f"{__package__}.{file}").find(base)]
 
 
 class Place(NamedTuple):

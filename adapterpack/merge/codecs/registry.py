@@ -5,23 +5,17 @@ from __future__ import annotations
 from ...errors import Unsupported
 from ...pack.checkpoint import Checkpoint
 from ...pack.quantized import scheme
-from . import awq, bnb4, bnb8, compressed, fp8, gptq, torchao
 from .base import Codec, Weight
-
-
-def _bitsandbytes(base: Checkpoint) -> list[Weight]:
-    return [*bnb4.find(base), *bnb8.find(base)]
-
 
 CODECS = {
     codec.name: codec
     for codec in (
-        Codec("bitsandbytes", "NF4 and FP4, with and without double quantization, and int8", _bitsandbytes),
-        Codec("gptq", "2, 3, 4 and 8 bits, with and without act-order", gptq.find),
-        Codec("awq", "4 bits, GEMM packing", awq.find),
-        Codec("torchao", "int8, intx unpacked to int8, float8", torchao.find),
-        Codec("compressed-tensors", "packed and plain integers, float8", compressed.find),
-        Codec("fp8", "float8 in tiles", fp8.find),
+        Codec("bitsandbytes", "NF4 and FP4, with and without double quantization, and int8", ("bnb4", "bnb8")),
+        Codec("gptq", "2, 3, 4 and 8 bits, with and without act-order", ("gptq",)),
+        Codec("awq", "4 bits, GEMM packing", ("awq",)),
+        Codec("torchao", "int8, intx unpacked to int8, float8", ("torchao",)),
+        Codec("compressed-tensors", "packed and plain integers, float8", ("compressed",)),
+        Codec("fp8", "float8 in tiles", ("fp8",)),
     )
 }
 """``quant_method`` of a config -> codec."""

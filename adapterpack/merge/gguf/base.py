@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BaseMismatch, FormatError, Unsupported, storage_errors
-from ...gguf.header import MAGIC, Tensor, read_header
+from ...gguf.header import Tensor, read_header
 from ...gguf.names import FAMILIES, Family, module_of, pairs_of_rows
 from ...methods import LAYOUTS, to_matrix
 from ...pack.checkpoint import Checkpoint
@@ -35,14 +35,6 @@ _ROOM = 2.0
 """How many times further than its grid lets expect a weight may lie from the checkpoint's and still be of it: rounding is not uniform."""
 _ROUGH = 0.7
 """The same limit, relative to the weight, for types whose grid is not known; two unrelated weights are 1.4 apart."""
-
-
-def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Whether a base is a GGUF file, by its first bytes."""
-    if not Path(path).is_file():
-        return False
-    with storage_errors(path), Path(path).open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 class GGUFFile:

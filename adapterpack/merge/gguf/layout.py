@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, Unsupported
+from ...gguf import MAGIC
 from ...gguf import header as gg
 from ...gguf.kinds import KINDS, NUMBERS, Kind
 from ...pack.safetensors import DTYPES, TensorInfo
@@ -42,7 +43,7 @@ def shards(base: GGUFBase, todo: Plan, dtype: str | None, note: str) -> list[Sha
         infos += gg.tensor_info(tensor.name, tensor.shape, NUMBERS[kinds[name].name], offsets[name])
         end = offsets[name] + math.prod(tensor.shape) // kinds[name].block * kinds[name].size
     keys = [*_keys(base, dtype), gg.key_text(KEY, note)]
-    head = gg.MAGIC + struct.pack("<IQQ", header.version, len(kinds), len(keys)) + b"".join(keys) + infos
+    head = MAGIC + struct.pack("<IQQ", header.version, len(kinds), len(keys)) + b"".join(keys) + infos
     head += bytes(gg.aligned(len(head), header.alignment) - len(head))
     items = tuple(_item(base, todo, name, _place(name, tensor.shape, kinds[name], len(head) + offsets[name]), folds)
                   for name, tensor in base.file.own.items())
