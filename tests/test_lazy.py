@@ -101,7 +101,8 @@ def test_composing_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None
     code, *modules = done.stdout.splitlines()[-1].split()
     assert code == "0" and "adapterpack.compose.work" in modules
     unwanted = {"ml_dtypes", "array_api_compat", "tempfile", "shutil", "random", "difflib", "yaml", "subprocess", "importlib.metadata",
-                "jsonschema", "adapterpack.cli.score"}
+                "jsonschema", "adapterpack.cli.score", "adapterpack.methods.routes"}
+    unwanted |= {f"adapterpack.methods.{file}" for file in adapterpack.methods._KINDS}
     assert not unwanted & set(modules)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,10 +23,14 @@ from .inits.base import Seen
 from .layouts import WEIGHTS
 from .operators import Array, Operator
 from .peft_form import PeftForm
-from .routes import Route
+
+if TYPE_CHECKING:
+    from .routes import Route
 
 Params = Mapping[str, Array]
 Forward = Callable[[Array], Array]
+PROMPT = "@prompt"
+"""The path of the one site that a prompt has: no module can have it."""
 
 
 @dataclass(frozen=True)

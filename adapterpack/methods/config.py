@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .._dataclass import dataclass
-from .acting import Acts
+
+if TYPE_CHECKING:
+    from .acting import Acts
 
 FOR_TRAINING = {"packed": False}
 """Metadata of a field that says how an adapter is trained and not what it is: it stays out of the pack."""

@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 
 from .._dataclass import dataclass
 from ..errors import ConfigError, FormatError, NonFinite, NothingToDo
-from ..methods import PROMPT, Acts, Method, Site, get, is_stacked, settled
+from ..methods import PROMPT, Method, Site, get, is_stacked, settled
 from . import identity, peft_layout, peft_names, safetensors
 from . import manifest as m
 from .beside import Beside, Sites, features, require_beside
@@ -30,6 +29,7 @@ from .shapes import check_shapes
 from .streamed import Streamed, Unread
 
 if TYPE_CHECKING:
+    from ..methods import Acts
     from .checkpoint import Checkpoint
 
 SIGNATURE = "adapterpack.sig.json"
@@ -74,7 +74,7 @@ class Pack:
     manifest: m.Manifest
     tensors: Mapping[str, np.ndarray]
     path: Path | None = None
-    extra: Mapping[str, bytes] = field(default_factory=dict)
+    extra: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     alias: str | None = None
 
     @property
