@@ -25,8 +25,8 @@ _held: list[Any] = []
 """Who holds the limit, and its users: the number of threads is the process's, so the last one to leave takes the limit off."""
 _usual: list[float] = []
 """Of everyone who asked for quick turns, the interval that was there before the first: it too is the process's."""
-_threadless = False
-"""Whether numpy's BLAS was loaded so that it has no threads."""
+_threadless = threading.Event()
+"""Set where numpy's BLAS was loaded so that it has no threads."""
 _inside = threading.local()
 
 
@@ -42,13 +42,13 @@ def no_blas_threads() -> Iterator[None]:
 
     Then there is nothing to limit any more. Processes that are started after the block see nothing of it.
     """
-    global _threadless
     name, there = "OPENBLAS_NUM_THREADS", "numpy" in sys.modules
     asked = name in os.environ
     os.environ.setdefault(name, "1")
     try:
         yield
-        _threadless = _threadless or (not there and "numpy" in sys.modules and os.environ[name] == "1" and _is_openblas())
+        if not there and "numpy" in sys.modules and os.environ[name] == "1" and _is_openblas():
+            _threadless.set()
     finally:
         if not asked:
             del os.environ[name]
@@ -83,7 +83,7 @@ def one_thread_each() -> Iterator[None]:
     """Within the block the BLAS of this process starts no threads of its own; blocks may be nested and may overlap."""
     with _lock:
         if not _held:
-            _held.append((lambda: None) if _threadless else _holder())
+            _held.append((lambda: None) if _threadless.is_set() else _holder())
         _held.append(None)
     try:
         yield
