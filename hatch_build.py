@@ -12,7 +12,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # The sources, and whether multiply-adds are fused: each says of itself how it rounds.
 SOURCES = {Path("adapterpack/merge/lowrank/_kernel.c"): "fast", Path("adapterpack/compose/passes/_passes.c"): "off",
-           Path("adapterpack/compose/passes/_sweep.c"): "fast"}
+           Path("adapterpack/compose/passes/_sweep.c"): "fast",
+           Path("adapterpack/compose/grams/_grams.c"): "fast"}
 FLAGS = ["-O3", "-Wno-psabi"]
 
 

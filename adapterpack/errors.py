@@ -6,7 +6,6 @@ import errno
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 
 EXIT_FAILED = 1
 EXIT_INCOMPLETE = 3
@@ -234,6 +233,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
         >>> nearest("lroa", ["lora", "ia3"])
         "did you mean 'lora'? Known: ia3, lora"
     """
+    from difflib import get_close_matches  # noqa: PLC0415 - most runs never need it
+
     names = sorted(known)
     close = get_close_matches(name, names, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from .composing import measured, say, tell_plan, write
 from .options import packs_read, pairs, shared, weight_option
 from .output import emit, line, shown
 from .progress import byte_bar
-from .score import scored_by
 
 _MAX_FILE = 1 << 18
 
@@ -83,7 +82,7 @@ def command(
     with warnings.catch_warnings(record=True) as said, byte_bar("compose") if score is None else nullcontext() as progress:
         warnings.simplefilter("always", UserWarning)
         made = compose(loaded, **options, out=out, statistics=statistics or None, tree=None if tree is None else _tree(tree),
-                       score=None if score is None else scored_by(score, say), recipe=recipe, progress=progress)
+                       score=None if score is None else _scored_by(score), recipe=recipe, progress=progress)
     for text in dict.fromkeys(str(each.message) for each in said):
         say(f"warning: {text}")
     write(made, packs, write_recipe, to_mergekit)
@@ -107,6 +106,13 @@ def command(
     if left_out := lineage["params"].get("left_out"):
         line(f"{len(left_out)} sites got no rank under the budget and are left out: {', '.join(left_out[:5])}"
              + (" ..." if len(left_out) > 5 else ""))
+
+
+def _scored_by(program: str) -> Callable[[Any], float]:
+    """The function of a pack that runs the program."""
+    from .score import scored_by  # noqa: PLC0415 - few compositions are scored
+
+    return scored_by(program, say)
 
 
 def _tree(text: str) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import numpy as np
 
+from .._dataclass import dataclass
 from ..errors import ConfigError
 
 _SHARES = {"energy": "the squared singular values", "sv_cumulative": "the sum of the singular values",

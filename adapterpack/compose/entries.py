@@ -8,18 +8,19 @@ The coordinates depend on the changes alone, up to signs, and every rule here tr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._dataclass import dataclass
 from ..merge import lowrank
 from ..methods import row_blocks
 from .rule import Combined, with_scope
 from .space import Core, Factors, Term, core
 
-_BLOCK = 1 << 18
-"""Numbers of a block of all changes together: what a core's cache holds a few times."""
+_BLOCK = 1 << 21
+"""Numbers of a block of all changes together: 8 MB. A core's own cache holds fewer, but between short calls threads wait for the
+interpreter's lock."""
 _EVERY = (3, 5)
 """Which rows and columns are sampled: odd numbers, because heads and the like come in even ones."""
 

@@ -28,8 +28,8 @@ _STEPS, _STEPS_FROM_GUESS = 3, 2
 """How often a block goes through ``D^T D`` to turn to the largest directions, from random ones and from those that are known."""
 _MORE = 8
 """Directions beyond a wanted rank, so that the last ones that are kept are as good as the first."""
-_ROWS = 1 << 17
-"""Numbers of a block of a matrix in memory: it stays in a core's own cache while it is multiplied from both sides."""
+_ROWS = 1 << 19
+"""Numbers of a block of a matrix in memory: it stays in a core's own cache, and a call takes long enough not to wait for the next."""
 
 
 class Rows(Protocol):

@@ -14,13 +14,13 @@ import numpy as np
 
 from ..threads import in_order
 from .cut import Cut, energy_of
+from .grams import Narrow
 from .space import Factors
 
 T = TypeVar("T")
 
-_STACK = 1 << 19
-"""Numbers of a stack that one thread works on: 4 MB in float64, twice a core's own cache. With less, threads wait more for the
-interpreter's lock between calls than the cache is worth."""
+_STACK = 1 << 20
+"""Numbers of a stack that one thread works on: many sites in one call, for each call is a wait for the interpreter's lock."""
 _WELL = 1e-6
 """The least eigenvalue of the columns' correlations above which their Cholesky factor is as good as a QR: it squares the condition, and
 in float64 that leaves ``R / 1e-6 * 1e-16``, which is less than float32 can hold."""
@@ -131,12 +131,13 @@ def _decomposed(changes: Sequence[Factors]) -> _Stack | None:
     None where some of several want another way than the others: which way a change goes must not depend on its neighbours.
     """
     left, left_core = frames([change.B for change in changes])
-    right, right_core = frames([change.A for change in changes], transposed=True)
-    if len(changes) > 1 and any(frame.back is None and _narrow(frame.wide[0]) for frame in (left, right)):
+    right, right_core = frames([change.A for change in changes], turned=True)
+    tried = _narrow(changes[0].B), _narrow(changes[0].A, turned=True)
+    if len(changes) > 1 and any(frame.back is None and each for frame, each in zip((left, right), tried, strict=True)):
         return None
     u, values, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1), full_matrices=False)
     ranks = np.count_nonzero(values > _rounding(left_core, right_core, changes[0]), axis=1)
-    return _Stack(left.times, right.turned, u, values, vt, ranks)
+    return _Stack(left.times, right.times, u, values, vt, ranks)
 
 
 def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
@@ -148,8 +149,8 @@ def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
         return [_stack_spectra([change])[0] for change in changes]
     U = found.left(found.u)
     signs = _signs(U)
-    V = found.right(found.vt * signs[:, :, None]).astype(first.A.dtype)
-    U = (U * signs[:, None, :]).astype(first.B.dtype)
+    V = found.right(found.vt * signs[:, :, None])
+    U = U * signs[:, None, :].astype(U.dtype)
     return [Spectrum(U[i, :, :k], found.S[i, :k], V[i, :k].T) for i, k in enumerate(found.ranks)]
 
 
@@ -166,8 +167,8 @@ def _cut_stack(changes: Sequence[Factors], cut: Cut) -> list[tuple[Factors, Loss
     halves = np.sqrt(found.S[:, :most])
     B = found.left(found.u[:, :, :most] * halves[:, None, :])
     signs = _signs(B)
-    A = found.right(found.vt[:, :most] * (signs * halves)[:, :, None]).astype(first.A.dtype)
-    B = np.multiply(B, signs[:, None, :]).astype(first.B.dtype)
+    A = found.right(found.vt[:, :most] * (signs * halves)[:, :, None])
+    np.multiply(B, signs[:, None, :].astype(B.dtype), out=B)
     made = []
     for i, (k, S) in enumerate(zip(kept, values, strict=True)):
         factors = Factors(A[i, :k], B[i, :, :k]) if k else Factors(np.zeros_like(A[i, :1]), np.zeros_like(B[i, :, :1]))
@@ -180,47 +181,46 @@ def _signs(U: np.ndarray) -> np.ndarray:
     return np.where(U.max(axis=1) < -U.min(axis=1), -1.0, 1.0)
 
 
-class _Frame(NamedTuple):
-    """Orthonormal columns ``Q = wide @ back`` of a stack; ``Q`` itself is never formed where ``back`` is given."""
+class _Frame:
+    """Orthonormal columns ``Q = X @ back`` of each ``X`` ``[m, R]`` of a stack; where they are ``turned``, they are wanted as rows.
 
-    wide: np.ndarray
-    back: np.ndarray | None
+    ``Q`` itself is formed only where there is no ``back``.
+    """
+
+    def __init__(self, X: Narrow | None, back: np.ndarray | None, Q: np.ndarray | None = None, turned: bool = False) -> None:
+        self._X, self.back, self._Q, self._turned = X, back, Q, turned
 
     def times(self, Y: np.ndarray) -> np.ndarray:
-        """``Q Y``, in C order."""
-        product: np.ndarray = np.matmul(self.wide, Y if self.back is None else np.matmul(self.back, Y))
-        return product
-
-    def turned(self, Y: np.ndarray) -> np.ndarray:
-        """``Y Q^T``, in C order."""
-        turned = Y if self.back is None else np.matmul(Y, self.back.transpose(0, 2, 1))
-        product: np.ndarray = np.matmul(turned, self.wide.transpose(0, 2, 1))
-        return product
+        """``Q Y`` of ``Y`` ``[b, R, k]``, or ``Y Q^T`` of ``Y`` ``[b, k, R]``; in C order and in the dtype of the factors."""
+        if self._X is not None and self.back is not None:
+            return self._X.times(np.matmul(Y, self.back.transpose(0, 2, 1)) if self._turned else np.matmul(self.back, Y))
+        assert self._Q is not None
+        product: np.ndarray = np.matmul(Y, self._Q.transpose(0, 2, 1)) if self._turned else np.matmul(self._Q, Y)
+        return product.astype(self._Q.dtype, copy=False)
 
 
-def frames(X: Sequence[np.ndarray], transposed: bool = False) -> tuple[_Frame, np.ndarray]:
-    """A thin QR of each of several ``[m, R]`` of one shape and dtype, or ``transposed`` ``[R, m]``: the frames, and the triangles in
-    float64, both stacked.
+def frames(X: Sequence[np.ndarray], turned: bool = False) -> tuple[_Frame, np.ndarray]:
+    """A thin QR of each of several ``[m, R]`` of one shape and dtype, or if ``turned`` of ``[R, m]`` as columns: the frames, and the
+    triangles in float64, both stacked.
 
     Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64: products of matrices only. All
     others go through Householder's QR.
     """
-    narrow = _narrow(X[0].T if transposed else X[0])
-    stacked = np.stack(X, dtype=np.float64 if narrow else X[0].dtype)
-    wide = stacked.transpose(0, 2, 1) if transposed else stacked
-    if narrow:
-        products = np.matmul(wide.transpose(0, 2, 1), wide)
+    if _narrow(X[0], turned):
+        narrow = Narrow(X, turned)
+        products = narrow.grams()
         sizes = np.sqrt(np.einsum("brr->br", products))
         if sizes.all() and np.isfinite(products).all() and (factored := _triangle(products, sizes)) is not None:
             triangle, back = factored
-            return _Frame(wide, back), triangle
-    Q, triangle = np.linalg.qr(wide.astype(X[0].dtype, copy=False))
-    return _Frame(Q, None), triangle.astype(np.float64)
+            return _Frame(narrow, back, turned=turned), triangle
+    stacked = np.stack(X)
+    Q, triangle = np.linalg.qr(stacked.transpose(0, 2, 1) if turned else stacked)
+    return _Frame(None, None, Q, turned), triangle.astype(np.float64)
 
 
-def _narrow(X: np.ndarray) -> bool:
+def _narrow(X: np.ndarray, turned: bool = False) -> bool:
     """Whether the columns are such that the Cholesky factor is tried."""
-    return bool(X.dtype == np.float32 and X.shape[0] >= X.shape[1])
+    return bool(X.dtype == np.float32 and X.shape[turned] >= X.shape[not turned])
 
 
 def _triangle(products: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

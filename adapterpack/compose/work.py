@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._dataclass import dataclass
 from ..errors import ConfigError, NonFinite, NothingToDo
 from ..methods.lora import lora
 from ..pack import manifest as m
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build
+from ..pack.writing import Begin
 from ..threads import in_order, one_thread_each
 from . import rules
 from .agree import common_base
@@ -31,8 +33,9 @@ from .whole import decided
 
 Progress = Callable[[int, int], None]
 """Is told the bytes of factors that are combined, and those in all."""
-BATCH = 1 << 18
-"""Numbers of factors that a thread combines at a time: what a core's own cache holds, with the copies that a rule makes."""
+BATCH = 1 << 20
+"""Numbers of factors that a thread combines at a time. A core's own cache holds fewer, but then the threads wait more for the interpreter's
+lock between calls than the cache is worth."""
 FULL_RANK = 256
 """The rank up to which a change without a low rank takes part in a budget."""
 
@@ -193,8 +196,8 @@ def numbers(work: Work) -> int:
     return int(budget * own) if budget < 1 else int(budget)
 
 
-def packed(work: Work, found: Combined, name: str) -> Pack:
-    """The pack of what came out, with its lineage.
+def packed(work: Work, found: Combined, name: str, begin: Begin | None = None) -> Pack:
+    """The pack of what came out, with its lineage; ``begin`` is told its tensors before they are hashed.
 
     Raises:
         NothingToDo: nothing is left.
@@ -218,6 +221,7 @@ def packed(work: Work, found: Combined, name: str) -> Pack:
         weights=base_tensors([place for place, _ in kept], work.parents),
         lineage=descended(work.request.rule, work.parents, _details(work, found), work.weights),
         license=licenses.pop() if len(licenses) == 1 else None,
+        begin=begin,
     )
 
 

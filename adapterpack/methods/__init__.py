@@ -1,13 +1,13 @@
 """Adapter methods: one small file each, named in the catalogue and imported when it is asked for."""
 
 import sys
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .._stage import Stage, callable_package
-from .acting import Acts, Ends, Invoked, acted
-from .attention import AttentionForm, attend
 from .base import (
+    PROMPT,
     AttachForm,
     Method,
     Params,
@@ -25,7 +25,6 @@ from .base import (
     run,
     settled,
 )
-from .blocks import BlockConfig, BlockForm, evaluate_block, run_block
 from .catalogue import CONFIGS
 from .columns import columns
 from .config import SiteConfig
@@ -47,15 +46,16 @@ from .operators import (
     Sums,
 )
 from .peft_form import Completed, Factorise, PeftBeside, PeftContent, PeftForm, PeftLayer
-from .prompt import PROMPT, PromptForm, PromptSite
 from .registry import built_in, get, method_of, methods, register
-from .sparse import Sparse
 
 if TYPE_CHECKING:
+    from .acting import Acts, Ends, Invoked, acted
     from .adalora import AdaLoRA, adalora
     from .alora import ALoRA, alora
+    from .attention import AttentionForm, attend
     from .bat import Bat, bat
     from .beft import BEFT, beft
+    from .blocks import BlockConfig, BlockForm, evaluate_block, run_block
     from .boft import BOFT, boft
     from .bottleneck import Bottleneck, bottleneck
     from .c3a import C3A, c3a
@@ -85,17 +85,28 @@ if TYPE_CHECKING:
     from .oft import OFT, oft
     from .p_tuning import PTuning, p_tuning
     from .prefix_tuning import PrefixTuning, prefix_tuning
+    from .prompt import PromptForm, PromptSite
     from .prompt_tuning import PromptTuning, prompt_tuning
     from .psoft import PSOFT, psoft
     from .randlora import RandLoRA, randlora
     from .road import RoAd, road
     from .shira import SHiRA, shira
+    from .sparse import Sparse
     from .tinylora import TinyLoRA, tinylora
     from .trainable_tokens import TrainableTokens, trainable_tokens
     from .unilora import UniLoRA, unilora
     from .vblora import VBLoRA, vblora
     from .vera import VeRA, vera
     from .waveft import WaveFT, waveft
+
+_KINDS = {
+    "acting": ("Acts", "Ends", "Invoked", "acted"),
+    "attention": ("AttentionForm", "attend"),
+    "blocks": ("BlockConfig", "BlockForm", "evaluate_block", "run_block"),
+    "prompt": ("PromptForm", "PromptSite"),
+    "sparse": ("Sparse",),
+}
+"""What only some methods are made of: the file, and its names here; imported when one of them is asked for."""
 
 
 class _Methods(Stage):
@@ -105,6 +116,9 @@ class _Methods(Stage):
 
 
 def __getattr__(name: str) -> Any:
+    file = next((file for file, names in _KINDS.items() if name in names), None)
+    if file is not None:
+        return getattr(import_module(f"{__name__}.{file}"), name)
     method = name if name in CONFIGS else next((method for method, config in CONFIGS.items() if config == name), None)
     if method is None:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

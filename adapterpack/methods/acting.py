@@ -10,8 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from array_api_compat import device
-
 from .arrays import array_namespace
 from .operators import Array
 
@@ -63,13 +61,13 @@ class Invoked(NamedTuple):
         """See :class:`Acts`."""
         xp, length = array_namespace(ids), ids.shape[1]
         starts = length - len(self.tokens) + 1
-        found = xp.zeros(ids.shape[:1], dtype=xp.bool, device=device(ids)) if before is None else before
+        found = xp.zeros(ids.shape[:1], dtype=xp.bool, device=ids.device) if before is None else before
         if starts < 1:
             return real & found[:, None]
         match = real[:, :starts]
         for offset, token in enumerate(self.tokens):
             match = match & (ids[:, offset : offset + starts] == token)
-        places = xp.arange(length, device=device(ids))
+        places = xp.arange(length, device=ids.device)
         last = xp.max(xp.where(match, places[:starts], -1), axis=1)
         return real & (found[:, None] | ((last >= 0)[:, None] & (places >= last[:, None])))
 

@@ -9,9 +9,10 @@ before the invocation has the base's keys and values, and a cache that the base 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
+from .._dataclass import dataclass
 from .acting import Invoked, require_invocation
 from .layouts import LINEAR
 from .lora import OTHERS, LoRA, lora

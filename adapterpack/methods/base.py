@@ -11,21 +11,26 @@ Python array API: the same few lines run on torch tensors while training and on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .._dataclass import dataclass
 from ..errors import Unsupported
 from .columns import columns
 from .inits.base import Seen
 from .layouts import WEIGHTS
 from .operators import Array, Operator
 from .peft_form import PeftForm
-from .routes import Route
+
+if TYPE_CHECKING:
+    from .routes import Route
 
 Params = Mapping[str, Array]
 Forward = Callable[[Array], Array]
+PROMPT = "@prompt"
+"""The path of the one site that a prompt has: no module can have it."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import field, replace
+from typing import TYPE_CHECKING, Any, Self
 
-from .acting import Acts
+from .._dataclass import dataclass
+
+if TYPE_CHECKING:
+    from .acting import Acts
 
 FOR_TRAINING = {"packed": False}
 """Metadata of a field that says how an adapter is trained and not what it is: it stays out of the pack."""

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
 
+from .._dataclass import dataclass
 from ..errors import Unsupported
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
@@ -100,7 +101,7 @@ def _factors(params: Params) -> tuple[Array, Array]:
 
 def _attach(cfg: LoRA, params: Params, site: Site) -> AttachForm:
     down, up = _factors(params)
-    return AttachForm(down=Dense(down), up=Dense(cfg.scale * up))
+    return AttachForm(down=Dense(down), up=Dense(up if cfg.scale == 1 else cfg.scale * up))
 
 
 def _bake(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:

@@ -7,11 +7,12 @@ on those widths, so every config holds them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._dataclass import dataclass
 from .base import Shared, Site, require_widths
 from .config import SiteConfig, require_flag, require_whole
 from .peft_form import PeftContent

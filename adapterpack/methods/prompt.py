@@ -1,20 +1,21 @@
 """The kind "prompt": virtual tokens before the first real one, as embeddings or as keys and values in the cache.
 
 A prompt method reduces its trained tensors to a :class:`PromptForm`; whatever makes them (a network, a product, a projection) is gone once
-the adapter is packed. It acts on the model as a whole, so it has one site, which is no module: its path is :data:`PROMPT`.
+the adapter is packed. It acts on the model as a whole, so it has one site, which is no module: its path is :data:`~.base.PROMPT`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .._dataclass import dataclass
 from ..errors import Unsupported
 from .arrays import array_namespace
-from .base import Params, Site, Traits
+from .base import PROMPT, Params, Site, Traits
 from .config import require_whole
 from .operators import Array
 from .peft_form import PeftForm
@@ -22,8 +23,6 @@ from .peft_form import PeftForm
 if TYPE_CHECKING:
     from .prompt_config import CacheConfig
 
-PROMPT = "@prompt"
-"""The path of the one site: no module can have it."""
 STORED = "prompt_embeddings"
 """The parameter that every prompt method stores, under PEFT's own name."""
 

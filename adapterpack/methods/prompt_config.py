@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from .._dataclass import dataclass
 from .base import Site
 from .config import SiteConfig, require_whole
 from .prompt import PromptSite, require_choice

@@ -14,13 +14,12 @@ import mmap
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import ml_dtypes
 import numpy as np
 
+from .._dataclass import dataclass
 from ..errors import FormatError, storage_errors
 from . import strict_json
 from .ahead import Ahead
@@ -34,24 +33,38 @@ PAGE = 4096
 _MAX_COUNT = 1 << 59
 """Numbers that an array can have: of 16 bytes at most each, within what can be addressed."""
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_KINDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+          "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+          "BOOL": "bool"}
+
+
+class _Dtypes(Mapping[str, np.dtype[Any]]):
+    """Name -> dtype; one that numpy does not have is made when it is asked for: ml_dtypes takes 3 ms to import."""
+
+    def __init__(self) -> None:
+        self._made = {name: np.dtype(kind) for name, kind in _KINDS.items() if hasattr(np, kind)}
+
+    def __getitem__(self, name: str) -> np.dtype[Any]:
+        found = self._made.get(name)
+        if found is None:
+            kind = _KINDS[name]
+            import ml_dtypes  # noqa: PLC0415 - as above
+
+            found = self._made[name] = np.dtype(getattr(ml_dtypes, kind))
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in _KINDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_KINDS)
+
+    def __len__(self) -> int:
+        return len(_KINDS)
+
+
+DTYPES = _Dtypes()
+_NAMES = {DTYPES[name]: name for name, kind in _KINDS.items() if hasattr(np, kind)}
 FLOATS = frozenset(name for name in DTYPES if name.startswith(("F", "BF")))
 
 
@@ -231,7 +244,7 @@ def all_finite(value: np.ndarray) -> bool:
     """Whether an array of any dtype of this format holds neither NaN nor infinity.
 
     Example:
-        >>> all_finite(np.array([1e300])), all_finite(np.array([np.nan], ml_dtypes.bfloat16))
+        >>> all_finite(np.array([1e300])), all_finite(np.array([np.nan], DTYPES["BF16"]))
         (True, False)
     """
     return dtype_name(value.dtype) not in FLOATS or bool(np.isfinite(value).all())
@@ -243,7 +256,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     Raises:
         FormatError: safetensors has no such dtype.
     """
-    name = _NAMES.get(np.dtype(dtype))
+    name = _NAMES.get(np.dtype(dtype)) or next((name for name, each in DTYPES.items() if each == dtype), None)
     if name is None:
         raise FormatError("safetensors cannot hold this dtype", expected=", ".join(DTYPES), found=dtype)
     return name

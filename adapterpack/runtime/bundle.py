@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from .._dataclass import dataclass
 from ..errors import FormatError, UnknownAdapter, nearest, storage_errors
 from ..pack import manifest as m
 from ..pack import strict_json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
@@ -95,7 +94,9 @@ def tokenizer(s: Subject) -> Iterator[Finding]:
 
 def difference(base: str, carried: str) -> str:
     """A unified diff of two templates, cut after 40 lines."""
-    lines = [line.rstrip("\n") for line in difflib.unified_diff(base.splitlines(), carried.splitlines(), "base", "pack", lineterm="", n=1)]
+    from difflib import unified_diff  # noqa: PLC0415 - most templates are the base's
+
+    lines = [line.rstrip("\n") for line in unified_diff(base.splitlines(), carried.splitlines(), "base", "pack", lineterm="", n=1)]
     more = [f"... and {len(lines) - _DIFF_LINES} more lines"] if len(lines) > _DIFF_LINES else []
     return "\n".join(line[:200] for line in lines[:_DIFF_LINES] + more)
 
