@@ -229,8 +229,8 @@ _TILES = (24, 12)
 def blocks(rows: int, columns: int, step: int, elements: int) -> Iterator[slice]:
     """Rows in blocks of about ``elements`` numbers that begin at multiples of ``step``.
 
-    Where they may, they begin at multiples of 24 or 12, too: OpenBLAS's kernels go through a product in such steps and add up in another order
-    in what is left over, so that its blocks are then those of the whole product, bit for bit.
+    Where they may, they begin at multiples of 24 or 12, too: OpenBLAS's kernels go through a product in such steps and add up in another
+    order in what is left over, so that its blocks are then those of the whole product, bit for bit.
 
     Example:
         >>> list(blocks(10, 100, 4, 500))
