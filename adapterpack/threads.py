@@ -25,6 +25,8 @@ _held: list[Any] = []
 """Who holds the limit, and its users: the number of threads is the process's, so the last one to leave takes the limit off."""
 _usual: list[float] = []
 """Of everyone who asked for quick turns, the interval that was there before the first: it too is the process's."""
+_threadless = threading.Event()
+"""Set where numpy's BLAS was loaded so that it has no threads."""
 _inside = threading.local()
 
 
@@ -38,16 +40,24 @@ def workers() -> int:
 def no_blas_threads() -> Iterator[None]:
     """For a process that multiplies on threads of its own: if numpy is imported within the block, the BLAS starts none, which is quicker.
 
-    Processes that are started after the block see nothing of it.
+    Then there is nothing to limit any more. Processes that are started after the block see nothing of it.
     """
-    name = "OPENBLAS_NUM_THREADS"
+    name, there = "OPENBLAS_NUM_THREADS", "numpy" in sys.modules
     asked = name in os.environ
     os.environ.setdefault(name, "1")
     try:
         yield
+        if not there and "numpy" in sys.modules and os.environ[name] == "1" and _is_openblas():
+            _threadless.set()
     finally:
         if not asked:
             del os.environ[name]
+
+
+def _is_openblas() -> bool:
+    """Whether numpy was built with the library that looks at that variable."""
+    built: Any = sys.modules["numpy"].show_config(mode="dicts")
+    return "openblas" in str(built.get("Build Dependencies", {}).get("blas", {}).get("name", ""))
 
 
 @contextmanager
@@ -73,7 +83,7 @@ def one_thread_each() -> Iterator[None]:
     """Within the block the BLAS of this process starts no threads of its own; blocks may be nested and may overlap."""
     with _lock:
         if not _held:
-            _held.append(_holder())
+            _held.append((lambda: None) if _threadless.is_set() else _holder())
         _held.append(None)
     try:
         yield

@@ -120,6 +120,31 @@ def test_numbers_at_the_ends_of_a_dtype(kernel: ModuleType, dtype: np.dtype[Any]
         assert np.isnan(out.astype(np.float32))[nan].all()
 
 
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_a_number_that_is_not_finite_touches_no_other(kernel: ModuleType, dtype: np.dtype[Any]) -> None:
+    """Rows that are folded together, one of which overflows, and one of which holds NaN of either sign: every byte as numpy and ml_dtypes
+    round it; that it moved is found in the numbers, and not in the NaN, which stays."""
+    weight, up, down = drawn(21, 70, 5, dtype)
+    weight[3, 40], weight[9, 69], weight[20, 0] = np.nan, -np.array(np.nan, dtype), np.inf
+    up[12], down[:, 7] = 1e30, 1e30
+    packed = lowrank.panels(up, down)
+    assert packed is not None
+    change = np.empty(weight.shape, np.float32)
+    lowrank.product(up, down, packed, change)
+    with np.errstate(all="ignore"):
+        expected = (weight.astype(np.float32) + change).astype(dtype)
+    assert not np.isfinite(expected.astype(np.float32)).all()
+    for name in kernel.sets():
+        out = np.empty_like(weight)
+        arrays = [each.view(np.uint16) if dtype == BF16 else each for each in (weight, out)]
+        error, _, moved = kernel.fold(arrays[0], up, packed, arrays[1], name)
+        assert np.array_equal(bits(out), bits(expected)), name
+        assert moved and not np.isfinite(error)
+        lone = np.full((9, 64), weight[9, 69])
+        arrays = [each.view(np.uint16) if dtype == BF16 else each for each in (lone, np.empty_like(lone))]
+        assert kernel.fold(arrays[0], up[:9], packed[:2], arrays[1], name)[2] is False, name
+
+
 def test_wrong_arrays_are_refused(kernel: ModuleType) -> None:
     """Every length, dtype and layout is checked before a number is read."""
     weight, up, down = drawn(4, 40, 3, np.float32)

@@ -15,6 +15,7 @@ from ..methods.lora import lora
 from ..pack import manifest as m
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build
+from ..pack.writing import Begin
 from ..threads import in_order, one_thread_each
 from . import rules
 from .agree import common_base
@@ -195,8 +196,8 @@ def numbers(work: Work) -> int:
     return int(budget * own) if budget < 1 else int(budget)
 
 
-def packed(work: Work, found: Combined, name: str) -> Pack:
-    """The pack of what came out, with its lineage.
+def packed(work: Work, found: Combined, name: str, begin: Begin | None = None) -> Pack:
+    """The pack of what came out, with its lineage; ``begin`` is told its tensors before they are hashed.
 
     Raises:
         NothingToDo: nothing is left.
@@ -220,6 +221,7 @@ def packed(work: Work, found: Combined, name: str) -> Pack:
         weights=base_tensors([place for place, _ in kept], work.parents),
         lineage=descended(work.request.rule, work.parents, _details(work, found), work.weights),
         license=licenses.pop() if len(licenses) == 1 else None,
+        begin=begin,
     )
 
 

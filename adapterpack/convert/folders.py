@@ -9,9 +9,10 @@ from pathlib import Path
 from ..errors import Unsupported
 from ..pack import manifest as m
 from ..pack import peft_layout
+from ..pack.contents import encode_files
 from ..pack.files import TENSORS
 from ..pack.lineage import descended
-from ..pack.pack import Pack, build, encode_files
+from ..pack.pack import Pack, build
 from ..pack.validate import load
 from .base import BaseModel, bound_to
 from .format import Format, Reading, Source

@@ -222,21 +222,21 @@ def _blocks(change: Any, shape: tuple[int, int], turned: bool, storage: Storage,
         yield _Part(change, block, columns, turned)
 
 
-_TILE = 12
-"""Rows that are a multiple of what any of its kernels takes at once."""
+_TILES = (24, 12)
+"""Rows that are a multiple of what any kernel takes at once: with the 8 of this package's own, and those of OpenBLAS alone."""
 
 
 def blocks(rows: int, columns: int, step: int, elements: int) -> Iterator[slice]:
     """Rows in blocks of about ``elements`` numbers that begin at multiples of ``step``.
 
-    Where they may, they begin at multiples of 12, too: OpenBLAS's kernels go through a product in such steps and add up in another order
-    in what is left over, so that its blocks are then those of the whole product, bit for bit.
+    Where they may, they begin at multiples of 24 or 12, too: OpenBLAS's kernels go through a product in such steps and add up in another
+    order in what is left over, so that its blocks are then those of the whole product, bit for bit.
 
     Example:
         >>> list(blocks(10, 100, 4, 500))
         [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
     """
-    step = _TILE if step == 1 and elements >= _TILE * columns else step
+    step = next((tile for tile in _TILES if elements >= tile * columns), 1) if step == 1 else step
     size = max(step, elements // max(1, columns) // step * step)
     for start in range(0, rows, size):
         yield slice(start, min(rows, start + size))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,7 @@ from . import identity, peft_layout, peft_names, safetensors
 from . import manifest as m
 from .beside import Beside, Sites, features, require_beside
 from .composition import method_of
+from .contents import METADATA, contents
 from .entries import digested, entry_of, file_entry, write_files
 from .files import TENSORS
 from .fingerprint import Fingerprint
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from ..methods import Acts
     from .checkpoint import Checkpoint
 
-METADATA = {"format": "pt"}
-"""What PEFT and transformers look for in the tensor file."""
 SIGNATURE = "adapterpack.sig.json"
 MUTABLE = frozenset({"README.md", ".gitattributes", SIGNATURE})
 """Files that a hub edits, and the detached signature; they are allowed beside the closed list and never read as data."""
@@ -236,13 +235,15 @@ class Pack:
             self.write_into(folder)
         return dataclasses.replace(self, path=Path(out))
 
-    def write_into(self, folder: Path) -> None:
-        """Writes the pack's files into an existing empty folder that the caller publishes."""
-        manifest = self.manifest.to_bytes()
+    def write_into(self, folder: Path, tensors: Future[None] | None = None) -> None:
+        """Writes the pack's files into an existing empty folder that the caller publishes; that of its tensors may be under way."""
+        manifest, files = self.manifest.to_bytes(), contents(self.manifest, self.tensors, self.extra)
         with ThreadPoolExecutor(1) as pool:  # the disk takes the tensors while the manifest is looked through
-            filled = pool.submit(write_files, folder, _contents(self.manifest, self.tensors, self.extra))
+            filled = pool.submit(write_files, folder, {name: files[name] for name in files if tensors is None or name != TENSORS})
             m.require_readable(manifest, f"pack '{self.name}'")
             filled.result()
+        if tensors is not None:
+            tensors.result()
         (folder / m.FILE_NAME).write_bytes(manifest)
 
     def require_base(self, base: Checkpoint, content: bool | None = True, allow_structural: bool = False) -> Verdict:
@@ -299,13 +300,14 @@ def build(
     full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     weights: Mapping[str, str | None] | None = None,
     source: safetensors.SafetensorsFile | None = None,
+    begin: Callable[[Mapping[str, np.ndarray]], None] | None = None,
     **rest: Any,
 ) -> Pack:
     """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the modules trained whole.
 
     ``beside`` holds the sites of other methods in the same pack; ``shared`` are the parameters that all sites of ``method`` have in common.
-    ``weights`` names the base tensor behind each path; ``source`` is the file that tensors may be views of; ``rest`` goes to
-    :class:`~adapterpack.pack.manifest.Manifest`.
+    ``weights`` names the base tensor behind each path; ``source`` is the file that tensors may be views of; ``begin`` is
+    told the tensors before they are hashed; ``rest`` goes to :class:`~adapterpack.pack.manifest.Manifest`.
 
     Raises:
         NonFinite: a tensor holds NaN or infinity.
@@ -346,6 +348,8 @@ def build(
         groups.append(m.Group(path, "full", "module", (weights or {}).get(path)))
         for param, value in params.items():
             add(path, param, peft_names.full_name(method, path, param), value)
+    if begin is not None:
+        begin(tensors)
     digests, file = digested(tensors, METADATA, source)
     described = {key: entry_of(tensors[key], *places[key], digest=digests[key]) for key in sorted(tensors)}
     draft = m.Manifest(
@@ -369,25 +373,10 @@ def sealed(
 ) -> Pack:
     """The pack whose closed file list is computed from the draft, its tensors, and the other files that it carries, but for ``known``."""
     files = {entry.path: entry for entry in known}
-    for name, parts in _contents(draft, tensors, extra or {}).items():
+    for name, parts in contents(draft, tensors, extra or {}).items():
         if name not in files:
             files[name] = file_entry(name, parts, FILE_ROLES[name])
     return Pack(dataclasses.replace(draft, files=tuple(files[name] for name in sorted(files))), tensors, extra=dict(extra or {}))
-
-
-def encode_files(manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
-    """The bytes of every file beside the manifest: the tensors, PEFT's config for a method that PEFT knows, and ``extra``."""
-    return {name: b"".join(parts) for name, parts in _contents(manifest, tensors, extra or {}).items()}
-
-
-def _contents(
-    manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes]
-) -> dict[str, Iterable[bytes | memoryview]]:
-    """As :func:`encode_files`, in pieces: the tensors are many times the rest, and are not copied."""
-    config = peft_layout.config_bytes(manifest)
-    files: dict[str, Iterable[bytes | memoryview]] = {TENSORS: safetensors.pieces(tensors, METADATA)}
-    files |= {name: [data] for name, data in extra.items()}
-    return files if config is None else {**files, peft_layout.CONFIG: [config]}
 
 
 def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

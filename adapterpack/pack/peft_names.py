@@ -21,7 +21,9 @@ def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer 
         beside = method.peft.beside if host.peft is not None else None
         known = beside is not None and host.peft is not None and host.peft.peft_type in beside.hosts and kind == method.traits.layers[0]
         return PeftLayer(beside.suffixes) if known and beside is not None else None
-    form = PeftLayer() if kind == method.traits.layers[0] else method.peft.layers.get(kind)
+    if kind == method.traits.layers[0]:
+        return PeftLayer(method.peft.suffixes)
+    form = method.peft.layers.get(kind)
     return form if form is None or form.suffixes is not None else form._replace(suffixes=method.peft.suffixes)
 
 

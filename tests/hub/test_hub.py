@@ -329,7 +329,7 @@ def test_an_invalid_pack_on_a_hub_is_found_by_its_headers(hub: Hub) -> None:
     value = pack.manifest.to_json()
     value["groups"][0]["scale"] = 99.0
     data = (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
-    from adapterpack.pack.pack import encode_files
+    from adapterpack.pack.contents import encode_files
 
     api = client.api()
     api.create_repo("org/liar")

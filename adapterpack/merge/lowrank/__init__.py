@@ -58,7 +58,7 @@ def product(up: np.ndarray, down: np.ndarray, panels: np.ndarray | None, out: np
 
 
 def fold(raw: np.ndarray, up: np.ndarray, panels: np.ndarray, out: np.ndarray) -> tuple[float, float, bool]:
-    """Writes ``round(raw + up @ down)`` into ``out``, both ``[rows, columns]`` of one of the dtypes :data:`STORED`, C-contiguous.
+    """Writes ``round(raw + up @ down)`` into ``out``, both ``[rows, columns]`` of one of the dtypes :data:`STORED`, C-contiguous and apart.
 
     Returns ``<E, E>`` and ``<E, D>`` for the change ``D`` and what storing made of it, ``D + E``, and whether any bit of ``out`` differs
     from ``raw``: sums of at most a row in float32, over rows in float64. Only where the kernel is :data:`COMPILED`.

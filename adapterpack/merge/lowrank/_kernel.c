@@ -16,13 +16,7 @@
 #include <arm_neon.h>
 #endif
 
-enum { LANES = 16, TILES = 2, PANEL = LANES * TILES, ROWS = 4 };
-typedef float lanes __attribute__((vector_size(64)));
-typedef uint32_t bits __attribute__((vector_size(64)));
-typedef uint16_t halves __attribute__((vector_size(32)));
-/* The same where an array lies, which may be anywhere. */
-typedef float lanes_there __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t halves_there __attribute__((vector_size(32), aligned(2), may_alias));
+enum { PANEL = 32 };
 
 struct block {
     const void *raw; /* [rows, columns] as stored; unused by the product */
@@ -39,68 +33,54 @@ struct sums {
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* bfloat16 is the upper half of float32. NaN becomes the quiet one of its sign, as in ml_dtypes. */
-#define BF16_WIDE(p) ((lanes)(__builtin_convertvector((halves)*(const halves_there *)(p), bits) << 16))
-#define BF16_NARROW(x, p)                                                                                     \
-    do {                                                                                                      \
-        const bits word = (bits)(x);                                                                          \
-        const bits near = (word + 0x7FFF + ((word >> 16) & 1)) >> 16;                                           \
-        const bits nan = (bits)((word & 0x7FFFFFFF) > 0x7F800000);                                            \
-        *(halves_there *)(p) = __builtin_convertvector((near & ~nan) | ((((word >> 16) & 0x8000) | 0x7FC0) & nan), halves); \
-    } while (0)
-#define F32_WIDE(p) ((lanes)*(const lanes_there *)(p))
-#define F32_NARROW(x, p) (*(lanes_there *)(p) = (x))
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(x) JOIN(JOIN(x, TYPE), SET)
 
-#define JOIN_(a, b, c) a##_##b##_##c
-#define JOIN(a, b, c) JOIN_(a, b, c)
-#define NAME(x) JOIN(x, TYPE, SET)
+#if defined(__x86_64__)
+static const uint16_t even_then_odd[32] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                                           1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+#define EVEN_THEN_ODD _mm512_loadu_si512(even_then_odd)
+#endif
 
-/* float16 by the processor's own conversions. */
+/* float16 is read and written by the processor's own conversions. */
 #if defined(__x86_64__)
 #define SET avx512
-#define PRODUCT_ROWS 8 /* as many sums as there are registers for */
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
-#define F16_WIDE(p) ((lanes)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p))))
-#define F16_NARROW(x, p) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtps_ph((__m512)(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))
+#define LANES 16
+#define TILES 2
+#define ROWS 8
+#define F16_READ(p) ((lanes)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p))))
+#define F16_ROUND(x) ((halves)_mm512_cvtps_ph((__m512)(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))
+#define F16_BACK(code) ((lanes)_mm512_cvtph_ps((__m256i)(code)))
+#define WIDE(p) ((bits)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))))
+#define UPPER(a, b, p) /* the even halves of what blending makes, then the odd ones */                       \
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16((__m512i)EVEN_THEN_ODD,                                   \
+                                                    _mm512_mask_blend_epi16(0xAAAAAAAA, (__m512i)((a) >> 16), (__m512i)(b))))
 #include "kernels.h"
-#undef SET
-#undef TARGET
-#undef F16_WIDE
-#undef F16_NARROW
-#undef PRODUCT_ROWS
 #define SET avx2
-#define PRODUCT_ROWS ROWS
 #define TARGET __attribute__((target("avx2,fma,f16c")))
-INLINE TARGET lanes wide_avx2(const uint16_t *from) {
-    float two[LANES];
-    for (int i = 0; i < LANES; i += 8) _mm256_storeu_ps(two + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
-    return (lanes)*(const lanes_there *)two;
-}
-INLINE TARGET void narrow_avx2(lanes x, uint16_t *to) {
-    float two[LANES];
-    *(lanes_there *)two = x;
-    for (int i = 0; i < LANES; i += 8)
-        _mm_storeu_si128((__m128i *)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(two + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-#define F16_WIDE wide_avx2
-#define F16_NARROW narrow_avx2
+#define LANES 8
+#define TILES 2
+#define ROWS 4
+#define F16_READ(p) ((lanes)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p))))
+#define F16_ROUND(x) ((halves)_mm256_cvtps_ph((__m256)(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))
+#define F16_BACK(code) ((lanes)_mm256_cvtph_ps((__m128i)(code)))
+#define WIDE(p) ((bits)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))))
+#define UPPER(a, b, p) /* packed in each half of the register, which is then put in order */ \
+    _mm256_storeu_si256((__m256i *)(p), _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)((a) >> 16), (__m256i)((b) >> 16)), 0xD8))
 #include "kernels.h"
 #elif defined(__aarch64__)
 #define SET neon
-#define PRODUCT_ROWS ROWS
 #define TARGET
-INLINE lanes wide_neon(const uint16_t *from) {
-    float four[LANES];
-    for (int i = 0; i < LANES; i += 4) vst1q_f32(four + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i))));
-    return (lanes)*(const lanes_there *)four;
-}
-INLINE void narrow_neon(lanes x, uint16_t *to) {
-    float four[LANES];
-    *(lanes_there *)four = x;
-    for (int i = 0; i < LANES; i += 4) vst1_u16(to + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(four + i))));
-}
-#define F16_WIDE wide_neon
-#define F16_NARROW narrow_neon
+#define LANES 4
+#define TILES 4
+#define ROWS 4
+#define F16_READ(p) ((lanes)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))))
+#define F16_ROUND(x) ((halves)vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)(x))))
+#define F16_BACK(code) ((lanes)vcvt_f32_f16(vreinterpret_f16_u16((uint16x4_t)(code))))
+#define WIDE(p) ((bits)vmovl_u16(vld1_u16(p)))
+#define UPPER(a, b, p) vst1q_u16(p, vuzp2q_u16((uint16x8_t)(a), (uint16x8_t)(b)))
 #include "kernels.h"
 #else
 #error "no fused multiply-add is known here"

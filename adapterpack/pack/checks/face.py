@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import peft_layout
+from ..contents import METADATA
 from ..files import TENSORS
-from ..pack import FILE_ROLES, METADATA, TEMPLATE
+from ..pack import FILE_ROLES, TEMPLATE
 from .finding import Finding, Rule
 from .subject import Subject
 

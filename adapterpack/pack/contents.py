@@ -1,0 +1,32 @@
+"""The files of a pack beside its manifest, in pieces: the tensors are many times the rest, and are not copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from . import manifest as m
+from . import peft_layout, safetensors
+from .files import TENSORS
+
+METADATA = {"format": "pt"}
+"""What PEFT and transformers look for in the tensor file."""
+
+
+def contents(
+    manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes]
+) -> dict[str, Iterable[bytes | memoryview]]:
+    """The pieces of every file: the tensors, PEFT's config for a method that PEFT knows, and ``extra``."""
+    config = peft_layout.config_bytes(manifest)
+    files: dict[str, Iterable[bytes | memoryview]] = {TENSORS: _pieces(tensors), **{name: [data] for name, data in extra.items()}}
+    return files if config is None else {**files, peft_layout.CONFIG: [config]}
+
+
+def encode_files(manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
+    """The bytes of every file of :func:`contents`."""
+    return {name: b"".join(parts) for name, parts in contents(manifest, tensors, extra or {}).items()}
+
+
+def _pieces(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
+    yield from safetensors.pieces(tensors, METADATA)  # whose header is made when it is asked for
