@@ -77,6 +77,19 @@ def test_the_kernel_refuses_what_does_not_fit() -> None:
         kernel.grams((X,), False, np.frombuffer(bytes(32)).reshape(1, 2, 2))
     for Y, there in ((np.ones((1, 3, 4)), (1, 5, 4)), (np.ones((1, 2, 4)), (1, 4, 4)), (np.ones((2, 2, 4)), (2, 5, 4))):
         with pytest.raises(ValueError, match="do not fit"):
-            kernel.times((X,), Y, False, np.empty(there, np.float32))
+            kernel.times((X,), Y, False, np.empty(there, np.float32), None)
     with pytest.raises(ValueError, match="do not fit"):
-        kernel.times((X,), np.ones((1, 4, 5)), True, np.empty((1, 4, 5), np.float32))
+        kernel.times((X,), np.ones((1, 4, 5)), True, np.empty((1, 4, 5), np.float32), None)
+    for turned, signs in ((True, (1, 4)), (False, (1, 3))):
+        with pytest.raises(ValueError, match="do not fit"):
+            kernel.times((X,), np.ones((1, 2, 4)), turned, np.empty((1, 5, 4), np.float32), np.empty(signs))
+
+
+@pytest.mark.parametrize(("m", "R", "k"), SHAPES)
+def test_the_largest_entry_of_a_column_is_positive(kind: str, m: int, R: int, k: int) -> None:
+    rng = np.random.default_rng(k)
+    X, Y = [rng.standard_normal((m, R)).astype(np.float32) for _ in range(2)], rng.standard_normal((2, R, k))
+    found, signs = Narrow(X).signed(Y)
+    assert np.array_equal(found, Narrow(X).times(Y) * signs[:, None, :].astype(np.float32))
+    assert (found.max(axis=1) >= -found.min(axis=1)).all()
+    assert set(signs.ravel()) <= {1.0, -1.0}

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..threads import in_order
 from .cut import Cut, energy_of
-from .grams import Narrow
+from .grams import Narrow, signed
 from .space import Factors
 
 T = TypeVar("T")
@@ -115,9 +115,10 @@ def over_stacks(changes: Sequence[Factors], work: Callable[[list[Factors]], list
 
 
 class _Stack(NamedTuple):
-    """``D_i = Q_i u_i diag(S_i) vt_i P_i^T``: ``left(Y) = Q Y``, ``right(Y) = Y P^T``, and how many of ``S`` are above rounding."""
+    """``D_i = Q_i u_i diag(S_i) vt_i P_i^T``: ``left(Y)`` is ``Q Y``, with signs by which the largest entry of each column is positive, and
+    these signs; ``right(Y) = Y P^T``; and how many of ``S`` are above rounding."""
 
-    left: Callable[[np.ndarray], np.ndarray]
+    left: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     right: Callable[[np.ndarray], np.ndarray]
     u: np.ndarray
     S: np.ndarray
@@ -137,7 +138,7 @@ def _decomposed(changes: Sequence[Factors]) -> _Stack | None:
         return None
     u, values, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1), full_matrices=False)
     ranks = np.count_nonzero(values > _rounding(left_core, right_core, changes[0]), axis=1)
-    return _Stack(left.times, right.times, u, values, vt, ranks)
+    return _Stack(left.signed, right.times, u, values, vt, ranks)
 
 
 def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
@@ -147,10 +148,8 @@ def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
     found = _decomposed(changes)
     if found is None:
         return [_stack_spectra([change])[0] for change in changes]
-    U = found.left(found.u)
-    signs = _signs(U)
+    U, signs = found.left(found.u)
     V = found.right(found.vt * signs[:, :, None])
-    U = U * signs[:, None, :].astype(U.dtype)
     return [Spectrum(U[i, :, :k], found.S[i, :k], V[i, :k].T) for i, k in enumerate(found.ranks)]
 
 
@@ -165,20 +164,13 @@ def _cut_stack(changes: Sequence[Factors], cut: Cut) -> list[tuple[Factors, Loss
     kept = [cut.kept(S) for S in values]
     most = first.rank if cut.rank is None else min(cut.rank, first.rank)  # not what is kept: products of other sizes may round otherwise
     halves = np.sqrt(found.S[:, :most])
-    B = found.left(found.u[:, :, :most] * halves[:, None, :])
-    signs = _signs(B)
+    B, signs = found.left(found.u[:, :, :most] * halves[:, None, :])
     A = found.right(found.vt[:, :most] * (signs * halves)[:, :, None])
-    np.multiply(B, signs[:, None, :].astype(B.dtype), out=B)
     made = []
     for i, (k, S) in enumerate(zip(kept, values, strict=True)):
         factors = Factors(A[i, :k], B[i, :, :k]) if k else Factors(np.zeros_like(A[i, :1]), np.zeros_like(B[i, :, :1]))
         made.append((factors, Loss(energy_of(S[k:]), energy_of(S))))
     return made
-
-
-def _signs(U: np.ndarray) -> np.ndarray:
-    """``[b, k]``: -1 where the largest entry of a column is negative."""
-    return np.where(U.max(axis=1) < -U.min(axis=1), -1.0, 1.0)
 
 
 class _Frame:
@@ -197,6 +189,12 @@ class _Frame:
         assert self._Q is not None
         product: np.ndarray = np.matmul(Y, self._Q.transpose(0, 2, 1)) if self._turned else np.matmul(self._Q, Y)
         return product.astype(self._Q.dtype, copy=False)
+
+    def signed(self, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``Q Y`` and the signs that its columns are multiplied by, so that the largest entry of each is positive."""
+        if self._X is not None and self.back is not None:
+            return self._X.signed(np.matmul(self.back, Y))
+        return signed(self.times(Y))
 
 
 def frames(X: Sequence[np.ndarray], turned: bool = False) -> tuple[_Frame, np.ndarray]:

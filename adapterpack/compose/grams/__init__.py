@@ -60,5 +60,22 @@ class Narrow:
         assert _kernel is not None
         length = self._parts[0].shape[self.turned]
         found = np.empty((len(Y), Y.shape[1], length) if self.turned else (len(Y), length, Y.shape[2]), np.float32)
-        _kernel.times(self._parts, np.ascontiguousarray(Y, np.float64), self.turned, found)
+        _kernel.times(self._parts, np.ascontiguousarray(Y, np.float64), self.turned, found, None)
         return found
+
+    def signed(self, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`times` where nothing is turned, each column times its sign, so that its largest entry is positive; and the signs
+        ``[b, k]``, 1 or -1."""
+        if not self._parts:
+            return signed(self.times(Y))
+        assert _kernel is not None
+        found, signs = np.empty((len(Y), len(self._parts[0]), Y.shape[2]), np.float32), np.empty((len(Y), Y.shape[2]))
+        _kernel.times(self._parts, np.ascontiguousarray(Y, np.float64), False, found, signs)
+        return found, signs
+
+
+def signed(U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``U`` ``[b, m, k]`` with each column times its sign, which it overwrites, and the signs; as of :meth:`Narrow.signed`."""
+    signs = np.where(U.max(axis=1) < -U.min(axis=1), -1.0, 1.0)
+    np.multiply(U, signs[:, None, :].astype(U.dtype), out=U)
+    return U, signs

@@ -70,9 +70,9 @@ TARGET static void gram(const float *X, const int turned, const long m, const lo
         for (long j = 0; j < R; j++) out[i * R + j] = i < j ? G[i * pad + j] : G[j * pad + i];
 }
 
-/* Some rows of X [., R] times WIDTH columns of Y [R, pad], of which the first columns are kept. */
+/* Some rows of X [., R] times WIDTH columns of Y [R, pad], of which the first columns are kept; and the largest and the least of each. */
 INLINE TARGET void rows_times(const int rows, const float *X, const long R, const double *Y, const long pad, float *out, const long k,
-                              const long columns) {
+                              const long columns, float *high, float *low) {
     lanes sum[ROWS][2];
     for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = (lanes){0};
     for (long r = 0; r < R; r++) {
@@ -85,26 +85,33 @@ INLINE TARGET void rows_times(const int rows, const float *X, const long R, cons
     for (int i = 0; i < rows; i++) {
         float line[WIDTH];
         *(half_there *)line = NARROW(sum[i][0]), *(half_there *)(line + LANES) = NARROW(sum[i][1]);
+        for (int c = 0; c < WIDTH; c++) high[c] = line[c] > high[c] ? line[c] : high[c], low[c] = line[c] < low[c] ? line[c] : low[c];
         memcpy(out + i * k, line, columns * sizeof(float));
     }
 }
 
-/* out [m, k] = X [m, R] Y [R, k], rounded once. */
-TARGET static void times(const float *X, const long m, const long R, const double *Y, const long k, double *scratch, float *out) {
+/* out [m, k] = X [m, R] Y [R, k], rounded once; with signs [k] each column times its sign, by which its largest entry is positive. */
+TARGET static void times(const float *X, const long m, const long R, const double *Y, const long k, double *scratch, float *out,
+                         double *signs) {
     const long pad = padded(k);
-    memset(scratch, 0, R * pad * sizeof(double));
+    float *high = (float *)(scratch + R * pad), *low = high + pad;
+    memset(scratch, 0, (R + 1) * pad * sizeof(double));
     for (long r = 0; r < R; r++) memcpy(scratch + r * pad, Y + r * k, k * sizeof(double));
     for (long row = 0; row < m;) {
         const int rows = m - row >= ROWS ? ROWS : 1;
         for (long c = 0; c < k; c += WIDTH) {
             const long columns = k - c < WIDTH ? k - c : WIDTH;
             if (rows == ROWS)
-                rows_times(ROWS, X + row * R, R, scratch + c, pad, out + row * k + c, k, columns);
+                rows_times(ROWS, X + row * R, R, scratch + c, pad, out + row * k + c, k, columns, high + c, low + c);
             else
-                rows_times(1, X + row * R, R, scratch + c, pad, out + row * k + c, k, columns);
+                rows_times(1, X + row * R, R, scratch + c, pad, out + row * k + c, k, columns, high + c, low + c);
         }
         row += rows;
     }
+    if (!signs) return;
+    for (long c = 0; c < k; c++) signs[c] = high[c] < -low[c] ? -1 : 1, high[c] = (float)signs[c];
+    for (long row = 0; row < m; row++)
+        for (long c = 0; c < k; c++) out[row * k + c] *= high[c];
 }
 
 /* Some rows of Y [., R] times WIDTH columns of X [R, n]. */
@@ -203,19 +210,22 @@ static PyObject *py_grams(PyObject *self, PyObject *args) {
 }
 
 static PyObject *py_times(PyObject *self, PyObject *args) {
-    PyObject *tuple, *Y_array, *out_array, *found = NULL;
+    PyObject *tuple, *Y_array, *out_array, *signs_array, *found = NULL;
     struct matrices X;
-    Py_buffer Y, out;
+    Py_buffer Y, out, signs = {0};
     int is_turned;
-    if (!PyArg_ParseTuple(args, "OOpO:times", &tuple, &Y_array, &is_turned, &out_array) || !hold(tuple, &X)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOpOO:times", &tuple, &Y_array, &is_turned, &out_array, &signs_array) || !hold(tuple, &X)) return NULL;
+    const int is_signed = signs_array != Py_None;
+    if (is_signed && !view(signs_array, &signs, "signs", PyBUF_WRITABLE, "d", 2)) return release(&X), NULL;
     if (view(Y_array, &Y, "Y", 0, "d", 3)) {
         if (view(out_array, &out, "out", PyBUF_WRITABLE, "f", 3)) {
             const long m = X.shape[is_turned], R = X.shape[!is_turned], k = Y.shape[is_turned ? 1 : 2];
             double *scratch = NULL;
             if (Y.shape[0] != X.count || Y.shape[is_turned ? 2 : 1] != R || out.shape[0] != X.count ||
-                out.shape[is_turned ? 1 : 2] != k || out.shape[is_turned ? 2 : 1] != m)
-                PyErr_SetString(PyExc_ValueError, "X [m, R], Y [count, R, k] and out [count, m, k] do not fit");
-            else if (posix_memalign((void **)&scratch, 64, (R * padded(k) + 1) * sizeof(double)))
+                out.shape[is_turned ? 1 : 2] != k || out.shape[is_turned ? 2 : 1] != m ||
+                (is_signed && (is_turned || signs.shape[0] != X.count || signs.shape[1] != k)))
+                PyErr_SetString(PyExc_ValueError, "X [m, R], Y [count, R, k], out [count, m, k] and signs [count, k] do not fit");
+            else if (posix_memalign((void **)&scratch, 64, ((R + 1) * padded(k) + 1) * sizeof(double)))
                 PyErr_NoMemory();
             else {
                 Py_BEGIN_ALLOW_THREADS
@@ -225,7 +235,7 @@ static PyObject *py_times(PyObject *self, PyObject *args) {
                     if (is_turned)
                         turned(X.buffers[i].buf, m, R, y, k, there);
                     else
-                        times(X.buffers[i].buf, m, R, y, k, scratch, there);
+                        times(X.buffers[i].buf, m, R, y, k, scratch, there, is_signed ? (double *)signs.buf + i * k : NULL);
                 }
                 Py_END_ALLOW_THREADS
                 free(scratch);
@@ -235,6 +245,7 @@ static PyObject *py_times(PyObject *self, PyObject *args) {
         }
         PyBuffer_Release(&Y);
     }
+    if (is_signed) PyBuffer_Release(&signs);
     release(&X);
     return found;
 }
@@ -245,7 +256,8 @@ static PyMethodDef methods[] = {
     {"grams", py_grams, METH_VARARGS,
      "grams(X, turned, out)\n\nWrites X^T X of each matrix [m, R] of a tuple, or if turned X X^T of each [R, m], into out [count, R, R]."},
     {"times", py_times, METH_VARARGS,
-     "times(X, Y, turned, out)\n\nWrites X Y into out [count, m, k], or if turned Y X into out [count, k, m]."},
+     "times(X, Y, turned, out, signs)\n\nWrites X Y into out [count, m, k], or if turned Y X into out [count, k, m]. With signs "
+     "[count, k] columns are multiplied by 1 or -1, so that the largest entry of each is positive."},
 #endif
     {NULL, NULL, 0, NULL}};
 
