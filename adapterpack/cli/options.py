@@ -92,7 +92,7 @@ def packs_read(references: Sequence[str]) -> Iterator[Callable[[], list[Any]]]:
     with ThreadPoolExecutor(2) as pool, quick_turns():
         begun = [pool.submit(begin, reference) for reference in references]
         try:
-            yield lambda: [*pool.map(lambda each: each.result()(), begun)]
+            yield lambda: [each.result()() for each in begun]  # one by one: what is left is the interpreter's, and it has one lock
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -44,14 +44,18 @@ def digested(
 ) -> tuple[dict[str, str], m.FileEntry]:
     """The digest of every tensor, and the entry of the file that holds them all: the same bytes twice, so on two threads.
 
-    Where they are all the tensors of a file that was hashed before (``source``), that is not done again.
+    Where they are all the tensors of a file that was hashed before (``source``), the threads share the tensors instead.
     """
-    if isinstance(source, safetensors.HeldFile) and source.ahead is not None and source.is_all_of(tensors, metadata):
-        known = m.FileEntry(TENSORS, source.size, source.ahead.sha256, "tensors")
-        return {name: tensor_digest(value) for name, value in tensors.items()}, known
+    def digests(names: Iterable[str]) -> dict[str, str]:
+        return {name: tensor_digest(tensors[name]) for name in names}
+
+    names = list(tensors)
     with ThreadPoolExecutor(1) as pool:
+        if isinstance(source, safetensors.HeldFile) and source.ahead is not None and source.is_all_of(tensors, metadata):
+            half = pool.submit(digests, names[::2])
+            return digests(names[1::2]) | half.result(), m.FileEntry(TENSORS, source.size, source.ahead.sha256, "tensors")
         file = pool.submit(lambda: file_entry(TENSORS, safetensors.pieces(tensors, metadata), "tensors"))
-        return {name: tensor_digest(value) for name, value in tensors.items()}, file.result()
+        return digests(names), file.result()
 
 
 def write_files(folder: Path, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
