@@ -86,10 +86,12 @@ def _own_fields(cls: Any, kw_only: bool) -> dict[str, Field[Any]]:
 
 
 def _initialiser(cls: Any, fields: tuple[Field[Any], ...]) -> Any:
-    """``__init__``, which writes to the instance's dictionary, past the ``__setattr__`` that forbids it; its own names are no field's."""
-    space: dict[str, Any] = {"__name__": cls.__module__, "__unset__": object()}
-    places, lines = ["self"], ["__held__ = self.__dict__"]
-    keywords: list[str] = []
+    """``__init__``; the names that it needs are no field's.
+
+    It writes past the ``__setattr__`` that forbids it, and not to the instance's dictionary: an instance without one is read faster.
+    """
+    space: dict[str, Any] = {"__name__": cls.__module__, "__unset__": object(), "__write__": object.__setattr__}
+    places, keywords, lines = ["self"], list[str](), list[str]()
     for each in fields:
         name, default, value = each.name, "", each.name
         if each.default is not MISSING:
@@ -98,11 +100,11 @@ def _initialiser(cls: Any, fields: tuple[Field[Any], ...]) -> Any:
             default, space[f"__make_{name}__"] = "=__unset__", each.default_factory
             value = f"__make_{name}__() if {name} is __unset__ else {name}"
         (keywords if each.kw_only else places).append(name + default)
-        lines.append(f"__held__[{name!r}] = {value}")
+        lines.append(f"__write__(self, {name!r}, {value})")
     if hasattr(cls, "__post_init__"):
         lines.append("self.__post_init__()")
     parameters = ", ".join([*places, "*", *keywords] if keywords else places)
-    exec(f"def __init__({parameters}):\n " + "\n ".join(lines), space)
+    exec(f"def __init__({parameters}):\n " + "\n ".join(lines or ["pass"]), space)
     function = space["__init__"]
     function.__qualname__ = f"{cls.__qualname__}.__init__"
     return function

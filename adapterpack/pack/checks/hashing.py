@@ -1,9 +1,9 @@
-"""The sha256 of files that are in memory, computed on another core while the checks go on."""
+"""The sha256 of what is in memory: of files on another core while the checks go on, of tensors on two."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
@@ -46,3 +46,29 @@ def hashed(held: Mapping[str, bytes], budget: Budget, known: Mapping[str, str] |
             yield {name: done(known[name]) if known and name in known else pool.submit(digest, data) for name, data in held.items()}
         finally:
             stop.set()
+
+
+def each(buffers: Sequence[memoryview], budget: Budget, what: str) -> list[str]:
+    """The sha256 (hex) of each of the ``buffers``, in their order, by two threads: where the files' are known, the other core is free.
+
+    Half of them in a row to each thread, and not one by one: to hand over work takes about as long as to hash a small tensor.
+
+    Raises:
+        Spent: the budget, for ``what``.
+
+    Example:
+        >>> [digest[:8] for digest in each([memoryview(b""), memoryview(b"a")], Budget(), "digests")]
+        ['e3b0c442', 'ca978112']
+    """
+
+    def digests(some: Sequence[memoryview]) -> list[str]:
+        found = []
+        for buffer in some:
+            budget.require_time(what)
+            found.append(hashlib.sha256(buffer).hexdigest())
+        return found
+
+    half = len(buffers) // 2
+    with ThreadPoolExecutor(1) as pool:
+        rest = pool.submit(digests, buffers[half:])
+        return [*digests(buffers[:half]), *rest.result()]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from ..files import TENSORS
 from .finding import Finding, Rule
+from .hashing import each
 from .subject import Subject, tensor_pointer
 from .values import NONFINITE
 
@@ -41,9 +41,10 @@ def tensor_digests(s: Subject) -> Iterator[Finding]:
 
     It comes before the digests of whole files, so that altered bytes are reported by the name of the tensor that they belong to.
     """
-    for name, entry in sorted(s.pack.manifest.tensors.items()):
-        s.budget.require_time("the digests of the tensors")
-        if hashlib.sha256(s.file.buffer(name)).hexdigest() != entry.sha256:
+    entries = sorted(s.pack.manifest.tensors.items())
+    found = each([s.file.buffer(name) for name, _ in entries], s.budget, "the digests of the tensors")
+    for (name, entry), sha256 in zip(entries, found, strict=True):
+        if sha256 != entry.sha256:
             yield DIGEST.at(name, "the tensor's sha256 is not the manifest's: its bytes were altered", file=TENSORS,
                             offset=s.file.tensors[name].offset)
 
