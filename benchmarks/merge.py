@@ -255,12 +255,12 @@ def measure(base: Path, work: Path, runs: int, rank: int, dtype: str | None, qui
                 if who == {"cp -r": "adapterpack", "cp -r, on disk": ON_DISK}[name]:
                     seconds = copy(base, work / "copy", on_disk)
                     copies[name] += [seconds] * bool(run)
-            shutil.rmtree(work / who, ignore_errors=True)
+            shutil.rmtree(work / who, ignore_errors=True)  # as in copy, and for its reason
             result = once(command_of(who, base, pack, work / who, dtype))
             if run:  # the first of each warms the file cache
                 found.setdefault(who, []).append(result)
-            if who not in {"adapterpack", "peft"}:
-                shutil.rmtree(work / who)
+    for who in OURS.keys() - {"adapterpack"}:
+        shutil.rmtree(work / who, ignore_errors=True)
     figures = {who: {key: median(result[key] for result in results) for key in results[0]} for who, results in found.items()}
     floors = {name: median(seconds) for name, seconds in copies.items() if seconds}
     ours = figures["adapterpack"]["process"]
