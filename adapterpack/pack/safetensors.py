@@ -14,12 +14,12 @@ import mmap
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import FormatError, storage_errors
 from . import strict_json
 from .ahead import Ahead
