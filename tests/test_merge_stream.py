@@ -18,6 +18,7 @@ from test_merge import digests, lone_pack, lora_pack, save_llama, tensors, write
 
 import adapterpack
 from adapterpack.errors import BaseMismatch, ConfigError, OutputExists, ProviderError, StorageError, Unsupported
+from adapterpack.merge.bytes_io import opened, reserve
 from adapterpack.merge.codecs.view import Decoded
 from adapterpack.merge.jobs import Part, jobs, share
 from adapterpack.merge.journal import FOLDER, PAUSE, Journal, finished
@@ -197,6 +198,22 @@ def test_a_disk_that_refuses_to_sync_is_not_passed_over(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Invalid argument"), journal.synced():
         time.sleep(10 * PAUSE)
     journal.close()
+
+
+def test_a_reserved_file_is_as_long_and_keeps_its_bytes(tmp_path: Path) -> None:
+    """Bytes that were there stay, the rest reads as zeros, and the blocks are given out where the file system gives any out beforehand."""
+    path, beside = tmp_path / "file", tmp_path / "beside"
+    path.write_bytes(b"kept")
+    for each, function in ((path, reserve), (beside, lambda sink, size: os.posix_fallocate(sink, 0, size))):
+        with opened(each, os.O_WRONLY | os.O_CREAT) as sink:
+            function(sink, 1 << 20)
+    assert path.read_bytes() == b"kept" + bytes((1 << 20) - 4)
+    assert path.stat().st_blocks == beside.stat().st_blocks
+    with opened(path, os.O_WRONLY) as sink:
+        reserve(sink, 2)
+        assert path.read_bytes() == b"ke"
+        reserve(sink, 0)
+    assert path.stat().st_size == 0
 
 
 def test_machines_share_the_work(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,20 @@ def write_all(descriptor: int, buffer: np.ndarray, offset: int) -> None:
     while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Makes a file ``size`` bytes long; what is in it stays. Where the file system can, it picks the blocks at once.
+
+    Blocks that are there need not be set aside page by page as they are written. ``os.posix_fallocate`` would write into each block where
+    the file system cannot; a file without blocks serves as well.
+    """
+    os.truncate(descriptor, size)
+    if size and sys.platform == "linux" and sys.maxsize > 1 << 32:
+        import ctypes  # noqa: PLC0415 - numpy has imported it, other systems need not
+
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size))
 
 
 class Span(NamedTuple):

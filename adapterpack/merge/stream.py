@@ -11,7 +11,7 @@ import numpy as np
 
 from ..threads import one_thread_each
 from .blocks import Arithmetic
-from .bytes_io import opened, write_all
+from .bytes_io import opened, reserve, write_all
 from .journal import Done, Journal
 from .layout import Shard
 from .rounding import Rounding
@@ -26,7 +26,7 @@ def outline(shards: Sequence[Shard], folder: Path) -> None:
     for shard in shards:
         with opened(folder / shard.name, os.O_WRONLY | os.O_CREAT) as sink:
             write_all(sink, np.frombuffer(shard.header, np.uint8), 0)
-            os.truncate(sink, shard.size)
+            reserve(sink, shard.size)
 
 
 def write(jobs: Sequence[Job], mine: Sequence[int], known: dict[int, Done], journal: Journal, *, header: int, safe: bool,
