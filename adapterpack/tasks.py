@@ -7,10 +7,10 @@ which order, canaries for the outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
-from ._dataclass import dataclass
 from .errors import UnknownName, Unsupported, nearest
 
 MAIN = "model"

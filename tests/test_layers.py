@@ -76,8 +76,8 @@ def test_the_light_packages_do_not_import_torch_when_called_either(package: str)
 
 
 BELOW = {
-    "methods": {"errors", "_dataclass", "_stage", "methods"},
-    "pack": {"errors", "_dataclass", "resources", "methods", "pack"},
+    "methods": {"errors", "_stage", "methods"},
+    "pack": {"errors", "resources", "methods", "pack"},
 }
 """What the two lowest layers may use of adapterpack."""
 
@@ -88,12 +88,6 @@ def test_dependencies_point_downwards(package: str) -> None:
     found = {(str(file.relative_to(PACKAGE)), name.split(".")[1]) for file in (PACKAGE / package).rglob("*.py") for name in imports(file)
              if name.startswith("adapterpack.")}
     assert {(file, name) for file, name in found if name not in BELOW[package]} == set()
-
-
-def test_dataclasses_are_those_that_are_made_quickly() -> None:
-    """One decorator in the whole package."""
-    found = {file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*.py") if "dataclasses.dataclass" in imports(file)}
-    assert found == set()
 
 
 def test_nothing_below_the_command_line_knows_it() -> None:

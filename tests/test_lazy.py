@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adapterpack.methods
-from adapterpack import _dataclass
 from adapterpack.errors import FormatError
 from adapterpack.methods import LoRA, Site, get, methods
 from adapterpack.methods.catalogue import CONFIGS
@@ -121,127 +114,3 @@ def test_no_config_of_peft_is_read_by_two_methods() -> None:
                 assert known == [method.name]
                 written += 1
     assert written > 20
-
-
-def declared(decorated: Callable[..., Any]) -> list[Any]:
-    """Classes with all that a dataclass of the package has."""
-    @decorated(frozen=True)
-    class Plain:
-        """Fields with and without a default."""
-
-        path: str
-        width: int = 3
-        parts: tuple[float, ...] = field(default=(), compare=False)
-        secret: str = field(default="", repr=False, metadata={"packed": False})
-        found: dict[str, int] = field(default_factory=dict)
-        kept: ClassVar[int] = 7
-
-        @cached_property
-        def twice(self) -> int:
-            return 2 * self.width
-
-    @decorated(frozen=True, kw_only=True)
-    class Named:
-        """Fields by name alone."""
-
-        name: str
-        rate: float = 0.5
-
-        def __post_init__(self) -> None:
-            if not self.name:
-                raise ValueError("no name")
-            object.__setattr__(self, "rate", float(self.rate))
-
-    @decorated(frozen=True)
-    class Further(Named):
-        """Fields by place after those of a base, of which one has another default now."""
-
-        label: str = "l"
-        rate: float = 0.25
-
-    @decorated(frozen=True)
-    class Nothing:
-        """No fields."""
-
-    @decorated(frozen=True)
-    class Alike:
-        """Fields that are called as something in the decorator."""
-
-        values: int
-        cls: int
-        name: dict[str, int] = field(default_factory=dict)
-        fields: int = 4
-        other: int = 5
-        function: int = 6
-
-    return [Plain, Named, Further, Nothing, Alike]
-
-
-STANDARD, QUICK = declared(dataclasses.dataclass), declared(_dataclass.dataclass)
-CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
-    (args, kwargs) for args in ((), ("a",), ("a", 2), ("a", 2, (float("nan"),), "s", {"x": 1}), (1, 2, 3, 4, 5, 6))
-    for kwargs in ({}, {"name": "n"}, {"name": "n", "rate": 3}, {"name": ""}, {"width": 9}, {"unknown": 1}, {"path": "b"})]
-
-
-def outcome(function: Callable[[], Any]) -> Any:
-    """What it gives, or the error that it raises."""
-    try:
-        return function()
-    except Exception as error:
-        return type(error), str(error)
-
-
-@pytest.mark.parametrize("place", range(len(QUICK)), ids=[each.__name__ for each in QUICK])
-def test_a_dataclass_is_that_of_the_standard_library(place: int) -> None:
-    """What it declares, what it can be made of, and what its instances do."""
-    standard, quick = STANDARD[place], QUICK[place]
-    assert [str(each) for each in dataclasses.fields(quick)] == [str(each) for each in dataclasses.fields(standard)]
-    assert quick.__match_args__ == standard.__match_args__
-    assert dataclasses.is_dataclass(quick) and quick.__dataclass_params__.frozen
-    parameters = [[(each.name, each.kind) for each in inspect.signature(kind).parameters.values()] for kind in (quick, standard)]
-    assert parameters[0] == parameters[1]
-    assert {name: getattr(quick, name, None) for name in ("width", "parts", "found", "rate", "path", "kept")} == {
-        name: getattr(standard, name, None) for name in ("width", "parts", "found", "rate", "path", "kept")}
-    made = [[outcome(lambda args=args, kwargs=kwargs, kind=kind: kind(*args, **kwargs)) for args, kwargs in CALLS]  # type: ignore[misc]
-            for kind in (quick, standard)]
-    assert [repr(each) for each in made[0]] == [repr(each) for each in made[1]]
-    instances = [[each for each in some if dataclasses.is_dataclass(each)] for some in made]
-    assert instances[0]
-    for one, like in zip(*instances, strict=True):
-        assert [one == other for other in instances[0]] == [like == other for other in instances[1]]
-        assert one != like and one.__eq__(like) is NotImplemented
-        assert dataclasses.asdict(one).keys() == dataclasses.asdict(like).keys() and vars(one).keys() == vars(like).keys()
-        assert repr(dataclasses.replace(one)) == repr(copy.copy(one)) == repr(one)
-        for act in (lambda it: setattr(it, "width", 1), lambda it: setattr(it, "other", 1), lambda it: delattr(it, "rate"),
-                    lambda it: it.twice, lambda it: dataclasses.replace(it, width=4), lambda it: dataclasses.replace(it, rate="x")):
-            assert repr(outcome(lambda it=one, act=act: act(it))) == repr(outcome(lambda it=like, act=act: act(it)))  # type: ignore[misc]
-        hashes = [outcome(lambda it=it: hash(it) == hash(copy.copy(it))) for it in (one, like)]  # type: ignore[misc]
-        assert hashes[0] == hashes[1]
-
-
-def test_a_standard_dataclass_may_stand_on_a_quick_one_and_a_quick_one_on_it() -> None:
-    """As a method of another package does with the configs of this one."""
-    @dataclasses.dataclass(frozen=True)
-    class Standard(QUICK[0]):  # type: ignore[misc]
-        more: int = 1
-
-    @_dataclass.dataclass(frozen=True)
-    class Quick(Standard):
-        most: int = 2
-
-    assert [each.name for each in dataclasses.fields(Quick)] == ["path", "width", "parts", "secret", "found", "more", "most"]
-    assert repr(Quick("a", most=5)).endswith("Quick(path='a', width=3, parts=(), found={}, more=1, most=5)")
-    assert Quick("a") == Quick("a") != Quick("a", more=2) and Standard("a") != QUICK[0]("a")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Quick("a").more = 3  # type: ignore[misc]
-    with pytest.raises(TypeError, match="is frozen"):
-        _dataclass.dataclass(frozen=False)
-
-
-def test_a_value_that_holds_itself_is_told_with_an_end() -> None:
-    """And copies of values are their equals."""
-    held: list[Any] = []
-    held.append(QUICK[0]("a", parts=held))
-    assert repr(held[0]).count("Plain(") == 1 and "..." in repr(held[0])
-    site = Site("layers.0.fc", 12, 12, kernel=(1,))
-    assert copy.deepcopy(site) == site and hash(copy.deepcopy(site)) == hash(site)

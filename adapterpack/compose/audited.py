@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..pack.pack import Pack
 from .cut import Cut, energy_of
 from .measures import Measures, effective_rank, pooled, stable_rank

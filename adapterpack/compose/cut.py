@@ -5,11 +5,10 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import ConfigError
 
 _SHARES = {"energy": "the squared singular values", "sv_cumulative": "the sum of the singular values",

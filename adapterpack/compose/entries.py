@@ -8,11 +8,11 @@ The coordinates depend on the changes alone, up to signs, and every rule here tr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..merge import lowrank
 from ..methods import row_blocks
 from .rule import Combined, with_scope

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from ..pack.safetensors import all_finite
 from ..threads import in_order
 from .cut import Cut, energy_of
 from .finder import Found, Held, Rows, largest
@@ -43,7 +44,7 @@ def decomposed(combined: Sequence[Combined], most: Sequence[int]) -> list[Found]
 
 def finite(change: Factors) -> bool:
     """Whether all numbers are finite."""
-    return bool(np.isfinite(change.A).all() and np.isfinite(change.B).all())
+    return all_finite(change.A) and all_finite(change.B)
 
 
 def _of_dense(combined: Sequence[Combined], work: Callable[[int, Rows], T]) -> list[tuple[int, T]]:

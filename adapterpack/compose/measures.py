@@ -17,12 +17,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..merge.loss import Sums
 from .cut import energy_of
 from .scan import Entries

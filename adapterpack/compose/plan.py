@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .._dataclass import dataclass
 from ..errors import Unsupported
 from ..methods import complete
 from ..pack.pack import Adapter, Pack

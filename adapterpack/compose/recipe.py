@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import ConfigError, FormatError, storage_errors
 from ..methods.composed import NAME as TREE
 from ..pack.atomic import output_file

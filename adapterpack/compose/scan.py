@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..merge.loss import Sums, sums_of
 from ..methods import row_blocks
 from ..pack.safetensors import DTYPES

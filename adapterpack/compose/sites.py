@@ -95,7 +95,7 @@ def _place(
         if adapter.method.kind == "weight" and site.kind not in lora.traits.layers:
             raise Unsupported("a composed pack is a LoRA, which has no such kind of site", where=f"{site.path} in '{first.name}'",
                               expected=" or ".join(lora.traits.layers), found=f"{site.kind}, by {adapter.method.name}", remedy=SIDE_BY_SIDE)
-        if _shape(adapter.site) != _shape(site):
+        if _form(adapter.site) != _form(site):
             raise Unsupported("two packs describe a site differently", where=f"{site.path} in '{first.name}' and '{pack.name}'",
                               expected=_shape(site), found=_shape(adapter.site), remedy="compose packs that were trained on one base")
     made = [None if adapter is None or _later(adapter) else represent(adapter, base=base, cut=cut) for adapter in adapters]
@@ -129,6 +129,10 @@ def _later(adapter: Adapter) -> bool:
 def _scale(adapter: Adapter | None) -> float:
     """The scale of the adapter's branch; 1 where its method has none."""
     return 1.0 if adapter is None else float(getattr(adapter.config, "scale", 1.0))
+
+
+def _form(site: Site) -> tuple[object, ...]:
+    return site.kind, site.out_features, site.in_features, site.kernel
 
 
 def _shape(site: Site) -> str:

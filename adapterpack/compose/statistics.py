@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import ConfigError, FormatError, NonFinite
 from ..pack.atomic import output_file
 from ..pack.manifest import sha256_of

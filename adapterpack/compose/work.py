@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import ConfigError, NonFinite, NothingToDo
 from ..methods.lora import lora
 from ..pack import manifest as m

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import BaseMismatch, SiteNotFound, nearest
 from ..hub.resolve import folder_of
 from ..methods import matrix_shape

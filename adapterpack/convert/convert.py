@@ -6,10 +6,10 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import FormatError, NothingToDo, UnknownName, Unsupported, nearest
 from ..hub.resolve import folder_of
 from ..pack.atomic import output_file, output_folder, refuse_existing

@@ -9,10 +9,10 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import FormatError, OutputExists, StorageError
 from ..pack.atomic import output_folder
 from ..pack.cache import cache_folder

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import FormatError, HubError
 from ..pack import manifest as m
 from ..pack import peft_layout

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import AdapterpackError, FormatError
 from ..pack.checks.budget import Budget
 from ..pack.checks.finding import Report

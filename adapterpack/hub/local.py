@@ -6,12 +6,12 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from .._dataclass import dataclass
 from ..errors import storage_errors
 from ..pack.manifest import FileEntry, sha256_of
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import FormatError, storage_errors
 from ..pack import strict_json
 from ..pack.atomic import output_file

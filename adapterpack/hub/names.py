@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from .._dataclass import dataclass
 from ..errors import ConfigError, FormatError
 
 SCHEME = "hf://"

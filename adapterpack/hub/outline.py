@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
-from .._dataclass import dataclass
 from ..errors import AdapterpackError, FormatError
 from ..pack import manifest as m
 from ..pack import peft_layout, strict_json

@@ -7,9 +7,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .._dataclass import dataclass
 from ..errors import ConfigError, FormatError, StorageError
 from ..pack import manifest as m
 from ..pack.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files

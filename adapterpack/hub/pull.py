@@ -6,11 +6,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import FormatError, HubError, HubOffline, StorageError, storage_errors
 from ..pack import manifest as m
 from ..pack.atomic import output_folder, refuse_existing

@@ -8,11 +8,11 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from .._dataclass import dataclass
 from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, RevisionNotFound
 from ..pack import manifest as m
 from ..pack.pack import MUTABLE, SIGNATURE, Pack

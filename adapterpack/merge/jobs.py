@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from .._dataclass import dataclass
 from ..errors import ConfigError
 from .bytes_io import Span
 from .codecs.storage import HOME

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..pack.checkpoint import Checkpoint
 from ..pack.safetensors import DTYPES, FLOATS, TensorInfo, dtype_name, plan
 from .codecs.plain import PlainWriter

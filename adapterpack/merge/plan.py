@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import NothingToDo, Unsupported
 from ..methods import LAYOUTS, matrix_shape
 from ..pack.manifest import Group

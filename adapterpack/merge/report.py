@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-from .._dataclass import dataclass
 
 MUCH = 0.25
 """A total relative error above this is worth a warning: a quarter of the change is then rounding noise."""

@@ -6,12 +6,12 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import NonFinite
 from ..methods import LAYOUTS
 from ..pack.safetensors import DTYPES

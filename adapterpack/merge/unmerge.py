@@ -12,12 +12,12 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import BaseMismatch, FormatError, Unsupported
 from ..methods import LAYOUTS, is_stacked, to_matrix
 from ..pack import manifest as m

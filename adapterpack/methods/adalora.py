@@ -13,12 +13,11 @@ stays so, and a pack does not hold it. The penalty keeps A and B near to orthogo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Progress, Site, Trained, Traits
 from .config import SiteConfig, by_suffix, require_number, require_whole

@@ -9,10 +9,9 @@ before the invocation has the base's keys and values, and a cache that the base 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .._dataclass import dataclass
 from .acting import Invoked, require_invocation
 from .layouts import LINEAR
 from .lora import OTHERS, LoRA, lora

@@ -11,12 +11,11 @@ Python array API: the same few lines run on torch tensors while training and on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import Unsupported
 from .columns import columns
 from .inits.base import Seen

@@ -8,9 +8,10 @@ such an adapter is refused, because the base's files have no place for it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from .._dataclass import dataclass
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch
 from .peft_form import PeftForm

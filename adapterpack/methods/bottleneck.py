@@ -10,11 +10,11 @@ changes nothing.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .base import Method, Params, Site
 from .blocks import TRAITS, BlockConfig, BlockForm, Norm
 from .config import require_flag

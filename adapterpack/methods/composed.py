@@ -7,13 +7,12 @@ The value has the functions of every method, so that nothing else needs to know 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import Unsupported
 from .base import AttachForm, Forward, Method, Params, Shared, Site, Traits, fold, run, settled
 from .config import SiteConfig

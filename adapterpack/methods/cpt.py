@@ -11,12 +11,11 @@ the context: of weight 1, too, or, with ``decay``, f for the last group of them,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .arrays import array_namespace
 from .base import Method, Params, Site
 from .config import require_flag, require_number, require_whole

@@ -10,11 +10,11 @@ begins with a change; it is not read. Where a layer has fewer outputs than r, th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import Unsupported
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits

@@ -9,12 +9,11 @@ made; they are stored, as PEFT does, so that the adapter can be used without the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RanksConfig, by_suffix, require_number

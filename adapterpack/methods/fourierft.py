@@ -8,13 +8,12 @@ The coefficients start at zero, so that a fresh adapter changes nothing; PEFT's 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits, require_widths
 from .config import SiteConfig, by_suffix, require_number, require_whole

@@ -9,11 +9,11 @@ its layers do not look at.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig

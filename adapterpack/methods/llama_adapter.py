@@ -10,12 +10,11 @@ PEFT adds it a second time, even at a gate of zero; here it is added once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .attention import TRAITS, AttentionForm
 from .base import Method, Params, Site
 from .config import FOR_TRAINING, NoBranch, require_whole

@@ -8,9 +8,10 @@ column [n, 1]. ``weight`` [n] and ``bias`` [n], where there is one, are the new 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from .._dataclass import dataclass
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch
 from .operators import Array, Dense

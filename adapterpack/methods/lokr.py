@@ -9,11 +9,11 @@ where it is -1. A factor that rank r makes smaller is stored as two, ``w_a w_b``
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import AlphaConfig, require_flag, require_whole

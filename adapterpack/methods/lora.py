@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import Unsupported
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits

@@ -13,11 +13,10 @@ prompt is what stands before the first label, and what is generated is left alon
 from __future__ import annotations
 
 import math
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .acting import Ends, ends_of
 from .arrays import array_namespace
 from .base import Method, Params, Site

@@ -9,11 +9,11 @@ smaller M, and :mod:`.bat` for the variant that reads the weight: to PEFT they a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import Unsupported
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig

@@ -9,11 +9,11 @@ refuses).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import RankConfig, require_whole
 from .miss import from_peft, is_miss, known, to_peft

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .base import Method, Params, Site
 from .config import require_whole
 from .prompt import STORED, PromptForm, embedding_fields, peft_form, traits

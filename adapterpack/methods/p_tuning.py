@@ -8,12 +8,11 @@ Only the product is packed: the network has done its work when training ends.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .arrays import array_namespace
 from .base import Method, Params, Site
 from .config import require_flag, require_whole

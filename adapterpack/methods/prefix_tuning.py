@@ -8,12 +8,11 @@ With ``projection`` P is made by a small network, ``W2 tanh(W1 E + b1) + b2`` (s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .arrays import array_namespace
 from .base import Method, Params, Site
 from .config import require_flag, require_whole

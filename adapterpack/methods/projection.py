@@ -7,12 +7,11 @@ on those widths, so every config holds them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .base import Shared, Site, require_widths
 from .config import SiteConfig, require_flag, require_whole
 from .peft_form import PeftContent

@@ -7,12 +7,11 @@ the adapter is packed. It acts on the model as a whole, so it has one site, whic
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import Unsupported
 from .arrays import array_namespace
 from .base import PROMPT, Params, Site, Traits

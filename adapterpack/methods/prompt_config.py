@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .._dataclass import dataclass
+from dataclasses import dataclass
+
 from .base import Site
 from .config import SiteConfig, require_whole
 from .prompt import PromptSite, require_choice

@@ -8,11 +8,11 @@ Section 3.2 compares the inits: embeddings of words of the vocabulary (or of a t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .base import Method, Params, Site
 from .prompt import STORED, PromptForm, PromptSite, embedded, embedding_fields, peft_form, repeated, require_choice, traits
 from .prompt_config import EmbeddingConfig

@@ -15,11 +15,11 @@ signs of PEFT's vectors in ours, R in its frame is diag(s) R diag(s), and so is 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import Unsupported
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits

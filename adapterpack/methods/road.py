@@ -9,11 +9,11 @@ for every pair (``road_1``), for every output (``road_2``), or for every output 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import NoBranch, require_whole

@@ -8,13 +8,12 @@ The places are drawn from ``random_seed``, as PEFT draws them. Without a seed th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .base import AttachForm, Method, Params, Site, Traits, require_widths
 from .config import SiteConfig, require_whole
 from .peft_form import PeftContent, PeftForm

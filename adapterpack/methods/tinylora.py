@@ -11,13 +11,12 @@ adds them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import Unsupported
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Shared, Site, Traits

@@ -10,11 +10,11 @@ same D. A head with a weight of its own keeps it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .arrays import array_namespace
 from .base import AttachForm, Forward, Method, Params, Site, Traits
 from .config import NoBranch, require_whole

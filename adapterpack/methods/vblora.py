@@ -9,11 +9,11 @@ PEFT refuses such a layer. A fresh adapter changes the output, as in PEFT and th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import Unsupported
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Shared, Site, Traits

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from .base import AttachForm, Method, Params, Site, Traits
 from .config import require_number, require_whole
 from .layouts import STACKS, WEIGHTS

@@ -6,13 +6,12 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .. import resources
-from .._dataclass import dataclass
 from ..errors import FormatError
 from . import strict_json
 from .plain import plain as plain  # noqa: PLC0414 - a name of this module too

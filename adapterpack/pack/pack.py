@@ -6,13 +6,13 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import ConfigError, FormatError, NonFinite, NothingToDo
 from ..methods import PROMPT, Method, Site, get, is_stacked, settled
 from . import identity, peft_layout, peft_names, safetensors

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import BaseMismatch, NothingToDo
 from .cast import cast_digests
 from .checkpoint import INDEX, Checkpoint

@@ -14,12 +14,12 @@ import mmap
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import FormatError, storage_errors
 from . import strict_json
 from .ahead import Ahead
@@ -143,10 +143,13 @@ class HeldFile(SafetensorsFile):
 
     def is_all_of(self, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bool:
         """Whether :func:`write` would make this very file of ``tensors``."""
-        if not all(map(self.is_view, tensors, tensors.values())):
-            return False
+        start = np.frombuffer(self._bytes, np.uint8).__array_interface__["data"][0]
+        for name, value in tensors.items():
+            info = self.tensors.get(name)
+            if info is None or value.__array_interface__["data"][0] != start + info.offset or not value.flags.c_contiguous:
+                return False
         header = next(pieces(tensors, metadata))
-        return memoryview(self._bytes)[: len(header)] == header  # which says where every tensor lies, and that there is no other
+        return memoryview(self._bytes)[: len(header)] == header  # which says which and where each tensor is, and that there is no other
 
 
 def parse_header(file: IO[bytes], size: int, where: object) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -247,7 +250,10 @@ def all_finite(value: np.ndarray) -> bool:
         >>> all_finite(np.array([1e300])), all_finite(np.array([np.nan], DTYPES["BF16"]))
         (True, False)
     """
-    return dtype_name(value.dtype) not in FLOATS or bool(np.isfinite(value).all())
+    if dtype_name(value.dtype) not in FLOATS:
+        return True
+    squares = np.vdot(value, value) if value.dtype.kind == "f" and value.dtype.itemsize >= 4 else np.inf
+    return math.isfinite(squares) or bool(np.isfinite(value).all())  # one number tells, unless the sum alone is too large
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:

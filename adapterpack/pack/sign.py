@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import ConfigError, FormatError, OutputExists, SignatureExpired, StorageError, Unsigned, WronglySigned, storage_errors
 from . import dsse, statement
 from . import manifest as m

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import ConfigError, FormatError, UnsupportedSignature, WronglySigned
 from . import strict_json
 from .dsse import MAX_BYTES

@@ -17,10 +17,10 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .._dataclass import dataclass
 from ..errors import AdapterpackError, CorruptBlob, FormatError, StorageError, UnknownName, nearest, storage_errors
 from . import blobs
 from . import manifest as m

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._dataclass import dataclass
 from ..errors import FormatError, UnknownAdapter, nearest, storage_errors
 from ..pack import manifest as m
 from ..pack import strict_json

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from .._dataclass import dataclass
 from ..errors import ConfigError, Unsupported
 from ..tasks import TASKS
 from .decoding import DECODING

@@ -8,12 +8,12 @@ import os
 import re
 import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .._dataclass import dataclass
 from ..errors import ConfigError, nearest, storage_errors
 from ..methods import Method, SiteConfig, get, methods
 from .aliases import ALIASES, translate

@@ -9,10 +9,9 @@ import secrets
 import stat
 import time
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..._dataclass import dataclass
 from ...errors import ConfigError, storage_errors
 from .storage import Refused, Settings
 

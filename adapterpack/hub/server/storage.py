@@ -16,12 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from ..._dataclass import dataclass
 from ...errors import AdapterpackError, OutputExists, StorageError, storage_errors
 from ...pack import blobs, strict_json
 from ...pack.atomic import output_file, output_folder

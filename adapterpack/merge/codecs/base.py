@@ -6,13 +6,13 @@ A weight may lie in several stored tensors, its *parts*, under the roles that it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
 
-from ..._dataclass import dataclass
 from ...errors import FormatError, Unsupported
 from ...pack.checkpoint import Checkpoint
 from .grid import Coded, Grid, Rows

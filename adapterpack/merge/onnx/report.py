@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..._dataclass import dataclass
 from ..report import MergedPack, TensorLoss, advice, finite, kept, relative_error
 
 

@@ -11,10 +11,10 @@ knowledge off each expert first, ``D_i - mean_j G_j``, which is a sum below the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..._dataclass import dataclass
 from ...errors import NonFinite
 from ..base import Site
 from ..config import require_number, require_whole

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..._dataclass import dataclass
 from ...errors import Unsupported
 from ..arrays import array_namespace
 from ..base import AttachForm, Forward, Site

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from ..._dataclass import dataclass
 from ..config import require_whole
 from ..operators import Array
 from ..routes import Chosen

@@ -9,10 +9,10 @@ fusion, which has no value matrix. K is zero at first: all experts have an equal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..._dataclass import dataclass
 from ..base import Site
 from ..config import require_whole
 from ..operators import Array

@@ -8,10 +8,10 @@ G and c are zero at first: all experts have an equal part. The experts are froze
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..._dataclass import dataclass
 from ..base import Site
 from ..config import require_whole
 from ..operators import Array

@@ -8,9 +8,9 @@ Where changes are added to the weight the order does not matter, and the stack i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 
-from ..._dataclass import dataclass
 from ..base import Forward
 from .base import Folded, Folding, NodeKind, Transform, added
 

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ..._dataclass import dataclass
 from ..base import Forward
 from ..config import require_number
 from ..operators import Array

@@ -11,10 +11,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..._dataclass import dataclass
 from ..arrays import array_namespace
 from ..config import require_flag, require_number, require_whole
 from ..operators import Array

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import field
-
-from ..._dataclass import dataclass
+from dataclasses import dataclass, field
 
 
 class Spent(Exception):

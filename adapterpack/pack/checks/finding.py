@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..._dataclass import dataclass
 from ...errors import AdapterpackError, FormatError
 from ..match import Verdict
 
