@@ -14,7 +14,7 @@ import adapterpack
 
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
-from ..threads import quick_turns
+from ..threads import quick_turns, workers
 
 TRACEBACK = "--traceback"
 _RENAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})=(.+)", re.DOTALL)
@@ -89,7 +89,7 @@ def packs_read(references: Sequence[str]) -> Iterator[Callable[[], list[Any]]]:
         ahead = read_ahead(folder)
         return lambda: adapterpack.load(folder, name, ahead=ahead)
 
-    with ThreadPoolExecutor(2) as pool, quick_turns():
+    with ThreadPoolExecutor(max(1, workers() - 1)) as pool, quick_turns():  # one core is for the imports
         begun = [pool.submit(begin, reference) for reference in references]
         try:
             yield lambda: [each.result()() for each in begun]  # one by one: what is left is the interpreter's, and it has one lock

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import manifest as m
 from . import safetensors
-from .files import TENSORS
+from .files import TENSORS, write_parts
 
 _BLOCK = 1 << 20
 """Bytes that go into a hash at once: it leaves the interpreter to other threads for as long as it takes."""
@@ -61,8 +61,7 @@ def digested(
 def write_files(folder: Path, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
     """Writes files of these parts into an existing folder."""
     for name, parts in files.items():
-        with (folder / name).open("wb") as file:
-            file.writelines(parts)
+        write_parts(folder / name, parts)
 
 
 def _joined(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:

@@ -1,10 +1,11 @@
-"""How the files of a pack are opened, without numpy: regular ones only, and read once."""
+"""How the files of a pack are opened, without numpy: regular ones only, and read once; and how they are written."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import IO
 from ..errors import FormatError, storage_errors
 
 TENSORS = "adapter_model.safetensors"
+_TOGETHER = 512
+"""Parts that one call takes; systems allow 1024."""
 LARGE = 64 << 20
 """Bytes of a tensor file above which it is read piece by piece."""
 
@@ -36,6 +39,23 @@ def mapped(path: Path, limit: int) -> mmap:
     """As :func:`read_file`, of a file that is not empty, without holding it."""
     with _opened(path) as file:
         return mmap(file.fileno(), min(limit, os.fstat(file.fileno()).st_size), access=ACCESS_READ)
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview], mode: str = "wb") -> None:
+    """Writes a file of these parts, some hundreds in one call of the system: after each a thread waits for the interpreter's lock.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    with path.open(mode, buffering=0) as file:
+        left = iter(parts)
+        while together := list(itertools.islice(left, _TOGETHER)):
+            written = os.writev(file.fileno(), together) if hasattr(os, "writev") else 0
+            for part in together:  # what one call does not take, of a gigabyte or on a full disk
+                rest = memoryview(part)[min(written, len(part)) :]
+                written = max(0, written - len(part))
+                while rest:
+                    rest = rest[file.write(rest) :]
 
 
 def in_hub_cache(link: Path) -> bool:

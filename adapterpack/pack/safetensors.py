@@ -23,6 +23,7 @@ import numpy as np
 from ..errors import FormatError, storage_errors
 from . import strict_json
 from .ahead import Ahead
+from .files import write_parts
 
 MAX_HEADER = 16 << 20
 MAX_TENSORS = 50_000
@@ -310,8 +311,8 @@ def write(path: str | os.PathLike[str] | io.BytesIO, tensors: Mapping[str, np.nd
     if isinstance(path, io.BytesIO):
         path.writelines(parts)
         return
-    with storage_errors(path), Path(path).open("xb") as file:
-        file.writelines(parts)
+    with storage_errors(path):
+        write_parts(Path(path), parts, "xb")
 
 
 def pieces(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
