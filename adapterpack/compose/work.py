@@ -146,14 +146,10 @@ def combined(work: Work, progress: Progress | None = None) -> Combined:
         def made(batch: Sequence[int]) -> Sequence[Any]:
             places = [work.places[index] for index in batch]
             combined = [combine(place.terms) for place in places]
+            _require_finite(combined, places)
             if work.request.budget is not None:
-                _require_finite(combined, places)
                 return decomposed(combined, [_most(work, place) for place in places])
-            try:
-                results = finished(combined, work.request.cut, work.rule.reduce)
-            except np.linalg.LinAlgError:  # which is what LAPACK says to infinity
-                _require_finite(combined, places)
-                raise
+            results = finished(combined, work.request.cut, work.rule.reduce)
             _require_finite([change for change, _ in results], places)
             return results
 
