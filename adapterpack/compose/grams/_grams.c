@@ -12,14 +12,14 @@
 #include <string.h>
 
 #if defined(__x86_64__)
+#include "../avx512.h"
+
 enum { LANES = 8, WIDTH = 2 * LANES, ROWS = 8, BLOCK = 64, MOST = 256 }; /* columns are padded to WIDTH, and there are at most MOST */
 typedef double lanes __attribute__((vector_size(64)));
 typedef float half __attribute__((vector_size(32)));
 typedef double lanes_there __attribute__((vector_size(64), aligned(8), may_alias));
 typedef float half_there __attribute__((vector_size(32), aligned(4), may_alias));
 
-#define INLINE static inline __attribute__((always_inline))
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define AT(p) (*(lanes_there *)(p))
 #define NARROW(x) __builtin_convertvector(x, half)
 #define WIDE(x) __builtin_convertvector(x, lanes)
@@ -265,10 +265,7 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_grams", NULL, 0, me
 
 PyMODINIT_FUNC PyInit__grams(void) {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-        return PyModule_Create(&module);
+    if (has_avx512()) return PyModule_Create(&module);
 #endif
     PyErr_SetString(PyExc_ImportError, "this processor has no AVX-512");
     return NULL;

@@ -11,12 +11,12 @@
 #include <string.h>
 
 #if defined(__x86_64__)
+#include "../avx512.h"
+
 enum { LANES = 16, PANEL = 2 * LANES, ROWS = 8 };
 typedef float lanes __attribute__((vector_size(64)));
 typedef float lanes_there __attribute__((vector_size(64), aligned(4), may_alias));
 
-#define INLINE static inline __attribute__((always_inline))
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define AT(p) (*(lanes_there *)(p))
 
 /* Some rows and one panel of PANEL columns; width is the number of all columns. */
@@ -106,10 +106,7 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_sweep", NULL, 0, me
 
 PyMODINIT_FUNC PyInit__sweep(void) {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-        return PyModule_Create(&module);
+    if (has_avx512()) return PyModule_Create(&module);
 #endif
     PyErr_SetString(PyExc_ImportError, "this processor has no AVX-512");
     return NULL;
