@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import resources
 
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "null": lambda value: value is None,
-    "boolean": lambda value: isinstance(value, bool),
-    "string": lambda value: isinstance(value, str),
-    "integer": lambda value: not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer())),
-    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "array": lambda value: isinstance(value, list),
-    "object": lambda value: isinstance(value, dict),
+_Test = Callable[[Any], bool]
+_KINDS: tuple[type, ...] = (type(None), bool, str, int, float, list, dict)
+"""What a strict JSON reader gives, each of exactly this type."""
+_TYPES: dict[str, tuple[type, ...]] = {
+    "null": (type(None),), "boolean": (bool,), "string": (str,), "integer": (int, float), "number": (int, float), "array": (list,),
+    "object": (dict,),
 }
 _NOTES = frozenset({"$schema", "$id", "title", "description"})
 
@@ -48,24 +46,26 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
     return _test_of(schema)(value)
 
 
-_Test = Callable[[Any], bool]
-
-
 def _test_of(schema: Mapping[str, Any]) -> _Test:
-    """The schema as a function, so that what it says is looked up once and not at every value."""
-    tests = []
+    """The schema as a function, so that what it says is looked up once and not at every value: the tests for values of each kind."""
+    allowed = schema.get("type", list(_TYPES))
+    allowed = [allowed] if isinstance(allowed, str) else allowed
+    kinds = {kind for name in allowed for kind in _TYPES[name]}
+    tests: dict[type, list[_Test]] = {kind: [] if kind in kinds else [_never] for kind in _KINDS}
+    if float in kinds and "number" not in allowed:
+        tests[float].append(float.is_integer)
     for keyword, argument in schema.items():
-        if keyword in _NOTES:
+        if keyword in _NOTES or keyword == "type":
             continue
         rule = _RULES.get(keyword)
         if rule is None:
             raise _OutsideVocabulary(keyword)
-        tests.append(rule(argument, schema))
-    if len(tests) == 1:
-        return tests[0]
+        test = rule.test(argument, schema)
+        for kind in rule.kinds:
+            tests[kind].append(test)
 
     def every(value: Any) -> bool:
-        for test in tests:  # noqa: SIM110 - a generator takes twice as long
+        for test in tests[type(value)]:  # noqa: SIM110 - a generator takes twice as long
             if not test(value):
                 return False
         return True
@@ -73,14 +73,13 @@ def _test_of(schema: Mapping[str, Any]) -> _Test:
     return every
 
 
+def _never(_: Any) -> bool:
+    return False
+
+
 @cache
 def _shipped(name: str) -> _Test:
     return _test_of(resources.schema(name))
-
-
-def _type(argument: Any, _: Any) -> _Test:
-    tests = [_TYPES[name] for name in ([argument] if isinstance(argument, str) else argument)]
-    return tests[0] if len(tests) == 1 else lambda value: any(test(value) for test in tests)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -100,14 +99,20 @@ def _unique(value: list[Any]) -> bool:
     return not any(_same(one, other) for place, one in enumerate(value) for other in value[:place])
 
 
+def _enum(argument: Any, _: Any) -> _Test:
+    if all(isinstance(choice, str) for choice in argument):
+        choices = frozenset(argument)
+        return lambda value: type(value) is str and value in choices
+    return lambda value: any(_same(choice, value) for choice in argument)
+
+
 def _properties(argument: Any, _: Any) -> _Test:
     inner = [(key, _test_of(schema)) for key, schema in argument.items()]
 
     def test(value: Any) -> bool:
-        if isinstance(value, dict):
-            for key, fitting in inner:
-                if key in value and not fitting(value[key]):
-                    return False
+        for key, fitting in inner:  # noqa: SIM110 - as above
+            if key in value and not fitting(value[key]):
+                return False
         return True
 
     return test
@@ -116,19 +121,15 @@ def _properties(argument: Any, _: Any) -> _Test:
 def _additional(argument: Any, schema: Mapping[str, Any]) -> _Test:
     known = schema.get("properties", {}).keys()
     if isinstance(argument, bool):
-        return lambda value: not isinstance(value, dict) or argument or value.keys() <= known
+        return lambda value: argument or value.keys() <= known
     fitting = _test_of(argument)
-    return lambda value: not isinstance(value, dict) or all(fitting(value[key]) for key in value.keys() - known)
+    return lambda value: all(fitting(value[key]) for key in value.keys() - known)
 
 
-def _each(kind: type[list[Any]] | type[dict[str, Any]]) -> Callable[[Any, Any], _Test]:
-    """A keyword whose schema holds of all that a list or, by its keys, an object consists of."""
-
-    def rule(argument: Any, _: Any) -> _Test:
-        fitting = _test_of(argument)
-        return lambda value: not isinstance(value, kind) or all(fitting(item) for item in value)
-
-    return rule
+def _each(argument: Any, _: Any) -> _Test:
+    """A schema that holds of all that a list or, by its keys, an object consists of."""
+    fitting = _test_of(argument)
+    return lambda value: all(map(fitting, value))
 
 
 def _any(argument: Any, _: Any) -> _Test:
@@ -136,10 +137,15 @@ def _any(argument: Any, _: Any) -> _Test:
     return lambda value: any(test(value) for test in tests)
 
 
+def _required(argument: Any, _: Any) -> _Test:
+    names = frozenset(argument)
+    return lambda value: names <= value.keys()
+
+
 def _pattern(argument: Any, _: Any) -> _Test:
     # Every pattern is anchored; but Python's "$" would let a newline at the end pass, which the schema's "$" does not.
     matches = _compiled(argument).fullmatch
-    return lambda value: not isinstance(value, str) or matches(value) is not None
+    return lambda value: matches(value) is not None
 
 
 @cache
@@ -147,32 +153,34 @@ def _compiled(expression: str) -> re.Pattern[str]:
     return re.compile(expression)
 
 
-def _is(kind: type | tuple[type, ...], holds: Callable[[Any, Any], bool]) -> Callable[[Any, Any], _Test]:
-    """A keyword that says something of one kind of value only."""
-    return lambda argument, _: lambda value: not isinstance(value, kind) or isinstance(value, bool) or holds(argument, value)
+class _Rule(NamedTuple):
+    """A keyword: the kinds of values that it says something of, and the test for such a value, of its argument and the schema around."""
+
+    kinds: tuple[type, ...]
+    test: Callable[[Any, Any], _Test]
 
 
-_RULES: dict[str, Callable[[Any, Any], _Test]] = {
-    "type": _type,
-    "const": lambda argument, _: lambda value: _same(argument, value),
-    "enum": lambda argument, _: lambda value: any(_same(choice, value) for choice in argument),
-    "anyOf": _any,
-    "required": _is(dict, lambda argument, value: value.keys() >= set(argument)),
-    "properties": _properties,
-    "additionalProperties": _additional,
-    "propertyNames": _each(dict),
-    "minProperties": _is(dict, lambda argument, value: len(value) >= argument),
-    "maxProperties": _is(dict, lambda argument, value: len(value) <= argument),
-    "items": _each(list),
-    "minItems": _is(list, lambda argument, value: len(value) >= argument),
-    "maxItems": _is(list, lambda argument, value: len(value) <= argument),
-    "uniqueItems": _is(list, lambda argument, value: not argument or _unique(value)),
-    "minLength": _is(str, lambda argument, value: len(value) >= argument),
-    "maxLength": _is(str, lambda argument, value: len(value) <= argument),
-    "pattern": _pattern,
-    "minimum": _is((int, float), lambda argument, value: value >= argument),
-    "maximum": _is((int, float), lambda argument, value: value <= argument),
-    "exclusiveMinimum": _is((int, float), lambda argument, value: value > argument),
+_NUMBERS = (int, float)
+_RULES: dict[str, _Rule] = {
+    "const": _Rule(_KINDS, lambda argument, _: lambda value: _same(argument, value)),
+    "enum": _Rule(_KINDS, _enum),
+    "anyOf": _Rule(_KINDS, _any),
+    "required": _Rule((dict,), _required),
+    "properties": _Rule((dict,), _properties),
+    "additionalProperties": _Rule((dict,), _additional),
+    "propertyNames": _Rule((dict,), _each),
+    "minProperties": _Rule((dict,), lambda argument, _: lambda value: len(value) >= argument),
+    "maxProperties": _Rule((dict,), lambda argument, _: lambda value: len(value) <= argument),
+    "items": _Rule((list,), _each),
+    "minItems": _Rule((list,), lambda argument, _: lambda value: len(value) >= argument),
+    "maxItems": _Rule((list,), lambda argument, _: lambda value: len(value) <= argument),
+    "uniqueItems": _Rule((list,), lambda argument, _: lambda value: not argument or _unique(value)),
+    "minLength": _Rule((str,), lambda argument, _: lambda value: len(value) >= argument),
+    "maxLength": _Rule((str,), lambda argument, _: lambda value: len(value) <= argument),
+    "pattern": _Rule((str,), _pattern),
+    "minimum": _Rule(_NUMBERS, lambda argument, _: lambda value: value >= argument),
+    "maximum": _Rule(_NUMBERS, lambda argument, _: lambda value: value <= argument),
+    "exclusiveMinimum": _Rule(_NUMBERS, lambda argument, _: lambda value: value > argument),
 }
 
 

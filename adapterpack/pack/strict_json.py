@@ -25,7 +25,8 @@ def loads(data: bytes, where: object, limit: int, max_integer: float = MAX_INTEG
         raise FormatError("the JSON is too large", where=where, expected=f"at most {limit} bytes", found=len(data))
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique(where), parse_constant=_no_constant(where), parse_int=_integer(where))
+        value = json.loads(text, object_pairs_hook=_unique(where), parse_constant=_no_constant(where),
+                           parse_int=_integer(where) if "-0" in text else None)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
         raise FormatError(f"this is not valid JSON: {error}", where=where, remedy="fetch the file again from where it came") from error
     _check(value, where, MAX_DEPTH, max_integer, escaped="\\u" in text)
