@@ -30,7 +30,7 @@ from adapterpack import LoRA, Pack, Session, adapt, attach, export, load, save, 
 from adapterpack.cli.export import command
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
 from adapterpack.pack import canary
-from adapterpack.pack import manifest as m
+from adapterpack.pack.manifest_parts import Canary
 from adapterpack.quantize.graphs import quantize_bundle
 from adapterpack.runtime import canary as replay
 from adapterpack.runtime.bundle import FILE_NAME, GRAPH, read_bundle
@@ -237,7 +237,7 @@ def test_at_any_tolerance_a_visible_effect_must_be_there() -> None:
     """Rows that are equal with and without the adapter pass only if what was recorded may be lost in bfloat16's rounding (2^-7)."""
     rows = [np.array([8.0, 1.0, -3.0], np.float32)]
     for effect, passes in ((0.05, True), (0.1, False)):  # 2^-7 of 8 is 0.0625
-        recorded = canary.record(m.Canary(((1,),), (), (), 0.0), rows, [rows[0] - np.float32(effect)])
+        recorded = canary.record(Canary(((1,),), (), (), 0.0), rows, [rows[0] - np.float32(effect)])
         wide = canary.widened(recorded, coarse=0.5, moved=0.25)
         assert wide.tolerance == pytest.approx(4.25)
         if passes:

@@ -11,11 +11,12 @@ from adapterpack import compose
 from adapterpack.errors import BaseMismatch
 from adapterpack.methods import LoRA, Site, get
 from adapterpack.pack import manifest as m
+from adapterpack.pack.manifest_parts import Variant
 from adapterpack.pack.pack import Pack, build
 
 FP32 = m.Base("org/base", None, "llama", "bfp1:" + "1" * 64, "bfp1:" + "a" * 64)
 BF16 = m.Base("org/base-bf16", None, "llama", "bfp1:" + "2" * 64, "bfp1:" + "b" * 64)
-DECLARING = dataclasses.replace(FP32, variants=(m.Variant("dtype_cast", BF16.structure, BF16.content),))
+DECLARING = dataclasses.replace(FP32, variants=(Variant("dtype_cast", BF16.structure, BF16.content),))
 
 
 def pack(name: str, base: m.Base) -> Pack:

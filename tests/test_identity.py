@@ -26,6 +26,7 @@ from adapterpack.pack import fingerprint as fp
 from adapterpack.pack import identity, safetensors
 from adapterpack.pack import manifest as m
 from adapterpack.pack.checkpoint import INDEX, Checkpoint
+from adapterpack.pack.manifest_parts import Variant
 from adapterpack.pack.schema_check import schema_problem
 
 Tensors = dict[str, np.ndarray]
@@ -266,7 +267,7 @@ def test_a_declaration_is_a_new_pack_with_its_lineage(pack: Pack, bases: dict[st
     before = (original := Path(str(pack.path)) / "adapterpack.json").read_bytes()
     one, two = (declare(pack, bases["same"], bases["cast"], tmp_path / name) for name in "ab")
     found, made = Checkpoint(bases["cast"]), load(tmp_path / "a")
-    assert made.manifest.base.variants == (m.Variant("dtype_cast", found.structure, found.content, False),)
+    assert made.manifest.base.variants == (Variant("dtype_cast", found.structure, found.content, False),)
     assert dataclasses.replace(made.manifest.base, variants=()) == pack.manifest.base
     lineage = made.manifest.lineage
     assert lineage is not None
@@ -436,7 +437,7 @@ def test_a_quantized_variant_may_store_its_weights_in_any_form(pack: Pack, bases
 def test_a_renamed_variant_that_others_declared(pack: Pack, bases: dict[str, Path], tmp_path: Path) -> None:
     """Every stage refuses by name what it cannot find: the first tensor that the pack changes and that has another name."""
     found = Checkpoint(bases["renamed"])
-    base = dataclasses.replace(pack.manifest.base, variants=(m.Variant("renamed_keys", found.structure, found.content),))
+    base = dataclasses.replace(pack.manifest.base, variants=(Variant("renamed_keys", found.structure, found.content),))
     known = dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, base=base))
     model = AutoModelForCausalLM.from_pretrained(bases["same"])
     model.config._name_or_path = str(bases["renamed"])

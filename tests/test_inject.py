@@ -29,8 +29,8 @@ from adapterpack.errors import (
 )
 from adapterpack.methods import AttachForm, Dense, Diagonal, Method, Site, Traits, evaluate, registry
 from adapterpack.pack import canary
-from adapterpack.pack import manifest as m
 from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.pack.manifest_parts import Canary
 from adapterpack.train.canary import verify_canary
 from adapterpack.train.inject import adapter_names, parts_of
 from adapterpack.train.kernels import add_low_rank, is_low_rank
@@ -765,7 +765,7 @@ def test_the_canary_sees_a_changed_adapter(tiny_llama: Path, packed: adapterpack
 def test_the_canary_check_looks_at_every_row() -> None:
     """A NaN in any one row, a row too few, an infinite record: none is lost in a maximum."""
     rows = [np.arange(12, dtype=np.float32), np.arange(12, 0, -1, dtype=np.float32)]
-    recorded = canary.record(m.Canary(((1, 2), (3,)), (), (), 0.0), rows, [row * 2 for row in rows])
+    recorded = canary.record(Canary(((1, 2), (3,)), (), (), 0.0), rows, [row * 2 for row in rows])
     assert canary.check(recorded, rows, [row * 2 for row in rows], "here") == 0
     for broken in (0, 1):
         adapted = [row * 2 for row in rows]
@@ -777,7 +777,7 @@ def test_the_canary_check_looks_at_every_row() -> None:
     with pytest.raises(BaseMismatch):
         canary.check(recorded, [row[:4] for row in rows], [row[:4] for row in rows], "here")
     with pytest.raises(NonFinite):
-        canary.record(m.Canary(((1,),), (), (), 0.0), [rows[0]], [np.full(12, np.inf, np.float32)])
+        canary.record(Canary(((1,),), (), (), 0.0), [rows[0]], [np.full(12, np.inf, np.float32)])
 
 
 def test_a_canary_in_half_precision(tiny_llama: Path, packed: adapterpack.Pack, tmp_path: Path) -> None:

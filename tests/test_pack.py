@@ -40,6 +40,7 @@ from adapterpack.pack import manifest as m
 from adapterpack.pack import safetensors, strict_json
 from adapterpack.pack.beside import Beside
 from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.pack.manifest_parts import BaseQuantization, Canary, Composition, Dims, Member, Recipe, Tokenizer, Variant
 from adapterpack.pack.pack import Pack, build, sealed
 from adapterpack.pack.store import Store
 from adapterpack.pack.upgrade import STEPS
@@ -104,7 +105,7 @@ def with_composition() -> Pack:
 def with_canary() -> Pack:
     """A canary of speech, of which only the recipe is stored."""
     pack, rows = make_pack(name="golden"), ({"ids": [3, 1], "logits": [0.5, -0.25]}, {"ids": [0, 2], "logits": [1.0, 0.75]})
-    heard = m.Canary((), rows, rows[::-1], 0.125, decoder_input_ids=((2, 5), (2,)), features=m.Recipe(7, (2, 80, 3000)))
+    heard = Canary((), rows, rows[::-1], 0.125, decoder_input_ids=((2, 5), (2,)), features=Recipe(7, (2, 80, 3000)))
     return sealed(dataclasses.replace(pack.manifest, canary=heard), pack.tensors)
 
 
@@ -729,9 +730,9 @@ def subschemas(schema: Any, at: str = "") -> list[tuple[str, dict[str, Any]]]:
     ("place", "described"),
     [("", m.Manifest), ("/pack", m.PackInfo), ("/method", m.MethodRef), ("/task", m.Task), ("/base", m.Base), ("/groups/[]", m.Group),
      ("/tensors/{}", m.TensorEntry), ("/files/[]", m.FileEntry), ("/lineage", m.Lineage), ("/lineage/parents/[]", m.Parent),
-     ("/canary", m.Canary), ("/base/dims", m.Dims), ("/base/variants/[]", m.Variant), ("/tokenizer", m.Tokenizer),
-     ("/base_quantization", m.BaseQuantization), ("/composition", m.Composition), ("/composition/members/[]", m.Member),
-     ("/canary/pixels", m.Recipe), ("/canary/features", m.Recipe)],
+     ("/canary", Canary), ("/base/dims", Dims), ("/base/variants/[]", Variant), ("/tokenizer", Tokenizer),
+     ("/base_quantization", BaseQuantization), ("/composition", Composition), ("/composition/members/[]", Member),
+     ("/canary/pixels", Recipe), ("/canary/features", Recipe)],
 )
 def test_the_schema_and_the_reader_know_the_same_fields(place: str, described: type[Any]) -> None:
     """Every dataclass field stands in the schema and is required there, and the schema has no other."""

@@ -17,6 +17,7 @@ from adapterpack import LoRA, Pack, adapt, save, train, validate
 from adapterpack.pack import manifest as m
 from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.companions import license_of, tokenizer_of
+from adapterpack.pack.manifest_parts import Dims, Tokenizer
 
 pytestmark = pytest.mark.fast
 
@@ -44,7 +45,7 @@ def test_the_base_is_described(tiny_llama: Path) -> None:
     """Class, sizes and all four levels of the fingerprint."""
     found, known = packed(tiny_llama).manifest.base, Checkpoint(tiny_llama)
     assert (found.name, found.model_type, found.architecture) == ("tiny-llama", "llama", "LlamaForCausalLM")
-    assert found.dims == m.Dims(hidden=32, layers=2, heads=4, vocab=96)
+    assert found.dims == Dims(hidden=32, layers=2, heads=4, vocab=96)
     assert (found.structure, found.content, found.files, found.probe) == known.fingerprint(files=True)
     assert None not in (found.files, found.probe)
 
@@ -71,7 +72,7 @@ def test_the_tokenizer_is_known_by_its_digests(base: Path, tmp_path: Path) -> No
     (base / "added_tokens.json").write_text('{"<x>": 96}')
     (base / "chat_template.jinja").write_text("{{ messages[0].content }} é\n")
     pack = packed(base)
-    assert pack.manifest.tokenizer == m.Tokenizer(*(sha256((base / name).read_bytes())
+    assert pack.manifest.tokenizer == Tokenizer(*(sha256((base / name).read_bytes())
                                                     for name in ("tokenizer.json", "added_tokens.json", "chat_template.jinja")))
     pack.write(tmp_path / "p")
     assert validate(tmp_path / "p", base).valid

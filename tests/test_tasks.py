@@ -21,7 +21,7 @@ import adapterpack
 from adapterpack import Session, export, quantize, run
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
-from adapterpack.pack.manifest import Recipe
+from adapterpack.pack.manifest_parts import Recipe
 from adapterpack.quantize.graphs import SCHEMES
 from adapterpack.quantize.measure import inputs_of
 from adapterpack.runtime import canary as replay

@@ -17,6 +17,7 @@ from ..methods.nodes.registry import NODES
 from ..methods.nodes.tree import MEMBER
 from ..pack import manifest as m
 from ..pack.lineage import descended
+from ..pack.manifest_parts import Composition, Member
 from ..pack.pack import Adapter, Pack, build
 from .agree import common_base, common_task
 from .text import parse
@@ -39,8 +40,8 @@ def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) 
     base, task = common_base(parents), common_task(parents)
     chosen = _settled(read_tree(tree), base)
     by_name = _members(parents, chosen)
-    members = tuple(m.Member(name, pack.id, pack.method.name, pack.method.spec_version) for name, pack in by_name.items())
-    method = composed(chosen, {name: pack.method for name, pack in by_name.items()}, m.Composition(encode(chosen), members))
+    members = tuple(Member(name, pack.id, pack.method.name, pack.method.spec_version) for name, pack in by_name.items())
+    method = composed(chosen, {name: pack.method for name, pack in by_name.items()}, Composition(encode(chosen), members))
     found: dict[str, dict[str, tuple[m.Group, Adapter]]] = {}
     for member, pack in by_name.items():
         for group, adapter in zip((one for one in pack.manifest.groups if one.role == "adapter"), pack.adapters(), strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
 from ..methods import Acts
-from .manifest import Canary
+from .manifest_parts import Canary
 from .recipe import made
 
 TOP = 8

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint
 from .checks.base import base_template
-from .manifest import Tokenizer, sha256_of
+from .manifest import sha256_of
+from .manifest_parts import Tokenizer
 
 _CARD = "README.md"
 _MAX_CARD = 64 << 10

@@ -34,9 +34,9 @@ def method_of(manifest: m.Manifest) -> Method:
 def _composed(text: str) -> Method:
     from ..methods.composed import composed  # noqa: PLC0415 - as above
     from ..methods.nodes import decode, leaves  # noqa: PLC0415 - as above
+    from .manifest_parts import composition_of  # noqa: PLC0415 - as above
 
-    value = json.loads(text)
-    composition = m.Composition(value["tree"], tuple(m.Member(**one) for one in value["members"]))
+    composition = composition_of(json.loads(text))
     tree, names = decode(composition.tree), [member.name for member in composition.members]
     named = set(leaves(tree))
     if len(set(names)) != len(names) or set(names) != named:

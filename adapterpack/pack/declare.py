@@ -11,6 +11,7 @@ from . import identity
 from . import manifest as m
 from .atomic import refuse_existing
 from .checkpoint import Checkpoint
+from .manifest_parts import Variant
 from .pack import Pack, sealed
 from .relation import variant
 from .validate import load
@@ -54,7 +55,7 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
     found = variant(first, second)
     if found.relation == "renamed_keys":
         _require_same_places(source, first, second)
-    declared = m.Variant(found.relation, found.digests.structure, found.digests.content, found.tested)
+    declared = Variant(found.relation, found.digests.structure, found.digests.content, found.tested)
     before = source.manifest.lineage
     lineage = m.Lineage("declare", (m.Parent(source.id, source.name),), {"relation": declared.relation, "variant": declared.content},
                         ancestors={} if before is None else {**before.ancestors, source.id: tuple(p.digest for p in before.parents)})

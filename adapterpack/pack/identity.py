@@ -55,7 +55,8 @@ def agree(wanted: m.Base, other: m.Base) -> bool:
     """Whether ``other`` is the base ``wanted`` or one of the variants that it declares, as far as both are known.
 
     Example:
-        >>> agree(m.Base(content="bfp1:a", variants=(m.Variant("dtype_cast", content="bfp1:b"),)), m.Base(content="bfp1:b"))
+        >>> from adapterpack.pack.manifest_parts import Variant
+        >>> agree(m.Base(content="bfp1:a", variants=(Variant("dtype_cast", content="bfp1:b"),)), m.Base(content="bfp1:b"))
         True
         >>> agree(m.Base(content="bfp1:b"), m.Base(content="bfp1:a"))
         False

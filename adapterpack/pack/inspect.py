@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import identity
 from . import manifest as m
 from .checkpoint import Checkpoint
 from .pack import Pack
 from .validate import load
+
+if TYPE_CHECKING:
+    from .manifest_parts import Composition
 
 
 def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def summary(pack: Pack) -> dict[str, Any]:
     }
 
 
-def _tree(composition: m.Composition) -> str:
+def _tree(composition: Composition) -> str:
     from ..methods.nodes import as_text, decode  # noqa: PLC0415 - few packs are composed
 
     return as_text(decode(composition.tree))

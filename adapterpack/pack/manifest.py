@@ -1,4 +1,8 @@
-"""The manifest: what a pack is, in frozen dataclasses that mirror ``schemas/manifest.v1.json`` field by field."""
+"""The manifest: what a pack is, in frozen dataclasses that mirror ``schemas/manifest.v1.json`` field by field.
+
+Those that most packs do without are in :mod:`.manifest_parts`, which is imported where there is one: every dataclass costs a command half
+a millisecond.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import resources
 from ..errors import FormatError
@@ -17,6 +21,9 @@ from . import strict_json
 from .plain import plain as plain  # noqa: PLC0414 - a name of this module too
 from .schema_check import schema_problem
 from .upgrade import pruned, upgraded
+
+if TYPE_CHECKING:
+    from .manifest_parts import BaseQuantization, Canary, Composition, Dims, Tokenizer, Variant
 
 FILE_NAME = "adapterpack.json"
 FORMAT_VERSION = "1.3"
@@ -58,26 +65,6 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Dims:
-    """The sizes of a base: width of the hidden state, number of layers and of attention heads, entries of the vocabulary."""
-
-    hidden: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-    vocab: int | None = None
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Another form of the same base for which the pack is meant: how it differs, its digests, and whether it was tried."""
-
-    relation: str
-    structure: str | None = None
-    content: str | None = None
-    tested: bool = False
-
-
-@dataclass(frozen=True)
 class Base:
     """The model that the pack belongs to: name, commit, architecture and sizes are hints, the digests are its identity.
 
@@ -94,26 +81,6 @@ class Base:
     files: str | None = None
     probe: str | None = None
     variants: tuple[Variant, ...] = ()
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """The tokenizer in training: sha256 of ``tokenizer.json``, of ``added_tokens.json`` and of the chat template, as hex.
-
-    ``same-as-base`` says that the base's own was used; None that nothing is known, or that there is none.
-    """
-
-    tokenizer_json: str | None = None
-    added_tokens: str | None = None
-    chat_template: str | None = None
-
-
-@dataclass(frozen=True)
-class BaseQuantization:
-    """How the base was quantized while the adapter was trained on it, for instance ``nf4`` and its parameters."""
-
-    scheme: str
-    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,52 +155,6 @@ class Lineage:
     seed: int | None = None
     source_format: str | None = None
     ancestors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Inputs by recipe: the seed of their numbers and their shape, ``(images, channels, height, width)`` or ``(rows, bands, frames)``."""
-
-    seed: int
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Member:
-    """An adapter that a composed pack holds: its name there, the digest of the pack that it came from, and its method."""
-
-    name: str
-    digest: str
-    method: str
-    spec_version: int = 1
-
-
-@dataclass(frozen=True)
-class Composition:
-    """How the adapters in a composed pack work together: a tree over their names (``methods/nodes``), as JSON values."""
-
-    tree: Mapping[str, Any]
-    members: tuple[Member, ...]
-
-
-@dataclass(frozen=True)
-class Canary:
-    """An executable proof: these inputs must give these logits, without and with the adapter.
-
-    ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and ``logits`` beside them; for a
-    model without logits, components of its last hidden state, or of both embeddings of two towers. In ``base`` the pack's trained head is
-    on and its adapters are off. ``input_ids`` is empty where ``pixels`` or ``features`` (of speech) take their place. Beside images, a
-    row's one image token stands for all positions of its image. ``decoder_input_ids`` go into a decoder, where there is an encoder too.
-    """
-
-    input_ids: tuple[tuple[int, ...], ...]
-    base: tuple[Mapping[str, Any], ...]
-    adapter: tuple[Mapping[str, Any], ...]
-    tolerance: float
-    dtype: str = "float32"
-    decoder_input_ids: tuple[tuple[int, ...], ...] | None = None
-    pixels: Recipe | None = None
-    features: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -353,8 +274,12 @@ def _is_newer(version: Any) -> bool:
 
 
 def _decode(value: dict[str, Any]) -> Manifest:
-    lineage, canary, labels, base = value["lineage"], value["canary"], value["task"]["labels"], value["base"]
-    composition = value["composition"]
+    lineage, labels, base = value["lineage"], value["task"]["labels"], value["base"]
+    rare = {key: value[key] for key in ("tokenizer", "base_quantization", "canary", "composition")}
+    if any(rare.values()):
+        from .manifest_parts import decoded  # noqa: PLC0415 - most packs have none of them
+
+        rare = decoded(rare)
     known = {f.name for f in dataclasses.fields(Manifest)}
     plain = {key: item for key, item in value.items() if key in known}
     return Manifest(
@@ -364,33 +289,26 @@ def _decode(value: dict[str, Any]) -> Manifest:
             "method": MethodRef(**value["method"]),
             "task": Task(**{**value["task"], "labels": None if labels is None else tuple(labels)}),
             "base": decode_base(base),
-            "tokenizer": value["tokenizer"] and Tokenizer(**value["tokenizer"]),
-            "base_quantization": value["base_quantization"] and BaseQuantization(**value["base_quantization"]),
             "groups": tuple(Group(**{**group, "method": group["method"] and MethodRef(**group["method"])}) for group in value["groups"]),
             "tensors": {name: TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for name, entry in value["tensors"].items()},
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
             "lineage": lineage and Lineage(**{**lineage, "parents": tuple(Parent(**parent) for parent in lineage["parents"]),
                                               "ancestors": {one: tuple(before) for one, before in lineage["ancestors"].items()}}),
-            "canary": canary and _decode_canary(canary),
-            "composition": composition and Composition(composition["tree"], tuple(Member(**one) for one in composition["members"])),
+            **rare,
             "metrics": tuple(value["metrics"]),
             "must_understand": tuple(value["must_understand"]),
         }
     )
 
 
-def _decode_canary(value: Mapping[str, Any]) -> Canary:
-    decoder = value["decoder_input_ids"]
-    recipes = {key: value[key] and Recipe(value[key]["seed"], tuple(value[key]["shape"])) for key in ("pixels", "features")}
-    return Canary(**{**value, "input_ids": tuple(map(tuple, value["input_ids"])), "base": tuple(value["base"]),
-                     "adapter": tuple(value["adapter"]), "decoder_input_ids": None if decoder is None else tuple(map(tuple, decoder)),
-                     **recipes})
-
-
 def decode_base(value: Mapping[str, Any]) -> Base:
     """The base that a manifest or a bundle names, from its JSON; fields that are left out are unknown."""
-    dims = value.get("dims")
-    return Base(**{**value, "dims": dims and Dims(**dims), "variants": tuple(Variant(**one) for one in value.get("variants", ()))})
+    dims, variants = value.get("dims"), value.get("variants", ())
+    if not dims and not variants:
+        return Base(**{**value, "dims": None, "variants": ()})
+    from .manifest_parts import Dims, Variant  # noqa: PLC0415 - most packs name neither
+
+    return Base(**{**value, "dims": dims and Dims(**dims), "variants": tuple(Variant(**one) for one in variants)})
 
 
 def sha256_of(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .manifest import Recipe
+from .manifest_parts import Recipe
 
 _STEP, _FIRST, _SECOND = (np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..pack import canary
-from ..pack.manifest import Canary
+from ..pack.manifest_parts import Canary
 from ..pack.pack import Pack
 from ..tasks import MAIN, task_named
 from .bundle import ADAPTER_IDS, Bundle

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import NothingToDo
 from ..pack import canary
-from ..pack.manifest import Canary
+from ..pack.manifest_parts import Canary
 from ..pack.pack import Pack
 from .canary_inputs import image_of, inputs_of, misfit, texts_alone
 from .inject import active

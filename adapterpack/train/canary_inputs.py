@@ -11,7 +11,7 @@ from torch import nn
 
 from ..methods import Acts
 from ..pack import canary
-from ..pack.manifest import Canary, Recipe
+from ..pack.manifest_parts import Canary, Recipe
 from .images import positions_of
 
 _ROWS = len(canary.LENGTHS)

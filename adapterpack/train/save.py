@@ -21,6 +21,7 @@ from ..pack import manifest as m
 from ..pack.atomic import refuse_existing
 from ..pack.checkpoint import Checkpoint
 from ..pack.companions import license_of, tokenizer_of
+from ..pack.manifest_parts import Dims
 from ..pack.match import Verdict
 from ..pack.pack import Pack, build, is_module
 from ..pack.safetensors import DTYPES
@@ -142,12 +143,12 @@ def _architecture(checkpoint: Checkpoint) -> str | None:
     return first if isinstance(first, str) and first.isascii() and first.isidentifier() and len(first) <= _MAX_NAME else None
 
 
-def _dims(config: Any) -> m.Dims | None:
+def _dims(config: Any) -> Dims | None:
     """The sizes that the model's configuration tells by the names that transformers has for every architecture."""
     names = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "vocab": "vocab_size"}
     sizes = {ours: getattr(config, theirs, None) for ours, theirs in names.items()}
-    found = m.Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})
-    return None if found == m.Dims() else found
+    found = Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})
+    return None if found == Dims() else found
 
 
 def _versions() -> dict[str, str]:

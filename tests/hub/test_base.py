@@ -21,6 +21,7 @@ from adapterpack.pack import fingerprint as fp
 from adapterpack.pack import manifest as m
 from adapterpack.pack import safetensors
 from adapterpack.pack.checkpoint import INDEX, Checkpoint
+from adapterpack.pack.manifest_parts import Tokenizer
 from adapterpack.pack.pack import Pack, build, sealed
 
 pytestmark = pytest.mark.fast
@@ -71,7 +72,7 @@ def knows(folder: Path, name: str, **more: Any) -> m.Base:
 def test_equal_files_are_the_same_base_without_a_byte_of_weights(hub: Hub, tmp_path: Path, shards: int) -> None:
     folder, name = write_base(tmp_path / "base", shards=shards), f"org/base{shards}"
     put(hub, name, folder)
-    tokenizer = m.Tokenizer(tokenizer_json=hashlib.sha256(b"{}").hexdigest())
+    tokenizer = Tokenizer(tokenizer_json=hashlib.sha256(b"{}").hexdigest())
     adapterpack.push(made_for(knows(folder, name), tokenizer=tokenizer), f"hf://org/fits{shards}")
     for full in (False, True):
         report = adapterpack.validate(f"hf://org/fits{shards}", full=full)
@@ -100,7 +101,7 @@ def test_other_shards_leave_the_weights_open_and_other_shapes_are_another_base(h
 def test_another_tokenizer_on_the_hub_is_a_finding(hub: Hub, tmp_path: Path) -> None:
     folder = write_base(tmp_path / "base")
     put(hub, "org/base-other-tokenizer", folder)
-    pack = made_for(knows(folder, "org/base-other-tokenizer"), tokenizer=m.Tokenizer(tokenizer_json="0" * 64))
+    pack = made_for(knows(folder, "org/base-other-tokenizer"), tokenizer=Tokenizer(tokenizer_json="0" * 64))
     adapterpack.push(pack, "hf://org/tokenized")
     assert [finding.rule for finding in adapterpack.validate("hf://org/tokenized").findings] == ["AP702"]
 

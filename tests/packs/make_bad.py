@@ -22,6 +22,7 @@ from adapterpack.compose.compose import compose
 from adapterpack.methods import LoRA, Method, Site, TrainableTokens, get
 from adapterpack.pack import manifest as m
 from adapterpack.pack.beside import Beside
+from adapterpack.pack.manifest_parts import Tokenizer
 from adapterpack.pack.pack import build, sealed
 
 TENSORS, MANIFEST, CONFIG, TEMPLATE = "adapter_model.safetensors", "adapterpack.json", "adapter_config.json", "chat_template.jinja"
@@ -50,7 +51,7 @@ def good(folder: Path, template: str | None = None) -> None:
                 Site("net.v", 5, 3): (LoRA(r=1, alpha=3), {"lora_A": ramp(1, 5), "lora_B": ramp(3, 1)})}
     data = None if template is None else template.encode()
     pack = build("tickets", get("lora"), adapters, task=m.Task("text-generation"), base=m.Base("org/base"),
-                 full={"head": {"weight": ramp(2, 3)}}, tokenizer=data and m.Tokenizer(chat_template=hashlib.sha256(data).hexdigest()),
+                 full={"head": {"weight": ramp(2, 3)}}, tokenizer=data and Tokenizer(chat_template=hashlib.sha256(data).hexdigest()),
                  lineage=m.Lineage("linear", (m.Parent("sha256:" + "1" * 64, "one", 1.0),)))
     (pack if data is None else sealed(pack.manifest, pack.tensors, {TEMPLATE: data})).write(folder)
 
