@@ -63,7 +63,7 @@ class Remote:
     @property
     def above(self) -> Remote:
         """The whole repository at the commit."""
-        return replace(self, reference=replace(self.reference, folder=""))
+        return replace(self, reference=self.reference._replace(folder=""))
 
     def path(self, name: str) -> str:
         """Where in the repository a file of the reference's folder lies."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..errors import ConfigError, FormatError
 
@@ -18,8 +18,7 @@ _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{name}{number}" for name i
 MAIN = "main"
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """A repository, a revision of it (a branch, a tag, a pull request's ref or a commit), and a folder in it ("" for the whole)."""
 
     repo: str
@@ -43,7 +42,7 @@ class Reference:
 
     def at(self, revision: str) -> Reference:
         """The same at another revision."""
-        return replace(self, revision=revision)
+        return self._replace(revision=revision)
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.address}@{self.revision}"

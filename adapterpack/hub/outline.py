@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -132,7 +131,7 @@ def _peft(look: Look) -> Report:
     look.budget.require_memory(artifact.size)
     file = _header(look)
     report = _checked(look, peft_layout.read(look.folder, tensors=file), file, {})
-    return _looked(look, dataclasses.replace(report, kind="peft", id=None, findings=(*code, *report.findings)), _NO_MANIFEST)
+    return _looked(look, report._replace(kind="peft", id=None, findings=(*code, *report.findings)), _NO_MANIFEST)
 
 
 def _bundle(look: Look) -> Report:
@@ -172,7 +171,7 @@ def _header(look: Look) -> HeaderFile:
 
 def _looked(look: Look, report: Report, more: str) -> Report:
     signature = ("signature: not verified (adapterpack pull it to a folder, then adapterpack verify)",) if SIGNATURE in look.listed else ()
-    return dataclasses.replace(report, not_checked=(_VALUES, _DIGESTS, *signature, more, *report.not_checked), incomplete=True)
+    return report._replace(not_checked=(_VALUES, _DIGESTS, *signature, more, *report.not_checked), incomplete=True)
 
 
 OUTLINES: dict[str, Callable[[Look], Report]] = {"pack": _pack, "peft": _peft, "bundle": _bundle}

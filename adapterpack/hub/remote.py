@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from ..errors import AdapterpackError, HubError
@@ -51,7 +50,7 @@ def validate_remote(reference: str, base: Path | str | None = None, *, full: boo
             raise
         except AdapterpackError as error:
             return Report(artifact.kind, str(remote), artifact.id, (reading.unreadable(error, Path(remote.reference.address)),))
-    return dataclasses.replace(report, path=str(remote))
+    return report._replace(path=str(remote))
 
 
 def _whole(look: Look) -> Report:
@@ -66,4 +65,4 @@ def _whole(look: Look) -> Report:
         report = examine(look.folder, base, True, look.budget, look.allow_structural)[0]
     left = look.left_open(base, report.base)
     told = (*(text for text in report.not_checked if text != NO_BASE), *why, *left)
-    return dataclasses.replace(report, not_checked=told, incomplete=report.incomplete or bool(left))
+    return report._replace(not_checked=told, incomplete=report.incomplete or bool(left))

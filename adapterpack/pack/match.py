@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .fingerprint import Fingerprint
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """A base whose bytes differ and on which the pack may be used all the same.
 
     ``relation`` is one of ``dtype_cast``, ``quantized``, ``reshard``, ``renamed_keys``; ``tested`` tells whether the pack ran on it.

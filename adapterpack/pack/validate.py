@@ -193,7 +193,7 @@ def _examine_peft(
     if not (folder / peft_layout.CONFIG).is_file():
         raise FormatError("the folder is not a pack", where=folder, expected=f"{m.FILE_NAME} or {peft_layout.CONFIG}",
                           remedy="name the folder that train, save or compose wrote")
-    findings = [dataclasses.replace(finding, severity="warning") for finding in files.forbidden_files(folder, frozenset({TENSORS}))]
+    findings = [finding._replace(severity="warning") for finding in files.forbidden_files(folder, frozenset({TENSORS}))]
     findings += [*_foreign_json(folder)]
     if any(finding.severity == "error" for finding in findings):
         return Report("peft", str(folder), None, tuple(findings)), None

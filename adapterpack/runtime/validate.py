@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +65,7 @@ def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allo
         budget.require_time(f"the adapter {adapter.name}")
         report, pack = examine(folder / adapter.path, budget=budget)
         for one in report.findings:
-            yield dataclasses.replace(one, where=f"{adapter.path}/{one.where}", file=one.file and f"{adapter.path}/{one.file}")
+            yield one._replace(where=f"{adapter.path}/{one.where}", file=one.file and f"{adapter.path}/{one.file}")
         if report.incomplete:
             yield f"{adapter.path}: {report.not_checked[0]}"
         elif pack is not None and pack.id != adapter.pack:

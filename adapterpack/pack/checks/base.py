@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
@@ -59,7 +58,7 @@ def base_findings(pack: Pack, base: Checkpoint | None, budget: Budget, allow_str
         yield Finding("AP701", "error", "base", error.told, error.remedy or "", type(error), "adapterpack.json", "/base")
         return
     if verdict.name == "structural" and base.whole:
-        yield dataclasses.replace(ANOTHER.at("base", verdict.means, file="adapterpack.json", pointer="/base"), severity="warning")
+        yield ANOTHER.at("base", verdict.means, file="adapterpack.json", pointer="/base")._replace(severity="warning")
 
 
 def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding]) -> Verdict | None:

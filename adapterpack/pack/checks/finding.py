@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...errors import AdapterpackError, FormatError
 from ..match import Verdict
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing that a check found: a stable rule id, how bad it is, where, and what to do.
 
     ``where`` is for people; ``file`` with ``pointer`` (a JSON pointer) or ``offset`` (in bytes) is the same place for programs.
@@ -46,8 +44,7 @@ class Rule(NamedTuple):
         return Finding(self.id, self.severity, str(where), message, self.fix if fix is None else fix, self.error, file, pointer, offset)
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What validation says of one artifact: its state, why, and which questions it left open.
 
     ``incomplete``: a check that was asked for could not be made, for want of time, memory or a base. ``base``: what is known about the

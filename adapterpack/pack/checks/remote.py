@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +39,7 @@ def remote_code(value: Any, file: str, foreign: bool = False) -> Iterator[Findin
         if key in KEYS and item not in _NOTHING + KEYS[key] and not (foreign and _library_class(key, item)):
             found = CODE.at(f"{file}#{pointer}", f"'{key}' makes other libraries load code", file=file, pointer=pointer)
             # PEFT writes it for every model of one's own; here it is neither followed nor taken along
-            yield dataclasses.replace(found, severity="warning") if foreign and key == "auto_mapping" else found
+            yield found._replace(severity="warning") if foreign and key == "auto_mapping" else found
         if not foreign and key.endswith("_path") and isinstance(item, str) and _leaves(item):
             yield PATH.at(f"{file}#{pointer}", f"'{key}' leads out of the pack: {item[:80]!r}", file=file, pointer=pointer)
 
