@@ -100,7 +100,7 @@ def _factors(params: Params) -> tuple[Array, Array]:
 
 def _attach(cfg: LoRA, params: Params, site: Site) -> AttachForm:
     down, up = _factors(params)
-    return AttachForm(down=Dense(down), up=Dense(up if cfg.scale == 1 else cfg.scale * up))
+    return AttachForm(down=Dense(down), up=Dense(up, cfg.scale))
 
 
 def _bake(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:

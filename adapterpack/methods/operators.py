@@ -33,9 +33,15 @@ class Operator(Protocol):
 
 
 class Dense(NamedTuple):
-    """A plain matrix ``[out, in]``."""
+    """A plain matrix ``factor * stored``, ``[out, in]``: multiplied when it is asked for, and not at all for whoever can do without."""
 
-    matrix: Array
+    stored: Array
+    factor: float = 1.0
+
+    @property
+    def matrix(self) -> Array:
+        """The matrix itself."""
+        return self.stored if self.factor == 1 else self.factor * self.stored
 
     def apply(self, x: Array) -> Array:
         """See :class:`Operator`."""

@@ -44,8 +44,9 @@ def belongs_within(form: AttachForm, rows: int) -> bool:
         return isinstance(form.down, Dense | Sparse)
     if not (isinstance(form.down, Dense) and isinstance(form.up, Dense | Scaled)):
         return False
-    (rank, wide), tall = form.down.matrix.shape, form.up.matrix.shape[0]
-    of_down, of_up = (torch.is_grad_enabled() and any(value.requires_grad for value in part) for part in (form.down, form.up))
+    (rank, wide), tall = form.down.stored.shape, len(form.up.left if isinstance(form.up, Scaled) else form.up.stored)
+    of_down, of_up = (torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in part)
+                      for part in (form.down, form.up))
     if not (of_down or of_up):
         return bool(rows * (wide + tall) > wide * tall)
     beside = rows * rank * (2 * (wide + tall) + of_down * wide + of_up * tall)
