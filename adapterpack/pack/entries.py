@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import NonFinite
 from . import manifest as m
 from . import safetensors
 from .files import TENSORS, write_parts
@@ -39,23 +40,65 @@ def file_entry(name: str, parts: Iterable[bytes | memoryview], role: str) -> m.F
     return m.FileEntry(name, size, hasher.hexdigest(), role)
 
 
-def digested(
-    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], source: safetensors.SafetensorsFile | None = None
-) -> tuple[dict[str, str], m.FileEntry]:
-    """The digest of every tensor, and the entry of the file that holds them all: the same bytes twice, so on two threads.
+class Digests:
+    """Digests of arrays whose numbers are finite, told again by where their bytes lie; the arrays are held.
 
-    Where they are all the tensors of a file that was hashed before (``source``), the threads share the tensors instead.
+    Whoever makes an array on a thread of its own can hash it there, from its core's cache.
+
+    Example:
+        >>> known, value = Digests(), np.ones((2, 3), np.float32)
+        >>> known.add(value)
+        >>> known.of(value.reshape(3, 2)) == tensor_digest(value), known.of(value.copy()) is None
+        (True, True)
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int | None, int], tuple[np.ndarray, str]] = {}
+
+    def add(self, value: np.ndarray) -> None:
+        """Hashes an array; one that does not lie in C order is left alone, since what is written of it is a copy."""
+        place = safetensors.place_of(value)
+        if place is not None:
+            self._known[place, value.nbytes] = value, tensor_digest(value)
+
+    def of(self, value: np.ndarray) -> str | None:
+        """The digest, if it is known."""
+        known = self._known.get((safetensors.place_of(value), value.nbytes))
+        return None if known is None else known[1]
+
+
+def digested(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], source: safetensors.SafetensorsFile | None = None,
+    known: Digests | None = None,
+) -> tuple[dict[str, str], Future[m.FileEntry]]:
+    """The digest of every tensor, and the entry of the file that holds them all, to be waited for: the same bytes twice, so on two threads.
+
+    Where they are all the tensors of a file that was hashed before (``source``), the threads share the tensors instead. What is ``known``
+    is not hashed again.
+
+    Raises:
+        NonFinite: a tensor holds NaN or infinity.
     """
     def digests(names: Iterable[str]) -> dict[str, str]:
-        return {name: tensor_digest(tensors[name]) for name in names}
+        return {name: (known and known.of(tensors[name])) or _checked_digest(name, tensors[name]) for name in names}
 
-    names = list(tensors)
-    with ThreadPoolExecutor(1) as pool:
+    names, pool = list(tensors), ThreadPoolExecutor(1)
+    try:
         if isinstance(source, safetensors.HeldFile) and source.ahead is not None and source.is_all_of(tensors, metadata):
-            half = pool.submit(digests, names[::2])
-            return digests(names[1::2]) | half.result(), m.FileEntry(TENSORS, source.size, source.ahead.sha256, "tensors")
+            half, entry = pool.submit(digests, names[::2]), Future[m.FileEntry]()
+            entry.set_result(m.FileEntry(TENSORS, source.size, source.ahead.sha256, "tensors"))
+            return digests(names[1::2]) | half.result(), entry
         file = pool.submit(lambda: file_entry(TENSORS, safetensors.pieces(tensors, metadata), "tensors"))
-        return digests(names), file.result()
+        return digests(names), file
+    finally:
+        pool.shutdown(wait=False)  # nothing more is begun
+
+
+def _checked_digest(name: str, value: np.ndarray) -> str:
+    """The digest of a tensor that is looked through while it is in a core's cache."""
+    if not safetensors.all_finite(value):
+        raise NonFinite("a tensor to be packed holds NaN or infinity", where=name, remedy="lower the learning rate, or train in float32")
+    return tensor_digest(value)
 
 
 def write_files(folder: Path, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:

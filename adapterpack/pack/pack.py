@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, FormatError, NonFinite, NothingToDo
+from ..errors import ConfigError, FormatError, NothingToDo
 from ..methods import PROMPT, Method, Site, get, is_stacked, settled
 from . import identity, peft_layout, peft_names, safetensors
 from . import manifest as m
 from .beside import Beside, Sites, features, require_beside
 from .composition import method_of
 from .contents import METADATA, contents
-from .entries import digested, entry_of, file_entry, write_files
+from .entries import Digests, digested, entry_of, file_entry, write_files
 from .files import TENSORS
 from .fingerprint import Fingerprint
 from .fits import require_shapes
@@ -301,13 +301,14 @@ def build(
     weights: Mapping[str, str | None] | None = None,
     source: safetensors.SafetensorsFile | None = None,
     begin: Callable[[Mapping[str, np.ndarray]], None] | None = None,
+    known: Digests | None = None,
     **rest: Any,
 ) -> Pack:
     """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the modules trained whole.
 
     ``beside`` holds the sites of other methods in the same pack; ``shared`` are the parameters that all sites of ``method`` have in common.
     ``weights`` names the base tensor behind each path; ``source`` is the file that tensors may be views of; ``begin`` is
-    told the tensors before they are hashed; ``rest`` goes to :class:`~adapterpack.pack.manifest.Manifest`.
+    told the tensors before they are hashed, those that are not ``known``; ``rest`` goes to :class:`~adapterpack.pack.manifest.Manifest`.
 
     Raises:
         NonFinite: a tensor holds NaN or infinity.
@@ -320,9 +321,6 @@ def build(
     groups, tensors, places = [], {}, {}
 
     def add(path: str, param: str, tensor_name: str, value: np.ndarray) -> None:
-        if not safetensors.all_finite(value):
-            raise NonFinite("a tensor to be packed holds NaN or infinity", where=tensor_name,
-                            remedy="lower the learning rate, or train in float32")
         tensors[tensor_name] = value
         places[tensor_name] = path, param
 
@@ -350,7 +348,7 @@ def build(
             add(path, param, peft_names.full_name(method, path, param), value)
     if begin is not None:
         begin(tensors)
-    digests, file = digested(tensors, METADATA, source)
+    digests, file = digested(tensors, METADATA, source, known)
     described = {key: entry_of(tensors[key], *places[key], digest=digests[key]) for key in sorted(tensors)}
     draft = m.Manifest(
         pack=m.PackInfo(name),
@@ -365,17 +363,19 @@ def build(
         composition=method.composition,
         **rest,
     )
-    return sealed(draft, tensors, known=[file])
+    return sealed(draft, tensors, tensor_file=file)
 
 
 def sealed(
-    draft: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None, known: Sequence[m.FileEntry] = ()
+    draft: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None,
+    tensor_file: Future[m.FileEntry] | None = None,
 ) -> Pack:
-    """The pack whose closed file list is computed from the draft, its tensors, and the other files that it carries, but for ``known``."""
-    files = {entry.path: entry for entry in known}
-    for name, parts in contents(draft, tensors, extra or {}).items():
-        if name not in files:
-            files[name] = file_entry(name, parts, FILE_ROLES[name])
+    """The pack whose closed file list is computed from the draft, its tensors, and the other files that it carries; that of the tensors
+    may be under way."""
+    files = {name: file_entry(name, parts, FILE_ROLES[name]) for name, parts in contents(draft, tensors, extra or {}).items()
+             if tensor_file is None or name != TENSORS}
+    if tensor_file is not None:
+        files[TENSORS] = tensor_file.result()
     return Pack(dataclasses.replace(draft, files=tuple(files[name] for name in sorted(files))), tensors, extra=dict(extra or {}))
 
 

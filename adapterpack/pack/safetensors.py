@@ -14,9 +14,8 @@ import mmap
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -69,8 +68,7 @@ _NAMES = {DTYPES[name]: name for name, kind in _KINDS.items() if hasattr(np, kin
 FLOATS = frozenset(name for name in DTYPES if name.startswith(("F", "BF")))
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """Where one tensor lies: ``offset`` is counted from the start of the file, in bytes."""
 
     name: str
@@ -124,8 +122,7 @@ class SafetensorsFile:
         if name not in self.tensors:
             return False
         whole = self.read(name)
-        return (value.dtype == whole.dtype and value.shape == whole.shape and value.flags.c_contiguous
-                and value.__array_interface__["data"][0] == whole.__array_interface__["data"][0])
+        return value.dtype == whole.dtype and value.shape == whole.shape and place_of(value) == place_of(whole)
 
 
 class HeldFile(SafetensorsFile):
@@ -144,10 +141,11 @@ class HeldFile(SafetensorsFile):
 
     def is_all_of(self, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bool:
         """Whether :func:`write` would make this very file of ``tensors``."""
-        start = np.frombuffer(self._bytes, np.uint8).__array_interface__["data"][0]
+        start = place_of(np.frombuffer(self._bytes, np.uint8))
+        assert start is not None
         for name, value in tensors.items():
             info = self.tensors.get(name)
-            if info is None or value.__array_interface__["data"][0] != start + info.offset or not value.flags.c_contiguous:
+            if info is None or place_of(value) != start + info.offset:
                 return False
         header = next(pieces(tensors, metadata))
         return memoryview(self._bytes)[: len(header)] == header  # which says which and where each tensor is, and that there is no other
@@ -329,6 +327,17 @@ def pieces(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None
     ordered = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
     header, _ = plan(((name, dtype_name(kinds[name][0]), kinds[name][1]) for name in ordered), metadata)
     return itertools.chain([header], (raw(tensors[name]) for name in ordered))
+
+
+def place_of(value: np.ndarray) -> int | None:
+    """Where the bytes of an array begin in memory; None if they do not lie in C order, one after the other.
+
+    Example:
+        >>> whole = np.zeros((2, 3))
+        >>> place_of(whole[1:]) == place_of(whole) + 24, place_of(whole.T)
+        (True, None)
+    """
+    return int(value.__array_interface__["data"][0]) if value.flags.c_contiguous else None
 
 
 def raw(value: np.ndarray) -> memoryview:
