@@ -395,6 +395,9 @@ def test_wrong_requests_are_refused() -> None:
     refused(two, ConfigError, "finite", weights=[math.nan, 1])
     for rule in FORMULAS:
         refused(two, NonFinite, "layers.0.q_proj", "smaller weights", rule=rule, weights=[1e39, 1])
+    for cut in ({"rank": 1}, {"energy": 0.5}, {"budget": 0.5}):
+        refused(two, NonFinite, "layers.0.q_proj", "smaller weights", rule="linear", weights=[1e39, 1], **cut)
+        refused(two, NonFinite, "layers.0.q_proj", "smaller weights", rule="linear", weights=[1e308, 1], **cut)
     refused(two, UnknownName, "'liner'", "did you mean 'linear'", rule="liner")
     refused(two, ConfigError, "no such parameter", "density", rule="cat", params={"density": 0.2})
     refused(two, ConfigError, "rank", rank=0)

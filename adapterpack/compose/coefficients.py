@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ConfigError, Unsupported
 from .rule import choice, with_scope
-from .space import Factors, Term, column_gram, gram, row_gram, stack
+from .space import Factors, Sum, Term, column_gram, gram, row_gram, stack, summed
 
 _ORTHOGONAL = 0.1
 """The share of the mean under which Model Stock says that it is about to take everything away."""
@@ -23,35 +23,35 @@ _FLAT = 0.9995
 """The cosine above which two directions are interpolated in a straight line: their angle is lost in rounding."""
 
 
-def reweighted(terms: Sequence[Term], c: Iterable[float]) -> Factors:
-    """The factors of ``sum_i c_i D_i``."""
-    return stack([term._replace(weight=float(value)) for term, value in zip(terms, c, strict=True)])
+def reweighted(terms: Sequence[Term], c: Iterable[float]) -> Sum:
+    """``sum_i c_i D_i``."""
+    return summed([term._replace(weight=float(value)) for term, value in zip(terms, c, strict=True)])
 
 
-def total(terms: Sequence[Term], *, lam: float = 1.0) -> Factors:
+def total(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
     """``lam sum_i w_i D_i``."""
     return reweighted(terms, [lam * term.weight for term in terms])
 
 
-def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> Factors:
+def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> Sum:
     """``lam sum_i w_i D_i``, with the scale that eight tasks want."""
     return total(terms, lam=lam)
 
 
-def negate(terms: Sequence[Term], *, lam: float = 1.0) -> Factors:
+def negate(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
     """``-lam sum_i w_i D_i``."""
     return total(terms, lam=-lam)
 
 
-def average(terms: Sequence[Term]) -> Factors:
+def average(terms: Sequence[Term]) -> Sum:
     """``sum_i w_i D_i / sum_i |w_i|``: the divisor is never near 0."""
     return reweighted(terms, np.array([term.weight for term in terms]) / sum(abs(term.weight) for term in terms))
 
 
-def by_gram(coefficients: Callable[..., np.ndarray]) -> Callable[..., Factors]:
+def by_gram(coefficients: Callable[..., np.ndarray]) -> Callable[..., Sum]:
     """A rule of ``(terms, G, *, ...)`` from ``coefficients(G, a, *, ...)``, where ``G`` are the products of the ``x_i`` of length > 0."""
 
-    def rule(terms: Sequence[Term], products: np.ndarray, **params: Any) -> Factors:
+    def rule(terms: Sequence[Term], products: np.ndarray, **params: Any) -> Sum:
         signs, weights = _signed(terms)
         alive = np.diag(products) > 0
         c = np.zeros(len(terms))
@@ -151,7 +151,7 @@ def stock_ratio(G: np.ndarray) -> np.ndarray:
     return ratio
 
 
-def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors:
+def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors | Sum:
     """``t mean_i D_i`` with ``t`` of the angle between the changes, one for the site or for every row."""
     choice("rule model_stock", "per", per, "tensor", "row")
     signs, a = _signed(terms)

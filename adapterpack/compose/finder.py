@@ -17,7 +17,7 @@ import numpy as np
 
 from ..methods import row_blocks
 from .cut import Cut, energy_of
-from .space import Factors
+from .space import Factors, Side
 from .spectra import Loss, Spectrum, frames
 
 _SMALL = 64
@@ -133,7 +133,7 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Found:
         best = _turn(seen[1:], step)
         V, Y = np.concatenate([V, _added(basis[1:], best)], axis=1), np.concatenate([Y, _added(seen[1:], best)], axis=1)
         step = min(limit, 2 * V.shape[1]) - V.shape[1]
-    frame, core = frames([Y])
+    frame, core = frames([Side((Y,), (1.0,))])
     u, values, turn = np.linalg.svd(core[0])
     return Found(_signed(frame.times(u[None])[0].astype(Y.dtype), values, V @ turn.T.astype(V.dtype)), total, False)
 
@@ -185,7 +185,7 @@ def _beyond(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
             inside = V.T @ left
             left = left - V @ inside
             again += float(turn) * np.sum(inside**2, axis=0)
-    frame, core = frames([left])
+    frame, core = frames([Side((left,), (1.0,))])
     if not present or (frame.back is not None and (np.sum(core[0] ** 2, axis=0) > again).all()):
         found: np.ndarray = frame.times(np.eye(W.shape[1])[None])[0]
         return found.astype(W.dtype)

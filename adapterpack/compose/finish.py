@@ -12,7 +12,7 @@ from ..threads import in_order
 from .cut import Cut, energy_of
 from .finder import Found, Held, Rows, largest
 from .rule import Combined
-from .space import Factors, zero
+from .space import Factors, Sum, zero
 from .spectra import Loss, recompressed, spectra
 
 T = TypeVar("T")
@@ -23,20 +23,19 @@ HOLD = 1 << 26
 
 def finished(combined: Sequence[Combined], cut: Cut, reduce: bool) -> list[tuple[Factors, Loss | None]]:
     """Every change as factors, and its loss; None where it was left as it stands: neither cut nor brought to its rank (``reduce``)."""
-    found: list[tuple[Factors, Loss | None]] = [(change if isinstance(change, Factors) else zero(1, 1), None) for change in combined]
-    for index, made in _of_dense(combined, lambda index, change: largest(change, cut).cut(cut)):
-        found[index] = made
-    narrow = [index for index, change in enumerate(combined) if isinstance(change, Factors)]
-    if narrow and (cut.asked or reduce):
-        for index, made in zip(narrow, recompressed([found[index][0] for index in narrow], cut), strict=True):
-            found[index] = made
-    return found
+    narrow = {index: change for index, change in enumerate(combined) if isinstance(change, Factors | Sum)}
+    made: dict[int, tuple[Factors, Loss | None]] = dict(_of_dense(combined, lambda index, change: largest(change, cut).cut(cut)))
+    if cut.asked or reduce:
+        made |= zip(narrow, recompressed(list(narrow.values()), cut), strict=True)
+    else:
+        made |= {index: (change.joined(), None) for index, change in narrow.items()}
+    return [made[index] for index in range(len(combined))]
 
 
 def decomposed(combined: Sequence[Combined], most: Sequence[int]) -> list[Found]:
     """The singular values and vectors of every change, for a budget to be shared out over; of a dense one the ``most`` largest."""
     found = [Found(each, energy_of(each.S), True)
-             for each in spectra([change if isinstance(change, Factors) else zero(1, 1) for change in combined])]
+             for each in spectra([change if isinstance(change, Factors | Sum) else zero(1, 1) for change in combined])]
     for index, made in _of_dense(combined, lambda index, change: largest(change, Cut(most[index]))):
         found[index] = made
     return found
@@ -49,7 +48,7 @@ def finite(change: Factors) -> bool:
 
 def _of_dense(combined: Sequence[Combined], work: Callable[[int, Rows], T]) -> list[tuple[int, T]]:
     """``work`` of the changes that are no factors, with their places; each thread holds one at a time."""
-    dense = [(index, change) for index, change in enumerate(combined) if not isinstance(change, Factors)]
+    dense = [(index, change) for index, change in enumerate(combined) if not isinstance(change, Factors | Sum)]
     return list(in_order(lambda item: (item[0], work(item[0], _held(item[1]))), dense))
 
 

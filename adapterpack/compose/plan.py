@@ -158,7 +158,7 @@ def _rank(adapter: Adapter, request: Request) -> tuple[int, bool]:
     if method.fold is None and method.traits.additive and not method.traits.reads_weight:
         exact = own_factors(method, adapter.config, complete(method, adapter.config, adapter.wide, site), site)
         if exact is not None:
-            return exact.rank, True
+            return len(exact.A), True
     side = min(site.out_features or 1, site.in_features or 1)
     return min(side, FULL_RANK if request.rank is None else 2 * request.rank), False
 

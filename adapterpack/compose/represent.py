@@ -16,25 +16,39 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import Unsupported
-from ..methods import AttachForm, Kronecker, Method, Params, Site, complete, fold, is_stacked, to_matrix
+from ..methods import AttachForm, Dense, Kronecker, Method, Params, Site, complete, fold, is_stacked, to_matrix
 from ..methods.base import require_widths
 from ..pack.pack import Adapter
 from .cut import Cut
 from .finder import Held, largest
-from .space import Factors
+from .space import Factors, times
 from .spectra import Loss
 
 if TYPE_CHECKING:
     from ..pack.checkpoint import Checkpoint
 
+_NOTHING = Loss(0.0, 0.0)
 BESIDE = "merge this pack into the base, or serve the packs side by side in a bank bundle"
 
 
 class Represented(NamedTuple):
-    """A change as factors, and what they leave out of it: nothing (``tail`` 0) where it is exact."""
+    """A change ``factor B A`` as ``A`` ``[r, n]`` and ``B`` ``[m, r]``, and what they leave out of it: nothing (``tail`` 0) where it is
+    exact."""
 
-    factors: Factors
+    A: np.ndarray
+    B: np.ndarray
     loss: Loss
+    factor: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        return len(self.B), self.A.shape[1]
+
+    @property
+    def factors(self) -> Factors:
+        """The change, with ``factor`` in ``B``."""
+        return Factors(self.A, times(self.B, self.factor))
 
     @property
     def exact(self) -> bool:
@@ -79,14 +93,15 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
     if method.fold is None:
         exact = own_factors(method, adapter.config, params, site)
         if exact is not None:
-            return Represented(exact, Loss(0.0, 0.0))
+            return exact
     if cut is None or not cut.asked:
         raise Unsupported(f"changes of the method {method.name} have no low rank, so factors only approximate them", where=site.path,
                           expected="a rank or an energy to approximate them by", found="not low-rank", remedy=f"give one; or {BESIDE}")
     if weight is None:
         require_widths(site)
         weight = np.zeros((site.out_features, site.in_features), np.float32)
-    return Represented(*largest(Held(_change(adapter, params, site, weight, bias)), cut).cut(cut))
+    factors, loss = largest(Held(_change(adapter, params, site, weight, bias)), cut).cut(cut)
+    return Represented(*factors, loss)
 
 
 def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -99,19 +114,20 @@ def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bi
     return np.asarray(folded - weight)
 
 
-def own_factors(method: Method, cfg: Any, params: Params, site: Site) -> Factors | None:
+def own_factors(method: Method, cfg: Any, params: Params, site: Site) -> Represented | None:
     """The factors that a method's form has itself, if they are narrow or the method says that they are."""
     return _exact(method.attach(cfg, params, site), method.traits.low_rank)
 
 
-def _exact(form: AttachForm, low_rank: bool) -> Factors | None:
+def _exact(form: AttachForm, low_rank: bool) -> Represented | None:
     if form.is_branch and form.down is not None and form.up is not None:
-        A, B = np.asarray(form.down.dense()), np.asarray(form.up.dense())
-        return Factors(A, B) if low_rank or 2 * len(A) <= min(len(B), A.shape[1]) else None
+        up, factor = form.up if isinstance(form.up, Dense) else Dense(form.up.dense())
+        A, B = np.asarray(form.down.dense()), np.asarray(up)
+        return Represented(A, B, _NOTHING, factor) if low_rank or 2 * len(A) <= min(len(B), A.shape[1]) else None
     if isinstance(form.down, Kronecker) and form == AttachForm(down=form.down):
         (B1, A1), (B2, A2) = _split(np.asarray(form.down.left)), _split(np.asarray(form.down.right))
         if 2 * len(A1) * len(A2) <= min(len(B1) * len(B2), A1.shape[1] * A2.shape[1]):
-            return Factors(np.kron(A1, A2), np.kron(B1, B2))
+            return Represented(np.kron(A1, A2), np.kron(B1, B2), _NOTHING)
     return None
 
 

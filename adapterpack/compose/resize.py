@@ -22,7 +22,7 @@ from .asked import chosen_name, opened_base
 from .cut import Cut, energy_of, shared_out
 from .result import as_lora, base_tensors, truncation
 from .sites import Place, gather
-from .space import Factors, Term, stack
+from .space import Factors, Term, stack, summed
 from .spectra import Loss, Spectrum, spectra
 
 _FULL_RANK = 256
@@ -79,7 +79,7 @@ def resize(
     called = chosen_name(name or (None if out is not None else f"{parent.name[:120]}-resized"), out, "resize", [parent])
     with one_thread_each():
         places = gather([parent], [1.0], base=opened_base(base, [parent]), cut=_approximating(cut))
-        found = spectra([stack(place.terms) for place in places])
+        found = spectra([summed(place.terms) for place in places])
     if not places or not any(len(each.S) for each in found):
         raise NothingToDo("the change is zero at every site", where=f"pack '{parent.name}'", remedy="resize a pack that changes something")
     ranks = _ranks(parent, places, found, cut, budget)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError, nearest
 from .finder import Rows
-from .space import Factors, Term, zero
+from .space import Factors, Sum, Term, zero
 
-Combined = Factors | Rows
-"""What a rule makes of a site: factors, or a dense change that is seen by blocks of rows."""
+Combined = Factors | Sum | Rows
+"""What a rule makes of a site: factors, a sum of those that it was given, or a dense change that is seen by blocks of rows."""
 
 
 class Laws(NamedTuple):

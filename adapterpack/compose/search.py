@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..errors import ConfigError, NonFinite
-from .space import Factors, Term, stack
+from .space import Sum, Term, summed
 
 Score = Callable[[np.ndarray], float]
 """Weights ``[T]`` -> how good what they make is; more is better."""
 
 
-def lorahub(terms: Sequence[Term], *, evaluations: int = 40, bound: float = 1.5, penalty: float = 0.05, seed: int = 0) -> Factors:
+def lorahub(terms: Sequence[Term], *, evaluations: int = 40, bound: float = 1.5, penalty: float = 0.05, seed: int = 0) -> Sum:
     """``sum_i w_i D_i``: what the search's weights make; the parameters are those of :func:`searched`."""
-    return stack(terms)
+    return summed(terms)
 
 
 def searched(score: Score, count: int, *, evaluations: int = 40, bound: float = 1.5, penalty: float = 0.05, seed: int = 0) -> list[float]:

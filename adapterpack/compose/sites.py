@@ -17,7 +17,7 @@ from ..pack.streamed import Unread
 from ..threads import one_thread_each
 from .agree import SIDE_BY_SIDE
 from .cut import Cut
-from .represent import represent
+from .represent import Represented, represent
 from .space import Term, zero
 from .spectra import Loss
 from .statistics import Statistics
@@ -99,18 +99,19 @@ def _place(
             raise Unsupported("two packs describe a site differently", where=f"{site.path} in '{first.name}' and '{pack.name}'",
                               expected=_shape(site), found=_shape(adapter.site), remedy="compose packs that were trained on one base")
     made = [None if adapter is None or _later(adapter) else represent(adapter, base=base, cut=cut) for adapter in adapters]
-    m, n = next((each.factors.shape for each in made if each is not None), (site.out_features, site.in_features))
+    m, n = next((each.shape for each in made if each is not None), (site.out_features, site.in_features))
 
     def term(index: int) -> Term:
         pack, adapter, each = packs[index], adapters[index], made[index]
-        factors = zero(m, n) if adapter is None else (each or represent(adapter)).factors
-        return Term(*factors, weights[index], f"{pack.name}:{site.path}", _scale(adapter), measured[index])
+        change = zero(m, n) if adapter is None else each or represent(adapter)
+        return Term(change.A, change.B, weights[index], f"{pack.name}:{site.path}", _scale(adapter), measured[index],
+                    change.factor if isinstance(change, Represented) else 1.0)
 
     makers = [partial(term, index) for index in range(len(packs))]
     terms: Sequence[Term] = tuple(make() for make in makers) if any(made) else _Terms(makers)
-    ranks = tuple(0 if adapter is None else adapter.config.rank if each is None else each.factors.rank
+    ranks = tuple(0 if adapter is None else adapter.config.rank if each is None else len(each.A)
                   for adapter, each in zip(adapters, made, strict=True))
-    losses = [(weight**2, each.loss) for each, weight in zip(made, weights, strict=True) if each is not None]
+    losses = [(weight * weight, each.loss) for each, weight in zip(made, weights, strict=True) if each is not None]
     loss = Loss(sum(share * each.tail for share, each in losses), sum(share * each.total for share, each in losses))
     biased = any(adapter.site.bias for _, adapter in present)
     named = next((adapter.weight for _, adapter in present if adapter.weight is not None), None)

@@ -56,9 +56,28 @@ class Factors(NamedTuple):
         """``D`` whole: for tests, and for what is small."""
         return self.rows(slice(None))
 
+    @property
+    def left(self) -> Side:
+        """``B``, as a sum has it."""
+        return Side((self.B,), (1.0,))
+
+    @property
+    def right(self) -> Side:
+        """``A``, as a sum has it."""
+        return Side((self.A,), (1.0,), turned=True)
+
+    def joined(self) -> Factors:
+        """Itself."""
+        return self
+
     def scaled(self, weight: float) -> Factors:
         """``weight D``."""
         return Factors(self.A, weight * self.B)
+
+
+def times(matrix: np.ndarray, factor: float) -> np.ndarray:
+    """``factor * matrix`` in the dtype of the matrix; itself where the factor is 1."""
+    return matrix if factor == 1 else matrix * matrix.dtype.type(factor)
 
 
 class Term(NamedTuple):
@@ -66,15 +85,21 @@ class Term(NamedTuple):
 
     An adapter that does not change the site has rank 0 there. ``key`` names adapter and site: what random choices are drawn by. ``scale``
     is the adapter's own, for the rules that look at the stored factors one by one; ``B`` holds it already. ``measured`` is what
-    :mod:`.statistics` hold of the adapter at the site, for rules that look at data.
+    :mod:`.statistics` hold of the adapter at the site, for rules that look at data. ``B`` is ``factor * up``: sums need no copy of it.
     """
 
     A: np.ndarray
-    B: np.ndarray
+    up: np.ndarray
     weight: float
     key: str = ""
     scale: float = 1.0
     measured: np.ndarray | None = None
+    factor: float = 1.0
+
+    @property
+    def B(self) -> np.ndarray:  # noqa: N802 - as it is called everywhere
+        """``factor * up``."""
+        return times(self.up, self.factor)
 
     @property
     def change(self) -> Factors:
@@ -85,6 +110,72 @@ class Term(NamedTuple):
 def zero(m: int, n: int, dtype: type = np.float32) -> Factors:
     """The change of rank 0 of a site ``[m, n]``."""
     return Factors(np.zeros((0, n), dtype), np.zeros((m, 0), dtype))
+
+
+class Side(NamedTuple):
+    """One factor of a sum of changes, of which nothing is written side by side: ``[m, R]`` or ``turned`` ``[R, n]``, in its parts, each
+    times its weight."""
+
+    parts: tuple[np.ndarray, ...]
+    weights: tuple[float, ...]
+    turned: bool = False
+
+    @property
+    def columns(self) -> int:
+        """``R``."""
+        return sum(part.shape[not self.turned] for part in self.parts)
+
+    def joined(self) -> np.ndarray:
+        """The matrix, in the widest dtype of its parts."""
+        made, end = np.concatenate(self.parts, axis=int(not self.turned)), 0
+        for part, weight in zip(self.parts, self.weights, strict=True):
+            start, end = end, end + part.shape[not self.turned]
+            block = made[start:end] if self.turned else made[:, start:end]
+            if weight != 1:
+                np.multiply(block, weight, out=block)
+        return made
+
+
+class Sum(NamedTuple):
+    """``sum_i w_i B_i A_i`` as it stands: the factors that :func:`stack` makes of it are made when they are asked for.
+
+    Example:
+        >>> one, two = np.ones((1, 3)), np.ones((2, 1))
+        >>> total = summed([Term(one, two, 2.0), Term(one, two, -0.5)])
+        >>> total.shape, total.rank, total.joined().dense()[0]
+        ((2, 3), 2, array([1.5, 1.5, 1.5]))
+    """
+
+    terms: tuple[Term, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        return self.terms[0].up.shape[0], self.terms[0].A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """``R``."""
+        return sum(len(term.A) for term in self.terms)
+
+    @property
+    def left(self) -> Side:
+        """The factor ``B``."""
+        return Side(tuple(term.up for term in self.terms), tuple(term.weight * term.factor for term in self.terms))
+
+    @property
+    def right(self) -> Side:
+        """The factor ``A``."""
+        return Side(tuple(term.A for term in self.terms), (1.0,) * len(self.terms), turned=True)
+
+    def joined(self) -> Factors:
+        """The factors side by side."""
+        return Factors(self.right.joined(), self.left.joined())
+
+
+def summed(terms: Sequence[Term]) -> Sum:
+    """``sum_i w_i B_i A_i``. A term of weight 0 is absent, unless all are."""
+    return Sum(tuple(term for term in terms if term.weight and len(term.A)) or tuple(terms[:1]))
 
 
 def stack(terms: Sequence[Term]) -> Factors:
@@ -99,14 +190,7 @@ def stack(terms: Sequence[Term]) -> Factors:
         array([[1.5, 1.5, 1.5],
                [1.5, 1.5, 1.5]])
     """
-    present = [term for term in terms if term.weight and len(term.A)] or terms[:1]
-    A = np.concatenate([term.A for term in present], axis=0)
-    dtype = np.result_type(*(term.B.dtype for term in present))
-    B, end = np.empty((len(present[0].B), len(A)), dtype), 0
-    for term in present:
-        start, end = end, end + len(term.A)
-        np.multiply(term.B, dtype.type(term.weight), out=B[:, start:end], dtype=dtype)
-    return Factors(A, B)
+    return summed(terms).joined()
 
 
 def inner(one: Factors, two: Factors) -> float:

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..threads import in_order
 from .cut import Cut, energy_of
-from .grams import Narrow, signed
-from .space import Factors
+from .grams import Narrow, factors, signed
+from .space import Factors, Side, Sum
 
 T = TypeVar("T")
 
@@ -63,7 +63,11 @@ class Spectrum(NamedTuple):
         return Factors(A, B), Loss(energy_of(self.S[kept:]), energy_of(self.S))
 
 
-def spectrum(change: Factors) -> Spectrum:
+Change = Factors | Sum
+"""A change by its factors, which may not stand side by side yet."""
+
+
+def spectrum(change: Change) -> Spectrum:
     """The singular values and vectors of one change; vectors in the dtype of the factors.
 
     Example:
@@ -74,12 +78,12 @@ def spectrum(change: Factors) -> Spectrum:
     return spectra([change])[0]
 
 
-def spectra(changes: Sequence[Factors]) -> list[Spectrum]:
+def spectra(changes: Sequence[Change]) -> list[Spectrum]:
     """:func:`spectrum` of many changes, stacked by shape and spread over threads; in the order in which they came."""
     return over_stacks(changes, _stack_spectra)
 
 
-def recompress(change: Factors, cut: Cut | None = None) -> tuple[Factors, Loss]:
+def recompress(change: Change, cut: Cut | None = None) -> tuple[Factors, Loss]:
     """The best approximation of a change that ``cut`` allows, all of it above rounding by default, and what that leaves out.
 
     Example:
@@ -92,19 +96,20 @@ def recompress(change: Factors, cut: Cut | None = None) -> tuple[Factors, Loss]:
     return found.cut((cut or Cut()).kept(found.S))
 
 
-def recompressed(changes: Sequence[Factors], cut: Cut) -> list[tuple[Factors, Loss]]:
+def recompressed(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
     """:func:`recompress` of many changes, stacked by shape and spread over threads; no vector is computed that is not kept."""
     return over_stacks(changes, lambda stack: _cut_stack(stack, cut))
 
 
-def over_stacks(changes: Sequence[Factors], work: Callable[[list[Factors]], list[T]]) -> list[T]:
+def over_stacks(changes: Sequence[Change], work: Callable[[list[Change]], list[T]]) -> list[T]:
     """``work`` on stacks of changes of one shape, one rank and one dtype, by the threads; in the order in which the changes came."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, change in enumerate(changes):
-        groups.setdefault((change.A.shape, change.B.shape, change.A.dtype, change.B.dtype), []).append(index)
+        groups.setdefault(_layout(change), []).append(index)
     stacks = []
     for members in groups.values():
-        size = max(1, _STACK // max(1, changes[members[0]].A.size + changes[members[0]].B.size))
+        first = changes[members[0]]
+        size = max(1, _STACK // max(1, first.rank * sum(first.shape)))
         stacks += [members[start : start + size] for start in range(0, len(members), size)]
     found: list[T] = [None] * len(changes)  # type: ignore[list-item]
     made = in_order(lambda members: work([changes[index] for index in members]), stacks)
@@ -112,6 +117,11 @@ def over_stacks(changes: Sequence[Factors], work: Callable[[list[Factors]], list
         for index, value in zip(members, values, strict=True):
             found[index] = value
     return found
+
+
+def _layout(change: Change) -> tuple[object, ...]:
+    """What is equal of changes that are stacked: the shapes and the dtypes of their parts."""
+    return tuple((part.shape, part.dtype) for part in (*change.left.parts, *change.right.parts))
 
 
 class _Stack(NamedTuple):
@@ -126,25 +136,32 @@ class _Stack(NamedTuple):
     ranks: np.ndarray
 
 
-def _decomposed(changes: Sequence[Factors]) -> _Stack | None:
+def _decomposed(changes: Sequence[Change]) -> _Stack | None:
     """The cores of changes that have one shape, one dtype and one rank above 0.
 
     None where some of several want another way than the others: which way a change goes must not depend on its neighbours.
     """
-    left, left_core = frames([change.B for change in changes])
-    right, right_core = frames([change.A for change in changes], turned=True)
-    tried = _narrow(changes[0].B), _narrow(changes[0].A, turned=True)
+    lefts, rights = [change.left for change in changes], [change.right for change in changes]
+    (left, left_core), (right, right_core) = frames(lefts), frames(rights)
+    tried = _narrow(lefts[0]), _narrow(rights[0])
     if len(changes) > 1 and any(frame.back is None and each for frame, each in zip((left, right), tried, strict=True)):
         return None
-    u, values, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1), full_matrices=False)
-    ranks = np.count_nonzero(values > _rounding(left_core, right_core, changes[0]), axis=1)
+    core = left_core @ right_core.transpose(0, 2, 1)
+    if not np.isfinite(core).all():  # numbers beyond what the dtype holds: what comes out shows it, where LAPACK would only give up
+        if len(changes) > 1:
+            return None
+        core = np.full_like(core, np.nan)
+        return _Stack(left.signed, right.times, core, core[:, 0], core, np.array([core.shape[1]]))
+    u, values, vt = np.linalg.svd(core, full_matrices=False)
+    unit = max(np.finfo(part.dtype).eps for part in (*lefts[0].parts, *rights[0].parts))
+    ranks = np.count_nonzero(values > _rounding(left_core, right_core, float(unit)), axis=1)
     return _Stack(left.signed, right.times, u, values, vt, ranks)
 
 
-def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
+def _stack_spectra(changes: Sequence[Change]) -> list[Spectrum]:
     first = changes[0]
     if not first.rank:
-        return [Spectrum(change.B, np.zeros(0), change.A.T) for change in changes]
+        return [Spectrum(change.joined().B, np.zeros(0), change.joined().A.T) for change in changes]
     found = _decomposed(changes)
     if found is None:
         return [_stack_spectra([change])[0] for change in changes]
@@ -153,7 +170,7 @@ def _stack_spectra(changes: Sequence[Factors]) -> list[Spectrum]:
     return [Spectrum(U[i, :, :k], found.S[i, :k], V[i, :k].T) for i, k in enumerate(found.ranks)]
 
 
-def _cut_stack(changes: Sequence[Factors], cut: Cut) -> list[tuple[Factors, Loss]]:
+def _cut_stack(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
     first = changes[0]
     if not first.rank:
         return [each.cut(0) for each in _stack_spectra(changes)]
@@ -161,8 +178,8 @@ def _cut_stack(changes: Sequence[Factors], cut: Cut) -> list[tuple[Factors, Loss
     if found is None:
         return [_cut_stack([change], cut)[0] for change in changes]
     values = [S[:k] for S, k in zip(found.S, found.ranks, strict=True)]
-    kept = [cut.kept(S) for S in values]
     most = first.rank if cut.rank is None else min(cut.rank, first.rank)  # not what is kept: products of other sizes may round otherwise
+    kept = [most if np.isnan(S).any() else cut.kept(S) for S in values]
     halves = np.sqrt(found.S[:, :most])
     B, signs = found.left(found.u[:, :, :most] * halves[:, None, :])
     A = found.right(found.vt[:, :most] * (signs * halves)[:, :, None])
@@ -197,55 +214,37 @@ class _Frame:
         return signed(self.times(Y))
 
 
-def frames(X: Sequence[np.ndarray], turned: bool = False) -> tuple[_Frame, np.ndarray]:
-    """A thin QR of each of several ``[m, R]`` of one shape and dtype, or if ``turned`` of ``[R, m]`` as columns: the frames, and the
-    triangles in float64, both stacked.
+def frames(sides: Sequence[Side]) -> tuple[_Frame, np.ndarray]:
+    """A thin QR of each of several ``[m, R]`` whose parts have the same shapes and dtypes, or where they are turned of ``[R, m]`` as
+    columns: the frames, and the triangles in float64, both stacked.
 
     Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64: products of matrices only. All
     others go through Householder's QR.
     """
-    if _narrow(X[0], turned):
-        narrow = Narrow(X, turned)
-        products = narrow.grams()
-        sizes = np.sqrt(np.einsum("brr->br", products))
-        if sizes.all() and np.isfinite(products).all() and (factored := _triangle(products, sizes)) is not None:
+    turned = sides[0].turned
+    if _narrow(sides[0]):
+        narrow = Narrow([side.parts for side in sides], turned, [side.weights for side in sides])
+        if (factored := factors(narrow.grams(), 1 / _WELL)) is not None:
             triangle, back = factored
             return _Frame(narrow, back, turned=turned), triangle
-    stacked = np.stack(X)
+    stacked = np.stack([side.joined() for side in sides])
     Q, triangle = np.linalg.qr(stacked.transpose(0, 2, 1) if turned else stacked)
     return _Frame(None, None, Q, turned), triangle.astype(np.float64)
 
 
-def _narrow(X: np.ndarray, turned: bool = False) -> bool:
+def _narrow(side: Side) -> bool:
     """Whether the columns are such that the Cholesky factor is tried."""
-    return bool(X.dtype == np.float32 and X.shape[turned] >= X.shape[not turned])
+    return all(part.dtype == np.float32 for part in side.parts) and side.parts[0].shape[side.turned] >= side.columns
 
 
-def _triangle(products: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The Cholesky factors, and their inverses, of Gram matrices ``[b, R, R]`` of columns of these lengths; None where columns are nearly
-    dependent.
-
-    The least eigenvalue of the correlations ``C = L L^T`` is at least one over the trace of ``C^-1``, the sum of the squares of ``L^-1``.
-    """
-    try:
-        factor = np.linalg.cholesky(products / (sizes[:, :, None] * sizes[:, None, :]))
-        back = np.linalg.inv(factor)
-    except np.linalg.LinAlgError:
-        return None
-    if not np.sum(back**2, axis=(1, 2)).max() < 1 / _WELL:
-        return None
-    return factor.transpose(0, 2, 1) * sizes[:, None, :], back.transpose(0, 2, 1) / sizes[:, :, None]
-
-
-def _rounding(left: np.ndarray, right: np.ndarray, like: Factors) -> np.ndarray:
-    """``[b, 1]``: the size below which a singular value is rounding: a few units of the dtype on the rank-one terms of ``B A``, summed as
-    noise is; ``left`` and ``right`` are the triangles, whose columns are as long as those of the factors.
+def _rounding(left: np.ndarray, right: np.ndarray, unit: float) -> np.ndarray:
+    """``[b, 1]``: the size below which a singular value is rounding: a few units of the dtype (``unit``) on the rank-one terms of ``B A``,
+    summed as noise is; ``left`` and ``right`` are the triangles, whose columns are as long as those of the factors.
 
     What is computed in float64 throughout rounds more often than once, at the scale of the whole. The size is told from the terms and not
     from the largest singular value, so that changes that cancel come out as zero.
     """
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    unit = max(np.finfo(like.A.dtype).eps, np.finfo(like.B.dtype).eps)
     often = 16 if unit < np.finfo(np.float32).eps else 2
-    size: np.ndarray = often * float(unit) * np.linalg.norm(lengths, axis=1)[:, None]
+    size: np.ndarray = often * unit * np.linalg.norm(lengths, axis=1)[:, None]
     return size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,11 @@ import numpy as np
 from ..errors import ConfigError, NonFinite, NothingToDo
 from ..methods.lora import lora
 from ..pack import manifest as m
+from ..pack.entries import Digests
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build
 from ..pack.writing import Begin
-from ..threads import in_order, one_thread_each
+from ..threads import in_order, one_thread_each, workers
 from . import rules
 from .agree import common_base
 from .asked import checked_weights, opened_base
@@ -35,15 +36,21 @@ Progress = Callable[[int, int], None]
 BATCH = 1 << 20
 """Numbers of factors that a thread combines at a time. A core's own cache holds fewer, but then the threads wait more for the interpreter's
 lock between calls than the cache is worth."""
+LARGEST = float(np.finfo(np.float32).max) ** 2
+"""The squared size of a change beyond which its numbers may not fit into float32, though its factors, which share the size, would."""
 FULL_RANK = 256
 """The rank up to which a change without a low rank takes part in a budget."""
 
 
 class Combined(NamedTuple):
-    """What came out at every site: the change, and what was cut off; a site that got no rank under a budget has None."""
+    """What came out at every site: the change, and what was cut off; a site that got no rank under a budget has None.
+
+    ``digests`` are those of factors that were hashed where they were made.
+    """
 
     changes: list[Factors | None]
     losses: dict[str, Loss]
+    digests: Digests
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,7 @@ class Request:
         return rule
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """A composition made ready. ``order`` are the packs as they are combined: by their names, so that it does not matter how they came."""
 
     request: Request
@@ -105,7 +111,7 @@ class Work:
         ordered = [float(weights[index]) for index in self.order]
         places = tuple(place._replace(terms=tuple(term._replace(weight=weight) for term, weight in zip(place.terms, ordered, strict=True)))
                        for place in self.places)
-        return replace(self, weights=tuple(map(float, weights)), places=places)
+        return self._replace(weights=tuple(map(float, weights)), places=places)
 
 
 def prepared(
@@ -139,6 +145,7 @@ def combined(work: Work, progress: Progress | None = None) -> Combined:
     changes: list[Factors | None] = [None] * len(work.places)
     losses: dict[str, Loss] = {}
     spectra: dict[int, Found] = {}
+    digests = Digests()
     done, total = 0, sum(map(_read, work.places))
     with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
         combine = work.rule.prepared([place.terms for place in work.places], work.arguments)
@@ -146,11 +153,15 @@ def combined(work: Work, progress: Progress | None = None) -> Combined:
         def made(batch: Sequence[int]) -> Sequence[Any]:
             places = [work.places[index] for index in batch]
             combined = [combine(place.terms) for place in places]
-            _require_finite(combined, places)
             if work.request.budget is not None:
-                return decomposed(combined, [_most(work, place) for place in places])
+                found = decomposed(combined, [_most(work, place) for place in places])
+                _require_fitting([each.total <= LARGEST for each in found], places)
+                return found
             results = finished(combined, work.request.cut, work.rule.reduce)
-            _require_finite([change for change, _ in results], places)
+            _require_fitting([finite(change) and (loss is None or loss.total <= LARGEST) for change, loss in results], places)
+            for change, _ in results:
+                digests.add(change.A)
+                digests.add(change.B)
             return results
 
         batches = _batches(work.places)
@@ -176,7 +187,7 @@ def combined(work: Work, progress: Progress | None = None) -> Combined:
             factors, inside = each.spectrum.cut(rank)
             changes[index] = factors if rank else None
             losses[place.site.path] = Loss(inside.tail + each.left_out, each.total)
-    return Combined(changes, losses)
+    return Combined(changes, losses, digests)
 
 
 def _read(place: Place) -> int:
@@ -217,6 +228,7 @@ def packed(work: Work, found: Combined, name: str, begin: Begin | None = None) -
         lineage=descended(work.request.rule, work.parents, _details(work, found), work.weights),
         license=licenses.pop() if len(licenses) == 1 else None,
         begin=begin,
+        known=found.digests,
     )
 
 
@@ -253,21 +265,24 @@ def _finer(request: Request) -> Cut:
 
 
 def _batches(places: Sequence[Place]) -> list[list[int]]:
-    """The places by their numbers, in lists of one shape and about :data:`BATCH` numbers: what a thread works on at a time."""
-    batches: list[list[int]] = []
-    begun: dict[tuple[object, ...], list[int]] = {}
+    """The places by their numbers, in lists of one shape and about :data:`BATCH` numbers: what a thread works on at a time.
+
+    Of places that fill several lists every thread gets as many, so that none waits for another at the end.
+    """
+    alike: dict[tuple[object, ...], list[int]] = {}
     for index, place in enumerate(places):
-        key = place.shape, place.ranks
-        batch = begun.setdefault(key, [])
-        if not batch:
-            batches.append(batch)
-        batch.append(index)
-        if (len(batch) + 1) * place.numbers > BATCH:
-            del begun[key]
+        alike.setdefault((place.shape, place.ranks), []).append(index)
+    batches = []
+    for members in alike.values():
+        lists = -(-len(members) * places[members[0]].numbers // BATCH)
+        if lists > 1:
+            lists = -(-lists // workers()) * workers()
+        each = max(1, -(-len(members) // max(1, lists)))
+        batches += [members[start : start + each] for start in range(0, len(members), each)]
     return batches
 
 
-def _require_finite(changes: Sequence[Any], places: Sequence[Place]) -> None:
-    for change, place in zip(changes, places, strict=True):
-        if isinstance(change, Factors) and not finite(change):
+def _require_fitting(fitting: Sequence[bool], places: Sequence[Place]) -> None:
+    for fits, place in zip(fitting, places, strict=True):
+        if not fits:
             raise NonFinite("the combined change is too large for float32", where=place.site.path, remedy="choose smaller weights")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from .. import coefficients as c
 from ..rule import ARXIV, MEAN, SUM, Rule
-from ..space import stack
+from ..space import summed
 
 RULES = (
     Rule("cat", "the factors side by side: the weighted sum of the changes, as it stands, of rank sum r_i",
-         "sum w_i D_i", f"{ARXIV}2212.04089", "G", True, stack, reduce=False, laws=SUM),
+         "sum w_i D_i", f"{ARXIV}2212.04089", "G", True, summed, reduce=False, laws=SUM),
     Rule("linear", "the weighted sum of the changes, brought to the smallest rank that holds it",
-         "sum w_i D_i", f"{ARXIV}2212.04089", "G", True, stack, laws=SUM),
+         "sum w_i D_i", f"{ARXIV}2212.04089", "G", True, summed, laws=SUM),
     Rule("svd", "the best approximation of the weighted sum of a rank, or with a share of its energy, that you give",
-         "svd_k(sum w_i D_i)", "https://doi.org/10.1007/BF02288367", "C", False, stack, cut=True, laws=SUM),
+         "svd_k(sum w_i D_i)", "https://doi.org/10.1007/BF02288367", "C", False, summed, cut=True, laws=SUM),
     Rule("task_arithmetic", "the sum of the changes at one scale; every pack counts 1 without weights",
          "lam sum w_i D_i", f"{ARXIV}2212.04089", "G", True, c.task_arithmetic, unit=True, neutral={"lam": 1.0}, laws=SUM),
     Rule("negate", "the opposite of the changes: what they taught is taken away",
