@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from adapterpack.compose.rules import get, rules
 from adapterpack.methods import LoRA, Site
 from adapterpack.methods.lora import lora
 from adapterpack.pack import manifest as m
+from adapterpack.pack import safetensors
 from adapterpack.pack.pack import Pack, build
 from adapterpack.testing.rule_laws import Ours
 from adapterpack.threads import one_thread_each
@@ -114,3 +116,18 @@ def test_the_library_is_as_it_was() -> None:
         one.join()
     assert inside == [{1}] * 3
     assert counts() == before
+
+
+@pytest.mark.parametrize("rule", ["svd", "ties", "lora_lego", "robust_merge", "core_ties"])
+def test_where_numbers_lie_in_a_file_does_not_show(rule: str, tmp_path: Path) -> None:
+    """A header of odd length leaves all numbers unaligned, and compiled code does not take them as they lie."""
+    packs, weights = packs_of(rule)
+    read = []
+    for pack in packs:
+        safetensors.write(tmp_path / pack.name, pack.tensors)
+        data = (tmp_path / pack.name).read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        (tmp_path / pack.name).write_bytes((end - 7).to_bytes(8, "little") + data[8:end] + b" " + data[end:])
+        file = safetensors.SafetensorsFile(tmp_path / pack.name)
+        read.append(dataclasses.replace(pack, tensors={name: file.read(name) for name in file.tensors}))
+    assert composed(rule, read, weights) == composed(rule, packs, weights)

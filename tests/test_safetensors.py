@@ -345,3 +345,14 @@ def test_not_a_number_is_seen_in_every_float_dtype(dtype: str) -> None:
     assert all_finite(bad[:1])
     assert all_finite(np.array([np.finfo(np.float64).max]))
     assert not all_finite(np.array([-np.inf], np.float16))
+
+
+def test_unaligned_numbers_are_copied(tmp_path: Path) -> None:
+    """Other writers need not fill up the header: compiled code gets numbers where it wants them, and everyone else the same ones."""
+    for spaces in range(9):
+        (tmp_path / "x").write_bytes(craft(f'{{"w":{{{F32}}}}}' + " " * spaces, np.array([1.5, -2], np.float32).tobytes()))
+        for private in (False, True):
+            found = SafetensorsFile(tmp_path / "x", private=private).read("w")
+            assert found.tolist() == [1.5, -2]
+            assert found.flags.aligned
+            assert memoryview(found).format == "f"

@@ -113,9 +113,11 @@ class SafetensorsFile:
         return memoryview(self._bytes)[info.offset : info.offset + info.nbytes]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as a read-only numpy view of the mapped file."""
+        """A tensor as a read-only numpy view of the mapped file; as a copy where the header's length leaves the numbers unaligned, as
+        compiled code does not take them."""
         info = self.tensors[name]
-        return np.frombuffer(self.buffer(name), dtype=DTYPES[info.dtype]).reshape(info.shape)
+        value = np.frombuffer(self.buffer(name), dtype=DTYPES[info.dtype]).reshape(info.shape)
+        return value if value.flags.aligned else value.copy()
 
     def is_view(self, name: str, value: np.ndarray) -> bool:
         """Whether an array is the tensor of that name in this file, as it lies there."""
