@@ -113,19 +113,20 @@ class Merged:
 
 def dense(terms: Sequence[Term]) -> View:
     """The coordinates of the weight."""
-    dtype, columns = np.result_type(*(part.dtype for term in terms for part in (term.A, term.B))), terms[0].change.shape[1]
-    packed = [lowrank.panels(term.B, term.A) if dtype == np.float32 else None for term in terms]
+    changes = [term.change for term in terms]
+    dtype, (m, n) = np.result_type(*(part.dtype for change in changes for part in change)), changes[0].shape
+    packed = [lowrank.panels(change.B, change.A) if dtype == np.float32 else None for change in changes]
 
     def take(rows: slice) -> np.ndarray:
-        values = np.empty((len(terms), rows.stop - rows.start, columns), dtype)
-        for value, term, panels in zip(values, terms, packed, strict=True):
-            lowrank.product(term.B[rows], term.A, panels, value)
+        values = np.empty((len(terms), rows.stop - rows.start, n), dtype)
+        for value, change, panels in zip(values, changes, packed, strict=True):
+            lowrank.product(change.B[rows], change.A, panels, value)
         return values
 
     def sample() -> np.ndarray:
-        return np.stack([term.B[:: _EVERY[0]] @ term.A[:, :: _EVERY[1]] for term in terms])
+        return np.stack([change.B[:: _EVERY[0]] @ change.A[:, :: _EVERY[1]] for change in changes])
 
-    return View(tuple(terms), terms[0].change.shape, take, sample=sample)
+    return View(tuple(terms), (m, n), take, sample=sample)
 
 
 def knots(terms: Sequence[Term]) -> View:

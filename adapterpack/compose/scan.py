@@ -90,13 +90,14 @@ def rows_of(path: str, m: int, n: int, entries: int | None = SAMPLE) -> np.ndarr
 
 def scan(terms: Sequence[Term], rows: np.ndarray) -> Entries:
     """The sums over the entries of these rows, brought to the size of all rows."""
-    (m, n), count = terms[0].change.shape, len(terms)
+    changes = [term.change for term in terms]
+    (m, n), count = changes[0].shape, len(terms)
     signs = np.array([math.copysign(1.0, term.weight) for term in terms])
     sizes = np.array([abs(term.weight) for term in terms])
     least = np.sqrt(np.maximum(np.diag(gram(terms)), 0) / max(1, m * n))[:, None]
     total = Entries(0.0, 0.0, 0.0, 0.0, np.zeros((count, count)), np.zeros((count, count)), 0.0, 0.0)
     for block in _blocks(rows, n * count):
-        D = np.stack([(term.B[block] @ term.A).ravel().astype(np.float64) for term in terms]) * signs[:, None]
+        D = np.stack([change.rows(block).ravel().astype(np.float64) for change in changes]) * signs[:, None]
         absolute = np.abs(D)
         large = (absolute >= least) & (absolute > 0)
         up, down = (large & (D > 0)).sum(axis=0), (large & (D < 0)).sum(axis=0)
@@ -125,10 +126,10 @@ def norm_of(weight: np.ndarray) -> float:
 def fold_losses(terms: Sequence[Term], weight: np.ndarray, rows: np.ndarray, dtypes: Sequence[str]) -> Mapping[str, Sums]:
     """What storing ``W + sum w_i D_i`` in each dtype (by its safetensors name) does to the change, brought to the size of all rows."""
     found = {dtype: Sums() for dtype in dtypes}
-    kind = np.float64 if weight.dtype == np.float64 else np.float32
+    kind, changes = np.float64 if weight.dtype == np.float64 else np.float32, [(term.weight, term.change) for term in terms]
     for block in _blocks(rows, weight.shape[1]) if dtypes else ():
         W = weight[block].astype(kind)
-        change = sum((term.weight * (term.B[block] @ term.A) for term in terms), np.zeros(W.shape)).astype(kind)
+        change = sum((share * each.rows(block) for share, each in changes), np.zeros(W.shape)).astype(kind)
         for dtype in dtypes:
             with np.errstate(over="ignore"):
                 stored = (W + change).astype(DTYPES[dtype]).astype(kind)

@@ -47,7 +47,7 @@ class Factors(NamedTuple):
         """``R``, the inner dimension: the rank of ``D`` or more."""
         return int(self.A.shape[0])
 
-    def rows(self, block: slice) -> np.ndarray:
+    def rows(self, block: slice | np.ndarray) -> np.ndarray:
         """The rows ``D[block]``."""
         product: np.ndarray = self.B[block] @ self.A
         return product
