@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StorageError
-from .hub.resolve import folder_of, is_remote
+from .hub.named import is_remote
+from .hub.resolve import folder_of
 from .pack import manifest as m
 from .pack import peft_layout
 from .pack.checks.budget import Budget
