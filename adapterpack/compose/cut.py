@@ -67,6 +67,8 @@ class Cut:
     def kept(self, S: np.ndarray, total: float | None = None) -> int:
         """How many of the singular values ``S`` stay; at least 1 of any. ``total`` is ``sum S^2`` where ``S`` is not all of them."""
         kept = len(S)
+        if self.energy is None and self.sv_fro is None and self.sv_cumulative is None and self.sv_ratio is None:
+            return kept if self.rank is None else min(kept, self.rank)
         squares = np.cumsum(S**2)
         whole = (float(squares[-1]) if kept else 0.0) if total is None else total
         if self.energy is not None:

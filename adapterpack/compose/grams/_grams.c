@@ -14,7 +14,7 @@
 #if defined(__x86_64__)
 #include "../avx512.h"
 
-enum { LANES = 8, WIDTH = 2 * LANES, ROWS = 8, BLOCK = 64, MOST = 256 }; /* columns are padded to WIDTH, and there are at most MOST */
+enum { LANES = 8, WIDTH = 2 * LANES, ROWS = 8, BLOCK = 64, LINE = 16, MOST = 256 }; /* columns are padded to WIDTH, at most MOST */
 typedef double lanes __attribute__((vector_size(64)));
 typedef float half __attribute__((vector_size(32)));
 typedef double lanes_there __attribute__((vector_size(64), aligned(8), may_alias));
@@ -43,10 +43,13 @@ TARGET static void widen(const struct matrix *X, const long first, const long ro
     }
 }
 
-/* The same of columns of X^T: each becomes a row. */
+/* The same of columns of X^T: each becomes a row. What comes next is fetched ahead: the processor does not follow so many rows. */
 TARGET static void widen_turned(const struct matrix *X, const long first, const long rows, const long pad, double *out) {
-    for (long r = 0; r < X->count; r++)
-        for (long i = 0; i < rows; i++) out[i * pad + r] = X->parts[r][first + i];
+    for (long r = 0; r < X->count; r++) {
+        const float *from = X->parts[r] + first;
+        for (long i = 0; i < BLOCK; i += LINE) __builtin_prefetch(from + BLOCK + i);
+        for (long i = 0; i < rows; i++) out[i * pad + r] = from[i];
+    }
 }
 
 /* G [pad, pad] += X^T X, of X [rows, pad]; only tiles that reach the diagonal or lie above it. */
@@ -136,6 +139,7 @@ INLINE TARGET void turned_times(const int rows, const double *Y, const struct ma
     for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = (lanes){0};
     for (long r = 0; r < R; r++) {
         const float *from = X->parts[r] + first;
+        __builtin_prefetch(from + BLOCK);
         const lanes one = WIDE(*(half_there *)from), two = WIDE(*(half_there *)(from + LANES));
         for (int i = 0; i < rows; i++) sum[i][0] += Y[i * R + r] * one, sum[i][1] += Y[i * R + r] * two;
     }
