@@ -16,12 +16,12 @@ from ..pack.validate import load
 from ..pack.writing import written
 from . import rules
 from .asked import checked_weights, chosen_name
-from .statistics import Statistics
 from .work import Progress, Request, Work, combined, packed, prepared
 
 if TYPE_CHECKING:
     from .assemble import TreeLike
     from .recipe import Recipe
+    from .statistics import Statistics
 
 Packs = Sequence[Pack | str | os.PathLike[str]]
 Score = Callable[[Pack], float]

@@ -20,10 +20,10 @@ from .cut import Cut
 from .represent import Represented, represent
 from .space import Term, zero
 from .spectra import Loss
-from .statistics import Statistics
 
 if TYPE_CHECKING:
     from ..pack.checkpoint import Checkpoint
+    from .statistics import Statistics
 
 
 class Place(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,10 @@ from .rule import Rule
 from .sites import Place, gather
 from .space import Factors
 from .spectra import Loss
-from .statistics import Statistics, of_packs
 from .whole import decided
+
+if TYPE_CHECKING:
+    from .statistics import Statistics
 
 Progress = Callable[[int, int], None]
 """Is told the bytes of factors that are combined, and those in all."""
@@ -126,7 +128,11 @@ def prepared(
     rule = request.chosen
     arguments = rule.arguments(request.params)
     weights = checked_weights(parents, request.weights, unit=rule.unit)
-    measured = of_packs(statistics, parents, rule.statistics, request.rule)
+    measured = None
+    if statistics or rule.statistics:
+        from .statistics import of_packs  # noqa: PLC0415 - few rules look at data
+
+        measured = of_packs(statistics, parents, rule.statistics, request.rule)
     origin = common_base(parents)
     order = sorted(range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index]))
     ordered = [parents[index] for index in order]

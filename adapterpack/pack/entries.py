@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -79,26 +80,33 @@ def digested(
     Raises:
         NonFinite: a tensor holds NaN or infinity.
     """
-    def digests(names: Iterable[str]) -> dict[str, str]:
-        return {name: (known and known.of(tensors[name])) or _checked_digest(name, tensors[name]) for name in names}
-
-    names, pool = list(tensors), ThreadPoolExecutor(1)
+    pool = ThreadPoolExecutor(1)
     try:
         if isinstance(source, safetensors.HeldFile) and source.ahead is not None and source.is_all_of(tensors, metadata):
-            half, entry = pool.submit(digests, names[::2]), Future[m.FileEntry]()
+            left, entry = iter(tensors.items()), Future[m.FileEntry]()  # one iterator for both: each takes what comes next
             entry.set_result(m.FileEntry(TENSORS, source.size, source.ahead.sha256, "tensors"))
-            return digests(names[1::2]) | half.result(), entry
+            others = pool.submit(_digests, left)
+            if not source.is_finite():
+                list(_looked_through(tensors.items()))  # says which
+            return _digests(left) | others.result(), entry
         file = pool.submit(lambda: file_entry(TENSORS, safetensors.pieces(tensors, metadata), "tensors"))
-        return digests(names), file
+        found = {name: digest for name, value in tensors.items() if known is not None and (digest := known.of(value)) is not None}
+        return found | _digests(_looked_through((name, value) for name, value in tensors.items() if name not in found)), file
     finally:
         pool.shutdown(wait=False)  # nothing more is begun
 
 
-def _checked_digest(name: str, value: np.ndarray) -> str:
-    """The digest of a tensor that is looked through while it is in a core's cache."""
-    if not safetensors.all_finite(value):
-        raise NonFinite("a tensor to be packed holds NaN or infinity", where=name, remedy="lower the learning rate, or train in float32")
-    return tensor_digest(value)
+def _digests(tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, str]:
+    return {name: tensor_digest(value) for name, value in tensors}
+
+
+def _looked_through(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """The same tensors, each shown to be finite when it is asked for, so that it is in a core's cache for what comes next."""
+    for name, value in tensors:
+        if not safetensors.all_finite(value):
+            raise NonFinite("a tensor to be packed holds NaN or infinity", where=name,
+                            remedy="lower the learning rate, or train in float32")
+        yield name, value
 
 
 def write_files(folder: Path, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
@@ -109,8 +117,13 @@ def write_files(folder: Path, files: Mapping[str, Iterable[bytes | memoryview]])
 
 def _joined(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """The same bytes in fewer parts: the small ones are put together in one buffer, which is used again and again."""
+    left = iter(parts)
+    first, second = next(left, b""), next(left, None)
+    if second is None:
+        yield first
+        return
     buffer, end = bytearray(_BLOCK), 0
-    for part in parts:
+    for part in itertools.chain((first, second), left):
         if end + len(part) > _BLOCK:
             yield memoryview(buffer)[:end]
             end = 0

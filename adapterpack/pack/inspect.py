@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from . import identity
 from . import manifest as m
-from .checkpoint import Checkpoint
 from .pack import Pack
 from .validate import load
 
@@ -69,6 +68,8 @@ def _tree(composition: Composition) -> str:
 
 def inspect_base(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A summary of a base checkpoint as JSON values."""
+    from .checkpoint import Checkpoint  # noqa: PLC0415 - packs are looked at without one
+
     base = Checkpoint(path)
     return {
         "kind": "base",

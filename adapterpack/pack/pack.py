@@ -239,11 +239,10 @@ class Pack:
         """Writes the pack's files into an existing empty folder that the caller publishes; that of its tensors may be under way."""
         manifest, files = self.manifest.to_bytes(), contents(self.manifest, self.tensors, self.extra)
         with ThreadPoolExecutor(1) as pool:  # the disk takes the tensors while the manifest is looked through
-            filled = pool.submit(write_files, folder, {name: files[name] for name in files if tensors is None or name != TENSORS})
+            filled = tensors or pool.submit(write_files, folder, {TENSORS: files[TENSORS]})
+            write_files(folder, {name: files[name] for name in files if name != TENSORS})
             m.require_readable(manifest, f"pack '{self.name}'")
             filled.result()
-        if tensors is not None:
-            tensors.result()
         (folder / m.FILE_NAME).write_bytes(manifest)
 
     def require_base(self, base: Checkpoint, content: bool | None = True, allow_structural: bool = False) -> Verdict:

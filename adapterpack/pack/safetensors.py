@@ -153,6 +153,16 @@ class HeldFile(SafetensorsFile):
         return memoryview(self._bytes)[: len(header)] == header  # which says which and where each tensor is, and that there is no other
 
 
+    def is_finite(self) -> bool:
+        """Whether no tensor holds NaN or infinity: one look at all tensors of a dtype that follow each other, which leave no gaps."""
+        for dtype, run in itertools.groupby(self.tensors.values(), key=lambda info: info.dtype):
+            infos = list(run)
+            count = sum(info.nbytes for info in infos) // DTYPES[dtype].itemsize
+            if not all_finite(np.frombuffer(self._bytes, DTYPES[dtype], count, infos[0].offset)):
+                return False
+        return True
+
+
 def parse_header(file: IO[bytes], size: int, where: object) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """The tensors, ordered by offset, and the metadata of an open safetensors file of ``size`` bytes.
 
