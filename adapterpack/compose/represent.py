@@ -32,23 +32,22 @@ BESIDE = "merge this pack into the base, or serve the packs side by side in a ba
 
 
 class Represented(NamedTuple):
-    """A change ``factor B A`` as ``A`` ``[r, n]`` and ``B`` ``[m, r]``, and what they leave out of it: nothing (``tail`` 0) where it is
-    exact."""
+    """A change ``factor up A``, ``A`` ``[r, n]`` and ``up`` ``[m, r]``, and what it leaves out: nothing (``tail`` 0) where it is exact."""
 
     A: np.ndarray
-    B: np.ndarray
+    up: np.ndarray
     loss: Loss
     factor: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int]:
         """``(m, n)``."""
-        return len(self.B), self.A.shape[1]
+        return len(self.up), self.A.shape[1]
 
     @property
     def factors(self) -> Factors:
-        """The change, with ``factor`` in ``B``."""
-        return Factors(self.A, times(self.B, self.factor))
+        """The change, with ``B = factor up``."""
+        return Factors(self.A, times(self.up, self.factor))
 
     @property
     def exact(self) -> bool:

@@ -103,9 +103,8 @@ def _place(
 
     def term(index: int) -> Term:
         pack, adapter, each = packs[index], adapters[index], made[index]
-        change = zero(m, n) if adapter is None else each or represent(adapter)
-        return Term(change.A, change.B, weights[index], f"{pack.name}:{site.path}", _scale(adapter), measured[index],
-                    change.factor if isinstance(change, Represented) else 1.0)
+        found = Represented(*zero(m, n), Loss(0.0, 0.0)) if adapter is None else each or represent(adapter)
+        return Term(found.A, found.up, weights[index], f"{pack.name}:{site.path}", _scale(adapter), measured[index], found.factor)
 
     makers = [partial(term, index) for index in range(len(packs))]
     terms: Sequence[Term] = tuple(make() for make in makers) if any(made) else _Terms(makers)

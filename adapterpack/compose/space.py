@@ -3,7 +3,7 @@
 A change is ``D = B A`` with ``B`` ``[m, R]`` and ``A`` ``[R, n]``. What a rule of combination may ask of the changes at one site:
 
 ========================================================  =======================================  ==================================
-:func:`stack`                                             the weighted sum, as it stands           copies of the factors
+:func:`summed`, :func:`stack`                             the weighted sum, as it stands           nothing; copies of the factors
 :func:`gram`, :func:`row_gram`, :func:`column_gram`       inner products ``<D_i, D_j>``            ``O((m + n) R^2)``
 :func:`core`                                              all changes in their joint bases         ``O((m + n) R^2)``
 :func:`angles`                                            principal angles of two changes          ``O((m + n) r^2)``
@@ -113,8 +113,7 @@ def zero(m: int, n: int, dtype: type = np.float32) -> Factors:
 
 
 class Side(NamedTuple):
-    """One factor of a sum of changes, of which nothing is written side by side: ``[m, R]`` or ``turned`` ``[R, n]``, in its parts, each
-    times its weight."""
+    """One factor of a sum, ``[m, R]`` or ``turned`` ``[R, n]``, as parts that nobody has put side by side, each times its weight."""
 
     parts: tuple[np.ndarray, ...]
     weights: tuple[float, ...]
