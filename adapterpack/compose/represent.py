@@ -27,7 +27,6 @@ from .spectra import Loss
 if TYPE_CHECKING:
     from ..pack.checkpoint import Checkpoint
 
-_NOTHING = Loss(0.0, 0.0)
 BESIDE = "merge this pack into the base, or serve the packs side by side in a bank bundle"
 
 
@@ -36,8 +35,8 @@ class Represented(NamedTuple):
 
     A: np.ndarray
     up: np.ndarray
-    loss: Loss
     factor: float = 1.0
+    loss: Loss = Loss(0.0, 0.0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,7 +99,7 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
         require_widths(site)
         weight = np.zeros((site.out_features, site.in_features), np.float32)
     factors, loss = largest(Held(_change(adapter, params, site, weight, bias)), cut).cut(cut)
-    return Represented(*factors, loss)
+    return Represented(*factors, loss=loss)
 
 
 def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -122,11 +121,11 @@ def _exact(form: AttachForm, low_rank: bool) -> Represented | None:
     if form.is_branch and form.down is not None and form.up is not None:
         up, factor = form.up if isinstance(form.up, Dense) else Dense(form.up.dense())
         A, B = np.asarray(form.down.dense()), np.asarray(up)
-        return Represented(A, B, _NOTHING, factor) if low_rank or 2 * len(A) <= min(len(B), A.shape[1]) else None
+        return Represented(A, B, factor) if low_rank or 2 * len(A) <= min(len(B), A.shape[1]) else None
     if isinstance(form.down, Kronecker) and form == AttachForm(down=form.down):
         (B1, A1), (B2, A2) = _split(np.asarray(form.down.left)), _split(np.asarray(form.down.right))
         if 2 * len(A1) * len(A2) <= min(len(B1) * len(B2), A1.shape[1] * A2.shape[1]):
-            return Represented(np.kron(A1, A2), np.kron(B1, B2), _NOTHING)
+            return Represented(np.kron(A1, A2), np.kron(B1, B2))
     return None
 
 

@@ -103,7 +103,7 @@ def _place(
 
     def term(index: int) -> Term:
         pack, adapter, each = packs[index], adapters[index], made[index]
-        found = Represented(*zero(m, n), Loss(0.0, 0.0)) if adapter is None else each or represent(adapter)
+        found = Represented(*zero(m, n)) if adapter is None else each or represent(adapter)
         return Term(found.A, found.up, weights[index], f"{pack.name}:{site.path}", _scale(adapter), measured[index], found.factor)
 
     makers = [partial(term, index) for index in range(len(packs))]

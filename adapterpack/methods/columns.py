@@ -31,8 +31,9 @@ def columns(operator: Operator, ids: Array) -> Array:
 
 
 def _dense_columns(operator: Dense, ids: Array) -> Array:
-    xp = array_namespace(operator.matrix)
-    return xp.reshape(xp.take(operator.matrix.T, xp.reshape(ids, (-1,)), axis=0), (*ids.shape, operator.matrix.shape[0]))
+    matrix = operator.matrix
+    xp = array_namespace(matrix)
+    return xp.reshape(xp.take(matrix.T, xp.reshape(ids, (-1,)), axis=0), (*ids.shape, matrix.shape[0]))
 
 
 def _kronecker_columns(operator: Kronecker, ids: Array) -> Array:

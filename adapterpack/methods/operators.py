@@ -53,7 +53,7 @@ class Dense(NamedTuple):
 
     def rows(self, block: slice) -> Array:
         """See :class:`Operator`."""
-        return self.matrix[block]
+        return Dense(self.stored[block], self.factor).matrix
 
     def after(self, weight: Array) -> Array:
         """See :class:`Operator`."""
