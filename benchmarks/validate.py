@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
+from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 
 ROUNDS = 15

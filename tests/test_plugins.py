@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterpack.errors import AdapterpackError
-from adapterpack.methods import (
+from adapterpack.adapter_methods import (
     ALoRA,
     AttachForm,
     AttentionForm,
@@ -33,10 +32,11 @@ from adapterpack.methods import (
     register,
     registry,
 )
-from adapterpack.methods import prefix_tuning as prefix
-from adapterpack.methods import prompt_tuning as prompt
-from adapterpack.methods.lora import LoRA
-from adapterpack.methods.prompt import STORED
+from adapterpack.adapter_methods import prefix_tuning as prefix
+from adapterpack.adapter_methods import prompt_tuning as prompt
+from adapterpack.adapter_methods.forms.prompt import STORED
+from adapterpack.adapter_methods.lora import LoRA
+from adapterpack.errors import AdapterpackError
 from adapterpack.testing import INVARIANTS, LAYERS, Case, cases
 
 pytestmark = pytest.mark.fast

@@ -10,7 +10,7 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..pack.atomic import output_file
+from ..io.atomic import output_file
 from ..report.audit import audit_report, worst
 from ..report.values import percent
 from .options import pack_at, shared, weight_option

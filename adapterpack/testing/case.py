@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..methods import PROMPT, Method, Params, PromptSite, Site, attend, complete, fold, frozen, run, run_block, settled
-from ..pack import manifest as m
+from ..adapter_methods import PROMPT, Method, Params, PromptSite, Site, attend, complete, fold, frozen, run, run_block, settled
+from ..manifest import manifest as m
 from ..pack.pack import Pack, build
 
 EXACT = 1e-12
