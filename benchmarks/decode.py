@@ -30,7 +30,8 @@ import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.exporting.pipeline import export
 from adapterpack.manifest import manifest as m

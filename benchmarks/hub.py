@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.bundle.manifest import Bundle, BundledAdapter
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build

@@ -95,7 +95,8 @@ def build_base(folder: Path, size: str, dtype: str, layers: int | None = None) -
 
 def build_pack(base: Path, folder: Path, rank: int, most: int | None = None) -> int:
     """A random LoRA at every linear layer, or at the first ``most``, written as a pack; returns the number of sites."""
-    from adapterpack.adapter_methods import LoRA, Site, get
+    from adapterpack import LoRA
+    from adapterpack.adapter_methods import Site, get
     from adapterpack.base.checkpoint import Checkpoint
     from adapterpack.manifest import manifest as m
     from adapterpack.pack.pack import build

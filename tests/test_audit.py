@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 from test_report import HOSTILE, Document, assert_harmless
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA, Site, complete, fold, get, settled
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, complete, fold, get, settled
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.composing.auditing import scan as entries
 from adapterpack.composing.auditing.audit import Audit, audit

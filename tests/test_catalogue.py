@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import adapterpack.adapter_methods
-from adapterpack.adapter_methods import INITS, LoRA, method_of, methods
+from adapterpack import LoRA
+from adapterpack.adapter_methods import INITS, method_of, methods
 from adapterpack.adapter_methods.catalogue import CONFIGS
 from adapterpack.adapter_methods.nodes.registry import NODES
 from adapterpack.testing import Case, fold_laws, packing

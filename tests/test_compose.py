@@ -14,7 +14,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import BaseMismatch, ConfigError, NonFinite, NothingToDo, OutputExists, UnknownName, Unsupported
 from adapterpack.lowrank.space import Factors
 from adapterpack.lowrank.spectra import recompress

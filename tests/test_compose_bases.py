@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from adapterpack import compose
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA, compose
+from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import BaseMismatch
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Variant

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from adapterpack.adapter_methods import LoRA, Site
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site
 from adapterpack.adapter_methods.lora import lora
 from adapterpack.composing.rules.registry import get, rules
 from adapterpack.io import safetensors

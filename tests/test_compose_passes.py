@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA, Site
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site
 from adapterpack.composing import passes
 from adapterpack.lowrank import quantiles
 from adapterpack.lowrank.quantiles import level

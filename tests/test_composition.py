@@ -20,8 +20,8 @@ from test_export import BATCHES, assert_close, batch_of
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import adapterpack
-from adapterpack import IA3, OFT, LoRA, Session, attach, compose, detach, export, load, merge, save
-from adapterpack.adapter_methods import Bottleneck, DoRA, Site, complete, evaluate, fold, get, method_of, run
+from adapterpack import IA3, OFT, Bottleneck, DoRA, LoRA, Session, attach, compose, detach, export, load, merge, save
+from adapterpack.adapter_methods import Site, complete, evaluate, fold, get, method_of, run
 from adapterpack.adapter_methods.nodes import NODES, as_text, decode, encode
 from adapterpack.adapter_methods.nodes.arrow import prototype
 from adapterpack.cli.compose import command

@@ -23,8 +23,9 @@ from safetensors import safe_open
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import adapterpack
+from adapterpack import LoRA
 from adapterpack import validate as validate_any
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack.adapter_methods import Site, get
 from adapterpack.cli.main import main
 from adapterpack.converting.factors import factors
 from adapterpack.converting.flatbuffer import read_parameters

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, NonFinite, NothingToDo, SiteNotFound, Unsupported
 from adapterpack.extracting.matrix import extract_matrix
 from adapterpack.io import safetensors

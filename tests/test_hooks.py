@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from adapterpack import adapt, attach
-from adapterpack.adapter_methods import CPT, AdaLoRA, KaSA, LoRA, Progress
+from adapterpack import CPT, AdaLoRA, KaSA, LoRA, adapt, attach
+from adapterpack.adapter_methods import Progress
 from adapterpack.peft import layout
 from adapterpack.training import hooks
 from adapterpack.training.trainer import AdapterTrainer

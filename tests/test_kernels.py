@@ -11,23 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adapterpack import adapt
-from adapterpack.adapter_methods import (
-    AttachForm,
-    BlockCirculant,
-    Chain,
-    Dense,
-    Diagonal,
-    Kronecker,
-    LoRA,
-    Pairs,
-    Repeat,
-    Scaled,
-    Sparse,
-    Sums,
-    evaluate,
-)
+from adapterpack import LoRA, adapt
+from adapterpack.adapter_methods import AttachForm, BlockCirculant, Chain, Dense, Diagonal, Kronecker, Pairs, Repeat, Scaled, Sums, evaluate
 from adapterpack.adapter_methods.core.base import fold_form
+from adapterpack.adapter_methods.core.sparse import Sparse
 from adapterpack.training.kernels import low_rank
 from adapterpack.training.kernels.low_rank import Frozen, belongs_within, fused
 

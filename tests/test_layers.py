@@ -1,56 +1,114 @@
-"""The shape of the package: what imports what, how long files are, what is public, and that the examples in docstrings run."""
+"""The shape of the package: its layers, without a circle; how large folders and files are; what is public; the examples in docstrings."""
 
 from __future__ import annotations
 
 import ast
 import doctest
 import importlib
-import importlib.util
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import adapterpack
-from adapterpack import _PUBLIC, _STAGES
 
 pytestmark = pytest.mark.fast
 
 PACKAGE = Path(adapterpack.__file__).parent
-LIGHT = ("pack", "methods", "merge", "compose", "extract", "runtime", "hub", "cli")
+LAYERS = ("version", "errors", "resources", "_native", "io", "adapter_methods", "lowrank", "manifest", "base", "peft", "pack", "onnx_graph",
+          "tasks", "bundle", "slots", "runtime", "hub", "merging", "composing", "extracting", "converting", "training", "exporting",
+          "quantizing", "artifacts", "report", "demos", "testing", "cli")
+"""From the ground up: each imports only from those before it. CONTRIBUTING draws and explains them."""
+LIGHT = ("io", "adapter_methods", "lowrank", "manifest", "base", "peft", "pack", "onnx_graph", "bundle", "slots", "runtime", "hub", "merging",
+         "composing", "extracting", "cli")
 """Packages that work where neither torch nor transformers is installed."""
 HEAVY = {"torch", "transformers"}
-ON_REQUEST = {"merge/in_torch.py"}
-"""Files of light packages that are torch's: read only where a device of torch is asked for."""
+ON_REQUEST = {"merging/fold/in_torch.py"}
+"""Files of light packages that are torch's: imported only where a device of torch is chosen."""
 MAX_LINES = 400
+MAX_MODULES = 20
+ONE_FILE_AN_ITEM = {"adapter_methods", "cli"}
+"""Folders that grow by one file a method, or a command."""
 
 
 def modules(*packages: str) -> list[str]:
     """The dotted names of every module in these subpackages, read off the tree."""
     files = [file for package in packages for file in sorted((PACKAGE / package).rglob("*.py"))
              if file.relative_to(PACKAGE).as_posix() not in ON_REQUEST]
-    names = [".".join(("adapterpack", *file.relative_to(PACKAGE).with_suffix("").parts)) for file in files]
-    return [name.removesuffix(".__init__") for name in names]
+    return [dotted(file) for file in files]
+
+
+def dotted(file: Path) -> str:
+    """The name under which a file of the package is imported."""
+    return ".".join(("adapterpack", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
 
 
 def imports(file: Path) -> Iterator[str]:
-    """The absolute names that a file imports, at its top or inside functions; what only type checkers read is left out."""
+    """The absolute names that a file imports, at its top, inside functions, or for type checkers alone."""
     here = ("adapterpack", *file.relative_to(PACKAGE).parts[:-1])
-    tree = ast.parse(file.read_text("utf-8"))
-    typing_only = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-                   for inner in ast.walk(node)}
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(here[: len(here) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, (base, node.module)))
             yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def graph() -> dict[str, frozenset[str]]:
+    """Module -> the modules of adapterpack that it imports."""
+    files = {dotted(file): file for file in PACKAGE.rglob("*.py")}
+
+    def known(name: str) -> str:
+        return name if name in files else known(name.rpartition(".")[0])
+
+    return {module: frozenset(known(name) for name in imports(file) if name.split(".")[0] == "adapterpack") - {module}
+            for module, file in files.items()}
+
+
+def layer(module: str) -> str:
+    """The layer of a module; the package itself, which names what is public, is above all of them."""
+    return (*module.split("."), "")[1]
+
+
+def test_every_layer_imports_only_from_those_below_it() -> None:
+    """Imports inside functions and those for type checkers count as well; the command line alone may use the public names."""
+    unknown = {layer(module) for module in graph()} - {*LAYERS, "", "__main__"}
+    upward = [f"{module} imports {name}" for module, names in graph().items() for name in names
+              if layer(module) in LAYERS and (layer(name) not in LAYERS[: LAYERS.index(layer(module)) + 1])
+              and not (layer(module) in ("cli", "demos") and layer(name) == "")]
+    assert unknown == set()
+    assert sorted(upward) == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """The graph of imports has no circle: modules can be taken away one after another, each after those that import it."""
+    left = {module: set(names) for module, names in graph().items()}
+    while leaves := [module for module, names in left.items() if not names]:
+        for module in leaves:
+            del left[module]
+        for names in left.values():
+            names.difference_update(leaves)
+    needed = set().union(*left.values()) if left else set()
+    assert {module: sorted(names) for module, names in left.items() if module in needed} == {}
+
+
+def test_no_folder_holds_more_than_a_reader_can_take_in() -> None:
+    """At most 20 modules at one level, the folders with one file an item aside."""
+    sizes = Counter(file.parent.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*.py"))
+    assert {folder: size for folder, size in sizes.items() if size > MAX_MODULES and folder not in ONE_FILE_AN_ITEM} == {}
+
+
+def test_no_file_is_longer_than_a_reader_can_hold() -> None:
+    """At most 400 lines a file of the package; past that it is split."""
+    lengths = {str(file.relative_to(PACKAGE)): len(file.read_text("utf-8").splitlines()) for file in PACKAGE.rglob("*.py")}
+    assert {file: length for file, length in lengths.items() if length > MAX_LINES} == {}
 
 
 def test_the_light_packages_import_without_torch() -> None:
@@ -70,77 +128,52 @@ def test_the_light_packages_import_without_torch() -> None:
 @pytest.mark.parametrize("package", LIGHT)
 def test_the_light_packages_do_not_import_torch_when_called_either(package: str) -> None:
     """No import of torch or transformers stands in them, not even inside a function."""
-    found = {file.relative_to(PACKAGE).as_posix(): name for file in (PACKAGE / package).rglob("*.py") for name in imports(file)
+    heavy = {file.relative_to(PACKAGE).as_posix() for file in (PACKAGE / package).rglob("*.py") for name in imports(file)
              if name.partition(".")[0] in HEAVY}
-    assert found.keys() == {file for file in ON_REQUEST if file.startswith(package)}
+    assert heavy == {file for file in ON_REQUEST if file.startswith(f"{package}/")}
 
 
-BELOW = {
-    "methods": {"errors", "_stage", "methods"},
-    "pack": {"errors", "resources", "methods", "pack"},
-}
-"""What the two lowest layers may use of adapterpack."""
+def stub() -> list[ast.ImportFrom]:
+    """The imports of the stub that lists the public names."""
+    return [node for node in ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8")).body if isinstance(node, ast.ImportFrom)]
 
 
-@pytest.mark.parametrize("package", BELOW)
-def test_dependencies_point_downwards(package: str) -> None:
-    """methods knows errors alone, pack knows methods; neither knows a stage."""
-    found = {(str(file.relative_to(PACKAGE)), name.split(".")[1]) for file in (PACKAGE / package).rglob("*.py") for name in imports(file)
-             if name.startswith("adapterpack.")}
-    assert {(file, name) for file, name in found if name not in BELOW[package]} == set()
+PUBLIC = {alias.name: node.module for node in stub() for alias in node.names}
 
 
-def test_nothing_below_the_command_line_knows_it() -> None:
-    """cli is at the top: no other package imports it."""
-    found = [str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py") for name in imports(file)
-             if name.startswith("adapterpack.cli") and file.parent.name != "cli" and file.name != "__main__.py"]
-    assert found == []
+def test_all_is_what_the_stub_lists() -> None:
+    """__all__, dir() and the stub agree, and no name stands twice."""
+    assert sorted(adapterpack.__all__) == sorted({"__version__", *PUBLIC})
+    assert set(adapterpack.__all__) - {"__version__"} <= set(dir(adapterpack))
+    assert len(PUBLIC) == sum(len(node.names) for node in stub())
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = adapterpack.nonsense  # type: ignore[attr-defined]
 
 
-def test_no_file_is_longer_than_a_reader_can_hold() -> None:
-    """At most 400 lines a file of the package; past that it is split."""
-    lengths = {str(file.relative_to(PACKAGE)): len(file.read_text("utf-8").splitlines()) for file in PACKAGE.rglob("*.py")}
-    assert {file: length for file, length in lengths.items() if length > MAX_LINES} == {}
-
-
-PRESENT = {name: module for name, module in _PUBLIC.items() if (PACKAGE / f"{module.replace('.', '/')}.py").exists()
-           or (PACKAGE / module.replace(".", "/") / "__init__.py").exists()}
-
-
-def test_all_is_what_the_package_offers() -> None:
-    """__all__, dir() and the two tables agree, and no name stands twice."""
-    assert sorted(adapterpack.__all__) == dir(adapterpack) == sorted({"__version__", "hub", *_STAGES, *_PUBLIC})
-    assert {"load", "Pack", "LoRA", "AdapterpackError"} <= set(PRESENT)
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        _ = adapterpack.nonsense
-
-
-@pytest.mark.parametrize("name", PRESENT)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_is_there(name: str) -> None:
-    """A name of __all__ imports and is the one its module defines."""
-    assert getattr(adapterpack, name) is getattr(importlib.import_module(f"adapterpack.{PRESENT[name]}"), name)
+    """A name of the stub imports, and is the one that its module defines."""
+    module = PUBLIC[name]
+    expected = importlib.import_module(f"adapterpack.{name}") if module is None else getattr(
+        importlib.import_module(f"adapterpack.{module}"), name)
+    assert getattr(adapterpack, name) is expected
 
 
-@pytest.mark.parametrize("name", [name for name in _STAGES if (PACKAGE / name / "__init__.py").exists()])
-def test_every_stage_is_a_package_that_is_called(name: str) -> None:
-    """adapterpack.merge is the folder and the function at once, and shows the function's signature."""
-    stage = getattr(adapterpack, name)
-    assert callable(stage)
-    module, function = stage.__dict__["_target"]
-    if importlib.util.find_spec(module) is not None:
-        assert callable(getattr(importlib.import_module(module), function))
+def test_no_public_function_shares_its_name_with_a_folder() -> None:
+    """Importing from a folder ``x`` binds it to ``adapterpack.x``, which would replace a function of that name."""
+    assert [name for name, module in PUBLIC.items() if module is not None and (PACKAGE / name).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["adapterpack.errors", "adapterpack.resources", *modules("pack", "methods")])
+@pytest.mark.parametrize("name", modules(*LAYERS[: LAYERS.index("onnx_graph")]) + ["adapterpack.errors", "adapterpack.resources"])
 def test_the_examples_in_docstrings_run(name: str) -> None:
-    """Every doctest of the pack layer, the methods and the errors gives what it shows."""
+    """Every doctest of the lower layers gives what it shows."""
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def test_there_are_examples_to_run() -> None:
     """The parts that others build on show how they are used."""
-    names = ("adapterpack.errors", *modules("pack", "methods"))
+    names = ("adapterpack.errors", "adapterpack.adapter_methods.core.base", "adapterpack.adapter_methods.registry", "adapterpack.io.atomic",
+             "adapterpack.base.fingerprint", "adapterpack.io.safetensors")
     counts = {name: doctest.testmod(importlib.import_module(name)).attempted for name in names}
     assert sum(counts.values()) >= 15
-    assert all(counts[name] for name in ("adapterpack.errors", "adapterpack.adapter_methods.core.base", "adapterpack.adapter_methods.registry",
-                                         "adapterpack.io.atomic", "adapterpack.base.fingerprint", "adapterpack.io.safetensors"))
+    assert all(counts.values())

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adapterpack.adapter_methods
-from adapterpack.adapter_methods import LoRA, Site, get, methods
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get, methods
 from adapterpack.adapter_methods.catalogue import CONFIGS
 from adapterpack.errors import FormatError
 from adapterpack.io import canonical_json, strict_json

@@ -32,7 +32,8 @@ from transformers import (
 )
 
 import adapterpack
-from adapterpack.adapter_methods import AttachForm, LoRA, Method, Site, SiteConfig, Traits, fold, get, register, registry
+from adapterpack import LoRA
+from adapterpack.adapter_methods import AttachForm, Method, Site, SiteConfig, Traits, fold, get, register, registry
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import (
     AdapterpackError,

@@ -15,7 +15,8 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.constants import GGML_QUANT_SIZES
 
 import adapterpack
-from adapterpack.adapter_methods import DoRA, LoRA, Site, get
+from adapterpack import DoRA, LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.base.codecs.ggml import TYPES, weight
 from adapterpack.base.gguf import names

@@ -17,7 +17,8 @@ from families import FAMILIES
 from onnx import TensorProto, helper, numpy_helper  # noqa: TID251 - graphs as other tools write them
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA, Site, get, methods
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get, methods
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import BaseMismatch, ConfigError, FormatError, NonFinite, OutputExists, SiteNotFound, Unsupported

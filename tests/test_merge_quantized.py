@@ -19,7 +19,8 @@ from test_merge import digests
 from test_merge_stream import KILLED
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.base.codecs import bits
 from adapterpack.base.codecs.dequantized_checkpoint import Decoded
 from adapterpack.base.codecs.registry import CODECS

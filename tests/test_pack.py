@@ -21,7 +21,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapterpack.adapter_methods import LoRA, Site, TrainableTokens, get
+from adapterpack import LoRA, TrainableTokens
+from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.composing.pipeline import compose
 from adapterpack.errors import (

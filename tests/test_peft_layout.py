@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import AdapterpackError, FormatError, NonFinite, SiteNotFound, UnknownMethod, Unsupported
 from adapterpack.io import safetensors
 from adapterpack.manifest import manifest as m

@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, BartConfig, BartModel
 
 import adapterpack as ap
-from adapterpack.adapter_methods import Ends, Invoked, get
+from adapterpack.adapter_methods import get
+from adapterpack.adapter_methods.core.token_positions import Ends, Invoked
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, NothingToDo, Unsupported
 from adapterpack.pack.pack import build
 from adapterpack.peft import layout

@@ -17,7 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache
 
 import adapterpack as ap
-from adapterpack.adapter_methods import PROMPT, PromptSite, Site, methods
+from adapterpack.adapter_methods import PROMPT, Site, methods
+from adapterpack.adapter_methods.forms.prompt_config import PromptSite
 from adapterpack.errors import AdapterpackError, BaseMismatch, SiteNotFound, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build

@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from adapterpack.adapter_methods import LoRA, Site, fold, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, fold, get
 from adapterpack.errors import NothingToDo, UnknownName
 from adapterpack.io import strict_json
 from adapterpack.manifest import manifest as m

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA, Site
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site
 from adapterpack.composing import finish
 from adapterpack.composing.rules import entries, trim
 from adapterpack.composing.rules.registry import rules

@@ -13,7 +13,7 @@ import peft
 import pytest
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA
+from adapterpack import LoRA
 from adapterpack.composing.rules import registry as rules_module
 from adapterpack.composing.rules.registry import Laws, get, rules
 from adapterpack.errors import AdapterpackError, ConfigError, Unsupported

@@ -24,7 +24,8 @@ from jsonschema import Draft202012Validator
 from model_signing import hashing, signing, verifying
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.cli.main import main
 from adapterpack.errors import (
     AdapterpackError,

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import CorruptBlob, FormatError, StorageError, UnknownName
 from adapterpack.io.cache import cache_folder
 from adapterpack.io.locks import locked

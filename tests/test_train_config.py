@@ -12,7 +12,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from adapterpack.adapter_methods import LoRA, methods
+from adapterpack import LoRA
+from adapterpack.adapter_methods import methods
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, UnknownMethod
 from adapterpack.manifest.manifest import schema_problem
 from adapterpack.training.config.aliases import ALIASES, translate

@@ -358,7 +358,8 @@ def test_tokenizer_digests_are_compared_with_the_base(base: Path, tmp_path: Path
 
 def test_a_change_of_one_tied_partner_and_a_pack_as_large_as_its_base_are_warned_of(base: Path, tmp_path: Path) -> None:
     """The base ties lm_head to its embeddings; the pack trains lm_head alone, with as many parameters as the base: AP703, AP704."""
-    from adapterpack.adapter_methods import LoRA, Site, get
+    from adapterpack import LoRA
+    from adapterpack.adapter_methods import Site, get
     from adapterpack.pack.pack import build
 
     site = {Site("net.q", 5, 7): (LoRA(r=1), {"lora_A": np.ones((1, 5), np.float32), "lora_B": np.ones((7, 1), np.float32)})}

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Progress, Site, Trained, Traits
+from .core.base import AttachForm, Method, Progress, Trained, Traits
 from .core.config import SiteConfig, by_suffix, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.peft_keys import plain
+from .core.site import Params, Site
 from .kasa import departure
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import RankConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
+from .core.site import Params, Site
 from .miss import from_peft, is_miss, to_peft
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import NoBranch
 from .core.peft_form import PeftForm
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

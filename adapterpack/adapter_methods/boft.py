@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import NoBranch, require_whole
 from .core.operators import BlockDiagonal, Chain, Operator, Permutation
 from .core.orthogonal import block_size, cayley
 from .core.peft_form import PeftForm
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

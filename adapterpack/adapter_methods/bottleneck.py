@@ -15,9 +15,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from .core.base import Method, Params, Site
+from .core.base import Method
 from .core.config import require_flag
 from .core.operators import Dense
+from .core.site import Params, Site
 from .forms.blocks import TRAITS, BlockConfig, BlockForm, Norm
 
 

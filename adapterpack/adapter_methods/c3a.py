@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import SiteConfig, by_suffix, require_whole
 from .core.operators import BlockCirculant
 from .core.peft_form import PeftForm
 from .core.peft_keys import default_and_pattern, literal
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

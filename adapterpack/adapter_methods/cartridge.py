@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method, Params, Site
-from .core.config import require_flag, require_whole
+from .core.base import Method
+from .core.config import require_choice, require_flag, require_whole
 from .core.operators import Array
-from .forms.prompt import STORED, PromptForm, as_cache, cache_fields, peft_form, prefilled, require_choice, traits
+from .core.site import Params, Site
+from .forms.prompt import STORED, PromptForm, as_cache, cache_fields, peft_form, prefilled, traits
 from .forms.prompt_config import CacheConfig
 
 _SINK = "frozen_embedding"

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method, Params, Shared, Site
+from .core.base import Method, Shared
 from .core.config import FOR_TRAINING, require_flag, require_whole
 from .core.operators import Array, Dense
+from .core.site import Params, Site
 from .forms.blocks import TRAITS, BlockConfig, BlockForm
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method, Params, Site
-from .core.config import require_flag, require_number, require_whole
-from .forms.prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, require_choice, traits
+from .core.base import Method
+from .core.config import require_choice, require_flag, require_number, require_whole
+from .core.site import Params, Site
+from .forms.prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, traits
 from .forms.prompt_config import EmbeddingConfig
 
 _DELTA = "delta_embedding"

@@ -17,12 +17,13 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import RankConfig, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.peft_keys import plain
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

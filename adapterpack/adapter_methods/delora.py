@@ -15,12 +15,13 @@ from typing import Any, Self
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import RanksConfig, by_suffix, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
 from .core.peft_keys import by_site, literal, plain
+from .core.site import Params, Site
 from .loha import kaiming
 
 _LEAST = 1e-4

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits, constant
+from .core.base import AttachForm, Method, Traits, constant
 from .core.layouts import WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
+from .core.site import Params, Site
 from .lora import EMBEDDED, LoRA, as_kernels, lora
 
 _LEAST = 1e-12

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits, require_widths
+from .core.base import AttachForm, Method, Traits, require_widths
 from .core.config import SiteConfig, by_suffix, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.peft_keys import default_and_pattern, literal
 from .core.seeded_indices import places
+from .core.site import Params, Site
 from .core.sparse import scattered
 
 

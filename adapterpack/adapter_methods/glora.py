@@ -15,12 +15,12 @@ from typing import Any, Self
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
-from .core.config import NoBranch, require_whole
+from .core.base import AttachForm, Method, Traits
+from .core.config import NoBranch, require_choice, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftContent, PeftForm
-from .forms.prompt import require_choice
+from .core.site import Params, Site
 
 _PATHS = {"A": "config_A_B", "B": "config_A_B", "C": "config_C", "D": "config_D_E", "E": "config_D_E"}
 """Path -> the field that says its form."""

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import RankConfig, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, BlockDiagonal, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.peft_keys import plain
+from .core.site import Params, Site
 from .loha import kaiming
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import RankConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
+from .core.site import Params, Site
 from .loha import kaiming
 
 

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import NoBranch, require_flag, require_whole
 from .core.operators import Array, Deviation
 from .core.orthogonal import linear
 from .core.peft_form import PeftForm, PeftLayer
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import Unsupported
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import NoBranch, by_suffix
 from .core.operators import Diagonal
 from .core.peft_form import TRANSPOSED, PeftForm
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import require_number
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
+from .core.site import Params, Site
 from .lora import LoRA, lora
 
 

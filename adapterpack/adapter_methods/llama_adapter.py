@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import Method, Params, Site
+from .core.base import Method
 from .core.config import FOR_TRAINING, NoBranch, require_whole
 from .core.peft_form import PeftForm
+from .core.site import Params, Site
 from .forms.attention import TRAITS, AttentionForm
 
 _PROMPT, _GATE = "adaption_prompt", "adaption_gate"

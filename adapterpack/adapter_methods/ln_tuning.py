@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import NoBranch
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import AlphaConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm, PeftLayer
 from .core.peft_keys import by_site, literal, plain
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

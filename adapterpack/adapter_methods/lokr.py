@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import AlphaConfig, require_flag, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Kronecker
 from .core.peft_form import PeftForm
+from .core.site import Params, Site
 from .loha import from_peft, kaiming, to_peft
 
 

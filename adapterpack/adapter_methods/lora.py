@@ -20,12 +20,13 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import FOR_TRAINING, AlphaConfig, require_flag, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
 from .core.peft_keys import by_site, literal, plain
+from .core.site import Params, Site
 from .inits import init_named
 
 

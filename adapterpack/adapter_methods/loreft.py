@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method, Params, Site
+from .core.base import Method
 from .core.config import FOR_TRAINING, SiteConfig, require_flag, require_whole
 from .core.operators import Array, Dense
+from .core.site import Params, Site
 from .core.token_positions import Ends, ends_of
 from .forms.blocks import TRAITS, BlockForm
 

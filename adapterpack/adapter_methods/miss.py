@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import Unsupported
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import RankConfig
 from .core.operators import Dense, Sums
 from .core.peft_form import PeftForm
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import RankConfig, require_whole
 from .core.operators import Chain, Dense, Repeat, Sums
 from .core.peft_form import PeftForm
+from .core.site import Params, Site
 from .miss import from_peft, is_miss, known, to_peft
 
 

@@ -17,9 +17,10 @@ from functools import lru_cache
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import RankConfig
 from .core.operators import Array, BlockDiagonal, Chain, Dense, Repeat, Sums
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import Method, Params, Site
+from .core.base import Method
 from .core.config import require_whole
+from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embedding_fields, peft_form, traits
 from .prompt_tuning import PromptTuning, start
 

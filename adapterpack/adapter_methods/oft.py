@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import NoBranch, require_flag, require_number, require_whole
 from .core.operators import BlockDiagonal
 from .core.orthogonal import block_size, cayley, skew, triangle, within
 from .core.peft_form import PeftForm
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

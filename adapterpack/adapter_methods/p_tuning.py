@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method, Params, Site
-from .core.config import require_flag, require_whole
+from .core.base import Method
+from .core.config import require_choice, require_flag, require_whole
 from .core.operators import Array
-from .forms.prompt import STORED, PromptForm, embedding_fields, linear, peft_form, relu, require_choice, traits, uniform
+from .core.site import Params, Site
+from .forms.prompt import STORED, PromptForm, embedding_fields, linear, peft_form, relu, traits, uniform
 from .forms.prompt_config import EmbeddingConfig
 
 _MOST_LAYERS = 64

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method, Params, Site
-from .core.config import require_flag, require_whole
-from .forms.prompt import STORED, PromptForm, as_cache, as_flat, cache_fields, linear, peft_form, prefilled, require_choice, traits, uniform
+from .core.base import Method
+from .core.config import require_choice, require_flag, require_whole
+from .core.site import Params, Site
+from .forms.prompt import STORED, PromptForm, as_cache, as_flat, cache_fields, linear, peft_form, prefilled, traits, uniform
 from .forms.prompt_config import CacheConfig
 
 

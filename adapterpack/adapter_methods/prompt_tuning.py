@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import Method, Params, Site
-from .forms.prompt import STORED, PromptForm, PromptSite, embedded, embedding_fields, peft_form, repeated, require_choice, traits
-from .forms.prompt_config import EmbeddingConfig
+from .core.base import Method
+from .core.config import require_choice
+from .core.site import Params, Site
+from .forms.prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, repeated, traits
+from .forms.prompt_config import EmbeddingConfig, PromptSite
 
 
 @dataclass(frozen=True, kw_only=True)

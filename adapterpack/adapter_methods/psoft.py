@@ -22,11 +22,12 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import SiteConfig, is_number, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
 from .core.orthogonal import cayley, skew, triangle, within
 from .core.peft_form import Factorise, PeftForm
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ import ml_dtypes
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import require_flag, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.projection import Projected, Projection, settle
+from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
 
 

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import NoBranch, require_whole
 from .core.operators import Array, Pairs
 from .core.orthogonal import nearest_divisor
 from .core.peft_form import PeftForm
+from .core.site import Params, Site
 
 
 class _Variant(NamedTuple):

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Params, Site, Traits, require_widths
+from .core.base import AttachForm, Method, Traits, require_widths
 from .core.config import SiteConfig, require_whole
 from .core.peft_form import PeftContent, PeftForm
 from .core.seeded_indices import places
+from .core.site import Params, Site
 from .core.sparse import Sparse
 
 

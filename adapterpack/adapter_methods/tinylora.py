@@ -19,10 +19,11 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Shared, Site, Traits
+from .core.base import AttachForm, Method, Shared, Traits
 from .core.config import SiteConfig, is_number, require_flag, require_whole
 from .core.operators import Chain, Dense
 from .core.peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm
+from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
 
 

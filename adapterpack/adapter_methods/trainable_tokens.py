@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Forward, Method, Params, Site, Traits
+from .core.base import AttachForm, Forward, Method, Traits
 from .core.config import NoBranch, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import PeftBeside, PeftForm
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True, kw_only=True)

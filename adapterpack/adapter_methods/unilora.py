@@ -17,10 +17,11 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Shared, Site, Traits, require_widths
+from .core.base import AttachForm, Method, Shared, Traits, require_widths
 from .core.config import SiteConfig, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
+from .core.site import Params, Site
 
 _INDICES = ("unilora_indices_A", "unilora_indices_B")
 _MOST = 1 << 28

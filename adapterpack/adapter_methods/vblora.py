@@ -16,10 +16,11 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Params, Shared, Site, Traits
+from .core.base import AttachForm, Method, Shared, Traits
 from .core.config import SiteConfig, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
+from .core.site import Params, Site
 
 
 @dataclass(frozen=True)

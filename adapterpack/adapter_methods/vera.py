@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Params, Site, Traits
+from .core.base import AttachForm, Method, Traits
 from .core.config import require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense, Scaled
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.projection import Projected, Projection, settle
+from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
 
 

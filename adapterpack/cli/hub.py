@@ -9,6 +9,7 @@ import click
 import adapterpack
 
 from ..errors import EXIT_FAILED, EXIT_INCOMPLETE
+from ..version import VERSION
 from .options import shared
 from .output import emit, line, table
 
@@ -80,7 +81,7 @@ def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, fu
         from ..io.atomic import output_file  # noqa: PLC0415
 
         with output_file(Path(sarif_file)) as path:
-            path.write_bytes(strict_json.canonical(audit_sarif(found, adapterpack.__version__)))
+            path.write_bytes(strict_json.canonical(audit_sarif(found, VERSION)))
     if as_json:
         emit({"command": "hub audit", "repos": [one.to_json() for one in found]})
     else:

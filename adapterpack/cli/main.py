@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import click
 
-from .. import __version__
 from ..errors import EXIT_FAILED, AdapterpackError
+from ..version import VERSION
 from .options import TRACEBACK, traceback_option, wants
 from .output import emit, one_line
 
@@ -100,7 +100,7 @@ def _fail(ctx: click.Context, sentence: str, error: dict[str, str | None], exit_
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="adapterpack")
+@click.version_option(VERSION, prog_name="adapterpack")
 @traceback_option
 def main() -> None:
     """Train, pack, verify, merge, compose, quantize, export and run adapters for large pretrained models.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib import import_module
 from typing import Any
 
 import click
 
-import adapterpack
-
+from ..adapter_methods import INITS, get, methods
+from ..adapter_methods.nodes import NODES, traits
 from .options import shared
 from .output import emit, facts, table
 
@@ -28,7 +27,7 @@ def command(name: str | None, as_json: bool) -> None:
       adapterpack methods
       adapterpack methods lora
     """
-    kinds = _nodes().NODES
+    kinds = NODES
     if name in kinds:
         found = _node(kinds[name])
         if as_json:
@@ -36,28 +35,24 @@ def command(name: str | None, as_json: bool) -> None:
         else:
             facts(found)
         return
-    chosen = adapterpack.methods.methods().values() if name is None else [adapterpack.adapter_methods.get(name)]
+    chosen = methods().values() if name is None else [get(name)]
     listed = [_described(method) for method in chosen]
     if as_json:
-        emit({"command": "methods", "methods": listed, "inits": [_init(init) for init in adapterpack.adapter_methods.inits.INITS.values()],
+        emit({"command": "methods", "methods": listed, "inits": [_init(init) for init in INITS.values()],
               "nodes": [_node(kind) for kind in kinds.values()] if name is None else []})
     elif name is None:
         table(["name", "kind", "what it does"], [[method["name"], method["kind"], method["summary"]] for method in listed])
         table(["init", "needs", "how the branch begins"],
-              [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in adapterpack.adapter_methods.inits.INITS.values()])
+              [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in INITS.values()])
         table(["node", "of a tree", "what it does"],
               [[kind.name, "router" if kind.routes else "-", kind.summary] for kind in kinds.values()])
     else:
         facts(listed[0])
 
 
-def _nodes() -> Any:
-    return import_module("adapterpack.adapter_methods.nodes")  # the listing of commands must not pay for it
-
-
 def _node(kind: Any) -> dict[str, Any]:
     return {"name": kind.name, "summary": kind.summary, "paper": kind.paper, "formula": kind.formula, "kind": "node",
-            "traits": _nodes().traits(kind),
+            "traits": traits(kind),
             "hyperparameters": [{"name": field.name, "type": str(field.type), "default": _default(field)}
                                 for field in dataclasses.fields(kind.settings)]}
 

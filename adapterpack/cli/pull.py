@@ -6,6 +6,7 @@ import click
 
 import adapterpack
 
+from ..hub.artifact import MAX_BYTES
 from ..hub.names import Reference
 from .options import shared
 from .output import emit, line
@@ -31,9 +32,9 @@ def command(*, source: str, out: str | None, update: bool, lock: str, no_lock: b
     Example:
       adapterpack pull hf://org/tickets@v1 -o packs/tickets
     """
-    limit = {} if max_bytes is None else {"max_bytes": max_bytes}
     with byte_bar("pull") as progress:
-        done = adapterpack.pull(source, out, update=update, lock=None if no_lock else lock, progress=progress, **limit)
+        done = adapterpack.pull(source, out, update=update, lock=None if no_lock else lock, progress=progress,
+                                max_bytes=MAX_BYTES if max_bytes is None else max_bytes)
     if as_json:
         emit({"command": "pull", **done.to_json()})
         return

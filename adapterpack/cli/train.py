@@ -25,7 +25,7 @@ def command(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """
     with apart():
         packs = adapterpack.train(config, overrides)
-    found = [{**adapterpack.inspect(pack.path), "training": dict(pack.manifest.training)} for pack in packs]
+    found = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)} for pack in packs]
     if as_json:
         emit({"command": "train", "packs": found})
         return

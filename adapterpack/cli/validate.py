@@ -10,6 +10,7 @@ import click
 import adapterpack
 
 from ..errors import EXIT_FAILED, EXIT_INCOMPLETE
+from ..version import VERSION
 from .options import shared, structural_option
 from .output import emit, line
 
@@ -70,4 +71,4 @@ def _write_sarif(report: Report, out: Path) -> None:
     from ..pack.validate.sarif import sarif  # noqa: PLC0415
 
     with output_file(out) as path:
-        path.write_bytes(strict_json.canonical(sarif(report, adapterpack.__version__)))
+        path.write_bytes(strict_json.canonical(sarif(report, VERSION)))

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import LoRA, method_of
+from ..adapter_methods import method_of
+from ..adapter_methods.lora import LoRA
 from ..errors import FormatError, NonFinite, Unsupported
 from ..io import safetensors, strict_json
 from ..pack.pack import Pack

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import LoRA, Site, complete, method_of
+from ..adapter_methods import Site, complete, method_of
+from ..adapter_methods.lora import LoRA
 from ..errors import FormatError, NonFinite, Unsupported
 from ..io.safetensors import FLOATS, all_finite, dtype_name
 from ..manifest import manifest as m

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..base.checkpoint import Checkpoint
 from ..errors import FormatError
 from ..io.strict_json import canonical
 from ..pack.pack import Pack
 from ..pack.validate.validation import validate
 from ..report.demo import demo_report
+from ..version import VERSION
 
 Say = Callable[[str], None]
 
@@ -70,7 +70,7 @@ def finish(result: dict[str, Any], folder: Path, final: Path) -> dict[str, Any]:
     """Writes ``result.json`` and ``report.html`` into ``folder``, which will be called ``final``, and returns the result."""
     paths = {name: str(final / path) for name, path in result["paths"].items()}
     where = {"paths": paths, "output": str(final), "report": str(final / "report.html")}
-    complete = {"command": "demo", "version": __version__, **result, **where}
+    complete = {"command": "demo", "version": VERSION, **result, **where}
     (folder / "report.html").write_text(demo_report(complete), "utf-8")
     (folder / "result.json").write_bytes(canonical(complete))
     return complete

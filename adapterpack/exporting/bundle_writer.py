@@ -12,13 +12,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .. import __version__
 from ..bundle.manifest import graph_file
 from ..io import journal, staging
 from ..io.hashing import Source, digest, identity
 from ..io.progress import Ticker
 from ..merging.jobs import Part
 from ..report.values import size
+from ..version import VERSION
 from .graph import weights as w
 
 _BUNDLE = "bundle"
@@ -61,7 +61,7 @@ def growing(out: Path, place: str, graphs: Mapping[str, Any], made_from: Sequenc
     """
     weights = [weight for part, model in graphs.items() for weight in w.outlined(model, f"{graph_file(part)}.data")]
     messages = {graph_file(part): ir.to_proto(model).SerializeToString(deterministic=True) for part, model in graphs.items()}
-    key = _key(messages, [__version__, place, *made_from])
+    key = _key(messages, [VERSION, place, *made_from])
     home = staging.place(out, key)
     whole = home / _BUNDLE
     folder = whole / place

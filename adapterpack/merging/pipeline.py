@@ -9,7 +9,6 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..base import dtypes, rounding
 from ..errors import ConfigError, NothingToDo
 from ..io import journal, staging
@@ -18,6 +17,7 @@ from ..io.progress import Progress
 from ..io.threads import workers
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
+from ..version import VERSION
 from . import jobs, plan, provenance, stream
 from .arguments import require_outside, weights_of
 from .container import opened as opened_base
@@ -120,7 +120,7 @@ def merge(
                    for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True))
     note = provenance.note(source, merged, stochastic_rounding)
     shards = container.shards(source, todo, asked, note)
-    key = provenance.key([shard.header for shard in shards], {"version": __version__, "safe": safe, "device": device})
+    key = provenance.key([shard.header for shard in shards], {"version": VERSION, "safe": safe, "device": device})
     work, header = jobs.jobs(shards), sum(len(shard.header) for shard in shards)
     mine, folder = jobs.share(work, part), staging.place(target, key)
     staging.require_space(target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.taken(folder))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Acts
+from ..adapter_methods.core.token_positions import Acts
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
 from ..manifest.parts import Canary
 from ..manifest.synthetic_inputs import made

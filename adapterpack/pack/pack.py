@@ -31,7 +31,7 @@ from .contents import METADATA, contents
 from .fits import require_shapes
 
 if TYPE_CHECKING:
-    from ..adapter_methods import Acts
+    from ..adapter_methods.core.token_positions import Acts
     from ..base.checkpoint import Checkpoint
 
 SIGNATURE = "adapterpack.sig.json"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..adapter_methods import acted
+from ..adapter_methods.core.token_positions import acted
 from ..bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT, STEP
 from ..errors import ConfigError
 from ..tasks.model_inputs import ENCODED, Arrays, complete, last_places, pad, positions

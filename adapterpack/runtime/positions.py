@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..adapter_methods import Acts
+from ..adapter_methods.core.token_positions import Acts
 from ..bundle.manifest import MappedSite
 from ..errors import Unsupported
 from ..pack.pack import Pack

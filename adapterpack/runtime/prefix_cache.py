@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import PromptForm, complete
+from ..adapter_methods import complete
+from ..adapter_methods.forms.prompt import PromptForm
 from ..bundle.manifest import PAST
 from ..errors import BaseMismatch, Unsupported
 from ..pack.pack import Pack

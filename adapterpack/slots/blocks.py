@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import BlockForm
-from ..adapter_methods.forms.blocks import ACTIVATIONS
+from ..adapter_methods.forms.blocks import ACTIVATIONS, BlockForm
 
 LEAVES: dict[str, str] = {"norm_weight": "n", "norm_bias": "n", "down": "nr", "down_bias": "r", "up": "rn", "up_bias": "n"}
 """What a branch holds, and the axes: ``n`` is the width of the block, ``r`` the rank, which is an adapter's own."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..adapter_methods import AttentionForm
+from ..adapter_methods.forms.attention import AttentionForm
 from ..bundle.manifest import Heads
 from ..errors import Unsupported
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Acts
+from ..adapter_methods.core.token_positions import Acts
 from ..errors import Unsupported
 from ..runtime.session import Arrays, pad
 from .task import Task, reads_types

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Params, PromptForm, complete
+from ..adapter_methods import Params, complete
+from ..adapter_methods.forms.prompt import PromptForm
 from ..pack.pack import Pack
 from ..peft import layout
 from .case import VOCABULARY, Case, Model, digests, is_float, leaves, pack_of, require, require_close, tensor

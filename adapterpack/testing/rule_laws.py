@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..adapter_methods import LoRA, Site
-from ..adapter_methods.lora import lora
+from ..adapter_methods import Site
+from ..adapter_methods.lora import LoRA, lora
 from ..composing.pipeline import compose
 from ..composing.rules.registry import get
 from ..composing.statistics import Statistics

@@ -17,7 +17,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer, EvalPrediction, TrainingArguments
 
-from ..adapter_methods import Acts
+from ..adapter_methods.core.token_positions import Acts
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import __version__
 from ..adapter_methods import is_bare
 from ..base import fingerprint as fp
 from ..base import identity
@@ -26,6 +25,7 @@ from ..manifest import manifest as m
 from ..manifest.parts import Dims
 from ..pack.pack import Pack, build, is_module
 from ..tasks.task import task_of
+from ..version import VERSION
 from .canary import make_canary
 from .checkpoint_names import stored_names
 from .inject import Parts, adapter_names, labels_of, parts_of
@@ -152,7 +152,7 @@ def _dims(config: Any) -> Dims | None:
 
 
 def _versions() -> dict[str, str]:
-    return {"adapterpack": __version__, "torch": str(torch.__version__), "transformers": version("transformers")}
+    return {"adapterpack": VERSION, "torch": str(torch.__version__), "transformers": version("transformers")}
 
 
 def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:

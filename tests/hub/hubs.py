@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 

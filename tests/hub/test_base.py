@@ -14,7 +14,8 @@ import pytest
 from hubs import Hub, make_pack
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.base import fingerprint as fp
 from adapterpack.base.checkpoint import INDEX, Checkpoint
 from adapterpack.errors import HubError

@@ -151,7 +151,8 @@ def test_parts_that_are_not_the_announced_file_make_no_blob(hub: Hub, tmp_path: 
 
 def test_a_pack_is_unpacked_from_what_was_sent(hub: Hub) -> None:
     """A pack of one large tensor goes in parts, too."""
-    from adapterpack.adapter_methods import LoRA, Site, get
+    from adapterpack import LoRA
+    from adapterpack.adapter_methods import Site, get
 
     width = 300_000
     params = {"lora_A": np.ones((8, width), np.float32), "lora_B": np.ones((2, 8), np.float32)}

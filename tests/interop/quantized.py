@@ -24,7 +24,8 @@ from torchao.quantization.granularity import PerGroup
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
 import adapterpack
-from adapterpack.adapter_methods import LoRA, Site, get
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.base.codecs.dequantized_checkpoint import Decoded
 from adapterpack.manifest import manifest as m

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adapterpack.adapter_methods import LoRA, Method, Site, TrainableTokens, get
+from adapterpack import LoRA, TrainableTokens
+from adapterpack.adapter_methods import Method, Site, get
 from adapterpack.composing.pipeline import compose
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Tokenizer

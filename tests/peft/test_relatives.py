@@ -19,28 +19,8 @@ from peft.tuners.lokr.layer import factorization
 from torch import nn
 
 import adapterpack
-from adapterpack.adapter_methods import (
-    DEFT,
-    AdaLoRA,
-    Bat,
-    DeLoRA,
-    DoRA,
-    GraLoRA,
-    HiRA,
-    KaSA,
-    LoHa,
-    LoKr,
-    MiSS,
-    MiSSMini,
-    MoRA,
-    Repeat,
-    Site,
-    Sums,
-    complete,
-    fold,
-    get,
-    run,
-)
+from adapterpack import DEFT, AdaLoRA, Bat, DeLoRA, DoRA, GraLoRA, HiRA, KaSA, LoHa, LoKr, MiSS, MiSSMini, MoRA
+from adapterpack.adapter_methods import Repeat, Site, Sums, complete, fold, get, run
 from adapterpack.adapter_methods.lokr import divided
 from adapterpack.adapter_methods.registry import method_of
 from adapterpack.pack.pack import Pack

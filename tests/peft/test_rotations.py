@@ -21,8 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
-from adapterpack import Session, adapt, attach, detach, export, merge, save
-from adapterpack.adapter_methods import (
+from adapterpack import (
     BEFT,
     BOFT,
     HRA,
@@ -30,13 +29,17 @@ from adapterpack.adapter_methods import (
     OFT,
     PSOFT,
     LNTuning,
-    Pairs,
-    Permutation,
     RoAd,
+    Session,
     TrainableTokens,
-    complete,
-    fold,
+    adapt,
+    attach,
+    detach,
+    export,
+    merge,
+    save,
 )
+from adapterpack.adapter_methods import Pairs, Permutation, complete, fold
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.manifest.manifest import Base
 from adapterpack.peft import layout

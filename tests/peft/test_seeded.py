@@ -19,7 +19,8 @@ from seeded_formulas import c3a, fourierft, randlora, shira, tinylora, unilora, 
 from torch import nn
 
 import adapterpack
-from adapterpack.adapter_methods import C3A, FourierFT, RandLoRA, SHiRA, TinyLoRA, UniLoRA, VBLoRA, VeRA, WaveFT, complete, fold
+from adapterpack import C3A, FourierFT, RandLoRA, SHiRA, TinyLoRA, UniLoRA, VBLoRA, VeRA, WaveFT
+from adapterpack.adapter_methods import complete, fold
 from adapterpack.adapter_methods.core.torch_random import TorchGenerator
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.manifest import manifest as m

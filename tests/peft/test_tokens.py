@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from adapterpack import adapt, attach, compose, convert, detach, merge, resize, save
-from adapterpack.adapter_methods import IA3, ALoRA, LoRA, TrainableTokens
+from adapterpack import IA3, ALoRA, LoRA, TrainableTokens, adapt, attach, compose, convert, detach, merge, resize, save
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.io.safetensors import SafetensorsFile
 from adapterpack.manifest import manifest as m

@@ -11,51 +11,22 @@ Python array API: the same few lines run on torch tensors while training and on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ...errors import Unsupported
-from ..inits.base import Seen
 from .columns import columns
 from .layouts import WEIGHTS
 from .operators import Array, Operator
 from .peft_form import PeftForm
+from .site import Params, Site
 
 if TYPE_CHECKING:
     from ..forms.routes import Route
 
-Params = Mapping[str, Array]
 Forward = Callable[[Array], Array]
-PROMPT = "@prompt"
-"""The path of the one site that a prompt has: no module can have it."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place in a model that an adapter changes.
-
-    ``path`` is the literal path of the module, or of the parameter itself where a bare one is adapted; ``kind`` says how its weight is
-    stored (:mod:`~.layouts`), which a method never sees: for it the weight is ``[out, in]``. ``kernel`` is that of a convolution, whose
-    ``in_features`` counts it, where PEFT's form of the tensors needs it; ``stack`` counts the matrices of a parameter that holds
-    several of them.
-
-    ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
-    trait ``reads_weight`` is set, and with ``seen`` to an ``init`` that asks for them. A width is 0 where it is not known: a file of
-    another library need not say both.
-    """
-
-    path: str
-    in_features: int
-    out_features: int
-    kind: str = "linear"
-    bias: bool = False
-    kernel: tuple[int, ...] = field(default=(), compare=False)
-    stack: int = 1
-    weight: Array | None = field(default=None, compare=False, repr=False)
-    base_bias: Array | None = field(default=None, compare=False, repr=False)
-    seen: Seen | None = field(default=None, compare=False, repr=False)
 
 
 class AttachForm(NamedTuple):

@@ -159,6 +159,12 @@ def require_flag(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be true or false, not {value!r}")
 
 
+def require_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raises ValueError unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r:.80}")
+
+
 def require_number(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is a finite number."""
     if not is_number(value):

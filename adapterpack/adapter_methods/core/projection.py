@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .base import Shared, Site, require_widths
+from .base import Shared, require_widths
 from .config import SiteConfig, require_flag, require_whole
 from .peft_form import PeftContent
+from .site import Site
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from ..core.arrays import array_namespace
-from ..core.base import Method, Params, Site, Traits
+from ..core.base import Method, Traits
 from ..core.config import FOR_TRAINING, SiteConfig, by_suffix, is_number, require_number
 from ..core.operators import Array, Operator
+from ..core.site import Params, Site
 
 EPSILON = 1e-5
 """What keeps the norm's division away from zero."""

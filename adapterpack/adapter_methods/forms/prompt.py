@@ -7,42 +7,21 @@ the adapter is packed. It acts on the model as a whole, so it has one site, whic
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import Unsupported
 from ..core.arrays import array_namespace
-from ..core.base import PROMPT, Params, Site, Traits
+from ..core.base import Traits
 from ..core.config import require_whole
 from ..core.operators import Array
 from ..core.peft_form import PeftForm
-
-if TYPE_CHECKING:
-    from .prompt_config import CacheConfig
+from ..core.site import PROMPT, Params, Site
+from .prompt_config import CacheConfig, PromptSite
 
 STORED = "prompt_embeddings"
 """The parameter that every prompt method stores, under PEFT's own name."""
-
-Rows = Callable[[Sequence[int]], np.ndarray]
-
-
-@dataclass(frozen=True)
-class PromptSite(Site):
-    """The model as a prompt method sees it; ``in_features`` is the width of its embeddings.
-
-    ``embed`` gives the embeddings ``[n, in]`` of token ids, ``prefill`` their keys and values ``[layers, 2, heads, n, head_dim]`` as the
-    base makes them; both are there only where a model is. ``heads`` are those of the keys.
-    """
-
-    layers: int = 0
-    heads: int = 0
-    head_dim: int = 0
-    vocabulary: int = 0
-    embed: Rows | None = field(default=None, compare=False, repr=False)
-    prefill: Rows | None = field(default=None, compare=False, repr=False)
-
 
 class PromptForm(NamedTuple):
     """The normal form: ``embeds`` ``[n, in]`` or, one a task, ``[tasks, n, in]``; or ``cache`` ``[layers, 2, heads, n, head_dim]``.
@@ -58,12 +37,6 @@ class PromptForm(NamedTuple):
     def length(self) -> int:
         """The number of virtual tokens."""
         return int(self.cache.shape[-2] if self.embeds is None else self.embeds.shape[-2])  # type: ignore[union-attr]
-
-
-def require_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
-    """Raises ValueError unless ``value`` is one of ``known``."""
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r:.80}")
 
 
 def as_cache(flat: Array, sizes: tuple[int, int, int]) -> Array:

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from ..core.base import Site
-from ..core.config import SiteConfig, require_whole
-from .prompt import PromptSite, require_choice
+import numpy as np
+
+from ..core.config import SiteConfig, require_choice, require_whole
+from ..core.site import Site
+
+Rows = Callable[[Sequence[int]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class PromptSite(Site):
+    """The model as a prompt method sees it; ``in_features`` is the width of its embeddings.
+
+    ``embed`` gives the embeddings ``[n, in]`` of token ids, ``prefill`` their keys and values ``[layers, 2, heads, n, head_dim]`` as the
+    base makes them; both are there only where a model is. ``heads`` are those of the keys.
+    """
+
+    layers: int = 0
+    heads: int = 0
+    head_dim: int = 0
+    vocabulary: int = 0
+    embed: Rows | None = field(default=None, compare=False, repr=False)
+    prefill: Rows | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ changes nothing, and with the adapter off the model is its original base, always
 from __future__ import annotations
 
 from ...errors import UnknownName, nearest
-from .base import Init, Seen
+from ..core.site import Seen
+from .base import Init
 from .corda import corda
 from .eva import eva
 from .loftq import loftq

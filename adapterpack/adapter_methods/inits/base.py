@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ..core.base import Site
-
-
-class Seen(NamedTuple):
-    """What was measured at a site while the base ran over sample data.
-
-    ``moment``: ``X^T X / rows`` of the inputs, ``[in, in]``; ``gradient``: the mean gradient of the loss by the weight, ``[out, in]``;
-    ``fisher``: the mean over batches of that gradient's square, ``[out, in]``.
-    """
-
-    moment: np.ndarray | None = None
-    gradient: np.ndarray | None = None
-    fisher: np.ndarray | None = None
-
+from ..core.site import Site
 
 Factors = tuple[np.ndarray, np.ndarray]
 

@@ -10,7 +10,7 @@ import numpy as np
 from .base import Factors, Init, padded
 
 if TYPE_CHECKING:
-    from ..core.base import Site
+    from ..core.site import Site
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:

@@ -11,7 +11,7 @@ from .base import Factors, Init, padded, split
 from .svd import top
 
 if TYPE_CHECKING:
-    from ..core.base import Site
+    from ..core.site import Site
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:

@@ -12,7 +12,7 @@ from ..core.layouts import takes_ids
 from .base import Factors, Init
 
 if TYPE_CHECKING:
-    from ..core.base import Site
+    from ..core.site import Site
 
 
 def _default(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:

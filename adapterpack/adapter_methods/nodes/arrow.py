@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import NonFinite
-from ..core.base import Site
 from ..core.config import require_number, require_whole
 from ..core.operators import Array
+from ..core.site import Site
 from ..forms.routes import Gate
 from .base import NodeKind, Part, as_float, experts, routed
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from ...errors import Unsupported
 from ..core.arrays import array_namespace
-from ..core.base import AttachForm, Forward, Site
+from ..core.base import AttachForm, Forward
 from ..core.config import is_number
 from ..core.operators import Array, Dense
+from ..core.site import Site
 from ..forms.routes import Route
 
 Transform = Callable[[Forward], Forward]

@@ -14,10 +14,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ...errors import Unsupported
-from ..core.base import AttachForm, Forward, Method, Params, Shared, Site, Traits, fold, run, settled
+from ..core.base import AttachForm, Forward, Method, Shared, Traits, fold, run, settled
 from ..core.config import SiteConfig
 from ..core.layouts import LINEAR
 from ..core.operators import Array, Dense
+from ..core.site import Params, Site
 from .base import Folded, Folding, Leaf, NodeKind, Part, Transform, Tree, as_form, part_of
 from .registry import NODES
 

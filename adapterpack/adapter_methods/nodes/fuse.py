@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.base import Site
 from ..core.config import require_whole
 from ..core.operators import Array
+from ..core.site import Site
 from ..forms.routes import Attention
 from .base import NodeKind, Part, experts, routed
 

@@ -14,10 +14,24 @@ import numpy as np
 from ...lowrank.truncation import Cut, energy_of
 from ...pack.pack import Pack
 from .measures import Measures, effective_rank, pooled, stable_rank
-from .verdict import NOT_YET, Verdict
 
 _LAYER = re.compile(r"(?:^|\.)(\d{1,6})\.")
 _DIGITS = 6
+
+
+class Verdict(NamedTuple):
+    """``kind`` for scripts, one sentence, the registered rules that fit, best first, reasons and hints in the order to read them, and the
+    weights that it speaks for, None where data must tell.
+    """
+
+    kind: str
+    summary: str
+    rules: tuple[str, ...]
+    reasons: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
+
+
+NOT_YET = Verdict("nothing", "", (), ())
 
 
 class Skipped(NamedTuple):

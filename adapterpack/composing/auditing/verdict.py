@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..rules.registry import rules
-
-if TYPE_CHECKING:
-    from .audit_report import Audit
-    from .measures import Measures
+from .audit_report import Audit, Verdict
+from .measures import Measures
 
 OPPOSITE, ALIGNED, APART = -0.25, 0.5, 0.1
 """Cosines: at or below the first packs undo each other, from the second on they say the same, within the third they hardly meet."""
@@ -29,21 +27,6 @@ UNEVEN = 3.0
 LOSSY = 0.25
 """A relative error of a fold above which a quarter of the change is rounding noise, as :mod:`adapterpack.merging.report` has it."""
 COMPRESSIBLE = 0.02
-
-
-class Verdict(NamedTuple):
-    """``kind`` for scripts, one sentence, the registered rules that fit, best first, reasons and hints in the order to read them, and the
-    weights that it speaks for, None where data must tell.
-    """
-
-    kind: str
-    summary: str
-    rules: tuple[str, ...]
-    reasons: tuple[str, ...]
-    weights: tuple[float, ...] | None = None
-
-
-NOT_YET = Verdict("nothing", "", (), ())
 
 
 class _Kind(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...adapter_methods import acted
+from ...adapter_methods.core.token_positions import acted
 from ...bundle.manifest import ADAPTER_POSITIONS
 from ...pack.pack import Pack
 from ...runtime.decoder import grown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ...runtime import FILE_NAME
+from ...bundle import FILE_NAME
 
 
 def is_graph(base: str | os.PathLike[str]) -> bool:

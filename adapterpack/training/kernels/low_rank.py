@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ...adapter_methods import AttachForm, BlockCirculant, Dense, Kronecker, Scaled, Sparse
+from ...adapter_methods import AttachForm, BlockCirculant, Dense, Kronecker, Scaled
+from ...adapter_methods.core.sparse import Sparse
 from .chain import Steps, add, add_back, back, by_step, chain_of, entering, of_matrix, through
 from .output_transform import after, turn_of
 

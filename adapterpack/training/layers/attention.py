@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...adapter_methods import Site, Traits, attend
-from ...adapter_methods.forms.attention import TRAITS
+from ...adapter_methods import Site, Traits
+from ...adapter_methods.forms.attention import TRAITS, attend
 from ...errors import Unsupported
 from ..block_targets import WORDS, select_blocks
 from .layer import Adapted, innermost, module_at

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ...adapter_methods import Method, Site, run_block
+from ...adapter_methods import Method, Site
+from ...adapter_methods.forms.blocks import run_block
 from ...errors import SiteNotFound, Unsupported
 from .layer import Adapted, Tensors, innermost, module_at, placed
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
-from ...adapter_methods import LAYOUTS, Acts, acted
+from ...adapter_methods import LAYOUTS
+from ...adapter_methods.core.token_positions import Acts, acted
 from ...errors import Unsupported
 from .layer import Adapted
 

@@ -17,7 +17,9 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel
 
-from ...adapter_methods import PROMPT, Method, PromptForm, PromptSite, Site, Traits
+from ...adapter_methods import PROMPT, Method, Site, Traits
+from ...adapter_methods.forms.prompt import PromptForm
+from ...adapter_methods.forms.prompt_config import PromptSite
 from ...errors import BaseMismatch, Unsupported
 from .layer import Adapted, Tensors, as_numpy, own_modules
 

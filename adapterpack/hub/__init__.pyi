@@ -1,0 +1,2 @@
+from .auditing import audit as audit
+from .server.serve import serve as serve
