@@ -25,9 +25,9 @@ from adapterpack.errors import BaseMismatch, ConfigError, OutputExists, Provider
 from adapterpack.io import safetensors as st
 from adapterpack.io.buffers import Scratch
 from adapterpack.io.byte_ranges import opened, reserve
-from adapterpack.io.journal import FOLDER, PAUSE, Journal, finished
 from adapterpack.manifest import manifest as m
 from adapterpack.merging.jobs import Part, jobs, share
+from adapterpack.merging.journal import FOLDER, PAUSE, Journal, finished
 
 pytestmark = pytest.mark.fast
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import adapterpack
 from adapterpack.adapter_methods import Method, Site, fold, get, methods, settled
+from adapterpack.composing.represent import represent
 from adapterpack.errors import ConfigError, Unsupported
 from adapterpack.lowrank import space
 from adapterpack.lowrank.range_finder import Held, largest, residual
-from adapterpack.lowrank.represent import represent
 from adapterpack.lowrank.space import Factors, Term
 from adapterpack.lowrank.spectra import recompress, spectra, spectrum
 from adapterpack.lowrank.truncation import Cut, shared_out

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..bundle import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
 from ..errors import FormatError, UnknownAdapter, nearest, storage_errors
 from ..io import strict_json
 from ..io.schema_check import schema_problem
 from ..manifest import manifest as m
 from ..manifest.manifest import Base, FileEntry
 from ..tasks.task import MAIN, task_named
+from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
 from .signature import Signature, decode_signature
 
 GRAPH = f"{MAIN}.onnx"

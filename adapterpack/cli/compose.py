@@ -12,8 +12,8 @@ import click
 
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
+from ..io.readable import size
 from ..io.threads import no_blas_threads
-from ..report.values import size
 from .composing import measured, say, tell_plan, write
 from .options import packs_read, pairs, shared, weight_option
 from .output import emit, line, shown

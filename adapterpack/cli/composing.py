@@ -10,7 +10,7 @@ import adapterpack
 
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
-from ..report.values import size
+from ..io.readable import size
 from .options import pack_at
 from .output import emit, line, one_line, table
 from .progress import steps

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from ..hub.resolve import folder_of
+from ..io.readable import size
 from ..io.threads import no_blas_threads
 from ..merging.onnx.report import GraphReport
-from ..report.values import size
 from .options import out_option, packs_read, shared, structural_option, weight_option
 from .output import emit, line
 from .progress import byte_bar

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from ..adapter_methods import complete
 from ..errors import Unsupported
 from ..io.threads import workers
-from ..lowrank.represent import own_factors
 from ..pack.pack import Adapter, Pack
 from .arguments import checked_weights
 from .compatibility import common_base
 from .finish import HOLD
 from .pipeline import Packs, opened, requested
+from .represent import own_factors
 from .rules.rule import Rule
 from .work import BATCH, FULL_RANK, Request
 

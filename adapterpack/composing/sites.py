@@ -14,12 +14,12 @@ from ..adapter_methods.lora import lora
 from ..errors import Unsupported
 from ..io.streamed_tensors import Unread
 from ..io.threads import one_thread_each
-from ..lowrank.represent import Represented, represent
 from ..lowrank.space import Term, zero
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..pack.pack import Adapter, Pack
 from .compatibility import SIDE_BY_SIDE
+from .represent import Represented, represent
 
 if TYPE_CHECKING:
     from ..base.checkpoint import Checkpoint

@@ -13,11 +13,11 @@ from typing import Any
 import onnx_ir as ir
 
 from ..bundle.manifest import graph_file
-from ..io import journal, staging
 from ..io.hashing import Source, digest, identity
 from ..io.progress import Ticker
+from ..io.readable import size
+from ..merging import journal, staging
 from ..merging.jobs import Part
-from ..report.values import size
 from ..version import VERSION
 from .graph import weights as w
 

@@ -11,14 +11,13 @@ from typing import Any
 
 from ..base import dtypes, rounding
 from ..errors import ConfigError, NothingToDo
-from ..io import journal, staging
 from ..io.atomic import refuse_existing
 from ..io.progress import Progress
 from ..io.threads import workers
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..version import VERSION
-from . import jobs, plan, provenance, stream
+from . import jobs, journal, plan, provenance, staging, stream
 from .arguments import require_outside, weights_of
 from .container import opened as opened_base
 from .fold import devices

@@ -12,11 +12,11 @@ import numpy as np
 from ..base.rounding import Rounding
 from ..io.buffers import Scratch
 from ..io.byte_ranges import opened, reserve, write_all
-from ..io.job_queue import Turns
-from ..io.journal import Done, Journal
 from ..io.progress import Progress, StoppedError, Ticker
 from ..io.threads import one_thread_each
 from .fold.blocks import Arithmetic
+from .job_queue import Turns
+from .journal import Done, Journal
 from .layout import Shard
 from .tensors import Job, Run
 

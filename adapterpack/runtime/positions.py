@@ -20,7 +20,7 @@ def where(
     ``ids`` and ``mask`` are ``[batch, tokens]``, ``before`` ``[batch]`` bool, or None for a pass that begins rows.
 
     Example:
-        >>> from adapterpack.methods import Invoked
+        >>> from adapterpack.adapter_methods.core.token_positions import Invoked
         >>> where({"a": Invoked((7,))}, ["a", None], np.array([[5, 7, 6]] * 2), np.ones((2, 3)), None).astype(int).tolist()
         [[0, 1, 1], [1, 1, 1]]
     """

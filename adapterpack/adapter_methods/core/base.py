@@ -242,7 +242,8 @@ def frozen(method: Method, cfg: Any) -> frozenset[str]:
     """The parameters that are stored and not trained under a config: the method's own, and those that the config keeps.
 
     Example:
-        >>> from adapterpack.methods import LoRA, get
+        >>> from adapterpack import LoRA
+        >>> from adapterpack.adapter_methods import get
         >>> sorted(frozen(get("lora"), LoRA(init="mica")))
         ['lora_B', 'start_A', 'start_B']
     """
@@ -254,7 +255,8 @@ def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, 
     """The stored parameters of a site (numpy) with the method's constants, in the parameters' floating dtype.
 
     Example:
-        >>> from adapterpack.methods import LoRA, get
+        >>> from adapterpack import LoRA
+        >>> from adapterpack.adapter_methods import get
         >>> sorted(complete(get("lora"), LoRA(r=1), {"lora_A": np.ones((1, 2)), "lora_B": np.ones((3, 1))}, Site("layer", 2, 3)))
         ['lora_A', 'lora_B']
     """
@@ -299,7 +301,8 @@ def fold(
 
     Example:
         >>> import numpy as np
-        >>> from adapterpack.methods import LoRA, get
+        >>> from adapterpack import LoRA
+        >>> from adapterpack.adapter_methods import get
         >>> site, lora = Site("layer", 3, 2), get("lora")
         >>> params = {"lora_A": np.ones((1, 3)), "lora_B": np.ones((2, 1))}
         >>> fold(lora, LoRA(r=1, alpha=2), params, site, np.zeros((2, 3)), None)[0]

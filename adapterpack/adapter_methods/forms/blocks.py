@@ -64,7 +64,7 @@ def evaluate_block(form: BlockForm, h: Array, x: Array | None = None, drop: Call
     ``drop`` is the dropout on what is added, while training.
 
     Example:
-        >>> from adapterpack.methods import Dense
+        >>> from adapterpack.adapter_methods import Dense
         >>> form = BlockForm(down=Dense(np.array([[1.0, -1.0]])), up=Dense(np.array([[2.0], [0.0]])), act="relu")
         >>> evaluate_block(form, np.array([[3.0, 1.0], [1.0, 3.0]]))
         array([[7., 1.],

@@ -14,7 +14,6 @@ from ...base.checkpoint import Checkpoint
 from ...base.dtypes import parse
 from ...errors import ConfigError, NothingToDo, Unsupported
 from ...io.safetensors import DTYPES, FLOATS
-from ...lowrank.represent import Represented, represent
 from ...lowrank.space import Term, zero
 from ...lowrank.spectra import Loss
 from ...lowrank.truncation import Cut
@@ -24,6 +23,7 @@ from ...pack.validate.validation import load
 from ..arguments import checked_weights, opened_base
 from ..compatibility import SIDE_BY_SIDE, common_base, common_task
 from ..full_modules import comparable
+from ..represent import Represented, represent
 from . import verdict
 from .audit_report import Audit, Audited, Skipped, Whole
 from .measures import measure

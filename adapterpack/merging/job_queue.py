@@ -6,7 +6,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from ..merging.tensors import Job
+from .tensors import Job
 
 
 class Turns:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import StorageError
-from ..merging.fold.loss import Sums
-from ..merging.jobs import Part
-from .atomic import sync
+from ..io.atomic import sync
+from .fold.loss import Sums
+from .jobs import Part
 
 FOLDER = ".merge"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")

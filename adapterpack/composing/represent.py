@@ -18,11 +18,11 @@ import numpy as np
 from ..adapter_methods import AttachForm, Dense, Kronecker, Method, Params, Site, complete, fold, is_stacked, to_matrix
 from ..adapter_methods.core.base import require_widths
 from ..errors import Unsupported
+from ..lowrank.range_finder import Held, largest
+from ..lowrank.space import Factors, times
+from ..lowrank.spectra import Loss
+from ..lowrank.truncation import Cut
 from ..pack.pack import Adapter
-from .range_finder import Held, largest
-from .space import Factors, times
-from .spectra import Loss
-from .truncation import Cut
 
 if TYPE_CHECKING:
     from ..base.checkpoint import Checkpoint
@@ -66,7 +66,8 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
         Unsupported: the method does not act on weights, changes a bias, needs the base or a cut, or the site is a stack of matrices.
 
     Example:
-        >>> from adapterpack.methods import LoRA, Site, get
+        >>> from adapterpack import LoRA
+        >>> from adapterpack.adapter_methods import Site, get
         >>> params = {"lora_A": np.ones((1, 3), np.float32), "lora_B": np.ones((2, 1), np.float32)}
         >>> found = represent(Adapter(Site("layer", 3, 2), LoRA(r=1, alpha=2), params, None, get("lora")))
         >>> found.exact, found.factors.dense()[0]

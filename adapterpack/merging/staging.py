@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StorageError, storage_errors
-from ..report.values import size
-from .atomic import refuse_existing, sync
+from ..io.atomic import refuse_existing, sync
+from ..io.readable import size
 from .journal import FOLDER, Journal, alone
 
 _LOG = logging.getLogger(__name__)
