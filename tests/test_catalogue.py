@@ -26,7 +26,7 @@ PROOFS = HERE.parent / "docs" / "methods-proofs.md"
 
 
 def _config(method: str, **options: Any) -> Any:
-    return getattr(adapterpack.methods, CONFIGS[method])(**options)
+    return getattr(adapterpack, CONFIGS[method])(**options)
 
 
 class Row(NamedTuple):

@@ -1,4 +1,4 @@
-"""The fast ways of :mod:`adapterpack.training.kernels.low_rank`: what they give, their derivatives, what they keep, and when they are taken."""
+"""The fast kernels of adapted layers: their results, their derivatives, what they keep in memory, and when they are chosen."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_a_method_of_another_package_keeps_every_promise(tmp_path: Path) -> None
     """Installed beside adapterpack, it stands in the catalogue and in the table, and every cell that its traits promise holds."""
     shutil.copy(EXAMPLE, distribution(tmp_path, "scaling = new_method:scaling"))
     program = (
-        "from adapterpack.methods import get, methods\n"
+        "from adapterpack.adapter_methods import get, methods\n"
         "from adapterpack.testing import INVARIANTS, cases, prove, render\n"
         "method = get('scaling')\n"
         "promised = [i.name for i in INVARIANTS if i.needs(method)]\n"

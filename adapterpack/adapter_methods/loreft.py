@@ -28,7 +28,7 @@ from .forms.blocks import TRAITS, BlockForm
 
 @dataclass(frozen=True, kw_only=True)
 class LoReFT(SiteConfig):
-    """The hyper-parameters of LoReFT; ``targets`` as in :class:`~adapterpack.adapter_methods.BlockConfig`. A site narrower than r has its width.
+    """The hyper-parameters of LoReFT; ``targets`` as in :class:`~.forms.blocks.BlockConfig`. A site narrower than r has its width.
 
     ``positions``: ``all``, or how many of a prompt's first and last: ``f3``, ``l1``, ``f3+l1``.
 

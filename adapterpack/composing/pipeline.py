@@ -69,7 +69,7 @@ def compose(
         name: the new pack's name; the name of ``out``, or of the rule and the packs, by default.
         out: a new folder to write the pack to.
         tree: instead of a rule, how the packs work together, by their names: ``"sum(0.7*a, stack(b, c))"``, ``"arrow(a, b, c, top_k=2)"``,
-            the same as JSON values, or nodes of :mod:`adapterpack.adapter_methods.nodes`. The kinds of nodes are listed in ``docs/methods.md``.
+            the same as JSON values, or nodes of :mod:`~adapterpack.adapter_methods.nodes`. ``docs/methods.md`` lists the kinds of nodes.
         seed: of what a node that is trained begins with, and of a rule's random choices.
         recipe: instead of all these, a recipe (:mod:`adapterpack.composing.recipe`), or a composed pack: the same pack is made again, byte
             for byte, from the same packs, which are known by their digests and may come in any order.

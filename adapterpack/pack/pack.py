@@ -309,7 +309,7 @@ def build(
 
     ``beside`` holds the sites of other methods in the same pack; ``shared`` are the parameters that all sites of ``method`` have in common.
     ``weights`` names the base tensor behind each path; ``source`` is the file that tensors may be views of; ``begin`` is
-    told the tensors before they are hashed, those that are not ``known``; ``rest`` goes to :class:`~adapterpack.manifest.manifest.Manifest`.
+    told the tensors before they are hashed, those that are not ``known``; ``rest`` goes to :class:`~.manifest.manifest.Manifest`.
 
     Raises:
         NonFinite: a tensor holds NaN or infinity.

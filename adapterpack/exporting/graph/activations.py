@@ -1,4 +1,4 @@
-"""The activations of blocks as ONNX operators that every opset has; the same names as :data:`adapterpack.adapter_methods.forms.blocks.ACTIVATIONS`."""
+"""The activations of block adapters as ONNX operators that every opset has, under the names that their configs use."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ RULES: dict[str, Rule] = {rule.id: rule for group in _GROUPS for rule in group.R
 
 CHECKS: tuple[Check, ...] = (
     tensors.tensor_index, tensors.tensor_digests, folder.file_digests, remote.in_pack, tensors.quantized, values.finite, sites.roles,
-    sites.positions, sites.scales, composition.follows, peft_agreement.peft_face, text.texts, lineage.lineage, template.carried, base.base_model,
+    sites.positions, sites.scales, composition.follows, peft_agreement.peft_face, text.texts, lineage.lineage, template.carried,
+    base.base_model,
     base.tokenizer, base.tied, values.fused, base.share, peft_agreement.second_reader,
 )  # fmt: skip
 """In order; after the first that finds an error the rest are left out: what they would say of altered bytes means nothing."""

@@ -1,6 +1,6 @@
 """The part of the training schema that the methods decide: their hyper-parameters, read off the registry.
 
-``python -m adapterpack.training.config.schema > schemas/train.v1.json`` writes the schema anew; the settings of a run stay as they are in it.
+``python -m adapterpack.training.config.schema > schemas/train.v1.json`` writes the schema anew; the settings of a run stay as they are.
 """
 
 from __future__ import annotations
