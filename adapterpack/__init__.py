@@ -4,12 +4,21 @@ The public names are listed once, in ``__init__.pyi``: type checkers read them t
 a pack never costs an import of torch.
 """
 
+from typing import Any
+
 import lazy_loader
 
+from .extras import STAGES, needed_by
 from .version import VERSION
 
 __version__ = VERSION
 
-__getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
+_import, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    with needed_by(f"adapterpack.{name}", STAGES.get(name)):
+        return _import(name)
+
 
 __all__ = ["__version__", *_names]  # noqa: PLE0604 - the names are strings

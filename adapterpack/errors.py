@@ -111,6 +111,12 @@ class Unsupported(AdapterpackError):
     code = "unsupported"
 
 
+class MissingExtra(Unsupported):
+    """A library that an optional part of the package needs is not installed."""
+
+    code = "missing-extra"
+
+
 class ConfigError(AdapterpackError):
     """A configuration that cannot be used as it stands."""
 

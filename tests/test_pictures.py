@@ -23,7 +23,7 @@ from PIL import Image
 from adapterpack import Session, export, run
 from adapterpack.base.checkpoint import carried_files
 from adapterpack.cli.run import command
-from adapterpack.errors import AdapterpackError, ConfigError, FormatError, Unsupported
+from adapterpack.errors import AdapterpackError, ConfigError, FormatError, MissingExtra, Unsupported
 from adapterpack.runtime.media.image_processing import MOST_BYTES, bytes_in, picture
 from adapterpack.runtime.media.inputs import image_of
 from adapterpack.runtime.media.processor_config import _KINDS, Preparation, preparation, section
@@ -193,7 +193,7 @@ def test_without_pillow_the_error_names_the_extra_and_arrays_go_on(tmp_path: Pat
     transformers.ViTImageProcessorPil(**SEES).save_pretrained(tmp_path)
     data = encoded(photo())
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ConfigError, match="Pillow") as caught:
+    with pytest.raises(MissingExtra, match="PIL") as caught:
         image_of(data, (3, 12, 12), tmp_path)
     assert "adapterpack[vision]" in str(caught.value.remedy)
     array = np.random.default_rng(0).normal(size=(3, 12, 12)).astype(np.float32)

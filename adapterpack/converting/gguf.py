@@ -18,7 +18,8 @@ import numpy as np
 
 from ..base.gguf import MAGIC
 from ..base.gguf.names import FAMILIES, Family, pairs_of_rows
-from ..errors import BaseMismatch, ConfigError, FormatError, SiteNotFound, Unsupported, nearest
+from ..base.gguf.package import library
+from ..errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest
 from ..io.safetensors import dtype_name
 from ..manifest import manifest as m
 from ..pack.pack import Pack
@@ -60,16 +61,8 @@ class _Layout(NamedTuple):
         return None if head is None else (np.arange(0, rows, len(head))[:, None] + head).reshape(-1)
 
 
-def _library() -> Any:
-    try:
-        import gguf  # noqa: PLC0415 - only this format pays for it
-    except ImportError as error:
-        raise ConfigError("GGUF needs the gguf package", remedy="pip install 'adapterpack[demo]', or pip install gguf") from error
-    return gguf
-
-
 def _layout(base: BaseModel) -> _Layout:
-    gguf, config = _library(), base.config
+    gguf, config = library(), base.config
     if base.model_type not in FAMILIES:
         raise Unsupported("no GGUF names are known for this kind of base", where=base.folder, expected=", ".join(FAMILIES),
                           found=base.model_type, remedy="convert to peft and use llama.cpp's own converter")
@@ -86,7 +79,7 @@ def _layout(base: BaseModel) -> _Layout:
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     base = need_base(base, f"pack '{pack.name}'", _WHY)
     refuse_whole(pack, "gguf")
-    layout, gguf = _layout(base), _library()
+    layout, gguf = _layout(base), library()
     plain, notes = floated(pack)
     named = {site.path: (site, _named(layout, base, site.path)) for site in factors(plain, "gguf")}
     if not named:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import ConfigError
+from ...extras import needed_by
 
 
 def library() -> Any:
     """The package.
 
     Raises:
-        ConfigError: it is not installed.
+        MissingExtra: it is not installed.
     """
-    try:
-        import gguf  # noqa: PLC0415 - only what needs it pays for it
-    except ImportError as error:
-        raise ConfigError("this needs the gguf package", remedy="pip install 'adapterpack[demo]', or pip install gguf") from error
+    with needed_by("GGUF"):
+        import gguf  # noqa: PLC0415 - an extra
     return gguf

@@ -7,7 +7,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from ...errors import Unsupported, storage_errors
+from ...errors import storage_errors
+from ...extras import needed_by
 from .access import Access
 
 LOOPBACK = "127.0.0.1"
@@ -23,14 +24,12 @@ def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8
     Raises:
         ConfigError: the file of tokens is malformed, or others may read it.
         StorageError: the folder or the address cannot be used.
-        Unsupported: the extra ``serve`` is not installed.
+        MissingExtra: the extra ``serve`` is not installed.
     """
-    try:
-        import uvicorn  # noqa: PLC0415 - only who serves needs it
+    with needed_by("serving a hub"):
+        import uvicorn  # noqa: PLC0415 - an extra
 
-        from .app import build  # noqa: PLC0415
-    except ImportError as error:
-        raise Unsupported("serving needs starlette and uvicorn", found=str(error), remedy="pip install 'adapterpack[serve]'") from error
+        from .app import build  # noqa: PLC0415 - needs the same extra
     access = Access() if tokens is None else Access.from_file(Path(tokens))
     app = build(folder, access)
     with storage_errors(f"{host}:{port}"), socket.create_server((host, port)) as listening:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigError, StorageError, Unsupported, WronglySigned, storage_errors
+from ...errors import ConfigError, StorageError, WronglySigned, storage_errors
+from ...extras import needed_by
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -25,7 +27,7 @@ def private_key(path: str | os.PathLike[str], password: str | None = None) -> El
     Raises:
         ConfigError: no private key that can be used, or a password is missing or wrong; nothing of the file's content is shown.
         StorageError: the file cannot be read.
-        Unsupported: ``cryptography`` is not installed.
+        MissingExtra: ``cryptography`` is not installed.
     """
     serialization = _crypto("serialization")
     data = _read(path)
@@ -50,7 +52,7 @@ def public_key(path: str | os.PathLike[str]) -> EllipticCurvePublicKey:
     Raises:
         ConfigError: no public key that can be used.
         StorageError: the file cannot be read.
-        Unsupported: ``cryptography`` is not installed.
+        MissingExtra: ``cryptography`` is not installed.
     """
     serialization = _crypto("serialization")
     data = _read(path)
@@ -92,13 +94,8 @@ def check_bytes(key: EllipticCurvePublicKey, signature: bytes, message: bytes, w
 
 
 def _crypto(module: str) -> Any:
-    from importlib import import_module  # noqa: PLC0415 - kept beside its only use
-
-    try:
+    with needed_by("signing"):
         return import_module(f"cryptography.hazmat.primitives.{module}")
-    except ImportError as error:
-        raise Unsupported("signatures need the package cryptography, which is not installed",
-                          remedy="pip install 'adapterpack[sign]'") from error
 
 
 def _ecdsa(key: EllipticCurvePrivateKey | EllipticCurvePublicKey) -> Any:

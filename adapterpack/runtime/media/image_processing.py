@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ConfigError, FormatError, Unsupported, storage_errors
+from ...errors import FormatError, Unsupported, storage_errors
+from ...extras import needed_by
 from .processor_config import Preparation
 
 MOST_BYTES = 32 << 20
@@ -30,7 +31,7 @@ def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.nd
     What the camera turned is turned back, and transparency is left out, as transformers does when it loads a picture.
 
     Raises:
-        ConfigError: Pillow is not installed.
+        MissingExtra: Pillow is not installed.
         Unsupported: another kind of file, or more than eight bits a channel.
         FormatError: too large, or it cannot be decoded.
 
@@ -94,11 +95,8 @@ def bytes_in(text: str) -> bytes:
 
 
 def _pillow() -> tuple[Any, Any]:
-    try:
-        from PIL import Image, ImageOps  # noqa: PLC0415 - an extra, and only where a picture is decoded
-    except ImportError as error:
-        raise ConfigError("pictures need Pillow", found=str(error),
-                          remedy="pip install 'adapterpack[vision]', or give an array or a .npy file") from error
+    with needed_by("decoding a picture"):  # an array or a .npy file needs no library
+        from PIL import Image, ImageOps  # noqa: PLC0415 - an extra
     return Image.open, ImageOps.exif_transpose
 
 

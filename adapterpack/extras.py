@@ -1,0 +1,50 @@
+"""The optional parts of the package: which extra installs a library, and the error where one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import MissingExtra
+
+LIBRARIES = {
+    "torch": "train",
+    "transformers": "train",
+    "accelerate": "train",
+    "datasets": "train",
+    "mobius": "export",
+    "onnxscript": "export",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "PIL": "vision",
+    "cryptography": "sign",
+    "gguf": "gguf",
+}
+"""Library -> the extra that installs it."""
+STAGES = {"export": "export", "demo": "demo"}
+"""Public function -> the extra that installs everything it needs, where that is more than the first missing library says."""
+
+
+@contextmanager
+def needed_by(what: str, extra: str | None = None) -> Iterator[None]:
+    """Turns the missing library of an import into an error that names the extra to install.
+
+    ``what`` says who needs it, for instance ``training``; ``extra`` is the one to install, by default that of the library.
+
+    Raises:
+        MissingExtra: a library of an extra is not installed.
+
+    Example:
+        >>> with needed_by("signing"):
+        ...     raise ModuleNotFoundError("No module named 'cryptography'", name="cryptography")
+        Traceback (most recent call last):
+        adapterpack.errors.MissingExtra: signing needs cryptography, which is not installed. To fix it: pip install 'adapterpack[sign]'.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in LIBRARIES:
+            raise
+        raise MissingExtra(f"{what} needs {library}, which is not installed",
+                           remedy=f"pip install 'adapterpack[{extra or LIBRARIES[library]}]'") from error
