@@ -27,9 +27,8 @@ def command(name: str | None, as_json: bool) -> None:
       adapterpack methods
       adapterpack methods lora
     """
-    kinds = NODES
-    if name in kinds:
-        found = _node(kinds[name])
+    if name is not None and name in NODES:
+        found = _node(NODES[name])
         if as_json:
             emit({"command": "methods", "methods": [], "inits": [], "nodes": [found]})
         else:
@@ -39,13 +38,13 @@ def command(name: str | None, as_json: bool) -> None:
     listed = [_described(method) for method in chosen]
     if as_json:
         emit({"command": "methods", "methods": listed, "inits": [_init(init) for init in INITS.values()],
-              "nodes": [_node(kind) for kind in kinds.values()] if name is None else []})
+              "nodes": [_node(kind) for kind in NODES.values()] if name is None else []})
     elif name is None:
         table(["name", "kind", "what it does"], [[method["name"], method["kind"], method["summary"]] for method in listed])
         table(["init", "needs", "how the branch begins"],
               [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in INITS.values()])
         table(["node", "of a tree", "what it does"],
-              [[kind.name, "router" if kind.routes else "-", kind.summary] for kind in kinds.values()])
+              [[kind.name, "router" if kind.routes else "-", kind.summary] for kind in NODES.values()])
     else:
         facts(listed[0])
 

@@ -93,8 +93,6 @@ def export(
     refuse_existing(Path(out))
     if mode not in MODES:
         raise UnknownName("unknown mode", found=repr(mode), remedy=nearest(mode, MODES))
-    if target not in TARGETS:
-        raise UnknownName("unknown target", found=repr(target), remedy=nearest(target, TARGETS))
     if pooling is not None and pooling not in POOLING:
         raise UnknownName("unknown pooling", found=repr(pooling), remedy=nearest(pooling, POOLING))
     file = _graph_file(base, checkpoint)
@@ -105,7 +103,8 @@ def export(
     _check(loaded, model, allow_structural)
     for pack in loaded if mode != "folded" else ():
         require_slots(pack)
-    TARGETS[target].require(mode, chosen)
+    product = TARGETS[target]
+    product.require(mode, chosen)
     _require_cache(loaded, chosen)
     if in_place and "position_ids" not in chosen.main.inputs:
         raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --in-place out")
@@ -129,7 +128,7 @@ def export(
             try:
                 graph = _built(candidate, source, chosen, floats)
                 say("attach")
-                return _publish(Path(out), graph, candidate, mode, chosen, model, source, loaded, capacity, quantize, TARGETS[target],
+                return _publish(Path(out), graph, candidate, mode, chosen, model, source, loaded, capacity, quantize, product,
                                 pooling, floats, in_place, origin, say)
             except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
                 failed[candidate.name] = error

@@ -21,6 +21,7 @@ from ..core.operators import Array
 from ..core.site import Site
 from ..forms.routes import Gate
 from .base import NodeKind, Part, as_float, experts, routed
+from .registry import NODES
 
 KEYS = "keys"
 
@@ -85,7 +86,7 @@ def _made(settings: Arrow, parts: Sequence[Part], rng: np.random.Generator) -> d
     return {KEYS: np.stack([prototype(np.asarray(part.down), np.asarray(part.up)) for part in parts]).astype(np.float32)}
 
 
-arrow = NodeKind(
+arrow = NODES.register(NodeKind(
     name="arrow",
     summary="each token to the experts whose strongest direction it lies in; nothing is trained",
     paper="https://arxiv.org/abs/2405.11157",
@@ -99,4 +100,4 @@ arrow = NodeKind(
     derived=True,
     examples=("arrow(a, b, c, top_k=2)", "arrow(a, b, temperature=0.5)", "sum(0.5*c, 2*arrow(a, b, top_k=1))",
               "arrow(sum(a, -0.5*c), sum(b, -0.5*c), top_k=1)", "stack(arrow(a, b, top_k=1), arrow(b, c))"),
-)
+))

@@ -12,6 +12,7 @@ from ..core.config import require_whole
 from ..core.operators import Array
 from ..forms.routes import Chosen
 from .base import NodeKind, Part, experts, routed
+from .registry import NODES
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def _positions(settings: Stretches, parts: Sequence[Part | None], own: Mapping[s
     return _joined(settings, parts, -2, False)
 
 
-batch_split = NodeKind(
+batch_split = NODES.register(NodeKind(
     name="batch_split",
     summary="the first rows of a batch to the first member, the next to the second, and so on",
     paper="https://arxiv.org/abs/2311.11077",
@@ -52,8 +53,8 @@ batch_split = NodeKind(
     unfoldable="rows of one batch have different members, and a weight is the same for all",
     torch_only="it counts the rows of the batch: export the packs side by side in a bank, where every row names its adapter",
     examples=("batch_split(a, b, sizes=1:2)",),
-)
-split = NodeKind(
+))
+split = NODES.register(NodeKind(
     name="split",
     summary="the first positions of every row to the first member, the next to the second, and so on",
     paper="https://arxiv.org/abs/2311.11077",
@@ -65,4 +66,4 @@ split = NodeKind(
     one_pass=True,
     torch_only="it counts positions from the beginning of a pass, and a graph with a cache begins anew at every token",
     examples=("split(a, b, sizes=3:4)",),
-)
+))

@@ -18,6 +18,7 @@ from ..core.operators import Array
 from ..core.site import Site
 from ..forms.routes import Attention
 from .base import NodeKind, Part, experts, routed
+from .registry import NODES
 
 QUERY, KEY = "query", "key"
 _WIDEST = 1 << 14
@@ -60,7 +61,7 @@ def _made(settings: Fuse, parts: Sequence[Part], rng: np.random.Generator) -> di
     return {QUERY: query.astype(np.float32), KEY: np.zeros((settings.size, m), np.float32)}
 
 
-fuse = NodeKind(
+fuse = NODES.register(NodeKind(
     name="fuse",
     summary="experts mixed token by token, by a trained attention over what they answer",
     paper="https://arxiv.org/abs/2005.00247",
@@ -73,4 +74,4 @@ fuse = NodeKind(
     made=_made,
     trained=True,
     examples=("fuse(a, b, c, size=5)", "sum(0.5*a, fuse(b, c, size=3, top_k=1))", "fuse(sum(a, -0.5*b), parallel(b, c), size=4)"),
-)
+))

@@ -17,6 +17,7 @@ from ..core.operators import Array
 from ..core.site import Site
 from ..forms.routes import Gate as Softmax
 from .base import NodeKind, Part, experts, routed
+from .registry import NODES
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def _made(settings: Gate, parts: Sequence[Part], rng: np.random.Generator) -> di
     return {"weight": np.zeros((len(parts), parts[0].down.shape[1]), np.float32), "bias": np.zeros(len(parts), np.float32)}
 
 
-gate = NodeKind(
+gate = NODES.register(NodeKind(
     name="gate",
     summary="experts mixed token by token, by a trained softmax at every layer",
     paper="https://arxiv.org/abs/2402.11455",
@@ -57,4 +58,4 @@ gate = NodeKind(
     made=_made,
     trained=True,
     examples=("gate(a, b, c, top_k=2)", "sum(a, gate(b, c))"),
-)
+))

@@ -1,15 +1,9 @@
-"""The kinds of nodes that are known: the parser, the catalogue and the tests read this."""
+"""The kinds of nodes by name: the parser of trees, the catalogue and the tests read this."""
 
 from __future__ import annotations
 
-from .arrow import arrow
+from ...registry import Registry
 from .base import NodeKind
-from .divided import batch_split, split
-from .fuse import fuse
-from .gate import gate
-from .stacked import stack
-from .sums import parallel, weighted_sum
-from .xlora import xlora
 
-NODES: dict[str, NodeKind] = {kind.name: kind for kind in (arrow, batch_split, fuse, gate, parallel, split, stack, weighted_sum, xlora)}
-"""Name -> the kind of node."""
+NODES: Registry[NodeKind] = Registry("kind of node", NodeKind, "adapterpack.nodes", "adapterpack.adapter_methods.nodes")
+"""Name -> the kind of node; a file of this folder registers those that it defines."""

@@ -13,6 +13,7 @@ from functools import reduce
 
 from ..core.base import Forward
 from .base import Folded, Folding, NodeKind, Transform, added
+from .registry import NODES
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def _folded(settings: Stack, children: Sequence[Folding], start: Folded) -> Fold
     return reduce(lambda inner, child: child(inner), children, start)
 
 
-stack = NodeKind(
+stack = NODES.register(NodeKind(
     name="stack",
     summary="each member changes what the ones before it made of the layer",
     paper="https://arxiv.org/abs/2007.07779",
@@ -42,4 +43,4 @@ stack = NodeKind(
     evaluate=_evaluated,
     fold=_folded,
     examples=("stack(a, b)", "stack(sum(0.5*a, b), c)"),
-)
+))

@@ -12,6 +12,7 @@ from ..core.base import Forward
 from ..core.config import require_number
 from ..core.operators import Array
 from .base import Folded, Folding, NodeKind, Transform, added, as_float, scaled
+from .registry import NODES
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _folded(weights: Sequence[float], children: Sequence[Folding], start: Folded
     return total, offset
 
 
-weighted_sum = NodeKind(
+weighted_sum = NODES.register(NodeKind(
     name="sum",
     summary="the changes added up, each with a weight of any sign",
     paper="https://arxiv.org/abs/2212.04089",
@@ -79,8 +80,8 @@ weighted_sum = NodeKind(
     evaluate=lambda settings, children, base: _evaluated(_sum_weights(settings, len(children)), children, base),
     fold=lambda settings, children, start: _folded(_sum_weights(settings, len(children)), children, start),
     examples=("sum(a, b)", "sum(0.7*a, -0.3*b, c)", "sum(0.5*sum(a, -2*b), sum(c), 0.25*a)"),
-)
-parallel = NodeKind(
+))
+parallel = NODES.register(NodeKind(
     name="parallel",
     summary="the outputs of the adapted layers, averaged",
     paper="https://arxiv.org/abs/2007.07779",
@@ -91,4 +92,4 @@ parallel = NodeKind(
     evaluate=lambda settings, children, base: _evaluated(_even(settings, len(children)), children, base),
     fold=lambda settings, children, start: _folded(_even(settings, len(children)), children, start),
     examples=("parallel(a, b, c)", "parallel(a, sum(0.5*b, c))"),
-)
+))

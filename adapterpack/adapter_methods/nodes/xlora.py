@@ -20,6 +20,7 @@ from ..core.config import require_flag, require_number, require_whole
 from ..core.operators import Array
 from ..forms.routes import Given
 from .base import NodeKind, Part, as_float, experts, routed, scaled
+from .registry import NODES
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _join(settings: XLoRA, parts: Sequence[Part | None], own: Mapping[str, Array
     return None if part is None else scaled(part, settings.scale)
 
 
-xlora = NodeKind(
+xlora = NODES.register(NodeKind(
     name="xlora",
     summary="experts mixed token by token, by a trained classifier of the base's last hidden states; two passes",
     paper="https://arxiv.org/abs/2402.07148",
@@ -129,4 +130,4 @@ xlora = NodeKind(
     examples=("xlora(a, b, c)",
               "xlora(a, b, c, depth=3, size=9, layerwise=true, top_k=2)",
               "sum(0.5*a, xlora(b, c, top_k=1, softmax_topk=true))"),
-)
+))

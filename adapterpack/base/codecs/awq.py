@@ -9,8 +9,9 @@ from ...io.safetensors import DTYPES
 from ..checkpoint import Checkpoint
 from ..quantization import settings
 from . import bits
-from .base import Parts, Place, Weight, places, unreadable
+from .base import Codec, Parts, Place, Weight, places, unreadable
 from .grid import Coded, Grid, Groups, fixed_zero, integers, rounded
+from .registry import CODECS
 from .storage import Piece
 
 _ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
@@ -72,3 +73,6 @@ def _opened(words: np.ndarray, count: int) -> np.ndarray:
 def _closed(codes: np.ndarray) -> np.ndarray:
     placed = codes.T.reshape(codes.shape[1], -1, 8)[:, :, _ORDER]
     return bits.pack(placed.reshape(codes.shape[1], -1), 4)
+
+
+CODECS.register(Codec("awq", "4 bits, GEMM packing", find))

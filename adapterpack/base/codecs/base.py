@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
@@ -69,18 +68,14 @@ class Weight:
 
 
 class Codec(NamedTuple):
-    """A format: the name that ``quant_method`` has for it, and the files beside this one that know it, imported when a base is of it.
+    """A format of quantized checkpoints, under the name that ``quant_method`` of a config has for it.
 
-    The ``find`` of each finds its weights, and raises :class:`Unsupported` where it knows the format and cannot read this form of it.
+    ``find`` gives the weights of this format in a checkpoint, and raises :class:`Unsupported` where it cannot read this form of it.
     """
 
     name: str
     summary: str
-    files: tuple[str, ...]
-
-    def find(self, base: Checkpoint) -> list[Weight]:
-        """The weights of this format in a checkpoint."""
-        return [weight for file in self.files for weight in import_module(f"{__package__}.{file}").find(base)]
+    find: Callable[[Checkpoint], list[Weight]]
 
 
 class Place(NamedTuple):

@@ -17,9 +17,10 @@ from ...io.safetensors import DTYPES
 from ..checkpoint import Checkpoint
 from ..quantization import settings
 from . import bits
-from .base import Parts, Place, Weight, places, unreadable
+from .base import Codec, Parts, Place, Weight, places, unreadable
 from .fp8 import tiled
 from .grid import Coded, Grid, Groups, integers, rounded
+from .registry import CODECS
 from .storage import Piece
 
 _SCALES = ("F32", "BF16", "F16")
@@ -134,3 +135,6 @@ def _pack(form: _Form, parts: Parts, rows: slice, coded: Coded) -> list[Piece]:
     if not form.packed:
         return [*made, Piece("zero", at, coded.zero.astype(np.int8))]
     return [*made, Piece("zero", form.words(rows), bits.pack(coded.zero.T.astype(np.int16) + form.half, form.bits).T)]
+
+
+CODECS.register(Codec("compressed-tensors", "packed and plain integers, float8", find))

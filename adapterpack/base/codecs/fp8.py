@@ -11,8 +11,9 @@ from ...errors import FormatError
 from ...io.safetensors import DTYPES
 from ..checkpoint import Checkpoint
 from ..quantization import settings
-from .base import Parts, Place, Weight, places
+from .base import Codec, Parts, Place, Weight, places
 from .grid import Coded, Grid, Groups, rounded, small_floats
+from .registry import CODECS
 from .storage import Piece
 
 GREATEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}
@@ -56,3 +57,6 @@ def tiled(place: Place, weight: str, scale: str, tile: list[int] | None) -> Weig
     return Weight(place.codec, f"{place.path}.weight", (rows, columns), "BF16", {"codes": codes, "scale": scales},
                   Grid(LEVELS[place.base.stored[codes].dtype], Groups(wide, tall)), unpack, pack,
                   lambda _, __, *fitted: settle(*fitted), tall)
+
+
+CODECS.register(Codec("fp8", "float8 in tiles", find))

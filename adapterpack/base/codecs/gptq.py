@@ -17,8 +17,9 @@ from ...io.safetensors import DTYPES
 from ..checkpoint import Checkpoint
 from ..quantization import settings
 from . import bits as packed_bits
-from .base import Parts, Place, Weight, places, unreadable
+from .base import Codec, Parts, Place, Weight, places, unreadable
 from .grid import Coded, Grid, Groups, fixed_zero, integers, rounded
+from .registry import CODECS
 from .storage import Piece
 
 _VERSIONS = {"gptq": 1, "gptq_v2": 0}
@@ -101,3 +102,6 @@ def _pack(form: _Form, parts: Parts, rows: slice, coded: Coded) -> list[Piece]:
 
 def _words(form: _Form, rows: slice) -> slice:
     return slice(rows.start * form.bits // 32, -(-rows.stop * form.bits // 32))
+
+
+CODECS.register(Codec("gptq", "2, 3, 4 and 8 bits, with and without act-order", find))

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from ...errors import Unsupported
+from ...registry import Registry
 from ..checkpoint import Checkpoint
 from ..quantization import scheme
 from .base import Codec, Weight
 
-CODECS = {
-    codec.name: codec
-    for codec in (
-        Codec("bitsandbytes", "NF4 and FP4, with and without double quantization, and int8", ("bnb4", "bnb8")),
-        Codec("gptq", "2, 3, 4 and 8 bits, with and without act-order", ("gptq",)),
-        Codec("awq", "4 bits, GEMM packing", ("awq",)),
-        Codec("torchao", "int8, intx unpacked to int8, float8", ("torchao",)),
-        Codec("compressed-tensors", "packed and plain integers, float8", ("compressed",)),
-        Codec("fp8", "float8 in tiles", ("fp8",)),
-    )
-}
-"""``quant_method`` of a config -> codec."""
+CODECS: Registry[Codec] = Registry("quantized format", Codec, "adapterpack.codecs", "adapterpack.base.codecs")
+"""``quant_method`` of a config -> codec; a file of this folder registers the one that it defines."""
 
 
 def weights(base: Checkpoint) -> dict[str, Weight]:

@@ -15,9 +15,10 @@ from ...errors import FormatError
 from ...io import strict_json
 from ...io.safetensors import DTYPES
 from ..checkpoint import Checkpoint
-from .base import Parts, Place, Weight, places, unreadable
+from .base import Codec, Parts, Place, Weight, places, unreadable
 from .fp8 import LEVELS
 from .grid import Coded, Grid, Groups, Levels, fixed_zero, integers, rounded
+from .registry import CODECS
 from .storage import Piece
 
 _CODES = "_weight_qdata"
@@ -98,3 +99,6 @@ def _pack(tall: int, parts: Parts, rows: slice, coded: Coded) -> list[Piece]:
     at = slice(rows.start // tall, math.ceil(rows.stop / tall))
     made = [Piece("codes", rows, coded.codes), Piece("scale", at, coded.scale.astype(parts["scale"].dtype))]
     return made if coded.zero is None else [*made, Piece("zero", at, coded.zero.astype(parts["zero"].dtype))]
+
+
+CODECS.register(Codec("torchao", "int8, intx unpacked to int8, float8", find))

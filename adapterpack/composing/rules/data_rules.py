@@ -9,10 +9,13 @@ import numpy as np
 
 from ...errors import ConfigError, FormatError
 from ...lowrank.space import Factors, Term, stack, zero
-from .entries import Block, Blocks, weighted
-from .rule import share
+from .entries import Block, Blocks, dense, entry_rule, weighted
+from .rule import ARXIV, MEAN, rule, share
 
 
+@rule("regmean", "the change whose outputs are nearest to each adapter's own on that adapter's data; needs moments of the inputs",
+      formula="sum w_i D_i G_i (sum |w_j| G_j)^-1, G_i = X_i^T X_i", paper=f"{ARXIV}2212.09849", needs="S", exact=True, laws=MEAN,
+      statistics="moment")
 def regmean(terms: Sequence[Term], *, alpha: float = 0.9, ridge: float = 1e-6) -> Factors:
     """``sum_i w_i D_i G_i (sum_j |w_j| G_j)^-1``: the change whose outputs are nearest to each adapter's own on that adapter's inputs.
 
@@ -65,6 +68,9 @@ def fisher_survey(blocks: Blocks, **_: Any) -> np.ndarray:
     return np.asarray(sums / max(1, count))
 
 
+@entry_rule("fisher", "at every entry the mean, by how much each adapter's loss depends on that entry; needs squared gradients",
+            formula="sum w_i F_i D_i / sum |w_i| F_i, F_i = mean (dL/dW)^2", paper=f"{ARXIV}2111.09832", needs="D", exact=False,
+            over=dense, survey=fisher_survey, scope="tensor", cut=True, laws=MEAN, statistics="fisher")
 def fisher(block: Block, means: np.ndarray, *, floor: float = 1e-3, normalize: bool = False) -> np.ndarray:
     """``sum w_t F_t x_t / sum |w_t| F_t``: at every entry the mean, by how much each adapter's loss depends on that entry.
 

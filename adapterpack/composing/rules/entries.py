@@ -16,7 +16,7 @@ import numpy as np
 from ...adapter_methods import row_blocks
 from ...lowrank.space import Core, Factors, Term, core
 from ...merging import lowrank
-from .rule import Combined, with_scope
+from .rule import RULES, Combined, Function, Rule, with_scope
 
 _BLOCK = 1 << 21
 """Numbers of a block of all changes together: 8 MB. A core's own cache holds fewer, but between short calls threads wait for the
@@ -184,3 +184,15 @@ def entrywise(
 
     function.__signature__ = with_scope(fuse, scope)  # type: ignore[attr-defined]
     return function, survey
+
+
+def entry_rule(
+    name: str, summary: str, *, over: Callable[[Sequence[Term]], View], survey: Callable[..., Any], scope: str = "adapter", **fields: Any
+) -> Callable[[Function], Function]:
+    """Registers a rule that merges entries: the decorated function is ``fuse`` of :func:`entrywise`, in the coordinates ``over``."""
+    def register(fuse: Function) -> Function:
+        function, measured = entrywise(over, fuse, survey, scope)
+        RULES.register(Rule(name, summary, function=function, survey=measured, **fields))
+        return fuse
+
+    return register

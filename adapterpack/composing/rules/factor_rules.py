@@ -16,7 +16,7 @@ from ...errors import ConfigError, Unsupported
 from ...lowrank.quantiles import level, magnitudes
 from ...lowrank.space import Factors, Term, zero
 from ...lowrank.spectra import spectra
-from .rule import choice, share
+from .rule import ARXIV, THINNED, Laws, choice, rule, share
 
 _ROUNDS = 100
 """Rounds of k-means at most; it stands long before."""
@@ -30,6 +30,8 @@ def canonical(terms: Sequence[Term]) -> list[Factors]:
             for each, half, term in zip(found, halves, terms, strict=True)]
 
 
+@rule("lora_lego", "singular units of all adapters in clusters, each its centroid at the mean length",
+      formula="sqrt(r / k) sum_c b_c a_c^T", paper=f"{ARXIV}2409.16167", needs="F", exact=True, unit=True)
 def lego(terms: Sequence[Term], *, clusters: int = 0) -> Factors:
     """Units of all adapters in ``clusters`` groups (the largest rank by default), each replaced by its centroid at the mean length.
 
@@ -77,6 +79,9 @@ def _clustered(units: np.ndarray, k: int) -> np.ndarray:
     return member
 
 
+@rule("robust_merge", "singular units trimmed, and weighted up where that cost them most; has cross terms",
+      formula="(c sum_t S_t B_t^ / sum S_t) (c sum_t A_t^)", paper=f"{ARXIV}2502.17159", needs="F", exact=True, unit=True,
+      neutral={"density": 1.0, "coefficient": 1.0})
 def robust_merge(terms: Sequence[Term], *, density: float = 0.2, quantile: float = 0.8, coefficient: float = 2.0) -> Factors:
     """``A = c sum A_t^``, ``B = c sum_t S_t B_t^ / sum_t S_t``: trimmed units, those that lost most of ``A`` weighted up.
 
@@ -102,6 +107,9 @@ def robust_merge(terms: Sequence[Term], *, density: float = 0.2, quantile: float
     return Factors(merged.A.astype(terms[0].A.dtype), merged.B.astype(terms[0].B.dtype))
 
 
+@rule("peft_linear", "PEFT's linear, for the same numbers: not the sum of the changes",
+      formula="(sum sqrt(w_i s_i) B_i) (sum sqrt(w_i s_i) A_i)", paper=f"{ARXIV}2212.04089", needs="F", exact=True,
+      laws=Laws(gauge=False, mixed_ranks=False))
 def peft_linear(terms: Sequence[Term]) -> Factors:
     """``(sum sqrt(|w_i s_i|) B_i) (sum sgn(w_i s_i) sqrt(|w_i s_i|) A_i)``: PEFT's ``linear``, cross terms and all.
 
@@ -111,6 +119,9 @@ def peft_linear(terms: Sequence[Term]) -> Factors:
     return Factors(*(parts.sum(axis=0) for parts in _weighted(_of_one_rank(terms, "peft_linear"))))
 
 
+@rule("peft_ties", "PEFT's ties, for the same numbers: votes on the factors, weights after the vote",
+      formula="ties(sqrt(w_i s_i) B_i) ties(sqrt(w_i s_i) A_i)", paper=f"{ARXIV}2306.01708", needs="F", exact=True, neutral=THINNED,
+      laws=Laws(gauge=False, mixed_ranks=False))
 def peft_ties(terms: Sequence[Term], *, density: float = 0.2, majority: str = "total") -> Factors:
     """PEFT's ``ties``: trim, election and mean on the two factors, each for itself; the weights come after the vote.
 

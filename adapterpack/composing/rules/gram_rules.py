@@ -15,12 +15,20 @@ import numpy as np
 
 from ...errors import ConfigError, Unsupported
 from ...lowrank.space import Factors, Sum, Term, column_gram, gram, row_gram, stack, summed
-from .rule import choice, with_scope
+from .rule import ARXIV, MEAN, RULES, SUM, Function, Rule, choice, rule, with_scope
 
 _ORTHOGONAL = 0.1
 """The share of the mean under which Model Stock says that it is about to take everything away."""
 _FLAT = 0.9995
 """The cosine above which two directions are interpolated in a straight line: their angle is lost in rounding."""
+
+
+rule("cat", "the factors side by side: the weighted sum of the changes, as it stands, of rank sum r_i", formula="sum w_i D_i",
+     paper=f"{ARXIV}2212.04089", needs="G", exact=True, reduce=False, laws=SUM)(summed)
+rule("linear", "the weighted sum of the changes, brought to the smallest rank that holds it", formula="sum w_i D_i",
+     paper=f"{ARXIV}2212.04089", needs="G", exact=True, laws=SUM)(summed)
+rule("svd", "the best approximation of the weighted sum of a rank, or with a share of its energy, that you give",
+     formula="svd_k(sum w_i D_i)", paper="https://doi.org/10.1007/BF02288367", needs="C", exact=False, cut=True, laws=SUM)(summed)
 
 
 def reweighted(terms: Sequence[Term], c: Iterable[float]) -> Sum:
@@ -33,16 +41,22 @@ def total(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
     return reweighted(terms, [lam * term.weight for term in terms])
 
 
+@rule("task_arithmetic", "the sum of the changes at one scale; every pack counts 1 without weights", formula="lam sum w_i D_i",
+      paper=f"{ARXIV}2212.04089", needs="G", exact=True, unit=True, neutral={"lam": 1.0}, laws=SUM)
 def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> Sum:
     """``lam sum_i w_i D_i``, with the scale that eight tasks want."""
     return total(terms, lam=lam)
 
 
+@rule("negate", "the opposite of the changes: what they taught is taken away", formula="-lam sum w_i D_i", paper=f"{ARXIV}2212.04089",
+      needs="G", exact=True, unit=True, neutral={"lam": -1.0}, laws=SUM)
 def negate(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
     """``-lam sum_i w_i D_i``."""
     return total(terms, lam=-lam)
 
 
+@rule("average", "the mean of the changes (model soup), by weights whose size alone counts", formula="sum w_i D_i / sum |w_i|",
+      paper=f"{ARXIV}2203.05482", needs="G", exact=True, laws=MEAN)
 def average(terms: Sequence[Term]) -> Sum:
     """``sum_i w_i D_i / sum_i |w_i|``: the divisor is never near 0."""
     return reweighted(terms, np.array([term.weight for term in terms]) / sum(abs(term.weight) for term in terms))
@@ -51,7 +65,7 @@ def average(terms: Sequence[Term]) -> Sum:
 def by_gram(coefficients: Callable[..., np.ndarray]) -> Callable[..., Sum]:
     """A rule of ``(terms, G, *, ...)`` from ``coefficients(G, a, *, ...)``, where ``G`` are the products of the ``x_i`` of length > 0."""
 
-    def rule(terms: Sequence[Term], products: np.ndarray, **params: Any) -> Sum:
+    def combine(terms: Sequence[Term], products: np.ndarray, **params: Any) -> Sum:
         signs, weights = _signed(terms)
         alive = np.diag(products) > 0
         c = np.zeros(len(terms))
@@ -61,8 +75,8 @@ def by_gram(coefficients: Callable[..., np.ndarray]) -> Callable[..., Sum]:
             c[alive] = coefficients(G, weights[alive], **params)
         return reweighted(terms, c * signs)
 
-    rule.__signature__ = with_scope(coefficients, "tensor")  # type: ignore[attr-defined]
-    return rule
+    combine.__signature__ = with_scope(coefficients, "tensor")  # type: ignore[attr-defined]
+    return combine
 
 
 def products(sites: Sequence[Sequence[Term]], **_: Any) -> np.ndarray:
@@ -71,6 +85,18 @@ def products(sites: Sequence[Sequence[Term]], **_: Any) -> np.ndarray:
     return found
 
 
+def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Function], Function]:
+    """Registers a rule whose result is a weighted sum: the decorated function gives the weights, as :func:`by_gram` takes them."""
+    def register(coefficients: Function) -> Function:
+        RULES.register(Rule(name, summary, function=by_gram(coefficients), survey=products, **fields))
+        return coefficients
+
+    return register
+
+
+@coefficient_rule("slerp", "two changes along the arc between their directions",
+                  formula="(sin((1-t) th) x_1 + sin(t th) x_2) / sin th, t = |w_2| / (|w_1| + |w_2|)",
+                  paper="https://doi.org/10.1145/325334.325242", needs="G", exact=True, laws=MEAN)
 def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     """``(sin((1 - t) th) x_1 + sin(t th) x_2) / sin th`` with ``t = a_2 / (a_1 + a_2)``; a straight line where the angle is lost.
 
@@ -85,6 +111,8 @@ def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     return np.asarray(_slerp(G[None], a)[0])
 
 
+@rule("nuslerp", "slerp of every row, or every column, for itself", formula="row_j: slerp(x_1[j], x_2[j], t)",
+      paper="https://doi.org/10.1145/325334.325242", needs="S", exact=True, laws=MEAN)
 def nuslerp(terms: Sequence[Term], *, per: str = "row") -> Factors:
     """:func:`slerp` of every row, or every column, of two changes for itself."""
     choice("rule nuslerp", "per", per, "row", "column")
@@ -106,6 +134,9 @@ def scaled_lines(terms: Sequence[Term], c: np.ndarray, per: str) -> Factors:
     return stack(made)
 
 
+@coefficient_rule("multi_slerp", "many changes on one sphere: the mean direction, moved by the mean of the tangents there",
+                  formula="(sum a_i |x_i|) exp_mu(sum a_i (u_i - <u_i, mu> mu)), u_i = x_i / |x_i|",
+                  paper="https://doi.org/10.1145/502122.502124", needs="G", exact=True, laws=MEAN)
 def multi_slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     """The unit vectors' mean direction, moved by the mean of their tangents there, at the length ``sum a_i |x_i| / sum a_i``."""
     lengths, shares = np.sqrt(np.diag(G)), a / a.sum()
@@ -115,6 +146,9 @@ def multi_slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     return float(shares @ lengths) * _exponential(C, mean, tangent) / lengths
 
 
+@coefficient_rule("karcher", "the direction whose squared angles to all changes sum to the least, at their mean length",
+                  formula="(sum a_i |x_i|) argmin_u sum a_i angle(u, u_i)^2", paper="https://doi.org/10.1002/cpa.3160300502", needs="G",
+                  exact=True, laws=MEAN)
 def karcher(G: np.ndarray, a: np.ndarray, *, iterations: int = 50, tolerance: float = 1e-12) -> np.ndarray:
     """The Karcher mean of the directions: ``u <- exp_u(sum a_i log_u(u_i))`` until it stands, at the length ``sum a_i |x_i| / sum a_i``.
 
@@ -151,6 +185,8 @@ def stock_ratio(G: np.ndarray) -> np.ndarray:
     return ratio
 
 
+@rule("model_stock", "the mean, drawn to the base by the angle between the changes: near 0 where they are orthogonal",
+      formula="t mean_i D_i, t = T cos th / (1 + (T - 1) cos th)", paper=f"{ARXIV}2403.19522", needs="G", exact=True, laws=MEAN)
 def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors | Sum:
     """``t mean_i D_i`` with ``t`` of the angle between the changes, one for the site or for every row."""
     choice("rule model_stock", "per", per, "tensor", "row")

@@ -12,11 +12,15 @@ import numpy as np
 
 from ...errors import ConfigError, NonFinite
 from ...lowrank.space import Sum, Term, summed
+from .rule import ARXIV, SUM, rule
 
 Score = Callable[[np.ndarray], float]
 """Weights ``[T]`` -> how good what they make is; more is better."""
 
 
+@rule("lorahub", "the weighted sum under the weights that score best, searched for without gradients; needs a score, or weights",
+      formula="sum w_i D_i, w = argmax score(w) - penalty mean |w_i|", paper=f"{ARXIV}2307.13269", needs="G", exact=True, unit=True,
+      laws=SUM, search=True)
 def lorahub(terms: Sequence[Term], *, evaluations: int = 40, bound: float = 1.5, penalty: float = 0.05, seed: int = 0) -> Sum:
     """``sum_i w_i D_i``: what the search's weights make; the parameters are those of :func:`searched`."""
     return summed(terms)

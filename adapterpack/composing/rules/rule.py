@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ...errors import ConfigError, nearest
 from ...lowrank.range_finder import Rows
 from ...lowrank.space import Factors, Sum, Term, zero
+from ...registry import Registry
 
 Combined = Factors | Sum | Rows
 """What a rule makes of a site: factors, a sum of those that it was given, or a dense change that is seen by blocks of rows."""
@@ -117,6 +118,24 @@ class Rule(NamedTuple):
             return self.function(kept, self.survey([kept], **arguments) if whole is None else whole, **arguments)
 
         return combine
+
+
+RULES: Registry[Rule] = Registry("composition rule", Rule, "adapterpack.rules", "adapterpack.composing.rules")
+"""The rules by name; a file of this folder registers those that it defines."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def rule(name: str, summary: str, **fields: Any) -> Callable[[Function], Function]:
+    """Registers the decorated function as the rule of that name; ``fields`` are those of :class:`Rule`.
+
+    The function takes the terms of one site and its parameters by keyword.
+    """
+    def register(function: Function) -> Function:
+        RULES.register(Rule(name, summary, function=function, **fields))
+        return function
+
+    return register
 
 
 def with_scope(function: Callable[..., Any], default: str) -> inspect.Signature:

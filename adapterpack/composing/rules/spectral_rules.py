@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...lowrank.space import Core, Factors, Term, core, zero
-from .rule import choice, share
+from .rule import ARXIV, MEAN, Laws, choice, rule, share
 
 _NULL = 1e-5
 """Of the largest singular value of changes in float32: what is smaller is their rounding."""
@@ -57,6 +57,9 @@ def polar(X: np.ndarray) -> np.ndarray:
     return nearest
 
 
+@rule("tsv_m", "singular triplets of all changes side by side, made orthogonal; the same in the core space",
+      formula="lam polar([U_1 .. U_T]) diag(S_1 .. S_T) polar([V_1 .. V_T])^T", paper=f"{ARXIV}2412.00081", needs="C", exact=True,
+      unit=True)
 def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: float = 1.0) -> Factors:
     """``lam U^ S V^T^``: singular triplets of all changes side by side, ``U`` and ``V`` made orthogonal by their polar factors."""
     share("share_kept", share_kept)
@@ -68,6 +71,9 @@ def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: float = 1.0) -
     return space.change(lam * Parts(polar(found.U), found.S, polar(found.V)).matrix)
 
 
+@rule("iso_c", "the sum with all its singular values made equal, on its support alone",
+      formula="alpha mean(S) U V^T, U S V^T = sum w_i D_i", paper=f"{ARXIV}2502.04959", needs="C", exact=True, unit=True,
+      laws=Laws(identity=False))
 def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: str = "support") -> Factors:
     """``alpha mean(S) U V^T`` of the weighted sum, on its support: R directions. ``mean="site"`` takes the mean over all ``min(m, n)``."""
     choice("rule iso_c", "mean", mean, "support", "site")
@@ -78,6 +84,9 @@ def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: str = "support") -
     return space.change(alpha * _flat(found, found.S, terms, mean).matrix)
 
 
+@rule("iso_cts", "Iso-C of the common directions and of the first own directions of each change, on their support alone",
+      formula="alpha mean(S*) polar(U*) polar(V*)^T, U* = [U_k, U_1 .. U_T]", paper=f"{ARXIV}2502.04959", needs="C", exact=True,
+      unit=True, laws=Laws(identity=False))
 def iso_cts(terms: Sequence[Term], *, alpha: float = 1.0, common: float = 0.8, mean: str = "support") -> Factors:
     """Iso-C of the ``common`` share of the sum's directions, and of the first directions of each change beside them."""
     share("common", common)
@@ -93,6 +102,8 @@ def iso_cts(terms: Sequence[Term], *, alpha: float = 1.0, common: float = 0.8, m
     return space.change(alpha * _flat(Parts(polar(found.U), found.S, polar(found.V)), found.S, terms, mean).matrix)
 
 
+@rule("cart", "the mean, and of each change's way from it the first directions",
+      formula="M + lam sum_t svd_k(x_t - M), M = sum w_t D_t / sum |w_t|", paper=f"{ARXIV}2412.12153", needs="C", exact=True, laws=MEAN)
 def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: float = 0.04) -> Factors:
     """``M + lam sum_t svd_k(D_t - M)`` with the mean ``M``: of each change's way from the mean the ``share_kept`` of ``min(m, n)``."""
     share("share_kept", share_kept)
@@ -105,6 +116,9 @@ def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: float = 0.04) -
     return space.change(mean + lam * np.sum([decomposed(way, least).first(k).matrix for way in ways], axis=0))
 
 
+@rule("wudi", "the change whose difference from each adapter is least in that adapter's own row space, in closed form",
+      formula="X (sum C_t + ridge I) = sum w_t D_t C_t + ridge sum w_t D_t, C_t = D_t^T D_t / |D_t|^2", paper=f"{ARXIV}2503.08099",
+      needs="S", exact=True, unit=True)
 def wudi(terms: Sequence[Term], *, ridge: float = 0.01) -> Factors:
     """``X (sum C_t + ridge I) = sum D_t C_t + ridge sum D_t`` with ``C_t = D_t^T D_t / |D_t|^2``, solved in the joint row space.
 

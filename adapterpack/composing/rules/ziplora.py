@@ -10,6 +10,7 @@ import numpy as np
 from ...errors import ConfigError
 from ...lowrank.space import Factors, Term, zero
 from .gram_rules import scaled_lines
+from .rule import ARXIV, rule
 
 _FIRST, _SECOND, _SMALL = 0.9, 0.999, 1e-8
 """Adam's decays and its epsilon, as published."""
@@ -23,6 +24,9 @@ class Overlaps(NamedTuple):
     sizes: np.ndarray
 
 
+@rule("ziplora", "every column of every change times a number, so that each keeps its outputs and few columns are shared",
+      formula="sum_i x_i diag(m_i), m = argmin sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2 + lam mean_k |m_i[k] m_j[k]|",
+      paper=f"{ARXIV}2311.13600", needs="S", exact=True, unit=True)
 def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: int = 100, rate: float = 0.01) -> Factors:
     """``sum_i D_i diag(m_i)`` with the ``m_i`` that minimise ZipLoRA's loss, from ``m_i = 1`` by Adam.
 

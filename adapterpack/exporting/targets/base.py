@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ...bundle.manifest import Bundle
 from ...errors import Unsupported
+from ...registry import Registry
 from ...tasks.task import Task
 
 
@@ -46,3 +47,7 @@ class Target(NamedTuple):
                               remedy=self.remedy)
         if not self.serves(task):
             raise Unsupported(f"the target {self.name} has nothing for this task", found=task.name, remedy="leave --target out")
+
+
+TARGETS: Registry[Target] = Registry("target", Target, "adapterpack.targets", "adapterpack.exporting.targets")
+"""Name -> the target; a file of this folder registers the one that it defines."""

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ...bundle.manifest import MODES
-from .base import Target
+from .base import TARGETS, Target
 
-ort = Target("ort", "ONNX Runtime, and adapterpack's own run and serve", frozenset(MODES), "", lambda task: True)
+ort = TARGETS.register(Target("ort", "ONNX Runtime, and adapterpack's own run and serve", frozenset(MODES), "", lambda task: True))

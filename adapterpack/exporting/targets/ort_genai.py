@@ -16,7 +16,7 @@ from ...errors import Unsupported
 from ...io import strict_json
 from ...runtime.tokenizer import Tokenizer
 from ...slots.values import PEFT_NAMES
-from .base import Target, own_name
+from .base import TARGETS, Target, own_name
 
 CONFIG = "genai_config.json"
 _TYPES = frozenset({"chatglm", "ernie4_5", "gemma", "gemma2", "gemma3_text", "gpt2", "granite", "internlm2", "llama", "mistral", "nemotron",
@@ -95,7 +95,7 @@ def _cache_sizes(cache: list[Port]) -> tuple[int, int]:
     return heads, width
 
 
-ort_genai = Target(
+ort_genai = TARGETS.register(Target(
     "ort-genai",
     "onnxruntime-genai: a folder for og.Model, adapter files for og.Adapters",
     frozenset({"inputs", "folded"}),
@@ -104,4 +104,4 @@ ort_genai = Target(
     slot_name=lambda path, field: own_name(path, PEFT_NAMES.get(field, field)),
     groups=False,
     write=_write,
-)
+))

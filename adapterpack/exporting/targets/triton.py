@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...bundle.manifest import ADAPTER_IDS, Bundle
 from ...bundle.signature import Port
-from .base import Target
+from .base import TARGETS, Target
 
 CONFIG = "config.pbtxt"
 BATCH = 64
@@ -91,7 +91,7 @@ def _text(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-triton = Target(
+triton = TARGETS.register(Target(
     "triton",
     "NVIDIA Triton: a model repository, adapters chosen by the input adapter_ids",
     frozenset({"bank", "folded"}),
@@ -99,4 +99,4 @@ triton = Target(
     lambda task: len(task.parts) == 1,
     place=lambda bundle: f"{model_name(bundle)}/1",
     write=_write,
-)
+))

@@ -1,1 +1,0 @@
-"""The rules as values, by what they look at: only the family of a rule that is asked for is imported."""

@@ -1,0 +1,139 @@
+"""Named values that the package offers a choice of (methods, rules, tasks, formats ...), its own and those of other packages."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any, Protocol, TypeVar
+
+from .errors import AdapterpackError, UnknownName, nearest
+
+
+class Named(Protocol):
+    """Whatever has a name."""
+
+    @property
+    def name(self) -> str:
+        """The name under which it is registered."""
+
+
+T = TypeVar("T", bound=Named)
+
+
+class Registry(Mapping[str, T]):
+    """Values of one type by name, in the order of their names.
+
+    ``what`` is one of them in words, for errors. The modules of ``package`` register the built-in values when they are imported, and other
+    packages bring theirs by entry points of ``group``. A value is imported when its name is first looked up: first the module of that name,
+    then the entry point of that name, then all others.
+
+    Example:
+        >>> from adapterpack.adapter_methods.registry import METHODS
+        >>> METHODS["lora"].summary
+        'a low-rank change beside a frozen layer'
+        >>> METHODS["lroa"]
+        Traceback (most recent call last):
+        adapterpack.errors.UnknownMethod: unknown adapter method (found 'lroa'). To fix it: did you mean 'lora'? ...
+    """
+
+    def __init__(self, what: str, kind: type[T], group: str, package: str, unknown: type[UnknownName] = UnknownName) -> None:
+        self.what, self.kind, self.group, self.package, self._unknown = what, kind, group, package, unknown
+        self._values: dict[str, T] = {}
+        self._complete = False
+
+    def register(self, value: T) -> T:
+        """Adds a value and returns it.
+
+        Raises:
+            AdapterpackError: its name is taken, or no identifier of lower-case letters, digits, ``_`` and ``-``.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", value.name):
+            raise AdapterpackError(f"the name of {self.what} must be a lower-case identifier", found=repr(value.name), remedy="rename it")
+        if self._values.setdefault(value.name, value) is not value:
+            raise AdapterpackError(f"two values have the same name: {self.what}", where=value.name, remedy="rename one of them")
+        return value
+
+    def __getitem__(self, name: str) -> T:
+        """The value of that name.
+
+        Raises:
+            UnknownName: there is none; the nearest names are given.
+            AdapterpackError: it is another package's, and cannot be used.
+        """
+        value = self.find(name)
+        if value is None:
+            broken = [f"{error.where} cannot be used" for error in self.broken()]
+            raise self._unknown(f"unknown {self.what}", found=repr(name), remedy="; ".join([nearest(str(name), self), *broken]))
+        return value
+
+    def find(self, name: str) -> T | None:
+        """The value of that name, or None.
+
+        Raises:
+            AdapterpackError: it is another package's, and cannot be used.
+        """
+        if name not in self._values and name.isidentifier() and find_spec(f"{self.package}.{name}") is not None:
+            import_module(f"{self.package}.{name}")
+        if name not in self._values:
+            self._import_own()
+        for point in self._entry_points() if name not in self._values else ():
+            if point.name == name:
+                self._load(point)
+        if name not in self._values:  # an entry point may have another name than its value
+            self.broken()
+        return self._values.get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.find(name) is not None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of that name, or ``default``."""
+        return self.find(name) or default
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of all values. One of another package that cannot be used is left out; :meth:`broken` says why."""
+        self._import_own()
+        self.broken()
+        return iter(sorted(self._values))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def known(self) -> Iterator[T]:
+        """The values that were imported so far."""
+        yield from list(self._values.values())
+
+    def broken(self) -> tuple[AdapterpackError, ...]:
+        """Registers the values of all other packages; returns an error for each that cannot be used, which names its entry point."""
+        errors = []
+        for point in self._entry_points():
+            try:
+                self._load(point)
+            except AdapterpackError as error:
+                errors.append(error)
+        return tuple(errors)
+
+    def _import_own(self) -> None:
+        if not self._complete:
+            for module in pkgutil.iter_modules(import_module(self.package).__path__):
+                import_module(f"{self.package}.{module.name}")
+            self._complete = True
+
+    def _entry_points(self) -> Iterator[EntryPoint]:
+        """Where other packages have their values, as their metadata says; nothing of them is imported."""
+        yield from entry_points(group=self.group)
+
+    def _load(self, point: EntryPoint) -> None:
+        try:
+            value = point.load()
+            if not isinstance(value, self.kind):
+                raise TypeError(f"it is no {self.kind.__name__} but a {type(value).__name__}")
+            self.register(value)
+        except (Exception, SystemExit) as error:  # whatever the module of another package does, it must not end an unrelated command
+            reason = error.told if isinstance(error, AdapterpackError) else f"{type(error).__name__}: {error}"
+            raise AdapterpackError(f"{self.what} of another package cannot be used: {reason}", where=f"{point.name} = {point.value}",
+                                   remedy="update or uninstall that package") from error
