@@ -130,9 +130,10 @@ class Registry(Mapping[str, T]):
     def _load(self, point: EntryPoint) -> None:
         try:
             value = point.load()
-            if not isinstance(value, self.kind):
+            if isinstance(value, self.kind):
+                self.register(value)
+            elif point.name not in self._values:  # a decorator may have registered it, and left a function
                 raise TypeError(f"it is no {self.kind.__name__} but a {type(value).__name__}")
-            self.register(value)
         except (Exception, SystemExit) as error:  # whatever the module of another package does, it must not end an unrelated command
             reason = error.told if isinstance(error, AdapterpackError) else f"{type(error).__name__}: {error}"
             raise AdapterpackError(f"{self.what} of another package cannot be used: {reason}", where=f"{point.name} = {point.value}",

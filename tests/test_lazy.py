@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterpack import LoRA
-from adapterpack.adapter_methods import Site, get, methods
+from adapterpack.adapter_methods import Site, methods
 from adapterpack.adapter_methods.catalogue import CONFIGS
 from adapterpack.errors import FormatError
 from adapterpack.io import canonical_json, strict_json
-from adapterpack.manifest.manifest import Base, Task
-from adapterpack.pack.pack import build
 
 pytestmark = pytest.mark.fast
 
@@ -71,23 +66,6 @@ def test_reading_a_pack_imports_the_method_that_made_it_and_no_other() -> None:
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
     assert list(CONFIGS) == sorted(set(methods()) & set(CONFIGS))
-
-
-def test_composing_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
-    """Two packs of float32, composed by the command in a process of its own: each of these takes 1 to 5 ms."""
-    params = {"lora_A": np.ones((2, 4), np.float32), "lora_B": np.ones((6, 2), np.float32)}
-    for name in "ab":
-        made = build(name, get("lora"), {Site("layers.0.fc", 4, 6): (LoRA(r=2), params)}, task=Task("text-generation"), base=Base())
-        made.write(tmp_path / name)
-    program = ("import sys; from adapterpack.cli.main import main\n"
-               f"try: main(['compose', {str(tmp_path / 'a')!r}, {str(tmp_path / 'b')!r}, '--output', {str(tmp_path / 'out')!r}])\n"
-               "except SystemExit as done: print(done.code, *sys.modules)")
-    done = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True)
-    code, *modules = done.stdout.splitlines()[-1].split()
-    assert code == "0" and "adapterpack.composing.work" in modules
-    unwanted = {"ml_dtypes", "array_api_compat", "tempfile", "shutil", "random", "difflib", "yaml", "subprocess", "importlib.metadata",
-                "jsonschema", "adapterpack.cli.score", "adapterpack.adapter_methods.forms.routes"}
-    assert not unwanted & set(modules)
 
 
 def test_no_config_of_peft_is_read_by_two_methods() -> None:

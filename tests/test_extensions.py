@@ -1,0 +1,110 @@
+"""Rules, nodes and targets of other packages: found by entry point, listed and used; one that fails hurts nobody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import adapterpack
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
+from adapterpack.manifest.manifest import Base, Task
+from adapterpack.pack.pack import build
+
+ROOT = Path(__file__).parents[1]
+ENTRIES = {"rules": "clipped = new_rule:clipped", "nodes": "loudest = new_node:loudest", "targets": "docker = new_target:docker"}
+SITE = Site("layers.0.fc", 9, 7)
+
+
+def install(site: Path, name: str, entries: dict[str, str]) -> None:
+    """A distribution with these entry points, as pip leaves it."""
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("".join(f"[adapterpack.{group}]\n{entry}\n" for group, entry in entries.items()))
+
+
+@pytest.fixture(scope="module")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """The command line of a process that has the examples installed, and another package whose module does not import."""
+    site = tmp_path_factory.mktemp("site")
+    install(site, "good", ENTRIES)
+    install(site, "broken", dict.fromkeys(ENTRIES, "broken = broken_module:value"))
+    (site / "broken_module.py").write_text("raise OSError('no driver here')\n")
+    for example in ("new_rule", "new_node", "new_target"):
+        shutil.copy(ROOT / "examples" / f"{example}.py", site)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+
+    def call(*arguments: Any, code: int = 0) -> Any:
+        done = subprocess.run([sys.executable, "-m", "adapterpack", *map(str, arguments), "--json"], env=environment, capture_output=True,
+                              text=True, check=False, timeout=300)
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three random LoRAs on one site, the second ten times as large as the others."""
+    folder = tmp_path_factory.mktemp("packs")
+    for seed, (name, size) in enumerate({"a": 1.0, "b": 10.0, "c": 1.5}.items()):
+        rng = np.random.default_rng(seed)
+        params = {"lora_A": rng.normal(size=(2, 9)).astype(np.float32), "lora_B": (size * rng.normal(size=(7, 2))).astype(np.float32)}
+        build(name, get("lora"), {SITE: (LoRA(r=2, alpha=2), params)}, task=Task("text-generation"), base=Base()).write(folder / name)
+    return {name: folder / name for name in "abc"}
+
+
+def change(path: Path) -> np.ndarray:
+    """The dense change of a pack, in float64."""
+    [adapter] = adapterpack.load(path).adapters()
+    A, B = (adapter.params[name].astype(np.float64) for name in ("lora_A", "lora_B"))
+    scaled: np.ndarray = adapter.config.scale * (B @ A)
+    return scaled
+
+
+@pytest.mark.fast
+def test_a_rule_of_another_package_composes(cli: Callable[..., Any], packs: dict[str, Path], tmp_path: Path) -> None:
+    """It is listed with its parameter, and gives what its formula says; the package that fails to import is left out."""
+    listed = {rule["name"]: rule for rule in cli("rules")["rules"]}
+    assert "factor" in json.dumps(listed["clipped"])
+    assert "broken" not in listed
+    cli("compose", *packs.values(), "-o", tmp_path / "out", "--rule", "clipped", "--weight", "1", "--weight", "1", "--weight", "1")
+    changes = [change(path) for path in packs.values()]
+    sizes = [np.linalg.norm(one) for one in changes]
+    expected = sum(one * min(1.0, np.median(sizes) / size) for one, size in zip(changes, sizes, strict=True))
+    assert np.linalg.norm(change(tmp_path / "out") - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.fast
+def test_a_node_of_another_package_is_composed(cli: Callable[..., Any], packs: dict[str, Path], tmp_path: Path) -> None:
+    """A tree of its kind becomes a pack, whose merge has the loudest member's change."""
+    assert "loudest" in {node["name"] for node in cli("methods")["nodes"]}
+    cli("compose", packs["a"], packs["b"], "-o", tmp_path / "tree", "--tree", "loudest(a, b)")
+
+
+def test_a_target_of_another_package_gets_its_files(cli: Callable[..., Any], tiny_llama: Path, pack_of: Callable[[str, str], Path],
+                                                    tmp_path: Path) -> None:
+    """The folder of a bundle exported for it holds what its ``write`` adds."""
+    cli("export", tiny_llama, pack_of("llama", "alpha"), "-o", tmp_path / "bundle", "--target", "docker")
+    assert "text-generation: alpha" in (tmp_path / "bundle" / "Dockerfile").read_text()
+
+
+@pytest.mark.fast
+def test_a_package_that_fails_is_named_when_it_is_looked_up(cli: Callable[..., Any], packs: dict[str, Path], tmp_path: Path) -> None:
+    """Asking for its rule says which entry point failed and why; a misspelled rule gets the nearest name and the failure as a hint."""
+    error = cli("compose", *packs.values(), "-o", tmp_path / "out", "--rule", "broken", code=1)["error"]
+    assert "no driver here" in error["what"]
+    assert "broken_module" in error["where"]
+    error = cli("compose", *packs.values(), "-o", tmp_path / "out", "--rule", "cliped", code=1)["error"]
+    assert "did you mean 'clipped'" in error["remedy"]
+    assert not (tmp_path / "out").exists()
