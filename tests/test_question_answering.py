@@ -18,7 +18,7 @@ from adapterpack import Session, attach, export, load, run, train, validate
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError
-from adapterpack.tasks.postprocess import LONGEST, best_span
+from adapterpack.runtime.postprocess import LONGEST, best_span
 from adapterpack.tasks.task import task_named, task_of
 from adapterpack.training import data
 from adapterpack.training.loading import load_model

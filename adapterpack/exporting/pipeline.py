@@ -28,9 +28,9 @@ from ..merging.pipeline import merge
 from ..onnx_graph.graph_file import GraphFile
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
+from ..runtime.postprocess import POOLING
 from ..slots.precision import DEFAULT, precision
 from ..slots.values import require_slots
-from ..tasks.postprocess import POOLING
 from ..tasks.task import MAIN, Task, require_encoder, task_named, task_of
 from .attach_plan import plans_of, sites_of
 from .bundle_writer import growing

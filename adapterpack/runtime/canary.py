@@ -13,9 +13,9 @@ from ..pack import canary
 from ..pack.pack import Pack
 from ..slots.precision import DEFAULT, PRECISIONS
 from ..slots.values import head_values, in_slots, padded, stacked
-from ..tasks.model_inputs import Arrays
 from ..tasks.task import MAIN, task_named
 from .media.image_rows import image_positions, image_token
+from .model_inputs import Arrays
 from .pipeline import flow, values
 from .session import Session
 

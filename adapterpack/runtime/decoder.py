@@ -10,9 +10,9 @@ import numpy as np
 from ..adapter_methods.core.token_positions import acted
 from ..bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT, STEP
 from ..errors import ConfigError
-from ..tasks.model_inputs import ENCODED, Arrays, complete, last_places, pad, positions
 from ..tasks.task import MAIN
 from .kv_cache import Buffers
+from .model_inputs import ENCODED, Arrays, complete, last_places, pad, positions
 from .pipeline import flow, values
 
 if TYPE_CHECKING:

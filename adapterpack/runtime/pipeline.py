@@ -10,10 +10,10 @@ import onnxruntime as ort
 
 from ..bundle.manifest import ADAPTER_IDS
 from ..errors import ConfigError
-from ..tasks.model_inputs import Arrays, complete
 from ..tasks.task import Part
 from .adapter_modes import Run
 from .media.image_rows import features_of_rows, image_token, rows_of_images
+from .model_inputs import Arrays, complete
 
 if TYPE_CHECKING:
     from .session import Session

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from ..tasks.postprocess import ANSWERS, ASKED, MEDIA, Row
+from .postprocess import ANSWERS, ASKED, MEDIA, Row
 from .session import Session
 
 

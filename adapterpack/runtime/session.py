@@ -15,11 +15,11 @@ from ..bundle.manifest import STEP, Bundle, read_bundle
 from ..errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter, nearest
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
-from ..tasks.model_inputs import Arrays, last_places, pad, positions
 from ..tasks.task import MAIN, task_named
 from . import providers, soft_prompt
 from .adapter_modes import ATTACH, Run
 from .media.inputs import Picture, image_of
+from .model_inputs import Arrays, last_places, pad, positions
 from .ort_model import Graph
 from .pipeline import Names, flow
 from .positions import where

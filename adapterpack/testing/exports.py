@@ -144,8 +144,8 @@ def prove(
 
 def check(session: Any, known: Mapping[str | None, Reference]) -> None:
     """Every row of ragged batches, with every adapter beside every other, equals plain transformers on that row alone."""
+    from ..exporting.example_inputs import example  # noqa: PLC0415 - see above
     from ..exporting.proof.parity import row_of  # noqa: PLC0415
-    from ..tasks.example_inputs import example  # noqa: PLC0415 - see above
 
     first, names = next(iter(known.values())), list(known)
     batch = example(session.task, first.model.config, LENGTHS, model=lambda: first.model, bare=(1,), seed=3)
@@ -193,7 +193,7 @@ def _close(session: Any, found: np.ndarray, right: np.ndarray, what: str) -> Non
 def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: Sequence[np.ndarray]) -> None:
     """The same tokens three, one and then all the others at a time, each piece on the cache of those before."""
     from ..runtime.decoder import grown  # noqa: PLC0415 - see above
-    from ..tasks.model_inputs import ENCODED  # noqa: PLC0415
+    from ..runtime.model_inputs import ENCODED  # noqa: PLC0415
 
     ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
     length, carried = batch[ids].shape[1], Arrays()

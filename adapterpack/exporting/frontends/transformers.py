@@ -49,7 +49,7 @@ def _graphs(task: Task, model: Any) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - see above
 
     from ...runtime.session import positions  # noqa: PLC0415
-    from ...tasks.example_inputs import example  # noqa: PLC0415
+    from ..example_inputs import example  # noqa: PLC0415
     from .torch_parts import FORMS  # noqa: PLC0415
 
     batch = example(task, model.config, _LENGTHS, model=lambda: model)

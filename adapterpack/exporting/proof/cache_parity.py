@@ -14,7 +14,7 @@ from ...errors import ParityError
 from ...runtime.decoder import Causal
 from ...runtime.session import Session
 from ...slots.precision import precision
-from ...tasks.example_inputs import LENGTHS
+from ..example_inputs import LENGTHS
 from ..graph.static_cache import write_step
 
 _STEPS = 20

@@ -15,8 +15,8 @@ from ...pack.pack import Pack
 from ...runtime import canary
 from ...runtime.session import Arrays, Session
 from ...slots.precision import NONE_BELOW, precision
-from ...tasks.example_inputs import LENGTHS, config_of, example
 from ...tasks.task import SPANS, Task
+from ..example_inputs import LENGTHS, config_of, example
 from .parity_runs import Asked, ask_graph, ask_torch
 
 BARE = (1,)

@@ -12,8 +12,8 @@ from ...adapter_methods.core.token_positions import acted
 from ...bundle.manifest import ADAPTER_POSITIONS
 from ...pack.pack import Pack
 from ...runtime.decoder import grown
+from ...runtime.model_inputs import ENCODED
 from ...runtime.session import Arrays, Session, positions
-from ...tasks.model_inputs import ENCODED
 from ...tasks.task import Task
 
 _STEP = 5

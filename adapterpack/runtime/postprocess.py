@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..runtime.media.image_rows import image_positions, image_token
-from ..runtime.media.inputs import Picture, speech_of
-from ..runtime.media.processor_config import section
+from ..tasks.task import SPANS
+from .media.image_rows import image_positions, image_token
+from .media.inputs import Picture, speech_of
+from .media.processor_config import section
 from .model_inputs import Arrays, pad
-from .task import SPANS
 
 if TYPE_CHECKING:
-    from ..runtime.session import Session
+    from .session import Session
 
 Row = Mapping[str, Any]
 Names = list[str | None]

@@ -11,7 +11,7 @@ import numpy as np
 from ..adapter_methods.core.token_positions import Acts
 from ..errors import Unsupported
 from ..runtime.session import Arrays, pad
-from .task import Task, reads_types
+from ..tasks.task import Task, reads_types
 
 LENGTHS = (11, 4, 7)
 

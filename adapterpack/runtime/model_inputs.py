@@ -9,12 +9,12 @@ import numpy as np
 
 from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, PAST
 from ..errors import ConfigError
-from ..runtime.ort_model import Graph
-from ..runtime.prefix_cache import Before
-from .task import Part
+from ..tasks.task import Part
+from .ort_model import Graph
+from .prefix_cache import Before
 
 if TYPE_CHECKING:
-    from ..runtime.session import Session
+    from .session import Session
 
 Arrays = dict[str, np.ndarray]
 Names = Sequence[str | None]
