@@ -26,7 +26,7 @@ golden:
 	python -m adapterpack.testing.catalogue > docs/methods.md
 	python tests/test_catalogue.py > docs/methods-proofs.md
 	python -m adapterpack.testing.rule_catalogue > docs/rules.md
-	python -m adapterpack.train.schema > train.v1.json.new && mv train.v1.json.new schemas/train.v1.json
+	python -m adapterpack.training.config.schema > train.v1.json.new && mv train.v1.json.new schemas/train.v1.json
 
 demo:
 	adapterpack demo

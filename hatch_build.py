@@ -11,9 +11,9 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # The sources, and whether multiply-adds are fused: each says of itself how it rounds.
-SOURCES = {Path("adapterpack/merge/lowrank/_kernel.c"): "fast", Path("adapterpack/compose/passes/_passes.c"): "off",
-           Path("adapterpack/compose/passes/_sweep.c"): "fast",
-           Path("adapterpack/compose/grams/_grams.c"): "fast"}
+SOURCES = {Path("adapterpack/merging/lowrank/_kernel.c"): "fast", Path("adapterpack/composing/passes/_passes.c"): "off",
+           Path("adapterpack/composing/passes/_sweep.c"): "fast",
+           Path("adapterpack/composing/grams/_grams.c"): "fast"}
 FLAGS = ["-O3", "-Wno-psabi"]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from .errors import StorageError
 from .hub.named import is_remote
 from .hub.resolve import folder_of
-from .pack import manifest as m
-from .pack import peft_layout
-from .pack.checks.budget import Budget
-from .pack.validate import Report
-from .pack.validate import validate as validate_pack
+from .manifest import manifest as m
+from .pack.validate.budget import Budget
+from .pack.validate.validation import Report
+from .pack.validate.validation import validate as validate_pack
+from .peft import layout
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
@@ -27,10 +27,10 @@ def kind_of(path: str | os.PathLike[str]) -> str:
         return "adapter"
     if not folder.is_dir():
         raise StorageError("there is no such folder", where=path, remedy="name a pack, a bundle or a base checkpoint")
-    marks = {m.FILE_NAME: "pack", peft_layout.CONFIG: "peft"}
+    marks = {m.FILE_NAME: "pack", layout.CONFIG: "peft"}
     if found := next((kind for mark, kind in marks.items() if (folder / mark).is_file()), None):
         return found
-    from .runtime.bundle import FILE_NAME  # noqa: PLC0415 - packs do not need what bundles need
+    from .bundle.manifest import FILE_NAME  # noqa: PLC0415 - packs do not need what bundles need
 
     return "bundle" if (folder / FILE_NAME).is_file() else "base"
 
@@ -63,11 +63,11 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     folder = folder_of(path)
     kind = kind_of(folder)
     if kind == "adapter":
-        from .convert.outline import validate_file  # noqa: PLC0415 - as below
+        from .converting.outline import validate_file  # noqa: PLC0415 - as below
 
         return validate_file(folder, known, full)
     if kind == "bundle":
-        from .runtime.validate import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
+        from .runtime.validation import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
         return validate_bundle(folder, known, full=full, budget=budget, allow_structural=allow_structural)
     return validate_pack(folder, known, full=full, budget=budget, allow_structural=allow_structural)
@@ -83,8 +83,8 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     folder = folder_of(path)
     kind = kind_of(folder)
     if kind == "adapter":
-        from .convert.outline import inspect_file  # noqa: PLC0415 - packs do not need what other formats need
-        from .gguf.inspect import inspect_model  # noqa: PLC0415 - as above
+        from .base.gguf.inspect import inspect_model  # noqa: PLC0415 - as above
+        from .converting.outline import inspect_file  # noqa: PLC0415 - packs do not need what other formats need
 
         return inspect_model(folder) or inspect_file(folder)
     if kind == "bundle":
@@ -95,7 +95,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _inspect_bundle(folder: Path) -> dict[str, Any]:
-    from .runtime.bundle import read_bundle  # noqa: PLC0415 - packs do not need what bundles need
+    from .bundle.manifest import read_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
     bundle = read_bundle(folder)
     return {

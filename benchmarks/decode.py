@@ -30,10 +30,11 @@ import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adapterpack.export.export import export
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
+from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.exporting.pipeline import export
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 from adapterpack.runtime.session import Session
 
@@ -147,7 +148,7 @@ def measure(work: Path, size: str, runs: int, tokens: int, rank: int) -> dict[st
 
 def measure_packing(work: Path, size: str, runs: int, tokens: int, rank: int) -> dict[str, Any]:
     """Seconds of a packed and an unpacked bank in turn, one and four rows, with adapters and without."""
-    stage: Any = import_module("adapterpack.export.export")
+    stage: Any = import_module("adapterpack.exporting.pipeline")
     base = work / f"llama-{size}"
     build_base(base, size)
     packs = [work / name for name in NAMES if name]

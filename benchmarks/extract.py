@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 import adapterpack
-from adapterpack.pack import safetensors
-from adapterpack.pack.safetensors import DTYPES, SafetensorsFile
+from adapterpack.io import safetensors
+from adapterpack.io.safetensors import DTYPES, SafetensorsFile
 
 SHAPES = {"self_attn.q_proj": (576, 576), "self_attn.k_proj": (192, 576), "self_attn.v_proj": (192, 576), "self_attn.o_proj": (576, 576),
           "mlp.gate_proj": (1536, 576), "mlp.up_proj": (1536, 576), "mlp.down_proj": (576, 1536)}

@@ -41,7 +41,7 @@ def tensors(size: int) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def build(folder: Path, size: int) -> None:
-    from adapterpack.pack.safetensors import plan
+    from adapterpack.io.safetensors import plan
 
     folder.mkdir()
     rng, everything = np.random.default_rng(0), tensors(size)
@@ -60,7 +60,7 @@ def build(folder: Path, size: int) -> None:
 
 def worker(folder: str, levels: str) -> None:
     """What is measured: opening the base and hashing it, for the content alone or for the files, too."""
-    from adapterpack.pack.checkpoint import Checkpoint
+    from adapterpack.base.checkpoint import Checkpoint
 
     started, base = time.perf_counter(), Checkpoint(folder)
     if levels == "apart":

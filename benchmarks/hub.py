@@ -22,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
+from adapterpack.bundle.manifest import Bundle, BundledAdapter
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
-from adapterpack.runtime.bundle import Bundle, BundledAdapter
 
 TOKEN = "hf_" + "b" * 30
 UP = "from huggingface_hub import HfApi; a = HfApi(); a.create_repo('{0}'); a.upload_folder(folder_path='bundle', repo_id='{0}')"

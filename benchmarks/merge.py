@@ -57,7 +57,7 @@ OURS = {"adapterpack": ("--no-sync",), ON_DISK: (), "adapterpack, base read whol
 
 def build_base(folder: Path, size: str, dtype: str, layers: int | None = None) -> None:
     """A random Llama in shards of about 800 MB, written tensor by tensor."""
-    from adapterpack.pack import safetensors as st
+    from adapterpack.io import safetensors as st
 
     sizes = {**SIZES[size], **({"num_hidden_layers": layers} if layers else {})}
     hidden, inner, heads = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_attention_heads"]
@@ -95,9 +95,10 @@ def build_base(folder: Path, size: str, dtype: str, layers: int | None = None) -
 
 def build_pack(base: Path, folder: Path, rank: int, most: int | None = None) -> int:
     """A random LoRA at every linear layer, or at the first ``most``, written as a pack; returns the number of sites."""
-    from adapterpack.methods import LoRA, Site, get
-    from adapterpack.pack import manifest as m
-    from adapterpack.pack.checkpoint import Checkpoint
+    from adapterpack import LoRA
+    from adapterpack.adapter_methods import Site, get
+    from adapterpack.base.checkpoint import Checkpoint
+    from adapterpack.manifest import manifest as m
     from adapterpack.pack.pack import build
 
     checkpoint, rng = Checkpoint(base), np.random.default_rng(0)
@@ -119,7 +120,7 @@ def build_graph(base: Path, folder: Path) -> int:
     transposed, in a file of external data, one after the other. Returns the bytes of that file."""
     from onnx import TensorProto, helper  # noqa: TID251 - the protobuf itself, so that the weights are never held
 
-    from adapterpack.pack.checkpoint import Checkpoint
+    from adapterpack.base.checkpoint import Checkpoint
 
     folder.mkdir()
     checkpoint, initializers, nodes, widths, outputs = Checkpoint(base), [], [], set(), []
@@ -153,7 +154,7 @@ def graph_compared(base: Path, merged: Path, before: Path, after: Path) -> dict[
     """Bytes of the folded graph's data that differ from the merged checkpoint, in weights that changed and in those that did not."""
     import onnx
 
-    from adapterpack.pack.checkpoint import Checkpoint
+    from adapterpack.base.checkpoint import Checkpoint
 
     old, new = Checkpoint(base), Checkpoint(merged)
     changed = untouched = 0
@@ -224,8 +225,8 @@ def copy(base: Path, out: Path, on_disk: bool) -> float:
 def compared(base: Path, pack: Path, ours: Path, peer: Path) -> dict[str, int]:
     """Bytes that differ from the formula (float32, the whole matrix at once, rounded once) and from PEFT's output."""
     from adapterpack import load
-    from adapterpack.pack.checkpoint import Checkpoint
-    from adapterpack.threads import one_thread_each
+    from adapterpack.base.checkpoint import Checkpoint
+    from adapterpack.io.threads import one_thread_each
 
     a, b, c = Checkpoint(ours), Checkpoint(peer), Checkpoint(base)
     deltas = {adapter.weight: adapter for adapter in load(pack).adapters()}

@@ -38,11 +38,11 @@ from merging_tasks import SUITES, Split, Suite, Task
 from torch.nn import functional
 
 import adapterpack
-from adapterpack.compose.rules import rules
-from adapterpack.compose.statistics import Statistics
+from adapterpack.composing.rules.registry import rules
+from adapterpack.composing.statistics import Statistics
 from adapterpack.errors import AdapterpackError, ConfigError
 from adapterpack.pack.pack import Pack
-from adapterpack.train.seen import measure as see
+from adapterpack.training.calibration import measure as see
 
 SIZES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.4)
 """Of the merged change, relative to the sum of all changes; task arithmetic's coefficient itself."""

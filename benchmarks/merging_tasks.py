@@ -20,7 +20,7 @@ import transformers
 from torch.nn import functional
 
 import adapterpack
-from adapterpack.demo.models import MINILM, fetch
+from adapterpack.demos.models import MINILM, fetch
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 Inputs = tuple[torch.Tensor, ...]

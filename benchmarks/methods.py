@@ -41,8 +41,8 @@ import transformers
 from peers import HEAD, Task
 
 from adapterpack import methods, save
+from adapterpack.adapter_methods import Method
 from adapterpack.errors import AdapterpackError
-from adapterpack.methods import Method
 from adapterpack.pack.pack import Pack
 
 SIDES = ("adapterpack", "peft")

@@ -18,11 +18,11 @@ import torch
 import transformers
 
 from adapterpack import adapt, save
-from adapterpack.demo.models import MINILM, fetch
-from adapterpack.methods import Method
-from adapterpack.tasks import task_named
-from adapterpack.train import data
-from adapterpack.train.loading import load_model
+from adapterpack.adapter_methods import Method
+from adapterpack.demos.models import MINILM, fetch
+from adapterpack.tasks.task import task_named
+from adapterpack.training import data
+from adapterpack.training.loading import load_model
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 RATES = {"weight": 5e-3, "activation": 1e-2, "prompt": 1e-2, "attention": 1e-2}

@@ -47,7 +47,7 @@ def base(args: argparse.Namespace) -> Any:
 
 def ours(args: argparse.Namespace) -> Subject:
     from adapterpack import LoRA, adapt
-    from adapterpack.train.layer import AdaptedLayer
+    from adapterpack.training.layers.layer import AdaptedLayer
 
     model = adapt(base(args), LoRA(r=args.rank, alpha=2 * args.rank, targets=TARGETS), "bench").train()
     return Subject(model, {f"{layer.site.path}.{key}": value for layer in model.modules() if isinstance(layer, AdaptedLayer)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 
 ROUNDS = 15

@@ -23,7 +23,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PretrainedConfig
 
-from adapterpack.pack.validate import validate
+from adapterpack.pack.validate.validation import validate
 
 
 class Net(nn.Module):

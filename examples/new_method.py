@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapterpack.methods import AttachForm, Diagonal, Method, SiteConfig, Traits, register
+from adapterpack.adapter_methods import AttachForm, Diagonal, Method, SiteConfig, Traits, register
 from adapterpack.testing import prove
 
 

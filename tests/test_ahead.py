@@ -9,9 +9,9 @@ import pytest
 
 import adapterpack
 from adapterpack.errors import AdapterpackError
+from adapterpack.io.safe_open import TENSORS
 from adapterpack.pack import ahead
 from adapterpack.pack.ahead import read_ahead
-from adapterpack.pack.files import TENSORS
 from adapterpack.testing.rule_laws import MIXED, made
 
 pytestmark = pytest.mark.fast

@@ -20,13 +20,14 @@ from safetensors.numpy import save_file
 from test_report import HOSTILE, Document, assert_harmless
 
 import adapterpack
-from adapterpack.compose import scan as entries
-from adapterpack.compose.audit import Audit, audit
-from adapterpack.compose.rules import rules
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, complete, fold, get, settled
+from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.composing.auditing import scan as entries
+from adapterpack.composing.auditing.audit import Audit, audit
+from adapterpack.composing.rules.registry import rules
 from adapterpack.errors import BaseMismatch, ConfigError, NothingToDo
-from adapterpack.methods import LoRA, Site, complete, fold, get, settled
-from adapterpack.pack import manifest as m
-from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.report.audit import audit_report
 from adapterpack.resources import schema
@@ -280,7 +281,7 @@ def test_a_sample_is_the_same_every_time_and_near_the_whole(monkeypatch: pytest.
     shapes = {"layers.0.q": (400, 300)}
     packs = [made(str(seed), factors(seed, 16, shapes))[0] for seed in (1, 2)]
     whole = audit(packs, exact=True).to_json()["sites"][0]
-    monkeypatch.setattr("adapterpack.compose.audit.SAMPLE", 60 * 300)
+    monkeypatch.setattr("adapterpack.composing.auditing.audit.SAMPLE", 60 * 300)
     one, two = (audit(packs).to_json()["sites"][0] for _ in range(2))
     assert one == two
     assert (one["rows_examined"], one["sampled"], whole["sampled"]) == (60, True, False)

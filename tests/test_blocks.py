@@ -20,22 +20,22 @@ from torch.nn import functional
 
 import adapterpack
 from adapterpack import Bottleneck, Compacter, LoRA, LoReFT, Pack, Session, active, adapt, attach, detach, export, load, save
+from adapterpack.adapter_methods import get
+from adapterpack.adapter_methods.forms.blocks import ACTIVATIONS, EPSILON
+from adapterpack.adapter_methods.loreft import orthonormal
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import SiteNotFound, Unsupported
-from adapterpack.export.activations import NODES
-from adapterpack.export.blocks import wanted_blocks
-from adapterpack.methods import get
-from adapterpack.methods.blocks import ACTIVATIONS, EPSILON
-from adapterpack.methods.loreft import orthonormal
-from adapterpack.quantize.packs import quantize_pack
-from adapterpack.runtime.blocks import FIELDS
-from adapterpack.runtime.bundle import read_bundle
+from adapterpack.exporting.graph.activations import NODES
+from adapterpack.exporting.graph.blocks import wanted_blocks
+from adapterpack.quantizing.packs import quantize_pack
 from adapterpack.runtime.session import pad
-from adapterpack.tasks import task_named
-from adapterpack.train.block import AdaptedBlock
-from adapterpack.train.config import read_config
-from adapterpack.train.layer import AdaptedLayer
-from adapterpack.train.loading import load_model
-from adapterpack.train.places import select_blocks
+from adapterpack.slots.blocks import FIELDS
+from adapterpack.tasks.task import task_named
+from adapterpack.training.block_targets import select_blocks
+from adapterpack.training.config.config import read_config
+from adapterpack.training.layers.block import AdaptedBlock
+from adapterpack.training.layers.layer import AdaptedLayer
+from adapterpack.training.loading import load_model
 
 Make = Callable[..., Any]
 Array = np.ndarray
@@ -333,7 +333,7 @@ def bundles(base_of: Make, made: Make, frontends: tuple[Any, ...], tmp_path_fact
         folder = tmp_path_factory.mktemp("bundles") / f"{kind}-{mode}"
         names = [name for name in CONFIGS if name != "loreft" or mode == "inputs"]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(importlib.import_module("adapterpack.export.export"), "FRONTENDS", frontends)
+            patch.setattr(importlib.import_module("adapterpack.exporting.pipeline"), "FRONTENDS", frontends)
             packs = [made(kind, name) for name in (*names, "lora")]
             if mode == "bank":
                 packs.append(made(kind, "loreft").renamed("another"))

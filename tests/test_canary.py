@@ -27,15 +27,15 @@ from transformers import (
 )
 
 from adapterpack import LoRA, Pack, Session, adapt, attach, export, load, save, validate
+from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
 from adapterpack.cli.export import command
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
+from adapterpack.manifest.parts import Canary
 from adapterpack.pack import canary
-from adapterpack.pack.manifest_parts import Canary
-from adapterpack.quantize.graphs import quantize_bundle
+from adapterpack.quantizing.graphs import quantize_bundle
 from adapterpack.runtime import canary as replay
-from adapterpack.runtime.bundle import FILE_NAME, GRAPH, read_bundle
-from adapterpack.train.canary import coarse, verify_canary
-from adapterpack.train.inject import adapter_names
+from adapterpack.training.canary import coarse, verify_canary
+from adapterpack.training.inject import adapter_names
 
 Make = Callable[..., Any]
 CLASSES = {"llama": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification, "encoder": AutoModel}

@@ -51,16 +51,16 @@ from transformers import (
 )
 
 from adapterpack import LoRA, Pack, adapt, attach, load, save, validate
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
+from adapterpack.manifest import manifest as m
+from adapterpack.manifest.parts import Canary, Recipe
+from adapterpack.manifest.synthetic_inputs import made
 from adapterpack.pack import canary
-from adapterpack.pack import manifest as m
-from adapterpack.pack.manifest_parts import Canary, Recipe
-from adapterpack.pack.recipe import made
-from adapterpack.runtime.bundle import read_bundle
 from adapterpack.runtime.canary import _not_replayable
-from adapterpack.train.canary import verify_canary
-from adapterpack.train.canary_inputs import misfit
-from adapterpack.train.inject import adapter_names
+from adapterpack.training.canary import verify_canary
+from adapterpack.training.canary_inputs import misfit
+from adapterpack.training.inject import adapter_names
 
 SAME = 1e-5
 """Of outputs of size 0.1 to 10; the same passes in the same process differ by nothing, in another batch layout by about 1e-6."""

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import adapterpack.methods
-from adapterpack.methods import INITS, LoRA, method_of, methods
-from adapterpack.methods.catalogue import CONFIGS
-from adapterpack.methods.nodes.registry import NODES
-from adapterpack.testing import Case, algebra, packing
+import adapterpack.adapter_methods
+from adapterpack import LoRA
+from adapterpack.adapter_methods import INITS, method_of, methods
+from adapterpack.adapter_methods.catalogue import CONFIGS
+from adapterpack.adapter_methods.nodes.registry import NODES
+from adapterpack.testing import Case, fold_laws, packing
 from adapterpack.testing.case import DIVISIBLE
 from adapterpack.testing.matrix import cases
 
@@ -158,7 +159,7 @@ def test_a_name_is_reached(row: Row) -> None:
     assert all(getattr(config, key) == value for key, value in row.options.items())
     subject = next(case.layer for case in cases(methods()[row.method]))
     case = Case(methods()[row.method], config, DIVISIBLE[0] if methods()[row.method].traits.layers[0] == "linear" else subject)
-    algebra.shapes_declared(case)
+    fold_laws.shapes_declared(case)
     packing.pack_round_trip(case)
 
 
@@ -197,7 +198,7 @@ def test_the_defaults_are_the_papers() -> None:
     """OFT is exact unless told otherwise; bottlenecks are AdapterHub's three; LoRA+ is of whoever has a B, and may choose a rate for it."""
     assert _config("oft").use_cayley_neumann is False
     for name, expected in BOTTLENECKS.items():
-        made = getattr(adapterpack.methods.Bottleneck, name)()
+        made = getattr(adapterpack.adapter_methods.Bottleneck, name)()
         assert (made.targets, made.source, made.act, made.reduction, made.scaling) == expected, name
     assert {"lora", "dora", "alora", "kasa"} <= {name for name, one in methods().items() if hasattr(one.config, "lr_ratio")}
 

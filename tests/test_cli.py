@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import adapterpack
 from adapterpack.cli.main import COMMANDS, main
 from adapterpack.cli.options import pairs
-from adapterpack.pack.safetensors import SafetensorsFile
+from adapterpack.io.safetensors import SafetensorsFile
 from adapterpack.resources import schema
 
 WORDS = ["where", "is", "my", "parcel", "the", "order", "came", "broken", "i", "want", "money", "back", "send", "two", "mugs"]

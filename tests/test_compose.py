@@ -14,14 +14,15 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import adapterpack
-from adapterpack.compose.space import Factors
-from adapterpack.compose.spectra import recompress
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import BaseMismatch, ConfigError, NonFinite, NothingToDo, OutputExists, UnknownName, Unsupported
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
+from adapterpack.lowrank.space import Factors
+from adapterpack.lowrank.spectra import recompress
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
-from adapterpack.pack.validate import load, validate
-from adapterpack.quantize.packs import quantize_pack
+from adapterpack.pack.validate.validation import load, validate
+from adapterpack.quantizing.packs import quantize_pack
 
 pytestmark = pytest.mark.fast
 

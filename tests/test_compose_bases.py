@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from adapterpack import compose
+from adapterpack import LoRA, compose
+from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import BaseMismatch
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack.manifest_parts import Variant
+from adapterpack.manifest import manifest as m
+from adapterpack.manifest.parts import Variant
 from adapterpack.pack.pack import Pack, build
 
 FP32 = m.Base("org/base", None, "llama", "bfp1:" + "1" * 64, "bfp1:" + "a" * 64)

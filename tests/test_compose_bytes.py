@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from adapterpack.compose.rules import get, rules
-from adapterpack.methods import LoRA, Site
-from adapterpack.methods.lora import lora
-from adapterpack.pack import manifest as m
-from adapterpack.pack import safetensors
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site
+from adapterpack.adapter_methods.lora import lora
+from adapterpack.composing.rules.registry import get, rules
+from adapterpack.io import safetensors
+from adapterpack.io.threads import one_thread_each
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.testing.rule_laws import Ours
-from adapterpack.threads import one_thread_each
 
 pytestmark = pytest.mark.fast
 SITES = (Site("a", 260, 300), Site("b", 170, 140), Site("c", 170, 140), Site("d", 170, 140))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adapterpack.compose import grams
-from adapterpack.compose.grams import Narrow
+from adapterpack.composing import grams
+from adapterpack.composing.grams import Narrow
 
 pytestmark = pytest.mark.fast
 
@@ -76,7 +76,7 @@ def test_infinity_and_nan_go_through(kind: str) -> None:
 
 
 def test_the_kernel_refuses_what_does_not_fit() -> None:
-    kernel = pytest.importorskip("adapterpack.compose.grams._grams", reason="only with a compiler, for processors with AVX-512")
+    kernel = pytest.importorskip("adapterpack.composing.grams._grams", reason="only with a compiler, for processors with AVX-512")
     X, out = np.ones((5, 2), np.float32), np.empty((1, 2, 2))
     for wrong in ((), (X,), X, [(X,)], ((X,), (X,)), ((X,), (X[:4],)), ((X, X[:4]),), ((X,), (X, X)), ((),), ((X[:, :1], X[:, 1:].copy()),),
                   ((X.astype(np.float64),),), ((X.T,),), ((np.ones(5, np.float32),),), ((1,),), (1,), ((X, X),)):
@@ -123,7 +123,7 @@ def test_columns_that_depend_on_each_other_have_no_factor(kind: str) -> None:
 
 
 def test_the_kernel_refuses_matrices_that_are_not_square() -> None:
-    kernel = pytest.importorskip("adapterpack.compose.grams._grams", reason="only with a compiler, for processors with AVX-512")
+    kernel = pytest.importorskip("adapterpack.composing.grams._grams", reason="only with a compiler, for processors with AVX-512")
     square = np.ones((2, 3, 3))
     for given in ((square[:, :2], square, square), (square, square[:1], square), (square, square, square[:1]),
                   (np.ones((1, 300, 300)),) * 3, (square[0], square, square), (square.astype(np.float32), square, square),

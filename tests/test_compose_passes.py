@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 import adapterpack
-from adapterpack.compose import levels, passes
-from adapterpack.compose.cut import Cut
-from adapterpack.compose.finder import Held, largest
-from adapterpack.compose.levels import level
-from adapterpack.merge import lowrank
-from adapterpack.methods import LoRA, Site
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site
+from adapterpack.composing import passes
+from adapterpack.lowrank import quantiles
+from adapterpack.lowrank.quantiles import level
+from adapterpack.lowrank.range_finder import Held, largest
+from adapterpack.lowrank.truncation import Cut
+from adapterpack.merging import lowrank
 from adapterpack.testing.rule_laws import deltas, made
 
 pytestmark = pytest.mark.fast
@@ -32,7 +34,7 @@ def test_it_is_compiled_where_a_compiler_is() -> None:
 
 @pytest.fixture
 def kernel() -> ModuleType:
-    return pytest.importorskip("adapterpack.compose.passes._passes", reason="no compiler here: numpy goes over the entries")
+    return pytest.importorskip("adapterpack.composing.passes._passes", reason="no compiler here: numpy goes over the entries")
 
 
 def voted(values: np.ndarray, weights: np.ndarray, least: np.ndarray, normalize: bool) -> np.ndarray:
@@ -92,7 +94,7 @@ def test_level_is_the_exact_order_statistic(share: float, way: str, monkeypatch:
     """Over blocks of any sizes, of magnitudes with equal ones, zeros and the smallest floats among them."""
     if way != "compiled":
         monkeypatch.setattr(passes, "_kernel", None)
-        monkeypatch.setattr(levels, "_HELD", 0 if way == "counted" else 1 << 20)
+        monkeypatch.setattr(quantiles, "_HELD", 0 if way == "counted" else 1 << 20)
     elif not passes.compiled():
         pytest.skip("no compiler here")
     rng = np.random.default_rng(3)
@@ -162,7 +164,7 @@ def test_there_and_back(shape: tuple[int, int, int]) -> None:
 
 
 def test_products_that_do_not_fit_are_refused() -> None:
-    kernel = pytest.importorskip("adapterpack.compose.passes._sweep", reason="only with a compiler, for processors with AVX-512")
+    kernel = pytest.importorskip("adapterpack.composing.passes._sweep", reason="only with a compiler, for processors with AVX-512")
     D, X, there, back = (np.zeros(shape, np.float32) for shape in ((5, 7), (7, 32), (5, 32), (7, 32)))
     for arguments in (
         (D[:4], X, there, back), (D, X[:6], there, back), (D, X, there[:4], back), (D, X, there, back[:6]), (D.T, X, there, back),

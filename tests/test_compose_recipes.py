@@ -15,24 +15,24 @@ from click.testing import CliRunner
 
 import adapterpack
 from adapterpack import LoRA, attach, compose, load
+from adapterpack.adapter_methods import Site
+from adapterpack.adapter_methods.lora import lora
 from adapterpack.cli.compose import command
 from adapterpack.cli.main import main
-from adapterpack.compose.mergekit import EQUALS, to_mergekit
-from adapterpack.compose.plan import plan
-from adapterpack.compose.recipe import Recipe, read, recipe_of
-from adapterpack.compose.rules import get, rules
-from adapterpack.compose.search import searched
-from adapterpack.compose.statistics import Statistics
-from adapterpack.compose.statistics import read as read_statistics
+from adapterpack.composing.mergekit import EQUALS, to_mergekit
+from adapterpack.composing.plan import plan
+from adapterpack.composing.recipe import Recipe, read, recipe_of
+from adapterpack.composing.rules.lorahub import searched
+from adapterpack.composing.rules.registry import get, rules
+from adapterpack.composing.statistics import Statistics
+from adapterpack.composing.statistics import read as read_statistics
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, NothingToDo, Unsupported
-from adapterpack.methods import Site
-from adapterpack.methods.lora import lora
-from adapterpack.pack import manifest as m
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
-from adapterpack.pack.validate import validate
-from adapterpack.tasks import task_named
+from adapterpack.pack.validate.validation import validate
+from adapterpack.tasks.task import task_named
 from adapterpack.testing.rule_laws import Ours, close, deltas, made, measured
-from adapterpack.train.loading import load_model
+from adapterpack.training.loading import load_model
 
 fast = pytest.mark.fast
 BASE = m.Base("org/base")

@@ -20,19 +20,19 @@ from test_export import BATCHES, assert_close, batch_of
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import adapterpack
-from adapterpack import IA3, OFT, LoRA, Session, attach, compose, detach, export, load, merge, save
+from adapterpack import IA3, OFT, Bottleneck, DoRA, LoRA, Session, attach, compose, detach, export, load, merge, save
+from adapterpack.adapter_methods import Site, complete, evaluate, fold, get, method_of, run
+from adapterpack.adapter_methods.nodes import NODES, as_text, decode, encode
+from adapterpack.adapter_methods.nodes.arrow import prototype
 from adapterpack.cli.compose import command
-from adapterpack.compose.text import parse
+from adapterpack.composing.text import parse
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, Unsupported
-from adapterpack.methods import Bottleneck, DoRA, Site, complete, evaluate, fold, get, method_of, run
-from adapterpack.methods.nodes import NODES, as_text, decode, encode
-from adapterpack.methods.nodes.arrow import prototype
-from adapterpack.pack import manifest as m
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
-from adapterpack.runtime.slots import pack_values
-from adapterpack.tasks import task_named
-from adapterpack.train.loading import load_model
-from adapterpack.train.trainer import AdapterTrainer
+from adapterpack.slots.values import pack_values
+from adapterpack.tasks.task import task_named
+from adapterpack.training.loading import load_model
+from adapterpack.training.trainer import AdapterTrainer
 
 Make = Callable[..., Any]
 IN, OUT = 11, 7
@@ -350,7 +350,7 @@ def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Mak
                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """A bank, and of Llama an ``inputs`` bundle, with every tree, a plain LoRA and the base: each equals
     torch's float64 layers, and what folds equals the merged checkpoint. Mixed rows too, whose adapters have other routers or none."""
-    monkeypatch.setattr(importlib.import_module("adapterpack.export.export"), "FRONTENDS", frontends)
+    monkeypatch.setattr(importlib.import_module("adapterpack.exporting.pipeline"), "FRONTENDS", frontends)
     parts, base = parts_of_base(kind), base_of(kind)
     packs = [parts["b"], *(compose([parts[name] for name in names], tree=text, name=label) for label, (text, names) in TREES.items())]
     if kind == "llama":  # gates that do something
@@ -579,7 +579,7 @@ def test_members_of_other_kinds_are_refused() -> None:
     """A member behind a block, and one whose sites share tensors."""
     bottleneck = get("bottleneck")
     assert isinstance(bottleneck.examples[0], Bottleneck) and get("vblora").shared is not None
-    from adapterpack.methods.composed import composed
+    from adapterpack.adapter_methods.nodes.composed import composed
 
     for name, message in (("bottleneck", "act on layers"), ("vblora", "cannot be part of a tree")):
         with pytest.raises(Unsupported, match=message):

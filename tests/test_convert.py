@@ -23,13 +23,15 @@ from safetensors import safe_open
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import adapterpack
+from adapterpack import LoRA
 from adapterpack import validate as validate_any
+from adapterpack.adapter_methods import Site, get
 from adapterpack.cli.main import main
-from adapterpack.convert.factors import factors
-from adapterpack.convert.flatbuffer import read_parameters
-from adapterpack.convert.gguf import FAMILIES, common_alpha, scaled
-from adapterpack.convert.gguf_file import read_gguf
-from adapterpack.convert.registry import formats
+from adapterpack.converting.factors import factors
+from adapterpack.converting.flatbuffer import read_parameters
+from adapterpack.converting.gguf import FAMILIES, common_alpha, scaled
+from adapterpack.converting.gguf_file import read_gguf
+from adapterpack.converting.registry import formats
 from adapterpack.errors import (
     AdapterpackError,
     BaseMismatch,
@@ -42,12 +44,11 @@ from adapterpack.errors import (
     UnknownName,
     Unsupported,
 )
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack.manifest import schema_problem
+from adapterpack.manifest import manifest as m
+from adapterpack.manifest.manifest import schema_problem
 from adapterpack.pack.pack import Pack, build
-from adapterpack.pack.validate import load, validate
-from adapterpack.quantize.packs import quantize_pack
+from adapterpack.pack.validate.validation import load, validate
+from adapterpack.quantizing.packs import quantize_pack
 
 pytestmark = pytest.mark.fast
 

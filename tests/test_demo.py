@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from adapterpack.pack.checkpoint import Checkpoint
-from adapterpack.pack.schema_check import schema_problem
+from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.io.schema_check import schema_problem
 
 COMMAND = [sys.executable, "-m", "adapterpack"]
 

@@ -20,21 +20,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import adapterpack
 from adapterpack import LoRA, Session, adapt, export, load, save
-from adapterpack.errors import (
-    AdapterpackError,
-    BaseMismatch,
-    ConfigError,
-    OutputExists,
-    ParityError,
-    SiteNotFound,
-    UnknownName,
-    Unsupported,
-)
-from adapterpack.export import parity
-from adapterpack.export.frontends import BaseGraph, Frontend, mobius
-from adapterpack.export.modes import MODES, Plan, base_head, with_fields
-from adapterpack.export.sitemap import find_sites
-from adapterpack.methods import (
+from adapterpack.adapter_methods import (
     AttachForm,
     BlockDiagonal,
     Dense,
@@ -51,17 +37,31 @@ from adapterpack.methods import (
     register,
     registry,
 )
-from adapterpack.pack import manifest as m
-from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.bundle.manifest import read_bundle
+from adapterpack.errors import (
+    AdapterpackError,
+    BaseMismatch,
+    ConfigError,
+    OutputExists,
+    ParityError,
+    SiteNotFound,
+    UnknownName,
+    Unsupported,
+)
+from adapterpack.exporting.frontends import BaseGraph, Frontend, mobius
+from adapterpack.exporting.graph.sitemap import find_sites
+from adapterpack.exporting.modes import MODES, Plan, base_head, with_fields
+from adapterpack.exporting.proof import parity
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
-from adapterpack.runtime.bundle import read_bundle
-from adapterpack.runtime.precision import ABSENT
 from adapterpack.runtime.session import pad
-from adapterpack.runtime.slots import form_arrays, head_values
-from adapterpack.tasks import task_named
-from adapterpack.train.loading import load_model
+from adapterpack.slots.precision import ABSENT
+from adapterpack.slots.values import form_arrays, head_values
+from adapterpack.tasks.task import task_named
+from adapterpack.training.loading import load_model
 
-stage = importlib.import_module("adapterpack.export.export")
+stage = importlib.import_module("adapterpack.exporting.pipeline")
 Make = Callable[..., Any]
 
 KINDS = ("bert", "llama")
@@ -621,7 +621,7 @@ def test_rows_that_take_each_others_adapter_are_found(
     tiny_llama: Path, pack_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bank that gives the first row the last row's adapter is right whenever all rows agree: only the mixed run can tell."""
-    emit = importlib.import_module("adapterpack.export.emit")
+    emit = importlib.import_module("adapterpack.exporting.graph.emit")
     gather = emit.Emitter.gather
 
     def reversed_rows(self: Any, site: Any, field: str, bank: Any, ids: Any) -> Any:

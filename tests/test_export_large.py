@@ -22,13 +22,13 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 import adapterpack
 from adapterpack import DoRA, LoRA, Session
 from adapterpack.errors import ParityError
-from adapterpack.export import parity
-from adapterpack.export import reference as ref
-from adapterpack.export import weights as w
-from adapterpack.runtime.precision import precision
-from adapterpack.tasks import task_named
-from adapterpack.train.inject import attach
-from adapterpack.train.loading import load_model
+from adapterpack.exporting.graph import weights as w
+from adapterpack.exporting.proof import parity
+from adapterpack.exporting.proof import reference as ref
+from adapterpack.slots.precision import precision
+from adapterpack.tasks.task import task_named
+from adapterpack.training.inject import attach
+from adapterpack.training.loading import load_model
 
 TASK = task_named("text-generation")
 _IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
@@ -57,8 +57,8 @@ def held():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
 
-import mobius, torch, onnxruntime, adapterpack.export.reference
-from adapterpack.export.export import export
+import mobius, torch, onnxruntime, adapterpack.exporting.proof.reference
+from adapterpack.exporting.pipeline import export
 peak = before = held()
 
 def watch():
@@ -90,8 +90,8 @@ def test_memory_does_not_grow_with_the_model(dtype: torch.dtype, tmp_path: Path)
 
 KILLED = """
 import os, random, signal, sys, threading, time
-import mobius, torch, onnxruntime, adapterpack.export.reference
-from adapterpack.export.export import export
+import mobius, torch, onnxruntime, adapterpack.exporting.proof.reference
+from adapterpack.exporting.pipeline import export
 base, pack, folder, seed, kills = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
 chance = random.Random(seed)
 WORDS = ["build", "attach", "load", "load", "load", "prove parity", "proved", "quantize"]

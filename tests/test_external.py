@@ -18,11 +18,11 @@ import torch
 from test_export import BATCHES, assert_close, batch_of, logits_of
 
 from adapterpack import LoRA, Session, adapt, export, save, validate
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, FormatError, SiteNotFound, Unsupported
 from adapterpack.onnx_graph.confine import require_confined
-from adapterpack.runtime.bundle import read_bundle
-from adapterpack.tasks import task_named
-from adapterpack.train.loading import load_model
+from adapterpack.tasks.task import task_named
+from adapterpack.training.loading import load_model
 
 Make = Callable[..., Any]
 

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 import adapterpack
-from adapterpack.compose.cut import Cut
-from adapterpack.compose.finder import Held, largest
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, NonFinite, NothingToDo, SiteNotFound, Unsupported
-from adapterpack.extract.matrix import extract_matrix
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack import safetensors
+from adapterpack.extracting.matrix import extract_matrix
+from adapterpack.io import safetensors
+from adapterpack.lowrank.range_finder import Held, largest
+from adapterpack.lowrank.truncation import Cut
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
-from adapterpack.pack.validate import load, validate
+from adapterpack.pack.validate.validation import load, validate
 
 pytestmark = pytest.mark.fast
 
@@ -54,8 +55,8 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def lora_on(base: Path, r: int, size: float, seed: int = 1) -> Pack:
-    from adapterpack.extract.extract import _base
-    from adapterpack.pack.checkpoint import Checkpoint
+    from adapterpack.base.checkpoint import Checkpoint
+    from adapterpack.extracting.pipeline import _base
 
     rng = np.random.default_rng(seed)
     adapters = {}

@@ -19,15 +19,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapterpack.base import checkpoint as checkpoint_module
+from adapterpack.base import fingerprint as fp
+from adapterpack.base import merkle
+from adapterpack.base.checkpoint import INDEX, Checkpoint, shards_in
+from adapterpack.base.match import Variant, match
+from adapterpack.base.quantization import declared
+from adapterpack.base.recast import cast, cast_fingerprint
+from adapterpack.base.variants import relation, variant
 from adapterpack.errors import BaseMismatch, ConfigError, FormatError, NothingToDo, SiteNotFound, StorageError
-from adapterpack.pack import checkpoint as checkpoint_module
-from adapterpack.pack import digests, proof, safetensors
-from adapterpack.pack import fingerprint as fp
-from adapterpack.pack.cast import cast, cast_fingerprint
-from adapterpack.pack.checkpoint import INDEX, Checkpoint, shards_in
-from adapterpack.pack.match import Variant, match
-from adapterpack.pack.quantized import declared
-from adapterpack.pack.relation import relation, variant
+from adapterpack.io import hashing, safetensors
 
 pytestmark = pytest.mark.fast
 
@@ -236,7 +237,7 @@ def test_structure_and_files_of_a_remote_base_cost_no_weights(tmp_path: Path) ->
 def test_one_tensor_is_proven_from_the_leaves(tmp_path: Path) -> None:
     """root(leaves) = content; a tensor of another base, another name, or leaves of another base are refused."""
     base, other = Checkpoint(save(tmp_path / "base", model())), Checkpoint(save(tmp_path / "other", model(1)))
-    content, leaves = proof.decode(proof.encode(base.leaves), "the side file")
+    content, leaves = merkle.decode(merkle.encode(base.leaves), "the side file")
     assert (content, leaves) == (base.content, base.leaves)
     part = Checkpoint(save(tmp_path / "part", {"model.layers.0.proj.weight": model()["model.layers.0.proj.weight"]}))
     part.prove(content, leaves, ["model.layers.0.proj.weight"])
@@ -248,7 +249,7 @@ def test_one_tensor_is_proven_from_the_leaves(tmp_path: Path) -> None:
     with pytest.raises(BaseMismatch, match="leaves belong to another base"):
         base.prove(content, other.leaves, ["model.positions"])
     with pytest.raises(SiteNotFound, match="no such tensor"):
-        proof.prove_tensor(content, leaves, ("model.none", "F32", ()), bytes(32))
+        merkle.prove_tensor(content, leaves, ("model.none", "F32", ()), bytes(32))
     swapped = {**leaves, "model.layers.0.norm.weight": leaves["model.layers.0.proj.weight"]}
     with pytest.raises(BaseMismatch):
         base.prove(content, swapped, ["model.layers.0.norm.weight"])
@@ -261,9 +262,9 @@ def test_one_tensor_is_proven_from_the_leaves(tmp_path: Path) -> None:
 ])
 def test_a_spoilt_side_file_is_refused(spoil: Callable[[dict[str, object]], object]) -> None:
     """FormatError that names the file, for another format, another shape, or leaves that do not give the root."""
-    good = json.loads(proof.encode({"w": fp.leaf("w", "U8", (1,), bytes(32))}))
+    good = json.loads(merkle.encode({"w": fp.leaf("w", "U8", (1,), bytes(32))}))
     with pytest.raises(FormatError):
-        proof.decode(json.dumps(spoil(good)).encode(), "side.json")
+        merkle.decode(json.dumps(spoil(good)).encode(), "side.json")
 
 
 # ------------------------------------------------------------------------------------------------------------------------ verdicts
@@ -483,12 +484,12 @@ def test_a_file_that_changes_under_a_reader_is_an_error(tmp_path: Path) -> None:
 
 def test_digests_are_kept_only_while_times_can_tell_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file just written is read again each time, so that a change within the same tick of the clock is seen; later it is read once."""
-    kept: dict[digests.Identity, dict[str, bytes]] = {}
+    kept: dict[hashing.Identity, dict[str, bytes]] = {}
     monkeypatch.setattr(checkpoint_module, "_DIGESTS", kept)
     folder = save(tmp_path / "base", *split(model(), 2))
     first = Checkpoint(folder).content
     assert kept == {}
-    monkeypatch.setattr(digests, "_SETTLED", 50_000_000)
+    monkeypatch.setattr(hashing, "_SETTLED", 50_000_000)
     time.sleep(0.1)
     assert Checkpoint(folder).content == first
     assert len(kept) == 2
@@ -506,7 +507,7 @@ def test_a_file_is_settled_once_both_of_its_times_are_past() -> None:
     """settled = more than two seconds since the later of both times; a time in the future is not past."""
     now, old = time.time_ns(), time.time_ns() - 10_000_000_000
     expected = {(old, old): True, (now, old): False, (old, now): False, (old, now + 10**12): False}
-    assert {times: digests.Identity(1, 2, 3, *times).settled for times in expected} == expected
+    assert {times: hashing.Identity(1, 2, 3, *times).settled for times in expected} == expected
 
 
 @settings(max_examples=20, deadline=None)
@@ -515,13 +516,13 @@ def test_any_number_of_threads_gives_the_same_digests(sizes: list[int], threads:
     """digest = sha256 of each range by name, for ranges below, at and above a block."""
     data = np.random.default_rng(0).bytes(sum(sizes) + 1)
     with tempdir() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digests, "BLOCK", 1000)
+        patch.setattr(hashing, "BLOCK", 1000)
         path = folder / "file"
         path.write_bytes(data)
-        seen = digests.identity(path)
+        seen = hashing.identity(path)
         starts = np.cumsum([0, *sizes]).tolist()
-        sources = {str(i): digests.Source(path, seen, ((start, size),)) for i, (start, size) in enumerate(zip(starts, sizes, strict=False))}
-        found = digests.digest(sources, threads=threads)
+        sources = {str(i): hashing.Source(path, seen, ((start, size),)) for i, (start, size) in enumerate(zip(starts, sizes, strict=False))}
+        found = hashing.digest(sources, threads=threads)
     ends = pairwise(starts)
     assert found == {str(i): hashlib.sha256(data[start:end]).digest() for i, (start, end) in enumerate(ends)}
 
@@ -530,7 +531,7 @@ def test_an_error_in_one_thread_stops_the_others(tmp_path: Path) -> None:
     """The error comes out, and the rest of the work is left undone."""
     path = tmp_path / "file"
     path.write_bytes(bytes(1000))
-    sources = {str(i): digests.Source(path, digests.identity(path), ((0, 1000 - i),)) for i in range(200)}
+    sources = {str(i): hashing.Source(path, hashing.identity(path), ((0, 1000 - i),)) for i in range(200)}
     done: list[str] = []
 
     def each(name: str, blocks: object) -> bytes:
@@ -541,14 +542,14 @@ def test_an_error_in_one_thread_stops_the_others(tmp_path: Path) -> None:
         return b""
 
     with pytest.raises(KeyboardInterrupt):
-        digests.digest(sources, each, threads=3)
+        hashing.digest(sources, each, threads=3)
     assert len(done) < 20
 
 
 MEASURE = """
 import sys
-from adapterpack.pack.cast import cast_fingerprint
-from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.base.recast import cast_fingerprint
+from adapterpack.base.checkpoint import Checkpoint
 def high():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 base = Checkpoint(sys.argv[1])

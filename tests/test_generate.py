@@ -18,7 +18,7 @@ from adapterpack.errors import ConfigError, FormatError, UnknownAdapter, Unsuppo
 from adapterpack.runtime.generate import Sampling, _choose
 from adapterpack.runtime.session import pad
 from adapterpack.runtime.tokenizer import Tokenizer
-from adapterpack.tasks import MAIN
+from adapterpack.tasks.task import MAIN
 
 Make = Callable[..., Any]
 PROMPTS: list[list[int]] = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16], [60]]

@@ -13,13 +13,13 @@ import onnxruntime as ort
 import pytest
 
 from adapterpack import Session, export, quantize, validate
+from adapterpack.adapter_methods import get
+from adapterpack.bundle.manifest import FILE_NAME, GRAPH, parse_bundle, read_bundle
 from adapterpack.errors import ParityError, UnknownName, Unsupported
-from adapterpack.export.frontends import FRONTENDS, Frontend, mobius
-from adapterpack.methods import get
+from adapterpack.exporting.frontends import FRONTENDS, Frontend, mobius
 from adapterpack.pack.pack import build
-from adapterpack.pack.validate import load
-from adapterpack.runtime.bundle import FILE_NAME, GRAPH, parse_bundle, read_bundle
-from adapterpack.runtime.precision import ABSENT, NONE_BELOW, PRECISIONS, balanced, held
+from adapterpack.pack.validate.validation import load
+from adapterpack.slots.precision import ABSENT, NONE_BELOW, PRECISIONS, balanced, held
 from adapterpack.testing.architectures import ARCHITECTURES
 from adapterpack.testing.exports import kept, prove
 
@@ -77,7 +77,7 @@ def test_a_graph_beyond_the_tolerance_is_not_published(tiny_llama: Path, tmp_pat
         value.const_value = ir.tensor(value.const_value.numpy() * np.float16(1.2), name=value.name)
         return graph
 
-    monkeypatch.setattr("adapterpack.export.export.FRONTENDS", (Frontend("crooked", mobius.supports, built),))
+    monkeypatch.setattr("adapterpack.exporting.pipeline.FRONTENDS", (Frontend("crooked", mobius.supports, built),))
     with pytest.raises(ParityError, match="no frontend made a graph that agrees"):
         export(tiny_llama, [], tmp_path / "bundle", mode="folded", dtype="float16")
     assert not (tmp_path / "bundle").exists()

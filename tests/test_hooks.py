@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from adapterpack import adapt, attach
-from adapterpack.methods import CPT, AdaLoRA, KaSA, LoRA, Progress
-from adapterpack.pack import peft_layout
-from adapterpack.train import hooks
-from adapterpack.train.trainer import AdapterTrainer
+from adapterpack import CPT, AdaLoRA, KaSA, LoRA, adapt, attach
+from adapterpack.adapter_methods import Progress
+from adapterpack.peft import layout
+from adapterpack.training import hooks
+from adapterpack.training.trainer import AdapterTrainer
 
 
 class Two(nn.Module):
@@ -45,7 +45,7 @@ def pair(config: Any, folder: Path) -> tuple[nn.Module, peft.PeftModel]:
     theirs = peft.get_peft_model(Two(), config)
     noisy(theirs)
     theirs.save_pretrained(folder)
-    ours = attach(Two(), peft_layout.read(folder, "same"), check_base=False)
+    ours = attach(Two(), layout.read(folder, "same"), check_base=False)
     for layer in (ours.a, ours.b):
         layer.trainable("same")
     return ours, theirs

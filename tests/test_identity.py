@@ -20,14 +20,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import adapterpack
 from adapterpack import LoRA, Pack, adapt, attach, declare, load, save
+from adapterpack.base import fingerprint as fp
+from adapterpack.base import identity
+from adapterpack.base.checkpoint import INDEX, Checkpoint
 from adapterpack.cli.main import main
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, OutputExists, SiteNotFound, Unsupported
-from adapterpack.pack import fingerprint as fp
-from adapterpack.pack import identity, safetensors
-from adapterpack.pack import manifest as m
-from adapterpack.pack.checkpoint import INDEX, Checkpoint
-from adapterpack.pack.manifest_parts import Variant
-from adapterpack.pack.schema_check import schema_problem
+from adapterpack.io import safetensors
+from adapterpack.io.schema_check import schema_problem
+from adapterpack.manifest import manifest as m
+from adapterpack.manifest.parts import Variant
 
 Tensors = dict[str, np.ndarray]
 
@@ -510,7 +511,7 @@ def test_leave_is_given_by_name(pack: Pack, bases: dict[str, Path], tmp_path: Pa
         shown(done)
     done = call("merge", base, folder, "-o", tmp_path / "again", "--verify", "full", "--allow-structural-base")
     assert "nothing but names and shapes shows that tickets was made for this base" in done.stdout
-    note = json.loads((tmp_path / "merge" / "adapterpack.merge.json").read_text())
+    note = json.loads((tmp_path / "merge" / "adapterpack.merging.json").read_text())
     assert [one["base"] for one in note["packs"]] == ["structural"]
     for args in commands.values():
         args[args.index(base)] = bases["shorter"]

@@ -12,11 +12,12 @@ import onnxruntime as ort
 import pytest
 
 from adapterpack import Session, export, merge, quantize, validate
+from adapterpack.bundle.manifest import GRAPH, STEP, graph_file, read_bundle
 from adapterpack.errors import ParityError, Unsupported
-from adapterpack.export import in_place, stepping
-from adapterpack.runtime.buffers import Buffers
-from adapterpack.runtime.bundle import GRAPH, STEP, graph_file, read_bundle
-from adapterpack.runtime.decoding import Causal
+from adapterpack.exporting.graph import static_cache
+from adapterpack.exporting.proof import cache_parity
+from adapterpack.runtime.decoder import Causal
+from adapterpack.runtime.kv_cache import Buffers
 from adapterpack.testing.architectures import ARCHITECTURES, KINDS
 from adapterpack.testing.exports import make_base, make_pack
 
@@ -140,11 +141,11 @@ def test_a_wrong_second_graph_is_not_published(tiny_llama: Path, tmp_path: Path,
     def shorter(model: Any) -> tuple[Any, Any]:
         lengths, total = lengths_of(model)
         sub = lengths.producer().inputs[0].producer()
-        sub.replace_input_with(1, in_place._constant(model, "two", np.array(2, np.int64)))
+        sub.replace_input_with(1, static_cache._constant(model, "two", np.array(2, np.int64)))
         return lengths, total
 
-    lengths_of = in_place._lengths
-    monkeypatch.setattr(in_place, "_lengths", shorter)
+    lengths_of = static_cache._lengths
+    monkeypatch.setattr(static_cache, "_lengths", shorter)
     with pytest.raises(ParityError, match="steps in place disagrees"):
         export(tiny_llama, [], tmp_path / "bundle", mode="folded", in_place=True, frontend="mobius")
     assert not (tmp_path / "bundle").exists()
@@ -180,4 +181,4 @@ def test_rows_lie_at_the_beginning_of_their_buffers() -> None:
 
 @pytest.mark.fast
 def test_the_proof_takes_more_steps_than_a_first_buffer_holds() -> None:
-    assert stepping._STEPS > 16
+    assert cache_parity._STEPS > 16

@@ -14,11 +14,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from adapterpack import LoRA, adapt, attach, detach, load, save
+from adapterpack.adapter_methods import INITS, Seen, Site
+from adapterpack.adapter_methods.inits import init_named
+from adapterpack.adapter_methods.inits.loftq import nf4
 from adapterpack.errors import AdapterpackError, ConfigError
-from adapterpack.methods import INITS, Seen, Site
-from adapterpack.methods.inits import init_named
-from adapterpack.methods.inits.loftq import nf4
-from adapterpack.train.inject import parts_of
+from adapterpack.training.inject import parts_of
 
 pytestmark = pytest.mark.fast
 OUT, WIDE = 14, 23
@@ -80,7 +80,7 @@ def test_loftq_is_what_quantization_loses() -> None:
 
 def test_nf4_rounds_to_the_nearest_value_of_its_block() -> None:
     """Every value goes to the nearest of the sixteen, times its block's largest magnitude; zeros stay; an odd end is a block of its own."""
-    from adapterpack.methods.inits.loftq import _NF4
+    from adapterpack.adapter_methods.inits.loftq import _NF4
 
     values = RNG.normal(size=130)
     rounded = nf4(values)
@@ -104,7 +104,7 @@ def test_eva_shares_ranks_out() -> None:
     line[0, 0] = 1
     sites = [Site("line", WIDE, OUT, seen=Seen(line)), Site("many", WIDE, OUT, seen=Seen(many))]
     cfg = LoRA(r=4, init="eva", init_options={"rho": 1.75})
-    from adapterpack.methods import get
+    from adapterpack.adapter_methods import get
 
     plan = get("lora").plan
     assert plan is not None

@@ -17,6 +17,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 import adapterpack
 from adapterpack import LoRA, active, adapt, attach, detach, load, save
+from adapterpack.adapter_methods import AttachForm, Dense, Diagonal, Method, Site, Traits, evaluate, registry
+from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import (
     AdapterpackError,
     BaseMismatch,
@@ -27,15 +29,13 @@ from adapterpack.errors import (
     UnknownAdapter,
     Unsupported,
 )
-from adapterpack.methods import AttachForm, Dense, Diagonal, Method, Site, Traits, evaluate, registry
+from adapterpack.manifest.parts import Canary
 from adapterpack.pack import canary
-from adapterpack.pack.checkpoint import Checkpoint
-from adapterpack.pack.manifest_parts import Canary
-from adapterpack.train.canary import verify_canary
-from adapterpack.train.inject import adapter_names, parts_of
-from adapterpack.train.kernels import add_low_rank, is_low_rank
-from adapterpack.train.layer import AdaptedLayer, SavedModule, own_modules
-from adapterpack.train.save import _model_fingerprint
+from adapterpack.training.canary import verify_canary
+from adapterpack.training.inject import adapter_names, parts_of
+from adapterpack.training.kernels.low_rank import add_low_rank, is_low_rank
+from adapterpack.training.layers.layer import AdaptedLayer, SavedModule, own_modules
+from adapterpack.training.save import _model_fingerprint
 
 pytestmark = pytest.mark.fast
 

@@ -1,4 +1,4 @@
-"""The fast ways of :mod:`adapterpack.train.kernels`: what they give, their derivatives, what they keep, and when they are taken."""
+"""The fast ways of :mod:`adapterpack.training.kernels.low_rank`: what they give, their derivatives, what they keep, and when they are taken."""
 
 from __future__ import annotations
 
@@ -11,25 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adapterpack import adapt
-from adapterpack.methods import (
-    AttachForm,
-    BlockCirculant,
-    Chain,
-    Dense,
-    Diagonal,
-    Kronecker,
-    LoRA,
-    Pairs,
-    Repeat,
-    Scaled,
-    Sparse,
-    Sums,
-    evaluate,
-)
-from adapterpack.methods.base import fold_form
-from adapterpack.train import kernels
-from adapterpack.train.kernels import Frozen, belongs_within, fused
+from adapterpack import LoRA, adapt
+from adapterpack.adapter_methods import AttachForm, BlockCirculant, Chain, Dense, Diagonal, Kronecker, Pairs, Repeat, Scaled, Sums, evaluate
+from adapterpack.adapter_methods.core.base import fold_form
+from adapterpack.adapter_methods.core.sparse import Sparse
+from adapterpack.training.kernels import low_rank
+from adapterpack.training.kernels.low_rank import Frozen, belongs_within, fused
 
 pytestmark = pytest.mark.fast
 
@@ -77,7 +64,7 @@ def test_the_fast_ways_have_the_right_values_and_derivatives(name: str, apart: b
         for within in (False, True):
             if within and not belongs_within(FORMS[name](*leaves[2:]), 10**6):
                 continue
-            monkeypatch.setattr(kernels, "belongs_within", lambda form, rows, within=within: within)
+            monkeypatch.setattr(low_rank, "belongs_within", lambda form, rows, within=within: within)
 
             def f(x: torch.Tensor, entry: torch.Tensor, *rest: torch.Tensor, layer: Frozen = layer) -> torch.Tensor:
                 y = fused(FORMS[name](*rest), layer, x, entry if apart else None)

@@ -21,15 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adapterpack import LoRA, TrainableTokens, adapt, attach, compose, convert, detach, export, load, merge, quantize, save
+from adapterpack.adapter_methods import LAYOUTS, Dense, Kronecker, Site, from_matrix, get, matrix_shape, to_matrix
+from adapterpack.adapter_methods.core import columns
+from adapterpack.adapter_methods.core.operators import Chain, Diagonal
 from adapterpack.errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
-from adapterpack.methods import LAYOUTS, Dense, Kronecker, Site, columns, from_matrix, get, matrix_shape, to_matrix
-from adapterpack.methods.operators import Chain, Diagonal
-from adapterpack.pack.manifest import Task
-from adapterpack.pack.validate import validate
-from adapterpack.train.conv import AdaptedConv
-from adapterpack.train.inject import active
-from adapterpack.train.layer import Adapted, own_modules
-from adapterpack.train.sites import select
+from adapterpack.manifest.manifest import Task
+from adapterpack.pack.validate.validation import validate
+from adapterpack.training.inject import active
+from adapterpack.training.layers.conv import AdaptedConv
+from adapterpack.training.layers.layer import Adapted, own_modules
+from adapterpack.training.sites import select
 
 pytestmark = pytest.mark.fast
 torch.set_num_threads(1)

@@ -142,5 +142,5 @@ def test_there_are_examples_to_run() -> None:
     names = ("adapterpack.errors", *modules("pack", "methods"))
     counts = {name: doctest.testmod(importlib.import_module(name)).attempted for name in names}
     assert sum(counts.values()) >= 15
-    assert all(counts[name] for name in ("adapterpack.errors", "adapterpack.methods.base", "adapterpack.methods.registry",
-                                         "adapterpack.pack.atomic", "adapterpack.pack.fingerprint", "adapterpack.pack.safetensors"))
+    assert all(counts[name] for name in ("adapterpack.errors", "adapterpack.adapter_methods.core.base", "adapterpack.adapter_methods.registry",
+                                         "adapterpack.io.atomic", "adapterpack.base.fingerprint", "adapterpack.io.safetensors"))

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import adapterpack.methods
+import adapterpack.adapter_methods
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get, methods
+from adapterpack.adapter_methods.catalogue import CONFIGS
 from adapterpack.errors import FormatError
-from adapterpack.methods import LoRA, Site, get, methods
-from adapterpack.methods.catalogue import CONFIGS
-from adapterpack.pack import canonical_json, strict_json
-from adapterpack.pack.manifest import Base, Task
+from adapterpack.io import canonical_json, strict_json
+from adapterpack.manifest.manifest import Base, Task
 from adapterpack.pack.pack import build
 
 pytestmark = pytest.mark.fast
@@ -62,23 +63,23 @@ def test_values_beyond_json_are_told_as_before() -> None:
 def test_no_method_is_imported_before_it_is_asked_for() -> None:
     """Reading a pack imports the method that made it, and no other; every name of the package is there all the same."""
     program = (
-        "import sys, adapterpack.pack.validate, adapterpack.methods as methods\n"
-        "from adapterpack.methods.catalogue import CONFIGS\n"
+        "import sys, adapterpack.pack.validate.validation, adapterpack.methods as methods\n"
+        "from adapterpack.adapter_methods.catalogue import CONFIGS\n"
         "def loaded(): return sorted(name for name in CONFIGS if f'adapterpack.methods.{name}' in sys.modules)\n"
         "assert loaded() == [], loaded()\n"
         "assert methods.get('lora').name == 'lora' and loaded() == ['lora']\n"
-        "import adapterpack.methods.boft\n"
+        "import adapterpack.adapter_methods.boft\n"
         "assert methods.boft is methods.get('boft') and methods.boft.config is methods.BOFT\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
     assert list(CONFIGS) == sorted(set(methods()) & set(CONFIGS))
-    for name in adapterpack.methods.__all__:
+    for name in adapterpack.adapter_methods.__all__:
         assert getattr(adapterpack.methods, name) is not None
     for name, config in CONFIGS.items():
         method = methods()[name]
         assert (getattr(adapterpack.methods, name), getattr(adapterpack.methods, config)) == (method, method.config)
     with pytest.raises(AttributeError, match="no attribute 'lara'"):
-        _ = adapterpack.methods.lara  # type: ignore[attr-defined]
+        _ = adapterpack.adapter_methods.lara  # type: ignore[attr-defined]
 
 
 def test_composing_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
@@ -92,10 +93,10 @@ def test_composing_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None
                "except SystemExit as done: print(done.code, *sys.modules)")
     done = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True)
     code, *modules = done.stdout.splitlines()[-1].split()
-    assert code == "0" and "adapterpack.compose.work" in modules
+    assert code == "0" and "adapterpack.composing.work" in modules
     unwanted = {"ml_dtypes", "array_api_compat", "tempfile", "shutil", "random", "difflib", "yaml", "subprocess", "importlib.metadata",
-                "jsonschema", "adapterpack.cli.score", "adapterpack.methods.routes"}
-    unwanted |= {f"adapterpack.methods.{file}" for file in adapterpack.methods._KINDS}
+                "jsonschema", "adapterpack.cli.score", "adapterpack.adapter_methods.forms.routes"}
+    unwanted |= {f"adapterpack.methods.{file}" for file in adapterpack.adapter_methods._KINDS}
     assert not unwanted & set(modules)
 
 

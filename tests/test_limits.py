@@ -10,12 +10,12 @@ import onnx_ir as ir
 import pytest
 from test_export import one_layer
 
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ParityError, Unsupported
-from adapterpack.export.limits import require_readable
-from adapterpack.export.packing import SHARED, pack_siblings
-from adapterpack.export.passes import checked, slots_of
-from adapterpack.export.sitemap import find_sites
-from adapterpack.runtime.bundle import read_bundle
+from adapterpack.exporting.graph.packing import SHARED, pack_siblings
+from adapterpack.exporting.graph.passes import checked, slots_of
+from adapterpack.exporting.graph.sitemap import find_sites
+from adapterpack.exporting.limits import require_readable
 
 
 @pytest.mark.fast
@@ -60,8 +60,8 @@ def test_packing_saves_products(mode: str, before: int, after: int, bundle_of: C
 
 def test_siblings_that_differ_stay_apart(tiny_llama: Path) -> None:
     """Nothing is packed across modules, or where one sibling's input is changed by an adapter."""
-    from adapterpack.export.frontends import mobius
-    from adapterpack.export.modes import Plan
+    from adapterpack.exporting.frontends import mobius
+    from adapterpack.exporting.modes import Plan
 
     graph = mobius.build(tiny_llama, "text-generation", "float32")
     every = find_sites(graph.model, graph.scope)

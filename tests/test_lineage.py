@@ -10,14 +10,14 @@ import pytest
 
 import adapterpack
 from adapterpack import LoRA, Pack, validate
-from adapterpack.convert.folders import floated
+from adapterpack.adapter_methods import Site, method_of
+from adapterpack.converting.folders import floated
 from adapterpack.errors import FormatError
-from adapterpack.methods import Site, method_of
-from adapterpack.pack import manifest as m
-from adapterpack.pack.checks.lineage import MAX_DEPTH, depths
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.lineage import MAX_ANCESTORS, descended
 from adapterpack.pack.pack import build
-from adapterpack.quantize.packs import quantize_pack
+from adapterpack.pack.validate.checks.lineage import MAX_DEPTH, depths
+from adapterpack.quantizing.packs import quantize_pack
 
 pytestmark = pytest.mark.fast
 

@@ -16,11 +16,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import adapterpack as ap
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import FormatError, Unsupported
-from adapterpack.pack import peft_layout
-from adapterpack.runtime.bundle import read_bundle
-from adapterpack.runtime.projecting import projected
+from adapterpack.peft import layout
 from adapterpack.runtime.session import pad
+from adapterpack.slots.projections import projected
 
 ROWS = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16]]
 CLOSE = 2e-5
@@ -75,7 +75,7 @@ def test_it_equals_peft_both_ways(llama: Any, tiny_llama: Path, tmp_path: Path, 
         mine, right = ap.attach(llama, pack, check_base=False)(**given).logits, peers(**given).logits
     assert float((mine - right)[real].abs().max()) < CLOSE
     pack.write(tmp_path / "pack")
-    written, read = (json.loads((tmp_path / place / peft_layout.CONFIG).read_bytes()) for place in ("pack", "theirs"))
+    written, read = (json.loads((tmp_path / place / layout.CONFIG).read_bytes()) for place in ("pack", "theirs"))
     keys = ("peft_type", "adapter_len", "adapter_layers", "target_modules")
     assert [written[key] for key in keys] == [read[key] for key in keys]
 
@@ -171,7 +171,7 @@ def test_what_cannot_have_it_says_so(llama: Any, tiny_bert: Path, tiny_llama: Pa
     with pytest.raises(Unsupported, match="no attention that"):
         ap.adapt(AutoModel.from_pretrained(tiny_bert), ap.LLaMAAdapter())
     first = ap.save(moved(llama, ap.LLaMAAdapter(targets=("layers.0.self_attn",))), tmp_path / "first", base=tiny_llama)
-    assert not (tmp_path / "first" / peft_layout.CONFIG).exists() and ap.load(first.path).name == "first"
+    assert not (tmp_path / "first" / layout.CONFIG).exists() and ap.load(first.path).name == "first"
     with pytest.raises(Unsupported, match="does not act on weights"):
         ap.merge(tiny_llama, [first], tmp_path / "merged")
     for wrong in ({"adapter_len": 0}, {"adapter_layers": -1}, {"dropout": 0.1}):

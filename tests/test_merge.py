@@ -32,6 +32,9 @@ from transformers import (
 )
 
 import adapterpack
+from adapterpack import LoRA
+from adapterpack.adapter_methods import AttachForm, Method, Site, SiteConfig, Traits, fold, get, register, registry
+from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import (
     AdapterpackError,
     BaseMismatch,
@@ -43,10 +46,8 @@ from adapterpack.errors import (
     StorageError,
     Unsupported,
 )
-from adapterpack.methods import AttachForm, LoRA, Method, Site, SiteConfig, Traits, fold, get, register, registry
-from adapterpack.pack import manifest as m
-from adapterpack.pack import safetensors as st
-from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.io import safetensors as st
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 
 pytestmark = pytest.mark.fast
@@ -575,7 +576,7 @@ def test_fold_loss_and_advice(tmp_path: Path) -> None:
     assert report.advice is not None and "float32" in report.advice and "BF16" in report.advice
     wide = adapterpack.merge(base, [pack], tmp_path / "wide", dtype="float32")
     assert wide.relative_error < 1e-3 and wide.kept == pytest.approx(1, abs=1e-5) and wide.advice is None
-    assert json.loads((tmp_path / "out" / "adapterpack.merge.json").read_text())["fold_loss"]["relative_error"] == report.relative_error
+    assert json.loads((tmp_path / "out" / "adapterpack.merging.json").read_text())["fold_loss"]["relative_error"] == report.relative_error
     assert report.worst()[0].tensor == "layer.weight"
 
 
@@ -595,7 +596,7 @@ def test_equal_inputs_give_equal_bytes_and_provenance(llama: Path, tmp_path: Pat
     for out in ("x", "y"):
         adapterpack.merge(llama, packs, tmp_path / out, weights=[1, 0.5])
     assert digests(tmp_path / "x") == digests(tmp_path / "y")
-    note = json.loads((tmp_path / "x" / "adapterpack.merge.json").read_text())
+    note = json.loads((tmp_path / "x" / "adapterpack.merging.json").read_text())
     base = Checkpoint(llama)
     assert note["base"] == {"name": base.name, "structure": base.structure, "probe": base.probe, "content": base.content}
     assert note["packs"] == [{"name": p.name, "id": p.id, "weight": w, "base": "same"} for p, w in zip(packs, (1, 0.5), strict=True)]
@@ -716,10 +717,10 @@ def test_no_torch(large: Path, tmp_path: Path) -> None:
     """A merge imports neither torch nor transformers, and into a plain checkpoint nothing that quantized ones, GGUF and graphs need."""
     lora_pack(large).write(tmp_path / "pack")
     code = """import sys, adapterpack
-from adapterpack.merge.codecs.registry import CODECS
+from adapterpack.base.codecs.registry import CODECS
 adapterpack.merge(sys.argv[1], [sys.argv[2]], sys.argv[3])
-print({"torch", "transformers", "onnx_ir", "adapterpack.runtime.bundle", "adapterpack.gguf.header", "adapterpack.merge.gguf.base",
-       *(f"adapterpack.merge.codecs.{file}" for codec in CODECS.values() for file in codec.files)} & set(sys.modules))"""
+print({"torch", "transformers", "onnx_ir", "adapterpack.bundle.manifest", "adapterpack.base.gguf.header", "adapterpack.base.gguf.checkpoint",
+       *(f"adapterpack.base.codecs.{file}" for codec in CODECS.values() for file in codec.files)} & set(sys.modules))"""
     command = [sys.executable, "-c", code, large, tmp_path / "pack", tmp_path / "out"]
     child = subprocess.run(command, capture_output=True, text=True, check=True)
     assert child.stdout.strip() == "set()"

@@ -15,15 +15,16 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.constants import GGML_QUANT_SIZES
 
 import adapterpack
+from adapterpack import DoRA, LoRA
+from adapterpack.adapter_methods import Site, get
+from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.base.codecs.ggml import TYPES, weight
+from adapterpack.base.gguf import names
+from adapterpack.base.gguf.checkpoint import GGUFBase
+from adapterpack.base.gguf.header import read_header
+from adapterpack.base.gguf.kinds import KINDS
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, SiteNotFound, Unsupported
-from adapterpack.gguf import names
-from adapterpack.gguf.header import read_header
-from adapterpack.gguf.kinds import KINDS
-from adapterpack.merge.codecs.ggml import TYPES, weight
-from adapterpack.merge.gguf.base import GGUFBase
-from adapterpack.methods import DoRA, LoRA, Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 
 HIDDEN, INNER, HEADS, GROUPS, WORDS = 256, 512, 4, 2, 96

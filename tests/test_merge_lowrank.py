@@ -18,8 +18,8 @@ import pytest
 from test_merge import lora_pack, tensors
 
 import adapterpack
-from adapterpack.merge import lowrank
-from adapterpack.pack import safetensors as st
+from adapterpack.io import safetensors as st
+from adapterpack.merging import lowrank
 
 pytestmark = pytest.mark.fast
 BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
@@ -35,7 +35,7 @@ def test_it_is_compiled_where_a_compiler_is() -> None:
 
 @pytest.fixture
 def kernel() -> ModuleType:
-    return pytest.importorskip("adapterpack.merge.lowrank._kernel", reason="no compiler here: numpy does all merges")
+    return pytest.importorskip("adapterpack.merging.lowrank._kernel", reason="no compiler here: numpy does all merges")
 
 
 def drawn(rows: int, columns: int, rank: int, dtype: Any, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,8 +20,8 @@ from families import FAMILIES, Family
 
 import adapterpack
 from adapterpack import LoRA, adapt, save
+from adapterpack.adapter_methods import Method, get, methods
 from adapterpack.errors import Unsupported
-from adapterpack.methods import Method, get, methods
 
 FOLDABLE = [method for method in methods().values() if method.kind == "weight" and method.examples[0].acts is None
             and not method.unfoldable]

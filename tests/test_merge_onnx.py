@@ -17,19 +17,20 @@ from families import FAMILIES
 from onnx import TensorProto, helper, numpy_helper  # noqa: TID251 - graphs as other tools write them
 
 import adapterpack
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get, methods
+from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import BaseMismatch, ConfigError, FormatError, NonFinite, OutputExists, SiteNotFound, Unsupported
-from adapterpack.methods import LoRA, Site, get, methods
+from adapterpack.io import safetensors as st
+from adapterpack.manifest import manifest as m
 from adapterpack.onnx_graph.graph_file import GraphFile
 from adapterpack.onnx_graph.match import match
 from adapterpack.onnx_graph.nbits import dequantized, quantized_nodes
-from adapterpack.pack import manifest as m
-from adapterpack.pack import safetensors as st
-from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.pack import Pack, build
-from adapterpack.runtime.bundle import read_bundle
-from adapterpack.tasks import task_named
+from adapterpack.tasks.task import task_named
 from adapterpack.testing.matrix import cases
-from adapterpack.train.loading import load_model
+from adapterpack.training.loading import load_model
 
 Make = Callable[..., Any]
 RNG = np.random.default_rng(5)

@@ -19,14 +19,15 @@ from test_merge import digests
 from test_merge_stream import KILLED
 
 import adapterpack
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
+from adapterpack.base.codecs import bits
+from adapterpack.base.codecs.dequantized_checkpoint import Decoded
+from adapterpack.base.codecs.registry import CODECS
 from adapterpack.cli.main import main
 from adapterpack.errors import FormatError, NonFinite, Unsupported
-from adapterpack.merge.codecs import bits
-from adapterpack.merge.codecs.registry import CODECS
-from adapterpack.merge.codecs.view import Decoded
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack import safetensors as st
+from adapterpack.io import safetensors as st
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 
 pytestmark = pytest.mark.fast

@@ -17,17 +17,17 @@ import pytest
 from test_merge import digests, lone_pack, lora_pack, save_llama, tensors, write_base
 
 import adapterpack
+from adapterpack.adapter_methods import Site
+from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.base.codecs.dequantized_checkpoint import Decoded
+from adapterpack.base.rounding import stochastic, words
 from adapterpack.errors import BaseMismatch, ConfigError, OutputExists, ProviderError, StorageError, Unsupported
-from adapterpack.merge.bytes_io import opened, reserve
-from adapterpack.merge.codecs.view import Decoded
-from adapterpack.merge.jobs import Part, jobs, share
-from adapterpack.merge.journal import FOLDER, PAUSE, Journal, finished
-from adapterpack.merge.rounding import stochastic, words
-from adapterpack.merge.scratch import Scratch
-from adapterpack.methods import Site
-from adapterpack.pack import manifest as m
-from adapterpack.pack import safetensors as st
-from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.io import safetensors as st
+from adapterpack.io.buffers import Scratch
+from adapterpack.io.byte_ranges import opened, reserve
+from adapterpack.manifest import manifest as m
+from adapterpack.merging.jobs import Part, jobs, share
+from adapterpack.merging.journal import FOLDER, PAUSE, Journal, finished
 
 pytestmark = pytest.mark.fast
 
@@ -87,7 +87,7 @@ for kill in range(kills):
     out = f"{folder}/{kill}"
     killed = os.WIFSIGNALED(child(out, chance.random(), chance.uniform(0, 0.01)))
     assert os.path.exists(out) or killed
-    assert not killed or not os.path.exists(out) or os.path.exists(out + "/adapterpack.merge.json")
+    assert not killed or not os.path.exists(out) or os.path.exists(out + "/adapterpack.merging.json")
     if not os.path.exists(out):
         assert child(out) == 0
     print("killed" if killed else "too late", flush=True)
@@ -236,7 +236,7 @@ def test_machines_share_the_work(sharded: Path, whole: tuple[Path, Path], tmp_pa
 
 def test_parts_write_no_common_file(tmp_path: Path) -> None:
     """Each job belongs to one part, no file to two, whatever the number of parts."""
-    from adapterpack.merge import layout, plan
+    from adapterpack.merging import layout, plan
 
     base = Decoded(save_llama(tmp_path / "base", shard="12KB"))
     todo = plan.make(base, [lora_pack(base.folder)], [1.0])
@@ -298,11 +298,11 @@ def test_stochastic_bytes_depend_on_the_seed_alone(sharded: Path, whole: tuple[P
 
     A change of 1e-3 of the weights: nearest keeps about half (reference: the float64 change); by chance 1 within 5 standard errors (0.01).
     """
-    from adapterpack.merge import devices
+    from adapterpack.merging.fold import devices
 
     pack = lora_pack(sharded, r=16, alpha=16, size=(1e-3 / 4) ** 0.5, sites={"0.0.x_proj": (768, 1024), "1.0.x_proj": (768, 1024)})
     report = adapterpack.merge(sharded, [pack], tmp_path / "a", stochastic_rounding=5)
-    monkeypatch.setattr(sys.modules["adapterpack.merge.merge"], "workers", lambda: 1)
+    monkeypatch.setattr(sys.modules["adapterpack.merging.pipeline"], "workers", lambda: 1)
     monkeypatch.setattr(type(devices.arithmetic(None, by_chance=True)), "elements", lambda *_: 1 << 13)
     adapterpack.merge(sharded, [pack], tmp_path / "b", stochastic_rounding=5)
     for index in (1, 2):
@@ -313,7 +313,7 @@ def test_stochastic_bytes_depend_on_the_seed_alone(sharded: Path, whole: tuple[P
     assert a["0.0.x_proj.weight"].tobytes() != d["0.0.x_proj.weight"].tobytes()
     assert adapterpack.merge(sharded, [pack], tmp_path / "nearest").kept < 0.9
     assert report.kept == pytest.approx(1, abs=0.01)
-    assert json.loads((tmp_path / "a" / "adapterpack.merge.json").read_text())["stochastic_rounding"] == 5
+    assert json.loads((tmp_path / "a" / "adapterpack.merging.json").read_text())["stochastic_rounding"] == 5
 
 
 # --- where the base is checked, and where it is computed ----------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import adapterpack
 from adapterpack import LoRA, TrainableTokens, adapt, save
+from adapterpack.adapter_methods import Site, get
+from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import Unsupported
-from adapterpack.methods import Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 
 QWEN = FAMILIES["qwen2"]

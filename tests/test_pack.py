@@ -21,7 +21,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapterpack.compose.compose import compose
+from adapterpack import LoRA, TrainableTokens
+from adapterpack.adapter_methods import Site, get
+from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.composing.pipeline import compose
 from adapterpack.errors import (
     AdapterpackError,
     BaseMismatch,
@@ -35,16 +38,14 @@ from adapterpack.errors import (
     UnknownMethod,
     Unsupported,
 )
-from adapterpack.methods import LoRA, Site, TrainableTokens, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack import safetensors, strict_json
-from adapterpack.pack.beside import Beside
-from adapterpack.pack.checkpoint import Checkpoint
-from adapterpack.pack.manifest_parts import BaseQuantization, Canary, Composition, Dims, Member, Recipe, Tokenizer, Variant
+from adapterpack.io import safetensors, strict_json
+from adapterpack.manifest import manifest as m
+from adapterpack.manifest.migrations import STEPS
+from adapterpack.manifest.parts import BaseQuantization, Canary, Composition, Dims, Member, Recipe, Tokenizer, Variant
+from adapterpack.manifest.secondary_methods import Beside
 from adapterpack.pack.pack import Pack, build, sealed
 from adapterpack.pack.store import Store
-from adapterpack.pack.upgrade import STEPS
-from adapterpack.pack.validate import load, validate
+from adapterpack.pack.validate.validation import load, validate
 
 pytestmark = pytest.mark.fast
 

@@ -15,13 +15,15 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import AdapterpackError, FormatError, NonFinite, SiteNotFound, UnknownMethod, Unsupported
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack import peft_layout, safetensors
+from adapterpack.io import safetensors
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
-from adapterpack.pack.patterns import is_expression
-from adapterpack.pack.validate import load, validate
+from adapterpack.pack.validate.validation import load, validate
+from adapterpack.peft import layout
+from adapterpack.peft.patterns import is_expression
 
 FP32 = 1e-5
 """Absolute: float32 forward passes of two layers with outputs of about 1 move by some 1e-6 against float64."""
@@ -127,7 +129,7 @@ def test_peft_loads_our_pack_and_gives_the_dense_formula(make: Callable[[], torc
     expected = logits(dense(model, pack))
     assert np.abs(expected - logits(copy.deepcopy(model).double())).max() > 0.05, "the adapter does something"
     np.testing.assert_allclose(logits(theirs), expected, rtol=0, atol=FP32)
-    again = peft_layout.read(tmp_path / "ours")
+    again = layout.read(tmp_path / "ours")
     scales = {group.path: group.scale for group in pack.manifest.groups if group.role == "adapter"}
     assert {group.path: group.scale for group in again.manifest.groups if group.role == "adapter"} == pytest.approx(scales, rel=1e-15)
     assert {name: value.tobytes() for name, value in again.tensors.items()} == {n: value.tobytes() for n, value in pack.tensors.items()}
@@ -428,6 +430,6 @@ def test_a_method_that_peft_does_not_know_has_no_peft_face(tmp_path: Path) -> No
     model = nested()
     manifest = our_pack(model, CONFIGS["one config"]).manifest
     with pytest.raises(UnknownMethod):
-        peft_layout.config_bytes(m.Manifest(**{**vars(manifest), "method": m.MethodRef("nothing")}))
+        layout.config_bytes(m.Manifest(**{**vars(manifest), "method": m.MethodRef("nothing")}))
     quantized = m.Manifest(**{**vars(manifest), "quantization": {"scheme": "int8"}})
-    assert peft_layout.config_bytes(quantized) is None
+    assert layout.config_bytes(quantized) is None

@@ -21,16 +21,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 from adapterpack import Session, export, run
+from adapterpack.base.checkpoint import carried_files
 from adapterpack.cli.run import command
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, Unsupported
-from adapterpack.pack.checkpoint import carried_files
-from adapterpack.runtime.media import image_of
-from adapterpack.runtime.pictures import MOST_BYTES, bytes_in, picture
-from adapterpack.runtime.processor import _KINDS, Preparation, preparation, section
-from adapterpack.tasks import task_named
+from adapterpack.runtime.media.image_processing import MOST_BYTES, bytes_in, picture
+from adapterpack.runtime.media.inputs import image_of
+from adapterpack.runtime.media.processor_config import _KINDS, Preparation, preparation, section
+from adapterpack.tasks.task import task_named
 from adapterpack.testing.architectures import ARCHITECTURES, KINDS
 from adapterpack.testing.exports import make_base, make_pack
-from adapterpack.train.loading import load_model
+from adapterpack.training.loading import load_model
 
 SAME = 1e-6
 """Of normalised pixels of size 1 to 3: the same steps in float32."""

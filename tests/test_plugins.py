@@ -15,28 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapterpack import ALoRA
+from adapterpack.adapter_methods import AttachForm, Dense, Diagonal, Method, get, methods, register, registry
+from adapterpack.adapter_methods.alora import alora
+from adapterpack.adapter_methods.core.token_positions import Invoked
+from adapterpack.adapter_methods.forms.attention import AttentionForm
+from adapterpack.adapter_methods.forms.prompt import STORED, PromptForm
+from adapterpack.adapter_methods.llama_adapter import llama_adapter
+from adapterpack.adapter_methods.lora import LoRA, lora
+from adapterpack.adapter_methods.prefix_tuning import prefix_tuning as prefix
+from adapterpack.adapter_methods.prompt_tuning import prompt_tuning as prompt
 from adapterpack.errors import AdapterpackError
-from adapterpack.methods import (
-    ALoRA,
-    AttachForm,
-    AttentionForm,
-    Dense,
-    Diagonal,
-    Invoked,
-    Method,
-    PromptForm,
-    alora,
-    get,
-    llama_adapter,
-    lora,
-    methods,
-    register,
-    registry,
-)
-from adapterpack.methods import prefix_tuning as prefix
-from adapterpack.methods import prompt_tuning as prompt
-from adapterpack.methods.lora import LoRA
-from adapterpack.methods.prompt import STORED
 from adapterpack.testing import INVARIANTS, LAYERS, Case, cases
 
 pytestmark = pytest.mark.fast

@@ -14,10 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM, BartConfig, BartModel
 
 import adapterpack as ap
+from adapterpack.adapter_methods import get
+from adapterpack.adapter_methods.core.token_positions import Ends, Invoked
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, NothingToDo, Unsupported
-from adapterpack.methods import Ends, Invoked, get
-from adapterpack.pack import peft_layout
 from adapterpack.pack.pack import build
+from adapterpack.peft import layout
 from adapterpack.runtime.session import pad
 
 TOKENS = (7, 8)
@@ -122,7 +123,7 @@ def test_pefts_own_folder_is_read(llama: Any, tiny_llama: Path, tmp_path: Path) 
         mine, peers = ap.attach(llama, pack, check_base=False)(**given).logits, theirs(**given).logits
     assert float((mine - peers)[real].abs().max()) < CLOSE
     pack.write(tmp_path / "pack")
-    written = json.loads((tmp_path / "pack" / peft_layout.CONFIG).read_bytes())
+    written = json.loads((tmp_path / "pack" / layout.CONFIG).read_bytes())
     assert written["alora_invocation_tokens"] == [7, 8] and written["peft_type"] == "LORA"
 
 

@@ -17,13 +17,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache
 
 import adapterpack as ap
+from adapterpack.adapter_methods import PROMPT, Site, methods
+from adapterpack.adapter_methods.forms.prompt_config import PromptSite
 from adapterpack.errors import AdapterpackError, BaseMismatch, SiteNotFound, Unsupported
-from adapterpack.methods import PROMPT, PromptSite, Site, methods
-from adapterpack.pack import manifest as m
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
-from adapterpack.train.canary import verify_canary
-from adapterpack.train.inject import adapter_names
-from adapterpack.train.train import train
+from adapterpack.training.canary import verify_canary
+from adapterpack.training.inject import adapter_names
+from adapterpack.training.pipeline import train
 
 ROWS = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16]]
 CONFIGS: dict[str, Any] = {

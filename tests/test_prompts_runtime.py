@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import adapterpack as ap
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, Unsupported
-from adapterpack.pack import manifest as m
-from adapterpack.runtime import virtual
+from adapterpack.manifest import manifest as m
+from adapterpack.runtime import soft_prompt
 from adapterpack.runtime.session import pad
 
 Make = Callable[..., Any]
@@ -174,7 +174,7 @@ def test_what_cannot_be_exported_or_loaded_is_said(
         anonymous = dataclasses.replace(stranger, manifest=dataclasses.replace(stranger.manifest, base=m.Base()))
         with pytest.raises(BaseMismatch):
             session.load(anonymous)
-    monkeypatch.setattr(virtual, "_LOOKUPS", frozenset({"NoSuchOperator"}))
+    monkeypatch.setattr(soft_prompt, "_LOOKUPS", frozenset({"NoSuchOperator"}))
     with pytest.raises(Unsupported, match="looks its tokens up"):
         session.load(packs["soft"])
     assert session.adapters == ["prefix"]

@@ -14,12 +14,12 @@ import onnx_ir as ir
 import pytest
 
 from adapterpack import Session, export, quantize, validate
+from adapterpack.bundle.manifest import GRAPH, read_bundle
 from adapterpack.errors import FormatError, NothingToDo, OutputExists, ParityError, UnknownName
+from adapterpack.manifest import manifest as m
 from adapterpack.pack import canary
-from adapterpack.pack import manifest as m
-from adapterpack.quantize import graphs
-from adapterpack.quantize.graphs import SCHEMES
-from adapterpack.runtime.bundle import GRAPH, read_bundle
+from adapterpack.quantizing import graphs
+from adapterpack.quantizing.graphs import SCHEMES
 from adapterpack.runtime.session import pad
 
 Make = Callable[..., Any]

@@ -13,14 +13,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, fold, get
 from adapterpack.errors import NothingToDo, UnknownName
-from adapterpack.methods import LoRA, Site, fold, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack import strict_json
-from adapterpack.pack.entries import entry_of
+from adapterpack.io import strict_json
+from adapterpack.manifest import manifest as m
+from adapterpack.manifest.entries import entry_of
 from adapterpack.pack.pack import Pack, build, sealed
-from adapterpack.pack.validate import load, validate
-from adapterpack.quantize.packs import int8_rows, quantize_pack, schemes
+from adapterpack.pack.validate.validation import load, validate
+from adapterpack.quantizing.packs import int8_rows, quantize_pack, schemes
 
 pytestmark = pytest.mark.fast
 

@@ -15,13 +15,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
 from adapterpack import Session, attach, export, load, run, train, validate
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError
-from adapterpack.runtime.answers import LONGEST, best_span
-from adapterpack.runtime.bundle import read_bundle
-from adapterpack.tasks import task_named, task_of
-from adapterpack.train import data
-from adapterpack.train.loading import load_model
+from adapterpack.runtime.postprocess import LONGEST, best_span
+from adapterpack.tasks.task import task_named, task_of
+from adapterpack.training import data
+from adapterpack.training.loading import load_model
 
 Make = Callable[..., Any]
 THINGS = ["lamp", "kettle", "radio", "fan", "clock", "drill"]

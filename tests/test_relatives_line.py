@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from adapterpack import Session, attach, export, load, merge, train
-from adapterpack.tasks import task_named
-from adapterpack.train.loading import load_model
+from adapterpack.tasks.task import task_named
+from adapterpack.training.loading import load_model
 
 Make = Callable[..., Any]
 FP32 = 2e-5
@@ -49,7 +49,7 @@ def bank(packs: dict[str, Path], tiny_bert: Path, frontends: Any, tmp_path_facto
     """One bank with all of them."""
     folder = tmp_path_factory.mktemp("banks") / "bank"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("adapterpack.export.export"), "FRONTENDS", frontends)
+        patch.setattr(import_module("adapterpack.exporting.pipeline"), "FRONTENDS", frontends)
         export(tiny_bert, list(packs.values()), folder, mode="bank", slots=4)
     return folder
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import adapterpack
-from adapterpack.compose import entries, finish, trim
-from adapterpack.compose.drawn import uniform
-from adapterpack.compose.rules import rules
-from adapterpack.methods import LoRA, Site
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site
+from adapterpack.composing import finish
+from adapterpack.composing.rules import entries, trim
+from adapterpack.composing.rules.registry import rules
+from adapterpack.lowrank.seeded_random import uniform
 from adapterpack.testing.rule_laws import SITES, Deltas, Ours, close, deltas, made, measured
 
 pytestmark = pytest.mark.fast

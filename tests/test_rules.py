@@ -13,12 +13,12 @@ import peft
 import pytest
 
 import adapterpack
-from adapterpack.compose import rules as rules_module
-from adapterpack.compose.rules import Laws, get, rules
-from adapterpack.compose.space import Term
+from adapterpack import LoRA
+from adapterpack.composing.rules import registry as rules_module
+from adapterpack.composing.rules.registry import Laws, get, rules
 from adapterpack.errors import AdapterpackError, ConfigError, Unsupported
-from adapterpack.methods import LoRA
-from adapterpack.pack.validate import load, validate
+from adapterpack.lowrank.space import Term
+from adapterpack.pack.validate.validation import load, validate
 from adapterpack.testing.peft_rules import TYPES, Peft, changes, loaded
 from adapterpack.testing.rule_catalogue import page, peft_page
 from adapterpack.testing.rule_laws import EQUAL, LAWS, SITES, Combiner, Ours, close, deltas, made, verdict
@@ -34,7 +34,7 @@ WEIGHTS = [0.7, -0.4, 1.1]
 
 def test_every_family_holds_the_rules_that_are_said_of_it() -> None:
     for family, names in rules_module._FAMILIES.items():
-        table = import_module(f"adapterpack.compose.families.{family}").RULES
+        table = import_module(f"adapterpack.composing.rules.families.{family}").RULES
         assert tuple(rule.name for rule in table) == names
 
 

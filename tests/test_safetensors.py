@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adapterpack.errors import FormatError
-from adapterpack.pack.safetensors import DTYPES, MAX_HEADER, MAX_NAME, MAX_TENSORS, SafetensorsFile, all_finite, parse_header, plan, write
+from adapterpack.io.safetensors import DTYPES, MAX_HEADER, MAX_NAME, MAX_TENSORS, SafetensorsFile, all_finite, parse_header, plan, write
 
 pytestmark = pytest.mark.fast
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import adapterpack
 from adapterpack import LoRA, Pack, adapt, save, train, validate
-from adapterpack.pack import manifest as m
-from adapterpack.pack.checkpoint import Checkpoint
-from adapterpack.pack.companions import license_of, tokenizer_of
-from adapterpack.pack.manifest_parts import Dims, Tokenizer
+from adapterpack.base.base_metadata import license_of, tokenizer_of
+from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.manifest import manifest as m
+from adapterpack.manifest.parts import Dims, Tokenizer
 
 pytestmark = pytest.mark.fast
 

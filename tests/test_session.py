@@ -19,6 +19,9 @@ from click.testing import CliRunner
 from ml_dtypes import bfloat16
 
 from adapterpack import LoRA, Session, export, load, run, validate
+from adapterpack.adapter_methods import Site, get
+from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.bundle.manifest import FILE_NAME, read_bundle
 from adapterpack.cli.main import main
 from adapterpack.errors import (
     AdapterpackError,
@@ -30,16 +33,13 @@ from adapterpack.errors import (
     UnknownAdapter,
     Unsupported,
 )
-from adapterpack.methods import Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack.checkpoint import Checkpoint
-from adapterpack.pack.checks.budget import Budget
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
+from adapterpack.pack.validate.budget import Budget
 from adapterpack.runtime import providers
-from adapterpack.runtime.bundle import FILE_NAME, read_bundle
-from adapterpack.runtime.precision import ABSENT
 from adapterpack.runtime.session import pad
-from adapterpack.runtime.slots import pack_values
+from adapterpack.slots.precision import ABSENT
+from adapterpack.slots.values import pack_values
 
 Make = Callable[..., Any]
 WORDS = ("w1 w2 w3 w9", "w5 w6", "w7 w8 w30 w31 w32 w33")

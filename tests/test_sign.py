@@ -24,6 +24,8 @@ from jsonschema import Draft202012Validator
 from model_signing import hashing, signing, verifying
 
 import adapterpack
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.cli.main import main
 from adapterpack.errors import (
     AdapterpackError,
@@ -37,11 +39,10 @@ from adapterpack.errors import (
     UnsupportedSignature,
     WronglySigned,
 )
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import dsse, statement
-from adapterpack.pack import manifest as m
-from adapterpack.pack.keys import private_key
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
+from adapterpack.pack.trust import dsse, statement
+from adapterpack.pack.trust.keys import private_key
 from adapterpack.resources import schema
 
 pytestmark = pytest.mark.fast
@@ -489,7 +490,7 @@ def test_without_cryptography_the_extra_is_named(folder: Path, keys: Keys) -> No
     )
     done = subprocess.run([sys.executable, "-c", program, str(folder), str(keys.private)], capture_output=True, text=True, check=True)
     assert "pip install 'adapterpack[sign]'" in done.stdout
-    program = "import sys, adapterpack.pack.sign, adapterpack.cli.sign; assert 'cryptography' not in sys.modules"
+    program = "import sys, adapterpack.pack.trust.sign, adapterpack.cli.sign; assert 'cryptography' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -13,14 +13,14 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import adapterpack
-from adapterpack.compose import space
-from adapterpack.compose.cut import Cut, shared_out
-from adapterpack.compose.finder import Held, largest, residual
-from adapterpack.compose.represent import represent
-from adapterpack.compose.space import Factors, Term
-from adapterpack.compose.spectra import recompress, spectra, spectrum
+from adapterpack.adapter_methods import Method, Site, fold, get, methods, settled
+from adapterpack.composing.represent import represent
 from adapterpack.errors import ConfigError, Unsupported
-from adapterpack.methods import Method, Site, fold, get, methods, settled
+from adapterpack.lowrank import space
+from adapterpack.lowrank.range_finder import Held, largest, residual
+from adapterpack.lowrank.space import Factors, Term
+from adapterpack.lowrank.spectra import recompress, spectra, spectrum
+from adapterpack.lowrank.truncation import Cut, shared_out
 from adapterpack.pack.pack import Adapter
 
 pytestmark = pytest.mark.fast
@@ -304,8 +304,8 @@ class Base:
     """What a method that reads the base needs of a checkpoint."""
 
     def __init__(self, folder: Path, weight: np.ndarray) -> None:
-        from adapterpack.pack import safetensors
-        from adapterpack.pack.checkpoint import Checkpoint
+        from adapterpack.base.checkpoint import Checkpoint
+        from adapterpack.io import safetensors
 
         folder.mkdir()
         safetensors.write(folder / "model.safetensors", {"layer.weight": weight})
@@ -319,7 +319,7 @@ WEIGHTS = sorted(name for name, method in methods().items()
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_any_method_becomes_factors(name: str, tmp_path: Path) -> None:
     """The factors are the change that the fold makes of the weight; exact, or off by no more than they say; or refused with a reason."""
-    from adapterpack.methods import complete
+    from adapterpack.adapter_methods import complete
 
     method = get(name)
     weight = np.random.default_rng(0).standard_normal((WIDTHS[1], WIDTHS[0])).astype(np.float32)

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import adapterpack
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import CorruptBlob, FormatError, StorageError, UnknownName
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack.cache import cache_folder
-from adapterpack.pack.locks import locked
+from adapterpack.io.cache import cache_folder
+from adapterpack.io.locks import locked
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.store import Store
 
@@ -485,7 +486,7 @@ def test_a_process_that_is_killed_leaves_no_half_pack(store: Store, tmp_path: Pa
 
 def test_where_the_store_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the user's cache folder, beside the demo's models, which read the same rule under its old name."""
-    from adapterpack.demo import models
+    from adapterpack.demos import models
 
     monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
     assert Store().root == tmp_path / "cache" / "store"

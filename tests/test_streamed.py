@@ -12,12 +12,13 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import adapterpack
-from adapterpack import threads
 from adapterpack.errors import FormatError
-from adapterpack.pack import peft_layout, validate
-from adapterpack.pack.checks import folder
+from adapterpack.io import threads
+from adapterpack.io.streamed_tensors import Streamed, Unread
 from adapterpack.pack.pack import Pack
-from adapterpack.pack.streamed import Streamed, Unread
+from adapterpack.pack.validate import validation
+from adapterpack.pack.validate.checks import folder
+from adapterpack.peft import layout
 from adapterpack.testing.rule_laws import MIXED, made
 
 pytestmark = pytest.mark.fast
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.fast
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor file is large."""
-    for module in (peft_layout, validate, folder):
+    for module in (layout, validation, folder):
         monkeypatch.setattr(module, "LARGE", 8)
 
 
@@ -52,7 +53,7 @@ def test_a_large_pack_is_the_same_pack(tmp_path: Path, monkeypatch: pytest.Monke
     """Held or read piece by piece: the same identity, the same tensors, and the same composition to the bit."""
     paths = written(tmp_path, kind)
     held = [adapterpack.load(path) for path in paths]
-    for module in (peft_layout, validate, folder):
+    for module in (layout, validation, folder):
         monkeypatch.setattr(module, "LARGE", 8)
     read = [adapterpack.load(path) for path in paths]
     for one, two in zip(held, read, strict=True):

@@ -15,10 +15,10 @@ from google.protobuf import text_format
 from test_export import BATCHES, assert_close, batch_of, logits_of
 
 from adapterpack import Session, convert, export, load, merge, validate
+from adapterpack.bundle.manifest import bundle_in, read_bundle
 from adapterpack.errors import UnknownName, Unsupported
-from adapterpack.export.targets import TARGETS
-from adapterpack.export.targets.triton import config, model_name
-from adapterpack.runtime.bundle import bundle_in, read_bundle
+from adapterpack.exporting.targets import TARGETS
+from adapterpack.exporting.targets.triton import config, model_name
 
 Make = Callable[..., Any]
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32", "tensor(bool)": "TYPE_BOOL"}

@@ -19,20 +19,20 @@ from click.testing import CliRunner
 
 import adapterpack
 from adapterpack import Session, export, quantize, run
+from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
-from adapterpack.pack.manifest_parts import Recipe
-from adapterpack.quantize.graphs import SCHEMES
-from adapterpack.quantize.measure import inputs_of
+from adapterpack.manifest.parts import Recipe
+from adapterpack.quantizing.graphs import SCHEMES
+from adapterpack.quantizing.measure import inputs_of
 from adapterpack.runtime import canary as replay
-from adapterpack.runtime.answers import POOLING
-from adapterpack.runtime.bundle import graph_file, read_bundle
-from adapterpack.runtime.images import features_of_rows, rows_of_images
-from adapterpack.runtime.media import array_of, speech_of
-from adapterpack.tasks import TASKS, task_named, task_of
+from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
+from adapterpack.runtime.media.inputs import array_of, speech_of
+from adapterpack.runtime.postprocess import POOLING
+from adapterpack.tasks.task import TASKS, task_named, task_of
 from adapterpack.testing.architectures import ARCHITECTURES, KINDS, MODES
 from adapterpack.testing.exports import make_base, make_pack
-from adapterpack.train.loading import load_model
+from adapterpack.training.loading import load_model
 
 Make = Callable[..., Any]
 BY_NAME = {one.name: one for one in ARCHITECTURES}

@@ -32,12 +32,12 @@ from transformers import (
 
 import adapterpack
 from adapterpack import LoRA, Pack, adapt, attach, load, save, train
+from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import AdapterpackError, ConfigError, NonFinite, OutputExists, StorageError, UnknownName, Unsupported
-from adapterpack.pack.checkpoint import Checkpoint
-from adapterpack.tasks import task_named
-from adapterpack.train import data
-from adapterpack.train.canary import verify_canary
-from adapterpack.train.loading import load_model
+from adapterpack.tasks.task import task_named
+from adapterpack.training import data
+from adapterpack.training.canary import verify_canary
+from adapterpack.training.loading import load_model
 
 TEXT = "text-classification"
 CAUSAL = {"task": "text-generation"}

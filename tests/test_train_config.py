@@ -12,13 +12,14 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from adapterpack import LoRA
+from adapterpack.adapter_methods import methods
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, UnknownMethod
-from adapterpack.methods import LoRA, methods
-from adapterpack.pack.manifest import schema_problem
-from adapterpack.train.aliases import ALIASES, translate
-from adapterpack.train.config import LEAST, NAME, POSITIVE, TrainConfig, read_config
-from adapterpack.train.schema import schema
-from adapterpack.train.train import PREPARE
+from adapterpack.manifest.manifest import schema_problem
+from adapterpack.training.config.aliases import ALIASES, translate
+from adapterpack.training.config.config import LEAST, NAME, POSITIVE, TrainConfig, read_config
+from adapterpack.training.config.schema import schema
+from adapterpack.training.pipeline import PREPARE
 
 pytestmark = pytest.mark.fast
 

@@ -22,19 +22,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.cli.main import main
 from adapterpack.errors import FormatError
-from adapterpack.pack import digests, safetensors, schema_check
-from adapterpack.pack import manifest as m
-from adapterpack.pack.checkpoint import Checkpoint
-from adapterpack.pack.checks import folder as files
-from adapterpack.pack.checks.budget import Budget, Spent
-from adapterpack.pack.checks.hashing import hashed
-from adapterpack.pack.checks.registry import RULES, rules_table
-from adapterpack.pack.checks.sarif import sarif
-from adapterpack.pack.checks.template import template_findings
-from adapterpack.pack.checks.text import looks_like, unsafe
-from adapterpack.pack.validate import examine, load, validate
+from adapterpack.io import hashing as digests
+from adapterpack.io import safetensors, schema_check
+from adapterpack.manifest import manifest as m
+from adapterpack.pack.validate.budget import Budget, Spent
+from adapterpack.pack.validate.checks import folder as files
+from adapterpack.pack.validate.checks.template import template_findings
+from adapterpack.pack.validate.checks.text import looks_like, unsafe
+from adapterpack.pack.validate.hashing import hashed
+from adapterpack.pack.validate.registry import RULES, rules_table
+from adapterpack.pack.validate.sarif import sarif
+from adapterpack.pack.validate.validation import examine, load, validate
 from adapterpack.resources import schema
 
 sys.path.insert(0, str(Path(__file__).parent / "packs"))
@@ -317,7 +318,7 @@ def test_templates_of_real_models_pass() -> None:
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A tiny tied base with a tokenizer and a chat template."""
-    from adapterpack.pack import safetensors
+    from adapterpack.io import safetensors
 
     (tmp_path / "base").mkdir()
     tensors = {"net.q.weight": np.ones((7, 5), np.float32), "net.v.weight": np.ones((3, 5), np.float32),
@@ -357,7 +358,8 @@ def test_tokenizer_digests_are_compared_with_the_base(base: Path, tmp_path: Path
 
 def test_a_change_of_one_tied_partner_and_a_pack_as_large_as_its_base_are_warned_of(base: Path, tmp_path: Path) -> None:
     """The base ties lm_head to its embeddings; the pack trains lm_head alone, with as many parameters as the base: AP703, AP704."""
-    from adapterpack.methods import LoRA, Site, get
+    from adapterpack import LoRA
+    from adapterpack.adapter_methods import Site, get
     from adapterpack.pack.pack import build
 
     site = {Site("net.q", 5, 7): (LoRA(r=1), {"lora_A": np.ones((1, 5), np.float32), "lora_B": np.ones((7, 1), np.float32)})}
@@ -413,9 +415,9 @@ def test_a_valid_pack_is_validated_without_heavy_imports(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     code, *modules = done.stdout.splitlines()[-1].split()
     assert code == "0"
-    assert "adapterpack.pack.checks.registry" in modules
+    assert "adapterpack.pack.validate.registry" in modules
     unwanted = {"torch", "transformers", "peft", "jsonschema", "jinja2", "huggingface_hub", "rich", "importlib.metadata", "email",
-                "tempfile", "onnxruntime", "adapterpack.pack.checkpoint", "adapterpack.pack.atomic", "adapterpack.runtime.bundle"}
+                "tempfile", "onnxruntime", "adapterpack.base.checkpoint", "adapterpack.io.atomic", "adapterpack.bundle.manifest"}
     assert not unwanted & set(modules)
 
 
@@ -434,7 +436,7 @@ def test_files_are_hashed_beside_the_checks_and_within_the_budget() -> None:
 
 def test_load_refuses_what_is_incomplete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pack too large for the memory budget is not loaded half-checked."""
-    monkeypatch.setattr("adapterpack.pack.validate.Budget", lambda: Budget(memory=10))
+    monkeypatch.setattr("adapterpack.pack.validate.validation.Budget", lambda: Budget(memory=10))
     with pytest.raises(FormatError, match="checked to the end"):
         load(folder)
 

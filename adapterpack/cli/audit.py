@@ -10,9 +10,9 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..pack.atomic import output_file
+from ..io.atomic import output_file
+from ..io.readable import percent
 from ..report.audit import audit_report, worst
-from ..report.values import percent
 from .options import pack_at, shared, weight_option
 from .output import emit, line, table
 from .progress import byte_bar

@@ -10,7 +10,7 @@ import adapterpack
 
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
-from ..report.values import size
+from ..io.readable import size
 from .options import pack_at
 from .output import emit, line, one_line, table
 from .progress import steps
@@ -23,7 +23,7 @@ def say(text: str) -> None:
 
 def tell_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_json: bool) -> None:
     """Prints what would be done."""
-    from ..compose.plan import plan  # noqa: PLC0415 - the help must not pay for it
+    from ..composing.plan import plan  # noqa: PLC0415 - the help must not pay for it
 
     if tree is not None:
         raise click.UsageError("A tree combines nothing before it runs, so there is no plan for it.")
@@ -48,7 +48,7 @@ def measured(
     packs: list[Any], rule: str, data: tuple[str, ...], statistics: tuple[str, ...], base: str | None, out: str
 ) -> tuple[str, ...]:
     """The statistics of every pack on its own data, beside the output."""
-    from ..compose.rules import get  # noqa: PLC0415 - the help must not pay for it
+    from ..composing.rules.registry import get  # noqa: PLC0415 - the help must not pay for it
 
     kind = get(rule).statistics
     if statistics or base is None or len(data) != len(packs) or not kind:
@@ -67,8 +67,8 @@ def write(made: Any, packs: tuple[str, ...], recipe: str | None, mergekit: str |
     """The files that say how the pack was made."""
     if recipe is None and mergekit is None:
         return
-    from ..compose.mergekit import write as write_mergekit  # noqa: PLC0415 - the help must not pay for it
-    from ..compose.recipe import recipe_of  # noqa: PLC0415
+    from ..composing.mergekit import write as write_mergekit  # noqa: PLC0415 - the help must not pay for it
+    from ..composing.recipe import recipe_of  # noqa: PLC0415
 
     found = recipe_of(made)
     if recipe is not None:

@@ -9,10 +9,10 @@ import click
 
 import adapterpack
 
+from ..bundle.manifest import bundle_in
 from ..hub.resolve import folder_of
-from ..merge.onnx.kind import is_graph
-from ..report.values import size
-from ..runtime.bundle import bundle_in
+from ..io.readable import size
+from ..merging.onnx.kind import is_graph
 from .options import out_option, pack_at, shared, structural_option
 from .output import emit, line
 from .progress import steps

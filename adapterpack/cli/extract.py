@@ -7,7 +7,7 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..report.values import size
+from ..io.readable import size
 from .options import out_option, shared
 from .output import emit, line, shown
 from .progress import byte_bar

@@ -76,8 +76,8 @@ def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, fu
     found = adapterpack.hub.audit(repos, lock=lock, full=full)
     if sarif_file is not None:
         from ..hub.auditing import audit_sarif  # noqa: PLC0415
-        from ..pack import strict_json  # noqa: PLC0415
-        from ..pack.atomic import output_file  # noqa: PLC0415
+        from ..io import strict_json  # noqa: PLC0415
+        from ..io.atomic import output_file  # noqa: PLC0415
 
         with output_file(Path(sarif_file)) as path:
             path.write_bytes(strict_json.canonical(audit_sarif(found, adapterpack.__version__)))

@@ -6,7 +6,7 @@ import click
 
 import adapterpack
 
-from ..report.values import size
+from ..io.readable import size
 from .options import shared
 from .output import emit, facts
 

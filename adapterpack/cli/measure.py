@@ -9,7 +9,7 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..report.values import size
+from ..io.readable import size
 from .options import pack_at, shared
 from .output import emit, line
 from .progress import steps

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from ..hub.resolve import folder_of
-from ..merge.onnx.report import GraphReport
-from ..report.values import size
-from ..threads import no_blas_threads
+from ..io.readable import size
+from ..io.threads import no_blas_threads
+from ..merging.onnx.report import GraphReport
 from .options import out_option, packs_read, shared, structural_option, weight_option
 from .output import emit, line
 from .progress import byte_bar
@@ -48,7 +48,7 @@ def command(
       adapterpack merge model-Q4_K_M.gguf packs/tickets --base models/base -o tickets-Q4_K_M.gguf
     """
     with no_blas_threads(), packs_read(packs) as read:
-        from ..merge.merge import merge  # noqa: PLC0415 - the help must not pay for it
+        from ..merging.pipeline import merge  # noqa: PLC0415 - the help must not pay for it
 
         loaded = read()
     with byte_bar("merge") as progress:

@@ -36,15 +36,15 @@ def command(name: str | None, as_json: bool) -> None:
         else:
             facts(found)
         return
-    chosen = adapterpack.methods.methods().values() if name is None else [adapterpack.methods.get(name)]
+    chosen = adapterpack.methods.methods().values() if name is None else [adapterpack.adapter_methods.get(name)]
     listed = [_described(method) for method in chosen]
     if as_json:
-        emit({"command": "methods", "methods": listed, "inits": [_init(init) for init in adapterpack.methods.inits.INITS.values()],
+        emit({"command": "methods", "methods": listed, "inits": [_init(init) for init in adapterpack.adapter_methods.inits.INITS.values()],
               "nodes": [_node(kind) for kind in kinds.values()] if name is None else []})
     elif name is None:
         table(["name", "kind", "what it does"], [[method["name"], method["kind"], method["summary"]] for method in listed])
         table(["init", "needs", "how the branch begins"],
-              [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in adapterpack.methods.inits.INITS.values()])
+              [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in adapterpack.adapter_methods.inits.INITS.values()])
         table(["node", "of a tree", "what it does"],
               [[kind.name, "router" if kind.routes else "-", kind.summary] for kind in kinds.values()])
     else:
@@ -52,7 +52,7 @@ def command(name: str | None, as_json: bool) -> None:
 
 
 def _nodes() -> Any:
-    return import_module("adapterpack.methods.nodes")  # the listing of commands must not pay for it
+    return import_module("adapterpack.adapter_methods.nodes")  # the listing of commands must not pay for it
 
 
 def _node(kind: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import adapterpack
 
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
-from ..threads import quick_turns, workers
+from ..io.threads import quick_turns, workers
 
 TRACEBACK = "--traceback"
 _RENAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})=(.+)", re.DOTALL)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from ..report.values import size
+from ..io.readable import size
 from .output import one_line
 
 _SECONDS_BETWEEN_LINES = 2.0

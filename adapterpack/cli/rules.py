@@ -25,7 +25,7 @@ def command(name: str | None, as_json: bool) -> None:
       adapterpack rules
       adapterpack rules linear
     """
-    from ..compose.rules import get  # noqa: PLC0415 - imports numpy
+    from ..composing.rules.registry import get  # noqa: PLC0415 - imports numpy
 
     chosen = adapterpack.rules().values() if name is None else [get(name)]
     found = [_described(rule) for rule in chosen]

@@ -15,7 +15,7 @@ import adapterpack
 
 from ..errors import ConfigError, NothingToDo, storage_errors
 from ..hub.resolve import folder_of
-from ..pack.atomic import output_file, refuse_existing
+from ..io.atomic import output_file, refuse_existing
 from .options import shared
 from .output import emit, finite, line
 from .progress import apart

@@ -14,7 +14,7 @@ from .options import shared, structural_option
 from .output import emit, line
 
 if TYPE_CHECKING:
-    from ..pack.validate import Report
+    from ..pack.validate.validation import Report
 
 _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLETE}
 
@@ -39,7 +39,7 @@ def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, s
     Example:
       adapterpack validate packs/tickets --base models/base
     """
-    from ..pack.checks.budget import Budget  # noqa: PLC0415 - imports numpy
+    from ..pack.validate.budget import Budget  # noqa: PLC0415 - imports numpy
 
     limits = {"seconds": max_seconds, "memory": max_bytes}
     budget = Budget(**{key: value for key, value in limits.items() if value is not None})  # type: ignore[arg-type]
@@ -65,9 +65,9 @@ def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, s
 
 
 def _write_sarif(report: Report, out: Path) -> None:
-    from ..pack import strict_json  # noqa: PLC0415
-    from ..pack.atomic import output_file  # noqa: PLC0415
-    from ..pack.checks.sarif import sarif  # noqa: PLC0415
+    from ..io import strict_json  # noqa: PLC0415
+    from ..io.atomic import output_file  # noqa: PLC0415
+    from ..pack.validate.sarif import sarif  # noqa: PLC0415
 
     with output_file(out) as path:
         path.write_bytes(strict_json.canonical(sarif(report, adapterpack.__version__)))

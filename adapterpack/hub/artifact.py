@@ -9,18 +9,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import FormatError, HubError
-from ..pack import manifest as m
-from ..pack import peft_layout
-from ..pack.checks import folder as files
-from ..pack.checks.finding import Finding
-from ..pack.files import TENSORS
-from ..pack.manifest import FileEntry
+from ..io.safe_open import TENSORS
+from ..manifest import manifest as m
+from ..manifest.manifest import FileEntry
 from ..pack.pack import MUTABLE, SIGNATURE
-from .client import Listed, Remote
-from .transfer import fetch
+from ..pack.validate.checks import folder as files
+from ..pack.validate.finding import Finding
+from ..peft import layout
+from .transport.client import Listed, Remote
+from .transport.transfer import fetch
 
 BUNDLE = "adapterpack.bundle.json"
-KINDS = {m.FILE_NAME: "pack", BUNDLE: "bundle", peft_layout.CONFIG: "peft"}
+KINDS = {m.FILE_NAME: "pack", BUNDLE: "bundle", layout.CONFIG: "peft"}
 """The file that marks an artifact -> its kind, the first that is there."""
 CLOSED = (m.FILE_NAME, BUNDLE)
 """Those that list every file of their folder."""
@@ -89,7 +89,7 @@ def _pack(remote: Remote, mark: str, data: bytes, listed: Mapping[str, Listed]) 
 
 
 def _bundle(remote: Remote, mark: str, data: bytes, listed: Mapping[str, Listed]) -> Artifact:
-    from ..runtime.bundle import parse_bundle  # noqa: PLC0415 - packs do not need what bundles need
+    from ..bundle.manifest import parse_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
     bundle = parse_bundle(data, f"{remote}, {mark}")
     return _closed(remote, Artifact("bundle", mark, data, bundle.files, bundle), listed)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AdapterpackError, FormatError
-from ..pack.checks.budget import Budget
-from ..pack.checks.finding import Report
-from ..pack.checks.sarif import sarif
+from ..pack.validate.budget import Budget
+from ..pack.validate.finding import Report
+from ..pack.validate.sarif import sarif
 from . import names
 from .lockfile import Lockfile, Pinned
 from .remote import validate_remote

@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..base import fingerprint as fp
+from ..base.checkpoint import INDEX, SINGLE, Checkpoint
 from ..errors import FormatError, StorageError
-from ..pack import fingerprint as fp
-from ..pack.checkpoint import INDEX, SINGLE, Checkpoint
 from . import names
-from .client import Listed, Remote, connect, tree
-from .headers import HeaderFile, read_header
-from .transfer import fetch
+from .transport.client import Listed, Remote, connect, tree
+from .transport.headers import HeaderFile, read_header
+from .transport.transfer import fetch
 
 _FIRST = 32 << 10
 """Bytes of the first range: a shard's header has some 100 bytes a tensor."""

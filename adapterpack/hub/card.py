@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..pack import manifest as m
-from ..pack.checks.finding import Report
+from ..manifest import manifest as m
 from ..pack.pack import Pack
-from ..pack.peft_layout import config_bytes
+from ..pack.validate.finding import Report
+from ..peft.layout import config_bytes
 from . import names
 
 MARK = "<!-- written by adapterpack push from the manifest; remove this line to keep a text of your own -->"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import AdapterpackError
-from ..pack import manifest as m
-from ..pack.checks.folder import read_manifest
-from . import shelf
+from ..manifest import manifest as m
+from ..pack.validate.checks.folder import read_manifest
+from . import bundle_cache
 from .lockfile import Pinned
 
 
@@ -17,7 +17,7 @@ def changes(before: Pinned, kind: str, identity: str, path: Path) -> tuple[str, 
         return ()
     told = [f"kind: {before.kind} -> {kind}"] if before.kind != kind else []
     told.append(f"id: {before.id} -> {identity}")
-    old = shelf.kept(before.kind, before.id)
+    old = bundle_cache.kept(before.kind, before.id)
     if old is None:
         return (*told, "what was pinned is not in the store any more: no closer look")
     if "bundle" in {before.kind, kind}:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import AdapterpackError
 from ..pack.pack import Pack, sealed
-from ..pack.validate import load
+from ..pack.validate.validation import load
 from . import names
 from .base import RemoteBase, remote_base
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, storage_errors
-from ..pack import strict_json
-from ..pack.atomic import output_file
-from ..pack.cache import cache_folder
-from ..pack.locks import locked
+from ..io import strict_json
+from ..io.atomic import output_file
+from ..io.cache import cache_folder
+from ..io.locks import locked
 from . import names
 
 FILE_NAME = "adapterpack.lock"

@@ -60,14 +60,14 @@ def _base(wanted: names.Reference) -> Path:
     """A base model's files: the official client keeps them, and they are checked by what they contain."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a named hub pays for it
 
-    from .client import endpoint  # noqa: PLC0415
+    from .transport.client import endpoint  # noqa: PLC0415
 
     patterns = [f"{wanted.prefix}{pattern}" for pattern in ("*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model")]
     return Path(snapshot_download(wanted.repo, revision=wanted.revision, endpoint=endpoint(), allow_patterns=patterns)) / wanted.folder
 
 
 def _unreachable(reference: object, reason: str) -> StorageError:
-    from .client import redacted  # noqa: PLC0415
+    from .transport.client import redacted  # noqa: PLC0415
 
     return StorageError(f"neither a folder nor reachable on the hub: {redacted(reason.partition(chr(10))[0])[:200]}", where=reference,
                         remedy="check the name, the network and HF_ENDPOINT, or name a local folder")

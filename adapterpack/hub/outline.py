@@ -7,29 +7,30 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..base.checkpoint import Checkpoint
+from ..base.match import Verdict
 from ..errors import AdapterpackError, FormatError
-from ..pack import manifest as m
-from ..pack import peft_layout, strict_json
-from ..pack.checkpoint import Checkpoint
-from ..pack.checks.base import base_verdict
-from ..pack.checks.budget import Budget
-from ..pack.checks.composition import composition
-from ..pack.checks.finding import Finding, Report
-from ..pack.checks.registry import HEADER_CHECKS
-from ..pack.checks.remote import remote_code
-from ..pack.checks.subject import Subject
-from ..pack.checks.unchecked import NO_BASE, SHAPES_ONLY, unchecked
-from ..pack.files import TENSORS
-from ..pack.match import Verdict
+from ..io import strict_json
+from ..io.safe_open import TENSORS
+from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack
-from ..pack.peft_options import base_hint, parsed
-from ..pack.validate import require_known, run_checks
+from ..pack.validate.budget import Budget
+from ..pack.validate.checks.base import base_verdict
+from ..pack.validate.checks.composition import composition
+from ..pack.validate.checks.remote import remote_code
+from ..pack.validate.context import Subject
+from ..pack.validate.finding import Finding, Report
+from ..pack.validate.open_questions import NO_BASE, SHAPES_ONLY, unchecked
+from ..pack.validate.registry import HEADER_CHECKS
+from ..pack.validate.validation import require_known, run_checks
+from ..peft import layout
+from ..peft.options import base_hint, parsed
 from . import names
 from .artifact import Artifact
 from .base import RemoteBase, remote_base
-from .client import Listed, Remote
-from .headers import HeaderFile, read_header
-from .transfer import fetch
+from .transport.client import Listed, Remote
+from .transport.headers import HeaderFile, read_header
+from .transport.transfer import fetch
 
 _FIRST = 100_000
 """Bytes of the first range: the headers of most adapters are shorter."""
@@ -130,12 +131,12 @@ def _peft(look: Look) -> Report:
         return Report("peft", "", None, code)
     look.budget.require_memory(artifact.size)
     file = _header(look)
-    report = _checked(look, peft_layout.read(look.folder, tensors=file), file, {})
+    report = _checked(look, layout.read(look.folder, tensors=file), file, {})
     return _looked(look, report._replace(kind="peft", id=None, findings=(*code, *report.findings)), _NO_MANIFEST)
 
 
 def _bundle(look: Look) -> Report:
-    from ..runtime.validate import about_base  # noqa: PLC0415 - packs do not need what bundles need
+    from ..runtime.validation import about_base  # noqa: PLC0415 - packs do not need what bundles need
 
     findings, verdict = [*_bundled(look)], None
     base, why = look.known_base()

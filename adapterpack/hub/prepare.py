@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import ConfigError, FormatError, StorageError
-from ..pack import manifest as m
-from ..pack.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
+from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack, sealed
-from ..pack.validate import checked, load
+from ..pack.validate.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
+from ..pack.validate.validation import checked, load
 from . import names
 from .artifact import KINDS
 from .card import bundle_card, pack_card
-from .local import Local
-from .secret import refuse_secrets
+from .local_files import Local
+from .transport.secret import refuse_secrets
 
 README = "README.md"
 _TEXT = frozenset({".json", ".md", ".txt", ".jinja"})
@@ -92,8 +92,8 @@ def _pack(source: Pack | str | os.PathLike[str], scratch: Path, to: names.Refere
 
 
 def _bundle(folder: Path, to: names.Reference, base_model: str | None, license_name: str | None) -> Prepared:
-    from ..runtime.bundle import FILE_NAME, read_bundle  # noqa: PLC0415 - packs do not need what bundles need
-    from ..runtime.validate import validate_bundle  # noqa: PLC0415
+    from ..bundle.manifest import FILE_NAME, read_bundle  # noqa: PLC0415 - packs do not need what bundles need
+    from ..runtime.validation import validate_bundle  # noqa: PLC0415
 
     report = validate_bundle(folder)
     if bad := next((finding for finding in report.findings if finding.severity == "error"), None):

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, HubError, HubOffline, StorageError, storage_errors
-from ..pack import manifest as m
-from ..pack.atomic import output_folder, refuse_existing
-from ..pack.cache import cache_folder
+from ..io.atomic import output_folder, refuse_existing
+from ..io.cache import cache_folder
+from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack
-from . import names, shelf
+from . import bundle_cache, names
 from .artifact import MAX_BYTES, Artifact, open_remote, require_closed
-from .client import Listed, Remote, connect, offline, tree
 from .compare import changes
 from .importing import imported
 from .lockfile import Lockfile, Pinned, known
-from .partial import sweep
-from .transfer import fetch
+from .transport.client import Listed, Remote, connect, offline, tree
+from .transport.partial import sweep
+from .transport.transfer import fetch
 
 _SPARE = 256 << 20
 """Bytes of the disk that a download leaves free."""
@@ -84,7 +84,7 @@ def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool
     if out is None:
         return found
     with output_folder(out) as folder:
-        shelf.copy(found.path, folder)
+        bundle_cache.copy(found.path, folder)
         _add_signature(found, folder, token)
     return replace(found, path=Path(out))
 
@@ -96,7 +96,7 @@ def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTE
         scratch.mkdir()
         artifact = open_remote(remote, listed, scratch, max_bytes)
         require_closed(remote, artifact, listed)
-        identity, path = artifact.id, None if artifact.kind == "peft" else shelf.kept(artifact.kind, artifact.id)
+        identity, path = artifact.id, None if artifact.kind == "peft" else bundle_cache.kept(artifact.kind, artifact.id)
         notes: tuple[str, ...] = ()
         if path is None:
             download(remote, artifact, listed, scratch, progress)
@@ -104,7 +104,7 @@ def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTE
             if artifact.kind == "peft":
                 staged, told = imported(scratch, remote.token)
                 notes = ("a PEFT adapter: imported as a pack", *told)
-            identity, path = shelf.keep(artifact.kind, artifact.id, staged)
+            identity, path = bundle_cache.keep(artifact.kind, artifact.id, staged)
     for one in {remote.reference, remote.pinned}:
         known(one).put(one, Pinned(remote.commit, artifact.kind, identity))
     return _pulled(remote.reference, Pinned(remote.commit, artifact.kind, identity), path, notes)
@@ -134,7 +134,7 @@ def _offline(reference: names.Reference, before: Pinned | None, update: bool) ->
     if update or pinned is None:
         raise HubOffline("the network may not be used, and this was not pulled before", where=reference,
                          remedy="unset HF_HUB_OFFLINE and pull it once")
-    path = shelf.kept(pinned.kind, pinned.id)
+    path = bundle_cache.kept(pinned.kind, pinned.id)
     if path is None:
         raise HubOffline("the network may not be used, and what was pulled is not in the store any more", where=reference,
                          expected=pinned.id, remedy="unset HF_HUB_OFFLINE and pull it again")
@@ -201,7 +201,7 @@ def local_copy(reference: names.Reference) -> Path | None:
         pinned = known(reference).get(reference)
         if pinned is None:
             return None
-        if path := shelf.kept(pinned.kind, pinned.id):
+        if path := bundle_cache.kept(pinned.kind, pinned.id):
             return path
         raise HubError("what was pulled is not in the store any more", where=reference, remedy="unset HF_HUB_OFFLINE and pull it again")
     from .artifact import kind_in  # noqa: PLC0415

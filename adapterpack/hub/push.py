@@ -14,15 +14,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, RevisionNotFound
-from ..pack import manifest as m
+from ..manifest import manifest as m
 from ..pack.pack import MUTABLE, SIGNATURE, Pack
 from . import names
 from .artifact import CLOSED, KINDS, open_remote
-from .client import Listed, Remote, again, api, below, connect, endpoint, hub_errors, tree
-from .local import Local
+from .local_files import Local
 from .prepare import README, Prepared, prepared
-from .transfer import fetch
-from .upload import send_large
+from .transport.client import Listed, Remote, again, api, below, connect, endpoint, hub_errors, tree
+from .transport.transfer import fetch
+from .transport.upload import send_large
 
 _PUBLIC = "huggingface.co"
 _MAX_CARD = 4 << 20

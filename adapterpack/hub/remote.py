@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import AdapterpackError, HubError
-from ..pack.checks import reading
-from ..pack.checks.budget import Budget, Spent
-from ..pack.checks.finding import Report
-from ..pack.checks.unchecked import NO_BASE
-from ..pack.validate import examine
+from ..pack.validate.budget import Budget, Spent
+from ..pack.validate.checks import reading
+from ..pack.validate.finding import Report
+from ..pack.validate.open_questions import NO_BASE
+from ..pack.validate.validation import examine
 from . import names
 from .artifact import differences, open_remote
-from .client import connect, tree
 from .outline import OUTLINES, Look
 from .pull import download, scratch_folder
+from .transport.client import connect, tree
 
 
 def validate_remote(reference: str, base: Path | str | None = None, *, full: bool = False, budget: Budget | None = None,
@@ -58,7 +58,7 @@ def _whole(look: Look) -> Report:
     download(look.remote, look.artifact, look.listed, look.folder)
     base, why = look.known_base()
     if look.artifact.kind == "bundle":
-        from ..runtime.validate import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
+        from ..runtime.validation import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
         report = validate_bundle(look.folder, base, full=True, budget=look.budget, allow_structural=look.allow_structural)
     else:

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import FormatError, Unsupported, storage_errors
-from ..pack.safetensors import count_of
+from ..io.safetensors import count_of
 from .wire import walk
 
 DTYPES: dict[int, np.dtype[Any]] = {

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..adapter_methods import LAYOUTS, to_matrix
+from ..base.checkpoint import Checkpoint
 from ..errors import SiteNotFound, Unsupported
-from ..methods import LAYOUTS, to_matrix
-from ..pack.checkpoint import Checkpoint
 from . import hints
 from .graph_file import FLOATS, GraphFile
 from .pieces import Piece, covered, views

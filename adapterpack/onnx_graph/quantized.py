@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ..methods import row_blocks
+from ..adapter_methods import row_blocks
 from .graph_file import GraphFile
 from .nbits import NBits, dequantized, grid_of, quantized_nodes, require_plain
 from .rows import Run, true_runs

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..methods import row_blocks
+from ..adapter_methods import row_blocks
 
 _PROBED = 8
 """Neighbouring numbers of a row that make its key: what they cannot tell apart, the full comparison does."""

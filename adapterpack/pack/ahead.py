@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import AdapterpackError
-from .files import LARGE, TENSORS, read_file
+from ..io.safe_open import LARGE, TENSORS, read_file
 
 
 class Ahead(NamedTuple):

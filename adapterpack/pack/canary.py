@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..adapter_methods.core.token_positions import Acts
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
-from ..methods import Acts
-from .manifest_parts import Canary
-from .recipe import made
+from ..manifest.parts import Canary
+from ..manifest.synthetic_inputs import made
 
 TOP = 8
 LENGTHS = (9, 5)

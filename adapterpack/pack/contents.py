@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from . import manifest as m
-from . import peft_layout, safetensors
-from .files import TENSORS
+from ..io import safetensors
+from ..io.safe_open import TENSORS
+from ..manifest import manifest as m
+from ..peft import layout
 
 METADATA = {"format": "pt"}
 """What PEFT and transformers look for in the tensor file."""
@@ -18,9 +19,9 @@ def contents(
     manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes]
 ) -> dict[str, Iterable[bytes | memoryview]]:
     """The pieces of every file: the tensors, PEFT's config for a method that PEFT knows, and ``extra``."""
-    config = peft_layout.config_bytes(manifest)
+    config = layout.config_bytes(manifest)
     files: dict[str, Iterable[bytes | memoryview]] = {TENSORS: _pieces(tensors), **{name: [data] for name, data in extra.items()}}
-    return files if config is None else {**files, peft_layout.CONFIG: [config]}
+    return files if config is None else {**files, layout.CONFIG: [config]}
 
 
 def encode_files(manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> dict[str, bytes]:

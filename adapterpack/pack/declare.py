@@ -6,15 +6,15 @@ import dataclasses
 import os
 from pathlib import Path
 
+from ..base import identity
+from ..base.checkpoint import Checkpoint
+from ..base.variants import variant
 from ..errors import BaseMismatch, NothingToDo, Unsupported
-from . import identity
-from . import manifest as m
-from .atomic import refuse_existing
-from .checkpoint import Checkpoint
-from .manifest_parts import Variant
+from ..io.atomic import refuse_existing
+from ..manifest import manifest as m
+from ..manifest.parts import Variant
 from .pack import Pack, sealed
-from .relation import variant
-from .validate import load
+from .validate.validation import load
 
 
 def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], other: str | os.PathLike[str],

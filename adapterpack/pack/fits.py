@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..adapter_methods import PROMPT, matrix_shape
 from ..errors import BaseMismatch, SiteNotFound, nearest
-from ..methods import PROMPT, matrix_shape
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
+    from ..base.checkpoint import Checkpoint
     from .pack import Pack
 
 

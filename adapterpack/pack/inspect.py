@@ -7,13 +7,13 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from . import identity
-from . import manifest as m
+from ..base import identity
+from ..manifest import manifest as m
 from .pack import Pack
-from .validate import load
+from .validate.validation import load
 
 if TYPE_CHECKING:
-    from .manifest_parts import Composition
+    from ..manifest.parts import Composition
 
 
 def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -61,14 +61,14 @@ def summary(pack: Pack) -> dict[str, Any]:
 
 
 def _tree(composition: Composition) -> str:
-    from ..methods.nodes import as_text, decode  # noqa: PLC0415 - few packs are composed
+    from ..adapter_methods.nodes import as_text, decode  # noqa: PLC0415 - few packs are composed
 
     return as_text(decode(composition.tree))
 
 
 def inspect_base(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A summary of a base checkpoint as JSON values."""
-    from .checkpoint import Checkpoint  # noqa: PLC0415 - packs are looked at without one
+    from ..base.checkpoint import Checkpoint  # noqa: PLC0415 - packs are looked at without one
 
     base = Checkpoint(path)
     return {

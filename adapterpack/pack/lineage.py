@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import FormatError
-from .checks.lineage import MAX_DEPTH, depths
-from .manifest import Lineage, Parent
+from ..manifest.manifest import Lineage, Parent
 from .pack import Pack
+from .validate.checks.lineage import MAX_DEPTH, depths
 
 MAX_ANCESTORS = 256
 """As many as a manifest can name."""

@@ -13,30 +13,32 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..adapter_methods import PROMPT, Method, Site, get, is_stacked, settled
+from ..adapter_methods.core.shapes import check_shapes
+from ..base import identity
+from ..base.fingerprint import Fingerprint
+from ..base.match import Verdict
 from ..errors import ConfigError, FormatError, NothingToDo
-from ..methods import PROMPT, Method, Site, get, is_stacked, settled
-from . import identity, peft_layout, peft_names, safetensors
-from . import manifest as m
-from .beside import Beside, Sites, features, require_beside
-from .composition import method_of
+from ..io import safetensors
+from ..io.safe_open import TENSORS
+from ..io.streamed_tensors import Streamed, Unread
+from ..manifest import manifest as m
+from ..manifest.composed_method import method_of
+from ..manifest.entries import Digests, digested, entry_of, file_entry, write_files
+from ..manifest.secondary_methods import Beside, Sites, features, require_beside
+from ..peft import layout, names
 from .contents import METADATA, contents
-from .entries import Digests, digested, entry_of, file_entry, write_files
-from .files import TENSORS
-from .fingerprint import Fingerprint
 from .fits import require_shapes
-from .match import Verdict
-from .shapes import check_shapes
-from .streamed import Streamed, Unread
 
 if TYPE_CHECKING:
-    from ..methods import Acts
-    from .checkpoint import Checkpoint
+    from ..adapter_methods.core.token_positions import Acts
+    from ..base.checkpoint import Checkpoint
 
 SIGNATURE = "adapterpack.sig.json"
 MUTABLE = frozenset({"README.md", ".gitattributes", SIGNATURE})
 """Files that a hub edits, and the detached signature; they are allowed beside the closed list and never read as data."""
 TEMPLATE = "chat_template.jinja"
-FILE_ROLES = {TENSORS: "tensors", peft_layout.CONFIG: "peft_config", TEMPLATE: "chat_template"}
+FILE_ROLES = {TENSORS: "tensors", layout.CONFIG: "peft_config", TEMPLATE: "chat_template"}
 """The files that a pack may hold beside its manifest, and what the manifest says of each."""
 SHARED = "@shared"
 """The path of the group that holds what all sites have in common: no module can have it."""
@@ -144,7 +146,7 @@ class Pack:
                 value = self.tensors[name]
                 found[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
         group = self._adapted.get(path)
-        return found if group is None else peft_names.loaded(self.method_of(group), group.kind, found)
+        return found if group is None else names.loaded(self.method_of(group), group.kind, found)
 
     @cached_property
     def _adapted(self) -> dict[str, m.Group]:
@@ -154,7 +156,7 @@ class Pack:
         """The site that a group describes; what its tensors' shapes say of it is read off them."""
         shapes = [entry.shape for _, entry in self._by_group.get(group.path, ()) if not entry.param.endswith(".scales")]
         stack = max((shape[0] for shape in shapes if shape), default=1) if is_stacked(group.kind) else 1
-        return site_of(group, peft_names.kernel_of(group.kind, shapes), stack)
+        return site_of(group, names.kernel_of(group.kind, shapes), stack)
 
     def adapters(self, shape_of: Callable[[m.Group], tuple[int, int]] | None = None) -> Iterator[Adapter]:
         """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order.
@@ -229,7 +231,7 @@ class Pack:
             OutputExists: something is there already.
             StorageError: the file system refuses.
         """
-        from .atomic import output_folder  # noqa: PLC0415 - reading a pack needs nothing that writes
+        from ..io.atomic import output_folder  # noqa: PLC0415 - reading a pack needs nothing that writes
 
         with output_folder(out) as folder:
             self.write_into(folder)
@@ -264,7 +266,7 @@ class Pack:
         return verdict
 
     def require_levels(self, found: Fingerprint, *, name: str | None, where: object, allow_structural: bool = False) -> Verdict:
-        """As :meth:`require_base`, for a base by its fingerprint alone; see :func:`~adapterpack.pack.identity.require`.
+        """As :meth:`require_base`, for a base by its fingerprint alone; see :func:`~adapterpack.base.identity.require`.
 
         Raises:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
@@ -307,7 +309,7 @@ def build(
 
     ``beside`` holds the sites of other methods in the same pack; ``shared`` are the parameters that all sites of ``method`` have in common.
     ``weights`` names the base tensor behind each path; ``source`` is the file that tensors may be views of; ``begin`` is
-    told the tensors before they are hashed, those that are not ``known``; ``rest`` goes to :class:`~adapterpack.pack.manifest.Manifest`.
+    told the tensors before they are hashed, those that are not ``known``; ``rest`` goes to :class:`~adapterpack.manifest.manifest.Manifest`.
 
     Raises:
         NonFinite: a tensor holds NaN or infinity.
@@ -327,8 +329,8 @@ def build(
         own = None if host is None else m.MethodRef(method.name, method.spec_version)
         groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
                               site.out_features or None, site.bias, cfg.rank, cfg.scale, config, own))
-        for param, value in peft_names.stored(method, site, params).items():
-            add(site.path, param, peft_names.tensor_name(method, site.path, param, site.kind, host), value)
+        for param, value in names.stored(method, site, params).items():
+            add(site.path, param, names.tensor_name(method, site.path, param, site.kind, host), value)
 
     for site, cfg, (_, params), overrides in zip(adapters, configs, adapters.values(), differing, strict=True):
         adapt(method, site, cfg, params, overrides, None)
@@ -340,11 +342,11 @@ def build(
     if shared:
         groups.append(m.Group(SHARED, "shared", "module"))
     for param, value in (shared or {}).items():
-        add(SHARED, param, peft_names.shared_name(method, param), value)
+        add(SHARED, param, names.shared_name(method, param), value)
     for path, params in (full or {}).items():
         groups.append(m.Group(path, "full", "module", (weights or {}).get(path)))
         for param, value in params.items():
-            add(path, param, peft_names.full_name(method, path, param), value)
+            add(path, param, names.full_name(method, path, param), value)
     if begin is not None:
         begin(tensors)
     digests, file = digested(tensors, METADATA, source, known)

@@ -22,14 +22,14 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import AdapterpackError, CorruptBlob, FormatError, StorageError, UnknownName, nearest, storage_errors
-from . import blobs
-from . import manifest as m
-from .atomic import sync
-from .cache import cache_folder
-from .checks.folder import regular_files
-from .locks import locked
+from ..io import blobs
+from ..io.atomic import sync
+from ..io.cache import cache_folder
+from ..io.locks import locked
+from ..manifest import manifest as m
 from .pack import Pack
-from .validate import load
+from .validate.checks.folder import regular_files
+from .validate.validation import load
 
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 

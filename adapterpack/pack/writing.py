@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import safetensors
-from .atomic import output_folder, sync
+from ..io import safetensors
+from ..io.atomic import output_folder, sync
+from ..io.safe_open import TENSORS
 from .contents import METADATA
-from .files import TENSORS
 from .pack import Pack
 
 Begin = Callable[[Mapping[str, np.ndarray]], None]

@@ -8,10 +8,10 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from ..io.readable import MISSING, count, number, percent
 from .audit_map import Grid, grid
 from .heat import Line, Matrix, heat_map, spectrum_lines
 from .html import Card, Code, Figure, Heading, KeyFigures, Paragraph, Section, Table, page
-from .values import MISSING, count, number, percent
 
 Result = Mapping[str, Any]
 _TONES = ("c1", "c2", "c3", "c0")

@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Callable
 from itertools import chain
 
+from ..io.readable import MISSING, count, number, percent, seconds, size, small
 from . import result as r
 from .html import Code, Figure, Heading, KeyFigures, Paragraph, Record, Section, Table, page
 from .key_figures import key_figures
 from .result import Result
 from .svg import Bar, Group, Reference, grouped_bars, size_bars, time_bars
-from .values import MISSING, count, number, percent, seconds, size, small
 
 _SHARES = ((0.0, "0 %"), (0.25, "25 %"), (0.5, "50 %"), (0.75, "75 %"), (1.0, "100 %"))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..io.readable import number, percent, seconds, size
 from . import result as r
 from .html import Card
 from .result import Result
-from .values import number, percent, seconds, size
 
 
 def key_figures(result: Result) -> list[Card]:

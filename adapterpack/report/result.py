@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .values import MISSING, count, number, percent, seconds, small
+from ..io.readable import MISSING, count, number, percent, seconds, small
 
 Result = Mapping[str, Any]
 

@@ -13,8 +13,8 @@ from itertools import pairwise
 from typing import NamedTuple, NewType
 from zlib import crc32
 
+from ..io.readable import MISSING, seconds, size
 from .text import elided, escaped, text_width
-from .values import MISSING, seconds, size
 
 Svg = NewType("Svg", str)
 """Markup that these functions made, with every text in it escaped."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import printable
+from ..io.readable import MISSING, number, percent, seconds, size
 from . import result as r
 from .result import Result
-from .values import MISSING, number, percent, seconds, size
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,15 +11,15 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from ..base import identity
+from ..bundle.manifest import Bundle, Heads, graph_file
 from ..errors import AdapterpackError, Unsupported
-from ..pack import identity
-from ..pack.manifest import Base
+from ..manifest.manifest import Base
 from ..pack.pack import Adapter, Pack
-from .attended import PROJECTION
-from .bundle import Bundle, Heads, graph_file
+from ..slots.projections import heads_at, projected
+from ..slots.prompt_kv import PROJECTION
+from ..slots.values import Values, pack_values, padded
 from .positions import require_positions
-from .projecting import heads_at, projected
-from .slots import Values, pack_values, padded
 
 
 class BankState(NamedTuple):

@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..bundle.manifest import ADAPTER_IDS, Bundle
+from ..manifest.parts import Canary
 from ..pack import canary
-from ..pack.manifest_parts import Canary
 from ..pack.pack import Pack
-from ..tasks import MAIN, task_named
-from .bundle import ADAPTER_IDS, Bundle
-from .feeds import Arrays
-from .flow import flow, values
-from .images import image_positions, image_token
-from .precision import DEFAULT, PRECISIONS
+from ..slots.precision import DEFAULT, PRECISIONS
+from ..slots.values import head_values, in_slots, padded, stacked
+from ..tasks.task import MAIN, task_named
+from .media.image_rows import image_positions, image_token
+from .model_inputs import Arrays
+from .pipeline import flow, values
 from .session import Session
-from .slots import head_values, in_slots, padded, stacked
 
 Rows = list[np.ndarray]
 

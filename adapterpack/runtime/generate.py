@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import ConfigError, Unsupported
-from ..tasks import TASKS
-from .decoding import DECODING
+from ..tasks.task import TASKS
+from .decoder import DECODING
 from .session import Arrays, Names, Session
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]

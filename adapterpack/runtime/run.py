@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .answers import ANSWERS, ASKED, MEDIA, Row
+from .postprocess import ANSWERS, ASKED, MEDIA, Row
 from .session import Session
 
 
@@ -24,7 +24,7 @@ def run(
 
     A row is a mapping with ``text``, ``prompt`` or ``messages``, with ``question`` and ``context``, with ``image`` (the path of a PNG, a
     JPEG or a ``.npy`` file, ``data:image/...``, the bytes of a picture, or an array) or ``audio`` (the path of a file, see
-    :mod:`~adapterpack.runtime.media`), and an optional ``adapter`` (null: the base). Rows that name none are run with each of
+    :mod:`~adapterpack.runtime.media.inputs`), and an optional ``adapter`` (null: the base). Rows that name none are run with each of
     ``adapters`` in turn; if there are none, with the base, or with what is folded into the bundle.
 
     Raises:

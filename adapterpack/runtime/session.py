@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.manifest import STEP, Bundle, read_bundle
 from ..errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter, nearest
 from ..pack.pack import Pack
-from ..pack.validate import load
-from ..tasks import MAIN, task_named
-from . import providers, virtual
-from .attached import ATTACH, Run
-from .bundle import STEP, Bundle, read_bundle
-from .feeds import Arrays, last_places, pad, positions
-from .flow import Names, flow
-from .graphs import Graph
-from .media import Picture, image_of
+from ..pack.validate.validation import load
+from ..tasks.task import MAIN, task_named
+from . import providers, soft_prompt
+from .adapter_modes import ATTACH, Run
+from .media.inputs import Picture, image_of
+from .model_inputs import Arrays, last_places, pad, positions
+from .ort_model import Graph
+from .pipeline import Names, flow
 from .positions import where
-from .prompts import Before, before, cache_of
+from .prefix_cache import Before, before, cache_of
 from .tokenizer import Tokenizer, read_json
 
 __all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
@@ -181,7 +181,7 @@ class Session:
         the base's own processor prepares them, or ``.npy`` files and arrays that are prepared already. Pictures need the extra ``vision``.
 
         Raises:
-            ConfigError, FormatError, StorageError, Unsupported: see :func:`adapterpack.runtime.media.image_of`.
+            ConfigError, FormatError, StorageError, Unsupported: see :func:`adapterpack.runtime.media.inputs.image_of`.
 
         Example:
             >>> session.run({"pixel_values": session.pixels(["photo.jpg"])}, ["leaves"])["logits"].argmax()  # doctest: +SKIP
@@ -266,7 +266,7 @@ class Session:
         return where({name: pack.acts for name, pack in self.packs.items()}, names, inputs["input_ids"], inputs["attention_mask"], before)
 
     def _take_prompt(self, pack: Pack) -> None:
-        cache = cache_of(pack, virtual.Graph(self.folder, self.inputs))
+        cache = cache_of(pack, soft_prompt.Graph(self.folder, self.inputs))
         if cache is not None:
             self._prompts = {**self._prompts, pack.name: cache}
 

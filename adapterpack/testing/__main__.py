@@ -2,7 +2,7 @@
 
 import sys
 
-from ..methods import methods
+from ..adapter_methods import methods
 from .matrix import render
 
 sys.stdout.write(render(methods().values()))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ..tasks import task_named
+from ..tasks.task import task_named
 
 WORDS = 96
 _SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 1}
@@ -108,37 +108,37 @@ class Kind(NamedTuple):
 
 
 def _low_rank(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..methods import LoRA  # noqa: PLC0415 - the table alone needs no method
+    from ..adapter_methods.lora import LoRA  # noqa: PLC0415 - the table alone needs no method
 
     return LoRA(r=3, alpha=5, targets=targets, modules_to_save=heads)
 
 
 def _diagonal(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..methods import IA3  # noqa: PLC0415 - see above
+    from ..adapter_methods.ia3 import IA3  # noqa: PLC0415 - see above
 
     return IA3(targets=targets, feedforward=targets[-1:])
 
 
 def _rotation(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..methods import OFT  # noqa: PLC0415 - see above
+    from ..adapter_methods.oft import OFT  # noqa: PLC0415 - see above
 
     return OFT(targets=targets, block_size=4)
 
 
 def _activation(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..methods import Bottleneck  # noqa: PLC0415 - see above
+    from ..adapter_methods.bottleneck import Bottleneck  # noqa: PLC0415 - see above
 
     return Bottleneck(targets="all-blocks", reduction=8)
 
 
 def _prompt(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..methods import PrefixTuning  # noqa: PLC0415 - see above
+    from ..adapter_methods.prefix_tuning import PrefixTuning  # noqa: PLC0415 - see above
 
     return PrefixTuning(num_virtual_tokens=3)
 
 
 def _attention(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..methods import LLaMAAdapter  # noqa: PLC0415 - see above
+    from ..adapter_methods.llama_adapter import LLaMAAdapter  # noqa: PLC0415 - see above
 
     return LLaMAAdapter(adapter_len=3)
 

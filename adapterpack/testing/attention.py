@@ -11,7 +11,7 @@ from .prompts import ROWS, decoder, logits_of, padded, prompted
 
 def disabled_attention_is_the_base(case: Case) -> None:
     """Fresh, inactive, and after ``detach`` the logits are the base's, bit for bit; trained and active they are not."""
-    from ..train.inject import active, adapt, detach  # noqa: PLC0415 - see the package's docstring
+    from ..training.inject import active, adapt, detach  # noqa: PLC0415 - see the package's docstring
 
     base = logits_of(decoder(MODELS[0]), ROWS, left=False)
     fresh = logits_of(adapt(decoder(MODELS[0]), case.config), ROWS, left=False)
@@ -47,10 +47,10 @@ def attended_rows_never_mix(case: Case) -> None:
 def attended_onnx_agrees(case: Case) -> None:
     """A graph of the decoder with the adapter in it, as inputs and in a bank, gives the torch model's logits in float64, within 1e-4 of
     the largest: ragged rows padded on both sides, with the adapter beside others without, whole and piece by piece on a cache."""
-    from ..export.export import export  # noqa: PLC0415 - see the package's docstring
+    from ..exporting.pipeline import export  # noqa: PLC0415 - see the package's docstring
     from ..runtime.session import Session  # noqa: PLC0415
-    from ..tasks import task_named  # noqa: PLC0415
-    from ..train.save import save  # noqa: PLC0415
+    from ..tasks.task import task_named  # noqa: PLC0415
+    from ..training.save import save  # noqa: PLC0415
     from .exports import Reference, check  # noqa: PLC0415
 
     task, mode = task_named("text-generation"), "inputs" if case.config == case.method.examples[-1] else "bank"

@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..methods import PROMPT, Method, Params, PromptSite, Site, attend, complete, fold, frozen, run, run_block, settled
-from ..pack import manifest as m
+from ..adapter_methods import PROMPT, Method, Params, Site, complete, fold, frozen, run, settled
+from ..adapter_methods.forms.attention import attend
+from ..adapter_methods.forms.blocks import run_block
+from ..adapter_methods.forms.prompt_config import PromptSite
+from ..manifest import manifest as m
 from ..pack.pack import Pack, build
 
 EXACT = 1e-12

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..methods import INITS, Method, methods
-from ..methods.nodes import NODES, traits
+from ..adapter_methods import INITS, Method, methods
+from ..adapter_methods.nodes import NODES, traits
 
 INTRO = """# Adapter methods
 

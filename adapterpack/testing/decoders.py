@@ -21,7 +21,7 @@ def only_the_adapter_trains_there(case: Case) -> None:
     decoder as they were, and moves the adapter."""
     import torch  # noqa: PLC0415 - see the module's docstring
 
-    from ..train.layer import Adapted  # noqa: PLC0415
+    from ..training.layers.layer import Adapted  # noqa: PLC0415
 
     model = prompted(case, _model_of(case)).train()
     sites = [module.site for module in model.modules() if isinstance(module, Adapted)]

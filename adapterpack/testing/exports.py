@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.precision import DEFAULT, PRECISIONS
-from ..tasks import Task, task_named
+from ..slots.precision import DEFAULT, PRECISIONS
+from ..tasks.task import Task, task_named
 from .architectures import ARCHITECTURES, KINDS, MODES, Architecture, Kind, left_out
 from .case import require
 
@@ -38,9 +38,9 @@ def make_pack(architecture: Architecture, base: Path, kind: Kind) -> Any:
     """A pack of one kind, moved by noise as training would."""
     import torch  # noqa: PLC0415 - see above
 
-    from ..train.inject import adapt  # noqa: PLC0415
-    from ..train.loading import load_model  # noqa: PLC0415
-    from ..train.save import save  # noqa: PLC0415
+    from ..training.inject import adapt  # noqa: PLC0415
+    from ..training.loading import load_model  # noqa: PLC0415
+    from ..training.save import save  # noqa: PLC0415
 
     model = load_model(task_named(architecture.task), base)
     heads = tuple(head for head in architecture.heads if hasattr(model, head))
@@ -77,11 +77,11 @@ class Reference:
     """Plain transformers in float64 with one adapter folded into its checkpoint, or, where it does not fold, attached in torch."""
 
     def __init__(self, task: Task, base: Path, pack: Any = None, folded: Path | None = None) -> None:
-        from ..train.inject import attach  # noqa: PLC0415 - see above
-        from ..train.loading import load_model  # noqa: PLC0415
+        from ..training.inject import attach  # noqa: PLC0415 - see above
+        from ..training.loading import load_model  # noqa: PLC0415
 
         if folded is not None:
-            from ..merge.merge import merge  # noqa: PLC0415
+            from ..merging.pipeline import merge  # noqa: PLC0415
 
             merge(base, [pack], folded)
         self.task = task
@@ -115,7 +115,7 @@ def prove(
     Raises:
         AssertionError: a graph disagrees with transformers.
     """
-    stage: Any = import_module("adapterpack.export.export")
+    stage: Any = import_module("adapterpack.exporting.pipeline")
     from ..runtime.session import Session  # noqa: PLC0415 - see above
 
     task = task_named(architecture.task)
@@ -144,8 +144,8 @@ def prove(
 
 def check(session: Any, known: Mapping[str | None, Reference]) -> None:
     """Every row of ragged batches, with every adapter beside every other, equals plain transformers on that row alone."""
-    from ..export.examples import example  # noqa: PLC0415 - see above
-    from ..export.parity import row_of  # noqa: PLC0415
+    from ..exporting.example_inputs import example  # noqa: PLC0415 - see above
+    from ..exporting.proof.parity import row_of  # noqa: PLC0415
 
     first, names = next(iter(known.values())), list(known)
     batch = example(session.task, first.model.config, LENGTHS, model=lambda: first.model, bare=(1,), seed=3)
@@ -174,7 +174,7 @@ def _other_side(batch: Arrays) -> Arrays:
 
 
 def _require(session: Any, found: Arrays, row: int, batch: Arrays, expected: Arrays, what: str) -> None:
-    from ..export.parity import _real  # noqa: PLC0415 - see above
+    from ..exporting.proof.parity import _real  # noqa: PLC0415 - see above
 
     for key in found.keys() & expected.keys():
         real = _real(key, found[key], batch)
@@ -192,8 +192,8 @@ def _close(session: Any, found: np.ndarray, right: np.ndarray, what: str) -> Non
 
 def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: Sequence[np.ndarray]) -> None:
     """The same tokens three, one and then all the others at a time, each piece on the cache of those before."""
-    from ..runtime.decoding import grown  # noqa: PLC0415 - see above
-    from ..runtime.feeds import ENCODED  # noqa: PLC0415
+    from ..runtime.decoder import grown  # noqa: PLC0415 - see above
+    from ..runtime.model_inputs import ENCODED  # noqa: PLC0415
 
     ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
     length, carried = batch[ids].shape[1], Arrays()
@@ -214,7 +214,7 @@ def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: 
 
 def run(chosen: Sequence[str], folder: Path) -> list[tuple[str, str, str]]:
     """Proves rows of the table, all modes; ``(architecture, mode, outcome)`` for each."""
-    from ..export.frontends import FRONTENDS  # noqa: PLC0415 - see above
+    from ..exporting.frontends import FRONTENDS  # noqa: PLC0415 - see above
 
     outcomes = []
     for architecture in (one for one in ARCHITECTURES if not chosen or one.name in chosen):

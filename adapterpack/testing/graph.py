@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..methods import complete
+from ..adapter_methods import complete
 from .case import Case, adapted, folded_at, is_float, layer_of, require, site_of
+from .layer_fixtures import Stand, stand_of
 from .model import in_single
-from .stands import Stand, stand_of
 
 NAME = "block.0.proj"
 
@@ -23,9 +23,9 @@ def onnx_agrees(case: Case) -> None:
     """
     import onnx_ir as ir  # noqa: PLC0415 - see the package's docstring
 
-    from ..export.modes import MODES, Plan, with_fields  # noqa: PLC0415
-    from ..export.sitemap import find_sites  # noqa: PLC0415
-    from ..runtime.slots import ARRAYS  # noqa: PLC0415
+    from ..exporting.graph.sitemap import find_sites  # noqa: PLC0415
+    from ..exporting.modes import MODES, Plan, with_fields  # noqa: PLC0415
+    from ..slots.values import ARRAYS  # noqa: PLC0415
 
     weight, x = case.weight.astype(np.float32), case.x[:2].astype(np.float32)
     bias = None if case.bias is None else case.bias.astype(np.float32)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from ..methods import Method
-from . import algebra, attention, company, decoders, graph, kinds, learning, model, packing, positions, prompts
+from ..adapter_methods import Method
+from . import attention, decoders, fold_laws, graph, interaction_laws, layer_kind_laws, learning, model, packing, positions, prompts
 from .case import BLOCKS, DIVISIBLE, LAYERS, MODELS, PROOFS, SUBJECTS, Case, Layer, Model
-from .stands import STANDS
+from .layer_fixtures import STANDS
 
 
 class Invariant(NamedTuple):
@@ -77,32 +77,32 @@ def _any(method: Method) -> bool:
 
 
 INVARIANTS = (
-    Invariant("identity_at_init", algebra.identity_at_init, lambda method: method.traits.identity_at_init, "identity_at_init"),
-    Invariant("trained_adapter_changes_the_output", algebra.trained_adapter_changes_the_output, _always, "kind"),
-    Invariant("fold_equals_forward", algebra.fold_equals_forward, _folds, "kind"),
-    Invariant("fold_in_row_blocks", algebra.fold_in_row_blocks, lambda method: method.traits.row_separable, "row_separable"),
+    Invariant("identity_at_init", fold_laws.identity_at_init, lambda method: method.traits.identity_at_init, "identity_at_init"),
+    Invariant("trained_adapter_changes_the_output", fold_laws.trained_adapter_changes_the_output, _always, "kind"),
+    Invariant("fold_equals_forward", fold_laws.fold_equals_forward, _folds, "kind"),
+    Invariant("fold_in_row_blocks", fold_laws.fold_in_row_blocks, lambda method: method.traits.row_separable, "row_separable"),
     Invariant("torch_equals_numpy", learning.torch_equals_numpy, _always, "kind"),
     Invariant("gradients_reach_every_parameter", learning.gradients_reach_every_parameter, _always, "kind"),
     Invariant("loss_falls", learning.loss_falls, _always, "kind", FEW),
-    Invariant("shapes_declared", algebra.shapes_declared, _any, "kind"),
-    Invariant("inputs_unchanged", algebra.inputs_unchanged, _always, "kind"),
+    Invariant("shapes_declared", fold_laws.shapes_declared, _any, "kind"),
+    Invariant("inputs_unchanged", fold_laws.inputs_unchanged, _always, "kind"),
     Invariant("dtype_kept", learning.dtype_kept, _always, "kind"),
-    Invariant("additive_law", algebra.additive_law, lambda method: method.traits.additive, "additive"),
-    Invariant("low_rank_law", algebra.low_rank_law, lambda method: method.traits.low_rank, "low_rank"),
-    Invariant("rows_do_not_mix", company.rows_do_not_mix, _always, "kind"),
-    Invariant("in_order", company.in_order, lambda method: _folds(method) and not method.traits.exclusive, "exclusive"),
+    Invariant("additive_law", fold_laws.additive_law, lambda method: method.traits.additive, "additive"),
+    Invariant("low_rank_law", fold_laws.low_rank_law, lambda method: method.traits.low_rank, "low_rank"),
+    Invariant("rows_do_not_mix", interaction_laws.rows_do_not_mix, _always, "kind"),
+    Invariant("in_order", interaction_laws.in_order, lambda method: _folds(method) and not method.traits.exclusive, "exclusive"),
     Invariant("only_the_adapter_trains", model.only_the_adapter_trains, _layered, "layers"),
     Invariant("disabled_is_the_base", model.disabled_is_the_base, _layered, "layers"),
     Invariant("layer_agrees", model.layer_agrees, _layered, "layers"),
     Invariant("checkpointed_gradients", model.checkpointed_gradients, _layered, "layers"),
     Invariant("compiled_gradients", model.compiled_gradients, _layered, "layers", (LAYERS[0], BLOCKS[0]), first=True),
-    Invariant("every_kind_agrees", kinds.every_kind_agrees, lambda method: _layered(method) and len(method.traits.layers) > 1, "layers",
+    Invariant("every_kind_agrees", layer_kind_laws.every_kind_agrees, lambda method: _layered(method) and len(method.traits.layers) > 1, "layers",
               LAYERS[:1]),
     Invariant("active_together", model.active_together,
               lambda method: _everywhere(method) and _folds(method) and not method.traits.exclusive, "exclusive", FEW),
     Invariant("onnx_agrees", graph.onnx_agrees, lambda method: _layered(method) and method.traits.batchable, "batchable"),
     Invariant("folded_onnx_agrees", graph.folded_onnx_agrees, lambda method: _layered(method) and _folds(method), "kind", FEW),
-    Invariant("config_schema", algebra.config_schema, _any, "kind"),
+    Invariant("config_schema", fold_laws.config_schema, _any, "kind"),
     Invariant("pack_round_trip", packing.pack_round_trip, _any, "kind", FEW),
     Invariant("scale_recomputed", packing.scale_recomputed, _any, "kind", FEW),
     Invariant("file_size", packing.file_size, _any, "kind", FEW),

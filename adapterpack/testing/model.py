@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..methods import fold
+from ..adapter_methods import fold
 from .case import Case, adapted, digests, folded_at, is_float, require, site_of, tensor
-from .stands import stand_of
+from .layer_fixtures import stand_of
 
 
 def inputs_of(case: Case) -> Any:
@@ -73,7 +73,7 @@ def module_of(case: Case) -> Any:
 
 def _model(case: Case) -> Any:
     """The module, adapted; the adapter's trained values are the case's."""
-    from ..train.inject import adapt  # noqa: PLC0415
+    from ..training.inject import adapt  # noqa: PLC0415
 
     model = adapt(module_of(case), dataclasses.replace(case.config, targets="proj", dropout=0.0), "a")
     _set(model, "a", case.trained(np.float32))
@@ -84,7 +84,7 @@ def _set(model: Any, adapter: str, values: dict[str, np.ndarray]) -> None:
     """Gives an adapter these parameters."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..train.layer import Adapted  # noqa: PLC0415
+    from ..training.layers.layer import Adapted  # noqa: PLC0415
 
     with torch.no_grad():
         for module in model.modules():
@@ -112,7 +112,7 @@ def active_together(case: Case) -> None:
     ``|W| |x|``, a rounding for each."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..train.inject import active, adapt  # noqa: PLC0415
+    from ..training.inject import active, adapt  # noqa: PLC0415
 
     config = dataclasses.replace(case.config, targets="proj", dropout=0.0)
     model, weight, bias = module_of(case), case.weight.astype(np.float32), case.bias
@@ -161,7 +161,7 @@ def disabled_is_the_base(case: Case) -> None:
     """With the adapter off after it was on, and again after it was taken out, the output is the base's, bit for bit."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..train.inject import active, detach  # noqa: PLC0415
+    from ..training.inject import active, detach  # noqa: PLC0415
 
     model, x = _model(case), inputs_of(case)
     expected = module_of(case)(x)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..pack import peft_layout
-from ..pack.files import TENSORS
-from ..pack.validate import load
+from ..io.safe_open import TENSORS
+from ..pack.validate.validation import load
+from ..peft import layout
 from .case import Case, digests, is_float, pack_of, require, resolved
 from .model import in_single, inputs_of, module_of
 
@@ -47,10 +47,10 @@ def peft_round_trip(case: Case) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         pack_of(case).write(Path(folder) / "pack")
-        if peft_layout.config_bytes(pack_of(case).manifest) is None:
-            require(not (Path(folder) / "pack" / peft_layout.CONFIG).exists(), "PEFT would load a folder that lacks tensors")
+        if layout.config_bytes(pack_of(case).manifest) is None:
+            require(not (Path(folder) / "pack" / layout.CONFIG).exists(), "PEFT would load a folder that lacks tensors")
             return
-        back = peft_layout.read(Path(folder) / "pack")
+        back = layout.read(Path(folder) / "pack")
     ((alone,), (adapter,)) = back.adapters(), back.adapters(lambda _: (case.layer.out_features, case.layer.in_features))
     (stored,) = pack_of(case).adapters()
     require(digests(adapter.params) == digests(stored.params), "tensors came back with other bytes")
@@ -86,7 +86,7 @@ def peft_parity(case: Case) -> None:
 
     pack = pack_of(case)
     assert case.method.peft is not None
-    if peft_layout.config_bytes(pack.manifest) is None or not case.method.peft.accepts(resolved(case), case.site):
+    if layout.config_bytes(pack.manifest) is None or not case.method.peft.accepts(resolved(case), case.site):
         return
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")

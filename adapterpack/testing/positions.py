@@ -83,7 +83,7 @@ def _adapted(case: Case) -> Any:
     """The decoder with the case's adapter at all its layers, moved by noise."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..train.inject import adapt  # noqa: PLC0415
+    from ..training.inject import adapt  # noqa: PLC0415
 
     default = next(field.default for field in dataclasses.fields(case.config) if field.name == "targets")
     model, noise = adapt(decoder(MODELS[0]), dataclasses.replace(case.config, targets=default), "a"), torch.Generator().manual_seed(1)
@@ -98,7 +98,7 @@ def _told(model: Any, ids: np.ndarray, acts: np.ndarray) -> np.ndarray:
     """The logits of one pass in which the layers are told these positions, whatever the rule says."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..train.layer import Adapted  # noqa: PLC0415
+    from ..training.layers.layer import Adapted  # noqa: PLC0415
 
     holders = [module for module in model.modules() if isinstance(module, Adapted) and module.where]
     kept = [dict(holder.where) for holder in holders]

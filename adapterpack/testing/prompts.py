@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..methods import Params, PromptForm, complete
-from ..pack import peft_layout
+from ..adapter_methods import Params, complete
+from ..adapter_methods.forms.prompt import PromptForm
 from ..pack.pack import Pack
+from ..peft import layout
 from .case import VOCABULARY, Case, Model, digests, is_float, leaves, pack_of, require, require_close, tensor
 
 ROWS = ((5, 6, 7, 30, 31), (8, 9), (10, 11, 12, 13, 14, 15, 16))
@@ -95,7 +96,7 @@ def form_kept_by_peft(case: Case) -> None:
     stored = pack_of(case)
     with tempfile.TemporaryDirectory() as folder:
         stored.write(Path(folder) / "pack")
-        back = peft_layout.read(Path(folder) / "pack")
+        back = layout.read(Path(folder) / "pack")
     require(digests(dict(back.tensors)) == digests(dict(stored.tensors)), "tensors came back with other names or bytes")
     require(np.array_equal(_packed(back), _packed(stored)), "the form changed")
 
@@ -108,7 +109,7 @@ def _packed(pack: Pack) -> np.ndarray:
 
 def disabled_prompt_is_the_base(case: Case) -> None:
     """With the prompt inactive and after ``detach`` the logits are the base's, bit for bit; with it active they are not."""
-    from ..train.inject import active, detach  # noqa: PLC0415 - see the module's docstring
+    from ..training.inject import active, detach  # noqa: PLC0415 - see the module's docstring
 
     base = logits_of(decoder(case.layer), ROWS, left=False)
     model = prompted(case, case.layer)
@@ -148,7 +149,7 @@ def prompted(case: Case, sizes: Model) -> Any:
     """The decoder of these sizes with the case's adapter, moved by noise."""
     import torch  # noqa: PLC0415 - see the module's docstring
 
-    from ..train.inject import adapt  # noqa: PLC0415
+    from ..training.inject import adapt  # noqa: PLC0415
 
     model, noise = adapt(decoder(sizes), case.config), torch.Generator().manual_seed(1)
     with torch.no_grad():

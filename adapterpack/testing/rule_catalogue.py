@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from ..compose.rule import Laws, Rule
-from ..compose.rules import rules
+from ..composing.rules.registry import rules
+from ..composing.rules.rule import Laws, Rule
 from .catalogue import table
 from .rule_laws import LAWS, verdict
 

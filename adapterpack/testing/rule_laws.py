@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..compose.compose import compose
-from ..compose.rules import get
-from ..compose.statistics import Statistics
+from ..adapter_methods import Site
+from ..adapter_methods.lora import LoRA, lora
+from ..composing.pipeline import compose
+from ..composing.rules.registry import get
+from ..composing.statistics import Statistics
 from ..errors import AdapterpackError, NothingToDo
-from ..methods import LoRA, Site
-from ..methods.lora import lora
-from ..pack import manifest as m
+from ..manifest import manifest as m
 from ..pack.pack import Pack, build
-from ..pack.validate import load
+from ..pack.validate.validation import load
 
 Deltas = dict[str, np.ndarray]
 SITES = (Site("layers.q_proj", 33, 17), Site("layers.v_proj", 17, 40))

@@ -17,14 +17,15 @@ import numpy as np
 import onnxruntime as ort
 import safetensors
 
-from adapterpack.convert.flatbuffer import read_parameters
-from adapterpack.convert.gguf_file import read_gguf
+from adapterpack.converting.flatbuffer import read_parameters
+from adapterpack.converting.gguf_file import read_gguf
 from adapterpack.errors import AdapterpackError
-from adapterpack.pack import manifest as m
-from adapterpack.pack import peft_layout, strict_json
-from adapterpack.pack.files import TENSORS
-from adapterpack.pack.safetensors import HeldFile, write
-from adapterpack.pack.validate import examine
+from adapterpack.io import strict_json
+from adapterpack.io.safe_open import TENSORS
+from adapterpack.io.safetensors import HeldFile, write
+from adapterpack.manifest import manifest as m
+from adapterpack.pack.validate.validation import examine
+from adapterpack.peft import layout
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "packs"))
 import make_bad as bad
@@ -77,7 +78,7 @@ def pack(data: bytes) -> str:
 
 def peft(data: bytes) -> str:
     """A PEFT folder with a forged configuration: whatever is imported is a valid pack once it is written."""
-    (PEFT / peft_layout.CONFIG).write_bytes(data)
+    (PEFT / layout.CONFIG).write_bytes(data)
     report, found = examine(PEFT)
     if found is None:
         return next(f"{finding.rule} {finding.message}" for finding in report.findings if finding.severity == "error")
@@ -168,7 +169,7 @@ FOLDER, PEFT = SCRATCH / "pack", SCRATCH / "peft"
 for _folder in (FOLDER, PEFT):
     bad.good(_folder)
 (PEFT / m.FILE_NAME).unlink()
-_MANIFEST, _CONFIG = (FOLDER / m.FILE_NAME).read_bytes(), (PEFT / peft_layout.CONFIG).read_bytes()
+_MANIFEST, _CONFIG = (FOLDER / m.FILE_NAME).read_bytes(), (PEFT / layout.CONFIG).read_bytes()
 _VERSIONS = ("pack-1.0", "pack-1.1", "pack-1.2", "pack-1.3", "pack-1.3-canary")
 _MANIFESTS = (_MANIFEST, *((GOLDEN / version / m.FILE_NAME).read_bytes() for version in _VERSIONS))
 

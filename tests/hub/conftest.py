@@ -31,7 +31,7 @@ def hub(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """The hub, asked by this process with a fresh cache and a token that may write; waits between tries are short."""
     from huggingface_hub import constants
 
-    from adapterpack.hub import client
+    from adapterpack.hub.transport import client
 
     monkeypatch.setenv("HF_ENDPOINT", served.address)
     monkeypatch.setenv("HF_TOKEN", WRITE)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 
 WRITE, READ = "hf_writerwriterwriterwriter", "hf_readerreaderreaderreader"

@@ -14,14 +14,15 @@ import pytest
 from hubs import Hub, make_pack
 
 import adapterpack
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
+from adapterpack.base import fingerprint as fp
+from adapterpack.base.checkpoint import INDEX, Checkpoint
 from adapterpack.errors import HubError
 from adapterpack.hub.server.storage import Storage
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import fingerprint as fp
-from adapterpack.pack import manifest as m
-from adapterpack.pack import safetensors
-from adapterpack.pack.checkpoint import INDEX, Checkpoint
-from adapterpack.pack.manifest_parts import Tokenizer
+from adapterpack.io import safetensors
+from adapterpack.manifest import manifest as m
+from adapterpack.manifest.parts import Tokenizer
 from adapterpack.pack.pack import Pack, build, sealed
 
 pytestmark = pytest.mark.fast

@@ -10,16 +10,8 @@ from faults import FAULTS
 from hubs import WRITE, Hub, left, make_pack
 
 import adapterpack
-from adapterpack.errors import (
-    AdapterpackError,
-    FormatError,
-    GatedRepo,
-    HubConflict,
-    HubError,
-    RepoNotFound,
-    RevisionNotFound,
-)
-from adapterpack.hub import client, transfer
+from adapterpack.errors import AdapterpackError, FormatError, GatedRepo, HubConflict, HubError, RepoNotFound, RevisionNotFound
+from adapterpack.hub.transport import client, transfer
 
 pytestmark = pytest.mark.fast
 

@@ -11,9 +11,10 @@ from hubs import READ, WRITE, Hub, left, make_pack
 
 import adapterpack
 from adapterpack.errors import ConfigError, FormatError, GatedRepo, HubError
-from adapterpack.hub import client, names
+from adapterpack.hub import names
 from adapterpack.hub.auditing import audit
 from adapterpack.hub.resolve import folder_of
+from adapterpack.hub.transport import client
 
 pytestmark = pytest.mark.fast
 
@@ -61,7 +62,7 @@ def test_a_folder_of_a_repository_is_as_good_as_a_whole_one(hub: Hub, tmp_path: 
 
 
 def folder_card(repo: str, folder: str, scratch: Path) -> str:
-    from adapterpack.hub import transfer
+    from adapterpack.hub.transport import transfer
 
     remote = client.connect(names.Reference(repo, folder=folder))
     transfer.fetch(remote, client.tree(remote)["README.md"], scratch / "card")

@@ -18,20 +18,12 @@ from hubs import READ, WRITE, Hub, left, make_pack
 from jsonschema import Draft202012Validator
 
 import adapterpack
-from adapterpack.errors import (
-    ConfigError,
-    FormatError,
-    HubConflict,
-    HubError,
-    HubOffline,
-    OutputExists,
-    RepoNotFound,
-    RevisionNotFound,
-)
-from adapterpack.hub import client, names, transfer
+from adapterpack.errors import ConfigError, FormatError, HubConflict, HubError, HubOffline, OutputExists, RepoNotFound, RevisionNotFound
+from adapterpack.hub import names
 from adapterpack.hub.auditing import audit, audit_sarif
 from adapterpack.hub.lockfile import Lockfile
 from adapterpack.hub.server.storage import Refused, Storage
+from adapterpack.hub.transport import client, transfer
 from adapterpack.pack.store import Store
 from adapterpack.resources import schema
 

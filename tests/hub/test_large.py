@@ -15,11 +15,12 @@ import pytest
 from hubs import WRITE, Hub, make_pack
 
 import adapterpack
-from adapterpack.hub import names, transfer
-from adapterpack.hub.client import Listed, connect, tree
-from adapterpack.pack import manifest as m
+from adapterpack.bundle.manifest import FILE_NAME, Bundle, BundledAdapter
+from adapterpack.hub import names
+from adapterpack.hub.transport import transfer
+from adapterpack.hub.transport.client import Listed, connect, tree
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
-from adapterpack.runtime.bundle import FILE_NAME, Bundle, BundledAdapter
 
 pytestmark = pytest.mark.fast
 SIZE = 10 << 20
@@ -110,7 +111,7 @@ def test_what_was_kept_of_another_file_is_not_built_upon(hub: Hub, tmp_path: Pat
 def test_the_official_client_uploads_in_parts(hub: Hub, tmp_path: Path) -> None:
     """The parts of its own protocol, with its own command; and equal content is not sent twice."""
     (tmp_path / "big.bin").write_bytes(np.random.default_rng(1).bytes((3 << 20) + 17))
-    from adapterpack.hub import client
+    from adapterpack.hub.transport import client
 
     api = client.api()
     api.create_repo("org/parts")
@@ -127,7 +128,7 @@ def test_parts_that_are_not_the_announced_file_make_no_blob(hub: Hub, tmp_path: 
 
     from huggingface_hub.utils import build_hf_headers, get_session
 
-    from adapterpack.hub import client
+    from adapterpack.hub.transport import client
 
     client.api().create_repo("org/forged")
     sha256, size = hashlib.sha256(b"announced").hexdigest(), (1 << 20) + 5
@@ -150,7 +151,8 @@ def test_parts_that_are_not_the_announced_file_make_no_blob(hub: Hub, tmp_path: 
 
 def test_a_pack_is_unpacked_from_what_was_sent(hub: Hub) -> None:
     """A pack of one large tensor goes in parts, too."""
-    from adapterpack.methods import LoRA, Site, get
+    from adapterpack import LoRA
+    from adapterpack.adapter_methods import Site, get
 
     width = 300_000
     params = {"lora_A": np.ones((8, width), np.float32), "lora_B": np.ones((2, 8), np.float32)}

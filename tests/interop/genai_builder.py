@@ -23,8 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import adapterpack
 from adapterpack import LoRA, adapt, save
 from adapterpack.onnx_graph.graph_file import GraphFile
-from adapterpack.tasks import task_named
-from adapterpack.train.loading import load_model
+from adapterpack.tasks.task import task_named
+from adapterpack.training.loading import load_model
 
 LENGTH = int(os.environ.get("LENGTH", "7"))
 

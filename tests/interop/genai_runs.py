@@ -20,9 +20,9 @@ import genai_builder
 import torch
 
 from adapterpack import LoRA, Session, adapt, attach, detach, export, load, save
-from adapterpack.demo.models import SMOLLM2, fetch
-from adapterpack.tasks import task_named
-from adapterpack.train.loading import load_model
+from adapterpack.demos.models import SMOLLM2, fetch
+from adapterpack.tasks.task import task_named
+from adapterpack.training.loading import load_model
 
 TOKENS = 12
 PROMPT = "The capital of France is"

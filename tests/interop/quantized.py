@@ -24,10 +24,11 @@ from torchao.quantization.granularity import PerGroup
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
 import adapterpack
-from adapterpack.merge.codecs.view import Decoded
-from adapterpack.methods import LoRA, Site, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack.checkpoint import Checkpoint
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
+from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.base.codecs.dequantized_checkpoint import Decoded
+from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 
 FORMATS: dict[str, tuple[Any, torch.dtype]] = {

@@ -16,7 +16,7 @@ BY_NAME = {one.name: one for one in ARCHITECTURES}
 @pytest.fixture(scope="module")
 def frontends():
     """The real frontends; a base that several tests share is traced once."""
-    from adapterpack.export.frontends import FRONTENDS
+    from adapterpack.exporting.frontends import FRONTENDS
 
     return kept(FRONTENDS)
 

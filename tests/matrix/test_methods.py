@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterpack.methods import INITS, methods
+from adapterpack.adapter_methods import INITS, methods
 from adapterpack.testing import INVARIANTS, SUBJECTS, Case, Invariant, cases, render
 from adapterpack.testing.catalogue import page
 

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adapterpack.compose.compose import compose
-from adapterpack.methods import LoRA, Method, Site, TrainableTokens, get
-from adapterpack.pack import manifest as m
-from adapterpack.pack.beside import Beside
-from adapterpack.pack.manifest_parts import Tokenizer
+from adapterpack import LoRA, TrainableTokens
+from adapterpack.adapter_methods import Method, Site, get
+from adapterpack.composing.pipeline import compose
+from adapterpack.manifest import manifest as m
+from adapterpack.manifest.parts import Tokenizer
+from adapterpack.manifest.secondary_methods import Beside
 from adapterpack.pack.pack import build, sealed
 
 TENSORS, MANIFEST, CONFIG, TEMPLATE = "adapter_model.safetensors", "adapterpack.json", "adapter_config.json", "chat_template.jinja"

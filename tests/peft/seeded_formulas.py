@@ -14,7 +14,7 @@ from peft.tuners.unilora.model import UniLoraModel
 from peft.tuners.waveft.wavelet import Wavelet
 from torch import nn
 
-from adapterpack.methods import C3A, FourierFT, RandLoRA, SHiRA, TinyLoRA, UniLoRA, VBLoRA, VeRA, WaveFT
+from adapterpack import C3A, FourierFT, RandLoRA, SHiRA, TinyLoRA, UniLoRA, VBLoRA, VeRA, WaveFT
 
 
 def kaiming(generator: torch.Generator, rows: int, columns: int) -> np.ndarray:

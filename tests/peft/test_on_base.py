@@ -18,8 +18,8 @@ from transformers import LlamaForCausalLM
 import adapterpack
 from adapterpack import PSOFT, TinyLoRA, adapt, attach, convert, load, save, validate
 from adapterpack.errors import BaseMismatch, ConfigError, FormatError, Unsupported
-from adapterpack.pack import manifest as m
-from adapterpack.pack import peft_layout
+from adapterpack.manifest import manifest as m
+from adapterpack.peft import layout
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 T = ["q_proj", "v_proj", "down_proj"]
@@ -75,10 +75,10 @@ def test_psoft_of_peft_is_read_and_written_again(name: str, tiny_llama: Path, tm
     assert validate(tmp_path / "pack", base=tiny_llama).findings == ()
     pack = load(tmp_path / "pack")
     assert pack.manifest.base.content is not None
-    assert not (tmp_path / "pack" / peft_layout.CONFIG).exists(), "on another machine PEFT would read another adapter"
+    assert not (tmp_path / "pack" / layout.CONFIG).exists(), "on another machine PEFT would read another adapter"
     require_same(logits(attach(model_of(tiny_llama), pack)), wanted, plain)
     convert(pack, tmp_path / "again", to="peft", base=tiny_llama)
-    before, after = (load_file(tmp_path / folder / peft_layout.TENSORS) for folder in ("theirs", "again"))
+    before, after = (load_file(tmp_path / folder / layout.TENSORS) for folder in ("theirs", "again"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     require_same(logits(theirs_on(tiny_llama, tmp_path / "again")), wanted, plain)
@@ -92,7 +92,7 @@ def test_psoft_of_ours_in_peft(name: str, tiny_llama: Path, tmp_path: Path) -> N
     convert(tmp_path / "pack", tmp_path / "theirs", to="peft", base=tiny_llama)
     require_same(logits(theirs_on(tiny_llama, tmp_path / "theirs")), logits(ours), plain)
     mine = {tensor: value for tensor, value in pack.tensors.items() if "psoft_R.weight" in tensor}
-    found = load_file(tmp_path / "theirs" / peft_layout.TENSORS)
+    found = load_file(tmp_path / "theirs" / layout.TENSORS)
     assert any(not np.array_equal(value, found[tensor].numpy()) for tensor, value in mine.items())
     assert all(np.array_equal(np.abs(value), found[tensor].abs().numpy()) for tensor, value in mine.items())
 
@@ -122,7 +122,7 @@ def test_psoft_files_that_mean_nothing_certain(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     save_file({key: value.contiguous() for key, value in net.state_dict().items()}, tmp_path / "base" / "model.safetensors")
     (tmp_path / "base" / "config.json").write_text("{}")
-    config = tmp_path / "theirs" / peft_layout.CONFIG
+    config = tmp_path / "theirs" / layout.CONFIG
     peft.get_peft_model(copy.deepcopy(net), peft.PsoftConfig(r=3, target_modules=["0"])).save_pretrained(tmp_path / "theirs")
     with pytest.raises(Unsupported, match="so near to each other"):
         convert(tmp_path / "theirs", tmp_path / "out", to="pack", base=tmp_path / "base")
@@ -151,8 +151,8 @@ def test_tinylora_of_vectors_alone_in_peft(tying: float, tiny_llama: Path, tmp_p
     done = convert(tmp_path / "pack", tmp_path / "theirs", to="peft", base=tiny_llama)
     assert done.notes == (), "no note: it means the same everywhere"
     require_same(logits(theirs_on(tiny_llama, tmp_path / "theirs")), wanted, plain)
-    config = tmp_path / "theirs" / peft_layout.CONFIG
+    config = tmp_path / "theirs" / layout.CONFIG
     config.write_text(json.dumps({**json.loads(config.read_text()), "save_projection": True}))  # by which layers are told apart again
     theirs_on(tiny_llama, tmp_path / "theirs").save_pretrained(tmp_path / "again")
-    require_same(logits(attach(model_of(tiny_llama), peft_layout.read(tmp_path / "again"), check_base=False)), wanted, plain)
+    require_same(logits(attach(model_of(tiny_llama), layout.read(tmp_path / "again"), check_base=False)), wanted, plain)
     assert m.FILE_NAME not in {path.name for path in (tmp_path / "theirs").iterdir()}

@@ -19,32 +19,12 @@ from peft.tuners.lokr.layer import factorization
 from torch import nn
 
 import adapterpack
-from adapterpack.methods import (
-    DEFT,
-    AdaLoRA,
-    Bat,
-    DeLoRA,
-    DoRA,
-    GraLoRA,
-    HiRA,
-    KaSA,
-    LoHa,
-    LoKr,
-    MiSS,
-    MiSSMini,
-    MoRA,
-    Repeat,
-    Site,
-    Sums,
-    complete,
-    fold,
-    get,
-    run,
-)
-from adapterpack.methods.lokr import divided
-from adapterpack.methods.registry import method_of
-from adapterpack.pack import peft_layout
+from adapterpack import DEFT, AdaLoRA, Bat, DeLoRA, DoRA, GraLoRA, HiRA, KaSA, LoHa, LoKr, MiSS, MiSSMini, MoRA
+from adapterpack.adapter_methods import Repeat, Site, Sums, complete, fold, get, run
+from adapterpack.adapter_methods.lokr import divided
+from adapterpack.adapter_methods.registry import method_of
 from adapterpack.pack.pack import Pack
+from adapterpack.peft import layout
 
 FP32 = 2e-5
 """Absolute: two float32 layers with outputs of about 1 to 10; sums of 12 products, and a row norm, round at some 1e-6."""
@@ -256,7 +236,7 @@ def test_we_load_what_peft_wrote(row: Row, tmp_path: Path) -> None:
     theirs = peft.get_peft_model(Three(row.widths), config)
     randomise(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
-    pack = peft_layout.read(tmp_path / "theirs")
+    pack = layout.read(tmp_path / "theirs")
     assert pack.method is method_of(row.ours)
     ours = adapterpack.attach(Three(row.widths), pack, check_base=False)
     require_same(row, pack, ours, theirs)
@@ -309,7 +289,7 @@ def test_bone_is_read_as_miss(tmp_path: Path) -> None:
     tensors = safetensors.numpy.load_file(tmp_path / "ours" / "adapter_model.safetensors")
     safetensors.numpy.save_file({name.replace("miss", "bone"): value for name, value in tensors.items()},
                                 tmp_path / "bone" / "adapter_model.safetensors")
-    read = peft_layout.read(tmp_path / "bone")
+    read = layout.read(tmp_path / "bone")
     assert read.method.name == "miss"
     np.testing.assert_array_equal(outputs(adapterpack.attach(Three(row.widths), read, check_base=False)), outputs(ours))
     assert pack.tensors.keys() == read.tensors.keys()
@@ -321,7 +301,7 @@ def test_doras_gradient_is_pefts(tmp_path: Path) -> None:
     theirs = peft.get_peft_model(Three(row.widths), peft.LoraConfig(r=3, lora_alpha=5, use_dora=True, target_modules=["a", "b", "c"]))
     randomise(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = adapterpack.attach(Three(row.widths), peft_layout.read(tmp_path / "theirs"), check_base=False)
+    ours = adapterpack.attach(Three(row.widths), layout.read(tmp_path / "theirs"), check_base=False)
     x = torch.randn(4, row.widths[0], generator=torch.Generator().manual_seed(7))
     for layer in (ours.a, ours.b, ours.c):
         layer.trainable(layer.names[0])

@@ -15,15 +15,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from adapterpack import adapt, attach, compose, convert, detach, merge, resize, save
+from adapterpack import IA3, ALoRA, LoRA, TrainableTokens, adapt, attach, compose, convert, detach, merge, resize, save
 from adapterpack.errors import FormatError, Unsupported
-from adapterpack.methods import IA3, ALoRA, LoRA, TrainableTokens
-from adapterpack.pack import manifest as m
-from adapterpack.pack import peft_layout
-from adapterpack.pack.safetensors import SafetensorsFile
-from adapterpack.pack.validate import load, validate
-from adapterpack.quantize.packs import quantize_pack
-from adapterpack.runtime.slots import require_slots
+from adapterpack.io.safetensors import SafetensorsFile
+from adapterpack.manifest import manifest as m
+from adapterpack.pack.validate.validation import load, validate
+from adapterpack.peft import layout
+from adapterpack.quantizing.packs import quantize_pack
+from adapterpack.slots.values import require_slots
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
@@ -179,7 +178,7 @@ def test_tokens_that_the_tensors_do_not_bear_out(change: dict[str, Any], message
     config = json.loads((tmp_path / "a" / CONFIG).read_text())
     (tmp_path / "a" / CONFIG).write_text(json.dumps({**config, **change}))
     with pytest.raises((FormatError, Unsupported), match=message):
-        peft_layout.read(tmp_path / "a")
+        layout.read(tmp_path / "a")
 
 
 def test_a_face_that_names_other_tokens_is_told(tmp_path: Path) -> None:
@@ -191,4 +190,4 @@ def test_a_face_that_names_other_tokens_is_told(tmp_path: Path) -> None:
     for tokens in ({"model.embed_tokens": [4, 2]}, {"model.embed_tokens": [4]}, None):
         data = json.dumps({**config, "trainable_token_indices": tokens}).encode()
         file = SafetensorsFile(tmp_path / "pack" / TENSORS)
-        assert peft_layout.disagreement(tmp_path / "pack", held, data, file) is not None
+        assert layout.disagreement(tmp_path / "pack", held, data, file) is not None

@@ -22,9 +22,9 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from ...errors import AdapterpackError, OutputExists, StorageError, storage_errors
-from ...pack import blobs, strict_json
-from ...pack.atomic import output_file, output_folder
-from ...pack.locks import locked
+from ...io import blobs, strict_json
+from ...io.atomic import output_file, output_folder
+from ...io.locks import locked
 from .. import names
 
 KINDS = ("heads", "tags", "pr")

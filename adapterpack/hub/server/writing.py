@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ...errors import FormatError
-from ...pack import strict_json
+from ...io import strict_json
 from .. import names
 from .reading import repo_of, revision_of, storage_of
 from .storage import Entry, Refused

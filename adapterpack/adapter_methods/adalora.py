@@ -1,0 +1,233 @@
+"""AdaLoRA: singular values between the factors, and a budget of rank that goes to the sites that need it (Zhang et al. 2023,
+arXiv 2303.10512).
+
+    y' = base(x) + s B diag(E) A x,   s = alpha / (init_r + 1e-5), as PEFT has it
+
+A ``[r, in]``, E ``[r, 1]``, B ``[out, r]``. While training, the values E of the least important triplets of all sites are set to zero
+(section 3.3): each entry p with gradient g has sensitivity ``|p g|``, smoothed by beta1, and uncertainty, its deviation smoothed by beta2;
+their product is its score, and a triplet's is that of its E plus the means over its row of A and its column of B. The rank of all sites
+together falls from init_r to target_r each, cubically, between the steps tinit and total - tfinal, every deltaT steps; what is zero then
+stays so, and a pack does not hold it. The penalty keeps A and B near to orthogonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Progress, Trained, Traits
+from .core.config import SiteConfig, by_suffix, require_number, require_whole
+from .core.layouts import STACKS, WEIGHTS
+from .core.operators import Array, Dense
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_keys import plain
+from .core.site import Params, Site
+from .kasa import departure
+
+
+@dataclass(frozen=True)
+class AdaLoRA(SiteConfig):
+    """The hyper-parameters of AdaLoRA, named as PEFT has them; ``alpha`` defaults to ``2 init_r``.
+
+    ``total_step=None`` is the length of the training. ``r`` is what a site has left: ``init_r`` until a pack is written.
+
+    Example:
+        >>> AdaLoRA(init_r=12, target_r=8).rank
+        12
+    """
+
+    init_r: int = 12
+    target_r: int = 8
+    alpha: float | None = None
+    tinit: int = 0
+    tfinal: int = 0
+    deltaT: int = 1  # noqa: N815 - the paper's and PEFT's name
+    beta1: float = 0.85
+    beta2: float = 0.85
+    orth_reg_weight: float = 0.5
+    total_step: int | None = None
+    r: int | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("init_r", 1), ("target_r", 1), ("tinit", 0), ("tfinal", 0), ("deltaT", 1)):
+            require_whole(name, getattr(self, name), least)
+        if self.total_step is not None:
+            require_whole("total_step", self.total_step, self.tinit + self.tfinal + 1)
+        for name in ("beta1", "beta2", "orth_reg_weight"):
+            require_number(name, getattr(self, name))
+            object.__setattr__(self, name, float(getattr(self, name)))
+        alpha = 2.0 * self.init_r if self.alpha is None else self.alpha
+        require_number("alpha", alpha)
+        object.__setattr__(self, "alpha", float(alpha))
+        object.__setattr__(self, "r", self.init_r if self.r is None else self.r)
+        require_whole("r", self.r)
+
+    def at(self, path: str) -> Self:
+        """The config at one site, with the rank that it has left."""
+        return replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={})
+
+    @property
+    def scale(self) -> float:
+        """``s``, the number that multiplies ``B diag(E) A``."""
+        return float(self.alpha or 0.0) / (self.init_r + 1e-5)
+
+    @property
+    def rank(self) -> int | None:
+        """The number of singular values."""
+        return self.r
+
+
+def _shapes(cfg: AdaLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+    r = cfg.r or cfg.init_r
+    return {"lora_A": (r, site.in_features), "lora_B": (site.out_features, r), "lora_E": (r, 1)}
+
+
+def _init(cfg: AdaLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shapes = _shapes(cfg, site)
+    made = {name: rng.normal(0, 0.02, shapes[name]).astype(np.float32) for name in ("lora_A", "lora_B")}
+    return {**made, "lora_E": np.zeros(shapes["lora_E"], np.float32)}
+
+
+def _attach(cfg: AdaLoRA, params: Params, site: Site) -> AttachForm:
+    return AttachForm(down=Dense(params["lora_A"] * params["lora_E"]), up=Dense(cfg.scale * params["lora_B"]))
+
+
+def _penalty(cfg: AdaLoRA, params: Params, sites: int) -> Array:
+    """``orth_reg_weight`` times the mean over all A and B of ``||G - I||_F``, where G is ``A A^T`` or ``B^T B``; this site's part."""
+    A, B = params["lora_A"], params["lora_B"]
+    xp = array_namespace(A, B)
+    return cfg.orth_reg_weight / (2 * sites) * (departure(xp.matmul(A, A.T)) + departure(xp.matmul(B.T, B)))
+
+
+class _State(NamedTuple):
+    """Smoothed sensitivity and uncertainty, site -> parameter -> array of its shape; and what is zero for good, site -> ``[r, 1]``."""
+
+    sensitivity: Mapping[str, Params]
+    uncertainty: Mapping[str, Params]
+    gone: Mapping[str, Array] | None
+
+
+def _budget(progress: Progress, state: _State | None, sites: Mapping[str, Trained]) -> tuple[_State, dict[str, dict[str, Array]]]:
+    """The importance of all triplets after one step, and the values E with those of the least important ones set to zero."""
+    cfg: AdaLoRA = next(iter(sites.values())).config
+    last = (cfg.total_step or progress.total) - cfg.tfinal
+    state = state or _State({}, {}, None)
+    if progress.step < last:
+        state = _observed(cfg, state, sites)
+    first, final = sum(site.params["lora_E"].shape[0] for site in sites.values()), cfg.target_r * len(sites)
+    if progress.step >= last and state.gone is None:
+        state = state._replace(gone=_least(state, sites, first - final))
+        gone = state.gone
+    elif state.gone is not None:
+        gone = state.gone
+    elif progress.step > cfg.tinit and progress.step % cfg.deltaT == 0:
+        left = 1 - (progress.step - cfg.tinit) / (last - cfg.tinit)
+        gone = _least(state, sites, first - int((first - final) * left**3 + final))
+    else:
+        gone = {}
+    return state, {path: {"lora_E": sites[path].params["lora_E"] * (1 - which)} for path, which in (gone or {}).items()}
+
+
+def _observed(cfg: AdaLoRA, state: _State, sites: Mapping[str, Trained]) -> _State:
+    """Equations 9 to 11."""
+    sensitivity: dict[str, Params] = {}
+    uncertainty: dict[str, Params] = {}
+    for path, site in sites.items():
+        xp = array_namespace(*site.params.values())
+        now = {name: xp.abs(value * site.gradients[name]) for name, value in site.params.items()}
+        smooth = _smoothed(cfg.beta1, state.sensitivity.get(path), now)
+        sensitivity[path] = smooth
+        uncertainty[path] = _smoothed(cfg.beta2, state.uncertainty.get(path), {name: xp.abs(now[name] - smooth[name]) for name in now})
+    return state._replace(sensitivity=sensitivity, uncertainty=uncertainty)
+
+
+def _smoothed(beta: float, before: Params | None, now: Params) -> dict[str, Array]:
+    return {name: (1 - beta) * value + (0 if before is None else beta * before[name]) for name, value in now.items()}
+
+
+def _least(state: _State, sites: Mapping[str, Trained], count: int) -> dict[str, Array]:
+    """Which ``count`` triplets have the lowest scores, ties included: site -> ``[r, 1]`` of ones and zeros."""
+    scores = {}
+    for path in state.sensitivity:
+        score = {name: value * state.uncertainty[path][name] for name, value in state.sensitivity[path].items()}
+        xp = array_namespace(*score.values())
+        scores[path] = score["lora_E"][:, 0] + xp.mean(score["lora_A"], axis=1) + xp.mean(score["lora_B"], axis=0)
+    if count <= 0 or not scores:
+        return {}
+    threshold = xp.sort(xp.concat(list(scores.values())))[count - 1]
+    return {path: xp.astype(score <= threshold, score.dtype)[:, None] for path, score in scores.items()}
+
+
+def _bake(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, dict[str, np.ndarray]]:
+    """Without the triplets whose value is zero; one stays in any case, since a site has a rank."""
+    kept = np.asarray(params["lora_E"])[:, 0] != 0
+    kept[0] |= not kept.any()
+    final = replace(cfg, r=int(kept.sum()), total_step=_total(cfg))
+    return final, {"lora_A": params["lora_A"][kept], "lora_B": params["lora_B"][:, kept], "lora_E": params["lora_E"][kept]}
+
+
+def _total(cfg: AdaLoRA) -> int:
+    """PEFT wants a number here, even where nothing is trained any more."""
+    return cfg.total_step or cfg.tinit + cfg.tfinal + 1
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: AdaLoRA = next(iter(sites.values()))
+    same = ("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")
+    pattern = {f"{path}.lora_E": [True] * cfg.r + [False] * (cfg.init_r - cfg.r) for path, cfg in sites.items() if cfg.r < cfg.init_r}
+    return {
+        **{name: getattr(first, name) for name in same},
+        "total_step": _total(first),
+        "rank_pattern": pattern or None,
+        "r": 8,  # PEFT does not use it, and warns of any other value
+        "lora_alpha": plain(first.alpha or 0.0),
+        "lora_dropout": first.dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+    }
+
+
+def _from_peft(config: Mapping[str, Any]) -> AdaLoRA:
+    pattern = config.get("rank_pattern") or {}
+    if not isinstance(pattern, Mapping) or not all(isinstance(value, list) for value in pattern.values()):
+        raise ValueError(f"rank_pattern must map names to lists of truth values, not {pattern!r:.80}")
+    same = ("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")
+    return AdaLoRA(
+        **{name: config[name] for name in same if name in config},
+        alpha=config.get("lora_alpha", 8),
+        dropout=config.get("lora_dropout", 0.0),
+        rank_pattern={f"^{name.removesuffix('.lora_E')}": sum(map(bool, value)) for name, value in pattern.items()},
+    )
+
+
+adalora = Method(
+    name="adalora",
+    summary="low-rank changes with singular values, and a budget of rank that training shares out among the sites",
+    paper="https://arxiv.org/abs/2303.10512",
+    formula="y' = W x + b + s B diag(E) A x,  s = alpha / (r + 1e-5)",
+    config=AdaLoRA,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    penalty=_penalty,
+    budget=_budget,
+    bake=_bake,
+    examples=(AdaLoRA(init_r=1, target_r=1), AdaLoRA(init_r=3, target_r=2, alpha=5), AdaLoRA(init_r=5, alpha=4, tinit=3, dropout=0.1)),
+    peft=PeftForm(
+        peft_type="ADALORA",
+        suffixes={"lora_A": "lora_A", "lora_B": "lora_B", "lora_E": "lora_E"},
+        layers=TRANSPOSED,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+    ),
+)

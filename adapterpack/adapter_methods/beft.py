@@ -1,0 +1,62 @@
+"""Trained biases: BitFit (Ben Zaken et al. 2022, arXiv 2106.10199, section 3), which PEFT calls BEFT.
+
+    y' = base(x) + beta
+
+``beft_bias`` ``[1, out]`` is the change of the bias, so that one adapter can be taken off again. A layer without a bias gets one; merging
+such an adapter is refused, because the base's files have no place for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .core.base import AttachForm, Method, Traits
+from .core.config import NoBranch
+from .core.peft_form import PeftForm
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class BEFT(NoBranch):
+    """Where biases are trained; there is nothing else to choose.
+
+    Example:
+        >>> BEFT(targets=("q_proj", "v_proj")).scale
+        1.0
+    """
+
+
+def _shapes(cfg: BEFT, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"beft_bias": (1, site.out_features)}
+
+
+def _init(cfg: BEFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
+
+
+def _attach(cfg: BEFT, params: Params, site: Site) -> AttachForm:
+    return AttachForm(shift=params["beft_bias"][0, :])
+
+
+beft = Method(
+    name="beft",
+    summary="a trained change of a layer's bias, as in BitFit",
+    paper="https://arxiv.org/abs/2106.10199",
+    formula="y' = W x + b + beta",
+    config=BEFT,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(BEFT(), BEFT(targets=("proj",))),
+    peft=PeftForm(
+        accepts=lambda cfg, site: site.bias,  # it loads one for a layer without a bias, and cannot merge it
+        peft_type="BEFT",
+        suffixes={"beft_bias": "beft_bias"},
+        to_config=lambda sites: {"init_weights": True},
+        from_config=lambda config: BEFT(),
+        features=lambda params: (None, params["beft_bias"].shape[1]),
+    ),
+)

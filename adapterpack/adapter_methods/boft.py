@@ -1,0 +1,152 @@
+"""BOFT: a layer's inputs are turned by a butterfly of small rotations, its outputs scaled (Liu et al. 2024, arXiv 2311.06243, section 4).
+
+    y' = s * (W R x) + b,   R = B_1 ... B_m,   B_i = P_i diag(R_i1, R_i2, ...) P_i^T,   R_ij = (I - S_ij)^-1 (I + S_ij)
+
+``boft_R`` ``[m, blocks, b, b]`` holds matrices A whose skew-symmetric halves ``S = (A - A^T) / 2`` are what counts; ``boft_s``, s, is
+``[out, 1]``.
+P_i brings inputs that lie 2^(i-2) blocks apart into one block, so that m factors of small blocks mix 2^(m-1) blocks.
+
+PEFT builds more than one factor only where its CUDA extension can be compiled; elsewhere it trains one without saying so in its config
+file, which is therefore refused here when it names more factors than the tensors have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import NoBranch, require_whole
+from .core.operators import BlockDiagonal, Chain, Operator, Permutation
+from .core.orthogonal import block_size, cayley
+from .core.peft_form import PeftForm
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class BOFT(NoBranch):
+    """The hyper-parameters of BOFT: ``block_size``, or the number of blocks ``block_num`` in its place.
+
+    A size that does not divide the width of a layer's input gives way to the nearest that does, and a layer has as many factors as fit:
+    they need an even block size and a number of blocks that is a multiple of 2^(factors - 1).
+
+    Example:
+        >>> BOFT(block_size=4, n_butterfly_factor=2).scale
+        1.0
+    """
+
+    block_size: int = 4
+    block_num: int = 0
+    n_butterfly_factor: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("block_num", self.block_num, 0)
+        require_whole("block_size", self.block_size, 0 if self.block_num else 2)
+        require_whole("n_butterfly_factor", self.n_butterfly_factor)
+
+
+class _Layout(NamedTuple):
+    factors: int
+    blocks: int
+    size: int
+
+
+def _layout(cfg: BOFT, width: int) -> _Layout:
+    size = block_size(width, cfg.block_size, cfg.block_num)
+    blocks, factors = width // size, 1
+    while factors < cfg.n_butterfly_factor and size % 2 == 0 and blocks % 2**factors == 0:
+        factors += 1
+    return _Layout(factors, blocks, size)
+
+
+def _shapes(cfg: BOFT, site: Site) -> dict[str, tuple[int, ...]]:
+    factors, blocks, size = _layout(cfg, site.in_features)
+    return {"boft_R": (factors, blocks, size, size), "boft_s": (site.out_features, 1)}
+
+
+def _init(cfg: BOFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shapes = _shapes(cfg, site)
+    return {"boft_R": np.zeros(shapes["boft_R"], np.float32), "boft_s": np.ones(shapes["boft_s"], np.float32)}
+
+
+@lru_cache(maxsize=64)
+def _orders(layout: _Layout) -> np.ndarray:
+    """The order in which each factor takes what the one before it gave, the last factor first: ``[factors, width]``.
+
+    The first factor's blocks lie as they are, so that after it nothing has to be put back.
+    """
+    inputs = np.arange(layout.blocks * layout.size)
+    gathered = []
+    for factor in range(layout.factors):
+        halves = inputs.reshape(-1, 2 ** (factor + 1), layout.size // 2)
+        gathered.append(np.concatenate([halves[:, 0::2], halves[:, 1::2]], axis=1).reshape(-1))
+    orders, before = [], inputs
+    for order in reversed(gathered):
+        orders.append(before[np.argsort(order)])
+        before = order
+    return np.array(orders, np.int32)
+
+
+def _constants(cfg: BOFT, site: Site) -> dict[str, np.ndarray]:
+    layout = _layout(cfg, site.in_features)
+    return {"orders": _orders(layout)} if layout.factors > 1 else {}
+
+
+def _attach(cfg: BOFT, params: Params, site: Site) -> AttachForm:
+    given, scale = params["boft_R"], params["boft_s"][:, 0]
+    xp = array_namespace(given)
+    factors, blocks, size = _layout(cfg, site.in_features)
+    flat = xp.reshape(given, (factors * blocks, size, size))
+    turned = xp.reshape(cayley(0.5 * (flat - xp.permute_dims(flat, (0, 2, 1)))), given.shape)
+    steps: list[Operator] = [BlockDiagonal(turned[factor, ...]) for factor in reversed(range(factors))]
+    if factors > 1:
+        steps = [Chain(Permutation(params["orders"][number, :]), step) for number, step in enumerate(steps)]
+    shift = None if site.base_bias is None else site.base_bias * (1 - scale)  # the bias is not scaled
+    return AttachForm(pre=reduce(Chain, steps), scale=scale, shift=shift)
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: BOFT = next(iter(sites.values()))
+    return {
+        "boft_block_size": 0 if first.block_num else first.block_size,
+        "boft_block_num": first.block_num,
+        "boft_n_butterfly_factor": first.n_butterfly_factor,
+        "boft_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_weights": True,
+    }
+
+
+def _from_peft(config: Mapping[str, Any]) -> BOFT:
+    return BOFT(block_size=config.get("boft_block_size", 4) or 4, block_num=config.get("boft_block_num", 0),
+                n_butterfly_factor=config.get("boft_n_butterfly_factor", 1))
+
+
+boft = Method(
+    name="boft",
+    summary="a trained rotation of a layer's inputs as a butterfly of small blocks, and a factor on every output",
+    paper="https://arxiv.org/abs/2311.06243",
+    formula="y' = s * (W R x) + b,  R = B_1 ... B_m, butterflies of Cayley rotations",
+    config=BOFT,
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True, least=(1, 2)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    constants=_constants,
+    examples=(BOFT(), BOFT(block_size=2, n_butterfly_factor=2), BOFT(block_num=3), BOFT(block_num=6, n_butterfly_factor=4)),
+    peft=PeftForm(
+        accepts=lambda cfg, site: _layout(cfg, site.in_features).factors == 1,  # more needs PEFT's CUDA extension
+        peft_type="BOFT",
+        suffixes={"boft_R": "boft_R", "boft_s": "boft_s"},
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (params["boft_R"].shape[1] * params["boft_R"].shape[3], params["boft_s"].shape[0]),
+    ),
+)

@@ -1,0 +1,102 @@
+"""Bottleneck adapters: a narrow layer with an activation behind a block, or beside it.
+
+    h' = h + s (W_up act(W_down norm(z) + b_down) + b_up),   z = h, or the block's input
+
+Houlsby et al. 2019 (arXiv 1902.00751, section 2.1), Pfeiffer et al. 2020 (arXiv 2005.00052, section 3.1), and in parallel, He et al. 2021
+(arXiv 2110.04366, table 1). W_down ``[r, width]`` is Kaiming uniform; W_up ``[width, r]`` and the biases are zero, so that a fresh adapter
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from .core.base import Method
+from .core.config import require_flag
+from .core.operators import Dense
+from .core.site import Params, Site
+from .forms.blocks import TRAITS, BlockConfig, BlockForm, Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bottleneck(BlockConfig):
+    """The hyper-parameters of a bottleneck adapter; the defaults are Pfeiffer's. ``norm`` normalizes what the branch reads.
+
+    Example:
+        >>> Bottleneck.houlsby().act, Bottleneck.parallel(reduction=8).reduction
+        ('silu', 8)
+    """
+
+    norm: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_flag("norm", self.norm)
+        require_flag("bias", self.bias)
+
+    @classmethod
+    def houlsby(cls, **changes: Any) -> Self:
+        """After attention and after the feed-forward, before the residual and the norm; swish, reduction 16."""
+        return cls(**{"targets": "all-blocks", "act": "silu", "reduction": 16, **changes})
+
+    @classmethod
+    def pfeiffer(cls, **changes: Any) -> Self:
+        """Once a layer, on the stream after the feed-forward; relu, reduction 16."""
+        return cls(**{"targets": "all-layers", "act": "relu", "reduction": 16, **changes})
+
+    @classmethod
+    def parallel(cls, **changes: Any) -> Self:
+        """Beside the feed-forward, from its input to its output; relu, reduction 2, scale 4."""
+        return cls(**{"targets": "all-ffn", "source": "input", "act": "relu", "reduction": 2, "scaling": 4.0, **changes})
+
+
+def _shapes(cfg: Bottleneck, site: Site) -> dict[str, tuple[int, ...]]:
+    r, n = cfg.width(site), site.out_features
+    biases = {"down_bias": (r,), "up_bias": (n,)} if cfg.bias else {}
+    return {"down": (r, n), "up": (n, r), **biases, **({"norm_weight": (n,), "norm_bias": (n,)} if cfg.norm else {})}
+
+
+def _init(cfg: Bottleneck, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    bound = 1 / math.sqrt(site.out_features)  # Kaiming uniform with a = sqrt(5)
+    made = {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
+    made["down"] = rng.uniform(-bound, bound, made["down"].shape).astype(np.float32)
+    return {name: np.ones_like(value) if name == "norm_weight" else value for name, value in made.items()}
+
+
+def _attach(cfg: Bottleneck, params: Params, site: Site) -> BlockForm:
+    return BlockForm(
+        down=Dense(params["down"]),
+        up=Dense(cfg.scale * params["up"]),
+        down_bias=params["down_bias"] if cfg.bias else None,
+        up_bias=cfg.scale * params["up_bias"] if cfg.bias else None,
+        act=cfg.act,
+        norm=Norm(params["norm_weight"], params["norm_bias"]) if cfg.norm else None,
+        reads_input=cfg.reads_input,
+    )
+
+
+bottleneck = Method(
+    name="bottleneck",
+    summary="a narrow layer with an activation behind a block (Houlsby, Pfeiffer) or beside it (parallel)",
+    paper="https://arxiv.org/abs/1902.00751",
+    config=Bottleneck,
+    traits=TRAITS,
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(
+        Bottleneck.houlsby(reduction=2),
+        Bottleneck.pfeiffer(reduction=3, bias=False),
+        Bottleneck.parallel(),
+        Bottleneck(act="gelu", norm=True, reduction=4, scaling=0.5),
+        Bottleneck(act="gelu_tanh", source="input", norm=True, bias=False, reduction=1, dropout=0.1),
+        Bottleneck(act="tanh", reduction=2),
+    ),
+    formula="h + scaling (up act(down norm(z)) + b), z = h or x",
+    kind="activation",
+)

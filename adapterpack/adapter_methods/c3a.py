@@ -1,0 +1,95 @@
+"""C3A: a change made of circulant blocks (Chen et al. 2024, arXiv 2407.19342, section 3).
+
+    W' = W + C / in,   C [out, in] of blocks [b, b] whose rows are one trained row of b numbers, turned on by one place each
+
+The rows start at zero, so that a fresh adapter changes nothing; PEFT's default draws them, so that it does. PEFT feeds a second active
+adapter with the output of the first (peft#3164); ours are independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from .core.base import AttachForm, Method, Traits
+from .core.config import SiteConfig, by_suffix, require_whole
+from .core.operators import BlockCirculant
+from .core.peft_form import PeftForm
+from .core.peft_keys import default_and_pattern, literal
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class C3A(SiteConfig):
+    """The hyper-parameters of C3A; where ``block_size`` does not divide both widths, the largest common divisor of the three does.
+
+    Example:
+        >>> C3A(block_size=256, block_size_pattern={"v_proj": 64}).at("layers.0.v_proj").block_size
+        64
+    """
+
+    block_size: int = 256
+    block_size_pattern: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("block_size", self.block_size)
+
+    def at(self, path: str) -> C3A:
+        """The config at one site: ``block_size`` looked up by the literal path or its last components."""
+        return replace(self, block_size=by_suffix(self.block_size_pattern, path, self.block_size), block_size_pattern={})
+
+
+def _shapes(cfg: C3A, site: Site) -> dict[str, tuple[int, ...]]:
+    size = math.gcd(cfg.block_size, site.in_features, site.out_features)
+    return {"c3a_kernel": (site.out_features // size, site.in_features // size, size)}
+
+
+def _settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+    """PEFT refuses a size that does not divide a layer: its config says the size that does."""
+    return [replace(cfg, block_size=math.gcd(cfg.block_size, site.in_features, site.out_features))
+            for cfg, site in zip(configs, sites, strict=True)]
+
+
+def _attach(cfg: C3A, params: Params, site: Site) -> AttachForm:
+    return AttachForm(down=BlockCirculant(params["c3a_kernel"] / site.in_features))
+
+
+def _features(params: Params) -> tuple[int, int]:
+    tall, wide, size = params["c3a_kernel"].shape
+    return wide * size, tall * size
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    default, pattern = default_and_pattern({path: cfg.block_size for path, cfg in sites.items()}, anchored=False)
+    return {"block_size": default, "block_size_pattern": pattern, "bias": "none", "init_weights": True}
+
+
+def _from_peft(config: Mapping[str, Any]) -> C3A:
+    return C3A(config.get("block_size", 256), literal(config.get("block_size_pattern"), "block_size_pattern"))
+
+
+c3a = Method(
+    name="c3a",
+    summary="circulant blocks, each one trained row of numbers",
+    paper="https://arxiv.org/abs/2407.19342",
+    formula="W' = W + C / in,  C of circulant blocks",
+    config=C3A,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+    shapes=_shapes,
+    init=lambda cfg, site, rng: {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()},
+    attach=_attach,
+    examples=(C3A(block_size=1), C3A(block_size=35), C3A(block_size=36)),
+    peft=PeftForm(
+        peft_type="C3A",
+        suffixes={"c3a_kernel": "c3a_kernel"},
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=_features,
+    ),
+    settle=_settle,
+)

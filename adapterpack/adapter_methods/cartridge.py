@@ -1,0 +1,110 @@
+"""Cartridges: the cache of a corpus, trained; its first tokens stay frozen (Eyuboglu et al. 2025, arXiv 2506.06266, section 3).
+
+    K_l' = [S_l,0; P_l,0; K_l],   V_l' = [S_l,1; P_l,1; V_l]
+
+S, what models use as an attention sink, is ``num_frozen_tokens`` long and is never trained, P is the rest of the ``n`` virtual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import Method
+from .core.config import require_choice, require_flag, require_whole
+from .core.operators import Array
+from .core.site import Params, Site
+from .forms.prompt import STORED, PromptForm, as_cache, cache_fields, peft_form, prefilled, traits
+from .forms.prompt_config import CacheConfig
+
+_SINK = "frozen_embedding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cartridge(CacheConfig):
+    """``init``: ``text``, what the base makes of the first tokens of ``text``/``token_ids``, or ``random`` (normal).
+
+    ``baked`` says that sink and rest are one tensor, as packs store them.
+
+    Example:
+        >>> Cartridge(num_virtual_tokens=64, text="...").num_frozen_tokens
+        1
+    """
+
+    init: str = "text"
+    num_frozen_tokens: int = 1
+    baked: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("init", self.init, ("random", "text"))
+        require_whole("num_frozen_tokens", self.num_frozen_tokens, 0)
+        require_flag("baked", self.baked)
+        if self.num_frozen_tokens >= self.num_virtual_tokens:
+            raise ValueError(f"num_frozen_tokens {self.num_frozen_tokens} leaves none of {self.num_virtual_tokens} virtual tokens to train")
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The first tokens' keys and values: no seed gives them again, so a pack holds them."""
+        return frozenset({_SINK})
+
+
+def _shapes(cfg: Cartridge, site: Site) -> dict[str, tuple[int, ...]]:
+    wide = cfg.width(site)
+    if cfg.baked or not cfg.num_frozen_tokens:
+        return {STORED: (cfg.num_virtual_tokens, wide)}
+    return {_SINK: (cfg.num_frozen_tokens, wide), STORED: (cfg.num_virtual_tokens - cfg.num_frozen_tokens, wide)}
+
+
+def _init(cfg: Cartridge, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shape = (cfg.num_virtual_tokens, cfg.width(site))
+    whole = prefilled(cfg, site) if cfg.init == "text" else rng.normal(size=shape).astype(np.float32)
+    sink = cfg.num_frozen_tokens
+    return {_SINK: whole[:sink], STORED: whole[sink:]} if sink else {STORED: whole}
+
+
+def _attach(cfg: Cartridge, params: Params, site: Site) -> PromptForm:
+    rest, sink = params[STORED], params.get(_SINK)
+    if sink is None and cfg.num_frozen_tokens:
+        sink, rest = _still(rest[: cfg.num_frozen_tokens, ...]), rest[cfg.num_frozen_tokens :, ...]
+    flat = rest if sink is None else array_namespace(rest).concat([sink, rest], axis=0)
+    return PromptForm(cache=as_cache(flat, cfg.sizes(site)))
+
+
+def _still(value: Array) -> Array:
+    """The value without its gradient, in torch; numpy has none."""
+    return value.detach() if hasattr(value, "detach") else value
+
+
+def _bake(cfg: Cartridge, params: Params, site: Site) -> tuple[Cartridge, dict[str, np.ndarray]]:
+    layers, heads, head_dim = cfg.sizes(site)
+    parts = [params[name] for name in (_SINK, STORED) if name in params]
+    final = replace(cfg, baked=True, num_layers=layers, num_heads=heads, head_dim=head_dim)
+    return final, {STORED: np.concatenate(parts).astype(np.float32)}
+
+
+def _from_peft(config: Mapping[str, Any]) -> Cartridge:
+    frozen = config.get("num_frozen_tokens", 1)
+    return Cartridge(**cache_fields(config), num_frozen_tokens=frozen, baked=True)
+
+
+cartridge = Method(
+    name="cartridge",
+    summary="the trained cache of a text, whose first tokens stay frozen",
+    paper="https://arxiv.org/abs/2506.06266",
+    formula="K' = [S; P; K],  V' = [S; P; V],  S frozen",
+    config=Cartridge,
+    traits=traits((_SINK,)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(Cartridge(num_virtual_tokens=3, token_ids=(4, 5, 6, 7)), Cartridge(num_virtual_tokens=4, num_frozen_tokens=2, init="random"),
+              Cartridge(num_virtual_tokens=2, num_frozen_tokens=0, init="random")),
+    peft=peft_form("CARTRIDGE", lambda cfg: {"num_frozen_tokens": cfg.num_frozen_tokens}, _from_peft, wide=False),
+    bake=_bake,
+    kind="prompt",
+)

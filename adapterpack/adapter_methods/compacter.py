@@ -1,0 +1,142 @@
+"""Compacter: a bottleneck whose two matrices are sums of Kronecker products (Mahabadi et al. 2021, arXiv 2106.04647, section 4).
+
+    h' = h + s (U act(D h + b_down) + b_up),   D = sum_i A_i (x) (s_i t_i),   U likewise with factors of its own
+
+The rules A_i ``[n, n]`` may belong to all sites and both matrices (one tensor in the pack), and may be products ``[n, k] [k, n]``; s_i t_i
+are of rank ``k`` always. Widths that n does not divide are rounded up and cut; the bottleneck is rounded up to a multiple of n. The left
+factors of U and the biases start at zero, so that a fresh adapter changes nothing; the rules are normal with variance 1/n, where smaller
+ones let hardly a gradient through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import Method, Shared
+from .core.config import FOR_TRAINING, require_flag, require_whole
+from .core.operators import Array, Dense
+from .core.site import Params, Site
+from .forms.blocks import TRAITS, BlockConfig, BlockForm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compacter(BlockConfig):
+    """The hyper-parameters of Compacter; ``targets="all-ffn"`` makes it Compacter++. ``phm_dim`` is n, ``phm_rank`` is k.
+
+    Example:
+        >>> Compacter().at("layers.0.mlp").act
+        'gelu'
+    """
+
+    targets: str | tuple[str, ...] = field(default="all-blocks", metadata=FOR_TRAINING)
+    reduction: float = 32
+    act: str = "gelu"
+    phm_dim: int = 4
+    phm_rank: int = 1
+    shared_rule: bool = True
+    factorized_rule: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("phm_dim", self.phm_dim)
+        require_whole("phm_rank", self.phm_rank)
+        require_flag("shared_rule", self.shared_rule)
+        require_flag("factorized_rule", self.factorized_rule)
+
+    def width(self, site: Site) -> int:
+        """How wide the bottleneck is at a site: a multiple of ``phm_dim``."""
+        return self.phm_dim * math.ceil(super().width(site) / self.phm_dim)
+
+
+def _rule_shapes(cfg: Compacter) -> dict[str, tuple[int, ...]]:
+    n, k = cfg.phm_dim, cfg.phm_rank
+    return {"rule_left": (n, n, k), "rule_right": (n, k, n)} if cfg.factorized_rule else {"rule": (n, n, n)}
+
+
+def _rules(cfg: Compacter, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random rules; a product of two factors gets the variance that a whole one has."""
+    inner = cfg.phm_rank if cfg.factorized_rule else 1
+    std = (1 / cfg.phm_dim / inner) ** (0.25 if cfg.factorized_rule else 0.5)
+    return {name: rng.normal(0, std, shape).astype(np.float32) for name, shape in _rule_shapes(cfg).items()}
+
+
+def _shapes(cfg: Compacter, site: Site) -> dict[str, tuple[int, ...]]:
+    n, k, r = cfg.phm_dim, cfg.phm_rank, cfg.width(site)
+    wide, narrow = math.ceil(site.out_features / n), r // n
+    factors = {"down_left": (n, narrow, k), "down_right": (n, k, wide), "down_bias": (r,),
+               "up_left": (n, wide, k), "up_right": (n, k, narrow), "up_bias": (site.out_features,)}
+    return factors if cfg.shared_rule else {**_rule_shapes(cfg), **factors}
+
+
+def _init(cfg: Compacter, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    made = {} if cfg.shared_rule else _rules(cfg, rng)
+    for name, shape in _shapes(cfg, site).items():
+        if name in {"down_left", "down_right", "up_right"}:
+            bound = math.sqrt(6 / (shape[1] + shape[2]))  # Glorot uniform, as the paper has it
+            made[name] = rng.uniform(-bound, bound, shape).astype(np.float32)
+        elif name not in made:
+            made[name] = np.zeros(shape, np.float32)
+    return made
+
+
+def _shared_shapes(cfg: Compacter, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+    return _rule_shapes(cfg) if cfg.shared_rule else {}
+
+
+def _shared_init(cfg: Compacter, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return _rules(cfg, rng) if cfg.shared_rule else {}
+
+
+def kronecker_sum(rules: Array, factors: Array, rows: int, columns: int) -> Array:
+    """``sum_i rules[i] (x) factors[i]`` of ``[n, p, q]`` and ``[n, a, b]``, cut to ``[rows, columns]``: one product of matrices.
+
+    Example:
+        >>> kronecker_sum(np.ones((1, 1, 2)), np.array([[[3.0], [4.0]]]), 2, 2)
+        array([[3., 3.],
+               [4., 4.]])
+    """
+    xp = array_namespace(rules, factors)
+    n, p, q = rules.shape
+    _, a, b = factors.shape
+    product = xp.matmul(xp.reshape(rules, (n, p * q)).T, xp.reshape(factors, (n, a * b)))
+    grid = xp.permute_dims(xp.reshape(product, (p, q, a, b)), (0, 2, 1, 3))
+    return xp.reshape(grid, (p * a, q * b))[:rows, :columns]
+
+
+def _attach(cfg: Compacter, params: Params, site: Site) -> BlockForm:
+    xp = array_namespace(params["down_left"])
+    rules = xp.matmul(params["rule_left"], params["rule_right"]) if cfg.factorized_rule else params["rule"]
+    r, width = cfg.width(site), site.out_features
+    down = kronecker_sum(rules, xp.matmul(params["down_left"], params["down_right"]), r, width)
+    up = kronecker_sum(rules, xp.matmul(params["up_left"], params["up_right"]), width, r)
+    return BlockForm(down=Dense(down), up=Dense(cfg.scale * up), down_bias=params["down_bias"], up_bias=cfg.scale * params["up_bias"],
+                     act=cfg.act, reads_input=cfg.reads_input)
+
+
+_EXAMPLES: tuple[Any, ...] = (
+    Compacter(reduction=2, phm_dim=2),
+    Compacter(reduction=3, phm_dim=3, phm_rank=2, shared_rule=False, act="silu"),
+    Compacter(reduction=2, factorized_rule=True, act="tanh", scaling=2.0),
+    Compacter(reduction=4, phm_dim=2, factorized_rule=True, shared_rule=False, source="input", phm_rank=2),
+)
+
+compacter = Method(
+    name="compacter",
+    summary="a bottleneck of Kronecker products, whose rules all sites may share",
+    paper="https://arxiv.org/abs/2106.04647",
+    config=Compacter,
+    traits=TRAITS,
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=_EXAMPLES,
+    shared=Shared(_shared_shapes, _shared_init),
+    formula="h + scaling (U act(D z)), U and D sums of Kronecker products",
+    kind="activation",
+)

@@ -1,0 +1,348 @@
+"""What a method is: a value made of pure functions, a frozen config and declared traits.
+
+Every weight method reduces its trained tensors to one **normal form**::
+
+    y' = post(scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift
+
+so that training, merging, composing and exporting handle seven fields, not N methods. The mathematics is written once, against the
+Python array API: the same few lines run on torch tensors while training and on numpy arrays everywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ...errors import Unsupported
+from .columns import columns
+from .layouts import WEIGHTS
+from .operators import Array, Operator
+from .peft_form import PeftForm
+from .site import Seen
+
+if TYPE_CHECKING:
+    from ..forms.routes import Route
+
+Params = Mapping[str, Array]
+Forward = Callable[[Array], Array]
+PROMPT = "@prompt"
+"""The path of the one site that a prompt has: no module can have it."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in a model that an adapter changes.
+
+    ``path`` is the literal path of the module, or of the parameter itself where a bare one is adapted; ``kind`` says how its weight is
+    stored (:mod:`~.layouts`), which a method never sees: for it the weight is ``[out, in]``. ``kernel`` is that of a convolution, whose
+    ``in_features`` counts it, where PEFT's form of the tensors needs it; ``stack`` counts the matrices of a parameter that holds
+    several of them.
+
+    ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
+    trait ``reads_weight`` is set, and with ``seen`` to an ``init`` that asks for them. A width is 0 where it is not known: a file of
+    another library need not say both.
+    """
+
+    path: str
+    in_features: int
+    out_features: int
+    kind: str = "linear"
+    bias: bool = False
+    kernel: tuple[int, ...] = field(default=(), compare=False)
+    stack: int = 1
+    weight: Array | None = field(default=None, compare=False, repr=False)
+    base_bias: Array | None = field(default=None, compare=False, repr=False)
+    seen: Seen | None = field(default=None, compare=False, repr=False)
+
+
+class AttachForm(NamedTuple):
+    """The normal form of one adapter at one site; ``None`` means identity (``pre``, ``up``, ``post``), absent (``down``), one, or zero.
+
+    Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``scale`` ``[out]`` or ``[1]``, ``shift`` ``[out]``, ``post``
+    ``[out, out]``. A change that has no factors is a ``down`` of ``[out, in]`` without an ``up``.
+    """
+
+    pre: Operator | None = None
+    down: Operator | None = None
+    up: Operator | None = None
+    scale: Array | None = None
+    shift: Array | None = None
+    post: Operator | None = None
+    routes: tuple[Route, ...] = ()
+
+    @property
+    def is_branch(self) -> bool:
+        """Whether a pair of factors is all that there is: a change of low rank beside the layer."""
+        return self.is_beside and self.down is not None and self.up is not None and self.scale is None and self.shift is None
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it leaves the input alone, mixes no outputs and asks no router: a change beside the layer, a scale and a shift."""
+        return self.pre is None and self.post is None and len(self.routes) == 0
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method can do, declared as data; the core asks these and never a name."""
+
+    additive: bool
+    """The change is added to the weight: adapters sum, and a weight on the adapter is a weight on the change."""
+    identity_at_init: bool
+    """A fresh adapter changes nothing, exactly."""
+    row_separable: bool
+    """A block of output rows can be folded without the others."""
+    low_rank: bool
+    """The change is ``up @ down`` of a small rank: composing in factor space is exact."""
+    reads_weight: bool = False
+    """``init`` and ``attach`` need the base weight."""
+    quantizable: bool = True
+    """Its tensors may be stored as int8."""
+    batchable: bool = True
+    """Rows of one batch may carry different adapters of this method."""
+    layers: tuple[str, ...] = WEIGHTS
+    """The kinds of site it supports."""
+    least: tuple[int, int] = (1, 1)
+    """The least numbers of outputs and inputs of a layer that it can change: a single number cannot be turned."""
+    frozen: tuple[str, ...] = ()
+    """Its parameters that are stored and not trained, beside those that are not of a floating type."""
+    exclusive: bool = False
+    """At most one adapter of such a method is active at a time."""
+    positional: bool = False
+    """Its config may say which positions of a row it acts on (``acts``): then no weight can hold the change."""
+
+
+class Shared(NamedTuple):
+    """Parameters that all sites of one adapter have in common, stored once; ``attach`` finds them among its parameters."""
+
+    shapes: Callable[[Any, Sequence[Site]], dict[str, tuple[int, ...]]]
+    init: Callable[[Any, Sequence[Site], np.random.Generator], dict[str, np.ndarray]]
+
+
+class Progress(NamedTuple):
+    """Where a training stands: ``step`` optimizer steps of ``total`` are done, the first of which is number 1."""
+
+    step: int
+    total: int
+
+
+class Trained(NamedTuple):
+    """One site after an optimizer step: its config, its trained parameters and their gradients."""
+
+    config: Any
+    params: Params
+    gradients: Params
+
+
+class Method(NamedTuple):
+    """An adapter method: what :mod:`adapterpack.adapter_methods.registry` holds.
+
+    ``examples`` are the configs under which the test matrix proves it. The parameters that ``attach``, ``forward`` and ``fold`` are given
+    are complete: the site's own, the shared ones, and the constants.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    config: type[Any]
+    traits: Traits
+    shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]]
+    init: Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]
+    attach: Callable[[Any, Params, Site], Any]
+    """The normal form of the method's kind: :class:`AttachForm`, a block's form, or a prompt's."""
+    examples: tuple[Any, ...]
+    forward: Callable[[Any, Params, Site, Forward, Array, Forward], Array] | None = None
+    fold: Callable[[Any, Params, Site, Array, Array | None, slice], tuple[Array, Array | None]] | None = None
+    peft: PeftForm | None = None
+    constants: Callable[[Any, Site], dict[str, np.ndarray]] | None = None
+    """What follows from the config, the site and (by trait) its weight, and is neither trained nor stored: random bases from a seed, ..."""
+    shared: Shared | None = None
+    needs: Callable[[Any], frozenset[str]] | None = None
+    """What ``init`` wants to be told of a site under a config: of ``weight``, ``moment``, ``gradient`` (:class:`~.inits.Seen`)."""
+    plan: Callable[[Any, Sequence[Site]], Any] | None = None
+    """The config, changed by what was seen of all sites."""
+    bake: Callable[[Any, Params, Site], tuple[Any, dict[str, np.ndarray]]] | None = None
+    """What a pack stores of a trained site, where that is not what is trained: the config and the parameters in their final form."""
+    rates: Callable[[Any], Mapping[str, float]] | None = None
+    """Parameter name -> what multiplies its learning rate."""
+    penalty: Callable[[Any, Params, int], Array] | None = None
+    """A term of one site that is added to the loss; the number of all sites is for those that are an average."""
+    budget: Callable[[Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]] | None = None
+    """What follows each optimizer step, over all sites of an adapter at once: (progress, state, path -> site) -> (state, path -> what
+    some of its parameters become). The state is the method's own, None at first."""
+    settle: Callable[[Sequence[Any], Sequence[Site]], Sequence[Any]] | None = None
+    """The configs of all sites -> the same with what follows from the sites together (their largest width, a site's number): a pack
+    then holds it. What is settled stays, and so does what an unknown width leaves open."""
+    beyond: Callable[[Any, Params, int], np.ndarray | None] | None = None
+    """The rows that an adapter of a table puts after the last of so many, None where it has none: words that were added before training."""
+    formula: str = ""
+    """What it computes, in one line; ``W x + b`` is the layer."""
+    kind: str = "weight"
+    spec_version: int = 1
+    unfoldable: str = ""
+    """Why no weight can hold it; empty where one can."""
+    torch_only: str = ""
+    """Why no graph can hold it; empty where one can."""
+    composition: Any = None
+    """What a manifest says of a method that is made of the methods of several packs."""
+    first_pass: Callable[[Params, Array, int, int], dict[str, Array]] | None = None
+    """What a layer is given beside its parameters, from a pass of the model without the adapter: (the shared parameters, the last hidden
+    states, the number of the layer, the number of layers) -> further parameters."""
+    one_pass: bool = False
+    """Whether the model must see a sequence whole: a cache holds tokens that a layer then does not count."""
+
+
+def constant(value: Array) -> Array:
+    """The same array as something that no gradient flows through; numpy's has none."""
+    return value.detach() if hasattr(value, "detach") else value
+
+
+def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = None) -> Array:
+    """``post(scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift`` for ``x`` of shape ``[..., in]``.
+
+    ``drop`` is the dropout on the branch's input while training.
+    """
+    y = base(x if form.pre is None else form.pre.apply(x))
+    if form.down is not None:
+        inner = form.down.apply(x if drop is None else drop(x))
+        y = y + (inner if form.up is None else form.up.apply(inner))
+    for route in form.routes:
+        y = y + route.mixed(x, x if drop is None else drop(x))
+    if form.scale is not None:
+        y = y * form.scale
+    if form.post is not None:
+        y = form.post.apply(y)
+    return y if form.shift is None else y + form.shift
+
+
+def look_up(form: AttachForm, base: Forward, ids: Array, keep: Array | None = None) -> Array:
+    """:func:`evaluate` for a layer whose inputs are one-hot vectors, given as their numbers ``ids``: ``[...]`` to ``[..., out]``.
+
+    ``keep`` (``[...]``) multiplies the branch: dropout on a one-hot vector leaves all of it or nothing.
+
+    Raises:
+        Unsupported: the form changes the input, which ids do not let it.
+    """
+    if form.pre is not None or len(form.routes) > 0:
+        raise Unsupported("a method that looks at a layer's input cannot adapt an embedding, whose inputs are ids")
+    y = base(ids)
+    if form.down is not None:
+        inner = columns(form.down, ids)
+        inner = inner if keep is None else inner * keep[..., None]
+        y = y + (inner if form.up is None else form.up.apply(inner))
+    if form.scale is not None:
+        y = y * form.scale
+    return y if form.shift is None else y + form.shift
+
+
+def fold_form(form: AttachForm, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
+    """The normal form folded into a block of rows: ``W' = post scale (W pre + up down)``, ``b' = post scale b + shift``.
+
+    ``weight`` is the block ``[len(rows), in]`` and ``bias`` its part ``[len(rows)]`` or None; both are left as they are. A shift where
+    there was no bias gives a bias. With a ``post``, which mixes rows, the block is the whole.
+
+    Raises:
+        Unsupported: the form has routes, whose weights depend on the input.
+    """
+    if len(form.routes) > 0:
+        raise Unsupported("branches behind a gate cannot be folded into a weight", remedy="keep the adapter beside the base")
+    folded = weight if form.pre is None else form.pre.after(weight)
+    if form.down is not None:
+        folded = folded + (form.down.rows(rows) if form.up is None else form.down.after(form.up.rows(rows)))
+    if form.scale is not None:
+        scale = _block(form.scale, rows)
+        folded = folded * scale[:, None]
+        bias = None if bias is None else bias * scale
+    if form.post is not None:
+        folded, bias = form.post.apply(folded.T).T, None if bias is None else form.post.apply(bias)
+    if form.shift is not None:
+        shift = _block(form.shift, rows)
+        bias = shift if bias is None else bias + shift
+    return folded, bias
+
+
+def _block(vector: Array, rows: slice) -> Array:
+    return vector if vector.shape[0] == 1 else vector[rows]
+
+
+def frozen(method: Method, cfg: Any) -> frozenset[str]:
+    """The parameters that are stored and not trained under a config: the method's own, and those that the config keeps.
+
+    Example:
+        >>> from adapterpack.methods import LoRA, get
+        >>> sorted(frozen(get("lora"), LoRA(init="mica")))
+        ['lora_B', 'start_A', 'start_B']
+    """
+    kept: frozenset[str] = cfg.frozen
+    return kept.union(method.traits.frozen)
+
+
+def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, Array]:
+    """The stored parameters of a site (numpy) with the method's constants, in the parameters' floating dtype.
+
+    Example:
+        >>> from adapterpack.methods import LoRA, get
+        >>> sorted(complete(get("lora"), LoRA(r=1), {"lora_A": np.ones((1, 2)), "lora_B": np.ones((3, 1))}, Site("layer", 2, 3)))
+        ['lora_A', 'lora_B']
+    """
+    if method.constants is None:
+        return dict(params)
+    dtype = next((value.dtype for value in params.values() if np.issubdtype(value.dtype, np.floating)), np.dtype(np.float32))
+    made = method.constants(cfg, site)
+    return {**{name: value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value for name, value in made.items()}, **params}
+
+
+def settled(method: Method, configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+    """The configs of all ``sites`` of one adapter, each with what follows from the others."""
+    return list(configs if method.settle is None else method.settle(configs, sites))
+
+
+def require_widths(site: Site) -> None:
+    """Checks that both widths of a site are known, for a method whose constants depend on them.
+
+    Raises:
+        Unsupported: one is not; the pack came from a file that does not say it.
+    """
+    if not site.in_features or not site.out_features:
+        raise Unsupported("this pack does not say how wide the layer is, and its seed is of no use without that", where=site.path,
+                          remedy="attach the pack to its base and save it again, or merge it")
+
+
+def run(
+    method: Method, cfg: Any, params: Params, site: Site, base: Forward, x: Array, drop: Forward | None = None
+) -> Array:
+    """The adapted output ``[..., out]`` of ``base`` at ``x`` (``[..., in]``): the method's own ``forward``, or the normal form."""
+    if method.forward is not None:
+        return method.forward(cfg, params, site, base, x, drop or (lambda value: value))
+    return evaluate(method.attach(cfg, params, site), base, x, drop)
+
+
+def fold(
+    method: Method, cfg: Any, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice | None = None
+) -> tuple[Array, Array | None]:
+    """Weight and bias with the adapter folded in: the method's own ``fold``, or the normal form's.
+
+    ``weight`` is ``[out, in]``, or the block of output rows named by ``rows``; ``bias`` likewise. Inputs are not changed.
+
+    Example:
+        >>> import numpy as np
+        >>> from adapterpack.methods import LoRA, get
+        >>> site, lora = Site("layer", 3, 2), get("lora")
+        >>> params = {"lora_A": np.ones((1, 3)), "lora_B": np.ones((2, 1))}
+        >>> fold(lora, LoRA(r=1, alpha=2), params, site, np.zeros((2, 3)), None)[0]
+        array([[2., 2., 2.],
+               [2., 2., 2.]])
+    """
+    block = slice(0, site.out_features) if rows is None else rows
+    if method.fold is not None:
+        return method.fold(cfg, params, site, weight, bias, block)
+    return fold_form(method.attach(cfg, params, site), weight, bias, block)
+
+
+def row_blocks(rows: int, columns: int, elements: int = 1 << 18) -> Iterator[slice]:
+    """Slices that cut a ``[rows, columns]`` weight into blocks of about ``elements``, so that the scratch memory stays in cache."""
+    step = max(1, elements // max(1, columns))
+    for start in range(0, rows, step):
+        yield slice(start, min(rows, start + step))

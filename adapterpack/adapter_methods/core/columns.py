@@ -1,0 +1,50 @@
+"""Single columns of an operator: what it gives for one-hot inputs, which an embedding's ids are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import Unsupported
+from .arrays import array_namespace
+from .operators import Array, Chain, Dense, Kronecker, Operator
+
+
+def columns(operator: Operator, ids: Array) -> Array:
+    """The columns ``M[:, ids]`` of a matrix ``[out, in]``, shape ``[*ids.shape, out]``: what it gives for one-hot inputs.
+
+    Only the columns asked for are computed.
+
+    Raises:
+        Unsupported: the operator's columns cannot be had one by one.
+
+    Example:
+        >>> import numpy as np
+        >>> columns(Dense(np.arange(6).reshape(2, 3)), np.array([[2, 0]]))
+        array([[[2, 5],
+                [0, 3]]])
+    """
+    for kind, look_up in _COLUMNS.items():
+        if isinstance(operator, kind):
+            return look_up(operator, ids)
+    raise Unsupported("the columns of this matrix cannot be looked up one by one, as an embedding needs them",
+                      found=type(operator).__name__, expected=", ".join(kind.__name__ for kind in _COLUMNS))
+
+
+def _dense_columns(operator: Dense, ids: Array) -> Array:
+    matrix = operator.matrix
+    xp = array_namespace(matrix)
+    return xp.reshape(xp.take(matrix.T, xp.reshape(ids, (-1,)), axis=0), (*ids.shape, matrix.shape[0]))
+
+
+def _kronecker_columns(operator: Kronecker, ids: Array) -> Array:
+    """Column ``b d' + d`` of ``left ⊗ right`` is the product of column ``b`` of the one and column ``d`` of the other."""
+    narrow = operator.right.shape[1]
+    left, right = columns(Dense(operator.left), ids // narrow), columns(Dense(operator.right), ids % narrow)
+    return array_namespace(left).reshape(left[..., :, None] * right[..., None, :], (*ids.shape, left.shape[-1] * right.shape[-1]))
+
+
+_COLUMNS: dict[type[Any], Any] = {
+    Dense: _dense_columns,
+    Kronecker: _kronecker_columns,
+    Chain: lambda operator, ids: operator.second.apply(columns(operator.first, ids)),
+}

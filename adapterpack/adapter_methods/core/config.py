@@ -1,0 +1,178 @@
+"""What the configs of all methods have in common, and the checks that they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from .token_positions import Acts
+
+FOR_TRAINING = {"packed": False}
+"""Metadata of a field that says how an adapter is trained and not what it is: it stays out of the pack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteConfig:
+    """Where an adapter goes. A method's config is a frozen dataclass on top of this; its fields are the method's only schema.
+
+    Example:
+        >>> SiteConfig(targets=("q_proj", "v_proj")).at("layers.0.q_proj").scale
+        1.0
+    """
+
+    targets: str | tuple[str, ...] = field(default="all-linear", metadata=FOR_TRAINING)
+    modules_to_save: tuple[str, ...] = field(default=(), metadata=FOR_TRAINING)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout!r}")
+
+    @property
+    def acts(self) -> Acts | None:
+        """Which positions of a row the adapter acts on, None for all; the same at every site."""
+        return None
+
+    @property
+    def redundant(self) -> bool:
+        """Whether a pack stores more than is trained because another library wants it so."""
+        return False
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The parameters that are not trained under this config, beside those that the method never trains."""
+        return frozenset()
+
+    def at(self, path: str) -> Self:
+        """The config as it holds for one site, patterns resolved."""
+        return self
+
+    @property
+    def scale(self) -> float:
+        """The number that multiplies the branch; written to the manifest for every site."""
+        return 1.0
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the branch, or None for a method without one."""
+        return None
+
+
+@dataclass(frozen=True)
+class RankConfig(SiteConfig):
+    """The config of a method with a rank.
+
+    Example:
+        >>> RankConfig(r=4).rank
+        4
+    """
+
+    r: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r)
+
+    @property
+    def rank(self) -> int | None:
+        """The inner dimension of the branch."""
+        return self.r
+
+
+@dataclass(frozen=True)
+class RanksConfig(RankConfig):
+    """The config of a method with a rank that may differ by site.
+
+    Example:
+        >>> RanksConfig(r=8, rank_pattern={"v_proj": 2, "1.v_proj": 4}).at("layers.1.v_proj").rank
+        4
+    """
+
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+
+    def at(self, path: str) -> Self:
+        """The config at one site: patterns are looked up by the literal path or its last components.
+
+        The longest name that fits counts; one that begins with ``^`` fits that path alone.
+        """
+        return replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={}) if self.rank_pattern else self
+
+
+@dataclass(frozen=True)
+class AlphaConfig(RanksConfig):
+    """The config of a method whose branch is scaled by ``alpha / r``; ``alpha`` defaults to ``2 r`` and may differ by site.
+
+    Example:
+        >>> AlphaConfig(r=4, alpha=6).scale
+        1.5
+    """
+
+    alpha: float | None = None
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        alpha = 2.0 * self.r if self.alpha is None else self.alpha
+        require_number("alpha", alpha)
+        object.__setattr__(self, "alpha", float(alpha))  # 16 and 16.0 are one config, and must be the same bytes in a manifest
+
+    def at(self, path: str) -> Self:
+        """The config at one site; see :meth:`RanksConfig.at`."""
+        ranked = super().at(path)
+        if not self.alpha_pattern:
+            return ranked
+        return replace(ranked, alpha=by_suffix(self.alpha_pattern, path, self.alpha), alpha_pattern={})
+
+    @property
+    def scale(self) -> float:
+        """The number that multiplies the branch."""
+        return float(self.alpha or 0.0) / self.r
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBranch(SiteConfig):
+    """The config of a method that puts no branch beside the layer: there is nothing that dropout could act on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dropout:
+            raise ValueError(f"dropout acts on a branch beside the layer, and this method has none: not {self.dropout!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite number and not a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def require_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless ``value`` is a whole number of at least ``least``."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def require_flag(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is true or false."""
+    if type(value) is not bool:
+        raise ValueError(f"{name} must be true or false, not {value!r}")
+
+
+def require_number(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a finite number."""
+    if not is_number(value):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+
+
+def by_suffix(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
+    """What a pattern says of a site: by the literal path or its last components; the longest name that fits counts.
+
+    A name that begins with ``^`` fits that path alone.
+
+    Example:
+        >>> by_suffix({"v_proj": 2, "1.v_proj": 4}, "layers.1.v_proj", 8)
+        4
+    """
+    matches = [key for key in pattern if f"^{path}" == key or f".{path}".endswith(f".{key}")]
+    return pattern[max(matches, key=len)] if matches else default

@@ -1,0 +1,112 @@
+"""How a method is stored in a folder that PEFT loads: its names, its config, and the kinds of layers that PEFT has it for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .site import Params, Site
+
+
+class PeftContent(NamedTuple):
+    """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and site path -> its tensors.
+
+    ``packed``: it is the folder of a pack, whose manifest says what these files leave open; they are taken as they are.
+    """
+
+    config: Any
+    shared: Mapping[str, np.ndarray]
+    sites: Mapping[str, Mapping[str, np.ndarray]]
+    packed: bool = False
+
+
+class PeftLayer(NamedTuple):
+    """How PEFT stores a method's parameters at a kind of site other than a linear layer.
+
+    ``suffixes`` are as in :class:`PeftForm`, and the method's own if it is None; ``config`` holds the keys of PEFT's config that say that
+    there are such sites. Tensors of more than two axes say it themselves: ``axes`` counts those of their tensors. Where nothing says it a
+    file of PEFT's is read as that of a linear layer. ``stored`` turns a site's parameters into PEFT's shapes; what comes back is the same
+    with all axes after the first as one, and those of ``vectors`` as vectors.
+    """
+
+    suffixes: Mapping[str, str] | None = None
+    config: Mapping[str, Any] = {}
+    axes: tuple[int, ...] = (2,)
+    stored: Callable[[Site, Params], dict[str, np.ndarray]] | None = None
+    vectors: frozenset[str] = frozenset()
+
+    @property
+    def is_told(self) -> bool:
+        """Whether a file of PEFT's says that a site is of this kind."""
+        return self.suffixes is not None or bool(self.config) or self.axes != (2,)
+
+
+TRANSPOSED: Mapping[str, PeftLayer] = {"transposed": PeftLayer(config={"fan_in_fan_out": True})}
+"""Of a method that PEFT has for transposed linear layers, too, with the same tensors."""
+
+
+class PeftBeside(NamedTuple):
+    """How PEFT keeps a method's tensors in a folder that is another method's.
+
+    ``hosts`` are the types of PEFT whose config has the ``key`` for it; ``suffixes`` are as in :class:`PeftForm`. ``to_config`` makes the
+    key's value of site path -> config, ``from_config`` the config at a path of the key's value.
+    """
+
+    hosts: tuple[str, ...]
+    key: str
+    suffixes: Mapping[str, str]
+    to_config: Callable[[Mapping[str, Any]], Any]
+    from_config: Callable[[Any, str], Any]
+
+
+Factorise = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+"""A float32 weight [out, in] -> U, S and V^T, in the signs of another library."""
+Completed: TypeAlias = "Callable[[Any, Mapping[str, np.ndarray], Site, Factorise], tuple[Any, dict[str, np.ndarray]]]"
+"""A site's config and own parameters, the site with its weight, how PEFT decomposes it -> the config and the parameters to have instead."""
+
+
+class PeftForm(NamedTuple):
+    """How a method is stored in a folder that PEFT loads."""
+
+    peft_type: str
+    suffixes: Mapping[str, str]
+    """parameter name -> what follows the module path in PEFT's tensor name."""
+    to_config: Callable[[Mapping[str, Any]], dict[str, Any] | None]
+    """site path -> config at that site, to PEFT's own config keys; None where PEFT could not load the tensors."""
+    from_config: Callable[[Mapping[str, Any]], Any]
+    """PEFT's config keys to ours."""
+    features: Callable[[Params], tuple[int | None, int | None]]
+    """parameters of a site -> its input and output width, None where they do not say it."""
+    shared: Mapping[str, str] = {}
+    """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and so on."""
+    matches: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type stands for several methods."""
+    aliases: Mapping[str, str] = {}
+    """what older versions of PEFT wrote after the module path -> parameter name."""
+    site: str | None = None
+    """The one site of a method that acts on the model as a whole: PEFT names its tensors without a path, and modules without ``model.``."""
+    same: Callable[[Mapping[str, Any], str | None], bool] = lambda sites, task: True
+    """Whether PEFT computes the same, by the configs of the sites and PEFT's name of the task; if not, its config is not written."""
+    accepts: Callable[[Any, Site], bool] = lambda cfg, site: True
+    """Whether PEFT itself loads and merges this at such a site; it refuses some of what its files can hold."""
+    tied: bool = False
+    """Whether PEFT writes the tensors of a tied table a second time, for the head."""
+    beside: PeftBeside | None = None
+    """How PEFT has the method beside others, if it does."""
+    names_sites: bool = True
+    """Whether PEFT's config names the modules, and does not count them from the last."""
+    adopt: Callable[[PeftContent], PeftContent] | None = None
+    """PEFT's file as it is -> as a pack has it: for a method whose tensors say more than the config, or that stores less than PEFT."""
+    to_base: Completed | None = None
+    """What PEFT's file has to hold on a base, of a pack that offers it none without."""
+    from_base: Completed | None = None
+    """The reverse, where PEFT's file means nothing without its base: a pack's folder is then never PEFT's."""
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether a PEFT config is of this method."""
+        return config.get("peft_type") == self.peft_type if self.matches is None else self.matches(config)
+    layers: Mapping[str, PeftLayer] = {}
+    """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not here PEFT has no such form."""

@@ -1,0 +1,71 @@
+"""What differs by site, in PEFT's configs and out of them: one value for all, and a pattern of those that are others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import Unsupported
+from .config import is_number
+
+
+def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any, dict[str, Any]]:
+    """Site path -> value, as PEFT reads it: a value for all, and names for the sites that have another.
+
+    PEFT takes a name for the end of a path. Where it understands an anchor (``anchored``), a name that other paths end in has one; where
+    it does not, such a site has the value for all, because a path that is named whole is found all the same.
+
+    Example:
+        >>> default_and_pattern({"a.fc": 1, "fc": 2, "b.fc": 1}, anchored=True)
+        (1, {'^fc': 2})
+        >>> default_and_pattern({"a.fc": 1, "fc": 2, "b.fc": 1}, anchored=False)
+        (2, {'a.fc': 1, 'b.fc': 1})
+    """
+    if len(set(values.values())) == 1:
+        return next(iter(values.values())), {}
+    ends = {path[dot + 1 :] for path in values for dot, c in enumerate(path) if c == "."} & values.keys()
+    default = values[next(iter(values) if anchored else iter([path for path in values if path in ends] or values))]
+    return default, {f"^{path}" if anchored and path in ends else path: value for path, value in values.items() if value != default}
+
+
+def by_site(name: str, values: Mapping[str, Any], pattern: str) -> dict[str, Any]:
+    """``name``: the value of the first site, ``pattern``: those of the sites that have another.
+
+    Example:
+        >>> by_site("r", {"q": 2, "inner.q": 3, "v": 2}, "rank_pattern")
+        {'r': 2, 'rank_pattern': {'inner.q': 3}}
+    """
+    default, differing = default_and_pattern(values, anchored=True)
+    return {name: default, pattern: differing}
+
+
+def plain(value: float) -> float:
+    """A number as PEFT writes it: whole where it is."""
+    return int(value) if float(value).is_integer() else value
+
+
+def literal(pattern: Any, where: str) -> dict[str, Any]:
+    """PEFT's pattern as names: PEFT takes the first key that fits the end of a path, we take the longest, so hidden keys are left out.
+
+    Its keys are regular expressions; those that are more than names were expanded when the folder was read (pack/patterns.py).
+
+    Raises:
+        Unsupported: a key is more than a name.
+        ValueError: this is no map of names to numbers.
+
+    Example:
+        >>> literal({"v_proj": 2, "1.v_proj": 4}, "rank_pattern")
+        {'v_proj': 2}
+    """
+    if not isinstance(pattern or {}, Mapping) or not all(map(is_number, (pattern or {}).values())):
+        raise ValueError(f"{where} must map names to numbers, not {pattern!r:.80}")
+    names: dict[str, Any] = {}
+    for key, value in (pattern or {}).items():
+        name = key.replace("\\.", ".").removesuffix("$")
+        if not re.fullmatch(r"\^?[A-Za-z0-9_.-]+", name):
+            raise Unsupported("this PEFT pattern is a regular expression, which is not run", where=where, found=repr(key)[:80],
+                              expected="module names", remedy="write the pattern with literal module names")
+        if not any(f".{name.removeprefix('^')}".endswith(f".{earlier}") for earlier in names):
+            names[name] = value
+    return names

@@ -1,0 +1,99 @@
+"""A pair of frozen random matrices that all sites share: made from a seed, and stored only where no seed makes it.
+
+The pair is as wide as the widest site and as tall as the tallest; a site uses its upper left part, as PEFT has it. The numbers depend
+on those widths, so every config holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .base import Shared, require_widths
+from .config import SiteConfig, require_flag, require_whole
+from .peft_form import PeftContent
+from .site import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projected(SiteConfig):
+    """A config whose ``projection_prng_key`` stands for a pair of matrices.
+
+    ``width`` and ``height`` are the largest input and output width among the adapter's sites; None is the site's own. With
+    ``save_projection`` the pair is stored all the same.
+    """
+
+    projection_prng_key: int = 0
+    save_projection: bool = False
+    width: int | None = None
+    height: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("projection_prng_key", self.projection_prng_key, 0)
+        require_flag("save_projection", self.save_projection)
+        for name in ("width", "height"):
+            if getattr(self, name) is not None:
+                require_whole(name, getattr(self, name))
+
+
+def settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+    """The configs with the largest widths, unless they have them already, or a site's is not known."""
+    wide, tall = [site.in_features for site in sites], [site.out_features for site in sites]
+    width, height = (max(sizes) if all(sizes) else None for sizes in (wide, tall))
+    return [replace(cfg, width=cfg.width or width, height=cfg.height or height) for cfg in configs]
+
+
+class Projection(NamedTuple):
+    """The pair of one method. ``shapes`` and ``make`` are asked at a config that knows the widths; ``sizes`` reads those off a pair."""
+
+    names: tuple[str, str]
+    shapes: Callable[[Any], tuple[tuple[int, ...], ...]]
+    make: Callable[[Any], tuple[np.ndarray, ...]]
+    sizes: Callable[[np.ndarray, np.ndarray], tuple[int, int]]
+
+    def constants(self, cfg: Any, site: Site) -> dict[str, np.ndarray]:
+        """The pair, unless it is stored; the same arrays at every site of an adapter."""
+        if cfg.save_projection:
+            return {}
+        require_widths(site)
+        return dict(zip(self.names, self.make(settle([cfg], [site])[0]), strict=True))
+
+    @property
+    def shared(self) -> Shared:
+        """The pair as parameters, where it is stored."""
+
+        def stored(values: Callable[[Any], tuple[Any, ...]], cfg: Any, sites: Sequence[Site]) -> dict[str, Any]:
+            return dict(zip(self.names, values(settle([cfg], sites)[0]), strict=True)) if cfg.save_projection else {}
+
+        return Shared(lambda cfg, sites: stored(self.shapes, cfg, sites), lambda cfg, sites, rng: stored(self.make, cfg, sites))
+
+    def adopt(self, found: PeftContent) -> PeftContent:
+        """A pair that PEFT stored: it is left out where the seed gives the same bits, and so are copies of it at the sites.
+
+        Raises:
+            ValueError: the pair is not there though the config says so, one is not of the other's shape, or a copy differs.
+        """
+        cfg, shared = found.config, found.shared
+        if not cfg.save_projection and not shared:
+            return found
+        pair = [shared[name] for name in self.names if name in shared]
+        if len(pair) != 2:
+            raise ValueError(f"expected {' and '.join(self.names)}, found {', '.join(shared) or 'neither'}")
+        width, height = self.sizes(*pair)
+        known = replace(cfg, width=width, height=height, save_projection=True)
+        if tuple(value.shape for value in pair) != self.shapes(known):
+            raise ValueError(f"expected the shapes {self.shapes(known)}, found {[value.shape for value in pair]}")
+        if any(name in params and not _equal(params[name], shared[name]) for params in found.sites.values() for name in self.names):
+            raise ValueError(f"two sites have another {' or '.join(self.names)}")
+        sites = {path: {name: value for name, value in params.items() if name not in self.names} for path, params in found.sites.items()}
+        if not found.packed and all(map(_equal, pair, self.make(known))):
+            return PeftContent(replace(known, save_projection=False), {}, sites)
+        return PeftContent(known, shared, sites)
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and one.tobytes() == other.tobytes()

@@ -1,0 +1,59 @@
+"""Whether the tensors of a site have the shapes that its method gives them there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...errors import FormatError
+from .. import Method, PeftForm, Site, is_stacked
+
+_INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
+"""Stand-ins for widths that are not known."""
+
+
+def features(form: PeftForm, params: Mapping[str, np.ndarray], where: str) -> tuple[int | None, int | None]:
+    """What the parameters of a site say of its input and output width.
+
+    Raises:
+        FormatError: one is missing, or has too few axes.
+    """
+    try:
+        return form.features(params)
+    except (IndexError, KeyError, ValueError) as error:
+        shapes = {name: value.shape for name, value in params.items()}
+        raise FormatError("the tensors of a site do not pair up, or have too few axes", where=where, found=shapes) from error
+
+
+def check_shapes(method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray], where: object) -> Site:
+    """The site, if every parameter has the shape that the method gives it there, as far as the site's known widths say it.
+
+    Raises:
+        FormatError: one has not; names the site, the parameter and both shapes.
+    """
+    widths, stack = (site.in_features, site.out_features), (site.stack,) if is_stacked(site.kind) else ()
+    if method.peft is not None and not stack and not all(widths) and params:
+        said = features(method.peft, params, f"{where}, {site.path}")
+        if any(mine == 0 and its is not None for mine, its in zip(widths, said, strict=True)):
+            raise FormatError("the tensors say a width that the site leaves out", where=f"{where}, {site.path}", expected=said,
+                              found=widths)
+    for param, one in _known_shapes(method, cfg, site).items():
+        shape = (*stack, *one)
+        found = params[param].shape if param in params else None
+        if found is None or len(found) != len(shape) or any(axis not in {None, its} for axis, its in zip(shape, found, strict=True)):
+            raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape,
+                              found="no such tensor" if found is None else found)
+    return site
+
+
+def _known_shapes(method: Method, cfg: Any, site: Site) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of a site's parameters; an axis that changes with a width that the site does not know is None."""
+    if site.in_features and site.out_features:
+        return dict(method.shapes(cfg, site))
+    tries = [method.shapes(cfg, dataclasses.replace(site, in_features=site.in_features or wide, out_features=site.out_features or tall))
+             for wide, tall in zip(_INPUTS, _OUTPUTS, strict=True)]
+    return {param: tuple(axes[0] if len(set(axes)) == 1 else None for axes in zip(*(shapes[param] for shapes in tries), strict=True))
+            for param in tries[0]}

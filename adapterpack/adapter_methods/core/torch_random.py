@@ -1,0 +1,95 @@
+"""The numbers that PyTorch's CPU generator gives, without PyTorch: seeds stand for frozen tensors, which then need no place in a file.
+
+The generator is the Mersenne Twister (MT19937), seeded with the lower 32 bits of the seed; ``at::uniform_real_distribution`` and
+``randperm_cpu`` say what becomes of its words. They are the same on every platform.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ...errors import Unsupported
+
+_MOST = 1 << 28
+_NARROW = (1 << 32) // 20
+"""From this length on, ``torch.randperm`` draws in another way."""
+
+
+class TorchGenerator:
+    """``torch.Generator().manual_seed(seed)``: each method gives what torch's function of that name would, and moves on as far.
+
+    Example:
+        >>> TorchGenerator(0).uniform((3,), 0.0, 1.0).astype(float).round(4).tolist()  # torch.rand(3)
+        [0.4963, 0.7682, 0.0885]
+        >>> TorchGenerator(0).permuted(10, 4).tolist()  # torch.randperm(10)[:4]
+        [4, 1, 7, 5]
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._words = np.random.MT19937()
+        self._words._legacy_seeding(seed & 0xFFFFFFFF)
+
+    def uniform(self, shape: tuple[int, ...], low: float, high: float, dtype: Any = np.float32) -> np.ndarray:
+        """``torch.empty(shape, dtype).uniform_(low, high)`` for float32 or bfloat16, bit for bit; ``[low, high)``.
+
+        Raises:
+            Unsupported: more than 2^28 numbers; widths and ranks come from files.
+        """
+        if math.prod(shape) > _MOST:
+            raise Unsupported("so large a random matrix is not made", expected=f"at most {_MOST} elements", found=shape,
+                              remedy="use a smaller rank")
+        part = (self._raw(math.prod(shape)) & 0xFFFFFF) * 2.0**-24
+        start, end = np.float32(low), np.float32(high)
+        values = (part * np.float64(end - start) + np.float64(start)).astype(np.float32).astype(dtype)  # one fused multiply-add in torch
+        return np.where(values == end.astype(dtype), start.astype(dtype), values).reshape(shape)
+
+    def permuted(self, n: int, first: int) -> np.ndarray:
+        """``torch.randperm(n)[:first]``: int64 ``[min(first, n)]``, exact, without an array of length ``n``.
+
+        Raises:
+            Unsupported: ``n`` is 214748364 or more.
+        """
+        if n >= _NARROW:
+            raise Unsupported("positions in so large a weight cannot be drawn as PyTorch draws them", expected=f"fewer than {_NARROW}",
+                              found=n, remedy="leave this layer out of the targets")
+        first = min(first, n)
+        draws = min(first, n - 1)  # the last place has nothing left to change with
+        moved: dict[int, int] = {}  # where the permutation differs from the identity
+        found = np.empty(first, np.int64)
+        for i, step in enumerate((self._raw(draws) % (n - np.arange(draws, dtype=np.uint64))).tolist()):
+            found[i] = moved.get(i + step, i + step)
+            moved[i + step] = moved.pop(i, i)
+        if first > draws:
+            found[draws:] = moved.get(draws, draws)
+        return found
+
+    def normal(self, shape: tuple[int, ...], std: float) -> np.ndarray:
+        """``torch.normal(0, std, shape)``: float32, up to a rounding of 1e-6, because logarithm and sine differ by library."""
+        count = math.prod(shape)
+        if count < 16:
+            return (std * self._scalar_normals(count)).astype(np.float32).reshape(shape)
+        values = self.uniform((count,), 0.0, 1.0).astype(np.float64)
+        whole = count - count % 16
+        values[:whole] = _box_muller(values[:whole])
+        if count % 16:  # the last 16 are drawn again
+            values[-16:] = _box_muller(self.uniform((16,), 0.0, 1.0).astype(np.float64))
+        return (std * values).astype(np.float32).reshape(shape)
+
+    def _scalar_normals(self, count: int) -> np.ndarray:
+        pairs = self._raw(4 * -(-count // 2)).reshape(-1, 2, 2) @ np.array([1 << 32, 1], np.uint64)
+        first, second = ((pairs & ((1 << 53) - 1)) * 2.0**-53).T
+        radius, angle = np.sqrt(-2 * np.log1p(-second)), 2 * math.pi * first
+        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[:count]
+
+    def _raw(self, count: int) -> np.ndarray:
+        return np.asarray(self._words.random_raw(count), np.uint64)
+
+
+def _box_muller(uniform: np.ndarray) -> np.ndarray:
+    """Normal numbers from uniform ones in groups of 16: the first eight are radii, the others angles."""
+    first, second = np.moveaxis(uniform.reshape(-1, 2, 8), 1, 0)
+    radius, angle = np.sqrt(-2 * np.log(1 - first)), 2 * math.pi * second
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)

@@ -1,0 +1,144 @@
+"""Context-aware prompt tuning: examples as a prompt whose embeddings may move a little (Blau et al. 2024, arXiv 2410.17222, section 3).
+
+    P_i = E(x_i) + D_i min(1, e_i / |D_i|),   e_i = epsilon sqrt(in / 2048)
+
+Each token of the context has a type: ``type % 4`` is 1 or 3 for the templates around an input and an answer (``format_epsilon``), 2 for
+an input (``input_epsilon``), and 0 for a label, which does not move. The paper projects D after every step; here the projection is part
+of the formula, which reaches the same prompts. The loss (section 3.3) is the mean over the row's own labels, of weight 1, and the labels in
+the context: of weight 1, too, or, with ``decay``, f for the last group of them, f^2 for the one before it, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import Method
+from .core.config import require_choice, require_flag, require_number, require_whole
+from .core.site import Params, Site
+from .forms.prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, traits
+from .forms.prompt_config import EmbeddingConfig
+
+_DELTA = "delta_embedding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CPT(EmbeddingConfig):
+    """``token_ids`` (or ``text``) is the context, ``token_types`` the type of each of its tokens (none given: all are 1).
+
+    ``baked`` says that the embeddings are held in their final form.
+
+    Example:
+        >>> CPT(token_ids=(5, 6, 7), token_types=(1, 2, 4)).num_virtual_tokens
+        3
+    """
+
+    token_types: tuple[int, ...] = ()
+    opt_weighted_loss_type: str = "none"
+    opt_loss_decay_factor: float = 1.0
+    input_epsilon: float = 0.1
+    format_epsilon: float = 0.1
+    baked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.token_ids:
+            object.__setattr__(self, "num_virtual_tokens", len(self.token_ids))
+        super().__post_init__()
+        require_flag("baked", self.baked)
+        require_choice("opt_weighted_loss_type", self.opt_weighted_loss_type, ("none", "decay"))
+        for name in ("input_epsilon", "format_epsilon", "opt_loss_decay_factor"):
+            require_number(name, getattr(self, name))
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for kind in self.token_types:
+            require_whole("token_types", kind, 0)
+        if self.token_ids and len(self.token_types) not in {0, len(self.token_ids)}:
+            raise ValueError(f"token_types must say one for each of {len(self.token_ids)} token_ids, not {len(self.token_types)}")
+
+    @property
+    def learnt(self) -> tuple[tuple[int, int, float], ...]:
+        """The labels in the context, each with its weight; the first token of all has nothing before it."""
+        factor = self.opt_loss_decay_factor if self.opt_weighted_loss_type == "decay" else 1.0
+        groups = sorted({kind for kind in self.token_types if kind > 0 and kind % 4 == 0}, reverse=True)
+        pairs = enumerate(zip(self.token_ids, self.token_types, strict=False))
+        return tuple((at, token, factor ** (groups.index(kind) + 1)) for at, (token, kind) in pairs if at and kind in groups)
+
+
+def _radii(cfg: CPT, site: Site) -> np.ndarray:
+    """``e`` of every token, ``[n, 1]`` float32; 0 for those that do not move."""
+    kinds = np.array(cfg.token_types or [1] * cfg.num_virtual_tokens)
+    by_kind = np.array([0.0, cfg.format_epsilon, cfg.input_epsilon, cfg.format_epsilon]) * (site.in_features / 2048) ** 0.5
+    radii: np.ndarray = by_kind[kinds % 4][:, None].astype(np.float32)
+    return radii
+
+
+def _constants(cfg: CPT, site: Site) -> dict[str, np.ndarray]:
+    return {} if cfg.baked else {"radii": _radii(cfg, site)}
+
+
+def _shapes(cfg: CPT, site: Site) -> dict[str, tuple[int, ...]]:
+    wide = (cfg.num_virtual_tokens, site.in_features)
+    return {STORED: wide} if cfg.baked else {STORED: wide, _DELTA: wide}
+
+
+def _init(cfg: CPT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    if not cfg.token_ids:
+        raise ValueError("the context is missing: name token_ids, or a text")
+    context = embedded(site, cfg.token_ids)
+    return {STORED: context, _DELTA: np.zeros_like(context)}
+
+
+def _attach(cfg: CPT, params: Params, site: Site) -> PromptForm:
+    context = params[STORED]
+    if cfg.baked:
+        return PromptForm(embeds=context)
+    delta, radii = params[_DELTA], params["radii"]
+    xp = array_namespace(delta)
+    square = xp.sum(delta * delta, axis=1, keepdims=True)
+    inside = square <= radii * radii
+    norm = xp.sqrt(xp.where(inside, xp.ones_like(square), square))  # never the root of zero, whose slope is infinite
+    return PromptForm(embeds=context + delta * xp.where(inside, xp.astype(radii > 0, delta.dtype), radii / norm))
+
+
+def _bake(cfg: CPT, params: Params, site: Site) -> tuple[CPT, dict[str, np.ndarray]]:
+    known = {name: value.astype(params[_DELTA].dtype) for name, value in _constants(cfg, site).items()} if _DELTA in params else {}
+    return replace(cfg, baked=True), {STORED: np.asarray(_attach(cfg, {**params, **known}, site).embeds, np.float32)}
+
+
+def _to_peft(cfg: CPT) -> dict[str, Any]:
+    ids = list(cfg.token_ids) or [0] * cfg.num_virtual_tokens
+    return {"cpt_token_ids": ids, "cpt_mask": [1] * len(ids), "cpt_tokens_type_mask": list(cfg.token_types) or [1] * len(ids),
+            "opt_projection_epsilon": cfg.input_epsilon, "opt_projection_format_epsilon": cfg.format_epsilon,
+            "opt_weighted_loss_type": cfg.opt_weighted_loss_type, "opt_loss_decay_factor": cfg.opt_loss_decay_factor,
+            "tokenizer_name_or_path": None}
+
+
+def _from_peft(config: Mapping[str, Any]) -> CPT:
+    ids, kinds = tuple(config.get("cpt_token_ids") or ()), tuple(config.get("cpt_tokens_type_mask") or ())
+    return CPT(**embedding_fields(config), token_ids=ids, token_types=kinds, input_epsilon=config.get("opt_projection_epsilon", 0.1),
+               format_epsilon=config.get("opt_projection_format_epsilon", 0.1), baked=True,
+               opt_weighted_loss_type=config.get("opt_weighted_loss_type", "none"),
+               opt_loss_decay_factor=config.get("opt_loss_decay_factor", 1.0))
+
+
+cpt = Method(
+    name="cpt",
+    summary="examples as a prompt whose embeddings move within a ball around their words",
+    paper="https://arxiv.org/abs/2410.17222",
+    formula="P_i = E(x_i) + D_i min(1, e_i / |D_i|) before the first token",
+    config=CPT,
+    traits=traits((STORED,)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(CPT(token_ids=(4, 5, 6), token_types=(1, 2, 3), input_epsilon=40.0, format_epsilon=30.0),
+              CPT(token_ids=(7, 5), token_types=(1, 1)),
+              CPT(token_ids=(9, 4, 5, 6), token_types=(4, 1, 4, 8), opt_weighted_loss_type="decay", opt_loss_decay_factor=0.5)),
+    peft=peft_form("CPT", _to_peft, _from_peft),
+    constants=_constants,
+    bake=_bake,
+    kind="prompt",
+)

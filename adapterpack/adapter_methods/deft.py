@@ -1,0 +1,119 @@
+"""DEFT: a subspace of the outputs is taken out of the weight, and something trained put there (as PEFT has it; see its documentation).
+
+    W' = W - Q Z^T W + s Q R
+
+P ``[out, r]`` and R ``[r, in]`` are trained. ``relu``: Q is P and Z its positive part; ``qr``: both are the orthonormal columns of P, so
+that ``Q Z^T`` is a projection. R begins as ``Z^T W / s``: a fresh adapter changes nothing but by rounding. PEFT's ``para`` has no R and
+begins with a change; it is not read. Where a layer has fewer outputs than r, their number takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import Unsupported
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import RankConfig, require_number
+from .core.layouts import STACKS, WEIGHTS
+from .core.operators import Array, Dense
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_keys import plain
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class DEFT(RankConfig):
+    """The hyper-parameters of DEFT; without ``alpha`` s is 1, else ``alpha / r``.
+
+    Example:
+        >>> DEFT(r=8).scale, DEFT(r=8, alpha=4).scale
+        (1.0, 0.5)
+    """
+
+    alpha: float | None = None
+    decomposition_method: str = "relu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decomposition_method not in ("relu", "qr"):
+            raise ValueError(f"decomposition_method must be relu or qr, not {self.decomposition_method!r}")
+        if self.alpha is not None:
+            require_number("alpha", self.alpha)
+            if self.alpha <= 0:
+                raise ValueError(f"alpha must be above 0, not {self.alpha!r}")
+            object.__setattr__(self, "alpha", float(self.alpha))
+
+    @property
+    def scale(self) -> float:
+        """``s``, the number that multiplies ``Q R``."""
+        return 1.0 if self.alpha is None else self.alpha / self.r
+
+
+def _shapes(cfg: DEFT, site: Site) -> dict[str, tuple[int, ...]]:
+    r = min(cfg.r, site.out_features)
+    return {"deft_P": (site.out_features, r), "deft_R": (r, site.in_features)}
+
+
+def _init(cfg: DEFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    P = rng.normal(0, 0.02, _shapes(cfg, site)["deft_P"]).astype(np.float32)
+    _, Z = _sides(cfg, P)
+    return {"deft_P": P, "deft_R": (Z.T @ np.asarray(site.weight) / cfg.scale).astype(np.float32)}
+
+
+def _sides(cfg: DEFT, P: Array) -> tuple[Array, Array]:
+    """Q and Z."""
+    xp = array_namespace(P)
+    if cfg.decomposition_method == "relu":
+        return P, xp.clip(P, 0, None)
+    wide = P if P.dtype in (xp.float32, xp.float64) else xp.astype(P, xp.float32)  # half precision has no such decomposition
+    Q = xp.astype(xp.linalg.qr(wide)[0], P.dtype)
+    return Q, Q
+
+
+def _attach(cfg: DEFT, params: Params, site: Site) -> AttachForm:
+    Q, Z = _sides(cfg, params["deft_P"])
+    xp = array_namespace(Q, Z)
+    return AttachForm(down=Dense(cfg.scale * params["deft_R"] - xp.matmul(Z.T, site.weight)), up=Dense(Q))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: DEFT = next(iter(sites.values()))
+    return {"r": first.r, "alpha": None if first.alpha is None else plain(first.alpha), "deft_dropout": first.dropout,
+            "decomposition_method": first.decomposition_method, "para": False, "init_scale": 1.0, "init_weights": True,
+            "fan_in_fan_out": False, "bias": "none"}
+
+
+def _from_peft(config: Mapping[str, Any]) -> DEFT:
+    if config.get("para"):
+        raise Unsupported("an adapter that only removes a subspace is not supported", where="para", expected="false", found="true",
+                          remedy="merge it with PEFT")
+    return DEFT(r=config.get("r", 8), alpha=config.get("alpha"), dropout=config.get("deft_dropout", 0.0),
+                decomposition_method=config.get("decomposition_method", "relu"))
+
+
+deft = Method(
+    name="deft",
+    summary="a subspace of the outputs taken out of the weight, and something trained put there",
+    paper="https://huggingface.co/docs/peft/package_reference/deft",
+    formula="W' = W - Q Z^T W + s Q R",
+    config=DEFT,
+    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(DEFT(r=1), DEFT(r=3, alpha=2), DEFT(r=4, dropout=0.1)),
+    peft=PeftForm(
+        peft_type="DEFT",
+        suffixes={"deft_P": "deft_P", "deft_R": "deft_R"},
+        layers=TRANSPOSED,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (params["deft_R"].shape[1], params["deft_P"].shape[0]),
+    ),
+)

@@ -1,0 +1,121 @@
+"""DeLoRA: a low-rank change whose size is bounded apart from its direction (Bini et al. 2025, arXiv 2503.18225, section 3).
+
+    W' = W + B diag(lambda / (r ||A_i|| ||B_i||)) A diag(||W||_column)
+
+A is ``[r, in]``, B ``[out, r]``, lambda one trained number. The column lengths ``[in]`` are those of the base weight when the adapter was
+made; they are stored, as PEFT does, so that the adapter can be used without the base at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import RanksConfig, by_suffix, require_number
+from .core.layouts import STACKS, WEIGHTS
+from .core.operators import Array, Dense
+from .core.peft_form import PeftForm
+from .core.peft_keys import by_site, literal, plain
+from .core.site import Params, Site
+from .loha import kaiming
+
+_LEAST = 1e-4
+"""Rows of A and columns of B that are shorter count as that long, as in PEFT."""
+
+
+@dataclass(frozen=True)
+class DeLoRA(RanksConfig):
+    """The hyper-parameters of DeLoRA: ``bound`` is where lambda begins (PEFT's ``delora_lambda``), and may differ by site.
+
+    Example:
+        >>> DeLoRA(r=16, bound_pattern={"v_proj": 5}).at("layers.0.v_proj").bound
+        5.0
+    """
+
+    r: int = 16
+    bound: float = 15.0
+    bound_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("bound", self.bound)
+        object.__setattr__(self, "bound", float(self.bound))
+
+    def at(self, path: str) -> Self:
+        """The config at one site; see :meth:`RanksConfig.at`."""
+        return replace(super().at(path), bound=by_suffix(self.bound_pattern, path, self.bound), bound_pattern={})
+
+
+def _shapes(cfg: DeLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"delora_A": (cfg.r, site.in_features), "delora_B": (site.out_features, cfg.r), "delora_lambda": (1,),
+            "delora_w_norm": (site.in_features,)}
+
+
+def _init(cfg: DeLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {
+        "delora_A": kaiming(rng, (cfg.r, site.in_features)),
+        "delora_B": np.zeros((site.out_features, cfg.r), np.float32),
+        "delora_lambda": np.full(1, cfg.bound, np.float32),
+        "delora_w_norm": np.linalg.norm(np.asarray(site.weight), axis=0).astype(np.float32),
+    }
+
+
+def _attach(cfg: DeLoRA, params: Params, site: Site) -> AttachForm:
+    A, B = params["delora_A"], params["delora_B"]
+    share = params["delora_lambda"] / cfg.r / (_length(A, 1) * _length(B, 0))
+    return AttachForm(down=Dense(A * params["delora_w_norm"]), up=Dense(B * share))
+
+
+def _length(matrix: Array, axis: int) -> Array:
+    """The lengths of rows or columns, none below 1e-4: nor is their gradient there, where the root has none."""
+    xp = array_namespace(matrix)
+    return xp.sqrt(xp.clip(xp.sum(matrix * matrix, axis=axis), _LEAST**2, None))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **by_site("r", {path: cfg.r for path, cfg in sites.items()}, "rank_pattern"),
+        **by_site("delora_lambda", {path: plain(cfg.bound) for path, cfg in sites.items()}, "lambda_pattern"),
+        "module_dropout": next(iter(sites.values())).dropout,
+        "init_weights": True,
+        "bias": "none",
+    }
+
+
+def _from_peft(config: Mapping[str, Any]) -> DeLoRA:
+    return DeLoRA(
+        r=config.get("r", 8),
+        bound=config.get("delora_lambda", 15),
+        dropout=config.get("module_dropout", 0.0),
+        rank_pattern=literal(config.get("rank_pattern"), "rank_pattern"),
+        bound_pattern=literal(config.get("lambda_pattern"), "lambda_pattern"),
+    )
+
+
+delora = Method(
+    name="delora",
+    summary="a low-rank change with a trained bound on its size",
+    paper="https://arxiv.org/abs/2503.18225",
+    formula="W' = W + B diag(lambda / (r |A_i| |B_i|)) A diag(|W|_column)",
+    config=DeLoRA,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
+                  frozen=("delora_w_norm",),
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
+    shapes=_shapes,
+    init=_init,
+    needs=lambda cfg: frozenset({"weight"}),
+    attach=_attach,
+    examples=(DeLoRA(r=2, bound=6), DeLoRA(r=3, bound=3), DeLoRA(r=5, bound=2.5, dropout=0.1)),
+    peft=PeftForm(
+        peft_type="DELORA",
+        suffixes={name: name for name in ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")},
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (params["delora_A"].shape[1], params["delora_B"].shape[0]),
+    ),
+)

@@ -1,0 +1,114 @@
+"""DoRA: LoRA on the direction of a weight, and a trained length for each of its rows (Liu et al. 2024, arXiv 2402.09353, section 4).
+
+    y' = c * (W x + s B A x) + b,   c = m / ||W + s B A||_row
+
+A ``[r, in]``, B ``[out, r]``, m ``[out]``. The bias is not scaled. The norm is a constant to the gradient (section 4.3, as in PEFT); what
+the exact gradient would have in addition is small, and costs a second pass over the weight. ``B A`` is never formed, since
+
+    ||W + s B A||^2 = ||W||^2 + 2 s rowsum((W A^T) * B) + s^2 rowsum((B (A A^T)) * B)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits, constant
+from .core.layouts import WEIGHTS
+from .core.operators import Array, Dense
+from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
+from .core.site import Params, Site
+from .lora import EMBEDDED, LoRA, as_kernels, lora
+
+_LEAST = 1e-12
+"""Rows shorter than this count as that long, so that a row of zeros is no division by zero."""
+
+
+@dataclass(frozen=True)
+class DoRA(LoRA):
+    """The hyper-parameters of DoRA are those of LoRA.
+
+    Example:
+        >>> DoRA(r=8, alpha=16).scale
+        2.0
+    """
+
+
+def _shapes(cfg: DoRA, site: Site) -> dict[str, tuple[int, ...]]:
+    return {**lora.shapes(cfg, site), "lora_magnitude_vector": (site.out_features,)}
+
+
+def _init(cfg: DoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {**lora.init(cfg, site, rng), "lora_magnitude_vector": _lengths(site)}
+
+
+def _lengths(site: Site) -> np.ndarray:
+    """``||W||_row``, rounded to float32: a fresh magnitude and the norm that it is divided by are the same numbers."""
+    weight = np.asarray(site.weight)
+    lengths: np.ndarray = np.maximum(np.sqrt(np.einsum("oi,oi->o", weight, weight, dtype=np.float64)), _LEAST).astype(np.float32)
+    return lengths
+
+
+def _attach(cfg: DoRA, params: Params, site: Site) -> AttachForm:
+    A, B = params["lora_A"], cfg.scale * params["lora_B"]
+    ratio = params["lora_magnitude_vector"] / _norm(params["lengths"], site.weight, constant(A), constant(B))
+    return AttachForm(down=Dense(A), up=Dense(B), scale=ratio, shift=None if site.base_bias is None else (1 - ratio) * site.base_bias)
+
+
+def _norm(lengths: Array, weight: Array, A: Array, B: Array) -> Array:
+    """``||W + B A||_row`` as a multiple of ``||W||_row``, so that it is exactly that where B is zero."""
+    xp = array_namespace(lengths, weight, A, B)
+    cross, square = xp.sum(xp.matmul(weight, A.T) * B, axis=1), xp.sum(xp.matmul(B, xp.matmul(A, A.T)) * B, axis=1)
+    return lengths * xp.sqrt(xp.clip(1 + (2 * cross + square) / lengths**2, _LEAST, None))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    assert lora.peft is not None
+    return {**(lora.peft.to_config(sites) or {}), "use_dora": True}
+
+
+def _from_peft(config: Mapping[str, Any]) -> DoRA:
+    assert lora.peft is not None
+    plain = lora.peft.from_config(config)
+    return DoRA(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
+
+
+def _as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
+    """The factors as in LoRA, and the lengths along the axis of the outputs."""
+    ones = (1,) * len(site.kernel)
+    return {**as_kernels(site, params), "lora_magnitude_vector": params["lora_magnitude_vector"].reshape(1, -1, *ones)}
+
+
+dora = Method(
+    name="dora",
+    summary="LoRA on the direction of each weight row, with a trained length",
+    paper="https://arxiv.org/abs/2402.09353",
+    formula="y' = c * (W x + s B A x) + b,  c = m / |W + s B A|_row",
+    config=DoRA,
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
+                  layers=(*WEIGHTS, "embedding")),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    constants=lambda cfg, site: {"lengths": _lengths(site)},
+    rates=lora.rates,
+    examples=(DoRA(r=1), DoRA(r=3, alpha=5), DoRA(r=5, alpha=4, use_rslora=True, dropout=0.1)),
+    peft=PeftForm(
+        peft_type="LORA",
+        suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude_vector": "lora_magnitude_vector"},
+        layers={
+            "conv": PeftLayer(axes=(3, 4, 5), stored=_as_kernels, vectors=frozenset({"lora_magnitude_vector"})),
+            "embedding": PeftLayer({**EMBEDDED, "lora_magnitude_vector": "lora_magnitude_vector"}),
+            **TRANSPOSED,
+        },
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+        matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("use_dora")),
+    ),
+)

@@ -1,0 +1,199 @@
+"""The normal form of the activation kind: what is added to the output of a block, and the config that its methods have in common.
+
+    h' = h + up(act(down(norm(z))))
+
+``h`` is the block's output ``[..., width]``; ``z`` is ``h``, or the input that a block was given (the parallel form, He et al. 2022,
+arXiv 2110.04366, section 3.2). A weight cannot hold this, so nothing here folds; everything else is done with these few fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from ..core.arrays import array_namespace
+from ..core.base import Method, Traits
+from ..core.config import FOR_TRAINING, SiteConfig, by_suffix, is_number, require_number
+from ..core.operators import Array, Operator
+from ..core.site import Params, Site
+
+EPSILON = 1e-5
+"""What keeps the norm's division away from zero."""
+
+TRAITS = Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, quantizable=False, layers=("block",))
+"""What the methods of this kind have in common: nothing of them is in a weight."""
+
+
+class Norm(NamedTuple):
+    """Layer normalization over the last axis: ``(z - mean) / sqrt(var + EPSILON) * weight + bias``, both ``[width]``."""
+
+    weight: Array
+    bias: Array
+
+    def apply(self, z: Array) -> Array:
+        """``[..., width]`` to the same."""
+        xp = array_namespace(z, self.weight)
+        centred = z - xp.mean(z, axis=-1, keepdims=True)
+        variance = xp.mean(centred * centred, axis=-1, keepdims=True)
+        return centred / xp.sqrt(variance + EPSILON) * self.weight + self.bias
+
+
+class BlockForm(NamedTuple):
+    """The normal form of one adapter at one block; ``None`` means absent.
+
+    Shapes: ``down`` ``[r, width]``, ``down_bias`` ``[r]``, ``up`` ``[width, r]``, ``up_bias`` ``[width]``; ``up`` and its bias already
+    hold the scale. ``act`` is one of :data:`ACTIVATIONS`. ``reads_input``: the branch reads the input, not the output.
+    """
+
+    down: Operator
+    up: Operator
+    down_bias: Array | None = None
+    up_bias: Array | None = None
+    act: str = "identity"
+    norm: Norm | None = None
+    reads_input: bool = False
+
+
+def evaluate_block(form: BlockForm, h: Array, x: Array | None = None, drop: Callable[[Array], Array] | None = None) -> Array:
+    """``h + up(act(down(norm(z))))`` for ``h`` of shape ``[..., width]``, and ``x`` likewise where the form reads the input.
+
+    ``drop`` is the dropout on what is added, while training.
+
+    Example:
+        >>> from adapterpack.methods import Dense
+        >>> form = BlockForm(down=Dense(np.array([[1.0, -1.0]])), up=Dense(np.array([[2.0], [0.0]])), act="relu")
+        >>> evaluate_block(form, np.array([[3.0, 1.0], [1.0, 3.0]]))
+        array([[7., 1.],
+               [1., 3.]])
+    """
+    z = x if form.reads_input else h
+    inner = form.down.apply(z if form.norm is None else form.norm.apply(z))
+    inner = ACTIVATIONS[form.act](inner if form.down_bias is None else inner + form.down_bias)
+    added = form.up.apply(inner)
+    added = added if form.up_bias is None else added + form.up_bias
+    return h + (added if drop is None else drop(added))
+
+
+def run_block(
+    method: Method, cfg: Any, params: Params, site: Site, h: Array, x: Array | None = None, drop: Callable[[Array], Array] | None = None
+) -> Array:
+    """The adapted output of a block that gave ``h`` ``[..., width]`` for the input ``x``."""
+    return evaluate_block(method.attach(cfg, params, site), h, x, drop)
+
+
+def _relu(x: Array) -> Array:
+    xp = array_namespace(x)
+    return xp.where(x > 0, x, xp.zeros_like(x))
+
+
+def _tanh(x: Array) -> Array:
+    return array_namespace(x).tanh(x)
+
+
+def _silu(x: Array) -> Array:
+    return 0.5 * x * (1 + _tanh(0.5 * x))  # x sigmoid(x), without an exponential that overflows
+
+
+def _gelu(x: Array) -> Array:
+    xp = array_namespace(x)
+    inner = x * math.sqrt(0.5)
+    erf = xp.erf(inner) if hasattr(xp, "erf") else np.vectorize(math.erf, otypes=[inner.dtype])(inner)  # numpy has none
+    return 0.5 * x * (1 + erf)
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return 0.5 * x * (1 + _tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "identity": lambda x: x,
+    "relu": _relu,
+    "tanh": _tanh,
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+}
+"""Name -> what stands between ``down`` and ``up``; zero is mapped to zero by each, so that a branch can be padded."""
+
+ALIASES = {"swish": "silu", "gelu_new": "gelu_tanh", "linear": "identity"}
+"""Other names of activations -> ours."""
+
+ENTRIES = {"attention.output.dense": "attention.self.query", "output.dense": "intermediate.dense", "fc2": "fc1"}
+"""For a block that is no module of its own: the end of the path of the layer that gives its output -> of the one that takes its input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig(SiteConfig):
+    """What bottlenecks have in common: where they go, how narrow they are, what they read.
+
+    ``targets`` may also be ``all-layers`` (the output of every repeated layer, which is the residual stream), ``all-ffn``,
+    ``all-attention``, or ``all-blocks`` (attention and feed-forward): what a sub-layer gives before the residual and the norm.
+    ``source`` is ``output``, ``input``, or the module whose input is read: a name that takes the place of the last components of the
+    site's path. The bottleneck is ``width // reduction`` wide, and at least one.
+
+    Example:
+        >>> BlockConfig(source="input").at("encoder.layer.0.output.dense").source
+        'encoder.layer.0.intermediate.dense'
+        >>> BlockConfig(source="input", reduction_pattern={"0.mlp": 4}).at("layers.0.mlp").reduction
+        4
+    """
+
+    targets: str | tuple[str, ...] = field(default="all-layers", metadata=FOR_TRAINING)
+    reduction: float = 16
+    act: str = "relu"
+    source: str = "output"
+    scaling: float = 1.0
+    reduction_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for value in (self.reduction, *self.reduction_pattern.values()):
+            if not is_number(value) or value < 1:
+                raise ValueError(f"reduction must be a number of at least 1, not {value!r}")
+        require_number("scaling", self.scaling)
+        act = ALIASES.get(self.act, self.act)
+        if act not in ACTIVATIONS:
+            raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)}, not {self.act!r}")
+        if not isinstance(self.source, str) or not self.source:
+            raise ValueError(f"source must be output, input or the name of a module, not {self.source!r}")
+        object.__setattr__(self, "act", act)
+        object.__setattr__(self, "scaling", float(self.scaling))
+
+    def at(self, path: str) -> Self:
+        """The config at one site: the reduction looked up, and the module whose input is read named in full."""
+        reduction = by_suffix(self.reduction_pattern, path, self.reduction)
+        return replace(self, reduction=reduction, source=entry_of(self.source, path), reduction_pattern={})
+
+    @property
+    def scale(self) -> float:
+        """The number that multiplies the branch."""
+        return self.scaling
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether the branch is parallel to a block, and not behind it."""
+        return self.source != "output"
+
+    def width(self, site: Site) -> int:
+        """How wide the bottleneck is at a site."""
+        return max(1, int(site.out_features // self.reduction))
+
+
+def entry_of(source: str, path: str) -> str:
+    """``output``, ``input`` (of the module at ``path`` itself), or the path of the module whose input is read.
+
+    Example:
+        >>> entry_of("input", "layers.0.mlp"), entry_of("up", "layers.0.mlp.down")
+        ('input', 'layers.0.mlp.up')
+    """
+    if source == "output":
+        return source
+    end = next((end for end in ENTRIES if f".{path}".endswith(f".{end}")), None)
+    if source == "input":
+        return source if end is None else path.removesuffix(end) + ENTRIES[end]
+    kept = path.split(".")[: -len(source.split("."))]
+    return ".".join([*kept, source])

@@ -1,0 +1,198 @@
+"""The kind "prompt": virtual tokens before the first real one, as embeddings or as keys and values in the cache.
+
+A prompt method reduces its trained tensors to a :class:`PromptForm`; whatever makes them (a network, a product, a projection) is gone once
+the adapter is packed. It acts on the model as a whole, so it has one site, which is no module: its path is :data:`~.base.PROMPT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ...errors import Unsupported
+from ..core.arrays import array_namespace
+from ..core.base import Traits
+from ..core.config import require_whole
+from ..core.operators import Array
+from ..core.peft_form import PeftForm
+from ..core.site import PROMPT, Params, Site
+
+if TYPE_CHECKING:
+    from .prompt_config import CacheConfig
+
+STORED = "prompt_embeddings"
+"""The parameter that every prompt method stores, under PEFT's own name."""
+
+Rows = Callable[[Sequence[int]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class PromptSite(Site):
+    """The model as a prompt method sees it; ``in_features`` is the width of its embeddings.
+
+    ``embed`` gives the embeddings ``[n, in]`` of token ids, ``prefill`` their keys and values ``[layers, 2, heads, n, head_dim]`` as the
+    base makes them; both are there only where a model is. ``heads`` are those of the keys.
+    """
+
+    layers: int = 0
+    heads: int = 0
+    head_dim: int = 0
+    vocabulary: int = 0
+    embed: Rows | None = field(default=None, compare=False, repr=False)
+    prefill: Rows | None = field(default=None, compare=False, repr=False)
+
+
+class PromptForm(NamedTuple):
+    """The normal form: ``embeds`` ``[n, in]`` or, one a task, ``[tasks, n, in]``; or ``cache`` ``[layers, 2, heads, n, head_dim]``.
+
+    ``task`` is the prompt that holds where nobody asks for one.
+    """
+
+    embeds: Array | None = None
+    cache: Array | None = None
+    task: int = 0
+
+    @property
+    def length(self) -> int:
+        """The number of virtual tokens."""
+        return int(self.cache.shape[-2] if self.embeds is None else self.embeds.shape[-2])  # type: ignore[union-attr]
+
+
+def require_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raises ValueError unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r:.80}")
+
+
+def as_cache(flat: Array, sizes: tuple[int, int, int]) -> Array:
+    """``[n, layers * 2 * heads * head_dim]``, as PEFT stores it, as ``[layers, 2, heads, n, head_dim]``.
+
+    Example:
+        >>> as_cache(np.arange(12.0).reshape(2, 6), (1, 1, 3))[0, 1, 0].tolist()
+        [[3.0, 4.0, 5.0], [9.0, 10.0, 11.0]]
+    """
+    xp = array_namespace(flat)
+    layers, heads, head_dim = sizes
+    return xp.permute_dims(xp.reshape(flat, (flat.shape[0], layers, 2, heads, head_dim)), (1, 2, 3, 0, 4))
+
+
+def as_flat(cache: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`as_cache`: ``[layers, 2, heads, n, head_dim]`` as ``[n, ...]``."""
+    return np.ascontiguousarray(np.transpose(cache, (3, 0, 1, 2, 4))).reshape(cache.shape[3], -1)
+
+
+def repeated(ids: Sequence[int], count: int) -> list[int]:
+    """Ids cut or repeated to ``count`` of them.
+
+    Example:
+        >>> repeated([5, 6, 7], 5)
+        [5, 6, 7, 5, 6]
+    """
+    return [ids[at % len(ids)] for at in range(count)]
+
+
+def embedded(site: Site, ids: Sequence[int]) -> np.ndarray:
+    """The model's own embeddings of ids, ``[len(ids), in]`` float32.
+
+    Raises:
+        Unsupported: there is no model here to ask.
+    """
+    if not isinstance(site, PromptSite) or site.embed is None:
+        raise Unsupported("this init reads the model's embeddings, and there is no model", where=site.path, remedy="choose init: random")
+    return np.asarray(site.embed(ids), np.float32)
+
+
+def prefilled(cfg: CacheConfig, site: Site) -> np.ndarray:
+    """What the base's cache holds after the tokens that the config names, repeated where they are too few: ``[n, width]`` float32.
+
+    Raises:
+        ValueError: the config names no tokens.
+        Unsupported: there is no model here to ask.
+    """
+    if not cfg.token_ids:
+        raise ValueError("init: text needs a text, or token_ids")
+    if not isinstance(site, PromptSite) or site.prefill is None:
+        raise Unsupported("this init reads the model's cache, and there is no model", where=site.path, remedy="choose init: random")
+    return as_flat(np.asarray(site.prefill(repeated(cfg.token_ids, cfg.num_virtual_tokens)), np.float32))
+
+
+def uniform(rng: np.random.Generator, fan_in: int, shape: tuple[int, ...]) -> np.ndarray:
+    """What torch draws for a linear or recurrent layer: uniform in ``[-1/sqrt(fan_in), 1/sqrt(fan_in))``, float32."""
+    bound = fan_in**-0.5
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def linear(x: Array, params: Params, name: str) -> Array:
+    """``x W^T + b`` with the parameters ``name_weight`` and ``name_bias``."""
+    return x @ params[f"{name}_weight"].T + params[f"{name}_bias"]
+
+
+def relu(x: Array) -> Array:
+    """``max(x, 0)``."""
+    xp = array_namespace(x)
+    return xp.where(x > 0, x, xp.zeros_like(x))
+
+
+def traits(frozen: tuple[str, ...] = ()) -> Traits:
+    """The traits of a prompt method: nothing of it is in weights, and one is active at a time."""
+    return Traits(additive=False, identity_at_init=False, row_separable=False, low_rank=False, quantizable=False, layers=("prompt",),
+                  frozen=frozen, exclusive=True)
+
+
+def peft_form(
+    peft_type: str,
+    to_config: Callable[[Any], dict[str, Any]],
+    from_config: Callable[[Mapping[str, Any]], Any],
+    names: tuple[str, ...] = (STORED,),
+    wide: bool = True,
+) -> PeftForm:
+    """PEFT's form of a prompt method, made from its config at the one site; PEFT knows the tensors by bare names.
+
+    ``wide``: the stored tensor is as wide as the model's embeddings.
+    """
+
+    def written(sites: Mapping[str, Any]) -> dict[str, Any]:
+        cfg = next(iter(sites.values()))
+        heads, head_dim = getattr(cfg, "num_heads", 0), getattr(cfg, "head_dim", 0)
+        return {"num_virtual_tokens": cfg.num_virtual_tokens, "num_layers": getattr(cfg, "num_layers", 0) or None,
+                "num_attention_heads": heads or None, "token_dim": heads * head_dim or None, "num_transformer_submodules": 1,
+                **to_config(cfg)}
+
+    def read(config: Mapping[str, Any]) -> Any:
+        if config.get("num_transformer_submodules") not in {None, 1}:
+            raise Unsupported("prompts of encoder-decoder models are not supported", where="num_transformer_submodules", expected=1,
+                              found=repr(config["num_transformer_submodules"])[:80])
+        return from_config(config)
+
+    def same(sites: Mapping[str, Any], task: str | None) -> bool:
+        """PEFT pools a classifier's first virtual token."""
+        return task != "SEQ_CLS" or all(getattr(cfg, "pooled", "prompt") == "prompt" for cfg in sites.values())
+
+    def features(params: Params) -> tuple[int | None, None]:
+        return params[STORED].shape[1] if wide else None, None
+
+    return PeftForm(peft_type, {name: name for name in names}, written, read, features, site=PROMPT, same=same)
+
+
+def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of :class:`EmbeddingConfig` out of PEFT's config."""
+    return {"num_virtual_tokens": config.get("num_virtual_tokens", 20),
+            "pooled": "prompt" if config.get("task_type") == "SEQ_CLS" else "input"}
+
+
+def cache_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of :class:`CacheConfig` out of PEFT's config, whose ``token_dim`` is heads times width.
+
+    Raises:
+        ValueError: the sizes are missing, or do not divide.
+    """
+    layers, heads, token_dim = (config.get(key) for key in ("num_layers", "num_attention_heads", "token_dim"))
+    for name, value in (("num_layers", layers), ("num_attention_heads", heads), ("token_dim", token_dim)):
+        require_whole(name, value)
+    if token_dim % heads:  # type: ignore[operator]
+        raise ValueError(f"token_dim {token_dim} is no multiple of num_attention_heads {heads}")
+    return {"num_virtual_tokens": config.get("num_virtual_tokens", 20), "num_layers": layers, "num_heads": heads,
+            "head_dim": token_dim // heads}  # type: ignore[operator]

@@ -1,0 +1,151 @@
+"""Branches behind a gate: what a router adds to a layer, as values over arrays.
+
+    route(x) = sum_e g_e(x) up_e (down_e x)
+
+The factors of all experts are stacked, so that any number of them is two products, and the gate multiplies the narrow value between.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+from ...errors import Unsupported
+from ..core.arrays import array_namespace
+from ..core.operators import Array
+
+
+class Weights(Protocol):
+    """What gives each expert its weight."""
+
+    def weights(self, x: Array) -> Array:
+        """The weights of the experts at ``x`` ``[..., in]``: ``[..., experts]``, or what broadcasts to it."""
+        ...
+
+
+def _softmax_of_largest(scores: Array, top_k: int) -> Array:
+    """The softmax over the ``top_k`` largest of ``[..., experts]``; the others get 0."""
+    xp, experts = array_namespace(scores), scores.shape[-1]
+    if top_k < experts:
+        least = xp.sort(scores, axis=-1)[..., experts - top_k : experts - top_k + 1]
+        scores = xp.where(scores >= least, scores, xp.full_like(scores, -math.inf))
+    powers = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+    return powers / xp.sum(powers, axis=-1, keepdims=True)
+
+
+class Gate(NamedTuple):
+    """A softmax over the ``top_k`` largest scores ``x keys^T + bias``, or ``|x keys^T| + bias``; scores equal to the k-th all count.
+
+    ``keys`` ``[experts, in]``, ``bias`` ``[experts]`` or None.
+    """
+
+    keys: Array
+    top_k: int
+    bias: Array | None = None
+    magnitude: bool = False
+
+    def weights(self, x: Array) -> Array:
+        """See :class:`Weights`."""
+        xp = array_namespace(x)
+        scores = x @ self.keys.T
+        scores = xp.abs(scores) if self.magnitude else scores
+        scores = scores if self.bias is None else scores + self.bias
+        return _softmax_of_largest(scores, self.top_k)
+
+
+class Attention(NamedTuple):
+    """A softmax over the ``top_k`` largest scores ``q(x) . k(D_e x)``, of what each expert answers; scores equal to the k-th all count.
+
+    Query and key are linear and the experts narrow, so all of it is ``query`` ``[R, in]`` beside their stacked ``down`` ``[R, in]``: the
+    score of expert e is the sum of ``(x query^T) (x down^T)`` over its ``widths[e]`` of the R.
+    """
+
+    query: Array
+    down: Array
+    widths: tuple[int, ...]
+    top_k: int
+
+    def weights(self, x: Array) -> Array:
+        """See :class:`Weights`."""
+        xp = array_namespace(x)
+        products, parts, start = (x @ self.query.T) * (x @ self.down.T), [], 0
+        for width in self.widths:
+            parts.append(xp.sum(products[..., start : start + width], axis=-1, keepdims=True))
+            start += width
+        return _softmax_of_largest(xp.concat(parts, axis=-1), self.top_k)
+
+
+class Given(NamedTuple):
+    """Weights that were computed elsewhere, ``[..., experts]``, for exactly the tokens that the layer sees."""
+
+    values: Array | None
+
+    def weights(self, x: Array) -> Array:
+        """See :class:`Weights`.
+
+        Raises:
+            Unsupported: there are none, or the layer sees other tokens.
+        """
+        if self.values is None:
+            raise Unsupported("the weights of the experts come from a first pass, and there was none",
+                              remedy="call the model that the pack was attached to, not a part of it")
+        if tuple(self.values.shape[:-1]) != tuple(x.shape[:-1]):
+            raise Unsupported("the weights of the experts are those of other tokens than this layer sees", expected=tuple(x.shape[:-1]),
+                              found=tuple(self.values.shape[:-1]), remedy="compose packs that adapt layers inside the blocks only")
+        return self.values
+
+
+class Chosen(NamedTuple):
+    """One expert for each stretch of an axis of the input: ``sizes`` entries each, counted from the end of the shape by ``axis``.
+
+    With ``whole`` the stretches must fill the axis; else the last one takes what is left. ``experts`` numbers who has each stretch.
+    """
+
+    sizes: tuple[int, ...]
+    axis: int
+    whole: bool
+    experts: tuple[int, ...]
+    total: int
+
+    def weights(self, x: Array) -> Array:
+        """See :class:`Weights`.
+
+        Raises:
+            Unsupported: the input has another number of rows than the sizes say, or no such axis.
+        """
+        axis = self.axis if self.axis >= 0 else x.ndim + self.axis
+        if not 0 <= axis < x.ndim - 1:
+            raise Unsupported("this layer's input has no such axis to divide", expected="[rows, positions, width]", found=tuple(x.shape))
+        length = x.shape[axis]
+        if self.whole and length != sum(self.sizes):
+            raise Unsupported("the batch has another number of rows than are divided", expected=sum(self.sizes), found=length,
+                              remedy="give a batch of that size, or use a bank, where every row names its adapter")
+        xp = array_namespace(x)
+        pieces, start = [], 0
+        for place, (size, expert) in enumerate(zip(self.sizes, self.experts, strict=True)):
+            end = length if place == len(self.sizes) - 1 else min(start + size, length)
+            one = [xp.ones_like(x[..., :1]) if number == expert else xp.zeros_like(x[..., :1]) for number in range(self.total)]
+            cut = (slice(None),) * axis + (slice(start, end),)
+            pieces.append(xp.concat(one, axis=-1)[cut])
+            start = end
+        return xp.concat(pieces, axis=axis)
+
+
+class Route(NamedTuple):
+    """Experts behind one gate: ``down`` ``[R, in]`` and ``up`` ``[out, R]`` stack their factors, expert e has ``widths[e]`` of the R."""
+
+    gate: Weights
+    down: Array
+    up: Array
+    widths: tuple[int, ...]
+
+    def apply(self, x: Array) -> Array:
+        """What is added to the layer's output: ``[..., in]`` to ``[..., out]``."""
+        return self.mixed(x, x)
+
+    def mixed(self, x: Array, branch: Array) -> Array:
+        """:meth:`apply` where dropout gave the branches another input than the gate."""
+        weights = self.gate.weights(x)
+        xp = array_namespace(weights)
+        spread = [xp.broadcast_to(weights[..., e : e + 1], (*weights.shape[:-1], width)) for e, width in enumerate(self.widths)]
+        return ((branch @ self.down.T) * xp.concat(spread, axis=-1)) @ self.up.T

@@ -1,0 +1,149 @@
+"""FourierFT: a change that is sparse in the frequency domain (Gao et al. 2024, arXiv 2405.03003, section 3).
+
+    W' = W + s * Re(ifft2(S)),   S [out, in] zero but for n trained coefficients at seeded places
+
+The coefficients start at zero, so that a fresh adapter changes nothing; PEFT's default starts them at random, so that it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits, require_widths
+from .core.config import SiteConfig, by_suffix, require_number, require_whole
+from .core.operators import Dense
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_keys import default_and_pattern, literal
+from .core.seeded_indices import places
+from .core.site import Params, Site
+from .core.sparse import scattered
+
+
+@dataclass(frozen=True)
+class FourierFT(SiteConfig):
+    """The hyper-parameters of FourierFT; a layer with fewer weights than ``n_frequency`` has a coefficient for each.
+
+    Example:
+        >>> FourierFT(n_frequency=1000, n_frequency_pattern={"v_proj": 500}).at("layers.0.v_proj").n_frequency
+        500
+    """
+
+    n_frequency: int = 1000
+    scaling: float = 150.0
+    random_loc_seed: int = 777
+    n_frequency_pattern: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("n_frequency", self.n_frequency)
+        require_whole("random_loc_seed", self.random_loc_seed, 0)
+        require_number("scaling", self.scaling)
+        object.__setattr__(self, "scaling", float(self.scaling))
+
+    def at(self, path: str) -> FourierFT:
+        """The config at one site: ``n_frequency`` looked up by the literal path or its last components."""
+        return replace(self, n_frequency=by_suffix(self.n_frequency_pattern, path, self.n_frequency), n_frequency_pattern={})
+
+    @property
+    def scale(self) -> float:
+        """``s``, the number that multiplies the inverse transform."""
+        return self.scaling
+
+
+def _count(cfg: FourierFT, site: Site) -> int:
+    return min(cfg.n_frequency, site.in_features * site.out_features)
+
+
+def _settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+    """PEFT refuses more coefficients than weights: a small layer's config says its own number."""
+    known = [site.in_features and site.out_features for site in sites]
+    return [replace(cfg, n_frequency=_count(cfg, site)) if yes else cfg for cfg, site, yes in zip(configs, sites, known, strict=True)]
+
+
+@lru_cache(maxsize=64)
+def _halved(seed: int, rows: int, columns: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The left half of the spectrum whose transform is real: its places int64 ``[2, n]``, and the two coefficients that meet at each.
+
+    ``Re(ifft2(S))`` is the transform of ``(S(p, q) + S(-p, -q)) / 2``, whose right half follows from the left. Where there is one
+    coefficient only, the other is number ``count``.
+    """
+    drawn = places(seed, rows, columns, count)
+    flat, mirrored = (np.ravel_multi_index(tuple(at % [[rows], [columns]]), (rows, columns)) for at in (drawn, -drawn))
+    cells = np.union1d(flat, mirrored)
+    cells = cells[cells % columns <= columns // 2]
+    numbers = np.full((2, len(cells)), count)
+    for row, found in zip(numbers, (flat, mirrored), strict=True):
+        at = np.searchsorted(cells, found).clip(max=len(cells) - 1)
+        inside = cells[at] == found
+        row[at[inside]] = np.arange(count)[inside]
+    return np.stack(np.divmod(cells, columns)), numbers
+
+
+def _constants(cfg: FourierFT, site: Site) -> dict[str, np.ndarray]:
+    require_widths(site)
+    cells, numbers = _halved(cfg.random_loc_seed, site.out_features, site.in_features, _count(cfg, site))
+    return {"fourierft_places": cells, "fourierft_numbers": numbers}
+
+
+def _attach(cfg: FourierFT, params: Params, site: Site) -> AttachForm:
+    values, numbers, (rows, columns) = params["fourierft_spectrum"], params["fourierft_numbers"], (site.out_features, site.in_features)
+    xp = array_namespace(values)
+    exact, pairs = (xp.float64, xp.complex128) if values.dtype == xp.float64 else (xp.float32, xp.complex64)  # none of half precision
+    padded = xp.concat([xp.astype(values, exact, copy=False) * (cfg.scale / 2), xp.zeros(1, dtype=exact, device=values.device)])
+    met = xp.sum(xp.reshape(xp.take(padded, xp.reshape(numbers, (-1,)), axis=0), numbers.shape), axis=0)
+    half = scattered(xp, xp.astype(met, pairs), params["fourierft_places"], (rows, columns // 2 + 1))
+    change = xp.fft.irfft(xp.fft.ifft(half, axis=0), n=columns, axis=1)
+    return AttachForm(down=Dense(xp.astype(change, values.dtype, copy=False)))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: FourierFT = next(iter(sites.values()))
+    default, pattern = default_and_pattern({path: cfg.n_frequency for path, cfg in sites.items()}, anchored=False)
+    return {
+        "n_frequency": default,
+        "n_frequency_pattern": pattern,
+        "scaling": first.scaling,
+        "random_loc_seed": first.random_loc_seed,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "init_weights": True,
+    }
+
+
+def _from_peft(config: Mapping[str, Any]) -> FourierFT:
+    return FourierFT(
+        n_frequency=config.get("n_frequency", 1000),
+        scaling=config.get("scaling", 150.0),
+        random_loc_seed=config.get("random_loc_seed", 777),
+        n_frequency_pattern=literal(config.get("n_frequency_pattern"), "n_frequency_pattern"),
+    )
+
+
+fourierft = Method(
+    name="fourierft",
+    summary="a few trained coefficients of the change's two-dimensional spectrum, at places that a seed draws",
+    paper="https://arxiv.org/abs/2405.03003",
+    formula="W' = W + s Re(ifft2(S)),  S sparse",
+    config=FourierFT,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+    shapes=lambda cfg, site: {"fourierft_spectrum": (_count(cfg, site),)},
+    init=lambda cfg, site, rng: {"fourierft_spectrum": np.zeros(_count(cfg, site), np.float32)},
+    attach=_attach,
+    examples=(FourierFT(n_frequency=3), FourierFT(n_frequency=40, scaling=30, random_loc_seed=5)),
+    peft=PeftForm(
+        peft_type="FOURIERFT",
+        suffixes={"fourierft_spectrum": "fourierft_spectrum"},
+        layers=TRANSPOSED,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (None, None),
+    ),
+    constants=_constants,
+    settle=_settle,
+)

@@ -1,0 +1,155 @@
+"""GLoRA: a weight that is scaled and moved, and a bias that is scaled, moved and fed by the weight (Chavan et al. 2023, arXiv 2306.07967).
+
+    W' = W + W * A + B,   b' = b + b * D + E + W C        (section 3.1, equation 10)
+
+A and B are of low rank (``Xd Xu``, ``[out, r] [r, in]``), a column ``[out, 1]`` or one number; C is ``[in, 1]``, of low rank or as it is; D
+and E are ``[out]`` or one number. C, D and E are there only where the layer has a bias, as PEFT has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import NoBranch, require_choice, require_whole
+from .core.layouts import STACKS, WEIGHTS
+from .core.operators import Array, Dense
+from .core.peft_form import PeftContent, PeftForm
+from .core.site import Params, Site
+
+_PATHS = {"A": "config_A_B", "B": "config_A_B", "C": "config_C", "D": "config_D_E", "E": "config_D_E"}
+"""Path -> the field that says its form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GLoRA(NoBranch):
+    """The rank, and the form of each path, under PEFT's names: ``lora``, ``vector``, ``constant`` or ``none``.
+
+    ``biased`` says whether a site has a bias; it follows from the layer. ``unbiased`` names the sites that have none, of those that a file
+    of PEFT's tells apart by their tensors alone.
+
+    Example:
+        >>> GLoRA(r=4, config_C="vector").config_A_B
+        'lora'
+    """
+
+    r: int = 8
+    config_A_B: str = "lora"  # noqa: N815 - PEFT's name
+    config_C: str = "lora"  # noqa: N815
+    config_D_E: str = "constant"  # noqa: N815
+    biased: bool | None = None
+    unbiased: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r)
+        require_choice("config_A_B", self.config_A_B, ("lora", "vector", "constant"))
+        require_choice("config_C", self.config_C, ("lora", "vector", "none"))
+        require_choice("config_D_E", self.config_D_E, ("vector", "constant", "none"))
+
+    def at(self, path: str) -> Self:
+        """The config at one site."""
+        return self if self.unbiased is None else replace(self, biased=path not in self.unbiased, unbiased=None)
+
+
+def _shapes(cfg: GLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+    out, wide = site.out_features, site.in_features
+    every = {"A": (out, wide), "B": (out, wide), "C": (wide, 1), "D": (out,), "E": (out,)}
+    found: dict[str, tuple[int, ...]] = {}
+    for path, shape in every.items():
+        form = getattr(cfg, _PATHS[path])
+        if form == "none" or (path in "CDE" and not (site.bias if cfg.biased is None else cfg.biased)):
+            continue
+        if form == "lora":
+            found |= {f"glora_{path}_Xd": (shape[0], cfg.r), f"glora_{path}_Xu": (cfg.r, shape[1])}
+        else:
+            found[f"glora_{path}_X"] = (1,) if form == "constant" else (*shape[:1], 1) if path in "ABC" else shape
+    return found
+
+
+def _init(cfg: GLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Zeros, and for ``Xu`` Kaiming's uniform rule with ``a = sqrt(5)``."""
+    shapes = _shapes(cfg, site)
+    return {name: rng.uniform(-1, 1, shape).astype(np.float32) * np.float32(shape[1] ** -0.5) if name.endswith("Xu")
+            else np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def _path(params: Params, path: str) -> Array | None:
+    """One path as a matrix, or what broadcasts to it; None where it is not there."""
+    if f"glora_{path}_Xd" in params:
+        return params[f"glora_{path}_Xd"] @ params[f"glora_{path}_Xu"]
+    return params.get(f"glora_{path}_X")
+
+
+def _attach(cfg: GLoRA, params: Params, site: Site) -> AttachForm:
+    A, B, C, D, E = (_path(params, path) for path in _PATHS)
+    W, b = site.weight, site.base_bias
+    assert W is not None
+    change = W * A + B
+    shift = None if E is None else E + (0 if b is None else b * D)
+    if C is not None:
+        fed = (W @ C)[:, 0]
+        shift = fed if shift is None else shift + fed
+    if shift is not None and shift.shape[0] != W.shape[0]:
+        xp = array_namespace(W)
+        shift = shift + xp.zeros(W.shape[0], dtype=shift.dtype, device=shift.device)
+    return AttachForm(down=Dense(change), shift=shift)
+
+
+def _settle(configs: Sequence[GLoRA], sites: Sequence[Site]) -> list[GLoRA]:
+    return [replace(cfg, biased=site.bias) if cfg.biased is None else cfg for cfg, site in zip(configs, sites, strict=True)]
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: GLoRA = next(iter(sites.values()))
+    return {"r": first.r, **{name: getattr(first, name) for name in dict.fromkeys(_PATHS.values())}, "init_weights": True, "bias": "none"}
+
+
+def _from_peft(config: Mapping[str, Any]) -> GLoRA:
+    return GLoRA(r=config.get("r", 8), config_A_B=config.get("config_A_B", "lora"), config_C=config.get("config_C", "lora"),
+                 config_D_E=config.get("config_D_E", "constant"))
+
+
+def _adopt(content: PeftContent) -> PeftContent:
+    """Without the zeros that PEFT stores for what is not there; sites without a bias have nothing else of C, D and E."""
+    sites = {path: {name: value for name, value in params.items() if not name.startswith("zeros_")}
+             for path, params in content.sites.items()}
+    unbiased = tuple(path for path, params in sites.items() if not any(name[6] in "CDE" for name in params))
+    return content._replace(config=replace(content.config, unbiased=unbiased), sites=sites)
+
+
+def _features(params: Params) -> tuple[int | None, int | None]:
+    if "glora_A_Xd" in params:
+        return params["glora_A_Xu"].shape[1], params["glora_A_Xd"].shape[0]
+    return None, params["glora_A_X"].shape[0] if params["glora_A_X"].ndim == 2 else None
+
+
+glora = Method(
+    name="glora",
+    summary="the weight scaled and moved, the bias scaled, moved and fed by the weight",
+    paper="https://arxiv.org/abs/2306.07967",
+    formula="W' = W + W * A + B,  b' = b + b * D + E + W C",
+    config=GLoRA,
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    settle=_settle,
+    examples=(GLoRA(r=2), GLoRA(r=3, config_C="vector", config_D_E="vector"), GLoRA(config_A_B="vector", config_C="none"),
+              GLoRA(r=1, config_A_B="constant", config_D_E="none")),
+    peft=PeftForm(
+        peft_type="GLORA",
+        suffixes={f"glora_{path}_{leaf}": f"glora_{path}.{leaf}" for path in _PATHS for leaf in ("Xd", "Xu", "X")},
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=_features,
+        aliases={f"glora_{path}.zeros": f"zeros_{path}" for path in _PATHS},
+        adopt=_adopt,
+    ),
+)

@@ -1,0 +1,133 @@
+"""GraLoRA: the weight cut into k x k blocks, a low-rank change of its own in each (Jung et al. 2025, arXiv 2505.20355, section 3).
+
+    W'[i, j] = W[i, j] + s B[i, j] A[j, i],   s = alpha / (r + hybrid_r)
+
+i and j count blocks of outputs and of inputs; each pair has rank r / k. ``hybrid_r`` adds a plain LoRA of that rank, under the same s.
+At a site where k does not divide both widths, the largest divisor of k that does takes its place (PEFT refuses such sites).
+
+Stored are A ``[k, in/k, r]``, whose blocks are j and whose last axis is (i, rank), and B ``[k, r, out/k]``: i and (j, rank). The whole is
+one change of rank k r, with a block-diagonal A, and a B that gives each pair its own part of the rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import RankConfig, require_number, require_whole
+from .core.layouts import STACKS, WEIGHTS
+from .core.operators import Array, BlockDiagonal, Dense
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_keys import plain
+from .core.site import Params, Site
+from .loha import kaiming
+
+
+@dataclass(frozen=True)
+class GraLoRA(RankConfig):
+    """The hyper-parameters of GraLoRA; ``alpha`` defaults to ``2 r``, and k must divide r.
+
+    Example:
+        >>> GraLoRA(r=8, k=2, hybrid_r=4, alpha=6).scale, GraLoRA(r=8, k=2, hybrid_r=4).rank
+        (0.5, 20)
+    """
+
+    alpha: float | None = None
+    k: int = 2
+    hybrid_r: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("k", self.k)
+        require_whole("hybrid_r", self.hybrid_r, least=0)
+        if self.r % self.k:
+            raise ValueError(f"k must divide r, but {self.k} does not divide {self.r}")
+        alpha = 2.0 * self.r if self.alpha is None else self.alpha
+        require_number("alpha", alpha)
+        object.__setattr__(self, "alpha", float(alpha))
+
+    @property
+    def scale(self) -> float:
+        """``s``, the number that multiplies every block."""
+        return float(self.alpha or 0.0) / (self.r + self.hybrid_r)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of the whole change: ``k r + hybrid_r``."""
+        return self.k * self.r + self.hybrid_r
+
+
+def _shapes(cfg: GraLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+    k = math.gcd(cfg.k, site.in_features, site.out_features)
+    blocks: dict[str, tuple[int, ...]] = {"gralora_A": (k, site.in_features // k, cfg.r), "gralora_B": (k, cfg.r, site.out_features // k)}
+    general = {"gralora_A_general": (cfg.hybrid_r, site.in_features), "gralora_B_general": (site.out_features, cfg.hybrid_r)}
+    return {**blocks, **general} if cfg.hybrid_r else blocks
+
+
+def _init(cfg: GraLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shapes = _shapes(cfg, site)
+    made = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    blocks, narrow, rank = shapes["gralora_A"]
+    made["gralora_A"] = kaiming(rng, (blocks * rank, narrow)).reshape(blocks, rank, narrow).transpose(0, 2, 1).copy()
+    if cfg.hybrid_r:
+        made["gralora_A_general"] = kaiming(rng, shapes["gralora_A_general"])
+    return made
+
+
+def _attach(cfg: GraLoRA, params: Params, site: Site) -> AttachForm:
+    A, B = params["gralora_A"], params["gralora_B"]
+    xp = array_namespace(A, B)
+    down, up = BlockDiagonal(xp.permute_dims(A, (0, 2, 1))).dense(), _spread(B)
+    if cfg.hybrid_r:
+        down = xp.concat([down, params["gralora_A_general"]], axis=0)
+        up = xp.concat([up, params["gralora_B_general"]], axis=1)
+    return AttachForm(down=Dense(down), up=Dense(cfg.scale * up))
+
+
+def _spread(B: Array) -> Array:
+    """B ``[i, (j, rank), out/k]`` as a matrix ``[(i, out/k), (j, i', rank)]`` that is zero where i' is not i."""
+    xp = array_namespace(B)
+    k, rank, wide = B.shape
+    each = rank // k
+    parts = xp.permute_dims(xp.reshape(B, (k, k, each, wide)), (0, 3, 1, 2))[:, :, :, None, :]
+    own = xp.eye(k, dtype=B.dtype, device=B.device)[:, None, None, :, None]
+    return xp.reshape(parts * own, (k * wide, k * k * each))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: GraLoRA = next(iter(sites.values()))
+    return {"r": first.r, "alpha": plain(first.alpha or 0.0), "gralora_k": first.k, "hybrid_r": first.hybrid_r,
+            "gralora_dropout": first.dropout, "init_weights": True, "fan_in_fan_out": False, "bias": "none"}
+
+
+gralora = Method(
+    name="gralora",
+    summary="the weight cut into k x k blocks, a low-rank change in each",
+    paper="https://arxiv.org/abs/2505.20355",
+    formula="W'_ij = W_ij + s B_ij A_ji for k x k blocks",
+    config=GraLoRA,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(GraLoRA(r=2), GraLoRA(r=3, k=3, alpha=5), GraLoRA(r=4, k=2, alpha=5, hybrid_r=3, dropout=0.1), GraLoRA(r=3, k=1)),
+    peft=PeftForm(
+        peft_type="GRALORA",
+        suffixes={"gralora_A": "gralora_A", "gralora_B": "gralora_B", "gralora_A_general": "gralora_A_general.weight",
+                  "gralora_B_general": "gralora_B_general.weight"},
+        layers=TRANSPOSED,
+        accepts=lambda cfg, site: site.in_features % cfg.k == 0 == site.out_features % cfg.k,
+        to_config=_to_peft,
+        from_config=lambda config: GraLoRA(r=config.get("r", 32), alpha=config.get("alpha", 64), k=config.get("gralora_k", 2),
+                                           hybrid_r=config.get("hybrid_r", 0), dropout=config.get("gralora_dropout", 0.0)),
+        features=lambda params: (params["gralora_A"].shape[0] * params["gralora_A"].shape[1],
+                                 params["gralora_B"].shape[0] * params["gralora_B"].shape[2]),
+    ),
+)

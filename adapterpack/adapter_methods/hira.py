@@ -1,0 +1,75 @@
+"""HiRA: a low-rank matrix that multiplies the weight elementwise, so that the change is of full rank (Huang et al. 2025, ICLR, HiRA).
+
+    W' = W + W * (B A)
+
+``*`` is elementwise; A is ``[r, in]``, B ``[out, r]``, without a scale. One rank for all sites: PEFT has a ``rank_pattern`` for it that
+its layers do not look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import RankConfig
+from .core.layouts import STACKS, WEIGHTS
+from .core.operators import Dense
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.site import Params, Site
+from .loha import kaiming
+
+
+@dataclass(frozen=True)
+class HiRA(RankConfig):
+    """The hyper-parameters of HiRA.
+
+    Example:
+        >>> HiRA(r=16).scale
+        1.0
+    """
+
+
+def _shapes(cfg: HiRA, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"hira_A": (cfg.r, site.in_features), "hira_B": (site.out_features, cfg.r)}
+
+
+def _init(cfg: HiRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"hira_A": kaiming(rng, (cfg.r, site.in_features)), "hira_B": np.zeros((site.out_features, cfg.r), np.float32)}
+
+
+def _attach(cfg: HiRA, params: Params, site: Site) -> AttachForm:
+    A, B = params["hira_A"], params["hira_B"]
+    return AttachForm(down=Dense(site.weight * array_namespace(A, B).matmul(B, A)))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: HiRA = next(iter(sites.values()))
+    return {"r": first.r, "rank_pattern": {}, "hira_dropout": first.dropout, "init_weights": True, "fan_in_fan_out": False}
+
+
+hira = Method(
+    name="hira",
+    summary="the weight multiplied elementwise by a low-rank matrix: a change of full rank",
+    paper="https://openreview.net/forum?id=TwJrTz9cRS",
+    formula="W' = W + W * (B A), elementwise",
+    config=HiRA,
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(HiRA(r=1), HiRA(r=3), HiRA(r=4, dropout=0.1)),
+    peft=PeftForm(
+        peft_type="HIRA",
+        suffixes={"hira_A": "hira_A", "hira_B": "hira_B"},
+        layers=TRANSPOSED,
+        to_config=_to_peft,
+        from_config=lambda config: HiRA(r=config.get("r", 32), dropout=config.get("hira_dropout", 0.0)),
+        features=lambda params: (params["hira_A"].shape[1], params["hira_B"].shape[0]),
+    ),
+)

@@ -1,0 +1,125 @@
+"""HRA: the inputs of a layer are mirrored by a product of Householder reflections (Yuan et al. 2024, arXiv 2405.17484, section 3).
+
+    y' = W (H_1 ... H_r x) + b,   H_i = I - 2 u_i u_i^T / |u_i|^2
+
+``hra_u`` ``[in, r]`` holds the u_i. Two reflections are one step ``I + P Q^T`` of rank 2, written so that it is exactly the identity where
+their vectors are equal, and the steps are one change of rank r:  I + P (I - N)^-1 Q^T,  N the part of Q^T P above its block diagonal
+(the compact WY form; Schreiber and Van Loan 1989, section 2). A fresh adapter has equal vectors in pairs and changes nothing. No odd
+number of reflections can do that, and with ``apply_gs``, where the vectors are made orthogonal, none at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import NoBranch, require_flag, require_whole
+from .core.operators import Array, Deviation
+from .core.orthogonal import linear
+from .core.peft_form import PeftForm, PeftLayer
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class HRA(NoBranch):
+    """The hyper-parameters of HRA: ``r`` reflections, orthogonal to each other where ``apply_gs`` is set.
+
+    Example:
+        >>> HRA(r=4).apply_gs
+        False
+    """
+
+    r: int = 8
+    apply_gs: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r)
+        require_flag("apply_gs", self.apply_gs)
+
+
+def _shapes(cfg: HRA, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"hra_u": (site.in_features, cfg.r)}
+
+
+def _init(cfg: HRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    bound = 1 / math.sqrt(cfg.r)  # Kaiming uniform with a = sqrt(5), as PEFT has it: the second axis is its fan
+    vectors = rng.uniform(-bound, bound, (site.in_features, cfg.r)).astype(np.float32)
+    if not cfg.apply_gs:
+        vectors[:, 1::2] = vectors[:, : 2 * (cfg.r // 2) : 2]
+    return {"hra_u": vectors}
+
+
+@lru_cache(maxsize=64)
+def _later(r: int) -> np.ndarray:
+    """1 where a column's pair comes after the row's: ``[r, r]``."""
+    pair = np.arange(r) // 2
+    return (pair[:, None] < pair[None, :]).astype(np.float32)
+
+
+def _constants(cfg: HRA, site: Site) -> dict[str, np.ndarray]:
+    return {} if cfg.apply_gs else {"later": _later(cfg.r)}
+
+
+def _attach(cfg: HRA, params: Params, site: Site) -> AttachForm:
+    given = params["hra_u"]
+    xp = array_namespace(given)
+    unit = given / xp.sqrt(xp.sum(given * given, axis=0, keepdims=True))
+    if cfg.apply_gs:  # orthogonal or not, the vectors span the same space, and I - 2 U (U^T U)^-1 U^T mirrors it
+        return AttachForm(pre=Deviation(linear(xp.linalg.solve, xp.matmul(unit.T, unit), -2 * unit.T), unit))
+    up, down = _steps(unit)
+    mixing = xp.eye(cfg.r, dtype=unit.dtype, device=unit.device) - params["later"] * xp.matmul(down, up)
+    return AttachForm(pre=Deviation(linear(xp.linalg.solve, mixing, down), up))
+
+
+def _steps(unit: Array) -> tuple[Array, Array]:
+    """``P`` ``[n, r]`` and ``Q^T`` ``[r, n]`` of the steps ``I + P_k Q_k^T``, each a pair of reflections; of an odd r the last is single.
+
+    With unit vectors a, b and d = b - a:  H_a H_b = I + 2 a (d - |d|^2 b)^T - 2 d b^T.
+    """
+    xp = array_namespace(unit)
+    width, count = unit.shape[0], unit.shape[1] // 2
+    first, second = unit[:, : 2 * count : 2], unit[:, 1::2]
+    apart = second - first
+    turn = apart - xp.sum(apart * apart, axis=0, keepdims=True) * second
+    up = xp.reshape(xp.stack([2 * first, -2 * apart], axis=2), (width, 2 * count))
+    down = xp.reshape(xp.stack([turn, second], axis=2), (width, 2 * count))
+    if unit.shape[1] > 2 * count:
+        up, down = xp.concat([up, -2 * unit[:, -1:]], axis=1), xp.concat([down, unit[:, -1:]], axis=1)
+    return up, down.T
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: HRA = next(iter(sites.values()))
+    return {"r": first.r, "apply_GS": first.apply_gs, "bias": "none", "init_weights": True}
+
+
+hra = Method(
+    name="hra",
+    summary="a product of trained reflections of a layer's inputs, orthogonal and of low rank",
+    paper="https://arxiv.org/abs/2405.17484",
+    formula="y' = W (H_1 ... H_r x) + b,  H_i = I - 2 u_i u_i^T / |u_i|^2",
+    config=HRA,
+    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, least=(1, 2)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    constants=_constants,
+    examples=(HRA(r=2), HRA(r=3), HRA(r=6), HRA(r=4, apply_gs=True)),
+    peft=PeftForm(
+        peft_type="HRA",
+        suffixes={"hra_u": "hra_u"},
+        layers={"conv": PeftLayer()},
+        accepts=lambda cfg, site: len(site.kernel) in (0, 2) and len(set(site.kernel)) < 2,  # no others than square kernels
+        to_config=_to_peft,
+        from_config=lambda config: HRA(r=config.get("r", 8), apply_gs=config.get("apply_GS", False)),
+        features=lambda params: (params["hra_u"].shape[0], None),
+    ),
+)

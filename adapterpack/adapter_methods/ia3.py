@@ -1,0 +1,103 @@
+"""(IA)^3: learned factors on the outputs of a layer, or the inputs of a feedforward one (Liu et al. 2022, arXiv 2205.05638, section 3.3).
+
+    y' = l * (W x + b)        at a feedforward layer:  y' = W (l * x) + b
+
+The factors l have shape [out, 1], at a feedforward layer [1, in].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import Unsupported
+from .core.base import AttachForm, Method, Traits
+from .core.config import NoBranch, by_suffix
+from .core.operators import Diagonal
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class IA3(NoBranch):
+    """Where (IA)^3 goes; ``feedforward`` names the sites whose inputs are scaled, or says it of all (true) or none.
+
+    Example:
+        >>> IA3(feedforward=("fc2",)).at("layers.0.fc2").feedforward
+        True
+    """
+
+    feedforward: tuple[str, ...] | bool = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.feedforward, tuple | bool):
+            raise ValueError(f"feedforward must be true, false or a tuple of names, not {self.feedforward!r}")
+
+    def at(self, path: str) -> IA3:
+        """The config at one site: whether it is a feedforward site, by its literal path or its last components."""
+        if isinstance(self.feedforward, bool):
+            return self
+        return replace(self, feedforward=by_suffix(dict.fromkeys(self.feedforward, True), path, False))
+
+
+def _shapes(cfg: IA3, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"ia3_l": (1, site.in_features) if cfg.feedforward else (site.out_features, 1)}
+
+
+def _init(cfg: IA3, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {name: np.ones(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
+
+
+def _attach(cfg: IA3, params: Params, site: Site) -> AttachForm:
+    factors = params["ia3_l"]
+    return AttachForm(pre=Diagonal(factors[0, :])) if cfg.feedforward else AttachForm(scale=factors[:, 0])
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    inner = [path for path, cfg in sites.items() if cfg.feedforward]
+    # PEFT takes a name in this list for the end of a path, even in the middle of a word; a text it matches whole, as a pattern.
+    clash = any(other.endswith(path) for path in inner for other, cfg in sites.items() if not cfg.feedforward)
+    return {"feedforward_modules": "|".join(map(re.escape, inner)) if clash else inner, "fan_in_fan_out": False, "init_ia3_weights": True}
+
+
+def _from_peft(config: Mapping[str, Any]) -> IA3:
+    given = config.get("feedforward_modules") or ()
+    names = [name.replace("\\", "") for name in given.split("|")] if isinstance(given, str) else list(given)
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise Unsupported("this PEFT pattern is a regular expression, which is not run", where="feedforward_modules",
+                              expected="module names", found=repr(given)[:80], remedy="write the pattern with literal module names")
+    anchor = "^" if isinstance(given, str) else ""
+    return IA3(feedforward=tuple(anchor + name for name in names))
+
+
+def _features(params: Params) -> tuple[int | None, int | None]:
+    rows, columns = params["ia3_l"].shape
+    return (columns if columns > 1 else None, rows if rows > 1 else None)
+
+
+ia3 = Method(
+    name="ia3",
+    summary="a learned factor on every output of a layer, or on every input of a feedforward layer",
+    paper="https://arxiv.org/abs/2205.05638",
+    formula="y' = l * (W x + b), or W (l * x) + b in feedforward layers",
+    config=IA3,
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(IA3(), IA3(feedforward=True), IA3(feedforward=("other", "0.proj"))),
+    peft=PeftForm(
+        peft_type="IA3",
+        suffixes={"ia3_l": "ia3_l"},
+        layers=TRANSPOSED,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=_features,
+    ),
+)

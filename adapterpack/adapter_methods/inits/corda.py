@@ -1,0 +1,33 @@
+"""CorDA: begin at the singular directions of the weight as the inputs weigh it (Yang et al. 2024, arXiv 2406.05223, section 3).
+
+    W C = U S V^T,  C = E[x x^T];   B = U sqrt(S),  A = sqrt(S) V^T C^-1:  B A is the part of W in those directions
+
+The instruction-previewed mode takes the largest directions, the knowledge-preserved mode the smallest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .base import Factors, Init, padded, split
+
+if TYPE_CHECKING:
+    from ..core.site import Site
+
+
+def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+    if options["mode"] not in {"ipm", "kpm"}:
+        raise ValueError(f"the mode of CorDA must be ipm or kpm, not {options['mode']!r}")
+    moment = np.asarray(site.seen.moment, np.float64)  # type: ignore[union-attr]
+    damped = moment + 0.01 * np.trace(moment) / len(moment) * np.eye(len(moment))  # few rows leave it singular
+    u, s, vt = np.linalg.svd(np.asarray(site.weight, np.float64) @ damped, full_matrices=False)
+    chosen = slice(0, r) if options["mode"] == "ipm" else slice(max(0, len(s) - r), len(s))
+    u, s, vt = u[:, chosen], s[chosen], vt[chosen]
+    return padded(split(u, s, np.linalg.solve(damped, vt.T).T, scale), r)
+
+
+corda = Init("corda", "A and B are singular directions of the weight seen through the inputs' covariance; mode ipm or kpm",
+             "https://arxiv.org/abs/2406.05223", _make, frozenset({"weight", "moment"}), cancels=True, options={"mode": "ipm"})

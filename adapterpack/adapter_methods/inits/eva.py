@@ -1,0 +1,43 @@
+"""EVA: begin at the principal directions of a layer's inputs, more rank where they say more (Paischer et al. 2024, arXiv 2410.07170)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .base import Factors, Init, padded
+
+if TYPE_CHECKING:
+    from ..core.site import Site
+
+
+def _directions(site: Site) -> tuple[np.ndarray, np.ndarray]:
+    """Variances, falling, and directions ``[in, in]`` row by row, of the inputs of a site."""
+    values, vectors = np.linalg.eigh(np.asarray(site.seen.moment, np.float64))  # type: ignore[union-attr]
+    return np.maximum(values[::-1], 0), vectors[:, ::-1].T
+
+
+def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+    A = _directions(site)[1][:r]
+    return padded((A.astype(np.float32), np.zeros((site.out_features, len(A)), np.float32)), r)
+
+
+def _ranks(ranks: Mapping[str, int], sites: Sequence[Site], options: Mapping[str, Any]) -> Mapping[str, int]:
+    """The same sum of ranks, given to the components that explain most of their layer's variance; one at least, ``rho`` times at most."""
+    if options["rho"] <= 1:
+        return ranks
+    shares = []
+    for site in sites:
+        variances = _directions(site)[0]
+        room = min(int(ranks[site.path] * options["rho"]), len(variances), site.out_features)
+        shares += [(float(v / variances.sum()) if variances.sum() else 0.0, site.path) for v in variances[1:room]]
+    given = {site.path: 1 for site in sites}
+    for _, path in sorted(shares, key=lambda one: -one[0])[: max(0, sum(ranks.values()) - len(sites))]:
+        given[path] += 1
+    return given
+
+
+eva = Init("eva", "A is the r principal directions of the layer's inputs on sample data, B zero; rho > 1 shares ranks out by variance",
+           "https://arxiv.org/abs/2410.07170", _make, frozenset({"moment"}), options={"rho": 2.0}, ranks=_ranks)

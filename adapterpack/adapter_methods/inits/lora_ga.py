@@ -1,0 +1,29 @@
+"""LoRA-GA: begin so that the first step follows full fine-tuning's gradient (Wang et al. 2024, arXiv 2407.05000, algorithm 1).
+
+    G = U S V^T;   B = k U[:, :r],  A = k V^T[r:2r],   k = out^(1/4) / sqrt(gamma)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .base import Factors, Init, padded
+from .svd import top
+
+if TYPE_CHECKING:
+    from ..core.site import Site
+
+
+def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+    u, _, vt = top(np.asarray(site.seen.gradient), 2 * r, options["iterations"], rng)  # type: ignore[union-attr]
+    half = min(r, len(vt) // 2) or 1  # a narrow layer has fewer than 2 r directions
+    k = site.out_features**0.25 / np.sqrt(options["gamma"])
+    A, B = vt[-half:] if len(vt) < 2 * r else vt[r : 2 * r], u[:, :half]
+    return padded(((k * A).astype(np.float32), (k * B).astype(np.float32)), r)
+
+
+lora_ga = Init("lora_ga", "A and B are singular directions of the loss's gradient by the weight, on sample data",
+               "https://arxiv.org/abs/2407.05000", _make, frozenset({"gradient"}), cancels=True, options={"gamma": 16.0, "iterations": 0})

@@ -1,0 +1,22 @@
+"""MiCA: train A against the weight's smallest left singular directions, which stay fixed (arXiv 2604.01694)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .base import Factors, Init, padded
+
+if TYPE_CHECKING:
+    from ..core.site import Site
+
+
+def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+    u = np.linalg.svd(np.asarray(site.weight, np.float64), full_matrices=False)[0][:, -r:]
+    return padded((np.zeros((u.shape[1], site.in_features), np.float32), u.astype(np.float32)), r)
+
+
+mica = Init("mica", "B is fixed at the weight's r smallest left singular directions; A begins at zero", "https://arxiv.org/abs/2604.01694",
+            _make, frozenset({"weight"}), frozen=frozenset({"lora_B"}))

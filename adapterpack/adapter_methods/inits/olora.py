@@ -1,0 +1,22 @@
+"""OLoRA: begin at the first r columns of Q and rows of R in W = Q R (Büyükakyüz 2024, arXiv 2406.01775, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .base import Factors, Init, padded
+
+if TYPE_CHECKING:
+    from ..core.site import Site
+
+
+def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+    Q, R = np.linalg.qr(np.asarray(site.weight, np.float64))
+    return padded((R[:r].astype(np.float32), Q[:, :r].astype(np.float32)), r)
+
+
+olora = Init("olora", "B is orthonormal: the first columns of Q, A the first rows of R, of the weight's QR decomposition",
+             "https://arxiv.org/abs/2406.01775", _make, frozenset({"weight"}), cancels=True)

@@ -1,0 +1,23 @@
+"""PiSSA: begin at the principal singular directions of the weight (Meng et al. 2024, arXiv 2404.02948, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .base import Factors, Init, padded, split
+from .svd import top
+
+if TYPE_CHECKING:
+    from ..core.site import Site
+
+
+def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+    u, s, vt = top(site.weight, r, options["iterations"], rng)  # type: ignore[arg-type]
+    return padded(split(u, s, vt, scale), r)
+
+
+pissa = Init("pissa", "A and B are the weight's r largest singular directions; iterations > 0 finds them by random projection",
+             "https://arxiv.org/abs/2404.02948", _make, frozenset({"weight"}), cancels=True, options={"iterations": 0})

@@ -1,0 +1,120 @@
+"""KaSA: the smallest singular values of the weight give way to a trained change (Wang et al. 2024, arXiv 2412.06071, section 4).
+
+    W' = W - U_r S_r V_r^T + s B diag(d) A
+
+U_r, S_r, V_r belong to the r smallest singular values of W (or to all but one, where r is not less than their number). PEFT writes the cut
+into the base; here it is a part of the change, found again from W, so that a model without the adapter is always the base. A fresh
+adapter is that cut. A is ``[r, in]``, B ``[out, r]``, d ``[r]``.
+
+The penalty, added to the loss, keeps d small and A and B near to orthogonal (equations 9 to 11):
+beta ||d||^2 + gamma (||B^T B - I||_F + ||A A^T - I||_F).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import require_number
+from .core.operators import Array, Dense
+from .core.peft_form import PeftForm
+from .core.site import Params, Site
+from .lora import LoRA, lora
+
+
+@dataclass(frozen=True)
+class KaSA(LoRA):
+    """The hyper-parameters of LoRA, and the weights of the penalty.
+
+    Example:
+        >>> KaSA(r=8, alpha=16).scale
+        2.0
+    """
+
+    beta: float = 1e-4
+    gamma: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("beta", self.beta)
+        require_number("gamma", self.gamma)
+
+
+def _shapes(cfg: KaSA, site: Site) -> dict[str, tuple[int, ...]]:
+    return {**lora.shapes(cfg, site), "lora_diag": (cfg.r,)}
+
+
+def _init(cfg: KaSA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {**lora.init(cfg, site, rng), "lora_diag": rng.standard_normal(cfg.r).astype(np.float32)}
+
+
+def _cut(cfg: KaSA, site: Site) -> dict[str, np.ndarray]:
+    """The part of W that gives way, as factors: ``cut_up`` ``[out, k]`` and ``cut_down`` ``[k, in]``."""
+    u, values, vt = np.linalg.svd(np.asarray(site.weight), full_matrices=False)
+    kept = max(1, len(values) - cfg.r)
+    return {"cut_up": -u[:, kept:] * values[kept:], "cut_down": vt[kept:]}
+
+
+def _attach(cfg: KaSA, params: Params, site: Site) -> AttachForm:
+    A, B = params["lora_A"], cfg.scale * params["lora_B"] * params["lora_diag"]
+    xp = array_namespace(A, B)
+    return AttachForm(down=Dense(xp.concat([A, params["cut_down"]], axis=0)), up=Dense(xp.concat([B, params["cut_up"]], axis=1)))
+
+
+def _penalty(cfg: KaSA, params: Params, sites: int) -> Array:
+    A, B, d = params["lora_A"], params["lora_B"], params["lora_diag"]
+    xp = array_namespace(A, B, d)
+    return cfg.beta * xp.sum(d * d) + cfg.gamma * (departure(xp.matmul(B.T, B)) + departure(xp.matmul(A, A.T)))
+
+
+def departure(gram: Array) -> Array:
+    """``||G - I||_F`` of a Gram matrix ``[r, r]``."""
+    xp = array_namespace(gram)
+    difference = gram - xp.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    return xp.sqrt(xp.sum(difference * difference))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    assert lora.peft is not None
+    first: KaSA = next(iter(sites.values()))
+    return {**(lora.peft.to_config(sites) or {}), "kasa_config": {"beta": first.beta, "gamma": first.gamma}}
+
+
+def _from_peft(config: Mapping[str, Any]) -> KaSA:
+    assert lora.peft is not None
+    plain, own = lora.peft.from_config(config), config.get("kasa_config")
+    if not isinstance(own, Mapping):
+        raise ValueError(f"kasa_config must be an object, not {own!r:.80}")
+    return KaSA(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)},
+                beta=own.get("beta", KaSA.beta), gamma=own.get("gamma", KaSA.gamma))
+
+
+kasa = Method(
+    name="kasa",
+    summary="the smallest singular values of the weight give way to a low-rank change with trained ones",
+    paper="https://arxiv.org/abs/2412.06071",
+    formula="W' = W - U_r S_r V_r^T + s B diag(d) A",
+    config=KaSA,
+    traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    constants=_cut,
+    penalty=_penalty,
+    rates=lora.rates,
+    examples=(KaSA(r=1), KaSA(r=3, alpha=5), KaSA(r=4, alpha=4, use_rslora=True, dropout=0.1, beta=1e-3)),
+    peft=PeftForm(
+        peft_type="LORA",
+        suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_diag": "lora_diag"},
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+        matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("kasa_config")) and not config.get("use_dora"),
+    ),
+)

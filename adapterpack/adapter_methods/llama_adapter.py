@@ -1,0 +1,90 @@
+"""LLaMA-Adapter: prompts that the last layers attend to through gates that begin at zero (Zhang et al. 2023, arXiv 2303.16199, section 3).
+
+    h_t' = h_t + W_o concat_i( g softmax(q_t,i K_i^T / sqrt(d)) V_i ),   K = W_k P,   V = W_v P
+
+The prompt P ``[1, n, width]`` and the gate g ``[1]`` are a layer's own; K has no positions. The softmax over the prompt is apart from that
+over the tokens, so that a gate of zero is the base, exactly. g is used as it is, as PEFT has it. Where the output projection has a bias
+PEFT adds it a second time, even at a gate of zero; here it is added once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .core.base import Method
+from .core.config import FOR_TRAINING, NoBranch, require_whole
+from .core.peft_form import PeftForm
+from .core.site import Params, Site
+from .forms.attention import TRAITS, AttentionForm
+
+_PROMPT, _GATE = "adaption_prompt", "adaption_gate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLaMAAdapter(NoBranch):
+    """``adapter_len`` is the length of each prompt; ``adapter_layers`` counts the model's last layers that have one, 0 means all.
+
+    ``targets`` may name attention modules instead: then ``adapter_layers`` says nothing.
+
+    Example:
+        >>> LLaMAAdapter(adapter_len=10, adapter_layers=30).scale
+        1.0
+    """
+
+    targets: str | tuple[str, ...] = field(default="all-attention", metadata=FOR_TRAINING)
+    adapter_len: int = 10
+    adapter_layers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("adapter_len", self.adapter_len)
+        require_whole("adapter_layers", self.adapter_layers, 0)
+
+
+def _shapes(cfg: LLaMAAdapter, site: Site) -> dict[str, tuple[int, ...]]:
+    return {_PROMPT: (1, cfg.adapter_len, site.in_features), _GATE: (1,)}
+
+
+def _init(cfg: LLaMAAdapter, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    prompt = rng.normal(size=_shapes(cfg, site)[_PROMPT])
+    return {_PROMPT: prompt.astype(np.float32), _GATE: np.zeros(1, np.float32)}
+
+
+def _attach(cfg: LLaMAAdapter, params: Params, site: Site) -> AttentionForm:
+    return AttentionForm(params[_PROMPT][0, ...], params[_GATE])
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
+    """PEFT finds the layers by their number alone: only the last ones of a model can be told to it."""
+    (cfg, *others), leaves = sites.values(), {path.rpartition(".")[2] for path in sites}
+    if sites.keys() != {""} and (cfg.adapter_layers != len(sites) or len(leaves) > 1 or any(other != cfg for other in others)):
+        return None
+    return {"adapter_len": cfg.adapter_len, "adapter_layers": cfg.adapter_layers, "target_modules": leaves.pop() or None}
+
+
+def _from_peft(config: Mapping[str, Any]) -> LLaMAAdapter:
+    return LLaMAAdapter(adapter_len=config.get("adapter_len", 10), adapter_layers=config.get("adapter_layers", 0))
+
+
+def _features(params: Params) -> tuple[int, int]:
+    return params[_PROMPT].shape[2], params[_PROMPT].shape[2]
+
+
+llama_adapter = Method(
+    name="llama_adapter",
+    summary="prompts that the last layers attend to, through gates that begin at zero",
+    paper="https://arxiv.org/abs/2303.16199",
+    formula="h_t + W_o concat_i(g softmax(q_t,i (W_k P)_i^T / sqrt(d)) (W_v P)_i)",
+    config=LLaMAAdapter,
+    traits=TRAITS,
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(LLaMAAdapter(adapter_len=1), LLaMAAdapter(adapter_len=3, adapter_layers=1), LLaMAAdapter(adapter_len=5, adapter_layers=2)),
+    peft=PeftForm("ADAPTION_PROMPT", {_PROMPT: _PROMPT, _GATE: _GATE}, _to_peft, _from_peft, _features, names_sites=False),
+    kind="attention",
+)

@@ -1,0 +1,72 @@
+"""LN tuning: the normalisation layers are trained, weight and bias (Zhao et al. 2023, arXiv 2312.11420, section 3).
+
+    y' = w' * n(x) + b'   in place of   y = w * n(x) + b
+
+n is what the layer does before its weight, which for a method makes it a linear layer of one input n(x) for every output: its weight is a
+column [n, 1]. ``weight`` [n] and ``bias`` [n], where there is one, are the new values themselves, as in PEFT; they begin as the base's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .core.base import AttachForm, Method, Traits
+from .core.config import NoBranch
+from .core.operators import Array, Dense
+from .core.peft_form import PeftForm
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class LNTuning(NoBranch):
+    """Which normalisation layers are trained; there is nothing else to choose.
+
+    Example:
+        >>> LNTuning().targets
+        'all-norm'
+    """
+
+    targets: str | tuple[str, ...] = "all-norm"
+
+
+def _shapes(cfg: LNTuning, site: Site) -> dict[str, tuple[int, ...]]:
+    return dict.fromkeys(("weight", "bias") if site.bias else ("weight",), (site.out_features,))
+
+
+def _init(cfg: LNTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    weight = {"weight": np.array(site.weight)[:, 0]}
+    return {**weight, "bias": np.array(site.base_bias)} if site.bias else weight
+
+
+def _attach(cfg: LNTuning, params: Params, site: Site) -> AttachForm:
+    down = Dense(params["weight"][:, None] - site.weight)
+    return AttachForm(down=down, shift=params["bias"] - site.base_bias if site.bias else None)
+
+
+def _fold(cfg: LNTuning, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
+    return params["weight"][rows][:, None], params["bias"][rows] if site.bias else bias
+
+
+ln_tuning = Method(
+    name="ln_tuning",
+    summary="the weights and biases of normalisation layers, trained themselves",
+    paper="https://arxiv.org/abs/2312.11420",
+    formula="y' = w' * n(x) + b'",
+    config=LNTuning,
+    traits=Traits(exclusive=True, additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
+                  quantizable=False, batchable=False, layers=("norm",)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    fold=_fold,
+    examples=(LNTuning(), LNTuning(targets=("proj",))),
+    peft=PeftForm(
+        peft_type="LN_TUNING",
+        suffixes={"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"},
+        to_config=lambda sites: {},
+        from_config=lambda config: LNTuning(),
+        features=lambda params: (1, params["weight"].shape[0]),
+    ),
+)

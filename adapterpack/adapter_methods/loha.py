@@ -1,0 +1,111 @@
+"""LoHa: the Hadamard product of two low-rank changes (Hyeon-Woo et al. 2022, FedPara, arXiv 2108.06098; LyCORIS, arXiv 2309.14859).
+
+    W' = W + s (w1_a w1_b) * (w2_a w2_b),   s = alpha / r
+
+``*`` is elementwise, w1_a and w2_a are ``[out, r]``, w1_b and w2_b ``[r, in]``. The change has rank r^2 at most, and factors of that rank
+(the Khatri-Rao products of the rows and of the columns), which are used where r^2 is less than both widths: nothing ``[out, in]`` is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import AlphaConfig
+from .core.layouts import STACKS, WEIGHTS
+from .core.operators import Array, Dense
+from .core.peft_form import PeftForm, PeftLayer
+from .core.peft_keys import by_site, literal, plain
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class LoHa(AlphaConfig):
+    """The hyper-parameters of LoHa; ``alpha`` defaults to ``2 r``.
+
+    Example:
+        >>> LoHa(r=4).rank
+        16
+    """
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of the change, ``r^2``."""
+        return self.r**2
+
+
+def _shapes(cfg: LoHa, site: Site) -> dict[str, tuple[int, ...]]:
+    up, down = (site.out_features, cfg.r), (cfg.r, site.in_features)
+    return {"hada_w1_a": up, "hada_w1_b": down, "hada_w2_a": up, "hada_w2_b": down}
+
+
+def _init(cfg: LoHa, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    made = {name: kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
+    return {**made, "hada_w2_b": np.zeros_like(made["hada_w2_b"])}
+
+
+def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Kaiming uniform with a = sqrt(5), as the reference implementations have it: bound ``1 / sqrt(columns)``."""
+    bound = 1 / math.sqrt(max(1, math.prod(shape[1:])))
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def _attach(cfg: LoHa, params: Params, site: Site) -> AttachForm:
+    up1, down1, up2, down2 = (params[name] for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
+    if cfg.rank < min(up1.shape[0], down1.shape[1]):
+        return AttachForm(down=Dense(_products(down1.T, down2.T).T), up=Dense(_products(cfg.scale * up1, up2)))
+    xp = array_namespace(up1, down1, up2, down2)
+    return AttachForm(down=Dense(cfg.scale * xp.matmul(up1, down1) * xp.matmul(up2, down2)))
+
+
+def _products(left: Array, right: Array) -> Array:
+    """Row by row all products of ``[n, r]`` and ``[n, r]``: ``[n, r^2]``."""
+    xp = array_namespace(left, right)
+    return xp.reshape(left[:, :, None] * right[:, None, :], (left.shape[0], left.shape[1] * right.shape[1]))
+
+
+def to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that PEFT's LoHa and LoKr have in common."""
+    return {
+        **by_site("r", {path: cfg.r for path, cfg in sites.items()}, "rank_pattern"),
+        **by_site("alpha", {path: plain(cfg.alpha) for path, cfg in sites.items()}, "alpha_pattern"),
+        "rank_dropout": 0.0,
+        "module_dropout": 0.0,
+        "init_weights": True,
+        "use_effective_conv2d": False,
+    }
+
+
+def from_peft(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those keys as ours; dropout of ranks or modules and the initialisation are of the training alone."""
+    return {"r": config.get("r", 8), "alpha": config.get("alpha", 8),
+            **{name: literal(config.get(name), name) for name in ("rank_pattern", "alpha_pattern")}}
+
+
+loha = Method(
+    name="loha",
+    summary="the elementwise product of two low-rank changes: rank r^2 for the tensors of rank 2 r",
+    paper="https://arxiv.org/abs/2108.06098",
+    formula="W' = W + s (w1a w1b) * (w2a w2b), elementwise",
+    config=LoHa,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(LoHa(r=1), LoHa(r=2, alpha=3), LoHa(r=3, alpha=5)),
+    peft=PeftForm(
+        peft_type="LOHA",
+        suffixes={name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+        layers={"conv": PeftLayer()},
+        to_config=to_peft,
+        from_config=lambda config: LoHa(**from_peft(config)),
+        features=lambda params: (params["hada_w1_b"].shape[1], params["hada_w1_a"].shape[0]),
+    ),
+)

@@ -1,0 +1,220 @@
+"""LoRA: a low-rank change beside a frozen layer (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+
+    y' = base(x) + s * B (A x),   s = alpha / r,  or  alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)
+
+A has shape [r, in], B has shape [out, r]. An init whose B A is not zero (methods/inits) is taken off again:
+
+    y' = base(x) + s * (B A - B0 A0) x  =  base(x) + s * [B - B0, B0] [A; A - A0] x
+
+which is zero at the start without any rounding, and is a plain LoRA of rank 2 r once it is packed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import Unsupported
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import FOR_TRAINING, AlphaConfig, require_flag, require_number
+from .core.layouts import STACKS, WEIGHTS
+from .core.operators import Array, Dense
+from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
+from .core.peft_keys import by_site, literal, plain
+from .core.site import Params, Site
+from .inits import init_named
+
+
+@dataclass(frozen=True)
+class LoRA(AlphaConfig):
+    """The hyper-parameters of LoRA; ``alpha`` defaults to ``2 r``.
+
+    ``lr_ratio`` trains B at that multiple of A's learning rate (LoRA+, Hayou et al. 2024, arXiv 2402.12354, section 4).
+
+    Example:
+        >>> LoRA(r=8, alpha=16).scale
+        2.0
+        >>> LoRA(r=4, use_rslora=True, alpha=4).scale
+        2.0
+    """
+
+    use_rslora: bool = False
+    lr_ratio: float | None = field(default=None, metadata=FOR_TRAINING)
+    init: str = field(default="default", metadata=FOR_TRAINING)
+    init_options: Mapping[str, Any] = field(default_factory=dict, metadata=FOR_TRAINING)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_flag("use_rslora", self.use_rslora)
+        if self.lr_ratio is not None:
+            require_number("lr_ratio", self.lr_ratio)
+            if self.lr_ratio <= 0:
+                raise ValueError(f"lr_ratio must be above 0, not {self.lr_ratio!r}")
+        known = init_named(self.init).options
+        if unknown := sorted(set(self.init_options) - set(known)):
+            raise ValueError(f"the init {self.init!r} has no option {unknown[0]!r}, only {sorted(known)}")
+
+    @property
+    def scale(self) -> float:
+        """``s``, the number that multiplies ``B A``."""
+        return float(self.alpha or 0.0) / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension of the branch."""
+        return 2 * self.r if init_named(self.init).cancels else self.r
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """What the init keeps as it began."""
+        return init_named(self.init).frozen | _START
+
+
+_START = frozenset({"start_A", "start_B"})
+"""A0 and B0, kept while training and gone from the pack."""
+
+
+def _shapes(cfg: LoRA, site: Site) -> dict[str, tuple[int, ...]]:
+    A, B = (cfg.r, site.in_features), (site.out_features, cfg.r)
+    return {"lora_A": A, "lora_B": B, **({"start_A": A, "start_B": B} if init_named(cfg.init).cancels else {})}
+
+
+def _init(cfg: LoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    init = init_named(cfg.init)
+    A, B = init.make(cfg.r, cfg.scale, site, {**init.options, **cfg.init_options}, rng)
+    return {"lora_A": A, "lora_B": B, **({"start_A": A.copy(), "start_B": B.copy()} if init.cancels else {})}
+
+
+def _factors(params: Params) -> tuple[Array, Array]:
+    """``down`` and ``up`` without the scale."""
+    A, B = params["lora_A"], params["lora_B"]
+    if "start_A" not in params:
+        return A, B
+    xp, (A0, B0) = array_namespace(A, B), (params["start_A"], params["start_B"])
+    return xp.concat([A, A - A0], axis=0), xp.concat([B - B0, B0], axis=1)
+
+
+def _attach(cfg: LoRA, params: Params, site: Site) -> AttachForm:
+    down, up = _factors(params)
+    return AttachForm(down=Dense(down), up=Dense(up, cfg.scale))
+
+
+def _bake(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:
+    """A plain LoRA: of rank 2 r where a start is taken off, with the alpha that keeps the scale."""
+    A, B = _factors(params)
+    r = len(A)
+    alpha = cfg.scale * (math.sqrt(r) if cfg.use_rslora else r)
+    params = {"lora_A": np.ascontiguousarray(A), "lora_B": np.ascontiguousarray(B)}
+    return replace(cfg, r=r, alpha=alpha, init="default", init_options={}), params
+
+
+def _needs(cfg: LoRA) -> frozenset[str]:
+    return init_named(cfg.init).needs
+
+
+def _plan(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
+    """The ranks that the init shares out, with the scale of each site kept."""
+    init = init_named(cfg.init)
+    if init.ranks is None:
+        return cfg
+    before = {site.path: cfg.at(site.path) for site in sites}
+    old = {path: one.r for path, one in before.items()}
+    ranks = init.ranks(old, sites, {**init.options, **cfg.init_options})
+    if ranks == old:
+        return cfg
+    alphas = {path: before[path].scale * (math.sqrt(r) if cfg.use_rslora else r) for path, r in ranks.items()}
+    return replace(cfg, rank_pattern={f"^{path}": r for path, r in ranks.items()}, alpha_pattern={f"^{p}": a for p, a in alphas.items()})
+
+
+def as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
+    """The factors as PEFT's two convolutions: A with the layer's kernel, B with one of size 1."""
+    A, B = params["lora_A"], params["lora_B"]
+    ones = (1,) * len(site.kernel)
+    return {"lora_A": A.reshape(len(A), -1, *site.kernel), "lora_B": B.reshape(*B.shape, *ones)}
+
+
+OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens")
+"""The keys of PEFT's config by which other methods of the same type are told."""
+_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+EMBEDDED = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
+"""What PEFT calls the factors at an embedding."""
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: LoRA = next(iter(sites.values()))
+
+    def alpha(cfg: LoRA) -> float:
+        """PEFT has one ``use_rslora`` for all sites: where a site's own differs, the alpha that gives the same scale."""
+        same = cfg.use_rslora == first.use_rslora
+        value = float(cfg.alpha or 0) if same else cfg.scale * (math.sqrt(cfg.r) if first.use_rslora else cfg.r)
+        return plain(value)
+
+    return {
+        **by_site("r", {path: cfg.r for path, cfg in sites.items()}, "rank_pattern"),
+        **by_site("lora_alpha", {path: alpha(cfg) for path, cfg in sites.items()}, "alpha_pattern"),
+        "lora_dropout": first.dropout,
+        "use_rslora": first.use_rslora,
+        "use_dora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,  # its layers say where it is true
+        "init_lora_weights": True,
+    }
+
+
+_KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""PEFT's initialisations that leave the base weight alone. The others move a part of it into the adapter."""
+
+
+def _from_peft(config: Mapping[str, Any]) -> LoRA:
+    init = config.get("init_lora_weights")
+    if init not in _KEEPS_BASE:
+        raise Unsupported("this adapter belongs to a base whose weights its initialisation rewrote", where="init_lora_weights",
+                          expected="an initialisation that keeps the base", found=repr(init)[:80],
+                          remedy="convert it to plain LoRA with save_pretrained(..., path_initial_model_for_weight_conversion=...)")
+    return LoRA(
+        r=config.get("r", 8),
+        alpha=config.get("lora_alpha", 8),
+        use_rslora=config.get("use_rslora", False),
+        dropout=config.get("lora_dropout", 0.0),
+        rank_pattern=literal(config.get("rank_pattern"), "rank_pattern"),
+        alpha_pattern=literal(config.get("alpha_pattern"), "alpha_pattern"),
+    )
+
+
+lora = Method(
+    name="lora",
+    summary="a trained low-rank change beside each frozen layer; rsLoRA by use_rslora",
+    paper="https://arxiv.org/abs/2106.09685",
+    formula="y' = W x + b + s B A x,  s = alpha / r or alpha / sqrt(r)",
+    config=LoRA,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    needs=_needs,
+    plan=_plan,
+    bake=_bake,
+    rates=lambda cfg: {} if cfg.lr_ratio is None else {"lora_B": cfg.lr_ratio},
+    examples=(LoRA(r=1), LoRA(r=3, alpha=5), LoRA(r=4, alpha=4, use_rslora=True), LoRA(r=5, alpha=10, dropout=0.1),
+              LoRA(r=3, init="gaussian"), LoRA(r=2, init="zeros"), LoRA(r=2, init="orthogonal"), LoRA(r=3, alpha=2, init="pissa"),
+              LoRA(r=3, init="olora", use_rslora=True), LoRA(r=2, init="loftq"), LoRA(r=2, init="mica")),
+    peft=PeftForm(
+        peft_type="LORA",
+        suffixes=_SUFFIXES,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+        matches=lambda config: config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS)),
+        layers={
+            "conv": PeftLayer(axes=(3, 4, 5), stored=as_kernels),
+            "embedding": PeftLayer(EMBEDDED),
+            **TRANSPOSED,
+        },
+    ),
+)

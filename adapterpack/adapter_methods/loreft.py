@@ -1,0 +1,105 @@
+"""LoReFT: a change of the hidden state within a subspace of few dimensions (Wu et al. 2024, arXiv 2404.03592, equation 2).
+
+    h' = h + R^T (W h + b - R h),   R [r, width] with orthonormal rows
+
+W is held as its difference to R, ``source`` = W - R, which starts at zero: a fresh adapter changes nothing, exactly, and every W can be
+reached. R comes from a free matrix V by ``R = L^-1 V`` with the Cholesky factor ``L L^T = V V^T``: the Gram-Schmidt rows of V, unique, so
+that every library gives the same. ``orthogonal=False`` leaves V as it is: DiReFT (section 3.2), and NoReFT, which are one form here.
+
+``positions`` chooses a prompt's first and last positions (section 4), by :mod:`~.acting`: padding is not counted, of a training row the
+prompt is what stands before the first label, and what is generated is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import Method
+from .core.config import FOR_TRAINING, SiteConfig, require_flag, require_whole
+from .core.operators import Array, Dense
+from .core.site import Params, Site
+from .core.token_positions import Ends, ends_of
+from .forms.blocks import TRAITS, BlockForm
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoReFT(SiteConfig):
+    """The hyper-parameters of LoReFT; ``targets`` as in :class:`~adapterpack.adapter_methods.BlockConfig`. A site narrower than r has its width.
+
+    ``positions``: ``all``, or how many of a prompt's first and last: ``f3``, ``l1``, ``f3+l1``.
+
+    Example:
+        >>> LoReFT(r=8, positions="f1+l1").acts
+        Ends(first=1, last=1)
+    """
+
+    targets: str | tuple[str, ...] = field(default="all-layers", metadata=FOR_TRAINING)
+    r: int = 4
+    orthogonal: bool = True
+    positions: str = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ends_of(self.positions)
+        require_whole("r", self.r)
+        require_flag("orthogonal", self.orthogonal)
+
+    @property
+    def acts(self) -> Ends | None:
+        """The first and last positions of a prompt, or all."""
+        return ends_of(self.positions)
+
+    @property
+    def rank(self) -> int:
+        """The dimensions of the subspace."""
+        return self.r
+
+
+def _shapes(cfg: LoReFT, site: Site) -> dict[str, tuple[int, ...]]:
+    r, n = min(cfg.r, site.out_features), site.out_features
+    return {"rotation": (r, n), "source": (r, n), "bias": (r,)}
+
+
+def _init(cfg: LoReFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shapes = _shapes(cfg, site)
+    V = rng.normal(size=shapes["rotation"])
+    made = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return {**made, "rotation": (orthonormal(V) if cfg.orthogonal else V / math.sqrt(site.out_features)).astype(np.float32)}
+
+
+def orthonormal(V: Array) -> Array:
+    """The Gram-Schmidt rows of ``V`` ``[r, n]``, r at most n; computed in at least float32.
+
+    Example:
+        >>> R = orthonormal(np.array([[2.0, 0.0], [1.0, 3.0]]))
+        >>> np.allclose(R, np.eye(2))
+        True
+    """
+    xp = array_namespace(V)
+    wide = V if V.dtype == xp.float64 else xp.astype(V, xp.float32)
+    return xp.astype(xp.linalg.solve(xp.linalg.cholesky(xp.matmul(wide, wide.T)), wide), V.dtype)
+
+
+def _attach(cfg: LoReFT, params: Params, site: Site) -> BlockForm:
+    R = orthonormal(params["rotation"]) if cfg.orthogonal else params["rotation"]
+    return BlockForm(down=Dense(params["source"]), up=Dense(R.T), down_bias=params["bias"])
+
+
+loreft = Method(
+    name="loreft",
+    summary="a change of hidden states within a learned subspace; DiReFT by orthogonal=False",
+    paper="https://arxiv.org/abs/2404.03592",
+    config=LoReFT,
+    traits=replace(TRAITS, positional=True),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(LoReFT(r=1), LoReFT(r=3), LoReFT(r=2, orthogonal=False), LoReFT(r=5, dropout=0.1),
+              LoReFT(r=3, positions="f2+l1"), LoReFT(r=2, positions="l2")),
+    formula="h + R^T (W h + b - R h), R R^T = I",
+    kind="activation",
+)

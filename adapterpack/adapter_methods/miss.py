@@ -1,0 +1,97 @@
+"""MiSS, which was Bone: one trained block of rows, shared by all blocks of the input (Kang et al. 2024, arXiv 2409.15371).
+
+    y' = base(x) + sum_blocks(x) M
+
+x is cut into blocks of r (the last one filled up with zeros) and the blocks are added; M is ``[r, out]``. See :mod:`.miss_mini` for a
+smaller M, and :mod:`.bat` for the variant that reads the weight: to PEFT they are one type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import Unsupported
+from .core.base import AttachForm, Method, Traits
+from .core.config import RankConfig
+from .core.operators import Dense, Sums
+from .core.peft_form import PeftForm
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class MiSS(RankConfig):
+    """The hyper-parameters of MiSS.
+
+    Example:
+        >>> MiSS(r=64).rank
+        64
+    """
+
+
+def _shapes(cfg: MiSS, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"miss_block": (cfg.r, site.out_features)}
+
+
+def _init(cfg: MiSS, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
+
+
+def _attach(cfg: MiSS, params: Params, site: Site) -> AttachForm:
+    block = params["miss_block"]
+    return AttachForm(down=Sums(known(site).in_features, cfg.r, block), up=Dense(block.T))
+
+
+def known(site: Site) -> Site:
+    """The site, if its widths are known: the tensors of these methods do not say them.
+
+    Raises:
+        Unsupported: they are not.
+    """
+    if not (site.in_features and site.out_features):
+        raise Unsupported("the width of this layer is not known: the adapter's tensors do not say it", where=site.path,
+                          remedy="attach the adapter to its base and save it from there")
+    return site
+
+
+def to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's keys for the methods of this family; it has one rank for all sites."""
+    first = next(iter(sites.values()))
+    return {"r": first.r, "miss_dropout": first.dropout, "mini_r": 1, "init_weights": True, "bias": "none"}
+
+
+def from_peft(config: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's keys as ours."""
+    return {"r": config.get("r", 64), "dropout": config.get("miss_dropout", 0.0)}
+
+
+def is_miss(config: Mapping[str, Any], variant: str | None) -> bool:
+    """Whether a PEFT config is of MiSS, or of Bone as it was called, in a variant; other values of ``init_weights`` say how M began."""
+    init = config.get("init_weights")
+    return config.get("peft_type") in ("MISS", "BONE") and (init if init in ("bat", "mini") else None) == variant
+
+
+miss = Method(
+    name="miss",
+    summary="one trained block of rows shared by all blocks of the input",
+    paper="https://arxiv.org/abs/2409.15371",
+    formula="y' = W x + b + M sum_blocks(x)",
+    config=MiSS,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(MiSS(r=2), MiSS(r=5, dropout=0.1)),
+    peft=PeftForm(
+        peft_type="MISS",
+        suffixes={"miss_block": "miss_block"},
+        to_config=to_peft,
+        from_config=lambda config: MiSS(**from_peft(config)),
+        features=lambda params: (None, params["miss_block"].shape[1]),
+        matches=lambda config: is_miss(config, None),
+        aliases={"bone_block": "miss_block"},
+    ),
+)

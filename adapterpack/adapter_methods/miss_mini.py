@@ -1,0 +1,78 @@
+"""MiSS mini: a block of MiSS that is repeated over the outputs (Kang et al. 2024, arXiv 2409.15371; PEFT's ``init_weights="mini"``).
+
+    y' = base(x) + repeat(sum_blocks(x) M)
+
+M is ``[r, mini_r]``; what it gives is repeated until all outputs have something (cut off where mini_r does not divide them, which PEFT
+refuses).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core.base import AttachForm, Method, Traits
+from .core.config import RankConfig, require_whole
+from .core.operators import Chain, Dense, Repeat, Sums
+from .core.peft_form import PeftForm
+from .core.site import Params, Site
+from .miss import from_peft, is_miss, known, to_peft
+
+
+@dataclass(frozen=True)
+class MiSSMini(RankConfig):
+    """The hyper-parameters of MiSS mini: ``mini_r`` is the width of the block.
+
+    Example:
+        >>> MiSSMini(r=64, mini_r=8).rank
+        64
+    """
+
+    mini_r: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("mini_r", self.mini_r)
+
+
+def _shapes(cfg: MiSSMini, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"miss_block": (cfg.r, cfg.mini_r)}
+
+
+def _init(cfg: MiSSMini, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"miss_block": np.zeros((cfg.r, cfg.mini_r), np.float32)}
+
+
+def _attach(cfg: MiSSMini, params: Params, site: Site) -> AttachForm:
+    block, out = params["miss_block"], known(site).out_features
+    return AttachForm(down=Chain(Sums(site.in_features, cfg.r, block), Dense(block.T)), up=Repeat(cfg.mini_r, out, block))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    return {**to_peft(sites), "mini_r": next(iter(sites.values())).mini_r, "init_weights": "mini"}
+
+
+miss_mini = Method(
+    name="miss_mini",
+    summary="MiSS with a block that is repeated over the outputs",
+    paper="https://arxiv.org/abs/2409.15371",
+    formula="y' = W x + b + repeat(M sum_blocks(x))",
+    config=MiSSMini,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(MiSSMini(r=2), MiSSMini(r=5, mini_r=3, dropout=0.1)),
+    peft=PeftForm(
+        peft_type="MISS",
+        suffixes={"miss_block": "miss_block"},
+        to_config=_to_peft,
+        from_config=lambda config: MiSSMini(**from_peft(config), mini_r=config.get("mini_r", 1)),
+        features=lambda params: (None, None),
+        matches=lambda config: is_miss(config, "mini"),
+        aliases={"bone_block": "miss_block"},
+    ),
+)

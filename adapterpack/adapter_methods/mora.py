@@ -1,0 +1,101 @@
+"""MoRA: one square matrix in place of LoRA's two, for a change of high rank (Jiang et al. 2024, arXiv 2405.12130, section 4).
+
+    y' = base(x) + widen(M narrow(x))
+
+M is ``[n, n]`` with about as many numbers as a LoRA of rank r: ``n = round(sqrt(r (in + out)))``. What goes in is repeated until n divides
+its length, and cut into blocks of n. ``sharing`` adds the blocks (equation 6); ``rope`` turns block number b by b times the angles of
+rotary embeddings and sends each through M, one behind the other (equation 9; n is even there). What comes out is repeated, or cut off,
+until it is as long as the output. No scale.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import RankConfig
+from .core.operators import Array, BlockDiagonal, Chain, Dense, Repeat, Sums
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class MoRA(RankConfig):
+    """The hyper-parameters of MoRA: ``r`` is the rank of the LoRA of the same size; ``form`` is ``rope`` or ``sharing``.
+
+    Example:
+        >>> MoRA(r=8).form
+        'rope'
+    """
+
+    form: str = "rope"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.form not in ("rope", "sharing"):
+            raise ValueError(f"form must be rope or sharing, not {self.form!r}")
+
+
+def _side(cfg: MoRA, site: Site) -> int:
+    n = int(math.sqrt(cfg.r * (site.in_features + site.out_features)) + 0.5)
+    return max(2, n // 2 * 2) if cfg.form == "rope" else n
+
+
+def _shapes(cfg: MoRA, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"mora_M": (_side(cfg, site), _side(cfg, site))}
+
+
+def _init(cfg: MoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
+
+
+def _constants(cfg: MoRA, site: Site) -> dict[str, np.ndarray]:
+    n = _side(cfg, site)
+    if cfg.form == "sharing":
+        return {}
+    cos, sin = _angles(n, -(-site.in_features // n))
+    return {"cos": cos, "sin": sin}
+
+
+@lru_cache(maxsize=64)
+def _angles(n: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines ``[blocks, n]`` of the rotary angles, those of the first half again in the second."""
+    angles = np.tile(np.outer(np.arange(blocks), 10000.0 ** (-np.arange(0, n, 2) / n)), (1, 2))
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def _attach(cfg: MoRA, params: Params, site: Site) -> AttachForm:
+    M = params["mora_M"]
+    n, out = M.shape[0], site.out_features
+    wide = -(-site.in_features // n) * n
+    blocks = Repeat(site.in_features, wide, M)
+    if cfg.form == "sharing":
+        return AttachForm(down=Chain(Chain(blocks, Sums(wide, n, M)), Dense(M)), up=Repeat(n, out, M))
+    turned = BlockDiagonal(_turned(M, params["cos"], params["sin"]))
+    return AttachForm(down=Chain(blocks, turned), up=Repeat(wide, out, M))
+
+
+def _turned(M: Array, cos: Array, sin: Array) -> Array:
+    """``M R_b`` for every block b: ``[blocks, n, n]``, where ``R_b x = cos_b x + sin_b (-x[h:], x[:h])``."""
+    xp, half = array_namespace(M, cos, sin), M.shape[1] // 2
+    crossed = xp.concat([M[:, half:], -M[:, :half]], axis=1)
+    return M[None] * cos[:, None, :] + crossed[None] * sin[:, None, :]
+
+
+mora = Method(
+    name="mora",
+    summary="one square matrix in place of LoRA's two: a change of high rank",
+    paper="https://arxiv.org/abs/2405.12130",
+    formula="y' = W x + b + widen(M narrow(x)),  M square",
+    config=MoRA,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    constants=_constants,
+    examples=(MoRA(r=1), MoRA(r=3), MoRA(r=1, form="sharing"), MoRA(r=2, form="sharing", dropout=0.1)),
+)

@@ -1,0 +1,83 @@
+"""Multitask prompt tuning: one prompt that tasks share, times a low-rank matrix of each (Wang et al. 2023, arXiv 2303.02861, section 3.2).
+
+    P_t = P * (u_t v_t),   P [n, in],   u [tasks, n, r],   v [tasks, r, in]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core.base import Method
+from .core.config import require_whole
+from .core.site import Params, Site
+from .forms.prompt import STORED, PromptForm, embedding_fields, peft_form, traits
+from .prompt_tuning import PromptTuning, start
+
+_COLS, _ROWS = "prefix_task_cols", "prefix_task_rows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultitaskPromptTuning(PromptTuning):
+    """``default_task`` is the one that holds where a call gives no ``task_ids`` [batch].
+
+    Example:
+        >>> MultitaskPromptTuning(num_virtual_tokens=8, num_tasks=3, default_task=2).num_ranks
+        1
+    """
+
+    num_tasks: int = 1
+    num_ranks: int = 1
+    default_task: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("num_tasks", self.num_tasks)
+        require_whole("num_ranks", self.num_ranks)
+        require_whole("default_task", self.default_task, 0)
+        if self.default_task >= self.num_tasks:
+            raise ValueError(f"task {self.default_task} is none of {self.num_tasks}, which are counted from 0")
+
+
+def _shapes(cfg: MultitaskPromptTuning, site: Site) -> dict[str, tuple[int, ...]]:
+    return {STORED: (cfg.num_virtual_tokens, site.in_features), _COLS: (cfg.num_tasks, cfg.num_virtual_tokens, cfg.num_ranks),
+            _ROWS: (cfg.num_tasks, cfg.num_ranks, site.in_features)}
+
+
+def _init(cfg: MultitaskPromptTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shapes = _shapes(cfg, site)
+    small = {name: rng.normal(0, 0.02, shapes[name]).astype(np.float32) for name in (_COLS, _ROWS)}  # PEFT's
+    return {STORED: start(cfg, site, rng), **small}
+
+
+def _attach(cfg: MultitaskPromptTuning, params: Params, site: Site) -> PromptForm:
+    return PromptForm(embeds=params[STORED] * (params[_COLS] @ params[_ROWS]), task=cfg.default_task)
+
+
+def _to_peft(cfg: MultitaskPromptTuning) -> dict[str, Any]:
+    return {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None, "tokenizer_name_or_path": None, "tokenizer_kwargs": None,
+            "prompt_tuning_init_state_dict_path": None, "prompt_tuning_init_task": 0, "num_ranks": cfg.num_ranks,
+            "num_tasks": cfg.num_tasks}
+
+
+def _from_peft(config: Mapping[str, Any]) -> MultitaskPromptTuning:
+    return MultitaskPromptTuning(**embedding_fields(config), num_ranks=config.get("num_ranks", 1), num_tasks=config.get("num_tasks", 1))
+
+
+multitask_prompt_tuning = Method(
+    name="multitask_prompt_tuning",
+    summary="a prompt that tasks share, times a low-rank matrix of each task",
+    paper="https://arxiv.org/abs/2303.02861",
+    formula="P_t = P * (u_t v_t) before the first token",
+    config=MultitaskPromptTuning,
+    traits=traits(),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(MultitaskPromptTuning(num_virtual_tokens=3), MultitaskPromptTuning(num_virtual_tokens=2, num_tasks=3, num_ranks=2)),
+    peft=peft_form("MULTITASK_PROMPT_TUNING", _to_peft, _from_peft, (STORED, _COLS, _ROWS)),
+    kind="prompt",
+)

@@ -1,0 +1,102 @@
+"""Arrow: experts chosen token by token, by vectors that follow from the experts themselves.
+
+Source: Ostapenko et al. 2024, arXiv 2405.11157, section 3.2.
+
+    v_i = top right singular vector of D_i,   s_i = |x . v_i| / T,   g = softmax over the k largest s,   f(x) = base(x) + sum_i g_i D_i x
+
+Nothing is trained. The direction ``v_i`` is the one in which expert i changes the most. GenKnowSub (arXiv 2505.10939) takes general
+knowledge off each expert first, ``D_i - mean_j G_j``, which is a sum below the router: ``arrow(sum(a, -0.5*g, -0.5*h), ...)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...errors import NonFinite
+from ..core.config import require_number, require_whole
+from ..core.operators import Array
+from ..core.site import Site
+from ..forms.routes import Gate
+from .base import NodeKind, Part, as_float, experts, routed
+
+KEYS = "keys"
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """How many experts a token has (all of them where there are fewer), and how evenly they share it."""
+
+    top_k: int = 3
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperature", as_float(self.temperature))
+
+    def check(self, children: int) -> None:
+        """Raises ValueError unless both can be used."""
+        require_whole("top_k", self.top_k)
+        require_number("temperature", self.temperature)
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
+
+
+def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """The top right singular vector of ``up down``, ``[in]``, from the factors ``[r, in]`` and ``[out, r]``; zeros for no change.
+
+    Thin QR of both sides and the SVD of an r x r core, in float64: the dense change is never formed. The entry of largest magnitude is
+    positive, since the sign of a singular vector is free.
+
+    Raises:
+        NonFinite: a factor, or their product, is not finite.
+
+    Example:
+        >>> prototype(np.array([[0.0, 2.0], [1.0, 0.0]]), np.eye(2))
+        array([0., 1.])
+    """
+    right, right_core = np.linalg.qr(down.astype(np.float64).T)
+    with np.errstate(all="ignore"):  # told below
+        core = np.linalg.qr(up.astype(np.float64), mode="r") @ right_core.T
+    if not np.isfinite(core).all():
+        raise NonFinite("an expert's change is too large to have a direction", remedy="train the adapter with a smaller learning rate")
+    _, values, turned = np.linalg.svd(core, full_matrices=False)
+    if not values.size or values[0] == 0:
+        return np.zeros(down.shape[1])
+    vector = right @ turned[0]
+    signed: np.ndarray = vector * np.sign(vector[np.argmax(np.abs(vector))]) + 0.0
+    return signed
+
+
+def _join(settings: Arrow, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:
+    there, _ = experts(parts)
+    if not there:
+        return None
+    return routed(Gate(own[KEYS] / settings.temperature, min(settings.top_k, len(there)), magnitude=True), there)
+
+
+def _tensors(settings: Arrow, count: int, site: Site) -> dict[str, tuple[int, ...]]:
+    return {KEYS: (count, site.in_features)}
+
+
+def _made(settings: Arrow, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    assert all(part.down is not None for part in parts)
+    return {KEYS: np.stack([prototype(np.asarray(part.down), np.asarray(part.up)) for part in parts]).astype(np.float32)}
+
+
+arrow = NodeKind(
+    name="arrow",
+    summary="each token to the experts whose strongest direction it lies in; nothing is trained",
+    paper="https://arxiv.org/abs/2405.11157",
+    formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest |x . v_i| / T,  v_i = top right singular vector of D_i",
+    settings=Arrow,
+    join=_join,
+    shares=lambda settings, children: [1 / children] * children,
+    unfoldable="its weights depend on the token, which no weight of a layer does",
+    tensors=_tensors,
+    made=_made,
+    derived=True,
+    examples=("arrow(a, b, c, top_k=2)", "arrow(a, b, temperature=0.5)", "sum(0.5*c, 2*arrow(a, b, top_k=1))",
+              "arrow(sum(a, -0.5*c), sum(b, -0.5*c), top_k=1)", "stack(arrow(a, b, top_k=1), arrow(b, c))"),
+)

@@ -1,0 +1,315 @@
+"""A method made of methods: what a pack computes that holds several adapters and a tree over them.
+
+The value has the functions of every method, so that nothing else needs to know of trees. A member's parameters carry its name in front
+(``a/lora_A``), a node's own the node's number (``@0/keys``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ...errors import Unsupported
+from ..core.base import AttachForm, Forward, Method, Shared, Traits, fold, run, settled
+from ..core.config import SiteConfig
+from ..core.layouts import LINEAR
+from ..core.operators import Array, Dense
+from ..core.site import Params, Site
+from .base import Folded, Folding, Leaf, NodeKind, Part, Transform, Tree, as_form, part_of
+from .registry import NODES
+
+NAME = "composed"
+"""What the manifest of a composed pack calls its method."""
+_LINEAR, _ROUTED = (*LINEAR, "embedding"), LINEAR
+_WIDE = 720720
+"""A width that all block sizes divide: names of parameters are asked for where no width is known."""
+
+
+class Spot(NamedTuple):
+    """A node, or a leaf (``member``), at its place in a tree: ``prefix`` begins the names of its own tensors."""
+
+    member: str | None
+    kind: NodeKind | None
+    settings: Any
+    children: tuple[Spot, ...]
+    prefix: str
+    members: frozenset[str]
+
+    def present(self, names: Mapping[str, Any]) -> int:
+        """How many children have a member among ``names`` below them."""
+        return sum(not child.members.isdisjoint(names) for child in self.children)
+
+    def every(self) -> list[Spot]:
+        """All nodes of the subtree, each before its children."""
+        return [] if self.kind is None else [self, *(one for child in self.children for one in child.every())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed(SiteConfig):
+    """The hyper-parameters of the members at one site, by name: those that change it. Each composition has a subclass of its own."""
+
+    members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    methods: ClassVar[Mapping[str, Method]] = {}
+    spots: ClassVar[tuple[Spot, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.members, Mapping) or not self.members.keys() <= self.methods.keys():
+            raise ValueError(f"members must be among {', '.join(self.methods)}")
+        if not all(isinstance(one, Mapping) for one in self.members.values()):
+            raise ValueError("each member's configuration must be an object")
+        if any(cfg.acts is not None for cfg in self.configs.values()):
+            raise ValueError("a member that acts at some positions only cannot be part of a tree")
+
+    @cached_property
+    def configs(self) -> dict[str, Any]:
+        """The members' own configs."""
+        return {name: self.methods[name].config(**{key: tuple(value) if isinstance(value, list) else value for key, value in one.items()})
+                for name, one in self.members.items()}
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Under a router the members stay as they are; else what the members themselves do not train."""
+        routed, site = any(spot.kind is not None and spot.kind.routes for spot in self.spots), Site("", _WIDE, _WIDE)
+        kept = {f"{spot.prefix}{key}" for spot in self.spots if spot.kind is not None and not spot.kind.trained and spot.kind.tensors
+                for key in spot.kind.tensors(spot.settings, 1, site)}
+        for name, cfg in self.configs.items():
+            method = self.methods[name]
+            own = method.shapes(cfg, site) if routed else cfg.frozen | set(method.traits.frozen)
+            kept |= {f"{name}/{key}" for key in own}
+        return frozenset(kept)
+
+
+def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None) -> Method:
+    """The method of a tree over members, each of the method that ``methods`` names; ``composition`` is what a manifest says of it.
+
+    Raises:
+        Unsupported: a member cannot be part of a tree, or not under its router; names it, the node and the way out.
+    """
+    spot = _numbered(tree, [0])
+    spots = tuple(spot.every())
+    routers = _routers(spots)
+    _require_outermost(routers)
+    linear = _require_members(methods, routers)
+    own = {name: methods[name].traits for name in methods}
+    config = type("Composed", (Composed,), {"methods": dict(methods), "spots": spots, "__doc__": Composed.__doc__})
+    given = [one for one in spots if one.kind is not None and one.kind.shared is not None]
+    layers = _ROUTED if routers or not linear else _LINEAR
+    return Method(
+        name=NAME,
+        summary="several adapters under a tree of composition",
+        paper="",
+        config=config,
+        traits=Traits(
+            additive=linear,
+            identity_at_init=False,
+            row_separable=all(traits.row_separable for traits in own.values()),
+            low_rank=linear and not routers and all(traits.low_rank for traits in own.values()),
+            reads_weight=not linear,
+            quantizable=not routers and all(traits.quantizable for traits in own.values()),
+            layers=tuple(kind for kind in layers if any(kind in traits.layers for traits in own.values())),
+        ),
+        shapes=partial(_shapes, spots, methods),
+        init=_no_init,
+        attach=partial(_attached if linear else _densely, spot, methods),
+        forward=None if linear else partial(_forward, spot, methods),
+        fold=None if linear else partial(_fold, spot, methods),
+        constants=partial(_constants, methods) if any(method.constants for method in methods.values()) else None,
+        settle=partial(_settled, methods) if any(method.settle for method in methods.values()) else None,
+        shared=Shared(partial(_shared_shapes, given), _no_init) if given else None,
+        examples=(),
+        unfoldable="; ".join(dict.fromkeys(f"the node '{one.kind.name}' cannot be folded: {one.kind.unfoldable}"
+                                           for one in routers if one.kind is not None)),
+        torch_only="; ".join(dict.fromkeys(f"the node '{one.kind.name}' has no form in a graph: {one.kind.torch_only}"
+                                           for one in routers if one.kind is not None and one.kind.torch_only)),
+        composition=composition,
+        first_pass=partial(_first_pass, given) if given else None,
+        one_pass=any(one.kind is not None and one.kind.one_pass for one in routers),
+    )
+
+
+def made(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) -> dict[str, np.ndarray]:
+    """What the nodes have of their own at a site when a tree is made, from the members' parameters there.
+
+    What is drawn depends on ``seed`` and the site's path alone, and not on the sites before it.
+    """
+    spots, methods = method.config.spots, method.config.methods
+    rng = np.random.default_rng([seed, *site.path.encode()])
+    values: dict[str, np.ndarray] = {}
+    for spot in reversed(spots):  # children first: they are not routers, and need nothing of their own
+        found = [] if spot.kind.made is None else [_part(child, methods, cfg, params, site) for child in spot.children]
+        if parts := [part for part in found if part is not None]:
+            values |= {f"{spot.prefix}{key}": value for key, value in spot.kind.made(spot.settings, parts, rng).items()}
+    return values
+
+
+def drawn(method: Method) -> bool:
+    """Whether a node begins with random numbers, or may: it is trained."""
+    return bool(method.shared) or any(spot.kind.trained for spot in method.config.spots)
+
+
+def derived(method: Method) -> frozenset[str]:
+    """What the names of those tensors begin with that follow from the members."""
+    return frozenset(spot.prefix for spot in method.config.spots if spot.kind.derived)
+
+
+def _numbered(tree: Tree, counter: list[int]) -> Spot:
+    if isinstance(tree, Leaf):
+        return Spot(tree.member, None, None, (), "", frozenset({tree.member}))
+    prefix = f"@{counter[0]}/"
+    counter[0] += 1
+    children = tuple(_numbered(child, counter) for child in tree.children)
+    return Spot(None, NODES[tree.kind], tree.settings, children, prefix, frozenset().union(*(child.members for child in children)))
+
+
+def _routers(spots: Sequence[Spot]) -> list[Spot]:
+    return [one for one in spots if one.kind is not None and one.kind.routes]
+
+
+def _require_outermost(routers: Sequence[Spot]) -> None:
+    for outer in routers:
+        for child in outer.children:
+            if inner := _routers(child.every()):
+                kinds = [spot.kind.name for spot in (outer, inner[0]) if spot.kind is not None]
+                raise Unsupported("an expert of a router is a change of low rank, without another router inside",
+                                  found=f"'{kinds[1]}' below '{kinds[0]}'",
+                                  remedy="put the router outermost, or the other beside it in a sum")
+
+
+def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> bool:
+    """Whether all members are added to their layers, so that the tree is one normal form."""
+    for name, method in methods.items():
+        if method.kind != "weight":
+            raise Unsupported(f"members act on layers, and one of the method '{method.name}' does not", where=name, found=method.kind,
+                              expected="weight", remedy="leave it out of the tree, and make it active beside the composed pack")
+        if method.shared is not None or method.traits.exclusive or not set(method.traits.layers) & set(_LINEAR):
+            raise Unsupported(f"a member of the method '{method.name}' cannot be part of a tree", where=name,
+                              found="its sites share tensors" if method.shared is not None else "it acts alone",
+                              remedy="leave it out of the tree, or merge it")
+    added = {name: method.traits.additive and not method.traits.reads_weight for name, method in methods.items()}
+    if routers and (wrong := [name for name, method in methods.items() if not (added[name] and method.traits.low_rank)]):
+        found = ", ".join(f"{name} ({methods[name].name})" for name in wrong)
+        kinds = ", ".join(f"'{spot.kind.name}'" for spot in routers if spot.kind is not None)
+        raise Unsupported(f"a tree with a router ({kinds}) takes members of low rank that are added to the layer", found=found,
+                          expected="LoRA and its kind", remedy="leave them out, or combine them by sum, parallel or stack")
+    return all(added.values())
+
+
+def _no_init(*_: Any) -> dict[str, Any]:
+    raise Unsupported("a composed adapter is made from packs", remedy="use compose with a tree")
+
+
+def _own(params: Params, prefix: str) -> dict[str, Array]:
+    return {key[len(prefix):]: value for key, value in params.items() if key.startswith(prefix)}
+
+
+def _shapes(spots: Sequence[Spot], methods: Mapping[str, Method], cfg: Composed, site: Site) -> dict[str, tuple[int, ...]]:
+    shapes = {f"{name}/{key}": shape for name, one in cfg.configs.items() for key, shape in methods[name].shapes(one, site).items()}
+    for spot in spots:
+        if spot.kind is not None and spot.kind.tensors is not None and (count := spot.present(cfg.configs)):
+            shapes |= {f"{spot.prefix}{key}": shape for key, shape in spot.kind.tensors(spot.settings, count, site).items()}
+    return shapes
+
+
+def _part(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> Part | None:
+    """What a subtree adds at a site, or None where none of its members is there."""
+    if spot.members.isdisjoint(cfg.configs):
+        return None
+    if spot.member is not None or spot.kind is None:
+        name = str(spot.member)
+        form = methods[name].attach(cfg.configs[name], _own(params, f"{name}/"), site)
+        return part_of(form, f"{site.path}, member '{name}'")
+    parts = [_part(child, methods, cfg, params, site) for child in spot.children]
+    return spot.kind.join(spot.settings, parts, _own(params, spot.prefix))
+
+
+def _attached(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> AttachForm:
+    return as_form(_part(spot, methods, cfg, params, site))
+
+
+def _densely(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> AttachForm:
+    """Members that are not additive have no normal form together: their folded change has."""
+    weight, bias = site.weight, site.base_bias
+    folded, moved = _fold(spot, methods, cfg, params, site, weight, bias, slice(0, site.out_features))
+    shift = None if moved is bias or moved is None else moved if bias is None else moved - bias
+    return AttachForm(down=Dense(folded - weight), shift=shift)
+
+
+def _forward(
+    spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site, base: Forward, x: Array, drop: Forward
+) -> Array:
+    def transform(one: Spot) -> Transform:
+        if one.members.isdisjoint(cfg.configs):
+            return lambda before: before
+        if one.kind is not None and one.kind.evaluate is not None:
+            return partial(one.kind.evaluate, one.settings, [transform(child) for child in one.children])
+        name = str(one.member)
+        own = _own(params, f"{name}/")
+        return lambda before: lambda value: run(methods[name], cfg.configs[name], own, site, before, value, drop)
+
+    return transform(spot)(base)(x)
+
+
+def _fold(
+    spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice
+) -> Folded:
+    def folding(one: Spot) -> Folding:
+        if one.members.isdisjoint(cfg.configs):
+            return lambda start: start
+        if one.kind is not None and one.kind.fold is not None:
+            return partial(one.kind.fold, one.settings, [folding(child) for child in one.children])
+        name = str(one.member)
+        own = _own(params, f"{name}/")
+        return lambda start: fold(methods[name], cfg.configs[name], own, site, start[0], start[1], rows)
+
+    return folding(spot)((weight, bias))
+
+
+def _constants(methods: Mapping[str, Method], cfg: Composed, site: Site) -> dict[str, np.ndarray]:
+    values: dict[str, np.ndarray] = {}
+    for name, one in cfg.configs.items():
+        if (constants := methods[name].constants) is not None:
+            values |= {f"{name}/{key}": value for key, value in constants(one, site).items()}
+    return values
+
+
+def _settled(methods: Mapping[str, Method], configs: Sequence[Composed], sites: Sequence[Site]) -> list[Composed]:
+    """Each member's configs, settled over the sites that it changes."""
+    found: list[dict[str, Any]] = [dict(cfg.members) for cfg in configs]
+    for name, method in methods.items():
+        if method.settle is not None:
+            there = [number for number, cfg in enumerate(configs) if name in cfg.configs]
+            own = settled(method, [configs[number].configs[name] for number in there], [sites[number] for number in there])
+            for number, one in zip(there, own, strict=True):
+                found[number][name] = packed(one)
+    return [type(cfg)(members=members) for cfg, members in zip(configs, found, strict=True)]
+
+
+def packed(cfg: Any) -> dict[str, Any]:
+    """What a manifest says of a member's config."""
+    return {key: value for key, value in vars(cfg).items()
+            if key in cfg.__dataclass_fields__ and cfg.__dataclass_fields__[key].metadata.get("packed", True) and value != {}}
+
+
+def _shared_shapes(given: Sequence[Spot], cfg: Composed, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for spot in given:
+        assert spot.kind is not None and spot.kind.shared is not None
+        own = spot.kind.shared(spot.settings, len(spot.children), len(sites))
+        shapes |= {f"{spot.prefix}{key}": shape for key, shape in own.items()}
+    return shapes
+
+
+def _first_pass(given: Sequence[Spot], shared: Params, hidden: Array, layer: int, layers: int) -> dict[str, Array]:
+    """The weights of the experts at one of the adapted layers, as further parameters of that layer."""
+    found: dict[str, Array] = {}
+    for spot in given:
+        weigh: Callable[..., Array] | None = spot.kind.weigh if spot.kind is not None else None
+        assert weigh is not None
+        found[f"{spot.prefix}weights"] = weigh(spot.settings, _own(shared, spot.prefix), hidden, layer, layers)
+    return found

@@ -1,0 +1,76 @@
+"""AdapterFusion: attention of every token over what the experts answer (Pfeiffer et al. 2021, arXiv 2005.00247, section 3.2).
+
+    g = softmax over the k largest of (Q x) . (K D_i x),   f(x) = base(x) + sum_i g_i D_i x
+
+Query and key are trained at every layer, the experts are frozen; what is mixed are the answers themselves, as in AdapterHub's static
+fusion, which has no value matrix. K is zero at first: all experts have an equal part, and K is what moves first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.config import require_whole
+from ..core.operators import Array
+from ..core.site import Site
+from ..forms.routes import Attention
+from .base import NodeKind, Part, experts, routed
+
+QUERY, KEY = "query", "key"
+_WIDEST = 1 << 14
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """How wide query and key are, and how many experts a token has; 0: all."""
+
+    size: int = 32
+    top_k: int = 0
+
+    def check(self, children: int) -> None:
+        """Raises ValueError unless both are whole numbers that can be used."""
+        require_whole("size", self.size)
+        require_whole("top_k", self.top_k, 0)
+        if self.size > _WIDEST:
+            raise ValueError(f"size must be at most {_WIDEST}, not {self.size}")
+
+
+def _join(settings: Fuse, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:
+    there, widths = experts(parts)
+    part = routed(None, there)
+    if part is None:
+        return None
+    (route,) = part.routes
+    query = (route.up.T @ own[KEY].T) @ own[QUERY]
+    return Part(routes=(route._replace(gate=Attention(query, route.down, widths, min(settings.top_k or len(there), len(there)))),))
+
+
+def _tensors(settings: Fuse, count: int, site: Site) -> dict[str, tuple[int, ...]]:
+    return {QUERY: (settings.size, site.in_features), KEY: (settings.size, site.out_features)}
+
+
+def _made(settings: Fuse, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    part = parts[0]
+    assert part.down is not None and part.up is not None
+    n, m = part.down.shape[1], part.up.shape[0]
+    query = rng.standard_normal((settings.size, n)) / np.sqrt(n)
+    return {QUERY: query.astype(np.float32), KEY: np.zeros((settings.size, m), np.float32)}
+
+
+fuse = NodeKind(
+    name="fuse",
+    summary="experts mixed token by token, by a trained attention over what they answer",
+    paper="https://arxiv.org/abs/2005.00247",
+    formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest of (Q x) . (K D_i x)",
+    settings=Fuse,
+    join=_join,
+    shares=lambda settings, children: [1 / children] * children,
+    unfoldable="its weights depend on the token, which no weight of a layer does",
+    tensors=_tensors,
+    made=_made,
+    trained=True,
+    examples=("fuse(a, b, c, size=5)", "sum(0.5*a, fuse(b, c, size=3, top_k=1))", "fuse(sum(a, -0.5*b), parallel(b, c), size=4)"),
+)

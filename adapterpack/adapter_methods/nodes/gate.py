@@ -1,0 +1,60 @@
+"""A trained gate at every layer (mixture of LoRA experts; LoRA-Flow, Wang et al. 2024, arXiv 2402.11455, section 3, has one a block).
+
+    g = softmax over the k largest of G x + c,   f(x) = base(x) + sum_i g_i D_i x
+
+G and c are zero at first: all experts have an equal part. The experts are frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.config import require_whole
+from ..core.operators import Array
+from ..core.site import Site
+from ..forms.routes import Gate as Softmax
+from .base import NodeKind, Part, experts, routed
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How many experts a token has; 0: all."""
+
+    top_k: int = 0
+
+    def check(self, children: int) -> None:
+        """Raises ValueError unless it is a whole number."""
+        require_whole("top_k", self.top_k, 0)
+
+
+def _join(settings: Gate, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:
+    there, _ = experts(parts)
+    return routed(Softmax(own["weight"], min(settings.top_k or len(there), len(there)), own["bias"]), there) if there else None
+
+
+def _tensors(settings: Gate, count: int, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"weight": (count, site.in_features), "bias": (count,)}
+
+
+def _made(settings: Gate, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    assert parts[0].down is not None
+    return {"weight": np.zeros((len(parts), parts[0].down.shape[1]), np.float32), "bias": np.zeros(len(parts), np.float32)}
+
+
+gate = NodeKind(
+    name="gate",
+    summary="experts mixed token by token, by a trained softmax at every layer",
+    paper="https://arxiv.org/abs/2402.11455",
+    formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest of G x + c",
+    settings=Gate,
+    join=_join,
+    shares=lambda settings, children: [1 / children] * children,
+    unfoldable="its weights depend on the token, which no weight of a layer does",
+    tensors=_tensors,
+    made=_made,
+    trained=True,
+    examples=("gate(a, b, c, top_k=2)", "sum(a, gate(b, c))"),
+)

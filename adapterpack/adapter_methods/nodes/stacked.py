@@ -1,0 +1,45 @@
+"""One change on top of the other, as several active adapters are applied (AdapterHub's stack, Pfeiffer et al. 2020, arXiv 2007.07779).
+
+    f = f_n( ... f_2(f_1(base)))
+
+Where changes are added to the weight the order does not matter, and the stack is their sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from ..core.base import Forward
+from .base import Folded, Folding, NodeKind, Transform, added
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Nothing to set."""
+
+    def check(self, children: int) -> None:
+        """Any number of children will do."""
+
+
+def _evaluated(settings: Stack, children: Sequence[Transform], base: Forward) -> Forward:
+    return reduce(lambda inner, child: child(inner), children, base)
+
+
+def _folded(settings: Stack, children: Sequence[Folding], start: Folded) -> Folded:
+    return reduce(lambda inner, child: child(inner), children, start)
+
+
+stack = NodeKind(
+    name="stack",
+    summary="each member changes what the ones before it made of the layer",
+    paper="https://arxiv.org/abs/2007.07779",
+    formula="f = f_n( ... f_2(f_1(base)))",
+    settings=Stack,
+    join=lambda settings, parts, own: added(parts),
+    shares=lambda settings, children: [1.0] * children,
+    evaluate=_evaluated,
+    fold=_folded,
+    examples=("stack(a, b)", "stack(sum(0.5*a, b), c)"),
+)

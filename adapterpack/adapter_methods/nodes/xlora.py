@@ -1,0 +1,132 @@
+"""X-LoRA: experts weighted by a classifier of the hidden states of a first pass (Buehler and Buehler 2024, arXiv 2402.07148, section 2).
+
+    h = last hidden states of the base alone,   g = softmax(classifier(h) / T),   f(x) = base(x) + s * sum_i g_i D_i x
+
+The classifier is one for the whole model, linear or with ReLU between; ``layerwise`` gives every adapted layer weights of its own. The
+experts and the base are frozen, and no gradient flows through the first pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.arrays import array_namespace
+from ..core.config import require_flag, require_number, require_whole
+from ..core.operators import Array
+from ..forms.routes import Given
+from .base import NodeKind, Part, as_float, experts, routed, scaled
+
+
+@dataclass(frozen=True)
+class XLoRA:
+    """The classifier: ``depth`` linear layers, ``size`` wide between, on hidden states of width ``hidden`` (0: the base's own).
+
+    ``scale`` multiplies all weights. With ``top_k`` the largest weights count and the others are zero; ``softmax_topk`` then makes
+    them sum to one.
+    """
+
+    hidden: int = 0
+    depth: int = 1
+    size: int = 2048
+    layerwise: bool = False
+    softmax: bool = True
+    temperature: float = 1.0
+    top_k: int = 0
+    softmax_topk: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "scale"):
+            object.__setattr__(self, name, as_float(getattr(self, name)))
+
+    def check(self, children: int) -> None:
+        """Raises ValueError unless all can be used."""
+        for name, least in (("hidden", 0), ("depth", 1), ("size", 1), ("top_k", 0)):
+            require_whole(name, getattr(self, name), least)
+        for name in ("layerwise", "softmax", "softmax_topk"):
+            require_flag(name, getattr(self, name))
+        for name in ("temperature", "scale"):
+            require_number(name, getattr(self, name))
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
+        if max(self.hidden, self.size) > 1 << 20 or self.depth > 32:
+            raise ValueError("the classifier is too large: at most 1048576 wide and 32 deep")
+
+
+def _shared(settings: XLoRA, count: int, layers: int) -> dict[str, tuple[int, ...]]:
+    outputs = count * layers if settings.layerwise else count
+    widths = [settings.hidden, *[settings.size] * (settings.depth - 1), outputs]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for number, (inner, outer) in enumerate(itertools.pairwise(widths)):
+        shapes |= {f"weight_{number}": (outer, inner), f"bias_{number}": (outer,)}
+    return shapes
+
+
+def _made_shared(settings: XLoRA, count: int, layers: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Uniform within ``1 / sqrt(width)``, as torch's linear layers begin."""
+    shapes = _shared(settings, count, layers)
+    bounds = {name: 1 / math.sqrt(shapes[name.replace("bias", "weight")][1]) for name in shapes}
+    return {name: rng.uniform(-bounds[name], bounds[name], shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def weigh(settings: XLoRA, own: Mapping[str, Array], hidden: Array, layer: int, layers: int) -> Array:
+    """The weights at one layer, ``[batch, positions, experts]``, from the last hidden states ``[batch, positions, hidden]``."""
+    xp = array_namespace(hidden)
+    value = hidden
+    for number in range(settings.depth):
+        value = value @ own[f"weight_{number}"].T + own[f"bias_{number}"]
+        if number < settings.depth - 1:
+            value = xp.where(value > 0, value, xp.zeros_like(value))
+    if settings.layerwise:
+        count = value.shape[-1] // layers
+        value = value[..., layer * count : (layer + 1) * count]
+    if settings.softmax:
+        value = _softmax(value / settings.temperature)
+    count = value.shape[-1]
+    if 0 < settings.top_k < count:
+        least = xp.sort(value, axis=-1)[..., count - settings.top_k : count - settings.top_k + 1]
+        kept = value >= least
+        value = xp.where(kept, value, xp.zeros_like(value))
+        if settings.softmax_topk:
+            value = _softmax(xp.where(kept, value, xp.full_like(value, -math.inf)))
+    elif settings.softmax_topk:
+        value = _softmax(value)
+    return value
+
+
+def _softmax(scores: Array) -> Array:
+    xp = array_namespace(scores)
+    powers = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+    return powers / xp.sum(powers, axis=-1, keepdims=True)
+
+
+def _join(settings: XLoRA, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:
+    there, _ = experts(parts, absent=True)
+    part = routed(Given(own.get("weights")), there)
+    return None if part is None else scaled(part, settings.scale)
+
+
+xlora = NodeKind(
+    name="xlora",
+    summary="experts mixed token by token, by a trained classifier of the base's last hidden states; two passes",
+    paper="https://arxiv.org/abs/2402.07148",
+    formula="f(x) = base(x) + s sum_i g_i D_i x,  g = softmax(classifier(h) / T),  h = last hidden states of the base",
+    settings=XLoRA,
+    join=_join,
+    shares=lambda settings, children: [1 / children] * children,
+    unfoldable="its weights come from a first pass over the same tokens",
+    torch_only="its weights come from a first pass over the same tokens",
+    one_pass=True,
+    trained=True,
+    shared=_shared,
+    made_shared=_made_shared,
+    weigh=weigh,
+    examples=("xlora(a, b, c)",
+              "xlora(a, b, c, depth=3, size=9, layerwise=true, top_k=2)",
+              "sum(0.5*a, xlora(b, c, top_k=1, softmax_topk=true))"),
+)

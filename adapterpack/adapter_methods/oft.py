@@ -1,0 +1,138 @@
+"""OFT: the inputs of a layer are turned, block by block (Qiu et al. 2023, arXiv 2306.07280, section 3; Liu et al. 2025, arXiv 2506.19847).
+
+    y' = W (R x) + b,   R = diag(R_1, ..., R_r),   R_i = (I - Q_i)^-1 (I + Q_i)
+
+Q_i is skew-symmetric; its upper triangle, row by row, is a row of ``oft_R`` ``[r, b (b - 1) / 2]``, of ``[1, ...]`` where all blocks share
+one. With ``use_cayley_neumann`` the inverse is a short series, and R is a rotation only nearly. PEFT defines the series for -Q; so do we.
+With ``coft`` every Q_i is scaled back to a Frobenius norm of at most ``eps / sqrt(r)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import NoBranch, require_flag, require_number, require_whole
+from .core.operators import BlockDiagonal
+from .core.orthogonal import block_size, cayley, skew, triangle, within
+from .core.peft_form import PeftForm
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class OFT(NoBranch):
+    """The hyper-parameters of OFT: ``block_size``, or the number of blocks ``r`` in its place.
+
+    A size that does not divide the width of a layer's input gives way to the nearest that does.
+
+    Example:
+        >>> OFT(block_size=8, block_share=True).rank is None
+        True
+    """
+
+    block_size: int = 32
+    r: int = 0
+    block_share: bool = False
+    coft: bool = False
+    eps: float = 6e-5
+    use_cayley_neumann: bool = False
+    num_cayley_neumann_terms: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r, 0)
+        require_whole("block_size", self.block_size, 0 if self.r else 2)
+        for name in ("block_share", "coft", "use_cayley_neumann"):
+            require_flag(name, getattr(self, name))
+        require_number("eps", self.eps)
+        if self.eps <= 0:
+            raise ValueError(f"eps must be above zero, not {self.eps!r}")
+        require_whole("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 2)
+
+
+def _shapes(cfg: OFT, site: Site) -> dict[str, tuple[int, ...]]:
+    size = block_size(site.in_features, cfg.block_size, cfg.r)
+    count = 1 if cfg.block_share else site.in_features // size if size else 0
+    return {"oft_R": (count, size * (size - 1) // 2)}
+
+
+def _init(cfg: OFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
+
+
+def _constants(cfg: OFT, site: Site) -> dict[str, np.ndarray]:
+    index, sign = triangle(block_size(site.in_features, cfg.block_size, cfg.r))
+    return {"triangle": index, "sign": sign}
+
+
+def _attach(cfg: OFT, params: Params, site: Site) -> AttachForm:
+    values, size = params["oft_R"], block_size(site.in_features, cfg.block_size, cfg.r)
+    generator = skew(within(values, cfg.eps / math.sqrt(values.shape[0])) if cfg.coft else values, params["triangle"], params["sign"], size)
+    blocks = cayley(-generator, cfg.num_cayley_neumann_terms) if cfg.use_cayley_neumann else cayley(generator)
+    if cfg.block_share:
+        blocks = array_namespace(blocks).broadcast_to(blocks, (site.in_features // size, size, size))
+    return AttachForm(pre=BlockDiagonal(blocks))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: OFT = next(iter(sites.values()))
+    return {
+        "r": first.r,
+        "oft_block_size": 0 if first.r else first.block_size,
+        "block_share": first.block_share,
+        "coft": first.coft,
+        "eps": first.eps,
+        "use_cayley_neumann": first.use_cayley_neumann,
+        "num_cayley_neumann_terms": first.num_cayley_neumann_terms,
+        "module_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_weights": True,
+    }
+
+
+def _from_peft(config: Mapping[str, Any]) -> OFT:
+    return OFT(
+        block_size=config.get("oft_block_size", 32) or 32,
+        r=config.get("r", 0),
+        block_share=config.get("block_share", False),
+        coft=config.get("coft", False),
+        eps=config.get("eps", 6e-5),
+        use_cayley_neumann=config.get("use_cayley_neumann", True),
+        num_cayley_neumann_terms=config.get("num_cayley_neumann_terms", 5),
+    )
+
+
+def _features(params: Params) -> tuple[int | None, int | None]:
+    count, numbers = params["oft_R"].shape
+    size = (1 + math.isqrt(1 + 8 * numbers)) // 2
+    return (count * size if count > 1 else None), None  # one row: one block, or all blocks
+
+
+oft = Method(
+    name="oft",
+    summary="a trained rotation of a layer's inputs, block by block; COFT by coft",
+    paper="https://arxiv.org/abs/2306.07280",
+    formula="y' = W (R x) + b,  R = diag of (I - Q_i)^-1 (I + Q_i)",
+    config=OFT,
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, least=(1, 2)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    constants=_constants,
+    examples=(OFT(), OFT(block_size=3), OFT(r=2, use_cayley_neumann=True), OFT(block_size=4, block_share=True),
+              OFT(block_size=3, coft=True, eps=0.4), OFT(block_size=6, use_cayley_neumann=True, num_cayley_neumann_terms=3)),
+    peft=PeftForm(
+        peft_type="OFT",
+        suffixes={"oft_R": "oft_R.weight"},
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=_features,
+    ),
+)

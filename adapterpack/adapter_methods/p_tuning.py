@@ -1,0 +1,150 @@
+"""P-tuning: embeddings before the first token, made by a small network (Liu et al. 2021, arXiv 2103.10385, section 3.2).
+
+    P = f(E),   E [n, in];   f: three linear layers with ReLU between, or a bidirectional LSTM and two linear layers
+
+Only the product is packed: the network has done its work when training ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import Method
+from .core.config import require_choice, require_flag, require_whole
+from .core.operators import Array
+from .core.site import Params, Site
+from .forms.prompt import STORED, PromptForm, embedding_fields, linear, peft_form, relu, traits, uniform
+from .forms.prompt_config import EmbeddingConfig
+
+_MOST_LAYERS = 64
+"""A file may say anything, and each layer is work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTuning(EmbeddingConfig):
+    """``encoder``: ``mlp`` or ``lstm`` of ``encoder_layers``; ``encoder_hidden`` is its width (0: the model's own).
+
+    ``baked`` says that the network is gone and the embeddings themselves are held.
+
+    Example:
+        >>> PTuning(num_virtual_tokens=8, encoder="lstm").encoder_layers
+        2
+    """
+
+    encoder: str = "mlp"
+    encoder_hidden: int = 0
+    encoder_layers: int = 2
+    baked: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("encoder", self.encoder, ("mlp", "lstm"))
+        require_whole("encoder_hidden", self.encoder_hidden, 0)
+        require_whole("encoder_layers", self.encoder_layers)
+        if self.encoder_layers > _MOST_LAYERS:
+            raise ValueError(f"encoder_layers must be at most {_MOST_LAYERS}, not {self.encoder_layers}")
+        require_flag("baked", self.baked)
+
+
+def _layers(cfg: PTuning, site: Site) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Parameter of the network -> its shape and what torch calls its fan-in."""
+    width, hidden = site.in_features, cfg.encoder_hidden or site.in_features
+    found: dict[str, tuple[tuple[int, ...], int]] = {}
+    if cfg.encoder == "lstm":
+        for layer in range(cfg.encoder_layers):
+            entering = width if layer == 0 else 2 * hidden
+            for side in ("", "_reverse"):
+                for kind, shape in (("weight_ih", (4 * hidden, entering)), ("weight_hh", (4 * hidden, hidden)),
+                                    ("bias_ih", (4 * hidden,)), ("bias_hh", (4 * hidden,))):
+                    found[f"lstm_{kind}_l{layer}{side}"] = shape, hidden
+        sizes = [(2 * hidden, 2 * hidden), (width, 2 * hidden)]
+    else:
+        sizes = [(hidden, width), (hidden, hidden), (width, hidden)]
+    for number, (wide, narrow) in enumerate(sizes):
+        found |= {f"mlp_{number}_weight": ((wide, narrow), narrow), f"mlp_{number}_bias": ((wide,), narrow)}
+    return found
+
+
+def _shapes(cfg: PTuning, site: Site) -> dict[str, tuple[int, ...]]:
+    network = {} if cfg.baked else {name: shape for name, (shape, _) in _layers(cfg, site).items()}
+    return {STORED: (cfg.num_virtual_tokens, site.in_features), **network}
+
+
+def _init(cfg: PTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    start = rng.normal(size=(cfg.num_virtual_tokens, site.in_features)).astype(np.float32)
+    return {STORED: start, **{name: uniform(rng, fan_in, shape) for name, (shape, fan_in) in _layers(cfg, site).items()}}
+
+
+def _attach(cfg: PTuning, params: Params, site: Site) -> PromptForm:
+    x = params[STORED]
+    if cfg.baked:
+        return PromptForm(embeds=x)
+    for layer in range(cfg.encoder_layers if cfg.encoder == "lstm" else 0):
+        x = _both_ways(x, params, f"_l{layer}")
+    count = 2 if cfg.encoder == "lstm" else 3
+    for number in range(count):
+        x = linear(x if number == 0 else relu(x), params, f"mlp_{number}")
+    return PromptForm(embeds=x)
+
+
+def _both_ways(x: Array, params: Params, layer: str) -> Array:
+    """One bidirectional LSTM layer, both directions at once, gates in torch's order i, f, g, o: ``[n, in]`` to ``[n, 2 hidden]``."""
+    xp = array_namespace(x)
+
+    def both(kind: str) -> Array:
+        return xp.stack([params[f"lstm_{kind}{layer}{side}"] for side in ("", "_reverse")])
+
+    turn, bias = both("weight_hh"), both("bias_ih") + both("bias_hh")
+    hidden = turn.shape[2]
+    ones = xp.ones_like(bias[0, :hidden])
+    part = xp.concat([0.5 * ones, 0.5 * ones, ones, 0.5 * ones])  # sigmoid(z) = tanh(z / 2) / 2 + 1 / 2: one tanh serves all gates
+    ways = xp.stack([x, xp.flip(x, axis=0)])
+    entering = part * (ways @ xp.matrix_transpose(both("weight_ih")) + bias[:, None, :])
+    turn = part[:, None] * turn
+    h = c = xp.zeros_like(entering[:, 0, :hidden])
+    outputs = []
+    for step in range(x.shape[0]):
+        gates = part * xp.tanh(entering[:, step, :] + (turn @ h[:, :, None])[:, :, 0]) + (1 - part)
+        i, f, g, o = (gates[:, number * hidden : (number + 1) * hidden] for number in range(4))
+        c = f * c + i * g
+        h = o * xp.tanh(c)
+        outputs.append(h)
+    found = xp.stack(outputs, axis=1)
+    return xp.concat([found[0, ...], xp.flip(found[1, ...], axis=0)], axis=1)
+
+
+def _bake(cfg: PTuning, params: Params, site: Site) -> tuple[PTuning, dict[str, np.ndarray]]:
+    return replace(cfg, baked=True), {STORED: np.asarray(_attach(cfg, params, site).embeds, np.float32)}
+
+
+def _to_peft(cfg: PTuning) -> dict[str, Any]:
+    return {"encoder_reparameterization_type": cfg.encoder.upper(), "encoder_hidden_size": cfg.encoder_hidden or None,
+            "encoder_num_layers": cfg.encoder_layers, "encoder_dropout": 0.0}
+
+
+def _from_peft(config: Mapping[str, Any]) -> PTuning:
+    return PTuning(**embedding_fields(config), encoder=str(config.get("encoder_reparameterization_type") or "MLP").lower(),
+                   encoder_hidden=config.get("encoder_hidden_size") or 0, encoder_layers=config.get("encoder_num_layers") or 2, baked=True)
+
+
+p_tuning = Method(
+    name="p_tuning",
+    summary="embeddings before the first token, trained through an MLP or an LSTM that is gone afterwards",
+    paper="https://arxiv.org/abs/2103.10385",
+    formula="P = f(E) before the first token,  f an MLP or an LSTM",
+    config=PTuning,
+    traits=traits(),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(PTuning(num_virtual_tokens=3), PTuning(num_virtual_tokens=4, encoder_hidden=5),
+              PTuning(num_virtual_tokens=3, encoder="lstm", encoder_hidden=5)),
+    peft=peft_form("P_TUNING", _to_peft, _from_peft),
+    bake=_bake,
+    kind="prompt",
+)

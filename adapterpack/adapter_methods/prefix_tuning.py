@@ -1,0 +1,116 @@
+"""Prefix tuning: trained keys and values before those of the first token, in every layer (Li & Liang 2021, arXiv 2101.00190, section 4).
+
+    K_l' = [P_l,0; K_l],   V_l' = [P_l,1; V_l],   P [layers, 2, heads, n, head_dim]
+
+With ``projection`` P is made by a small network, ``W2 tanh(W1 E + b1) + b2`` (section 4.3), which is gone once the adapter is packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import Method
+from .core.config import require_choice, require_flag, require_whole
+from .core.site import Params, Site
+from .forms.prompt import STORED, PromptForm, as_cache, as_flat, cache_fields, linear, peft_form, prefilled, traits, uniform
+from .forms.prompt_config import CacheConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixTuning(CacheConfig):
+    """``init``: ``random`` (normal), ``zero``, or ``text``: what the base makes of the first tokens of ``text``/``token_ids``.
+
+    ``projection``: trained through a network of width ``encoder_hidden`` (0: that of the keys); ``baked`` says that it is gone.
+
+    Example:
+        >>> PrefixTuning(num_virtual_tokens=8, num_layers=2, num_heads=2, head_dim=4).width(Site("@prompt", 0, 0, "prompt"))
+        32
+    """
+
+    init: str = "random"
+    projection: bool = False
+    encoder_hidden: int = 0
+    baked: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("init", self.init, ("random", "zero", "text"))
+        require_flag("projection", self.projection)
+        require_flag("baked", self.baked)
+        require_whole("encoder_hidden", self.encoder_hidden, 0)
+        if self.projection and self.init == "text":
+            raise ValueError("a projection cannot be made to give the keys and values of a text: leave out one of them")
+
+    @property
+    def projects(self) -> bool:
+        """Whether the network is there."""
+        return self.projection and not self.baked
+
+
+def _shapes(cfg: PrefixTuning, site: Site) -> dict[str, tuple[int, ...]]:
+    wide, (_, heads, head_dim) = cfg.width(site), cfg.sizes(site)
+    if not cfg.projects:
+        return {STORED: (cfg.num_virtual_tokens, wide)}
+    narrow = heads * head_dim
+    hidden = cfg.encoder_hidden or narrow
+    return {STORED: (cfg.num_virtual_tokens, narrow), "down_weight": (hidden, narrow), "down_bias": (hidden,),
+            "up_weight": (wide, hidden), "up_bias": (wide,)}
+
+
+def _init(cfg: PrefixTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shapes = _shapes(cfg, site)
+    if cfg.init == "text":
+        return {STORED: prefilled(cfg, site)}
+    first = {STORED: rng.normal(size=shapes[STORED]).astype(np.float32)}
+    if not cfg.projects:
+        return {STORED: np.zeros(shapes[STORED], np.float32)} if cfg.init == "zero" else first
+    for name in ("down", "up"):
+        fan_in = shapes[f"{name}_weight"][1]
+        first |= {f"{name}_{leaf}": uniform(rng, fan_in, shapes[f"{name}_{leaf}"]) for leaf in ("weight", "bias")}
+    return {**first, "up_weight": 0 * first["up_weight"], "up_bias": 0 * first["up_bias"]} if cfg.init == "zero" else first
+
+
+def _attach(cfg: PrefixTuning, params: Params, site: Site) -> PromptForm:
+    flat = params[STORED]
+    if cfg.projects:
+        flat = linear(array_namespace(flat).tanh(linear(flat, params, "down")), params, "up")
+    return PromptForm(cache=as_cache(flat, cfg.sizes(site)))
+
+
+def _bake(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTuning, dict[str, np.ndarray]]:
+    layers, heads, head_dim = cfg.sizes(site)
+    final = replace(cfg, baked=True, num_layers=layers, num_heads=heads, head_dim=head_dim)
+    return final, {STORED: np.asarray(as_flat(np.asarray(_attach(cfg, params, site).cache)), np.float32)}
+
+
+def _to_peft(cfg: PrefixTuning) -> dict[str, Any]:
+    """PEFT must be told that there is no projection: it would run the stored keys and values through a fresh one."""
+    return {"prefix_projection": False, "encoder_hidden_size": None, "init_weights": None}
+
+
+def _from_peft(config: Mapping[str, Any]) -> PrefixTuning:
+    """PEFT stores keys and values, whatever made them."""
+    return PrefixTuning(**cache_fields(config), baked=True)
+
+
+prefix_tuning = Method(
+    name="prefix_tuning",
+    summary="trained keys and values before those of the first token, in every layer",
+    paper="https://arxiv.org/abs/2101.00190",
+    formula="K' = [P_K; K],  V' = [P_V; V] in every layer",
+    config=PrefixTuning,
+    traits=traits(),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(PrefixTuning(num_virtual_tokens=3), PrefixTuning(num_virtual_tokens=1, init="text", token_ids=(5, 3)),
+              PrefixTuning(num_virtual_tokens=2, projection=True, encoder_hidden=5)),
+    peft=peft_form("PREFIX_TUNING", _to_peft, _from_peft, wide=False),
+    bake=_bake,
+    kind="prompt",
+)

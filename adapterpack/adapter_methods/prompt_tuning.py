@@ -1,0 +1,87 @@
+"""Prompt tuning: trained embeddings before the first token (Lester et al. 2021, arXiv 2104.08691, section 2).
+
+    x' = [P; E(x)],   P [n, in]
+
+Section 3.2 compares the inits: embeddings of words of the vocabulary (or of a text about the task) do better than random ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core.base import Method
+from .core.config import require_choice
+from .core.site import Params, Site
+from .forms.prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, repeated, traits
+from .forms.prompt_config import EmbeddingConfig, PromptSite
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTuning(EmbeddingConfig):
+    """``init``: ``vocabulary`` (embeddings of random words), ``random`` (uniform in [-0.5, 0.5)), or ``text`` (of ``text``/``token_ids``).
+
+    Example:
+        >>> PromptTuning(num_virtual_tokens=8, init="random").scale
+        1.0
+    """
+
+    init: str = "vocabulary"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("init", self.init, ("vocabulary", "random", "text"))
+
+
+def _shapes(cfg: PromptTuning, site: Site) -> dict[str, tuple[int, ...]]:
+    return {STORED: (cfg.num_virtual_tokens, site.in_features)}
+
+
+def start(cfg: Any, site: Site, rng: np.random.Generator) -> np.ndarray:
+    """Embeddings ``[n, in]`` as ``cfg.init`` wants them.
+
+    Raises:
+        ValueError: a text is wanted, and there is none.
+    """
+    count = cfg.num_virtual_tokens
+    if cfg.init == "random":
+        return rng.uniform(-0.5, 0.5, (count, site.in_features)).astype(np.float32)
+    if cfg.init == "text" and not cfg.token_ids:
+        raise ValueError("init: text needs a text, or token_ids")
+    words = max(1, site.vocabulary) if isinstance(site, PromptSite) else 1
+    return embedded(site, repeated(cfg.token_ids, count) if cfg.init == "text" else rng.integers(0, words, count).tolist())
+
+
+def _init(cfg: PromptTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {STORED: start(cfg, site, rng)}
+
+
+def _attach(cfg: PromptTuning, params: Params, site: Site) -> PromptForm:
+    return PromptForm(embeds=params[STORED])
+
+
+def _from_peft(config: Mapping[str, Any]) -> PromptTuning:
+    return PromptTuning(**embedding_fields(config))
+
+
+_PEFT_INIT = {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None, "tokenizer_name_or_path": None, "tokenizer_kwargs": None}
+"""What PEFT is told of the init, which it must not run again: it would want a tokenizer by name."""
+
+prompt_tuning = Method(
+    name="prompt_tuning",
+    summary="trained embeddings before the first token",
+    paper="https://arxiv.org/abs/2104.08691",
+    formula="x' = [P; E(x)]",
+    config=PromptTuning,
+    traits=traits(),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(PromptTuning(num_virtual_tokens=3), PromptTuning(num_virtual_tokens=1, init="random"),
+              PromptTuning(num_virtual_tokens=5, init="text", token_ids=(4, 7))),
+    peft=peft_form("PROMPT_TUNING", lambda cfg: dict(_PEFT_INIT), _from_peft),
+    kind="prompt",
+)

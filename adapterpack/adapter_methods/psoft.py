@@ -1,0 +1,192 @@
+"""PSOFT: a rotation in the principal subspace of the frozen weight (Wu et al. 2025, arXiv 2505.11235, section 4).
+
+    y' = base(x) + B (R - I) A x,   W = U S V^T,   B A = the r largest terms of it
+
+R = diag(b) Q diag(a) with a rotation Q of Cayley's map (as in OFT), or a free [r, r] matrix. A = V_r^T and B = U_r S_r; with ``pissa_init``
+both have the square root of S_r. What PEFT calls ``psoft_alpha`` is divided out of A and B again, so that it changes nothing.
+
+A and B are computed anew from the weight wherever the adapter goes, in float32. The sign of a pair of singular vectors is free, and R means
+something else with every choice: here each left vector points along a fixed random direction. PEFT takes the signs that its linear algebra
+library happens to give, which differ between CPU and GPU and from library to library (about one pair in six between those of numpy and
+torch), so what a PSOFT file of PEFT means depends on the machine. With the base at hand it is read and written for this one: with s the
+signs of PEFT's vectors in ours, R in its frame is diag(s) R diag(s), and so is the generator of a rotation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import Unsupported
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import SiteConfig, is_number, require_flag, require_number, require_whole
+from .core.operators import Array, Dense
+from .core.orthogonal import cayley, skew, triangle, within
+from .core.peft_form import Factorise, PeftForm
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class PSOFT(SiteConfig):
+    """The hyper-parameters of PSOFT; the rank is at most the smaller width of a layer.
+
+    Example:
+        >>> PSOFT(r=16).rank
+        16
+    """
+
+    r: int = 32
+    ab_svd_init: str = "psoft_init"
+    orth: bool = True
+    mag_a: bool = True
+    mag_b: bool = True
+    use_cayley_neumann: bool = False
+    num_cayley_neumann_terms: int = 5
+    cayley_neumann_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r, 2)
+        if self.ab_svd_init not in {"psoft_init", "pissa_init"}:
+            raise ValueError(f"ab_svd_init must be psoft_init or pissa_init, not {self.ab_svd_init!r}")
+        for name in ("orth", "mag_a", "mag_b", "use_cayley_neumann"):
+            require_flag(name, getattr(self, name))
+        require_whole("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 2)
+        if self.cayley_neumann_eps is not None:
+            require_number("cayley_neumann_eps", self.cayley_neumann_eps)
+            if not 0 < self.cayley_neumann_eps < 1:
+                raise ValueError(f"cayley_neumann_eps must lie between 0 and 1, not {self.cayley_neumann_eps!r}")
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension of B and A."""
+        return self.r
+
+
+def _rank(cfg: PSOFT, site: Site) -> int:
+    return min([cfg.r, *(width for width in (site.in_features, site.out_features) if width)])
+
+
+def _shapes(cfg: PSOFT, site: Site) -> dict[str, tuple[int, ...]]:
+    r = _rank(cfg, site)
+    vectors: dict[str, tuple[int, ...]] = {f"vector_{side}": (r,) for side, there in (("a", cfg.mag_a), ("b", cfg.mag_b)) if there}
+    return {"psoft_R": (r * (r - 1) // 2,) if cfg.orth else (r, r), **vectors}
+
+
+def _init(cfg: PSOFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    made = {name: np.ones(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
+    return {**made, "psoft_R": 0 * made["psoft_R"] if cfg.orth else np.eye(_rank(cfg, site), dtype=np.float32)}
+
+
+def _constants(cfg: PSOFT, site: Site) -> dict[str, np.ndarray]:
+    r = _rank(cfg, site)
+    U, S, V = np.linalg.svd(np.asarray(site.weight, np.float32), full_matrices=False)
+    along = np.where(np.random.default_rng(0).standard_normal(len(U)) @ U < 0, np.float32(-1), np.float32(1))
+    U, V = U * along, along[:, None] * V
+    inner = np.sqrt(S[:r, None]) if cfg.ab_svd_init == "pissa_init" else np.ones((r, 1), np.float32)
+    index, sign = triangle(r)
+    turning = {"triangle": index, "sign": sign} if cfg.orth else {}
+    return {"A": inner * V[:r], "B": U[:, :r] * (S[:r] / inner[:, 0]), **turning}
+
+
+def _attach(cfg: PSOFT, params: Params, site: Site) -> AttachForm:
+    R = _rotation(cfg, params) if cfg.orth else params["psoft_R"]
+    xp = array_namespace(R)
+    if cfg.mag_b:
+        R = params["vector_b"][:, None] * R
+    if cfg.mag_a:
+        R = R * params["vector_a"]
+    change = R - xp.eye(R.shape[0], dtype=R.dtype, device=R.device)
+    return AttachForm(down=Dense(params["A"]), up=Dense(xp.matmul(params["B"], change)))
+
+
+def _rotation(cfg: PSOFT, params: Params) -> Array:
+    values = params["psoft_R"][None, :]
+    if cfg.use_cayley_neumann and cfg.cayley_neumann_eps is not None:
+        values = within(values, cfg.cayley_neumann_eps)
+    generator = skew(values, params["triangle"], params["sign"], params["A"].shape[0])
+    return cayley(generator, cfg.num_cayley_neumann_terms if cfg.use_cayley_neumann else 0)[0, ...]
+
+
+_SAME = 1e-4
+"""How far apart two libraries' singular vectors may be: float32 rounds them to about 1e-7 of the first value over the gap to the next."""
+
+
+def _turned(cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[PSOFT, dict[str, np.ndarray]]:
+    """The parameters in PEFT's frame, of those in ours; or in ours, of those in PEFT's.
+
+    Raises:
+        Unsupported: two singular values are so near that their vectors are not the same ones; or the layer is narrower than the rank.
+    """
+    r, (U, S, V) = _rank(cfg, site), factorise(np.asarray(site.weight, np.float32))
+    if r < cfg.r:
+        raise Unsupported("PEFT has no PSOFT at a layer that is narrower than the rank", where=site.path, found=f"r={cfg.r}",
+                          expected=f"at most {r}", remedy="keep the pack as it is")
+    mine = _constants(PSOFT(r=cfg.r), site)
+    A, B, U, V = mine["A"], mine["B"] / S[:r], U[:, :r], V[:r]
+    signs = np.where((A * V).sum(1) < 0, np.float32(-1), np.float32(1))
+    off = max(float(np.abs(A - signs[:, None] * V).max()), float(np.abs(B - signs * U).max()))
+    if not off <= _SAME:
+        raise Unsupported("singular values of this weight are so near to each other that no library says which vectors belong to them, so "
+                          "PEFT's file has no certain meaning", where=site.path, expected=f"vectors within {_SAME:g}", found=f"{off:.2g}",
+                          remedy="merge the adapter with the library that trained it, on the machine that did")
+    R = params["psoft_R"]
+    both = np.outer(signs, signs).astype(R.dtype)
+    return cfg, {**params, "psoft_R": R * (both[np.triu_indices(r, 1)] if cfg.orth else both)}
+
+
+def _to_peft(sites: Mapping[str, PSOFT]) -> dict[str, Any]:
+    first = next(iter(sites.values()))
+    same = ("r", "ab_svd_init", "use_cayley_neumann", "num_cayley_neumann_terms", "cayley_neumann_eps")
+    return {**{name: getattr(first, name) for name in same}, "psoft_orth": first.orth, "psoft_mag_a": first.mag_a,
+            "psoft_mag_b": first.mag_b, "psoft_dropout": first.dropout, "psoft_alpha": first.r, "psoft_svd": "full",
+            "fan_in_fan_out": False, "init_weights": True}
+
+
+def _from_peft(config: Mapping[str, Any]) -> PSOFT:
+    alpha = config.get("psoft_alpha", 32)
+    if not is_number(alpha) or alpha <= 0:  # the root of a negative one is NaN; any other is divided out again
+        raise ValueError(f"psoft_alpha must be positive, not {alpha!r}")
+    if config.get("psoft_svd", "full") != "full":
+        raise Unsupported("this PEFT option is not supported: psoft_svd", found=repr(config["psoft_svd"])[:80], expected="full",
+                          remedy="merge this adapter with the library that made it: its singular vectors are estimates")
+    return PSOFT(
+        r=config.get("r", 32),
+        ab_svd_init=config.get("ab_svd_init", "psoft_init"),
+        orth=config.get("psoft_orth", True),
+        mag_a=config.get("psoft_mag_a", True),
+        mag_b=config.get("psoft_mag_b", True),
+        use_cayley_neumann=config.get("use_cayley_neumann", False),
+        num_cayley_neumann_terms=config.get("num_cayley_neumann_terms", 5),
+        cayley_neumann_eps=config.get("cayley_neumann_eps"),
+        dropout=config.get("psoft_dropout", 0.0),
+    )
+
+
+psoft = Method(
+    name="psoft",
+    summary="a trained rotation in the principal subspace of the frozen weight",
+    paper="https://arxiv.org/abs/2505.11235",
+    formula="y' = W x + b + U_r S_r (R - I) V_r^T x",
+    config=PSOFT,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, reads_weight=True, least=(2, 2)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    constants=_constants,
+    peft=PeftForm(
+        peft_type="PSOFT",
+        suffixes={"psoft_R": "psoft_R.weight", "vector_a": "psoft_R.vector_a", "vector_b": "psoft_R.vector_b"},
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (None, None),
+        to_base=_turned,
+        from_base=_turned,
+    ),
+    examples=(PSOFT(r=3), PSOFT(r=2, ab_svd_init="pissa_init", mag_a=False), PSOFT(r=5, orth=False, mag_b=False, dropout=0.1),
+              PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.9)),
+)

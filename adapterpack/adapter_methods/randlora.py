@@ -1,0 +1,196 @@
+"""RandLoRA: a change of full rank, a trained sum of frozen random low-rank ones (Albert et al. 2025, arXiv 2502.00987, section 4).
+
+    y' = base(x) + s * B (A' x),   A'[k, i] = lambda[k, i] A[k] * gamma[i],   s = alpha / r
+
+for in <= out; otherwise the two factors change places. A [r, m] with m the smaller width and B [M, n, r] with M the larger one are
+drawn from ``projection_prng_key`` as PEFT draws them; n = ceil(m / r). A' is read as [r n, m] and B as [M, n r], so that, as in PEFT,
+column i r + k of B does not meet the row of base i and rank k. All bases are random: no order is better than another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import require_flag, require_number, require_whole
+from .core.layouts import STACKS, WEIGHTS
+from .core.operators import Dense
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.projection import Projected, Projection, settle
+from .core.site import Params, Site
+from .core.torch_random import TorchGenerator
+
+
+@dataclass(frozen=True)
+class RandLoRA(Projected):
+    """The hyper-parameters of RandLoRA; ``alpha`` defaults to ``20 r``. ``sparse`` bases hold -1, 0 and 1, ``very_sparse`` ones mostly 0.
+
+    Example:
+        >>> RandLoRA(r=32).scale
+        20.0
+    """
+
+    r: int = 32
+    alpha: float | None = None
+    sparse: bool = False
+    very_sparse: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r)
+        require_flag("sparse", self.sparse)
+        require_flag("very_sparse", self.very_sparse)
+        alpha = 20.0 * self.r if self.alpha is None else self.alpha
+        require_number("alpha", alpha)
+        object.__setattr__(self, "alpha", float(alpha))
+
+    @property
+    def scale(self) -> float:
+        """``s``, the number that multiplies the branch."""
+        return float(self.alpha or 0.0) / self.r
+
+
+def _sizes(cfg: RandLoRA, wide: int, tall: int) -> tuple[int, int, int]:
+    """The smaller width, the larger one, and the number of bases."""
+    narrow = min(wide, tall)
+    return narrow, max(wide, tall), -(-narrow // cfg.r)
+
+
+def _pair_shapes(cfg: Any) -> tuple[tuple[int, ...], ...]:
+    narrow, wide, bases = _sizes(cfg, cfg.width, cfg.height)
+    return (cfg.r, 1, narrow), (wide, bases, cfg.r)
+
+
+@lru_cache(maxsize=4)
+def _dense_pair(seed: int, r: int, narrow: int, wide: int, bases: int) -> tuple[np.ndarray, np.ndarray]:
+    """Kaiming's uniform rule in bfloat16, each of deviation one."""
+    numbers, gain = TorchGenerator(seed), math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
+
+    def kaiming(shape: tuple[int, ...]) -> np.ndarray:
+        bound = math.sqrt(3.0) * (gain / math.sqrt(shape[2]))
+        return numbers.uniform(shape, -bound, bound, ml_dtypes.bfloat16)
+
+    A = kaiming((r, 1, narrow))
+    B = np.concatenate([kaiming((wide, 1, r)) for _ in range(bases)], axis=1)
+    return _normed(A), _normed(B)
+
+
+@lru_cache(maxsize=4)
+def _sparse_pair(seed: int, r: int, narrow: int, wide: int, bases: int, sparsity: float) -> tuple[np.ndarray, np.ndarray]:
+    """-1, 0 and 1, of which a part of ``1 - 1 / sparsity`` is 0; each of deviation one."""
+    numbers = TorchGenerator(seed)
+
+    def ternary(shape: tuple[int, ...]) -> np.ndarray:
+        drawn, part = numbers.uniform(shape, 0.0, 1.0), np.float32(1 / (2 * sparsity))
+        return np.where(drawn < part, -1, np.where(drawn > np.float32(1 - 1 / (2 * sparsity)), 1, 0)).astype(np.float32)
+
+    A = ternary((r, 1, narrow))
+    return _normed(A), _normed(ternary((wide, bases, r)))
+
+
+def _normed(values: np.ndarray) -> np.ndarray:
+    """The values over their deviation, computed in their own precision."""
+    deviation = values.astype(np.float64).std(ddof=1).astype(values.dtype) if values.size > 1 else values.dtype.type(1)
+    normed: np.ndarray = (values / (deviation or values.dtype.type(1))).astype(np.float32)
+    return normed
+
+
+def _make(cfg: Any) -> tuple[np.ndarray, ...]:
+    sizes = (cfg.projection_prng_key, cfg.r, *_sizes(cfg, cfg.width, cfg.height))
+    if cfg.sparse or cfg.very_sparse:
+        return _sparse_pair(*sizes, math.sqrt(sizes[2]) if cfg.very_sparse else 3.0)
+    return _dense_pair(*sizes)
+
+
+_PROJECTION = Projection(
+    names=("randlora_A", "randlora_B"),
+    shapes=_pair_shapes,
+    make=_make,
+    sizes=lambda A, B: (A.shape[2], B.shape[0]),
+)
+
+
+def _shapes(cfg: RandLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+    narrow, _, bases = _sizes(cfg, site.in_features, site.out_features)
+    return {"randlora_lambda": (cfg.r, bases), "randlora_gamma": (bases, narrow)}
+
+
+def _init(cfg: RandLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shapes = _shapes(cfg, site)
+    gamma = np.full(shapes["randlora_gamma"], 1 / max(shapes["randlora_gamma"]), np.float32)
+    return {"randlora_lambda": np.zeros(shapes["randlora_lambda"], np.float32), "randlora_gamma": gamma}
+
+
+def _attach(cfg: RandLoRA, params: Params, site: Site) -> AttachForm:
+    weights, gamma = cfg.scale * params["randlora_lambda"], params["randlora_gamma"]
+    xp = array_namespace(weights)
+    narrow, wide, bases = _sizes(cfg, site.in_features, site.out_features)
+    A = xp.reshape(weights[:, :, None] * params["randlora_A"][:, :, :narrow] * gamma, (cfg.r * bases, narrow))
+    B = xp.reshape(params["randlora_B"][:wide, :bases], (wide, bases * cfg.r))
+    down, up = (A, B) if narrow == site.in_features else (B.T, A.T)
+    return AttachForm(down=Dense(down), up=Dense(up))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: RandLoRA = next(iter(sites.values()))
+    return {
+        "r": first.r,
+        "randlora_alpha": first.alpha,
+        "projection_prng_key": first.projection_prng_key,
+        "save_projection": first.save_projection,
+        "sparse": first.sparse,
+        "very_sparse": first.very_sparse,
+        "randlora_dropout": first.dropout,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "init_weights": True,
+    }
+
+
+def _from_peft(config: Mapping[str, Any]) -> RandLoRA:
+    return RandLoRA(
+        r=config.get("r", 32),
+        alpha=config.get("randlora_alpha", 640),
+        projection_prng_key=config.get("projection_prng_key", 0),
+        save_projection=config.get("save_projection", True),
+        sparse=config.get("sparse", False),
+        very_sparse=config.get("very_sparse", False),
+        dropout=config.get("randlora_dropout", 0.0),
+    )
+
+
+randlora = Method(
+    name="randlora",
+    summary="a change of full rank: trained weights on frozen random bases; the bases are a seed",
+    paper="https://arxiv.org/abs/2502.00987",
+    formula="W' = W + s sum_n B_n diag(lambda_n) A_n diag(gamma),  A and B frozen",
+    config=RandLoRA,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False, frozen=_PROJECTION.names,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(RandLoRA(r=3), RandLoRA(r=5, alpha=10, projection_prng_key=7, dropout=0.1), RandLoRA(r=2, sparse=True, projection_prng_key=3),
+              RandLoRA(r=4, very_sparse=True)),
+    peft=PeftForm(
+        peft_type="RANDLORA",
+        suffixes={name: name for name in ("randlora_lambda", "randlora_gamma", *_PROJECTION.names)},
+        layers=TRANSPOSED,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (None, None),
+        shared={"randlora_A": "base_model.randlora_A", "randlora_B": "base_model.randlora_B"},
+        adopt=_PROJECTION.adopt,
+    ),
+    constants=_PROJECTION.constants,
+    shared=_PROJECTION.shared,
+    settle=settle,
+)

@@ -1,0 +1,118 @@
+"""RoAd: the outputs of a layer are turned and scaled in pairs (Liao and Monz 2024, arXiv 2409.00119, section 3.2).
+
+    y' = c * y + s * turned(y),   y = W x + b,   c = alpha cos theta,   s = alpha sin theta
+
+In a group of g outputs, i and i + g/2 are a pair (y_i, y_j), and turned gives (-y_j, y_i). ``road_theta`` and ``road_alpha`` hold a number
+for every pair (``road_1``), for every output (``road_2``), or for every output one for c and one for s (``road_4``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits
+from .core.config import NoBranch, require_whole
+from .core.operators import Array, Pairs
+from .core.orthogonal import nearest_divisor
+from .core.peft_form import PeftForm
+from .core.site import Params, Site
+
+
+class _Variant(NamedTuple):
+    """``numbers`` of each parameter for a pair of outputs; ``spread`` gives every output its own, for c (0) or for s (1): ``[out]``."""
+
+    numbers: int
+    spread: Callable[[Array, int, int], Array]
+
+
+def _same(values: Array, half: int, side: int) -> Array:
+    xp = array_namespace(values)
+    groups = xp.reshape(values, (-1, 1, half))
+    return xp.reshape(xp.concat([groups, groups], axis=1), (-1,))
+
+
+def _apart(values: Array, half: int, side: int) -> Array:
+    xp = array_namespace(values)
+    return xp.reshape(xp.reshape(values, (-1, 2, 2 * half))[:, side, :], (-1,))
+
+
+VARIANTS = {
+    "road_1": _Variant(1, _same),
+    "road_2": _Variant(2, lambda values, half, side: values),
+    "road_4": _Variant(4, _apart),
+}
+
+
+@dataclass(frozen=True)
+class RoAd(NoBranch):
+    """The hyper-parameters of RoAd.
+
+    A group size that does not divide a layer's outputs gives way to the nearest even one that does; the last of an odd number of outputs
+    is paired with a zero, so that it is only scaled.
+
+    Example:
+        >>> RoAd(variant="road_2", group_size=32).scale
+        1.0
+    """
+
+    variant: str = "road_1"
+    group_size: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, not {self.variant!r}")
+        require_whole("group_size", self.group_size, 2)
+        if self.group_size % 2:
+            raise ValueError(f"group_size must be even, not {self.group_size!r}")
+
+
+def _shapes(cfg: RoAd, site: Site) -> dict[str, tuple[int, ...]]:
+    count = (site.out_features + 1) // 2 * VARIANTS[cfg.variant].numbers
+    return {"road_theta": (count,), "road_alpha": (count,)}
+
+
+def _init(cfg: RoAd, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shapes = _shapes(cfg, site)
+    return {"road_theta": np.zeros(shapes["road_theta"], np.float32), "road_alpha": np.ones(shapes["road_alpha"], np.float32)}
+
+
+def _attach(cfg: RoAd, params: Params, site: Site) -> AttachForm:
+    theta, alpha = params["road_theta"], params["road_alpha"]
+    xp = array_namespace(theta)
+    half = nearest_divisor((site.out_features + 1) // 2, cfg.group_size // 2)
+    spread = VARIANTS[cfg.variant].spread
+    own, other = spread(alpha * xp.cos(theta), half, 0), spread(alpha * xp.sin(theta), half, 1)
+    return AttachForm(post=Pairs(own, other, half, site.out_features))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: RoAd = next(iter(sites.values()))
+    return {"variant": first.variant, "group_size": first.group_size, "init_weights": True}
+
+
+road = Method(
+    name="road",
+    summary="a layer's outputs turned and scaled in pairs",
+    paper="https://arxiv.org/abs/2409.00119",
+    formula="y' = alpha cos(theta) * y + alpha sin(theta) * turned(y)",
+    config=RoAd,
+    traits=Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, least=(2, 1)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(RoAd(), RoAd(variant="road_2", group_size=4), RoAd(variant="road_4", group_size=6), RoAd(group_size=2)),
+    peft=PeftForm(
+        accepts=lambda cfg, site: site.out_features % cfg.group_size == 0,
+        peft_type="ROAD",
+        suffixes={"road_theta": "road_theta", "road_alpha": "road_alpha"},
+        to_config=_to_peft,
+        from_config=lambda config: RoAd(variant=config.get("variant", "road_1"), group_size=config.get("group_size", 64)),
+        features=lambda params: (None, None),  # an odd number of outputs has the parameters of the next even one
+    ),
+)

@@ -1,0 +1,115 @@
+"""SHiRA: a sparse change of high rank (Bhardwaj et al. 2024, arXiv 2406.13175, section 3; the random mask, "SHiRA-Rand").
+
+    W' = W + S,   S [out, in] zero but for r (in + out) trained values, as many as LoRA of rank r has
+
+The places are drawn from ``random_seed``, as PEFT draws them. Without a seed they are stored beside the values, in int32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .core.base import AttachForm, Method, Traits, require_widths
+from .core.config import SiteConfig, require_whole
+from .core.peft_form import PeftContent, PeftForm
+from .core.seeded_indices import places
+from .core.site import Params, Site
+from .core.sparse import Sparse
+
+
+@dataclass(frozen=True)
+class SHiRA(SiteConfig):
+    """The hyper-parameters of SHiRA; a layer with fewer weights than ``r (in + out)`` is trained whole.
+
+    Example:
+        >>> SHiRA(r=4).random_seed
+        0
+    """
+
+    r: int = 32
+    random_seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r)
+        if self.random_seed is not None:
+            require_whole("random_seed", self.random_seed, 0)
+
+    @property
+    def redundant(self) -> bool:
+        """Without a seed the places are stored."""
+        return self.random_seed is None
+
+
+def _count(cfg: SHiRA, site: Site) -> int:
+    return min(cfg.r * (site.in_features + site.out_features), site.in_features * site.out_features)
+
+
+@lru_cache(maxsize=64)
+def _mask(seed: int, rows: int, columns: int, count: int) -> np.ndarray:
+    """The places of a mask, row by row: PEFT draws the mask, and reads its places off it."""
+    drawn = places(seed, rows, columns, count)
+    return drawn[:, np.lexsort((drawn[1], drawn[0]))]
+
+
+def _shapes(cfg: SHiRA, site: Site) -> dict[str, tuple[int, ...]]:
+    values = {"shira_weight": (_count(cfg, site),)}
+    return {**values, "shira_indices": (2, _count(cfg, site))} if cfg.random_seed is None else dict(values)
+
+
+def _init(cfg: SHiRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    values = {"shira_weight": np.zeros(_count(cfg, site), np.float32)}
+    if cfg.random_seed is not None:
+        return values
+    mask = _mask(int(rng.integers(1 << 32)), site.out_features, site.in_features, _count(cfg, site))
+    return {**values, "shira_indices": mask.astype(np.int32)}
+
+
+def _constants(cfg: SHiRA, site: Site) -> dict[str, np.ndarray]:
+    if cfg.random_seed is None:
+        return {}
+    require_widths(site)
+    return {"shira_indices": _mask(cfg.random_seed, site.out_features, site.in_features, _count(cfg, site))}
+
+
+def _attach(cfg: SHiRA, params: Params, site: Site) -> AttachForm:
+    return AttachForm(down=Sparse(params["shira_weight"], params["shira_indices"], (site.out_features, site.in_features)))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: SHiRA = next(iter(sites.values()))
+    return {"r": first.r, "mask_type": "random", "random_seed": first.random_seed, "fan_in_fan_out": False, "init_weights": True}
+
+
+def _adopt(found: PeftContent) -> PeftContent:
+    """PEFT stores the places even where it has a seed for them."""
+    stored = any("shira_indices" in params for params in found.sites.values())
+    return found._replace(config=replace(found.config, random_seed=None)) if stored else found
+
+
+shira = Method(
+    name="shira",
+    summary="trained values at a few places of the weight, which a seed draws",
+    paper="https://arxiv.org/abs/2406.13175",
+    formula="W' = W + S,  S sparse",
+    config=SHiRA,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(SHiRA(r=1), SHiRA(r=2, random_seed=5), SHiRA(r=1, random_seed=None)),
+    peft=PeftForm(
+        peft_type="SHIRA",
+        suffixes={"shira_weight": "shira_weight", "shira_indices": "shira_indices"},
+        to_config=_to_peft,
+        from_config=lambda config: SHiRA(r=config.get("r", 32), random_seed=config.get("random_seed")),
+        features=lambda params: (None, None),
+        adopt=_adopt,
+    ),
+    constants=_constants,
+)

@@ -1,0 +1,212 @@
+"""TinyLoRA: a handful of trained numbers between the singular vectors of the weight (Morris et al. 2026, arXiv 2602.04118).
+
+    y' = base(x) + B R A x,   R = sum_i v_i P_i,   A = sqrt(S_r) V_r^T,   B = U_r sqrt(S_r)   of   W = U S V^T
+
+v has u numbers and may be tied over layers; P ``[u, r, r]`` is drawn from the seed and the layer's number by N(0, 1/r), up to a rounding
+as PEFT draws it. Singular vectors come with either sign, by library: here the largest entry of a row of A is positive. So PEFT, which
+takes its own library's signs, can load only a pack that stores A and B (``save_factors``), as PEFT itself stores them; ``convert --base``
+adds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..errors import Unsupported
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Shared, Traits
+from .core.config import SiteConfig, is_number, require_flag, require_whole
+from .core.operators import Chain, Dense
+from .core.peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm
+from .core.site import Params, Site
+from .core.torch_random import TorchGenerator
+
+
+@dataclass(frozen=True)
+class TinyLoRA(SiteConfig):
+    """The hyper-parameters of TinyLoRA. ``weight_tying`` goes from 0, a vector for each layer, to 1, one for all.
+
+    ``index`` is a site's number among the adapter's ``count`` sites, ``indices`` says it by path; None is a site that is alone.
+
+    Example:
+        >>> TinyLoRA(r=2, u=13, weight_tying=1.0).rank
+        2
+    """
+
+    r: int = 2
+    u: int = 64
+    weight_tying: float = 0.0
+    projection_seed: int = 42
+    save_factors: bool = False
+    index: int | None = None
+    count: int | None = None
+    indices: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r)
+        require_whole("u", self.u)
+        require_whole("projection_seed", self.projection_seed, 0)
+        require_flag("save_factors", self.save_factors)
+        if not is_number(self.weight_tying) or not 0 <= self.weight_tying <= 1:
+            raise ValueError(f"weight_tying must lie in [0, 1], not {self.weight_tying!r}")
+        object.__setattr__(self, "weight_tying", float(self.weight_tying))
+        if self.index is not None:
+            require_whole("index", self.index, 0)
+        if self.count is not None:
+            require_whole("count", self.count)
+
+    def at(self, path: str) -> TinyLoRA:
+        """The config at one site: its number looked up by the literal path."""
+        return replace(self, index=self.indices.get(path, self.index), indices={})
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension; at a layer that is narrower, the layer's width."""
+        return self.r
+
+    @property
+    def redundant(self) -> bool:
+        """PEFT reads stored factors only."""
+        return self.save_factors
+
+
+def _rank(cfg: TinyLoRA, site: Site) -> int:
+    return min(cfg.r, site.in_features, site.out_features)
+
+
+def _groups(cfg: TinyLoRA, count: int) -> int:
+    return max(1, round(count * (1.0 - cfg.weight_tying)))
+
+
+def _vector(cfg: TinyLoRA) -> str:
+    """The name of a site's vector."""
+    count = cfg.count or 1
+    return f"tinylora_v_{min((cfg.index or 0) // max(1, count // _groups(cfg, count)), _groups(cfg, count) - 1)}"
+
+
+def _settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+    """Sites are numbered in the order of the model's modules."""
+    if any(cfg.count is not None for cfg in configs):
+        return list(configs)
+    return [replace(cfg, index=index, count=len(sites)) for index, cfg in enumerate(configs)]
+
+
+def _shapes(cfg: TinyLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+    rank = _rank(cfg, site)
+    return {"tinylora_A": (rank, site.in_features), "tinylora_B": (site.out_features, rank)} if cfg.save_factors else {}
+
+
+def _vectors(cfg: TinyLoRA, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+    return {f"tinylora_v_{group}": (cfg.u,) for group in range(_groups(cfg, cfg.count or len(sites)))}
+
+
+def _factors(cfg: TinyLoRA, site: Site) -> dict[str, np.ndarray]:
+    """A and B of the site's weight, with signs that do not depend on the library."""
+    rank = _rank(cfg, site)
+    left, values, right = np.linalg.svd(np.asarray(site.weight, np.float64), full_matrices=False)
+    left, roots, right = left[:, :rank], np.sqrt(values[:rank]), right[:rank]
+    signs = np.sign(right[np.arange(rank), np.abs(right).argmax(axis=1)])
+    return {"tinylora_A": ((signs * roots)[:, None] * right).astype(np.float32), "tinylora_B": (left * (signs * roots)).astype(np.float32)}
+
+
+@lru_cache(maxsize=512)
+def _projection(seed: int, u: int, rank: int) -> np.ndarray:
+    return TorchGenerator(seed).normal((u, rank, rank), rank**-0.5)
+
+
+def _constants(cfg: TinyLoRA, site: Site) -> dict[str, np.ndarray]:
+    P = {"tinylora_P": _projection(cfg.projection_seed + (cfg.index or 0), cfg.u, _rank(cfg, site))}
+    return P if cfg.save_factors else {**P, **_factors(cfg, site)}
+
+
+def _attach(cfg: TinyLoRA, params: Params, site: Site) -> AttachForm:
+    v, P = params[_vector(cfg)], params["tinylora_P"]
+    xp = array_namespace(v)
+    R = xp.reshape(v @ xp.reshape(P, (P.shape[0], -1)), P.shape[1:])
+    return AttachForm(down=Chain(Dense(params["tinylora_A"]), Dense(R)), up=Dense(params["tinylora_B"]))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
+    first: TinyLoRA = next(iter(sites.values()))
+    if not first.save_factors:
+        return None
+    same = ("r", "u", "weight_tying", "projection_seed")
+    return {**{name: getattr(first, name) for name in same}, "tinylora_dropout": first.dropout, "save_projection": False,
+            "init_v_bound": 0.02, "fan_in_fan_out": False, "bias": "none", "init_weights": True}
+
+
+def _stored(cfg: TinyLoRA, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[TinyLoRA, dict[str, np.ndarray]]:
+    """With A and B, which PEFT takes from its file where they are in it, whatever signs it would have given them."""
+    return replace(cfg, save_factors=True), {**_factors(cfg, site), **params}
+
+
+def _from_peft(config: Mapping[str, Any]) -> TinyLoRA:
+    return TinyLoRA(
+        r=config.get("r", 2),
+        u=config.get("u", 64),
+        weight_tying=config.get("weight_tying", 0.0),
+        projection_seed=config.get("projection_seed", 42),
+        save_factors=True,
+        dropout=config.get("tinylora_dropout", 0.0),
+    )
+
+
+def _adopt(found: PeftContent) -> PeftContent:
+    """The sites' numbers, which PEFT's file tells by the P that belong to them.
+
+    Raises:
+        Unsupported: there are several sites and no P, or one that no number gives.
+    """
+    cfg, count = found.config, len(found.sites)
+    if (count == 1 or found.packed) and all("tinylora_P" not in params for params in found.sites.values()):
+        return found
+    indices: dict[str, int] = {}
+    for path, params in found.sites.items():
+        P = params.get("tinylora_P")
+        if P is None or P.ndim != 3:
+            raise Unsupported("this file does not say in which order its layers come, on which their vectors depend", where=path,
+                              expected="tinylora_P", remedy="save it again with PEFT after setting save_projection=True in its config")
+        square = P.shape == (cfg.u, P.shape[1], P.shape[1])
+        drawn = (index for index in range(count) if np.allclose(P, _projection(cfg.projection_seed + index, *P.shape[:2]), 0, 1e-5))
+        index = next(drawn, None) if square else None
+        if index is None:
+            raise Unsupported("the stored tinylora_P is not that of projection_seed", where=path,
+                              remedy="merge this adapter with the library that made it")
+        indices[path] = index
+    sites = {path: {name: value for name, value in params.items() if name != "tinylora_P"} for path, params in found.sites.items()}
+    return PeftContent(replace(cfg, count=count, indices=indices), found.shared, sites)
+
+
+tinylora = Method(
+    name="tinylora",
+    summary="a handful of trained numbers between the singular vectors of the weight",
+    paper="https://arxiv.org/abs/2602.04118",
+    formula="y' = W x + b + U_r S_r^(1/2) (sum_i v_i P_i) S_r^(1/2) V_r^T x",
+    config=TinyLoRA,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, reads_weight=True,
+                  frozen=("tinylora_A", "tinylora_B")),
+    shapes=_shapes,
+    init=lambda cfg, site, rng: _factors(cfg, site) if cfg.save_factors else {},
+    attach=_attach,
+    examples=(TinyLoRA(r=1, u=3), TinyLoRA(r=3, u=17, projection_seed=5, dropout=0.1), TinyLoRA(r=2, u=4, save_factors=True)),
+    peft=PeftForm(
+        peft_type="TINYLORA",
+        suffixes={name: name for name in ("tinylora_A", "tinylora_B", "tinylora_P")},
+        layers=TRANSPOSED,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (params["tinylora_A"].shape[1], params["tinylora_B"].shape[0]) if params else (None, None),
+        shared={"tinylora_v": "base_model.tinylora_v"},
+        adopt=_adopt,
+        to_base=_stored,
+    ),
+    constants=_constants,
+    shared=Shared(_vectors, lambda cfg, sites, rng: {name: np.zeros(shape, np.float32) for name, shape in _vectors(cfg, sites).items()}),
+    settle=_settle,
+)

@@ -1,0 +1,146 @@
+"""Trainable tokens: chosen rows of an embedding are trained, the others stay (PEFT's method of that name).
+
+    E'[i] = D[k] where i is the k-th chosen token, else E[i]
+
+``trainable_tokens_delta``, D ``[k, width]``, holds the new rows themselves, as in PEFT; they begin as the base's. The table is a layer
+``[vocabulary, width]``: an embedding looks its rows up, and an output head that is tied to it multiplies by them, y' = x E'^T, with the
+same D. A head with a weight of its own keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Forward, Method, Traits
+from .core.config import NoBranch, require_whole
+from .core.operators import Array, Dense
+from .core.peft_form import PeftBeside, PeftForm
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainableTokens(NoBranch):
+    """Which tokens are trained, by their ids, and in which embedding: the model's input embedding by default.
+
+    Example:
+        >>> TrainableTokens(token_indices=(5, 7)).targets
+        'input-embedding'
+    """
+
+    targets: str | tuple[str, ...] = "input-embedding"
+    token_indices: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for index in self.token_indices:
+            require_whole("a token's id", index, 0)
+        if len(set(self.token_indices)) < len(self.token_indices):
+            raise ValueError(f"token_indices must not name a token twice: {self.token_indices!r}")
+
+
+def _shapes(cfg: TrainableTokens, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"trainable_tokens_delta": (len(cfg.token_indices), site.in_features)}
+
+
+def _init(cfg: TrainableTokens, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    if not cfg.token_indices or max(cfg.token_indices) >= site.out_features:
+        raise ValueError(f"token_indices must name at least one of the {site.out_features} tokens, not {cfg.token_indices!r:.80}")
+    return {"trainable_tokens_delta": np.asarray(site.weight)[list(cfg.token_indices)]}
+
+
+def _constants(cfg: TrainableTokens, site: Site) -> dict[str, np.ndarray]:
+    """The chosen ids, and for every token its place among them, counted from 1, or 0."""
+    ids, place = np.array(cfg.token_indices, np.int64), np.zeros(site.out_features, np.int64)
+    place[ids] = 1 + np.arange(len(ids))
+    return {"ids": ids, "place": place}
+
+
+def _change(params: Params, site: Site) -> Array:
+    """What the chosen rows gain: ``[k, width]``."""
+    rows, weight = params["trainable_tokens_delta"], site.weight
+    xp: Any = array_namespace(rows)
+    return rows - xp.astype(xp.take(weight, params["ids"], axis=0), rows.dtype)
+
+
+def _attach(cfg: TrainableTokens, params: Params, site: Site) -> AttachForm:
+    change, place = _change(params, site), params["place"]
+    xp = array_namespace(change)
+    chosen = place[:, None] == 1 + xp.arange(change.shape[0], device=change.device)[None, :]
+    return AttachForm(down=Dense(change), up=Dense(xp.astype(chosen, change.dtype)))
+
+
+def _forward(cfg: TrainableTokens, params: Params, site: Site, base: Forward, x: Array, drop: Forward) -> Array:
+    """A tied head: what the chosen rows gain is added to the outputs of these tokens, and a zero to the others."""
+    xp, y = array_namespace(x), base(x)
+    gained = xp.matmul(x, _change(params, site).T)
+    nothing = xp.zeros((*gained.shape[:-1], 1), dtype=gained.dtype, device=gained.device)
+    return y + xp.take(xp.concat([nothing, gained], axis=-1), params["place"], axis=-1)
+
+
+def _fold(cfg: TrainableTokens, params: Params, site: Site, weight: Array, bias: Array | None, rows: Any) -> tuple[Array, Array | None]:
+    """``rows`` may also be an array of token ids, whose rows ``weight`` then holds."""
+    xp, count, place = array_namespace(weight), weight.shape[0], params["place"][rows]
+    source = xp.where(place == 0, xp.arange(count, device=weight.device), place + (count - 1))
+    return xp.take(xp.concat([weight, params["trainable_tokens_delta"]], axis=0), source, axis=0), bias
+
+
+def _beyond(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray | None:
+    """Raises ValueError where a word between the last row and the last trained one is not trained itself, so that nobody knows its row."""
+    new = range(rows, max(cfg.token_indices, default=-1) + 1)
+    place = {index: number for number, index in enumerate(cfg.token_indices)}
+    if missing := [index for index in new if index not in place]:
+        raise ValueError(f"the words {', '.join(map(str, missing[:5]))} are new and were not trained: their rows are in no file")
+    found: np.ndarray = params["trainable_tokens_delta"][[place[index] for index in new]]
+    return found if new else None
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    return {"token_indices": list(next(iter(sites.values())).token_indices), "init_weights": True}
+
+
+def _beside(value: Any, path: str) -> TrainableTokens:
+    """The tokens of one embedding in the config of another method: a list for the only one, or a map of the ends of paths to lists."""
+    if isinstance(value, Mapping):
+        value = next((ids for name, ids in value.items() if f".{path}".endswith(f".{name}")), None)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"the tokens of {path} must be a list of ids, not {value!r:.80}")
+    return TrainableTokens(token_indices=tuple(value))
+
+
+trainable_tokens = Method(
+    name="trainable_tokens",
+    summary="chosen rows of an embedding, and of the output head that is tied to it",
+    paper="https://huggingface.co/docs/peft/package_reference/trainable_tokens",
+    formula="E'[i] = D[k] for the k-th chosen token i",
+    config=TrainableTokens,
+    traits=Traits(exclusive=True, additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
+                  quantizable=False, batchable=False, layers=("table",)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    forward=_forward,
+    fold=_fold,
+    constants=_constants,
+    beyond=_beyond,
+    examples=(TrainableTokens(token_indices=(3,)), TrainableTokens(token_indices=(4, 0, 2))),
+    peft=PeftForm(
+        peft_type="TRAINABLE_TOKENS",
+        suffixes={"trainable_tokens_delta": "trainable_tokens_delta"},
+        to_config=_to_peft,
+        from_config=lambda config: TrainableTokens(token_indices=tuple(config.get("token_indices") or ())),
+        features=lambda params: (params["trainable_tokens_delta"].shape[1], None),
+        tied=True,
+        beside=PeftBeside(
+            hosts=("LORA",),
+            key="trainable_token_indices",
+            suffixes={"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"},
+            to_config=lambda sites: {path: list(cfg.token_indices) for path, cfg in sites.items()},
+            from_config=_beside,
+        ),
+    ),
+)

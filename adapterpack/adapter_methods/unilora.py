@@ -1,0 +1,200 @@
+"""Uni-LoRA: LoRA's factors at every layer taken from one trained vector (Li et al. 2025, arXiv 2506.00799, section 3).
+
+    y' = base(x) + B (A x),   A = theta[i_A] / sqrt(n[i_A]),   B = theta[i_B] / sqrt(n[i_B])
+
+with indices into ``theta`` ``[d]`` that a seed deals out over all layers, and n[i] the number of places that have index i. One pack holds
+d numbers. A fresh adapter changes the output a little, as in PEFT and the paper: theta makes A and B alike, and zero could not be trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..errors import Unsupported
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Shared, Traits, require_widths
+from .core.config import SiteConfig, require_number, require_whole
+from .core.operators import Dense
+from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
+from .core.site import Params, Site
+
+_INDICES = ("unilora_indices_A", "unilora_indices_B")
+_MOST = 1 << 28
+"""Places in all factors of one adapter, which are dealt out in one go."""
+
+
+@dataclass(frozen=True)
+class UniLoRA(SiteConfig):
+    """The hyper-parameters of Uni-LoRA.
+
+    ``start`` and ``total`` are a site's first place among all places of the adapter and their number; None is a site that is alone.
+    ``starts`` says it by path.
+
+    Example:
+        >>> UniLoRA(r=4, theta_d_length=256).rank
+        4
+    """
+
+    r: int = 4
+    theta_d_length: int = 256
+    proj_seed: int = 42
+    init_theta_d_bound: float = 0.02
+    start: int | None = None
+    total: int | None = None
+    starts: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r)
+        require_whole("theta_d_length", self.theta_d_length)
+        require_whole("proj_seed", self.proj_seed, 0)
+        require_number("init_theta_d_bound", self.init_theta_d_bound)
+        if self.start is not None:
+            require_whole("start", self.start, 0)
+        if self.total is not None:
+            require_whole("total", self.total)
+
+    def at(self, path: str) -> UniLoRA:
+        """The config at one site: its start looked up by the literal path."""
+        return replace(self, start=self.starts.get(path, self.start), starts={})
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension of ``B A``."""
+        return self.r
+
+
+@lru_cache(maxsize=2)
+def _dealt(total: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The index of every place, int32 ``[total]``, and ``1 / sqrt(n)`` float32 ``[length]``: indices are dealt out evenly and shuffled."""
+    if max(total, length) > _MOST:
+        raise Unsupported("so many places are not dealt out", expected=f"at most {_MOST}", found=max(total, length),
+                          remedy="use a smaller rank or fewer targets")
+    rng = np.random.default_rng(seed)
+    indices = np.repeat(np.arange(length), total // length)
+    if rest := total % length:
+        indices = np.concatenate([indices, rng.choice(length, size=rest, replace=False)])
+    rng.shuffle(indices)
+    counts = np.bincount(indices, minlength=length)
+    return indices.astype(np.int32), (1 / np.sqrt(np.maximum(counts, 1))).astype(np.float32)
+
+
+def _places(cfg: UniLoRA, site: Site) -> int:
+    return cfg.r * (site.in_features + site.out_features)
+
+
+def _settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+    """Places are numbered site by site, in the order of the model's modules."""
+    if any(cfg.total is not None for cfg in configs) or not all(site.in_features and site.out_features for site in sites):
+        return list(configs)
+    ends = np.cumsum([_places(cfg, site) for cfg, site in zip(configs, sites, strict=True)]).tolist()
+    return [replace(cfg, start=start, total=ends[-1]) for cfg, start in zip(configs, [0, *ends[:-1]], strict=True)]
+
+
+def _constants(cfg: UniLoRA, site: Site) -> dict[str, np.ndarray]:
+    require_widths(site)
+    start, total = (0, _places(cfg, site)) if cfg.start is None or cfg.total is None else (cfg.start, cfg.total)
+    indices, norms = _dealt(total, cfg.theta_d_length, cfg.proj_seed)
+    middle, end = start + cfg.r * site.in_features, start + _places(cfg, site)
+    if end > total:
+        raise Unsupported("the site has no such places", where=site.path, expected=f"places up to {total}", found=end,
+                          remedy="pack the adapter again")
+    return {"unilora_indices_A": indices[start:middle], "unilora_indices_B": indices[middle:end], "unilora_norms": norms}
+
+
+def _attach(cfg: UniLoRA, params: Params, site: Site) -> AttachForm:
+    theta = params["unilora_theta_d"] * params["unilora_norms"]
+    xp = array_namespace(theta)
+    down, up = (xp.take(theta, params[name], axis=0) for name in _INDICES)
+    return AttachForm(down=Dense(xp.reshape(down, (cfg.r, -1))), up=Dense(xp.reshape(up, (-1, cfg.r))))
+
+
+def _theta(cfg: UniLoRA, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    bound = cfg.init_theta_d_bound
+    return {"unilora_theta_d": rng.uniform(-bound, bound, cfg.theta_d_length).astype(np.float32)}
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: UniLoRA = next(iter(sites.values()))
+    same = ("r", "theta_d_length", "proj_seed", "init_theta_d_bound")
+    return {**{name: getattr(first, name) for name in same}, "unilora_dropout": first.dropout, "save_indices": False,
+            "fan_in_fan_out": False, "bias": "none", "init_weights": True}
+
+
+def _from_peft(config: Mapping[str, Any]) -> UniLoRA:
+    targets = config.get("target_modules")
+    return UniLoRA(
+        r=config.get("r", 4),
+        theta_d_length=config.get("theta_d_length", 256),
+        proj_seed=config.get("proj_seed", 42),
+        init_theta_d_bound=config.get("init_theta_d_bound", 0.02),
+        dropout=config.get("unilora_dropout", 0.0),
+        targets=tuple(map(str, targets)) if isinstance(targets, list) else (),
+    )
+
+
+def _adopt(found: PeftContent) -> PeftContent:
+    """The sites and their places: by PEFT's stored indices, or by the one target that a file without them may have.
+
+    Raises:
+        Unsupported: the file does not say in which order its layers come, or the indices are not those of the seed.
+    """
+    cfg = replace(found.config, targets="all-linear")
+    if not found.sites:
+        if len(found.config.targets) != 1 and not found.packed:
+            raise Unsupported("this file does not say in which order its layers come, on which their indices depend",
+                              where="target_modules", expected="save_indices: true, or one target", found=f"{len(found.config.targets)}",
+                              remedy="save it again with PEFT after setting save_indices=True in its config")
+        return PeftContent(cfg, found.shared, {path: {} for path in found.config.targets})
+    if any(name not in params or cfg.r not in params[name].shape for params in found.sites.values() for name in _INDICES):
+        raise ValueError(f"every site needs {' and '.join(_INDICES)} of rank {cfg.r}")
+    parts = {path: np.concatenate([params[name].reshape(-1) for name in _INDICES]) for path, params in found.sites.items()}
+    total = sum(map(len, parts.values()))
+    indices, start = _dealt(total, cfg.theta_d_length, cfg.proj_seed)[0], 0
+    starts: dict[str, int] = {}
+    while start < total:
+        path = next((path for path, part in parts.items() if path not in starts and _begins(indices[start:], part)), None)
+        if path is None:
+            raise Unsupported("the stored indices are not those of proj_seed", where="unilora_indices_A",
+                              remedy="merge this adapter with the library that made it")
+        starts[path] = start
+        start += len(parts[path])
+    return PeftContent(replace(cfg, total=total, starts=starts), found.shared, {path: {} for path in parts})
+
+
+def _begins(indices: np.ndarray, part: np.ndarray) -> bool:
+    """Whether ``part`` is the beginning of ``indices``; a few numbers tell most that are not."""
+    return np.array_equal(indices[: len(part[:16])], part[:16]) and np.array_equal(indices[: len(part)], part)
+
+
+unilora = Method(
+    name="unilora",
+    summary="LoRA's factors at every layer taken from one trained vector, by indices that a seed deals out",
+    paper="https://arxiv.org/abs/2506.00799",
+    formula="y' = W x + b + B A x,  A and B gathered from one vector theta",
+    config=UniLoRA,
+    traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
+    shapes=lambda cfg, site: {},
+    init=lambda cfg, site, rng: {},
+    attach=_attach,
+    examples=(UniLoRA(r=2, theta_d_length=5, init_theta_d_bound=0.5),
+              UniLoRA(r=3, theta_d_length=70, proj_seed=7, init_theta_d_bound=1.0, dropout=0.1)),
+    peft=PeftForm(
+        peft_type="UNILORA",
+        suffixes={name: name for name in (*_INDICES, "unilora_scales_A", "unilora_scales_B")},
+        layers=TRANSPOSED,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (None, None),
+        shared={"unilora_theta_d": "base_model.unilora_theta_d"},
+        adopt=_adopt,
+    ),
+    constants=_constants,
+    shared=Shared(lambda cfg, sites: {"unilora_theta_d": (cfg.theta_d_length,)}, _theta),
+    settle=_settle,
+)

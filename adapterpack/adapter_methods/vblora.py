@@ -1,0 +1,160 @@
+"""VB-LoRA: LoRA's factors put together from a bank of vectors that all layers share (Li et al. 2024, arXiv 2405.15179, section 3).
+
+    y' = base(x) + B (A x),   every piece of b numbers of a row of A or a column of B is  sum_k softmax(top-k logits)_k bank[k]
+
+The bank has shape [h, b]; a site has a logit for every piece and every vector. Where b does not divide a width, the last piece is cut;
+PEFT refuses such a layer. A fresh adapter changes the output, as in PEFT and the paper: no part of it can start at zero and be trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import Unsupported
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Shared, Traits
+from .core.config import SiteConfig, require_flag, require_number, require_whole
+from .core.operators import Array, Dense
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.site import Params, Site
+
+
+@dataclass(frozen=True)
+class VBLoRA(SiteConfig):
+    """The hyper-parameters of VB-LoRA.
+
+    ``save_only_topk_weights`` says that a file holds the weights of the best ``topk`` vectors in place of all logits: it is small, and
+    cannot be trained further.
+
+    Example:
+        >>> VBLoRA(r=4, num_vectors=256, vector_length=64).rank
+        4
+    """
+
+    r: int = 4
+    num_vectors: int = 256
+    vector_length: int = 256
+    topk: int = 2
+    init_vector_bank_bound: float = 0.02
+    init_logits_std: float = 0.1
+    save_only_topk_weights: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("r", "num_vectors", "vector_length", "topk"):
+            require_whole(name, getattr(self, name))
+        if self.topk > self.num_vectors:
+            raise ValueError(f"topk must be at most num_vectors, {self.num_vectors}, not {self.topk}")
+        require_number("init_vector_bank_bound", self.init_vector_bank_bound)
+        require_number("init_logits_std", self.init_logits_std)
+        require_flag("save_only_topk_weights", self.save_only_topk_weights)
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension of ``B A``."""
+        return self.r
+
+
+_SIDES = ("vblora_logits_A", "vblora_logits_B")
+
+
+def _shapes(cfg: VBLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+    wide, tall = (-(-width // cfg.vector_length) for width in (site.in_features, site.out_features))
+    pieces = dict(zip(_SIDES, ((cfg.r, wide), (tall, cfg.r)), strict=True))
+    if not cfg.save_only_topk_weights:
+        return {name: (*piece, cfg.num_vectors) for name, piece in pieces.items()}
+    return {f"{name}_topk_{leaf}": (*piece, count) for name, piece in pieces.items()
+            for leaf, count in (("indices", cfg.topk), ("weights", cfg.topk - 1))}
+
+
+def _init(cfg: VBLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    if cfg.save_only_topk_weights:
+        raise Unsupported("weights of the best vectors alone cannot be trained", where="save_only_topk_weights", remedy="set it to false")
+    return {name: (cfg.init_logits_std * rng.standard_normal(shape)).astype(np.float32) for name, shape in _shapes(cfg, site).items()}
+
+
+def _bank(cfg: VBLoRA, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    bound = cfg.init_vector_bank_bound
+    return {"vblora_vector_bank": rng.uniform(-bound, bound, (cfg.num_vectors, cfg.vector_length)).astype(np.float32)}
+
+
+def _best(xp: Any, logits: Array, count: int) -> tuple[Array, Array]:
+    """The numbers of the ``count`` largest logits of the last axis, and the softmax of those."""
+    if hasattr(xp, "topk"):  # torch's one call; the standard has no such function yet
+        top, best = xp.topk(logits, count, dim=-1)
+    else:
+        best = xp.flip(xp.argsort(logits, axis=-1), axis=-1)[..., :count]
+        top = xp.take_along_axis(logits, best, axis=-1)
+    powers = xp.exp(top - top[..., :1])
+    return best, powers / xp.sum(powers, axis=-1, keepdims=True)
+
+
+def _rows(xp: Any, params: Params, leaf: str = "") -> Array:
+    """The pieces of both sides, one after the other, as rows."""
+    both = [params[f"{side}{leaf}"] for side in _SIDES]
+    return xp.concat([xp.reshape(each, (-1, each.shape[2])) for each in both], axis=0)
+
+
+def _attach(cfg: VBLoRA, params: Params, site: Site) -> AttachForm:
+    bank, wide = params["vblora_vector_bank"], -(-site.in_features // cfg.vector_length)
+    xp = array_namespace(bank)
+    if cfg.save_only_topk_weights:
+        best, known = xp.astype(_rows(xp, params, "_topk_indices"), xp.int64), _rows(xp, params, "_topk_weights")
+        weights = xp.concat([known, 1 - xp.sum(known, axis=-1, keepdims=True)], axis=-1)
+    else:
+        best, weights = _best(xp, _rows(xp, params), cfg.topk)
+    vectors = xp.reshape(xp.take(bank, xp.reshape(best, (-1,)), axis=0), (*best.shape, cfg.vector_length))
+    pieces = xp.sum(weights[..., None] * vectors, axis=-2)
+    A, B = pieces[: cfg.r * wide], xp.reshape(pieces[cfg.r * wide :], (-1, cfg.r, cfg.vector_length))
+    down = xp.reshape(A, (cfg.r, -1))[:, : site.in_features]
+    up = xp.reshape(xp.permute_dims(B, (0, 2, 1)), (-1, cfg.r))[: site.out_features]
+    return AttachForm(down=Dense(down), up=Dense(up))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: VBLoRA = next(iter(sites.values()))
+    same = ("r", "num_vectors", "vector_length", "topk", "init_vector_bank_bound", "init_logits_std", "save_only_topk_weights")
+    return {**{name: getattr(first, name) for name in same}, "vblora_dropout": first.dropout, "fan_in_fan_out": False, "bias": "none"}
+
+
+def _from_peft(config: Mapping[str, Any]) -> VBLoRA:
+    return VBLoRA(
+        r=config.get("r", 4),
+        num_vectors=config.get("num_vectors", 256),
+        vector_length=config.get("vector_length", 256),
+        topk=config.get("topk", 2),
+        init_vector_bank_bound=config.get("init_vector_bank_bound", 0.02),
+        init_logits_std=config.get("init_logits_std", 0.1),
+        save_only_topk_weights=config.get("save_only_topk_weights", False),
+        dropout=config.get("vblora_dropout", 0.0),
+    )
+
+
+vblora = Method(
+    name="vblora",
+    summary="LoRA's factors mixed from a bank of vectors that all layers share",
+    paper="https://arxiv.org/abs/2405.15179",
+    formula="y' = W x + b + B A x,  A and B mixed from one bank of vectors",
+    config=VBLoRA,
+    traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(VBLoRA(r=2, num_vectors=5, vector_length=3, init_vector_bank_bound=0.5),
+              VBLoRA(r=3, num_vectors=7, vector_length=1, topk=3, init_vector_bank_bound=1.0, dropout=0.1)),
+    peft=PeftForm(
+        peft_type="VBLORA",
+        suffixes={name: name for side in _SIDES for name in (f"{side}_topk_indices", f"{side}_topk_weights", side)},
+        layers=TRANSPOSED,
+        accepts=lambda cfg, site: site.in_features % cfg.vector_length == 0 == site.out_features % cfg.vector_length,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (None, None),
+        shared={"vblora_vector_bank": "base_model.vblora_vector_bank"},
+    ),
+    shared=Shared(lambda cfg, sites: {"vblora_vector_bank": (cfg.num_vectors, cfg.vector_length)}, _bank),
+)

@@ -1,0 +1,134 @@
+"""VeRA: one frozen random pair for all layers, and two trained vectors for each (Kopiczko et al. 2023, arXiv 2310.11454, section 3.1).
+
+    y' = base(x) + b * (B (d * (A x)))
+
+A has shape [r, in], B has shape [out, r], d has r numbers that start at ``d_initial``, b has ``out`` numbers that start at zero.
+A and B are drawn by Kaiming's uniform rule from ``projection_prng_key``, with the numbers that PEFT draws on a base in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .core.base import AttachForm, Method, Traits
+from .core.config import require_number, require_whole
+from .core.layouts import STACKS, WEIGHTS
+from .core.operators import Dense, Scaled
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.projection import Projected, Projection, settle
+from .core.site import Params, Site
+from .core.torch_random import TorchGenerator
+
+
+@dataclass(frozen=True)
+class VeRA(Projected):
+    """The hyper-parameters of VeRA.
+
+    Example:
+        >>> VeRA(r=64, targets=("q_proj", "v_proj")).rank
+        64
+    """
+
+    r: int = 256
+    d_initial: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r)
+        require_number("d_initial", self.d_initial)
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension of ``B A``."""
+        return self.r
+
+
+@lru_cache(maxsize=4)
+def pair(seed: int, r: int, rank: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """A ``[r, width]`` and B ``[height, rank]``, float32: ``torch.nn.init.kaiming_uniform_`` on one generator."""
+    numbers = TorchGenerator(seed)
+
+    def kaiming(rows: int, columns: int) -> np.ndarray:
+        bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns))
+        return numbers.uniform((rows, columns), -bound, bound)
+
+    return kaiming(r, width), kaiming(height, rank)
+
+
+_PROJECTION = Projection(
+    names=("vera_A", "vera_B"),
+    shapes=lambda cfg: ((cfg.r, cfg.width), (cfg.height, cfg.r)),
+    make=lambda cfg: pair(cfg.projection_prng_key, cfg.r, cfg.r, cfg.width, cfg.height),
+    sizes=lambda A, B: (A.shape[1], B.shape[0]),
+)
+
+
+def _shapes(cfg: VeRA, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"vera_lambda_b": (site.out_features,), "vera_lambda_d": (cfg.r,)}
+
+
+def _init(cfg: VeRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"vera_lambda_b": np.zeros(site.out_features, np.float32), "vera_lambda_d": np.full(cfg.r, cfg.d_initial, np.float32)}
+
+
+def _attach(cfg: VeRA, params: Params, site: Site) -> AttachForm:
+    A, B = params["vera_A"][:, : site.in_features], params["vera_B"][: site.out_features]
+    return AttachForm(down=Dense(A), up=Scaled(B, params["vera_lambda_b"], params["vera_lambda_d"]))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: VeRA = next(iter(sites.values()))
+    return {
+        "r": first.r,
+        "projection_prng_key": first.projection_prng_key,
+        "save_projection": first.save_projection,
+        "vera_dropout": first.dropout,
+        "d_initial": first.d_initial,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "init_weights": True,
+    }
+
+
+def _from_peft(config: Mapping[str, Any]) -> VeRA:
+    return VeRA(
+        r=config.get("r", 256),
+        projection_prng_key=config.get("projection_prng_key", 0),
+        save_projection=config.get("save_projection", True),
+        dropout=config.get("vera_dropout", 0.0),
+        d_initial=config.get("d_initial", 0.1),
+    )
+
+
+vera = Method(
+    name="vera",
+    summary="two trained vectors around a frozen random pair that all layers share; the pair is a seed",
+    paper="https://arxiv.org/abs/2310.11454",
+    formula="y' = W x + b + b' * (B (d * (A x))),  A and B frozen and shared",
+    config=VeRA,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, frozen=_PROJECTION.names,
+                  layers=(*WEIGHTS, "embedding", *STACKS)),
+    shapes=_shapes,
+    init=_init,
+    attach=_attach,
+    examples=(VeRA(r=3), VeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1)),
+    peft=PeftForm(
+        peft_type="VERA",
+        suffixes={name: name for name in ("vera_lambda_b", "vera_lambda_d")},
+        layers=TRANSPOSED,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (None, params["vera_lambda_b"].shape[0]),
+        shared={"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"},
+        adopt=_PROJECTION.adopt,
+    ),
+    constants=_PROJECTION.constants,
+    shared=_PROJECTION.shared,
+    settle=settle,
+)

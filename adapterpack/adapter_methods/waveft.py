@@ -1,0 +1,175 @@
+"""WaveFT: a change that is sparse in the wavelet domain (Bilican et al. 2025, arXiv 2505.12532, section 3).
+
+    W' = W + s * IDWT2(S),   S zero but for n trained coefficients at seeded places;   W' = W + s S without ``use_idwt``
+
+The coefficients lie in four quarters: coarse rows and columns top left, fine rows top right, fine columns bottom left, both fine bottom
+right. They start at zero, so that a fresh adapter changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import AttachForm, Method, Traits, require_widths
+from .core.config import SiteConfig, by_suffix, require_flag, require_number, require_whole
+from .core.operators import Dense
+from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
+from .core.peft_keys import default_and_pattern, literal
+from .core.seeded_indices import places
+from .core.site import Params, Site
+from .core.sparse import scattered
+from .core.wavelets import filters, inverse
+
+
+@dataclass(frozen=True)
+class WaveFT(SiteConfig):
+    """The hyper-parameters of WaveFT; a layer with fewer weights than ``n_frequency`` has a coefficient for each.
+
+    With ``proportional_parameters`` the coefficients of all layers together are dealt out by the layers' sizes.
+
+    Example:
+        >>> WaveFT(n_frequency=1000, n_frequency_pattern={"v_proj": 500}).at("layers.0.v_proj").n_frequency
+        500
+    """
+
+    n_frequency: int = 2592
+    scaling: float = 25.0
+    wavelet_family: str = "db1"
+    use_idwt: bool = True
+    random_loc_seed: int = 777
+    n_frequency_pattern: Mapping[str, int] = field(default_factory=dict)
+    proportional_parameters: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("n_frequency", self.n_frequency)
+        require_whole("random_loc_seed", self.random_loc_seed, 0)
+        require_number("scaling", self.scaling)
+        require_flag("use_idwt", self.use_idwt)
+        require_flag("proportional_parameters", self.proportional_parameters)
+        filters(self.wavelet_family)
+        object.__setattr__(self, "scaling", float(self.scaling))
+
+    def at(self, path: str) -> WaveFT:
+        """The config at one site: ``n_frequency`` looked up by the literal path or its last components."""
+        return replace(self, n_frequency=by_suffix(self.n_frequency_pattern, path, self.n_frequency), n_frequency_pattern={})
+
+    @property
+    def scale(self) -> float:
+        """``s``, the number that multiplies the inverse transform."""
+        return self.scaling
+
+
+def _count(cfg: WaveFT, site: Site) -> int:
+    return min(cfg.n_frequency, site.in_features * site.out_features)
+
+
+def _settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+    """The number of coefficients at each site: its part of all, and no more than the layer has weights."""
+    sizes = [site.in_features * site.out_features for site in sites]
+    if not all(sizes):
+        return list(configs)
+    dealt = [replace(cfg, n_frequency=max(1, round(size / sum(sizes) * (cfg.n_frequency * len(sites)))), proportional_parameters=False)
+             if cfg.proportional_parameters else cfg for cfg, size in zip(configs, sizes, strict=True)]
+    return [replace(cfg, n_frequency=_count(cfg, site)) for cfg, site in zip(dealt, sites, strict=True)]
+
+
+@lru_cache(maxsize=64)
+def _quarters(seed: int, rows: int, columns: int, count: int, taps: int) -> np.ndarray:
+    """The places of the coefficients in quarters that are large enough for the transform to give ``[rows, columns]``.
+
+    A draw is a place in the middle of ``[rows, columns]`` with a margin. PEFT's top right quarter holds the fine rows, its bottom left
+    one the fine columns; here the two change places, so that rows and columns can be transformed one after the other.
+    """
+    sizes = np.array([[-(-(width + taps - 2) // 2) * 2] for width in (rows, columns)])
+    at = places(seed, rows, columns, count) + (sizes - [[rows], [columns]]) // 2
+    half = sizes // 2
+    fine, rest = at // half, at % half
+    turned: np.ndarray = rest + half * fine[::-1]
+    return turned
+
+
+def _constants(cfg: WaveFT, site: Site) -> dict[str, np.ndarray]:
+    require_widths(site)
+    drawn = (cfg.random_loc_seed, site.out_features, site.in_features, _count(cfg, site))
+    return {"waveft_places": _quarters(*drawn, len(filters(cfg.wavelet_family)[0])) if cfg.use_idwt else places(*drawn)}
+
+
+def _attach(cfg: WaveFT, params: Params, site: Site) -> AttachForm:
+    values, at, shape = cfg.scale * params["waveft_spectrum"], params["waveft_places"], (site.out_features, site.in_features)
+    xp = array_namespace(values)
+    if not cfg.use_idwt:
+        return AttachForm(down=Dense(scattered(xp, values, at, shape)))
+    low, high = filters(cfg.wavelet_family)
+    sizes = [-(-(width + len(low) - 2) // 2) * 2 for width in shape]
+    rows = inverse(xp, scattered(xp, values, at, (sizes[0], sizes[1])), low, high)
+    return AttachForm(down=Dense(inverse(xp, rows.T, low, high).T[: shape[0], : shape[1]]))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: WaveFT = next(iter(sites.values()))
+    default, pattern = default_and_pattern({path: cfg.n_frequency for path, cfg in sites.items()}, anchored=True)
+    return {
+        "n_frequency": default,
+        "n_frequency_pattern": pattern,
+        "scaling": first.scaling,
+        "wavelet_family": first.wavelet_family,
+        "use_idwt": first.use_idwt,
+        "random_loc_seed": first.random_loc_seed,
+        "proportional_parameters": False,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "init_weights": True,
+    }
+
+
+def _from_peft(config: Mapping[str, Any]) -> WaveFT:
+    return WaveFT(
+        n_frequency=config.get("n_frequency", 2592),
+        scaling=config.get("scaling", 25.0),
+        wavelet_family=config.get("wavelet_family", "db1"),
+        use_idwt=config.get("use_idwt", True),
+        random_loc_seed=config.get("random_loc_seed", 777),
+        n_frequency_pattern=literal(config.get("n_frequency_pattern"), "n_frequency_pattern"),
+        proportional_parameters=config.get("proportional_parameters", False),
+    )
+
+
+def _adopt(found: PeftContent) -> PeftContent:
+    """What was dealt out by size is read off the tensors."""
+    if not found.config.proportional_parameters:
+        return found
+    counts = {f"^{path}": len(params["waveft_spectrum"]) for path, params in found.sites.items() if "waveft_spectrum" in params}
+    return found._replace(config=replace(found.config, n_frequency_pattern=counts, proportional_parameters=False))
+
+
+waveft = Method(
+    name="waveft",
+    summary="a few trained coefficients of the change's wavelet transform, at places that a seed draws",
+    paper="https://arxiv.org/abs/2505.12532",
+    formula="W' = W + s IDWT2(S),  S sparse",
+    config=WaveFT,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+    shapes=lambda cfg, site: {"waveft_spectrum": (_count(cfg, site),)},
+    init=lambda cfg, site, rng: {"waveft_spectrum": np.zeros(_count(cfg, site), np.float32)},
+    attach=_attach,
+    examples=(WaveFT(n_frequency=4), WaveFT(n_frequency=30, scaling=3, wavelet_family="db3"), WaveFT(n_frequency=5, use_idwt=False),
+              WaveFT(n_frequency=7, proportional_parameters=True)),
+    peft=PeftForm(
+        peft_type="WAVEFT",
+        suffixes={"waveft_spectrum": "waveft_spectrum"},
+        layers=TRANSPOSED,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (None, None),
+        adopt=_adopt,
+    ),
+    constants=_constants,
+    settle=_settle,
+)

@@ -1,0 +1,43 @@
+"""What lies beside a base's weights and belongs to its identity: the tokenizer, the chat template, the license of its card."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ..manifest.manifest import sha256_of
+from ..manifest.parts import Tokenizer
+from ..pack.validate.checks.base import base_template
+from .checkpoint import Checkpoint
+
+_CARD = "README.md"
+_MAX_CARD = 64 << 10
+_MAX_LICENSE = 200
+
+
+def tokenizer_of(base: Checkpoint) -> Tokenizer | None:
+    """The digests of the base's tokenizer and chat template; None for a base without either."""
+    files = {field: base.folder / name for field, name in (("tokenizer_json", "tokenizer.json"), ("added_tokens", "added_tokens.json"))}
+    digests = {field: sha256_of(path) if path.is_file() else None for field, path in files.items()}
+    template = base_template(base)
+    known = Tokenizer(**digests, chat_template=None if template is None else hashlib.sha256(template.encode("utf-8")).hexdigest())
+    return None if known == Tokenizer() else known
+
+
+def license_of(folder: Path) -> str | None:
+    """The license that the front matter of the base's card names on one line, or None."""
+    card = folder / _CARD
+    if not card.is_file():
+        return None
+    with card.open("rb") as file:
+        first, *lines = file.read(_MAX_CARD).decode("utf-8", errors="replace").splitlines() or [""]
+    if first.strip() != "---":
+        return None
+    for line in lines:
+        key, colon, value = line.partition(":")
+        if line.strip() == "---":
+            return None
+        if colon and key == "license":
+            told = value.partition(" #")[0].strip().strip("'\"")
+            return told if told and told.isprintable() and len(told) <= _MAX_LICENSE else None
+    return None

@@ -1,0 +1,340 @@
+"""A base model on disk: a folder with ``config.json`` and one or several safetensors files, read without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, SiteNotFound, StorageError, nearest, storage_errors
+from ..io import strict_json
+from ..io.hashing import Identity, Source, digest, identity
+from ..io.safetensors import SafetensorsFile, TensorInfo
+from . import fingerprint as fp
+from . import fused_experts as stacks
+from . import merkle
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_MAX_JSON = 64 << 20
+_TABLES = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
+"""What models call the table of their words."""
+
+
+class Checkpoint:
+    """An opened base: its config, its shards in order, and where every tensor lies.
+
+    Raises:
+        StorageError: the folder or a shard is missing.
+        FormatError: a shard is malformed, or the index does not fit the shards.
+    """
+
+    whole = True
+    """Whether its weights are here; a subclass may know their names, dtypes and shapes only."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise StorageError("there is no such base folder", where=self.folder,
+                               remedy="name a folder with config.json and safetensors files")
+        self.index, shards = self._shards()
+        self._watch: Callable[[], None] | None = None
+        self.files = self._opened(shards)
+        self.shard_of = {name: shard for shard, file in self.files.items() for name in file.tensors}
+        if sum(len(file.tensors) for file in self.files.values()) != len(self.shard_of):
+            names = Counter(name for file in self.files.values() for name in file.tensors)
+            raise FormatError("a tensor stands in two shards", where=self.where, found=names.most_common(1)[0][0])
+        if self.index is not None and self.shard_of != self.index["weight_map"]:
+            wrong = sorted(set(self.shard_of.items()) ^ set(self.index["weight_map"].items()))[0][0]
+            raise FormatError("the index does not fit the shards", where=f"{self.where}, {INDEX}", found=f"tensor {wrong}")
+
+    def _opened(self, shards: Iterable[str]) -> Mapping[str, SafetensorsFile]:
+        self.identities = {shard: identity(self.folder / shard) for shard in shards}  # before opening, so that a later change shows
+        return {shard: SafetensorsFile(self.folder / shard) for shard in self.identities}
+
+    def _shards(self) -> tuple[dict[str, Any] | None, list[str]]:
+        if (self.folder / SINGLE).is_file():
+            return None, [SINGLE]
+        if (self.folder / INDEX).is_file():
+            index = read_json(self.folder / INDEX)
+            return index, shards_in(index, self.folder / INDEX)
+        raise StorageError(
+            "the folder holds no safetensors checkpoint",
+            where=self.folder,
+            expected=f"{SINGLE} or {INDEX}",
+            remedy="save the model with save_pretrained; pickle files are refused",
+        )
+
+    @property
+    def where(self) -> str:
+        """Where it lies, for messages."""
+        return str(self.folder)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The contents of ``config.json``, or an empty object."""
+        path = self.folder / "config.json"
+        loaded: dict[str, Any] = read_json(path) if path.is_file() else {}
+        return loaded
+
+    @cached_property
+    def name(self) -> str:
+        """A name for people: ``org/name`` for a hub's cached snapshot, else the folder's own, in plain characters."""
+        folder = self.folder.resolve()
+        if self.commit is not None:
+            return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "base"
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit of a hub's cached snapshot, or None."""
+        folder = self.folder.resolve()
+        known = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+        return folder.name if known else None
+
+    @cached_property
+    def stored(self) -> dict[str, TensorInfo]:
+        """Every tensor of the files by name; fingerprints are taken of these."""
+        return {name: self.files[shard].tensors[name] for name, shard in self.shard_of.items()}
+
+    @cached_property
+    def stacks(self) -> Mapping[str, stacks.Stack]:
+        """Fused parameters of the model that the files hold expert by expert, by the model's name."""
+        return stacks.find(self.stored)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the model by name: those of the files, unless a subclass decodes them."""
+        return self.stored
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor as a read-only view of the mapped file."""
+        return self.files[self.shard_of[name]].read(name)
+
+    @contextmanager
+    def watched(self, watch: Callable[[], None]) -> Iterator[None]:
+        """Calls ``watch`` at every block of bytes that is hashed inside: what it raises ends the hashing."""
+        before, self._watch = self._watch, watch
+        try:
+            yield
+        finally:
+            self._watch = before
+
+    def source(self, name: str) -> Source:
+        """Where the bytes of a tensor lie."""
+        shard, info = self.shard_of[name], self.stored[name]
+        return Source(self.folder / shard, self.identities[shard], ((info.offset, info.nbytes),))
+
+    @cached_property
+    def structure(self) -> str:
+        """The fingerprint of names, dtypes and shapes."""
+        return fp.structure(self._headers())
+
+    @cached_property
+    def samples(self) -> dict[str, bytes]:
+        """The sha256 of the first, middle and last 4 KiB of every tensor; reads no more than these."""
+        return digest({name: sampled(self.source(name)) for name in self.stored}, watch=self._watch)
+
+    @cached_property
+    def probe(self) -> str:
+        """The fingerprint of samples of every tensor: good against mistakes, not against someone who means to deceive."""
+        return fp.probe((*header, self.samples[header[0]]) for header in self._headers())
+
+    @cached_property
+    def digests(self) -> dict[str, bytes]:
+        """The sha256 of the bytes of every tensor; reads the whole checkpoint once.
+
+        Digests are kept for the life of the process, by device, inode, size and times of the file.
+
+        Raises:
+            StorageError: a file changed since the checkpoint was opened.
+        """
+        return self._hashed({})[0]
+
+    def _hashed(self, files: Mapping[str, Source]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """The digests of the tensors and of ``files``, side by side: one file cannot be split over threads, so that while one core hashes
+        it the others hash the tensors, out of the pages that it has just read."""
+        settled = {shard for shard, seen in self.identities.items() if seen.settled}
+        kept = {shard: _DIGESTS[seen] for shard, seen in self.identities.items() if seen in _DIGESTS}
+        known = {name: kept[shard][name] for name, shard in self.shard_of.items() if shard in kept}
+        todo = [*((True, path, source) for path, source in files.items()),
+                *((False, name, self.source(name)) for name in self.stored if name not in known)]
+        hashes = digest({str(number): source for number, (_, _, source) in enumerate(todo)}, watch=self._watch)
+        fresh = {name: hashes[str(number)] for number, (whole, name, _) in enumerate(todo) if not whole}
+        for shard in settled:
+            if identity(self.folder / shard) == (seen := self.identities[shard]):
+                _DIGESTS.setdefault(seen, {name: fresh[name] for name in self.files[shard].tensors if name in fresh})
+        return known | fresh, {path: hashes[str(number)] for number, (whole, path, _) in enumerate(todo) if whole}
+
+    @cached_property
+    def leaves(self) -> dict[str, str]:
+        """The leaves of ``content`` by tensor, as hex: what is kept to prove one tensor alone."""
+        return {header[0]: fp.leaf(*header, self.digests[header[0]]) for header in self._headers()}
+
+    @cached_property
+    def content(self) -> str:
+        """The fingerprint of every byte of every tensor; reads the whole checkpoint once."""
+        return fp.root(self.leaves)
+
+    @cached_property
+    def file_entries(self) -> tuple[fp.FileEntry, ...]:
+        """Shards and index with size and sha256, as a hub lists them; reads every file once."""
+        sources = self._whole_files()
+        return _entries(sources, digest(sources, watch=self._watch))
+
+    def _whole_files(self) -> dict[str, Source]:
+        seen = dict(self.identities)
+        if self.index is not None:
+            seen[INDEX] = identity(self.folder / INDEX)
+        return {path: Source(self.folder / path, each, ((0, each.size),)) for path, each in seen.items()}
+
+    def has_file(self, name: str, sha256: str) -> bool | None:
+        """Whether a file beside the weights has this sha256 (hex); None where that cannot be known."""
+        path = self.folder / name
+        with storage_errors(path):
+            return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+
+    def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
+        """The levels: ``structure`` and ``probe`` always, ``content`` and ``files`` for one full read each, or both at once."""
+        if content and files and not {"digests", "file_entries"} & self.__dict__.keys():  # neither was computed yet
+            sources = self._whole_files()
+            self.digests, found = self._hashed(sources)
+            self.file_entries = _entries(sources, found)
+        return fp.Fingerprint(self.structure, self.content if content else None, fp.files(self.file_entries) if files else None, self.probe)
+
+    def prove(self, content: str, leaves: Mapping[str, str], names: Iterable[str]) -> None:
+        """Checks that the tensors ``names`` are those of the base with fingerprint ``content``; reads only these.
+
+        Raises:
+            BaseMismatch: the leaves do not belong to ``content``, or a tensor is another.
+            SiteNotFound: that base, or this one, has no such tensor.
+        """
+        wanted = list(names)
+        for name in wanted:
+            if name not in self.stored:
+                raise SiteNotFound("the base has no such tensor", where=self.folder, found=name, remedy=nearest(name, self.stored))
+        for name, sha256 in digest({name: self.source(name) for name in wanted}).items():
+            info = self.stored[name]
+            merkle.prove_tensor(content, leaves, (name, info.dtype, info.shape), sha256)
+
+    def _headers(self) -> list[fp.Header]:
+        return [(info.name, info.dtype, info.shape) for info in self.stored.values()]
+
+    def weight_name(self, path: str, recorded: str | None = None) -> str | None:
+        """The tensor that holds the weight of module ``path``: the ``recorded`` one if there is such a tensor, else by the path.
+
+        The path may also be a parameter's own. A task model may have one prefix more or less than its checkpoint.
+        """
+        if recorded in self.tensors:
+            return recorded
+        for direct in (f"{path}.weight", path):
+            if direct in self.tensors:
+                return direct
+            stripped = direct.partition(".")[2]
+            if stripped in self.tensors:
+                return stripped
+            longer = [name for name in self.tensors if name.partition(".")[2] == direct]
+            if longer:
+                return longer[0] if len(longer) == 1 else None
+        return None
+
+    def tied_to(self, path: str) -> str | None:
+        """The table of words that the output head ``path`` is tied to, where the files hold one tensor for both; else None."""
+        if path.rpartition(".")[2] != "lm_head" or not self.config.get("tie_word_embeddings", True):
+            return None
+        tables = [name for name in self.stored if name.removesuffix(".weight").rpartition(".")[2] in _TABLES]
+        return tables[0] if len(tables) == 1 else None
+
+    def weight_shape(self, path: str, recorded: str | None = None) -> tuple[int, ...]:
+        """The shape of a module's weight, or of a fused parameter.
+
+        Raises:
+            SiteNotFound: the checkpoint has no such tensor.
+        """
+        for name in (recorded or path, path, path.partition(".")[2]):
+            if name in self.stacks:
+                return self.stacks[name].shape
+        name = self.weight_name(path, recorded) or self.tied_to(path) or self.require_weight(path, recorded)
+        return self.tensors[name].shape
+
+    def require_weight(self, path: str, recorded: str | None = None) -> str:
+        """As :meth:`weight_name`.
+
+        Raises:
+            SiteNotFound: the checkpoint has no such tensor.
+        """
+        found = self.weight_name(path, recorded)
+        if found is None:
+            modules = [name.removesuffix(".weight") for name in self.tensors]
+            raise SiteNotFound("the base has no such site", where=self.where, found=path, remedy=nearest(path, modules))
+        return found
+
+
+def _entries(sources: Mapping[str, Source], found: Mapping[str, bytes]) -> tuple[fp.FileEntry, ...]:
+    return tuple(fp.FileEntry(path, sources[path].identity.size, found[path].hex()) for path in sorted(sources))
+
+
+_DIGESTS: dict[Identity, dict[str, bytes]] = {}
+
+
+def sampled(source: Source) -> Source:
+    """The ranges of a tensor that the probe reads."""
+    ((start, nbytes),) = source.ranges
+    return source._replace(ranges=tuple((start + offset, length) for offset, length in fp.spans(nbytes)))
+
+
+def shards_in(index: Any, where: object) -> list[str]:
+    """The file names in a parsed ``model.safetensors.index.json``, sorted.
+
+    Raises:
+        FormatError: it is no index, or a name would lead out of the folder.
+
+    Example:
+        >>> shards_in({"weight_map": {"w": "b.safetensors", "v": "a.safetensors"}}, "the index")
+        ['a.safetensors', 'b.safetensors']
+    """
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise FormatError("this is not an index of shards", where=where, expected="weight_map: tensor name to file name")
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if Path(shard).name != shard or shard.startswith("."):
+            raise FormatError("a shard name must be a plain file name", where=where, found=shard)
+    return shards
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a base, parsed strictly."""
+    with storage_errors(path):
+        data = path.read_bytes()
+    # Tokenizers write 10^30 where they mean "no limit".
+    return strict_json.loads(data, path, _MAX_JSON, max_integer=float("inf"))
+
+
+def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
+    """Files of a base that a merged checkpoint or a bundle takes along: config, tokenizer, templates; never weights or code."""
+    wanted = {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+        *names,
+    }
+    return sorted(path for path in folder.iterdir() if path.name in wanted and path.is_file())

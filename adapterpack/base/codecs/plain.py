@@ -1,0 +1,138 @@
+"""Weights stored as numbers of a floating dtype, as they are."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...adapter_methods import is_stacked, to_matrix
+from ...io.buffers import Scratch
+from ...io.byte_ranges import opened, read_into
+from ...io.safetensors import DTYPES, TensorInfo
+from ..checkpoint import Checkpoint
+from ..rounding import Round
+from .storage import HOME, Encoded, Piece, Read
+
+
+class PlainReader(NamedTuple):
+    """The tensor ``name`` of ``base`` as :class:`~adapterpack.base.codecs.storage.Reader`."""
+
+    base: Checkpoint
+    name: str
+    step: int = 1
+
+    @property
+    def info(self) -> TensorInfo:
+        """Its dtype, shape and place."""
+        return self.base.tensors[self.name]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As it is stored."""
+        return DTYPES[self.info.dtype]
+
+    @property
+    def work(self) -> np.dtype[Any]:
+        """float32, or float64 for float64."""
+        return work_dtype(self.info.dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """A column of numbers."""
+        return math.prod(self.info.shape), 1
+
+    def matrices(self, kind: str) -> list[np.ndarray]:
+        """See the protocol; views of the mapped file."""
+        weight = to_matrix(kind, self.base.read(self.name))
+        return list(weight) if is_stacked(kind) else [weight]
+
+    @contextmanager
+    def opened(self) -> Iterator[Read]:
+        """See the protocol."""
+        info = self.info
+        dtype = DTYPES[info.dtype]
+        with opened(self.base.source(self.name).path, os.O_RDONLY) as descriptor:
+
+            def read(rows: slice, columns: int, scratch: Scratch) -> np.ndarray:
+                raw = scratch.get("raw", (rows.stop - rows.start, columns), dtype)
+                read_into(descriptor, raw, info.offset + rows.start * columns * dtype.itemsize)
+                return raw
+
+            yield read
+
+    def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
+        """See the protocol."""
+        return widened(raw, self.work, scratch, "old")
+
+
+class PlainWriter(NamedTuple):
+    """The tensor ``name`` in the dtype ``out``, as :class:`~adapterpack.base.codecs.storage.Writer`."""
+
+    name: str
+    out: str
+    by_chance: bool = True
+    sealed: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The dtype."""
+        return self.out
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype."""
+        return DTYPES[self.out]
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """The tensor itself."""
+        return {HOME: self.name}
+
+    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
+        """See the protocol: rounded once."""
+        stored = rounding(values, DTYPES[self.out], scratch)
+        return Encoded((Piece(HOME, rows, stored),), stored, stored.dtype.itemsize >= values.dtype.itemsize)
+
+    def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
+        """See the protocol."""
+        return widened(raw, work, scratch, "old")
+
+    def rest(self, role: str) -> np.ndarray:
+        """See the protocol: only of a weight without rows."""
+        return np.empty(0, DTYPES[self.out])
+
+
+def work_dtype(dtype: str) -> np.dtype[Any]:
+    """The dtype in which the fold of a tensor of that safetensors dtype is computed: float32, or float64 for float64."""
+    return np.dtype(np.float64 if dtype == "F64" else np.float32)
+
+
+_TABLES: dict[np.dtype[Any], np.ndarray] = {}
+
+
+def widened(value: np.ndarray, dtype: np.dtype[Any], scratch: Scratch, name: str) -> np.ndarray:
+    """``value`` itself if it has that dtype, else a copy in the scratch buffer of that name; exact.
+
+    float16 and float8 go through a table of all their values: element by element, numpy's own conversion costs many times more.
+    """
+    if value.dtype == dtype:
+        return value
+    out = scratch.get(name, value.shape, dtype)
+    if dtype == np.float32 and value.dtype.itemsize <= 2 and value.dtype != DTYPES["BF16"]:
+        np.take(levels_of(value.dtype), value.view(np.uint8 if value.dtype.itemsize == 1 else np.uint16), out=out, mode="clip")
+    else:
+        np.copyto(out, value, casting="unsafe")
+    return out
+
+
+def levels_of(dtype: np.dtype[Any]) -> np.ndarray:
+    """All numbers of a dtype of at most two bytes, float32, by their bits."""
+    if dtype not in _TABLES:
+        codes = np.arange(1 << 8 * dtype.itemsize, dtype=np.uint8 if dtype.itemsize == 1 else np.uint16)
+        _TABLES[dtype] = codes.view(dtype).astype(np.float32)
+    return _TABLES[dtype]

@@ -1,0 +1,132 @@
+"""Weights of quantized checkpoints: codes on a grid, with scales beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...adapter_methods import LAYOUTS
+from ...errors import NonFinite, Unsupported
+from ...io.buffers import Scratch
+from ..rounding import Round
+from .base import Parts, Weight
+from .grid import F32, Rows
+from .storage import Encoded, Read
+
+_BLOCK = 1 << 20
+
+
+class Matrix:
+    """A weight ``[out, in]`` that is decoded when rows of it are asked for, to float32."""
+
+    dtype: np.dtype[Any] = F32
+    ndim = 2
+
+    def __init__(self, weight: Weight, parts: Parts) -> None:
+        self.weight, self.parts, self.shape = weight, parts, weight.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Rows:
+        start, stop, _ = rows.indices(self.shape[0])
+        step = self.weight.step
+        first, last = start // step * step, min(self.shape[0], -(-stop // step) * step)
+        return self.weight.decode(self.parts, slice(first, last))[start - first : stop - first]
+
+    def astype(self, dtype: Any, copy: bool = True) -> Rows:
+        """All of it."""
+        return self[0 : self.shape[0]].astype(dtype, copy=copy)
+
+
+class Turned(Matrix):
+    """The transpose of a matrix that is decoded where it is looked at, as embeddings are seen; block by block of the stored rows."""
+
+    def __init__(self, inner: Matrix) -> None:
+        self.inner, self.shape = inner, inner.shape[::-1]
+
+    def __getitem__(self, rows: slice) -> Rows:
+        count, width = self.inner.shape
+        step = max(1, _BLOCK // max(1, width))
+        return np.concatenate([self.inner[start : min(count, start + step)][:, rows] for start in range(0, count, step)]).T
+
+
+class CodedReader(NamedTuple):
+    """A quantized weight as :class:`~adapterpack.base.codecs.storage.Reader`; what is raw is decoded already."""
+
+    matrix: Matrix
+    where: str
+
+    @property
+    def work(self) -> np.dtype[Any]:
+        """float32."""
+        return self.matrix.dtype
+
+    @property
+    def step(self) -> int:
+        """The weight's."""
+        return self.matrix.weight.step
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The weight's."""
+        return self.matrix.shape
+
+    def matrices(self, kind: str) -> list[Matrix]:
+        """See the protocol; decoded where it is looked at."""
+        layout = LAYOUTS[kind]
+        if layout.stacked or 2 not in layout.axes:
+            raise Unsupported(f"a quantized weight is a matrix, and this site is of kind '{kind}'", expected="linear",
+                              where=self.where, found=self.matrix.weight.codec,
+                              remedy="merge into the original checkpoint and quantize the result, or keep the adapter beside the base")
+        return [Turned(self.matrix) if layout.turned else self.matrix]
+
+    @contextmanager
+    def opened(self) -> Iterator[Read]:
+        """See the protocol."""
+        yield lambda rows, columns, scratch: self.matrix[rows]
+
+    def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
+        """See the protocol."""
+        return raw
+
+
+class CodedWriter(NamedTuple):
+    """The parts of a quantized weight, written anew in its own format, as :class:`~adapterpack.base.codecs.storage.Writer`."""
+
+    matrix: Matrix
+    by_chance: bool = False
+
+    @property
+    def label(self) -> str:
+        """The format."""
+        return self.matrix.weight.codec
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """The weight's."""
+        return self.matrix.weight.parts
+
+    @property
+    def sealed(self) -> str | None:
+        """The weight's."""
+        return self.matrix.weight.sealed
+
+    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
+        """See the protocol: the codes with the least error, by the policy of the grid."""
+        if not np.isfinite(values).all():
+            raise NonFinite(f"the merged tensor holds NaN or infinity, which {self.label} cannot hold", where=self.matrix.weight.name,
+                            remedy="merge with dtype float32; if that does not help, the base or the adapter holds it already")
+        pieces, after, noise = self.matrix.weight.encode(self.matrix.parts, rows, values)
+        return Encoded(pieces, after, False, noise)
+
+    def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
+        """See the protocol."""
+        return raw
+
+    def rest(self, role: str) -> np.ndarray:
+        """See the protocol."""
+        return self.matrix.parts[role]

@@ -1,0 +1,157 @@
+"""Fused experts that the checkpoint holds one by one: read and written as the stack that the model has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import Unsupported
+from ...io.buffers import Scratch
+from ...io.byte_ranges import opened, read_into
+from ...io.safetensors import DTYPES
+from ..checkpoint import Checkpoint
+from ..fused_experts import Stack
+from ..rounding import Round
+from .plain import widened, work_dtype
+from .quantized_storage import Matrix
+from .storage import HOME, Encoded, Piece, Read
+
+
+class _Run(NamedTuple):
+    """The rows of the stack, all matrices one below the other, that one tensor holds."""
+
+    tensor: str
+    start: int
+    stop: int
+
+
+def _runs(base: Checkpoint, stack: Stack) -> list[_Run]:
+    found, at = [], 0
+    for name in (name for parts in stack.parts for name in parts):
+        rows = base.stored[name].shape[0]
+        found.append(_Run(name, at, at + rows))
+        at += rows
+    return found
+
+
+def _cut(runs: list[_Run], rows: slice) -> Iterator[tuple[int, slice, slice]]:
+    """For each tensor that holds some of ``rows``: its number, its rows, and theirs counted from where ``rows`` start."""
+    for number, run in enumerate(runs):
+        first, last = max(rows.start, run.start), min(rows.stop, run.stop)
+        if first < last:
+            yield number, slice(first - run.start, last - run.start), slice(first - rows.start, last - rows.start)
+
+
+class _Expert(Matrix):
+    """One matrix of a stack, read where it is looked at."""
+
+    def __init__(self, base: Checkpoint, names: tuple[str, ...], dtype: np.dtype[Any]) -> None:
+        self.parts_of_it = [base.read(name) for name in names]
+        self.shape, self.dtype = (sum(len(part) for part in self.parts_of_it), self.parts_of_it[0].shape[1]), dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
+        found, at = [], 0
+        for part in self.parts_of_it:
+            found.append(part[max(0, start - at) : max(0, stop - at)])
+            at += len(part)
+        return np.concatenate(found)
+
+
+class StackReader(NamedTuple):
+    """A stack as :class:`~adapterpack.base.codecs.storage.Reader`."""
+
+    base: Checkpoint
+    stack: Stack
+    step: int = 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As it is stored."""
+        return DTYPES[self.stack.dtype]
+
+    @property
+    def work(self) -> np.dtype[Any]:
+        """float32, or float64 for float64."""
+        return work_dtype(self.stack.dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """All rows."""
+        count, rows, columns = self.stack.shape
+        return count * rows, columns
+
+    def matrices(self, kind: str) -> list[_Expert]:
+        """See the protocol."""
+        if kind != "experts":
+            raise Unsupported(f"experts that are stored one by one are no weight of a site of kind '{kind}'", expected="experts",
+                              where=f"{self.base.folder}, {self.stack.name}", remedy="keep the adapter beside the base")
+        return [_Expert(self.base, names, DTYPES[self.stack.dtype]) for names in self.stack.parts]
+
+    @contextmanager
+    def opened(self) -> Iterator[Read]:
+        """See the protocol."""
+        runs, dtype, width = _runs(self.base, self.stack), DTYPES[self.stack.dtype], self.stack.shape[2]
+        with ExitStack() as files:
+            paths = {self.base.source(run.tensor).path for run in runs}
+            descriptors = {path: files.enter_context(opened(path, os.O_RDONLY)) for path in paths}
+
+            def read(rows: slice, columns: int, scratch: Scratch) -> np.ndarray:
+                raw = scratch.get("raw", (rows.stop - rows.start, columns), dtype)
+                for number, theirs, ours in _cut(runs, rows):
+                    source = self.base.source(runs[number].tensor)
+                    read_into(descriptors[source.path], raw[ours], source.ranges[0][0] + theirs.start * width * dtype.itemsize)
+                return raw
+
+            yield read
+
+    def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
+        """See the protocol."""
+        return widened(raw, self.work, scratch, "old")
+
+
+class StackWriter(NamedTuple):
+    """A stack in the dtype ``out``, cut into the tensors of its experts, as :class:`~adapterpack.base.codecs.storage.Writer`."""
+
+    base: Checkpoint
+    stack: Stack
+    out: str
+    by_chance: bool = True
+    sealed: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The dtype."""
+        return self.out
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype."""
+        return DTYPES[self.out]
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """The tensors of all experts."""
+        return {_role(number): run.tensor for number, run in enumerate(_runs(self.base, self.stack))}
+
+    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
+        """See the protocol: rounded once."""
+        stored = rounding(values, DTYPES[self.out], scratch)
+        pieces = [Piece(_role(number), theirs, stored[ours]) for number, theirs, ours in _cut(_runs(self.base, self.stack), rows)]
+        return Encoded(pieces, stored, stored.dtype.itemsize >= values.dtype.itemsize)
+
+    def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
+        """See the protocol."""
+        return widened(raw, work, scratch, "old")
+
+    def rest(self, role: str) -> np.ndarray:
+        """See the protocol: only of a stack without rows."""
+        return np.empty(0, DTYPES[self.out])
+
+
+def _role(number: int) -> str:
+    return HOME if not number else f"expert part {number}"

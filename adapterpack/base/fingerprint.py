@@ -1,0 +1,196 @@
+"""The identity of a base model by its content, whatever its name says: four levels, from nearly free to beyond doubt.
+
+| level | hashes | needs | says |
+|---|---|---|---|
+| ``structure`` | sorted (name, dtype, shape) | headers | the architecture and its sizes; not which weights |
+| ``probe`` | first, middle and last 4 KiB of every tensor | small reads | most likely the same weights; no proof against intent |
+| ``files`` | sorted (path, size, sha256) of shards and index | a hub's listing | the same files; lost by resharding or edited metadata |
+| ``content`` | every byte of every tensor | a full read | the same weights, in whatever shards and order |
+
+Nothing here opens a file: the functions take headers and digests, so that ``structure`` and ``files`` of a remote base cost no download of
+weights. The scheme is versioned by its prefix, ``bfp1:``. Every field that is hashed stands behind its length, and every hash behind the
+name of what it hashes, so that no two different inputs share their bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+from ..errors import FormatError
+from ..io.hashing import cores
+
+SCHEME = "bfp1"
+SAMPLE = 4096
+"""Bytes of each of the three samples that ``probe`` takes of a tensor."""
+
+Header = tuple[str, str, tuple[int, ...]]
+"""Name, safetensors dtype, shape."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_Item = TypeVar("_Item", bound="tuple[Any, ...]")
+
+
+class Fingerprint(NamedTuple):
+    """The levels of one base, as far as they are known."""
+
+    structure: str | None
+    content: str | None
+    files: str | None = None
+    probe: str | None = None
+
+
+class FileEntry(NamedTuple):
+    """One weight file or index: its path below the base's folder with ``/``, its size in bytes, its sha256 as hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+def structure(tensors: Iterable[Header]) -> str:
+    """The hash over sorted (name, dtype, shape).
+
+    Raises:
+        FormatError: a name stands twice, or is not text that UTF-8 can hold.
+
+    Example:
+        >>> structure([("w", "F32", (2, 3))])[:12]
+        'bfp1:bf9564b'
+    """
+    headers = {header[0]: _header(*header) for header in _once(tensors)}
+    return _root("structure", headers)
+
+
+def files(entries: Iterable[tuple[str, int, str]]) -> str:
+    """The hash over sorted (path, size in bytes, sha256 as hex) of the shards and, where there is one, the index.
+
+    Raises:
+        FormatError: a path stands twice, a size is negative, or a digest is not 64 lowercase hex digits.
+
+    Example:
+        >>> files([("model.safetensors", 8, "0" * 64)])[:12]
+        'bfp1:1f3ee87'
+    """
+    framed = {}
+    for path, size, sha256 in _once(entries):
+        if size < 0 or not _SHA256.fullmatch(sha256):
+            raise FormatError("this is not the size and sha256 of a file", where=path, expected="bytes and 64 lowercase hex digits",
+                              found=f"{size}, {sha256[:80]!r}")
+        framed[path] = _framed(path, str(size), sha256)
+    return _root("files", framed)
+
+
+def leaf(name: str, dtype: str, shape: tuple[int, ...], sha256: bytes) -> str:
+    """One tensor's part of ``content``, as hex: ``H(name, dtype, shape, sha256 of its bytes)``."""
+    return hashlib.sha256(b"bfp1:leaf\0" + _header(name, dtype, shape) + sha256).hexdigest()
+
+
+def root(leaves: Mapping[str, str]) -> str:
+    """``content`` from the leaves: the hash over all of them in the order of their names.
+
+    Raises:
+        FormatError: a leaf is not 64 lowercase hex digits.
+
+    Example:
+        >>> w = leaf("w", "U8", (3,), hashlib.sha256(b"abc").digest())
+        >>> root({"w": w}) == content([("w", "U8", (3,), b"abc")])
+        True
+    """
+    return _root("content", {name: _unhex(name, value) for name, value in leaves.items()})
+
+
+def content(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> str:
+    """The root over tensors that are in memory, given as (name, dtype, shape, bytes); hashed by one thread a core, the largest first.
+
+    Raises:
+        FormatError: a name stands twice.
+    """
+    items = sorted(_once(tensors), key=lambda item: -memoryview(item[3]).nbytes)
+    with ThreadPoolExecutor(cores()) as pool:
+        digests = pool.map(lambda item: hashlib.sha256(item[3]).digest(), items)
+        return root({name: leaf(name, dtype, shape, digest) for (name, dtype, shape, _), digest in zip(items, digests, strict=True)})
+
+
+def spans(nbytes: int) -> tuple[tuple[int, int], ...]:
+    """Which bytes of a tensor of ``nbytes`` the probe reads, as (offset, length): all of a small one, else three samples.
+
+    The middle one begins at a multiple of 8, so that no element is cut.
+
+    Example:
+        >>> spans(100), spans(100_000)
+        (((0, 100),), ((0, 4096), (47952, 4096), (95904, 4096)))
+    """
+    if nbytes <= 3 * SAMPLE:
+        return ((0, nbytes),)
+    last = nbytes - SAMPLE
+    return (0, SAMPLE), (last // 2 // 8 * 8, SAMPLE), (last, SAMPLE)
+
+
+def probe(samples: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> str:
+    """The hash over (name, dtype, shape, sha256 of the bytes at :func:`spans`, one after the other) of every tensor.
+
+    Raises:
+        FormatError: a name stands twice.
+    """
+    return _root("probe", {name: hashlib.sha256(b"bfp1:sample\0" + _header(name, dtype, shape) + sha256).digest()
+                           for name, dtype, shape, sha256 in _once(samples)})
+
+
+def in_memory(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> Fingerprint:
+    """Every level that tensors in memory have, given as (name, dtype, shape, bytes): all but ``files``.
+
+    Raises:
+        FormatError: a name stands twice.
+
+    Example:
+        >>> found = in_memory([("w", "U8", (3,), b"abc")])
+        >>> found.content == content([("w", "U8", (3,), b"abc")]), found.files
+        (True, None)
+    """
+    held = [(name, dtype, shape, memoryview(data)) for name, dtype, shape, data in tensors]
+    sampled = ((name, dtype, shape, _sampled(data)) for name, dtype, shape, data in held)
+    return Fingerprint(structure(item[:3] for item in held), content(held), None, probe(sampled))
+
+
+def _sampled(data: memoryview) -> bytes:
+    hasher = hashlib.sha256()
+    for start, length in spans(data.nbytes):
+        hasher.update(data[start : start + length])
+    return hasher.digest()
+
+
+def _root(level: str, parts: Mapping[str, bytes]) -> str:
+    hasher = hashlib.sha256(f"{SCHEME}:{level}\0".encode())
+    for key in sorted(parts):  # by code point, which is the order of the UTF-8 bytes
+        hasher.update(parts[key])
+    return f"{SCHEME}:{hasher.hexdigest()}"
+
+
+def _header(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    return _framed(name, dtype, ",".join(map(str, shape)))
+
+
+def _framed(*fields: str) -> bytes:
+    try:
+        encoded = [text.encode("utf-8") for text in fields]
+    except UnicodeEncodeError as error:
+        raise FormatError("half of a surrogate pair, which is no character", where=repr(fields[0])[:200]) from error
+    return b"".join(len(raw).to_bytes(8, "little") + raw for raw in encoded)
+
+
+def _once(items: Iterable[_Item]) -> list[_Item]:
+    """The items, whose first fields must differ."""
+    found = list(items)
+    if len({item[0] for item in found}) != len(found):
+        names = [item[0] for item in found]
+        raise FormatError("a name stands twice in one base", found=repr(next(n for n in names if names.count(n) > 1))[:200])
+    return found
+
+
+def _unhex(name: str, value: str) -> bytes:
+    if not _SHA256.fullmatch(value):
+        raise FormatError("this is not a leaf", where=name, expected="64 lowercase hex digits", found=repr(value)[:80])
+    return bytes.fromhex(value)

@@ -1,0 +1,191 @@
+"""A strict reader of the headers of GGUF files (version 2 and 3, little-endian): every count is compared with the bytes that are there
+before it is believed, and nothing is allocated for a count alone.
+
+Header: magic, version, counts; then keys and values; then name, extents, type and offset of each tensor; then the aligned bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ...errors import FormatError, Unsupported
+from ...io.safetensors import count_of
+from . import MAGIC
+from .kinds import KINDS, Kind
+
+ALIGNMENT = "general.alignment"
+_MAX_KEYS, _MAX_TENSORS, _MAX_TEXT, _MAX_ITEMS, _MAX_NAME = 4096, 50_000, 1 << 20, 1 << 20, 512
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, _ARRAY = 8, 9
+
+
+class Bytes(Protocol):
+    """What a header is read from: bytes, or a mapped file."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        """Some of them."""
+        ...
+
+
+class Tensor(NamedTuple):
+    """One tensor: its extents as numpy counts them (rows first), its type, and where its bytes lie in the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    offset: int
+    nbytes: int
+
+
+class Header(NamedTuple):
+    """What stands before the bytes.
+
+    ``spans`` says for each key where it and its value lie; ``tensors`` are in the order of their bytes; ``start`` is where these begin.
+    """
+
+    version: int
+    values: Mapping[str, Any]
+    spans: Mapping[str, tuple[int, int]]
+    tensors: Mapping[str, Tensor]
+    alignment: int
+    start: int
+
+
+class _Cursor:
+    """A place in the bytes; taking more than there is says that the file is truncated."""
+
+    def __init__(self, data: Bytes, where: Path) -> None:
+        self.data, self.where, self.at = data, where, 0
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.at:
+            raise FormatError("the GGUF file is truncated, or a length in it is false", where=f"{self.where}, offset {self.at}",
+                              expected=f"{count} bytes", found=f"{len(self.data) - self.at} bytes")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self, kind: str) -> Any:
+        return struct.unpack(f"<{kind}", self.take(struct.calcsize(kind)))[0]
+
+    def count(self, limit: int, what: str) -> int:
+        value: int = self.number("Q")
+        if value > limit:
+            raise FormatError(f"too many or too long: {what}", where=f"{self.where}, offset {self.at}", expected=f"at most {limit}",
+                              found=value)
+        return value
+
+    def text(self, limit: int = _MAX_TEXT) -> str:
+        raw = self.take(self.count(limit, "text"))
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError("text that is not UTF-8", where=f"{self.where}, offset {self.at}", found=repr(raw[:40])) from error
+
+    def value(self, kind: int, nested: bool = False) -> Any:
+        if kind == STRING:
+            return self.text()
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind])
+        if kind == _ARRAY and not nested:
+            inner, items = self.number("I"), self.count(_MAX_ITEMS, "an array")
+            if inner in _SCALARS:
+                return list(struct.unpack(f"<{items}{_SCALARS[inner]}", self.take(items * struct.calcsize(_SCALARS[inner]))))
+            return [self.value(inner, nested=True) for _ in range(items)]
+        raise FormatError("a value of an unknown type", where=f"{self.where}, offset {self.at}", found=kind)
+
+
+def read_header(data: Bytes, where: Path) -> Header:
+    """The header of a GGUF file whose bytes are ``data``.
+
+    Raises:
+        FormatError: truncated, malformed, or past a limit.
+        Unsupported: another version, another byte order, or an unknown type of tensor.
+    """
+    cursor = _Cursor(data, where)
+    magic = cursor.take(4)
+    if magic != MAGIC:
+        raise FormatError("this is not a GGUF file", where=where, expected="GGUF", found=repr(magic))
+    version = cursor.number("I")
+    if version not in (2, 3):
+        raise Unsupported("another version or byte order of GGUF", where=where, expected="version 2 or 3, little-endian", found=version)
+    count, keys = cursor.count(_MAX_TENSORS, "tensors"), cursor.count(_MAX_KEYS, "keys")
+    values: dict[str, Any] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for _ in range(keys):
+        begin, key = cursor.at, cursor.text(_MAX_NAME)
+        if key in values:
+            raise FormatError("a key stands twice", where=where, found=key)
+        values[key] = cursor.value(cursor.number("I"))
+        spans[key] = begin, cursor.at
+    infos: dict[str, tuple[tuple[int, ...], Kind, int]] = {}
+    for _ in range(count):
+        name, info = _info(cursor)
+        if name in infos:
+            raise FormatError("a tensor name stands twice", where=where, found=name)
+        infos[name] = info
+    alignment = values.get(ALIGNMENT, 32)
+    if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
+        raise FormatError("an alignment must be a power of two", where=where, found=alignment)
+    start = aligned(cursor.at, alignment)
+    tensors = {tensor.name: tensor for tensor in _placed(infos, start, alignment, len(data), where)}
+    return Header(version, values, spans, tensors, alignment, start)
+
+
+def aligned(offset: int, alignment: int) -> int:
+    """The next multiple of an alignment.
+
+    Example:
+        >>> aligned(33, 32), aligned(64, 32)
+        (64, 64)
+    """
+    return -(-offset // alignment) * alignment
+
+
+def _info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], Kind, int]]:
+    name, rank = cursor.text(_MAX_NAME), cursor.number("I")
+    if not name or not 1 <= rank <= 4:
+        raise FormatError("a tensor must have a name and one to four dimensions", where=f"{cursor.where}, tensor {name}", found=rank)
+    shape = tuple(cursor.number("Q") for _ in range(rank))[::-1]
+    kind, offset = cursor.number("I"), cursor.number("Q")
+    if kind not in KINDS:
+        raise Unsupported("an unknown type of tensor", where=f"{cursor.where}, tensor {name}", found=f"type {kind}",
+                          expected=", ".join(known.name for known in KINDS.values()))
+    return name, (shape, KINDS[kind], offset)
+
+
+def _placed(infos: Mapping[str, tuple[tuple[int, ...], Kind, int]], start: int, alignment: int, size: int,
+            where: Path) -> Iterator[Tensor]:
+    """The tensors, which must lie in the file one after another, aligned, none over another, with nothing after the last."""
+    end = 0
+    for name, (shape, kind, offset) in sorted(infos.items(), key=lambda item: item[1][2]):
+        nbytes = count_of(shape, f"{where}, tensor {name}") // kind.block * kind.size
+        if shape[-1] % kind.block or offset != aligned(end, alignment) or start + offset + nbytes > size:
+            raise FormatError("a tensor does not lie where its neighbours end, or not in the file", where=f"{where}, tensor {name}",
+                              expected=f"offset {aligned(end, alignment)}, {nbytes} bytes in a file of {size}", found=offset)
+        end = offset + nbytes
+        yield Tensor(name, shape, kind, start + offset, nbytes)
+    if infos and start + aligned(end, alignment) < size:
+        raise FormatError("bytes after the last tensor", where=where, expected=f"{start + end} bytes", found=size)
+
+
+def text(value: str) -> bytes:
+    """A text as it stands in a header: its length and its bytes."""
+    raw = value.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def key_text(key: str, value: str) -> bytes:
+    """A key with a text as its value, as they stand in a header."""
+    return text(key) + struct.pack("<I", STRING) + text(value)
+
+
+def tensor_info(name: str, shape: tuple[int, ...], number: int, offset: int) -> bytes:
+    """What stands in a header of a tensor; ``offset`` is counted from where all their bytes begin."""
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset)

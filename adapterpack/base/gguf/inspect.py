@@ -1,0 +1,47 @@
+"""What a model in a GGUF file is, as ``inspect`` tells it."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ...errors import storage_errors
+from . import MAGIC
+from .header import Header, read_header
+
+
+def header_at(path: Path) -> Header | None:
+    """The header of a GGUF file, of which no tensor is read; None for a file of another format.
+
+    Raises:
+        FormatError, Unsupported: it is malformed.
+    """
+    with storage_errors(path), path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            return None
+        with mmap.mmap(file.fileno(), os.fstat(file.fileno()).st_size, access=mmap.ACCESS_READ) as data:
+            return read_header(data, path)
+
+
+def inspect_model(path: Path) -> dict[str, Any] | None:
+    """A summary of a model in a GGUF file as JSON values; None where the file holds no model."""
+    header = header_at(path)
+    if header is None or header.values.get("general.type", "model") != "model":
+        return None
+    tensors = header.tensors.values()
+    return {
+        "kind": "base",
+        "format": "gguf",
+        "path": str(path),
+        "name": header.values.get("general.name"),
+        "model_type": header.values.get("general.architecture"),
+        "tensors": len(tensors),
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+        "bytes": sum(tensor.nbytes for tensor in tensors),
+        "dtypes": dict(Counter(tensor.kind.name for tensor in tensors)),
+        "merged": header.values.get("adapterpack.merge"),
+    }

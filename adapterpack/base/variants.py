@@ -1,0 +1,158 @@
+"""How one checkpoint relates to another: the same weights in other files, in another dtype, under other names, or quantized."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import BaseMismatch, NothingToDo
+from ..io.hashing import Source, digest
+from ..io.safetensors import FLOATS
+from .checkpoint import INDEX, Checkpoint
+from .match import Variant
+from .quantization import scheme
+from .recast import cast_digests
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What the second checkpoint is of the first.
+
+    ``kind`` is ``same``, ``reshard``, ``dtype_cast``, ``renamed_keys``, ``quantized`` or ``other``. ``proven`` says that every byte was
+    compared; a quantization is only declared. ``names`` maps names of the first to names of the second where they differ.
+    """
+
+    kind: str
+    proven: bool
+    detail: str
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def relation(a: Checkpoint, b: Checkpoint) -> Relation:
+    """What ``b`` is of ``a``: the first row of a table that holds. Whole tensors are read only where headers and samples agree.
+
+    Raises:
+        StorageError: a file changed since it was opened.
+
+    Example:
+        >>> relation(Checkpoint("base"), Checkpoint("base-bf16")).kind  # doctest: +SKIP
+        'dtype_cast'
+    """
+    return next((found for rule in _RULES if (found := rule(a, b)) is not None), None) or Relation("other", True, _difference(a, b))
+
+
+def variant(a: Checkpoint, b: Checkpoint, tested: bool = False) -> Variant:
+    """``b`` as a declared variant of ``a``, with the digests that it will be known by.
+
+    Raises:
+        BaseMismatch: ``b`` is another base.
+        NothingToDo: ``b`` is ``a`` itself, which needs no declaration.
+    """
+    found = relation(a, b)
+    if found.kind == "same":
+        raise NothingToDo("the two bases are the same files: there is no variant to declare", where=b.folder)
+    if found.kind == "other":
+        raise BaseMismatch(f"this is no variant of the base: {found.detail}", where=b.folder, expected=f"a variant of {a.name}",
+                           remedy="declare only a cast, a quantization, a new sharding or a renaming of the base")
+    return Variant(found.kind, b.fingerprint(files=True), tested)
+
+
+def _same(a: Checkpoint, b: Checkpoint) -> Relation | None:
+    if a.structure != b.structure or a.probe != b.probe or a.content != b.content:
+        return None
+    if _layout(a) == _layout(b):
+        return Relation("same", True, "the weight files are equal")
+    return Relation("reshard", True, f"equal tensors in {len(a.files)} and {len(b.files)} files; their order, split or metadata differs")
+
+
+def _layout(base: Checkpoint) -> tuple[Any, ...]:
+    """All that files hold beside tensors: with equal tensors, equal layouts are equal files, without reading them again."""
+    starts = {shard: min((info.offset for info in file.tensors.values()), default=file.size) for shard, file in base.files.items()}
+    headers = {shard: Source(base.folder / shard, base.identities[shard], ((0, start),)) for shard, start in starts.items()}
+    return digest(headers), (base.folder / INDEX).read_bytes() if base.index is not None else None
+
+
+def _cast(a: Checkpoint, b: Checkpoint) -> Relation | None:
+    if {n: i.shape for n, i in a.tensors.items()} != {n: i.shape for n, i in b.tensors.items()}:
+        return None
+    changed = [name for name, info in a.tensors.items() if info.dtype != b.tensors[name].dtype]
+    if not changed or not all({a.tensors[name].dtype, b.tensors[name].dtype} <= FLOATS for name in changed):
+        return None
+    dtypes = {name: info.dtype for name, info in b.tensors.items()}
+    if cast_digests(a, dtypes, samples=True) != b.samples or cast_digests(a, dtypes) != b.digests:
+        return None
+    kinds = Counter(f"{a.tensors[name].dtype} to {dtypes[name]}" for name in changed)
+    return Relation("dtype_cast", True, "; ".join(f"{kind} in {count} tensors" for kind, count in sorted(kinds.items())))
+
+
+def _renamed(a: Checkpoint, b: Checkpoint) -> Relation | None:
+    if a.tensors.keys() == b.tensors.keys() or _kinds(a, {}) != _kinds(b, {}):
+        return None
+    if _kinds(a, a.samples) != _kinds(b, b.samples) or _kinds(a, a.digests) != _kinds(b, b.digests):
+        return None
+    names = _pairs(a, b)
+    return Relation("renamed_keys", True, f"equal tensors; {len(names)} of {len(a.tensors)} have another name", names)
+
+
+def _kinds(base: Checkpoint, digests: Mapping[str, bytes]) -> Counter[Any]:
+    return Counter((info.dtype, info.shape, digests.get(name)) for name, info in base.tensors.items())
+
+
+def _pairs(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
+    """Old name to new name. Tensors with equal bytes (norms of ones) keep their order as read from the last part of the name, so that a
+    new prefix pairs layer with layer."""
+    left: dict[Any, list[str]] = defaultdict(list)
+    right: dict[Any, list[str]] = defaultdict(list)
+    for base, other, side in ((a, b, left), (b, a, right)):
+        for name, info in base.tensors.items():
+            key = (info.dtype, info.shape, base.digests[name])
+            twin = other.tensors.get(name)
+            if twin is None or key != (twin.dtype, twin.shape, other.digests[name]):
+                side[key].append(name)
+    return {old: new for key in left
+            for old, new in zip(sorted(left[key], key=_backwards), sorted(right[key], key=_backwards), strict=True)}
+
+
+def _backwards(name: str) -> list[str]:
+    return name.split(".")[::-1]
+
+
+def _quantized(a: Checkpoint, b: Checkpoint) -> Relation | None:
+    """Declared by ``b``'s config or names; believed if some tensor that was left alone is the one of ``a``."""
+    declared = scheme(b)
+    if declared is None or scheme(a) is not None:
+        return None
+    both = {name: (a.tensors[name], info) for name, info in b.tensors.items() if name in a.tensors and info.nbytes}
+    common = {name: new.dtype for name, (old, new) in both.items() if old.shape == new.shape and {old.dtype, new.dtype} <= FLOATS}
+    cast = cast_digests(a, common)
+    equal = sum(cast[name] == b.digests[name] for name in common)
+    if not equal:
+        return None
+    return Relation("quantized", False, f"declared: {declared}; {equal} of the {len(common)} tensors left in floating point are equal")
+
+
+_RULES: tuple[Callable[[Checkpoint, Checkpoint], Relation | None], ...] = (_same, _cast, _renamed, _quantized)
+
+
+def _difference(a: Checkpoint, b: Checkpoint) -> str:
+    """The first difference, in words."""
+    for one, other, which in ((a, b, "first"), (b, a, "second")):
+        if lone := sorted(one.tensors.keys() - other.tensors.keys()):
+            return f"only the {which} has {_few(lone)}"
+    if shapes := sorted(n for n in a.tensors if a.tensors[n].shape != b.tensors[n].shape):
+        return f"other shapes: {_few(shapes)}"
+    dtypes = {name: info.dtype for name, info in b.tensors.items()}
+    floats = {name: dtype for name, dtype in dtypes.items() if dtype == a.tensors[name].dtype or {dtype, a.tensors[name].dtype} <= FLOATS}
+    if odd := sorted(dtypes.keys() - floats.keys()):
+        return f"other dtypes: {_few(odd)}"
+    samples = cast_digests(a, floats, samples=True)
+    if values := sorted(name for name in floats if samples[name] != b.samples[name]):
+        return f"other values, as samples show: {_few(values)}"
+    digests = cast_digests(a, floats)
+    return f"other values: {_few(sorted(name for name in floats if digests[name] != b.digests[name]))}"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

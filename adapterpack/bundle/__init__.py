@@ -1,0 +1,1 @@
+"""The bundle, a deployable folder: its manifest and the signature of its graphs."""

@@ -1,0 +1,155 @@
+"""Packs put together under a tree, each kept whole: what is combined when the model runs, not before."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..adapter_methods import Method, Site, complete
+from ..adapter_methods.nodes import Tree, decode, encode, leaves, node, shares
+from ..adapter_methods.nodes.base import Leaf, Node
+from ..adapter_methods.nodes.composed import NAME, composed, drawn, made
+from ..adapter_methods.nodes.registry import NODES
+from ..adapter_methods.nodes.tree import MEMBER
+from ..errors import ConfigError, Unsupported, nearest
+from ..manifest import manifest as m
+from ..manifest.parts import Composition, Member
+from ..pack.lineage import descended
+from ..pack.pack import Adapter, Pack, build
+from .compatibility import common_base, common_task
+from .full_modules import average
+from .text import parse
+
+TreeLike = str | Mapping[str, Any] | Leaf | Node
+"""Text, the JSON value of a tree, or a tree."""
+
+
+def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) -> Pack:
+    """A pack that holds ``parents`` whole, by their names, and computes what ``tree`` says of them.
+
+    Raises:
+        ConfigError: the tree cannot be read, or names other packs than there are.
+        BaseMismatch: the packs belong to different bases.
+        Unsupported: a pack cannot be part of the tree.
+    """
+    if seed < 0:
+        raise ConfigError("a seed is a whole number", where="seed", expected="from 0 on", found=seed, remedy="give another")
+    base, task = common_base(parents), common_task(parents)
+    chosen = _settled(read_tree(tree), base)
+    by_name = _members(parents, chosen)
+    members = tuple(Member(name, pack.id, pack.method.name, pack.method.spec_version) for name, pack in by_name.items())
+    method = composed(chosen, {name: pack.method for name, pack in by_name.items()}, Composition(encode(chosen), members))
+    found: dict[str, dict[str, tuple[m.Group, Adapter]]] = {}
+    for member, pack in by_name.items():
+        for group, adapter in zip((one for one in pack.manifest.groups if one.role == "adapter"), pack.adapters(), strict=True):
+            found.setdefault(adapter.site.path, {})[member] = (group, adapter)
+    sites = [_site(method, parts, by_name) for parts in found.values()]
+    adapters = {site: _adapter(method, site, parts, by_name, seed) for site, parts in zip(sites, found.values(), strict=True)}
+    part = shares(chosen)
+    weights = {group.path: group.weight for parts in found.values() for group, _ in parts.values() if group.weight is not None}
+    weights |= {group.path: group.weight for pack in parents for group in pack.manifest.groups if group.role == "full" and group.weight}
+    licenses = {pack.manifest.license for pack in parents}
+    return build(
+        name, method, adapters, task=task, base=base,
+        shared=_shared(method, len(sites), seed),
+        full=average(parents, [part[member] for member in by_name]),
+        weights=weights,
+        lineage=descended(NAME, parents, {"seed": seed} if drawn(method) else {}),
+        license=licenses.pop() if len(licenses) == 1 else None,
+    )
+
+
+def read_tree(tree: TreeLike) -> Tree:
+    """A tree from what a user gave.
+
+    Raises:
+        ConfigError, FormatError: it cannot be read.
+    """
+    if isinstance(tree, Leaf | Node):
+        return decode(encode(tree))
+    return parse(tree) if isinstance(tree, str) else decode(tree)
+
+
+def _settled(tree: Tree, base: m.Base) -> Tree:
+    """The tree with the settings that follow from the base: how wide its hidden states are."""
+    if isinstance(tree, Leaf):
+        return tree
+    settings = tree.settings
+    if getattr(settings, "hidden", 1) == 0:
+        if base.dims is None or base.dims.hidden is None:
+            raise ConfigError("the packs do not say how wide the base's hidden states are", where=f"tree, {tree.kind}",
+                              remedy=f"say it: {tree.kind}(..., hidden=768)")
+        settings = dataclasses.replace(settings, hidden=base.dims.hidden)
+    written = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return node(NODES[tree.kind], tuple(_settled(child, base) for child in tree.children), written, "")
+
+
+def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
+    by_name = {pack.name: pack for pack in parents}
+    if len(by_name) < len(parents):
+        raise ConfigError("two packs have the same name", where="tree", found=", ".join(pack.name for pack in parents),
+                          remedy="rename one: NAME=PATH")
+    for name, pack in by_name.items():
+        if not MEMBER.fullmatch(name):
+            raise ConfigError("a member's name holds letters, digits, _ and - only", where="tree", found=repr(name),
+                              remedy="rename it: NAME=PATH")
+        if pack.acts is not None:
+            raise Unsupported("this pack acts at some positions of a row only, which a tree does not divide", where=f"pack '{name}'",
+                              found=str(pack.acts)[:200], remedy="make it active beside the composed pack")
+        if pack.method.composition is not None:
+            raise Unsupported("this pack is composed itself", where=f"pack '{name}'",
+                              remedy="write one tree over the packs that it was made of")
+        if len(pack.methods) > 1:
+            raise Unsupported("this pack has several methods, and a member of a tree has one", where=f"pack '{name}'",
+                              found=", ".join(method.name for method in pack.methods),
+                              remedy="make it active beside the composed pack, or train its parts as two packs")
+    named = list(dict.fromkeys(leaves(tree)))
+    for name in named:
+        if name not in by_name:
+            raise ConfigError("the tree names a pack that is not given", where="tree", found=name, expected=", ".join(by_name),
+                              remedy=nearest(name, by_name))
+    if unused := [name for name in by_name if name not in named]:
+        raise ConfigError("the tree does not name every pack", where="tree", found=", ".join(named), expected=", ".join(unused),
+                          remedy="leave the others out")
+    return by_name
+
+
+def _site(method: Method, parts: Mapping[str, tuple[m.Group, Adapter]], packs: Mapping[str, Pack]) -> Site:
+    """The site that all members at it describe, if they describe one."""
+    sites = [adapter.site for _, adapter in parts.values()]
+    first, names = sites[0], list(parts)
+    for name, site in zip(names, sites, strict=True):
+        if (site.kind, site.in_features, site.out_features) != (first.kind, first.in_features, first.out_features):
+            raise Unsupported("two packs describe a site differently", where=f"{site.path} in '{names[0]}' and '{name}'",
+                              expected=f"{first.kind} [{first.out_features}, {first.in_features}]",
+                              found=f"{site.kind} [{site.out_features}, {site.in_features}]",
+                              remedy="compose packs that were trained on one base")
+        if site.kind not in method.traits.layers:
+            raise Unsupported("a tree of these nodes has no such kind of site", where=f"{site.path} in '{name}'", found=site.kind,
+                              expected=" or ".join(method.traits.layers), remedy="leave the pack out, or merge it")
+    return dataclasses.replace(first, bias=any(site.bias for site in sites))
+
+
+def _adapter(
+    method: Method, site: Site, parts: Mapping[str, tuple[m.Group, Adapter]], packs: Mapping[str, Pack], seed: int
+) -> tuple[Any, dict[str, np.ndarray]]:
+    members = {name: {**packs[name].manifest.config, **group.config} for name, (group, _) in parts.items()}
+    cfg = method.config(members=members)
+    params = {f"{name}/{key}": value for name, (_, adapter) in parts.items() for key, value in adapter.wide.items()}
+    if not any(spot.kind.made is not None for spot in method.config.spots):  # members may then want the base's weight, which is not here
+        return cfg, params
+    return cfg, {**params, **made(method, cfg, complete(method, cfg, params, site), site, seed)}
+
+
+def _shared(method: Method, sites: int, seed: int) -> dict[str, np.ndarray]:
+    """What nodes hold for all sites together, as it is before training."""
+    rng = np.random.default_rng(seed)
+    values: dict[str, np.ndarray] = {}
+    for spot in method.config.spots:
+        if spot.kind.made_shared is not None:
+            own = spot.kind.made_shared(spot.settings, len(spot.children), sites, rng)
+            values |= {f"{spot.prefix}{key}": value for key, value in own.items()}
+    return values

@@ -1,0 +1,222 @@
+"""What packs do to the base and to each other, before they are combined: figures for every site and all together, with a verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ...adapter_methods import Site, to_matrix
+from ...base.checkpoint import Checkpoint
+from ...base.dtypes import parse
+from ...errors import ConfigError, NothingToDo, Unsupported
+from ...io.safetensors import DTYPES, FLOATS
+from ...lowrank.space import Term, zero
+from ...lowrank.spectra import Loss
+from ...lowrank.truncation import Cut
+from ...manifest import manifest as m
+from ...pack.pack import Adapter, Pack
+from ...pack.validate.validation import load
+from ..arguments import checked_weights, opened_base
+from ..compatibility import SIDE_BY_SIDE, common_base, common_task
+from ..full_modules import comparable
+from ..represent import Represented, represent
+from . import verdict
+from .audit_report import Audit, Audited, Skipped, Whole
+from .measures import measure
+from .scan import SAMPLE, fold_losses, norm_of, rows_of, scan
+
+RANKS = (1, 2, 4, 8, 16, 32)
+"""Where the loss of a truncation is told, if nothing else is asked for."""
+_APPROXIMATED = Cut(rank=256, energy=0.999)
+"""How a change without a low rank is taken as factors."""
+
+Progress = Callable[[int, int], None]
+
+
+class _Part(NamedTuple):
+    """One pack's group at a site, and what all its sites have in common."""
+
+    pack: Pack
+    group: m.Group
+    shared: Mapping[str, np.ndarray]
+
+
+def audit(
+    packs: Sequence[Pack | str | os.PathLike[str]],
+    *,
+    weights: Sequence[float] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    ranks: Sequence[int] = RANKS,
+    dtypes: Sequence[str] = ("bf16", "fp16"),
+    exact: bool = False,
+    progress: Progress | None = None,
+) -> Audit:
+    """What packs do to the base and to each other: energy, rank, interference, shared subspaces, conflicts of sign and losses, with a
+    verdict.
+
+    Works site by site, without torch; memory does not grow with the number of sites beyond what is reported. One pack alone is valid too.
+
+    Args:
+        packs: the packs, or their folders; all of one base, of any methods that change weights.
+        weights: one number a pack, of any sign, under which the sum is judged; equal and of sum 1 by default.
+        base: the checkpoint behind the packs: for the size of a change beside its weight, for the loss of a fold, and for methods whose
+            change depends on the weight (DoRA, OFT, ...).
+        ranks: where the loss of a truncation of the weighted sum is told.
+        dtypes: in which the weighted sum is folded into the base, to see what rounding leaves of it; needs ``base``.
+        exact: looks at all entries for conflicts of sign and for the loss of a fold; else at about a million at a site, drawn by its path.
+        progress: is told (bytes done, bytes in all).
+
+    Returns:
+        The figures by site, all together, and in words. ``to_json()`` is what the command prints.
+
+    Raises:
+        NothingToDo: there are no packs, or none changes anything that can be measured.
+        BaseMismatch: the packs belong to different bases, or ``base`` is another.
+        ConfigError: wrong weights, ranks or dtypes.
+
+    Example:
+        >>> audit(["packs/tickets", "packs/emails"]).verdict.summary  # doctest: +SKIP
+        'The packs hardly meet: add them up.'
+    """
+    factors = checked_weights(packs, weights)
+    _check_ranks(ranks)
+    codes = list(dict.fromkeys(parse(name) for name in dtypes))
+    loaded = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    common_base(loaded)
+    checkpoint = opened_base(base, loaded)
+    union = _union(loaded)
+    costs = {path: _bytes(parts, checkpoint) for path, parts in union.items()}
+    done, total = 0, max(1, sum(costs.values()))
+    sites: list[Audited] = []
+    skipped: list[Skipped] = []
+    for path, parts in union.items():
+        site = _site(path, parts, factors, checkpoint, sorted(set(ranks)), codes, exact, skipped)
+        sites += [site] if site is not None else []
+        done += costs[path]
+        if progress is not None:
+            progress(done, total)
+    whole = list(_whole(loaded))
+    if not sites and not whole:
+        reason = f": {skipped[0].reason}" if skipped else ""
+        raise NothingToDo(f"no change of these packs can be measured{reason}", where=", ".join(pack.name for pack in loaded),
+                          remedy="audit packs that change weights")
+    named, folded = (None, ()) if checkpoint is None else (checkpoint.name, tuple(codes))
+    found = Audit(tuple(loaded), tuple(factors), named, tuple(sorted(set(ranks))), folded, tuple(sites), tuple(skipped), tuple(whole),
+                  tuple(_obstacles(loaded)))
+    return dataclasses.replace(found, verdict=verdict.of(found))
+
+
+def _check_ranks(ranks: Sequence[int]) -> None:
+    for rank in ranks:
+        if isinstance(rank, bool) or rank != int(rank) or rank < 1:
+            raise ConfigError("a rank must be a positive whole number", where="ranks", expected="at least 1", found=rank,
+                              remedy="give a larger rank")
+
+
+def _union(packs: Sequence[Pack]) -> dict[str, list[_Part | None]]:
+    """Every path that a pack adapts, with the groups of the packs there; in the order in which they first appear."""
+    found: dict[str, list[_Part | None]] = {}
+    for index, pack in enumerate(packs):
+        shared = pack.shared()
+        for group in pack.manifest.groups:
+            if group.role == "adapter":
+                found.setdefault(group.path, [None] * len(packs))[index] = _Part(pack, group, shared)
+    return found
+
+
+def _bytes(parts: Sequence[_Part | None], base: Checkpoint | None) -> int:
+    """About what a site costs: the bytes of its tensors and of its base weight."""
+    own = sum(value.nbytes for part in parts if part is not None for value in part.pack.params(part.group.path).values())
+    named = next(part.group for part in parts if part is not None)
+    weight = None if base is None else base.weight_name(named.path, named.weight)
+    return own + (base.tensors[weight].nbytes if base is not None and weight is not None else 0)
+
+
+def _site(
+    path: str, parts: Sequence[_Part | None], weights: Sequence[float], base: Checkpoint | None, ranks: Sequence[int],
+    dtypes: Sequence[str], exact: bool, skipped: list[Skipped],
+) -> Audited | None:
+    made: list[Represented | None] = []
+    first: tuple[str, Site] | None = None
+    named = None
+    for part in parts:
+        made.append(None)
+        if part is None:
+            continue
+        try:
+            adapter = _adapter(part)
+            if first is not None:
+                _require_same(path, first, (part.pack.name, adapter.site))
+            made[-1] = represent(adapter, base=base, cut=_APPROXIMATED)
+        except Unsupported as error:
+            skipped.append(Skipped(part.pack.name, path, str(error)))
+            continue
+        first, named = first or (part.pack.name, adapter.site), named or adapter.weight
+    if first is None:
+        return None
+    m_, n = next(each.factors.shape for each in made if each is not None)
+    terms = [Term(*(zero(m_, n) if each is None else each.factors), weight) for each, weight in zip(made, weights, strict=True)]
+    rows = rows_of(path, m_, n, None if exact else SAMPLE)
+    measures, found = measure(terms, scan(terms, rows), ranks)
+    weight = None if base is None else _weight(base, path, named, first[1], (m_, n))
+    if weight is not None:
+        measures = dataclasses.replace(measures, base=norm_of(weight), folds=fold_losses(terms, weight, rows, dtypes))
+    loss = Loss(sum(each.loss.tail for each in made if each), sum(each.loss.total for each in made if each))
+    return Audited(path, (m_, n), len(rows), measures, tuple(each.S for each in found), loss.relative)
+
+
+def _adapter(part: _Part) -> Adapter:
+    """One site of a pack with its parameters, the shared ones among them."""
+    pack, group, shared = part
+    common = shared if group.method is None else {}
+    return Adapter(pack.site(group), pack.config_at(group), {**common, **pack.params(group.path)}, group.weight, pack.method_of(group))
+
+
+def _require_same(path: str, one: tuple[str, Site], two: tuple[str, Site]) -> None:
+    expected, found = (f"{site.kind} [{site.out_features}, {site.in_features}]" for _, site in (one, two))
+    if expected != found:
+        raise Unsupported("two packs describe a site differently", where=f"{path} in '{one[0]}' and '{two[0]}'", expected=expected,
+                          found=found, remedy="audit packs that were trained on one base")
+
+
+def _weight(base: Checkpoint, path: str, named: str | None, site: Site, shape: tuple[int, int]) -> np.ndarray | None:
+    """The base weight as ``[out, in]``, a view of the mapped file; None where it is not in numbers of this shape."""
+    name = base.weight_name(path, named)
+    if name is None or base.tensors[name].dtype not in FLOATS or base.tensors[name].dtype not in DTYPES:
+        return None
+    weight = to_matrix(site.kind, base.read(name))
+    return weight if weight.shape == shape else None
+
+
+def _whole(packs: Sequence[Pack]) -> Iterator[Whole]:
+    """The modules trained whole, and what compose would do with each."""
+    modules = [(pack, pack.full()) for pack in packs]
+    paths = list(dict.fromkeys(path for _, module in modules for path in module))
+    if not paths:
+        return
+    try:
+        comparable(packs)
+        common_task(packs)
+        refusal = None
+    except Unsupported as error:
+        refusal = str(error)
+    for path in paths:
+        holders = [(pack.name, module[path]) for pack, module in modules if path in module]
+        numbers = max(sum(value.size for value in module.values()) for _, module in holders)
+        yield Whole(path, tuple(name for name, _ in holders), numbers, refusal)
+
+
+def _obstacles(packs: Sequence[Pack]) -> Iterator[str]:
+    """Why compose would refuse these packs, whatever the figures say."""
+    for check in (common_task, comparable):
+        try:
+            check(packs)
+        except Unsupported as error:
+            yield str(error)
+    for pack in packs:
+        if any(method.kind != "weight" or method.composition is not None for method in pack.methods):
+            yield f"{pack.name} is not a plain change of weights, which compose needs: {SIDE_BY_SIDE}."

@@ -1,0 +1,177 @@
+"""What an audit found, and the object that ``--json`` prints of it: matrices as lists of rows, null for what does not exist."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...lowrank.truncation import Cut, energy_of
+from ...pack.pack import Pack
+from .measures import Measures, effective_rank, pooled, stable_rank
+
+_LAYER = re.compile(r"(?:^|\.)(\d{1,6})\.")
+_DIGITS = 6
+
+
+class Skipped(NamedTuple):
+    """A pack's change at a site that could not be measured, and why."""
+
+    pack: str
+    path: str
+    reason: str
+
+
+class Whole(NamedTuple):
+    """A module that packs hold whole, how many numbers it has, and why compose would refuse it; None: it is averaged."""
+
+    path: str
+    packs: tuple[str, ...]
+    numbers: int
+    refusal: str | None
+
+    @property
+    def treatment(self) -> str:
+        """What compose does with it, in words."""
+        return "averaged under the weights brought to sum 1" if self.refusal is None else f"refused: {self.refusal}"
+
+
+@dataclass(frozen=True)
+class Audited:
+    """One site: ``rows`` of its ``shape[0]`` were looked at entry by entry; ``spectra`` are the singular values of each pack's change;
+    ``approximation`` is the relative error of taking changes without a low rank as factors.
+    """
+
+    path: str
+    shape: tuple[int, int]
+    rows: int
+    measures: Measures
+    spectra: tuple[np.ndarray, ...]
+    approximation: float
+
+    @property
+    def layer(self) -> int | None:
+        """The number of the layer that the path names, or None."""
+        found = _LAYER.search(self.path)
+        return int(found[1]) if found else None
+
+    @property
+    def module(self) -> str:
+        """What the path names beside the layer."""
+        found = _LAYER.search(self.path)
+        return self.path[found.end() :] if found else self.path
+
+    @property
+    def concern(self) -> float:
+        """How much is to be looked at here: interference relative to the norm; of a lone pack its energy."""
+        if len(self.spectra) > 1:
+            return self.measures.relative_interference
+        relative = float(self.measures.relative[0])
+        return relative if math.isfinite(relative) else float(self.measures.norms[0])
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything that was found. ``ranks`` and ``dtypes`` are those for which losses are told; ``obstacles`` are the reasons for which
+    compose would refuse the packs whatever the figures say.
+    """
+
+    packs: tuple[Pack, ...]
+    weights: tuple[float, ...]
+    base: str | None
+    ranks: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    sites: tuple[Audited, ...]
+    skipped: tuple[Skipped, ...]
+    whole: tuple[Whole, ...]
+    obstacles: tuple[str, ...]
+    verdict: Verdict = NOT_YET
+
+    @cached_property
+    def total(self) -> Measures | None:
+        """The measures of all sites together; None where there are none."""
+        return pooled([site.measures for site in self.sites]) if self.sites else None
+
+    def worst(self, count: int = 10) -> list[Audited]:
+        """The sites of the greatest concern, first."""
+        return sorted(self.sites, key=lambda site: (-site.concern, site.path))[:count]
+
+    def to_json(self) -> dict[str, Any]:
+        """The audit as the command prints it."""
+        return {
+            "packs": [
+                {"name": pack.name, "id": pack.id, "method": ", ".join(method.name for method in pack.methods), "weight": weight,
+                 "sites": sum(bool(len(site.spectra[index])) for site in self.sites)}
+                for index, (pack, weight) in enumerate(zip(self.packs, self.weights, strict=True))
+            ],
+            "base": self.base,
+            "ranks": list(self.ranks),
+            "dtypes": list(self.dtypes),
+            "verdict": {"kind": self.verdict.kind, "summary": self.verdict.summary, "rules": list(self.verdict.rules),
+                        "weights": None if self.verdict.weights is None else list(self.verdict.weights),
+                        "reasons": list(self.verdict.reasons)},
+            "total": None if self.total is None else self._figures(self.total),
+            "sites": [self._site(site) for site in self.sites],
+            "skipped": [skipped._asdict() for skipped in self.skipped],
+            "whole": [{"path": each.path, "packs": list(each.packs), "numbers": each.numbers, "averaged": each.refusal is None,
+                       "treatment": each.treatment} for each in self.whole],
+            "obstacles": list(self.obstacles),
+        }
+
+    def _site(self, site: Audited) -> dict[str, Any]:
+        return {
+            "path": site.path,
+            "layer": site.layer,
+            "module": site.module,
+            "shape": list(site.shape),
+            "rows_examined": site.rows,
+            "sampled": site.rows < site.shape[0],
+            "approximation": _number(site.approximation),
+            "spectra": [_spectrum(S) for S in site.spectra],
+            **self._figures(site.measures),
+        }
+
+    def _figures(self, found: Measures) -> dict[str, Any]:
+        overlap, entries = found.overlap, found.entries
+        base = found.base and math.sqrt(found.base)
+        return {
+            "norms": _list(found.norms),
+            "base_norm": None if base is None else _number(base),
+            "relative_norms": _list(found.relative),
+            "combined": {"norm": _number(found.combined), "relative_norm": _number(found.combined / base) if base else None},
+            "cosine": _list(found.cosine),
+            "overlap": {"outputs": _list(overlap[0]), "inputs": _list(overlap[1])},
+            "interference": {"total": _number(found.interference), "relative": _number(found.relative_interference)},
+            "conflict": {"share": _number(entries.conflict), "large": _number(entries.large_conflict),
+                         "cancelled": _number(entries.cancelled), "pairs": _list(entries.pairs)},
+            "retained": _list(found.retained),
+            "cross_terms": _number(found.relative_cross),
+            "truncation": {str(rank): _number(loss) for rank, loss in zip(self.ranks, found.truncation, strict=True)},
+            "fold": {dtype: {"relative_error": _number(loss.relative_error), "kept": _number(loss.kept)}
+                     for dtype, sums in found.folds.items() for loss in [sums.loss("", dtype)]},
+        }
+
+
+def _spectrum(S: np.ndarray) -> dict[str, Any]:
+    return {
+        "rank": len(S),
+        "effective_rank": _number(effective_rank(S)),
+        "stable_rank": _number(stable_rank(S)),
+        "rank_99": Cut(energy=0.99).kept(S),
+        "energy": _number(energy_of(S)),
+        "values": _list(S),
+    }
+
+
+def _list(values: Sequence[Any] | np.ndarray) -> list[Any]:
+    return [_list(value) if np.ndim(value) else _number(float(value)) for value in values]
+
+
+def _number(value: float) -> float | None:
+    """To six digits, which is more than any of the figures means; None for what is not a number."""
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None

@@ -1,0 +1,89 @@
+"""What packs must share before they can be combined: the base, the task and the meaning of the outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ..base import identity
+from ..errors import BaseMismatch, Unsupported
+from ..manifest import manifest as m
+from ..pack.pack import Pack
+
+SIDE_BY_SIDE = "compose adapters of one task, or serve them side by side in a bank bundle"
+
+
+def common_base(packs: Sequence[Pack]) -> m.Base:
+    """The base that all packs are of, or that declares the others as variants; with the variants that any of them declares of it.
+
+    Raises:
+        BaseMismatch: there is none, or two packs name other types of model; two that disagree are named.
+    """
+    bases = [pack.manifest.base for pack in packs]
+    fitting = [base for base in bases if all(identity.agree(base, other) for other in bases)]
+    types = dict.fromkeys(base.model_type for base in bases if base.model_type is not None)
+    if not fitting or len(types) > 1:
+        pairs = [(one, other) for one in packs for other in packs if not identity.agree(one.manifest.base, other.manifest.base)
+                 or len({one.manifest.base.model_type, other.manifest.base.model_type} - {None}) > 1]
+        one, other = next((pair for pair in pairs if _differ(*(pack.manifest.base for pack in pair))), pairs[0])
+        field = next((field for field in ("structure", "content", "files", "probe", "model_type") if _known(field, one, other)), "content")
+        raise BaseMismatch("the packs were made for different bases", where=f"{field} of '{one.name}' and '{other.name}'",
+                           expected=_described(one.manifest.base, field), found=_described(other.manifest.base, field),
+                           remedy="compose packs that were trained on one base, or declare one base a variant of the other "
+                                  "(adapterpack declare)")
+    best = max(fitting, key=lambda base: (base.content is not None, base.structure is not None, base.name is not None))
+    declared = (variant for base in bases if base.content == best.content for variant in base.variants)
+    return dataclasses.replace(best, variants=tuple(dict.fromkeys(declared)))
+
+
+def _differ(one: m.Base, other: m.Base) -> bool:
+    types = {one.model_type, other.model_type} - {None}
+    return len(types) > 1 or not (identity.agree(one, other) or identity.agree(other, one))
+
+
+def _known(field: str, one: Pack, other: Pack) -> bool:
+    mine, its = getattr(one.manifest.base, field), getattr(other.manifest.base, field)
+    return mine is not None and its is not None and mine != its
+
+
+def _described(base: m.Base, field: str) -> str:
+    return f"{base.name or 'an unnamed base'} ({getattr(base, field)[:17]})"
+
+
+def common_task(packs: Sequence[Pack]) -> m.Task:
+    """The task of all packs, with its labels.
+
+    Packs that hold a module trained whole, such as a head, must have the very same labels; others may leave them unsaid.
+
+    Raises:
+        Unsupported: the tasks or the labels differ.
+    """
+    tasks = [pack.manifest.task for pack in packs]
+    whole = any(group.role == "full" for pack in packs for group in pack.manifest.groups)
+    labelled = [(pack.name, task.labels) for pack, task in zip(packs, tasks, strict=True) if whole or task.labels is not None]
+    for name, labels in labelled[1:]:
+        if labels != labelled[0][1]:
+            raise Unsupported("the packs have different labels, so their outputs do not mean the same",
+                              where=f"'{labelled[0][0]}' and '{name}'", expected=listed(labelled[0][1]), found=listed(labels),
+                              remedy=f"{SIDE_BY_SIDE}; or say what becomes of modules trained whole: whole='union', or 'pick:NAME'")
+    return dataclasses.replace(common_type(packs), labels=labelled[0][1] if labelled else None)
+
+
+def common_type(packs: Sequence[Pack]) -> m.Task:
+    """The task of all packs, whatever their labels.
+
+    Raises:
+        Unsupported: the tasks differ.
+    """
+    tasks = [pack.manifest.task for pack in packs]
+    for pack, task in zip(packs, tasks, strict=True):
+        if task.type != tasks[0].type:
+            raise Unsupported("the packs are for different tasks", where=f"'{packs[0].name}' and '{pack.name}'", expected=tasks[0].type,
+                              found=task.type, remedy=SIDE_BY_SIDE)
+    architecture = next((task.architecture for task in tasks if task.architecture is not None), None)
+    return m.Task(tasks[0].type, architecture, None)
+
+
+def listed(labels: tuple[str, ...] | None) -> str:
+    """Labels as an error says them."""
+    return "no labels" if labels is None else ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")

@@ -1,0 +1,173 @@
+"""Modules that packs carry whole, such as a classification head, an embedding or a norm: what becomes of them is a policy, never chance."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import ConfigError, Unsupported, nearest
+from ..io.safetensors import FLOATS, dtype_name
+from ..manifest import manifest as m
+from ..pack.pack import Pack
+from .compatibility import SIDE_BY_SIDE, common_task, common_type, listed
+
+Modules = dict[str, dict[str, np.ndarray]]
+
+
+class Whole(NamedTuple):
+    """The task of the new pack, with its labels, and the modules that it carries whole."""
+
+    task: m.Task
+    modules: Modules
+
+
+class Policy(NamedTuple):
+    """What becomes of the modules: ``decide`` takes the packs, their weights, and what the user named behind a colon."""
+
+    summary: str
+    decide: Callable[[Sequence[Pack], Sequence[float], str], Whole]
+    named: bool = False
+
+
+def decided(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -> Whole:
+    """What a policy, ``average``, ``union`` or ``pick:NAME``, makes of the packs' tasks and of the modules that they trained whole.
+
+    Raises:
+        ConfigError: there is no such policy, or no pack of that name.
+        Unsupported: the policy cannot be followed; the message says why.
+    """
+    name, _, of = policy.partition(":")
+    if name not in POLICIES or POLICIES[name].named != bool(of):
+        known = [f"{each}:NAME" if one.named else each for each, one in POLICIES.items()]
+        raise ConfigError("unknown policy for modules trained whole", where="whole", expected=" or ".join(known), found=repr(policy),
+                          remedy="give one of them")
+    return POLICIES[name].decide(packs, weights, of)
+
+
+def _averaged(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Whole:
+    return Whole(common_task(packs), average(packs, weights))
+
+
+def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Whole:
+    """Those of one pack, with its labels."""
+    by_name = {pack.name: pack for pack in packs}
+    if of not in by_name:
+        raise ConfigError("no pack of that name takes part", where="whole", expected=" or ".join(by_name), found=repr(of),
+                          remedy=nearest(of, by_name))
+    return Whole(dataclasses.replace(common_type(packs), labels=by_name[of].manifest.task.labels), by_name[of].full())
+
+
+def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Whole:
+    """Those of all label sets: heads of one set are averaged, those of several become one head with the outputs of each, in order."""
+    sets: dict[tuple[str, ...] | None, list[int]] = {}
+    for index, pack in enumerate(packs):
+        if pack.full():
+            sets.setdefault(pack.manifest.task.labels, []).append(index)
+    if len(sets) < 2:
+        return _averaged(packs, weights, of)
+    named = [(labels, packs[members[0]].name) for labels, members in sets.items()]
+    for labels, name in named:
+        if labels is None:
+            raise Unsupported("heads are joined by their labels, and this pack names none", where=f"pack '{name}'", remedy="pick one: "
+                              "whole='pick:NAME'")
+    together = [label for labels, _ in named for label in labels or ()]
+    if twice := {label for label in together if together.count(label) > 1}:
+        raise Unsupported("two heads have a label in common, and one output cannot be both of theirs",
+                          where=" and ".join(f"'{name}'" for _, name in named), found=listed(tuple(sorted(twice))),
+                          remedy="rename the labels of one, or pick one head: whole='pick:NAME'")
+    parts = [average([packs[i] for i in members], [weights[i] for i in members]) for members in sets.values()]
+    sizes = [len(labels or ()) for labels in sets]
+    paths = list(dict.fromkeys(path for part in parts for path in part))
+    modules = {path: _joined(path, [part.get(path) for part in parts], sizes, [name for _, name in named]) for path in paths}
+    return Whole(dataclasses.replace(common_type(packs), labels=tuple(together)), modules)
+
+
+def _joined(path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Sequence[int], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """One module of those that the label sets have there."""
+    found: dict[str, np.ndarray] = {}
+    for name, part in zip(names, parts, strict=True):
+        if part is None or part.keys() != next(each for each in parts if each is not None).keys():
+            raise Unsupported("a module that another pack trained whole is missing, or has other tensors", where=f"{path} in '{name}'",
+                              remedy="pick one: whole='pick:NAME'")
+    there = [part for part in parts if part is not None]
+    for key in there[0]:
+        values = [part[key] for part in there]
+        if all(len(value.shape) and len(value) == size and value.shape[1:] == values[0].shape[1:]
+               for value, size in zip(values, sizes, strict=True)):
+            found[key] = np.concatenate(values, axis=0)
+        elif all(np.array_equal(value, values[0]) for value in values):
+            found[key] = values[0]
+        else:
+            raise Unsupported("only outputs of labels can stand side by side; this part of the heads, which comes before them, differs",
+                              where=f"{path}.{key} in " + " and ".join(f"'{name}'" for name in names),
+                              expected="one tensor in all packs, or a row for each label",
+                              found=" and ".join(str(list(value.shape)) for value in values),
+                              remedy="pick one head: whole='pick:NAME', or serve the packs side by side in a bank bundle")
+    return found
+
+
+POLICIES = {
+    "average": Policy("modules of all packs averaged under the weights; labels must be the same", _averaged),
+    "union": Policy("averaged where the labels are the same; heads of other labels side by side, as one head of all labels", _united),
+    "pick": Policy("those of the pack NAME, with its labels", _picked, named=True),
+}
+
+
+def average(packs: Sequence[Pack], weights: Sequence[float]) -> Modules:
+    """The modules trained whole, each the average of the packs' under the weights normalised to sum 1; float32.
+
+    A module is a weight and no change, so only an average of modules is a module of the same size. The sum is made in float64.
+
+    Raises:
+        Unsupported: a pack lacks a module or a tensor that another has, shapes differ, or the weights sum to 0.
+    """
+    modules = comparable(packs)
+    paths = list(modules[0]) if modules else []
+    if not paths:
+        return {}
+    total = sum(weights)
+    if abs(total) <= 1e-9 * sum(map(abs, weights)):
+        raise Unsupported("modules trained whole are averaged, and weights that sum to 0 have no average", where=", ".join(paths),
+                          expected="weights with a sum other than 0", found=", ".join(f"{weight:g}" for weight in weights),
+                          remedy="choose other weights, or train the adapters without these modules")
+    shares = [weight / total for weight in weights]
+    return {path: _average(path, [module[path] for module in modules], shares) for path in paths}
+
+
+def comparable(packs: Sequence[Pack]) -> list[dict[str, dict[str, np.ndarray]]]:
+    """The modules that each pack trained whole, shown to be the same ones with the same tensors in all.
+
+    Raises:
+        Unsupported: a pack lacks a module or a tensor that another has, or shapes differ.
+    """
+    modules = [pack.full() for pack in packs]
+    paths = list(dict.fromkeys(path for module in modules for path in module))
+    for pack, module in zip(packs, modules, strict=True):
+        for path in paths:
+            if path not in module:
+                raise Unsupported("a module that another pack trained whole is missing", where=f"pack '{pack.name}'", expected=path,
+                                  found=", ".join(module) or "none", remedy=SIDE_BY_SIDE)
+            expected, found = ({param: tuple(value.shape) for param, value in one.items()} for one in (modules[0][path], module[path]))
+            if expected != found:
+                raise Unsupported("a module trained whole has other tensors in another pack",
+                                  where=f"{path} in '{packs[0].name}' and '{pack.name}'", expected=expected, found=found,
+                                  remedy=SIDE_BY_SIDE)
+    return modules
+
+
+def _average(path: str, modules: Sequence[dict[str, np.ndarray]], shares: Sequence[float]) -> dict[str, np.ndarray]:
+    return {param: _mean(f"{path}.{param}", [module[param] for module in modules], shares) for param in modules[0]}
+
+
+def _mean(where: str, values: Sequence[np.ndarray], shares: Sequence[float]) -> np.ndarray:
+    if any(dtype_name(value.dtype) not in FLOATS for value in values):
+        if any(not np.array_equal(value, values[0]) for value in values):
+            raise Unsupported("whole numbers that differ between packs have no average", where=where, remedy=SIDE_BY_SIDE)
+        return values[0]
+    total = np.zeros(values[0].shape, np.float64)
+    for value, share in zip(values, shares, strict=True):
+        total += share * value.astype(np.float64)
+    return total.astype(np.float32)

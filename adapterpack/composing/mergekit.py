@@ -1,0 +1,130 @@
+"""Compositions as configurations of mergekit, where its formula is the same; refused by name, with the reason, where it is not.
+
+mergekit merges whole models: ``base+adapter`` less ``base`` is the change, and the result a full checkpoint without a cut.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..errors import Unsupported
+from ..io.atomic import output_file
+from .recipe import Recipe
+
+
+class Equal(NamedTuple):
+    """One of mergekit's methods: its name, its parameters of one model by weight, and its parameters of all, from those of the rule.
+
+    ``condition`` says, from weights and parameters, why they are not equal after all; "" where they are.
+    """
+
+    method: str
+    each: Callable[[float, Mapping[str, Any]], dict[str, Any]]
+    all: Callable[[Mapping[str, Any]], dict[str, Any]]
+    condition: Callable[[Sequence[float], Mapping[str, Any]], str] = lambda weights, params: ""
+
+
+def _sum() -> Equal:
+    return Equal("task_arithmetic", lambda weight, params: {"weight": weight}, lambda params: {"normalize": False, "lambda": 1.0})
+
+
+def _per_tensor(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+    if params.get("scope") != "tensor":
+        return "mergekit trims each tensor for itself; compose with --param scope=tensor"
+    return _positive(weights, params)
+
+
+def _positive(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+    return "" if all(weight > 0 for weight in weights) else "mergekit divides by the sum of the weights, not of their sizes"
+
+
+def _banded(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+    if params.get("gamma") == 0:
+        return "with gamma 0 mergekit makes every change zero"
+    return "" if params.get("scope") == "tensor" else "mergekit trims each tensor for itself; compose with --param scope=tensor"
+
+
+def _even(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+    if params.get("scope", "tensor") != "tensor" or params.get("per", "tensor") != "tensor":
+        return "mergekit measures each tensor for itself"
+    return "" if len(set(weights)) == 1 and weights[0] > 0 else "mergekit's model_stock has no weights"
+
+
+def _arc(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+    if params.get("scope", "tensor") != "tensor":
+        return "mergekit measures each tensor for itself"
+    return _positive(weights, params) if len(weights) == 2 else "mergekit's nuslerp takes two models"
+
+
+def _voted(weight: float, params: Mapping[str, Any]) -> dict[str, Any]:
+    return {"weight": weight, "density": params["density"]} | ({"gamma": params["gamma"]} if "gamma" in params else {})
+
+
+def _scaled(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {"normalize": bool(params.get("normalize", False)), "lambda": float(params.get("lam", 1.0))}
+
+
+EQUALS: Mapping[str, Equal] = {
+    **dict.fromkeys(("linear", "cat", "svd", "lorahub"), _sum()),
+    "task_arithmetic": _sum()._replace(all=lambda params: {"normalize": False, "lambda": float(params["lam"])}),
+    "negate": _sum()._replace(all=lambda params: {"normalize": False, "lambda": -float(params["lam"])}),
+    "average": _sum()._replace(all=lambda params: {"normalize": True, "lambda": 1.0}, condition=_positive),
+    "ties": Equal("ties", _voted, _scaled, _per_tensor),
+    "breadcrumbs": Equal("breadcrumbs", _voted, _scaled, _banded),
+    "breadcrumbs_ties": Equal("breadcrumbs_ties", _voted, _scaled, lambda weights, params: _banded(weights, params)
+                              or _positive(weights, params)),
+    "slerp": Equal("nuslerp", lambda weight, params: {"weight": weight}, lambda params: {"nuslerp_flatten": True}, _arc),
+    "model_stock": Equal("model_stock", lambda weight, params: {}, lambda params: {"filter_wise": False}, _even),
+}
+"""Rule -> mergekit's method with the same formula."""
+
+REASONS: Mapping[str, str] = {
+    **dict.fromkeys(("dare_linear", "dare_ties", "della", "della_linear"), "its random choices are others, and no seed makes them equal"),
+    "karcher": "mergekit takes the mean of whole models, not of changes",
+    "sce": "mergekit's has no weights of models",
+}
+
+
+def to_mergekit(recipe: Recipe, base: str, models: Sequence[str]) -> dict[str, Any]:
+    """The configuration of the same merge for mergekit: ``base`` and ``models`` are paths or names, the models in the recipe's order.
+
+    Raises:
+        Unsupported: mergekit has no such rule, or one with another formula.
+
+    Example:
+        >>> from adapterpack.manifest.manifest import Parent
+        >>> recipe = Recipe("both", (Parent("sha256:" + "0" * 64, "a", 0.5),), rule="linear")
+        >>> to_mergekit(recipe, "org/base", ["packs/a"])["models"]
+        [{'model': 'org/base+packs/a', 'parameters': {'weight': 0.5}}]
+    """
+    rule, weights = recipe.rule, [parent.weight or 0.0 for parent in recipe.parents]
+    equal = EQUALS.get(rule or "")
+    reason = "a tree is evaluated when the model runs" if rule is None else REASONS.get(rule, "it has no method with this formula")
+    if equal is not None:
+        reason = equal.condition(weights, recipe.params)
+    if equal is None or reason:
+        raise Unsupported("mergekit would not give the same", where=f"rule {rule or 'tree'}", found=reason,
+                          expected=f"one of {', '.join(sorted(EQUALS))}",
+                          remedy="keep the recipe, which adapterpack compose --recipe repeats")
+    return {
+        "merge_method": equal.method,
+        "base_model": base,
+        "models": [{"model": f"{base}+{model}", **({"parameters": one} if (one := equal.each(weight, recipe.params)) else {})}
+                   for model, weight in zip(models, weights, strict=True)],
+        "parameters": equal.all(recipe.params),
+        "dtype": "float32",
+    }
+
+
+def write(recipe: Recipe, base: str, models: Sequence[str], out: str | os.PathLike[str]) -> None:
+    """Writes :func:`to_mergekit` as YAML, and in a comment what adapterpack cut off, which mergekit does not."""
+    import yaml  # noqa: PLC0415 - most compositions write none
+
+    value = to_mergekit(recipe, base, models)
+    note = f"# The merge of the adapterpack recipe '{recipe.name}'.\n"
+    if cut := {name: recipe.options[name] for name in ("rank", "energy", "budget") if name in recipe.options}:
+        note += f"# adapterpack cut the result ({', '.join(f'{name} {value:g}' for name, value in cut.items())}); mergekit does not.\n"
+    with output_file(out) as file:
+        file.write_text(note + yaml.safe_dump(value, sort_keys=False), "utf-8")

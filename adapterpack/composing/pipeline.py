@@ -1,0 +1,172 @@
+"""Several packs combined into one, exactly where the rule allows it, and with the loss written down where a rank is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..io.atomic import refuse_existing
+from ..pack.pack import Pack
+from ..pack.validate.validation import load
+from ..pack.writing import written
+from .arguments import checked_weights, chosen_name
+from .rules import registry
+from .work import Progress, Request, Work, combined, packed, prepared
+
+if TYPE_CHECKING:
+    from .assemble import TreeLike
+    from .recipe import Recipe
+    from .statistics import Statistics
+
+Packs = Sequence[Pack | str | os.PathLike[str]]
+Score = Callable[[Pack], float]
+"""How good a pack is; more is better."""
+
+
+def compose(
+    packs: Packs,
+    *,
+    rule: str = "linear",
+    weights: Sequence[float] | None = None,
+    params: Mapping[str, Any] | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    budget: float | None = None,
+    whole: str = "average",
+    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
+    score: Score | None = None,
+    base: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    tree: TreeLike | None = None,
+    seed: int = 0,
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Pack:
+    """One LoRA pack whose change is that of several packs, combined by a rule (:func:`adapterpack.rules`); or, with a tree, one pack that
+    holds them all and combines them when it runs.
+
+    Args:
+        packs: the packs, or their folders; all of one base and one task. A pack that does not change a site adds nothing there. Their order
+            decides nothing but which weight is whose: the tensors are the same to the bit.
+        rule: how the changes are combined; ``linear`` is the weighted sum of the changes ``s_i B_i A_i``.
+        weights: one number a pack, of any sign; by default equal, of sum 1 or, for rules of sums such as ``task_arithmetic``, 1 each.
+        params: the rule's own parameters.
+        rank: keeps at most this rank at every site, by the best approximation of the combined change.
+        energy: keeps at every site the smallest rank that holds this share (0 to 1) of the squared singular values.
+        budget: the numbers that all factors together may have, or below 1 that share of those of all packs. Ranks are shared out over all
+            sites so that the total error is least; a site that gets none is left out, and listed.
+        whole: what becomes of modules trained whole, such as heads: ``average``; ``union``, which puts heads of different labels side by
+            side as one head of all labels; or ``pick:NAME``, those of one pack.
+        statistics: for rules that look at data, what :func:`adapterpack.measure` wrote of each pack, in their order.
+        score: for ``lorahub``, how good a pack is: the weights are searched for that make the best.
+        base: the checkpoint behind the packs, for methods whose change depends on the weight (DoRA, OFT, ...); others need none.
+        name: the new pack's name; the name of ``out``, or of the rule and the packs, by default.
+        out: a new folder to write the pack to.
+        tree: instead of a rule, how the packs work together, by their names: ``"sum(0.7*a, stack(b, c))"``, ``"arrow(a, b, c, top_k=2)"``,
+            the same as JSON values, or nodes of :mod:`adapterpack.adapter_methods.nodes`. The kinds of nodes are listed in ``docs/methods.md``.
+        seed: of what a node that is trained begins with, and of a rule's random choices.
+        recipe: instead of all these, a recipe (:mod:`adapterpack.composing.recipe`), or a composed pack: the same pack is made again, byte
+            for byte, from the same packs, which are known by their digests and may come in any order.
+        progress: is told (bytes of factors combined, bytes in all) while a rule works; under a search for the result alone.
+
+    Returns:
+        The pack: float32, ``alpha = r`` at every site, so the scale is 1. With ``rank``, ``energy`` or ``budget`` its
+        ``manifest.lineage.params`` hold ``truncation``: the relative Frobenius error at every site, and of all sites together; and where a
+        change has no low rank ``approximation``, the error of taking it as factors before.
+
+    Raises:
+        NothingToDo: there are no packs, or the combined change is zero everywhere.
+        ConfigError: wrong weights, parameters, rank, energy, budget or name; a rule that needs statistics or a score has none.
+        UnknownName: there is no such rule.
+        BaseMismatch: the packs belong to different bases.
+        Unsupported: the packs cannot be combined exactly; the message says why and what to do.
+        FormatError: what the packs say of their ancestors cannot be true together, or a recipe is of other packs.
+
+    Example:
+        >>> compose(["packs/tickets", "packs/emails"], weights=[0.7, 0.3], out="packs/both").name  # doctest: +SKIP
+        'both'
+    """
+    if out is not None:
+        refuse_existing(Path(out))
+    if recipe is not None:
+        from .recipe import repeated  # noqa: PLC0415 - most compositions are none
+
+        others: tuple[Any, ...] = (weights, params, rank, energy, budget, tree, score)
+        if (rule, whole, seed) != ("linear", "average", 0) or any(other is not None for other in others):
+            raise ConfigError("a recipe says itself how the packs are combined", where="recipe", expected="the packs, and where they go",
+                              remedy="leave the other options out, or the recipe")
+        pack = repeated(recipe, opened(packs), base=base, statistics=statistics, name=name or (Path(out).name if out is not None else None),
+                        progress=progress)
+        return pack if out is None else pack.write(out)
+    if tree is not None:
+        others = (weights, params, rank, energy, budget, statistics, score)
+        if (rule, whole) != ("linear", "average") or any(other is not None for other in others):
+            raise ConfigError("a tree says itself how the packs are combined", where="tree",
+                              expected="no rule, weights, parameters, rank, energy or budget",
+                              remedy="write weights into the tree: sum(0.7*a, 0.3*b)")
+        return _assembled(packs, tree, name, out, seed)
+    request = requested(rule, weights, params, rank, energy, budget, whole, seed)
+    checked_weights(packs, weights)
+    parents = opened(packs)
+    called = chosen_name(name, out, rule, parents)
+    work = prepared(parents, request, base, statistics)
+    if work.rule.search:
+        work = _weighed(work, score, called)
+    elif score is not None:
+        raise ConfigError("this rule searches for nothing", where=f"rule {rule}", expected="lorahub, if weights are to be searched for",
+                          remedy="leave the score out")
+    found = combined(work, progress)
+    return packed(work, found, called) if out is None else written(out, lambda begin: packed(work, found, called, begin))
+
+
+def requested(
+    rule: str, weights: Sequence[float] | None, params: Mapping[str, Any] | None, rank: int | None, energy: float | None,
+    budget: float | None, whole: str, seed: int,
+) -> Request:
+    """The request of :func:`compose`'s arguments; a rule that draws has its seed among its parameters."""
+    given = dict(params or {})
+    if "seed" in registry.get(rule).parameters:
+        given = {"seed": seed, **given}
+    return Request(rule, None if weights is None else tuple(weights), given, rank, energy, budget, whole)
+
+
+def opened(packs: Packs) -> list[Pack]:
+    """The packs, read from disk where they are folders."""
+    return [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+
+
+def _weighed(work: Work, score: Score | None, name: str) -> Work:
+    """The work under the weights that score best; or under those that were given, which is what a recipe does."""
+    if score is None:
+        if work.request.weights is None:
+            raise ConfigError("this rule searches for its weights, and nothing says what is good", where=f"rule {work.request.rule}",
+                              expected="a score, or weights",
+                              remedy="give score=FUNCTION, or --score EXECUTABLE; it gets a pack, and more is better")
+        return work
+    if work.request.weights is not None:
+        raise ConfigError("weights that are given are not searched for", where=f"rule {work.request.rule}", expected="a score, or weights",
+                          remedy="leave one of them out")
+
+    def judged(weights: np.ndarray) -> float:
+        tried = work.weighing(list(weights))
+        return score(packed(tried, combined(tried), name))
+
+    from .rules.lorahub import searched  # noqa: PLC0415 - most rules search for nothing
+
+    return work.weighing(searched(judged, len(work.parents), **work.arguments))
+
+
+def _assembled(packs: Packs, tree: TreeLike, name: str | None, out: str | os.PathLike[str] | None, seed: int) -> Pack:
+    from ..adapter_methods.nodes.composed import NAME  # noqa: PLC0415 - the rules do without it
+    from .assemble import assemble  # noqa: PLC0415 - as above
+
+    checked_weights(packs, None)
+    parents = opened(packs)
+    pack = assemble(parents, tree, chosen_name(name, out, NAME, parents), seed)
+    return pack if out is None else pack.write(out)

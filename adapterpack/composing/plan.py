@@ -1,0 +1,201 @@
+"""What a composition will do, told before it is done: the path that each group of sites takes, why, at what cost, and whether it is exact.
+
+Sites of one shape and the same ranks take one path. Costs are of floating-point operations and of bytes held while a site is worked on;
+the bound on memory adds up what all steps hold at the most, beside the packs as they were read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..adapter_methods import complete
+from ..errors import Unsupported
+from ..io.threads import workers
+from ..pack.pack import Adapter, Pack
+from .arguments import checked_weights
+from .compatibility import common_base
+from .finish import HOLD
+from .pipeline import Packs, opened, requested
+from .represent import own_factors
+from .rules.rule import Rule
+from .work import BATCH, FULL_RANK, Request
+
+_BLOCKS = 64 << 20
+"""Bytes of blocks of rows, orthogonal directions and the like that one thread has beside what it holds: an upper bound."""
+
+
+class Sized(NamedTuple):
+    """One site as numbers: ``[m, n]``, the ranks of the packs there, and ``k``, what may come out."""
+
+    m: int
+    n: int
+    ranks: tuple[int, ...]
+    k: int
+
+    @property
+    def total(self) -> int:
+        """The ranks together."""
+        return sum(self.ranks)
+
+    @property
+    def packs(self) -> int:
+        """How many packs change the site."""
+        return max(1, sum(rank > 0 for rank in self.ranks))
+
+
+class Path(NamedTuple):
+    """A way through a site: what it is, why it is taken, its operations and the bytes that it holds."""
+
+    name: str
+    why: str
+    flops: Callable[[Sized], int]
+    bytes: Callable[[Sized], int]
+
+
+PATHS: Mapping[str, Path] = {
+    "G": Path("inner products of the factors", "the result is a sum of the changes, so inner products decide all of it",
+              lambda s: 2 * (s.m + s.n) * s.total**2, lambda s: 8 * 2 * (s.m + s.n) * s.total),
+    "C": Path("joint bases", "the rule acts on directions, and all of them lie in the joint column and row spaces",
+              lambda s: 4 * (s.m + s.n) * s.total**2 + 22 * s.total**3 * s.packs,
+              lambda s: 8 * (3 * (s.m + s.n) * s.total + 2 * s.packs * s.total**2 + s.packs * min(s.total, s.m) * s.n)),
+    "S": Path("scaling of one side", "rows or columns are scaled, or a small system is solved, and the factors stay as narrow as they are",
+              lambda s: 4 * (s.m + s.n) * s.total**2 + 22 * s.total**3,
+              lambda s: 8 * (3 * (s.m + s.n) * s.total + 2 * s.packs * s.total**2)),
+    "F": Path("factors one by one", "the rule looks at single rows and columns of the factors",
+              lambda s: 4 * (s.m + s.n) * s.total**2, lambda s: 8 * 4 * (s.m + s.n) * s.total),
+    "moment": Path("a system of the size of the inputs", "the moments of the inputs are solved for; the factors stay as narrow as they are",
+                   lambda s: 2 * s.n**3 // 3 + 4 * s.packs * s.n**2 * max(1, s.total), lambda s: 8 * (4 * s.n**2 + 4 * s.total * s.n)),
+    "held": Path("dense entries, held", "the rule looks at every entry, and the site is small enough to be held while it is cut",
+                 lambda s: 2 * s.m * s.n * (2 * s.total + 10 * s.k), lambda s: 8 * s.m * s.n + 16 * (s.m + s.n) * (s.k + 24)),
+    "streamed": Path("dense entries, in blocks of rows", "the rule looks at every entry, and the site is too large to be held: "
+                     "each pass of the range finder makes the blocks anew",
+                     lambda s: 2 * s.m * s.n * (5 * s.total + 10 * s.k), lambda s: 16 * (s.m + s.n) * (s.k + 24)),
+}
+"""By the class of a rule, by what it reads, or for dense rules by how a site is cut."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sites that take one path: how many, one of them, ``[m, n]``, the ranks of the packs; the largest rank that may come out."""
+
+    sites: int
+    example: str
+    shape: tuple[int, int]
+    ranks: tuple[int, ...]
+    path: str
+    why: str
+    exact: bool
+    rank: int
+    flops: int
+    bytes: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All groups, and together: operations, the bound on memory, the threads, and what becomes of modules trained whole."""
+
+    rule: str
+    needs: str
+    exact: bool
+    flops: int
+    memory_bound: int
+    threads: int
+    whole: Mapping[str, Any]
+    groups: tuple[Group, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as a JSON value."""
+        return dataclasses.asdict(self)
+
+
+def plan(
+    packs: Packs, *, rule: str = "linear", weights: Sequence[float] | None = None, params: Mapping[str, Any] | None = None,
+    rank: int | None = None, energy: float | None = None, budget: float | None = None, whole: str = "average",
+    base: str | os.PathLike[str] | None = None, seed: int = 0,
+) -> Plan:
+    """What :func:`adapterpack.compose` would do with the same arguments, without doing it.
+
+    Raises:
+        AdapterpackError: what compose would raise before it begins to combine.
+
+    Example:
+        >>> plan(["packs/a", "packs/b"], rule="ties", rank=16).groups[0].path  # doctest: +SKIP
+        'dense entries, held'
+    """
+    request = requested(rule, weights, params, rank, energy, budget, whole, seed)
+    chosen = request.chosen
+    chosen.arguments(request.params)
+    parents = opened(packs)
+    factors = checked_weights(parents, weights, unit=chosen.unit)
+    common_base(parents)
+    present = [pack for pack, weight in zip(parents, factors, strict=True) if weight] or parents
+    found: dict[str, list[tuple[Adapter, int, bool]]] = {}
+    for pack in present:
+        for adapter in pack.adapters():
+            found.setdefault(adapter.site.path, []).append((adapter, *_rank(adapter, request)))
+    grouped: dict[tuple[int, int, tuple[int, ...], bool], list[str]] = {}
+    for path, parts in found.items():
+        site = parts[0][0].site
+        key = (site.out_features or 0, site.in_features or 0, tuple(part[1] for part in parts), all(part[2] for part in parts))
+        grouped.setdefault(key, []).append(path)
+    groups = tuple(_group(chosen, request, paths, *key, base is not None) for key, paths in grouped.items())
+    modules = sorted({group.path for pack in parents for group in pack.manifest.groups if group.role == "full"})
+    return Plan(rule, chosen.needs, all(group.exact for group in groups), sum(group.sites * group.flops for group in groups),
+                _bound(groups, modules, parents, request), workers(), {"policy": whole, "modules": modules}, groups)
+
+
+def _rank(adapter: Adapter, request: Request) -> tuple[int, bool]:
+    """The rank of an adapter's own factors, and whether it has any; else that of the approximation."""
+    method, site = adapter.method, adapter.site
+    if method.kind != "weight" or method.traits.positional:
+        raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=site.path, found=method.name,
+                          expected="a method that changes weights", remedy="serve the packs side by side in a bank bundle")
+    if method.fold is None and method.traits.additive and not method.traits.reads_weight:
+        exact = own_factors(method, adapter.config, complete(method, adapter.config, adapter.wide, site), site)
+        if exact is not None:
+            return len(exact.A), True
+    side = min(site.out_features or 1, site.in_features or 1)
+    return min(side, FULL_RANK if request.rank is None else 2 * request.rank), False
+
+
+def _group(rule: Rule, request: Request, paths: list[str], m: int, n: int, ranks: tuple[int, ...], own: bool, based: bool) -> Group:
+    side = min(m, n)
+    most = side if rule.needs == "D" else min(side, sum(ranks))
+    k = min(most, request.rank or most)
+    dense = "held" if m * n <= HOLD else "streamed"
+    path = PATHS[dense if rule.needs == "D" else "moment" if rule.statistics == "moment" else rule.needs]
+    sized = Sized(m, n, ranks, k)
+    cut = request.cut.asked or request.budget is not None
+    loses = rule.needs == "D" or (bool(cut) and (k < most or request.energy is not None or request.budget is not None))
+    notes = []
+    if not own:
+        notes.append("a change without a low rank is approximated first" + ("" if based else "; methods that scale or turn need the base"))
+    if loses:
+        notes.append("the cut leaves something out; how much is measured and written into the lineage")
+    flops, held = path.flops(sized), path.bytes(sized)
+    if rule.needs != "D" and (rule.reduce or cut):
+        notes.append("brought to its rank by the singular values of a core")
+        flops += 8 * (m + n) * sized.total**2 + 22 * sized.total**3
+        held += 8 * 4 * (m + n) * sized.total
+    if not own:
+        flops += 8 * m * n * max(ranks)
+    return Group(len(paths), paths[0], (m, n), ranks, path.name, path.why, own and not loses, k, int(flops), int(held), tuple(notes))
+
+
+def _bound(groups: Sequence[Group], modules: Sequence[str], parents: Sequence[Pack], request: Request) -> int:
+    """Bytes at the most: all factors widened and scaled, all results twice, the batch that is worked on, and what each thread holds."""
+    def numbers(rank: int, group: Group) -> int:
+        return group.sites * rank * sum(group.shape)
+
+    factors = 8 * sum(numbers(sum(group.ranks), group) for group in groups)
+    results = 2 * 4 * sum(numbers(group.rank, group) for group in groups)
+    spectra = 2 * results if request.budget is not None else 0
+    batch = 3 * 4 * min(BATCH, sum(numbers(sum(group.ranks), group) for group in groups)) * 2
+    held = workers() * (max((group.bytes for group in groups), default=0) + _BLOCKS)
+    whole = 3 * sum(value.nbytes for pack in parents for part in pack.full().values() for value in part.values()) if modules else 0
+    return int(factors + results + spectra + batch + held + whole)

@@ -1,0 +1,188 @@
+"""Recipes: what a composed pack was made of and how, so that it can be made again byte for byte from the same packs.
+
+A recipe is read off the lineage of a composed pack, which holds all of it. It names packs by digest and files of statistics by sha256,
+and no path, so it can be published beside the pack.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..adapter_methods.nodes.composed import NAME as TREE
+from ..errors import ConfigError, FormatError, storage_errors
+from ..io.atomic import output_file
+from ..io.strict_json import canonical, loads
+from ..manifest.manifest import Parent
+from ..pack.pack import Pack
+from ..pack.validate.validation import load
+from .rules import registry
+from .statistics import Statistics
+from .statistics import read as read_statistics
+from .work import Progress, Request, combined, packed, prepared
+
+FORMAT = "adapterpack-recipe-1"
+_LIMIT = 1 << 20
+_ASKED = ("rank", "energy", "budget", "whole")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a pack called ``name`` is made of ``parents``: by a rule and its parameters, or by a ``tree``; ``options`` are rank, energy,
+    budget and whole. ``statistics`` are the digests of their files, ``result`` the digest of the pack.
+
+    Example:
+        >>> Recipe("both", (Parent("sha256:" + "0" * 64, "a", 0.5),), rule="linear").to_json()["rule"]
+        'linear'
+    """
+
+    name: str
+    parents: tuple[Parent, ...]
+    rule: str | None = None
+    tree: Mapping[str, Any] | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    statistics: tuple[str, ...] = ()
+    result: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as a JSON value."""
+        return {
+            "format": FORMAT, "name": self.name, "rule": self.rule, "tree": self.tree, "params": dict(self.params), **self.options,
+            "seed": self.seed, "parents": [dataclasses.asdict(parent) for parent in self.parents], "statistics": list(self.statistics),
+            "result": self.result,
+        }
+
+    def write(self, out: str | os.PathLike[str]) -> None:
+        """Writes the recipe, whole or not at all."""
+        with output_file(out) as file:
+            file.write_bytes(canonical(self.to_json()))
+
+
+def recipe_of(pack: Pack) -> Recipe:
+    """The recipe of a composed pack.
+
+    Raises:
+        ConfigError: it was not composed, or of statistics that are in no file.
+    """
+    lineage = pack.manifest.lineage
+    if lineage is None or (lineage.operation not in registry.rules() and pack.manifest.composition is None):
+        raise ConfigError("this pack was not composed, so there is no recipe for it", where=f"pack '{pack.name}'",
+                          found="no lineage" if lineage is None else lineage.operation, remedy="name a recipe, or a pack that compose made")
+    result, params = pack.id, dict(lineage.params)
+    if pack.manifest.composition is not None:
+        return Recipe(pack.manifest.pack.name, lineage.parents, tree=pack.manifest.composition.tree, seed=int(params.get("seed", 0)),
+                      result=result)
+    known = registry.get(lineage.operation).parameters
+    statistics = params.get("statistics") or ()
+    if not all(isinstance(digest, str) for digest in statistics):
+        raise ConfigError("the statistics of this pack are in no file", where=f"pack '{pack.name}'", remedy="write them to files first")
+    return Recipe(pack.manifest.pack.name, lineage.parents, lineage.operation, None,
+                  {name: value for name, value in params.items() if name in known},
+                  {name: params[name] for name in _ASKED if name in params}, 0, tuple(statistics), result)
+
+
+def read(source: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a file, or that of a composed pack by its folder.
+
+    Raises:
+        FormatError: it is no recipe.
+        StorageError: it cannot be read.
+        ConfigError: the pack was not composed.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return recipe_of(load(path))
+    with storage_errors(path), path.open("rb") as file:
+        data = file.read(_LIMIT + 1)
+    value = loads(data, path, _LIMIT)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise FormatError("this is no recipe", where=path, expected=FORMAT, found=str(value.get("format") if isinstance(value, dict) else
+                          type(value).__name__)[:80], remedy="write one with compose --write-recipe, or name a composed pack")
+    try:
+        return _decoded(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError("the recipe is malformed", where=path, found=f"{type(error).__name__}: {error}"[:200],
+                          remedy="write it again with compose --write-recipe") from error
+
+
+def _decoded(value: dict[str, Any]) -> Recipe:
+    options = {name: value[name] for name in _ASKED if value.get(name) is not None}
+    if unknown := value.keys() - {"format", "name", "rule", "tree", "params", "seed", "parents", "statistics", "result", *_ASKED}:
+        raise ValueError(f"unknown key {min(unknown)!r}")
+    parents = tuple(Parent(_text(one["digest"]), _text(one["name"]), None if one.get("weight") is None else float(one["weight"]))
+                    for one in value["parents"])
+    rule, tree, result = value.get("rule"), value.get("tree"), value.get("result")
+    if (rule is None) == (tree is None) or not parents:
+        raise ValueError("a recipe has parents, and either a rule or a tree")
+    if not isinstance(value.get("params", {}), dict) or not isinstance(value.get("seed", 0), int):
+        raise ValueError("params is an object and seed a whole number")
+    return Recipe(_text(value["name"]), parents, None if rule is None else _text(rule), tree, value.get("params", {}), options,
+                  value.get("seed", 0), tuple(map(_text, value.get("statistics", ()))), None if result is None else _text(result))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"text was expected, found {type(value).__name__}")
+    return value
+
+
+def repeated(
+    recipe: Recipe | str | os.PathLike[str], packs: Sequence[Pack], *, base: str | os.PathLike[str] | None = None,
+    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None, name: str | None = None, progress: Progress | None = None,
+) -> Pack:
+    """The pack of a recipe, made again from its parents, and shown to be the same by its digest.
+
+    A pack of another ``name`` is another pack, so it is compared under the name that the recipe gives.
+
+    Raises:
+        FormatError: a parent is missing, a pack is none of the parents, statistics are others; or the pack that comes out is another one.
+    """
+    known = recipe if isinstance(recipe, Recipe) else read(recipe)
+    parents = _matched(known, packs)
+    if known.tree is not None:
+        from .assemble import assemble  # noqa: PLC0415 - as in compose
+
+        made = assemble(parents, known.tree, known.name, known.seed)
+    else:
+        weights = tuple(parent.weight for parent in known.parents if parent.weight is not None)
+        request = Request(known.rule or TREE, weights or None, known.params, **known.options)
+        work = prepared(parents, request, base, _measured(known, statistics))
+        made = packed(work, combined(work, progress), known.name)
+    if known.result is not None and made.id != known.result:
+        raise FormatError("the same packs gave another result than the recipe says", where=f"recipe of '{known.name}'",
+                          expected=known.result, found=made.id,
+                          remedy="on another kind of processor, or with another numpy, the last bits may differ: set result to null in the "
+                                 "recipe to accept that")
+    return made if name is None or name == known.name else made.renamed(name)
+
+
+def _matched(recipe: Recipe, packs: Sequence[Pack]) -> list[Pack]:
+    """The packs in the order of the recipe, under the names that they had."""
+    by_digest = {pack.id: pack for pack in packs}
+    wanted = {parent.digest: parent for parent in recipe.parents}
+    for digest, parent in wanted.items():
+        if digest not in by_digest:
+            raise FormatError("a pack of the recipe is not among those given", where=f"'{parent.name}'", expected=digest,
+                              found=", ".join(f"'{pack.name}' {pack.id[:23]}" for pack in packs) or "none",
+                              remedy="give the very packs that the recipe names")
+    for pack in packs:
+        if pack.id not in wanted:
+            raise FormatError("a pack is none of the recipe's", where=f"pack '{pack.name}'", expected=", ".join(
+                f"'{parent.name}' {parent.digest[:23]}" for parent in recipe.parents), found=pack.id, remedy="leave it out")
+    return [by_digest[parent.digest].called(parent.name) for parent in recipe.parents]
+
+
+def _measured(recipe: Recipe, given: Sequence[Statistics | str | os.PathLike[str]] | None) -> list[Statistics] | None:
+    """The statistics in the order of the recipe, known by their digests."""
+    found = {one.digest: one for one in (each if isinstance(each, Statistics) else read_statistics(each) for each in given or ())}
+    for digest in recipe.statistics:
+        if digest not in found:
+            raise FormatError("statistics of the recipe are not among those given", expected=digest,
+                              found=", ".join(str(each) for each in found) or "none", remedy="give the very files that the recipe names")
+    return [found[digest] for digest in recipe.statistics] or None

@@ -1,0 +1,151 @@
+"""Any adapter of one site as factors: exactly where its form has a low rank, else by the best approximation, with the loss.
+
+What decides is the form that the method attaches (:class:`~adapterpack.adapter_methods.AttachForm`) and its traits, never its name:
+
+- two factors and nothing else: they are the change;
+- a Kronecker product: its factors are the products of those of its two parts;
+- any other change is what the fold makes of the weight, less the weight, and is approximated. Where the fold scales or turns the weight
+  (DoRA, OFT, IA3), that needs the base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..adapter_methods import AttachForm, Dense, Kronecker, Method, Params, Site, complete, fold, is_stacked, to_matrix
+from ..adapter_methods.core.base import require_widths
+from ..errors import Unsupported
+from ..lowrank.range_finder import Held, largest
+from ..lowrank.space import Factors, times
+from ..lowrank.spectra import Loss
+from ..lowrank.truncation import Cut
+from ..pack.pack import Adapter
+
+if TYPE_CHECKING:
+    from ..base.checkpoint import Checkpoint
+
+BESIDE = "merge this pack into the base, or serve the packs side by side in a bank bundle"
+
+
+class Represented(NamedTuple):
+    """A change ``factor up A``, ``A`` ``[r, n]`` and ``up`` ``[m, r]``, and what it leaves out: nothing (``tail`` 0) where it is exact."""
+
+    A: np.ndarray
+    up: np.ndarray
+    factor: float = 1.0
+    loss: Loss = Loss(0.0, 0.0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        return len(self.up), self.A.shape[1]
+
+    @property
+    def factors(self) -> Factors:
+        """The change, with ``B = factor up``."""
+        return Factors(self.A, times(self.up, self.factor))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the factors are the change, but for the rounding of float32."""
+        return not self.loss.tail
+
+
+def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | None = None) -> Represented:
+    """The change that an adapter makes to the weight of its site, as factors with its own scale inside; float32 or wider.
+
+    Args:
+        adapter: one site with its method and parameters.
+        base: the checkpoint, for methods whose change depends on the weight that it changes.
+        cut: how much of a change that has no low rank is kept; without it such a change is refused.
+
+    Raises:
+        Unsupported: the method does not act on weights, changes a bias, needs the base or a cut, or the site is a stack of matrices.
+
+    Example:
+        >>> from adapterpack.methods import LoRA, Site, get
+        >>> params = {"lora_A": np.ones((1, 3), np.float32), "lora_B": np.ones((2, 1), np.float32)}
+        >>> found = represent(Adapter(Site("layer", 3, 2), LoRA(r=1, alpha=2), params, None, get("lora")))
+        >>> found.exact, found.factors.dense()[0]
+        (True, array([2., 2., 2.], dtype=float32))
+    """
+    method, site = adapter.method, adapter.site
+    if method.kind != "weight":
+        raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=site.path,
+                          expected="a method that changes weights", found=f"not additive: a {method.kind} method",
+                          remedy="serve the packs side by side in a bank bundle")
+    if method.traits.positional:
+        raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=site.path,
+                          expected="a change that is the same at every position", found="not the same at every position",
+                          remedy="serve the packs side by side in a bank bundle")
+    if is_stacked(site.kind):
+        raise Unsupported("the matrices of a stack are not composed", where=site.path, found=site.kind, remedy=BESIDE)
+    weight = bias = None
+    if method.traits.reads_weight or not method.traits.additive:
+        weight, bias = _of_base(adapter, base)
+        site = dataclasses.replace(site, weight=weight, base_bias=bias, out_features=weight.shape[0], in_features=weight.shape[1])
+    params = complete(method, adapter.config, adapter.wide, site)
+    if method.fold is None:
+        exact = own_factors(method, adapter.config, params, site)
+        if exact is not None:
+            return exact
+    if cut is None or not cut.asked:
+        raise Unsupported(f"changes of the method {method.name} have no low rank, so factors only approximate them", where=site.path,
+                          expected="a rank or an energy to approximate them by", found="not low-rank", remedy=f"give one; or {BESIDE}")
+    if weight is None:
+        require_widths(site)
+        weight = np.zeros((site.out_features, site.in_features), np.float32)
+    factors, loss = largest(Held(_change(adapter, params, site, weight, bias)), cut).cut(cut)
+    return Represented(*factors, loss=loss)
+
+
+def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """What the fold makes of a weight, less the weight: ``[out, in]``."""
+    before = np.zeros(len(weight), weight.dtype) if bias is None else bias
+    folded, moved = fold(adapter.method, adapter.config, params, site, weight, before)
+    if moved is not None and not np.allclose(moved, before, rtol=1e-4, atol=1e-6):
+        raise Unsupported(f"the method {adapter.method.name} changes a bias, which the factors of a weight cannot hold", where=site.path,
+                          remedy=BESIDE)
+    return np.asarray(folded - weight)
+
+
+def own_factors(method: Method, cfg: Any, params: Params, site: Site) -> Represented | None:
+    """The factors that a method's form has itself, if they are narrow or the method says that they are."""
+    return _exact(method.attach(cfg, params, site), method.traits.low_rank)
+
+
+def _exact(form: AttachForm, low_rank: bool) -> Represented | None:
+    if form.is_branch and form.down is not None and form.up is not None:
+        up, factor = form.up if isinstance(form.up, Dense) else Dense(form.up.dense())
+        A, B = np.asarray(form.down.dense()), np.asarray(up)
+        return Represented(A, B, factor) if low_rank or 2 * len(A) <= min(len(B), A.shape[1]) else None
+    if isinstance(form.down, Kronecker) and form == AttachForm(down=form.down):
+        (B1, A1), (B2, A2) = _split(np.asarray(form.down.left)), _split(np.asarray(form.down.right))
+        if 2 * len(A1) * len(A2) <= min(len(B1) * len(B2), A1.shape[1] * A2.shape[1]):
+            return Represented(np.kron(A1, A2), np.kron(B1, B2))
+    return None
+
+
+def _split(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A small matrix as two factors of its numerical rank."""
+    u, values, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    kept = max(1, int(np.count_nonzero(values > 4 * np.finfo(matrix.dtype).eps * values[0])))
+    halves = np.sqrt(values[:kept])
+    return (u[:, :kept] * halves).astype(matrix.dtype), (vt[:kept] * halves[:, None]).astype(matrix.dtype)
+
+
+def _of_base(adapter: Adapter, base: Checkpoint | None) -> tuple[np.ndarray, np.ndarray | None]:
+    site = adapter.site
+    if base is None:
+        raise Unsupported(f"a change of the method {adapter.method.name} depends on the weight that it changes", where=site.path,
+                          expected="the base", found="not independent of the base weight, or not additive",
+                          remedy=f"give the base; or {BESIDE}")
+    name = base.require_weight(site.path, adapter.weight)
+    stored = to_matrix(site.kind, base.read(name))
+    weight = stored.astype(np.float64 if stored.dtype == np.float64 else np.float32)
+    bias_name = f"{name.removesuffix('.weight')}.bias"
+    bias = base.read(bias_name).astype(weight.dtype) if name.endswith(".weight") and bias_name in base.tensors else None
+    return weight, bias

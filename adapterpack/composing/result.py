@@ -1,0 +1,40 @@
+"""What a combined change becomes in a pack: a LoRA of scale 1, the base tensors behind it, and what a cut left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..adapter_methods.lora import LoRA
+from ..lowrank.space import Factors
+from ..lowrank.spectra import Loss
+from ..pack.pack import Pack
+from .sites import Place
+
+
+def as_lora(change: Factors, dtype: Any = np.float32) -> tuple[LoRA, dict[str, np.ndarray]]:
+    """A change as a LoRA of its rank and of scale 1, and at least of rank 1."""
+    m, n = change.shape
+    A, B = change if change.rank else (np.zeros((1, n)), np.zeros((m, 1)))
+    return _of_rank(len(A)), {"lora_A": np.ascontiguousarray(A, dtype), "lora_B": np.ascontiguousarray(B, dtype)}
+
+
+@lru_cache
+def _of_rank(rank: int) -> LoRA:
+    """One config for all sites of a rank: what looks at them all looks at each config once."""
+    return LoRA(r=rank, alpha=float(rank))
+
+
+def base_tensors(places: Sequence[Place], parents: Sequence[Pack]) -> dict[str, str | None]:
+    """The base tensor behind every path of the result."""
+    whole = {group.path: group.weight for parent in parents for group in parent.manifest.groups if group.role == "full" and group.weight}
+    return {**whole, **{place.site.path: place.weight for place in places}}
+
+
+def truncation(losses: Mapping[str, Loss]) -> dict[str, Any]:
+    """The relative errors of all sites together and of each, as a manifest has them."""
+    pooled = Loss(sum(loss.tail for loss in losses.values()), sum(loss.total for loss in losses.values()))
+    return {"total": pooled.relative, "sites": {path: loss.relative for path, loss in losses.items()}}

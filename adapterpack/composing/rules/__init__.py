@@ -1,0 +1,1 @@
+"""Rules of composition: what each computes and the arithmetic that they share."""

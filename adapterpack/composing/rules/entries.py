@@ -1,0 +1,186 @@
+"""Entrywise rules (class D) in any coordinates: of the dense change by blocks of rows, or of the small joint bases, where they are exact.
+
+An entrywise rule looks at ``[T, rows, columns]``, the entries of all changes in some coordinates. In the coordinates of the weight the
+result has no low rank and is seen by blocks of rows only; in the coordinates of the changes' joint bases it is an adapter as it stands.
+The coordinates depend on the changes alone, up to signs, and every rule here treats ``x`` and ``-x`` alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...adapter_methods import row_blocks
+from ...lowrank.space import Core, Factors, Term, core
+from ...merging import lowrank
+from .rule import Combined, with_scope
+
+_BLOCK = 1 << 21
+"""Numbers of a block of all changes together: 8 MB. A core's own cache holds fewer, but between short calls threads wait for the
+interpreter's lock."""
+_EVERY = (3, 5)
+"""Which rows and columns are sampled: odd numbers, because heads and the like come in even ones."""
+
+
+class Block(NamedTuple):
+    """Some rows of all changes: ``values`` ``[T, b, n]``, and what tells them apart: weights ``[T]``, keys, and which ``rows`` they are.
+
+    ``measured`` are the same rows of what was measured of each change, where something was.
+    """
+
+    values: np.ndarray
+    weights: np.ndarray
+    keys: tuple[str, ...]
+    rows: slice
+    measured: tuple[np.ndarray | None, ...] = ()
+
+    @property
+    def weighted(self) -> np.ndarray:
+        """``w_t x_t``."""
+        return weighted(self.weights, self.values)
+
+
+def weighted(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """``[T, b, n]``: the values times one number for each ``t``."""
+    product: np.ndarray = values * weights[:, None, None].astype(values.dtype)
+    return product
+
+
+@dataclass(frozen=True)
+class View:
+    """The changes of one site in some coordinates: ``take`` gives rows ``[T, b, n]``, ``back`` brings a merged matrix to the weight.
+
+    ``sample`` gives some entries ``[T, ...]``, of rows and columns from all over, where that is much less work than all of them.
+    """
+
+    terms: tuple[Term, ...]
+    shape: tuple[int, int]
+    take: Callable[[slice], np.ndarray]
+    back: Callable[[np.ndarray], Factors] | None = None
+    sample: Callable[[], np.ndarray] | None = None
+
+    def blocks(self) -> Iterator[Block]:
+        """All rows once, in blocks that depend on the shape alone."""
+        weights, keys = np.array([term.weight for term in self.terms]), tuple(term.key for term in self.terms)
+        for rows in row_blocks(*self.shape, max(1, _BLOCK // len(self.terms))):
+            measured = tuple(None if term.measured is None else term.measured[rows] for term in self.terms)
+            yield Block(self.take(rows), weights, keys, rows, measured)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of one site or of all, as often as they are asked for."""
+
+    views: Callable[[], Iterator[View]]
+
+    def __call__(self) -> Iterator[Block]:
+        """All of them, once."""
+        for view in self.views():
+            yield from view.blocks()
+
+    def sample(self) -> np.ndarray | None:
+        """``[T, S]``: entries from all over, if they are to be had for little."""
+        found = [view.sample().reshape(len(view.terms), -1) for view in self.views() if view.sample is not None]
+        return np.concatenate(found, axis=1) if found else None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A dense change that is made when it is looked at, as :class:`~adapterpack.lowrank.range_finder.Rows`."""
+
+    view: View
+    fuse: Callable[[Block], np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        return self.view.shape
+
+    @property
+    def guess(self) -> np.ndarray | None:
+        """The rows of the factors, as long as what each brings into the sum of the changes."""
+        rows = [term.A.T * (abs(term.weight) * np.linalg.norm(term.B, axis=0)) for term in self.view.terms]
+        return np.concatenate(rows, axis=1).astype(np.float32)
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """See :class:`~adapterpack.lowrank.range_finder.Rows`."""
+        for block in self.view.blocks():
+            yield block.rows, self.fuse(block)
+
+
+def dense(terms: Sequence[Term]) -> View:
+    """The coordinates of the weight."""
+    changes = [term.change for term in terms]
+    dtype, (m, n) = np.result_type(*(part.dtype for change in changes for part in change)), changes[0].shape
+    packed = [lowrank.panels(change.B, change.A) if dtype == np.float32 else None for change in changes]
+
+    def take(rows: slice) -> np.ndarray:
+        values = np.empty((len(terms), rows.stop - rows.start, n), dtype)
+        for value, change, panels in zip(values, changes, packed, strict=True):
+            lowrank.product(change.B[rows], change.A, panels, value)
+        return values
+
+    def sample() -> np.ndarray:
+        return np.stack([change.B[:: _EVERY[0]] @ change.A[:, :: _EVERY[1]] for change in changes])
+
+    return View(tuple(terms), (m, n), take, sample=sample)
+
+
+def knots(terms: Sequence[Term]) -> View:
+    """KnOTS: ``[D_1 .. D_T] = U [X_1 .. X_T]``, the coordinates of the columns in the left singular vectors of all changes side by side.
+
+    Source: arXiv 2410.19735, section 4.
+    """
+    found = core(terms)
+    left = _directions(found.cores)
+    X = (left.T @ found.cores @ found.right.T.astype(np.float64)).astype(found.left.dtype)
+    basis = (found.left @ left).astype(found.left.dtype)
+    return View(tuple(terms), X.shape[1:], lambda rows: X[:, rows], lambda merged: Factors(merged, basis))
+
+
+def core_space(terms: Sequence[Term]) -> View:
+    """Core Space: ``M_t = U^T D_t V`` with the bases of all columns and all rows, of the changes in balanced factors.
+
+    Source: arXiv 2509.17786, section 3. The bases are singular vectors of the stacked factors, so the factors are balanced first:
+    ``U sqrt(S)`` and ``sqrt(S) V^T`` are the same whichever way a change was written.
+    """
+    found = core(terms)
+    u, s, vt = np.linalg.svd(found.cores, full_matrices=False)
+    halves = np.sqrt(s)[:, None, :]
+    left, right = _directions(u * halves), _directions(vt.transpose(0, 2, 1) * halves)
+    M = (left.T @ found.cores @ right).astype(found.left.dtype)
+    bases = (found.left @ left).astype(found.left.dtype), (found.right @ right).astype(found.right.dtype)
+    return View(tuple(terms), M.shape[1:], lambda rows: M[:, rows], Core(*bases, M).change)
+
+
+def _directions(parts: np.ndarray) -> np.ndarray:
+    """``[K, k]``: the left singular vectors of ``[T, K, L]`` side by side, but for those that are rounding."""
+    u, s, _ = np.linalg.svd(np.concatenate(list(parts), axis=1), full_matrices=False)
+    found: np.ndarray = u[:, s > 16 * np.finfo(np.float32).eps * s[0]]
+    return found
+
+
+def entrywise(
+    coordinates: Callable[[Sequence[Term]], View], fuse: Callable[..., np.ndarray], measure: Callable[..., Any], scope: str = "adapter"
+) -> tuple[Callable[..., Combined], Callable[..., Any]]:
+    """The function and the survey of a rule: ``measure(blocks, *, ...)`` sees all entries, then ``fuse(block, found, *, ...)`` merges them.
+
+    ``fuse`` names the parameters; ``measure`` gets the same.
+    """
+
+    def function(terms: Sequence[Term], found: Any, **params: Any) -> Combined:
+        params.pop("scope")
+        view = coordinates(terms)
+        made = Merged(view, lambda block: fuse(block, found, **params))
+        return made if view.back is None else view.back(np.concatenate([values for _, values in made.blocks()], axis=0))
+
+    def survey(sites: Sequence[Sequence[Term]], **params: Any) -> Any:
+        params.pop("scope")
+        changed = [terms for terms in sites if any(len(term.A) for term in terms)]
+        return measure(Blocks(lambda: (coordinates(terms) for terms in changed)), **params)
+
+    function.__signature__ = with_scope(fuse, scope)  # type: ignore[attr-defined]
+    return function, survey

@@ -1,0 +1,203 @@
+"""Entrywise rules: what becomes of the entries ``[T, b, n]`` of all changes at one place."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import ConfigError
+from ...lowrank.quantiles import level, magnitudes
+from ..passes import elected, trimmed
+from .entries import Block, Blocks, weighted
+from .rule import share
+from .trim import band, band_levels, dropped, dropped_by_rank, largest_level
+
+
+def nothing(blocks: Blocks, **_: Any) -> None:
+    """The survey of a rule that needs none."""
+
+
+def _scaled(lam: float, merged: np.ndarray) -> np.ndarray:
+    """``lam`` times the change; no pass where it is 1."""
+    found: np.ndarray = merged if lam == 1 else lam * merged
+    return found
+
+
+def magnitude_level(blocks: Blocks, *, density: float, **_: Any) -> np.ndarray:
+    """``[T]``: see :func:`~adapterpack.composing.rules.trim.largest_level`."""
+    return largest_level(blocks, density)
+
+
+def magnitude_prune(block: Block, least: np.ndarray, *, density: float = 0.5) -> np.ndarray:
+    """``sum w_t trim(x_t)``."""
+    return np.asarray(weighted(block.weights, trimmed(block.values, least)).sum(axis=0))
+
+
+def ties(block: Block, least: np.ndarray, *, density: float = 0.2, lam: float = 1.0, normalize: bool = True) -> np.ndarray:
+    """``lam`` times the disjoint mean of the trimmed changes under the elected sign."""
+    return _scaled(lam, elected(block.values, block.weights, normalize, least))
+
+
+def dare_linear(block: Block, _: None, *, density: float = 0.5, seed: int = 0) -> np.ndarray:
+    """``sum w_t m_t x_t / density``."""
+    return np.asarray(weighted(block.weights, dropped(block, density, seed)).sum(axis=0))
+
+
+def dare_ties(
+    block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, normalize: bool = True, seed: int = 0
+) -> np.ndarray:
+    """TIES' election over changes that were thinned out at random."""
+    return _scaled(lam, elected(dropped(block, density, seed), block.weights, normalize))
+
+
+def della(
+    block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, lam: float = 1.0, normalize: bool = True, seed: int = 0
+) -> np.ndarray:
+    """TIES' election over changes whose larger entries are kept with a higher probability, each divided by its own."""
+    return _scaled(lam, elected(dropped_by_rank(block, density, epsilon, seed), block.weights, normalize))
+
+
+def della_linear(block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, seed: int = 0) -> np.ndarray:
+    """The weighted sum of changes whose larger entries are kept with a higher probability, each divided by its own."""
+    return np.asarray(weighted(block.weights, dropped_by_rank(block, density, epsilon, seed)).sum(axis=0))
+
+
+def bands(blocks: Blocks, *, density: float, gamma: float, **_: Any) -> tuple[np.ndarray, np.ndarray]:
+    """See :func:`~adapterpack.composing.rules.trim.band_levels`."""
+    return band_levels(blocks, density, gamma)
+
+
+def breadcrumbs(block: Block, levels: tuple[np.ndarray, np.ndarray], *, density: float = 0.9, gamma: float = 0.01) -> np.ndarray:
+    """``sum w_t band(x_t)``."""
+    return np.asarray(weighted(block.weights, band(block, levels)).sum(axis=0))
+
+
+def breadcrumbs_ties(
+    block: Block, levels: tuple[np.ndarray, np.ndarray], *, density: float = 0.9, gamma: float = 0.01, lam: float = 1.0,
+    normalize: bool = True,
+) -> np.ndarray:
+    """TIES' election over the bands."""
+    return _scaled(lam, elected(band(block, levels), block.weights, normalize))
+
+
+def magmax(block: Block, _: None, *, alpha: float = 1.0) -> np.ndarray:
+    """``alpha`` times the entry ``w_t x_t`` of largest magnitude; 0 where two of the largest are opposite."""
+    parts = block.weighted
+    high, low = parts.max(axis=0), parts.min(axis=0)
+    return alpha * np.where(high > -low, high, np.where(high < -low, low, 0))
+
+
+def _variance(block: Block) -> np.ndarray:
+    found: np.ndarray = np.var(weighted(np.sign(block.weights), block.values), axis=0, keepdims=True).astype(np.float32)
+    return found
+
+
+class Selected(NamedTuple):
+    """SCE's survey: the least variance that is selected ``[1]``, and the mean square of each change there ``[T]``."""
+
+    least: np.ndarray
+    energy: np.ndarray
+
+
+def sce_survey(blocks: Blocks, *, density: float, **_: Any) -> Selected:
+    """The positions where the changes differ most, and how much of each change lies there."""
+    share("density", density)
+    least = level(lambda: (_variance(block) for block in blocks()), density)
+    energy = sum(np.sum(np.where(_variance(block) >= least, block.values, 0).astype(np.float64) ** 2, axis=(1, 2)) for block in blocks())
+    return Selected(least, np.asarray(energy))
+
+
+def sce(block: Block, found: Selected, *, density: float = 0.5, lam: float = 1.0) -> np.ndarray:
+    """Selected positions of high variance, weights by energy there, minority signs erased; a mean over what stays."""
+    shares = np.abs(block.weights) * found.energy
+    if not shares.any():
+        return np.zeros(block.values.shape[1:], block.values.dtype)
+    signed = np.sign(block.weights) * shares / shares.sum()
+    chosen = np.where(_variance(block) >= found.least, block.values, 0)
+    return _scaled(lam, elected(chosen, signed, True))
+
+
+class Balance(NamedTuple):
+    """PCB's survey ``[T]``: the magnitudes between which entries are clamped, and of the scores the ones that count as 0 and as 1."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    least: np.ndarray
+    most: np.ndarray
+
+
+def _scores(block: Block, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """``exp(T norm(|x|)^2) tanh(x_t sum x)``, where positive: competition inside a change, and between the changes."""
+    x = weighted(np.sign(block.weights), block.values).astype(np.float64)
+    a, b = (ends[:, None, None].astype(np.float64) for ends in (lower, upper))
+    norm = (np.clip(np.abs(x), a, b) - a) / np.where(b > a, b - a, 1)
+    return np.asarray((np.exp(len(x) * norm**2) * np.tanh(x * x.sum(axis=0))).clip(0).astype(np.float32))
+
+
+def pcb_survey(blocks: Blocks, *, density: float, **_: Any) -> Balance:
+    """The quantiles of magnitudes and scores; see :class:`Balance`."""
+    share("density", density)
+    sizes = lambda: (magnitudes(block.values) for block in blocks())  # noqa: E731
+    lower, upper = level(sizes, 0.9999), level(sizes, 0.0001)
+    least = level(lambda: (_scores(block, lower, upper) for block in blocks()), density) if density < 1 else np.zeros_like(lower)
+    most = np.max([_scores(block, lower, upper).max(axis=(1, 2)) for block in blocks()], axis=0)
+    return Balance(lower, upper, least, most)
+
+
+def pcb(block: Block, found: Balance, *, density: float = 0.1, lam: float = 1.0) -> np.ndarray:
+    """``lam sum_t w_t x_t score_t / sum_t |w_t| score_t``, of the entries whose score is among the ``density`` largest."""
+    least, most = (ends[:, None, None] for ends in (found.least, found.most))
+    scores = (_scores(block, found.lower, found.upper) - least).clip(0) / np.where(most > least, most - least, 1)
+    scores = np.where(most > least, scores, most > 0).astype(np.float64)
+    total = weighted(np.abs(block.weights), scores).sum(axis=0)
+    merged = (weighted(block.weights, scores) * block.values).sum(axis=0)
+    return np.asarray((lam * np.divide(merged, total, out=np.zeros_like(merged), where=total > 0)).astype(block.values.dtype))
+
+
+def _unified(block: Block) -> np.ndarray:
+    """EMR: the elected sign at every entry, with the largest magnitude that has it."""
+    x = weighted(np.sign(block.weights), block.values)
+    sign = np.sign(block.weighted.sum(axis=0))
+    return np.asarray(sign * np.max(np.where(np.sign(x) == sign, np.abs(x), 0), axis=0))
+
+
+def _masked(block: Block) -> np.ndarray:
+    """``M_t * unified``: where a change has the elected sign."""
+    unified = _unified(block)
+    return np.where(weighted(np.sign(block.weights), block.values) * unified > 0, unified, 0)
+
+
+def _size(values: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.abs(values).sum(axis=(1, 2), dtype=np.float64)
+    return found
+
+
+def emr_survey(blocks: Blocks, **_: Any) -> np.ndarray:
+    """``[T]``: ``sum |x_t| / sum |M_t * unified|``, the rescaling of each change."""
+    sums = np.sum([[_size(block.values), _size(_masked(block))] for block in blocks()], axis=0)
+    return np.asarray(np.divide(sums[0], sums[1], out=np.zeros(len(sums[0])), where=sums[1] > 0))
+
+
+def emr(block: Block, found: np.ndarray, *, task: str = "") -> np.ndarray:
+    """The unified change; with ``task``, a pack's name, that pack's mask and scale on it, by which it is served.
+
+    Raises:
+        ConfigError: no pack of a weight other than 0 is called that.
+    """
+    if not task:
+        return _unified(block)
+    names = [key.rpartition(":")[0] for key in block.keys]
+    if task not in names:
+        raise ConfigError("no pack of that name takes part", where="task", expected=" or ".join(names), found=repr(task),
+                          remedy="give the name of one of the packs")
+    index = names.index(task)
+    return np.asarray(np.sign(block.weights[index]) * found[index] * _masked(block)[index])
+
+
+def consensus(block: Block, _: None, *, threshold: float = 0.4, agreeing: int = 2, alpha: float = 1.0) -> np.ndarray:
+    """``alpha sum w_t x_t`` where at least ``agreeing`` of the masks ``|w_t x_t| > threshold |sum - w_t x_t|`` are on."""
+    parts = block.weighted
+    total = parts.sum(axis=0)
+    masks = np.abs(parts) > threshold * np.abs(total - parts)
+    return np.where(masks.sum(axis=0) >= agreeing, alpha * total, 0)

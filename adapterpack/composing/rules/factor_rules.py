@@ -1,0 +1,164 @@
+"""Rules that look at the factors one by one (class F): in units that depend on the change alone, and, named so, as PEFT does it.
+
+A unit is one row of ``A`` with one column of ``B``. Which units an adapter has is an accident of its training: ``B M^-1`` and ``M A`` are
+the same adapter. LoRA-LEGO and RobustMerge get the canonical units here, the singular triplets ``u_j sqrt(S_j)``, ``sqrt(S_j) v_j``. PEFT's
+elementwise modes are kept under their own names, for the same numbers, with a warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...errors import ConfigError, Unsupported
+from ...lowrank.quantiles import level, magnitudes
+from ...lowrank.space import Factors, Term, zero
+from ...lowrank.spectra import spectra
+from .rule import choice, share
+
+_ROUNDS = 100
+"""Rounds of k-means at most; it stands long before."""
+
+
+def canonical(terms: Sequence[Term]) -> list[Factors]:
+    """Each change times its weight in balanced singular units, strongest first; the sign of the weight lies in ``B``."""
+    found = spectra([term.change for term in terms])
+    halves = [np.sqrt(each.S * abs(term.weight)) for each, term in zip(found, terms, strict=True)]
+    return [Factors(each.V.T * half[:, None], each.U * (half * np.sign(term.weight)))
+            for each, half, term in zip(found, halves, terms, strict=True)]
+
+
+def lego(terms: Sequence[Term], *, clusters: int = 0) -> Factors:
+    """Units of all adapters in ``clusters`` groups (the largest rank by default), each replaced by its centroid at the mean length.
+
+    k-means from the longest unit and, each time, the unit that is farthest from those chosen: no random start.
+    """
+    each = canonical(terms)
+    units = np.concatenate([np.concatenate([change.A, change.B.T], axis=1) for change in each], axis=0)
+    n, largest_rank = each[0].shape[1], max(change.rank for change in each)
+    if clusters < 0:
+        raise ConfigError("there are as many clusters as the result has ranks", where="clusters", expected="at least 1", found=clusters,
+                          remedy="give a number such as 8")
+    k = min(clusters or largest_rank, len(units))
+    if not k:
+        return zero(*each[0].shape)
+    lengths = np.linalg.norm(units, axis=1)
+    member = _clustered(units, k)
+    centroids = []
+    for cluster in range(k):
+        mean = units[member == cluster].mean(axis=0)
+        size = np.linalg.norm(mean)
+        centroids.append(mean * (lengths[member == cluster].mean() / size) if size > 1e-6 * lengths.max() else 0 * mean)
+    found = np.array(centroids) * (largest_rank / k) ** 0.25  # sqrt(r / k) of the product
+    return Factors(found[:, :n].astype(terms[0].A.dtype), np.ascontiguousarray(found[:, n:].T, terms[0].B.dtype))
+
+
+def _clustered(units: np.ndarray, k: int) -> np.ndarray:
+    """The cluster of every unit, by Lloyd's algorithm."""
+    squares = np.sum(units**2, axis=1)
+    chosen = [int(np.argmax(squares))]
+    nearest = np.sum((units - units[chosen[0]]) ** 2, axis=1)
+    while len(chosen) < k:
+        chosen.append(int(np.argmax(nearest)))
+        nearest = np.minimum(nearest, np.sum((units - units[chosen[-1]]) ** 2, axis=1))
+    centres = units[chosen]
+    member = np.full(len(units), -1)
+    for _ in range(_ROUNDS):
+        now = np.argmin(squares[:, None] - 2 * units @ centres.T + np.sum(centres**2, axis=1), axis=1)
+        for cluster in range(k):  # none stays empty
+            if not (now == cluster).any():
+                now[int(np.argmax(np.sum((units - centres[now]) ** 2, axis=1)))] = cluster
+        if (now == member).all():
+            break
+        member = now
+        centres = np.array([units[member == cluster].mean(axis=0) for cluster in range(k)])
+    return member
+
+
+def robust_merge(terms: Sequence[Term], *, density: float = 0.2, quantile: float = 0.8, coefficient: float = 2.0) -> Factors:
+    """``A = c sum A_t^``, ``B = c sum_t S_t B_t^ / sum_t S_t``: trimmed units, those that lost most of ``A`` weighted up.
+
+    ``S_t`` is ``sum |A| / sum |A^|`` of each unit, and at least the ``quantile`` of the adapter's units.
+    """
+    share("density", density)
+    if not 0 <= quantile <= 1:
+        raise ConfigError("quantile is a share", where="quantile", expected="0 to 1", found=quantile, remedy="give a number such as 0.8")
+    each = canonical(terms)
+    rank = max(change.rank for change in each)
+    A, B, S = (np.zeros((len(each), *shape)) for shape in ((rank, each[0].shape[1]), (each[0].shape[0], rank), (rank,)))
+    for t, change in enumerate(each):
+        if not change.rank:
+            continue
+        kept = _trimmed(change.A, density)
+        A[t, : change.rank], B[t, :, : change.rank] = kept, _trimmed(change.B, density)
+        left = np.abs(kept).sum(axis=1)
+        ratio = np.divide(np.abs(change.A).sum(axis=1), left, out=np.zeros(change.rank), where=left > 0)
+        S[t, : change.rank] = np.maximum(ratio, np.quantile(ratio, quantile))
+    total = S.sum(axis=0)
+    shares = np.divide(S, total, out=np.zeros_like(S), where=total > 0)
+    merged = Factors(coefficient * A.sum(axis=0), coefficient * np.sum(B * shares[:, None, :], axis=0))
+    return Factors(merged.A.astype(terms[0].A.dtype), merged.B.astype(terms[0].B.dtype))
+
+
+def peft_linear(terms: Sequence[Term]) -> Factors:
+    """``(sum sqrt(|w_i s_i|) B_i) (sum sgn(w_i s_i) sqrt(|w_i s_i|) A_i)``: PEFT's ``linear``, cross terms and all.
+
+    Raises:
+        Unsupported: the ranks differ.
+    """
+    return Factors(*(parts.sum(axis=0) for parts in _weighted(_of_one_rank(terms, "peft_linear"))))
+
+
+def peft_ties(terms: Sequence[Term], *, density: float = 0.2, majority: str = "total") -> Factors:
+    """PEFT's ``ties``: trim, election and mean on the two factors, each for itself; the weights come after the vote.
+
+    Raises:
+        Unsupported: the ranks differ.
+    """
+    share("density", density)
+    choice("rule peft_ties", "majority", majority, "total", "frequency")
+    present = _of_one_rank(terms, "peft_ties")
+    merged = []
+    for parts, stored in zip(_weighted(present), _stored(present), strict=True):
+        kept = [_trimmed(part, density, round_down=True) for part in stored]
+        votes = np.sum(kept if majority == "total" else np.sign(kept), axis=0)
+        agree = np.sign(kept) == np.where(votes >= 0, 1, -1)
+        counted = np.sum(agree, axis=0)
+        added = np.where(agree & (np.array(kept) != 0), parts, 0).sum(axis=0)
+        merged.append((added / np.maximum(counted, 1)).astype(parts.dtype))
+    return Factors(*merged)
+
+
+def _stored(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
+    """``A`` and ``B`` as PEFT stores them, without the scale: ``[T, r, n]`` and ``[T, m, r]``."""
+    return np.stack([term.A for term in terms]), np.stack([term.B / term.B.dtype.type(term.scale) for term in terms])
+
+
+def _of_one_rank(terms: Sequence[Term], name: str) -> list[Term]:
+    """The terms that change the site, with a warning of what is made of them."""
+    present = [term for term in terms if len(term.A)]
+    if len({len(term.A) for term in present}) > 1:
+        raise Unsupported(f"{name} adds the factors entry by entry, so their ranks must be equal", expected="one rank",
+                          found=", ".join(str(len(term.A)) for term in present), remedy="use linear or ties, which combine the changes")
+    warnings.warn(f"{name} combines the factors and not the changes: the result has cross terms, and depends on how each adapter is "
+                  "written", stacklevel=2)
+    return present
+
+
+def _weighted(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
+    """The stored factors times PEFT's roots of weight and scale."""
+    A, B = _stored(terms)
+    weights = np.array([term.weight * term.scale for term in terms])
+    roots = np.sqrt(np.abs(weights))[:, None, None]
+    return (A * (roots * np.sign(weights)[:, None, None])).astype(A.dtype), (B * roots).astype(B.dtype)
+
+
+def _trimmed(matrix: np.ndarray, density: float, round_down: bool = False) -> np.ndarray:
+    """The ``density`` largest entries, all others 0."""
+    kept = int(density * matrix.size) if round_down else density * matrix.size
+    if round_down and not kept:
+        return np.zeros_like(matrix)
+    least = level(lambda: iter([magnitudes(matrix)[None]]), min(1.0, kept / matrix.size))
+    return np.where(magnitudes(matrix) >= least, matrix, 0)

@@ -1,0 +1,193 @@
+"""Rules whose result is ``sum c_i D_i``: the coefficients come from the inner products of the changes alone (class G).
+
+A change is a vector of the inner-product space of matrices. ``x_i = sgn(w_i) D_i`` with the share ``a_i = |w_i|`` is what the rules of
+spherical geometry interpolate, so a negative weight is the opposite direction. A vector ``sum c_i x_i`` is held as ``c``, and its products
+are ``c G c'``: nothing of the size of a weight is formed, and the factors of the result are those of the terms.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...errors import ConfigError, Unsupported
+from ...lowrank.space import Factors, Sum, Term, column_gram, gram, row_gram, stack, summed
+from .rule import choice, with_scope
+
+_ORTHOGONAL = 0.1
+"""The share of the mean under which Model Stock says that it is about to take everything away."""
+_FLAT = 0.9995
+"""The cosine above which two directions are interpolated in a straight line: their angle is lost in rounding."""
+
+
+def reweighted(terms: Sequence[Term], c: Iterable[float]) -> Sum:
+    """``sum_i c_i D_i``."""
+    return summed([term._replace(weight=float(value)) for term, value in zip(terms, c, strict=True)])
+
+
+def total(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
+    """``lam sum_i w_i D_i``."""
+    return reweighted(terms, [lam * term.weight for term in terms])
+
+
+def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> Sum:
+    """``lam sum_i w_i D_i``, with the scale that eight tasks want."""
+    return total(terms, lam=lam)
+
+
+def negate(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
+    """``-lam sum_i w_i D_i``."""
+    return total(terms, lam=-lam)
+
+
+def average(terms: Sequence[Term]) -> Sum:
+    """``sum_i w_i D_i / sum_i |w_i|``: the divisor is never near 0."""
+    return reweighted(terms, np.array([term.weight for term in terms]) / sum(abs(term.weight) for term in terms))
+
+
+def by_gram(coefficients: Callable[..., np.ndarray]) -> Callable[..., Sum]:
+    """A rule of ``(terms, G, *, ...)`` from ``coefficients(G, a, *, ...)``, where ``G`` are the products of the ``x_i`` of length > 0."""
+
+    def rule(terms: Sequence[Term], products: np.ndarray, **params: Any) -> Sum:
+        signs, weights = _signed(terms)
+        alive = np.diag(products) > 0
+        c = np.zeros(len(terms))
+        if alive.any():
+            G = (products * np.outer(signs, signs))[np.ix_(alive, alive)]
+            params.pop("scope")
+            c[alive] = coefficients(G, weights[alive], **params)
+        return reweighted(terms, c * signs)
+
+    rule.__signature__ = with_scope(coefficients, "tensor")  # type: ignore[attr-defined]
+    return rule
+
+
+def products(sites: Sequence[Sequence[Term]], **_: Any) -> np.ndarray:
+    """``[T, T]``: the inner products of the changes, summed over the sites."""
+    found: np.ndarray = np.sum([gram(terms) for terms in sites], axis=0)
+    return found
+
+
+def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """``(sin((1 - t) th) x_1 + sin(t th) x_2) / sin th`` with ``t = a_2 / (a_1 + a_2)``; a straight line where the angle is lost.
+
+    Raises:
+        Unsupported: there are more than two changes.
+    """
+    if len(a) == 1:
+        return np.ones(1)
+    if len(a) > 2:
+        raise Unsupported("slerp goes from one change to another", expected="two packs with weights other than 0", found=len(a),
+                          remedy="use multi_slerp or karcher")
+    return np.asarray(_slerp(G[None], a)[0])
+
+
+def nuslerp(terms: Sequence[Term], *, per: str = "row") -> Factors:
+    """:func:`slerp` of every row, or every column, of two changes for itself."""
+    choice("rule nuslerp", "per", per, "row", "column")
+    signs, a = _signed(terms)
+    if len(terms) > 2:
+        raise Unsupported("nuslerp goes from one change to another", expected="two packs with weights other than 0", found=len(terms),
+                          remedy="use multi_slerp or karcher")
+    G = (row_gram if per == "row" else column_gram)(terms) * np.outer(signs, signs)
+    c = (np.ones((len(G), 1)) if len(a) == 1 else _slerp(G, a)) * signs
+    return scaled_lines(terms, c, per)
+
+
+def scaled_lines(terms: Sequence[Term], c: np.ndarray, per: str) -> Factors:
+    """``sum_i diag(c[:, i]) D_i`` of rows, or ``sum_i D_i diag(c[:, i])`` of columns: ``c`` is ``[lines, T]``."""
+    if per == "row":
+        made = [Term(term.A, (term.B * c[:, [i]]).astype(term.B.dtype), 1.0) for i, term in enumerate(terms)]
+    else:
+        made = [Term((term.A * c[:, i]).astype(term.A.dtype), term.B, 1.0) for i, term in enumerate(terms)]
+    return stack(made)
+
+
+def multi_slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """The unit vectors' mean direction, moved by the mean of their tangents there, at the length ``sum a_i |x_i| / sum a_i``."""
+    lengths, shares = np.sqrt(np.diag(G)), a / a.sum()
+    C = G / np.outer(lengths, lengths)
+    mean = _unit(C, shares)
+    tangent = shares - float(shares @ C @ mean) * mean
+    return float(shares @ lengths) * _exponential(C, mean, tangent) / lengths
+
+
+def karcher(G: np.ndarray, a: np.ndarray, *, iterations: int = 50, tolerance: float = 1e-12) -> np.ndarray:
+    """The Karcher mean of the directions: ``u <- exp_u(sum a_i log_u(u_i))`` until it stands, at the length ``sum a_i |x_i| / sum a_i``.
+
+    Raises:
+        ConfigError: there are no iterations.
+    """
+    if iterations < 1:
+        raise ConfigError("the mean is found by iterating", where="iterations", expected="at least 1", found=iterations, remedy="give more")
+    lengths, shares = np.sqrt(np.diag(G)), a / a.sum()
+    C = G / np.outer(lengths, lengths)
+    u = _unit(C, shares)
+    for _ in range(iterations):
+        cosines = np.clip(C @ u, -1, 1)
+        angles = np.arccos(cosines)
+        stretch = shares / np.sinc(angles / np.pi).clip(1e-9)  # th / sin th
+        tangent = stretch - float(stretch @ cosines) * u
+        u = _exponential(C, u, tangent)
+        if np.sqrt(max(0.0, float(tangent @ C @ tangent))) < tolerance:
+            break
+    return float(shares @ lengths) * u / lengths
+
+
+def stock_ratio(G: np.ndarray) -> np.ndarray:
+    """``t = T cos th / (1 + (T - 1) cos th)`` for ``[..., T, T]``, ``th`` the mean angle of pairs; 0 where it is obtuse, 1 for T = 1."""
+    T = G.shape[-1]
+    if T == 1:
+        return np.ones(G.shape[:-2])
+    lengths = np.sqrt(np.diagonal(G, axis1=-2, axis2=-1))
+    sizes = lengths[..., :, None] * lengths[..., None, :]
+    cosines = np.divide(G, sizes, out=np.zeros_like(G), where=sizes > 0)
+    pairs = np.arccos(np.clip(cosines, -1, 1))[..., *np.triu_indices(T, 1)]
+    cosine = np.cos(pairs.mean(axis=-1)).clip(0, 1)
+    ratio: np.ndarray = T * cosine / (1 + (T - 1) * cosine)
+    return ratio
+
+
+def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors | Sum:
+    """``t mean_i D_i`` with ``t`` of the angle between the changes, one for the site or for every row."""
+    choice("rule model_stock", "per", per, "tensor", "row")
+    signs, a = _signed(terms)
+    mean = signs * a / a.sum()
+    G = (row_gram(terms) if per == "row" else gram(terms)[None]) * np.outer(signs, signs)
+    t = stock_ratio(G)
+    if t.max() < _ORTHOGONAL:
+        warnings.warn("model_stock leaves almost nothing of changes that are nearly orthogonal, as those of independently trained adapters "
+                      "mostly are", stacklevel=2)
+    return scaled_lines(terms, t[:, None] * mean, "row") if per == "row" else reweighted(terms, t[0] * mean)
+
+
+def _slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """``[lines, 2]`` of ``G`` ``[lines, 2, 2]``."""
+    t = a[1] / a.sum()
+    sizes = np.sqrt(G[:, 0, 0] * G[:, 1, 1])
+    cosine = np.divide(G[:, 0, 1], sizes, out=np.ones(len(G)), where=sizes > 0).clip(-1, 1)
+    angle = np.arccos(cosine)
+    sine = np.where(np.abs(cosine) > _FLAT, 1, np.sin(angle))
+    curved = np.stack([np.sin((1 - t) * angle) / sine, np.sin(t * angle) / sine], axis=-1)
+    return np.where((np.abs(cosine) > _FLAT)[:, None], np.array([1 - t, t]), curved)
+
+
+def _unit(C: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """``c`` at length 1; 0 where the vectors cancel."""
+    length = np.sqrt(max(0.0, float(c @ C @ c)))
+    return c / length if length > 1e-7 else np.zeros_like(c)
+
+
+def _exponential(C: np.ndarray, u: np.ndarray, tangent: np.ndarray) -> np.ndarray:
+    """``cos |t| u + sin |t| t / |t|``."""
+    length = float(np.sqrt(max(0.0, float(tangent @ C @ tangent))))
+    moved: np.ndarray = np.cos(length) * u + np.sinc(length / np.pi) * tangent
+    return moved if u.any() else np.zeros_like(u)
+
+
+def _signed(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
+    weights = np.array([term.weight for term in terms])
+    return np.sign(weights), np.abs(weights)

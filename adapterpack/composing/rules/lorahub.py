@@ -1,0 +1,103 @@
+"""LoRAHub: the weights of a sum, searched for by a score of what they make; no gradients, no rebuilding of a model.
+
+The published code adds ``w_i`` to A and to B, so that a weight enters squared, with cross terms. Here the sum is that of the changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ...errors import ConfigError, NonFinite
+from ...lowrank.space import Sum, Term, summed
+
+Score = Callable[[np.ndarray], float]
+"""Weights ``[T]`` -> how good what they make is; more is better."""
+
+
+def lorahub(terms: Sequence[Term], *, evaluations: int = 40, bound: float = 1.5, penalty: float = 0.05, seed: int = 0) -> Sum:
+    """``sum_i w_i D_i``: what the search's weights make; the parameters are those of :func:`searched`."""
+    return summed(terms)
+
+
+def searched(score: Score, count: int, *, evaluations: int = 40, bound: float = 1.5, penalty: float = 0.05, seed: int = 0) -> list[float]:
+    """The weights, each within ``bound`` of 0, of the best ``score(w) - penalty mean |w_i|`` that was seen in so many evaluations.
+
+    The first is that of equal weights of sum 1. Then CMA-ES: a normal distribution moves to the better half of what it drew, and takes
+    their shape. What leaves the bounds is drawn back to them. Source: Hansen 2016, The CMA evolution strategy: a tutorial, arXiv
+    1604.00772, algorithm in appendix A.
+
+    Raises:
+        ConfigError: a parameter is out of its range.
+        NonFinite: the score is not a number.
+
+    Example:
+        >>> found = searched(lambda w: -float(np.sum((w - [0.8, -0.3]) ** 2)), 2, evaluations=200, penalty=0.0)
+        >>> [round(value, 1) for value in found]
+        [0.8, -0.3]
+    """
+    if evaluations < 1 or not bound > 0 or not penalty >= 0:
+        raise ConfigError("the weights are searched for within bounds", where="rule lorahub", expected="evaluations of at least 1, a bound "
+                          "above 0, a penalty of at least 0", found=f"evaluations {evaluations}, bound {bound:g}, penalty {penalty:g}",
+                          remedy="leave them as they are")
+    best: tuple[float, np.ndarray] | None = None
+
+    def judged(weights: np.ndarray) -> float:
+        nonlocal best
+        value = float(score(weights)) - penalty * float(np.abs(weights).mean())
+        if not math.isfinite(value):
+            raise NonFinite("the score is not a finite number", where=", ".join(f"{weight:g}" for weight in weights), found=value,
+                            remedy="let the scorer give a number for every pack")
+        if best is None or value > best[0]:
+            best = value, weights
+        return value
+
+    mean = np.full(count, min(1 / count, bound))
+    judged(mean)
+    left = evaluations - 1
+    search = _Distribution(mean, bound / 3, seed)
+    while left > 0:
+        drawn = search.drawn(min(left, 4 + int(3 * math.log(count))), bound)
+        search.moved(drawn, [judged(weights) for weights in drawn])
+        left -= len(drawn)
+    assert best is not None
+    return [float(weight) for weight in best[1]]
+
+
+class _Distribution:
+    """CMA-ES: mean, step and covariance ``C``, with the paths that tell how far it went lately."""
+
+    def __init__(self, mean: np.ndarray, step: float, seed: int) -> None:
+        n = len(mean)
+        self.mean, self.step, self.C, self.rng = mean, step, np.eye(n), np.random.default_rng(seed)
+        self.path, self.turned = np.zeros(n), np.zeros(n)
+        self.length = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n**2))
+
+    def drawn(self, count: int, bound: float) -> np.ndarray:
+        """So many points, within the bounds."""
+        values, axes = np.linalg.eigh(self.C)
+        normal = self.rng.standard_normal((count, len(self.mean)))
+        points: np.ndarray = np.clip(self.mean + self.step * (normal * np.sqrt(values.clip(1e-20))) @ axes.T, -bound, bound)
+        return points
+
+    def moved(self, points: np.ndarray, values: Sequence[float]) -> None:
+        """Mean, paths, covariance and step after these points had these values."""
+        n, half = len(self.mean), max(1, len(points) // 2)
+        shares = math.log(half + 0.5) - np.log(np.arange(1, half + 1))
+        shares /= shares.sum()
+        size = 1 / np.sum(shares**2)
+        cs, cc = (size + 2) / (n + size + 5), (4 + size / n) / (n + 4 + 2 * size / n)
+        c1 = 2 / ((n + 1.3) ** 2 + size)
+        cm = min(1 - c1, 2 * (size - 2 + 1 / size) / ((n + 2) ** 2 + size))
+        ways = (points[np.argsort(np.negative(values), kind="stable")[:half]] - self.mean) / self.step
+        way = shares @ ways
+        spread, axes = np.linalg.eigh(self.C)
+        whitened = axes @ ((axes.T @ way) / np.sqrt(spread.clip(1e-20)))
+        self.path = (1 - cs) * self.path + math.sqrt(cs * (2 - cs) * size) * whitened
+        self.turned = (1 - cc) * self.turned + math.sqrt(cc * (2 - cc) * size) * way
+        self.C = (1 - c1 - cm) * self.C + c1 * np.outer(self.turned, self.turned) + cm * (ways.T * shares) @ ways
+        self.mean = self.mean + self.step * way
+        damping = 1 + cs + 2 * max(0.0, math.sqrt((size - 1) / (n + 1)) - 1)
+        self.step *= math.exp(min(1.0, cs / damping * (np.linalg.norm(self.path) / self.length - 1)))

@@ -1,0 +1,157 @@
+"""What a rule of combination is: a value that says what it computes, from what, with which parameters, and which laws it keeps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ...errors import ConfigError, nearest
+from ...lowrank.range_finder import Rows
+from ...lowrank.space import Factors, Sum, Term, zero
+
+Combined = Factors | Sum | Rows
+"""What a rule makes of a site: factors, a sum of those that it was given, or a dense change that is seen by blocks of rows."""
+
+
+class Laws(NamedTuple):
+    """Which laws a rule keeps; each is tested for every rule, and shown to be broken where it says False.
+
+    That a weight of 0 is the same as being absent, and that the same packs give the same bytes, hold for all.
+    """
+
+    identity: bool = True
+    """A lone pack of weight 1 stays what it is, under the parameters ``neutral``."""
+    sums: bool = False
+    """Under ``neutral`` the result is the weighted sum of the changes."""
+    permutation: bool = True
+    """The order of the packs changes nothing."""
+    gauge: bool = True
+    """Only the changes count, not how they are written as factors."""
+    homogeneous: bool = True
+    """All changes times c give the result times c."""
+    weighted: bool = True
+    """The weight w of a lone pack multiplies the result by w."""
+    odd: bool = True
+    """All weights negated negate the result."""
+    cancels: bool = True
+    """A pack and itself with weights 1 and -1 give zero."""
+    mixed_ranks: bool = True
+    """The packs may have different ranks."""
+
+
+ARXIV = "https://arxiv.org/abs/"
+SUM = Laws(sums=True)
+MEAN = Laws(weighted=False)
+"""Of a mean: a lone pack's weight divides out."""
+THINNED = {"density": 1.0}
+
+
+class Rule(NamedTuple):
+    """How the terms of one site become one change.
+
+    ``needs`` says what the rule looks at: ``G`` inner products of the changes, ``C`` the joint column and row spaces, ``S`` scalings of one
+    side, ``D`` every entry of the dense change, ``F`` the factors one by one. ``exact``: the result is what the formula says, without
+    truncation. ``function`` takes the site's terms, then what ``survey`` found if there is one, and the rule's parameters by keyword.
+    ``survey`` looks at many sites first: at all of them where the parameter ``scope`` is ``adapter``, else at each one alone.
+    ``reduce``: the result is brought to its numerical rank. ``cut``: the rule wants a rank or an energy. ``unit``: without weights every
+    pack counts 1, not 1/T. ``neutral``: parameters under which the rule changes a lone pack least. ``statistics``: which kind of them the
+    rule needs of every pack. ``search``: the weights are searched for, by a score of what they make; the function has the search's
+    parameters too.
+    """
+
+    name: str
+    summary: str
+    formula: str
+    paper: str
+    needs: str
+    exact: bool
+    function: Callable[..., Combined]
+    survey: Callable[..., Any] | None = None
+    reduce: bool = True
+    cut: bool = False
+    unit: bool = False
+    neutral: Mapping[str, Any] = {}
+    laws: Laws = Laws()
+    statistics: str = ""
+    search: bool = False
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The rule's parameters by name, read off its function: whatever is taken by keyword only."""
+        found = inspect.signature(self.function).parameters
+        return {name: parameter for name, parameter in found.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+    def arguments(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Every parameter with its given or default value; a whole number is taken where a fraction is meant.
+
+        Raises:
+            ConfigError: a parameter that the rule does not have, one of another type, or one that it needs is missing.
+        """
+        known, given = self.parameters, dict(params or {})
+        for name in given:
+            if name not in known:
+                raise ConfigError("the rule has no such parameter", where=f"rule {self.name}", found=repr(name),
+                                  remedy=nearest(name, known) if known else "leave it out: the rule takes no parameters")
+        values = {name: given.get(name, parameter.default) for name, parameter in known.items()}
+        for name, value in values.items():
+            if value is inspect.Parameter.empty:
+                raise ConfigError("the rule needs a parameter", where=f"rule {self.name}", expected=name, remedy=f"give {name}")
+            values[name] = _typed(self.name, name, value, known[name].default)
+        if "scope" in values:
+            choice(f"rule {self.name}", "scope", values["scope"], "adapter", "tensor")
+        return values
+
+    def prepared(self, sites: Sequence[Sequence[Term]], arguments: Mapping[str, Any]) -> Callable[[Sequence[Term]], Combined]:
+        """The rule for these sites: what combines the terms of one of them. A term of weight 0 is absent."""
+        whole = None
+        if self.survey is not None and arguments["scope"] == "adapter":
+            whole = self.survey([_present(terms) for terms in sites if any(term.weight for term in terms)], **arguments)
+
+        def combine(terms: Sequence[Term]) -> Combined:
+            kept = _present(terms)
+            if not any(len(term.A) for term in kept):
+                return zero(*terms[0].change.shape)
+            if self.survey is None:
+                return self.function(kept, **arguments)
+            return self.function(kept, self.survey([kept], **arguments) if whole is None else whole, **arguments)
+
+        return combine
+
+
+def with_scope(function: Callable[..., Any], default: str) -> inspect.Signature:
+    """The keywords of a function and ``scope``, as the signature of a rule that is made of it."""
+    keywords = [each for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    scope = inspect.Parameter("scope", inspect.Parameter.KEYWORD_ONLY, default=default, annotation="str")
+    return inspect.Signature([*keywords, scope])
+
+
+def choice(where: str, name: str, value: object, *known: str) -> None:
+    """Raises:
+    ConfigError: the value is none of the known ones.
+    """
+    if value not in known:
+        raise ConfigError(f"unknown {name}", where=where, expected=" or ".join(known), found=repr(value), remedy="give one of them")
+
+
+def share(name: str, value: float, *, above: float = 0.0) -> None:
+    """Raises:
+    ConfigError: the value is not above ``above`` and at most 1.
+    """
+    if not above < value <= 1:
+        raise ConfigError(f"{name} is a share", where=name, expected=f"above {above:g}, at most 1", found=value,
+                          remedy="give a number such as 0.5")
+
+
+def _present(terms: Sequence[Term]) -> tuple[Term, ...]:
+    return tuple(term for term in terms if term.weight)
+
+
+def _typed(rule: str, name: str, value: Any, default: Any) -> Any:
+    """The value, if it is of the default's type; any value where there is no default."""
+    if default is None or default is inspect.Parameter.empty or type(value) is type(default):
+        return value
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    raise ConfigError("a parameter of another type", where=f"rule {rule}, {name}", expected=type(default).__name__,
+                      found=f"{value!r}", remedy=f"give a value such as {default!r}")

@@ -1,0 +1,147 @@
+"""Rules of singular values and directions (class C): done in the joint bases of the changes, so the result is an adapter as it stands.
+
+All directions that have no singular value are left out: giving them weight, as dense code does with the null space of a sum of low-rank
+changes, is giving weight to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ...errors import ConfigError
+from ...lowrank.space import Core, Factors, Term, core, zero
+from .rule import choice, share
+
+_NULL = 1e-5
+"""Of the largest singular value of changes in float32: what is smaller is their rounding."""
+
+
+class Parts(NamedTuple):
+    """``U diag(S) V^T`` of a core: ``U`` ``[K, k]``, ``S`` ``[k]`` falling, ``V`` ``[L, k]``."""
+
+    U: np.ndarray
+    S: np.ndarray
+    V: np.ndarray
+
+    def first(self, k: int) -> Parts:
+        """The ``k`` largest."""
+        return Parts(self.U[:, :k], self.S[:k], self.V[:, :k])
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """``U diag(S) V^T``."""
+        product: np.ndarray = (self.U * self.S) @ self.V.T
+        return product
+
+
+def decomposed(matrix: np.ndarray, least: float = 0.0) -> Parts:
+    """The singular values above rounding, and above ``least``, with their vectors; float64."""
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    kept = int(np.count_nonzero(s > max(least, _NULL * s[0]))) if len(s) and s[0] > 0 else 0
+    return Parts(u[:, :kept], s[:kept], vt[:kept].T)
+
+
+def joined(parts: Sequence[Parts]) -> Parts:
+    """Directions and values side by side."""
+    return Parts(*(np.concatenate(each, axis=-1) for each in zip(*parts, strict=True)))
+
+
+def polar(X: np.ndarray) -> np.ndarray:
+    """``X (X^T X)^{-1/2}`` on the support of ``X``: the nearest matrix with orthonormal columns, where the columns are independent."""
+    u, s, vt = np.linalg.svd(X, full_matrices=False)
+    kept = s > _NULL * s[0] if len(s) else np.zeros(0, bool)
+    nearest: np.ndarray = u[:, kept] @ vt[kept]
+    return nearest
+
+
+def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: float = 1.0) -> Factors:
+    """``lam U^ S V^T^``: singular triplets of all changes side by side, ``U`` and ``V`` made orthogonal by their polar factors."""
+    share("share_kept", share_kept)
+    space, changes = _weighted(terms)
+    each = [found.first(max(1, round(share_kept * len(found.S)))) for found in map(decomposed, changes)]
+    found = joined(each)
+    if not len(found.S):
+        return _zero(terms)
+    return space.change(lam * Parts(polar(found.U), found.S, polar(found.V)).matrix)
+
+
+def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: str = "support") -> Factors:
+    """``alpha mean(S) U V^T`` of the weighted sum, on its support: R directions. ``mean="site"`` takes the mean over all ``min(m, n)``."""
+    choice("rule iso_c", "mean", mean, "support", "site")
+    space, changes = _weighted(terms)
+    found = decomposed(changes.sum(axis=0), _least(changes))
+    if not len(found.S):
+        return _zero(terms)
+    return space.change(alpha * _flat(found, found.S, terms, mean).matrix)
+
+
+def iso_cts(terms: Sequence[Term], *, alpha: float = 1.0, common: float = 0.8, mean: str = "support") -> Factors:
+    """Iso-C of the ``common`` share of the sum's directions, and of the first directions of each change beside them."""
+    share("common", common)
+    choice("rule iso_cts", "mean", mean, "support", "site")
+    space, changes = _weighted(terms)
+    total = decomposed(changes.sum(axis=0), _least(changes))
+    if not len(total.S):
+        return _zero(terms)
+    k = max(1, round(common * len(total.S)))
+    shared, own = total.first(k), (len(total.S) - k) // len(terms)
+    beside = [decomposed(change - shared.U @ (shared.U.T @ change), _least(changes)).first(own) for change in changes]
+    found = joined([shared, *beside])
+    return space.change(alpha * _flat(Parts(polar(found.U), found.S, polar(found.V)), found.S, terms, mean).matrix)
+
+
+def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: float = 0.04) -> Factors:
+    """``M + lam sum_t svd_k(D_t - M)`` with the mean ``M``: of each change's way from the mean the ``share_kept`` of ``min(m, n)``."""
+    share("share_kept", share_kept)
+    space, changes = _weighted(terms)
+    weights = np.array([term.weight for term in terms])
+    mean = changes.sum(axis=0) / np.abs(weights).sum()
+    k = max(1, round(share_kept * min(terms[0].change.shape)))
+    ways = changes / np.abs(weights)[:, None, None] - mean
+    least = _least(changes / np.abs(weights)[:, None, None])
+    return space.change(mean + lam * np.sum([decomposed(way, least).first(k).matrix for way in ways], axis=0))
+
+
+def wudi(terms: Sequence[Term], *, ridge: float = 0.01) -> Factors:
+    """``X (sum C_t + ridge I) = sum D_t C_t + ridge sum D_t`` with ``C_t = D_t^T D_t / |D_t|^2``, solved in the joint row space.
+
+    The stationary point of WUDI's ``sum |(X - D_t) D_t^T|^2 / |D_t|^2`` under a ridge towards the sum, from which its descent begins.
+
+    Raises:
+        ConfigError: the ridge is not above 0.
+    """
+    if not ridge > 0:
+        raise ConfigError("without a ridge the equations have no single solution", where="ridge", expected="above 0", found=ridge,
+                          remedy="give a number such as 0.01")
+    space, changes = _weighted(terms)
+    sizes = np.sum(changes**2, axis=(1, 2))
+    C = np.array([change.T @ change / size for change, size in zip(changes, sizes, strict=True) if size > 0])
+    if not len(C):
+        return _zero(terms)
+    right = np.sum(changes[sizes > 0] @ C, axis=0) + ridge * changes.sum(axis=0)
+    left = C.sum(axis=0) + ridge * np.eye(C.shape[1])
+    return space.change(np.linalg.solve(left, right.T).T)
+
+
+def _weighted(terms: Sequence[Term]) -> tuple[Core, np.ndarray]:
+    """The joint bases, and the cores times their weights."""
+    space = core(terms)
+    return space, space.cores * np.array([term.weight for term in terms])[:, None, None]
+
+
+def _least(changes: np.ndarray) -> float:
+    """The singular value that is rounding beside changes of this size."""
+    return _NULL * float(np.linalg.norm(changes, axis=(1, 2)).max())
+
+
+def _flat(parts: Parts, S: np.ndarray, terms: Sequence[Term], mean: str) -> Parts:
+    """One value for all directions: the mean of ``S``, over them or over all that the site has room for."""
+    size = S.sum() / (len(S) if mean == "support" else min(terms[0].change.shape))
+    return parts._replace(S=np.full(len(S), size))
+
+
+def _zero(terms: Sequence[Term]) -> Factors:
+    return zero(*terms[0].change.shape)

@@ -1,0 +1,86 @@
+"""How single changes are thinned out before they are merged: by size, at random, or both."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...errors import ConfigError
+from ...lowrank.quantiles import level, magnitudes
+from ...lowrank.seeded_random import uniform
+from .entries import Block, Blocks
+from .rule import share
+
+
+def largest_level(blocks: Blocks, density: float) -> np.ndarray:
+    """``[T]``: the magnitude from which on the ``density`` largest entries of each change lie."""
+    share("density", density)
+    return level(lambda: (block.values for block in blocks()), density, blocks.sample)
+
+
+def band_levels(blocks: Blocks, density: float, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+    """``[T]`` twice: between these magnitudes lie ``density`` of the entries, under the ``gamma`` largest ones; both ends belong to it.
+
+    Raises:
+        ConfigError: the two shares do not fit into one.
+    """
+    share("density", density)
+    if not 0 <= gamma < 1 or density + gamma > 1 + 1e-12:
+        raise ConfigError("density and gamma are shares of the same entries", where="gamma",
+                          expected=f"at least 0, at most {1 - density:g}", found=gamma, remedy="lower one of them")
+    least = level(lambda: (block.values for block in blocks()), density + gamma, blocks.sample)
+    if gamma == 0:
+        return least, np.full_like(least, np.inf)
+    return least, level(lambda: (block.values for block in blocks()), gamma, blocks.sample)
+
+
+def band(block: Block, levels: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The entries in the band, all others 0: those that reach its upper end are outliers."""
+    sizes = magnitudes(block.values)
+    return np.where((sizes >= levels[0][:, None, None]) & (sizes < levels[1][:, None, None]), block.values, 0)
+
+
+def dropped(block: Block, density: float, seed: int) -> np.ndarray:
+    """Each entry kept with probability ``density`` and divided by it: its expectation stays."""
+    share("density", density)
+    if density == 1:
+        return block.values
+    return np.where(_numbers(block, seed) < density, block.values / block.values.dtype.type(density), 0)
+
+
+def dropped_by_rank(block: Block, density: float, epsilon: float, seed: int) -> np.ndarray:
+    """Each entry kept with a probability that rises with its rank in its row, from ``density - e`` to ``density + e``, and divided by it.
+
+    ``e`` is ``epsilon``, or ``1 - density`` where that is less. Entries of one size have one rank, their mean: a row of equal entries is
+    thinned out like DARE's.
+
+    Raises:
+        ConfigError: the window reaches 0.
+    """
+    share("density", density)
+    if not 0 <= epsilon < density:
+        raise ConfigError("epsilon is half the window of probabilities around density", where="epsilon",
+                          expected=f"at least 0, below density {density:g}", found=epsilon, remedy="lower it")
+    if density == 1:
+        return block.values
+    window = min(epsilon, 1 - density)
+    n = block.values.shape[-1]
+    kept = density + window * (2 * _ranks(magnitudes(block.values)) / max(1, n - 1) - 1) if n > 1 else np.full(block.values.shape, density)
+    return np.where(_numbers(block, seed) < kept, block.values / kept.astype(block.values.dtype), 0)
+
+
+def _ranks(sizes: np.ndarray) -> np.ndarray:
+    """The rank of every entry in its row, from 0; of equal entries the mean."""
+    order = np.argsort(sizes, axis=-1)
+    ordered = np.take_along_axis(sizes, order, axis=-1)
+    places = np.broadcast_to(np.arange(sizes.shape[-1]), sizes.shape)
+    new = np.concatenate([np.ones_like(ordered[..., :1], bool), ordered[..., 1:] != ordered[..., :-1]], axis=-1)
+    ends = np.concatenate([new[..., 1:], np.ones_like(new[..., :1])], axis=-1)
+    first = np.maximum.accumulate(np.where(new, places, 0), axis=-1)
+    last = np.minimum.accumulate(np.where(ends, places, sizes.shape[-1])[..., ::-1], axis=-1)[..., ::-1]
+    ranks = np.empty(sizes.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2, axis=-1)
+    return ranks
+
+
+def _numbers(block: Block, seed: int) -> np.ndarray:
+    return np.stack([uniform(seed, key, block.rows, block.values.shape[-1]) for key in block.keys])

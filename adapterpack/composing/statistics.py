@@ -1,0 +1,112 @@
+"""What was measured of an adapter on data, as a file beside the packs: a matrix for every site, read by the rules that need data.
+
+The file is safetensors, one float32 tensor for each site under its path; the metadata says what it is:
+
+- ``moment`` ``[in, in]``: ``X^T X / rows`` of the inputs X of the site, with the adapter active;
+- ``fisher`` ``[out, in]``: the mean over examples of the squared gradient of the loss by the weight of the site.
+
+``adapterpack measure`` writes them; nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ConfigError, FormatError, NonFinite
+from ..io.atomic import output_file
+from ..io.safetensors import SafetensorsFile, all_finite, write
+from ..manifest.manifest import sha256_of
+from ..pack.pack import Pack
+
+FORMAT = "adapterpack-statistics-1"
+KINDS = {"moment": "the second moments of every site's inputs", "fisher": "the squared gradients of every site's weight"}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was measured of one pack. ``matrices`` are by site path; of a file, views of it that are read when they are looked at.
+
+    ``digest`` is that of the file, by which a recipe knows it again.
+    """
+
+    kind: str
+    pack: str
+    rows: int
+    matrices: Mapping[str, np.ndarray]
+    digest: str | None = None
+
+    def at(self, path: str) -> np.ndarray | None:
+        """The matrix at a site, or None where nothing was measured."""
+        return self.matrices.get(path)
+
+    def write(self, out: str | os.PathLike[str]) -> None:
+        """Writes the file, whole or not at all.
+
+        Raises:
+            NonFinite: a matrix holds NaN or infinity.
+            StorageError: the file system refuses.
+        """
+        for path, value in self.matrices.items():
+            if not all_finite(value):
+                raise NonFinite("what was measured is not finite", where=path, remedy="measure in float32, or on other data")
+        values = {path: np.ascontiguousarray(value, np.float32) for path, value in self.matrices.items()}
+        with output_file(out) as file:
+            write(file, values, {"format": FORMAT, "kind": self.kind, "pack": self.pack, "rows": str(self.rows)})
+
+
+def read(path: str | os.PathLike[str]) -> Statistics:
+    """The statistics in a file; the matrices stay in the file until they are used.
+
+    Raises:
+        FormatError, StorageError: it is no such file.
+
+    Example:
+        >>> import tempfile; path = Path(tempfile.mkdtemp()) / "moments.safetensors"
+        >>> Statistics("moment", "sha256:" + "0" * 64, 8, {"q": np.eye(2)}).write(path)
+        >>> read(path).kind, read(path).at("q").shape
+        ('moment', (2, 2))
+    """
+    file = SafetensorsFile(path)
+    about, rows = file.metadata, file.metadata.get("rows", "")
+    if about.get("format") != FORMAT or about.get("kind") not in KINDS or not rows.isascii() or not rows.isdigit() or len(rows) > 18:
+        raise FormatError("this file holds no statistics of an adapter", where=path, expected=FORMAT, found=about.get("format", "none"),
+                          remedy="write one with adapterpack measure")
+    for info in file.tensors.values():
+        if info.dtype != "F32" or len(info.shape) != 2:
+            raise FormatError("statistics are matrices in float32", where=f"{path}, {info.name}", found=f"{info.dtype} {list(info.shape)}",
+                              remedy="write the file anew with adapterpack measure")
+    return Statistics(about["kind"], about.get("pack", ""), int(rows), {name: file.read(name) for name in file.tensors},
+                      f"sha256:{sha256_of(Path(path))}")
+
+
+def of_packs(
+    given: Sequence[Statistics | str | os.PathLike[str]] | None, packs: Sequence[Pack], wanted: str, rule: str
+) -> list[Statistics] | None:
+    """The statistics of all packs in their order, for a rule that wants some (``wanted``, "" for none).
+
+    Raises:
+        ConfigError: there are none, or too many, or for a rule that has no use for them; or of another kind.
+        FormatError: a file is none of statistics, or was measured of another pack.
+    """
+    if not wanted:
+        if given:
+            raise ConfigError("this rule looks at no data", where=f"rule {rule}", found=f"{len(given)} statistics", remedy="leave them out")
+        return None
+    if given is None or len(given) != len(packs):
+        raise ConfigError(f"this rule needs {KINDS[wanted]}, measured for every pack", where=f"rule {rule}", expected=f"{len(packs)} files",
+                          found=len(given or ()), remedy=f"adapterpack measure BASE PACK --data FILE --kind {wanted} -o FILE for each, and "
+                                                         "give them in the order of the packs")
+    found = [one if isinstance(one, Statistics) else read(one) for one in given]
+    for one, pack in zip(found, packs, strict=True):
+        if one.kind != wanted:
+            raise ConfigError("these statistics are of another kind", where=f"rule {rule}, pack '{pack.name}'", expected=wanted,
+                              found=one.kind, remedy=f"measure with --kind {wanted}")
+        if one.pack != pack.id:
+            raise FormatError("these statistics were measured of another pack", where=f"pack '{pack.name}'", expected=pack.id[:23],
+                              found=one.pack[:23] or "none", remedy="give the files in the order of the packs, or measure again")
+    return found

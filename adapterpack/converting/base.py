@@ -1,0 +1,116 @@
+"""The base model as a converter needs it: its module names, their shapes, its configuration, its identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..adapter_methods import matrix_shape
+from ..base.checkpoint import SINGLE, Checkpoint, read_json
+from ..errors import BaseMismatch, SiteNotFound, nearest
+from ..hub.resolve import folder_of
+from ..io.safetensors import SafetensorsFile
+from ..manifest import manifest as m
+from ..pack.pack import Pack, is_module, sealed
+from ..tasks.task import task_of
+
+_DIFFUSERS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base by its headers. ``shapes`` maps tensor names to shapes; ``checkpoint`` is None for a model of diffusers.
+
+    ``allow_structural`` accepts packs of a base with the same names, dtypes and shapes, whatever its weights.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    checkpoint: Checkpoint | None
+    allow_structural: bool = False
+
+    @property
+    def model_type(self) -> str | None:
+        """The model's type by its configuration, or its class for a model of diffusers."""
+        found = self.config.get("model_type") or self.config.get("_class_name")
+        return found if isinstance(found, str) else None
+
+    def modules(self) -> dict[str, tuple[int, ...]]:
+        """Every module with a weight, and that weight's shape."""
+        return {name.removesuffix(".weight"): shape for name, shape in self.shapes.items() if name.endswith(".weight")}
+
+    def weight_name(self, path: str, recorded: str | None = None) -> str:
+        """The tensor behind a module: the ``recorded`` one, if there is such a tensor, else by the path.
+
+        A task model may have one prefix more or less than its checkpoint.
+
+        Raises:
+            SiteNotFound: there is none.
+        """
+        if self.checkpoint is not None:
+            return self.checkpoint.require_weight(path, recorded)
+        if f"{path}.weight" not in self.shapes:
+            raise SiteNotFound("the base has no such site", where=self.folder, found=path, remedy=nearest(path, self.modules()))
+        return f"{path}.weight"
+
+    def identity(self) -> m.Base:
+        """The base as a manifest names it; reads every byte once for the content's digest."""
+        known = self.checkpoint
+        if known is None:
+            return m.Base(model_type=self.model_type)
+        return m.Base(known.name, known.commit, self.model_type, known.structure, known.content, probe=known.probe)
+
+    def task(self) -> m.Task:
+        """What the base does, by its class."""
+        classes = self.config.get("architectures")
+        architecture = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
+        return m.Task(task_of(architecture or "", self.config).name, architecture)
+
+
+def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:
+    """The base in a folder: a checkpoint of transformers, or one model of a diffusers pipeline.
+
+    Raises:
+        StorageError: there is no such folder.
+        FormatError: its files are malformed.
+    """
+    if isinstance(base, BaseModel):
+        return base
+    folder = folder_of(base)
+    if (folder / _DIFFUSERS).is_file() and not (folder / SINGLE).is_file():
+        file, config = SafetensorsFile(folder / _DIFFUSERS), folder / "config.json"
+        shapes = {name: info.shape for name, info in file.tensors.items()}
+        return BaseModel(folder, read_json(config) if config.is_file() else {}, shapes, None)
+    checkpoint = Checkpoint(folder)
+    return BaseModel(folder, checkpoint.config, {name: info.shape for name, info in checkpoint.tensors.items()}, checkpoint)
+
+
+def bound_to(pack: Pack, base: BaseModel) -> Pack:
+    """The pack with the base's identity, the names of its tensors, and which of its sites have a bias; every site's shape is compared.
+
+    Raises:
+        BaseMismatch: the pack names another base, or a site has another shape.
+        SiteNotFound: the base lacks a site.
+    """
+    if base.checkpoint is not None:
+        pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
+    groups = []
+    for group in pack.manifest.groups:
+        if group.role != "adapter" or not is_module(group.path):
+            groups.append(group)
+            continue
+        weight = base.weight_name(group.path, group.weight)
+        shape, known = matrix_shape(group.kind, base.shapes[weight]), (group.out_features, group.in_features)
+        if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
+            raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}", found=base.shapes[weight],
+                               expected=known, remedy="use the base that the adapter was made for")
+        groups.append(dataclasses.replace(group, weight=weight, bias=f"{weight.removesuffix('weight')}bias" in base.shapes))
+    if pack.manifest.base.content is not None:
+        return pack
+    draft = dataclasses.replace(pack.manifest, base=base.identity(), groups=tuple(groups), files=())
+    return sealed(draft, pack.tensors)

@@ -1,0 +1,172 @@
+"""The LoRA keys of diffusers: ``<model>.<module path>.lora_A.weight`` and ``lora_B.weight``, and in the metadata PEFT's configuration.
+
+The metadata's ``lora_adapter_metadata`` is JSON whose keys are ``<model>.<PEFT key>``. Without it an ``.alpha`` per module counts, and
+without that alpha is r.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adapter_methods import method_of
+from ..adapter_methods.lora import LoRA
+from ..errors import FormatError, NonFinite, Unsupported
+from ..io import safetensors, strict_json
+from ..pack.pack import Pack
+from .base import BaseModel, bound_to
+from .factors import Factors, factors, lora_pack, paired
+from .folders import floated
+from .format import Format, Reading, Source, refuse_whole
+from .lora_file import chosen, is_text_model, keys_of, no_alpha, opened, several
+
+_A, _B, _ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
+_METADATA = "lora_adapter_metadata"
+_PARTS = ("base_model.model", "unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "diffusion_model")
+"""Beginnings of keys, each of another model of the pipeline; a key with none of them belongs to the model itself."""
+_ITSELF = "model"
+_CHANGES = ("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "layer_replication", "target_parameters")
+"""PEFT's options that change the mathematics of a plain LoRA."""
+
+
+def _split(key: str) -> tuple[str, str, str] | None:
+    """(part, module path, leaf) of a key, or None where it is none of diffusers'."""
+    leaf = next((leaf for leaf in (_A, _B, _ALPHA) if key.endswith(f".{leaf}")), None)
+    if leaf is None:
+        return None
+    rest = key.removesuffix(f".{leaf}")
+    part = next((part for part in _PARTS if rest.startswith(f"{part}.")), _ITSELF)
+    return part, rest.removeprefix(f"{part}.") if part != _ITSELF else rest, leaf
+
+
+def _is_ours(path: Path) -> bool:
+    return any(key.endswith((f".{_A}", f".{_B}")) for key in keys_of(path))
+
+
+def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
+    refuse_whole(pack, "diffusers")
+    plain, notes = floated(pack)
+    known = pack.manifest.training.get("part")
+    part = known if known in (*_PARTS, _ITSELF) else _part(plain, base)
+    before = "" if part == _ITSELF else f"{part}."
+    tensors: dict[str, np.ndarray] = {}
+    configs = {}
+    for site in factors(plain, "diffusers"):
+        tensors |= {f"{before}{site.path}.{_A}": site.down, f"{before}{site.path}.{_B}": site.up}
+        configs[site.path] = LoRA(r=site.down.shape[0], alpha=site.alpha)
+    face = method_of(LoRA()).peft
+    assert face is not None
+    written = {f"{before}{key}": value for key, value in {**(face.to_config(configs) or {}), "target_modules": sorted(configs)}.items()}
+    safetensors.write(out, tensors, {"format": "pt", _METADATA: json.dumps(written, indent=2, sort_keys=True)})
+    return notes if known is not None else (*notes, f"keys begin with {before or 'the module itself'}")
+
+
+def _part(pack: Pack, base: BaseModel | None) -> str:
+    if is_text_model(base, pack.manifest.base.model_type):
+        return "text_encoder"
+    blocks = ("down_blocks.", "mid_block.", "up_blocks.")
+    return "unet" if any(group.path.startswith(blocks) for group in pack.manifest.groups) else "transformer"
+
+
+_Sites = dict[str, Factors | tuple[LoRA, np.ndarray, np.ndarray]]
+
+
+def _read(source: Source) -> Reading:
+    file = opened(source)
+    parts = _parts(file, source)
+    part, notes = chosen(parts, source)
+    sites, silent = _sites(file, parts[part], part, source)
+    pack = lora_pack(source, sites, "diffusers", part=part)
+    return Reading(pack if source.base is None else bound_to(pack, source.base), notes + no_alpha(silent))
+
+
+def _outline(source: Source) -> Reading:
+    """Every model of the file, each module with its model before it where there are several."""
+    file = opened(source)
+    parts = _parts(file, source)
+    sites: _Sites = {}
+    silent: list[str] = []
+    for part in parts:
+        found, unsaid = _sites(file, parts[part], part, source)
+        sites |= {f"{part}.{path}" if len(parts) > 1 else path: value for path, value in found.items()}
+        silent += unsaid
+    return Reading(lora_pack(source, sites, "diffusers"), several(parts) + no_alpha(silent))
+
+
+def _parts(file: safetensors.SafetensorsFile, source: Source) -> dict[str, dict[str, dict[str, str]]]:
+    """part -> module path -> leaf -> key."""
+    parts: dict[str, dict[str, dict[str, str]]] = {}
+    for key in file.tensors:
+        split = _split(key)
+        if split is None:
+            raise Unsupported("a key that is not of a plain LoRA", where=source.path, found=key, expected=f"{_A}, {_B}, {_ALPHA}",
+                              remedy="convert the adapter to plain LoRA with the tool that made it (DoRA, biases and norms are not read)")
+        part, path, leaf = split
+        parts.setdefault(part, {}).setdefault(path, {})[leaf] = key
+    return parts
+
+
+def _sites(
+    file: safetensors.SafetensorsFile, modules: Mapping[str, Mapping[str, str]], part: str, source: Source
+) -> tuple[_Sites, list[str]]:
+    """The sites of one model by module path, and those whose alpha nobody states."""
+    paired(modules, (_A, _B), source.path)
+    sites: _Sites = {}
+    stated, silent = _stated(file.metadata, part, source), []
+    for path, leaves in modules.items():
+        down, up = file.read(leaves[_A]), file.read(leaves[_B])
+        if down.ndim != 2 or up.ndim != 2:
+            raise Unsupported("an adapter of a layer that is not linear", where=f"{source.path}, {path}", expected="two matrices",
+                              found=f"{list(down.shape)}, {list(up.shape)}", remedy="leave convolutions out of the adapter")
+        if _ALPHA in leaves:
+            sites[path] = Factors(path, down, up, _number(file.read(leaves[_ALPHA]), leaves[_ALPHA], source) / max(1, down.shape[0]))
+        elif stated is not None:
+            sites[path] = (stated.at(path), down, up)
+        else:
+            silent.append(path)
+            sites[path] = Factors(path, down, up, 1.0)
+    return sites, silent
+
+
+def _stated(metadata: Mapping[str, str], part: str, source: Source) -> LoRA | None:
+    """The configuration that the metadata states for one model, or None.
+
+    Raises:
+        FormatError: it is not usable.
+        Unsupported: it names an option that changes the mathematics.
+    """
+    if _METADATA not in metadata:
+        return None
+    where = f"{source.path}, {_METADATA}"
+    values = strict_json.loads(metadata[_METADATA].encode(), where, 4 << 20)
+    if not isinstance(values, dict):
+        raise FormatError("the metadata must be an object", where=where)
+    before = "" if part == _ITSELF else f"{part}."
+    config = {key.removeprefix(before): value for key, value in values.items() if key.startswith(before)}
+    if not config:
+        return None
+    if changed := [key for key in _CHANGES if config.get(key)]:
+        raise Unsupported("an option that changes a plain LoRA", where=where, found=", ".join(changed), remedy="merge it with diffusers")
+    face = method_of(LoRA()).peft
+    assert face is not None
+    try:
+        found: LoRA = face.from_config(config)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise FormatError(f"the configuration is not usable: {error}", where=where) from error
+    return found
+
+
+def _number(value: Any, key: str, source: Source) -> float:
+    number = float(value.reshape(-1)[0]) if value.size == 1 else math.nan
+    if not math.isfinite(number):
+        raise NonFinite("alpha must be one finite number", where=f"{source.path}, {key}", found=f"{value.dtype} {value.shape}")
+    return number
+
+
+DIFFUSERS = Format("diffusers", "diffusers' keys (...lora_A.weight) in safetensors, one file", False, _is_ours, _read, _write,
+                   _outline)

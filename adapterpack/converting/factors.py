@@ -1,0 +1,129 @@
+"""Packs as low-rank factors and back: what GGUF, kohya and diffusers files hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..adapter_methods import Site, complete, method_of
+from ..adapter_methods.lora import LoRA
+from ..errors import FormatError, NonFinite, Unsupported
+from ..io.safetensors import FLOATS, all_finite, dtype_name
+from ..manifest import manifest as m
+from ..pack.pack import Adapter, Pack, build
+from .format import Source, listed
+
+_LEAVES = ("lora_A", "lora_B")
+
+
+class Factors(NamedTuple):
+    """One site: ``down`` [r, in], ``up`` [out, r], and the number that multiplies their product."""
+
+    path: str
+    down: np.ndarray
+    up: np.ndarray
+    scale: float
+
+    @property
+    def alpha(self) -> float:
+        """``scale * r``: what other tools divide by the rank."""
+        return float(self.scale * self.down.shape[0])
+
+
+def factors(pack: Pack, form: str) -> Iterator[Factors]:
+    """Every site of a pack as factors whose product is its change, in the stored dtype where the method's own tensors are the factors.
+
+    Raises:
+        Unsupported: the change is not a product of low rank, or a site is no linear layer.
+    """
+    for method in pack.methods:
+        if method.traits.positional:
+            raise Unsupported(f"the format {form} cannot say that an adapter acts at some positions of a row only",
+                              where=f"pack '{pack.name}'", found=method.name, remedy="keep the pack as it is")
+        if not method.traits.low_rank or not method.traits.additive or method.traits.reads_weight:
+            raise Unsupported(f"the format {form} holds low-rank factors, which the method {method.name} is not made of",
+                              where=f"pack '{pack.name}'", remedy="merge the pack, or keep it as it is")
+    for adapter in pack.adapters():
+        if adapter.site.kind != "linear":
+            raise Unsupported(f"the format {form} is written for linear layers only", where=adapter.site.path, found=adapter.site.kind,
+                              remedy="keep the pack as it is, or merge it")
+        yield _factors(adapter)
+
+
+def _factors(adapter: Adapter) -> Factors:
+    wide = {name: value.astype(np.float32) if _narrow(value) else value for name, value in adapter.params.items()}
+    form = adapter.method.attach(adapter.config, complete(adapter.method, adapter.config, wide, adapter.site), adapter.site)
+    if form.down is None or form.up is None or not form.is_branch:
+        raise Unsupported("the change at a site is more than a product of two factors", where=adapter.site.path, found=adapter.method.name)
+    down, up = np.asarray(form.down.dense()), np.asarray(form.up.dense())
+    if set(wide) == set(_LEAVES) and np.array_equal(down, wide["lora_A"]) and np.allclose(up, adapter.config.scale * wide["lora_B"]):
+        return Factors(adapter.site.path, adapter.params["lora_A"], adapter.params["lora_B"], float(adapter.config.scale))
+    return Factors(adapter.site.path, down, up, 1.0)
+
+
+def _narrow(value: np.ndarray) -> bool:
+    return dtype_name(value.dtype) in FLOATS and value.dtype.itemsize < 4
+
+
+def lora_pack(source: Source, found: Mapping[str, Factors] | Mapping[str, Factors | tuple[LoRA, np.ndarray, np.ndarray]], kind: str,
+              full: Mapping[str, Mapping[str, np.ndarray]] | None = None, **claims: Any) -> Pack:
+    """A LoRA pack from factors by module path, checked as a pack's are: shapes that fit each other, floats, finite.
+
+    A value is :class:`Factors`, or a LoRA config with its two matrices. ``claims`` go to the manifest's ``training``.
+
+    Raises:
+        FormatError: factors that do not fit each other, or hold no numbers.
+        NonFinite: NaN or infinity.
+    """
+    adapters: dict[Site, tuple[LoRA, dict[str, np.ndarray]]] = {}
+    for path in sorted(found):
+        value = found[path]
+        place = f"{source.path}, {path}"
+        if isinstance(value, Factors):
+            check_pair(value.down, value.up, place)
+            if not math.isfinite(value.scale):
+                raise NonFinite("a scale is not finite", where=place, found=value.scale)
+            cfg, down, up = LoRA(r=value.down.shape[0], alpha=value.alpha), value.down, value.up
+        else:
+            cfg, down, up = value
+            check_pair(down, up, place)
+            if cfg.r != down.shape[0]:
+                raise FormatError("the rank that the file states is not that of its tensors", where=place, expected=cfg.r,
+                                  found=down.shape[0])
+        cfg = dataclasses.replace(cfg, targets="all-linear", modules_to_save=())
+        adapters[Site(path, down.shape[1], up.shape[0])] = (cfg, dict(zip(_LEAVES, (down, up), strict=True)))
+    if not adapters and not full:
+        raise FormatError("the file holds no adapter", where=source.path)
+    task = m.Task("feature-extraction") if source.base is None else source.base.task()
+    return build(source.name, method_of(LoRA()), adapters, task=task, base=m.Base(), full=full, training={"imported_from": kind, **claims})
+
+
+def check_pair(down: np.ndarray, up: np.ndarray, where: str) -> None:
+    """Checks that two matrices are the factors of one change.
+
+    Raises:
+        FormatError: they are not.
+        NonFinite: they hold NaN or infinity.
+    """
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or 0 in (*down.shape, *up.shape):
+        raise FormatError("the factors of a site do not fit each other", where=where, expected="down [r, in] and up [out, r]",
+                          found=f"down {down.shape} and up {up.shape}")
+    for value in (down, up):
+        if dtype_name(value.dtype) not in FLOATS:
+            raise FormatError("a factor must hold floating-point numbers", where=where, found=dtype_name(value.dtype))
+        if not all_finite(value):
+            raise NonFinite("a tensor holds NaN or infinity", where=where, remedy="get the adapter again from where it came")
+
+
+def paired(tensors: Mapping[str, Mapping[str, Any]], roles: tuple[str, ...], where: object) -> None:
+    """Checks that every module has both roles.
+
+    Raises:
+        FormatError: names the modules that lack one.
+    """
+    if lonely := sorted(path for path, found in tensors.items() if not set(roles) <= set(found)):
+        raise FormatError("the tensors of a module do not pair up", where=where, expected=" and ".join(roles), found=listed(lonely))

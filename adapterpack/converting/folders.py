@@ -1,0 +1,110 @@
+"""The two folders: a pack, and PEFT's two files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from ..errors import Unsupported
+from ..io.safe_open import TENSORS
+from ..manifest import manifest as m
+from ..pack.contents import encode_files
+from ..pack.lineage import descended
+from ..pack.pack import Pack, build
+from ..pack.validate.validation import load
+from ..peft import layout
+from .base import BaseModel, bound_to
+from .format import Format, Reading, Source
+from .framed import from_peft, to_peft
+
+ON_BASE = ("PEFT's file means this adapter with the singular vectors that torch gives on this machine's CPU; elsewhere their signs, "
+           "and so what the file means, may be others")
+
+
+def floated(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
+    """A quantized pack with float tensors again, and the sentence that says so; any other pack as it is.
+
+    The values are those that every runtime sees: the rounding of the quantization stays in them.
+    """
+    stored = pack.manifest.quantization
+    if stored is None:
+        return pack, ()
+    claims = pack.manifest
+    adapters = {adapter.site: (adapter.config, adapter.params) for adapter in pack.adapters()}  # quantized packs have one method
+    weights = {group.path: group.weight for group in claims.groups}
+    plain = build(pack.name, pack.method, adapters, task=claims.task, base=claims.base, full=pack.full(), weights=weights,
+                  lineage=descended("convert", [pack], {"dequantized": stored["scheme"]}),
+                  training=claims.training, license=claims.license, extensions=claims.extensions)
+    return plain, (f"the pack is quantized ({stored['scheme']}): its values are written as float32, with the error they have",)
+
+
+def fitting(pack: Pack, base: BaseModel | None) -> Pack:
+    """The pack as it is, with its own id, once it is known to fit the base.
+
+    Raises:
+        BaseMismatch: it was made for another one.
+        SiteNotFound: the base lacks a site.
+    """
+    if base is not None:
+        bound_to(pack, base)
+    return pack
+
+
+def _read_pack(source: Source) -> Reading:
+    return Reading(fitting(load(source.path), source.base))
+
+
+def _write_pack(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
+    plain, notes = floated(pack)
+    plain.write_into(folder)
+    return notes
+
+
+def _read_peft(source: Source) -> Reading:
+    pack = layout.read(source.path, source.name, on_base=source.base is not None)
+    if source.base is None:
+        return Reading(pack)
+    if pack.method.peft is None or pack.method.peft.from_base is None:
+        return Reading(bound_to(pack, source.base))
+    return Reading(bound_to(from_peft(pack, source.base), source.base), (ON_BASE,))
+
+
+def _write_peft(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
+    """The two files, byte for byte as they lie in the pack's own folder."""
+    plain, notes = floated(pack)
+    files = encode_files(plain.manifest, plain.tensors)
+    if layout.CONFIG not in files and (made := to_peft(plain, base)) is not None:
+        config = layout.config_bytes(made.manifest, on_base=True)
+        files = {**encode_files(made.manifest, made.tensors), **({} if config is None else {layout.CONFIG: config})}
+        notes += (ON_BASE,) if made.method.peft is not None and made.method.peft.from_base is not None else ()
+    if layout.CONFIG not in files:
+        kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")
+        raise Unsupported("PEFT has no such method, or another form of it at a kind of layer", where=f"pack '{pack.name}'",
+                          found=f"{', '.join(method.name for method in pack.methods)} at {', '.join(kinds)}",
+                          remedy="keep the pack as it is")
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    if pack.manifest.task.labels:
+        notes += (f"PEFT's files have no place for label names: {len(pack.manifest.task.labels)} are left out",)
+    return notes
+
+
+def source_digest(path: Path) -> tuple[str, str]:
+    """The digest and the name of the file that holds an adapter's numbers: the file itself, or PEFT's tensors in a folder."""
+    file = path / TENSORS if path.is_dir() else path
+    return f"sha256:{m.sha256_of(file)}", path.resolve().name
+
+
+def from_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:
+    """The pack with the foreign file as its parent, by digest."""
+    digest, name = parent
+    shown = "".join(c if c.isprintable() else "_" for c in name)[:512] or "source"
+    lineage = m.Lineage("convert", (m.Parent(digest, shown),), {"from": form})
+    return dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, lineage=lineage))
+
+
+PACK = Format("pack", "a pack: manifest and tensors", True, lambda path: os.path.lexists(path / m.FILE_NAME), _read_pack, _write_pack,
+              _read_pack)
+PEFT = Format("peft", "PEFT's adapter_config.json and adapter_model.safetensors", True,
+              lambda path: (path / layout.CONFIG).is_file(), _read_peft, _write_peft, _read_peft)

@@ -1,0 +1,243 @@
+"""GGUF LoRA, as llama.cpp loads it: ``<tensor>.lora_a`` [r, in] and ``<tensor>.lora_b`` [out, r] under llama.cpp's tensor names.
+
+llama.cpp multiplies ``B A`` by ``alpha / r`` with **one** alpha for the whole file and the rank of each tensor, and by one where alpha is
+zero. Where a model's query and key rows are reordered for its rotary embedding, so are those of ``lora_b``. Tensor names come from the
+``gguf`` package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..base.gguf import MAGIC
+from ..base.gguf.names import FAMILIES, Family, pairs_of_rows
+from ..errors import BaseMismatch, ConfigError, FormatError, SiteNotFound, Unsupported, nearest
+from ..io.safetensors import dtype_name
+from ..manifest import manifest as m
+from ..pack.pack import Pack
+from .base import BaseModel, bound_to
+from .factors import Factors, factors, lora_pack, paired
+from .folders import floated
+from .format import Format, Reading, Source, first_bytes, listed, need_base, refuse_whole
+from .gguf_file import GGUFFile, read_gguf
+
+_ROLES = ("lora_a", "lora_b")
+_WHY = "its architecture, its layers and its heads decide the names and the order of rows"
+_KEPT = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
+"""Dtypes that go into the file as they are; others become F32."""
+
+
+class _Layout(NamedTuple):
+    """How one base's modules are called and ordered in GGUF."""
+
+    family: Family
+    names: Any
+    heads: int
+    groups: int
+
+    def gguf_name(self, path: str) -> str | None:
+        """llama.cpp's tensor name; a path may have one prefix more or less than the table of names."""
+        for candidate in (path, f"model.{path}", path.partition(".")[2]):
+            found: str | None = self.names.get_name(candidate) if candidate else None
+            if found is not None:
+                return f"{found}.weight"
+        return None
+
+    def order(self, path: str, rows: int) -> np.ndarray | None:
+        """For each row of the file the row of the model, or None where the order is the same.
+
+        Raises:
+            Unsupported: the rows are not whole heads.
+        """
+        head = pairs_of_rows(self.family, path, rows, self.heads, self.groups)
+        return None if head is None else (np.arange(0, rows, len(head))[:, None] + head).reshape(-1)
+
+
+def _library() -> Any:
+    try:
+        import gguf  # noqa: PLC0415 - only this format pays for it
+    except ImportError as error:
+        raise ConfigError("GGUF needs the gguf package", remedy="pip install 'adapterpack[demo]', or pip install gguf") from error
+    return gguf
+
+
+def _layout(base: BaseModel) -> _Layout:
+    gguf, config = _library(), base.config
+    if base.model_type not in FAMILIES:
+        raise Unsupported("no GGUF names are known for this kind of base", where=base.folder, expected=", ".join(FAMILIES),
+                          found=base.model_type, remedy="convert to peft and use llama.cpp's own converter")
+    family = FAMILIES[base.model_type]
+    numbers: list[Any] = [config.get("num_hidden_layers"), config.get("num_attention_heads"),
+                          config.get("num_key_value_heads") or config.get("num_attention_heads")]
+    if not all(type(number) is int and 0 < number <= 1 << 16 for number in numbers):
+        raise FormatError("the base's configuration lacks its layers or heads", where=base.folder / "config.json", found=numbers,
+                          expected="num_hidden_layers, num_attention_heads, num_key_value_heads")
+    arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == family.name)
+    return _Layout(family, gguf.get_tensor_name_map(arch, numbers[0]), numbers[1], numbers[2])
+
+
+def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
+    base = need_base(base, f"pack '{pack.name}'", _WHY)
+    refuse_whole(pack, "gguf")
+    layout, gguf = _layout(base), _library()
+    plain, notes = floated(pack)
+    named = {site.path: (site, _named(layout, base, site.path)) for site in factors(plain, "gguf")}
+    if not named:
+        raise FormatError("the pack holds no adapter", where=f"pack '{pack.name}'")
+    if repeated := [path for path, (_, name) in named.items() if [other for _, other in named.values()].count(name) > 1]:
+        raise Unsupported("two modules have one name in GGUF", where=f"pack '{pack.name}'", found=listed(repeated))
+    alpha, said = common_alpha([site for site, _ in named.values()])
+    writer = gguf.GGUFWriter(out, layout.family.name)
+    writer.add_type("adapter")
+    writer.add_name(pack.name)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    named_base = pack.manifest.base.name or (base.checkpoint.name if base.checkpoint is not None else None)
+    if named_base:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, named_base)
+    writer.add_string("adapterpack.pack", pack.id)
+    for path, (site, name) in sorted(named.items(), key=lambda item: item[1][1]):
+        up = scaled(site.up, site.alpha / alpha, path)
+        order = layout.order(path, up.shape[0])
+        _add(gguf, writer, f"{name}.lora_a", site.down)
+        _add(gguf, writer, f"{name}.lora_b", up if order is None else up[order])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return notes + said
+
+
+def _named(layout: _Layout, base: BaseModel, path: str) -> str:
+    name = layout.gguf_name(path)
+    if name is None:
+        raise Unsupported("llama.cpp has no tensor for this module", where=path, found=layout.family.name,
+                          remedy="train without it, or merge the pack")
+    if name in ("token_embd.weight", "output.weight") and (name != "output.weight" or base.config.get("tie_word_embeddings")):
+        raise Unsupported("an adapter of an embedding, or of an output layer that is tied to it, has no place in GGUF LoRA", where=path,
+                          remedy="train without it, or merge the pack and convert the whole model")
+    return name
+
+
+def common_alpha(sites: Sequence[Factors]) -> tuple[float, tuple[str, ...]]:
+    """The one alpha of a file, a float32: that of most sites, so that most factors keep their bytes; and what must be said about it.
+
+    Raises:
+        Unsupported: no site has a scale other than zero, and alpha zero means one to llama.cpp.
+    """
+    counts = Counter(float(np.float32(site.alpha)) for site in sites)
+    usable = {alpha: count for alpha, count in counts.items() if alpha and math.isfinite(alpha)}
+    if not usable:
+        raise Unsupported("every scale of the pack is zero or beyond float32, which one alpha cannot say", found=sorted(counts))
+    alpha = max(usable, key=lambda value: (usable[value], value))
+    differing = sum(count for value, count in counts.items() if value != alpha)
+    said = () if not differing else (
+        f"GGUF has one alpha for all modules: the scale of {differing} of {len(sites)} modules is written into lora_b (alpha {alpha:g})",)
+    return alpha, said
+
+
+def scaled(up: np.ndarray, ratio: float, where: str) -> np.ndarray:
+    """``up * ratio``: the same bytes for one (to float32's precision), the same dtype where that is exact, else rounded once to float32.
+
+    Raises:
+        Unsupported: the product leaves the range of float32.
+    """
+    if abs(ratio - 1) <= 2.0**-24:
+        return up
+    exact = up.astype(np.float64) * ratio
+    with np.errstate(over="ignore"):  # what leaves the range is found below
+        kept, rounded = exact.astype(up.dtype), exact.astype(np.float32)
+    if np.array_equal(kept.astype(np.float64), exact):
+        return kept
+    if not np.isfinite(rounded).all() or np.any((rounded == 0) & (exact != 0)):
+        raise Unsupported("the scale of this module cannot be written into its factor", where=where, found=f"factor {ratio:g}",
+                          expected="values within the range of float32", remedy="convert to peft and set one alpha")
+    return rounded
+
+
+def _add(gguf: Any, writer: Any, name: str, value: np.ndarray) -> None:
+    kept = dtype_name(value.dtype)
+    array = np.ascontiguousarray(value if kept in _KEPT else value.astype(np.float32))
+    if kept == "BF16":  # numpy's own dtypes lack it: the package takes its bytes
+        writer.add_tensor(name, array.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+    else:
+        writer.add_tensor(name, array)
+
+
+def _read(source: Source) -> Reading:
+    base = need_base(source.base, source.path, _WHY)
+    layout, file = _layout(base), read_gguf(source.path)
+    pairs, notes = _pairs(file, source)
+    if file.values.get("general.architecture") != layout.family.name:
+        raise BaseMismatch("the adapter was made for another kind of model", where=source.path, expected=layout.family.name,
+                           found=file.values.get("general.architecture"), remedy="name the base that it was made for")
+    paths = {layout.gguf_name(path): path for path, shape in base.modules().items() if len(shape) == 2}
+    sites = {}
+    for target, pair in pairs.items():
+        if target not in paths or target == "token_embd.weight":
+            raise SiteNotFound("the base has no linear layer for this tensor", where=source.path, found=target,
+                               remedy=nearest(target, [name for name in paths if name]))
+        path = paths[target]
+        order = layout.order(path, pair.up.shape[0])
+        sites[path] = pair._replace(path=path, up=pair.up if order is None else pair.up[np.argsort(order)])
+    return Reading(bound_to(lora_pack(source, sites, "gguf"), base), notes)
+
+
+def _outline(source: Source) -> Reading:
+    """The rows stay in the file's order, and a module is called as its tensor is."""
+    file = read_gguf(source.path)
+    pairs, notes = _pairs(file, source)
+    pack = lora_pack(source, {name.removesuffix(".weight"): pair for name, pair in pairs.items()}, "gguf")
+    said = [file.values.get(key) for key in ("general.base_model.0.name", "general.architecture")]
+    name, family = (value if isinstance(value, str) else None for value in said)
+    return Reading(dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, base=m.Base(name, model_type=family))), notes)
+
+
+def _pairs(file: GGUFFile, source: Source) -> tuple[dict[str, Factors], tuple[str, ...]]:
+    """The factors by the name of the tensor that they change, in the file's order of rows."""
+    _require_lora(file.values, source)
+    alpha, notes = _alpha(file.values, source)
+    if packed := sorted(name for name, kind in file.types.items() if kind == "Q8_0"):
+        notes += (f"{len(packed)} tensors are stored as Q8_0: their values are read as float32, with the error they have",)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in file.tensors.items():
+        target, _, role = name.rpartition(".")
+        if role not in _ROLES:
+            raise Unsupported("a tensor that is no low-rank factor", where=source.path, found=name, expected="...lora_a and ...lora_b",
+                              remedy="merge this adapter with llama.cpp")
+        found.setdefault(target, {})[role] = value
+    paired(found, _ROLES, source.path)
+    return {target: Factors(target, pair["lora_a"], pair["lora_b"], 1.0 if alpha is None else alpha / max(1, pair["lora_a"].shape[0]))
+            for target, pair in found.items()}, notes
+
+
+def _require_lora(values: dict[str, Any], source: Source) -> None:
+    wanted = {"general.type": "adapter", "adapter.type": "lora"}
+    for key, value in wanted.items():
+        if values.get(key) != value:
+            raise FormatError("this GGUF file is not a LoRA adapter", where=f"{source.path}, {key}", expected=value, found=values.get(key))
+    if "adapter.alora.invocation_tokens" in values:
+        raise Unsupported("the adapter is switched on by tokens (activated LoRA), which a pack cannot say", where=source.path,
+                          found="adapter.alora.invocation_tokens")
+
+
+def _alpha(values: dict[str, Any], source: Source) -> tuple[float | None, tuple[str, ...]]:
+    alpha = values.get("adapter.lora.alpha", 0.0)
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise FormatError("alpha must be a finite number", where=f"{source.path}, adapter.lora.alpha", found=alpha)
+    said = ("adapter.lora.task_name", "adapter.lora.prompt_prefix")
+    notes = [f"{key} is not carried: {values[key]!r:.80}" for key in said if key in values]
+    if not alpha:
+        notes.append("the file states no alpha: alpha = r, the scale is one, as llama.cpp has it")
+    return (float(alpha) or None), tuple(notes)
+
+
+GGUF = Format("gguf", "a LoRA adapter of llama.cpp, one file", False, lambda path: first_bytes(path, 4) == MAGIC, _read, _write, _outline)

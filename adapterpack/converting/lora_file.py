@@ -1,0 +1,76 @@
+"""What kohya's and diffusers' files have in common: safetensors whose keys begin with the model that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ..errors import AdapterpackError, UnknownName, Unsupported, nearest
+from ..io.safetensors import SafetensorsFile, parse_header
+from .base import BaseModel
+from .format import Source, first_bytes, listed
+
+_TEXT_MODELS = ("clip", "t5", "umt5", "gemma", "llama", "qwen")
+"""Beginnings of ``model_type`` for models that are text encoders in an image pipeline."""
+
+
+def keys_of(path: Path) -> list[str]:
+    """The tensor names of a safetensors file, or nothing if it is none, or malformed."""
+    if first_bytes(path, 9)[8:] != b"{":
+        return []
+    try:
+        with path.open("rb") as file:
+            return list(parse_header(file, path.stat().st_size, path)[0])
+    except AdapterpackError:
+        return []
+
+
+def opened(source: Source) -> SafetensorsFile:
+    """The file, its bytes read at once.
+
+    Raises:
+        FormatError: it is malformed.
+    """
+    return SafetensorsFile(source.path, private=True)
+
+
+def is_text_model(base: BaseModel | None, model_type: str | None) -> bool:
+    """Whether a base is a text encoder, by its type; the base's own word counts for more than the pack's."""
+    named = (base.model_type if base is not None else None) or model_type or ""
+    return named.lower().startswith(_TEXT_MODELS)
+
+
+def chosen(parts: Mapping[str, Iterable[str]], source: Source) -> tuple[str, tuple[str, ...]]:
+    """The model that is asked for among those of a file, and the sentence that says what is left out.
+
+    Raises:
+        Unsupported: there are several and none was chosen: a pack belongs to one base.
+        UnknownName: there is no such part.
+    """
+    sizes, found = _counted(parts)
+    if source.part is None:
+        if len(sizes) > 1:
+            raise Unsupported("the file holds adapters of several models, and a pack belongs to one", where=source.path, found=found,
+                              remedy="choose one with --part, and convert each")
+        return next(iter(sizes)), ()
+    if source.part not in sizes:
+        raise UnknownName("the file has no such part", where=source.path, found=repr(source.part), remedy=nearest(source.part, sizes))
+    left = sorted(set(sizes) - {source.part})
+    return source.part, (f"only {source.part} was read, as asked; left out: {listed(left)}",) if left else ()
+
+
+def several(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """The sentence about a file that holds adapters of several models."""
+    sizes, found = _counted(parts)
+    return (f"adapters of several models: {found}; each becomes a pack of its own (--part)",) if len(sizes) > 1 else ()
+
+
+def _counted(parts: Mapping[str, Iterable[str]]) -> tuple[dict[str, int], str]:
+    sizes = {part: len(set(modules)) for part, modules in parts.items()}
+    return sizes, ", ".join(f"{part} ({count} modules)" for part, count in sorted(sizes.items()))
+
+
+def no_alpha(modules: list[str]) -> tuple[str, ...]:
+    """The sentence about modules whose file states no alpha."""
+    return () if not modules else (f"the file states no alpha for {len(modules)} modules ({listed(sorted(modules), 2)}): "
+                                   "alpha = r, the scale is one, as is the custom",)

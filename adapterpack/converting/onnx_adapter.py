@@ -1,0 +1,112 @@
+"""ONNX Runtime's ``.onnx_adapter`` with the slots of our graphs: ``<module path>.down`` [in, r], ``.up`` [r, out] with the scale inside.
+
+A module that was trained whole has ``head`` [in, out] and ``head_bias`` [out]. A file does not say for which graph it is: one whose
+parameters have other names is for somebody else's graph, and is refused. Files of ``olive convert-adapters``, for onnxruntime-genai, have
+the same factors as ``lora_A.weight`` and ``lora_B.weight``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from ..adapter_methods import LAYOUTS
+from ..errors import FormatError, Unsupported
+from ..pack.pack import Pack
+from ..slots.values import HEAD_FIELDS, PEFT_NAMES, pack_values
+from .base import BaseModel, bound_to
+from .factors import Factors, lora_pack, paired
+from .flatbuffer import MAGIC, read_parameters
+from .folders import floated
+from .format import Format, Reading, Source, first_bytes, listed
+
+_PAIR = ("down", "up")
+_NOT_LORA = ("scale", "shift", "pre")
+"""Fields of other methods: what they are made of cannot be told from the normal form."""
+
+
+def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
+    import onnxruntime as ort  # noqa: PLC0415 - only this format pays for it
+
+    if pack.acts is not None:
+        raise Unsupported("the format cannot say that an adapter acts at some positions of a row only", where=f"pack '{pack.name}'",
+                          found=str(pack.acts)[:80], remedy="keep it as a pack, or export a bundle")
+    other = next((group for group in pack.manifest.groups if group.role == "adapter" and group.kind in LAYOUTS
+                  and not LAYOUTS[group.kind].linear), None)
+    if other is not None:
+        raise Unsupported("the format does not say of what kind a layer is, and would be read back as one of linear layers",
+                          where=f"pack '{pack.name}', {other.path}", found=other.kind, remedy="keep it as a pack, or export a bundle")
+    plain, notes = floated(pack)
+    values = pack_values(_wide(plain))
+    if not values:
+        raise Unsupported("the format holds inputs of a graph, and this adapter has none", where=f"pack '{pack.name}'",
+                          found=pack.method.name, remedy="keep it as a pack: sessions put it into the cache that a row begins with")
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise Unsupported("a value leaves the range of float32 with its scale", where=f"pack '{pack.name}'", found=name)
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(1)
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
+    adapter.export_adapter(str(out))
+    if labels := pack.manifest.task.labels:
+        notes += (f"the format has no place for label names: {len(labels)} are left out",)
+    return notes
+
+
+def _wide(pack: Pack) -> Pack:
+    """The pack with float64 tensors, so that factor and scale are multiplied first and rounded to the slot's float32 once."""
+    return dataclasses.replace(pack, tensors={name: value.astype(np.float64) for name, value in pack.tensors.items()})
+
+
+def _read(source: Source) -> Reading:
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in read_parameters(source.path).items():
+        path, dot, field = _own(name).rpartition(".")
+        if field in _NOT_LORA and path:
+            raise Unsupported("a slot of a method that cannot be told from its slots", where=source.path, found=name,
+                              expected="down and up, or head and head_bias", remedy="convert the pack that the file was made from")
+        if not dot or not path or field not in (*_PAIR, *HEAD_FIELDS.values()):
+            raise Unsupported("the file is for a graph of another tool: its parameters are no slots", where=source.path, found=name,
+                              expected="<module path>.down and .up, or .head and .head_bias",
+                              remedy="convert the adapter that it was made from")
+        found.setdefault(path, {})[field] = value
+    low = {path: fields for path, fields in found.items() if set(fields) & set(_PAIR)}
+    whole = {path: fields for path, fields in found.items() if path not in low}
+    if mixed := sorted(path for path, fields in low.items() if set(fields) - set(_PAIR)):
+        raise FormatError("a module with both low-rank and whole slots", where=source.path, found=listed(mixed))
+    paired(low, _PAIR, source.path)
+    paired(whole, ("head",), source.path)
+    if empty := sorted(path for path, fields in low.items() if 0 in (*fields["down"].shape, *fields["up"].shape)):
+        raise FormatError("a module whose slots are empty", where=source.path, found=listed(empty))
+    sites = {path: Factors(path, fields["down"].T, fields["up"].T, 1.0) for path, fields in low.items()}
+    full = {path: _head(path, fields, source) for path, fields in sorted(whole.items())}
+    pack = lora_pack(source, sites, "onnx_adapter", full=full)
+    notes: tuple[str, ...] = ("the scale lies inside the factors: alpha = r, the scale is one",) if sites else ()
+    if full and source.base is None:
+        notes += (f"trained whole: {listed(list(full))}; the file names no labels",)
+    return Reading(pack if source.base is None else bound_to(pack, source.base), notes)
+
+
+def _own(name: str) -> str:
+    """The name of a slot in our graphs; files for onnxruntime-genai call the factors as PEFT does, and lay them as we do."""
+    for field, theirs in PEFT_NAMES.items():
+        if name.endswith(f".{theirs}"):
+            return f"{name.removesuffix(theirs)}{field}"
+    return name
+
+
+def _head(path: str, fields: dict[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:
+    """A linear layer that was trained whole; a bias that the file lacks is zero, as in the graph."""
+    weight = fields["head"]
+    bias = fields.get("head_bias")
+    if weight.ndim != 2 or 0 in weight.shape or (bias is not None and bias.shape != weight.shape[1:]):
+        raise FormatError("the slots of a module that was trained whole do not fit each other", where=f"{source.path}, {path}",
+                          expected="head [in, out] and head_bias [out]", found=f"{weight.shape}, {None if bias is None else bias.shape}")
+    return {"weight": np.ascontiguousarray(weight.T)} | ({} if bias is None else {"bias": bias})
+
+
+ONNX_ADAPTER = Format("onnx_adapter", "ONNX Runtime's adapter with the slots of our graphs, one file", False,
+                      lambda path: first_bytes(path, 8)[4:] == MAGIC, _read, _write, _read)

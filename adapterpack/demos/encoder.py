@@ -1,0 +1,197 @@
+"""The demo on an encoder: two classification tasks, every stage, every accuracy measured on held-out rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..composing.pipeline import compose
+from ..exporting.pipeline import export
+from ..merging.pipeline import merge
+from ..pack.pack import Pack
+from ..pack.validate.validation import load
+from ..quantizing.pipeline import quantize
+from ..resources import resource
+from ..runtime.session import Session, pad
+from ..runtime.tokenizer import Tokenizer
+from ..tasks.task import task_named
+from ..training.config.config import TrainConfig, read_config
+from ..training.inject import attach
+from ..training.loading import load_model
+from ..training.pipeline import train_one
+from .stages import Say, Stages, folder_size, model_facts, require_valid, training_facts
+
+TASK = "text-classification"
+EPOCHS = {"tickets": 5, "reviews": 3}
+HALF_EPOCHS = 6
+"""Half the rows take more rounds to the same place."""
+BUNDLES = {"fp32": "bank", "int8": "bank-int8", "int4": "bank-int4"}
+MIXED_TOLERANCE = 1e-5
+"""The same row in another batch meets other matrix shapes, so float32 sums in another order; more than this would be another result."""
+
+Predict = Callable[[str, list[str]], np.ndarray]
+"""(adapter, texts) -> logits [rows, labels]"""
+
+
+def run_encoder(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
+    """The whole line for ``base``; everything that is made lies under ``out``. Returns what was measured."""
+    stage = Stages(say)
+    tokenizer = Tokenizer(base)
+    packs: dict[str, Path] = {}
+    models: dict[str, Any] = {}
+    for name in EPOCHS:
+        with stage(f"train {name}"):
+            models[name] = train_one(_config(base, out, name, name))[1]
+            packs[name] = out / "packs" / name
+    half = sum(1 for _ in data_file("tickets", "train").open(encoding="utf-8")) // 2
+    halves = {"tickets-first-half": 0, "tickets-second-half": half}
+    for name, skip in halves.items():
+        with stage(f"train {name}"):
+            part = {"skip_train_samples": skip, "max_train_samples": half, "num_train_epochs": float(HALF_EPOCHS)}
+            train_one(_config(base, out, name, "tickets", part))
+            packs[name] = out / "packs" / name
+    with stage("validate"):
+        require_valid(packs, base)
+    with stage("compose"):
+        average = compose([packs[name] for name in halves], rule="linear", weights=[0.5, 0.5], out=out / "packs" / "tickets-average")
+    with stage("quantize packs"):
+        for name in EPOCHS:
+            quantize(packs[name], out / "packs" / f"{name}-int8", scheme="int8")
+    with stage("merge"):
+        for name in EPOCHS:
+            merge(base, [packs[name]], out / "merged" / name)
+    bundle = out / "bundles" / "bank"
+    with stage("export bank"):
+        export(base, [packs[name] for name in EPOCHS], bundle, mode="bank")
+    for scheme in ("int8", "int4"):
+        with stage(f"quantize bundle {scheme}"):
+            quantize(bundle, out / "bundles" / f"bank-{scheme}", scheme=scheme)
+
+    runners: dict[str, Predict] = {
+        "torch": lambda name, texts: torch_logits(models[name], tokenizer, texts),
+        "merged": lambda name, texts: torch_logits(load_model(task_named(TASK), out / "merged" / name), tokenizer, texts),
+        **{f"onnx_{kind}": _onnx(out / "bundles" / folder) for kind, folder in BUNDLES.items()},
+    }
+    accuracy: dict[str, dict[str, float]] = {}
+    parity: dict[str, dict[str, dict[str, float]]] = {}
+    with stage("evaluate"):
+        for name in EPOCHS:
+            accuracy[name], parity[name] = _evaluate(name, load(packs[name]), base, tokenizer, runners)
+        composed = {key: _accuracy_of(base, tokenizer, load(packs[name])) for key, name in
+                    (("first_half", "tickets-first-half"), ("second_half", "tickets-second-half"), ("both_halves", "tickets"))}
+        composed["average"] = _accuracy_of(base, tokenizer, average)
+    with stage("mixed batch"):
+        mixed = _mixed(Session(bundle))
+    sizes = {"base checkpoint": folder_size(base), **{f"pack {path.name}": folder_size(path) for path in sorted((out / "packs").iterdir())},
+             **{f"merged {name}": folder_size(out / "merged" / name) for name in EPOCHS},
+             **{f"bundle {path.name}": folder_size(path) for path in sorted((out / "bundles").iterdir())}}
+    return {
+        "variant": "encoder",
+        "model": model_facts(base, source),
+        "accuracy": accuracy,
+        "compose": {**composed, "rank": max(group.rank or 0 for group in average.manifest.groups), "exact": True},
+        "parity": parity,
+        "mixed_batch_equal": mixed["equal"],
+        "mixed_batch": mixed,
+        "sizes": sizes,
+        "timings": stage.timings,
+        "paths": {"pack": "packs/tickets", "bundle": "bundles/bank"},
+        "training": {name: training_facts(load(packs[name])) for name in EPOCHS},
+    }
+
+
+def data_file(name: str, split: str) -> Path:
+    """One of the demo's data files."""
+    return resource(f"examples/data/{name}.{split}.jsonl")
+
+
+def rows_of(name: str, split: str) -> list[dict[str, str]]:
+    """The rows of one of the demo's data files."""
+    return [json.loads(line) for line in data_file(name, split).read_text("utf-8").splitlines()]
+
+
+def torch_logits(model: Any, tokenizer: Tokenizer, texts: list[str], batch_size: int = 40) -> np.ndarray:
+    """Logits ``[rows, labels]`` of a torch classifier."""
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(texts), batch_size):
+            batch = pad([tokenizer.encode(text) for text in texts[start : start + batch_size]], tokenizer.pad_id, left=False)
+            found.append(model.eval()(**{key: torch.from_numpy(value) for key, value in batch.items()}).logits.numpy())
+    return np.concatenate(found)
+
+
+def _config(base: Path, out: Path, name: str, data: str, extra: dict[str, Any] | None = None) -> TrainConfig:
+    configs, _ = read_config({
+        "model_name_or_path": str(base), "task": TASK, "name": name, "output_dir": str(out / "packs" / name),
+        "train_file": str(data_file(data, "train")), "eval_file": str(data_file(data, "test")),
+        "method": "lora", "r": 8, "alpha": 16, "targets": "all-linear", "learning_rate": 1e-3, "lr_scheduler_type": "cosine",
+        "num_train_epochs": float(EPOCHS[data]), "per_device_train_batch_size": 16, "max_length": 128,
+        "group_by_length": True, "seed": 0, **(extra or {}),
+    })
+    return configs[0]
+
+
+def _onnx(bundle: Path) -> Predict:
+    session = Session(bundle)
+
+    def predict(name: str, texts: list[str]) -> np.ndarray:
+        width = len(session.labels(name) or ())
+        return np.concatenate([session.run(session.encode(texts[start : start + 40]), name)["logits"][:, :width]
+                               for start in range(0, len(texts), 40)])
+
+    return predict
+
+
+def _evaluate(
+    name: str, pack: Pack, base: Path, tokenizer: Tokenizer, runners: dict[str, Predict]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Held-out accuracy on every runner, and how far each is from torch."""
+    rows, labels = rows_of(name, "test"), list(pack.manifest.task.labels or ())
+    texts, truth = [row["text"] for row in rows], np.array([labels.index(row["label"]) for row in rows])
+    untrained = torch_logits(load_model(task_named(TASK), base, labels), tokenizer, texts)
+    accuracy = {"chance": round(float(np.bincount(truth).max() / len(truth)), 4), "base_untrained_head": _share(untrained, truth)}
+    parity: dict[str, dict[str, float]] = {}
+    reference = runners["torch"](name, texts)
+    for kind, predict in runners.items():
+        logits = reference if kind == "torch" else predict(name, texts)
+        accuracy[kind] = _share(logits, truth)
+        if kind != "torch":
+            parity[kind] = {"max_abs": float(np.abs(logits - reference).max()),
+                            "label_agreement": float((logits.argmax(-1) == reference.argmax(-1)).mean())}
+    return accuracy, parity
+
+
+def _accuracy_of(base: Path, tokenizer: Tokenizer, pack: Pack) -> float:
+    labels = list(pack.manifest.task.labels or ())
+    model = attach(load_model(task_named(TASK), base, labels), pack)
+    rows = rows_of("tickets", "test")
+    return _share(torch_logits(model, tokenizer, [row["text"] for row in rows]), np.array([labels.index(row["label"]) for row in rows]))
+
+
+def _share(logits: np.ndarray, truth: np.ndarray) -> float:
+    return round(float((logits.argmax(-1) == truth).mean()), 4)
+
+
+def _mixed(session: Session) -> dict[str, Any]:
+    """One batch whose rows use the first adapter, the second and none, against the same rows run with one adapter for all."""
+    texts = [row["text"] for name in EPOCHS for row in rows_of(name, "test")[:4]]
+    names: list[str | None] = [name for _ in range(4) for name in (*EPOCHS, None)][: len(texts)]
+    inputs = session.encode(texts)
+    mixed = session.run(inputs, names)["logits"]
+    single = {name: session.run(inputs, name)["logits"] for name in set(names)}
+    alone = np.stack([single[name][row] for row, name in enumerate(names)])
+    error = float(np.abs(mixed - alone).max())
+    same = bool((mixed.argmax(-1) == alone.argmax(-1)).all())
+    shown = []
+    for text, name, row in zip(texts, names, mixed, strict=True):
+        labels = session.labels(name) or ()
+        scores = np.exp(row[: len(labels)] - row[: len(labels)].max())
+        best = int(scores.argmax())
+        shown.append({"text": text, "adapter": name, "label": labels[best] if name else None,
+                      "score": round(float(scores[best] / scores.sum()), 4) if name else None})
+    return {"equal": same and error <= MIXED_TOLERANCE, "max_abs": error, "tolerance": MIXED_TOLERANCE, "rows": shown}

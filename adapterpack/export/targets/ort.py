@@ -1,8 +1,0 @@
-"""ONNX Runtime itself, and our own runtime: the bundle as it is."""
-
-from __future__ import annotations
-
-from ...runtime.bundle import MODES
-from .base import Target
-
-ort = Target("ort", "ONNX Runtime, and adapterpack's own run and serve", frozenset(MODES), "", lambda task: True)

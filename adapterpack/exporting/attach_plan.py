@@ -1,0 +1,107 @@
+"""Packs met with the sites of the graphs: which slots go where, and what is in them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import NoReturn
+
+import numpy as np
+
+from ..adapter_methods import to_matrix
+from ..base.checkpoint import Checkpoint
+from ..base.quantization import require_plain
+from ..bundle.manifest import Heads, MappedSite
+from ..errors import ConfigError, SiteNotFound, Unsupported, nearest
+from ..pack.pack import Adapter, Pack
+from ..slots.fields import RANK, TURN
+from ..slots.projections import heads_at, projected
+from ..slots.prompt_kv import PROJECTION
+from ..slots.values import largest_ranks, pack_values
+from .frontends import BaseGraph
+from .graph.attention import with_heads
+from .graph.blocks import find_blocks, unfused, wanted_blocks
+from .graph.sitemap import find_sites, uses_of_modules
+from .modes import Plan, base_head, with_fields, with_ranks
+
+DEFAULT_RANK = 16
+"""The largest rank of a bank that is exported without adapters."""
+
+_KINDS = {"embedding": "lookup", "conv": "patches"}
+"""Kind of a layer in a pack -> that of its site in a graph, where it is not linear."""
+
+
+def plans_of(
+    graph: BaseGraph, base: Checkpoint, packs: list[Pack], sites: dict[str, MappedSite], capacity: tuple[int, int | None]
+) -> dict[str, Plan]:
+    """What goes into each graph, by the name of its part.
+
+    Raises:
+        SiteNotFound, Unsupported: a pack changes what the graphs have no site for.
+        ConfigError: the largest rank of a bank is too small.
+    """
+    values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites, lambda prompt, path: _projected(graph, sites, prompt, path))
+              for pack in packs]
+    wanted = {name.rpartition(".")[0] for one in values for name in one}
+    kinds = {group.path: _KINDS.get(group.kind, "linear") for pack in packs for group in pack.manifest.groups if group.role == "adapter"}
+    missing = sorted(path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind)
+    if missing:
+        _refuse(graph, missing, sites)
+    placed = {group.path for pack in packs if pack.acts is not None for group in pack.manifest.groups if group.role == "adapter"}
+    sites = {path: dataclasses.replace(site, positional=path in placed) for path, site in sites.items()}
+    slots, max_rank = capacity
+    ranks = largest_ranks(values)
+    mapped, needed = with_ranks(with_fields(sites, values), ranks, max_rank or 0), max(ranks.get(RANK, 0), ranks.get(TURN, 0))
+    if max_rank is not None and max_rank < needed:
+        raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank)
+    plans = {}
+    for part, model in graph.parts.items():
+        own = {path: site for path, site in mapped.items() if site.part == part}
+        mine = [{name: array for name, array in one.items() if name.rpartition(".")[0] in own} for one in values]
+        plans[part] = Plan(packs, mine, own, base_head(model, own), slots, max_rank or needed or DEFAULT_RANK, part)
+    return plans
+
+
+def _refuse(graph: BaseGraph, missing: list[str], sites: Collection[str]) -> NoReturn:
+    """Says why packs change modules at which the graph has no site."""
+    uses = Counter(site.path for model in graph.parts.values() for site in uses_of_modules(model, graph.scope))
+    several = [path for path in missing if uses[path] > 1]
+    if several:
+        raise Unsupported("the model uses this layer at several places, which one slot could not tell apart", where=several[0],
+                          found=f"{uses[several[0]]} uses", expected="1", remedy="export with --mode folded")
+    raise SiteNotFound("the graph has no such site: the frontend names it otherwise, or the model's outputs do not depend on it",
+                       found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
+
+
+def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
+    """Every linear module, and the blocks that packs change, in the order of the graphs: one may give what the next reads.
+
+    A module that is in two graphs is left out, as one is that is used twice in one graph.
+    """
+    wanted, found = wanted_blocks(packs), list[MappedSite]()
+    for part, model in graph.parts.items():
+        linear = with_heads(model, graph.scope, packs, find_sites(model, graph.scope))
+        blocks = find_blocks(model, graph.scope, wanted, linear)
+        if blocks.keys() != wanted.keys() and len(graph.parts) == 1:
+            blocks = find_blocks(model, unfused(model, graph.scope), wanted, linear)
+        place = {value.name: number for number, node in enumerate(model.graph) for value in node.outputs}
+        together = {**linear, **blocks}
+        ordered = sorted(together.values(), key=lambda site: place[site.output])
+        found.extend(dataclasses.replace(site, part=part) for site in ordered)
+    paths = [site.path for site in found]
+    return {site.path: site for site in found if paths.count(site.path) == 1}
+
+
+def _projected(graph: BaseGraph, sites: Mapping[str, MappedSite], prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
+    """What the graph's own projections make of a prompt at the attention of that path."""
+    heads = heads_at(sites, path)
+    return *projected(graph.parts[sites[f"{path}.{PROJECTION}"].part], heads, prompt), heads
+
+
+def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
+    """The base's own weight and bias at a site, out of its checkpoint."""
+    require_plain(base)
+    name = base.require_weight(adapter.site.path, adapter.weight)
+    bias = f"{name.removesuffix('.weight')}.bias"
+    return to_matrix(adapter.site.kind, base.read(name)), base.read(bias) if bias in base.tensors else None

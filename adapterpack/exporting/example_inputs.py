@@ -1,0 +1,88 @@
+"""Random inputs of a task's model, ragged and padded: what a graph is traced with, and what it is proved on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adapter_methods.core.token_positions import Acts
+from ..errors import Unsupported
+from ..runtime.session import Arrays, pad
+from ..tasks.task import Task, reads_types
+
+LENGTHS = (11, 4, 7)
+
+
+def config_of(base: Path) -> Any:
+    """What transformers knows of a base before its model is there."""
+    from transformers import AutoConfig  # noqa: PLC0415 - only where a graph is made or proved
+
+    return AutoConfig.from_pretrained(base)
+
+
+def example(
+    task: Task, config: Any, lengths: Sequence[int] = LENGTHS, *, model: Callable[[], Any], acts: Sequence[Acts] = (),
+    bare: Sequence[int] = (), seed: int = 7, left: bool | None = None,
+) -> Arrays:
+    """What a caller gives for rows of these lengths, by the names of transformers: ids with their mask, images, audio features.
+
+    In the first and the last row every adapter of ``acts`` acts. Rows in ``bare`` have no image, where images go with text.
+    ``model`` is asked for only there: how many places an image takes, it alone knows. ``left`` says on which side shorter rows are filled
+    up, by default on that of the task.
+
+    Raises:
+        Unsupported: the model's config does not say how large its images are.
+    """
+    rng, found = np.random.default_rng(seed), Arrays()
+    if "pixel_values" in task.inputs:
+        images = len(lengths) - (len(bare) if "image_features" in task.main.inputs else 0)
+        found["pixel_values"] = rng.standard_normal((images, *_image_shape(config))).astype(np.float32)
+    if "input_features" in task.inputs:
+        found["input_features"] = rng.standard_normal((len(lengths), *_feature_shape(config))).astype(np.float32)
+    if "input_ids" in task.inputs:
+        rows = [list(map(int, rng.integers(1, _vocabulary(config), length))) for length in lengths]
+        for rule in acts:
+            rows = [list(rule.woven(rows[0])), *rows[1:-1], list(rule.woven(rows[-1]))]
+        if "image_features" in task.main.inputs:
+            rows = [row if number in bare else _seeing(row, config, found["pixel_values"], model()) for number, row in enumerate(rows)]
+        found |= pad(rows, 0, left=task.left if left is None else left)
+        if "token_type_ids" in task.inputs and reads_types(model()):
+            found["token_type_ids"] = (np.cumsum(found["attention_mask"], axis=1) > 3) * found["attention_mask"]
+    if "decoder_input_ids" in task.inputs:
+        start = getattr(config, "decoder_start_token_id", None)
+        found["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), 5))
+        found["decoder_input_ids"][:, 0] = 0 if start is None else start
+    return found
+
+
+def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list[int]:
+    """A row with an image behind its first token, and no image token elsewhere."""
+    from ..training.images import positions_of  # noqa: PLC0415 - torch only where a model is at hand
+
+    token, positions = config.image_token_id, positions_of(model, pixels.shape[1:])
+    text = [1 if each == token else each for each in row]
+    return [text[0], *[token] * positions, *text[1:]]
+
+
+def _text(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _vocabulary(config: Any) -> int:
+    return int(_text(config).vocab_size)
+
+
+def _image_shape(config: Any) -> tuple[int, int, int]:
+    own = getattr(config, "vision_config", config)
+    size = getattr(own, "image_size", None)
+    if size is None:
+        raise Unsupported("the config does not say how large the model's images are", found=type(config).__name__, expected="image_size")
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(getattr(own, "num_channels", 3)), int(height), int(width)
+
+
+def _feature_shape(config: Any) -> tuple[int, int]:
+    return int(config.num_mel_bins), 2 * int(config.max_source_positions)

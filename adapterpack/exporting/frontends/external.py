@@ -1,0 +1,234 @@
+"""ONNX files that people already have: the linear modules of a checkpoint, found by the bytes of their weights.
+
+What an exporter did to a weight is undone around its node, so that the rest of export sees one MatMul a module: weights that were packed
+are taken apart, and those that a node turns first are turned once. Packing puts siblings together again, with their adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from ...adapter_methods import LAYOUTS
+from ...base.checkpoint import Checkpoint
+from ...bundle.manifest import PAST
+from ...errors import FormatError, Unsupported
+from ...onnx_graph.confine import require_confined
+from ...onnx_graph.graph_file import GraphFile
+from ...onnx_graph.match import Place, match
+from ...onnx_graph.pieces import Piece
+from ...pack.pack import Pack
+from ...slots.precision import DEFAULT
+from .base import BaseGraph
+
+_OPSET = 17
+"""The first that has every operator of an adapter's branches."""
+
+
+class _Part(NamedTuple):
+    """The output features ``at`` and on of a weight, which are those of a module."""
+
+    at: int
+    width: int
+    path: str
+
+
+def external(path: Path, base: Checkpoint, packs: Sequence[Pack], dtype: str = DEFAULT) -> BaseGraph:
+    """The graph of the file at ``path`` with a node of its own for each module that the packs change.
+
+    Raises:
+        FormatError: the file is no model, or reads files outside of its folder.
+        SiteNotFound: the graph does not hold a weight of ``base`` that a pack changes.
+        Unsupported: it holds one in a form that no branch can be put beside.
+    """
+    require_confined(path)
+    held = GraphFile(path)
+    wanted = _wanted(base, packs)
+    places = match(held, base, {tensor: kind for tensor, (kind, _) in wanted.items()})
+    model = ir.load(path)
+    _require_float(model, path, dtype)
+    _named(model, base)
+    owners: dict[Any, str] = {}
+    parts: dict[str, list[_Part]] = {}
+    for tensor, place in places.items():
+        piece = _piece(model, place, path)
+        parts.setdefault(piece.initializer, []).append(_Part(piece.at, piece.stop - piece.start, wanted[tensor][1]))
+    for name, modules in parts.items():
+        for node, module in _apart(model, name, sorted(modules), path):
+            owners[node] = module
+    producer = " ".join(filter(None, (model.producer_name, model.producer_version))) or "unknown"
+    return BaseGraph(model, owners.get, f"external, by {producer[:150]}", ("left", "right"))
+
+
+def _wanted(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[str, str]]:
+    """Weight -> the kind and the path of its site, for every module of the packs."""
+    wanted = {}
+    for group in (group for pack in packs if pack.method.kind != "prompt" for group in pack.manifest.groups):
+        kind = group.kind if group.role == "adapter" else "linear"
+        if group.role == "adapter" and not LAYOUTS[kind].linear:
+            raise Unsupported("a graph has slots at linear layers only", where=group.path, found=kind, remedy="export with --mode folded")
+        wanted[base.require_weight(group.path, group.weight)] = kind, group.path
+    return wanted
+
+
+def _piece(model: Any, place: Place, where: Path) -> Piece:
+    """The one piece that a linear node reads; a tied weight may lie elsewhere, too.
+
+    Raises:
+        Unsupported: there is none, or the weight is cut, quantized, or one of a stack.
+    """
+    whole = max(piece.stop for piece in place.pieces[0])
+    fitting = [piece for piece in place.pieces[0] if piece.axis == 0 and piece.slot is None and piece.nbits is None
+               and (piece.start, piece.stop) == (0, whole) and _nodes(model, piece)]
+    if len(place.pieces) != 1 or not fitting:
+        raise Unsupported("no MatMul of the graph reads this weight as it is", where=f"{where}, {place.tensor}",
+                          found="; ".join(f"{piece.initializer}: {piece.layout}" for piece in place.pieces[0])[:300],
+                          remedy="attach to the float graph and quantize the bundle, or export with --mode folded")
+    return fitting[0]
+
+
+def _nodes(model: Any, piece: Piece) -> list[tuple[Any, bool]]:
+    """The nodes that multiply by an initializer, and whether its output features are its rows."""
+    value = model.graph.initializers[piece.initializer]
+    found = []
+    for node, index in value.uses():
+        if node.op_type == "Transpose":
+            found += [(user, True) for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 1]
+        elif index == 1 and node.op_type in {"MatMul", "Gemm"}:
+            found.append((node, node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1))
+    return [(node, rows) for node, rows in found if rows != piece.turned]
+
+
+def _apart(model: Any, name: str, modules: Sequence[_Part], where: Path) -> list[tuple[Any, str]]:
+    """Gives each module a MatMul of its own, in place, and returns the nodes with their paths."""
+    value = model.graph.initializers[name]
+    (turned,) = {rows for rows in (True, False) if _nodes(model, Piece(name, 0, 1, 0, 0, not rows))} or {False}
+    readers = _nodes(model, Piece(name, 0, 1, 0, 0, not turned))
+    if len(readers) != 1:
+        raise Unsupported("several nodes multiply by this weight, and a slot could not tell them apart", where=f"{where}, {name}",
+                          found=", ".join(node.name for node, _ in readers)[:200])
+    node = readers[0][0]
+    total = value.shape[0] if turned else value.shape[1]
+    if len(modules) == 1 and modules[0].width == total and node.inputs[1] is value:
+        node.name = node.name or f"{modules[0].path}/{node.op_type}"
+        return [(node, modules[0].path)]
+    if node.op_type != "MatMul":
+        raise Unsupported("a packed weight is read by another operator than MatMul", where=f"{where}, {name}", found=node.op_type,
+                          remedy="export with --mode folded")
+    bias, last = _bias(node, total)
+    outputs, found = [], []
+    for part in _filled(modules, total, name):
+        branch, ends = _linear(model, node, part, _slice(value.const_value, turned), None if bias is None else bias.const_value)
+        outputs.append(ends)
+        found.append((branch, part.path))
+    joined = outputs[0]
+    if len(outputs) > 1:
+        concat = ir.node("Concat", outputs, {"axis": -1}, name=f"{node.name or name}/joined")
+        joined = concat.outputs[0]
+        model.graph.insert_before(node, concat)
+    joined.shape, joined.type = last.shape, last.type
+    was, last.name = last.name, f"{last.name}/packed"
+    joined.name = was
+    last.replace_all_uses_with(joined, replace_graph_outputs=True)
+    gone = [last.producer()] if last.producer() is not node else []
+    model.graph.remove([*gone, node], safe=True)
+    return found
+
+
+def _bias(node: Any, total: int) -> tuple[Any, Any]:
+    """The bias that is added to a product, if that is all that happens to it, and the value after it."""
+    product = node.outputs[0]
+    uses = list(product.uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Add" and not product.is_graph_output():
+        other = uses[0].node.inputs[1 - uses[0].idx]
+        if other.is_initializer() and other.const_value is not None and tuple(other.shape) == (total,):
+            return other, uses[0].node.outputs[0]
+    return None, product
+
+
+def _filled(modules: Sequence[_Part], total: int, name: str) -> list[_Part]:
+    """The parts with the rest of the weight between them, which belongs to modules that nobody asked for."""
+    parts, at = [], 0
+    for part in (*modules, _Part(total, 0, "")):
+        if part.at > at:
+            parts.append(_Part(at, part.at - at, f"{name}[{at}:{part.at}]"))
+        if part.width:
+            parts.append(part)
+        at = max(at, part.at + part.width)
+    return parts
+
+
+def _linear(model: Any, old: Any, part: _Part, columns: Callable[[slice], Any], bias: Any) -> tuple[Any, Any]:
+    """A MatMul, with an Add where there is a bias, for one part of a packed weight: the node, and the value at the end."""
+    own, x = slice(part.at, part.at + part.width), old.inputs[0]
+    weight = _initializer(model, f"{part.path}.weight_t", columns(own), (x.shape[-1], part.width))
+    node = ir.node("MatMul", [x, weight], name=f"{part.path}/MatMul")
+    nodes, end = [node], node.outputs[0]
+    shape = ir.Shape([*list(x.shape)[:-1], part.width])
+    end.name, end.shape, end.type = f"{part.path}/product", shape, x.type
+    if bias is not None:
+        added = _initializer(model, f"{part.path}.bias_", lambda: np.ascontiguousarray(bias.numpy()[own]), (part.width,))
+        plus = ir.node("Add", [end, added], name=f"{part.path}/Add")
+        end = plus.outputs[0]
+        end.name, end.shape, end.type = f"{part.path}/output", ir.Shape(list(shape)), x.type
+        nodes.append(plus)
+    model.graph.insert_before(old, nodes)
+    return node, end
+
+
+def _slice(tensor: Any, turned: bool) -> Callable[[slice], Callable[[], np.ndarray]]:
+    """Output features of a weight as ``[in, out]``, read when they are written."""
+    return lambda own: lambda: np.ascontiguousarray(tensor.numpy()[own].T if turned else tensor.numpy()[:, own])
+
+
+def _initializer(model: Any, name: str, numbers: Callable[[], np.ndarray], shape: tuple[int, ...]) -> Any:
+    held = ir.LazyTensor(lambda: ir.tensor(numbers()), ir.DataType.FLOAT, ir.Shape(shape), name=name)
+    value = ir.Value(name=name, shape=held.shape, type=ir.TensorType(held.dtype), const_value=held)
+    model.graph.register_initializer(value)
+    return value
+
+
+def _require_float(model: Any, path: Path, dtype: str) -> None:
+    """Checks that slots can be put beside what the graph computes with.
+
+    Raises:
+        Unsupported: it computes in halves, or its operators are too old.
+    """
+    halves = sorted({value.dtype.name for value in model.graph.initializers.values() if value.dtype in _HALVES})
+    if halves:
+        raise Unsupported("slots are float32, and this graph computes in another type", where=path, found=", ".join(halves),
+                          remedy="export the graph in float32, and quantize the bundle")
+    if dtype != DEFAULT:
+        raise Unsupported("a file keeps the type that it was made in", where=path, expected=DEFAULT, found=dtype,
+                          remedy="leave --dtype out")
+    opset = model.opset_imports.get("", 0)
+    if opset < _OPSET:
+        raise Unsupported("the graph's operators are too old", where=path, expected=f"opset {_OPSET} or newer", found=opset,
+                          remedy="convert it with onnx.version_converter, or export it again")
+    model.ir_version = max(model.ir_version, 8)
+
+
+_HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+
+def _named(model: Any, base: Checkpoint) -> None:
+    """Inputs that old exporters list beside their weights are taken out, and a cache gets the extents that the model's config knows."""
+    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    if "input_ids" not in {value.name for value in model.graph.inputs}:
+        raise FormatError("the graph has no input of the name input_ids", found=", ".join(value.name for value in model.graph.inputs[:8]),
+                          remedy="rename its inputs and outputs as Hugging Face's optimum does")
+    config: Mapping[str, Any] = base.config
+    heads = config.get("num_attention_heads") or config.get("n_head") or 1
+    width = config.get("head_dim") or (config.get("hidden_size") or config.get("n_embd") or 0) // heads
+    for value in model.graph.inputs:
+        if value.name.startswith(PAST) and value.shape is not None and not isinstance(value.shape[3], int):
+            value.shape = ir.Shape([*list(value.shape)[:3], width])
+    ids = next(value for value in model.graph.inputs if value.name == "input_ids")
+    if ids.shape is None or any(value.shape is None for node in model.graph for value in node.outputs if node.op_type == "MatMul"):
+        from onnx_ir.passes.common import ShapeInferencePass  # noqa: PLC0415 - most graphs tell their shapes
+
+        ShapeInferencePass()(model)

@@ -1,0 +1,60 @@
+"""mobius-onnx: decoder language models in seconds; weights keep their names and lie ready for MatMul."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...base.checkpoint import read_json
+from ...slots.precision import DEFAULT
+from ..graph.sitemap import onnxscript_scope
+from .base import BaseGraph, Frontend
+
+
+def _supports(config: Mapping[str, Any], task: str) -> bool:
+    return task == "text-generation"
+
+
+def _build(folder: Path, task: str, dtype: str) -> BaseGraph:
+    import mobius as builder  # noqa: PLC0415 - heavy, and only this frontend needs it
+
+    logging.getLogger("mobius").setLevel(logging.WARNING)
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        package = builder.build(str(folder), task=task, execution_provider="default", dtype=_DTYPES[dtype])
+    package["model"].graph.name = folder.name  # and not its path, which may be that of a scratch folder
+    if dtype == DEFAULT:
+        _exact_scale(package["model"].graph, read_json(folder / "config.json").get("hidden_size"))
+    return BaseGraph(package["model"], onnxscript_scope, f"mobius-onnx {version('mobius-onnx')}")
+
+
+_DTYPES = {"float32": "f32", "float16": "f16"}
+"""Float type -> what the builder calls it."""
+
+
+def _exact_scale(graph: Any, hidden: Any) -> None:
+    """The factor sqrt(hidden) behind Gemma's embeddings, which the builder rounds to float16: up to 5e-4 of every output, else."""
+    if not isinstance(hidden, int):
+        return
+    exact = math.sqrt(hidden)
+    for node in [node for node in graph if node.op_type == "Mul"]:
+        looked_up, factor = node.inputs
+        source, known = looked_up.producer(), ir.convenience.get_const_tensor(factor)
+        if source is None or source.op_type != "Gather" or known is None or known.size != 1:
+            continue
+        if 0 < abs(float(known.numpy().reshape(())) - exact) < 1e-3 * exact:
+            name = f"{node.name}.exact_scale"
+            value = ir.val(name, const_value=ir.tensor(np.full(known.shape.numpy(), exact, np.float32), name=name))
+            graph.register_initializer(value)
+            node.replace_input_with(1, value)
+
+
+mobius = Frontend("mobius", _supports, _build)

@@ -1,0 +1,155 @@
+"""The parts of a model that become graphs, as torch modules with flat named tensors in and out: one small class a form.
+
+A form is built around the task's own model, so every adapter, every head and every patch of an architecture is in it; what a part does
+not need, the exporter leaves out of its graph. Caches go in as lists of pairs ``[batch, heads, past, head_dim]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from ...training.images import features_of
+
+PREFIX = "inner."
+"""What the paths of the model's modules begin with inside a form."""
+
+Pairs = Sequence[Sequence[torch.Tensor]]
+Named = dict[str, torch.Tensor]
+
+
+class Form(nn.Module):
+    """A part of a model; ``inner`` is the whole of it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.inner = model
+        self.config = model.config
+        known = signature(model.forward).parameters
+        self.cache = "cache" if "cache" in known else "past_key_values"  # its name in newer and older versions of transformers
+        self.counts = "position_ids" in known
+
+
+class Plain(Form):
+    """The whole model, and its outputs that are tensors."""
+
+    def forward(self, **inputs: torch.Tensor) -> Named:
+        """Output name -> tensor."""
+        return {name: value for name, value in self.inner(**inputs).items() if isinstance(value, torch.Tensor)}
+
+
+class Decoder(Form):
+    """A causal language model on a cache."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past_key_values: Pairs) -> Named:
+        """Logits, and the cache with these tokens in it."""
+        return self.run(attention_mask, position_ids, past_key_values, input_ids=input_ids)
+
+    def run(self, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: Pairs, **tokens: torch.Tensor) -> Named:
+        """As ``forward``, on ids or on embeddings."""
+        cache = DynamicCache([(pair[0], pair[1]) for pair in past])
+        counted = {"position_ids": position_ids} if self.counts else {}  # some count by the mask
+        output = self.inner(attention_mask=attention_mask, use_cache=True, **{self.cache: cache}, **counted, **tokens)
+        return {"logits": output.logits, **_pairs("present", cache)}
+
+
+class Encoder(Form):
+    """An encoder, up to the keys and values that the layers of a decoder look at: they do not depend on the decoder's tokens."""
+
+    def forward(self, **inputs: torch.Tensor) -> Named:
+        """Keys and values ``encoder.<layer>.key`` ``[batch, heads, source, head_dim]``."""
+        rows = next(iter(inputs.values())).shape[0]
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        start = torch.zeros((rows, 1), dtype=torch.int64)
+        self.inner(**inputs, decoder_input_ids=start, use_cache=True, **{self.cache: cache})
+        return _pairs("encoder", cache.cross_attention_cache)
+
+
+class CrossDecoder(Form):
+    """A decoder on its own cache and on an encoder's keys and values."""
+
+    def forward(
+        self, decoder_input_ids: torch.Tensor, past_key_values: Pairs, encoder: Pairs, attention_mask: torch.Tensor | None = None
+    ) -> Named:
+        """Logits, and the cache with these tokens in it; ``attention_mask`` is that of the encoder's tokens."""
+        cache = EncoderDecoderCache(*(DynamicCache([(pair[0], pair[1]) for pair in pairs]) for pairs in (past_key_values, encoder)))
+        key = encoder[0][0]
+        masked = {} if attention_mask is None else {"attention_mask": attention_mask}
+        hidden = key.new_zeros((key.shape[0], key.shape[2], self.config.hidden_size))  # only its shape is asked for
+        output = self.inner(encoder_outputs=BaseModelOutput(hidden), decoder_input_ids=decoder_input_ids, use_cache=True,
+                            **{self.cache: cache}, **masked)
+        return {"logits": output.logits, **_pairs("present", cache.self_attention_cache)}
+
+
+class Vision(Form):
+    """What a vision-language model makes of its images."""
+
+    def forward(self, pixel_values: torch.Tensor) -> Named:
+        """``image_features`` ``[images, positions, hidden]``."""
+        projector = next((module for name, module in self.inner.named_modules() if name.rpartition(".")[2] in _PROJECTORS), None)
+        hook = None if projector is None else projector.register_forward_hook(lambda module, inputs, output: (output,))
+        try:  # the model makes a list by image of what the projector gives, which would fix their number: now it is a list of one
+            found = features_of(self.inner.get_image_features(pixel_values=pixel_values))
+        finally:
+            if hook is not None:
+                hook.remove()
+        return {"image_features": found.reshape(pixel_values.shape[0], -1, self.config.get_text_config().hidden_size)}
+
+
+class SeeingDecoder(Decoder):
+    """A causal language model whose image tokens, in order, are what a row's images were made into."""
+
+    def forward(  # type: ignore[override]
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past_key_values: Pairs,
+        image_features: torch.Tensor,
+    ) -> Named:
+        """``image_features`` ``[batch, image_positions, hidden]``, as many of them for each row as it has image tokens, or more."""
+        seen = input_ids == self.config.image_token_id
+        embeds = self.inner.get_input_embeddings()(torch.where(seen, 0, input_ids))
+        none = image_features.new_zeros((image_features.shape[0], 1, image_features.shape[2]))
+        place = torch.where(seen, seen.to(torch.int64).cumsum(1) - 1, image_features.shape[1])
+        taken = torch.cat([image_features, none], 1).gather(1, place[..., None].expand(-1, -1, image_features.shape[2]))
+        return self.run(attention_mask, position_ids, past_key_values, inputs_embeds=torch.where(seen[..., None], taken, embeds))
+
+
+class TextTower(Form):
+    """The text side of a model with two towers."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Named:
+        """``text_embeds`` ``[batch, width]`` of length 1."""
+        return {"text_embeds": _unit(self.inner.get_text_features(input_ids=input_ids, attention_mask=attention_mask))}
+
+
+class ImageTower(Form):
+    """The image side of a model with two towers."""
+
+    def forward(self, pixel_values: torch.Tensor) -> Named:
+        """``image_embeds`` ``[batch, width]`` of length 1."""
+        return {"image_embeds": _unit(self.inner.get_image_features(pixel_values=pixel_values))}
+
+
+FORMS: dict[str, type[Form]] = {
+    "plain": Plain, "decoder": Decoder, "encoder": Encoder, "cross_decoder": CrossDecoder, "vision": Vision,
+    "seeing_decoder": SeeingDecoder, "text_tower": TextTower, "image_tower": ImageTower,
+}
+"""The ``form`` of a task's part -> the module."""
+
+
+def _pairs(name: str, cache: Any) -> Named:
+    return {f"{name}.{number}.{side}": value for number, layer in enumerate(cache.layers)
+            for side, value in (("key", layer.keys), ("value", layer.values))}
+
+
+_PROJECTORS = frozenset({"multi_modal_projector", "connector", "embed_vision"})
+"""What transformers calls the module between a vision tower and a language model."""
+
+
+def _unit(found: Any) -> torch.Tensor:
+    features = features_of(found)
+    return features / features.norm(p=2, dim=-1, keepdim=True)

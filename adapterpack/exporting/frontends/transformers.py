@@ -1,0 +1,162 @@
+"""transformers.exporters (torch.export): every task, and any architecture that torch can trace."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...tasks.task import AXES, MAIN, Part, Task, task_named
+from ..graph.sitemap import torch_scope
+from .base import BaseGraph, Frontend
+
+_SPECIALIZED = frozenset({"source"})
+"""Axes that a model may have of one length only, as Whisper's encoder has."""
+_LENGTHS = (7, 5, 4)
+"""Rows of the example; as many as no axis of a model has by accident."""
+_PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
+
+
+def _supports(config: Mapping[str, Any], task: str) -> bool:
+    return True
+
+
+def _build(folder: Path, task: str, dtype: str) -> BaseGraph:
+    import transformers as hf  # noqa: PLC0415 - heavy, and only this frontend needs it
+
+    from ...training.loading import load_model  # noqa: PLC0415
+
+    chosen = task_named(task)
+    model = _with_linear_layers(load_model(chosen, folder, dtype=dtype).eval())
+    graphs = _graphs(chosen, model)
+    return BaseGraph(graphs.pop(MAIN), _scope, f"transformers {hf.__version__}", before=graphs)
+
+
+def _scope(node: Any) -> str | None:
+    from .torch_parts import PREFIX  # noqa: PLC0415 - beside torch
+
+    found = torch_scope(node)
+    return None if found is None else found.removeprefix(PREFIX)
+
+
+def _graphs(task: Task, model: Any) -> dict[str, Any]:
+    """The graph of every part; what one gives, the next is traced with."""
+    import torch  # noqa: PLC0415 - see above
+
+    from ...runtime.session import positions  # noqa: PLC0415
+    from ..example_inputs import example  # noqa: PLC0415
+    from .torch_parts import FORMS  # noqa: PLC0415
+
+    batch = example(task, model.config, _LENGTHS, model=lambda: model)
+    known: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
+    known = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in known.items()}
+    graphs = {}
+    for part in task.parts:
+        form = FORMS[part.form](model)
+        if "position_ids" in part.inputs:
+            known["position_ids"] = torch.from_numpy(positions(known["attention_mask"].numpy()))
+        given = {name: known[name] for name in part.inputs if name in known}
+        with torch.no_grad():
+            found = form(**given, **({"past_key_values": []} if "past_key_values" in part.inputs else {}))
+        known |= {name: value for name, value in found.items() if "." not in name} | _families(found)
+        if "past_key_values" in part.inputs:
+            given["past_key_values"] = known["present"]
+        if "position_ids" in part.inputs:  # the tokens follow as many others
+            given["attention_mask"] = torch.cat([given["attention_mask"]] * 2, 1)
+            given["position_ids"] = torch.from_numpy(positions(given["attention_mask"].numpy()))[:, -given["position_ids"].shape[1] :]
+        graphs[part.name] = _traced(form, part, {name: given[name] for name in part.inputs if name in given})
+    return graphs
+
+
+def _families(named: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
+    """``present.0.key`` and its like as a list of pairs by layer."""
+    found: dict[str, list[list[Any]]] = {}
+    for name, value in named.items():
+        family, _, rest = name.partition(".")
+        if rest.endswith(".key"):
+            found.setdefault(family, []).append([value.clone()])
+        elif rest.endswith(".value"):
+            found[family][-1].append(value.clone())
+    return found
+
+
+def _traced(form: Any, part: Part, given: dict[str, Any]) -> Any:
+    from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: PLC0415 - see above
+
+    from ...training.loading import quiet_transformers  # noqa: PLC0415
+
+    shapes = {name: _dynamic(part, name, value) for name, value in given.items()}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_transformers(), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")
+        graph = OnnxExporter().export(form, given, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
+    for value in graph.graph.inputs:
+        value.name = _PAIR.sub(lambda found: f"{found[1]}.{found[2]}.{('key', 'value')[int(found[3])]}", value.name)
+    _name_axes(graph, part)
+    return graph
+
+
+def _axes(part: Part, name: str) -> tuple[str | None, ...]:
+    """The names of an input's axes: a mask covers what a decoder has in its cache, or what an encoder has read."""
+    if name == "attention_mask" and "past_key_values" in part.inputs:
+        return ("batch", "total" if "position_ids" in part.inputs else "source")
+    return AXES[name]
+
+
+def _dynamic(part: Part, name: str, value: Any) -> Any:
+    import torch  # noqa: PLC0415 - see above
+
+    if isinstance(value, list):
+        return [_dynamic(part, name, each) for each in value]
+    dims = torch.export.Dim
+    return {axis: dims.AUTO if known in _SPECIALIZED else dims.DYNAMIC for axis, known in enumerate(_axes(part, name)) if known}
+
+
+def _with_linear_layers(model: Any) -> Any:
+    """GPT-2's ``Conv1D`` as the linear layers that they are: their own forward flattens the batch, which a bank may not."""
+    from torch import nn  # noqa: PLC0415 - see above
+    from transformers.pytorch_utils import Conv1D  # noqa: PLC0415
+
+    for parent in list(model.modules()):
+        for leaf, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                layer = nn.utils.skip_init(nn.Linear, child.nx, child.nf, dtype=child.weight.dtype)
+                layer.weight, layer.bias = nn.Parameter(child.weight.detach().T.contiguous()), child.bias
+                setattr(parent, leaf, layer)
+    return model
+
+
+def _name_axes(model: Any, part: Part) -> None:
+    """The exporter's symbols (``s43``), of which each input may have its own, become the names of the axes, everywhere."""
+    import onnx_ir as ir  # noqa: PLC0415 - beside torch, for the same reason
+
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for dim, name in zip(value.shape, _axes(part, value.name.partition(".")[0]), strict=True):
+            if name is not None and not isinstance(dim, int) and str(dim.value).isidentifier():  # no sum of others
+                names.setdefault(str(dim.value), name)
+    symbols = re.compile("|".join(rf"\b{symbol}\b" for symbol in names) or r"(?!)")
+    for value in [*model.graph.inputs, *model.graph.outputs, *(out for node in model.graph for out in node.outputs)]:
+        if value.shape is not None:
+            value.shape = ir.Shape([
+                dim if isinstance(dim, int) or dim.value is None else symbols.sub(lambda found: names[found[0]], str(dim.value))
+                for dim in value.shape
+            ])
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+transformers = Frontend("transformers", _supports, _build)

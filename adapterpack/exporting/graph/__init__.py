@@ -1,0 +1,1 @@
+"""Changes to an exported graph: slots, adapter nodes, packed projections, the static cache."""

@@ -1,0 +1,113 @@
+"""Block -> the values of the graph that it gives and takes, by the scopes that exporters leave on their nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import onnx_ir as ir
+
+from ...bundle.manifest import MappedSite
+from ...errors import Unsupported
+from ...pack.pack import Pack
+from .sitemap import Scope, float_type
+
+_FUSED = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
+"""A norm with a residual sum fused into it -> the norm alone."""
+
+
+class Wanted(NamedTuple):
+    """A block that packs change: how wide its output is, and the module whose input they read, if they do."""
+
+    width: int
+    entry: str | None = None
+
+
+def wanted_blocks(packs: Iterable[Pack]) -> dict[str, Wanted]:
+    """Path -> what packs want of it.
+
+    Raises:
+        Unsupported: two packs read the inputs of different modules at one block.
+    """
+    found: dict[str, Wanted] = {}
+    for pack in packs:
+        for adapter in pack.adapters() if pack.method.kind == "activation" else ():
+            source, path = getattr(adapter.config, "source", "output"), adapter.site.path
+            entry = {"output": None, "input": path}.get(source, source)
+            known = found.setdefault(path, Wanted(adapter.site.out_features, entry))
+            if None not in {known.entry, entry} and known.entry != entry:
+                raise Unsupported("two packs read the inputs of different modules here", where=path, expected=known.entry, found=entry,
+                                  remedy="export them apart")
+            found[path] = known._replace(entry=known.entry or entry)
+    return found
+
+
+def find_blocks(model: Any, scope: Scope, wanted: Mapping[str, Wanted], linear: Mapping[str, MappedSite]) -> dict[str, MappedSite]:
+    """Each wanted block, if exactly one value ``[..., width]`` leaves its scope, and one enters its entry's.
+
+    A block that is a linear module stays the site that it is in ``linear``, with its entry.
+    """
+    nodes = [(node, scope(node) or "") for node in model.graph]
+    found = {}
+    for path, (width, entry) in wanted.items():
+        given = _single(leaving(_within(nodes, path)), width)
+        taken = None if entry is None else _single(entering(_within(nodes, entry)), width)
+        if given is not None and (entry is None or taken is not None):
+            block = MappedSite(path, given.producer().name, given.name, given.name, "", None, "in_out", width, width, len(given.shape),
+                               dtype=float_type(given))
+            found[path] = dataclasses.replace(linear.get(path, block), entry=None if taken is None else taken.name)
+    return found
+
+
+def unfused(model: Any, scope: Scope) -> Scope:
+    """Takes residual sums out of the norms that a frontend has fused them into, in place, and returns the scope that knows them.
+
+    A layer's output is such a sum: it belongs to the layer of what it adds.
+    """
+    known: dict[Any, str | None] = {}
+    for node in [node for node in model.graph if node.op_type in _FUSED and len(node.inputs) <= 4]:  # a fifth is a bias of the sum
+        residual, added, *affine = node.inputs
+        total = ir.node("Add", [residual, added], name=f"{node.name}/sum")
+        norm = ir.node(_FUSED[node.op_type], [total.outputs[0], *affine], {"axis": -1, "epsilon": node.attributes["epsilon"].value},
+                       name=f"{node.name}/norm")
+        for old, new in ((node.outputs[0], norm.outputs[0]), (node.outputs[3] if len(node.outputs) > 3 else None, total.outputs[0])):
+            new.shape, new.type = added.shape, added.type
+            new.name = f"{node.name}/total" if old is None else old.name
+            for user, index in [] if old is None else list(old.uses()):
+                user.replace_input_with(index, new)
+        known[total], known[norm] = _layer_of(scope(added.producer())), scope(node)
+        model.graph.insert_before(node, [total, norm])
+        model.graph.remove(node, safe=True)
+    return lambda node: known[node] if node in known else scope(node)
+
+
+def _layer_of(path: str | None) -> str | None:
+    """The path up to its last number."""
+    parts = (path or "").split(".")
+    last = max((place for place, part in enumerate(parts) if part.isdigit()), default=None)
+    return None if last is None else ".".join(parts[: last + 1])
+
+
+def _within(nodes: Sequence[tuple[Any, str]], path: str) -> set[Any]:
+    return {node for node, own in nodes if own == path or own.startswith(f"{path}.")}
+
+
+def leaving(members: set[Any]) -> Iterator[Any]:
+    """The values that nodes outside of these read, or that are outputs of the graph."""
+    return (value for node in members for value in node.outputs
+            if value.is_graph_output() or any(use.node not in members for use in value.uses()))
+
+
+def entering(members: set[Any]) -> Iterator[Any]:
+    """The values that come from outside of these nodes and are no constants."""
+    return (value for node in members for value in node.inputs
+            if value is not None and value.producer() not in members and not value.is_initializer())
+
+
+def _single(values: Iterator[Any], width: int) -> Any:
+    """The only value that is as wide, a row or a position at a time, or None; one of unknown shape might be another."""
+    fitting = {value.name: value for value in values if (not value.is_graph_output() if value.shape is None else
+                                                         len(value.shape) in {2, 3} and value.shape[-1] == width)}
+    found = next(iter(fitting.values())) if len(fitting) == 1 else None
+    return None if found is None or found.shape is None else found

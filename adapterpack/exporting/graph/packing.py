@@ -1,0 +1,119 @@
+"""Sibling projections in one: MatMuls that read the same value (q, k and v; gate and up) become one MatMul and a Split.
+
+In a bank, the ``down`` factors of siblings that are adapted lie side by side in one slot: ``x [D_1 ... D_k]`` is one MatMul, and an even
+Split gives each sibling its part. The ``up`` factors stay apart: a block-diagonal one is mostly zeros, which a bank would gather for every
+row. One adapter's own inputs are not shared: see decision 34.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...bundle.manifest import MappedSite
+from ..modes import Plan
+
+SHARED: dict[str, tuple[str, ...]] = {"folded": (), "inputs": (), "bank": ("down",)}
+"""Mode -> the fields that siblings have in one slot."""
+_OWN_INPUT = frozenset({"pre", "turn", "turn_down", "head", "attended_keys"})
+"""Fields of a site whose base product has an input, or weights, that its siblings have not."""
+
+
+def pack_siblings(model: Any, every: Mapping[str, MappedSite], plan: Plan, shared: tuple[str, ...]) -> Plan:
+    """The plan after siblings of ``every`` linear site were packed in ``model``, in place; ``shared`` are the fields
+    of :data:`SHARED`, or none.
+
+    What the graph computes stays the same, each output keeps its name, and a packed weight is the siblings' weights side by side.
+    """
+    sites = dict(plan.sites)
+    nodes = {node.name: node for node in model.graph}
+    for siblings in _groups(nodes, every, plan.sites):
+        path = _joint(siblings)
+        packed = _pack(model, [nodes[site.node] for site in siblings], path)
+        start = 0
+        for site in siblings:
+            moved = {"node": packed.name, "weight": packed.inputs[1].name, "at": start}
+            start += site.out_features
+            if site.path in sites:
+                sites[site.path] = dataclasses.replace(sites[site.path], **moved)
+        members = [site.path for site in siblings if "down" in getattr(sites.get(site.path), "fields", ())]
+        if "up" in shared and (len(members) < len(siblings) or any(sites[member].positional for member in members)):
+            continue  # the branch goes to all of the product, and to every position of it
+        if shared and len(members) > 1:
+            sites = _shared(sites, path, members, shared, packed.outputs[0].name)
+    return plan._replace(sites=sites)
+
+
+def _groups(nodes: Mapping[str, Any], every: Mapping[str, MappedSite], planned: Mapping[str, MappedSite]) -> Iterator[list[MappedSite]]:
+    """Sites of one parent module that read one value, in the order of the graph."""
+    groups: dict[tuple[str, str], list[MappedSite]] = {}
+    for site in every.values():
+        own = planned[site.path].fields if site.path in planned else ()
+        if site.weight and _packable(nodes[site.node], site) and not _OWN_INPUT & set(own):
+            groups.setdefault((site.path.rpartition(".")[0], site.input), []).append(site)
+    return (group for group in groups.values() if len(group) > 1 and len({nodes[site.node].inputs[1].dtype for site in group}) == 1)
+
+
+def _packable(node: Any, site: MappedSite) -> bool:
+    weight = node.inputs[1]
+    return (node.op_type == "MatMul" and site.layout == "in_out" and site.at == 0 and weight.shape == (site.in_features, site.out_features)
+            and len(list(weight.uses())) == 1 and not weight.is_graph_input())
+
+
+def _joint(siblings: Sequence[MappedSite]) -> str:
+    """``layers.0.attn.q_proj+k_proj``: no module has such a path."""
+    first, *others = siblings
+    return "+".join([first.path, *(site.path.rpartition(".")[2] for site in others)])
+
+
+def _pack(model: Any, old: Sequence[Any], path: str) -> Any:
+    """Puts one MatMul and a Split in the place of several MatMuls, and returns the MatMul."""
+    x, weights = old[0].inputs[0], [node.inputs[1] for node in old]
+    widths = [weight.shape[1] for weight in weights]
+    tensors = [weight.const_value for weight in weights]
+    joint = ir.LazyTensor(lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=1)), tensors[0].dtype,
+                          ir.Shape([weights[0].shape[0], sum(widths)]), name=f"{path}.weight_t")
+    weight = ir.Value(name=joint.name, shape=joint.shape, type=ir.TensorType(joint.dtype), const_value=joint)
+    sizes = _integers(f"{path}.widths", widths)
+    product = ir.node("MatMul", [x, weight], name=f"{path}/MatMul")
+    product.outputs[0].name = f"{path}/product"
+    product.outputs[0].type = old[0].outputs[0].type
+    product.outputs[0].shape = None if x.shape is None else ir.Shape([*list(x.shape)[:-1], sum(widths)])
+    split = ir.node("Split", [product.outputs[0], sizes], {"axis": -1}, name=f"{path}/Split", num_outputs=len(old))
+    for value in (weight, sizes):
+        model.graph.register_initializer(value)
+    model.graph.insert_before(old[0], [product, split])
+    for node, new in zip(old, split.outputs, strict=True):
+        was = node.outputs[0]
+        new.shape, new.type, name = was.shape, was.type, was.name
+        was.name, new.name = f"{name}/apart", name
+        was.replace_all_uses_with(new, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+    for each in weights:
+        del model.graph.initializers[each.name]
+    return product
+
+
+def _integers(name: str, numbers: Sequence[int]) -> Any:
+    held = ir.tensor(np.array(numbers, np.int64), name=name)
+    return ir.Value(name=name, shape=held.shape, type=ir.TensorType(held.dtype), const_value=held)
+
+
+def _shared(
+    sites: Mapping[str, MappedSite], path: str, members: Sequence[str], shared: tuple[str, ...], product: str
+) -> dict[str, MappedSite]:
+    """The sites with one more before the members, which has the slots of the ``shared`` fields."""
+    first = sites[members[0]]
+    group = dataclasses.replace(first, path=path, weight="", bias=None, at=0, fields=shared, members=tuple(members), positional=False,
+                                output=product, out_features=sum(sites[member].out_features for member in members), entry=None, ranks={})
+    found: dict[str, MappedSite] = {}
+    for name, site in sites.items():
+        if name == members[0]:
+            found[path] = group
+        fields = tuple(field for field in site.fields if field not in shared) if name in members else site.fields
+        found[name] = dataclasses.replace(site, fields=fields)
+    return found

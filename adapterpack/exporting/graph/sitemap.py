@@ -1,0 +1,116 @@
+"""Module path -> where it is in the graph, made before any fusion from the scopes that exporters leave on their nodes."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+
+from ...bundle.manifest import MappedSite
+from ...slots.precision import DEFAULT
+
+Scope = Callable[[Any], str | None]
+"""node -> the path of the module that made it, or None."""
+
+
+def torch_scope(node: Any) -> str | None:
+    """The module path that torch.onnx notes on a node: the last scope before the node's own name."""
+    noted = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    scopes = ast.literal_eval(noted) if noted else []
+    return scopes[-2] if len(scopes) >= 2 else None
+
+
+def onnxscript_scope(node: Any) -> str | None:
+    """The module path that onnxscript's module builder notes on a node: its scopes, joined."""
+    noted = node.metadata_props.get("pkg.onnxscript.name_scopes")
+    return ".".join(part for part in ast.literal_eval(noted) if part) if noted else None
+
+
+def find_sites(model: Any, scope: Scope) -> dict[str, MappedSite]:
+    """Every module of the graph that can have slots: a MatMul (with or without an Add for its bias) or a plain Gemm on a constant weight,
+    a lookup in a constant table, and a convolution that cuts an image into patches.
+
+    A module that appears more than once (a shared layer) is left out: a slot could not tell its uses apart.
+    """
+    every = uses_of_modules(model, scope)
+    times = Counter(site.path for site in every)
+    return {site.path: site for site in every if times[site.path] == 1}
+
+
+def uses_of_modules(model: Any, scope: Scope) -> list[MappedSite]:
+    """Every use of such a module, in the order of the graph."""
+    paths = ((node, scope(node)) for node in model.graph if node.op_type in _SITES)
+    found = [_SITES[node.op_type](path, node) for node, path in paths if path]
+    return [site for site in found if site is not None]
+
+
+def _linear(path: str, node: Any) -> MappedSite | None:
+    x, weight = node.inputs[0], node.inputs[1]
+    constant = ir.convenience.get_const_tensor(weight)
+    if constant is None or not weight.is_initializer() or len(constant.shape) != 2 or x.shape is None:
+        return None
+    known = node.attributes
+    if known.get_int("transA", 0) or known.get_float("alpha", 1.0) != 1 or known.get_float("beta", 1.0) != 1:
+        return None  # a Gemm that is not x W + b
+    out_in = known.get_int("transB", 0) == 1
+    wide = tuple(int(extent) for extent in constant.shape)
+    in_features, out_features = (wide[1], wide[0]) if out_in else wide
+    output, bias = node.outputs[0], None
+    if node.op_type == "Gemm":
+        bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    else:
+        output, bias = _with_bias(output, out_features)
+    return MappedSite(path, node.name, x.name, output.name, weight.name, bias, "out_in" if out_in else "in_out", in_features,
+                      out_features, len(x.shape), dtype=float_type(output))
+
+
+def _with_bias(product: Any, out_features: int) -> tuple[Any, str | None]:
+    """The value after the Add of a bias, if that is all that happens to a product; else the product itself."""
+    uses = list(product.uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Add" and not product.is_graph_output():
+        other = uses[0].node.inputs[1 - uses[0].idx]
+        constant = ir.convenience.get_const_tensor(other)
+        if constant is not None and other.is_initializer() and tuple(constant.shape) == (out_features,):
+            return uses[0].node.outputs[0], other.name
+    return product, None
+
+
+def _lookup(path: str, node: Any) -> MappedSite | None:
+    """A table that ids ``[batch, tokens]`` are looked up in: for an adapter a layer whose inputs are one-hot."""
+    table, ids = node.inputs
+    constant = ir.convenience.get_const_tensor(table)
+    known = constant is not None and table.is_initializer() and len(constant.shape) == 2 and ids.shape is not None and len(ids.shape) == 2
+    if not known or node.attributes.get_int("axis", 0) != 0:
+        return None
+    entries, width = (int(extent) for extent in constant.shape)
+    return MappedSite(path, node.name, ids.name, node.outputs[0].name, table.name, None, "in_out", entries, width, 2, kind="lookup",
+                      dtype=float_type(node.outputs[0]))
+
+
+def _patches(path: str, node: Any) -> MappedSite | None:
+    """A convolution of images whose kernels lie side by side: a linear layer on every patch ``[channels * height * width]``."""
+    x, weight = node.inputs[:2]
+    constant, known = ir.convenience.get_const_tensor(weight), node.attributes
+    if constant is None or not weight.is_initializer() or len(constant.shape) != 4 or x.shape is None:
+        return None
+    out, channels, *kernel = (int(extent) for extent in constant.shape)
+    plain = known.get_int("group", 1) == 1 and known.get_string("auto_pad", "NOTSET") in {"NOTSET", "VALID"}
+    aside = list(known.get_ints("strides", [1, 1])) == kernel and set(known.get_ints("dilations", [1, 1])) == {1}
+    whole = all(isinstance(extent, int) and extent % size == 0 for extent, size in zip(list(x.shape)[2:], kernel, strict=True))
+    if not (plain and aside and whole) or any(known.get_ints("pads", [0])):
+        return None
+    bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    return MappedSite(path, node.name, x.name, node.outputs[0].name, weight.name, bias, "out_in", channels * kernel[0] * kernel[1], out,
+                      len(x.shape), kind="patches", dtype=float_type(node.outputs[0]))
+
+
+def float_type(value: Any) -> str:
+    """What a value of the graph is made of; float32 where the exporter does not say."""
+    return DEFAULT if value.dtype is None else str(value.dtype.numpy().name)
+
+
+_SITES: dict[str, Callable[[str, Any], MappedSite | None]] = {"MatMul": _linear, "Gemm": _linear, "Gather": _lookup, "Conv": _patches}
+"""Operator -> what makes a site of a node, or says that it is none."""

@@ -1,0 +1,201 @@
+"""The ways an adapter is in a graph, one function each, in a table: folded, inputs, bank."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from ..bundle.manifest import MappedSite, adapter_file
+from ..errors import Unsupported
+from ..pack.pack import Pack
+from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, nothing
+from ..slots.values import Values, grouped, padded, stacked
+from ..tasks.task import MAIN
+from .graph.emit import Emitter, ids_input, positions_input, rows_of, slot_input
+from .targets import own_name
+
+
+class Attached(NamedTuple):
+    """What attaching gave: the sites with their slots, and the files to be written beside the graph."""
+
+    sites: dict[str, MappedSite]
+    write: Callable[[Path], None] = lambda folder: None
+
+
+class Plan(NamedTuple):
+    """What is attached to one graph: the packs, their slot values, the sites that get slots, and the capacity."""
+
+    packs: list[Pack]
+    values: list[Values]
+    sites: dict[str, MappedSite]
+    base_head: Values
+    slots: int
+    max_rank: int
+    part: str = MAIN
+    slot_name: Callable[[str, str], str] = own_name
+
+
+def folded(model: Any, plan: Plan) -> Attached:
+    """Nothing to attach: the weights themselves were changed before the graph was made."""
+    return Attached({path: dataclasses.replace(site, fields=()) for path, site in plan.sites.items()})
+
+
+def inputs(model: Any, plan: Plan) -> Attached:
+    """ONNX Runtime's own scheme: every slot is an optional input whose default has rank 0 (or is the base's head)."""
+    emitter = Emitter(model, batched=False, positions=_positions(model, plan))
+    for number, site in enumerate(plan.sites.values()):
+        values = {}
+        for field in site.fields:
+            symbols = extents(field, site, lambda axis, number=number: f"{axis}_{number}")  # type: ignore[misc]
+            head = plan.base_head.get(f"{site.path}.{field}")
+            values[field] = slot_input(model, plan.slot_name(site.path, field), nothing(field, site) if head is None else head, symbols)
+        emitter.site(site, values)
+    _free_labels(model, plan)
+    return Attached(plan.sites, lambda folder: _write_adapters(folder, plan))
+
+
+def _positions(model: Any, plan: Plan) -> Any:
+    """The input that says where adapters act, if a site asks for it.
+
+    Raises:
+        Unsupported: a site does not see one vector for each token.
+    """
+    placed = [site for site in plan.sites.values() if site.positional]
+    if not placed:
+        return None
+    value = positions_input(model)
+    known = {each.name: each for node in model.graph for each in (*node.inputs, *node.outputs) if each is not None}
+    for site in placed:
+        shape = known[site.output].shape
+        if shape is None or list(map(str, shape))[:-1] != list(map(str, value.shape)):
+            raise Unsupported("this site does not see one vector for each token, so its adapter cannot act at some of them only",
+                              where=site.path, expected=f"{value.shape}, and the width", found=str(shape),
+                              remedy="run this adapter under torch")
+    return value
+
+
+def bank(model: Any, plan: Plan) -> Attached:
+    """Stacked slots with ``adapter_ids`` [batch]: every row of a batch may use another adapter; slot 0 is the base."""
+    if not plan.sites and plan.part != MAIN:
+        return Attached({})
+    batch = rows_of(model)
+    if isinstance(batch, int) or batch.value is None:
+        raise Unsupported("the batch of this graph is not a named axis, so rows cannot carry different adapters", found=str(batch),
+                          remedy="export with --mode inputs or folded")
+    emitter = Emitter(model, batched=True, positions=_positions(model, plan))
+    plan = plan._replace(sites={path: dataclasses.replace(site, flat=_flattened(emitter.values[site.input].shape, str(batch)))
+                                for path, site in plan.sites.items()})
+    for site in plan.sites.values():
+        x = emitter.values[site.input]
+        if site.kind == "linear" and not site.flat and (site.rank not in {2, 3} or str(x.shape[0]) != str(batch)):
+            raise Unsupported("the first axis of this site's input is not the batch, so rows cannot carry different adapters",
+                              where=site.path, expected=f"[{batch}, ...]", found=str(x.shape), remedy="export with --mode inputs or folded")
+    emitter.ids = ids = ids_input(model, batch)
+    base, *ready = (padded(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values))
+    filled = stacked([base, *ready, *[base] * (plan.slots - 1 - len(ready))])
+    for site in plan.sites.values():
+        values = {}
+        for field in site.fields:
+            name = f"{site.path}.{field}"
+            slot = slot_input(model, name, filled[name], list(filled[name].shape))
+            looked_up = site.kind == "lookup" and field == "down"  # a row of it for each token, and not the whole of it for each row
+            values[field] = slot if looked_up else emitter.gather(site, field, slot, ids)
+        emitter.site(site, values)
+    _free_labels(model, plan, {site.output: site.labels for site in plan.sites.values()}.get("logits"))
+    return Attached(plan.sites)
+
+
+def _flattened(shape: Any, batch: str) -> bool:
+    """Whether a site's input has the tokens of one row after those of another: ``[batch*sequence, in]``."""
+    if len(shape) != 2 or isinstance(shape[0], int) or shape[0].value is None:
+        return False
+    factors = [factor.strip() for factor in str(shape[0].value).split("*")]
+    return len(factors) == 2 and batch in factors and all(factor.isidentifier() for factor in factors)
+
+
+MODES: dict[str, Callable[[Any, Plan], Attached]] = {"folded": folded, "inputs": inputs, "bank": bank}
+
+
+def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[str, MappedSite]:
+    """The sites that the packs change, each with the union of the fields that they need; without packs, every site with a low-rank slot.
+
+    Raises:
+        Unsupported: a module that one pack replaces whole is adapted by another.
+    """
+    if not values:
+        return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in sites.items() if site.kind == "linear"}
+    fields: dict[str, set[str]] = {}
+    labels: dict[str, int] = {}
+    for one in values:
+        for name, array in one.items():
+            path, _, field = name.rpartition(".")
+            fields.setdefault(path, set()).add(field)
+            if field == "head":
+                labels[path] = max(labels.get(path, sites[path].out_features), array.shape[-1])
+    for path, own in fields.items():
+        if sites[path].kind != "linear" and own - {"down", "up"}:
+            raise Unsupported("at this kind of layer a graph has slots for changes of low rank only", where=path,
+                              found=", ".join(sorted(own)), expected="down, up", remedy="export with --mode folded")
+    for path in labels:
+        if fields[path] != {"head", "head_bias"}:
+            raise Unsupported("one pack replaces this module whole and another adapts it", where=path, remedy="export them apart")
+    return {path: dataclasses.replace(sites[path], fields=tuple(sorted(fields[path])), role="full" if path in labels else "adapter",
+                                      labels=labels.get(path, 0))
+            for path in sorted(fields, key=list(sites).index)}
+
+
+def with_ranks(sites: Mapping[str, MappedSite], ranks: Mapping[str, int], least: int) -> dict[str, MappedSite]:
+    """The sites with the lengths of their slots' own axes: what the packs need of each; a wide one is no reason to pad the others."""
+    return {path: dataclasses.replace(site, ranks={axis: ranks[axis] if axis in ROUTED else max(least, ranks[axis])
+                                                   for axis in sorted(_own_axes(site))}) for path, site in sites.items()}
+
+
+def _own_axes(site: MappedSite) -> set[str]:
+    """The free axes of a site's fields, without those that all sites have of one length, or by another rule."""
+    return {axis for field in site.fields for axis in FIELDS[field].axes} - FIXED - {RANK, TURN, LABELS}
+
+
+def base_head(model: Any, sites: Mapping[str, MappedSite]) -> Values:
+    """The graph's own weights of the modules that the packs replace, as slot values."""
+    values: Values = {}
+    for path, site in sites.items():
+        if site.role == "full":
+            weight = model.graph.initializers[site.weight].const_value.numpy()
+            values[f"{path}.head"] = np.array(weight.T if site.layout == "out_in" else weight, site.dtype)
+            # An exporter drops a bias that is all zero, as that of a fresh head is.
+            bias = np.zeros(site.out_features) if site.bias is None else model.graph.initializers[site.bias].const_value.numpy()
+            values[f"{path}.head_bias"] = np.array(bias, site.dtype)
+    return values
+
+
+def _free_labels(model: Any, plan: Plan, width: int | None = None) -> None:
+    """The width of the logits is the slots', not the base head's: ``width``, or that of the adapter that runs."""
+    if any(site.role == "full" for site in plan.sites.values()):
+        for value in model.graph.outputs:
+            if value.name == "logits":
+                value.shape = ir.Shape([*list(value.shape)[:-1], width or "labels"])
+
+
+def _write_adapters(folder: Path, plan: Plan) -> None:
+    """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format; of a graph without slots only the main one."""
+    if not plan.sites and plan.part != MAIN:
+        return
+    import onnxruntime as ort  # noqa: PLC0415 - only this mode needs it here
+
+    for pack, values in zip(plan.packs, plan.values, strict=True):
+        complete = grouped(values, plan.sites)
+        for site in plan.sites.values():  # what has a length must be whole: a part that the adapter has not is there with nothing in it
+            for field in site.fields:
+                if set(FIELDS[field].axes) - FIXED - {LABELS}:
+                    complete.setdefault(f"{site.path}.{field}", nothing(field, site))
+        adapter = ort.AdapterFormat()
+        adapter.set_adapter_version(1)
+        adapter.set_model_version(1)
+        named = {plan.slot_name(*name.rsplit(".", 1)): array for name, array in complete.items()}
+        adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in named.items()})
+        adapter.export_adapter(str(folder / adapter_file(f"adapters/{pack.name}", plan.part)))

@@ -1,0 +1,1 @@
+"""Proof that a graph computes what the model does: parity runs against torch."""

@@ -1,0 +1,71 @@
+"""The graph for steps in place against the ordinary one: the same rows, adapters and tokens on both kinds of caches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...bundle.manifest import STEP, graph_file
+from ...errors import ParityError
+from ...runtime.decoder import Causal
+from ...runtime.session import Session
+from ...slots.precision import precision
+from ..example_inputs import LENGTHS
+from ..graph.static_cache import write_step
+
+_STEPS = 20
+"""So many that a buffer is made anew on the way: 11 tokens have room for 16 more."""
+_VOCABULARY = 64
+"""Ids of the rows, which every model has."""
+
+
+def with_steps(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Writes the graph for steps beside the ordinary one of a bundle's folder, and proves it; what the parity report says of it.
+
+    Raises:
+        Unsupported: an attention of the graph is of no known build.
+        ParityError: the two graphs disagree.
+    """
+    write_step(folder)
+    session = Session(folder, provider="cpu", mapped=True)
+    tolerance, rng = precision(session.bundle.dtype).tolerance, np.random.default_rng(11)
+    rows = [[int(token) for token in rng.integers(1, _VOCABULARY, length)] for length in LENGTHS]
+    tokens = rng.integers(1, _VOCABULARY, (_STEPS, len(rows)))
+    worst, seconds = 0.0, [0.0, 0.0]
+    session.graph(STEP)  # opened before anything is timed
+    for names in _names(session):
+        grown, placed = (_logits(session, rows, names, tokens, in_place) for in_place in (False, True))
+        error, size = float(np.abs(grown[0] - placed[0]).max()), max(1.0, float(np.abs(grown[0]).max()))
+        if not error <= tolerance * size:
+            raise ParityError("the graph for steps in place disagrees with the ordinary one", where=f"{folder.name}/{graph_file(STEP)}",
+                              expected=f"at most {tolerance * size:.2g}", found=f"{error:.2g}", remedy="leave --in-place out")
+        worst, seconds = max(worst, error / size), [one + more for one, more in zip(seconds, (grown[1], placed[1]), strict=True)]
+    slow, fast = (len(rows) * _STEPS * len(_names(session)) / one for one in seconds)
+    say(f"steps in place agree with the ordinary graph: {worst:.1g} of the largest output; {fast:.0f} tokens a second, {slow:.0f} without")
+    return {"max_relative": worst, "steps": _STEPS}
+
+
+def _names(session: Session) -> list[list[str | None]]:
+    """The base, and every adapter beside others where rows of a batch can have their own, else by itself."""
+    known: list[str | None] = [session.default, *session.adapters]
+    count = len(LENGTHS)
+    if session.bundle.mode == "bank":
+        return [[known[(start + row) % len(known)] for row in range(count)] for start in range(0, len(known), count)]
+    return [[name] * count for name in dict.fromkeys(known)]
+
+
+def _logits(
+    session: Session, rows: Sequence[Sequence[int]], names: list[str | None], tokens: np.ndarray, in_place: bool
+) -> tuple[np.ndarray, float]:
+    """The logits of every step, and the seconds that the steps took."""
+    going = Causal(session, rows, names, {}, in_place)
+    outputs = going.first()
+    started, found = time.perf_counter(), list[np.ndarray]()
+    for each in tokens:
+        outputs = going.then(each, outputs)
+        found.append(outputs["logits"].numpy().astype(np.float32))
+    return np.stack(found), time.perf_counter() - started

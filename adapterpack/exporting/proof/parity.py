@@ -1,0 +1,211 @@
+"""No graph leaves unproved: the exported session against torch, base and every adapter, on a ragged padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...bundle.manifest import PRESENT, read_bundle
+from ...errors import ParityError
+from ...pack.pack import Pack
+from ...runtime import canary
+from ...runtime.session import Arrays, Session
+from ...slots.precision import NONE_BELOW, precision
+from ...tasks.task import SPANS, Task
+from ..example_inputs import LENGTHS, config_of, example
+from .parity_runs import Asked, ask_graph, ask_torch
+
+BARE = (1,)
+"""The rows of the batch that have no image, where images go with text."""
+
+
+class Found(NamedTuple):
+    """How a graph compares with torch: the largest error, the largest size, and the share of real positions with the same argmax."""
+
+    error: float
+    scale: float
+    agreement: float
+
+    @property
+    def relative(self) -> float:
+        """The error as a share of the size, or as it is where that is below one."""
+        return self.error / max(1.0, self.scale)
+
+
+def prove(
+    folder: Path, base: Path, task: Task, packs: list[Pack], model: Callable[[], Any], ready: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """What the parity report says of the bundle in ``folder`` beside its ``model`` in torch, of ``base``: for the base and each adapter the
+    largest error, absolute and relative, and the agreement of argmax.
+
+    Models that generate also take one step on their cache. ``mixed`` is the largest difference between rows that each use another adapter
+    and the same rows of a batch with one; ``alone`` that between rows of a batch and the same rows by themselves, without padding. The
+    canaries that the packs bring are replayed as well, on the graph alone: they know the base and the adapter from when the pack was
+    made, which the torch model of this machine does not. A thread asks the graph when it is ``ready``, while the model is loaded and asked.
+
+    Raises:
+        ParityError: a difference is over the tolerance, or a canary fails.
+        BaseMismatch: by its canary, a pack was made for another base.
+        NothingToDo: by its canary, an adapter has no effect.
+    """
+    bundle = read_bundle(folder)
+    tolerance, left = precision(bundle.dtype).tolerance, task.left and bundle.padding == "left"
+    rules = [rule for rule in {pack.acts for pack in packs} if rule is not None]
+    batch = example(task, config_of(base), acts=rules, bare=BARE, left=left, model=model)
+    found: dict[str, Found] = {}
+    with ThreadPoolExecutor(1) as beside:
+        asking = beside.submit(_graph_side, folder, batch, packs, ready)
+        apart = beside.submit(lambda: _alone(asking.result().session, batch, asking.result().single))
+        for name, expected in ask_torch(task, model(), batch, packs):
+            graph = asking.result()
+            one = _compared(graph.answers[name], expected, batch, folder)
+            found[name or _base_name(graph.session)] = one
+            _require(one.error, one.scale, tolerance, f"torch for {name or 'the base'}", folder)
+        scale = max(one.scale for one in found.values())
+        _require(graph.mixed or 0.0, scale, tolerance, "itself when rows of one batch use different adapters", folder)
+        alone = apart.result()
+        _require(alone, scale, tolerance, "itself when a row runs alone", folder)
+    return {
+        "tolerance": tolerance,
+        "batch": list(LENGTHS),
+        "max_abs": {name: one.error for name, one in found.items()},
+        "max_relative": {name: one.relative for name, one in found.items()},
+        "argmax_agreement": {name: one.agreement for name, one in found.items()},
+        "mixed": graph.mixed,
+        "alone": alone,
+        "canary": canary.verify(graph.session),
+    }
+
+
+class _Graph(NamedTuple):
+    """What a graph answered, by adapter; ``single`` are the outputs that rows are compared by, ``mixed`` how those of several differ."""
+
+    session: Session
+    answers: dict[str | None, Asked]
+    single: dict[str | None, Arrays]
+    mixed: float | None
+
+
+def _graph_side(folder: Path, batch: Arrays, packs: list[Pack], ready: Callable[[], None]) -> _Graph:
+    ready()
+    session = Session(folder, provider="cpu", mapped=True)
+    answers = {name: ask_graph(session, batch, name) for name in (None, *(pack.name for pack in packs))}
+    inner = {key for graph in session.graphs.values() for key in graph.inputs}
+    single = {name: {key: array for key, array in one.outputs.items() if key not in inner and not key.startswith(PRESENT)}
+              for name, one in answers.items()}
+    return _Graph(session, answers, single, _mixed(session, batch, single))
+
+
+def _require(error: float, scale: float, tolerance: float, other: str, folder: Path) -> None:
+    allowed = tolerance * max(1.0, scale)
+    if not error <= allowed:  # NaN is no agreement either
+        raise ParityError(f"the graph disagrees with {other}", where=folder.name, expected=f"at most {allowed:.2g}", found=f"{error:.2g}")
+
+
+def _base_name(session: Session) -> str:
+    """What rows without an adapter have: the base, or whatever was folded into it."""
+    return "+".join(session.packs) if session.bundle.mode == "folded" and session.packs else "base"
+
+
+def _compared(graph: Asked, torch: Asked, batch: Arrays, folder: Path) -> Found:
+    """The first pass, and the next one of a model that generates."""
+    pairs = [(key, graph.outputs[key], torch.outputs[key]) for key in graph.outputs if key in torch.outputs]
+    if not pairs:
+        raise ParityError("the graph has none of the model's outputs", where=folder.name, expected=", ".join(torch.outputs),
+                          found=", ".join(graph.outputs))
+    found = [_difference(output, expected, _real(key, output, batch)) for key, output, expected in pairs]
+    if graph.step is not None and torch.step is not None:
+        found.append(_difference(graph.step, torch.step, np.ones(graph.step.shape[:2], bool)))
+    return _worst(found)
+
+
+def _real(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
+    """Which positions of an output are no padding, ``[rows, positions]``; None where each row has one vector."""
+    mask = batch.get("attention_mask")
+    if key in SPANS and mask is not None:
+        return np.asarray(mask > 0)
+    if output.ndim < 3:
+        return None
+    if "decoder_input_ids" in batch or mask is None or output.shape[:2] != mask.shape:
+        return np.ones(output.shape[:2], bool)
+    real: np.ndarray = mask > 0
+    return real
+
+
+def _worst(found: Sequence[Found]) -> Found:
+    """The largest errors and the smallest agreement; NaN stays NaN, which ``max`` would lose."""
+    error, scale, _ = np.max(found, axis=0)
+    return Found(float(error), float(scale), min(one.agreement for one in found))
+
+
+def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | None) -> Found:
+    """Over real positions; another shape, or a label too many that is not switched off, is all wrong."""
+    wide = reference.shape[-1]
+    if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NONE_BELOW).any():
+        return Found(float("inf"), 0.0, 0.0)
+    output = output[..., :wide]
+    if real is not None and real.ndim == output.ndim:  # one number a position: the best of each row is one choice
+        agreement = float(np.mean([one[row].argmax() == two[row].argmax() for one, two, row in zip(output, reference, real, strict=True)]))
+        return Found(float(np.abs(output - reference)[real].max()), float(np.abs(reference[real]).max()), agreement)
+    if real is not None:
+        output, reference = output[real], reference[real]
+    agreement = float((output.argmax(-1) == reference.argmax(-1)).mean())
+    return Found(float(np.abs(output - reference).max()), float(np.abs(reference).max()), agreement)
+
+
+def _mixed(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float | None:
+    """Rows that each use another adapter, against the same rows of the single runs; None where rows cannot choose."""
+    if session.bundle.mode == "folded" or len(single) < 2:
+        return None
+    names: list[str | None] = [*single]
+    count = len(LENGTHS)
+    errors = []
+    for start in range(0, len(names), count):  # every adapter takes part, even where there are more than rows
+        chosen = [names[(start + row) % len(names)] for row in range(count)]
+        mixed = session.run(batch, chosen)
+        for row, name in enumerate(chosen):
+            for key, together in single[name].items():
+                real = _real(key, together, batch)
+                apart = mixed[key][row][..., : together.shape[-1]]
+                errors.append(np.abs(apart - together[row])[slice(None) if real is None else real[row]].max())
+    return float(np.max(errors))
+
+
+def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float:
+    """Rows by themselves, without padding, against the same rows of the batch; every row and every adapter takes part."""
+    names: list[str | None] = [*single]
+    errors = []
+    for number in range(max(len(names), len(LENGTHS))):
+        row, name = number % len(LENGTHS), names[number % len(names)]
+        own = session.run(row_of(batch, row), name)
+        for key, together in single[name].items():
+            real = _real(key, together, batch)
+            expected = together[row] if real is None else together[row][real[row]]
+            if own[key][0].shape != expected.shape:
+                return float("inf")
+            errors.append(np.abs(own[key][0] - expected).max())
+    return float(np.max(errors))
+
+
+def row_of(batch: Arrays, row: int) -> Arrays:
+    """One row of a batch with what belongs to it, without its padding.
+
+    Example:
+        >>> mask = np.array([[1, 1], [0, 1]])
+        >>> row_of({"input_ids": np.array([[3, 4], [0, 5]]), "attention_mask": mask}, 1)["input_ids"].tolist()
+        [[5]]
+    """
+    found = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
+    if "attention_mask" in batch:
+        real = batch["attention_mask"][row] > 0
+        found |= {key: found[key][:, real] for key in ("input_ids", "attention_mask", "token_type_ids") if key in found}
+    if "pixel_values" in batch:
+        fewer = len(batch["pixel_values"]) < len(LENGTHS)  # rows without an image come with text
+        place = row - sum(bare < row for bare in BARE) if fewer else row
+        if not (fewer and row in BARE):
+            found["pixel_values"] = batch["pixel_values"][place : place + 1]
+    return found

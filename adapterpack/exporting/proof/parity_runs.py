@@ -1,0 +1,98 @@
+"""A graph and its model in torch, asked the same: a batch, and one more token on the cache that it gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from inspect import signature
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...adapter_methods.core.token_positions import acted
+from ...bundle.manifest import ADAPTER_POSITIONS
+from ...pack.pack import Pack
+from ...runtime.decoder import grown
+from ...runtime.model_inputs import ENCODED
+from ...runtime.session import Arrays, Session, positions
+from ...tasks.task import Task
+
+_STEP = 5
+"""The token of a step on a cache."""
+
+
+class Asked(NamedTuple):
+    """Outputs by name, and of a model that generates the logits ``[rows, 1, vocabulary]`` of one more token."""
+
+    outputs: Arrays
+    step: np.ndarray | None = None
+
+
+def ask_graph(session: Session, batch: Arrays, name: str | None) -> Asked:
+    """What the graph makes of the batch with one adapter, or none."""
+    outputs = session.run(batch, name)
+    if not session.task.generates:
+        return Asked(outputs)
+    ids, token, given = _next(batch)
+    known = {key: array for key, array in outputs.items() if key.startswith(ENCODED)}
+    acting = _acting(session, batch, token, name) if ids == "input_ids" else {}
+    taken = {key: array for key, array in given.items() if key in session.inputs}
+    return Asked(outputs, session.run({ids: token, **taken, **known, **acting, **grown(outputs)}, name)["logits"])
+
+
+def ask_torch(task: Task, model: Any, batch: Arrays, packs: list[Pack]) -> Iterator[tuple[str | None, Asked]]:
+    """What the model makes of the batch, without an adapter and then with each of ``packs``."""
+    from ...training.inject import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
+
+    yield None, _asked(task, model, batch)
+    for pack in packs:
+        attach(model, pack, check_base=False)
+        yield pack.name, _asked(task, model, batch)
+        detach(model, pack.name)
+
+
+def _asked(task: Task, model: Any, batch: Arrays) -> Asked:
+    import torch  # noqa: PLC0415 - see above
+
+    counted = "position_ids" in signature(model.forward).parameters
+    first = batch
+    if task.generates and counted and "decoder_input_ids" not in batch:
+        first = {**batch, "position_ids": positions(batch["attention_mask"])}
+    found = _torch(model, first, **({"use_cache": True} if task.generates else {}))
+    outputs = {key: value.float().numpy() for key, value in found.items() if isinstance(value, torch.Tensor)}
+    if not task.generates:
+        return Asked(outputs)
+    ids, token, given = _next(batch)
+    cache = "cache" if "cache" in found else "past_key_values"  # its name in newer and older versions of transformers
+    more: dict[str, Any] = {cache: found[cache], "use_cache": True}
+    if ids != "input_ids":
+        from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415 - see above
+
+        more["encoder_outputs"] = BaseModelOutput(found["encoder_last_hidden_state"])
+    feed = {key: array for key, array in given.items() if counted or key != "position_ids"}
+    return Asked(outputs, _torch(model, {ids: token, **feed}, **more).logits.float().numpy())
+
+
+def _torch(model: Any, batch: Mapping[str, np.ndarray], **more: Any) -> Any:
+    import torch  # noqa: PLC0415 - see above
+
+    with torch.no_grad():
+        return model(**{key: torch.from_numpy(value) for key, value in batch.items()}, **more)
+
+
+def _next(batch: Arrays) -> tuple[str, np.ndarray, Arrays]:
+    """The name of the ids that a step gives, the step's token, and what is given beside it."""
+    ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
+    token = np.full((batch[ids].shape[0], 1), _STEP, np.int64)
+    if ids != "input_ids":
+        return ids, token, {key: batch[key] for key in ("attention_mask",) if key in batch}
+    mask = np.concatenate([batch["attention_mask"], np.ones_like(token)], axis=1)
+    return ids, token, {"attention_mask": mask, "position_ids": positions(mask)[:, -1:]}
+
+
+def _acting(session: Session, batch: Arrays, token: np.ndarray, name: str | None) -> Arrays:
+    """Where the adapter acts in a step after the batch, if the graph asks."""
+    if ADAPTER_POSITIONS not in session.inputs:
+        return {}
+    names: list[str | None] = [name] * len(token)
+    before = acted(session.acting(batch, names), None)
+    return {ADAPTER_POSITIONS: session.acting({"input_ids": token, "attention_mask": np.ones_like(token)}, names, before)}

@@ -1,0 +1,48 @@
+"""The target protocol: what a finished bundle gets beside it, so that another product serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ...bundle.manifest import Bundle
+from ...errors import Unsupported
+from ...tasks.task import Task
+
+
+def own_name(path: str, field: str) -> str:
+    """A slot's name in our own graphs."""
+    return f"{path}.{field}"
+
+
+class Target(NamedTuple):
+    """One product that reads what export writes.
+
+    ``modes`` are those that it can run, ``remedy`` says what to do about the others. ``slot_name(path, field)`` names slots as it does;
+    ``groups`` says whether several modules may share one.
+    ``place(bundle)`` is where in the output folder the bundle lies, ``""`` where it is the folder itself. ``write(folder, bundle)`` adds
+    the product's own files to a bundle's ``folder``, and what it wants beside that.
+    """
+
+    name: str
+    summary: str
+    modes: frozenset[str]
+    remedy: str
+    serves: Callable[[Task], bool]
+    slot_name: Callable[[str, str], str] = own_name
+    groups: bool = True
+    place: Callable[[Bundle], str] = lambda bundle: ""
+    write: Callable[[Path, Bundle], None] = lambda folder, bundle: None
+
+    def require(self, mode: str, task: Task) -> None:
+        """Checks that the product can run the mode and the task.
+
+        Raises:
+            Unsupported: it cannot.
+        """
+        if mode not in self.modes:
+            raise Unsupported(f"the target {self.name} cannot run this mode", found=mode, expected=" or ".join(sorted(self.modes)),
+                              remedy=self.remedy)
+        if not self.serves(task):
+            raise Unsupported(f"the target {self.name} has nothing for this task", found=task.name, remedy="leave --target out")

@@ -1,0 +1,121 @@
+"""The difference of one matrix in two checkpoints, read by file offset in blocks of rows, and how much of it is rounding."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ..adapter_methods import row_blocks
+from ..base.checkpoint import Checkpoint
+from ..io.byte_ranges import opened, read_into
+from ..io.safetensors import DTYPES
+
+_BLOCK = 1 << 20
+"""Numbers of a block: 4 MB in float32."""
+_HELD = 64 << 20
+"""Numbers up to which a difference is kept in memory (256 MB) and not read again for every pass."""
+_BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
+"""Stored bits of the significand."""
+_ARITHMETIC = 2e-7
+"""What subtraction and products in float32 add, of the norm of the difference."""
+
+
+class Pair(NamedTuple):
+    """One tensor in both checkpoints, by its names."""
+
+    tuned: Checkpoint
+    base: Checkpoint
+    name: str
+    base_name: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tuned tensor."""
+        return self.tuned.tensors[self.name].nbytes
+
+    def same(self) -> bool:
+        """Whether both hold the same bytes; read in blocks, up to the first that differs."""
+        one, two = self.tuned.tensors[self.name], self.base.tensors[self.base_name]
+        if (one.dtype, one.shape) != (two.dtype, two.shape):
+            return False
+        return all(a.tobytes() == b.tobytes() for _, a, b in _read(self, rows=(max(1, one.nbytes), 1), raw=True))
+
+
+def _read(pair: Pair, rows: tuple[int, int], raw: bool = False) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Blocks of rows of a ``[m, n]`` tensor in both files, in the dtypes that they have, or as bytes."""
+    one, two = pair.tuned.tensors[pair.name], pair.base.tensors[pair.base_name]
+    types = (np.dtype(np.uint8),) * 2 if raw else (DTYPES[one.dtype], DTYPES[two.dtype])
+    files = pair.tuned.source(pair.name).path, pair.base.source(pair.base_name).path
+    total = one.nbytes if raw else None
+    m, n = (total or 0, 1) if raw else rows
+    with opened(files[0], os.O_RDONLY) as first, opened(files[1], os.O_RDONLY) as second:
+        for block in row_blocks(m, n, _BLOCK):
+            shape = (block.stop - block.start, n)
+            read = np.empty(shape, types[0]), np.empty(shape, types[1])
+            read_into(first, read[0], one.offset + block.start * n * types[0].itemsize)
+            read_into(second, read[1], two.offset + block.start * n * types[1].itemsize)
+            yield block, *read
+
+
+class Difference:
+    """``tuned - base`` of a matrix as it is stored, for the range finder: float32, or float64 where both are.
+
+    ``noise`` is what rounding the tuned matrix to its dtype is expected to have put into ``||D||_F^2``: the sum of ``ulp^2 / 12`` over all
+    entries, and what float32 arithmetic adds. ``unevenness`` is how much larger the largest singular value of that rounding may be than if
+    it were of one size everywhere: the norm of a random matrix is about that of its largest row and its largest column together (Bandeira
+    and van Handel 2016).
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.shape: tuple[int, int] = pair.tuned.tensors[pair.name].shape  # type: ignore[assignment]
+        wide = {pair.tuned.tensors[pair.name].dtype, pair.base.tensors[pair.base_name].dtype} == {"F64"}
+        self.dtype = np.dtype(np.float64 if wide else np.float32)
+        self.bits = _BITS[pair.tuned.tensors[pair.name].dtype]
+        self._held: np.ndarray | None = None
+        self.noise, self.total, self.finite = 0.0, 0.0, True
+        by_row, by_column = np.zeros(self.shape[0]), np.zeros(self.shape[1])
+        held = np.empty(self.shape, self.dtype) if self.shape[0] * self.shape[1] <= _HELD else None
+        for rows, difference, tuned in self._fresh():
+            self.total += float(np.sum(np.vecdot(difference, difference), dtype=np.float64))
+            powers = self._powers(tuned)
+            by_row[rows] = np.vecdot(powers, powers)
+            by_column += np.einsum("ij,ij->j", powers, powers)
+            if held is not None:
+                held[rows] = difference
+        self.finite = bool(np.isfinite(self.total))
+        unit = 2.0 ** (-2 * self.bits) / 12
+        self.noise = float(by_row.sum()) * unit
+        even = math.sqrt(1 / self.shape[0]) + math.sqrt(1 / self.shape[1])
+        most = math.sqrt(by_row.max()) + math.sqrt(by_column.max())
+        self.unevenness = max(1.0, most / (even * math.sqrt(by_row.sum()))) if self.noise else 1.0
+        self.noise += (_ARITHMETIC**2 if self.dtype == np.float32 else 0.0) * self.total
+        self._held = held
+
+    @property
+    def guess(self) -> None:
+        """Nothing is known of it."""
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """See :class:`~adapterpack.lowrank.range_finder.Rows`."""
+        if self._held is not None:
+            for rows in row_blocks(*self.shape, _BLOCK):
+                yield rows, self._held[rows]
+        else:
+            for rows, difference, _ in self._fresh():
+                yield rows, difference
+
+    def _fresh(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        for rows, tuned, base in _read(self.pair, self.shape):
+            wide = tuned.astype(self.dtype)
+            yield rows, wide - base.astype(self.dtype), wide
+
+    def _powers(self, tuned: np.ndarray) -> np.ndarray:
+        """The power of two of every number, 0 for 0: its exponent bits alone."""
+        if self.dtype == np.float64:
+            return (tuned.view(np.uint64) & np.uint64(0x7FF << 52)).view(self.dtype)
+        return (tuned.view(np.uint32) & np.uint32(0xFF << 23)).view(self.dtype)

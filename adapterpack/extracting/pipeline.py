@@ -1,0 +1,255 @@
+"""The extract stage: a LoRA pack from a fine-tuned checkpoint and its base, streamed from disk, with the error measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..adapter_methods import LAYOUTS, Site
+from ..adapter_methods.lora import lora
+from ..base.checkpoint import Checkpoint
+from ..base.quantization import require_plain
+from ..composing.arguments import chosen_name
+from ..composing.result import as_lora, truncation
+from ..errors import BaseMismatch, NonFinite, NothingToDo, UnknownName, Unsupported, nearest
+from ..io.atomic import refuse_existing
+from ..io.progress import StoppedError, Ticker
+from ..io.threads import as_worker, one_thread_each, workers
+from ..lowrank.space import Factors
+from ..lowrank.spectra import Loss
+from ..lowrank.truncation import Cut
+from ..manifest import manifest as m
+from ..pack.pack import Pack, build
+from ..tasks.task import TASKS, task_of
+from .difference import Difference, Pair
+from .matrix import extract_matrix
+from .sort import Matrix, Sorted, sort
+
+RANK = 128
+REST = ("keep", "leave", "refuse")
+
+
+class Change(NamedTuple):
+    """What was found at one site."""
+
+    matrix: Matrix
+    factors: Factors | None
+    loss: Loss
+    detected: int | None
+    noise: float
+
+
+def extract(
+    tuned: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    modules: Sequence[str] | None = None,
+    rest: str = "keep",
+    name: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pack:
+    """A LoRA pack that turns the checkpoint ``base`` into ``tuned``, which was fine-tuned from it or holds a merged adapter.
+
+    Both are streamed by file offset. At every linear layer that changed, the largest singular values of the difference are found by a
+    random range finder (Halko, Martinsson and Tropp 2011). Where the spectrum ends in the rounding of the checkpoint's dtype, as that of a
+    merged LoRA does, its rank is known and kept; else the ``energy``. The error is measured entry by entry on the factors as stored.
+
+    Args:
+        tuned: the fine-tuned checkpoint folder.
+        base: the checkpoint folder that it began as.
+        rank: the most that any site keeps, 128 by default.
+        energy: the share of the squared singular values to keep; by default 0.99 where the change has no rank of its own.
+        modules: the last parts of the paths of layers to take as factors; all linear layers but heads by default.
+        rest: what becomes of other tensors that changed (embeddings, heads, norms, biases, new modules): ``keep`` holds their modules
+            whole in the pack, ``leave`` leaves them as in the base and lists them, ``refuse`` is an error that names them.
+        name: the pack's name; by default that of ``out`` or of the tuned folder.
+        out: a new folder to write the pack to.
+        progress: called with (bytes done, bytes in all), by one thread at a time.
+
+    Returns:
+        The pack: float32, scale 1. ``manifest.extensions["x_extract"]`` says what it came from: both checkpoints by digest, the
+        relative errors, the ranks that were detected, what is kept whole, left out, or only rounding. Merged into ``base`` it gives
+        ``tuned`` within that error and the rounding of the dtype.
+
+    Raises:
+        NothingToDo: nothing changed, or nothing but rounding.
+        BaseMismatch: the checkpoints have no layer in common.
+        SiteNotFound: ``modules`` names nothing.
+        Unsupported: quantized weights, tied embeddings that changed, or under ``refuse`` any tensor that is not factors.
+        NonFinite: a checkpoint holds NaN or infinity.
+
+    Example:
+        >>> pack = extract("models/tuned", "models/base", out="packs/tuned")  # doctest: +SKIP
+        >>> pack.manifest.extensions["x_extract"]["truncation"]["total"]  # doctest: +SKIP
+        0.0021
+    """
+    Cut(rank, energy)
+    if rest not in REST:
+        raise UnknownName("there is no such way to treat what is no matrix", where="rest", found=repr(rest), remedy=nearest(rest, REST))
+    if out is not None:
+        refuse_existing(Path(out))
+    new, old = Checkpoint(tuned), Checkpoint(base)
+    called = chosen_name(name or (None if out is not None else new.name.rpartition("/")[2]), out, "extract", [])
+    for checkpoint in (new, old):
+        require_plain(checkpoint)
+    plan = sort(new, old, modules)
+    if not plan.matrices and not any(plan.whole.values()):
+        raise BaseMismatch("the two checkpoints have no tensor in common", where=new.folder, expected=f"names as in {old.folder}",
+                           found=", ".join(list(new.tensors)[:3]), remedy="name the base that was fine-tuned")
+    ticker = Ticker(sum(info.nbytes for info in new.tensors.values()), progress)
+    found = _matrices(new, old, plan.matrices, rank or RANK, energy, ticker)
+    changed = [name for name, base_name in plan.whole.items() if _changed(new, old, name, base_name, ticker)]
+    kept, left = _rest(new, old, plan, found, changed, rest)
+    sites = [each for each in found if each.factors is not None and each.matrix.name not in kept]
+    if not sites and not kept:
+        raise NothingToDo("the checkpoints differ by nothing that a pack would hold", where=new.folder,
+                          found=f"{len(found)} layers changed by rounding alone" if found else "equal weights" if not left else
+                          f"changes that were left out: {', '.join(left[:3])}",
+                          remedy="give the fine-tuned checkpoint first and its base second" if not left else "extract with rest keep")
+    pack = build(
+        called,
+        lora,
+        {_site(new, each): as_lora(_lying(each)) for each in sites},
+        task=_task(new),
+        base=_base(old),
+        full=_modules(new, kept),
+        weights={each.matrix.path: each.matrix.base_name for each in sites}
+        | {n.rpartition(".")[0]: b for n, b in kept.items() if b is not None and n.endswith(".weight")},
+        extensions={"x_extract": _story(new, old, found, sites, kept, left, plan)},
+    )
+    return pack if out is None else pack.write(out)
+
+
+def _matrices(
+    new: Checkpoint, old: Checkpoint, matrices: Sequence[Matrix], rank: int, energy: float | None, ticker: Ticker
+) -> list[Change]:
+    """What is found at every matrix that changed, by the threads, in the order of the checkpoint."""
+
+    def one(matrix: Matrix) -> Change | None:
+        if ticker.stopped:
+            raise StoppedError
+        pair = Pair(new, old, matrix.name, matrix.base_name)
+        result = None
+        if not pair.same():
+            D = Difference(pair)
+            if not D.finite:
+                raise NonFinite("the difference holds NaN or infinity", where=matrix.name, remedy="see which of the checkpoints holds it")
+            if D.total:
+                result = Change(matrix, *extract_matrix(D, total=D.total, noise=D.noise, rank=min(rank, *D.shape),
+                                                       energy=energy, unevenness=D.unevenness))
+        ticker.add(pair.nbytes)
+        return result
+
+    with one_thread_each(), ThreadPoolExecutor(workers(), initializer=as_worker) as pool:
+        try:
+            return [each for each in pool.map(one, matrices) if each is not None]
+        except BaseException:
+            ticker.stopped = True
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _changed(new: Checkpoint, old: Checkpoint, name: str, base_name: str | None, ticker: Ticker) -> bool:
+    """Whether a tensor is new or holds other values; one of another dtype is compared by value."""
+    same = base_name is not None and (Pair(new, old, name, base_name).same() or _equal(new.read(name), old.read(base_name)))
+    ticker.add(new.tensors[name].nbytes)
+    return not same
+
+
+def _equal(one: np.ndarray, two: np.ndarray) -> bool:
+    """Whether the wider of two is, rounded to the dtype of the narrower, the same values: a cast alone is no change."""
+    if one.shape != two.shape:
+        return False
+    narrow = one.dtype if one.dtype.itemsize <= two.dtype.itemsize else two.dtype
+    return all(np.array_equal(a.astype(narrow), b.astype(narrow)) for a, b in zip(np.atleast_1d(one), np.atleast_1d(two), strict=True))
+
+
+def _rest(
+    new: Checkpoint, old: Checkpoint, plan: Sorted, found: Sequence[Change], changed: Sequence[str], rest: str
+) -> tuple[dict[str, str | None], list[str]]:
+    """What is kept whole (tuned name -> base name), and what is left as in the base.
+
+    A module is kept with all of its tensors, so that a layer whose bias changed is whole too, and no site any more.
+    """
+    if not changed or rest == "leave":
+        return {}, list(changed)
+    if rest == "refuse":
+        raise Unsupported(f"{len(changed)} tensors changed that are not matrices of the chosen layers", where=new.folder,
+                          found=", ".join(changed[:5]) + (", ..." if len(changed) > 5 else ""),
+                          remedy="extract with rest keep, which holds them whole, or rest leave, which leaves them out")
+    base_names = {**plan.whole, **{each.name: each.base_name for each in plan.matrices}}
+    owners = {name.rpartition(".")[0] for name in changed}
+    kept = {name: base_name for name, base_name in base_names.items() if name.rpartition(".")[0] in owners}
+    for name in changed:
+        if not name.rpartition(".")[0]:
+            raise Unsupported("a changed tensor belongs to no module", where=name, remedy="extract with rest leave")
+        shape = new.tensors[name].shape
+        if new.config.get("tie_word_embeddings") and len(shape) == 2 and shape[0] == new.config.get("vocab_size"):
+            raise Unsupported("this tensor is the input embedding and the output head at once, and a pack cannot hold both whole",
+                              where=name, remedy="extract with rest leave, or untie the embeddings before")
+    return kept, []
+
+
+def _modules(new: Checkpoint, kept: dict[str, str | None]) -> dict[str, dict[str, np.ndarray]]:
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in kept:
+        path, _, param = name.rpartition(".")
+        found.setdefault(path, {})[param] = np.array(new.read(name))
+    return found
+
+
+def _site(new: Checkpoint, each: Change) -> Site:
+    shape, matrix = new.tensors[each.matrix.name].shape, each.matrix
+    rows, columns = reversed(shape) if LAYOUTS[matrix.kind].turned else shape
+    return Site(matrix.path, columns, rows, matrix.kind, bias=f"{matrix.path}.bias" in new.tensors)
+
+
+def _lying(each: Change) -> Factors:
+    """The factors of the matrix that a method sees; they were found for the one that is stored."""
+    assert each.factors is not None
+    A, B = each.factors
+    return Factors(B.T, A.T) if LAYOUTS[each.matrix.kind].turned else Factors(A, B)
+
+
+def _task(new: Checkpoint) -> m.Task:
+    told = new.config.get("architectures")
+    architecture = told[0] if isinstance(told, list) and told and isinstance(told[0], str) and told[0].isidentifier() else None
+    task = task_of(architecture or "", new.config)
+    labels = new.config.get("id2label") if TASKS[task.name].labelled else None
+    ordered = None
+    if isinstance(labels, dict) and all(key.isdigit() for key in labels):
+        ordered = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    return m.Task(task.name, architecture, ordered)
+
+
+def _base(old: Checkpoint) -> m.Base:
+    found = old.fingerprint()
+    told = old.config.get("model_type")
+    return m.Base(old.name, old.commit, told if isinstance(told, str) else None, found.structure, found.content, probe=found.probe)
+
+
+def _story(
+    new: Checkpoint, old: Checkpoint, found: Sequence[Change], sites: Sequence[Change], kept: dict[str, str | None], left: Sequence[str],
+    plan: Sorted,
+) -> dict[str, Any]:
+    noise, total = sum(each.noise for each in sites), sum(each.loss.total for each in sites)
+    return {
+        "tuned": {"name": new.name, "content": new.content},
+        "base": {"name": old.name, "content": old.content},
+        "truncation": truncation({each.matrix.path: each.loss for each in sites}),
+        "rounding": float(np.sqrt(noise / total)) if total else 0.0,
+        "detected": {each.matrix.path: each.detected for each in sites if each.detected is not None},
+        "ranks": {each.matrix.path: each.factors.rank for each in sites if each.factors is not None},
+        "kept_whole": sorted(kept),
+        "left_out": list(left),
+        "rounding_only": [each.matrix.path for each in found if each.factors is None],
+        "not_in_tuned": list(plan.absent),
+    }

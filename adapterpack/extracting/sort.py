@@ -1,0 +1,96 @@
+"""What becomes of every tensor of a fine-tuned checkpoint: told by name, shape and configuration, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..base.checkpoint import Checkpoint
+from ..errors import SiteNotFound, nearest
+from ..io.safetensors import FLOATS
+
+TURNED = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+"""Model types whose linear layers are transformers' ``Conv1D``, stored ``[in, out]``."""
+_EMBEDDINGS = frozenset({"wte", "wpe", "shared", "relative_attention_bias"})
+_HEADS = frozenset({"lm_head", "score", "classifier", "qa_outputs", "embed_out"})
+
+
+class Matrix(NamedTuple):
+    """A matrix that may become factors: its module, the kind of its site, and the base tensor behind it."""
+
+    path: str
+    kind: str
+    name: str
+    base_name: str
+
+
+class Sorted(NamedTuple):
+    """Tensors by what may become of them: ``matrices`` factors; ``whole`` (tuned name -> base name or None) kept whole, if they changed.
+
+    ``absent`` are those of the base that the tuned checkpoint lacks.
+    """
+
+    matrices: tuple[Matrix, ...]
+    whole: dict[str, str | None]
+    absent: tuple[str, ...]
+
+
+def sort(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None = None) -> Sorted:
+    """The tensors of ``tuned`` beside those of ``base``; a task model's names may have one prefix more or less.
+
+    Matrices of linear layers become factors, if ``modules`` (the last parts of their paths) name them or is None. Embeddings and heads
+    do only if they are named. All other tensors, and those of another shape, are whole or nothing.
+
+    Raises:
+        SiteNotFound: ``modules`` names nothing.
+    """
+    matrices: list[Matrix] = []
+    whole: dict[str, str | None] = {}
+    used: set[str] = set()
+    named: set[str] = set()
+    for name, info in tuned.tensors.items():
+        base_name = base_tensor(base, name)
+        if base_name is not None:
+            used.add(base_name)
+        path = name.removesuffix(".weight")
+        asked = [module for module in modules or () if path == module or path.endswith(f".{module}")]
+        named.update(asked)
+        kind = _kind(tuned, name)
+        fits = base_name is not None and base.tensors[base_name].shape == info.shape and info.dtype in FLOATS
+        wanted = bool(asked) if modules is not None else kind in {"linear", "transposed"} and not is_head(tuned, path, info.shape)
+        if kind is not None and fits and wanted and base_name is not None:
+            matrices.append(Matrix(path, kind, name, base_name))
+        else:
+            whole[name] = base_name
+    if missing := [module for module in modules or () if module not in named]:
+        paths = [name.removesuffix(".weight") for name in tuned.tensors]
+        raise SiteNotFound("the fine-tuned checkpoint has no such module", where=tuned.folder, found=missing[0],
+                           remedy=nearest(missing[0], {path.rpartition(".")[2] for path in paths}))
+    return Sorted(tuple(matrices), whole, tuple(name for name in base.tensors if name not in used))
+
+
+def base_tensor(base: Checkpoint, name: str) -> str | None:
+    """The tensor of the base under a name that may have one prefix more or less than the base's."""
+    if name in base.tensors:
+        return name
+    stripped = name.partition(".")[2]
+    if stripped in base.tensors:
+        return stripped
+    longer = [other for other in base.tensors if other.partition(".")[2] == name]
+    return longer[0] if len(longer) == 1 else None
+
+
+def _kind(tuned: Checkpoint, name: str) -> str | None:
+    """The kind of site that a tensor's module is, or None where factors are no form for it."""
+    info = tuned.tensors[name]
+    if len(info.shape) != 2 or not name.endswith(".weight"):
+        return None
+    last = name.removesuffix(".weight").rpartition(".")[2]
+    if "embed" in last or last in _EMBEDDINGS:
+        return "embedding"
+    return "transposed" if tuned.config.get("model_type") in TURNED and last not in _HEADS else "linear"
+
+
+def is_head(tuned: Checkpoint, path: str, shape: tuple[int, ...]) -> bool:
+    """Whether a module gives the model's outputs: by its name, or by a row for each word."""
+    return path.rpartition(".")[2] in _HEADS or shape[0] == tuned.config.get("vocab_size")

@@ -1,0 +1,74 @@
+"""Where pulled artifacts lie on this machine: packs in the store, bundles beside it by the digest of their manifest."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import AdapterpackError, CorruptBlob, FormatError, OutputExists, UnknownName, storage_errors
+from ..io.atomic import publish
+from ..io.cache import cache_folder
+from ..pack.pack import Pack
+from ..pack.store import Store
+
+
+def kept(kind: str, identity: str) -> Path | None:
+    """The folder of an artifact that was pulled before, every byte hashed again; None if it is not there or was altered."""
+    if kind != "bundle":
+        try:
+            return Store().get(identity).path
+        except (UnknownName, CorruptBlob):
+            return None
+    folder = _bundles() / identity.removeprefix("sha256:")
+    if not folder.is_dir():
+        return None
+    with suppress(AdapterpackError):
+        _require_bundle(folder)
+        return folder
+    with storage_errors(folder):  # altered: out of the way, so that it can be fetched again
+        shutil.rmtree(folder)
+    return None
+
+
+def keep(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
+    """Takes a staged artifact over, validated; its id, which for an imported one is that of the pack made of it, and its folder.
+
+    Raises:
+        FormatError: it is not valid; nothing of it is kept.
+    """
+    if kind != "bundle" or isinstance(staged, Pack):
+        pack = Store().add(staged)
+        if pack.path is None:
+            raise FormatError("the store did not keep the pack", where=identity)
+        return pack.id, pack.path
+    _require_bundle(staged)
+    target = _bundles() / identity.removeprefix("sha256:")
+    with suppress(OutputExists):  # taken: another process was faster, with the same bytes
+        publish(staged, target)
+    return identity, target
+
+
+def copy(source: Path, target: Path) -> None:
+    """The files of a folder into an empty one, without links and with write permission."""
+    with storage_errors(target):
+        for path in sorted(source.rglob("*")):
+            place = target / path.relative_to(source)
+            if path.is_dir():
+                place.mkdir(exist_ok=True)
+            else:
+                shutil.copyfile(path, place)
+
+
+def _bundles() -> Path:
+    return cache_folder() / "bundles"
+
+
+def _require_bundle(folder: Path) -> None:
+    from ..runtime.validation import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
+
+    report = validate_bundle(folder)
+    for finding in report.findings:
+        if finding.severity == "error":
+            raise finding.error(f"the bundle is not valid, {finding.rule}: {finding.message}".rstrip("."),
+                                where=f"{folder}, {finding.where}", remedy=finding.fix or None)

@@ -1,0 +1,77 @@
+"""Files that are about to be published: what a hub will call them, without reading again what was just checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import storage_errors
+from ..manifest.manifest import FileEntry, sha256_of
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Local:
+    """One file by its size in bytes and its sha256 (hex); its bytes lie at a path, or are here."""
+
+    content: Path | bytes
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: Path | bytes) -> Local:
+        """A file that no manifest lists: it is read and hashed."""
+        if isinstance(content, bytes):
+            return cls(content, len(content), hashlib.sha256(content).hexdigest())
+        with storage_errors(content):
+            return cls(content, content.stat().st_size, sha256_of(content))
+
+    @classmethod
+    def listed(cls, folder: Path, entry: FileEntry) -> Local:
+        """A file as a manifest lists it, which was held against its bytes before."""
+        return cls(folder / entry.path, entry.size, entry.sha256)
+
+    @cached_property
+    def git(self) -> str:
+        """Git's id of it, which hubs tell of small files; reads it."""
+        hasher = hashlib.sha1(b"blob %d\x00" % self.size, usedforsecurity=False)
+        with self.opened() as file:
+            while chunk := file.read(_CHUNK):
+                hasher.update(chunk)
+        return hasher.hexdigest()
+
+    @contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """Its bytes as a file."""
+        if isinstance(self.content, bytes):
+            yield BytesIO(self.content)
+        else:
+            with storage_errors(self.content):
+                file = self.content.open("rb")
+            with file:
+                yield file
+
+    def text(self, most: int) -> bytes:
+        """Its first bytes."""
+        with self.opened() as file:
+            return file.read(most)
+
+    def part(self, start: int, length: int) -> Iterator[bytes]:
+        """Some of its bytes in pieces.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+        with self.opened() as file, storage_errors(self.content):
+            file.seek(start, os.SEEK_SET)
+            while length and (chunk := file.read(min(_CHUNK, length))):
+                length -= len(chunk)
+                yield chunk

@@ -1,0 +1,1 @@
+"""HTTP to and from a hub: listings, downloads, uploads, within limits of size and time."""

@@ -1,0 +1,227 @@
+"""A repository at one commit, as a hub tells of it, and one place where what hubs do wrong gets its name."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from ...errors import AdapterpackError, FormatError, GatedRepo, HubConflict, HubError, HubOffline, RepoNotFound, RevisionNotFound
+from .. import names
+
+_T = TypeVar("_T")
+MAX_LISTED = 20_000
+_TRIES = 4
+_FIRST_WAIT = 0.25
+_LONGEST_WAIT = 60.0
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=://)[^/\s@]+@|(?<=[Bb]earer )\S+")
+_AGAIN = frozenset({429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One file of a tree: its path there, its size in bytes, and its sha256 (large files) or git's blob id, as hex."""
+
+    path: str
+    size: int
+    sha256: str | None
+    git: str | None
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What a reference names, at a commit. ``token`` is the one that was given, or None for the user's own."""
+
+    reference: names.Reference
+    commit: str
+    endpoint: str
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def repo(self) -> str:
+        """OWNER/NAME."""
+        return self.reference.repo
+
+    @property
+    def pinned(self) -> names.Reference:
+        """The reference at the commit."""
+        return self.reference.at(self.commit)
+
+    @property
+    def above(self) -> Remote:
+        """The whole repository at the commit."""
+        return replace(self, reference=self.reference._replace(folder=""))
+
+    def path(self, name: str) -> str:
+        """Where in the repository a file of the reference's folder lies."""
+        return f"{self.reference.prefix}{name}"
+
+    def __str__(self) -> str:
+        return str(self.pinned)
+
+
+def endpoint() -> str:
+    """The hub that is asked: ``HF_ENDPOINT``, or the public one."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def offline() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` forbids the network."""
+    from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def api(token: str | None = None) -> Any:
+    """The official client of the hub."""
+    from huggingface_hub import HfApi  # noqa: PLC0415
+
+    return HfApi(endpoint=endpoint(), token=token)
+
+
+def connect(reference: names.Reference, token: str | None = None) -> Remote:
+    """The repository, its revision resolved to a commit.
+
+    Raises:
+        RepoNotFound, GatedRepo, RevisionNotFound: by name.
+        HubError: anything else that the hub does or fails to do.
+    """
+    with hub_errors(reference):
+        info = again(lambda: api(token).model_info(reference.repo, revision=reference.revision))
+    commit = info.sha
+    if not isinstance(commit, str) or not names.COMMIT.fullmatch(commit):
+        raise HubError("the hub does not say which commit this is", where=reference, expected="40 hex digits", found=str(commit)[:80])
+    if names.COMMIT.fullmatch(reference.revision) and commit != reference.revision:
+        raise HubError("the hub answers with another commit than was asked for", where=reference, found=commit)
+    if info.id.casefold() != reference.repo.casefold():
+        raise HubError("the repository has moved, and its old name may belong to somebody else by now", where=reference, found=info.id,
+                       remedy=f"if that is the one you mean, name {info.id}")
+    return Remote(reference, commit, endpoint(), token)
+
+
+def tree(remote: Remote) -> dict[str, Listed]:
+    """Every file of the commit in the reference's folder, by its path there, all pages; each is one that may become a file here.
+
+    A folder that is not there holds nothing, for git knows no empty ones.
+
+    Raises:
+        FormatError: too many, a path that leads out of its folder, or an entry that says nothing.
+        HubError: the hub does not answer as it should.
+    """
+    def pages() -> list[Any]:
+        found: list[Any] = []
+        try:
+            for item in api(remote.token).list_repo_tree(remote.repo, folder, recursive=True, revision=remote.commit):
+                found.append(item)
+                if len(found) > MAX_LISTED:
+                    raise FormatError("the repository lists too many files", where=remote, expected=f"at most {MAX_LISTED}")
+        except Exception as error:
+            if folder is None or "entry" not in _kinds(error):
+                raise
+        return found
+
+    folder, prefix = remote.reference.folder or None, remote.reference.prefix
+    with hub_errors(remote):
+        items = [item for item in again(pages) if hasattr(item, "blob_id")]
+    names.require_safe([str(item.path) for item in items], remote)
+    found: dict[str, Listed] = {}
+    for item in items:
+        if not item.path.startswith(prefix):
+            raise FormatError("the hub lists a file of another folder than was asked for", where=remote, found=item.path[:80])
+        large, name = item.lfs, item.path.removeprefix(prefix)
+        one = Listed(name, item.size, large.sha256 if large else None, None if large else item.blob_id)
+        digest = one.sha256 or one.git
+        if type(one.size) is not int or one.size < 0 or (large and large.size != one.size) or \
+                not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", str(digest)):
+            raise FormatError("the hub lists a file without its size and digest", where=f"{remote}, {item.path}")
+        found[name] = one
+    return found
+
+
+def below(listed: Mapping[str, Listed], prefix: str) -> dict[str, Listed]:
+    """Of a whole tree the files in the folder whose paths begin so, as :func:`tree` would list that folder."""
+    inside = {path.removeprefix(prefix): one for path, one in listed.items() if path.startswith(prefix)}
+    return {path: replace(one, path=path) for path, one in inside.items()}
+
+
+def again(ask: Callable[[], _T]) -> _T:
+    """What ``ask`` gives, asked up to four times while the hub is busy, fails or breaks off; it says itself how long to wait."""
+    wait = _FIRST_WAIT
+    for tries in range(_TRIES):
+        try:
+            return ask()
+        except AdapterpackError:
+            raise
+        except Exception as error:
+            status, headers = _status(error)
+            passing = status in _AGAIN if status else "transport" in _kinds(error)
+            if not passing or tries == _TRIES - 1:
+                raise
+            told = headers.get("Retry-After", "")
+            time.sleep(min(float(told), _LONGEST_WAIT) if told.isdecimal() else wait)
+            wait *= 2
+    raise AssertionError("the last try returns or raises")
+
+
+def _status(error: BaseException) -> tuple[int | None, Any]:
+    response = getattr(error, "response", None)
+    return getattr(response, "status_code", None), getattr(response, "headers", {})
+
+
+def _kinds(error: BaseException) -> set[str]:
+    """By the names of its classes, since the client changed its HTTP library between two of its versions."""
+    classes = {kind.__name__ for kind in type(error).__mro__}
+    found = {"TransportError": "transport", "OfflineModeIsEnabled": "offline", "GatedRepoError": "gated",
+             "RepositoryNotFoundError": "repo", "RevisionNotFoundError": "revision", "EntryNotFoundError": "entry"}
+    return {kind for name, kind in found.items() if name in classes}
+
+
+@contextmanager
+def hub_errors(where: object) -> Iterator[None]:
+    """Turns what the official client raises into errors by name, without tokens and credentials."""
+    try:
+        yield
+    except (AdapterpackError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except Exception as error:
+        raise _named(error, where) from None  # its own text may hold headers and addresses with credentials
+
+
+_ERRORS: dict[str | int, tuple[type[HubError], str, str]] = {
+    "offline": (HubOffline, "the network may not be used", "unset HF_HUB_OFFLINE, or use what was pulled before"),
+    "gated": (GatedRepo, "the repository's owner asks for an agreement first",
+              "accept it on the repository's page and log in (hf auth login, or HF_TOKEN)"),
+    "revision": (RevisionNotFound, "the repository has no such revision", "name one of its branches, tags or commits"),
+    "repo": (RepoNotFound, "there is no such repository, or it may not be seen with this token",
+             "check the name and HF_ENDPOINT; for a private one log in (hf auth login, or HF_TOKEN)"),
+    "entry": (HubError, "a file that the hub lists is not there", "try again later"),
+    412: (HubConflict, "somebody else changed the repository meanwhile", "look at what changed, and push again"),
+    401: (HubError, "the hub refuses the token, or asks for one", "log in with a token that may do this (hf auth login, or HF_TOKEN)"),
+    403: (HubError, "the hub refuses the token, or asks for one", "log in with a token that may do this (hf auth login, or HF_TOKEN)"),
+    "transport": (HubError, "the hub cannot be reached, or breaks off", "check the network and HF_ENDPOINT"),
+}
+"""What went wrong, by the client's class or the status, the first that fits: the error, its words, the way out."""
+
+
+def _named(error: Exception, where: object) -> HubError:
+    known = {*_kinds(error), _status(error)[0]}
+    kind, what, remedy = next((told for mark, told in _ERRORS.items() if mark in known),
+                              (HubError, "the hub does not answer as it should", ""))
+    reason = None if kind is not HubError else redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
+    return kind(what, where=where, found=reason, remedy=remedy or None)
+
+
+def redacted(text: str) -> str:
+    """The text without anything that looks like a token or a password, and without the token in use.
+
+    Example:
+        >>> redacted("Bearer abc at https://me:pw@host with hf_secretsecret")
+        'Bearer [hidden] at https://[hidden]host with [hidden]'
+    """
+    text = _SECRET.sub("[hidden]", text)
+    token = os.environ.get("HF_TOKEN")
+    return text.replace(token, "[hidden]") if token else text

@@ -1,0 +1,84 @@
+"""Large files that did not arrive whole stay for the next try, by their sha256; nothing else ever looks at them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ...errors import FormatError, storage_errors
+from ...io.cache import cache_folder
+
+LARGE = 8 << 20
+"""Bytes from which it is worth while."""
+_KEPT_SECONDS = 7 * 86_400
+
+
+@contextmanager
+def arriving(target: Path, sha256: str | None, size: int) -> Iterator[Path]:
+    """Where to write a file that arrives, with what is there of it already; when the block ends well it is at ``target``.
+
+    A large file whose sha256 is known is kept if the block ends otherwise, unless its bytes are wrong; every other is removed.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    if sha256 is not None and size >= LARGE:
+        with _alone(sha256) as place:
+            if place is not None:
+                try:
+                    yield place
+                except FormatError:
+                    place.unlink(missing_ok=True)
+                    raise
+                except KeyboardInterrupt as interrupt:
+                    if place.exists():
+                        here = place.stat().st_size
+                        interrupt.add_note(f"{here} of {size} bytes of {target.name} are kept for a week: the same command goes on there")
+                    raise
+                with storage_errors(target):
+                    place.replace(target)
+                return
+    try:
+        yield target
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def sweep(folder: Path, seconds: float) -> None:
+    """Removes what lies in a folder and was not touched for so long."""
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if time.time() - path.lstat().st_mtime > seconds:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+
+@contextmanager
+def _alone(sha256: str) -> Iterator[Path | None]:
+    """The place of a partial file, while no other process writes to it; else None."""
+    folder = cache_folder() / "partial"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, _KEPT_SECONDS)
+        descriptor = os.open(folder / f"{sha256}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        yield folder / sha256 if _taken(descriptor) else None
+    finally:
+        os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        import fcntl  # noqa: PLC0415 - not on every system
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True

@@ -1,0 +1,362 @@
+"""A strict reader and a deterministic writer of safetensors, with numpy alone.
+
+Format: an 8-byte little-endian header length, a JSON header, then the bytes. The reader refuses what the reference reader lets
+pass: duplicate names, extra fields, a header that does not begin with ``{``, padding other than spaces, holes, overlaps, trailing bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import mmap
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from ..errors import FormatError, storage_errors
+from ..pack.ahead import Ahead
+from . import strict_json
+from .safe_open import write_parts
+
+MAX_HEADER = 16 << 20
+MAX_TENSORS = 50_000
+MAX_RANK = 8
+MAX_NAME = 512
+PAGE = 4096
+"""Bytes of the pages that file systems share between files."""
+_MAX_COUNT = 1 << 59
+"""Numbers that an array can have: of 16 bytes at most each, within what can be addressed."""
+
+_KINDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+          "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+          "BOOL": "bool"}
+
+
+class _Dtypes(Mapping[str, np.dtype[Any]]):
+    """Name -> dtype; one that numpy does not have is made when it is asked for: ml_dtypes takes 3 ms to import."""
+
+    def __init__(self) -> None:
+        self._made = {name: np.dtype(kind) for name, kind in _KINDS.items() if hasattr(np, kind)}
+
+    def __getitem__(self, name: str) -> np.dtype[Any]:
+        found = self._made.get(name)
+        if found is None:
+            kind = _KINDS[name]
+            import ml_dtypes  # noqa: PLC0415 - as above
+
+            found = self._made[name] = np.dtype(getattr(ml_dtypes, kind))
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in _KINDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_KINDS)
+
+    def __len__(self) -> int:
+        return len(_KINDS)
+
+
+DTYPES = _Dtypes()
+_NAMES = {DTYPES[name]: name for name, kind in _KINDS.items() if hasattr(np, kind)}
+FLOATS = frozenset(name for name in DTYPES if name.startswith(("F", "BF")))
+
+
+class TensorInfo(NamedTuple):
+    """Where one tensor lies: ``offset`` is counted from the start of the file, in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class SafetensorsFile:
+    """An open file: headers parsed and checked, bytes mapped read-only and copied only when asked for.
+
+    ``private`` reads the bytes into memory at once, so that what was checked cannot change afterwards, whoever may write to the file.
+
+    Raises:
+        FormatError: the file breaks a rule of the format.
+
+    Example:
+        >>> import tempfile; path = Path(tempfile.mkdtemp()) / "x.safetensors"
+        >>> write(path, {"a": np.zeros((2, 3), np.float32)})
+        >>> SafetensorsFile(path).read("a").shape
+        (2, 3)
+    """
+
+    def __init__(self, path: str | os.PathLike[str], private: bool = False) -> None:
+        self.path = Path(path)
+        self._bytes: bytes | mmap.mmap
+        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for ever
+            raise FormatError("this is not a regular file", where=self.path)
+        with storage_errors(self.path), self.path.open("rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            self.tensors, self.metadata = parse_header(file, self.size, self.path)
+            if private:
+                file.seek(0)
+                self._bytes = file.read(self.size)
+            else:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def buffer(self, name: str) -> memoryview:
+        """The bytes of a tensor, without a copy."""
+        info = self.tensors[name]
+        return memoryview(self._bytes)[info.offset : info.offset + info.nbytes]
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor as a read-only numpy view of the mapped file; as a copy where the header's length leaves the numbers unaligned, as
+        compiled code does not take them."""
+        info = self.tensors[name]
+        value = np.frombuffer(self.buffer(name), dtype=DTYPES[info.dtype]).reshape(info.shape)
+        return value if value.flags.aligned else value.copy()
+
+    def is_view(self, name: str, value: np.ndarray) -> bool:
+        """Whether an array is the tensor of that name in this file, as it lies there."""
+        if name not in self.tensors:
+            return False
+        whole = self.read(name)
+        return value.dtype == whole.dtype and value.shape == whole.shape and place_of(value) == place_of(whole)
+
+
+class HeldFile(SafetensorsFile):
+    """A safetensors file whose bytes are in memory already: what was hashed is what is parsed is what is used.
+
+    ``ahead``: the same bytes, with what is known of their digests.
+
+    Raises:
+        FormatError: the bytes break a rule of the format.
+    """
+
+    def __init__(self, data: bytes, path: Path, ahead: Ahead | None = None) -> None:
+        self.path, self.size, self._bytes, self.ahead = path, len(data), data, ahead
+        end = 8 + min(int.from_bytes(data[:8], "little"), MAX_HEADER)
+        self.tensors, self.metadata = parse_header(io.BytesIO(data[:end]), len(data), path)
+
+    def is_all_of(self, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bool:
+        """Whether :func:`write` would make this very file of ``tensors``."""
+        start = place_of(np.frombuffer(self._bytes, np.uint8))
+        assert start is not None
+        for name, value in tensors.items():
+            info = self.tensors.get(name)
+            if info is None or place_of(value) != start + info.offset:
+                return False
+        header = next(pieces(tensors, metadata))
+        return memoryview(self._bytes)[: len(header)] == header  # which says which and where each tensor is, and that there is no other
+
+
+    def is_finite(self) -> bool:
+        """Whether no tensor holds NaN or infinity: one look at all tensors of a dtype that follow each other, which leave no gaps."""
+        for dtype, run in itertools.groupby(self.tensors.values(), key=lambda info: info.dtype):
+            infos = list(run)
+            count = sum(info.nbytes for info in infos) // DTYPES[dtype].itemsize
+            if not all_finite(np.frombuffer(self._bytes, DTYPES[dtype], count, infos[0].offset)):
+                return False
+        return True
+
+
+def parse_header(file: IO[bytes], size: int, where: object) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors, ordered by offset, and the metadata of an open safetensors file of ``size`` bytes.
+
+    Raises:
+        FormatError: the header breaks a rule, or does not describe exactly the bytes that follow.
+    """
+    if size < 8:
+        raise FormatError("the file is too short to be safetensors", where=where, found=f"{size} bytes")
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(MAX_HEADER, size - 8):
+        raise FormatError(
+            "the safetensors header length is out of range: the file is truncated or not safetensors",
+            where=where,
+            expected=f"at most {min(MAX_HEADER, size - 8)} bytes",
+            found=length,
+            remedy="fetch the file again from where it came",
+        )
+    raw = file.read(length)
+    if raw[:1] != b"{":
+        raise FormatError("the safetensors header must begin with '{'", where=where, found=repr(raw[:1]))
+    body = raw.rstrip(b" ")
+    if not body.endswith(b"}"):
+        raise FormatError("the safetensors header may be padded with spaces only", where=where, found=repr(body[-1:]))
+    header = strict_json.loads(body, where, MAX_HEADER)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError("safetensors metadata must map strings to strings", where=where)
+    if len(header) > MAX_TENSORS:
+        raise FormatError("too many tensors", where=where, expected=f"at most {MAX_TENSORS}", found=len(header))
+    data_start = 8 + length
+    infos = sorted((_entry(name, entry, data_start, where) for name, entry in header.items()), key=lambda i: (i.offset, i.nbytes, i.name))
+    end = data_start
+    for info in infos:
+        if info.offset != end:
+            what = "tensors overlap" if info.offset < end else "bytes that belong to no tensor"
+            raise FormatError(what, where=f"{where}, tensor {info.name}", expected=f"offset {end}", found=info.offset)
+        end += info.nbytes
+    if end != size:
+        what = "the file is truncated" if end > size else "bytes after the last tensor"
+        raise FormatError(what, where=where, expected=f"{end} bytes", found=size, remedy="fetch the file again from where it came")
+    return {info.name: info for info in infos}, metadata
+
+
+def _entry(name: str, entry: Any, data_start: int, where: object) -> TensorInfo:
+    place = f"{where}, tensor {name[:MAX_NAME]}"
+    _check_name(name, place)
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise FormatError("a tensor entry must have exactly dtype, shape and data_offsets", where=place)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise FormatError("unknown dtype", where=place, expected=", ".join(DTYPES), found=repr(dtype)[:80])
+    if not _naturals(shape) or len(shape) > MAX_RANK:
+        raise FormatError("a shape must be a short list of natural numbers", where=place, found=repr(shape)[:80])
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FormatError("data_offsets must be two ascending natural numbers", where=place, found=repr(offsets)[:80])
+    nbytes = offsets[1] - offsets[0]
+    expected = DTYPES[dtype].itemsize * count_of(shape, place)
+    if nbytes != expected:
+        raise FormatError("shape and dtype do not fit the bytes", where=place, expected=f"{expected} bytes", found=nbytes)
+    return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], nbytes)
+
+
+def _check_name(name: str, where: object) -> None:
+    fits = 0 < len(name) <= MAX_NAME
+    if not fits or (not name.isprintable() and any(unicodedata.category(c) in {"Cc", "Cs"} for c in name)):
+        raise FormatError("a tensor name that the format does not allow", where=where,
+                          expected=f"1 to {MAX_NAME} characters, none of them a control character", found=repr(name)[:80])
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def count_of(shape: Iterable[int], where: object) -> int:
+    """How many numbers an array of this shape holds.
+
+    Raises:
+        FormatError: no array can have it: it is empty by one axis, and by the others larger than anything that can be addressed.
+
+    Example:
+        >>> count_of((2, 3), "x"), count_of((0, 3), "x"), count_of((), "x")
+        (6, 0, 1)
+    """
+    count = span = 1
+    for extent in shape:
+        count, span = count * extent, span * (extent or 1)
+    if not count and span > _MAX_COUNT:  # any other shape has to fit its bytes
+        raise FormatError("a shape that no array can have", where=where, found=repr(tuple(shape))[:80])
+    return count
+
+
+def all_finite(value: np.ndarray) -> bool:
+    """Whether an array of any dtype of this format holds neither NaN nor infinity.
+
+    Example:
+        >>> all_finite(np.array([1e300])), all_finite(np.array([np.nan], DTYPES["BF16"]))
+        (True, False)
+    """
+    if dtype_name(value.dtype) not in FLOATS:
+        return True
+    squares = np.vdot(value, value) if value.dtype.kind == "f" and value.dtype.itemsize >= 4 else np.inf
+    return math.isfinite(squares) or bool(np.isfinite(value).all())  # one number tells, unless the sum alone is too large
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The safetensors name of a numpy dtype.
+
+    Raises:
+        FormatError: safetensors has no such dtype.
+    """
+    name = _NAMES.get(np.dtype(dtype)) or next((name for name, each in DTYPES.items() if each == dtype), None)
+    if name is None:
+        raise FormatError("safetensors cannot hold this dtype", expected=", ".join(DTYPES), found=dtype)
+    return name
+
+
+def plan(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None, start: int | None = None
+) -> tuple[bytes, dict[str, TensorInfo]]:
+    """Header bytes and the place of each tensor for a file that holds ``(name, dtype, shape)`` in the given order.
+
+    This is what lets merge write every tensor at its final offset before the others exist. With ``start``, a multiple of 8, the header is
+    filled up until it ends at the same place of a page (4 KiB) as ``start``.
+
+    Raises:
+        FormatError: a tensor that the reader would refuse: its name, its rank, one too many, or too long a header.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    sizes, offset = [], 0
+    for name, dtype, shape in tensors:
+        _check_name(name, f"tensor {name[:MAX_NAME]}")
+        if name == "__metadata__" or name in entries or len(shape) > MAX_RANK:
+            raise FormatError("a tensor that safetensors cannot hold: reserved or repeated name, or too many dimensions",
+                              where=f"tensor {name}", expected=f"at most {MAX_RANK} dimensions", found=f"shape {list(shape)}")
+        nbytes = DTYPES[dtype].itemsize * math.prod(map(int, shape))
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        sizes.append((name, dtype, tuple(shape), offset, nbytes))
+        offset += nbytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8 if start is None or start % 8 else (start - 8 - len(text)) % PAGE)
+    if len(text) > MAX_HEADER or len(sizes) > MAX_TENSORS:
+        raise FormatError("too many tensors for one safetensors file", expected=f"at most {MAX_TENSORS} and a header of {MAX_HEADER} bytes",
+                          found=f"{len(sizes)} tensors, {len(text)} bytes")
+    header = len(text).to_bytes(8, "little") + text
+    return header, {name: TensorInfo(name, dtype, shape, len(header) + start, nbytes) for name, dtype, shape, start, nbytes in sizes}
+
+
+def write(path: str | os.PathLike[str] | io.BytesIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes ``tensors`` to ``path``: wide dtypes first, then by name, so that equal content gives equal bytes.
+
+    Raises:
+        FormatError: a dtype, a name or a shape that safetensors does not have.
+        StorageError: the file system refuses.
+    """
+    parts = pieces(tensors, metadata)
+    if isinstance(path, io.BytesIO):
+        path.writelines(parts)
+        return
+    with storage_errors(path):
+        write_parts(Path(path), parts, "xb")
+
+
+def pieces(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """The bytes of the file that :func:`write` makes, piece by piece and without a copy: the header, then every tensor in its order.
+
+    Raises:
+        FormatError: a dtype, a name or a shape that safetensors does not have.
+
+    Example:
+        >>> [len(piece) for piece in pieces({"a": np.zeros((2, 3), np.float32)})]
+        [72, 24]
+    """
+    kinds = {name: (np.dtype(value.dtype), value.shape) for name, value in tensors.items()}
+    ordered = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
+    header, _ = plan(((name, dtype_name(kinds[name][0]), kinds[name][1]) for name in ordered), metadata)
+    return itertools.chain([header], (raw(tensors[name]) for name in ordered))
+
+
+def place_of(value: np.ndarray) -> int | None:
+    """Where the bytes of an array begin in memory; None if they do not lie in C order, one after the other.
+
+    Example:
+        >>> whole = np.zeros((2, 3))
+        >>> place_of(whole[1:]) == place_of(whole) + 24, place_of(whole.T)
+        (True, None)
+    """
+    return int(value.__array_interface__["data"][0]) if value.flags.c_contiguous else None
+
+
+def raw(value: np.ndarray) -> memoryview:
+    """The bytes of an array in C order; without a copy where they lie so.
+
+    Example:
+        >>> raw(np.array([1, 2], np.uint8)).tobytes()
+        b'\\x01\\x02'
+    """
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data

@@ -1,0 +1,208 @@
+"""The largest singular values and vectors of a matrix that is seen by blocks of rows, with what is left out known exactly.
+
+A range finder grown by blocks until it holds what was asked for (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1). A block is the
+best part of a Krylov space, of all that was seen on the way through ``D^T D`` and not of the last step alone (Musco and Musco 2015). Its
+first directions are random, or those that are known: the rows of a merged change lie near those of the adapters it was made of, which
+saves a step of three. One pass over ``D`` makes a step. The approximation ``D V V^T`` is a projection, so its error is
+``||D||_F^2 - ||D V||_F^2``: both are sums over all entries, and the error is no estimate. It exceeds the least one by 1e-7 of it, or 1e-6
+where the values fall slowly. Cost a few ``m n k``; beside one block of rows the memory is ``O((m + n) k)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ..adapter_methods import row_blocks
+from .space import Factors, Side
+from .spectra import Loss, Spectrum, frames
+from .truncation import Cut, energy_of
+
+_SMALL = 64
+"""Matrices of a side up to this are decomposed whole."""
+_FIRST = 24
+"""Directions of the first block; each next one doubles all."""
+_STEPS, _STEPS_FROM_GUESS = 3, 2
+"""How often a block goes through ``D^T D`` to turn to the largest directions, from random ones and from those that are known."""
+_MORE = 8
+"""Directions beyond a wanted rank, so that the last ones that are kept are as good as the first."""
+_ROWS = 1 << 19
+"""Numbers of a block of a matrix in memory: it stays in a core's own cache, and a call takes long enough not to wait for the next."""
+
+
+class Rows(Protocol):
+    """A matrix by blocks of rows: anything with a shape that can be gone through again and again."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        ...
+
+    @property
+    def guess(self) -> np.ndarray | None:
+        """``[n, k]``: directions near which the rows lie, where some are known; the longer, the more of ``D`` is expected there."""
+        ...
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Every row once, in order: (rows, ``D[rows]``) in float32 or float64; a block is good until the next one."""
+        ...
+
+
+class Held(NamedTuple):
+    """A matrix in memory as :class:`Rows`."""
+
+    matrix: np.ndarray
+    guess: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """See :class:`Rows`."""
+        for block in row_blocks(*self.shape, _ROWS):
+            yield block, self.matrix[block]
+
+
+class Found(NamedTuple):
+    """The largest singular values of ``D`` with their vectors, and ``total = ||D||_F^2``, over all entries, in float64.
+
+    ``whole``: the spectrum is all of it, not the beginning.
+    """
+
+    spectrum: Spectrum
+    total: float
+    whole: bool
+
+    @property
+    def left_out(self) -> float:
+        """``||D||_F^2 - sum S^2``: the squared error of the approximation that keeps all of the spectrum; exact to rounding."""
+        return max(0.0, self.total - energy_of(self.spectrum.S))
+
+    def cut(self, cut: Cut) -> tuple[Factors, Loss]:
+        """The best approximation of ``D`` that ``cut`` allows among what was found, and the loss against all of ``D``."""
+        kept = cut.kept(self.spectrum.S, self.total)
+        factors, inside = self.spectrum.cut(kept)
+        return factors, Loss(inside.tail + self.left_out, self.total)
+
+
+def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Found:
+    """The singular values of ``D``, largest first, until they are enough for ``cut`` or all that is left is ``noise`` (squared norm).
+
+    With neither a rank nor a criterion in ``cut``, until what is left is noise. sv_ratio and sv_cumulative need the whole spectrum, which
+    is found where they are asked for.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> low = rng.standard_normal((300, 5)) @ rng.standard_normal((5, 200))
+        >>> found = largest(Held(low), Cut(energy=1 - 1e-12))
+        >>> int(np.sum(found.spectrum.S > 1e-9 * found.spectrum.S[0])), found.left_out < 1e-9 * found.total
+        (5, True)
+    """
+    from ..composing.passes import sweep  # noqa: PLC0415 - compiled; changes that are factors never need it
+
+    m, n = D.shape
+    side = min(m, n)
+    limit = side if cut.rank is None else min(side, cut.rank + _MORE)
+    if side <= _SMALL or cut.sv_ratio is not None or cut.sv_cumulative is not None:
+        return _whole(D)
+    total = _total(D)
+    if total <= noise or total == 0:
+        return Found(Spectrum(np.zeros((m, 0), np.float32), np.zeros(0), np.zeros((n, 0), np.float32)), total, False)
+    share = cut.energy if cut.energy is not None else cut.sv_fro**2 if cut.sv_fro is not None else 1.0
+    wanted = min(share * total, total - noise)
+    rng = np.random.default_rng(seed)
+    V, Y = np.zeros((n, 0), np.float32), np.zeros((m, 0), np.float32)  # Y = D V
+    step = min(limit, _FIRST)
+    while V.shape[1] < limit and _squares(Y) < wanted * (1 - 1e-7):
+        known = _drawn_from(None if V.shape[1] else D.guess, n, 2 * step, rng)
+        start, steps = known, _STEPS_FROM_GUESS
+        if known.shape[1] < step:
+            start, steps = np.concatenate([known, rng.standard_normal((n, step - known.shape[1]), np.float32)], axis=1), _STEPS
+        if 2 * (V.shape[1] + steps * start.shape[1]) > side:
+            return _whole(D)
+        _, turned = sweep(D.blocks(), m, start)
+        basis, seen = [V], [Y]
+        for left in reversed(range(steps)):
+            basis.append(_beyond(turned, basis))
+            image, turned = sweep(D.blocks(), m, basis[-1], back=left > 0)
+            seen.append(image)
+        best = _turn(seen[1:], step)
+        V, Y = np.concatenate([V, _added(basis[1:], best)], axis=1), np.concatenate([Y, _added(seen[1:], best)], axis=1)
+        step = min(limit, 2 * V.shape[1]) - V.shape[1]
+    frame, core = frames([Side((Y,), (1.0,))])
+    u, values, turn = np.linalg.svd(core[0])
+    return Found(_signed(frame.times(u[None])[0].astype(Y.dtype), values, V @ turn.T.astype(V.dtype)), total, False)
+
+
+def residual(D: Rows, factors: Factors) -> Loss:
+    """``||D - B A||_F^2`` beside ``||D||_F^2``, entry by entry: what the factors as they are, rounded or not, leave out."""
+    tail = total = 0.0
+    for rows, block in D.blocks():
+        total += _squares(block)
+        tail += _squares(block - factors.rows(rows))
+    return Loss(tail, total)
+
+
+def _whole(D: Rows) -> Found:
+    matrix = np.concatenate([block.astype(np.float64) for _, block in D.blocks()], axis=0)
+    dtype = np.result_type(np.float32, next(block.dtype for _, block in D.blocks()))
+    u, values, vt = np.linalg.svd(matrix, full_matrices=False)
+    kept = int(np.count_nonzero(values > np.finfo(np.float64).eps * max(D.shape) * values[0])) if len(values) else 0
+    return Found(_signed(u[:, :kept].astype(dtype), values[:kept], vt[:kept].T.astype(dtype)), _squares(matrix), True)
+
+
+def _signed(U: np.ndarray, S: np.ndarray, V: np.ndarray) -> Spectrum:
+    signs = np.where(U[np.abs(U).argmax(axis=0), np.arange(U.shape[1])] < 0, -1, 1) if len(S) else np.ones(0)
+    return Spectrum(U * signs.astype(U.dtype), S, V * signs.astype(V.dtype))
+
+
+def _total(D: Rows) -> float:
+    return float(sum(_squares(block) for _, block in D.blocks()))
+
+
+def _squares(block: np.ndarray) -> float:
+    """The sum of the squares: rows in their own dtype, over rows in float64."""
+    return float(np.sum(np.vecdot(block, block), dtype=np.float64))
+
+
+def _drawn_from(guess: np.ndarray | None, n: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    """``[n, k]``: the directions that are known; of too many, as many random sums of them."""
+    if guess is None:
+        return np.zeros((n, 0), np.float32)
+    return guess if guess.shape[1] <= most else guess @ rng.standard_normal((guess.shape[1], most), np.float32)
+
+
+def _beyond(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
+    """An orthonormal basis of what ``W`` adds to orthonormal ones; of as many columns as ``W``, whatever it adds."""
+    present = [V for V in bases if V.shape[1]]
+    left, again = W, 0.0
+    for turn in range(2):  # what is left may be small beside W, and its rounding with it
+        for V in present:
+            inside = V.T @ left
+            left = left - V @ inside
+            again += float(turn) * np.sum(inside**2, axis=0)
+    frame, core = frames([Side((left,), (1.0,))])
+    if not present or (frame.back is not None and (np.sum(core[0] ** 2, axis=0) > again).all()):
+        found: np.ndarray = frame.times(np.eye(W.shape[1])[None])[0]
+        return found.astype(W.dtype)
+    # Something adds nothing: what is left of it is rounding, and lies inside again. Householder's QR makes orthonormal columns of anything.
+    whole: np.ndarray = np.linalg.qr(np.concatenate([*present, W], axis=1).astype(np.float64))[0][:, -W.shape[1] :]
+    return whole.astype(W.dtype)
+
+
+def _turn(seen: Sequence[np.ndarray], kept: int) -> np.ndarray:
+    """``[k, kept]``: the largest directions of images side by side, in their coordinates."""
+    products = np.concatenate([np.concatenate([one.T @ two for two in seen], axis=1) for one in seen], axis=0)
+    found: np.ndarray = np.linalg.eigh(products.astype(np.float64))[1][:, : -kept - 1 : -1].astype(np.float32)
+    return found
+
+
+def _added(parts: Sequence[np.ndarray], turn: np.ndarray) -> np.ndarray:
+    """Matrices side by side, times ``turn``."""
+    shares = np.split(turn, np.cumsum([part.shape[1] for part in parts])[:-1])
+    found: np.ndarray = sum(part @ share for part, share in zip(parts, shares, strict=True))  # type: ignore[assignment]
+    return found

@@ -1,0 +1,316 @@
+"""The factor space: sums of low-rank changes handled by their factors, so that nothing of the size of a weight is ever formed.
+
+A change is ``D = B A`` with ``B`` ``[m, R]`` and ``A`` ``[R, n]``. What a rule of combination may ask of the changes at one site:
+
+========================================================  =======================================  ==================================
+:func:`summed`, :func:`stack`                             the weighted sum, as it stands           nothing; copies of the factors
+:func:`gram`, :func:`row_gram`, :func:`column_gram`       inner products ``<D_i, D_j>``            ``O((m + n) R^2)``
+:func:`core`                                              all changes in their joint bases         ``O((m + n) R^2)``
+:func:`angles`                                            principal angles of two changes          ``O((m + n) r^2)``
+:meth:`Factors.rows`, :func:`blocks`                      rows of the dense change                 ``O(rows n R)``, a block at a time
+:mod:`.spectra`                                           singular values and vectors, truncation  ``O((m + n) R^2 + R^3)``
+========================================================  =======================================  ==================================
+
+All of these depend on the changes alone and not on how they are written as factors (``B M^-1``, ``M A`` is the same change), with one
+exception that says so: :func:`stack`, whose *product* depends on nothing else. Inner products and cores are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..adapter_methods import row_blocks
+
+
+class Factors(NamedTuple):
+    """A change as its factors: ``D = B A``, ``A`` ``[R, n]`` and ``B`` ``[m, R]``; of rank 0 where there is none.
+
+    Example:
+        >>> change = Factors(np.ones((1, 3)), np.ones((2, 1)))
+        >>> change.shape, change.rank, change.dense().sum()
+        ((2, 3), 1, np.float64(6.0))
+    """
+
+    A: np.ndarray
+    B: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``, the shape of ``D``."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """``R``, the inner dimension: the rank of ``D`` or more."""
+        return int(self.A.shape[0])
+
+    def rows(self, block: slice | np.ndarray) -> np.ndarray:
+        """The rows ``D[block]``."""
+        product: np.ndarray = self.B[block] @ self.A
+        return product
+
+    def dense(self) -> np.ndarray:
+        """``D`` whole: for tests, and for what is small."""
+        return self.rows(slice(None))
+
+    @property
+    def left(self) -> Side:
+        """``B``, as a sum has it."""
+        return Side((self.B,), (1.0,))
+
+    @property
+    def right(self) -> Side:
+        """``A``, as a sum has it."""
+        return Side((self.A,), (1.0,), turned=True)
+
+    def joined(self) -> Factors:
+        """Itself."""
+        return self
+
+    def scaled(self, weight: float) -> Factors:
+        """``weight D``."""
+        return Factors(self.A, weight * self.B)
+
+
+def times(matrix: np.ndarray, factor: float) -> np.ndarray:
+    """``factor * matrix`` in the dtype of the matrix; itself where the factor is 1."""
+    return matrix if factor == 1 else matrix * matrix.dtype.type(factor)
+
+
+class Term(NamedTuple):
+    """One adapter's part at a site: ``A`` ``[r, n]``, ``B`` ``[m, r]`` with the adapter's own scale inside, and its weight, of any sign.
+
+    An adapter that does not change the site has rank 0 there. ``key`` names adapter and site: what random choices are drawn by. ``scale``
+    is the adapter's own, for the rules that look at the stored factors one by one; ``B`` holds it already. ``measured`` is what
+    :mod:`.statistics` hold of the adapter at the site, for rules that look at data. ``B`` is ``factor * up``: sums need no copy of it.
+    """
+
+    A: np.ndarray
+    up: np.ndarray
+    weight: float
+    key: str = ""
+    scale: float = 1.0
+    measured: np.ndarray | None = None
+    factor: float = 1.0
+
+    @property
+    def B(self) -> np.ndarray:  # noqa: N802 - as it is called everywhere
+        """``factor * up``."""
+        return times(self.up, self.factor)
+
+    @property
+    def change(self) -> Factors:
+        """The change itself, without the weight."""
+        return Factors(self.A, self.B)
+
+
+def zero(m: int, n: int, dtype: type = np.float32) -> Factors:
+    """The change of rank 0 of a site ``[m, n]``."""
+    return Factors(np.zeros((0, n), dtype), np.zeros((m, 0), dtype))
+
+
+class Side(NamedTuple):
+    """One factor of a sum, ``[m, R]`` or ``turned`` ``[R, n]``, as parts that nobody has put side by side, each times its weight."""
+
+    parts: tuple[np.ndarray, ...]
+    weights: tuple[float, ...]
+    turned: bool = False
+
+    @property
+    def columns(self) -> int:
+        """``R``."""
+        return sum(part.shape[not self.turned] for part in self.parts)
+
+    def joined(self) -> np.ndarray:
+        """The matrix, in the widest dtype of its parts."""
+        made, end = np.concatenate(self.parts, axis=int(not self.turned)), 0
+        for part, weight in zip(self.parts, self.weights, strict=True):
+            start, end = end, end + part.shape[not self.turned]
+            block = made[start:end] if self.turned else made[:, start:end]
+            if weight != 1:
+                np.multiply(block, weight, out=block)
+        return made
+
+
+class Sum(NamedTuple):
+    """``sum_i w_i B_i A_i`` as it stands: the factors that :func:`stack` makes of it are made when they are asked for.
+
+    Example:
+        >>> one, two = np.ones((1, 3)), np.ones((2, 1))
+        >>> total = summed([Term(one, two, 2.0), Term(one, two, -0.5)])
+        >>> total.shape, total.rank, total.joined().dense()[0]
+        ((2, 3), 2, array([1.5, 1.5, 1.5]))
+    """
+
+    terms: tuple[Term, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        return self.terms[0].up.shape[0], self.terms[0].A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """``R``."""
+        return sum(len(term.A) for term in self.terms)
+
+    @property
+    def left(self) -> Side:
+        """The factor ``B``."""
+        return Side(tuple(term.up for term in self.terms), tuple(term.weight * term.factor for term in self.terms))
+
+    @property
+    def right(self) -> Side:
+        """The factor ``A``."""
+        return Side(tuple(term.A for term in self.terms), (1.0,) * len(self.terms), turned=True)
+
+    def joined(self) -> Factors:
+        """The factors side by side."""
+        return Factors(self.right.joined(), self.left.joined())
+
+
+def summed(terms: Sequence[Term]) -> Sum:
+    """``sum_i w_i B_i A_i``. A term of weight 0 is absent, unless all are."""
+    return Sum(tuple(term for term in terms if term.weight and len(term.A)) or tuple(terms[:1]))
+
+
+def stack(terms: Sequence[Term]) -> Factors:
+    """The factors of ``sum_i w_i B_i A_i``: ``A`` ``[sum r_i, n]``, and ``B`` ``[m, sum r_i]`` with the weights inside.
+
+    A term of weight 0 is absent, unless all are.
+
+    Example:
+        >>> one, two = np.ones((1, 3)), np.ones((2, 1))
+        >>> total = stack([Term(one, two, 2.0), Term(one, two, -0.5)])
+        >>> total.B @ total.A
+        array([[1.5, 1.5, 1.5],
+               [1.5, 1.5, 1.5]])
+    """
+    return summed(terms).joined()
+
+
+def inner(one: Factors, two: Factors) -> float:
+    """``<D_1, D_2> = sum((B_1^T B_2) * (A_1 A_2^T))``, in float64.
+
+    Example:
+        >>> change = Factors(np.ones((1, 3)), np.ones((2, 1)))
+        >>> inner(change, change.scaled(-2.0))
+        -12.0
+    """
+    return float(np.sum(_wide(one.B).T @ _wide(two.B) * (_wide(one.A) @ _wide(two.A).T)))
+
+
+def gram(terms: Sequence[Term]) -> np.ndarray:
+    """``[T, T]``: the inner products ``<D_i, D_j>`` of the changes without their weights, float64, symmetric.
+
+    Example:
+        >>> one, two = np.ones((1, 3)), np.ones((2, 1))
+        >>> gram([Term(one, two, 1.0), Term(-one, two, 1.0)])
+        array([[ 6., -6.],
+               [-6.,  6.]])
+    """
+    A, B = _wide(np.concatenate([term.A for term in terms], axis=0)), _wide(np.concatenate([term.B for term in terms], axis=1))
+    return _by_term(terms, (B.T @ B) * (A @ A.T))
+
+
+def row_gram(terms: Sequence[Term]) -> np.ndarray:
+    """``[m, T, T]``: for every output the inner products of the rows of ``D_i`` and ``D_j``, float64."""
+    products = [[_wide(i.A) @ _wide(j.A).T for j in terms] for i in terms]
+    wide = [_wide(term.B) for term in terms]
+    rows = [[np.vecdot(left @ product, right) for right, product in zip(wide, line, strict=True)]
+            for left, line in zip(wide, products, strict=True)]
+    return np.moveaxis(np.array(rows), 2, 0)
+
+
+def column_gram(terms: Sequence[Term]) -> np.ndarray:
+    """``[n, T, T]``: for every input the inner products of the columns of ``D_i`` and ``D_j``, float64."""
+    return row_gram([Term(term.B.T, term.A.T, term.weight) for term in terms])
+
+
+class Core(NamedTuple):
+    """Changes in their joint bases: ``D_i = left @ cores[i] @ right.T`` with orthonormal ``left`` ``[m, K]`` and ``right`` ``[n, L]``.
+
+    ``cores`` is ``[T, K, L]``, float64, without the weights. Whatever is done to the cores is done to the changes, and comes back exactly
+    as factors of rank ``min(K, L)``: ``core.change(merged)``. Source: Core Space, arXiv 2509.17786, section 3.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    cores: np.ndarray
+
+    def change(self, merged: np.ndarray) -> Factors:
+        """A core ``[K, L]`` as a change ``[m, n]``, in the dtype of the bases."""
+        narrow, dtype = merged.shape[0] <= merged.shape[1], self.left.dtype
+        if narrow:
+            return Factors((merged @ self.right.T).astype(dtype), self.left)
+        return Factors(self.right.T, (self.left @ merged).astype(dtype))
+
+
+def core(terms: Sequence[Term]) -> Core:
+    """The changes of ``terms`` in the bases of all their columns and of all their rows.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> terms = [Term(rng.standard_normal((r, 7)), rng.standard_normal((9, r)), 1.0) for r in (1, 2)]
+        >>> space = core(terms)
+        >>> space.cores.shape, np.allclose(space.change(space.cores[1]).dense(), terms[1].change.dense())
+        ((2, 3, 3), True)
+    """
+    left, left_core = np.linalg.qr(_wide(np.concatenate([term.B for term in terms], axis=1)))
+    right, right_core = np.linalg.qr(_wide(np.concatenate([term.A for term in terms], axis=0)).T)
+    ends = np.cumsum([len(term.A) for term in terms])[:-1]
+    parts = zip(np.split(left_core, ends, axis=1), np.split(right_core, ends, axis=1), strict=True)
+    dtype = np.result_type(*(term.B.dtype for term in terms))
+    return Core(left.astype(dtype), right.astype(dtype), np.array([B @ A.T for B, A in parts]))
+
+
+class Angles(NamedTuple):
+    """The cosines of the principal angles between two changes, largest first: of their outputs (``left``) and inputs (``right``).
+
+    1 is a direction that both have, 0 one that they do not share. Source: Björck and Golub 1973.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+
+
+def angles(one: Factors, two: Factors) -> Angles:
+    """The principal angles between the column spaces, and the row spaces, of two changes.
+
+    Example:
+        >>> one, two = Factors(np.eye(3)[:1], np.eye(4)[:, :1]), Factors(np.eye(3)[:2], np.eye(4)[:, 2:])
+        >>> found = angles(one, two)
+        >>> found.left, found.right
+        (array([0.]), array([1.]))
+    """
+    bases = [(_basis(change.B), _basis(change.A.T)) for change in (one, two)]
+    cosines = [np.linalg.svd(first.T @ second, compute_uv=False) for first, second in zip(*bases, strict=True)]
+    return Angles(*(np.minimum(each, 1.0) for each in cosines))
+
+
+def _basis(columns: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of what the columns span, float64: their numerical rank, relative to the dtype that came in."""
+    u, values, _ = np.linalg.svd(_wide(columns), full_matrices=False)
+    least = np.finfo(columns.dtype).eps * max(columns.shape) * (values[0] if len(values) else 0)
+    found: np.ndarray = u[:, values > least]
+    return found
+
+
+def blocks(change: Factors, elements: int = 1 << 18) -> Iterator[tuple[slice, np.ndarray]]:
+    """The dense change in blocks of rows of about ``elements`` numbers: (rows, ``D[rows]``)."""
+    for block in row_blocks(*change.shape, elements):
+        yield block, change.rows(block)
+
+
+def _by_term(terms: Sequence[Term], products: np.ndarray) -> np.ndarray:
+    """``[R, R]`` added up to ``[T, T]``: one number for each pair of terms, of rank 0 too."""
+    member = np.repeat(np.eye(len(terms)), [len(term.A) for term in terms], axis=1)
+    added: np.ndarray = member @ products @ member.T
+    return added
+
+
+def _wide(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float64, copy=False)

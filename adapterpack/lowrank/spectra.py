@@ -1,0 +1,250 @@
+"""Singular values and vectors of changes by their factors, of many changes at once, and the best approximation of a rank.
+
+A thin QR of both factors leaves an ``R x R`` core whose singular values are those of ``B A`` itself. Equal shapes are stacked and given
+to LAPACK together, stacks go to the threads of one pool. Source: Golub and Van Loan, Matrix Computations, section 5.4; optimality, Eckart
+and Young 1936.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from ..composing.grams import Narrow, factors, signed
+from ..io.threads import in_order
+from .space import Factors, Side, Sum
+from .truncation import Cut, energy_of
+
+T = TypeVar("T")
+
+_STACK = 1 << 20
+"""Numbers of a stack that one thread works on: many sites in one call, for each call is a wait for the interpreter's lock."""
+_WELL = 1e-6
+"""The least eigenvalue of the columns' correlations above which their Cholesky factor is as good as a QR: it squares the condition, and
+in float64 that leaves ``R / 1e-6 * 1e-16``, which is less than float32 can hold."""
+
+
+class Loss(NamedTuple):
+    """What a truncation cut off: the squared singular values beyond the cut (``tail``), and all of them (``total``)."""
+
+    tail: float
+    total: float
+
+    @property
+    def relative(self) -> float:
+        """``sqrt(tail / total)``: the relative Frobenius error, exact by Eckart and Young; 0 for a change that is zero."""
+        return float(np.sqrt(self.tail / self.total)) if self.total else 0.0
+
+
+class Spectrum(NamedTuple):
+    """``D = U diag(S) V^T``: ``U`` ``[m, k]``, ``S`` ``[k]`` (float64, falling), ``V`` ``[n, k]``.
+
+    Values that are rounding of the factors are left out, so ``k`` is the numerical rank: 0 for a change that is zero. Of each column of
+    ``U`` the largest entry is positive, so that equal changes give equal numbers.
+    """
+
+    U: np.ndarray
+    S: np.ndarray
+    V: np.ndarray
+
+    def cut(self, kept: int) -> tuple[Factors, Loss]:
+        """The best approximation of rank ``kept``, its singular values split evenly over the factors, and what that leaves out.
+
+        At least rank 1 is given, of zeros if nothing is kept.
+        """
+        if not kept or not len(self.S):
+            m, n = len(self.U), len(self.V)
+            empty = Factors(np.zeros((1, n), self.V.dtype), np.zeros((m, 1), self.U.dtype))
+            return empty, Loss(energy_of(self.S), energy_of(self.S))
+        halves = np.sqrt(self.S[:kept])
+        A, B = (self.V[:, :kept] * halves.astype(self.V.dtype)).T, self.U[:, :kept] * halves.astype(self.U.dtype)
+        return Factors(A, B), Loss(energy_of(self.S[kept:]), energy_of(self.S))
+
+
+Change = Factors | Sum
+"""A change by its factors, which may not stand side by side yet."""
+
+
+def spectrum(change: Change) -> Spectrum:
+    """The singular values and vectors of one change; vectors in the dtype of the factors.
+
+    Example:
+        >>> found = spectrum(Factors(np.diag([3.0, 2.0, 0.0]), np.eye(3)))
+        >>> found.S, round(found.cut(1)[1].relative ** 2 * 13, 9)
+        (array([3., 2.]), 4.0)
+    """
+    return spectra([change])[0]
+
+
+def spectra(changes: Sequence[Change]) -> list[Spectrum]:
+    """:func:`spectrum` of many changes, stacked by shape and spread over threads; in the order in which they came."""
+    return over_stacks(changes, _stack_spectra)
+
+
+def recompress(change: Change, cut: Cut | None = None) -> tuple[Factors, Loss]:
+    """The best approximation of a change that ``cut`` allows, all of it above rounding by default, and what that leaves out.
+
+    Example:
+        >>> from adapterpack.lowrank.truncation import Cut
+        >>> small, lost = recompress(Factors(np.diag([3.0, 2.0, 1.0]), np.eye(3)), Cut(rank=2))
+        >>> small.B.shape, round(lost.relative ** 2, 12) == round(1 / 14, 12)
+        ((3, 2), True)
+    """
+    found = spectrum(change)
+    return found.cut((cut or Cut()).kept(found.S))
+
+
+def recompressed(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
+    """:func:`recompress` of many changes, stacked by shape and spread over threads; no vector is computed that is not kept."""
+    return over_stacks(changes, lambda stack: _cut_stack(stack, cut))
+
+
+def over_stacks(changes: Sequence[Change], work: Callable[[list[Change]], list[T]]) -> list[T]:
+    """``work`` on stacks of changes of one shape, one rank and one dtype, by the threads; in the order in which the changes came."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, change in enumerate(changes):
+        groups.setdefault(_layout(change), []).append(index)
+    stacks = []
+    for members in groups.values():
+        first = changes[members[0]]
+        size = max(1, _STACK // max(1, first.rank * sum(first.shape)))
+        stacks += [members[start : start + size] for start in range(0, len(members), size)]
+    found: list[T] = [None] * len(changes)  # type: ignore[list-item]
+    made = in_order(lambda members: work([changes[index] for index in members]), stacks)
+    for members, values in zip(stacks, made, strict=True):
+        for index, value in zip(members, values, strict=True):
+            found[index] = value
+    return found
+
+
+def _layout(change: Change) -> tuple[object, ...]:
+    """What is equal of changes that are stacked: the shapes and the dtypes of their parts."""
+    return tuple((part.shape, part.dtype) for part in (*change.left.parts, *change.right.parts))
+
+
+class _Stack(NamedTuple):
+    """``D_i = Q_i u_i diag(S_i) vt_i P_i^T``: ``left(Y)`` is ``Q Y``, with signs by which the largest entry of each column is positive, and
+    these signs; ``right(Y) = Y P^T``; and how many of ``S`` are above rounding."""
+
+    left: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    right: Callable[[np.ndarray], np.ndarray]
+    u: np.ndarray
+    S: np.ndarray
+    vt: np.ndarray
+    ranks: np.ndarray
+
+
+def _decomposed(changes: Sequence[Change]) -> _Stack | None:
+    """The cores of changes that have one shape, one dtype and one rank above 0.
+
+    None where some of several want another way than the others: which way a change goes must not depend on its neighbours.
+    """
+    lefts, rights = [change.left for change in changes], [change.right for change in changes]
+    (left, left_core), (right, right_core) = frames(lefts), frames(rights)
+    tried = _narrow(lefts[0]), _narrow(rights[0])
+    if len(changes) > 1 and any(frame.back is None and each for frame, each in zip((left, right), tried, strict=True)):
+        return None
+    core = left_core @ right_core.transpose(0, 2, 1)
+    if not np.isfinite(core).all():  # numbers beyond what the dtype holds: what comes out shows it, where LAPACK would only give up
+        if len(changes) > 1:
+            return None
+        core = np.full_like(core, np.nan)
+        return _Stack(left.signed, right.times, core, core[:, 0], core, np.array([core.shape[1]]))
+    u, values, vt = np.linalg.svd(core, full_matrices=False)
+    unit = max(np.finfo(part.dtype).eps for part in (*lefts[0].parts, *rights[0].parts))
+    ranks = np.count_nonzero(values > _rounding(left_core, right_core, float(unit)), axis=1)
+    return _Stack(left.signed, right.times, u, values, vt, ranks)
+
+
+def _stack_spectra(changes: Sequence[Change]) -> list[Spectrum]:
+    first = changes[0]
+    if not first.rank:
+        return [Spectrum(change.joined().B, np.zeros(0), change.joined().A.T) for change in changes]
+    found = _decomposed(changes)
+    if found is None:
+        return [_stack_spectra([change])[0] for change in changes]
+    U, signs = found.left(found.u)
+    V = found.right(found.vt * signs[:, :, None])
+    return [Spectrum(U[i, :, :k], found.S[i, :k], V[i, :k].T) for i, k in enumerate(found.ranks)]
+
+
+def _cut_stack(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
+    first = changes[0]
+    if not first.rank:
+        return [each.cut(0) for each in _stack_spectra(changes)]
+    found = _decomposed(changes)
+    if found is None:
+        return [_cut_stack([change], cut)[0] for change in changes]
+    values = [S[:k] for S, k in zip(found.S, found.ranks, strict=True)]
+    most = first.rank if cut.rank is None else min(cut.rank, first.rank)  # not what is kept: products of other sizes may round otherwise
+    kept = [most if np.isnan(S).any() else cut.kept(S) for S in values]
+    halves = np.sqrt(found.S[:, :most])
+    B, signs = found.left(found.u[:, :, :most] * halves[:, None, :])
+    A = found.right(found.vt[:, :most] * (signs * halves)[:, :, None])
+    made = []
+    for i, (k, S) in enumerate(zip(kept, values, strict=True)):
+        factors = Factors(A[i, :k], B[i, :, :k]) if k else Factors(np.zeros_like(A[i, :1]), np.zeros_like(B[i, :, :1]))
+        made.append((factors, Loss(energy_of(S[k:]), energy_of(S))))
+    return made
+
+
+class _Frame:
+    """Orthonormal columns ``Q = X @ back`` of each ``X`` ``[m, R]`` of a stack; where they are ``turned``, they are wanted as rows.
+
+    ``Q`` itself is formed only where there is no ``back``.
+    """
+
+    def __init__(self, X: Narrow | None, back: np.ndarray | None, Q: np.ndarray | None = None, turned: bool = False) -> None:
+        self._X, self.back, self._Q, self._turned = X, back, Q, turned
+
+    def times(self, Y: np.ndarray) -> np.ndarray:
+        """``Q Y`` of ``Y`` ``[b, R, k]``, or ``Y Q^T`` of ``Y`` ``[b, k, R]``; in C order and in the dtype of the factors."""
+        if self._X is not None and self.back is not None:
+            return self._X.times(np.matmul(Y, self.back.transpose(0, 2, 1)) if self._turned else np.matmul(self.back, Y))
+        assert self._Q is not None
+        product: np.ndarray = np.matmul(Y, self._Q.transpose(0, 2, 1)) if self._turned else np.matmul(self._Q, Y)
+        return product.astype(self._Q.dtype, copy=False)
+
+    def signed(self, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``Q Y`` and the signs that its columns are multiplied by, so that the largest entry of each is positive."""
+        if self._X is not None and self.back is not None:
+            return self._X.signed(np.matmul(self.back, Y))
+        return signed(self.times(Y))
+
+
+def frames(sides: Sequence[Side]) -> tuple[_Frame, np.ndarray]:
+    """A thin QR of each of several ``[m, R]`` whose parts have the same shapes and dtypes, or where they are turned of ``[R, m]`` as
+    columns: the frames, and the triangles in float64, both stacked.
+
+    Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64: products of matrices only. All
+    others go through Householder's QR.
+    """
+    turned = sides[0].turned
+    if _narrow(sides[0]):
+        narrow = Narrow([side.parts for side in sides], turned, [side.weights for side in sides])
+        if (factored := factors(narrow.grams(), 1 / _WELL)) is not None:
+            triangle, back = factored
+            return _Frame(narrow, back, turned=turned), triangle
+    stacked = np.stack([side.joined() for side in sides])
+    Q, triangle = np.linalg.qr(stacked.transpose(0, 2, 1) if turned else stacked)
+    return _Frame(None, None, Q, turned), triangle.astype(np.float64)
+
+
+def _narrow(side: Side) -> bool:
+    """Whether the columns are such that the Cholesky factor is tried."""
+    return all(part.dtype == np.float32 for part in side.parts) and side.parts[0].shape[side.turned] >= side.columns
+
+
+def _rounding(left: np.ndarray, right: np.ndarray, unit: float) -> np.ndarray:
+    """``[b, 1]``: the size below which a singular value is rounding: a few units of the dtype (``unit``) on the rank-one terms of ``B A``,
+    summed as noise is; ``left`` and ``right`` are the triangles, whose columns are as long as those of the factors.
+
+    What is computed in float64 throughout rounds more often than once, at the scale of the whole. The size is told from the terms and not
+    from the largest singular value, so that changes that cancel come out as zero.
+    """
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    often = 16 if unit < np.finfo(np.float32).eps else 2
+    size: np.ndarray = often * unit * np.linalg.norm(lengths, axis=1)[:, None]
+    return size

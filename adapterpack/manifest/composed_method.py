@@ -1,0 +1,52 @@
+"""The method of a pack: a registered one, or what its composition makes of its members' methods."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+
+from ..adapter_methods import Method, get
+from ..errors import FormatError, UnknownMethod
+from . import manifest as m
+
+FEATURE = "composition"
+"""What ``must_understand`` says of a composed pack."""
+
+
+def method_of(manifest: m.Manifest) -> Method:
+    """The method that evaluates a pack.
+
+    Raises:
+        UnknownMethod: it, or that of a member, is not registered.
+        FormatError: the tree is malformed, or does not fit the members.
+        Unsupported: a member cannot be part of the tree.
+    """
+    if manifest.composition is None:
+        return get(manifest.method.type)
+    from ..adapter_methods.nodes.composed import NAME  # noqa: PLC0415 - few packs are composed, and the others do not need it
+
+    if manifest.method.type != NAME:
+        raise FormatError("a pack with a composition has another method", where="/method/type", expected=NAME, found=manifest.method.type)
+    return _composed(json.dumps(m.plain(manifest.composition), sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _composed(text: str) -> Method:
+    from ..adapter_methods.nodes import decode, leaves  # noqa: PLC0415 - as above
+    from ..adapter_methods.nodes.composed import composed  # noqa: PLC0415 - as above
+    from .parts import composition_of  # noqa: PLC0415 - as above
+
+    composition = composition_of(json.loads(text))
+    tree, names = decode(composition.tree), [member.name for member in composition.members]
+    named = set(leaves(tree))
+    if len(set(names)) != len(names) or set(names) != named:
+        raise FormatError("the tree and the members do not name the same adapters", where="/composition/members",
+                          expected=", ".join(sorted(named)), found=", ".join(names))
+    methods = {}
+    for member in composition.members:
+        methods[member.name] = found = get(member.method)
+        if member.spec_version > found.spec_version:
+            raise UnknownMethod(f"a member was made by a newer version of the method {found.name}", where=f"member '{member.name}'",
+                                expected=f"spec_version {found.spec_version}", found=member.spec_version,
+                                remedy=f"update the package that brings {found.name}")
+    return composed(tree, methods, composition)

@@ -1,0 +1,52 @@
+"""Methods beside a pack's own: which can stand there, and what a reader must then understand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..adapter_methods import Method, Site
+from ..errors import Unsupported
+from . import manifest as m
+from .composed_method import FEATURE
+
+Sites = Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]]
+"""Site -> its resolved config and its parameters."""
+
+
+class Beside(NamedTuple):
+    """Sites of a pack at which it has another method than its own."""
+
+    method: Method
+    adapters: Sites
+
+
+def features(method: Method, groups: Iterable[m.Group]) -> tuple[str, ...]:
+    """What a reader must understand of a float pack of this method with these groups."""
+    found = {FEATURE: method.composition is not None, m.METHODS: any(group.method is not None for group in groups)}
+    return tuple(sorted(feature for feature, has in found.items() if has))
+
+
+def require_beside(name: str, own: Beside, other: Beside, taken: set[str]) -> None:
+    """Checks that a method can stand beside a pack's own: it shares nothing between sites, acts at the same positions, and none of its
+    sites is ``taken``; beside a composed one none can, whose sites all belong to its tree.
+
+    Raises:
+        Unsupported: it cannot.
+    """
+    method, twice = own.method, sorted(taken & {site.path for site in other.adapters})
+    if twice or other.method.name == method.name:
+        raise Unsupported("two methods of one pack cannot be at one site", where=f"pack '{name}', {', '.join(twice)}",
+                          found=f"{method.name} and {other.method.name}", remedy="choose other targets, or make two packs")
+    if method.composition is not None or other.method.composition is not None:
+        raise Unsupported("a composed pack has no sites of other methods", where=f"pack '{name}'",
+                          found=f"{method.name} and {other.method.name}", remedy="make two packs")
+    if other.method.shared is not None or other.method.kind != method.kind:
+        raise Unsupported("this method cannot stand beside another in one pack", where=f"pack '{name}'", found=other.method.name,
+                          expected=f"a {method.kind} method that shares nothing between sites", remedy="make two packs")
+    if len(acts := {cfg.acts for sites in (own.adapters, other.adapters) for cfg, _ in sites.values()}) > 1:
+        raise Unsupported("the methods of one pack must act at the same positions of a row", where=f"pack '{name}'",
+                          found=f"{method.name} and {other.method.name}: {', '.join(sorted(str(one or 'all') for one in acts))}"[:200],
+                          remedy="make two packs")

@@ -1,0 +1,214 @@
+"""The arithmetic of a merge: the change of one weight, row block by row block, in reused buffers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...adapter_methods import AttachForm, Dense, Method, complete, is_stacked
+from ...adapter_methods.core.arrays import array_namespace
+from ...adapter_methods.core.base import fold_form
+from ...base.codecs.quantized_storage import Matrix
+from ...io.safetensors import FLOATS, dtype_name
+from ...pack.pack import Adapter
+from .. import lowrank
+
+Rows = np.ndarray
+There = Callable[[np.ndarray], Any]
+Fold = Callable[[Rows, "np.ndarray | None", slice], "tuple[Rows, np.ndarray | None]"]
+
+
+class Contribution(NamedTuple):
+    """What one pack does to one weight: the adapter, its method, and the weight that multiplies its change."""
+
+    pack: str
+    method: Method
+    adapter: Adapter
+    weight: float
+
+
+def slice_of(contribution: Contribution, number: int) -> Contribution:
+    """What a contribution does to one matrix of its weight: itself, or its share at one place of a stack."""
+    adapter = contribution.adapter
+    if not is_stacked(adapter.site.kind):
+        return contribution
+    return contribution._replace(adapter=adapter._replace(params={name: value[number] for name, value in adapter.params.items()}))
+
+
+class Bound(NamedTuple):
+    """A contribution with its parameters widened: the fold of a row block, and the normal form where that is what folds."""
+
+    fold: Fold
+    form: AttachForm | None
+
+
+def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None,
+         there: There | None = None) -> Bound:
+    """Parameters widened to ``dtype`` and the normal form computed once, for all row blocks of ``weight`` ``[out, in]``.
+
+    A method that reads the base through ``attach`` gets the weight and the bias whole, in at least float32; no other makes such a copy.
+    ``there`` takes each array to where the fold is computed, if that is not numpy.
+    """
+    method, adapter = contribution.method, contribution.adapter
+    site = dataclasses.replace(adapter.site, out_features=weight.shape[0], in_features=weight.shape[1])
+    if method.traits.reads_weight:
+        site = dataclasses.replace(site, weight=_widened(weight, dtype), base_bias=None if bias is None else _widened(bias, dtype))
+    params = complete(method, adapter.config, {name: _widened(value, dtype) for name, value in adapter.params.items()}, site)
+    if there is not None:
+        params = {name: there(value) for name, value in params.items()}
+        site = dataclasses.replace(site, weight=None if site.weight is None else there(site.weight),
+                                   base_bias=None if site.base_bias is None else there(site.base_bias))
+    if method.fold is not None:
+        own = method.fold
+        return Bound(lambda block, bias, rows: own(adapter.config, params, site, block, bias, rows), None)
+    form = method.attach(adapter.config, params, site)
+    return Bound(lambda block, bias, rows: fold_form(form, block, bias, rows), form)
+
+
+def _widened(value: np.ndarray | Matrix, dtype: np.dtype[Any]) -> np.ndarray:
+    return value.astype(dtype, copy=False) if isinstance(value, Matrix) or dtype_name(value.dtype) in FLOATS else value
+
+
+def inert(contribution: Contribution, bound: Bound, shape: tuple[int, int]) -> bool:
+    """Whether the contribution to a weight ``(out, in)`` certainly changes nothing: weight zero, or a form that is the identity.
+
+    A matrix that maps a random vector to zero is zero with probability one, so that no wide product is needed.
+    """
+    if contribution.weight == 0:
+        return True
+    form = bound.form
+    if form is None:
+        return False
+    y, x = (_probe(width) for width in shape)
+    factors = _dense_factors(form)
+    if factors is not None:
+        return not np.any(factors[0] @ (factors[1] @ x))
+    moved = (
+        form.down is not None and np.any(form.down.apply(x) if form.up is None else form.up.apply(form.down.apply(x))),
+        form.pre is not None and np.any(form.pre.apply(x) != x),
+        form.scale is not None and np.any(form.scale != 1),
+        form.shift is not None and np.any(form.shift),
+        form.post is not None and np.any(form.post.apply(y) != y),
+    )
+    return not any(moved)
+
+
+@lru_cache(8)
+def _probe(width: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(width, np.float32)
+
+
+class Change(NamedTuple):
+    """All contributions to one weight, ready to be applied block by block.
+
+    Plain factor pairs are stacked, ``up = [w_1 up_1, ...]`` and ``down = [down_1; ...]``, so that any number of adapters is one product;
+    ``rest`` holds the other additive ones as (weight, reads the base, fold). Where one is not additive, all are in ``chain``: each folds
+    what the one before it left, as active adapters do in a model. ``whole``: not all can fold a block of rows without the others.
+    ``energy``: ``|D|_F^2`` of the change, where the factors tell it; else it has to be summed up over the blocks. ``panels`` is ``down`` as
+    :mod:`~adapterpack.merging.lowrank` multiplies it.
+    """
+
+    up: np.ndarray | None = None
+    down: np.ndarray | None = None
+    rest: tuple[tuple[float, bool, Fold], ...] = ()
+    chain: tuple[Fold, ...] = ()
+    whole: bool = False
+    energy: float | None = None
+    panels: np.ndarray | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a product of factors and nothing else."""
+        return self.up is not None and self.down is not None and not self.rest and not self.chain
+
+    def turned(self) -> Change | None:
+        """The same change of the transposed matrix, where it is plain factors and nothing else."""
+        if not self.is_plain or self.up is None or self.down is None:
+            return None
+        return Change(self.down.T, self.up.T, energy=self.energy, panels=lowrank.panels(self.down.T, self.up.T))
+
+    def apply(self, weight: Rows, bias: np.ndarray | None, rows: slice, change: Rows, new: Rows) -> np.ndarray | None:
+        """Writes the change of a block into ``change`` and the changed block into ``new``; returns the changed bias."""
+        if self.chain:
+            folded, moved = weight, bias
+            for fold in self.chain:
+                folded, moved = fold(folded, moved, rows)
+            np.copyto(new, folded)
+            np.subtract(new, weight, out=change)
+            return moved
+        if self.up is None or self.down is None:
+            change.fill(0)
+        else:
+            lowrank.product(self.up[rows], self.down, self.panels, change)
+        total = bias
+        for factor, reads, fold in self.rest:
+            # The fold of zero is the change itself, free of the base's rounding, unless the method looks at the base.
+            start, offset = (weight, bias) if reads else (np.zeros_like(weight), None if bias is None else np.zeros_like(bias))
+            folded, moved = fold(start, offset, rows)
+            change += factor * (folded - start)
+            if total is not None and moved is not None and offset is not None:
+                total = total + factor * (moved - offset)
+        np.add(weight, change, out=new)
+        return total
+
+    def apply_to(self, weight: Any, bias: Any | None, rows: slice) -> tuple[Any, Any, Any | None]:
+        """The change of a block, the changed block and the changed bias, for arrays of any library."""
+        xp = array_namespace(weight)
+        if self.chain:
+            folded, moved = weight, bias
+            for fold in self.chain:
+                folded, moved = fold(folded, moved, rows)
+            return folded - weight, folded, moved
+        change = xp.zeros_like(weight) if self.up is None else xp.matmul(self.up[rows], self.down)
+        total = bias
+        for factor, reads, fold in self.rest:
+            start, offset = (weight, bias) if reads else (xp.zeros_like(weight), None if bias is None else xp.zeros_like(bias))
+            folded, moved = fold(start, offset, rows)
+            change = change + factor * (folded - start)
+            if total is not None and moved is not None and offset is not None:
+                total = total + factor * (moved - offset)
+        return change, weight + change, total
+
+
+def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None,
+            there: There | None = None) -> Change:
+    """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype``."""
+    bound = [bind(contribution, dtype, weight, bias, there) for contribution in contributions]
+    whole = not all(contribution.method.traits.row_separable for contribution in contributions)
+    if not all(contribution.method.traits.additive for contribution in contributions):
+        return Change(chain=tuple(one.fold for one in bound), whole=whole)
+    ups, downs, rest = [], [], []
+    for contribution, (fold, form) in zip(contributions, bound, strict=True):
+        factors = None if form is None else _dense_factors(form)
+        if factors is None:
+            rest.append((contribution.weight, contribution.method.traits.reads_weight, fold))
+        else:
+            ups.append(contribution.weight * factors[0])
+            downs.append(factors[1])
+    up, down = (_joined(ups, 1), _joined(downs, 0)) if ups else (None, None)
+    if up is None:
+        return Change(rest=tuple(rest), whole=whole)
+    return Change(up, down, tuple(rest), whole=whole, energy=None if rest else _energy(up, down), panels=lowrank.panels(up, down))
+
+
+def _energy(up: Any, down: Any) -> float:
+    """``|up @ down|_F^2 = <up^T up, down down^T>`` in float64: two small Gram matrices, and no pass over the product."""
+    xp = array_namespace(up, down)
+    up, down = xp.astype(up, xp.float64), xp.astype(down, xp.float64)
+    return max(0.0, float(xp.sum((up.T @ up) * (down @ down.T))))
+
+
+def _joined(parts: list[Any], axis: int) -> Any:
+    return parts[0] if len(parts) == 1 else array_namespace(*parts).concat(parts, axis=axis)
+
+
+def _dense_factors(form: AttachForm) -> tuple[np.ndarray, np.ndarray] | None:
+    if form.is_branch and isinstance(form.up, Dense) and isinstance(form.down, Dense):
+        return form.up.matrix, form.down.matrix
+    return None
+
+

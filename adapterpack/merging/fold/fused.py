@@ -1,0 +1,52 @@
+"""The fold in one pass over a block, where its change is a product of factors and its numbers are plain floats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...base.codecs.plain import PlainReader, PlainWriter
+from ...base.codecs.stack import StackReader, StackWriter
+from ...base.codecs.storage import Storage
+from ...base.rounding import Round
+from ...io.buffers import Scratch
+from .. import lowrank
+from .blocks import Block, InNumpy, Write
+from .fold import Change
+from .loss import Sums
+
+
+class Fused(InNumpy):
+    """The fold on the cores of this machine, rounded to nearest: by a compiled kernel what it can do, and by numpy all else.
+
+    The kernel's blocks are larger than numpy's: a number passes through the caches once, and a block costs 0.1 ms of the interpreter.
+    """
+
+    def elements(self, change: Change, storage: Storage) -> int:
+        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        return 1 << 20 if _takes(change, storage) else super().elements(change, storage)
+
+    def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
+             moved: bool) -> tuple[Sums, np.ndarray | None]:
+        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        up, panels = change.up, change.panels
+        if up is None or panels is None or block.turned or not _takes(change, storage):
+            return super().fold(change, storage, block, rounding, scratch, write, moved)
+        out = scratch.get("stored", block.raw.shape, block.raw.dtype)
+        error, inner, differs = lowrank.fold(block.raw, up[block.rows], panels, out)
+        write(storage.writer.encode(out, block.stored, _rounded, scratch))
+        return Sums(0.0, error, inner, moved or differs), block.bias
+
+
+def _takes(change: Change, storage: Storage) -> bool:
+    """Whether the change is a product of factors, and a block's bytes are its numbers in the order of the matrix, before and after."""
+    reader, writer = storage
+    if not isinstance(reader, PlainReader | StackReader) or not isinstance(writer, PlainWriter | StackWriter):
+        return False
+    return change.panels is not None and change.is_plain and reader.dtype in lowrank.STORED and writer.dtype == reader.dtype
+
+
+def _rounded(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:
+    """A :data:`~adapterpack.base.rounding.Round` of what is rounded already."""
+    return values

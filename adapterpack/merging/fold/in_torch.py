@@ -1,0 +1,75 @@
+"""The fold by torch, on a CUDA device or on the CPU: the same interface as the one in numpy, chosen by ``--device``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...base.codecs.quantized_storage import Matrix
+from ...base.codecs.storage import Storage
+from ...base.rounding import Round
+from ...errors import ProviderError
+from ...io.buffers import Scratch
+from .blocks import Block, Write, account
+from .fold import Change, Contribution, prepare
+from .loss import Sums
+
+
+class InTorch:
+    """The fold on a device: blocks are large, so that the transfers and not the calls take the time.
+
+    The products and the methods' own folds run there, in the fold's dtype; what was changed comes back to be rounded and accounted for in
+    numpy, so that the bytes follow from the same few lines wherever they were computed.
+
+    Raises:
+        ProviderError: torch has no such device here.
+    """
+
+    def __init__(self, device: str) -> None:
+        try:
+            self.device = torch.device(device)
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ProviderError("torch has no such device here", where="device", found=repr(device), expected="cuda or cpu",
+                                remedy="leave --device out to merge with numpy, or install a torch with CUDA on a machine that has it"
+                                ) from error
+
+    def elements(self, change: Change, storage: Storage) -> int:
+        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        return 1 << 23
+
+    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
+                bias: np.ndarray | None) -> Change:
+        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        return prepare(contributions, dtype, weight, bias, self._there)
+
+    def turned(self, change: Change) -> Change | None:
+        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        return change.turned()
+
+    def is_whole(self, change: Change) -> bool:
+        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        return change.whole
+
+    def energy(self, change: Change) -> float | None:
+        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        return change.energy
+
+    def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
+             moved: bool) -> tuple[Sums, np.ndarray | None]:
+        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        old = storage.reader.decode(block.raw, scratch)
+        weight = self._there(old.T if block.turned else old)
+        bias = None if block.bias is None else self._there(block.bias)
+        delta, new, after = change.apply_to(weight, bias, block.rows)
+        values = [np.ascontiguousarray((value.T if block.turned else value).cpu().numpy()) for value in (delta, new)]
+        stored = storage.writer.encode(values[1], block.stored, rounding, scratch)
+        write(stored)
+        sums = account(storage, block, (old, *values), stored, scratch, moved, change.energy is None)
+        return sums, None if after is None else after.cpu().numpy()
+
+    def _there(self, value: np.ndarray) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(value)).to(self.device)

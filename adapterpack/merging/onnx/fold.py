@@ -1,0 +1,143 @@
+"""The fold of one tensor into a graph: block by block as in a checkpoint, then to wherever the graph holds these rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...adapter_methods import LAYOUTS
+from ...base.checkpoint import Checkpoint
+from ...errors import NonFinite
+from ...onnx_graph.match import Place
+from ...onnx_graph.pieces import Piece
+from ..fold.blocks import ELEMENTS
+from ..fold.fold import prepare, slice_of
+from ..fold.loss import Sums, sums_of
+from ..plan import Target
+from ..report import TensorLoss
+from ..tensors import blocks
+from .write import Block, Writer
+
+Tick = Callable[[int], None]
+
+
+class Folded(NamedTuple):
+    """What became of one tensor: its loss, what it is stored as, and for a quantized weight the distance of its numbers from the float
+    weight, before the fold and after it, each relative to that weight's norm."""
+
+    loss: TensorLoss
+    quantized: tuple[float, float] | None
+
+
+def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], writer: Writer, safe: bool, tick: Tick) -> Folded:
+    """Folds the contributions to ``target`` into the places of its weight and its bias: in float32, rounded once to what each stores.
+
+    Raises:
+        NonFinite: under ``safe``, a result is NaN or infinite.
+    """
+    place, bias_place = places
+    reader = target.storage.reader
+    dtype = reader.work
+    before = None if target.bias is None else base.read(target.bias).astype(dtype)
+    after = None if before is None else np.empty_like(before)
+    tally = _Tally()
+    for number, matrix in enumerate(reader.matrices(target.kind)):
+        change = prepare([slice_of(each, number) for each in target.contributions], dtype, matrix, target.base_bias)
+        pieces = [(piece, counted) for piece, counted in _counted(place.pieces[number])]
+        for block, (old, delta, new) in _blocks(matrix, dtype, LAYOUTS[target.kind].turned, change.whole):
+            moved = change.apply(old, None if before is None else before[block], block, delta, new)
+            if after is not None and moved is not None:
+                after[block] = moved
+            for piece, counted in pieces:
+                written = writer.put(piece, block, new)
+                if written is not None:
+                    tally.add(written, block, (old, delta, new), counted, piece)
+                    _judge(written.after, safe, target.weight)
+            tick(new.size)
+    if before is not None and after is not None and bias_place is not None:
+        for piece, counted in _counted(bias_place.pieces[0]):
+            every = slice(0, len(after))
+            written = writer.put(piece, every, after[:, None])
+            if written is not None:
+                tally.add(written, every, (before[:, None], (after - before)[:, None], after[:, None]), counted, piece)
+                _judge(written.after, safe, bias_place.tensor)
+    stored = sorted({_dtype(writer, piece) for each in place.pieces for piece in each})
+    return Folded(tally.sums.loss(target.weight, "+".join(stored)), tally.quantized)
+
+
+def put(value: np.ndarray, place: Place, writer: Writer, safe: bool) -> None:
+    """Writes a module that was trained whole to its place."""
+    matrix = value if value.ndim == 2 else value.reshape(len(value), -1)
+    for piece in place.pieces[0]:
+        written = writer.put(piece, slice(0, len(matrix)), matrix)
+        if written is not None:
+            _judge(written.after, safe, place.tensor)
+
+
+def _blocks(matrix: np.ndarray, dtype: np.dtype[Any], turned: bool, whole: bool) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
+    """Row blocks as the merge of a checkpoint cuts and lays them, so that equal numbers come out: old, change, new ``[count, in]``."""
+    rows, columns = matrix.shape
+    for block in iter((slice(0, rows),)) if whole or turned else blocks(rows, columns, 1, ELEMENTS):
+        count = block.stop - block.start
+        shape = (columns, count) if turned else (count, columns)
+        old, delta, new = (np.empty(shape, dtype) for _ in range(3))
+        np.copyto(old, matrix[block].T if turned else matrix[block])
+        yield block, (old.T, delta.T, new.T) if turned else (old, delta, new)
+
+
+def _counted(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, bool]]:
+    """Each piece, and whether the fold loss is taken of it: copies of what another piece holds are left out."""
+    seen: list[tuple[int, int, int]] = []
+    for piece in pieces:
+        again = any(axis != piece.axis or (start < piece.stop and piece.start < stop) for axis, start, stop in seen)
+        if not again:
+            seen.append((piece.axis, piece.start, piece.stop))
+        yield piece, not again
+
+
+class _Tally:
+    """The sums behind a :class:`Folded`."""
+
+    def __init__(self) -> None:
+        self.sums = Sums()
+        self._squares = np.zeros(4)
+        self._any = False
+
+    def add(self, written: Block, block: slice, numbers: tuple[np.ndarray, ...], counted: bool, piece: Piece) -> None:
+        """Notes one written block; ``numbers`` are old, change and new of all of its rows."""
+        part = (slice(written.rows.start - block.start, written.rows.stop - block.start), written.columns)
+        old, delta, new = (np.ascontiguousarray(each[part]) for each in numbers)
+        if piece.nbits is not None:
+            self._any = True
+            self._squares += [_square(written.before - old), _square(old), _square(written.after - new), _square(new)]
+        if counted:
+            error = written.after - written.before - delta
+            self.sums += sums_of(delta, error, bool(np.any(written.after != written.before)))
+
+    @property
+    def quantized(self) -> tuple[float, float] | None:
+        """The relative distance of the quantized numbers from the float ones, before and after."""
+        if not self._any:
+            return None
+        was, old, now, new = self._squares
+        return math.sqrt(was / old) if old else 0.0, math.sqrt(now / new) if new else 0.0
+
+
+def _square(value: np.ndarray) -> float:
+    return float(np.sum(np.square(value), dtype=np.float64))
+
+
+def _dtype(writer: Writer, piece: Piece) -> str:
+    return f"INT{piece.nbits.bits}" if piece.nbits else _NAMES[writer.graph.stored[piece.initializer].dtype.name]
+
+
+_NAMES = {"float32": "F32", "float16": "F16", "float64": "F64", "bfloat16": "BF16"}
+
+
+def _judge(stored: np.ndarray, safe: bool, name: str) -> None:
+    if safe and not np.isfinite(stored).all():
+        raise NonFinite("the merged tensor holds NaN or infinity", where=name,
+                        remedy="merge into a graph of a wider dtype; if that does not help, the base or the adapter holds it already")

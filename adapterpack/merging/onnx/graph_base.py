@@ -1,0 +1,129 @@
+"""A bundle's graph as the base of a merge: the weights are those of its site map, the identity is the bundle's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...adapter_methods import LAYOUTS
+from ...base.checkpoint import read_json
+from ...base.codecs.dequantized_checkpoint import Decoded
+from ...base.fingerprint import Fingerprint
+from ...base.identity import levels
+from ...bundle.manifest import Bundle, MappedSite
+from ...errors import SiteNotFound, Unsupported, nearest
+from ...io.safetensors import TensorInfo, dtype_name
+from ...onnx_graph.graph_file import GraphFile, require_stored
+from ...onnx_graph.match import Place
+from ...onnx_graph.nbits import NBits, dequantized, quantized_nodes, require_plain
+from ...onnx_graph.pieces import Piece
+from ...pack.pack import Pack
+
+
+class GraphBase(Decoded):
+    """The linear modules of a bundle, under the names that the packs' sites have.
+
+    A quantized weight reads as what its numbers stand for, in float32.
+    """
+
+    def __init__(self, folder: Path, bundle: Bundle, graph: GraphFile, packs: Sequence[Pack]) -> None:
+        self.folder, self.bundle, self.graph = folder, bundle, graph
+        self.index, self.files, self.shard_of, self.identities, self.coded = None, {}, {}, {}, {}
+        self._nbits = {one.weight: one for one in quantized_nodes(graph)}
+        wanted = {group.path: group for pack in packs for group in pack.manifest.groups if group.path in bundle.sites}
+        self._sites = {path: (bundle.sites[path], group.kind if group.role == "adapter" else "linear") for path, group in wanted.items()}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The bundle's own ``config.json``."""
+        path = self.folder / "config.json"
+        found: dict[str, Any] = read_json(path) if path.is_file() else {}
+        return {key: value for key, value in found.items() if key != "tie_word_embeddings"}  # a graph's modules are changed one by one
+
+    @cached_property
+    def name(self) -> str:
+        """The name of the base that the bundle was made from."""
+        return self.bundle.base.name or "base"
+
+    @property
+    def structure(self) -> str:  # type: ignore[override]
+        """As the bundle records it."""
+        return self.bundle.base.structure or ""
+
+    def fingerprint(self, *, content: bool = True, files: bool = False) -> Fingerprint:
+        """As the bundle records it."""
+        return levels(self.bundle.base)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """``PATH.weight`` and ``PATH.bias`` of each site that the packs change."""
+        found = {}
+        for path, (site, kind) in self._sites.items():
+            layout = LAYOUTS[kind]
+            shape = (site.in_features, site.out_features) if layout.turned else (site.out_features, site.in_features)
+            dtype = "F32" if site.weight in self._nbits else dtype_name(require_stored(self.graph, site.weight).dtype)
+            found[f"{path}.weight"] = TensorInfo(f"{path}.weight", dtype, shape, 0, 0)
+            if site.bias is not None:
+                bias = require_stored(self.graph, site.bias)
+                found[f"{path}.bias"] = TensorInfo(f"{path}.bias", dtype_name(bias.dtype), (site.out_features,), 0, 0)
+        return found
+
+    def read(self, name: str) -> np.ndarray:
+        """A weight as its site stores it, or a bias."""
+        path, _, leaf = name.rpartition(".")
+        site, kind = self._sites[path]
+        if leaf == "bias":
+            return self.graph.array(site.bias or "").reshape(-1)
+        one = self._nbits.get(site.weight)
+        if one is not None:
+            require_plain(self.graph, one)
+            out_in = dequantized(self.graph, one, slice(0, one.rows))
+        else:
+            held = self.graph.array(site.weight)
+            out_in = held if site.layout == "out_in" else held.T
+        out_in = out_in[site.at : site.at + site.out_features]
+        return out_in.T if LAYOUTS[kind].turned else out_in
+
+    def weight_name(self, path: str, recorded: str | None = None) -> str | None:
+        """The weight of the module ``path``: the graph knows modules, not the tensors of a checkpoint."""
+        name = f"{path}.weight"
+        return name if name in self.tensors else None
+
+    def require_weight(self, path: str, recorded: str | None = None) -> str:
+        """As :meth:`weight_name`.
+
+        Raises:
+            SiteNotFound: the site map has no such module.
+        """
+        name = self.weight_name(path)
+        if name is None:
+            raise SiteNotFound("the bundle's site map has no such module", where=self.folder, found=path,
+                               remedy=f"{nearest(path, self.bundle.sites)}, or name the checkpoint with --base")
+        return name
+
+    def places(self, wanted: Mapping[str, str]) -> dict[str, Place]:
+        """Where the graph holds tensors, by its site map.
+
+        Raises:
+            Unsupported: two modules of the site map have one weight.
+        """
+        return {name: self._place(name, kind) for name, kind in wanted.items()}
+
+    def _place(self, name: str, kind: str) -> Place:
+        path, _, leaf = name.rpartition(".")
+        site: MappedSite = self._sites[path][0]
+        if leaf == "bias":
+            return Place(name, "norm", ((Piece(site.bias or "", 0, site.out_features, 0),),), (site.node,))
+        sharing = sorted(other.path for other in self.bundle.sites.values() if other.weight == site.weight and other.path != path
+                         and other.at < site.at + site.out_features and site.at < other.at + other.out_features)
+        readers = {use.node.name for use in self.graph.uses.get(site.weight, ())}
+        if sharing or len(readers) > 1:
+            raise Unsupported("other nodes read this site's weight too, and would change with it", where=f"{self.folder}, {path}",
+                              found=", ".join([*sharing, *sorted(readers - {site.node})][:5]), remedy="export the bundle again")
+        one: NBits | None = self._nbits.get(site.weight)
+        turned = site.layout == "in_out" and one is None
+        return Place(name, kind, ((Piece(site.weight, 0, site.out_features, site.at, 0, turned, None, one),),), (site.node,))

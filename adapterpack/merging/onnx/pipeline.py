@@ -1,0 +1,292 @@
+"""Adapters folded into an ONNX file, or into a bundle: the files are copied, and the numbers of some initializers changed in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...base.checkpoint import carried_files
+from ...base.codecs.dequantized_checkpoint import Decoded
+from ...base.quantization import require_plain
+from ...bundle.manifest import GRAPH, Bundle, BundledAdapter, read_bundle
+from ...errors import ConfigError, NothingToDo, Unsupported
+from ...io import strict_json
+from ...io.atomic import output_folder, refuse_existing
+from ...io.byte_ranges import Span, copy_span, opened
+from ...io.progress import Progress, Ticker
+from ...io.threads import one_thread_each
+from ...onnx_graph.graph_file import GraphFile, require_stored
+from ...onnx_graph.match import Place, match, match_bias
+from ...onnx_graph.pieces import Piece
+from ...pack.pack import Pack
+from ...pack.validate.validation import load
+from .. import plan, provenance
+from ..arguments import require_outside, weights_of
+from ..report import MergedPack
+from .check import check
+from .fold import Folded, fold, put
+from .graph_base import GraphBase
+from .report import GraphReport, GraphTensor
+from .strip import strip
+from .write import Writer, opened_all
+
+CARRIED = ("genai_config.json",)
+_CHUNK = 4 << 20
+
+
+def merge_graph(
+    source: str | os.PathLike[str],
+    packs: Sequence[Pack | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    weights: Sequence[float] | None = None,
+    safe: bool = False,
+    allow_structural: bool = False,
+    progress: Progress | None = None,
+) -> GraphReport:
+    """Folds ``packs`` into the graph ``source`` and writes it, with its data and what belongs to it, to the new folder ``out``.
+
+    ``source`` is an ``.onnx`` file that any tool made from ``checkpoint``, whose tensors are found in it by what they hold; or the folder
+    of a bundle, whose site map says where they are. Each fold is computed from the checkpoint's own numbers where there is one, and
+    rounded once to what the initializer stores; a quantized weight is rounded to its own bits and blocks. Files are copied and changed in
+    place, weight by weight. The result is checked by ONNX and opened by ONNX Runtime before it gets its name.
+
+    A bundle becomes a folded one: its slots and the adapters in them are left out.
+
+    Raises:
+        OutputExists, ConfigError: the output path or an argument cannot be used.
+        BaseMismatch, SiteNotFound: a pack was made for another base, or the graph does not hold what the pack changes.
+        FormatError: the graph is malformed, or its external data lies outside its folder.
+        Unsupported: the fold would not be exact, or would change more than the pack's sites.
+        NothingToDo: no weight would change, or none did after rounding.
+        ParityError: the folded graph cannot be used.
+
+    Example:
+        >>> merge_graph("model.onnx", ["packs/tickets"], "tickets-onnx", checkpoint="MiniLM")  # doctest: +SKIP
+    """
+    started = time.perf_counter()
+    target = Path(out)
+    refuse_existing(target)
+    opened_packs = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    factors = weights_of(weights, opened_packs)
+    with _opened(Path(source), checkpoint, opened_packs) as it:
+        require_outside(target, [*([it.folder] if it.bundle else []), *(pack.path for pack in opened_packs if pack.path is not None)])
+        todo = plan.make(it.base, opened_packs, factors, allow_structural)
+        work = _located(it, todo)
+        names = [path.relative_to(it.graph.folder) for path in it.graph.files]
+        with output_folder(target) as folder:
+            total = sum(path.stat().st_size for path in it.graph.files) + sum(
+                math.prod(it.base.tensors[one.weight].shape) for one, _ in work.targets)
+            tick = Ticker(total, progress).add
+            for name in names:
+                _copy(it.graph.folder / name, folder / name, tick)
+            with one_thread_each(), opened_all({it.graph.folder / name: folder / name for name in names}) as sinks:
+                writer = Writer(it.graph, sinks)
+                done = [fold(one, it.base, places, writer, safe, tick) for one, places in work.targets]
+                for value, place in work.replaced:
+                    put(value, place, writer, safe)
+            if done and not work.replaced and not any(each.loss.stored for each in done):
+                raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
+                                  found=done[0].loss.dtype,
+                                  remedy="fold into a graph of a wider dtype, or keep the adapter beside the base")
+            checks = check(folder / it.graph.path.name, it.graph.path)
+            report = GraphReport(
+                out=str(target),
+                graph=it.graph.path.name,
+                base_name=it.base.name,
+                base_structure=it.base.structure,
+                base_content=it.base.content if it.bundle is None else it.bundle.base.content,
+                packs=tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
+                            for pack, factor, verdict in zip(opened_packs, factors, todo.verdicts, strict=True)),
+                tensors=tuple(_told(each, places) for each, (_, places) in zip(done, work.targets, strict=True)),
+                replaced=tuple(sorted(place.tensor for _, place in work.replaced)),
+                initializers=len(it.graph.model.graph.initializer),
+                bytes_written=sum((folder / name).stat().st_size for name in names),
+                seconds=0.0,
+                checks=checks,
+                left_out=it.left_out,
+            )
+            _side_files(it, folder)
+            (folder / provenance.FILE_NAME).write_bytes(strict_json.canonical(report.provenance()))
+            if it.bundle is not None:
+                _write_bundle(it, folder, opened_packs, report)
+    return dataclasses.replace(report, seconds=time.perf_counter() - started)
+
+
+class _Source(NamedTuple):
+    """What is folded into: the graph, the base that its weights are, and the bundle if it is one."""
+
+    folder: Path
+    graph: GraphFile
+    base: Decoded
+    bundle: Bundle | None
+    left_out: tuple[str, ...]
+
+
+@contextmanager
+def _opened(source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequence[Pack]) -> Iterator[_Source]:
+    if source.suffix == ".onnx":
+        if checkpoint is None:
+            raise ConfigError("a graph alone does not say which of its weights are which", where=source, expected="--base CHECKPOINT",
+                              remedy="name the checkpoint that it was exported from")
+        yield _Source(source.parent, GraphFile(source), _floats(checkpoint), None, ())
+        return
+    bundle = read_bundle(source)
+    if len(bundle.parts) > 1:
+        raise Unsupported("a fold goes into one graph, and this bundle has several", where=source, found=", ".join(bundle.parts),
+                          remedy="merge the checkpoint, or export it with --mode folded")
+    twice = sorted({adapter.name for adapter in bundle.adapters} & {pack.name for pack in packs}) if bundle.mode == "folded" else []
+    if twice:
+        raise ConfigError("an adapter of that name is folded into the bundle already", where=source, found=", ".join(twice),
+                          remedy="rename one: NAME=PATH")
+    with tempfile.TemporaryDirectory(prefix="adapterpack-fold-") as scratch:
+        path, left_out = source / GRAPH, tuple[str, ...]()
+        if bundle.mode != "folded":
+            path = Path(scratch) / GRAPH
+            strip(source, bundle, path)
+            left_out = tuple(adapter.name for adapter in bundle.adapters)
+            bundle = dataclasses.replace(bundle, adapters=())
+        graph = GraphFile(path)
+        base = GraphBase(source, bundle, graph, packs) if checkpoint is None else _floats(checkpoint)
+        yield _Source(source, graph, base, bundle, left_out)
+
+
+def _floats(checkpoint: str | os.PathLike[str]) -> Decoded:
+    """A checkpoint whose tensors can be looked for in a graph: they are found by their bytes, which must be the weights."""
+    found = Decoded(checkpoint)
+    require_plain(found)
+    return found
+
+
+class _Work(NamedTuple):
+    """Every target with the places of its weight and its bias, and every module that comes in whole with its place."""
+
+    targets: list[tuple[plan.Target, tuple[Place, Place | None]]]
+    replaced: list[tuple[np.ndarray, Place]]
+
+
+def _located(it: _Source, todo: plan.Plan) -> _Work:
+    if todo.whole.added:
+        raise Unsupported("a pack brings modules that the base lacks, and a fold adds no nodes to a graph", where=it.graph.path,
+                          found=", ".join(sorted(todo.whole.added)[:5]), remedy="export BASE PACK --mode folded")
+    for name, value in todo.whole.replaced.items():
+        if value.shape != it.base.tensors[name].shape:
+            raise Unsupported("a module that was trained whole has another shape in the graph", where=f"{it.graph.path}, {name}",
+                              expected=it.base.tensors[name].shape, found=value.shape, remedy="export BASE PACK --mode folded")
+    wide = {name: value for name, value in todo.whole.replaced.items() if value.ndim > 1}
+    kinds = {**{name: target.kind for name, target in todo.targets.items()}, **dict.fromkeys(wide, "linear")}
+    base = it.base
+    places = base.places(kinds) if isinstance(base, GraphBase) else match(it.graph, base, kinds)
+
+    def bias_of(name: str, weight: Place | None) -> Place:
+        if isinstance(base, GraphBase):
+            return base.places({name: "norm"})[name]
+        return match_bias(it.graph, base, name, weight)
+
+    targets = [(target, (places[name], None if target.bias is None else bias_of(target.bias, places[name])))
+               for name, target in todo.targets.items()]
+    replaced = [(value, places[name] if name in wide else bias_of(name, places.get(f"{name.removesuffix('.bias')}.weight")))
+                for name, value in todo.whole.replaced.items()]
+    _require_disjoint(it.graph, [place for _, pair in targets for place in pair if place is not None] + [place for _, place in replaced])
+    return _Work(targets, replaced)
+
+
+def _require_disjoint(graph: GraphFile, places: Sequence[Place]) -> None:
+    """That no number is changed for two tensors, and none that another initializer shares."""
+    bands: dict[str, list[tuple[Piece, str]]] = {}
+    for place in places:
+        for piece in (piece for each in place.pieces for piece in each):
+            for name in _touched(piece):
+                require_stored(graph, name)
+            for other, tensor in bands.get(piece.initializer, ()):
+                if tensor != place.tensor and _overlap(piece, other):
+                    raise Unsupported("one initializer is two tensors of the base at once, so neither can be changed alone",
+                                      where=f"{graph.path}, {piece.initializer}", found=f"{tensor} and {place.tensor}",
+                                      remedy="fold into the checkpoint, and export again")
+            bands.setdefault(piece.initializer, []).append((piece, place.tensor))
+    changed = {name for place in places for each in place.pieces for piece in each for name in _touched(piece)}
+    spans = sorted((one.file, one.offset, one.offset + one.nbytes, one.name) for one in graph.stored.values() if one.nbytes)
+    for (file, _, stop, name), (file_after, start, _, after) in pairwise(spans):
+        if file == file_after and start < stop and {name, after} & changed:
+            raise Unsupported("two initializers share bytes of one file, so neither can be changed alone", where=graph.path,
+                              found=f"{name} and {after}", remedy="save the model again with data of its own for each initializer")
+
+
+def _overlap(one: Piece, other: Piece) -> bool:
+    """Whether two bands of an initializer, along its rows or its columns, have a number in common."""
+    if None not in (one.slot, other.slot) and one.slot != other.slot:
+        return False
+    same_way = (one.axis != int(one.turned)) == (other.axis != int(other.turned))
+    return not same_way or (one.at < other.at + other.stop - other.start and other.at < one.at + one.stop - one.start)
+
+
+def _touched(piece: Piece) -> list[str]:
+    one = piece.nbits
+    return [piece.initializer] if one is None else [name for name in (one.weight, one.scales, one.zeros) if name is not None]
+
+
+def _told(each: Folded, places: tuple[Place, Place | None]) -> GraphTensor:
+    known = [place for place in places if place is not None]
+    return GraphTensor(
+        each.loss,
+        tuple(name for place in known for name in place.initializers),
+        tuple(piece.layout for piece in (piece for matrix in places[0].pieces for piece in matrix)),
+        tuple(dict.fromkeys(node for place in known for node in place.nodes)),
+        each.quantized,
+    )
+
+
+def _copy(source: Path, target: Path, tick: Callable[[int], None]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with opened(source, os.O_RDONLY) as reader, opened(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as sink:
+        size = source.stat().st_size
+        for start in range(0, size, _CHUNK):
+            nbytes = min(_CHUNK, size - start)
+            copy_span(reader, sink, Span(start, start, nbytes), lambda count: np.empty(count, np.uint8))
+            tick(nbytes)
+
+
+def _side_files(it: _Source, folder: Path) -> None:
+    for path in carried_files(it.folder, CARRIED):
+        if not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+
+
+def _write_bundle(it: _Source, folder: Path, packs: Sequence[Pack], report: GraphReport) -> None:
+    """The manifest of a folded bundle with the packs in it; their canaries are replayed where they can be."""
+    import onnx_ir as ir  # noqa: PLC0415 - only a bundle needs it
+
+    from ...bundle.signature import signature_of  # noqa: PLC0415
+    from ...runtime import canary  # noqa: PLC0415 - only a bundle is run
+    from ...runtime.session import Session  # noqa: PLC0415
+
+    assert it.bundle is not None
+    for adapter in it.bundle.adapters:
+        shutil.copytree(it.folder / adapter.path, folder / adapter.path)
+    for pack in packs:
+        (folder / "adapters" / pack.name).mkdir(parents=True)
+        pack.write_into(folder / "adapters" / pack.name)
+    added = [BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", None, pack.manifest.task.labels) for pack in packs]
+    sites = {path: dataclasses.replace(site, fields=(), labels=0, role="adapter", ranks={}) for path, site in it.bundle.sites.items()
+             if site.weight}
+    labels = next((pack.manifest.task.labels for pack in packs if pack.full() and pack.manifest.task.labels), it.bundle.base_labels)
+    parity: dict[str, Any] = {"folded": dict(report.checks)}
+    bundle = dataclasses.replace(it.bundle, mode="folded", sites=sites, adapters=(*it.bundle.adapters, *added), slots=0, max_rank=0,
+                                 max_labels=0, base_labels=labels, parity=parity, io=signature_of(ir.load(folder / GRAPH)), target="ort",
+                                 in_place=False)
+    bundle.write(folder)
+    if all(factor == 1 for factor in (pack.weight for pack in report.packs)):
+        verified: Mapping[str, Any] = canary.verify(Session(folder, provider="cpu"))
+        dataclasses.replace(bundle, parity={**parity, "canary": verified}).write(folder)

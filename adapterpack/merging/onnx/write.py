@@ -1,0 +1,98 @@
+"""Blocks of a changed matrix written to their places in the files of a graph."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ...io.byte_ranges import write_all
+from ...onnx_graph.graph_file import GraphFile, Stored
+from ...onnx_graph.nbits import NBits, dequantized, grid_of, packed_zeros, requantized
+from ...onnx_graph.pieces import Piece, as_matrix, oriented
+
+
+class Block(NamedTuple):
+    """Part of a matrix as the graph had it and as it has it now, in float32; ``rows`` and ``columns`` say which part."""
+
+    rows: slice
+    columns: slice
+    before: np.ndarray
+    after: np.ndarray
+
+
+class Writer:
+    """The output's files, open; ``graph`` is the source, whose initializers have the same places in them."""
+
+    def __init__(self, graph: GraphFile, sinks: Mapping[Path, int]) -> None:
+        self.graph, self.sinks = graph, sinks
+
+    def put(self, piece: Piece, rows: slice, new: np.ndarray) -> Block | None:
+        """Writes what ``piece`` holds of the rows ``new`` ``[count, in]`` of a matrix; None if that is nothing."""
+        if piece.axis == 0:
+            start, stop = max(rows.start, piece.start), min(rows.stop, piece.stop)
+            if start >= stop:
+                return None
+            part = new[start - rows.start : stop - rows.start]
+            at = start - piece.start + piece.at
+            if piece.nbits is not None:
+                before, after = self._quantized(piece.nbits, slice(at, at + stop - start), part)
+            else:
+                before, after = self._float(piece, at, 0, part)
+            return Block(slice(start, stop), slice(0, new.shape[1]), before, after)
+        before, after = self._float(piece, rows.start, piece.at, new[:, piece.start : piece.stop])
+        return Block(rows, slice(piece.start, piece.stop), before, after)
+
+    def _float(self, piece: Piece, row: int, column: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        place = self.graph.stored[piece.initializer]
+        matrix = as_matrix(self.graph.array(piece.initializer), piece.slot)
+        view = oriented(matrix, piece.turned)
+        rows, columns = slice(row, row + part.shape[0]), slice(column, column + part.shape[1])
+        before = view[rows, columns].astype(part.dtype)
+        with np.errstate(all="ignore"):  # overflow is judged by its result
+            stored = part.astype(place.dtype)
+        skipped = 0 if piece.slot is None else piece.slot * matrix.size
+        lying, first = (stored.T, (column, row)) if piece.turned else (stored, (row, column))
+        self._rectangle(place, skipped + first[0] * matrix.shape[1] + first[1], matrix.shape[1], np.ascontiguousarray(lying))
+        return before, stored.astype(part.dtype)
+
+    def _rectangle(self, place: Stored, first: int, width: int, part: np.ndarray) -> None:
+        """Writes ``part`` with its first number at element ``first`` of an initializer whose rows are ``width`` long."""
+        sink, size = self.sinks[place.file], place.dtype.itemsize
+        if part.shape[1] == width or len(part) == 1:
+            write_all(sink, part, place.offset + first * size)
+            return
+        for number, line in enumerate(part):
+            write_all(sink, line, place.offset + (first + number * width) * size)
+
+    def _quantized(self, one: NBits, rows: slice, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        old = grid_of(self.graph, one, rows)
+        before = dequantized(self.graph, one, rows)
+        scales = self.graph.stored[one.scales]
+        rounded = requantized(one, part.astype(np.float32), old, scales.dtype)
+        self._lines(one.weight, one.rows, rows, rounded.packed)
+        self._lines(one.scales, one.rows, rows, rounded.grid.scale.astype(scales.dtype))
+        if one.zeros is not None:
+            self._lines(one.zeros, one.rows, rows, packed_zeros(one, rounded.grid))
+        return before, rounded.values
+
+    def _lines(self, name: str, count: int, rows: slice, part: np.ndarray) -> None:
+        place = self.graph.stored[name]
+        write_all(self.sinks[place.file], np.ascontiguousarray(part), place.offset + rows.start * (place.nbytes // count))
+
+
+@contextmanager
+def opened_all(files: Mapping[Path, Path]) -> Iterator[dict[Path, int]]:
+    """The output file of each source file, open for writing."""
+    sinks: dict[Path, int] = {}
+    try:
+        for source, target in files.items():
+            sinks[source] = os.open(target, os.O_WRONLY)
+        yield sinks
+    finally:
+        for sink in sinks.values():
+            os.close(sink)

@@ -1,0 +1,194 @@
+"""The merge stage: adapters folded into a checkpoint that is streamed from disk to disk."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..base import dtypes, rounding
+from ..errors import ConfigError, NothingToDo
+from ..io.atomic import refuse_existing
+from ..io.progress import Progress
+from ..io.threads import workers
+from ..pack.pack import Pack
+from ..pack.validate.validation import load
+from . import jobs, journal, plan, provenance, staging, stream
+from .arguments import require_outside, weights_of
+from .container import opened as opened_base
+from .fold import devices
+from .onnx.kind import is_graph
+from .onnx.report import GraphReport
+from .report import MergedPack, MergeReport
+from .tensors import Fold
+
+VERIFY = ("structure", "full")
+_SIDE_FILES = 1 << 20
+
+
+def merge(
+    base: str | os.PathLike[str],
+    packs: Sequence[Pack | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    weights: Sequence[float] | None = None,
+    dtype: str | None = None,
+    safe: bool = False,
+    stochastic_rounding: int | None = None,
+    verify: str = "structure",
+    allow_structural: bool = False,
+    shard: str | None = None,
+    resume: bool = False,
+    durable: bool = True,
+    device: str | None = None,
+    untie: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> MergeReport | GraphReport:
+    """Folds ``packs`` into ``base``, a checkpoint, a GGUF file, an ONNX file or a bundle, and writes the result to the new
+    ``out``, whole or not at all.
+
+    Every changed weight is read block by block, all its adapters are added in float32 (float64 for a float64 base), and the sum is
+    rounded once, to nearest even; all other bytes are copied. Memory does not grow with the model. Modules that a pack holds trained
+    whole, such as a classifier head, go along. Equal inputs give equal bytes. Adapters of which one is not additive fold one after the
+    other, in the order of the packs. A merge that was killed goes on where it stood when the same merge is asked for again.
+
+    A quantized base is decoded, folded and encoded again in its own format: every group of codes keeps its scale, or takes a new one where
+    that comes closer to the fold. With ``dtype`` it is written dequantized instead, which loses nothing but that dtype's rounding.
+
+    Args:
+        base: a checkpoint folder, a GGUF file, an ONNX file or a bundle; it is never changed. What a graph becomes says
+            :func:`~adapterpack.merging.onnx.pipeline.merge_graph`.
+        packs: packs or their folders; ``weights`` multiply their changes (1 each by default; additive methods only; heads are not scaled).
+        out: the folder or file to write; it must not exist.
+        dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
+            A quantized base is written dequantized.
+        safe: refuse a result that is NaN or infinite, overflow in rounding included.
+        stochastic_rounding: a seed: round up or down by chance, so that small changes are kept on average. Not for the codes of
+            a quantized base.
+        verify: ``"structure"`` checks the base by names, dtypes, shapes and samples of every tensor; ``"full"`` by every byte.
+        allow_structural: accept a base that has the names, dtypes and shapes of the pack's, whatever its weights.
+        shard: ``"I/N"``: do the I-th of N shares of the work, into an output folder that N machines share; the last one publishes it.
+        resume: keep what is done on an error or an interrupt, too, to go on with later.
+        durable: wait until every byte is on the disk; without it the system writes them out in its own time, as after a copy.
+        device: ``"cuda"`` or ``"cpu"``: compute with torch there; by default with numpy, without torch.
+        untie: write the output head of a model whose embeddings are tied as a tensor of its own, so that each use of them is changed by
+            what was trained for it.
+        checkpoint: of an ONNX or GGUF file, the checkpoint that it was made from: the numbers of both are compared.
+        progress: called with (bytes done, bytes in all), by one thread at a time.
+
+    Raises:
+        OutputExists, ConfigError: the output path or an argument cannot be used.
+        BaseMismatch, SiteNotFound: a pack was made for another base.
+        Unsupported: the fold would not be exact.
+        NothingToDo: no weight would change, or none did after rounding.
+        NonFinite: under ``safe``.
+        StorageError: the disk is full, or the file system refuses.
+
+    Example:
+        >>> report = merge("models/base", ["packs/tickets"], "models/tickets")  # doctest: +SKIP
+        >>> report.tensors_changed, report.kept  # doctest: +SKIP
+        (24, 0.9999999)
+    """
+    if is_graph(base):
+        of_checkpoints = {"dtype": dtype, "stochastic_rounding": stochastic_rounding, "shard": shard, "resume": resume, "device": device,
+                          "untie": untie}
+        return _into_graph(base, packs, out, of_checkpoints, checkpoint=checkpoint, weights=weights, safe=safe,
+                           allow_structural=allow_structural, progress=progress)
+    started = time.perf_counter()
+    target = Path(out)
+    refuse_existing(target)
+    if verify not in VERIFY:
+        raise ConfigError("there is no such check of the base", where="verify", expected=" or ".join(VERIFY), found=repr(verify))
+    asked = None if dtype is None else dtypes.parse(dtype)
+    part = jobs.Part() if shard is None else jobs.parse_part(shard)
+    arithmetic = devices.arithmetic(device, stochastic_rounding is not None)
+    source, container = opened_base(base, checkpoint)
+    opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    factors = weights_of(weights, opened)
+    require_outside(target, [*source.inputs, *(pack.path for pack in opened if pack.path is not None)])
+    todo = plan.make(source, opened, factors, allow_structural, dtype=asked, full=verify == "full",
+                     by_chance=stochastic_rounding is not None, untie=untie)
+    if verify == "full":
+        _ = source.content
+    merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
+                   for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True))
+    note = provenance.note(source, merged, stochastic_rounding)
+    shards = container.shards(source, todo, asked, note)
+    key = provenance.key([shard.header for shard in shards], {"version": __version__, "safe": safe, "device": device})
+    work, header = jobs.jobs(shards), sum(len(shard.header) for shard in shards)
+    mine, folder = jobs.share(work, part), staging.place(target, key)
+    staging.require_space(target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.taken(folder))
+
+    def described(done: dict[int, journal.Done], missing: int) -> MergeReport:
+        losses = [job.loss(sums) for number, job in enumerate(work)
+                  if isinstance(job, Fold) and number in done and (sums := done[number].sums) is not None]
+        return MergeReport(
+            out=str(target),
+            base_name=source.name,
+            base_structure=source.structure,
+            base_probe=source.probe,
+            base_content=provenance.known_content(source),
+            packs=merged,
+            dtype=None if asked is None else dtypes.TORCH[asked],
+            tensors=sum(len(shard.items) for shard in shards),
+            tensors_changed=sum(item.changed for shard in shards for item in shard.items),
+            tensors_added=len(todo.whole.added) + len(todo.copies),
+            bytes_written=sum(shard.size for shard in shards),
+            seconds=time.perf_counter() - started,
+            losses=tuple(losses),
+            stochastic_rounding=stochastic_rounding,
+            shard=None if shard is None else str(part),
+            jobs_missing=missing,
+            bytes_resumed=resumed,
+            notes=todo.notes,
+        )
+
+    def finish(folder: Path) -> None:
+        report = described(done, 0)
+        if report.losses and not any(loss.stored for loss in report.losses) and not todo.whole.added and not todo.whole.replaced:
+            raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
+                              found=report.losses[0].dtype, remedy="merge with dtype float32, or keep the adapter beside the base")
+        container.finish(folder, source, opened, todo, asked, shards, report.provenance())
+
+    several = part.count > 1
+    files = {file for number in mine for file in work[number].files}
+    with staging.staged(target, folder, lambda path: journal.Journal(path, part, files), keep=resume or several) as log:
+        known = journal.finished(folder, len(work))
+        resumed = sum(work[number].nbytes for number in mine if number in known)
+        stream.outline(shards, folder)
+        with log.synced() if durable or several else nullcontext():
+            done = stream.write(work, mine, known, log, header=header, safe=safe, rounding=_rounding(stochastic_rounding),
+                                arithmetic=arithmetic, workers=workers(), progress=progress)
+        if several:
+            with suppress(FileNotFoundError):  # another part of this machine saw that all was done, synced it, and published it
+                log.sync()
+            done = journal.finished(folder, len(work))
+        missing = len(work) - len(done)
+        if not missing:
+            staging.publish(folder, target, finish, durable, container.file)
+    return described(done, missing)
+
+
+def _rounding(seed: int | None) -> rounding.Rounding:
+    return rounding.nearest if seed is None else rounding.stochastic(seed)
+
+
+def _into_graph(
+    base: str | os.PathLike[str],
+    packs: Sequence[Pack | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    of_checkpoints: Mapping[str, Any],
+    **rest: Any,
+) -> GraphReport:
+    from .onnx.pipeline import merge_graph  # noqa: PLC0415 - a checkpoint needs none of it
+
+    for name, value in of_checkpoints.items():
+        if value is not None and value is not False:
+            raise ConfigError("this is for merges into checkpoints; a graph keeps its dtypes and is merged at one go", where=name,
+                              found=repr(value), remedy="leave it out")
+    return merge_graph(base, packs, out, **rest)

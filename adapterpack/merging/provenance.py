@@ -1,0 +1,60 @@
+"""What a merged checkpoint says of where it came from: in a side file, and in the metadata of every weight file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..base.checkpoint import INDEX, Checkpoint, carried_files
+from ..pack.pack import Pack
+from . import config, layout, plan, vocabulary
+from .report import MergedPack
+
+FILE_NAME = "adapterpack.merging.json"
+METADATA = "adapterpack_merge"
+
+
+def known_content(base: Checkpoint) -> str | None:
+    """The base's ``content``, if something had to read every byte of it."""
+    found: str | None = vars(base).get("content")
+    return found
+
+
+def note(base: Checkpoint, packs: Sequence[MergedPack], seed: int | None) -> str:
+    """What stands in the metadata: the base's fingerprint, each pack's id and weight, and the seed of stochastic rounding."""
+    found: dict[str, Any] = {
+        "base": {"structure": base.structure, "probe": base.probe, "content": known_content(base)},
+        "packs": [{"id": pack.id, "weight": pack.weight} for pack in packs],
+    }
+    return json.dumps(found if seed is None else {**found, "stochastic_rounding": seed}, sort_keys=True)
+
+
+def key(headers: Sequence[bytes], options: dict[str, Any]) -> str:
+    """What tells one merge from every other: the headers of its files, which name base, packs, weights and shapes, and the options that
+    are not in them."""
+    hasher = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for header in headers:
+        hasher.update(header)
+    return hasher.hexdigest()
+
+
+def write_side_files(folder: Path, base: Checkpoint, packs: Sequence[Pack], todo: plan.Plan, dtype: str | None,
+                     shards: list[layout.Shard]) -> None:
+    """Config, tokenizer, templates and index of the merged checkpoint; ``dtype`` is the safetensors name that was asked for."""
+    changed = config.merged(base.config, packs, todo.whole, dtype, bool(todo.copies))
+    for path in carried_files(base.folder):
+        shutil.copyfile(path, folder / path.name)
+    if todo.whole.words is not None:
+        vocabulary.carry_tokenizers(folder, packs)
+    if base.config and changed != base.config:
+        _write_json(folder / "config.json", changed)
+    _write_json(folder / INDEX, layout.index(base, shards))
+
+
+def _write_json(path: Path, value: dict[str, Any] | None) -> None:
+    if value is not None:
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

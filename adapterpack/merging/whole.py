@@ -1,0 +1,132 @@
+"""Modules that a pack holds trained whole, such as a classifier head: which tensors of the output they become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from ..base.checkpoint import Checkpoint
+from ..errors import SiteNotFound, Unsupported
+from ..manifest.manifest import Group
+from ..pack.pack import Pack
+from . import tied, vocabulary
+
+
+class Whole(NamedTuple):
+    """Tensors replaced (by base name), tensors added (by output name), the prefix that all other output names take, whether
+    the output's embeddings are no longer tied, the size of a vocabulary that grew, and the tensors that begin as another of the base."""
+
+    replaced: Mapping[str, np.ndarray]
+    added: Mapping[str, np.ndarray]
+    prefix: str
+    untied: bool
+    words: int | None = None
+    copies: Mapping[str, str] = MappingProxyType({})
+
+
+def resolve(base: Checkpoint, packs: Sequence[Pack], untie: bool = False, tables: Mapping[str, np.ndarray] = MappingProxyType({})
+            ) -> Whole:
+    """What the modules trained whole in ``packs`` become in a checkpoint made from ``base``, and ``tables`` that grew; with ``untie`` a
+    tied head stays as it was where only the embedding was trained.
+
+    Raises:
+        Unsupported: two packs hold the same module, or the result could not be loaded as it was trained.
+    """
+    owner: dict[str, str] = {}
+    replaced: dict[str, np.ndarray] = dict(tables)
+    added: dict[str, np.ndarray] = {}
+    prefixes: set[str] = set()
+    for pack in packs:
+        groups = {group.path: group for group in pack.manifest.groups}
+        full = pack.full()
+        prefix = _prefix(base, pack) if full else ""
+        for path, params in full.items():
+            if path in owner:
+                raise Unsupported("two packs hold this module trained whole, and two of it cannot be one", where=path,
+                                  found=f"'{owner[path]}' and '{pack.name}'", remedy="merge only one of them")
+            owner[path] = pack.name
+            for param, value in params.items():
+                name = _base_name(base, groups[path], param, prefix)
+                if name is None and param == "weight" and groups[path].weight is not None:
+                    raise SiteNotFound("the base lacks the tensor that the pack names for this module", where=f"pack '{pack.name}', {path}",
+                                       expected=groups[path].weight, remedy="merge into the checkpoint that the pack names")
+                if name is None:
+                    added[f"{path}.{param}"] = value
+                    prefixes.add(prefix)
+                elif name in tables:
+                    raise Unsupported("one pack holds this table trained whole, another trained words of it", where=name,
+                                      remedy="merge only one of the two")
+                else:
+                    _require_replaceable(base, pack, name, value)
+                    replaced[name] = value
+    if len(prefixes) > 1:
+        raise Unsupported("the packs add modules to different task models", where=", ".join(sorted(owner)),
+                          found=f"names under {sorted(prefixes)}", remedy="merge only one of them")
+    words = vocabulary.grown(base, replaced)
+    copies = _tie(base, replaced, added, words, untie)
+    untied = _tied(base) and any(_a_head(base, value, words) for value in added.values())
+    return Whole(replaced, added, next(iter(prefixes), ""), untied or bool(copies), words, copies)
+
+
+def _tie(base: Checkpoint, replaced: Mapping[str, np.ndarray], added: dict[str, np.ndarray], words: int | None, untie: bool
+         ) -> dict[str, str]:
+    """What becomes of a tied table that was trained whole: the head is the same (then it is no tensor of its own), was trained too, grew
+    with it, or stays what it was where that was asked for.
+
+    Raises:
+        Unsupported: none of these.
+    """
+    tables = [name for name, value in replaced.items() if _tied(base) and base.tensors[name].shape[:1] == (base.config.get("vocab_size"),)
+              and value.ndim == 2]
+    for name in tables:
+        heads = [head for head, value in added.items() if _a_head(base, value, words)]
+        same = [head for head in heads if not untie and np.array_equal(added[head], replaced[name])]
+        for head in same:
+            del added[head]
+        if not heads and words is None:
+            if untie:
+                return {tied.head_of(base, name): name}
+            raise Unsupported("this tensor is the input embedding and the output head at once, and only one of them was trained",
+                              where=f"{base.where}, {name}",
+                              remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter beside the base")
+    return {}
+
+
+def _prefix(base: Checkpoint, pack: Pack) -> str:
+    """What the task model's module paths have before the base's tensor names, told by the sites that both know; empty if nothing."""
+    found = set()
+    for group in pack.manifest.groups:
+        if group.role == "adapter":
+            module = base.require_weight(group.path, group.weight).removesuffix(".weight")
+            found.add(group.path.removesuffix(module) if group.path.endswith(f".{module}") else "")
+    if len(found) > 1:
+        raise Unsupported("the sites do not agree on how the task model's names differ from the base's", where=f"pack '{pack.name}'",
+                          found=sorted(found), remedy="keep the adapter beside the base")
+    return next(iter(found), "")
+
+
+def _base_name(base: Checkpoint, group: Group, param: str, prefix: str) -> str | None:
+    """The base's tensor for one parameter of a module that was trained whole, or None where it has none."""
+    candidates = [f"{group.path}.{param}", f"{group.path.removeprefix(prefix)}.{param}"]
+    if group.weight is not None:
+        candidates.insert(0, f"{group.weight.rpartition('.')[0]}.{param}")
+    return next((name for name in candidates if name in base.tensors), None)
+
+
+def _require_replaceable(base: Checkpoint, pack: Pack, name: str, value: np.ndarray) -> None:
+    shape = base.tensors[name].shape
+    if shape != value.shape and not pack.manifest.task.labels and not vocabulary.grows(base, name, value):
+        raise Unsupported("a module that was trained whole has another shape in the base", where=f"pack '{pack.name}', {name}",
+                          expected=shape, found=value.shape, remedy="keep the adapter beside the base")
+
+
+def _tied(base: Checkpoint) -> bool:
+    return bool(base.config.get("tie_word_embeddings"))
+
+
+def _a_head(base: Checkpoint, value: np.ndarray, words: int | None) -> bool:
+    """Whether a tensor has one row for each word of the vocabulary."""
+    return value.ndim == 2 and value.shape[0] == (words or base.config.get("vocab_size"))

@@ -1,0 +1,1 @@
+"""Detached signatures of packs: keys, statements and envelopes."""

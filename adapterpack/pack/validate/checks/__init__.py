@@ -1,0 +1,1 @@
+"""The checks of a pack, one file a subject."""

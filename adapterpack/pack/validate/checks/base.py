@@ -1,0 +1,140 @@
+"""The named base: that it is the pack's, its tokenizer and template, its tied weights, its size. AP701-AP704."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ....base import identity
+from ....base.match import Verdict
+from ....errors import AdapterpackError, BaseMismatch
+from ...pack import TEMPLATE, Pack
+from ..budget import Budget
+from ..context import Subject
+from ..finding import Finding, Rule
+
+if TYPE_CHECKING:
+    from ....base.checkpoint import Checkpoint
+
+ANOTHER = Rule("AP701", "error", "The named base is the one that the pack was made for, or a variant that it declares.",
+               "use the base that the pack names", BaseMismatch)
+TOKENIZER = Rule("AP702", "error", "The base's tokenizer and chat template have the digests that the pack was trained with.",
+                 "use the tokenizer that the pack names")
+TIED = Rule("AP703", "warning", "Where the base ties its embeddings and its head, the pack does not change one of them alone.",
+            "merge with care: the tied partner changes as well, or the tie is broken")
+SHARE = Rule("AP704", "warning", "The pack has at most half as many parameters as its base.",
+             "check that this is an adapter and not a model")
+DIFFERS = Rule("AP705", "warning", "A chat template that the pack carries is the base's own.",
+               "read the difference before you use the pack")
+RULES = (ANOTHER, TOKENIZER, TIED, SHARE, DIFFERS)
+
+_TOKENIZER_FILES = {"tokenizer_json": "tokenizer.json", "added_tokens": "added_tokens.json"}
+_HEADS, _EMBEDDINGS = ("lm_head", "embed_out", "decoder"), ("embed_tokens", "wte", "word_embeddings", "shared")
+SAME = "same-as-base"
+_DIFF_LINES = 40
+
+
+def base_model(s: Subject) -> Iterator[Finding]:
+    """AP701."""
+    yield from base_findings(s.pack, s.base, s.budget, s.allow_structural)
+
+
+def base_findings(pack: Pack, base: Checkpoint | None, budget: Budget, allow_structural: bool = False) -> Iterator[Finding]:
+    """AP701 for any pack, also an imported one; a base that only its structure speaks for is a warning where leave was given for it.
+
+    A base whose weights are elsewhere cannot say more than its structure, unless the hub lists its files: that is left open, not warned of.
+
+    Raises:
+        Spent: the time ran out before the base's bytes were read.
+    """
+    if base is None:
+        return
+    try:
+        with base.watched(lambda: budget.require_time("the bytes of the base")):
+            verdict = pack.require_base(base, allow_structural=allow_structural or not base.whole)
+    except AdapterpackError as error:
+        yield Finding("AP701", "error", "base", error.told, error.remedy or "", type(error), "adapterpack.json", "/base")
+        return
+    if verdict.name == "structural" and base.whole:
+        yield ANOTHER.at("base", verdict.means, file="adapterpack.json", pointer="/base")._replace(severity="warning")
+
+
+def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding]) -> Verdict | None:
+    """What is known about the base, for a pack in which nothing else is wrong: of any other it would mean nothing."""
+    if base is None or any(finding.severity == "error" and finding.rule != ANOTHER.id for finding in findings):
+        return None
+    return identity.verdict(pack.manifest.base, identity.read(base, pack.manifest.base))
+
+
+def tokenizer(s: Subject) -> Iterator[Finding]:
+    """AP702 and AP705, with the difference of the templates shown."""
+    carried = s.held.get(TEMPLATE)
+    if s.base is None:
+        return
+    said, theirs = s.pack.manifest.tokenizer, base_template(s.base)
+    if said is not None:
+        for field, name in _TOKENIZER_FILES.items():
+            wanted = getattr(said, field)
+            if wanted not in (None, SAME) and s.base.has_file(name, wanted) is False:
+                yield TOKENIZER.at(f"tokenizer, {field}", f"the pack was trained with another {name} than the base has",
+                                   pointer=f"/tokenizer/{field}")
+        expected = said.chat_template
+        if carried is not None and expected == SAME and theirs != _text(carried):
+            yield TOKENIZER.at("tokenizer, chat_template", "the manifest says that the template is the base's own, but it is not",
+                               pointer="/tokenizer/chat_template")
+        elif carried is None and expected not in (None, SAME) and (theirs is None or _digest(theirs) != expected):
+            yield TOKENIZER.at("tokenizer, chat_template", "the pack was trained with another chat template than the base has",
+                               pointer="/tokenizer/chat_template")
+    if carried is not None and theirs != _text(carried):
+        yield DIFFERS.at(TEMPLATE, "the chat template differs from the base's:\n" + difference(theirs or "", _text(carried)), file=TEMPLATE)
+
+
+def difference(base: str, carried: str) -> str:
+    """A unified diff of two templates, cut after 40 lines."""
+    from difflib import unified_diff  # noqa: PLC0415 - most templates are the base's
+
+    lines = [line.rstrip("\n") for line in unified_diff(base.splitlines(), carried.splitlines(), "base", "pack", lineterm="", n=1)]
+    more = [f"... and {len(lines) - _DIFF_LINES} more lines"] if len(lines) > _DIFF_LINES else []
+    return "\n".join(line[:200] for line in lines[:_DIFF_LINES] + more)
+
+
+def base_template(base: Checkpoint) -> str | None:
+    """The base's chat template: its own file, or what ``tokenizer_config.json`` says."""
+    from ....base.checkpoint import read_json  # noqa: PLC0415 - loaded already: there is a base
+
+    own, config = base.folder / TEMPLATE, base.folder / "tokenizer_config.json"
+    if own.is_file():
+        return own.read_text("utf-8", errors="replace")
+    value: Any = read_json(config) if config.is_file() else {}
+    found = value.get("chat_template") if isinstance(value, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def tied(s: Subject) -> Iterator[Finding]:
+    """AP703."""
+    if s.base is None or not s.base.config.get("tie_word_embeddings", False):
+        return
+    changed = {group.path.rpartition(".")[2]: (number, group.path) for number, group in enumerate(s.pack.manifest.groups)}
+    heads, embeddings = [name for name in _HEADS if name in changed], [name for name in _EMBEDDINGS if name in changed]
+    if bool(heads) != bool(embeddings):
+        number, path = changed[(heads or embeddings)[0]]
+        yield TIED.at(path, "the base ties its embeddings and its head, and the pack changes only one of them", pointer=f"/groups/{number}")
+
+
+def share(s: Subject) -> Iterator[Finding]:
+    """AP704."""
+    if s.base is not None:
+        whole = sum(math.prod(info.shape) for info in s.base.tensors.values())
+        own = sum(value.size for value in s.pack.tensors.values())
+        if 2 * own > whole:
+            yield SHARE.at("tensors", f"the pack has {own} parameters, its base {whole}", pointer="/tensors")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -1,0 +1,91 @@
+"""Composed packs: the tree, its members, and what follows from them. AP911-AP917."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ....adapter_methods import complete
+from ....errors import AdapterpackError, FormatError
+from ....manifest import manifest as m
+from ....manifest.composed_method import FEATURE, method_of
+from ..context import Subject, group_pointer
+from ..finding import Finding, Rule
+
+SAID = Rule("AP911", "error", "A pack says in must_understand that it is composed if and only if it is.", "compose the packs again")
+TREE = Rule("AP912", "error", "A tree of composition has known kinds of nodes with settings that they can use, within the limits.",
+            "compose the packs again")
+MEMBERS = Rule("AP913", "error", "The leaves of a tree name the members of the pack, each at least once, and no other.",
+               "compose the packs again")
+TOGETHER = Rule("AP914", "error", "Every member's method is known and can be part of the tree.",
+                "update adapterpack, or compose the packs again")
+PARENTS = Rule("AP915", "error", "The members of a composed pack are among its ancestors, where it has a lineage.",
+               "compose the packs again")
+UNUSED = Rule("AP916", "error", "Every member changes a site.", "compose the packs again, without it")
+DERIVED = Rule("AP917", "error", "What a node holds that follows from its members is what follows from them.", "compose the packs again")
+RULES = (SAID, TREE, MEMBERS, TOGETHER, PARENTS, UNUSED, DERIVED)
+
+_RELATIVE = 1e-4
+"""Of a direction of length one. Members in half precision come back rounded; a direction of their change moves by less than this."""
+
+
+def composition(manifest: m.Manifest) -> Iterator[Finding]:
+    """AP911-AP916: before a tensor is read, since what tensors there must be follows from the tree."""
+    found = manifest.composition
+    if (found is not None) != (FEATURE in manifest.must_understand):
+        yield SAID.at("must_understand", "the manifest does not say rightly whether the pack is composed", pointer="/must_understand")
+        return
+    if found is None:
+        return
+    from ....adapter_methods.nodes import decode, leaves  # noqa: PLC0415 - few packs are composed, and the others do not need it
+
+    try:
+        tree = decode(found.tree)
+    except FormatError as error:
+        detail = f": expected {error.expected}, found {error.found}" if error.expected else ""
+        yield TREE.at("composition", f"{error.what}{detail}", pointer=f"/composition/tree{error.where or ''}")
+        return
+    names, named = [member.name for member in found.members], set(leaves(tree))
+    if set(names) != named or len(names) != len(named):
+        yield MEMBERS.at("composition", f"the tree names {', '.join(sorted(named))}, the members are {', '.join(names)}",
+                         pointer="/composition/members")
+        return
+    try:
+        method_of(manifest)
+    except AdapterpackError as error:
+        yield TOGETHER.at("composition", error.what + (f": {error.found}" if error.found else ""), pointer="/composition")
+        return
+    line = manifest.lineage
+    known = set() if line is None else {one.digest for one in line.parents}.union(*line.ancestors.values())
+    if line is not None and (strays := {member.digest for member in found.members} - known):
+        yield PARENTS.at("composition", f"{min(strays)[:17]} is no ancestor", pointer="/composition/members")
+    there = {entry.param.partition("/")[0] for entry in manifest.tensors.values()}
+    for number, name in enumerate(names):
+        if name not in there:
+            yield UNUSED.at("composition", f"the member '{name}' has no tensors", pointer=f"/composition/members/{number}")
+
+
+def follows(s: Subject) -> Iterator[Finding]:
+    """AP917."""
+    method = s.pack.method
+    if method.composition is None:
+        return
+    from ....adapter_methods.nodes.composed import derived, made  # noqa: PLC0415 - as above
+
+    if not (prefixes := derived(method)):
+        return
+    numbers = {group.path: number for number, group in enumerate(s.pack.manifest.groups)}
+    for adapter in s.pack.adapters():
+        s.budget.require_time("what follows from the members")
+        expected = made(method, adapter.config, complete(method, adapter.config, adapter.wide, adapter.site), adapter.site)
+        for key, value in expected.items():
+            if f"{key.partition('/')[0]}/" in prefixes and not np.abs(_up_to_sign(adapter.wide[key], value) - value).max() <= _RELATIVE:
+                yield DERIVED.at(adapter.site.path, f"the tensor {key} is not the one that follows from the members",
+                                 pointer=group_pointer(numbers[adapter.site.path]))
+
+
+def _up_to_sign(found: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Rows with the signs of ``like``: the sign of a singular vector is free."""
+    signs: np.ndarray = np.sum(found * like, axis=-1, keepdims=True)
+    return found * np.where(signs < 0, -1.0, 1.0)

@@ -1,0 +1,131 @@
+"""Files: which may lie in a pack, and that they are the ones that the manifest lists. AP101-AP107."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+from ....errors import FormatError
+from ....io.safe_open import LARGE, TENSORS, in_hub_cache, mapped, read_file
+from ....manifest import manifest as m
+from ...ahead import Ahead
+from ...pack import MUTABLE
+from ..budget import Budget
+from ..context import Subject
+from ..finding import Finding, Rule
+from .magic import magic_of
+
+REGULAR = Rule("AP101", "error", "Only regular files lie in the folder: no links, folders, pipes or devices.", "remove it")
+UNLISTED = Rule("AP102", "error", "Every file is in the manifest's closed list.", "remove it, or pack the adapter again")
+MISSING = Rule("AP103", "error", "Every listed file is there.", "fetch the pack again")
+SIZE = Rule("AP104", "error", "Every listed file has the listed size.", "fetch the pack again")
+DIGEST = Rule("AP105", "error", "Every listed file has the listed sha256.", "fetch the pack again")
+FORBIDDEN = Rule("AP106", "error", "No file is of a kind that can run or hold code: pickles, scripts, libraries, archives, pages.",
+                 "remove it; weights are stored as safetensors only")
+MAGIC = Rule("AP107", "error", "No file begins like an executable, a pickle, an archive, a script or a page, whatever its name.",
+             "remove it; do not open it")
+RULES = (REGULAR, UNLISTED, MISSING, SIZE, DIGEST, FORBIDDEN, MAGIC)
+
+FORBIDDEN_SUFFIXES = frozenset({
+    ".7z", ".bat", ".bin", ".bz2", ".ckpt", ".class", ".cmd", ".dill", ".dll", ".dylib", ".exe", ".gguf", ".gz", ".h5", ".htm", ".html",
+    ".ipynb", ".jar", ".joblib", ".js", ".keras", ".msi", ".npy", ".npz", ".pickle", ".pkl", ".ps1", ".pt", ".pth", ".py", ".pyc", ".pyd",
+    ".rar", ".sh", ".so", ".svg", ".tar", ".tgz", ".vbs", ".wasm", ".xz", ".zip", ".zst",
+})  # fmt: skip
+HEAD = 512
+NOTES = PurePosixPath(".cache", "huggingface")
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, but for ``.cache/huggingface``, the official client's own notes on a download; nothing reads them."""
+    return [path for path in sorted(folder.iterdir()) if not _is_notes(path)]
+
+
+def _is_notes(path: Path) -> bool:
+    """Whether it is that one folder, a real one, with nothing beside it in ``.cache``."""
+    if path.name != NOTES.parts[0] or path.is_symlink() or not path.is_dir():
+        return False
+    inside = [*path.iterdir()]
+    return [one.name for one in inside] == [NOTES.name] and inside[0].is_dir() and not inside[0].is_symlink()
+
+
+def regular_files(folder: Path) -> Iterator[Finding]:
+    """AP101, asked before any of the files is opened. A hub cache's own links into its blobs are let pass."""
+    for path in entries(folder):
+        if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file():
+            yield REGULAR.at(path.name, "only regular files may lie in a pack", file=path.name)
+
+
+def forbidden_files(folder: Path, listed: frozenset[str] = frozenset()) -> Iterator[Finding]:
+    """AP106-AP107 for what lies there beside the listed files; the listed ones are asked once they are read."""
+    for path in entries(folder):
+        if path.name in listed or not path.is_file():
+            continue
+        if Path(path.name.casefold()).suffix in FORBIDDEN_SUFFIXES:
+            yield FORBIDDEN.at(path.name, "a file of a kind that may not lie in a pack", file=path.name)
+        elif kind := magic_of(read_file(path, HEAD)):
+            yield MAGIC.at(path.name, f"the file begins like {kind}", file=path.name, offset=0)
+
+
+def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
+    """AP102-AP104: exactly the listed files, each of the listed size."""
+    listed = {entry.path: entry for entry in manifest.files}
+    present = {path.name for path in entries(folder)}
+    for name in sorted(present - listed.keys() - MUTABLE - {m.FILE_NAME}):
+        yield UNLISTED.at(name, "a file that the manifest does not list", file=name)
+    for name in sorted(listed.keys() - present):
+        yield MISSING.at(name, "a listed file is missing", file=name)
+    for name in sorted(listed.keys() & present):
+        size = (folder / name).stat().st_size
+        if size != listed[name].size:
+            what = "truncated" if size < listed[name].size else "lengthened"
+            yield SIZE.at(name, f"the file has {size} bytes, the manifest says {listed[name].size}: it was {what}", file=name,
+                          offset=min(size, listed[name].size))
+
+
+def hold(folder: Path, manifest: m.Manifest, budget: Budget, ahead: Ahead | None = None) -> dict[str, bytes]:
+    """The bytes of every listed file, each opened and read once, and no more of it than the manifest lists; the tensors' may be there
+    already (``ahead``).
+
+    A large tensor file is mapped: it has what is asked of bytes here, a length, slices and a buffer.
+
+    Raises:
+        Spent: they do not fit the budget.
+        FormatError: what is opened is no regular file.
+    """
+    budget.require_memory(sum(entry.size for entry in manifest.files))
+    return {entry.path: _held(folder / entry.path, entry.size + 1, ahead if entry.path == TENSORS else None) for entry in manifest.files}
+
+
+def _held(path: Path, limit: int, ahead: Ahead | None) -> bytes:
+    if ahead is not None:
+        return ahead.data
+    return cast("bytes", mapped(path, limit)) if path.name == TENSORS and limit > LARGE + 1 else read_file(path, limit)
+
+
+def magic_bytes(held: Mapping[str, bytes]) -> Iterator[Finding]:
+    """AP107 for the listed files."""
+    for name, data in held.items():
+        if kind := magic_of(data[:HEAD]):
+            yield MAGIC.at(name, f"the file begins like {kind}", file=name, offset=0)
+
+
+def file_digests(s: Subject) -> Iterator[Finding]:
+    """AP104-AP105: the bytes that were read have the listed size and digest."""
+    for entry in s.pack.manifest.files:
+        if len(s.held[entry.path]) != entry.size:
+            yield SIZE.at(entry.path, f"the file does not have the {entry.size} bytes that the manifest says", file=entry.path)
+        elif s.digests[entry.path].result() != entry.sha256:
+            yield DIGEST.at(entry.path, "the file's sha256 is not the manifest's: it was altered", file=entry.path)
+
+
+def read_manifest(path: Path) -> bytes:
+    """The manifest's bytes, read once.
+
+    Raises:
+        FormatError: far too large, or no regular file.
+    """
+    data = read_file(path, m.MAX_BYTES + 1)
+    if len(data) > m.MAX_BYTES:
+        raise FormatError("the manifest is too large", where=path, expected=f"at most {m.MAX_BYTES} bytes", found=path.stat().st_size)
+    return data

@@ -1,0 +1,62 @@
+"""Where a pack comes from: parents by digest, no cycles, within limits. AP901-AP904."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ..context import Subject
+from ..finding import Finding, Rule
+
+CYCLE = Rule("AP901", "error", "No pack is among its own ancestors.", "pack the adapter again")
+DEPTH = Rule("AP902", "error", "The lineage is at most 8 generations deep.", "leave out the ancestors that lie further back")
+STRAY = Rule("AP903", "error", "Every ancestor is one of a parent.", "pack the adapter again")
+NOTHING = Rule("AP904", "error", "A lineage names parents, or the format that the pack was converted from.", "leave the lineage out")
+RULES = (CYCLE, DEPTH, STRAY, NOTHING)
+
+MAX_DEPTH = 8
+
+
+def lineage(s: Subject) -> Iterator[Finding]:
+    """AP901-AP904; parents are never fetched."""
+    known = s.pack.manifest.lineage
+    if known is None:
+        return
+    if not known.parents and known.source_format is None:
+        yield NOTHING.at("lineage", "the lineage names neither parents nor a source", pointer="/lineage")
+    depth = depths([parent.digest for parent in known.parents], known.ancestors)
+    if depth is None or s.pack.id in known.ancestors:
+        yield CYCLE.at("lineage", "a pack is among its own ancestors", pointer="/lineage/ancestors")
+        return
+    if (deepest := max(depth.values(), default=0)) > MAX_DEPTH:
+        yield DEPTH.at("lineage", f"the lineage is {deepest} generations deep", pointer="/lineage/ancestors")
+    for digest in sorted(known.ancestors.keys() - depth.keys())[:1]:
+        yield STRAY.at("lineage", f"{digest[:17]} is no ancestor of any parent", pointer=f"/lineage/ancestors/{digest}")
+
+
+def depths(parents: list[str], ancestors: Mapping[str, tuple[str, ...]]) -> dict[str, int] | None:
+    """The generation of every pack that is reached (parents are 1), by the longest way; None if there is a cycle.
+
+    Example:
+        >>> depths(["a"], {"a": ("b",), "b": ("c",)}), depths(["a"], {"a": ("a",)})
+        ({'c': 3, 'b': 2, 'a': 1}, None)
+    """
+    order: list[str] = []
+    state: dict[str, bool] = {}  # False: on the way down, True: done
+    stack: list[tuple[str, bool]] = [(parent, False) for parent in parents]
+    while stack:
+        digest, leaving = stack.pop()
+        if leaving:
+            state[digest] = True
+            order.append(digest)
+        elif digest not in state:
+            state[digest] = False
+            stack.append((digest, True))
+            for before in ancestors.get(digest, ()):
+                if state.get(before) is False:
+                    return None
+                stack.append((before, False))
+    generation = dict.fromkeys(order, 1)
+    for digest in reversed(order):
+        for before in ancestors.get(digest, ()):
+            generation[before] = max(generation[before], generation[digest] + 1)
+    return generation

@@ -1,0 +1,51 @@
+"""The PEFT face of a pack, and a second reader. AP601-AP603."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ....io.safe_open import TENSORS
+from ....peft import layout
+from ...contents import METADATA
+from ...pack import FILE_ROLES, TEMPLATE
+from ..context import Subject
+from ..finding import Finding, Rule
+
+FACE = Rule("AP601", "error", "PEFT would read from the folder what the manifest says.", "pack the adapter again")
+LIST = Rule("AP602", "error", "The file list is the one that such a pack has, each file in its role.", "pack the adapter again")
+READERS = Rule("AP603", "error", "The reference reader of safetensors reads the same tensors (asked with full).", "pack the adapter again")
+RULES = (FACE, LIST, READERS)
+
+
+def peft_face(s: Subject) -> Iterator[Finding]:
+    """AP601-AP602.
+
+    The meaning is compared and not the bytes: another version of adapterpack may write PEFT's config in another way.
+    """
+    has_face = layout.config_bytes(s.pack.manifest) is not None  # never for quantized tensors: PEFT would take integers for values
+    listed = sorted((entry.path, entry.role) for entry in s.pack.manifest.files)
+    optional = [TEMPLATE] if TEMPLATE in s.held else []
+    expected = sorted((name, FILE_ROLES[name]) for name in (TENSORS, *([layout.CONFIG] if has_face else []), *optional))
+    if listed != expected:
+        yield LIST.at("files", f"the file list is {listed}, this pack's must be {expected}", pointer="/files")
+        return
+    if s.file.metadata != METADATA:
+        yield FACE.at(TENSORS, f"the file's metadata must be {METADATA}", file=TENSORS, offset=8)
+    if has_face and (problem := layout.disagreement(s.folder, s.pack.manifest, s.held[layout.CONFIG], s.file)):
+        yield FACE.at(layout.CONFIG, f"the file does not agree with the manifest: {problem}", file=layout.CONFIG)
+
+
+def second_reader(s: Subject) -> Iterator[Finding]:
+    """AP603, only when everything was asked for."""
+    if not s.full:
+        return
+    from safetensors import SafetensorError, deserialize  # noqa: PLC0415 - only here
+
+    try:
+        theirs = {name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"])) for name, entry in deserialize(s.held[TENSORS])}  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        yield READERS.at(TENSORS, f"the reference reader refuses the file: {error}", file=TENSORS)
+        return
+    ours = {name: (info.dtype, info.shape, bytes(s.file.buffer(name))) for name, info in s.file.tensors.items()}
+    if theirs != ours:
+        yield READERS.at(TENSORS, "the reference reader reads other tensors from the file", file=TENSORS)

@@ -1,0 +1,75 @@
+"""Keys of JSON that make other libraries import or fetch code, at any depth of any JSON file. AP110-AP111."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ....errors import FormatError
+from ....io import strict_json
+from ..context import Subject
+from ..finding import Finding, Rule
+
+CODE = Rule("AP110", "error", "No JSON holds a key that makes a library import or fetch code.",
+            "remove the key, or do not use this adapter")
+PATH = Rule("AP111", "error", "No path in the JSON is absolute, leaves the folder, or is a URL.", "name a repository, or nothing")
+RULES = (CODE, PATH)
+
+KEYS: dict[str, tuple[Any, ...]] = {
+    "auto_map": (),
+    "auto_mapping": (),
+    "trust_remote_code": (),
+    "_attn_implementation_internal": (),
+    "custom_pipelines": (),
+    "megatron_core": ("megatron.core",),  # what PEFT writes into every file
+    "tokenizer_kwargs": (),
+    "runtime_config": ({"ephemeral_gpu_offload": False},),
+}
+"""Key -> the values, beside nothing at all, under which it does nothing."""
+_LIBRARIES = frozenset({"diffusers", "sentence_transformers", "transformers"})
+_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
+
+
+def remote_code(value: Any, file: str, foreign: bool = False) -> Iterator[Finding]:
+    """AP110-AP111 in one JSON value of at most 16 levels.
+
+    ``foreign``: a file that PEFT wrote, which may name the disk of whoever trained it, and the class of a library that PEFT allows.
+    """
+    for pointer, key, item in _items(value):
+        if key in KEYS and item not in _NOTHING + KEYS[key] and not (foreign and _library_class(key, item)):
+            found = CODE.at(f"{file}#{pointer}", f"'{key}' makes other libraries load code", file=file, pointer=pointer)
+            # PEFT writes it for every model of one's own; here it is neither followed nor taken along
+            yield found._replace(severity="warning") if foreign and key == "auto_mapping" else found
+        if not foreign and key.endswith("_path") and isinstance(item, str) and _leaves(item):
+            yield PATH.at(f"{file}#{pointer}", f"'{key}' leads out of the pack: {item[:80]!r}", file=file, pointer=pointer)
+
+
+def in_pack(s: Subject) -> Iterator[Finding]:
+    """AP110-AP111 in every JSON file that the pack lists."""
+    for name, data in s.held.items():
+        if name.endswith(".json"):
+            try:
+                value = strict_json.loads(data, name, 4 << 20)
+            except FormatError:
+                continue  # the check of that file says so
+            yield from remote_code(value, name)
+
+
+def _items(value: Any, at: str = "") -> Iterator[tuple[str, str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            pointer = f"{at}/{key.replace('~', '~0').replace('/', '~1')}"
+            yield pointer, key, item
+            yield from _items(item, pointer)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _items(item, f"{at}/{number}")
+
+
+def _library_class(key: str, item: Any) -> bool:
+    library = item.get("parent_library") if isinstance(item, dict) else None
+    return key == "auto_mapping" and isinstance(library, str) and library.split(".")[0] in _LIBRARIES
+
+
+def _leaves(path: str) -> bool:
+    return "://" in path or path.startswith(("/", "\\", "~")) or path[1:2] == ":" or ".." in path.replace("\\", "/").split("/")

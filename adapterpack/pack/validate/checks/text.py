@@ -1,0 +1,127 @@
+"""Texts of the manifest: addresses, names of repositories, characters that repaint what people read. AP801-AP804."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..context import Subject
+from ..finding import Finding, Rule
+
+URL = Rule("AP801", "error", "Every address is https, without a user name, and not of a private or local host.",
+           "use a public https address")
+LOOKALIKE = Rule("AP802", "warning", "No repository's owner is one letter away from a well-known one.", "check whose repository it is")
+REPO = Rule("AP803", "error", "The name of a repository is OWNER/NAME or NAME.", "pack the adapter again with the base's right name")
+BIDI = Rule("AP804", "error", "No text holds characters that reverse or hide other text.", "remove the characters")
+RULES = (URL, LOOKALIKE, REPO, BIDI)
+
+OWNERS = (
+    "01-ai", "BAAI", "CohereLabs", "EleutherAI", "FacebookAI", "HuggingFaceTB", "Qwen", "THUDM", "allenai", "apple", "bigscience",
+    "databricks", "deepseek-ai", "distilbert", "facebook", "google", "google-bert", "huggingface", "ibm-granite", "internlm", "intfloat",
+    "meta-llama", "microsoft", "mistralai", "moonshotai", "nomic-ai", "nvidia", "openai", "openai-community", "sentence-transformers",
+    "stabilityai", "tiiuae", "unsloth", "zai-org",
+)  # fmt: skip
+_FOLD = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "_": "-", ".": "-"})
+_ADDRESS = re.compile(r"(?i)\b[a-z][a-z0-9+.-]*://[^\s<>\"']*|\b(?:javascript|data|file|vbscript):[^\s<>\"']+")
+_HIDING = re.compile("[\u202a-\u202e\u2066-\u2069\u200b\u2060\ufeff]")
+
+
+def texts(s: Subject) -> Iterator[Finding]:
+    """AP801 and AP804 for every text and key of the manifest, AP802-AP803 for the names of repositories."""
+    manifest = s.pack.manifest
+    for pointer, text in _strings(manifest.to_json()):
+        if _HIDING.search(text):
+            yield BIDI.at(f"manifest#{pointer}", "the text holds invisible or reversing characters", pointer=pointer)
+        if ":" in text:
+            for address in _ADDRESS.findall(text):
+                if problem := unsafe(address):
+                    yield URL.at(f"manifest#{pointer}", f"an address that {problem}", pointer=pointer)
+    if manifest.license_link and not manifest.license_link.startswith("https://"):
+        yield URL.at("license_link", "an address that is not https", pointer="/license_link")
+    parents = manifest.lineage.parents if manifest.lineage else ()
+    repos = [("/base/name", manifest.base.name), *((f"/lineage/parents/{at}/repo", parent.repo) for at, parent in enumerate(parents))]
+    for pointer, name in repos:
+        if name is None:
+            continue
+        parts = name.split("/")
+        if len(parts) > 2 or any(part in {"", ".", ".."} or part.endswith(".git") for part in parts):
+            yield REPO.at(name, "this is no name of a repository", pointer=pointer)
+        elif len(parts) == 2 and (owner := looks_like(parts[0])):
+            yield LOOKALIKE.at(name, f"the owner '{parts[0]}' looks like '{owner}'", pointer=pointer)
+
+
+def unsafe(address: str) -> str | None:
+    """What is wrong with an address, or None; it is never followed.
+
+    Example:
+        >>> unsafe("https://example.org/x"), unsafe("http://example.org"), unsafe("https://127.1/")
+        (None, 'is not https', 'is of a private or local host')
+    """
+    try:
+        parts = urlsplit(address)
+        host, port = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        return "cannot be read"
+    if parts.scheme.lower() != "https":
+        return "is not https"
+    if "@" in parts.netloc or "\\" in address:
+        return "holds a user name or a password"
+    if port not in (None, 443):
+        return "has an unusual port"
+    if not host.isascii():
+        return "has a host with look-alike letters"
+    return "is of a private or local host" if _local(host) else None
+
+
+def _local(host: str) -> bool:
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        last = host.rpartition(".")[2]
+        number = re.fullmatch(r"[0-9]+|0x[0-9a-f]*", last)  # a shorthand of an IPv4 address, such as 127.1
+        return "." not in host or number is not None or last in {"local", "localhost", "internal", "lan", "home", "arpa"}
+
+
+def looks_like(owner: str) -> str | None:
+    """The well-known owner that ``owner`` could be taken for, or None.
+
+    Example:
+        >>> looks_like("meta-1lama"), looks_like("meta-llama"), looks_like("acme")
+        ('meta-llama', None, None)
+    """
+    if owner in OWNERS:
+        return None
+    folded = owner.casefold().translate(_FOLD).replace("rn", "m")
+    for known in OWNERS:
+        other = known.casefold().translate(_FOLD).replace("rn", "m")
+        if folded == other or (len(other) >= 5 and _one_apart(folded, other)):
+            return known
+    return None
+
+
+def _one_apart(one: str, other: str) -> bool:
+    """Whether one insertion, deletion, substitution or swap of neighbours leads from one text to the other."""
+    if abs(len(one) - len(other)) > 1:
+        return False
+    start = 0
+    while start < min(len(one), len(other)) and one[start] == other[start]:
+        start += 1
+    a, b = one[start:], other[start:]
+    swapped = len(a) == len(b) >= 2 and a[:2] == b[1::-1] and a[2:] == b[2:]
+    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or swapped
+
+
+def _strings(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield at, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            pointer = f"{at}/{key.replace('~', '~0').replace('/', '~1')}"
+            yield pointer, key
+            yield from _strings(item, pointer)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _strings(item, f"{at}/{number}")

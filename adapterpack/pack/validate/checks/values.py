@@ -1,0 +1,72 @@
+"""Values: finite, not zero, of a size that survives. AP301-AP304."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from ....errors import NonFinite
+from ....io.safe_open import TENSORS
+from ....io.safetensors import FLOATS, all_finite, dtype_name
+from ..context import Subject, group_pointer
+from ..finding import Finding, Rule
+
+NONFINITE = Rule("AP301", "error", "No tensor holds NaN or infinity.", "train again in float32 or with a lower learning rate", NonFinite)
+NO_EFFECT = Rule("AP302", "warning", "No tensor of an adapted site is all zero: the adapter would have no effect there.",
+                 "check that training reached it")
+HUGE = Rule("AP303", "warning", "No value of a float tensor is larger than 1e4.", "check that training did not diverge")
+OVERFLOW = Rule("AP304", "warning", "The fused change of a site, scale times the product of its factors, stays within float16.",
+                "serve it in float32 or bfloat16, or check that training did not diverge")
+RULES = (NONFINITE, NO_EFFECT, HUGE, OVERFLOW)
+
+LARGEST = 1e4
+_BLOCK = 1 << 20
+
+
+def finite(s: Subject) -> Iterator[Finding]:
+    """AP301-AP303, a block of a million values at a time."""
+    for name, info in s.file.tensors.items():
+        s.budget.require_time("the values of the tensors")
+        value = s.file.read(name).reshape(-1)
+        largest = 0.0
+        for start in range(0, value.size, _BLOCK):
+            block = value[start : start + _BLOCK]
+            if not all_finite(block):
+                yield NONFINITE.at(name, "the tensor holds NaN or infinity", file=TENSORS, offset=info.offset)
+                break
+            if dtype_name(value.dtype) in FLOATS and block.size:
+                largest = max(largest, abs(float(block.max())), abs(float(block.min())))
+        if largest > LARGEST:
+            yield HUGE.at(name, f"the largest value is {largest:.3g}", file=TENSORS, offset=info.offset)
+    for number, group in enumerate(s.pack.manifest.groups):
+        if group.role == "adapter" and any(not np.any(value) for value in s.pack.params(group.path).values()):
+            yield NO_EFFECT.at(group.path, "a tensor of this site is all zero: the adapter has no effect there",
+                               pointer=group_pointer(number))
+
+
+def fused(s: Subject) -> Iterator[Finding]:
+    """AP304: by the Cauchy-Schwarz bound ``|scale| * max_i |up_i| * max_j |down_j|`` on the entries of ``scale * up @ down``."""
+    for number, group in enumerate(s.pack.manifest.groups):
+        if group.role != "adapter" or not s.pack.method_of(group).traits.low_rank:
+            continue
+        s.budget.require_time("the size of the fused changes")
+        matrices = [value for value in s.pack.params(group.path).values() if value.ndim == 2]
+        pairs = [(up, down) for up in matrices for down in matrices if up is not down and up.shape[1] == down.shape[0] == group.rank]
+        if len(pairs) != 1 or group.scale is None:
+            continue  # not the plain product of two factors
+        up, down = pairs[0]
+        bound = abs(group.scale) * _norm(up, 1) * _norm(down, 0)
+        if not bound <= float(np.finfo(np.float16).max):
+            yield OVERFLOW.at(group.path, f"an entry of the fused change can reach {bound:.3g}, float16 ends at 65504",
+                              pointer=group_pointer(number))
+
+
+def _norm(value: np.ndarray, axis: int) -> float:
+    """The largest Euclidean norm along an axis, without overflow on the way."""
+    top = max(abs(float(value.max())), abs(float(value.min())))
+    if top == 0 or not math.isfinite(top):
+        return top
+    scaled = value.astype(np.float32) / np.float32(top) if top < 1e38 else value.astype(np.float64) / top
+    return top * math.sqrt(float(np.einsum("ij,ij->i" if axis == 1 else "ij,ij->j", scaled, scaled).max()))

@@ -1,0 +1,261 @@
+"""Validation of a pack: every file is read once, every check that applies is made, and the pack is made from the bytes checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...adapter_methods import get
+from ...errors import AdapterpackError, FormatError, StorageError, Unsupported
+from ...io import strict_json
+from ...io.safe_open import LARGE, TENSORS, read_file
+from ...io.safetensors import HeldFile
+from ...io.streamed_tensors import Streamed
+from ...manifest import manifest as m
+from ...manifest.composed_method import method_of
+from ...peft import layout
+from ..ahead import Ahead
+from ..pack import TEMPLATE, Pack
+from .budget import Budget, Spent
+from .checks import folder as files
+from .checks import reading
+from .checks.base import base_findings, base_verdict
+from .checks.composition import composition
+from .checks.remote import remote_code
+from .checks.template import template_findings
+from .context import Check, Subject
+from .finding import Finding, Report
+from .hashing import hashed
+from .open_questions import NO_BASE, SHAPES_ONLY, unchecked
+
+if TYPE_CHECKING:
+    from ...base.checkpoint import Checkpoint
+
+__all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]
+
+
+def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
+             budget: Budget | None = None, allow_structural: bool = False) -> Report:
+    """Every check that applies to the pack at ``path``; with ``base``, also that it belongs to that base.
+
+    ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
+    ``budget`` of time or memory ran out. With ``allow_structural`` a base of the same names, dtypes and shapes, whatever its weights, is a
+    warning.
+
+    Returns:
+        A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict on the base).
+        Faults are findings, not exceptions.
+
+    Raises:
+        StorageError: there is no such folder.
+
+    Example:
+        >>> validate("packs/tickets").valid  # doctest: +SKIP
+        True
+    """
+    return examine(Path(path), None if base is None else _checkpoint(base), full, budget, allow_structural)[0]
+
+
+def _checkpoint(base: str | os.PathLike[str]) -> Checkpoint:
+    from ...base.checkpoint import Checkpoint  # noqa: PLC0415 - most packs are looked at without a base
+
+    return Checkpoint(base)
+
+
+def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, budget: Budget | None = None,
+            allow_structural: bool = False, ahead: Ahead | None = None) -> tuple[Report, Pack | None]:
+    """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were checked.
+
+    ``ahead`` are those of its tensors, where they were read before.
+    """
+    if not folder.is_dir():
+        raise StorageError("there is no such pack", where=folder, remedy="name a folder that holds adapterpack.json or adapter_config.json")
+    look = _examine if os.path.lexists(folder / m.FILE_NAME) else _examine_peft
+    try:
+        with _turn(folder):
+            return look(folder, base, full, budget or Budget(), allow_structural, ahead)
+    except AdapterpackError as error:
+        return Report("pack", str(folder), None, (reading.unreadable(error, folder),)), None
+
+
+_large = threading.Lock()
+
+
+def _turn(folder: Path) -> AbstractContextManager[object]:
+    """Threads look at packs of a bearable size side by side, and at large ones in turn: a file that is mapped counts as memory."""
+    try:
+        return _large if (folder / TENSORS).stat().st_size > LARGE else nullcontext()
+    except OSError:
+        return nullcontext()  # whatever it is, it is told where the file is opened
+
+
+def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool, ahead: Ahead | None
+             ) -> tuple[Report, Pack | None]:
+    def refused(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
+        return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
+
+    findings = [*files.regular_files(folder)]
+    data = b"" if findings else files.read_manifest(folder / m.FILE_NAME)
+    if findings := findings or [*_code_keys(data)]:
+        return refused(findings)
+    manifest = m.parse(data, folder / m.FILE_NAME)
+    if findings := [*composition(manifest)]:
+        return refused(findings, manifest)
+    require_known(manifest, folder / m.FILE_NAME)
+    named = frozenset({m.FILE_NAME, *(entry.path for entry in manifest.files)})
+    if findings := [*files.forbidden_files(folder, named)] or [*files.closed_file_list(folder, manifest)]:
+        return refused(findings, manifest)
+    try:
+        held = files.hold(folder, manifest, budget, ahead)
+    except Spent as spent:
+        return Report("pack", str(folder), manifest.id, (), (str(spent),), incomplete=True), None
+    absent = [] if TENSORS in held else [files.MISSING.at(TENSORS, "the manifest lists no tensor file", pointer="/files")]
+    if findings := [*files.magic_bytes(held)] or absent:
+        return refused(findings, manifest)
+    file = HeldFile(held[TENSORS], folder / TENSORS, ahead)
+    pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder,
+                {name: bytes(data) for name, data in held.items() if name == TEMPLATE})
+    from .registry import CHECKS  # noqa: PLC0415 - a folder that PEFT wrote is read by other means
+
+    with hashed(held, budget, {} if ahead is None else {TENSORS: ahead.sha256}) as digests:
+        subject = Subject(folder, pack, file, held, digests, base, full, budget, allow_structural)
+        findings, spent_on = run_checks(subject, CHECKS)
+    if len(held[TENSORS]) > LARGE:
+        known = {name: entry.sha256 for name, entry in manifest.tensors.items()}
+        pack = dataclasses.replace(pack, tensors=Streamed.of(file, pack.tensors, known))
+    open_questions = (*spent_on, *unchecked(subject))
+    return Report("pack", str(folder), pack.id, tuple(findings), open_questions, bool(spent_on) or (full and base is None),
+                  None if spent_on else base_verdict(pack, base, findings)), pack
+
+
+def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Finding], list[str]]:
+    """The findings of the checks up to the first error, and what there was no time for."""
+    findings: list[Finding] = []
+    for check in checks:
+        try:
+            subject.budget.require_time(f"{check.__name__.replace('_', ' ')} and what follows")
+            findings.extend(check(subject))
+        except Spent as spent:
+            return findings, [str(spent)]
+        except AdapterpackError as error:
+            findings.append(reading.unreadable(error, subject.folder, reading.CHECK))
+        if any(finding.severity == "error" for finding in findings):
+            break
+    return findings, []
+
+
+def load(path: str | os.PathLike[str], name: str | None = None, *, ahead: Ahead | None = None) -> Pack:
+    """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to call it here.
+
+    ``ahead``: its tensors, where :func:`~adapterpack.pack.ahead.read_ahead` has read them already.
+
+    Raises:
+        ConfigError: a pack cannot be called ``name``.
+        FormatError: truncated, altered or malformed.
+        NonFinite: a tensor holds NaN or infinity.
+        UnknownMethod: its method is not registered.
+
+    Example:
+        >>> load("packs/tickets").name  # doctest: +SKIP
+        'tickets'
+    """
+    pack, _ = checked(path, ahead)
+    return pack if name is None else pack.called(name)
+
+
+def checked(path: str | os.PathLike[str], ahead: Ahead | None = None) -> tuple[Pack, Report]:
+    """As :func:`load`, with the report.
+
+    Raises:
+        FormatError, NonFinite, UnknownMethod: as for :func:`load`.
+    """
+    report, pack = examine(Path(path), ahead=ahead)
+    for finding in report.findings:
+        if finding.severity == "error":
+            raise finding.error(f"the pack is not valid, {finding.rule}: {finding.message}".rstrip("."), where=f"{path}, {finding.where}",
+                                remedy=finding.fix or None)
+    if pack is None or report.incomplete:
+        raise FormatError("the pack could not be checked to the end", where=path, found="; ".join(report.not_checked),
+                          remedy="validate it with a larger budget")
+    return pack, report
+
+
+def _examine_peft(
+    folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool, ahead: Ahead | None
+) -> tuple[Report, Pack | None]:
+    """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked for in a base.
+
+    What lies beside its two files is never opened nor taken along, so files that a pack may not hold are warnings there.
+    """
+    if not (folder / layout.CONFIG).is_file():
+        raise FormatError("the folder is not a pack", where=folder, expected=f"{m.FILE_NAME} or {layout.CONFIG}",
+                          remedy="name the folder that train, save or compose wrote")
+    findings = [finding._replace(severity="warning") for finding in files.forbidden_files(folder, frozenset({TENSORS}))]
+    findings += [*_foreign_json(folder)]
+    if any(finding.severity == "error" for finding in findings):
+        return Report("peft", str(folder), None, tuple(findings)), None
+    try:
+        budget.require_time("the import")
+        budget.require_memory((folder / TENSORS).stat().st_size if (folder / TENSORS).is_file() else 0)
+    except Spent as spent:
+        return Report("peft", str(folder), None, tuple(findings), (str(spent),), incomplete=True), None
+    file = None if ahead is None else HeldFile(ahead.data, folder / TENSORS, ahead)
+    pack = dataclasses.replace(layout.read(folder, tensors=file), path=folder)
+    about_base = SHAPES_ONLY if base else NO_BASE
+    open_questions = ("digests and canary: PEFT folders carry none", about_base)
+    try:
+        findings += base_findings(pack, base, budget, allow_structural)
+    except Spent as spent:
+        return Report("peft", str(folder), pack.id, tuple(findings), (*open_questions, str(spent)), incomplete=True), pack
+    return Report("peft", str(folder), pack.id, tuple(findings), open_questions, full, base_verdict(pack, base, findings)), pack
+
+
+def _foreign_json(folder: Path) -> Iterator[Finding]:
+    """Keys that load code, and the chat template, in what PEFT wrote."""
+    for name in (layout.CONFIG, "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file() or path.stat().st_size > 4 << 20:
+            continue
+        try:
+            value = strict_json.loads(path.read_bytes(), path, 4 << 20)
+        except FormatError:
+            if name == layout.CONFIG:
+                return  # reading it says so
+            continue
+        yield from remote_code(value, name, foreign=True)
+        template = value.get("chat_template") if isinstance(value, dict) else None
+        for one in template if isinstance(template, list) else [template]:
+            text = one.get("template") if isinstance(one, dict) else one
+            if isinstance(text, str):
+                yield from template_findings(text.encode("utf-8"), name)
+    if (folder / TEMPLATE).is_file():
+        yield from template_findings(read_file(folder / TEMPLATE, 1 << 20), TEMPLATE)
+
+
+def _code_keys(data: bytes) -> Iterator[Finding]:
+    """Keys that load code, told before the schema calls them unknown fields; malformed JSON is the parser's to report."""
+    try:
+        value = strict_json.loads(data, m.FILE_NAME, m.MAX_BYTES)
+    except FormatError:
+        return
+    yield from remote_code(value, m.FILE_NAME)
+
+
+def require_known(manifest: m.Manifest, where: object) -> None:
+    """Goes on only if the pack's method is registered here, in a version that is known.
+
+    Raises:
+        UnknownMethod: its method is not registered.
+        Unsupported: it was made by a newer version of its method.
+    """
+    others = [(group.method, get(group.method.type)) for group in manifest.groups if group.method is not None]
+    for made_by, method in ((manifest.method, method_of(manifest)), *others):
+        if made_by.spec_version > method.spec_version:
+            raise Unsupported(f"the pack was made by a newer version of the method {method.name}", where=where,
+                              expected=f"spec_version {method.spec_version}", found=made_by.spec_version,
+                              remedy=f"update the package that brings {method.name}")

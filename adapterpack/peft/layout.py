@@ -1,0 +1,267 @@
+"""The PEFT face of a pack: its ``adapter_config.json`` out, and a folder that PEFT wrote in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..adapter_methods import Method, PeftContent, Site, methods
+from ..errors import AdapterpackError, FormatError, Unsupported
+from ..io import strict_json
+from ..io.safe_open import LARGE, TENSORS
+from ..io.safetensors import SafetensorsFile
+from ..io.streamed_tensors import Streamed
+from ..manifest import manifest as m
+from ..manifest.composed_method import method_of
+from ..manifest.secondary_methods import Beside
+from . import patterns
+from .names import form_of
+from .options import base_hint, likely, parsed, read_config, refuse_options, refuse_pickle
+from .tensors import Sorted, kind_of, named, site_of, sort, untied
+
+if TYPE_CHECKING:
+    from ..pack.pack import Pack
+
+CONFIG = "adapter_config.json"
+_PEFT_TASKS = {"text-classification": "SEQ_CLS", "text-generation": "CAUSAL_LM", "token-classification": "TOKEN_CLS",
+               "text2text-generation": "SEQ_2_SEQ_LM", "feature-extraction": "FEATURE_EXTRACTION",
+               "question-answering": "QUESTION_ANS"}
+Adapters = dict[Site, tuple[Any, dict[str, np.ndarray]]]
+"""Site -> its config and its parameters."""
+
+
+class Content(NamedTuple):
+    """What a folder that PEFT wrote means: its method with the adapted sites and what they share, the sites of methods beside it, and the
+    modules that were trained whole."""
+
+    method: Method
+    adapters: Adapters
+    shared: dict[str, np.ndarray]
+    beside: list[tuple[Method, Adapters]]
+    full: dict[str, dict[str, np.ndarray]]
+
+
+def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
+    """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of layer, quantized tensors,
+    tensors left out. ``on_base``: they are those that PEFT needs on the pack's base."""
+    from ..pack.pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
+
+    pack, method = Pack(manifest, {}), method_of(manifest)
+    if method.peft is None or manifest.quantization is not None or (method.peft.from_base is not None and not on_base):
+        return None
+    adapters = [group for group in manifest.groups if group.role == "adapter"]
+    forms = [form_of(pack.method_of(group), group.kind, None if group.method is None else method) for group in adapters]
+    if None in forms:
+        return None
+    sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
+    saved = [group.path for group in manifest.groups if group.role == "full"]
+    task, own = _PEFT_TASKS.get(manifest.task.type), method.peft.to_config(sites) if sites else {}
+    if own is None or not method.peft.same(sites, task):
+        return None
+    others = {}
+    for other in pack.methods[1:]:
+        assert other.peft is not None
+        assert other.peft.beside is not None
+        others[other.peft.beside.key] = other.peft.beside.to_config(
+            {group.path: pack.config_at(group) for group in adapters if group.method is not None and group.method.type == other.name})
+    config = {
+        "peft_type": method.peft.peft_type,
+        "task_type": task,
+        "base_model_name_or_path": manifest.base.name,
+        "revision": manifest.base.commit,
+        "inference_mode": True,
+        **({} if method.peft.site or not method.peft.names_sites else {"target_modules": list(sites)}),
+        "modules_to_save": saved or None,
+        **own,
+        **{key: value for form in forms if form is not None for key, value in form.config.items()},
+        **others,
+    }
+    return strict_json.canonical(config)
+
+
+def read(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None) -> Pack:
+    """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
+
+    ``on_base``: where the tensors mean something with the base alone, they are taken as they are. ``tensors``: their file, if it is
+    somewhere else.
+
+    Raises:
+        FormatError: the folder is not a PEFT adapter, or its tensors do not pair up.
+        Unsupported: it uses a method or an option that adapterpack cannot reproduce exactly.
+    """
+    from ..pack.pack import build  # noqa: PLC0415 - pack and its PEFT face know each other
+
+    config = read_config(folder / CONFIG)
+    refuse_pickle(folder / TENSORS)
+    path = folder / TENSORS
+    large = SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
+    content = _content(folder, config, (), tensors or large)
+    if content.method.peft is not None and content.method.peft.from_base is not None and not on_base:
+        raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
+                          found=config.get("peft_type"),
+                          remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")
+    task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), "feature-extraction")
+    version = config.get("peft_version")
+    pack = build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
+                 beside=[Beside(*each) for each in content.beside], task=m.Task(task), base=base_hint(config),
+                 training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})},
+                 source=tensors)
+    if large is None:
+        return pack
+    digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}
+    return replace(pack, tensors=Streamed.of(large, pack.tensors, digests))
+
+
+def _content(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None,
+             packed: bool = False) -> Content:
+    """What a PEFT folder means; ``tensors``: its file, if it is open already; ``packed`` as in :class:`~..methods.PeftContent`.
+
+    The method that is ``expected`` first, or that has PEFT's name, is asked first: no config is read by two, and listing every method means
+    looking through every installed package.
+    """
+    known = [method for method in expected if method.peft is not None] or likely(config)
+    if not known or known[0].peft is None or not known[0].peft.reads(config):
+        known = list(methods().values())
+    method = next((method for method in known if method.peft and method.peft.reads(config)), None)
+    if method is None or method.peft is None:
+        raise Unsupported("this PEFT method is not supported", where=folder / CONFIG, found=config.get("peft_type"),
+                          expected=", ".join(sorted({method.peft.peft_type for method in known if method.peft})))
+    beside = {other.peft.beside.key: other for other in known if other.peft is not None and other.peft.beside is not None
+              and method.peft.peft_type in other.peft.beside.hosts and config.get(other.peft.beside.key)}
+    file = folder / TENSORS
+    config, tensors = _expanded(method, config, tensors, folder)
+    try:
+        cfg = method.peft.from_config(config)
+        written = method.peft.to_config({"": cfg}) or {}
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
+    layers = [layer.config for layer in method.peft.layers.values()]
+    refuse_options({key: value for key, value in config.items() if key not in beside}, written, layers, folder / CONFIG)
+    tensors = tensors or SafetensorsFile(file, private=True)
+    found = sort(method, beside, tensors, config, file)
+    adapters, shared = _adapters(method, cfg, config, found, folder, packed)
+    others = [(other, _beside(other, key, config[key], found.beside.get(key, {}), folder)) for key, other in beside.items()]
+    return Content(method, adapters, shared, others, found.full)
+
+
+def _expanded(method: Method, config: Mapping[str, Any], tensors: SafetensorsFile | None, folder: Path
+              ) -> tuple[Mapping[str, Any], SafetensorsFile | None]:
+    """The config with names in place of regular expressions."""
+    expressions = [key for key, value in config.items() if key.endswith("_pattern") and patterns.is_expression(value)]
+    if not expressions:
+        return config, tensors
+    tensors = tensors or SafetensorsFile(folder / TENSORS, private=True)
+    paths = sorted(sort(method, {}, tensors, config, folder / TENSORS, strict=False).params)
+    return {**config, **{key: patterns.expanded(config[key], paths, f"{folder / CONFIG}#/{key}") for key in expressions}}, tensors
+
+
+def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted, folder: Path, packed: bool
+              ) -> tuple[Adapters, dict[str, np.ndarray]]:
+    """The sites of the folder's own method, and what they share."""
+    assert method.peft is not None
+    file = folder / TENSORS
+    kinds = {path: kind_of(method, config, tensors) for path, tensors in found.params.items()}
+    params = {path: named(method, kinds[path], tensors) for path, tensors in found.params.items()}
+    shared = found.shared
+    if method.peft.tied:
+        params = untied(params, config.get("target_modules"), file)
+    if method.peft.adopt is not None:
+        try:
+            adopted = method.peft.adopt(PeftContent(cfg, shared, params, packed))
+            cfg, shared, params = adopted.config, dict(adopted.shared), {path: dict(each) for path, each in adopted.sites.items()}
+        except (TypeError, ValueError, IndexError) as error:
+            raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error
+    adapters = {}
+    for path, tensors in sorted(params.items()):
+        if ".base_layer." in path:  # PEFT up to 0.21.2 counts attention's out_proj twice: its numbers mean another model
+            raise Unsupported("an adapter of attention or of bare parameters has no form in which PEFT and this package agree",
+                              where=f"{file}, {path}", remedy="merge this adapter with the library that made it")
+        try:
+            here = cfg.at(path)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise FormatError(f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}, {path}") from error
+        site, here_params = site_of(method, here, path, kinds.get(path, method.traits.layers[0]), tensors, file)
+        adapters[site] = (here, here_params)
+    if not adapters:
+        raise FormatError("the folder holds no adapter tensors", where=file)
+    shapes = {name: value.shape for name, value in shared.items()}
+    wanted = {} if method.shared is None else method.shared.shapes(next(iter(adapters.values()))[0], list(adapters))
+    if shapes != wanted:
+        raise FormatError("the tensors that all sites share are not those of the method", where=file, expected=wanted, found=shapes)
+    return adapters, shared
+
+
+def _beside(method: Method, key: str, value: Any, found: Mapping[str, dict[str, np.ndarray]], folder: Path) -> Adapters:
+    """The sites of a method that another's folder holds, too, by the config's ``value`` and path -> tensors."""
+    assert method.peft is not None
+    assert method.peft.beside is not None
+    names = {suffix: param for param, suffix in method.peft.beside.suffixes.items()}
+    adapters = {}
+    for path, tensors in sorted(found.items()):
+        try:
+            cfg = method.peft.beside.from_config(value, path)
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}#/{key}") from error
+        params = {names[suffix]: tensor for suffix, tensor in tensors.items()}
+        site, params = site_of(method, cfg, path, method.traits.layers[0], params, folder / TENSORS)
+        adapters[site] = (cfg, params)
+    if not adapters:
+        raise FormatError(f"the folder holds no tensors of its {key}", where=folder / TENSORS, expected=f"... {', '.join(names)}")
+    return adapters
+
+
+def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensors: SafetensorsFile) -> str | None:
+    """What PEFT would read otherwise than ``manifest`` says, or None; from bytes already read, ``folder`` is for messages."""
+    from ..pack.pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
+
+    pack = Pack(manifest, {})
+    truth = pack.methods
+    try:
+        config = parsed(config_bytes, folder / CONFIG)
+        content = _content(folder, config, truth, tensors, packed=True)
+    except AdapterpackError as error:
+        return f"PEFT's reading of it fails: {error}"
+    parts = [(content.method, content.adapters), *content.beside]
+    whole = [group.path for group in manifest.groups if group.role == "full"]  # which may be several layers in PEFT's reading
+    theirs: dict[str, tuple[Any, ...]] = {site.path: ("adapter", method.name, cfg.rank, cfg.scale)
+                                          for method, adapters in parts
+                                          for site, (cfg, _) in adapters.items()}
+    theirs |= {next((path for path in whole if f"{found}.".startswith(f"{path}.")), found): ("full",) for found in content.full}
+    ours: dict[str, tuple[Any, ...]] = {group.path: ("adapter", pack.method_of(group).name, group.rank, group.scale)
+                                        for group in manifest.groups if group.role == "adapter"} | dict.fromkeys(whole, ("full",))
+    for path in sorted(theirs.keys() ^ ours.keys()):
+        return f"the modules differ at {path}"
+    for path, meaning in ours.items():
+        if theirs[path] != meaning:
+            return f"{path} is {theirs[path]} there and {meaning} in the manifest"
+    for method, adapters in parts:
+        there = {site.path: cfg for site, (cfg, _) in adapters.items()}
+        here = {group.path: pack.config_at(group) for group in manifest.groups if group.path in there}
+        its, mine = (_said(method, method is not content.method, {path: cfgs[path] for path in here}) for cfgs in (there, here))
+        for key in sorted(its.keys() | mine.keys()):
+            if its.get(key) != mine.get(key):
+                return f"{key} is {its.get(key)!r:.100} there and {mine.get(key)!r:.100} in the manifest"
+    own = {group.path for group in manifest.groups if group.role == "adapter" and group.method is None}
+    form = truth[0].peft
+    if form is not None and form.names_sites and set(config.get("target_modules") or ()) != own - {form.site}:
+        return "target_modules are not the adapted modules"
+    return None
+
+
+def _said(method: Method, beside: bool, sites: Mapping[str, Any]) -> dict[str, Any]:
+    """What PEFT's config says of a method with these configs by path, as JSON values; ``beside``: in the folder of another method."""
+    if method.peft is None or not sites:
+        return {}
+    written: dict[str, Any] = m.plain({method.peft.beside.key: method.peft.beside.to_config(sites)} if beside and method.peft.beside
+                                      else method.peft.to_config(sites) or {})
+    return written
+
+
+def _plain_name(folder: str) -> str:
+    """A folder's name in the characters that a pack's name may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")[:128] or "adapter"

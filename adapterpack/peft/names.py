@@ -1,0 +1,90 @@
+"""What PEFT calls the tensors of a pack, and in which shapes it has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from ..adapter_methods import Method, PeftLayer, Site, is_stacked
+from ..errors import FormatError
+
+PREFIX = "base_model.model."
+
+
+def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer | None:
+    """How PEFT stores the method at sites of that kind, or None where it has no such form; ``host``: the pack's method, if another."""
+    if method.peft is None:
+        return None
+    if host is not None:
+        beside = method.peft.beside if host.peft is not None else None
+        known = beside is not None and host.peft is not None and host.peft.peft_type in beside.hosts and kind == method.traits.layers[0]
+        return PeftLayer(beside.suffixes) if known and beside is not None else None
+    if kind == method.traits.layers[0]:
+        return PeftLayer(method.peft.suffixes)
+    form = method.peft.layers.get(kind)
+    return form if form is None or form.suffixes is not None else form._replace(suffixes=method.peft.suffixes)
+
+
+def tensor_name(method: Method, path: str, param: str, kind: str | None = None, host: Method | None = None) -> str:
+    """PEFT's name for a parameter at a site; one of our own where PEFT has none. ``host``: the pack's method, if it is another.
+
+    Raises:
+        FormatError: the method does not say how PEFT calls that parameter.
+    """
+    form = form_of(method, kind or method.traits.layers[0], host)
+    suffixes = (form.suffixes if form else None) or {param: param}
+    if param not in suffixes:
+        raise FormatError(f"the method {method.name} has no parameter of that name", where=path, expected=", ".join(suffixes), found=param)
+    return suffixes[param] if method.peft and path == method.peft.site else f"{PREFIX}{path}.{suffixes[param]}"
+
+
+def stored(method: Method, site: Site, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters of a site in the shapes that PEFT stores."""
+    form = form_of(method, site.kind)
+    return form.stored(site, params) if form is not None and form.stored is not None else dict(params)
+
+
+def loaded(method: Method, kind: str, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The reverse of :func:`stored`: a convolution's tensors as matrices."""
+    form = form_of(method, kind)
+    if form is None or form.stored is None:
+        return dict(params)
+    return {name: value.reshape(-1) if name in form.vectors else
+            value.reshape(len(value), math.prod(value.shape[1:])) if value.ndim > 2 else value for name, value in params.items()}
+
+
+def kernel_of(kind: str, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The kernel of a convolution, which the tensors that belong to its input have behind their second axis; empty for other kinds."""
+    return () if is_stacked(kind) else max((shape[2:] for shape in shapes), key=lambda axes: (math.prod(axes), len(axes)), default=())
+
+
+def shared_name(method: Method, param: str) -> str:
+    """PEFT's name for a parameter that all sites share; one of our own for a method that PEFT does not know."""
+    if method.peft is None:
+        return f"{PREFIX}@shared.{param}"
+    if param in method.peft.shared:
+        return method.peft.shared[param]
+    stem, _, number = param.rpartition("_")
+    return f"{method.peft.shared[stem]}.{number}"
+
+
+def shared_param(method: Method, name: str) -> str | None:
+    """The shared parameter that PEFT's tensor ``name`` holds, or None."""
+    assert method.peft is not None
+    for param, whole in method.peft.shared.items():
+        number = name.removeprefix(f"{whole}.")
+        if name == whole or (number != name and number.isdecimal()):
+            return param if name == whole else f"{param}_{number}"
+    return None
+
+
+def full_name(method: Method, path: str, param: str) -> str:
+    """PEFT's name for a parameter of a module that was trained whole."""
+    return f"{prefix_of(method)}{path}.{param}"
+
+
+def prefix_of(method: Method) -> str:
+    """What stands before the path of a module: PEFT wraps the model once less for a method that acts on it as a whole."""
+    return PREFIX.removesuffix("model.") if method.peft and method.peft.site else PREFIX

@@ -1,0 +1,95 @@
+"""PEFT's ``adapter_config.json`` as it lies in a folder: read within limits, and refused where it says what is not understood."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..adapter_methods import Method, built_in
+from ..errors import FormatError, Unsupported, storage_errors
+from ..io import strict_json
+from ..manifest import manifest as m
+
+_MAX_CONFIG = 4 << 20
+_INERT: dict[str, tuple[Any, ...]] = {"bias": (None, "none"), "use_dora": (None, False), "fan_in_fan_out": (None, False),
+                                      "lora_bias": (None, False), "use_qalora": (None, False), "layer_replication": (None, []),
+                                      "alora_invocation_tokens": (None, []), "target_parameters": (None, []),
+                                      "trainable_token_indices": (None, [], {})}
+"""Keys that change the mathematics, with the values under which they do not."""
+_NEUTRAL = frozenset({
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
+    "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save",
+    "peft_type", "peft_version", "psoft_alpha", "psoft_svd_lowrank_niter", "qalora_group_size", "random_seed", "revision", "runtime_config",
+    "target_modules", "task_type",
+})
+"""Keys that say where the tensors came from and where they go: the tensors themselves say it again, so any value will do."""
+_OFF: tuple[Any, ...] = (None, False, "", [], {})
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PICKLES = ("adapter_model.bin", "adapter_model.pt")
+
+
+def likely(config: Mapping[str, Any]) -> list[Method]:
+    """The method that has the config's own name, if it accounts for every option that is on: then no other needs to be asked."""
+    method = built_in(str(config.get("peft_type")).lower())
+    if method is None or method.peft is None:
+        return []
+    known = method.peft.to_config({"": method.examples[0]}) or {}
+    on = {key for key, value in config.items() if value not in _OFF and value not in _INERT.get(key, ())}
+    return [method] if on <= known.keys() | _NEUTRAL else []
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration in a file."""
+    with storage_errors(path):
+        if path.stat().st_size > _MAX_CONFIG:
+            raise FormatError("the PEFT configuration is too large", where=path, expected=f"at most {_MAX_CONFIG} bytes",
+                              found=path.stat().st_size)
+        data = path.read_bytes()
+    return parsed(data, path)
+
+
+def parsed(data: bytes, path: Path) -> dict[str, Any]:
+    """The configuration in the bytes of a file.
+
+    Raises:
+        FormatError: they hold no such thing.
+    """
+    config = strict_json.loads(data, path, _MAX_CONFIG)
+    if not isinstance(config, dict):
+        raise FormatError("this is not a PEFT configuration", where=path, expected="an object with peft_type")
+    return config
+
+
+def refuse_options(
+    config: Mapping[str, Any], written: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], where: Path
+) -> None:
+    """An option that is switched on and not understood would change the result without a word: it is refused.
+
+    What the method writes itself it understands; ``layers`` are the options that say what kind of layer the tensors belong to.
+    """
+    for key, value in config.items():
+        if any(key in options and options[key] == value for options in layers):
+            continue
+        known = key in _NEUTRAL or key in written
+        if value not in _INERT.get(key, (value,) if known else _OFF) and (key not in written or value != written[key]):
+            raise Unsupported(f"this PEFT option is not supported: {key}", where=f"{where}#/{key}", found=repr(value)[:80],
+                              remedy="merge this adapter with the library that made it, or train it without that option")
+
+
+def refuse_pickle(file: Path) -> None:
+    """Refuses an adapter whose tensors are a pickle beside the ``file`` where they should be."""
+    pickles = [name for name in _PICKLES if (file.parent / name).exists()]
+    if pickles and not file.exists():
+        raise Unsupported("the adapter is stored as a pickle, which can run code and is never opened", where=file.parent / pickles[0],
+                          expected=file.name, remedy="save it again with save_pretrained(..., safe_serialization=True) where you trust it")
+
+
+def base_hint(config: Mapping[str, Any]) -> m.Base:
+    """The base by its hub name, if it has one: the path of somebody's disk says nothing to others and stays out of the manifest."""
+    hint, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(hint, str) or len(hint) > 200 or not _HUB_ID.fullmatch(hint):
+        return m.Base()
+    return m.Base(hint, revision if isinstance(revision, str) and _COMMIT.fullmatch(revision) else None)

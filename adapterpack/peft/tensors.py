@@ -1,0 +1,164 @@
+"""The tensors of a file that PEFT wrote, brought to the sites, to what all sites share, and to the modules that were trained whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..adapter_methods import Method, Site
+from ..adapter_methods.core.shapes import check_shapes, features
+from ..errors import FormatError, Unsupported
+from ..io.safetensors import SafetensorsFile
+from .names import form_of, kernel_of, loaded, prefix_of, shared_param, stored
+
+
+def _saved(path: str, modules_to_save: Any) -> bool:
+    """Whether PEFT saves module ``path`` whole: it, or a module around it, has a name that ends in a saved one."""
+    parts = path.split(".")
+    around = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    return isinstance(modules_to_save, list | tuple) and any(module.endswith(str(saved)) for module in around for saved in modules_to_save)
+
+
+_COPIES = ("modules_to_save", "original_module")
+_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "shared", "embed_in", "embed_out", "proj_out")
+"""What PEFT saves whole beside an adapter when words were added (``save_embedding_layers``), by the names that transformers has for it."""
+
+
+def _is_embedding(path: str, params: Mapping[str, np.ndarray]) -> bool:
+    return path.rpartition(".")[2] in _EMBEDDINGS and set(params) == {"weight"} and params["weight"].ndim == 2
+
+
+class Sorted(NamedTuple):
+    """The tensors of a file: ``params`` maps a site's path to its tensors by what PEFT writes behind the path, ``shared`` holds what all
+    sites share by parameter, ``full`` modules by path, and ``beside`` the sites of other methods by their key in the config."""
+
+    params: dict[str, dict[str, np.ndarray]]
+    shared: dict[str, np.ndarray]
+    full: dict[str, dict[str, np.ndarray]]
+    beside: dict[str, dict[str, dict[str, np.ndarray]]]
+
+
+def sort(method: Method, beside: Mapping[str, Method], tensors: SafetensorsFile, config: Mapping[str, Any], where: Path,
+         strict: bool = True) -> Sorted:
+    """The tensors of a file of ``method``, with other methods ``beside`` it by the key of the config that is theirs.
+
+    Raises:
+        FormatError: a name that PEFT does not write.
+        Unsupported: a tensor that nothing accounts for, unless not ``strict``.
+    """
+    assert method.peft is not None
+    found = Sorted({}, {}, {}, {})
+    unknown: dict[str, dict[str, np.ndarray]] = {}
+    forms = [method.peft.suffixes, *(form.suffixes or {} for form in method.peft.layers.values())]
+    endings: dict[str, str | None] = dict.fromkeys([*(end for suffixes in forms for end in suffixes.values()), *method.peft.aliases])
+    for key, other in beside.items():
+        endings |= dict.fromkeys(other.peft.beside.suffixes.values() if other.peft and other.peft.beside else (), key)
+    prefix, bare = prefix_of(method), set(method.peft.suffixes.values()) if method.peft.site else set()
+    for name in tensors.tensors:
+        if (common := shared_param(method, name)) is not None:
+            found.shared[common] = tensors.read(name)
+            continue
+        if name in bare:
+            found.params.setdefault(str(method.peft.site), {})[name] = tensors.read(name)
+            continue
+        if not name.startswith(prefix):
+            raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{prefix}...")
+        rest = name.removeprefix(prefix)
+        ending = next((ending for ending in endings if not bare and rest.endswith(f".{ending}")), None)
+        if ending is not None:
+            owner = endings[ending]
+            sites = found.params if owner is None else found.beside.setdefault(owner, {})
+            sites.setdefault(rest.removesuffix(f".{ending}"), {})[ending] = tensors.read(name)
+            continue
+        path, _, param = rest.rpartition(".")
+        if path.endswith(".base_layer") and param == "weight" and any(
+            f"{prefix}{path.removesuffix('.base_layer')}.{end}" in tensors.tensors for end in endings):
+            continue  # the base's own weight, which PEFT saves beside an adapted embedding
+        owner_of, _, copy = path.rpartition(".")
+        if copy in _COPIES and f"{prefix}{owner_of}.{param}" in tensors.tensors:
+            continue  # what PEFT wraps around a module that it saves whole, written again with the embeddings
+        known = _saved(path, config.get("modules_to_save") or ())
+        (found.full if known else unknown).setdefault(path, {})[param] = tensors.read(name)
+    for path in [path for path, params in unknown.items() if _is_embedding(path, params)]:
+        found.full[path] = unknown.pop(path)
+    if config.get("ensure_weight_tying") is True:
+        _tie(found.full, unknown)
+    if unknown and strict:
+        path, params = next(iter(unknown.items()))
+        raise Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=f"{prefix}{path}.{min(params)}",
+                          expected=f"{', '.join(endings)}, or a module of modules_to_save",
+                          remedy="name its module in modules_to_save, or remove the tensor")
+    return found
+
+
+def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np.ndarray]]) -> None:
+    """Takes in the modules that PEFT saved because they are tied to one that was trained whole: those that hold the same rows."""
+    for path, params in list(unknown.items()):
+        if any(params.keys() == whole.keys() and all(np.array_equal(params[key], whole[key]) for key in whole) for whole in full.values()):
+            full[path] = unknown.pop(path)
+
+
+def kind_of(method: Method, config: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> str:
+    """The kind of a site, told by the names and the axes of its tensors and by the config.
+
+    PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's: of a model with both kinds of linear layer it says one thing only.
+    """
+    assert method.peft is not None
+    axes = {value.ndim for value in found.values() if value.ndim > 1}
+    for kind, form in method.peft.layers.items():
+        fits = form.is_told and found.keys() <= set((form.suffixes or method.peft.suffixes).values())
+        if fits and (axes or {2}) <= set(form.axes) and all(config.get(key) == value for key, value in form.config.items()):
+            return kind
+    return method.traits.layers[0]
+
+
+def named(method: Method, kind: str, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors by PEFT's suffix as a site's parameters; what is no parameter of that kind keeps its suffix."""
+    form = form_of(method, kind)
+    assert form is not None
+    assert method.peft is not None
+    names = {**method.peft.aliases, **{suffix: param for param, suffix in (form.suffixes or {}).items()}}
+    return {names.get(suffix, suffix): value for suffix, value in found.items()}
+
+
+def site_of(
+    method: Method, cfg: Any, path: str, kind: str, whole: dict[str, np.ndarray], where: Path
+) -> tuple[Site, dict[str, np.ndarray]]:
+    """The site behind a site's parameters as PEFT has them, and the parameters as matrices."""
+    assert method.peft is not None
+    shapes, params = {name: value.shape for name, value in whole.items()}, loaded(method, kind, whole)
+    widths = features(method.peft, params, f"{where}, {path}")
+    site = Site(path, widths[0] or 0, widths[1] or 0, kind, "bias" in params, kernel_of(kind, shapes.values()))
+    try:
+        declared = method.shapes(cfg, site)  # which of them there are may depend on the widths
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise FormatError("the tensors of a site do not pair up, or have too few axes", where=f"{where}, {path}", found=shapes) from error
+    if params.keys() != declared.keys():
+        raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(declared), found=sorted(params))
+    check_shapes(method, cfg, site, params, where)
+    try:
+        right = {name: value.shape for name, value in stored(method, site, params).items()}
+    except ValueError:  # a kernel that the input's width is no multiple of
+        right = None
+    if shapes != right:
+        raise FormatError("a tensor has the wrong shape", where=f"{where}, {path}", expected=right, found=shapes)
+    return site, params
+
+
+def untied(params: dict[str, dict[str, np.ndarray]], targets: Any, where: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Without the heads that are tied to a table: of modules with the same tensors, those that the config does not name."""
+    names = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []
+    named = {path for path in params if any(f".{path}".endswith(f".{name}") for name in names)}
+    kept = {}
+    for path, found in params.items():
+        twins = {other for other, its in params.items() if other != path and found.keys() == its.keys()
+                 and all(np.array_equal(found[key], its[key]) for key in found)}
+        if path in named and twins & named:
+            raise Unsupported("two modules have the same rows, and the configuration does not say which is the table", where=where,
+                              found=", ".join(sorted({path} | twins)), remedy="name only the embedding in target_modules")
+        if path in named or not twins & named:
+            kept[path] = found
+    return kept

@@ -1,0 +1,141 @@
+"""How far quantization moves what the graphs of a bundle give: the same inputs before and after, base and every adapter, graph by graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..base.checkpoint import read_json
+from ..errors import AdapterpackError, ParityError
+from ..pack import canary
+from ..runtime.media.image_rows import image_positions, image_token
+from ..runtime.session import Arrays, Session, last_places, pad
+from ..slots.precision import NONE_BELOW
+from ..tasks.task import MAIN
+
+_SAMPLE = 65521
+"""Of how many numbers of an output of a graph before the last one a change is measured: an encoder's keys and values can be gigabytes."""
+
+
+class Answer(NamedTuple):
+    """What the graphs gave to one adapter: the last one's outputs at the last position ``[rows, width]``, and numbers of each before it."""
+
+    last: np.ndarray
+    before: Mapping[str, np.ndarray]
+
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        """Every graph's numbers by its name."""
+        return {**self.before, MAIN: self.last}
+
+
+def answers(session: Session) -> dict[str, Answer]:
+    """What the base and every adapter answer to :func:`inputs_of`, by the adapter's name."""
+    batch = inputs_of(session)
+    # Rows of a folded bundle cannot choose: they have what was folded.
+    kinds: dict[str, str | None] = {"+".join(session.packs) or "base": None}
+    if session.bundle.mode != "folded":
+        kinds = {"base": None, **{name: name for name in session.adapters}}
+    found = {}
+    for key, name in kinds.items():
+        outputs = session.run(batch, name)
+        before = {part: np.concatenate([_sampled(outputs[output]) for output in session.graphs[part].outputs])
+                  for part in session.bundle.parts if part != MAIN}
+        found[key] = Answer(_last(session, batch, outputs), before)
+    return found
+
+
+def report(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> dict[str, Any]:
+    """What the manifest says of the change: the largest error and the agreement of labels, by adapter; of several graphs, of each of them.
+
+    Example:
+        >>> one, two = (Answer(np.array([[1.0, last]]), {}) for last in (4.0, 3.5))
+        >>> report({"base": one}, {"base": two})
+        {'max_error': {'base': 0.5}, 'label_agreement': {'base': 1.0}}
+    """
+    found: dict[str, Any] = {
+        "max_error": {key: _error(before[key].last, after[key].last) for key in before},
+        "label_agreement": {key: float((after[key].last.argmax(-1) == before[key].last.argmax(-1)).mean()) for key in before},
+    }
+    parts = list(next(iter(before.values())).parts)
+    if len(parts) > 1:
+        found["graphs"] = {part: _of_part({key: (before[key].parts[part], after[key].parts[part]) for key in before}) for part in parts}
+    return found
+
+
+def require_small(before: Mapping[str, Answer], after: Mapping[str, Answer], tolerance: float, where: str) -> None:
+    """Checks that no graph's outputs moved by more than the share ``tolerance`` of the largest.
+
+    Raises:
+        ParityError: those of one did.
+    """
+    for key, one in before.items():
+        for part, numbers in one.parts.items():
+            error, allowed = _error(numbers, after[key].parts[part]), tolerance * _largest(numbers)
+            if not error <= allowed:
+                raise ParityError("quantization moves the outputs too far", where=f"{where}, {key}, {part}.onnx",
+                                  expected=f"at most {allowed:.2g}", found=f"{error:.2g}",
+                                  remedy="quantize to int8, or keep the float graph")
+
+
+def inputs_of(session: Session) -> dict[str, np.ndarray]:
+    """Pseudo-random inputs of the task's own forms: the canary's ids, and images or features of the graph's shapes; beside a text, an image
+    in every row."""
+    rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
+    found: dict[str, np.ndarray] = {}
+    shapes = {name: value.shape for graph in session.graphs.values() for name, value in graph.inputs.items()}
+    for name in session.task.inputs:
+        if name == "input_ids":
+            found |= pad(_texts(session), 0, left=session.left)
+        elif name == "decoder_input_ids":
+            found[name] = rng.integers(1, _vocabulary(session.folder), (rows, 4))
+        elif name not in {"attention_mask", "token_type_ids"}:
+            found[name] = rng.standard_normal((rows, *shapes[name][1:])).astype(np.float32)
+    return found
+
+
+def _texts(session: Session) -> list[tuple[int, ...]]:
+    rows = [*canary.inputs(_vocabulary(session.folder))]
+    if "image_features" not in session.task.main.inputs:
+        return rows
+    token, positions = image_token(session.config), image_positions(session)
+    return [((token,) * positions) + tuple(each for each in row if each != token) for row in rows]
+
+
+def _last(session: Session, batch: Arrays, outputs: Arrays) -> np.ndarray:
+    """The outputs of the last graph at each row's last position: its logits, or the first that it has."""
+    output = outputs["logits"] if "logits" in outputs else outputs[session.graphs[MAIN].outputs[0]]
+    if output.ndim == 3:
+        last = last_places(batch["attention_mask"]) if "input_ids" in session.task.main.inputs else output.shape[1] - 1
+        output = output[range(len(output)), last if session.task.generates else 0]
+    return output
+
+
+def _of_part(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:
+    errors = {key: _error(*pair) for key, pair in pairs.items()}
+    return {"max_error": errors, "max_relative": {key: error / max(_largest(pairs[key][0]), 1e-30) for key, error in errors.items()}}
+
+
+def _error(before: np.ndarray, after: np.ndarray) -> float:
+    return float(np.abs(after - before).max())
+
+
+def _largest(numbers: np.ndarray) -> float:
+    """The largest size of an output that is there: those of labels that an adapter does not have are not."""
+    return float(np.abs(numbers[numbers > NONE_BELOW]).max())
+
+
+def _sampled(output: np.ndarray) -> np.ndarray:
+    flat = output.ravel()
+    return flat[np.linspace(0, flat.size - 1, min(flat.size, _SAMPLE)).astype(np.int64)].astype(np.float32)
+
+
+def _vocabulary(folder: Path) -> int:
+    config = read_json(folder / "config.json")
+    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    if not isinstance(size, int):
+        raise AdapterpackError("the bundle's config has no vocabulary size, so the error cannot be measured", where=folder.name)
+    return size

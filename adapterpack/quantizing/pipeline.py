@@ -1,0 +1,40 @@
+"""One entrance for both kinds of artifact: a pack or a bundle, smaller."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..artifacts import kind_of
+from ..bundle.manifest import Bundle
+from ..errors import Unsupported
+from ..io.atomic import refuse_existing
+from ..pack.pack import Pack
+from ..pack.validate.validation import load
+from .packs import quantize_pack
+
+
+def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str], *, scheme: str = "int8") -> Pack | Bundle:
+    """Writes a quantized copy of a pack (``int8``) or of a bundle's graph (``int4``, ``int8``); the error is in its manifest.
+
+    Raises:
+        UnknownName: no such scheme for this kind of artifact.
+        NothingToDo: it is quantized already.
+        OutputExists: ``out`` is taken.
+
+    Example:
+        >>> quantize("packs/tickets", "packs/tickets-int8", scheme="int8")  # doctest: +SKIP
+    """
+    refuse_existing(Path(out))
+    if isinstance(source, Pack):
+        return quantize_pack(source, scheme=scheme, name=Path(out).name).write(out)
+    kind = kind_of(source)
+    if kind == "bundle":
+        from .graphs import quantize_bundle  # noqa: PLC0415 - packs do not need ONNX
+
+        return quantize_bundle(Path(source), Path(out), scheme)
+    if kind == "adapter":
+        raise Unsupported("only packs and bundles are quantized", where=source, remedy="convert the file to a pack first")
+    if kind == "base":
+        raise Unsupported("a base checkpoint is quantized when it is exported", where=source, remedy="use export --quantize")
+    return quantize(load(source), out, scheme=scheme)

@@ -1,0 +1,191 @@
+"""How the adapters of each mode get to a running graph: in the weights, as ONNX Runtime's own adapters, or from a bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from ..bundle.manifest import ADAPTER_IDS, STEP, adapter_file
+from ..errors import FormatError, Unsupported
+from ..manifest import manifest as m
+from ..pack.pack import Pack
+from ..slots.precision import ABSENT, held
+from ..tasks.task import MAIN
+from .bank import AdapterBank
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class Run(Protocol):
+    """Feeds to outputs, both by name and as ``OrtValue``."""
+
+    def __call__(self, feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+        """One pass of a part; ``rows`` are the places among the pinned names that its rows have, by default all in order."""
+        ...
+
+
+class Attached(Protocol):
+    """What a session asks of a mode."""
+
+    def pin(self, names: Sequence[str | None]) -> Run:
+        """One run after another with these adapters, one a row; what is loaded or unloaded meanwhile does not touch them."""
+        ...
+
+    def load(self, pack: Pack, allow_structural: bool = False) -> None:
+        """Takes another pack in, if the bundle's base is the pack's."""
+        ...
+
+    def unload(self, name: str) -> None:
+        """Lets one go."""
+        ...
+
+
+class Folded:
+    """The adapters are in the weights: rows have what was folded, and cannot choose."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def pin(self, names: Sequence[str | None]) -> Run:
+        """See :class:`Attached`."""
+        packs = self.session.packs
+        if len(packs) == 1 and None in names:
+            raise Unsupported("a folded bundle has no base to run rows on", where=self.session.folder, remedy="export with --mode bank")
+        if len(packs) > 1 and any(names):
+            raise Unsupported("the adapters of this bundle are folded together, so rows cannot have one of them", found=", ".join(packs),
+                              where=self.session.folder, remedy="name none, or export with --mode bank")
+        return lambda feeds, part=MAIN, rows=None: self.session.graph(part).call(feeds)
+
+    def load(self, pack: Pack, allow_structural: bool = False) -> None:
+        """See :class:`Attached`."""
+        raise Unsupported("a folded bundle takes no further adapters", found=pack.name, remedy="export with --mode bank")
+
+    def unload(self, name: str) -> None:
+        """See :class:`Attached`."""
+        raise Unsupported("the adapter is folded into the weights", found=name, remedy="export with --mode bank")
+
+
+class Inputs:
+    """ONNX Runtime's own adapters, one a run: a mixed batch runs once for each adapter in it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        listed = {entry.path: entry.sha256 for entry in session.bundle.files}
+        slotted = {site.part for site in session.bundle.sites.values() if site.fields} | {MAIN}
+        self.files: dict[str, dict[str, Any]] = {}
+        self._fed: dict[str, dict[str, Any]] = {}
+        for adapter in session.bundle.adapters:
+            self.files[adapter.name] = {}
+            for part in slotted:
+                name = adapter_file(adapter.path, part)
+                path = session.folder / name
+                if not path.is_file() or m.sha256_of(path) != listed.get(name):
+                    raise FormatError("an adapter file of the bundle is missing or was altered", where=path, remedy="export again")
+                self.files[adapter.name][part] = ort.LoraAdapter()
+                self.files[adapter.name][part].Load(str(path))
+
+    def pin(self, names: Sequence[str | None]) -> Run:
+        """See :class:`Attached`."""
+        files = dict(self.files)
+        for name in names:
+            self.session.require(name, files)
+
+        def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+            own = names if rows is None else [names[row] for row in rows]
+            graph = self.session.graph(part)
+            if part == STEP:  # its outputs are bound, and bindings take no adapters
+                return graph.call({**feeds, **self._slots(next(iter(own), None))})
+            if len(set(own)) <= 1:
+                return graph.call(feeds, _options(files, next(iter(own), None), part))
+            parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+            for name in dict.fromkeys(own):
+                mine = np.array([row for row, other in enumerate(own) if other == name])
+                some = {key: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[mine])) for key, value in feeds.items()}
+                for key, value in graph.call(some, _options(files, name, part)).items():
+                    parts.setdefault(key, []).append((mine, value.numpy()))
+            return {key: _owning(_joined(pieces)) for key, pieces in parts.items()}
+
+        return run
+
+    def _slots(self, name: str | None) -> dict[str, Any]:
+        """What an adapter puts into the slots of the main graph, as values that can be fed."""
+        if name is None:
+            return {}
+        if name not in self._fed:
+            path = self.session.folder / adapter_file(self.session.bundle.adapter(name).path, MAIN)
+            arrays = {slot: value.numpy() for slot, value in ort.AdapterFormat.read_adapter(str(path)).get_parameters().items()}
+            self._fed[name] = {slot: _owning(array) for slot, array in arrays.items()}
+        return self._fed[name]
+
+    def load(self, pack: Pack, allow_structural: bool = False) -> None:
+        """See :class:`Attached`."""
+        raise Unsupported("this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank")
+
+    def unload(self, name: str) -> None:
+        """See :class:`Attached`."""
+        del self.files[name]
+
+
+class Bank:
+    """Stacked slots on the device; ``adapter_ids`` chooses one for each row."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.bank = AdapterBank(session.bundle, session.folder, session.device)
+
+    def pin(self, names: Sequence[str | None]) -> Run:
+        """See :class:`Attached`."""
+        slots, overrides = self.bank.state  # one look: a slot that is filled anew meanwhile must not be taken for the old one
+        for name in names:
+            self.session.require(name, slots)
+        ids = np.array([0 if name is None else slots[name] for name in names], np.int64)
+
+        def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+            graph = self.session.graph(part)
+            if ADAPTER_IDS not in graph.inputs:  # no adapter reaches this graph
+                return graph.call(feeds)
+            chosen = ort.OrtValue.ortvalue_from_numpy(ids if rows is None else ids[list(rows)], graph.device, 0)
+            return graph.call({**feeds, ADAPTER_IDS: chosen, **overrides.get(MAIN if part == STEP else part, {})})
+
+        return run
+
+    def load(self, pack: Pack, allow_structural: bool = False) -> None:
+        """See :class:`Attached`."""
+        self.bank.fill(pack, self.session.bundle.base, allow_structural)
+
+    def unload(self, name: str) -> None:
+        """See :class:`Attached`."""
+        self.bank.free(name)
+
+
+def _options(files: Mapping[str, Mapping[str, Any]], name: str | None, part: str) -> Any:
+    options = ort.RunOptions()
+    if name is not None and part in files[name]:
+        options.add_active_adapter(files[name][part])
+    return options
+
+
+def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Rows of several runs put back in their order; narrower logits are filled with the logit of an absent label."""
+    first = pieces[0][1]
+    width = max(array.shape[-1] for _, array in pieces)
+    total = sum(len(rows) for rows, _ in pieces)
+    joined = np.full((total, *first.shape[1:-1], width), held(np.array(ABSENT), first.dtype.name, "logits"), first.dtype)
+    for rows, array in pieces:
+        joined[rows, ..., : array.shape[-1]] = array
+    return joined
+
+
+def _owning(array: np.ndarray) -> Any:
+    """An ``OrtValue`` with memory of its own: one made from an array only borrows it, and so do the arrays that are taken from it."""
+    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype)
+    value.update_inplace(array)
+    return value
+
+
+ATTACH: dict[str, Callable[[Any], Attached]] = {"folded": Folded, "inputs": Inputs, "bank": Bank}
+"""Mode -> how a session attaches."""

@@ -1,0 +1,122 @@
+"""How the graphs of each kind of generating task go on: what the first pass is fed, and what every later one; one class a form of part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..adapter_methods.core.token_positions import acted
+from ..bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT, STEP
+from ..errors import ConfigError
+from ..tasks.task import MAIN
+from .kv_cache import Buffers
+from .model_inputs import ENCODED, Arrays, complete, last_places, pad, positions
+from .pipeline import flow, values
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class Decoding(Protocol):
+    """A batch of rows that are being gone on with. ``names`` are their adapters; ``last`` ``[rows]`` says where the first pass has
+    the logits of each row's next token."""
+
+    last: np.ndarray
+
+    def first(self) -> dict[str, Any]:
+        """The pass over what the rows begin with; its outputs."""
+        ...
+
+    def then(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The pass over one new token for each row, ``[rows]``, after the one with these outputs."""
+        ...
+
+
+class Causal:
+    """A causal language model; with images, where its graph takes some. ``in_place``: on caches that stay where they are, if it can."""
+
+    def __init__(
+        self, session: Session, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays, in_place: bool = True
+    ) -> None:
+        self.session, self.names, self.run = session, names, session.pin(names)
+        self.batch = pad(rows, session.pad_id, left=session.left)
+        self.in_place = in_place and session.steps_in_place(names)
+        self.buffers: Buffers | None = None
+        self.last = last_places(self.batch["attention_mask"])
+        self.given = given
+
+    def first(self) -> dict[str, Any]:
+        """See :class:`Decoding`."""
+        session, opened = self.session, self.session.before(self.names)
+        self.mask = opened.covering(self.batch["attention_mask"])
+        acting = session.acting(self.batch, self.names)
+        self.before = acted(acting, None)
+        seen = {} if not self.given else flow(session, {**self.given, **self.batch}, self.names, self.run, session.task.parts[:-1])
+        known = {**self.batch, **seen, **({ADAPTER_POSITIONS: acting} if ADAPTER_POSITIONS in session.inputs else {})}
+        return self.run(values(complete(session, session.task.main, known, self.names)))
+
+    def then(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`Decoding`."""
+        ones = np.ones((len(self.names), 1), np.int64)
+        self.mask = np.concatenate([self.mask, ones], axis=1)
+        step: Arrays = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": positions(self.mask)[:, -1:]}
+        part, cache = MAIN, grown(outputs)
+        if self.in_place:
+            part, self.buffers = STEP, self.buffers or Buffers(outputs, self.mask[:, :-1], self.session.device)
+            step["attention_mask"], cache = self.buffers.step()
+        acting = self.session.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.names, self.before)
+        self.before = acted(acting, self.before)
+        if "image_features" in self.session.inputs:
+            width = self.session.inputs["image_features"].shape[2]
+            step["image_features"] = np.zeros((len(self.names), 0, width), np.float32)
+        graph = self.session.graph(part)
+        known = {name: graph.fitting(name, array) for name, array in {**step, ADAPTER_POSITIONS: acting}.items() if name in graph.inputs}
+        return self.run({**values(known), **cache}, part)
+
+
+class Translating:
+    """A decoder beside an encoder that reads each row once."""
+
+    def __init__(self, session: Session, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays) -> None:
+        self.session, self.names, self.run = session, names, session.pin(names)
+        self.read = given or pad(rows, session.tokenizer.pad_id, left=False)
+        self.start = start_ids(session)
+        self.last = np.full(len(names), len(self.start) - 1)
+
+    def first(self) -> dict[str, Any]:
+        """See :class:`Decoding`."""
+        begun = {"decoder_input_ids": np.tile(np.array(self.start, np.int64), (len(self.names), 1))}
+        encoded = flow(self.session, self.read, self.names, self.run)
+        feeds = values(complete(self.session, self.session.task.main, {**self.read, **encoded, **begun}, self.names))
+        self.kept = {name: value for name, value in feeds.items() if name.startswith(ENCODED) or name == "attention_mask"}
+        return self.run(feeds, MAIN)
+
+    def then(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`Decoding`."""
+        return self.run({**values({"decoder_input_ids": tokens[:, None]}), **self.kept, **grown(outputs)}, MAIN)
+
+
+DECODING: dict[str, type[Causal | Translating]] = {"decoder": Causal, "seeing_decoder": Causal, "cross_decoder": Translating}
+"""Form of a task's last part -> how rows go on."""
+
+
+def grown(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The cache that a pass gave, as the next one takes it."""
+    return {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}
+
+
+def start_ids(session: Session) -> list[int]:
+    """What a decoder's rows begin with: the start token, and what the generation config forces behind it.
+
+    Raises:
+        ConfigError: no file of the bundle names a start token.
+    """
+    for config in (session.generation_config, session.config):
+        start = config.get("decoder_start_token_id", None)
+        if type(start) is int:
+            forced = dict(config.get("forced_decoder_ids") or ())
+            return [start, *(int(forced[place]) for place in sorted(forced) if forced[place] is not None)]
+    raise ConfigError("the bundle names no token that its decoder starts with", where=session.folder, expected="decoder_start_token_id",
+                      remedy="add it to the base's generation_config.json and export again")

@@ -1,0 +1,1 @@
+"""Images and audio of requests, prepared as the arrays that a graph takes."""

@@ -1,0 +1,135 @@
+"""Pictures from PNG and JPEG bytes, within limits that hold before anything is decoded, as the arrays that a model's processor makes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import ConfigError, FormatError, Unsupported, storage_errors
+from .processor_config import Preparation
+
+MOST_BYTES = 32 << 20
+"""The most bytes that a picture may have, before it is decoded."""
+MOST_PIXELS = 1 << 25
+"""The most pixels that a picture may have, and what it is resized to: a file of a few kilobytes can hold billions."""
+DATA = "data:image/"
+"""What a picture in a text begins with (RFC 2397)."""
+_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
+_EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+"""Pillow's names of what has no more than eight bits a channel, so that nothing is cut off on the way to RGB."""
+
+
+def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.ndarray:
+    """The pixels ``[3, height, width]`` float32 of a PNG or JPEG in ``data``, prepared as ``how`` says.
+
+    What the camera turned is turned back, and transparency is left out, as transformers does when it loads a picture.
+
+    Raises:
+        ConfigError: Pillow is not installed.
+        Unsupported: another kind of file, or more than eight bits a channel.
+        FormatError: too large, or it cannot be decoded.
+
+    Example:
+        >>> how = Preparation(None, (2, 2), 2, None, 1 / 255, None, None)
+        >>> picture(Path("photo.png").read_bytes(), how).shape  # doctest: +SKIP
+        (3, 2, 2)
+    """
+    form = next((form for magic, form in _MAGIC.items() if data.startswith(magic)), None)
+    if form is None:
+        raise Unsupported("a picture is a PNG or a JPEG", where=where, found=repr(bytes(data[:8])), remedy="convert it")
+    _require_bytes(len(data), where)
+    image_of, transposed = _pillow()
+    try:
+        image = image_of(io.BytesIO(data), formats=(form,))
+        size = image.size
+    except Exception as error:  # whatever Pillow says of bytes from a stranger
+        raise _undecodable(error, where) from error
+    _require_pixels(size, where)
+    if image.mode not in _EIGHT_BITS:
+        raise Unsupported("a picture has at most eight bits a channel", where=where, found=image.mode, remedy="convert it")
+    try:
+        upright = transposed(image).convert("RGB")
+    except Exception as error:
+        raise _undecodable(error, where) from error
+    height, width = how.resized(upright.height, upright.width)
+    _require_pixels((width, height), where)
+    pixels = np.asarray(upright if (width, height) == upright.size else upright.resize((width, height), how.resample))
+    return _normalised(pixels if how.crop is None else _cropped(pixels, *how.crop), how)
+
+
+def bytes_of(path: Path) -> bytes:
+    """The bytes of a file that may be a picture.
+
+    Raises:
+        FormatError: it is too large.
+    """
+    with storage_errors(path):
+        _require_bytes(path.stat().st_size, path)
+        return path.read_bytes()
+
+
+def bytes_in(text: str) -> bytes:
+    """The bytes of a picture in a text, ``data:image/png;base64,...``.
+
+    Raises:
+        FormatError: it is too large, or not in base 64.
+
+    Example:
+        >>> bytes_in("data:image/png;base64,iVBORw==")
+        b'\\x89PNG'
+    """
+    head, comma, body = text.partition(",")
+    _require_bytes(len(body) * 3 // 4, f"{head[:40]},")
+    try:
+        if not (comma and head.endswith(";base64")):
+            raise ValueError("it does not say so")
+        return base64.b64decode(body, validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise FormatError(f"the picture is not in base 64: {error}", where=head[:40], expected=f"{DATA}png;base64,...") from error
+
+
+def _pillow() -> tuple[Any, Any]:
+    try:
+        from PIL import Image, ImageOps  # noqa: PLC0415 - an extra, and only where a picture is decoded
+    except ImportError as error:
+        raise ConfigError("pictures need Pillow", found=str(error),
+                          remedy="pip install 'adapterpack[vision]', or give an array or a .npy file") from error
+    return Image.open, ImageOps.exif_transpose
+
+
+def _require_bytes(size: int, where: object) -> None:
+    if size > MOST_BYTES:
+        raise FormatError("the picture is too large", where=where, expected=f"at most {MOST_BYTES} bytes", found=size)
+
+
+def _require_pixels(size: tuple[int, int], where: object) -> None:
+    if size[0] * size[1] > MOST_PIXELS:
+        raise FormatError("the picture is too large, or too long for its height", where=where, expected=f"at most {MOST_PIXELS} pixels",
+                          found=f"{size[0]} x {size[1]}")
+
+
+def _undecodable(error: Exception, where: object) -> FormatError:
+    return FormatError(f"the picture cannot be decoded: {str(error)[:200] or type(error).__name__}", where=where)
+
+
+def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of a picture ``[height, width, 3]``; where it is smaller, black around it."""
+    own = pixels.shape[:2]
+    whole = np.zeros((max(height, own[0]), max(width, own[1]), 3), pixels.dtype)
+    before = [-((edge - full) // 2) for edge, full in zip(own, whole.shape[:2], strict=True)]  # rounded up
+    whole[before[0] : before[0] + own[0], before[1] : before[1] + own[1]] = pixels
+    top, left = (max((edge - wanted) // 2, 0) for edge, wanted in zip(own, (height, width), strict=True))
+    return whole[top : top + height, left : left + width]
+
+
+def _normalised(pixels: np.ndarray, how: Preparation) -> np.ndarray:
+    """Bytes ``[height, width, 3]`` as numbers ``[3, height, width]``, rounded where the processors of transformers round."""
+    found: np.ndarray = (pixels.astype(np.float64) * how.factor).astype(np.float32)
+    if how.mean is not None and how.std is not None:
+        found = (found - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
+    return np.ascontiguousarray(found.transpose(2, 0, 1))

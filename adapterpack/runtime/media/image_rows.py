@@ -1,0 +1,73 @@
+"""Which rows of a batch the images belong to, and what a decoder sees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import ConfigError, Unsupported
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+
+def rows_of_images(ids: np.ndarray, token: int, images: int) -> list[int]:
+    """The row of each image, in order: rows have image tokens, and every image is as many of them as any other.
+
+    Raises:
+        ConfigError: the tokens cannot be shared among the images.
+
+    Example:
+        >>> rows_of_images(np.array([[9, 9, 1], [1, 2, 3], [9, 9, 9]]), 9, 5)
+        [0, 0, 2, 2, 2]
+    """
+    counts = (ids == token).sum(1)
+    total = int(counts.sum())
+    each = total // images if images else 0
+    if images and (each == 0 or (counts % each).any() or total != each * images):
+        raise ConfigError("the rows' image tokens do not fit the images", expected=f"as many tokens for each of {images} images",
+                          found=counts.tolist(), remedy=f"put the tokens of an image ({token}) where it belongs in its row")
+    return [row for row, count in enumerate(counts) for _ in range(int(count) // each if each else 0)]
+
+
+def features_of_rows(features: np.ndarray, rows: list[int], batch: int) -> np.ndarray:
+    """``[images, positions, hidden]`` as ``[batch, longest, hidden]``: each row's images one after another, filled up with zeros.
+
+    Example:
+        >>> features_of_rows(np.arange(6.0).reshape(3, 2, 1), [0, 2, 2], 3)[..., 0].tolist()
+        [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [2.0, 3.0, 4.0, 5.0]]
+    """
+    _, positions, hidden = features.shape
+    most = max((rows.count(row) for row in set(rows)), default=0)
+    found = np.zeros((batch, most * positions, hidden), features.dtype)
+    seen = [0] * batch
+    for image, row in enumerate(rows):
+        found[row, seen[row] : seen[row] + positions] = features[image]
+        seen[row] += positions
+    return found
+
+
+def image_token(config: Mapping[str, Any]) -> int:
+    """The id that stands for one position of an image.
+
+    Raises:
+        ConfigError: the config names none.
+    """
+    for key in ("image_token_id", "image_token_index"):
+        if type(config.get(key)) is int:
+            return int(config[key])
+    raise ConfigError("the model's config names no token for images", expected="image_token_id", found=", ".join(sorted(config))[:200])
+
+
+def image_positions(session: Session) -> int:
+    """How many positions one image takes in a decoder, which the graph that looks at images says.
+
+    Raises:
+        Unsupported: it does not.
+    """
+    positions = session.graphs["vision"].shapes["image_features"][1]
+    if not isinstance(positions, int):
+        raise Unsupported("the number of positions of an image is not known", where=session.folder, found=positions)
+    return positions

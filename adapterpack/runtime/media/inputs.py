@@ -1,0 +1,146 @@
+"""Images and speech of rows, as the arrays that graphs take: prepared ones as they are or from ``.npy`` files, pictures from PNG and JPEG,
+speech from ``.wav`` files too."""
+
+from __future__ import annotations
+
+import wave
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import ConfigError, FormatError, Unsupported, storage_errors
+from .image_processing import DATA, bytes_in, bytes_of, picture
+from .processor_config import preparation
+
+_MOST = 256 << 20
+"""The most bytes that a file may have."""
+_PREPARE = "save what the model's processor gives for it as a .npy file"
+
+
+def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
+    """The float32 array in a ``.npy`` file, of a graph's own ``shape`` for one row; names in the shape fit every extent.
+
+    Raises:
+        Unsupported: the file is of another kind.
+        FormatError: it holds no such array, or more bytes than are read.
+    """
+    if path.suffix != ".npy":
+        raise Unsupported(f"{what} is read from .npy files", where=path, found=path.suffix or "no ending", remedy=_PREPARE)
+    with storage_errors(path):
+        size = path.stat().st_size
+    if size > _MOST:
+        raise FormatError("the file is too large", where=path, expected=f"at most {_MOST} bytes", found=size)
+    try:
+        found = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise FormatError(f"the file holds no array: {error}", where=path, remedy=_PREPARE) from error
+    return _fitting(np.asarray(found), shape, what, path)
+
+
+Picture = str | Path | bytes | bytearray | memoryview | np.ndarray
+"""How an image is given: a path of a picture or a ``.npy`` file, ``data:image/...``, the bytes of a picture, or what a processor made."""
+
+
+def image_of(given: Picture, shape: Sequence[Any], folder: Path) -> np.ndarray:
+    """The pixels of one image, of a graph's own ``shape`` for one row; pictures are prepared as the files in ``folder`` say.
+
+    Raises:
+        ConfigError: Pillow is not installed, or the processor's configuration has a number that cannot be.
+        Unsupported: a kind of picture, or a processor, that is not known.
+        FormatError: it is too large, cannot be decoded, or is of another form than the graph takes.
+        StorageError: the file cannot be read.
+    """
+    if isinstance(given, np.ndarray):
+        return _fitting(given, shape, "an image", "the array")
+    if isinstance(given, bytes | bytearray | memoryview):
+        data, where = bytes(given), "the bytes"
+    elif isinstance(given, str) and given.startswith(DATA):
+        data, where = bytes_in(given), given[:40]
+    elif Path(given).suffix == ".npy":
+        return array_of(Path(given), shape, "an image")
+    else:
+        data, where = bytes_of(Path(given)), str(given)
+    how = preparation(folder)
+    made, taken = (3, *(how.extent or ())), tuple(shape)
+    if how.extent is not None and any(isinstance(wide, int) and wide != own for wide, own in zip(taken, made, strict=True)):
+        raise FormatError("the processor's configuration makes images of another form than the graph takes", where=folder, expected=taken,
+                          found=made)
+    return _fitting(picture(data, how, where), shape, "an image", where)
+
+
+def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np.ndarray:
+    """The log-mel features ``[mel, frames]`` of a ``.wav`` file, or what a ``.npy`` file holds of them.
+
+    ``config`` is what the model's files say of its ``feature_extractor``. The formula is that of Radford et al. 2022 (https://arxiv.org/abs/2212.04356),
+    section 2.2, as Whisper's extractor has it: log10 of the power in Slaney's mel bands, no lower than 8 below the largest, plus 4, by 4.
+
+    Raises:
+        Unsupported: another kind of file, or another sampling rate, depth or number of channels.
+        FormatError: it is no wave file.
+    """
+    if path.suffix != ".wav":
+        return array_of(path, shape, "speech")
+    rate, size, step = (int(config.get(key, usual)) for key, usual in (("sampling_rate", 16000), ("n_fft", 400), ("hop_length", 160)))
+    mels, frames = shape
+    if not isinstance(mels, int) or not isinstance(frames, int):
+        raise Unsupported("this graph takes speech of any length, whose features only its own processor knows", where=path, remedy=_PREPARE)
+    heard = _samples(path, rate)[: frames * step]
+    padded = np.pad(np.pad(heard, (0, frames * step - len(heard))), size // 2, mode="reflect")
+    window = np.hanning(size + 1)[:-1]
+    places = np.arange(frames)[:, None] * step + np.arange(size)
+    power = np.abs(np.fft.rfft(padded[places] * window)) ** 2
+    loud = np.log10(np.maximum(mel_bands(mels, size, rate) @ power.T, 1e-10))
+    found: np.ndarray = ((np.maximum(loud, loud.max() - 8) + 4) / 4).astype(np.float32)
+    return found
+
+
+def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
+    """Triangles over the frequencies of a spectrum, ``[count, size // 2 + 1]``, each of area 1, on Slaney's scale: linear below 1 kHz.
+
+    Example:
+        >>> mel_bands(80, 400, 16000).shape
+        (80, 201)
+    """
+    highest = 15 + 27 * np.log(rate / 2 / 1000) / np.log(6.4)
+    mels = np.linspace(0, highest, count + 2)
+    edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))
+    bins = np.linspace(0, rate / 2, size // 2 + 1)
+    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    found: np.ndarray = np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))[:, None]
+    return found
+
+
+def _samples(path: Path, rate: int) -> np.ndarray:
+    """The samples of a wave file, in [-1, 1)."""
+    with storage_errors(path):
+        size = path.stat().st_size
+    if size > _MOST:
+        raise FormatError("the file is too large", where=path, expected=f"at most {_MOST} bytes", found=size)
+    try:
+        with wave.open(str(path), "rb") as file:
+            told = (file.getframerate(), file.getsampwidth(), file.getnchannels())
+            data = file.readframes(file.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise FormatError(f"the file is no wave file: {error}", where=path) from error
+    if told != (rate, 2, 1):
+        raise Unsupported("speech must be one channel of 16 bits at the model's rate", where=path,
+                          expected=f"{rate} Hz, 2 bytes, 1 channels", found="{} Hz, {} bytes, {} channels".format(*told),
+                          remedy="convert it")
+    samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float64) / 32768
+    if not len(samples):
+        raise ConfigError("the file holds no sound", where=path)
+    return samples
+
+
+def _fitting(found: np.ndarray, shape: Sequence[Any], what: str, path: object) -> np.ndarray:
+    if found.ndim == len(shape) + 1 and found.shape[0] == 1:  # a processor's batch of one
+        found = found[0]
+    if found.ndim != len(shape) or any(isinstance(wide, int) and wide != own for wide, own in zip(shape, found.shape, strict=True)):
+        raise FormatError(f"{what} of another form than the graph takes", where=path, expected=tuple(shape), found=found.shape,
+                          remedy=_PREPARE)
+    if found.dtype.kind != "f" or not np.isfinite(found).all():
+        raise FormatError(f"{what} is not of finite floats", where=path, found=found.dtype, remedy=_PREPARE)
+    return np.ascontiguousarray(found, np.float32)

@@ -1,0 +1,173 @@
+"""How the base's own processor prepares images, read from the files that it leaves beside a model; no library of processors is needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...base.checkpoint import read_json
+from ...errors import ConfigError, FormatError, Unsupported
+
+FILES = ("processor_config.json", "preprocessor_config.json")
+"""Newer processors write one file with a section for each kind of input, older ones a file for one; the newer one goes first."""
+
+_LARGEST = 1 << 13
+"""The longest edge that a configuration may ask for."""
+_FILTERS = range(6)
+"""Pillow's numbers of resampling filters, which configurations hold."""
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_SHORTEST = {"shortest_edge": 224}
+_SQUARE = {"height": 224, "width": 224}
+_USUAL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+
+
+def _kind(
+    resample: int, moments: Any, size: Mapping[str, int], crop: Mapping[str, int] | None = None, square: bool = True
+) -> dict[str, Any]:
+    return {**_USUAL, "resample": resample, "image_mean": moments[0], "image_std": moments[1], "size": size, "square": square,
+            "do_center_crop": crop is not None, "crop_size": crop}
+
+
+_KINDS: dict[str, dict[str, Any]] = {
+    "CLIPImageProcessor": _kind(3, _CLIP, _SHORTEST, _SQUARE, square=False),
+    "LlavaImageProcessor": _kind(3, _CLIP, _SHORTEST, _SQUARE, square=False),
+    "BitImageProcessor": _kind(3, _CLIP, _SHORTEST, _SQUARE, square=False),
+    "ViTImageProcessor": _kind(2, _HALF, _SQUARE),
+    "DeiTImageProcessor": _kind(3, _HALF, {"height": 256, "width": 256}, _SQUARE),
+    "SiglipImageProcessor": _kind(3, _HALF, _SQUARE, square=False),
+    "BlipImageProcessor": _kind(3, _CLIP, {"height": 384, "width": 384}),
+}
+"""The processors that resize, crop, scale and normalise and do nothing else, with what each does where its file is silent.
+
+``square``: a size that is one number is that of both edges, and not of the shorter one.
+"""
+
+
+class Preparation(NamedTuple):
+    """What happens to a picture: its shorter edge or both get a size, its middle is cut out, and its bytes become
+    ``(x * factor - mean) / std``. Steps that are left out are None.
+    """
+
+    shortest: int | None
+    size: tuple[int, int] | None
+    resample: int
+    crop: tuple[int, int] | None
+    factor: float
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    @property
+    def extent(self) -> tuple[int, int] | None:
+        """Height and width of what comes out, where they do not depend on the picture."""
+        return self.crop or self.size
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing, before cropping; the longer edge is rounded down.
+
+        Example:
+            >>> Preparation(4, None, 2, None, 1.0, None, None).resized(10, 7)
+            (5, 4)
+        """
+        if self.shortest is None:
+            return self.size or (height, width)
+        short, long = sorted((height, width))
+        longer = self.shortest * long // short
+        return (longer, self.shortest) if width <= height else (self.shortest, longer)
+
+
+def section(folder: Path, name: str) -> tuple[dict[str, Any], Path]:
+    """What the files of a folder say of ``image_processor`` or ``feature_extractor``, and the file that says it; nothing where none does.
+
+    Raises:
+        FormatError: one is no JSON object.
+    """
+    newer, older = (_object(folder / file) for file in FILES)
+    own = newer.get(name)
+    return (own, folder / FILES[0]) if isinstance(own, dict) else (older, folder / FILES[1])
+
+
+def preparation(folder: Path) -> Preparation:
+    """How pictures are prepared for the model in ``folder``.
+
+    Raises:
+        Unsupported: nothing says so, or the model's processor does more than is known here.
+        ConfigError: a number that cannot be.
+
+    Example:
+        >>> preparation(Path("bundle")).crop  # doctest: +SKIP
+        (224, 224)
+    """
+    told, where = section(folder, "image_processor")
+    found = told.get("image_processor_type", told.get("feature_extractor_type", ""))
+    name = str(found).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if name not in _KINDS or told.get("do_pad"):
+        raise Unsupported("how the model's pictures are prepared is not known", where=where, expected=", ".join(_KINDS),
+                          found="do_pad" if name in _KINDS else str(found) or "no image_processor_type",
+                          remedy="give what the model's own processor makes of the picture, as an array or a .npy file")
+    config = {**_KINDS[name], **{key: value for key, value in told.items() if value is not None}}
+    read = _Reader(config, where)
+    size, crop = read.size("size") if config["do_resize"] else {}, read.size("crop_size") if config["do_center_crop"] else {}
+    moments = [read.moments(key) if config["do_normalize"] else None for key in ("image_mean", "image_std")]
+    if moments[1] is not None and 0 in moments[1]:
+        raise read.wrong("image_std", "3 numbers that are not 0")
+    both = (size["height"], size["width"]) if "height" in size else None
+    return Preparation(size.get("shortest_edge"), both, read.filter(), (crop["height"], crop["width"]) if crop else None,
+                       read.number("rescale_factor") if config["do_rescale"] else 1.0, *moments)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise FormatError("the configuration is no JSON object", where=path, found=type(found).__name__)
+    return found
+
+
+class _Reader:
+    """The values of a configuration that a stranger may have written."""
+
+    def __init__(self, config: Mapping[str, Any], where: Path) -> None:
+        self.config, self.where = config, where
+
+    def size(self, key: str) -> dict[str, int]:
+        """``height`` and ``width``, or ``shortest_edge``."""
+        told = self.config[key]
+        if type(told) is int:
+            whole = self.config["square"] or key == "crop_size"
+            told = {"height": told, "width": told} if whole else {"shortest_edge": told}
+        allowed = [{"height", "width"}, *([{"shortest_edge"}] if key == "size" else [])]
+        known = isinstance(told, dict) and set(told) in allowed
+        if not known or not all(type(edge) is int and 0 < edge <= _LARGEST for edge in told.values()):
+            raise self.wrong(key, f"{' or '.join(' and '.join(sorted(keys)) for keys in allowed)}, at most {_LARGEST}")
+        return dict(told)
+
+    def moments(self, key: str) -> tuple[float, ...]:
+        """One number for each channel."""
+        told = self.config[key]
+        if not isinstance(told, list | tuple) or len(told) != 3 or not all(_finite(one) for one in told):
+            raise self.wrong(key, "3 numbers")
+        return tuple(map(float, told))
+
+    def number(self, key: str) -> float:
+        """A number."""
+        if not _finite(self.config[key]):
+            raise self.wrong(key, "a number")
+        return float(self.config[key])
+
+    def filter(self) -> int:
+        """The number of a filter."""
+        told = self.config["resample"]
+        if type(told) is not int or told not in _FILTERS:
+            raise self.wrong("resample", f"{_FILTERS.start} to {_FILTERS.stop - 1}")
+        return int(told)
+
+    def wrong(self, key: str, expected: str) -> ConfigError:
+        """The error."""
+        return ConfigError("a number of the processor's configuration cannot be", where=self.where, expected=f"{key}: {expected}",
+                           found=repr(self.config[key])[:100])
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,143 @@
+"""What each part of a task is fed beside what a caller gives: masks, positions, empty caches, prompts; one function a form of part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, PAST
+from ..errors import ConfigError
+from ..tasks.task import Part
+from .ort_model import Graph
+from .prefix_cache import Before
+
+if TYPE_CHECKING:
+    from .session import Session
+
+Arrays = dict[str, np.ndarray]
+Names = Sequence[str | None]
+
+ENCODED = "encoder."
+"""What the names of an encoder's keys and values begin with; ``<layer>.key`` or ``<layer>.value`` follows."""
+
+
+def positions(mask: np.ndarray) -> np.ndarray:
+    """Position ids of a mask ``[batch, length]``: counted from the first real token, whatever the padding side."""
+    counted: np.ndarray = np.clip(np.cumsum(mask, axis=1) - 1, 0, None).astype(np.int64)
+    return counted
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> Arrays:
+    """Ragged ids as ``input_ids`` and ``attention_mask`` [batch, longest], int64."""
+    width = max(map(len, rows), default=0)
+    ids = np.full((len(rows), width), pad_id, np.int64)
+    mask = np.zeros((len(rows), width), np.int64)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[number, place], mask[number, place] = row, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def last_places(mask: np.ndarray) -> np.ndarray:
+    """Where each row's last real token is, ``[rows]``, whatever the padding side."""
+    found: np.ndarray = mask.shape[1] - 1 - np.argmax(mask[:, ::-1] > 0, axis=1)
+    return found
+
+
+def complete(session: Session, part: Part, known: Mapping[str, np.ndarray], names: Names) -> Arrays:
+    """The feeds of one part, made of what the caller and earlier parts gave.
+
+    Raises:
+        ConfigError: something is missing, or a mask does not fit.
+    """
+    graph = session.graphs[part.name]
+    wanted = set(graph.inputs) - {ADAPTER_IDS}
+    feeds = FEEDS[part.form](session, graph, {name: array for name, array in known.items() if name in wanted}, names)
+    missing = sorted(wanted - set(feeds))
+    if missing:
+        raise ConfigError("inputs are missing", expected=", ".join(missing), found=", ".join(known) or "nothing")
+    return {name: graph.fitting(name, array) for name, array in feeds.items() if name in wanted}
+
+
+def _plain(session: Session, graph: Graph, given: Arrays, names: Names) -> Arrays:
+    """Tokens with their mask, or whatever else a model reads at once."""
+    if "attention_mask" in graph.inputs:
+        shape = given["input_ids"].shape
+        _require_mask(given.setdefault("attention_mask", np.ones(shape, np.int64)), shape)
+    if "token_type_ids" in graph.inputs:
+        given.setdefault("token_type_ids", np.zeros_like(given["input_ids"]))
+    return _acting(session, graph, given, names)
+
+
+def _decoder(session: Session, graph: Graph, given: Arrays, names: Names) -> Arrays:
+    """Position ids and a cache, which begins with the prompts of the rows' adapters."""
+    batch, length = given["input_ids"].shape
+    first = session.before(names)
+    for name, array in first.cache.items():
+        given.setdefault(name, array)
+    past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
+    own = past + length - first.width
+    mask = given.get("attention_mask", np.ones((batch, own), np.int64))
+    _require_mask(mask, (batch, own))
+    given["attention_mask"] = covered = first.covering(mask)
+    _require_window(session, covered, first)
+    counted = given.get("position_ids")
+    given["position_ids"] = positions(covered)[:, -length:] if counted is None else counted + first.lengths
+    return _acting(session, graph, given, names, past, first)
+
+
+def _seeing(session: Session, graph: Graph, given: Arrays, names: Names) -> Arrays:
+    """A decoder whose rows may have images."""
+    if "image_features" not in given:
+        width = graph.inputs["image_features"].shape[2]
+        given["image_features"] = np.zeros((given["input_ids"].shape[0], 0, width), np.float32)
+    return _decoder(session, graph, given, names)
+
+
+def _cross(session: Session, graph: Graph, given: Arrays, names: Names) -> Arrays:
+    """A decoder beside an encoder, whose mask is that of the encoder's tokens."""
+    rows = given["decoder_input_ids"].shape[0]
+    for name, value in graph.inputs.items():
+        if name.startswith(PAST):
+            given.setdefault(name, np.zeros((rows, value.shape[1], 0, value.shape[3]), np.float32))
+    read = next((array.shape[2] for name, array in given.items() if name.startswith(ENCODED)), None)
+    if "attention_mask" in graph.inputs and read is not None:
+        _require_mask(given.setdefault("attention_mask", np.ones((rows, read), np.int64)), (rows, read))
+    return given
+
+
+def _acting(session: Session, graph: Graph, given: Arrays, names: Names, past: int = 0, first: Before | None = None) -> Arrays:
+    """Where adapters act, if the graph asks for it."""
+    if ADAPTER_POSITIONS not in graph.inputs:
+        return given
+    if ADAPTER_POSITIONS in given:
+        return {**given, ADAPTER_POSITIONS: given[ADAPTER_POSITIONS].astype(bool)}
+    if past > (first.width if first else 0) and any(name is not None and session.packs[name].acts is not None for name in names):
+        raise ConfigError("where the adapter acts in a pass on a cache is told by what the cache was filled with", where=session.folder,
+                          expected=ADAPTER_POSITIONS, remedy="give it: session.acting says it for every pass in turn")
+    ids = given["input_ids"]
+    mask = given.get("attention_mask", np.ones_like(ids))[:, -ids.shape[1] :]
+    return {**given, ADAPTER_POSITIONS: session.acting({"input_ids": ids, "attention_mask": mask}, names)}
+
+
+def _require_window(session: Session, covered: np.ndarray, first: Before) -> None:
+    """Padding between a prompt and its row counts in a sliding window, which would leave the prompt sooner than without padding."""
+    window, used = session.config.get("sliding_window"), session.config.get("use_sliding_window", True)
+    if first.width and used and isinstance(window, int) and covered.shape[1] > window and not covered.all():
+        raise ConfigError("padding comes between a row's prompt and its tokens, beyond the model's sliding window",
+                          where=session.folder, expected=f"at most {window} positions, or rows of one length", found=covered.shape[1],
+                          remedy="run these rows apart")
+
+
+def _require_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:
+    if mask.shape != shape:
+        raise ConfigError("attention_mask must cover every token, those in the cache too", expected=shape, found=mask.shape)
+
+
+FEEDS: dict[str, Callable[[Any, Graph, Arrays, Names], Arrays]] = {
+    "plain": _plain, "decoder": _decoder, "encoder": _plain, "cross_decoder": _cross, "vision": _plain, "seeing_decoder": _seeing,
+    "text_tower": _plain, "image_tower": _plain,
+}
+"""Form of a part -> what completes its feeds."""

@@ -1,0 +1,92 @@
+"""A pass through the graphs of a task: each reads what the caller and those before it gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ..bundle.manifest import ADAPTER_IDS
+from ..errors import ConfigError
+from ..tasks.task import Part
+from .adapter_modes import Run
+from .media.image_rows import features_of_rows, image_token, rows_of_images
+from .model_inputs import Arrays, complete
+
+if TYPE_CHECKING:
+    from .session import Session
+
+Names = Sequence[str | None] | str | None
+
+
+def flow(
+    session: Session, inputs: Mapping[str, np.ndarray], adapters: Names = None, run: Run | None = None, parts: Sequence[Part] | None = None
+) -> Arrays:
+    """Every output of the parts that ran, in order; a part runs if its first input is there and its outputs are not.
+
+    ``run`` takes the place of the one that the session pins to the rows' adapters, ``parts`` that of all of the task's.
+
+    Raises:
+        ConfigError: a missing or unknown input.
+    """
+    known = _checked(session, inputs)
+    running = [part for part in (session.task.parts if parts is None else parts)
+               if part.inputs[0] in known and not known.keys() >= set(session.graphs[part.name].outputs)]
+    if not running:
+        raise ConfigError("inputs are missing", expected=" or ".join(part.inputs[0] for part in session.task.parts),
+                          found=", ".join(inputs) or "nothing")
+    names = session.names(adapters, max(_rows(part, known) for part in running))
+    chosen, found = run or session.pin(names), Arrays()
+    for part in running:
+        rows = _places(session, part, known)
+        feeds = complete(session, part, known, [names[row] for row in rows])
+        outputs = {name: wide(value.numpy()) for name, value in chosen(values(feeds), part.name, rows).items()}
+        if part.form == "vision":
+            outputs = {name: features_of_rows(array, rows, len(names)) for name, array in outputs.items()}
+        known |= outputs
+        found |= outputs
+    return found
+
+
+def values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays as feeds."""
+    return {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def wide(array: np.ndarray) -> np.ndarray:
+    """What a graph gives in float16, in float32: the same numbers, with room for what is computed of them."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _checked(session: Session, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    wanted = {name for graph in session.graphs.values() for name in graph.inputs} - {ADAPTER_IDS}
+    unknown = sorted(set(inputs) - wanted)
+    if unknown:
+        raise ConfigError("inputs that the graph does not take", expected=", ".join(sorted(wanted)), found=", ".join(unknown),
+                          remedy="name adapters with adapters=" if ADAPTER_IDS in unknown else None)
+    for name in session.task.inputs:
+        array = inputs.get(name)
+        if array is not None and (array.ndim != _axes(session, name) or 0 in array.shape):
+            raise ConfigError("an input has another form than the graph takes", where=name, found=array.shape,
+                              expected=f"{_axes(session, name)} axes, of which none is empty")
+    return dict(inputs)
+
+
+def _axes(session: Session, name: str) -> int:
+    return next(len(graph.inputs[name].shape) for graph in session.graphs.values() if name in graph.inputs)
+
+
+def _rows(part: Part, known: Mapping[str, np.ndarray]) -> int:
+    """How many rows of the batch a part has; images beside ids have the rows of the ids."""
+    first = "input_ids" if part.form == "vision" and "input_ids" in known else part.inputs[0]
+    return len(known[first])
+
+
+def _places(session: Session, part: Part, known: Mapping[str, np.ndarray]) -> list[int]:
+    """Which of the batch's rows each row of a part is: images are those of the rows that have their tokens."""
+    rows = known[part.inputs[0]].shape[0]
+    if part.form == "vision" and "input_ids" in known:
+        return rows_of_images(known["input_ids"], image_token(session.config), rows)
+    return list(range(rows))

@@ -1,0 +1,103 @@
+"""Prompts of a running session: the keys and values that a row's cache begins with.
+
+A graph needs nothing for them: what stands before a row's tokens comes in through the inputs of its cache. Rows with shorter prompts, or
+with none, are filled up on the left with positions that the attention mask hides, and positions are counted without those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..adapter_methods import complete
+from ..adapter_methods.forms.prompt import PromptForm
+from ..bundle.manifest import PAST
+from ..errors import BaseMismatch, Unsupported
+from ..pack.pack import Pack
+from .soft_prompt import Graph, prefill
+
+Caches = Mapping[str, np.ndarray]
+"""Adapter name -> ``[layers, 2, heads, n, head_dim]`` float32."""
+
+
+class Before(NamedTuple):
+    """What a batch begins with: ``cache``, input name -> ``[rows, heads, width, head_dim]``, and ``mask`` ``[rows, width]`` int64."""
+
+    cache: dict[str, np.ndarray]
+    mask: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """The positions that the longest prompt of the batch takes."""
+        return int(self.mask.shape[1])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The number of virtual tokens of each row, ``[rows, 1]``."""
+        counted: np.ndarray = self.mask.sum(axis=1, keepdims=True)
+        return counted
+
+    def covering(self, mask: np.ndarray) -> np.ndarray:
+        """A mask of the rows' own tokens with that of the prompts before it."""
+        return np.concatenate([self.mask, mask], axis=1)
+
+
+def before(inputs: Mapping[str, Any], caches: Caches, names: Sequence[str | None]) -> Before:
+    """What rows with these adapters begin with, for a graph with these inputs; an empty cache where no row has a prompt.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> inputs = {f"past_key_values.0.{part}": SimpleNamespace(shape=["b", 1, "p", 2]) for part in ("key", "value")}
+        >>> found = before(inputs, {"a": np.ones((1, 2, 1, 3, 2), np.float32)}, ["a", None])
+        >>> found.mask.tolist(), found.cache["past_key_values.0.key"].shape
+        ([[1, 1, 1], [0, 0, 0]], (2, 1, 3, 2))
+    """
+    own = [caches.get(name) if name is not None else None for name in names]
+    width = max((cache.shape[3] for cache in own if cache is not None), default=0)
+    mask = np.zeros((len(names), width), np.int64)
+    filled = {name: np.zeros((len(names), value.shape[1], width, value.shape[3]), np.float32)
+              for name, value in inputs.items() if name.startswith(PAST)}
+    for row, cache in enumerate(own):
+        if cache is not None:
+            start = width - cache.shape[3]
+            mask[row, start:] = 1
+            for name, array in filled.items():
+                layer, part = _place(name)
+                array[row, :, start:] = cache[layer, part]
+    return Before(filled, mask)
+
+
+def cache_of(pack: Pack, graph: Graph) -> np.ndarray | None:
+    """The keys and values of a pack's prompt, or None for a pack of another kind.
+
+    Virtual embeddings are run through the graph once, as what stands before everything else.
+
+    Raises:
+        BaseMismatch: the prompt was made for a model of other sizes.
+        Unsupported: the graph has no cache, or takes no embeddings.
+    """
+    if pack.method.kind != "prompt":
+        return None
+    sizes = {_place(name): (value.shape[1], value.shape[3]) for name, value in graph.inputs.items() if name.startswith(PAST)}
+    if not sizes:
+        raise Unsupported("a prompt goes into a decoder's cache, and this graph has none", where=pack.name, found=pack.method.name,
+                          remedy="run this adapter under torch")
+    (adapter,) = pack.adapters()
+    form: PromptForm = pack.method.attach(adapter.config, complete(pack.method, adapter.config, adapter.wide, adapter.site), adapter.site)
+    if form.cache is not None:
+        cache = np.asarray(form.cache, np.float32)
+    else:
+        embeds = np.asarray(form.embeds, np.float32)
+        cache = prefill(graph, embeds[form.task] if embeds.ndim == 3 else embeds, PAST)
+    wanted = dict.fromkeys(np.ndindex(*cache.shape[:2]), (cache.shape[2], cache.shape[4]))
+    if wanted != sizes:
+        raise BaseMismatch("the prompt was made for a model of other sizes", where=pack.name, expected=sorted(set(sizes.values())),
+                           found=sorted(set(wanted.values())), remedy="export a bundle of the base that the adapter was made for")
+    return np.ascontiguousarray(cache)
+
+
+def _place(name: str) -> tuple[int, int]:
+    layer, part = name.removeprefix(PAST).split(".")
+    return int(layer), ("key", "value").index(part)

@@ -1,0 +1,1 @@
+"""The contract between a graph and the runtime: which slots a site has, and what fills them."""

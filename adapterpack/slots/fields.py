@@ -1,0 +1,85 @@
+"""Every field that a site of a graph may have a slot for: its axes by name, and what it holds where it changes nothing.
+
+An axis is either as wide as the site is (:func:`widths`), or free: an adapter's own rank, number of experts, length or labels, of which a
+slot has room for the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..bundle.manifest import MappedSite
+from . import blocks, prompt_kv, routes
+from .precision import ABSENT, held
+
+RANK, TURN, LABELS = "rank", "turn", "labels"
+"""The free axes of layers."""
+
+
+class Field(NamedTuple):
+    """``axes`` by name, and what is in the slot of an adapter that has no such part."""
+
+    axes: tuple[str, ...]
+    neutral: float = 0.0
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """The places of the axes at which an adapter may be narrower than its slot."""
+        return tuple(place for place, axis in enumerate(self.axes) if axis not in FIXED)
+
+
+FIXED = frozenset({"in", "out", "heads", "key_heads", "head_dim"})
+"""The axes that are the base's own widths."""
+
+
+def _of_blocks() -> dict[str, Field]:
+    return {field: Field(tuple({"n": "out", "r": branch}[axis] for axis in blocks.LEAVES[leaf]))
+            for field, (branch, leaf) in blocks.FIELDS.items()}
+
+
+def _of_routes() -> dict[str, Field]:
+    named = {field: ({"i": "in", "o": "out", "e": route.experts, "r": route.name}, leaf) for field, (route, leaf) in routes.FIELDS.items()}
+    return {field: Field(tuple(names[axis] for axis in routes.LEAVES[leaf]), float(ABSENT) if leaf == "bias" else 0.0)
+            for field, (names, leaf) in named.items()}
+
+
+FIELDS: dict[str, Field] = {
+    "down": Field(("in", RANK)), "up": Field((RANK, "out")), "delta": Field(("in", "out")),
+    "pre": Field(("in",), 1.0), "turn": Field(("in", "in")), "turn_down": Field(("in", TURN)), "turn_up": Field((TURN, "in")),
+    "scale": Field(("out",), 1.0), "mix": Field(("out", "out")), "shift": Field(("out",)),
+    "head": Field(("in", LABELS)), "head_bias": Field((LABELS,), float(ABSENT)),
+    **_of_blocks(), **_of_routes(),
+    **{field: Field(axes, float(ABSENT) if field == "attended_absent" else 0.0) for field, axes in prompt_kv.LEAVES.items()},
+}
+"""Field -> its axes and what is neutral in it."""
+LEAST: dict[str, int] = {prompt_kv.LENGTH: 1, **{route.experts: 1 for route in routes.BRANCHES.values()}}
+"""Free axes that no slot has none of, since a softmax goes along them."""
+ROUTED = frozenset(name for route in routes.BRANCHES.values() for name in (route.name, route.experts))
+"""Free axes that are as long as the packs of an export need, whatever the largest rank of a bank is."""
+
+
+def widths(site: MappedSite) -> dict[str, int]:
+    """The axes that are as wide as the site is."""
+    own = {"in": site.in_features, "out": site.out_features}
+    heads = site.heads
+    return own if heads is None else {**own, "heads": heads.count, "key_heads": heads.key_heads, "head_dim": heads.width}
+
+
+def extents(field: str, site: MappedSite, free: Callable[[str], int | str]) -> list[Any]:
+    """The shape of a slot: the site's own widths, and of every free axis what ``free`` says."""
+    own = widths(site)
+    return [own[axis] if axis in FIXED else free(axis) for axis in FIELDS[field].axes]
+
+
+def nothing(field: str, site: MappedSite) -> np.ndarray:
+    """What a slot holds without an adapter: as little of every free axis as there can be; of a head, as many labels as the base's."""
+    shape = extents(field, site, lambda axis: site.out_features if axis == LABELS else LEAST.get(axis, 0))
+    return np.full(shape, neutral(field, site.dtype), site.dtype)
+
+
+def neutral(field: str, dtype: str) -> np.ndarray:
+    """What is in the slot of an adapter that has no such part, in the type of the graph there."""
+    return held(np.array(FIELDS[field].neutral, np.float32), dtype, field)

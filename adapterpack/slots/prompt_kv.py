@@ -1,0 +1,53 @@
+"""The slots of prompts that an attention looks at beside its tokens: their keys and values, made once of the base's own projections.
+
+Fields at the output projection of an attention of h heads, of which k have keys of their own::
+
+    x' = x + concat over heads i of  gate_i softmax(q_i keys + absent) values
+
+``attended_keys`` [k, head_dim, n], which hold the scale, ``attended_values`` [k, n, head_dim], ``attended_absent`` [n], ``attended_gate``
+[h]; x is what enters the projection, q are the queries as the layer uses them. A token of the prompt that a row's adapter has not is
+absent by its score (:data:`~adapterpack.slots.precision.ABSENT`); without an adapter all are, the gate is zero, and x is what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..adapter_methods.forms.attention import AttentionForm
+from ..bundle.manifest import Heads
+from ..errors import Unsupported
+
+PROJECTION = "o_proj"
+"""The module of an attention whose input the prompt is added to."""
+LENGTH = "attended"
+"""What the length of a prompt is called among the ranks of a site."""
+LEAVES: dict[str, tuple[str, ...]] = {
+    "attended_keys": ("key_heads", "head_dim", LENGTH), "attended_values": ("key_heads", LENGTH, "head_dim"),
+    "attended_absent": (LENGTH,), "attended_gate": ("heads",),
+}
+"""Field -> its axes."""
+
+Project = Callable[[np.ndarray, str], tuple[np.ndarray, np.ndarray, Heads]]
+"""What the base makes of a prompt ``[n, width]`` at the attention of that path: keys, which are not turned by any position, and values
+``[n, key heads, head_dim]``; and the heads of that attention."""
+
+
+def attended_arrays(form: AttentionForm, path: str, project: Project | None) -> dict[str, np.ndarray]:
+    """The fields of one normal form, as float32 arrays, by their names under the attention's path.
+
+    Raises:
+        Unsupported: the base is not at hand.
+    """
+    if project is None:
+        raise Unsupported("this method needs the base's own projections, which this place does not have", where=path,
+                          remedy="export a bundle of the base with this adapter among the packs")
+    keys, values, heads = project(np.asarray(form.prompt, np.float32), path)
+    fields = {
+        "attended_keys": heads.scale * keys.transpose(1, 2, 0),
+        "attended_values": values.transpose(1, 0, 2),
+        "attended_absent": np.zeros(len(keys)),
+        "attended_gate": np.broadcast_to(np.asarray(form.gate), (heads.count,)),
+    }
+    return {f"{PROJECTION}.{field}": np.ascontiguousarray(value, np.float32) for field, value in fields.items()}

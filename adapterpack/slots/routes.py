@@ -1,0 +1,94 @@
+"""The slots of routers: one branch for each router of a site, so that packs with other experts, or with none, share a graph.
+
+Fields of a site, with the name of a route in front (``route0_abs_keys``)::
+
+    s = |x keys| + bias   (``dot``: x keys + bias)      g = softmax of s where s >= least,  least = the sorted s . pick
+    y' = y + ((x down) (g spread)) up
+
+A route that attends to what its experts answer (``fuse``) has ``query`` [in, r] in the place of ``keys``::
+
+    s = ((x query) (x down)) spread^T + bias
+
+``keys`` [in, e], ``bias`` [e], ``pick`` [e], ``down`` [in, r], ``up`` [r, out], ``spread`` [e, r]. An expert that a row's adapter has
+not has the bias -1e9, and ``pick`` has its one at the place of the k-th largest score; then zeros change nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..adapter_methods.forms.routes import Attention, Gate, Route
+from ..errors import Unsupported
+
+MOST = 4
+"""The routers that one site may have."""
+LEAVES: dict[str, str] = {"keys": "ie", "query": "ir", "bias": "e", "pick": "e", "down": "ir", "up": "ro", "spread": "er"}
+"""What a route holds, and the axes: ``i`` and ``o`` are the layer's, ``e`` the experts, ``r`` the sum of their ranks."""
+SCORES = {"abs": "keys", "dot": "keys", "fuse": "query"}
+"""How a route scores, and the leaf that only such a route has: magnitudes, plain products, or attention to the experts' answers."""
+
+
+class Branch(NamedTuple):
+    """One router of a site: its number there, and how it scores."""
+
+    number: int
+    scores: str
+
+    @property
+    def name(self) -> str:
+        """What the names of its fields begin with."""
+        return f"route{self.number}_{self.scores}"
+
+    @property
+    def leaf(self) -> str:
+        """What it scores by."""
+        return SCORES[self.scores]
+
+    @property
+    def leaves(self) -> list[str]:
+        """What it holds."""
+        return [leaf for leaf in LEAVES if leaf == self.leaf or leaf not in SCORES.values()]
+
+    @property
+    def experts(self) -> str:
+        """What the number of its experts is called among the ranks of a site."""
+        return f"{self.name}_experts"
+
+
+BRANCHES = {branch.name: branch for branch in (Branch(number, scores) for number in range(MOST) for scores in SCORES)}
+"""Every route that there can be, by name."""
+FIELDS = {f"{name}_{leaf}": (branch, leaf) for name, branch in BRANCHES.items() for leaf in branch.leaves}
+"""Field -> its route and what it holds of it."""
+
+
+def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
+    """The fields of the routes of one normal form, as float32 arrays.
+
+    Raises:
+        Unsupported: there are too many, or one has weights that no graph can compute.
+    """
+    if len(routes) > MOST:
+        raise Unsupported("too many routers at one site for a graph", expected=f"at most {MOST}", found=len(routes),
+                          remedy="attach it to a torch model")
+    fields: dict[str, np.ndarray] = {}
+    for number, route in enumerate(routes):
+        gate = route.gate
+        if isinstance(gate, Attention):
+            branch, count = Branch(number, "fuse"), len(gate.widths)
+            own = {"query": np.asarray(gate.query).T, "bias": np.zeros(count)}
+        elif isinstance(gate, Gate):
+            branch, count = Branch(number, "abs" if gate.magnitude else "dot"), gate.keys.shape[0]
+            own = {"keys": np.asarray(gate.keys).T, "bias": np.zeros(count) if gate.bias is None else np.asarray(gate.bias)}
+        else:
+            raise Unsupported("the weights of this router come from outside of the layer", remedy="attach it to a torch model")
+        leaves = {
+            **own,
+            "pick": np.eye(count)[gate.top_k - 1],
+            "down": np.asarray(route.down).T,
+            "up": np.asarray(route.up).T,
+            "spread": np.repeat(np.eye(count), route.widths, axis=1),
+        }
+        fields |= {f"{branch.name}_{leaf}": np.ascontiguousarray(value, np.float32) for leaf, value in leaves.items()}
+    return fields

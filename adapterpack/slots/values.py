@@ -1,0 +1,284 @@
+"""What a graph's slots are filled with: the normal form of each adapter as arrays, padded for a bank or as they are for inputs.
+
+Slot names are ``<module path>.<field>``. Fields of an adapted site::
+
+    x' = x * pre;   x" = x' + x' turn + (x' turn_down) turn_up;   y = (base(x") + (x down) up + x delta) * scale;   y' = y + y mix + shift
+
+``pre`` [in], ``turn`` [in, in], ``turn_down`` [in, t], ``turn_up`` [t, in], ``down`` [in, r], ``up`` [r, out], ``delta`` [in, out],
+``scale`` [out], ``mix`` [out, out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels].
+A bank puts the slots in front. Apart from ``pre`` and ``scale``, zeros change nothing. The fields of an adapted block are in
+:mod:`~adapterpack.slots.blocks`, those of routers in :mod:`~adapterpack.slots.routes`, those of prompts beside an attention in
+:mod:`~adapterpack.slots.prompt_kv`; :mod:`~adapterpack.slots.fields` has the axes of all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..adapter_methods import LAYOUTS, AttachForm, Deviation, Diagonal, Site, complete
+from ..bundle.manifest import MappedSite
+from ..errors import BaseMismatch, Unsupported
+from ..pack.pack import Adapter, Pack
+from .blocks import block_arrays
+from .fields import FIELDS, FIXED, LABELS, extents, neutral
+from .precision import DEFAULT, balanced, held
+from .prompt_kv import Project, attended_arrays
+from .routes import route_arrays
+
+HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
+"""Parameter of a linear layer that was trained whole -> its slot field."""
+
+_THIN = frozenset({"embedding", "conv"})
+"""Kinds of layers beside linear ones that a graph has slots at, for changes of low rank."""
+
+PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
+"""Slot field -> its name in adapter files for onnxruntime-genai, those of ``olive convert-adapters``."""
+
+Values = dict[str, np.ndarray]
+
+
+Weights = Callable[[Adapter], "tuple[np.ndarray, np.ndarray | None]"]
+"""Where the base's weight ``[out, in]`` and bias ``[out]`` behind an adapted site come from."""
+
+
+def form_arrays(form: AttachForm, out_features: int) -> Values:
+    """The fields of one normal form, as float32 arrays; a low-rank ``up`` already holds the scale."""
+    fields: Values = {}
+    if form.down is not None and form.up is not None:
+        fields["down"], fields["up"] = np.asarray(form.down.dense()).T, np.asarray(form.up.dense()).T
+    elif form.down is not None:
+        fields["delta"] = np.asarray(form.down.dense()).T
+    if form.scale is not None:
+        fields["scale"] = np.broadcast_to(np.asarray(form.scale), (out_features,))
+    if form.shift is not None:
+        fields["shift"] = np.broadcast_to(np.asarray(form.shift), (out_features,))
+    if isinstance(form.pre, Diagonal):
+        fields["pre"] = np.asarray(form.pre.vector)
+    elif isinstance(form.pre, Deviation):
+        fields["turn_down"], fields["turn_up"] = np.asarray(form.pre.down).T, np.asarray(form.pre.up).T
+    elif form.pre is not None:
+        dense = np.asarray(form.pre.dense())
+        fields["turn"] = (dense - np.eye(len(dense), dtype=dense.dtype)).T
+    if form.post is not None:
+        dense = np.asarray(form.post.dense())
+        fields["mix"] = (dense - np.eye(len(dense), dtype=dense.dtype)).T
+    fields |= route_arrays(form.routes)
+    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in fields.items()}
+
+
+ARRAYS: dict[str, Callable[[Any, Site, Project | None], Values]] = {
+    "weight": lambda form, site, project: form_arrays(form, site.out_features or 1),
+    "activation": lambda form, site, project: block_arrays(form),
+    "attention": lambda form, site, project: attended_arrays(form, site.path, project),
+}
+"""Kind of a method -> what makes the fields of its normal form at a site, and of what the base makes of a prompt there."""
+
+
+def require_slots(pack: Pack) -> None:
+    """Checks that what the pack changes are things that a graph can have slots for; a prompt needs none.
+
+    Raises:
+        Unsupported: the method cannot be attached, or a site of a weight method is no linear layer.
+    """
+    if pack.method.kind == "prompt":  # it is in the cache that a row begins with, not in the graph
+        return
+    for method in pack.methods:
+        if method.torch_only:
+            raise Unsupported(method.torch_only, where=pack.name, remedy="attach it to a torch model")
+        if not method.traits.batchable or method.kind not in ARRAYS:
+            raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=method.name,
+                              remedy="export with --mode folded" if method.kind == "weight" else "run this adapter under torch")
+    for group in pack.manifest.groups if pack.method.kind == "weight" else ():
+        if group.role != "adapter" or (group.kind in LAYOUTS and LAYOUTS[group.kind].linear):
+            continue
+        if group.kind not in _THIN or not pack.method_of(group).traits.low_rank:
+            raise Unsupported("a graph has slots at linear layers, and for changes of low rank at embeddings and patches",
+                              where=f"{pack.name}, {group.path}", found=group.kind,
+                              expected=" or ".join(kind for kind, layout in LAYOUTS.items() if layout.linear or kind in _THIN),
+                              remedy="export with --mode folded")
+
+
+def pack_values(
+    pack: Pack, weights: Weights | None = None, sites: Mapping[str, MappedSite] | None = None, project: Project | None = None
+) -> Values:
+    """Every slot value of one pack, by slot name, unpadded; ``weights`` and ``project`` are asked for a method that reads the base.
+
+    ``sites`` are those of the graph: they know the widths that a file of another library left out.
+
+    Raises:
+        Unsupported: the base is not at hand and needed, or a head is not made of linear layers.
+    """
+    require_slots(pack)
+    values: Values = {}
+    adapters: Iterable[Adapter] = () if pack.method.kind == "prompt" else pack.adapters()
+    if readers := [method.name for method in pack.methods if method.traits.reads_weight and weights is None]:
+        raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
+                          found=readers[0], remedy="export the bundle again with this adapter among the packs")
+    for adapter in adapters:
+        site, method = _measured(adapter.site, sites or {}), adapter.method
+        if weights is not None and (method.traits.reads_weight or not (site.in_features and site.out_features)):
+            weight, bias = weights(adapter)
+            site = dataclasses.replace(site, out_features=weight.shape[0], in_features=weight.shape[1])
+            if method.traits.reads_weight:
+                wide = None if bias is None else bias.astype(np.float32)
+                site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=wide)
+        form = method.attach(adapter.config, complete(method, adapter.config, adapter.wide, site), site)
+        values.update({f"{site.path}.{field}": array for field, array in ARRAYS[method.kind](form, site, project).items()})
+    for path, params in pack.full().items():
+        values.update(head_values(path, params))
+    return in_slots(values, sites or {})
+
+
+def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:
+    """Values in the types of the sites' slots, float32 where a site is not known.
+
+    Raises:
+        Unsupported: a number is too large for its slot.
+    """
+    types = {name: sites[path].dtype if (path := name.rpartition(".")[0]) in sites else DEFAULT for name in values}
+    narrow = {name: array for name, array in values.items() if types[name] != DEFAULT}
+    for down, up in _FACTORS:
+        narrow = balanced(narrow, down, up)
+    return {**values, **{name: held(array, types[name], name) for name, array in narrow.items()}}
+
+
+_FACTORS = (("down", "up"), ("turn_down", "turn_up"))
+"""Fields whose product alone counts."""
+
+
+def _measured(site: Site, sites: Mapping[str, MappedSite]) -> Site:
+    """The site with the graph's widths where its own are not known."""
+    if site.path not in sites:
+        return site
+    mapped = sites[site.path]
+    wide = {side: getattr(site, side) or getattr(mapped, side) for side in ("in_features", "out_features")}
+    return dataclasses.replace(site, **wide)
+
+
+def head_values(path: str, params: Mapping[str, np.ndarray]) -> Values:
+    """Slot values of a module that was trained whole: its linear layers' weights, transposed, and biases."""
+    values: Values = {}
+    for param, array in params.items():
+        owner, _, leaf = param.rpartition(".")
+        site = f"{path}.{owner}" if owner else path
+        if leaf not in HEAD_FIELDS or array.ndim != (2 if leaf == "weight" else 1):
+            raise Unsupported("a trained module that is not made of linear layers has no slot form", where=f"{path}.{param}",
+                              remedy="export with --mode folded")
+        values[f"{site}.{HEAD_FIELDS[leaf]}"] = np.ascontiguousarray(array.T, dtype=np.float32)
+        if leaf == "weight":  # without a bias there would be nowhere to switch an absent label off
+            values.setdefault(f"{site}.head_bias", np.zeros(array.shape[0], np.float32))
+    return values
+
+
+def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], max_rank: int, heads: Mapping[str, np.ndarray]) -> Values:
+    """One adapter's values for every slot of the graph, padded with what changes nothing: zeros up to ``max_rank``, labels switched off.
+
+    ``heads`` are the slot values of the base's own heads, for an adapter that has none.
+
+    Raises:
+        BaseMismatch: the adapter was made for a layer of another width.
+        Unsupported: the adapter needs a slot, a rank or a number of labels that the graph does not have.
+    """
+    shapes = slot_shapes(sites, max_rank)
+    values = grouped(values, sites, max_rank)
+    for name in values:
+        if name not in shapes:
+            raise Unsupported("the graph has no slot for a part of this adapter", found=name,
+                              remedy="export the bundle again with this adapter among the packs")
+    result: Values = {}
+    for name, shape in shapes.items():
+        path, _, field = name.rpartition(".")
+        value = values.get(name)
+        if value is None and f"{path}.head" not in values:
+            value = heads.get(name)
+        dtype = sites[path].dtype
+        result[name] = np.full(shape, neutral(field, dtype), dtype)
+        if value is not None:
+            _require_fit(name, value.shape, shape, FIELDS[field].free)
+            result[name][tuple(slice(0, extent) for extent in value.shape)] = held(value, dtype, name)
+    return result
+
+
+def grouped(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], width: int | None = None) -> Values:
+    """One adapter's values with the ``down`` factors of siblings side by side, each ``width`` wide, by default as wide as the widest.
+
+    The siblings' ``up`` factors get as many rows, so that all parts are of one size: zeros change nothing. Where siblings share that slot,
+    too, they are the blocks of one matrix.
+
+    Raises:
+        Unsupported: a factor is wider than ``width``.
+    """
+    result = dict(values)
+    for path, site in sites.items():
+        if not site.members:
+            continue
+        downs = {member: result.pop(f"{member}.down") for member in site.members if f"{member}.down" in result}
+        wide = max((down.shape[-1] for down in downs.values()), default=0) if width is None else width
+        parts: dict[str, list[np.ndarray]] = {"down": [], "up": []}
+        for member in site.members:
+            for field, value, room in (("down", downs.get(member), (site.in_features, wide)),
+                                       ("up", result.get(f"{member}.up"), (wide, sites[member].out_features))):
+                filled = np.zeros(room, site.dtype)
+                if value is not None:
+                    _require_fit(f"{member}.{field}", value.shape, room, FIELDS[field].free)
+                    filled[tuple(slice(0, extent) for extent in value.shape)] = value
+                parts[field].append(filled)
+        result[f"{path}.down"] = np.concatenate(parts["down"], axis=1)
+        ups = dict(zip(site.members, parts["up"], strict=True))
+        if "up" in site.fields:
+            result = {name: value for name, value in result.items() if name.rpartition(".up")[0] not in ups}
+            result[f"{path}.up"] = _blocks(parts["up"])
+        else:
+            result |= {f"{member}.up": up for member, up in ups.items()}
+    return result
+
+
+def _blocks(matrices: list[np.ndarray]) -> np.ndarray:
+    """A block-diagonal matrix."""
+    rows, columns = (np.cumsum([0, *(matrix.shape[axis] for matrix in matrices)]) for axis in (0, 1))
+    whole = np.zeros((rows[-1], columns[-1]), matrices[0].dtype)
+    for number, matrix in enumerate(matrices):
+        whole[rows[number] : rows[number + 1], columns[number] : columns[number + 1]] = matrix
+    return whole
+
+
+def _require_fit(name: str, found: tuple[int, ...], room: tuple[int, ...], free: tuple[int, ...]) -> None:
+    if len(found) != len(room) or any(a != b for axis, (a, b) in enumerate(zip(found, room, strict=True)) if axis not in free):
+        raise BaseMismatch("the adapter was made for a layer of another width", where=name, expected=room, found=found,
+                           remedy="export a bundle of the base that the adapter was made for")
+    for axis in (one for one in free if found[one] > room[one]):
+        raise Unsupported("the adapter does not fit its slot", where=name, expected=f"at most {room[axis]} on axis {axis}",
+                          found=found[axis], remedy="export with a larger --max-rank or with this adapter among the packs, or resize it")
+
+
+def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tuple[int, ...]]:
+    """The shape of one slot of every field of the graph."""
+    shapes = {}
+    for path, site in sites.items():
+        room = {LABELS: site.labels or site.out_features, **site.ranks}
+        for field in site.fields:
+            shapes[f"{path}.{field}"] = tuple(extents(field, site, lambda axis, room=room: room.get(axis, max_rank)))  # type: ignore[misc]
+        if site.members and "down" in site.fields:  # one beside the other
+            shapes[f"{path}.down"] = (site.in_features, max_rank * len(site.members))
+    return shapes
+
+
+def largest_ranks(values: Iterable[Values]) -> dict[str, int]:
+    """The longest of every free axis but the labels, by its name: ranks, and numbers of experts and tokens."""
+    ranks: dict[str, int] = {}
+    for name, array in ((name, array) for one in values for name, array in one.items()):
+        field = FIELDS[name.rpartition(".")[2]]
+        for axis, extent in zip(field.axes, array.shape, strict=True):
+            if axis not in FIXED and axis != LABELS:
+                ranks[axis] = max(ranks.get(axis, 0), extent)
+    return ranks
+
+
+def stacked(slots: Iterable[Values]) -> Values:
+    """A bank: every slot of one field stacked on a new first axis."""
+    ready = list(slots)
+    return {name: np.stack([slot[name] for slot in ready]) for name in ready[0]}

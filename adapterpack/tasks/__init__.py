@@ -1,0 +1,1 @@
+"""The tasks that models are adapted for: model class, inputs, example inputs and post-processing of each."""

@@ -1,0 +1,43 @@
+"""The laws of a method in company: other rows of a batch, other adapters on the same layer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..adapter_methods import fold, run
+from .case import Case, adapted, folded_at, layer_of, require, site_of
+
+
+def rows_do_not_mix(case: Case) -> None:
+    """``run(x)[i] == run(x[i])`` and ``run(x)[i, t] == run(x[i, t])``, within 1e-12 of the largest entry: none feels another."""
+    params, x = case.trained(), case.x
+    whole = adapted(case, params, case.weight, case.bias, x)
+    rows = np.stack([adapted(case, params, case.weight, case.bias, row) for row in x])
+    positions = np.stack([[adapted(case, params, case.weight, case.bias, one[None])[0] for one in row] for row in x])
+    for alone, what in ((rows, "row"), (positions, "position")):
+        error = float(np.abs(alone - whole).max())
+        require(error <= 1e-12 * np.abs(whole).max(), f"a {what} gives another result alone, by {error:.1e}")
+
+
+def in_order(case: Case) -> None:
+    """Two adapters one after the other, ``run2(run1(x)) == x fold2(fold1(W)).T + b``, within 1e-11 of the largest entry.
+
+    What reads the base reads the original one in both. For an additive method the other order gives the same.
+    """
+    first = case.trained()
+    second = {name: v * 0.5 + 0.1 if name in case.trains else v for name, v in first.items()}
+    weight, bias, x = case.weight, case.bias, case.x
+    site = site_of(case, weight, bias)
+    results = []
+    for one, two in ((first, second), (second, first)):
+        def inner(value: np.ndarray, one: dict[str, np.ndarray] = one) -> np.ndarray:
+            output: np.ndarray = adapted(case, one, weight, bias, value)
+            return output
+
+        forward = run(case.method, case.config, two, site, inner, x)
+        folded = folded_at(case, one, weight, bias)
+        merged = layer_of(*fold(case.method, case.config, two, site, *folded))(x)
+        require(float(np.abs(forward - merged).max()) <= 1e-11 * np.abs(forward).max(), "forward and merge disagree on two adapters")
+        results.append(forward)
+    if case.method.traits.additive:
+        require(float(np.abs(results[0] - results[1]).max()) <= 1e-11 * np.abs(results[0]).max(), "the order of additive adapters matters")

@@ -1,0 +1,72 @@
+"""The kinds of adapter, as far as a model is concerned: where each goes, and what holds it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..adapter_methods import Site, Traits
+from ..errors import SiteNotFound
+from .block_targets import block_at, select_blocks
+from .layers import attention, prompts
+from .layers.block import AdaptedBlock
+from .layers.conv import AdaptedConv
+from .layers.embedding import AdaptedEmbedding
+from .layers.embedding_rows import AdaptedTable
+from .layers.layer import Adapted, AdaptedLayer, innermost, module_at
+from .layers.norms import AdaptedNorm
+from .layers.parameter import AdaptedParameter
+from .sites import holder_at, select, site_at
+
+LAYERS: dict[str, type[Adapted]] = {
+    "linear": AdaptedLayer,
+    "transposed": AdaptedLayer,
+    "embedding": AdaptedEmbedding,
+    "table": AdaptedTable,
+    "norm": AdaptedNorm,
+    "conv": AdaptedConv,
+    "grouped_conv": AdaptedConv,
+    "parameter": AdaptedParameter,
+    "experts": AdaptedParameter,
+    "turned_experts": AdaptedParameter,
+}
+"""Kind of a site -> what holds the adapters of weight methods there."""
+
+
+class Kind(NamedTuple):
+    """``select`` finds the sites that a config's targets name; ``at`` gives what stands in the model at a site's path.
+
+    ``holder`` is the class that holds adapters of the kind. ``wrap`` makes one, from the model, the module there, the path, and the
+    method's traits; around what already wraps the module if it is ``outermost``, else inside of that. ``ready`` completes a config by what
+    only the model knows.
+    """
+
+    select: Callable[[nn.Module, str | tuple[str, ...], Traits, tuple[str, ...]], list[Site]]
+    holder: type[Adapted] | tuple[type[Adapted], ...]
+    wrap: Callable[[nn.Module, nn.Module, str, Traits], Adapted]
+    at: Callable[[nn.Module, str], nn.Module] = module_at
+    ready: Callable[[nn.Module, Any], Any] = lambda model, config: config
+    outermost: bool = False
+
+
+def _layer(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Adapted:
+    site = site_at(path, innermost(module), traits.layers)
+    if site is None:
+        raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(innermost(module)).__name__)
+    return LAYERS[site.kind](module, site)
+
+
+def _block(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> AdaptedBlock:
+    return AdaptedBlock(module, block_at(model, path, module), model)
+
+
+KINDS: dict[str, Kind] = {
+    "weight": Kind(select, (AdaptedLayer, AdaptedParameter), _layer, holder_at),
+    "activation": Kind(select_blocks, AdaptedBlock, _block, outermost=True),
+    "attention": Kind(attention.select_attention, attention.AdaptedAttention, attention.around_attention, ready=attention.last_layers,
+                      outermost=True),
+    "prompt": Kind(prompts.select, prompts.Prompts, prompts.around_embedding, prompts.embedding, prompts.ready),
+}
+"""Kind of a method -> how a model takes it."""

@@ -1,0 +1,137 @@
+"""What an init may look at: the inputs of each site and the loss's gradient by its weight, measured on sample data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..adapter_methods import LAYOUTS, Seen, Site
+from ..errors import AdapterpackError, ConfigError, Unsupported
+from .layers.layer import module_at
+
+MEASURED = frozenset({"moment", "gradient", "fisher"})
+_BACKWARD = frozenset({"gradient", "fisher"})
+
+
+def measure(
+    model: nn.Module, sites: Sequence[Site], needs: frozenset[str], data: Iterable[Mapping[str, Any]] | None
+) -> dict[str, Seen]:
+    """Runs ``model`` over ``data``, batches of keyword arguments, and gives what was seen at each site by path; nothing without a need.
+
+    The Fisher information is empirical: the square of each batch's gradient, so that batches of one row give that of the rows. The moment
+    counts the positions that ``attention_mask`` keeps, where a batch has one. The gradient is that of the model's own loss, so
+    the batches must hold labels; it is summed in hooks, and no weight asks for one. Sums are float64. The model is as it was afterwards.
+
+    Raises:
+        ConfigError: there is a need and no data, or no loss to take a gradient of.
+        AdapterpackError: a site was not run.
+    """
+    wanted = needs & MEASURED
+    if not wanted:
+        return {}
+    if data is None:
+        raise ConfigError("this initialisation looks at sample data", where="data", expected="batches of the model's inputs",
+                          remedy="give adapt(..., data=batches)")
+    for site in sites:
+        if not LAYOUTS[site.kind].linear:
+            raise Unsupported("what goes into a site is measured at linear layers only", where=site.path, found=site.kind,
+                              remedy="choose an initialisation that looks at no sample data, or other targets")
+    sums = {site.path: _Sums(module_at(model, site.path), wanted) for site in sites}
+    device, modes = next(model.parameters()).device, {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with ExitStack() as stack, torch.set_grad_enabled(bool(wanted & _BACKWARD)):
+            for one in sums.values():
+                stack.enter_context(one)
+            batches = 0
+            for batch in data:
+                given = {key: value.to(device) for key, value in batch.items()}
+                for one in sums.values():
+                    one.mask = given.get("attention_mask")
+                _run(model, given, bool(wanted & _BACKWARD))
+                for one in sums.values():
+                    one.end()
+                batches += 1
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return {path: one.seen(path, batches) for path, one in sums.items()}
+
+
+def _run(model: nn.Module, batch: Mapping[str, torch.Tensor], backward: bool) -> None:
+    if not backward:
+        model(**batch)
+        return
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    # Frozen parameters build no graph: an output that asks for a gradient starts one, whatever the weights say.
+    hook = embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_()) if embeddings is not None else None
+    try:
+        loss = getattr(model(**batch), "loss", None)
+        if loss is None:
+            raise ConfigError("this initialisation looks at the gradient of the loss, and the model gives none", where="data",
+                              remedy="put labels into the batches")
+        loss.backward()
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+class _Sums:
+    """The running sums of one layer, fed by hooks while the context is open."""
+
+    def __init__(self, layer: nn.Module, wanted: frozenset[str]) -> None:
+        self.layer, self.wanted, self.mask = layer, wanted, None
+        self.moment: Any = 0.0
+        self.gradient: Any = 0.0
+        self.fisher: Any = 0.0
+        self.batch: Any = None
+        self.rows = 0
+        self._open = ExitStack()
+
+    mask: torch.Tensor | None
+
+    def __enter__(self) -> None:
+        handle = self.layer.register_forward_hook(self._forward)
+        self._open.callback(handle.remove)
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def _forward(self, layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        x = args[0].detach()
+        if "moment" in self.wanted:
+            rows = x[self.mask.bool()] if self.mask is not None and self.mask.shape == x.shape[:-1] else x.reshape(-1, x.shape[-1])
+            self.moment = self.moment + (rows.double().T @ rows.double()).cpu()
+            self.rows += len(rows)
+        if self.wanted & _BACKWARD and output.requires_grad:
+            output.register_hook(self._backward(x))
+
+    def _backward(self, x: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        def add(gradient: torch.Tensor) -> None:
+            flat = gradient.reshape(-1, gradient.shape[-1]).double()
+            found = (flat.T @ x.reshape(-1, x.shape[-1]).double()).cpu()
+            self.batch = found if self.batch is None else self.batch + found  # a layer may be run more than once
+
+        return add
+
+    def end(self) -> None:
+        """A batch is over."""
+        if self.batch is not None:
+            self.gradient = self.gradient + self.batch
+            if "fisher" in self.wanted:
+                self.fisher = self.fisher + self.batch**2
+        self.batch = None
+
+    def seen(self, path: str, batches: int) -> Seen:
+        """The means."""
+        moment = self.moment / self.rows if self.rows else None
+        gradient, fisher = (total / batches if isinstance(total, torch.Tensor) else None for total in (self.gradient, self.fisher))
+        found = {"moment": moment, "gradient": gradient, "fisher": fisher}
+        if missing := [name for name, value in found.items() if name in self.wanted and value is None]:
+            raise AdapterpackError("the sample data did not reach a site", where=path, found=f"no {missing[0]}",
+                                   remedy="give batches that run through it, or leave it out of the targets")
+        return Seen(**{name: None if value is None or name not in self.wanted else value.numpy() for name, value in found.items()})

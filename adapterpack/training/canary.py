@@ -1,0 +1,170 @@
+"""The canary of an adapter in a torch model: recorded when it is packed, replayed when it is attached."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import NothingToDo
+from ..manifest.parts import Canary
+from ..pack import canary
+from ..pack.pack import Pack
+from .canary_inputs import image_of, inputs_of, misfit, texts_alone
+from .inject import active
+from .layers.layer import Adapted, Wrapper, own_modules
+
+log = logging.getLogger(__name__)
+
+_ROUNDINGS = 8
+"""How many roundings of its precision a model's logits are allowed."""
+
+_MATMUL = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
+"""``torch.set_float32_matmul_precision`` -> what it may round away: nothing of float32, down to TensorFloat32, down to bfloat16."""
+
+Rows = list[np.ndarray]
+Outputs = list[dict[str, np.ndarray]]
+
+
+def make_canary(model: nn.Module, name: str) -> Canary | None:
+    """A canary of one adapter, or None for a model that takes neither token ids nor images nor speech, or that gives other
+    outputs every time.
+
+    What a model wants beside images or speech its config does not say: one that refuses these alone has no canary, and the log says why.
+    """
+    holders = (module for module in model.modules() if isinstance(module, Adapted) and name in module.methods)
+    acts = next((holder.methods[name][1].acts for holder in holders), None)
+    inputs = inputs_of(model, acts)
+    if inputs is None:
+        return None
+    try:
+        base, adapted = _outputs(model, name, inputs)
+    except Exception as error:
+        if texts_alone(model):
+            raise
+        log.warning("'%s' has no canary: the model does not run on %s: %s", name, ", ".join(sorted(canary.given(inputs))), error)
+        return None
+    if (inputs.pixels is not None or inputs.features is not None) and _draws(model, name, inputs, adapted):
+        log.info("'%s' has no canary: the model gives other outputs for the same image", name)
+        return None
+    rows = _rows(base), _rows(adapted)
+    return canary.record(inputs, *rows, places=canary.places(adapted[0], *rows), coarse=coarse(model),
+                         dtype={torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(_coarsest(model), "float32"))
+
+
+def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> float:
+    """Replays the canary of ``pack`` on a model that it is attached to, without and with the adapter; the largest error.
+
+    ``name`` is what the adapter is called in the model, the pack's name by default. The model is afterwards as it was. In half precision
+    the tolerance grows by what that precision rounds away, on a quantized base to half of the largest logit; an adapter that changes
+    nothing at all is still seen.
+
+    Raises:
+        UnknownAdapter: the pack is not attached under its name.
+        NothingToDo: the pack carries no canary, or one of inputs that the model does not take; or the adapter has no effect.
+        BaseMismatch: without the adapter the model already gives other logits.
+        ParityError: with the adapter it gives other logits.
+    """
+    recorded = pack.manifest.canary
+    if recorded is None:
+        raise NothingToDo("the pack carries no canary", where=pack.name,
+                          remedy="save it from a model that takes token ids, images or speech")
+    if (reason := misfit(model, recorded)) is not None:
+        raise NothingToDo(f"the canary cannot be replayed on this model: {reason}", where=pack.name, found=type(model).__name__,
+                          expected=pack.manifest.task.architecture, remedy="replay it on the model that the pack was made for")
+    base, adapted = _outputs(model, name or pack.name, recorded)
+    return canary.check(canary.widened(recorded, coarse=coarse(model)), _rows(base), _rows(adapted), where=pack.name)
+
+
+def verify_attached(model: nn.Module, pack: Pack, name: str) -> None:
+    """As :func:`verify_canary` where the canary can be replayed on this model; where it cannot, the log says why.
+
+    Raises:
+        NothingToDo, BaseMismatch, ParityError: see :func:`verify_canary`.
+    """
+    reason = _not_replayable(model, pack)
+    if reason is None:
+        verify_canary(model, pack, name)
+    else:
+        log.info("the canary of '%s' is not replayed: %s", pack.name, reason)
+
+
+def coarse(model: nn.Module) -> float:
+    """The share of the largest logit that the model's own arithmetic may round away: a few roundings, or more for a quantized base."""
+    if getattr(getattr(model, "config", None), "quantization_config", None) or not _coarsest(model).is_floating_point:
+        return canary.QUANTIZED
+    return min(canary.QUANTIZED, _ROUNDINGS * max(float(torch.finfo(_coarsest(model)).eps), _MATMUL[torch.get_float32_matmul_precision()]))
+
+
+@contextmanager
+def only(model: nn.Module, name: str | None) -> Iterator[None]:
+    """The model in evaluation mode with one adapter (or none) active; as it was before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    before = {module: module.active for module in modes if isinstance(module, Wrapper)}
+    try:
+        active(model, name)
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for wrapper, names in before.items():
+            wrapper.active = names
+
+
+def _not_replayable(model: nn.Module, pack: Pack) -> str | None:
+    """Why the canary of ``pack`` says nothing about this model, or None."""
+    recorded, architecture = pack.manifest.canary, pack.manifest.task.architecture
+    if recorded is None:
+        return "the pack carries none"
+    if architecture is not None and architecture not in {kind.__name__ for kind in type(model).__mro__}:
+        return f"it was recorded on {architecture}, this is {type(model).__name__}"
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return "the model's weights are not loaded"
+    return misfit(model, recorded)
+
+
+def _coarsest(model: nn.Module) -> torch.dtype:
+    """The dtype of the model's own parameters that holds least: integers, as quantized weights are, before any float."""
+    dtypes = {parameter.dtype for _, module in own_modules(model) for parameter in module.parameters(recurse=False)}
+    whole = [dtype for dtype in dtypes if not dtype.is_floating_point]
+    return whole[0] if whole else max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _outputs(model: nn.Module, name: str, inputs: Canary) -> tuple[Outputs, Outputs]:
+    """The outputs without and with the adapter; its trained head is on in both."""
+    with only(model, name):
+        adapted = _run(model, inputs)
+        for module in model.modules():
+            if isinstance(module, Adapted):
+                module.active = ()
+        return _run(model, inputs), adapted
+
+
+def _draws(model: nn.Module, name: str, inputs: Canary, adapted: Outputs) -> bool:
+    """Whether the model draws numbers even in evaluation mode, as one does that hides parts of an image from itself."""
+    with only(model, name):
+        return not all(map(np.array_equal, _rows(adapted), _rows(_run(model, inputs))))
+
+
+def _run(model: nn.Module, inputs: Canary) -> Outputs:
+    """The model's outputs by name for each row of the inputs, run one by one, as float32."""
+    parameters = list(model.parameters())
+    device, dtype = parameters[0].device, next((one.dtype for one in parameters if one.is_floating_point()), torch.float32)
+    found = []
+    for feed in canary.feeds(inputs, image_of(model, inputs)):
+        given = {key: torch.from_numpy(value).to(device) for key, value in feed.items()}
+        with torch.no_grad():
+            output = model(**{key: value.to(dtype) if value.is_floating_point() else value for key, value in given.items()})
+        plain = {"logits": getattr(output, "logits", output[0] if isinstance(output, tuple) else output)}
+        named = output if isinstance(output, Mapping) else plain
+        found.append({key: value.float().cpu().numpy() for key, value in named.items() if isinstance(value, torch.Tensor)})
+    return found
+
+
+def _rows(outputs: Outputs) -> Rows:
+    return [canary.row_of(one) for one in outputs]

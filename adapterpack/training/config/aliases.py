@@ -1,0 +1,87 @@
+"""Names that PEFT, TRL, axolotl and LLaMA-Factory have for our settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...errors import ConfigError
+
+ALIASES: dict[str, str] = {
+    # PEFT and TRL names for the hyper-parameters of a method
+    "lora_r": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "feedforward_modules": "feedforward",
+    "apply_GS": "apply_gs",
+    "psoft_dropout": "dropout",
+    "psoft_orth": "orth",
+    "psoft_mag_a": "mag_a",
+    "psoft_mag_b": "mag_b",
+    "oft_block_size": "block_size",
+    "boft_block_size": "block_size",
+    "boft_block_num": "block_num",
+    "boft_n_butterfly_factor": "n_butterfly_factor",
+    "lora_target_modules": "targets",
+    "peft_type": "method",
+    # axolotl
+    "base_model": "model_name_or_path",
+    "adapter": "method",
+    "sequence_len": "max_length",
+    "micro_batch_size": "per_device_train_batch_size",
+    "lr_scheduler": "lr_scheduler_type",
+    "num_epochs": "num_train_epochs",
+    "lora_modules_to_save": "modules_to_save",
+    "lora_target_linear": "targets",
+    # LLaMA-Factory
+    "lora_rank": "r",
+    "lora_target": "targets",
+    "cutoff_len": "max_length",
+    "finetuning_type": "method",
+    "additional_target": "modules_to_save",
+    # earlier and other names
+    "max_seq_length": "max_length",
+    "model_name": "model_name_or_path",
+    "batch_size": "per_device_train_batch_size",
+    "dataset": "train_file",
+    "output": "output_dir",
+}
+
+
+"""Their name -> ours."""
+
+
+def _names(value: Any) -> Any:
+    """LLaMA-Factory writes lists as one text."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+VALUES: dict[str, Callable[[Any], Any]] = {
+    "lora_target": lambda value: "all-linear" if value == "all" else _names(value),
+    "additional_target": _names,
+    "lora_target_linear": lambda value: "all-linear" if value is True else value,
+}
+"""Aliases whose values are written in another way, too."""
+
+
+def translate(values: Mapping[str, Any], notes: list[str], where: object) -> dict[str, Any]:
+    """The values under our names; ``notes`` gets a line for each that was translated.
+
+    Raises:
+        ConfigError: one setting stands there under two names.
+
+    Example:
+        >>> notes = []
+        >>> translate({"lora_target": "q_proj,v_proj"}, notes, "here"), notes
+        ({'targets': ['q_proj', 'v_proj']}, ['lora_target is read as targets'])
+    """
+    translated: dict[str, Any] = {}
+    for key, value in values.items():
+        name = ALIASES.get(key, key)
+        if name in translated:
+            raise ConfigError("a setting is given twice", where=where, found=f"{name}, under two names")
+        translated[name] = VALUES.get(key, lambda given: given)(value)
+        if name != key and (note := f"{key} is read as {name}") not in notes:
+            notes.append(note)
+    return translated

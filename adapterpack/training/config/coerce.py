@@ -1,0 +1,71 @@
+"""A value of a configuration as the type that its field has."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...errors import ConfigError
+
+
+def typed_value(key: str, value: Any, hint: Any, where: object) -> Any:
+    """``value`` as the field's type has it: YAML reads 1e-4 as text, writes tuples as lists, and one name may stand for a list of one.
+
+    Raises:
+        ConfigError: it is of another type.
+
+    Example:
+        >>> typed_value("learning_rate", "1e-4", float, "here"), typed_value("targets", ["q"], str | tuple[str, ...], "here")
+        (0.0001, ('q',))
+    """
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in allowed:
+        try:
+            return _as(kind, value)
+        except (TypeError, ValueError, OverflowError):
+            continue
+    names = " or ".join(_NAMES.get(typing.get_origin(kind) or kind, str(kind)) for kind in allowed if kind is not types.NoneType)
+    raise ConfigError("a value of the wrong type", where=f"{where}, {key}", expected=names, found=f"{value!r} ({type(value).__name__})")
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """``value`` as one type; a TypeError or ValueError where it cannot be that."""
+    return _READERS.get(typing.get_origin(kind) or kind, _plain)(kind, value)
+
+
+def _anything(_: Any, value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(kind: Any, value: Any) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError
+    return value
+
+
+def _number(_: Any, value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _names(kind: Any, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, str | list | tuple):
+        raise TypeError
+    return tuple(_as(typing.get_args(kind)[0], item) for item in ([value] if isinstance(value, str) else value))
+
+
+def _table(kind: Any, value: Any) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    of_key, of_item = typing.get_args(kind)
+    return {_as(of_key, key): _as(of_item, item) for key, item in value.items()}
+
+
+_READERS: dict[Any, Callable[[Any, Any], Any]] = {float: _number, tuple: _names, Mapping: _table, Any: _anything}
+"""Type -> how a value becomes it; any other type takes only what is of it already."""
+
+_NAMES: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false", tuple: "a list of names",
+                          Mapping: "names with numbers"}

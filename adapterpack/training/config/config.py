@@ -1,0 +1,214 @@
+"""The training configuration: one flat dataclass, its YAML form, and overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...adapter_methods import Method, SiteConfig, get, methods
+from ...errors import ConfigError, nearest, storage_errors
+from .aliases import ALIASES, translate
+from .coerce import typed_value
+
+LEAST: dict[str, float] = {
+    "max_length": 1,
+    "learning_rate": 0,
+    "num_train_epochs": 0,
+    "max_steps": -1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "logging_steps": 1,
+    "seed": 0,
+    "max_train_samples": 1,
+    "skip_train_samples": 0,
+}
+"""The least value of each number; the schema says the same."""
+
+POSITIVE = frozenset({"learning_rate", "num_train_epochs"})
+"""Of these, zero would train nothing."""
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+"""What a pack may be called, as the manifest has it: asked for before training, not after."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that one adapter's training is told; the hyper-parameters of its method are in ``method_config``.
+
+    ``train_file`` and ``eval_file`` are json, jsonl, csv or parquet files, or a hub data set's name.
+    """
+
+    model_name_or_path: str
+    train_file: str
+    output_dir: str
+    task: str = "text-generation"
+    name: str | None = None
+    method: str = "lora"
+    eval_file: str | None = None
+    max_length: int = 512
+    learning_rate: float = 2e-4
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    logging_steps: int = 10
+    seed: int = 0
+    bf16: bool = False
+    group_by_length: bool = False
+    gradient_checkpointing: bool = False
+    max_train_samples: int | None = None
+    skip_train_samples: int = 0
+    method_config: Any = None
+
+    @property
+    def pack_name(self) -> str:
+        """The pack's name: ``name``, or the output folder's."""
+        return self.name or Path(self.output_dir).name
+
+
+def read_config(
+    source: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = ()
+) -> tuple[list[TrainConfig], list[str]]:
+    """The configs of a YAML file (or mapping), one for each entry of ``adapters:``, and the translations that were made.
+
+    ``overrides`` are ``key=value`` texts; they win over the file. With ``adapters:``, every entry takes the common keys and its own, and
+    writes to ``output_dir/name``.
+
+    Raises:
+        ConfigError: an unknown key, a missing key, or a value of the wrong type or out of range; the nearest key is named.
+    """
+    notes: list[str] = []
+    where = "the configuration" if isinstance(source, Mapping | TrainConfig) else source
+    if isinstance(source, TrainConfig):
+        given = _as_mapping(source)
+    else:
+        given = dict(source) if isinstance(source, Mapping) else _load_yaml(Path(source))
+    entries = given.pop("adapters", None)
+    wins = translate(dict(map(_override, overrides)), notes, "an override")
+    common = {**translate(given, notes, where), **wins}
+    if entries is None:
+        return [_config(common, where)], notes
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
+        raise ConfigError("adapters must be a list of entries, each with a name", where=where)
+    if "name" in wins:
+        raise ConfigError("one name for several adapters", where="an override", found="name", remedy="rename them in the file")
+    configs = []
+    for entry in entries:
+        own = {key: value for key, value in translate(entry, notes, f"{where}, adapter {entry['name']}").items() if key not in wins}
+        if "output_dir" in common and "output_dir" not in own:
+            own["output_dir"] = str(Path(str(common["output_dir"])) / str(entry["name"]))
+        configs.append(_config({**common, **own}, f"{where}, adapter {entry['name']}"))
+    for key in ("name", "output_dir"):
+        values = [getattr(config, key) for config in configs]
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise ConfigError(f"two adapters have the same {key}", where=where, found=", ".join(twice))
+    return configs, notes
+
+
+def _as_mapping(config: TrainConfig) -> dict[str, Any]:
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "method_config"}
+    own = config.method_config
+    return {**values, **({} if own is None else {f.name: getattr(own, f.name) for f in dataclasses.fields(own)})}
+
+
+def _override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError("an override must be key=value", found=repr(text))
+    if key == "adapters":
+        raise ConfigError("adapters can only be listed in the file", where="an override", found=repr(text))
+    try:
+        return key, yaml.load(value, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of an override is not valid YAML: {' '.join(str(error).split())}", where=key, found=value) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain types; a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class has it, after the check."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"a key stands twice: {', '.join(twice)}", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    with storage_errors(path):
+        data = path.read_bytes()
+    try:
+        loaded = yaml.load(data.decode("utf-8"), _Loader)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"this is not valid YAML: {' '.join(str(error).split())}", where=path) from error
+    if not isinstance(loaded, dict):
+        raise ConfigError("the configuration must be a mapping of keys to values", where=path, found=type(loaded).__name__)
+    return loaded
+
+
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """The types of a dataclass's fields; those that another package cannot say at run time are left open."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:
+        return {f.name: Any for f in dataclasses.fields(cls)}
+
+
+def _unknown(key: Any, method: Method, known: set[str], where: object) -> ConfigError:
+    """What to say of a key that neither a training nor its method has; one of other methods is told with these."""
+    having = sorted(other.name for other in methods().values() if key in {f.name for f in dataclasses.fields(other.config)})
+    if not having:
+        return ConfigError("unknown key", where=where, found=repr(key), remedy=nearest(str(key), known))
+    common = {f.name for f in dataclasses.fields(SiteConfig)}
+    own = [f.name for f in dataclasses.fields(method.config) if f.name not in common]
+    return ConfigError(f"the method {method.name} has no {key}", where=where, found=repr(key),
+                       expected=f"one of its own: {', '.join(own) or 'none'}",
+                       remedy=f"leave it out, or choose a method that has it: {', '.join(having)}")
+
+
+def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
+    method = get(str(values.get("method", "lora")).lower())
+    own = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "method_config"}
+    theirs = {f.name for f in dataclasses.fields(method.config)}
+    for key in values:
+        if key not in own and key not in theirs:
+            raise _unknown(key, method, {*own, *theirs, *ALIASES, "adapters"}, where)
+    for name, field in own.items():
+        if field.default is dataclasses.MISSING and name not in values:
+            raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
+    hints = {**_hints(method.config), **_hints(TrainConfig)}
+    typed = {key: typed_value(key, value, hints[key], where) for key, value in values.items()}
+    for key, least in LEAST.items():
+        value, above = typed.get(key), key in POSITIVE
+        if value is not None and not (least <= value < math.inf and (value > 0 or not above)):
+            expected = f"{'more than' if above else 'at least'} {least}, and finite"
+            raise ConfigError("a number out of range", where=f"{where}, {key}", expected=expected, found=value)
+    try:
+        method_config = method.config(**{key: value for key, value in typed.items() if key in theirs})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the method's configuration is not usable: {error}", where=where) from error
+    settings = {key: value for key, value in typed.items() if key in own}
+    config = TrainConfig(**{**settings, "method": method.name}, method_config=method_config)
+    if not re.fullmatch(NAME, config.pack_name):
+        raise ConfigError("a pack cannot have this name", where=f"{where}, name", found=repr(config.pack_name),
+                          expected="up to 128 letters, digits, dots, underscores and hyphens, the first a letter or digit")
+    return config

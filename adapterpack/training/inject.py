@@ -1,0 +1,296 @@
+"""Adapters put into a model, switched, and taken out again; the model stays the class that it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from ..adapter_methods import Method, Seen, Site, SiteConfig, is_stacked, method_of, settled
+from ..adapter_methods.core.shapes import check_shapes
+from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
+from ..manifest.secondary_methods import Beside, require_beside
+from ..pack.fits import require_sites
+from ..pack.pack import Pack
+from .adapter_kinds import KINDS
+from .calibration import measure
+from .injection import is_linear, swap, wrapping
+from .layers.embedding_rows import AdaptedTable
+from .layers.layer import Adapted, SavedModule, as_numpy, own_modules
+from .layers.position_tracking import forget
+from .sites import known_sites
+from .two_pass import lead, release
+
+
+def adapt(
+    model: nn.Module, config: SiteConfig | Sequence[SiteConfig], name: str = "default", seed: int = 0,
+    data: Iterable[Mapping[str, Any]] | None = None,
+) -> nn.Module:
+    """Freezes ``model`` and puts a fresh trainable adapter into it, in place; only the adapter's parameters require gradients.
+
+    ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``, or several of different methods at different
+    sites, the one that the adapter is named by first: ``[LoRA(), TrainableTokens(token_indices=(5,))]``. ``data``, batches of the
+    model's keyword arguments, is for initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Returns the same model.
+
+    Raises:
+        ConfigError: the initialisation wants data, and there are none.
+        SiteNotFound: a target matches no module.
+        Unsupported: the method does not support a targeted layer.
+
+    Example:
+        >>> from adapterpack import LoRA
+        >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), LoRA(r=2))
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
+        14
+    """
+    rng, samples = np.random.default_rng(seed), None if data is None else list(data)
+    _refuse_taken(model, name)
+    chosen = [config] if isinstance(config, SiteConfig) else list(config)
+    whole = [_module_path(model, path) for one in chosen for path in one.modules_to_save]
+    fresh = [_plan(model, one, whole, rng, samples) for one in chosen]
+    _require_apart(name, fresh)
+    with wrapping(model, name) as work:
+        for one in fresh:
+            work.share(one.method, one.shared)
+            for site, cfg in zip(one.sites, one.configs, strict=True):
+                params = partial(_fresh, one.method, cfg, rng, one.seen.get(site.path))
+                work.adapter(site.path, one.method, cfg, params, "weight" in one.needs, beside=one is not fresh[0])
+        for path in whole:
+            work.saved(path).add(name)
+    model.requires_grad_(False)
+    for module in work.touched:
+        module.trainable(name)
+    return active(model, name)
+
+
+class _Plan(NamedTuple):
+    """What one config makes of a model: its method, the sites with their configs, what they share, and what was seen of them."""
+
+    method: Method
+    sites: list[Site]
+    configs: list[Any]
+    shared: Mapping[str, np.ndarray]
+    needs: frozenset[str]
+    seen: Mapping[str, Seen]
+
+
+def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random.Generator, data: Any) -> _Plan:
+    method = method_of(config)
+    kind = KINDS[method.kind]
+    config = kind.ready(model, config)
+    sites = kind.select(model, config.targets, method.traits, tuple(whole))
+    needs = method.needs(config) if method.needs is not None else frozenset()
+    seen = measure(model, sites, needs, data)
+    if method.plan is not None:
+        config = method.plan(config, [dataclasses.replace(site, seen=seen.get(site.path)) for site in sites])
+    configs = settled(method, [config.at(site.path) for site in sites], sites)
+    shared = method.shared.init(configs[0], sites, rng) if method.shared is not None else {}
+    return _Plan(method, sites, configs, shared, needs, seen)
+
+
+def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
+    """Checks that several methods of one adapter can be packed together, before one of them is trained."""
+    first, *others = (Beside(one.method, {site: (cfg, {}) for site, cfg in zip(one.sites, one.configs, strict=True)}) for one in plans)
+    taken = {site.path for site in first.adapters}
+    for other in others:
+        require_beside(name, first, other, taken)
+        taken |= {site.path for site in other.adapters}
+
+
+def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True, check_canary: bool = True) -> nn.Module:
+    """Puts a trained pack into ``model``, in place, under the pack's name, and makes it the active one.
+
+    The model's own parameters are frozen; the pack's may be trained on. ``check_base=False`` leaves out the comparison of the model with
+    the base that the pack was made for, and the replay of the pack's canary: four forward passes over a few tokens, made where the model
+    is of the class that the canary was recorded on. ``check_canary=False`` leaves out the replay alone. After an error the model is as it
+    was.
+
+    Raises:
+        BaseMismatch: the model is not the pack's base.
+        SiteNotFound: the model lacks a module that the pack changes.
+        NothingToDo: the adapter has no effect on this model.
+        ParityError: the adapted model gives other logits than when the pack was made.
+    """
+    name = name or pack.name
+    _refuse_taken(model, name)
+    require_sites(pack, known_sites(model), type(model).__name__)
+    known = None
+    if check_base:
+        from .save import require_model_base  # noqa: PLC0415 - save imports this module
+
+        known = require_model_base(model, pack)
+    with wrapping(model, name) as work:
+        shared = pack.shared()
+        work.share(pack.method, shared)
+        for adapter in pack.adapters(lambda group: work.shape_of(group, pack.method_of(group))):
+            beside = adapter.method.name != pack.method.name
+            own = {key: value for key, value in adapter.params.items() if beside or key not in shared}
+            layer = work.adapter(adapter.site.path, adapter.method, adapter.config, partial(_stored, own), beside=beside)
+            if adapter.site.kind != layer.site.kind and not (is_linear(adapter.site) and is_linear(layer.site)):
+                raise Unsupported("the pack was made for another kind of layer", where=adapter.site.path, expected=adapter.site.kind,
+                                  found=layer.site.kind)
+            for side in ("out_features", "in_features"):
+                if getattr(adapter.site, side) not in {0, getattr(layer.site, side)}:
+                    raise SiteNotFound("a site has another shape in this model", where=f"{adapter.site.path}, {side}",
+                                       expected=getattr(adapter.site, side), found=getattr(layer.site, side))
+            check_shapes(adapter.method, adapter.config, layer.site, own, pack.name)
+        for path, params in pack.full().items():
+            work.saved(path).add(name, params, pack.manifest.task.labels)
+    if pack.method.one_pass:
+        lead(model, name, pack.method.first_pass)
+    if check_base and check_canary and (known is None or known.name != "variant"):  # whose other bytes give other logits
+        from .canary import verify_attached  # noqa: PLC0415 - as above
+
+        try:
+            verify_attached(model, pack, name)
+        except BaseException:
+            detach(model, name)
+            raise
+    for _, module in own_modules(model):
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    return active(model, name)
+
+
+def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Takes one adapter (or all) out of ``model``; layers without adapters left are the original modules again.
+
+    Raises:
+        UnknownAdapter: the model has no adapter of that name.
+    """
+    names = adapter_names(model)
+    if name is not None and name not in names:
+        raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, names))
+    empty: dict[nn.Module, nn.Module] = {}
+    for one in names if name is None else [name]:
+        release(model, one)
+    for module in _wrappers(model):
+        for one in names if name is None else [name]:
+            module.remove(one)
+        if not module.names:
+            empty[module] = module.base
+            if isinstance(module, AdaptedTable):
+                module.release()
+    swap(model, empty)
+    forget(model, names if name is None else [name])
+    return model
+
+
+def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
+    """Chooses which adapters take part in the forward pass: one, several (applied in order), or None for the base alone.
+
+    Raises:
+        UnknownAdapter: the model has no adapter of that name.
+        Unsupported: several of a method of which only one can be active, such as prompts.
+    """
+    wanted = [names] if isinstance(names, str) else list(names or ())
+    known = adapter_names(model)
+    for name in wanted:
+        if name not in known:
+            raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, known))
+    wrappers = list(_wrappers(model))
+    for module in wrappers:
+        alone = [name for name in wanted if isinstance(module, Adapted) and name in module.names and module.exclusive(name)]
+        if len(alone) > 1:
+            raise Unsupported("only one of these adapters can be active at a time", where=module.site.path, found=", ".join(alone),
+                              remedy="choose one of them")
+    for module in wrappers:
+        module.active = tuple(name for name in wanted if name in module.names)
+    return model
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """The names of the adapters in a model, sorted."""
+    return sorted({name for module in _wrappers(model) for name in module.names})
+
+
+class Parts(NamedTuple):
+    """One adapter out of a model, as a pack wants it: its method, site -> (config, parameters) in their final form, the same of other
+    methods beside it, the parameters that all sites share, and path -> parameters of modules that were trained whole."""
+
+    method: Method
+    adapters: dict[Site, tuple[Any, dict[str, np.ndarray]]]
+    beside: list[Beside]
+    shared: dict[str, np.ndarray]
+    full: dict[str, dict[str, np.ndarray]]
+
+
+def parts_of(model: nn.Module, name: str) -> Parts:
+    """The adapter of that name.
+
+    Raises:
+        UnknownAdapter: the model has no adapter of that name.
+    """
+    wrappers = [module for module in _wrappers(model) if name in module.names]
+    if not wrappers:
+        raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, adapter_names(model)))
+    adapted = [module for module in wrappers if isinstance(module, Adapted)]
+    if not adapted:
+        raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,
+                          remedy="keep the pack that it came from")
+    order = {path: place for place, path in enumerate(known_sites(model))}  # of the wrappers of one module, the last one stands outside
+    adapted.sort(key=lambda module: order.get(module.site.path, len(order)))
+    method = next((module for module in adapted if name not in module.beside), adapted[0]).methods[name][0]
+    found: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}
+    methods: dict[str, Method] = {}
+    for module in adapted:
+        own, cfg = module.methods[name]
+        methods[own.name] = own
+        part = (cfg, module.params(name))
+        found.setdefault(own.name, {})[module.site] = part if own.bake is None else _baked(own, *part, module.site)
+    shared = {key: as_numpy(value) for module in adapted for key, value in module.shared(name).items()}
+    beside = [Beside(methods[other], sites) for other, sites in found.items() if other != method.name]
+    full = {module.path: module.params(name) for module in wrappers if isinstance(module, SavedModule)}
+    return Parts(method, found[method.name], beside, shared, full)
+
+
+def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
+    """The labels that came with an attached adapter's head, or None."""
+    return next((module.labels[name] for module in _wrappers(model) if isinstance(module, SavedModule) and module.labels.get(name)), None)
+
+
+def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Seen | None, site: Site) -> Mapping[str, np.ndarray]:
+    """What a site begins with; at a stack of matrices, what each of them begins with."""
+    if not is_stacked(site.kind):
+        return method.init(cfg, dataclasses.replace(site, seen=seen), rng)
+    weights = [None] * site.stack if site.weight is None else site.weight
+    each = [method.init(cfg, dataclasses.replace(site, weight=weight), rng) for weight in weights]
+    return {name: np.stack([one[name] for one in each]) for name in each[0]}
+
+
+def _baked(method: Method, cfg: Any, params: dict[str, np.ndarray], site: Site) -> tuple[Any, dict[str, np.ndarray]]:
+    """What a pack stores of a site; of a stack, what it stores of each matrix."""
+    assert method.bake is not None
+    if not is_stacked(site.kind):
+        return method.bake(cfg, params, site)
+    each = [method.bake(cfg, {name: value[number] for name, value in params.items()}, site) for number in range(site.stack)]
+    return each[0][0], {name: np.stack([one[name] for _, one in each]) for name in each[0][1]}
+
+
+def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.ndarray]:
+    return params
+
+
+def _wrappers(model: nn.Module) -> Iterator[Adapted | SavedModule]:
+    return (module for module in model.modules() if isinstance(module, Adapted | SavedModule))
+
+
+def _module_path(model: nn.Module, name: str) -> str:
+    paths = [path for path, _ in own_modules(model) if path]
+    matches = [path for path in paths if path == name] or [path for path in paths if path.endswith(f".{name}")]
+    if len(matches) != 1:
+        raise SiteNotFound("modules_to_save must name one module each", found=f"{name!r}, which matches {', '.join(matches) or 'none'}",
+                           remedy="name the whole path" if matches else nearest(name, {path.rpartition(".")[2] for path in paths}))
+    return matches[0]
+
+
+def _refuse_taken(model: nn.Module, name: str) -> None:
+    if not name:
+        raise AdapterpackError("an adapter needs a name", found=repr(name))
+    if name in adapter_names(model):
+        raise AdapterpackError("the model already has an adapter of that name", where=name,
+                               remedy="choose another name, or detach it first")

@@ -1,0 +1,154 @@
+"""The wrappers of one new adapter, made beside a model and put into it all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..adapter_methods import LAYOUTS, Method, Site, to_matrix
+from ..errors import Unsupported
+from ..manifest.manifest import Group
+from .adapter_kinds import KINDS
+from .layers.embedding_rows import AdaptedTable
+from .layers.layer import Adapted, SavedModule, Wrapper, as_numpy, as_parameter, module_at
+from .layers.position_tracking import forget, tell
+
+
+class Work:
+    """Wrappers for one adapter, made beside the model; :func:`wrapping` puts them into it."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model, self.name = model, name
+        self._shared: dict[str, dict[str, nn.Parameter]] = {}
+        self.swaps: dict[nn.Module, nn.Module] = {}
+        self.touched: list[Adapted | SavedModule] = []
+        self._constants: dict[int, tuple[np.ndarray, nn.Parameter]] = {}
+
+    def share(self, method: Method, shared: Mapping[str, np.ndarray]) -> None:
+        """Says what the sites of a method have in common; before the first of them."""
+        device = next(self.model.parameters()).device
+        self._shared[method.name] = {key: as_parameter(value, device) for key, value in shared.items()}
+
+    def adapter(self, path: str, method: Method, cfg: Any, params: Callable[[Site], Mapping[str, np.ndarray]], weight: bool = False,
+                beside: bool = False) -> Adapted:
+        """The wrapper at a site with the new adapter in it; ``params`` is asked with the site, and its ``weight`` if that is wanted.
+
+        ``beside``: the method is not the one that the adapter is named by.
+        """
+        wrapper = self._wrapper(path, method)
+        self.touched.append(wrapper)
+        known = _with_weight(wrapper) if weight or method.traits.reads_weight else wrapper.site
+        own = params(known)
+        made = method.constants(cfg, known) if method.constants is not None else {}
+        device = next(wrapper.base.parameters()).device
+        constants = {key: self._constant(value, device) for key, value in made.items()}
+        wrapper.add(self.name, method, cfg, own, constants, self._shared.get(method.name, {}))
+        if beside:
+            wrapper.beside.add(self.name)
+        return wrapper
+
+    def shape_of(self, group: Group, method: Method) -> tuple[int, int]:
+        """The shape of the weight at a group's site; a width that the pack says stays, to be compared with the layer's."""
+        site = self._wrapper(group.path, method).site
+        return group.out_features or site.out_features, group.in_features or site.in_features
+
+    def _constant(self, value: np.ndarray, device: torch.device) -> nn.Parameter:
+        """A constant as a tensor; the same array at another site is the same tensor."""
+        if id(value) not in self._constants:
+            self._constants[id(value)] = value, as_parameter(value, device)
+        return self._constants[id(value)][1]
+
+    def _wrapper(self, path: str, method: Method) -> Adapted:
+        kind = KINDS[method.kind]
+        outer = kind.at(self.model, path)
+        if outer is self.model:
+            raise Unsupported("the model itself owns this parameter, and cannot be replaced inside itself", where=path,
+                              remedy="put the model into a container, such as nn.Sequential")
+        chain = [outer.base if isinstance(outer, SavedModule) else outer]  # a layer that another adapter has trained whole
+        while isinstance(chain[-1], Wrapper):
+            chain.append(chain[-1].base)
+        module = chain[0 if kind.outermost else -1]
+        while module in self.swaps:
+            module = self.swaps[module]
+            chain.append(module)
+        for each in chain:
+            if isinstance(each, Adapted) and isinstance(each, kind.holder) and (each.site.path == path or not each.several):
+                if each.site.kind not in method.traits.layers and not is_linear(each.site):
+                    raise Unsupported("another adapter changes this layer in another way", where=path, found=each.site.kind,
+                                      expected=", ".join(method.traits.layers), remedy="detach it first")
+                return each
+        wrapper = kind.wrap(self.model, module, path, method.traits)
+        self.swaps[module] = wrapper
+        return wrapper
+
+    def saved(self, path: str) -> SavedModule:
+        """The module with whole copies at one of the model's own paths."""
+        module = module_at(self.model, path)
+        if not isinstance(module, SavedModule):
+            saved = SavedModule(module, path)
+            self.swaps[module] = saved
+            module = saved
+        self.touched.append(module)
+        return module
+
+
+@contextmanager
+def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
+    """Puts the wrappers made inside into the model when the block ends well; when it does not, the model is as it was."""
+    work = Work(model, name)
+    try:
+        yield work
+        tell(model, name, [module for module in work.touched if isinstance(module, Adapted)])
+    except BaseException:
+        for module in work.touched:
+            module.remove(name)
+        forget(model, [name])
+        raise
+    swap(model, work.swaps)
+    for wrapper in work.swaps.values():
+        if isinstance(wrapper, AdaptedTable):
+            for tied in _tied(model, wrapper):
+                wrapper.follow(tied)
+
+
+def _tied(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:
+    """The output head and the other embeddings that have the table for their weight."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = head.base if isinstance(head, Adapted) else head
+    others = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not table.base]
+    return [module for module in (head, *others) if module is not None and getattr(module, "weight", None) is table.weight]
+
+
+def swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
+    """Puts one module in another's place wherever it stands: a layer that is used at two places stays one layer."""
+    for parent in list(model.modules()):
+        for leaf, child in list(parent._modules.items()):
+            new = child
+            while new in swaps:
+                new = swaps[new]
+            if new is not child:
+                setattr(parent, leaf, new)
+                if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, Adapted):
+                    new.register_forward_pre_hook(_called)
+
+
+def _called(*_: Any) -> None:
+    """A hook that does nothing: where there is one, torch's fused encoder calls its layers instead of reading their weights."""
+
+
+def is_linear(site: Site) -> bool:
+    """Whether a site is a linear layer: whichever way it stores its weight, an adapter of it is the same."""
+    return site.kind in LAYOUTS and LAYOUTS[site.kind].linear
+
+
+def _with_weight(wrapper: Adapted) -> Site:
+    """The site with its weight and bias, float32."""
+    stored, bias = wrapper.stored
+    weight = to_matrix(wrapper.site.kind, as_numpy(stored))
+    return dataclasses.replace(wrapper.site, weight=weight, base_bias=None if bias is None else as_numpy(bias))

@@ -1,0 +1,1 @@
+"""Forward and backward passes for common structures of the normal form."""

@@ -1,0 +1,110 @@
+"""Chains of matrices and fixed maps: their values, added in place where they end, and their gradients, added in place where they began."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from ...adapter_methods import AttachForm, Chain, Dense, Repeat, Sums
+
+Fixed = tuple[bool, int, int]
+"""A map without numbers of its own: whether it sums (:class:`Sums`) or repeats (:class:`Repeat`), from which width, to which."""
+Steps = tuple[Fixed | None, ...]
+"""A chain, as constants that a compiler can look at; None is a matrix ``[out, in]``, which stands beside it."""
+Matrices = Sequence[torch.Tensor | None]
+"""What belongs to each step: None for a fixed one."""
+
+
+def chain_of(form: AttachForm) -> tuple[Steps, tuple[torch.Tensor, ...]] | None:
+    """``up down`` as a chain and its matrices; None where it is none, or the form does more than that."""
+    if not form.is_beside:
+        return None
+    steps: list[Fixed | None] = []
+    matrices: list[torch.Tensor] = []
+    left = [form.up, form.down]
+    while left:
+        part = left.pop()
+        if isinstance(part, Chain):
+            left += [part.second, part.first]
+        elif isinstance(part, Dense):
+            steps.append(None)
+            matrices.append(part.matrix)
+        elif isinstance(part, Sums | Repeat):
+            steps.append((isinstance(part, Sums), part.width, part.length))
+        elif part is not None:
+            return None
+    return tuple(steps), tuple(matrices)
+
+
+def by_step(steps: Steps, matrices: Sequence[torch.Tensor]) -> Matrices:
+    """The matrices at their steps."""
+    left = iter(matrices)
+    return [next(left) if step is None else None for step in steps]
+
+
+def entering(steps: Steps, matrices: Matrices, x: torch.Tensor) -> list[torch.Tensor]:
+    """What enters each step where ``x`` ``[rows, in]`` enters the first."""
+    values = [x]
+    for step, matrix in zip(steps[:-1], matrices[:-1], strict=True):
+        values.append(values[-1] @ matrix.T if step is None else _mapped(*step, values[-1]))  # type: ignore[union-attr]
+    return values
+
+
+def add(y: torch.Tensor, step: Fixed | None, matrix: torch.Tensor | None, value: torch.Tensor) -> None:
+    """``y += step(value)``: ``[rows, out]`` and ``[rows, in]``, in place."""
+    if step is None:
+        y.addmm_(value, matrix.T)  # type: ignore[union-attr]
+    else:
+        _add_mapped(y, *step, value)
+
+
+def add_back(y: torch.Tensor, step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor) -> None:
+    """``y += gradient step``: ``[rows, in]`` and ``[rows, out]``, in place."""
+    if step is None:
+        y.addmm_(gradient, matrix)
+    else:
+        sums, width, length = step
+        _add_mapped(y, not sums, length, width, gradient)
+
+
+def back(step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor) -> torch.Tensor:
+    """``gradient step``: ``[rows, out]`` to ``[rows, in]``."""
+    if step is None:
+        return through(gradient, matrix)  # type: ignore[arg-type]
+    sums, width, length = step
+    return _mapped(not sums, length, width, gradient)
+
+
+def through(gradient: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """``gradient matrix``: ``[rows, out]`` and ``[out, in]``.
+
+    A matrix of a few columns is laid out column by column first: CPU libraries take two to three times as long along short rows.
+    """
+    return functional.linear(gradient, matrix.T.contiguous()) if matrix.shape[1] <= _FEW else gradient @ matrix
+
+
+def of_matrix(gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """``gradient^T value``, a matrix's gradient: ``[rows, out]`` and ``[rows, in]`` to ``[out, in]``; few columns as in :func:`through`."""
+    return (value.T @ gradient).T.contiguous() if value.shape[1] <= _FEW else gradient.T @ value
+
+
+_FEW = 32
+
+
+def _mapped(sums: bool, width: int, length: int, value: torch.Tensor) -> torch.Tensor:
+    operator = Sums(width, length, value) if sums else Repeat(width, length, value)
+    result: torch.Tensor = operator.apply(value)
+    return result
+
+
+def _add_mapped(y: torch.Tensor, sums: bool, width: int, length: int, value: torch.Tensor) -> None:
+    """Repeating is broadcast into the sum: what is repeated is never a tensor."""
+    if sums or length < width:
+        y += _mapped(sums, width, length, value)
+        return
+    times, rest = divmod(length, width)
+    y[:, : length - rest].unflatten(1, (times, width)).add_(value[:, None, :])
+    if rest:
+        y[:, length - rest :] += value[:, :rest]

@@ -1,0 +1,211 @@
+"""Fast forward and backward for common structures of the normal form; chosen by structure and sizes, never by method name.
+
+Four ways beat evaluating the form as it stands. **Beside**: where ``up down`` is a chain of dense matrices and fixed maps, the frozen
+layer and the branch are one step, which adds the branch into the layer's output, and its gradient into the input's, with no tensor between.
+**After**: a scale, or pairs of outputs turned, and the layer are one step (:mod:`~.after`). **Within**: a change that is as wide as the
+weight, or of a rank so high that it may as well be, is added to the weight, and one product does for both. **Again**: a structure whose
+values inside are as wide as its input, or wider, is computed once more in the backward pass instead of being kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from ...adapter_methods import AttachForm, BlockCirculant, Dense, Kronecker, Scaled
+from ...adapter_methods.core.sparse import Sparse
+from .chain import Steps, add, add_back, back, by_step, chain_of, entering, of_matrix, through
+from .output_transform import after, turn_of
+
+
+class Frozen(NamedTuple):
+    """A linear layer that nothing but an adapter looks at: weight ``[out, in]`` and bias ``[out]`` or None, neither trained."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+def is_low_rank(form: AttachForm) -> bool:
+    """Whether a form has a dense low-rank branch and nothing more than a scale and a shift after it."""
+    return form.is_beside and isinstance(form.down, Dense) and isinstance(form.up, Dense)
+
+
+def belongs_within(form: AttachForm, rows: int) -> bool:
+    """Whether it costs less to add the change to the weight than to compute it beside the layer for ``rows`` inputs.
+
+    Counted are multiplications, forward and backward: beside the layer two products of the rank for each input and direction, and one for
+    each factor that is trained; within it one product for the weight's gradient, and one of the two factors for each of those.
+    """
+    if not form.is_beside:
+        return False
+    if form.up is None:
+        return isinstance(form.down, Dense | Sparse)
+    if not (isinstance(form.down, Dense) and isinstance(form.up, Dense | Scaled)):
+        return False
+    (rank, wide), tall = form.down.stored.shape, len(form.up.left if isinstance(form.up, Scaled) else form.up.stored)
+    of_down, of_up = (torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in part)
+                      for part in (form.down, form.up))
+    if not (of_down or of_up):
+        return bool(rows * (wide + tall) > wide * tall)
+    beside = rows * rank * (2 * (wide + tall) + of_down * wide + of_up * tall)
+    return bool(wide * tall * (rows + rank * (1 + of_down + of_up)) < beside)
+
+
+def fused(form: AttachForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor | None = None) -> torch.Tensor | None:
+    """``scale * (layer(x) + up(down(entry))) + shift``, all of one precision, or None where there is no better way than to evaluate it.
+
+    ``x`` is ``[..., in]``; ``entry`` is what enters the branch if it is something else, as after dropout.
+    """
+    if entry is None and belongs_within(form, x.shape[:-1].numel()):
+        bias, rest = _bias(form, layer)
+        return _finished(rest, functional.linear(x, _changed(form, layer.weight), bias))
+    turn = turn_of(form, len(layer.weight))
+    if turn is not None:
+        return _finished(AttachForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
+    if form.is_beside and form.up is None and isinstance(form.down, _WIDE_INSIDE):
+        bias, rest = _bias(form, layer)
+        return _finished(rest, functional.linear(x, layer.weight, bias) + _again(form.down, x if entry is None else entry))
+    chain = chain_of(form)
+    if chain is None:
+        return None
+    steps, matrices = chain
+    if not steps and form.shift is None:
+        return None
+    bias, rest = _bias(form, layer)
+    return _finished(rest, _Beside.apply(x, entry if steps else None, layer.weight, bias, steps, *matrices)[0])
+
+
+_WIDE_INSIDE = (BlockCirculant, Kronecker)
+"""Operators that would keep spectra, or products with one of two factors, for the backward pass."""
+
+
+def _again(operator: Any, x: torch.Tensor) -> torch.Tensor:
+    """``operator.apply(x)``, of which ``x`` and the operator's own tensors are kept; nothing in it is drawn."""
+    result: torch.Tensor = checkpoint(lambda value, *tensors: type(operator)(*tensors).apply(value), x, *operator, use_reentrant=False,
+                                      preserve_rng_state=False)
+    return result
+
+
+def _changed(form: AttachForm, weight: torch.Tensor) -> torch.Tensor:
+    """``weight + up down``."""
+    down: Any = form.down
+    result: torch.Tensor = weight + down.after(form.up.dense()) if form.up is not None else (
+        down.onto(weight) if isinstance(down, Sparse) else weight + down.dense())
+    return result
+
+
+def add_low_rank(form: AttachForm, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``scale * (y + up(down(x))) + shift`` for a form of which :func:`is_low_rank` holds; ``x`` ``[..., in]``, ``y`` ``[..., out]``.
+
+    The result is of the wider precision of ``y`` and the form.
+    """
+    return _finished(form, _LowRank.apply(y, x, form.down.matrix, form.up.matrix))  # type: ignore[union-attr]
+
+
+def _bias(form: AttachForm, layer: Frozen) -> tuple[torch.Tensor | None, AttachForm]:
+    """The bias with the shift, where no scale comes between them, and the form without what that did."""
+    if form.shift is None or form.scale is not None:
+        return layer.bias, form
+    return form.shift if layer.bias is None else layer.bias + form.shift, form._replace(shift=None)
+
+
+def _finished(form: AttachForm, y: torch.Tensor) -> torch.Tensor:
+    """``scale * y + shift``."""
+    if form.scale is None:
+        return y if form.shift is None else y + form.shift
+    return y * form.scale if form.shift is None else torch.addcmul(form.shift, y, form.scale)
+
+
+class _Beside(torch.autograd.Function):
+    """``x W^T + b + chain(entry)`` of a frozen weight; ``entry`` is x itself if it is None.
+
+    Kept for the backward pass are the matrices and what entered those that are trained. Values inside of the chain, which are narrow, are
+    results too: that way a gradient of the gradient finds where they came from.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, entry: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, steps: Steps,
+        *matrices: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """``x`` and ``entry`` ``[..., in]``, ``weight`` ``[out, in]``, ``bias`` ``[out]`` or None -> ``[..., out]``, and the values."""
+        start, at, trained = x if entry is None else entry, by_step(steps, matrices), by_step(steps, ctx.needs_input_grad[5:])
+        y = functional.linear(_flat(x), weight, bias)
+        values = entering(steps, at, _flat(start))
+        if steps:
+            add(y, steps[-1], at[-1], values[-1])
+        ctx.steps, ctx.shape, ctx.count, ctx.apart = steps, x.shape, len(matrices), entry is not None
+        inside = [value for value, wanted in zip(values[1:], trained[1:], strict=True) if wanted]
+        ctx.save_for_backward(weight, *matrices, *([start] if trained and trained[0] else []), *inside)
+        ctx.set_materialize_grads(False)
+        return y.reshape(*x.shape[:-1], weight.shape[0]), *inside
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor | None, *inside: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of ``x``, ``entry``, the bias, and the matrices."""
+        steps: Steps = ctx.steps
+        of_x, of_entry, _, of_bias, _, *of_matrices = ctx.needs_input_grad
+        weight, *kept = ctx.saved_tensors
+        at, trained = by_step(steps, kept[: ctx.count]), by_step(steps, of_matrices)
+        values, added = kept[ctx.count :], [None, *inside] if steps and trained[0] else [*inside]
+        found: list[torch.Tensor | None] = []
+        flat = None if gradient is None else _flat(gradient)
+        for_x, for_entry, going = flat @ weight if of_x and flat is not None else None, None, flat
+        for position in reversed(range(len(steps))):
+            extra = None
+            if trained[position]:
+                value, extra = values.pop(), added.pop()
+                found.append(None if going is None else of_matrix(going, _flat(value)))
+            elif steps[position] is None:
+                found.append(None)
+            if going is not None and (position or ctx.apart or for_x is None):
+                going = back(steps[position], at[position], going)
+            elif going is not None:
+                add_back(for_x, steps[0], at[0], going)
+            going = extra if going is None else going if extra is None else going + extra
+        if ctx.apart and of_entry and going is not None:
+            for_entry = going.reshape(ctx.shape)
+        elif for_x is None and of_x and going is not None:
+            for_x = going
+        for_x = None if for_x is None else for_x.reshape(ctx.shape)
+        return for_x, for_entry, None, flat.sum(0) if of_bias and flat is not None else None, None, *reversed(found)
+
+
+class _LowRank(torch.autograd.Function):
+    """``y + (x A^T) B^T`` for a layer's output that is there already.
+
+    Only ``x``, ``A`` and ``B`` are kept for the backward pass: ``x A^T`` is computed again, which costs rank/width of a layer. ``x`` and
+    ``y`` may be of a lower precision than ``A`` and ``B``: ``x`` is kept as it came, and every product is taken in theirs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+        """``y`` ``[..., out]``, ``x`` ``[..., in]``, ``A`` ``[r, in]``, ``B`` ``[out, r]`` -> ``[..., out]``."""
+        ctx.save_for_backward(x, A, B)
+        ctx.dtype = y.dtype
+        inner = _flat(x).to(A.dtype) @ A.T
+        # One pass over the output where the dtypes allow it: neither the branch nor the sum is a tensor of its own.
+        wide = torch.addmm(_flat(y), inner, B.T) if y.dtype == B.dtype else _flat(y) + inner @ B.T
+        return wide.reshape(y.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of ``y``, ``x``, ``A`` and ``B``."""
+        x, A, B = ctx.saved_tensors
+        of_y, of_x, of_a, of_b = ctx.needs_input_grad
+        flat_x, flat_g = _flat(x).to(A.dtype), _flat(gradient)
+        inner = through(flat_g, B)
+        return (
+            gradient.to(ctx.dtype) if of_y else None,
+            (inner @ A).reshape(x.shape).to(x.dtype) if of_x else None,
+            inner.T @ flat_x if of_a else None,
+            of_matrix(flat_g, flat_x @ A.T) if of_b else None,
+        )
+
+
+def _flat(value: torch.Tensor) -> torch.Tensor:
+    """``[..., width]`` as ``[rows, width]``."""
+    return value.reshape(value.shape[:-1].numel(), value.shape[-1])

@@ -1,0 +1,1 @@
+"""The modules that hold adapters, one for each kind of layer."""

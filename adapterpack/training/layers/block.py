@@ -1,0 +1,81 @@
+"""The module that adapters of the activation kind live in: around a block, whose output they change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ...adapter_methods import Method, Site
+from ...adapter_methods.forms.blocks import run_block
+from ...errors import SiteNotFound, Unsupported
+from .layer import Adapted, Tensors, innermost, module_at, placed
+
+
+class AdaptedBlock(Adapted):
+    """A frozen block with any number of named adapters on its output: a tensor, or a tuple that begins with one.
+
+    Several active adapters apply one after the other, in order. The block's input is its first argument; the input of another module of
+    the model is taken up on its way there, in the same pass. What a model itself records on the way (``output_hidden_states``) is the
+    output of its own layers, before an adapter behind a whole layer; the layers after it, and the result, have the adapter.
+    """
+
+    def __init__(self, base: nn.Module, site: Site, model: nn.Module) -> None:
+        super().__init__(base, site)
+        self._find = partial(module_at, model)
+        self._seen: dict[str, torch.Tensor] = {}
+        self._hooks: dict[str, Any] = {}
+
+    def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
+        """See :class:`Adapted`; an adapter that reads the input of another module watches that module from now on."""
+        super().add(name, method, cfg, params, constants, shared)
+        source = getattr(cfg, "source", "output")
+        if source not in {"output", "input"}:
+            try:
+                entry = innermost(self._find(source))
+            except AttributeError as error:
+                raise SiteNotFound("the model has no module of which to read the input", where=self.site.path, found=source) from error
+            self._hooks[name] = entry.register_forward_pre_hook(partial(self._see, name), with_kwargs=True)
+
+    def remove(self, name: str) -> None:
+        """Removes an adapter; unknown names are ignored."""
+        super().remove(name)
+        if name in self._hooks:
+            self._hooks.pop(name).remove()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's output with the active adapters applied."""
+        output = self.base(*args, **kwargs)
+        if not self.active:
+            return output
+        h = output[0] if isinstance(output, tuple) else output
+        own = next(iter((*args, *kwargs.values())), None)
+        for name in self.active:
+            changed = self._applied(name, h, self._seen.pop(name, None) if name in self._hooks else own)
+            h = placed(self.where[name](), changed, h, self.site) if name in self.where else changed
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    def _applied(self, name: str, h: torch.Tensor, x: Any) -> torch.Tensor:
+        method, cfg = self.methods[name]
+        own = next(value.dtype for value in self.part(name).parameters() if value.is_floating_point())
+        # As in AdaptedLayer: in the adapter's precision, or the block's where that is finer.
+        dtype = torch.promote_types(h.dtype, own)
+        drop = (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
+        if getattr(cfg, "reads_input", False):
+            if not isinstance(x, torch.Tensor) or x.shape != h.shape:
+                raise Unsupported("an adapter beside a block reads an input that is as wide as the output", where=self.site.path,
+                                  expected=tuple(h.shape), found=tuple(x.shape) if isinstance(x, torch.Tensor) else "no tensor",
+                                  remedy="name other targets, or another source")
+            x = x.to(dtype)
+        changed: torch.Tensor = run_block(method, cfg, self.tensors(name, dtype), self.site, h.to(dtype), x, drop)
+        return changed.to(h.dtype)
+
+    def _see(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keeps the input of a watched module until the block is through."""
+        if name in self.active:
+            self._seen[name] = next(iter((*args, *kwargs.values())))

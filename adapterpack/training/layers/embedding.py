@@ -1,0 +1,56 @@
+"""Embeddings with adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ...adapter_methods import look_up
+from .layer import AdaptedLayer
+
+LookUp = Callable[[torch.Tensor], torch.Tensor]
+
+
+def is_plain_embedding(module: nn.Embedding) -> bool:
+    """Whether a module looks its weight up, and at most multiplies by ``embed_scale``, and leaves the weight as it is."""
+    plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+    return plain and module.max_norm is None
+
+
+class AdaptedEmbedding(AdaptedLayer):
+    """A frozen embedding with adapters: for a method a layer ``[width, vocabulary]`` whose inputs are one-hot.
+
+    A step computes the columns of the ids in the batch and nothing of the size of the table. An output head that is tied to the embedding
+    keeps reading the base's weight, without the adapter. Dropout leaves the change of a position whole or takes it away.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The embeddings ``[..., width]`` of the ids ``x`` with the active adapters applied."""
+        if not self.active:
+            base: torch.Tensor = self.base(x)
+            return base
+        result: LookUp = lambda ids: nn.Embedding.forward(self.base, ids)  # type: ignore[arg-type]  # noqa: E731
+        for name in self.active:
+            result = self._looked_up(name, result)
+        y, scale = result(x), getattr(self.base, "embed_scale", None)  # which also scales what an adapter adds to the weight
+        if scale is None:
+            return y
+        scaled: torch.Tensor = y * (scale.to(y.dtype) if isinstance(scale, torch.Tensor) else scale)
+        return scaled
+
+    def _looked_up(self, name: str, before: LookUp) -> LookUp:
+        method, cfg = self.methods[name]
+
+        def result(ids: torch.Tensor) -> torch.Tensor:
+            y = before(ids)
+            dtype = torch.promote_types(y.dtype, next(value.dtype for value in self._own(name) if value.is_floating_point()))
+            keep = None
+            if self.training and cfg.dropout:
+                keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), cfg.dropout)
+            site = self._with_weight(dtype) if method.traits.reads_weight else self.site
+            adapted: torch.Tensor = look_up(method.attach(cfg, self.tensors(name, dtype), site), lambda _: y, ids, keep)
+            return adapted.to(y.dtype)
+
+        return result

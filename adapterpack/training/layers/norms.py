@@ -1,0 +1,48 @@
+"""Normalisation layers with adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from ...adapter_methods import fold
+from .layer import AdaptedLayer
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module scales normalised inputs by a vector: all norms do, and have no class in common.
+
+    That is a module named so, without modules or running statistics inside, with a vector ``weight`` and perhaps a ``bias`` like it.
+    """
+    parameters = dict(module.named_parameters())
+    plain = not any(True for _ in module.children()) and not any(True for _ in module.buffers())
+    named = "norm" in type(module).__name__.lower()
+    vectors = all(value.ndim == 1 and value.shape == parameters["weight"].shape for value in parameters.values() if "weight" in parameters)
+    return plain and named and vectors and {"weight"} <= parameters.keys() <= {"weight", "bias"}
+
+
+class AdaptedNorm(AdaptedLayer):
+    """A frozen normalisation layer with adapters: the layer itself, called with the weight and the bias that their folds give.
+
+    For a method its weight is a column ``[n, 1]``. What is folded is rounded to the base's precision, as a merge would.
+    """
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output with the active adapters applied."""
+        if not self.active:
+            return self.base(x, *args, **kwargs)
+        own, had = self.weight, getattr(self.base, "bias", None)
+        weight, bias = own.detach()[:, None], None if had is None else had.detach()
+        for name in self.active:
+            method, cfg = self.methods[name]
+            site = dataclasses.replace(self.site, weight=weight, base_bias=bias)
+            weight, bias = fold(method, cfg, self.every(name), site, weight, bias)
+        new, bias = weight[:, 0].to(own.dtype), None if had is None or bias is None else bias.to(had.dtype)
+        if type(self.base) is nn.LayerNorm:  # the call that functional_call comes to, without its swapping
+            return functional.layer_norm(x, self.base.normalized_shape, new, bias, self.base.eps)
+        return functional_call(self.base, {"weight": new} if had is None else {"weight": new, "bias": bias}, (x, *args), kwargs)

@@ -1,0 +1,92 @@
+"""Bare parameters with adapters: those of attention, of fused experts, of any module that multiplies by what it owns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+
+from ...adapter_methods import Method, Site, fold, from_matrix, is_stacked, to_matrix
+from ...errors import Unsupported
+from .layer import Adapted, Tensors, Wrapper, innermost
+
+
+class AdaptedParameter(Adapted):
+    """A module that is called with another value of one of its frozen parameters, which keeps its name and its place.
+
+    A module with several adapted parameters stands in several of these, one in the other. What is folded is rounded to the parameter's
+    precision, as a merge would. Each matrix of a stack has parameters of its own.
+    """
+
+    several = True
+
+    def __init__(self, base: nn.Module, site: Site) -> None:
+        super().__init__(base, site)
+        self.leaf = leaf_of(innermost(base), site.path)
+
+    @property
+    def stored(self) -> tuple[torch.Tensor, None]:
+        """The frozen parameter; what may be its bias is no part of it."""
+        return innermost(self).get_parameter(self.leaf), None
+
+    def add(self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors) -> None:
+        """See :meth:`Adapted.add`.
+
+        Raises:
+            Unsupported: dropout, which has no input to act on.
+        """
+        if cfg.dropout:
+            raise Unsupported("a parameter is changed in itself, where dropout on the input has no place", where=self.site.path,
+                              found=f"dropout {cfg.dropout}", remedy="set dropout to 0")
+        super().add(name, method, cfg, params, constants, shared)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output with the active adapters in its parameter."""
+        if not self.active:
+            return self.base(*args, **kwargs)
+        own, _ = self.stored
+        weight = to_matrix(self.site.kind, own.detach())
+        for name in self.active:
+            weight = self._folded(name, weight)
+        folded = from_matrix(self.site.kind, weight, own.shape).to(own.dtype)
+        return functional_call(self.base, {".".join([*self._levels(), self.leaf]): folded}, args, kwargs)
+
+    def _folded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        method, cfg = self.methods[name]
+        dtype = torch.promote_types(weight.dtype, next(value.dtype for value in self.part(name).parameters() if value.is_floating_point()))
+        every, frozen = self.tensors(name, dtype), self._with_weight(dtype).weight
+
+        def one(matrix: torch.Tensor, original: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
+            site = dataclasses.replace(self.site, weight=original) if method.traits.reads_weight else self.site
+            changed, bias = fold(method, cfg, {**every, **params}, site, matrix, None)
+            if bias is not None:
+                raise Unsupported(f"the method {method.name} gives this parameter a bias, and it has none", where=self.site.path)
+            result: torch.Tensor = changed
+            return result
+
+        mine = {key: every[key] for key, _ in self.part(name).named_parameters()}
+        run = vmap(one) if is_stacked(self.site.kind) else one
+        return run(weight.to(dtype), frozen, mine)
+
+    def _levels(self) -> Iterator[str]:
+        """The way from what this stands around to the module itself, through others of its kind."""
+        module = self.base
+        while isinstance(module, Wrapper):
+            yield "base"
+            module = module.base
+
+
+def leaf_of(module: nn.Module, path: str) -> str:
+    """The part of a parameter's ``path`` in the model that is its name in ``module``, which the path leads through.
+
+    Example:
+        >>> leaf_of(nn.MultiheadAttention(4, 1), "layers.0.attention.out_proj.weight")
+        'out_proj.weight'
+    """
+    names = {name for name, _ in module.named_parameters()}
+    parts = path.split(".")
+    return next(rest for start in range(len(parts)) if (rest := ".".join(parts[start:])) in names)

@@ -1,0 +1,190 @@
+"""Where the adapters of a model act in the pass that is running: hooks on its trunk read token ids, mask, labels and cache.
+
+The layers ask (:meth:`Acting.mask`) and know nothing of tokens. What was decided is kept beside the cache, row by row, for the passes that
+go on with it; and for the backward pass where layers are computed twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedModel
+
+from ...adapter_methods import LAYOUTS
+from ...adapter_methods.core.token_positions import Acts, acted
+from ...errors import Unsupported
+from .layer import Adapted
+
+_HELD = "_adapterpack_acting"
+"""The attribute of a trunk that holds its :class:`Acting`, and of a cache that says in which rows which adapters have acted."""
+_CACHES = ("cache", "past_key_values")
+_IGNORED = -100
+
+
+class Pass:
+    """One pass of the trunk. ``masks`` are filled as layers ask."""
+
+    def __init__(self, given: Mapping[str, Any], labels: Any) -> None:
+        self.ids: torch.Tensor | None = given.get("input_ids")
+        self.padding = given.get("attention_mask")
+        self.labels = labels
+        self.cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+        self.past = 0 if self.cache is None else int(self.cache.get_seq_length())
+        self.masks: dict[str, torch.Tensor] = {}
+        self.before: dict[str, torch.Tensor | None] = {}
+
+    def mask(self, name: str, acts: Acts) -> torch.Tensor:
+        """Where the adapter acts, ``[batch, length]`` bool."""
+        if name not in self.masks:
+            if self.ids is None:
+                raise Unsupported("where this adapter acts is told by token ids, and this pass has none", where=name,
+                                  remedy="give input_ids instead of inputs_embeds")
+            self.before[name] = self._before(name, acts)
+            real = self._real(name)
+            self.masks[name] = acts.mask(self.ids, real, real & self._unlearnt(), self.before[name])
+        return self.masks[name]
+
+    def _before(self, name: str, acts: Acts) -> torch.Tensor | None:
+        if not self.past:
+            return None
+        known: torch.Tensor | None = getattr(self.cache, _HELD, {}).get(name)
+        if known is None and not acts.joins:
+            raise Unsupported("this cache was filled without the adapter, which would have acted in what it holds", where=name,
+                              remedy="begin with an empty cache")
+        assert self.ids is not None
+        if known is not None and len(known) != len(self.ids):
+            raise Unsupported("this cache has been given other rows than those that it was filled with", where=name, expected=len(known),
+                              found=len(self.ids), remedy="begin with an empty cache")
+        return torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device) if known is None else known
+
+    def _real(self, name: str) -> torch.Tensor:
+        assert self.ids is not None
+        if self.padding is None:
+            return torch.ones_like(self.ids, dtype=torch.bool)
+        wanted = (self.ids.shape[0], self.past + self.ids.shape[1])
+        if not isinstance(self.padding, torch.Tensor) or self.padding.ndim != 2 or self.padding.shape[1] < self.ids.shape[1]:
+            raise Unsupported("this attention mask does not say which tokens are padding", where=name, expected=wanted,
+                              found=tuple(getattr(self.padding, "shape", ())) or type(self.padding).__name__,
+                              remedy="give a mask [batch, tokens], those in the cache too")
+        return self.padding[:, -self.ids.shape[1] :].bool()
+
+    def _unlearnt(self) -> torch.Tensor:
+        """The beginning of each row up to its first label: the prompt of a row in training; without labels the whole row."""
+        assert self.ids is not None
+        if not isinstance(self.labels, torch.Tensor) or self.labels.shape != self.ids.shape:
+            return torch.ones_like(self.ids, dtype=torch.bool)
+        return (self.labels != _IGNORED).long().cumsum(1) == 0
+
+
+class Acting:
+    """The rules of a model's adapters by name, and the pass that is running."""
+
+    def __init__(self, model: nn.Module) -> None:
+        trunk = trunk_of(model)
+        self.rules: dict[str, Acts] = {}
+        self.takes = tuple(inspect.signature(type(trunk).forward).parameters)[1:]
+        self.run: Pass | None = None
+        self.labels: Any = None
+        self.handles = [trunk.register_forward_pre_hook(self._enter, with_kwargs=True),
+                        trunk.register_forward_hook(self._leave, always_call=True)]
+        if trunk is not model:
+            self.handles.append(model.register_forward_pre_hook(self._see_labels, with_kwargs=True))
+
+    def mask(self, name: str) -> torch.Tensor:
+        """Where the adapter acts in the pass that is running, ``[batch, length]`` bool.
+
+        Raises:
+            Unsupported: no pass of the model is running, or it has no token ids.
+        """
+        if self.run is None:
+            raise Unsupported("where this adapter acts is known in a pass of the whole model only", where=name,
+                              remedy="call the model, on input_ids")
+        return self.run.mask(name, self.rules[name])
+
+    def _see_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.labels = kwargs.get("labels")
+
+    def _enter(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.run = Pass({**dict(zip(self.takes, args, strict=False)), **kwargs}, self.labels)
+        self.labels = None
+
+    def _leave(self, trunk: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        run = self.run
+        if run is None or output is None:  # the pass failed
+            self.run = None
+            return
+        parts = tuple(output.values()) if isinstance(output, Mapping) else output if isinstance(output, tuple) else (output,)
+        for cache in (part for part in parts if isinstance(part, Cache)):
+            done = {name: acted(mask, run.before[name]) for name, mask in run.masks.items()}
+            setattr(cache, _HELD, {**getattr(cache, _HELD, {}), **done})
+        again = any(getattr(module, "gradient_checkpointing", False) for module in trunk.modules())
+        self.run = run if again else None
+        first = next((part for part in parts if isinstance(part, torch.Tensor) and part.requires_grad), None)
+        if again and first is not None:  # layers that are computed anew must find the pass that they belong to
+            first.register_hook(partial(self._resume, run))
+
+    def _resume(self, run: Pass, gradient: torch.Tensor) -> None:
+        self.run = run
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """The part of a model that is given the token ids: a transformers model without its heads, or the model itself.
+
+    Raises:
+        Unsupported: it takes none, or has two parts that do.
+    """
+    trunk = model
+    if isinstance(model, PreTrainedModel):
+        if model.config.is_encoder_decoder:
+            raise Unsupported("an adapter that acts at some positions only has no rule for an encoder and a decoder",
+                              found=type(model).__name__)
+        inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
+        trunk = inner if isinstance(inner, PreTrainedModel) else model.base_model
+    if "input_ids" not in inspect.signature(type(trunk).forward).parameters:
+        raise Unsupported("an adapter that acts at some positions only needs a model that takes token ids", found=type(model).__name__,
+                          expected="input_ids")
+    return trunk
+
+
+def tell(model: nn.Module, name: str, wrappers: Iterable[Adapted]) -> None:
+    """Lets the wrappers of an adapter know where it acts, if its config says that it does not act everywhere.
+
+    Raises:
+        Unsupported: the model takes no token ids, its sites are no layers or blocks with positions, or they do not agree.
+    """
+    mine = [wrapper for wrapper in wrappers if name in wrapper.methods]
+    rules = {wrapper.methods[name][1].acts for wrapper in mine}
+    if rules <= {None}:
+        return
+    if len(rules) > 1:
+        raise Unsupported("the sites of an adapter must act at the same positions", where=name, found="; ".join(map(str, rules)))
+    for wrapper in mine:
+        kind = wrapper.site.kind
+        if kind not in {"block", "attention"} and not (kind in LAYOUTS and LAYOUTS[kind].linear):
+            raise Unsupported("an adapter that acts at some positions only needs a linear layer", where=wrapper.site.path, found=kind)
+    trunk = trunk_of(model)
+    acting: Acting | None = trunk.__dict__.get(_HELD)
+    if acting is None:
+        acting = trunk.__dict__[_HELD] = Acting(model)
+    acting.rules[name] = rules.pop()
+    for wrapper in mine:
+        wrapper.where[name] = partial(acting.mask, name)
+
+
+def forget(model: nn.Module, names: Iterable[str]) -> None:
+    """Forgets adapters that are gone; without any left the model has no hooks of this kind."""
+    for module in list(model.modules()):
+        acting: Acting | None = module.__dict__.get(_HELD)
+        if acting is None:
+            continue
+        for name in names:
+            acting.rules.pop(name, None)
+        if not acting.rules:
+            for handle in acting.handles:
+                handle.remove()
+            del module.__dict__[_HELD]

@@ -1,0 +1,272 @@
+"""Prompts in a model: virtual tokens that its trunk sees and nobody else does.
+
+The adapters live in a wrapper around the input embedding; the trunk's ``forward`` is led through :meth:`Prompts.around` as long as there is
+one. Callers count the model's own tokens only: masks, position ids, labels and outputs are as long as they are without a prompt. A
+cache holds the virtual tokens from the first pass on, and remembers whose they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoTokenizer, DynamicCache, PreTrainedModel
+
+from ...adapter_methods import PROMPT, Method, Site, Traits
+from ...adapter_methods.forms.prompt import PromptForm
+from ...adapter_methods.forms.prompt_config import PromptSite
+from ...errors import BaseMismatch, Unsupported
+from .layer import Adapted, Tensors, as_numpy, own_modules
+
+_CACHES = ("cache", "past_key_values")
+"""What a trunk calls its cache, in newer and older versions of transformers."""
+_OWNER = "_adapterpack_prompt"
+"""The attribute of a cache that says whose virtual tokens are in it."""
+
+
+class Prompts(Adapted):
+    """The input embedding, with any number of named prompts for the trunk above it, of which one is active at a time."""
+
+    def __init__(self, embedding: nn.Module, model: PreTrainedModel) -> None:
+        inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
+        self._trunk = (inner if isinstance(inner, PreTrainedModel) else model.base_model,)  # a tuple: it is no part of this module
+        trunk, config = self._trunk[0], model.config.get_text_config()
+        super().__init__(embedding, Site(PROMPT, 0, 0, "prompt"))
+        vocabulary, width = embedding.weight.shape  # type: ignore[misc, operator]
+        heads = config.num_attention_heads
+        self.site = PromptSite(
+            PROMPT, int(width), 0, "prompt", layers=config.num_hidden_layers, heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads, vocabulary=int(vocabulary),
+            embed=self._embed, prefill=self._prefill,
+        )
+        self._takes = tuple(inspect.signature(type(trunk).forward).parameters)[1:]
+        self._cache = next((name for name in _CACHES if name in self._takes), "")
+        self._inner = trunk.forward
+        self._led = False
+        self.shown: torch.Tensor | None = None
+
+    @property
+    def trunk(self) -> PreTrainedModel:
+        """The model without its heads."""
+        return self._trunk[0]
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether the trunk numbers positions in an embedding module of its own, where they may begin anywhere."""
+        return hasattr(self.trunk, "embeddings") or "position_ids" not in self._takes
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The embeddings of the model's own tokens."""
+        return self.base(*args, **kwargs)
+
+    def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
+        """See :class:`Adapted`; the first prompt leads the trunk through here."""
+        super().add(name, method, cfg, params, constants, shared)
+        self._require_fit(name)
+        if not self._led:
+            self._inner, self._led = self.trunk.forward, True
+            self.trunk.forward = self.around
+
+    def remove(self, name: str) -> None:
+        """See :class:`Adapted`; after the last one the trunk is as it was."""
+        super().remove(name)
+        if self._led and not self.names and self.trunk.forward == self.around:
+            self._led = False
+            del self.trunk.forward
+            if self.trunk.forward != self._inner:  # somebody had put one of their own there
+                self.trunk.forward = self._inner
+
+    def form(self, name: str) -> PromptForm:
+        """The normal form of a prompt, in float32 and with gradients."""
+        method, cfg = self.methods[name]
+        form: PromptForm = method.attach(cfg, self.tensors(name, torch.float32), self.site)
+        return form
+
+    def _require_fit(self, name: str) -> None:
+        held, site = self.form(name).cache, self.site
+        assert isinstance(site, PromptSite)
+        wanted = (site.layers, 2, site.heads, site.head_dim)
+        found = wanted if held is None else (*held.shape[:3], held.shape[4])
+        if found != wanted:
+            raise BaseMismatch("this prompt was made for a model of other sizes", where=PROMPT, expected=wanted, found=found,
+                               remedy="use the base that the pack names")
+
+    def around(self, *args: Any, **kwargs: Any) -> Any:
+        """The trunk's output at its own tokens, with the active prompt before them.
+
+        Raises:
+            Unsupported: a cache that was filled without the prompt or cannot grow, a mask that is not [batch, tokens], a trunk that takes
+                no cache, or keys and values where layers are computed twice.
+        """
+        if not self.active:
+            return self._inner(*args, **kwargs)
+        name = self.active[-1]
+        given = {**dict(zip(self._takes, args, strict=False)), **kwargs}
+        for known in _CACHES if self._cache else ():
+            if known in given:
+                given[self._cache] = given.pop(known)
+        tasks, as_dict = given.pop("task_ids", None), given.pop("return_dict", None)
+        form = self.form(name)
+        past = _length(given.get(self._cache), name)
+        wants_cache = given.get("use_cache") is not False or given.get(self._cache) is not None
+        self._count(given, form.length, past, shown=form.embeds is not None and not past)
+        if not past:
+            given = self._with_embeds(given, form, tasks) if form.embeds is not None else self._with_cache(given, form)
+        output = self._inner(**given, return_dict=True)
+        cut = form.length if form.embeds is not None and not past else 0
+        if self.is_encoder and getattr(self.methods[name][1], "pooled", None) == "prompt":
+            cut = 0
+        if self.training and cut and getattr(self.methods[name][1], "learnt", ()):  # for the loss on the prompt itself (hooks.context)
+            self.shown = output.last_hidden_state[:, :cut]
+        output = self._own_part(output, cut, wants_cache, name)
+        plain = as_dict is False or (as_dict is None and not getattr(self.trunk.config, "return_dict", True))
+        return output.to_tuple() if plain else output
+
+    def _count(self, given: dict[str, Any], extra: int, past: int, shown: bool) -> None:
+        """Lets mask, positions and token types count ``extra`` virtual tokens; ``shown``: they are among this pass's inputs."""
+        ids = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        batch, length = ids.shape[:2]  # type: ignore[union-attr]
+        mask, places, kinds = given.get("attention_mask"), given.get("position_ids"), given.get("token_type_ids")
+        own = (past or extra) + length - extra
+        if mask is not None:
+            if not isinstance(mask, torch.Tensor) or mask.shape != (batch, own):
+                found = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+                raise Unsupported("this attention mask cannot be made to cover a prompt", where=PROMPT, found=found, expected=(batch, own),
+                                  remedy="give a mask [batch, tokens] of the model's own tokens, those in the cache too")
+            given["attention_mask"] = mask = torch.cat([mask.new_ones(batch, extra), mask], dim=1)
+        if places is not None:
+            first = torch.arange(extra, device=places.device).expand(*places.shape[:-1], extra)
+            given["position_ids"] = torch.cat([first, places + extra], dim=-1) if shown else places + extra
+        elif mask is not None and not self.is_encoder:  # else padding on the left would come between the prompt and the text
+            given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -(length + (extra if shown else 0)) :]
+        if kinds is not None and shown:
+            given["token_type_ids"] = torch.cat([kinds.new_zeros(kinds.shape[0], extra), kinds], dim=1)
+
+    def _with_embeds(self, given: dict[str, Any], form: PromptForm, tasks: Any) -> dict[str, Any]:
+        own = given.get("inputs_embeds")
+        if own is None:
+            own = self.trunk.get_input_embeddings()(given["input_ids"])
+        prompt = form.embeds
+        assert prompt is not None
+        if prompt.ndim == 3:
+            prompt = prompt[form.task] if tasks is None else prompt[tasks]
+        before = prompt.to(own.dtype).expand(own.shape[0], form.length, own.shape[2])
+        return {**given, "input_ids": None, "inputs_embeds": torch.cat([before, own], dim=1)}
+
+    def _with_cache(self, given: dict[str, Any], form: PromptForm) -> dict[str, Any]:
+        if not self._cache:
+            raise Unsupported("this model takes no cache, so keys and values cannot go before its tokens", where=PROMPT,
+                              found=type(self.trunk).__name__, remedy="use a method of virtual embeddings, such as prompt_tuning")
+        again = any(getattr(module, "gradient_checkpointing", False) for module in self.trunk.modules())
+        if again and self.training and torch.is_grad_enabled():
+            raise Unsupported("gradient checkpointing drops the cache, and with it the prompt", where=PROMPT,
+                              remedy="switch it off, or use a method of virtual embeddings, such as prompt_tuning")
+        ids = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        batch, held = ids.shape[0], form.cache  # type: ignore[union-attr]
+        assert held is not None
+        device = held.device.type
+        weight = self.base.weight
+        assert isinstance(weight, torch.Tensor)
+        held = held.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype)
+        cache = given.get(self._cache)
+        if cache is None:
+            cache = DynamicCache(config=self.trunk.config)
+        for layer, (keys, values) in enumerate(held):
+            cache.update(keys.expand(batch, *keys.shape), values.expand(batch, *values.shape), layer)
+        return {**given, self._cache: cache}
+
+    def _own_part(self, output: Any, cut: int, wants_cache: bool, name: str) -> Any:
+        """The output at the model's own tokens; an encoder's pooled output is made again from its own first token."""
+        parts = dict(output.items())
+        if (cache := parts.get(self._cache)) is not None:
+            setattr(cache, _OWNER, name)
+            if not wants_cache:
+                del parts[self._cache]
+        if cut:
+            parts["last_hidden_state"] = parts["last_hidden_state"][:, cut:]
+            if "hidden_states" in parts:
+                parts["hidden_states"] = tuple(value[:, cut:] for value in parts["hidden_states"])
+            if parts.get("pooler_output") is not None:
+                parts["pooler_output"] = self.trunk.pooler(parts["last_hidden_state"])
+        return type(output)(**parts)
+
+    def _embed(self, ids: Sequence[int]) -> np.ndarray:
+        """The embeddings of ids by the model itself, ``[n, width]``."""
+        with torch.no_grad():
+            return as_numpy(self.trunk.get_input_embeddings()(torch.tensor(ids, device=self.weight.device)))
+
+    def _prefill(self, ids: Sequence[int]) -> np.ndarray:
+        """What the base, without any adapter, puts into its cache for ids: ``[layers, 2, heads, n, head_dim]``."""
+        from ..canary import only  # noqa: PLC0415 - what that imports imports this module
+
+        if not self._cache:
+            raise Unsupported("this model has no cache to take keys and values from", where=PROMPT, found=type(self.trunk).__name__)
+        cache = DynamicCache(config=self.trunk.config)
+        with only(self.trunk, None), torch.no_grad():
+            self._inner(input_ids=torch.tensor([list(ids)], device=self.weight.device), **{self._cache: cache}, use_cache=True)
+        return np.stack([np.stack([as_numpy(layer.keys[0]), as_numpy(layer.values[0])]) for layer in cache.layers])
+
+
+def _length(cache: Any, name: str) -> int:
+    """How much a cache holds, if the prompt can be in it."""
+    if cache is None:
+        return 0
+    if not isinstance(cache, DynamicCache):
+        raise Unsupported("a prompt needs a cache that grows", where=PROMPT, expected=DynamicCache.__name__, found=type(cache).__name__)
+    length = int(cache.get_seq_length())
+    if length and getattr(cache, _OWNER, None) != name:
+        raise Unsupported("this cache was filled without the prompt, which cannot be put before it any more", where=PROMPT, found=name,
+                          remedy="begin with an empty cache")
+    return length
+
+
+def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
+    """The one site of a prompt.
+
+    Raises:
+        Unsupported: the model is none of transformers, has an encoder and a decoder, or is to train its input embedding whole.
+    """
+    held = {own for _, own in own_modules(_of_transformers(model).get_input_embeddings())}
+    inside = [path for path, module in own_modules(model) if module in held]
+    for path in exclude:
+        if any(path == one or one.startswith(f"{path}.") for one in inside):
+            raise Unsupported("a prompt and the whole input embedding cannot be trained together", where=path,
+                              remedy="take it out of modules_to_save")
+    return [Site(PROMPT, 0, 0, "prompt")]
+
+
+def embedding(model: nn.Module, path: str) -> nn.Module:
+    """What stands in the place of the model's input embedding."""
+    return _of_transformers(model).get_input_embeddings()  # type: ignore[no-any-return]
+
+
+def around_embedding(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Prompts:
+    """The holder of a model's prompts."""
+    return Prompts(module, _of_transformers(model))
+
+
+def _of_transformers(model: nn.Module) -> PreTrainedModel:
+    if not isinstance(model, PreTrainedModel):
+        raise Unsupported("a prompt needs a model of transformers", where=PROMPT, found=type(model).__name__)
+    if model.config.is_encoder_decoder:
+        raise Unsupported("prompts of encoder-decoder models are not supported", where=PROMPT, found=type(model).__name__)
+    return model
+
+
+def ready(model: nn.Module, config: Any) -> Any:
+    """The config with the ids of its text, by the tokenizer that came with the model.
+
+    Raises:
+        Unsupported: the model came from no folder that could hold one.
+    """
+    if config.text is None or config.token_ids:
+        return config
+    source = getattr(getattr(model, "config", None), "_name_or_path", None)
+    if not source:
+        raise Unsupported("the model came from no folder, so its tokenizer is not known", where=PROMPT, remedy="give token_ids")
+    return dataclasses.replace(config, token_ids=tuple(AutoTokenizer.from_pretrained(source)(config.text)["input_ids"]))

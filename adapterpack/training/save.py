@@ -1,0 +1,171 @@
+"""A trained adapter out of a model and into a pack: fingerprint, canary, tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..adapter_methods import is_bare
+from ..base import fingerprint as fp
+from ..base import identity
+from ..base.base_metadata import license_of, tokenizer_of
+from ..base.checkpoint import Checkpoint
+from ..base.match import Verdict
+from ..errors import AdapterpackError
+from ..hub.resolve import folder_of
+from ..io.atomic import refuse_existing
+from ..io.safetensors import DTYPES
+from ..manifest import manifest as m
+from ..manifest.parts import Dims
+from ..pack.pack import Pack, build, is_module
+from ..tasks.task import task_of
+from .canary import make_canary
+from .checkpoint_names import stored_names
+from .inject import Parts, adapter_names, labels_of, parts_of
+from .layers.layer import own_modules
+
+DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
+"""numpy's and torch's name of a dtype -> that of safetensors."""
+
+_MAX_NAME = 128
+
+
+def save(
+    model: nn.Module,
+    out: str | os.PathLike[str] | None,
+    *,
+    adapter: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    metrics: tuple[Mapping[str, Any], ...] = (),
+) -> Pack:
+    """Packs an adapter of ``model`` into the new folder ``out`` (None: in memory only) and returns the pack.
+
+    ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the folder's; ``training`` is what is
+    to be claimed of the training, beside the versions of the libraries. The pack carries the fingerprint of the base and the digests of
+    its tokenizer, and a canary for models that take token ids, images or speech.
+
+    Raises:
+        NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.
+        OutputExists: ``out`` is taken.
+        UnknownAdapter: the model has no adapter of that name.
+    """
+    if out is not None:
+        refuse_existing(Path(out))
+    names = adapter_names(model)
+    if adapter is None and len(names) != 1:
+        raise AdapterpackError("the model holds several adapters or none", found=", ".join(names) or "none",
+                               remedy="name one with adapter=")
+    chosen = adapter or names[0]
+    parts = parts_of(model, chosen)
+    checkpoint = _checkpoint(model, base)
+    config = getattr(model, "config", None)
+    told = config.to_dict() if config is not None and hasattr(config, "to_dict") else None
+    task = task_of(type(model).__name__, told)
+    labels = labels_of(model, chosen)
+    if labels is None and task.labelled and config is not None and parts.full:
+        labels = tuple(config.id2label[i] for i in sorted(config.id2label))
+    pack = build(
+        name or (Path(out).name if out is not None else chosen),
+        parts.method,
+        parts.adapters,
+        beside=parts.beside,
+        shared=parts.shared,
+        full=parts.full,
+        task=m.Task(task.name, type(model).__name__ if config is not None else None, labels),
+        base=_base(model, checkpoint),
+        weights=_weights(model, parts, checkpoint),
+        canary=make_canary(model, chosen),
+        training={"framework_versions": _versions(), **(training or {})},
+        metrics=metrics,
+        tokenizer=tokenizer_of(checkpoint) if checkpoint else None,
+        base_license=license_of(checkpoint.folder) if checkpoint else None,
+    )
+    return pack if out is None else pack.write(out)
+
+
+def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:
+    """Checks that ``model`` holds the base that ``pack`` was made for: by the checkpoint it came from, else by its own tensors.
+
+    Returns what is known of it, or None where the pack says nothing of its base.
+
+    Raises:
+        BaseMismatch: it does not.
+    """
+    checkpoint = _checkpoint(model, None)
+    if checkpoint is not None:
+        return pack.require_base(checkpoint)
+    if any(identity.levels(pack.manifest.base)):
+        return pack.require_levels(_model_fingerprint(model), name=None, where=type(model).__name__)
+    return None
+
+
+def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkpoint | None:
+    source = base or getattr(getattr(model, "config", None), "_name_or_path", None)
+    return Checkpoint(folder_of(source)) if source else None
+
+
+def _weights(model: nn.Module, parts: Parts, checkpoint: Checkpoint | None) -> dict[str, str | None]:
+    """Path -> the name of its weight in the checkpoint, or in the model where there is none."""
+    sites = [site for adapters in (parts.adapters, *(other.adapters for other in parts.beside)) for site in adapters]
+    paths: dict[str, str | None] = {site.path: site.path if is_bare(site.kind) else f"{site.path}.weight"
+                                    for site in sites if is_module(site.path)}
+    paths |= {path: f"{path}.weight" for path in parts.full}
+    if checkpoint is None:
+        return paths
+    found = {path: checkpoint.weight_name(path) for path in paths}
+    if None in found.values():
+        names = stored_names(model, checkpoint.tensors)
+        found = {path: name or names.get(str(paths[path])) for path, name in found.items()}
+    return found
+
+
+def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
+    config = getattr(model, "config", None)
+    found = checkpoint.fingerprint(files=True) if checkpoint else _model_fingerprint(model)
+    name, commit = (checkpoint.name, checkpoint.commit) if checkpoint else (None, None)
+    return m.Base(name, commit, getattr(config, "model_type", None), found.structure, found.content,
+                  _architecture(checkpoint) if checkpoint else type(model).__name__, _dims(config), found.files, found.probe)
+
+
+def _architecture(checkpoint: Checkpoint) -> str | None:
+    """The class that a base was saved from, as its configuration says."""
+    told = checkpoint.config.get("architectures")
+    first = told[0] if isinstance(told, list) and told else None
+    return first if isinstance(first, str) and first.isascii() and first.isidentifier() and len(first) <= _MAX_NAME else None
+
+
+def _dims(config: Any) -> Dims | None:
+    """The sizes that the model's configuration tells by the names that transformers has for every architecture."""
+    names = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "vocab": "vocab_size"}
+    sizes = {ours: getattr(config, theirs, None) for ours, theirs in names.items()}
+    found = Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})
+    return None if found == Dims() else found
+
+
+def _versions() -> dict[str, str]:
+    return {"adapterpack": __version__, "torch": str(torch.__version__), "transformers": version("transformers")}
+
+
+def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
+    """The fingerprint of a model that came from no checkpoint: that of the checkpoint which it would give, tied weights once."""
+    tensors, seen = [], set()
+    for path, module in own_modules(model):
+        passing = module._non_persistent_buffers_set
+        own = [*module._parameters.items(), *((leaf, value) for leaf, value in module._buffers.items() if leaf not in passing)]
+        for leaf, value in own:
+            if value is None or id(value) in seen:
+                continue
+            seen.add(id(value))
+            raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            name = str(value.dtype).removeprefix("torch.")
+            tensors.append((f"{path}.{leaf}".lstrip("."), DTYPE_NAMES.get(name, name), tuple(value.shape), memoryview(raw)))
+    return fp.in_memory(tensors)

@@ -1,0 +1,208 @@
+"""Which modules of a model an adapter changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..adapter_methods import LAYOUTS, Site, Traits, matrix_shape
+from ..errors import SiteNotFound, Unsupported, nearest
+from .layers.conv import CONVOLUTIONS, is_plain_convolution
+from .layers.embedding import is_plain_embedding
+from .layers.layer import innermost, module_at, own_modules
+from .layers.norms import is_norm
+
+
+def _conv(path: str, module: Any) -> Site | None:
+    if not is_plain_convolution(module):
+        return None
+    width = module.in_channels // module.groups * math.prod(module.kernel_size)
+    kind = "conv" if module.groups == 1 else "grouped_conv"
+    return Site(path, width, module.out_channels, kind, module.bias is not None, module.kernel_size)
+
+
+def _embedding(path: str, module: Any) -> Site | None:
+    return Site(path, module.num_embeddings, module.embedding_dim, "embedding") if is_plain_embedding(module) else None
+
+
+def _table(path: str, module: Any) -> Site | None:
+    return Site(path, module.embedding_dim, module.num_embeddings, "table") if is_plain_embedding(module) else None
+
+
+def _norm(path: str, module: Any) -> Site | None:
+    if not is_norm(module):
+        return None
+    parameters = dict(module.named_parameters())
+    return Site(path, 1, len(parameters["weight"]), "norm", "bias" in parameters)
+
+
+Maker = Callable[[str, Any], Site | None]
+LAYERS: dict[type[nn.Module] | str, tuple[Maker, ...]] = {
+    nn.Linear: (lambda path, module: Site(path, module.in_features, module.out_features, "linear", module.bias is not None),),
+    "transformers.pytorch_utils.Conv1D": (lambda path, module: Site(path, module.nx, module.nf, "transposed", True),),
+    nn.Embedding: (_embedding, _table),
+    **dict.fromkeys(CONVOLUTIONS, (_conv,)),
+}
+"""Layer class -> the sites that it can be, each None where it does more than such a layer; a class of a library that need not be there by
+its name. A method takes the first of a kind that it supports. Norms have no class in common (:func:`~.norms.is_norm`); a class that is
+neither cannot be adapted but in its bare parameters."""
+
+
+BYPASSED: tuple[type[nn.Module], ...] = (nn.modules.linear.NonDynamicallyQuantizableLinear,)
+"""Classes whose owners read the weight and never call the layer (``nn.MultiheadAttention.out_proj``): an adapter there would do nothing,
+so it goes to the owner, around the parameter."""
+
+_NEVER_CALLED = (nn.ParameterList, nn.ParameterDict)
+
+
+def _is(module: nn.Module, kind: type[nn.Module] | str) -> bool:
+    if isinstance(kind, type):
+        return isinstance(module, kind)
+    return any(f"{each.__module__}.{each.__qualname__}" == kind for each in type(module).__mro__)
+
+
+def _layer(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | None:
+    """The site of a layer, of one of the kinds ``layers`` if it can be, or None if it is no layer that can be adapted."""
+    if isinstance(module, BYPASSED):
+        return None
+    makers: tuple[Maker, ...] = next((makers for kind, makers in LAYERS.items() if _is(module, kind)), (_norm,))
+    sites = [site for make in makers if (site := make(path, module)) is not None]
+    return next((site for site in sites if site.kind in layers), sites[0] if sites else None)
+
+
+def _parameters(path: str, module: nn.Module) -> Iterator[Site]:
+    """The parameters that a module, no layer of the table, owns and multiplies by: matrices, and stacks of them.
+
+    A stack is ``[n, out, in]``, or ``[n, in, out]`` where the module says that it ``is_transposed``, as fused experts do.
+    """
+    if isinstance(module, (*BYPASSED, *_NEVER_CALLED)):
+        return
+    stack = "turned_experts" if getattr(module, "is_transposed", False) else "experts"
+    called = [(leaf, value) for leaf, value in module.named_parameters(recurse=False)]
+    for leaf, child in module.named_children():
+        if isinstance(child, BYPASSED):
+            called += [(f"{leaf}.{name}", value) for name, value in child.named_parameters()]
+    for leaf, value in called:
+        kind = {2: "parameter", 3: stack}.get(value.ndim)
+        shape = None if kind is None else matrix_shape(kind, value.shape)
+        if kind is not None and shape is not None:
+            out, width = shape
+            yield Site(f"{path}.{leaf}".lstrip("."), width, out, kind, stack=value.shape[0] if value.ndim == 3 else 1)
+
+
+def sites_of(path: str, module: nn.Module, layers: Sequence[str] = ()) -> list[Site]:
+    """The sites that a module of the model is: the layer, or for attention its projections; none for what has to be named closer."""
+    if isinstance(module, nn.MultiheadAttention):
+        return list(_parameters(path, module))
+    site = _layer(path, module, layers)
+    return [] if site is None else [site]
+
+
+ALL = {"all-linear": tuple(kind for kind, layout in LAYOUTS.items() if layout.linear), "all-norm": ("norm",)}
+"""What ``targets`` may say for every layer of a kind."""
+
+
+def site_at(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | None:
+    """The site of that path, which is the module's or that of a parameter in it; None where there is none."""
+    layer = _layer(path, module, layers)
+    if layer is not None:
+        return layer
+    parts = path.split(".")
+    owners = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+    return next((site for owner in owners for site in _parameters(owner, module) if site.path == path), None)
+
+
+def known_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, list[Site]]:
+    """Every path that may be named in a model, modules and bare parameters, and its sites, of ``layers`` where they can be."""
+    known: dict[str, list[Site]] = {}
+    for path, module in own_modules(model):
+        if path:
+            known[path] = sites_of(path, module, layers)
+        if _layer(path, module) is None:
+            known |= {site.path: [site] for site in _parameters(path, module)}
+    return known
+
+
+def holder_at(model: nn.Module, path: str) -> nn.Module:
+    """What stands at a path of the model; for a parameter's, at the module that is called with it.
+
+    Raises:
+        AttributeError: there is no such path.
+    """
+    found = module_at(model, path)
+    while path and (not isinstance(found, nn.Module) or isinstance(innermost(found), BYPASSED)):
+        path = path.rpartition(".")[0]
+        found = module_at(model, path)
+    return found
+
+
+def _wide_enough(site: Site, traits: Traits) -> bool:
+    return site.out_features >= traits.least[0] and site.in_features >= traits.least[1]
+
+
+def _input_embedding(model: nn.Module) -> str:
+    """The path of the model's input embedding."""
+    try:
+        embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    except NotImplementedError:  # models of several parts
+        embedding = None
+    own = {module for _, module in own_modules(embedding)} if embedding is not None else set()
+    found = next((path for path, module in own_modules(model) if module in own), None)
+    if found is None:
+        raise SiteNotFound("the model does not say which its input embedding is", where=type(model).__name__,
+                           remedy="name the embedding in targets")
+    return found
+
+
+def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
+    """The sites that ``targets`` names, in the model's order.
+
+    ``targets`` is ``"all-linear"`` or ``"all-norm"`` (every layer of that kind except the output embedding and the modules at or below the
+    paths ``exclude``), ``"input-embedding"``, or names: a literal module path or the end of one, matched whole components at a time; never
+    a pattern. A parameter that no layer owns is named by its own path, and attention stands for its projections.
+
+    Raises:
+        SiteNotFound: a name matches nothing; the nearest module name is given.
+        Unsupported: a named module is of a kind that the method does not support, or is among ``exclude``.
+    """
+    if _layer("", model) is not None:
+        raise Unsupported("the model is itself a layer, which cannot be replaced inside it", found=type(model).__name__,
+                          remedy="put it into a container, such as nn.Sequential")
+    modules = {path: module for path, module in own_modules(model) if path}
+    known = known_sites(model, traits.layers)
+    skipped = {path for path in known if any(path == name or path.startswith(f"{name}.") for name in exclude)}
+    if isinstance(targets, str) and targets in ALL:
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        heads = {own for _, own in own_modules(head)} if head is not None else set()
+        sites = [site for path, module in modules.items() if path not in skipped and module not in heads
+                 for site in known[path] if site.kind in ALL[targets] and site.kind in traits.layers and _wide_enough(site, traits)]
+        if not sites:
+            raise SiteNotFound("the model has no such layer that the method supports", expected=", ".join(traits.layers))
+        return sites
+    names = (targets,) if isinstance(targets, str) else targets
+    if targets == "input-embedding":
+        names = (_input_embedding(model),)
+    chosen: dict[str, Site] = {}
+    for name in names:
+        matches = [path for path in known if path == name or path.endswith(f".{name}")]
+        if not matches:
+            leaves = {path.rpartition(".")[2] for path, sites in known.items() if sites}
+            raise SiteNotFound("the model has no such site", found=repr(name), remedy=nearest(name, leaves))
+        for path in matches:
+            sites = known[path]
+            if not sites or any(site.kind not in traits.layers for site in sites):
+                raise Unsupported("the method does not support this layer", where=path, expected=", ".join(traits.layers),
+                                  found=type(modules[path]).__name__ if path in modules else sites[0].kind, remedy="name other targets")
+            if not all(_wide_enough(site, traits) for site in sites):
+                raise Unsupported("the layer is too narrow: the method would change nothing there", where=path, remedy="name other targets",
+                                  expected="at least {} outputs and {} inputs".format(*traits.least),
+                                  found=" and ".join(f"{site.out_features} x {site.in_features}" for site in sites))
+            if path in skipped:
+                raise Unsupported("a module can be adapted or trained whole, not both", where=path,
+                                  remedy="take it out of targets or out of modules_to_save")
+            chosen |= {site.path: site for site in sites}
+    order = list(dict.fromkeys(site.path for sites in known.values() for site in sites))
+    return [chosen[path] for path in order if path in chosen]

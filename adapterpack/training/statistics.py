@@ -1,0 +1,104 @@
+"""What an adapter sees on data, and how much its loss depends on each weight: the statistics that some rules of composition need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from ..composing.statistics import KINDS, Statistics, read
+from ..errors import ConfigError, Unsupported
+from ..hub.resolve import folder_of
+from ..pack.pack import Pack
+from ..pack.validate.validation import load
+from ..tasks.task import task_named
+from . import data
+from .calibration import measure as seen
+from .inject import attach
+from .loading import load_model
+
+_BATCH = 8
+
+
+def measure(
+    base: str | os.PathLike[str],
+    pack: Pack | str | os.PathLike[str],
+    source: str,
+    *,
+    kind: str = "moment",
+    out: str | os.PathLike[str],
+    rows: int = 256,
+    max_length: int = 512,
+    progress: Callable[[int, int], None] | None = None,
+) -> Statistics:
+    """Runs the base with one adapter over data, and writes what was measured at every site of the adapter.
+
+    Args:
+        base: the pack's base.
+        pack: a pack or its folder.
+        source: a data file (json, jsonl, csv, parquet) in the form in which adapters are trained; ``moment`` needs no labels.
+        kind: ``moment``, ``X^T X / rows`` of the inputs, for RegMean; ``fisher``, the mean over rows of the squared gradient of the loss by
+            the weight, with the labels of the data (the empirical Fisher information), for Fisher averaging.
+        out: the file; ``[in, in]`` or ``[out, in]`` numbers in float32 a site. A file that is there is replaced.
+        rows: the first so many rows are used.
+        max_length: tokens of a row.
+        progress: is told (rows done, rows in all).
+
+    Returns:
+        The statistics, as :func:`adapterpack.compose` takes them.
+
+    Raises:
+        ConfigError: data of another form, or a kind that is not known.
+        Unsupported: the pack's task has no such data here.
+        BaseMismatch: the pack was made for another base.
+
+    Example:
+        >>> measure("MiniLM", "packs/tickets", "tickets.jsonl", out="tickets.moments").kind  # doctest: +SKIP
+        'moment'
+    """
+    if kind not in KINDS:
+        raise ConfigError("unknown kind of statistics", where="kind", expected=" or ".join(KINDS), found=repr(kind),
+                          remedy="give one of them")
+    if rows < 1:
+        raise ConfigError("there is nothing to measure", where="rows", expected="at least 1", found=rows, remedy="give more rows")
+    chosen, folder = pack if isinstance(pack, Pack) else load(pack), folder_of(base)
+    task = task_named(chosen.manifest.task.type)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    labels = None if chosen.manifest.task.labels is None else list(chosen.manifest.task.labels)
+    encoded = _encoded(source, task.name, tokenizer, labels, kind, rows, max_length)
+    model = attach(load_model(task, folder, labels), chosen, check_canary=False)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if getattr(model.config, "pad_token_id", padding) is None:
+        model.config.pad_token_id = padding
+    collator, size = data.Collator(padding or 0), 1 if kind == "fisher" else _BATCH
+
+    def batches() -> Any:
+        for start in range(0, len(encoded), size):
+            batch = collator(encoded[start : start + size])
+            yield batch if kind == "fisher" else {key: value for key, value in batch.items() if key != "labels"}
+            if progress is not None:
+                progress(min(start + size, len(encoded)), len(encoded))
+
+    sites = [adapter.site for adapter in chosen.adapters()]
+    found = seen(model, sites, frozenset({kind}), batches())
+    Statistics(kind, chosen.id, len(encoded), {path: getattr(one, kind) for path, one in found.items()}).write(out)
+    return read(out)
+
+
+def _encoded(
+    source: str, task: str, tokenizer: Any, labels: list[str] | None, kind: str, rows: int, max_length: int
+) -> list[dict[str, Any]]:
+    found = data.load_rows(source)
+    found = found.select(range(min(rows, len(found))))
+    if task == "text-generation":
+        return data.encode_causal(found, tokenizer, max_length, source)[:rows]
+    if task == "text-classification" and labels:
+        if kind == "moment" and "label" not in found.column_names:  # nobody looks at it
+            found = found.add_column("label", [labels[0]] * len(found))
+        return data.encode_classification(found, tokenizer, labels, max_length, source)
+    raise Unsupported("packs of this task are not measured", where=f"task {task}", expected="text-generation, or text-classification with "
+                      "labels", remedy="use a rule that looks at no data")
+
+

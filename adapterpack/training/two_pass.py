@@ -1,0 +1,97 @@
+"""Adapters that must see a sequence whole, and the first pass for those whose layers are weighted by what the base makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import Unsupported
+from .layers.layer import Adapted, Wrapper
+from .sites import known_sites
+
+_CACHES = ("past_key_values", "cache", "past_key_value")
+_HELD = "_adapterpack_first_passes"
+"""The attribute of a model that holds the handles of the hooks, by adapter."""
+Weigh = Callable[[Any, torch.Tensor, int, int], dict[str, torch.Tensor]]
+
+
+def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
+    """Lets every call of ``model`` with the adapter active refuse a cache, and begin with a pass of the base alone, without gradients.
+
+    ``weigh`` makes of the adapter's shared parameters, the last hidden states, the number of a layer and that of all layers what that
+    layer is given beside its own parameters; without it there is no such pass.
+    """
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        order = {path: place for place, path in enumerate(known_sites(model))}
+        layers = [one for one in model.modules() if isinstance(one, Adapted) and name in one.names]
+        layers.sort(key=lambda one: order[one.site.path])
+        if not any(name in layer.active for layer in layers):
+            return
+        _refuse_cache(kwargs, name)
+        if weigh is None:
+            return
+        hidden = _hidden(model, args, kwargs, name)
+        for number, layer in enumerate(layers):
+            shared = layer.shared(name)
+            own = next(iter(shared.values()))
+            layer.given[name] = weigh(shared, hidden.to(own.dtype), number, len(layers))
+
+    def after(module: nn.Module, *_: Any) -> None:
+        if not module.training:  # activation checkpointing computes layers again when the pass is over
+            for one in model.modules():
+                if isinstance(one, Adapted):
+                    one.given.pop(name, None)
+
+    handles = (model.register_forward_pre_hook(before, with_kwargs=True), model.register_forward_hook(after, always_call=True))
+    held = getattr(model, _HELD, {})
+    object.__setattr__(model, _HELD, {**held, name: handles})
+
+
+def release(model: nn.Module, name: str) -> None:
+    """Takes the hooks of an adapter away again; of one that has none, nothing."""
+    for handle in getattr(model, _HELD, {}).pop(name, ()):
+        handle.remove()
+
+
+def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
+    for cache in _CACHES:
+        held = kwargs.get(cache)
+        if held is not None and not (hasattr(held, "get_seq_length") and held.get_seq_length() == 0):
+            raise Unsupported("this adapter must see all tokens at once, and a cache holds some of them", where=name, found=cache,
+                              remedy="call the model with use_cache=False")
+
+
+def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> torch.Tensor:
+    """The last hidden states ``[batch, positions, width]`` of the base."""
+    given = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
+    with torch.no_grad(), _bare(model):
+        output = model.forward(*args, **{**given, "output_hidden_states": True, "return_dict": True, **_no_cache(model)})
+    states = getattr(output, "hidden_states", None)
+    if not states:
+        raise Unsupported("this adapter needs the hidden states of the model, which it does not give", where=name,
+                          found=type(model).__name__)
+    last: torch.Tensor = states[-1]
+    return last
+
+
+def _no_cache(model: nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+
+
+@contextmanager
+def _bare(model: nn.Module) -> Iterator[None]:
+    """The model without any adapter, for a while."""
+    wrappers = [one for one in model.modules() if isinstance(one, Wrapper)]
+    before = [one.active for one in wrappers]
+    try:
+        for one in wrappers:
+            one.active = ()
+        yield
+    finally:
+        for one, active in zip(wrappers, before, strict=True):
+            one.active = active
