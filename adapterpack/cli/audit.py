@@ -11,7 +11,8 @@ import adapterpack
 
 from ..hub.resolve import folder_of
 from ..pack.atomic import output_file
-from ..report.audit import audit_report, worst
+from ..report.audit import audit_report
+from ..report.audit_sites import worst
 from ..report.values import percent
 from .options import pack_at, shared, weight_option
 from .output import emit, line, table
