@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ..resources import templates
 from .style import DARK, LIGHT
 from .text import escaped
 from .values import count, percent, seconds, small
@@ -25,11 +26,8 @@ def render(name: str, /, **values: Any) -> str:
 
 @cache
 def environment() -> Environment:
-    """The templates' environment. Markup in a value is shown as text; only :class:`markupsafe.Markup` passes as it is."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - only what writes a page needs it
-
-    made = Environment(loader=PackageLoader(__package__), autoescape=True, finalize=escaped, undefined=StrictUndefined, trim_blocks=True,
-                       lstrip_blocks=True, auto_reload=False)
+    """The environment of the pages' templates: markup in a value is shown as text; only :class:`markupsafe.Markup` passes as it is."""
+    made = templates(__package__, escaped)
     made.filters.update(count=count, percent=percent, seconds=seconds, small=small)
     made.globals.update(light=LIGHT, dark=DARK)
     return made
