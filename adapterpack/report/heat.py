@@ -116,10 +116,10 @@ def spectrum_lines(title: str, lines: Sequence[Line], *, floor: float = 1e-4) ->
 
 def _described(rows: Sequence[str], columns: Sequence[str], values: Matrix, shown: Callable[[float], str]) -> str:
     """The range of each row in words: a map of hundreds of cells is no text."""
-    told = []
+    ranges = []
     for row, line in zip(rows, values, strict=True):
         known = [(value, column) for value, column in zip(line, columns, strict=True) if value is not None and math.isfinite(value)]
         if known:
             (low, first), (high, last) = min(known), max(known)
-            told.append(f"{row}: from {shown(low)} ({first}) to {shown(high)} ({last})")
-    return ". ".join(told)
+            ranges.append(f"{row}: from {shown(low)} ({first}) to {shown(high)} ({last})")
+    return ". ".join(ranges)
