@@ -1,10 +1,14 @@
-"""What an installation holds: one ONNX Runtime, whatever extra is asked for, and no model hub."""
+"""What an installation holds: one ONNX Runtime, whatever extra is asked for, no model hub, and every file that the package reads."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -52,3 +56,16 @@ def test_torch_is_a_range_without_a_local_version() -> None:
     torch = next(Requirement(text) for text in distribution("adapterpack").requires or () if Requirement(text).name == "torch")
     assert torch.specifier
     assert all(clause.operator == ">=" and "+" not in clause.version for clause in torch.specifier)
+
+
+def test_the_wheel_has_every_file_that_the_package_reads(tmp_path: Path) -> None:
+    """Modules, templates of pages and cards, schemas, the demo's data, and the mark of typed packages."""
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])", str(tmp_path)],
+                   cwd=root, env={**os.environ, "HATCH_BUILD_NO_HOOKS": "true"}, check=True, capture_output=True)
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    suffixes = {".py", ".jinja", ".typed"}
+    package = {str(path.relative_to(root)) for path in (root / "adapterpack").rglob("*") if path.suffix in suffixes}
+    shipped = {f"adapterpack/{path.relative_to(root)}" for path in (root / "schemas").glob("*.json")}
+    assert "adapterpack/report/templates/page.html.jinja" in package
+    assert (package | shipped) - names == set()
