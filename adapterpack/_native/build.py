@@ -55,8 +55,8 @@ def compile_into(folder: Path) -> None:
 
     Each file appears in one step, because a running process may have the one before mapped.
     """
-    from setuptools import Distribution, Extension  # noqa: PLC0415 - only where something is compiled
-    from setuptools.command.build_ext import build_ext  # noqa: PLC0415 - as above
+    from setuptools import Distribution, Extension  # type: ignore[import-untyped] # noqa: PLC0415 - only to compile
+    from setuptools.command.build_ext import build_ext  # type: ignore[import-untyped] # noqa: PLC0415 - as above
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         extensions = [Extension(name, [str(HERE / f"{name}.c")], define_macros=[("SOURCE_HASH", source_hash())],

@@ -204,7 +204,7 @@ class Frame(NamedTuple):
         """``Q Y`` of ``Y`` ``[b, R, k]``, or where they are turned ``Y Q^T`` of ``Y`` ``[b, k, R]``; in C order."""
         if self.turned:
             coordinates = Y if self.back is None else np.matmul(Y, self.back.transpose(0, 2, 1))
-            product = np.matmul(coordinates, self.X.transpose(0, 2, 1))
+            product: np.ndarray = np.matmul(coordinates, self.X.transpose(0, 2, 1))
         else:
             product = np.matmul(self.X, Y if self.back is None else np.matmul(self.back, Y))
         return product.astype(self.dtype, copy=False)

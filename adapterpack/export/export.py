@@ -30,7 +30,7 @@ from ..merge.onnx.kind import is_graph
 from ..onnx_graph.graph_file import GraphFile
 from ..pack.atomic import refuse_existing
 from ..pack.checkpoint import Checkpoint, carried_files, read_json
-from ..pack.digests import identity
+from ..pack.hashing import identity
 from ..pack.manifest import Base
 from ..pack.pack import Pack
 from ..pack.quantized import require_plain
