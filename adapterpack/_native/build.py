@@ -1,6 +1,6 @@
 """Compiles the kernels of this folder.
 
-The package's build does it (``hatch_build.py``); after a change of the C sources ``python -m adapterpack._native.build`` does it again.
+The package's build does it (``hatch_build.py``); after a change of the C sources ``python adapterpack/_native/build.py`` does it again.
 This file imports the standard library alone: a build runs before the package and its dependencies are installed.
 """
 

@@ -6,7 +6,7 @@ import warnings
 from importlib import import_module
 from types import ModuleType
 
-from .build import source_hash
+from . import build
 
 
 class UnusedKernel(UserWarning):
@@ -26,9 +26,9 @@ def load(name: str) -> ModuleType | None:
     except ImportError as error:
         problem = f"cannot be loaded here ({error})"
     else:
-        if getattr(module, "SOURCE_HASH", None) == source_hash():
+        if getattr(module, "SOURCE_HASH", None) == build.source_hash():
             return module if module.sets() else None
         problem = "was compiled from other sources than those beside it"
     warnings.warn(f"adapterpack's compiled module {name} {problem}; numpy does its work, more slowly. To fix it: install adapterpack "
-                  "again, or run python -m adapterpack._native.build.", UnusedKernel, stacklevel=2)
+                  f"again, or run python {build.__file__}", UnusedKernel, stacklevel=2)
     return None
