@@ -71,7 +71,17 @@ def compile_into(folder: Path) -> None:
             built.replace(folder / built.name)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Compiles into the folder that is named, by default into this one, or ends with what is wrong."""
     if lacking := missing():
         sys.exit(f"the kernels cannot be compiled: {lacking}")
-    compile_into(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE)
+    from setuptools.errors import CompileError, LinkError  # type: ignore[import-untyped] # noqa: PLC0415 - as above
+
+    try:
+        compile_into(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE)
+    except (CompileError, LinkError) as error:  # the compiler has said what, and where setuptools called it says nothing more
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
