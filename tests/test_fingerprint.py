@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from adapterpack.errors import BaseMismatch, ConfigError, FormatError, NothingToDo, SiteNotFound, StorageError
 from adapterpack.pack import checkpoint as checkpoint_module
-from adapterpack.pack import digests, proof, safetensors
 from adapterpack.pack import fingerprint as fp
+from adapterpack.pack import hashing, proof, safetensors
 from adapterpack.pack.cast import cast, cast_fingerprint
 from adapterpack.pack.checkpoint import INDEX, Checkpoint, shards_in
 from adapterpack.pack.match import Variant, match
@@ -483,12 +483,12 @@ def test_a_file_that_changes_under_a_reader_is_an_error(tmp_path: Path) -> None:
 
 def test_digests_are_kept_only_while_times_can_tell_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file just written is read again each time, so that a change within the same tick of the clock is seen; later it is read once."""
-    kept: dict[digests.Identity, dict[str, bytes]] = {}
+    kept: dict[hashing.Identity, dict[str, bytes]] = {}
     monkeypatch.setattr(checkpoint_module, "_DIGESTS", kept)
     folder = save(tmp_path / "base", *split(model(), 2))
     first = Checkpoint(folder).content
     assert kept == {}
-    monkeypatch.setattr(digests, "_SETTLED", 50_000_000)
+    monkeypatch.setattr(hashing, "_SETTLED", 50_000_000)
     time.sleep(0.1)
     assert Checkpoint(folder).content == first
     assert len(kept) == 2
@@ -506,31 +506,38 @@ def test_a_file_is_settled_once_both_of_its_times_are_past() -> None:
     """settled = more than two seconds since the later of both times; a time in the future is not past."""
     now, old = time.time_ns(), time.time_ns() - 10_000_000_000
     expected = {(old, old): True, (now, old): False, (old, now): False, (old, now + 10**12): False}
-    assert {times: digests.Identity(1, 2, 3, *times).settled for times in expected} == expected
+    assert {times: hashing.Identity(1, 2, 3, *times).settled for times in expected} == expected
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=12), st.integers(1, 5))
 def test_any_number_of_threads_gives_the_same_digests(sizes: list[int], threads: int) -> None:
-    """digest = sha256 of each range by name, for ranges below, at and above a block."""
+    """The sha256 of each range of a file, and of the same bytes in memory in parts, for ranges below, at and above a block."""
     data = np.random.default_rng(0).bytes(sum(sizes) + 1)
     with tempdir() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digests, "BLOCK", 1000)
+        patch.setattr(hashing, "BLOCK", 1000)
+        patch.setattr(hashing, "_MUCH", 0)
+        patch.setattr(hashing, "cores", lambda: threads)
         path = folder / "file"
         path.write_bytes(data)
-        seen = digests.identity(path)
+        seen = hashing.identity(path)
         starts = np.cumsum([0, *sizes]).tolist()
-        sources = {str(i): digests.Source(path, seen, ((start, size),)) for i, (start, size) in enumerate(zip(starts, sizes, strict=False))}
-        found = digests.digest(sources, threads=threads)
-    ends = pairwise(starts)
-    assert found == {str(i): hashlib.sha256(data[start:end]).digest() for i, (start, end) in enumerate(ends)}
+        ranges = dict(enumerate(zip(starts, sizes, strict=False)))
+        sources: dict[object, hashing.Source | hashing.Parts] = {i: hashing.Source(path, seen, (each,)) for i, each in ranges.items()}
+        sources |= {f"{i} in memory": [data[at : at + size // 2], memoryview(data)[at + size // 2 : at + size]]
+                    for i, (at, size) in ranges.items()}
+        made = hashing.digests(sources)
+    expected = [hashlib.sha256(data[start:end]).digest() for start, end in pairwise(starts)]
+    assert made == dict(enumerate(expected)) | {f"{i} in memory": digest for i, digest in enumerate(expected)}
 
 
-def test_an_error_in_one_thread_stops_the_others(tmp_path: Path) -> None:
+def test_an_error_in_one_thread_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error comes out, and the rest of the work is left undone."""
+    monkeypatch.setattr(hashing, "_MUCH", 0)
+    monkeypatch.setattr(hashing, "cores", lambda: 3)
     path = tmp_path / "file"
     path.write_bytes(bytes(1000))
-    sources = {str(i): digests.Source(path, digests.identity(path), ((0, 1000 - i),)) for i in range(200)}
+    sources = {str(i): hashing.Source(path, hashing.identity(path), ((0, 1000 - i),)) for i in range(200)}
     done: list[str] = []
 
     def each(name: str, blocks: object) -> bytes:
@@ -541,7 +548,7 @@ def test_an_error_in_one_thread_stops_the_others(tmp_path: Path) -> None:
         return b""
 
     with pytest.raises(KeyboardInterrupt):
-        digests.digest(sources, each, threads=3)
+        hashing.digests(sources, each)
     assert len(done) < 20
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..merge import lowrank
+from .._native import lowrank
 from ..methods import row_blocks
 from .rule import Combined, with_scope
 from .space import Core, Factors, Term, core

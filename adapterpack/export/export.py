@@ -30,7 +30,7 @@ from ..merge.onnx.kind import is_graph
 from ..onnx_graph.graph_file import GraphFile
 from ..pack.atomic import refuse_existing
 from ..pack.checkpoint import Checkpoint, carried_files, read_json
-from ..pack.digests import identity
+from ..pack.hashing import identity
 from ..pack.manifest import Base
 from ..pack.pack import Pack
 from ..pack.quantized import require_plain
@@ -41,7 +41,6 @@ from ..runtime.precision import DEFAULT, precision
 from ..runtime.signature import signature_of
 from ..runtime.slots import require_slots
 from ..tasks import MAIN, Task, require_encoder, task_named, task_of
-from ..threads import quick_turns
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .frontends.external import external
 from .growing import growing
@@ -124,7 +123,7 @@ def export(
         from ..quantize.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
 
         require_scheme(quantize)
-    with quick_turns(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         source, origin = folder, [] if file is None else [str(identity(each)) for each in GraphFile(file).files]
         if mode == "folded" and loaded:
             say("merge")

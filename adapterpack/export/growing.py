@@ -16,7 +16,7 @@ from .. import __version__
 from ..merge import journal, staging
 from ..merge.jobs import Part
 from ..merge.ticker import Ticker
-from ..pack.digests import Source, digest, identity
+from ..pack import hashing
 from ..report.values import size
 from ..runtime.bundle import graph_file
 from . import weights as w
@@ -122,11 +122,8 @@ def _digests(folder: Path, files: Sequence[str], written: Future[None], ticker: 
     """Taken behind the writing, beside whatever else the process does."""
     if written.exception() is not None:
         return {}
-    sources = {}
-    for file in files:
-        seen = identity(folder / file)
-        sources[file] = Source(folder / file, seen, ((0, seen.size),))
-    return {file: found.hex() for file, found in digest(sources, watch=ticker.check).items()}
+    sources = {file: hashing.Source.whole(folder / file) for file in files}
+    return {file: digest.hex() for file, digest in hashing.digests(sources, watch=ticker.check).items()}
 
 
 def _teller(say: Callable[[str], None]) -> Callable[[int, int], None]:

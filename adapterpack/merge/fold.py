@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._native import lowrank
 from ..methods import AttachForm, Dense, Method, complete, is_stacked
 from ..methods.arrays import array_namespace
 from ..methods.base import fold_form
 from ..pack.pack import Adapter
 from ..pack.safetensors import FLOATS, dtype_name
-from . import lowrank
 from .codecs.coded import Matrix
 
 Rows = np.ndarray
@@ -109,7 +109,7 @@ class Change(NamedTuple):
     ``rest`` holds the other additive ones as (weight, reads the base, fold). Where one is not additive, all are in ``chain``: each folds
     what the one before it left, as active adapters do in a model. ``whole``: not all can fold a block of rows without the others.
     ``energy``: ``|D|_F^2`` of the change, where the factors tell it; else it has to be summed up over the blocks. ``panels`` is ``down`` as
-    :mod:`~adapterpack.merge.lowrank` multiplies it.
+    :mod:`~adapterpack._native.lowrank` multiplies it.
     """
 
     up: np.ndarray | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import lowrank
+from .._native import lowrank
 from .blocks import Block, InNumpy, Write
 from .codecs.plain import PlainReader, PlainWriter
 from .codecs.stack import StackReader, StackWriter
@@ -44,7 +44,7 @@ def _takes(change: Change, storage: Storage) -> bool:
     reader, writer = storage
     if not isinstance(reader, PlainReader | StackReader) or not isinstance(writer, PlainWriter | StackWriter):
         return False
-    return change.panels is not None and change.is_plain and reader.dtype in lowrank.STORED and writer.dtype == reader.dtype
+    return change.panels is not None and change.is_plain and reader.dtype.name in lowrank.STORED and writer.dtype == reader.dtype
 
 
 def _rounded(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:

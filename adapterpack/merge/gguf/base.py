@@ -18,8 +18,8 @@ from ...gguf.header import Tensor, read_header
 from ...gguf.names import FAMILIES, Family, module_of, pairs_of_rows
 from ...methods import LAYOUTS, to_matrix
 from ...pack.checkpoint import Checkpoint
-from ...pack.digests import identity
 from ...pack.fits import require_shapes
+from ...pack.hashing import identity
 from ...pack.identity import levels
 from ...pack.match import Verdict
 from ...pack.pack import Pack

@@ -3,16 +3,8 @@
    numpy goes over all changes twenty times for a vote; here a number is read once. Nothing is contracted to fused multiply-adds and every
    step is rounded as numpy rounds it, so that both give the same bytes. Every length is checked before the first number is read. */
 
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000
-#include <Python.h>
+#include "common.h"
 #include <float.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 enum { LANES = 16, HALF = 1 << 16, UPPER = 1 << 15 };
 typedef float lanes __attribute__((vector_size(64)));
@@ -33,28 +25,24 @@ struct votes {
     int normalize;
 };
 
-#define INLINE static inline __attribute__((always_inline))
 #define CHOSEN(mask, x) ((lanes)((bits)(mask) & (bits)(x)))
-
-#define JOIN_(a, b) a##_##b
-#define JOIN(a, b) JOIN_(a, b)
 #define NAME(x) JOIN(x, SET)
 
 #if defined(__x86_64__)
 #define SET avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2")))
-#include "passes.h"
+#define TARGET AVX512_TARGET
+#include "passes_vote.h"
 #undef SET
 #undef TARGET
 #define SET avx2
-#define TARGET __attribute__((target("avx2")))
-#include "passes.h"
+#define TARGET AVX2_TARGET
+#include "passes_vote.h"
 #undef SET
 #undef TARGET
 #endif
 #define SET plain
 #define TARGET
-#include "passes.h"
+#include "passes_vote.h"
 
 /* Appends the magnitudes from low on below high to those found, and counts the ones from high on; returns how many were found. */
 static long between_plain(const uint32_t *values, const long count, const uint32_t low, const uint32_t high, uint32_t *out, long found,
@@ -69,8 +57,8 @@ static long between_plain(const uint32_t *values, const long count, const uint32
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx512f,popcnt"))) static long between_avx512(const uint32_t *values, const long count, const uint32_t low,
-                                                                     const uint32_t high, uint32_t *out, long found, int64_t *above) {
+AVX512_TARGET static long between_avx512(const uint32_t *values, const long count, const uint32_t low, const uint32_t high, uint32_t *out,
+                                         long found, int64_t *above) {
     const long whole = count - count % LANES;
     const __m512i first = _mm512_set1_epi32((int)low), end = _mm512_set1_epi32((int)high), bare = _mm512_set1_epi32(0x7FFFFFFF);
     for (long at = 0; at < whole; at += LANES) {
@@ -91,47 +79,13 @@ struct set {
     void (*elect)(const struct votes *);
     void (*lower)(const uint32_t *, long, uint32_t, int64_t *);
 };
-static const struct set sets[] = { /* the best first */
+static const struct set sets[] = { /* the fastest first */
 #if defined(__x86_64__)
     {"avx512", between_avx512, elect_avx512, lower_avx512},
     {"avx2", between_plain, elect_avx2, lower_avx2},
 #endif
     {"plain", between_plain, elect_plain, lower_plain},
-};
-enum { SETS = sizeof(sets) / sizeof(sets[0]) };
-
-static int supported(int number) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (number == 0)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vl");
-    if (number == 1) return __builtin_cpu_supports("avx2");
-#endif
-    return 1;
-}
-
-static const struct set *chosen(const char *name) {
-    int number = 0;
-    while (number < SETS && (!supported(number) || (name && strcmp(name, sets[number].name)))) number++;
-    if (number < SETS) return sets + number;
-    PyErr_Format(PyExc_ValueError, "this processor has no instruction set %s", name);
-    return NULL;
-}
-
-/* A C-contiguous array of that many numbers of one of these formats and this size; of any number of them where it is below 0. */
-static int view(PyObject *object, Py_buffer *buffer, const char *what, int flags, const char *formats, int size, Py_ssize_t numbers) {
-    if (PyObject_GetBuffer(object, buffer, flags | PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return 0;
-    const char *format = buffer->format ? buffer->format : "B";
-    if (!format[0] || format[1] || !strchr(formats, format[0]) || buffer->itemsize != size ||
-        (numbers >= 0 && buffer->len != numbers * size)) {
-        PyErr_Format(PyExc_ValueError, "%s: %zd numbers of format %s are expected, found %zd bytes of %s", what, numbers, formats,
-                     buffer->len, format);
-        PyBuffer_Release(buffer);
-        return 0;
-    }
-    return 1;
-}
+    {NULL, NULL, NULL, NULL}};
 
 static int by_size(const void *one, const void *two) {
     const float a = *(const float *)one, b = *(const float *)two;
@@ -146,12 +100,12 @@ static PyObject *py_elect(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOOfpO|s:elect", &values_array, &least_array, &weights_array, &votes.tie, &votes.normalize, &out_array,
                           &name))
         return NULL;
-    const struct set *set = chosen(name);
-    if (!set || !view(out_array, &out, "out", PyBUF_WRITABLE, "f", 4, -1)) return NULL;
-    if (!view(weights_array, &weights, "weights", 0, "f", 4, -1)) goto release_out;
+    const struct set *set = chosen(sets, sizeof(struct set), name);
+    if (!set || !view(out_array, &out, "out", PyBUF_WRITABLE, "f", 0, -1)) return NULL;
+    if (!view(weights_array, &weights, "weights", 0, "f", 0, -1)) goto release_out;
     votes.count = out.len / 4, votes.terms = weights.len / 4;
-    if (!view(least_array, &least, "least", 0, "f", 4, votes.terms)) goto release_weights;
-    if (!view(values_array, &values, "values", 0, "f", 4, votes.terms * votes.count)) goto release_least;
+    if (!view(least_array, &least, "least", 0, "f", 0, votes.terms)) goto release_weights;
+    if (!view(values_array, &values, "values", 0, "f", 0, votes.terms * votes.count)) goto release_least;
     struct { float size; long term; } *ranked = malloc(votes.terms * sizeof(*ranked) + 1);
     float *numbers = malloc(votes.terms * (2 * LANES + 1) * sizeof(float) + 1);
     long *order = malloc(votes.terms * sizeof(long) + 1);
@@ -188,8 +142,8 @@ static PyObject *py_upper(PyObject *self, PyObject *args) {
     PyObject *values_array, *counts_array;
     Py_buffer values, counts;
     if (!PyArg_ParseTuple(args, "OO:upper", &values_array, &counts_array)) return NULL;
-    if (!view(values_array, &values, "values", 0, "f", 4, -1)) return NULL;
-    if (!view(counts_array, &counts, "counts", PyBUF_WRITABLE, "lq", 8, UPPER)) {
+    if (!view(values_array, &values, "values", 0, "f", 0, -1)) return NULL;
+    if (!view(counts_array, &counts, "counts", PyBUF_WRITABLE, "lq", 0, UPPER)) {
         PyBuffer_Release(&values);
         return NULL;
     }
@@ -210,9 +164,9 @@ static PyObject *py_lower(PyObject *self, PyObject *args) {
     unsigned int upper;
     const char *name = NULL;
     if (!PyArg_ParseTuple(args, "OIO|s:lower", &values_array, &upper, &counts_array, &name)) return NULL;
-    const struct set *set = chosen(name);
-    if (!set || !view(values_array, &values, "values", 0, "f", 4, -1)) return NULL;
-    if (!view(counts_array, &counts, "counts", PyBUF_WRITABLE, "lq", 8, HALF)) {
+    const struct set *set = chosen(sets, sizeof(struct set), name);
+    if (!set || !view(values_array, &values, "values", 0, "f", 0, -1)) return NULL;
+    if (!view(counts_array, &counts, "counts", PyBUF_WRITABLE, "lq", 0, HALF)) {
         PyBuffer_Release(&values);
         return NULL;
     }
@@ -232,9 +186,9 @@ static PyObject *py_between(PyObject *self, PyObject *args) {
     int64_t above = 0;
     const char *name = NULL;
     if (!PyArg_ParseTuple(args, "OIIOl|s:between", &values_array, &low, &high, &out_array, &found, &name)) return NULL;
-    const struct set *set = chosen(name);
-    if (!set || !view(values_array, &values, "values", 0, "f", 4, -1)) return NULL;
-    if (!view(out_array, &out, "out", PyBUF_WRITABLE, "f", 4, -1)) {
+    const struct set *set = chosen(sets, sizeof(struct set), name);
+    if (!set || !view(values_array, &values, "values", 0, "f", 0, -1)) return NULL;
+    if (!view(out_array, &out, "out", PyBUF_WRITABLE, "f", 0, -1)) {
         PyBuffer_Release(&values);
         return NULL;
     }
@@ -254,7 +208,7 @@ static PyObject *py_reached(PyObject *self, PyObject *args) {
     PyObject *counts_array;
     Py_buffer counts;
     long long wanted, above = 0;
-    if (!PyArg_ParseTuple(args, "OL:reached", &counts_array, &wanted) || !view(counts_array, &counts, "counts", 0, "lq", 8, -1)) return NULL;
+    if (!PyArg_ParseTuple(args, "OL:reached", &counts_array, &wanted) || !view(counts_array, &counts, "counts", 0, "lq", 0, -1)) return NULL;
     const int64_t *counted = counts.buf;
     long place = counts.len / 8 - 1;
     while (place > 0 && above + counted[place] < wanted) above += counted[place--];
@@ -262,32 +216,22 @@ static PyObject *py_reached(PyObject *self, PyObject *args) {
     return Py_BuildValue("lL", place, above);
 }
 
-/* The instruction sets that this processor has, the best first. */
-static PyObject *py_sets(PyObject *self, PyObject *none) {
-    PyObject *found = PyList_New(0);
-    for (int number = 0; found && number < SETS; number++) {
-        if (!supported(number)) continue;
-        PyObject *name = PyUnicode_FromString(sets[number].name);
-        if (!name || PyList_Append(found, name) < 0) Py_CLEAR(found);
-        Py_XDECREF(name);
-    }
-    return found;
-}
+static PyObject *py_sets(PyObject *self, PyObject *none) { return names_of(sets, sizeof(struct set)); }
 
 static PyMethodDef methods[] = {
     {"elect", py_elect, METH_VARARGS,
-     "elect(values, least, weights, tie, normalize, out, set=best)\n\nTIES' vote on values [terms, ...] of at least a magnitude each."},
+     "elect(values, least, weights, tie, normalize, out, set=fastest)\n\nTIES' vote on values [terms, ...] of at least a magnitude each."},
     {"upper", py_upper, METH_VARARGS, "upper(values, counts)\n\nAdds to counts [32768] the upper halves of the magnitudes' bits."},
     {"lower", py_lower, METH_VARARGS,
-     "lower(values, upper, counts, set=best)\n\nAdds to counts [65536] the lower halves of the magnitudes with that upper half."},
+     "lower(values, upper, counts, set=fastest)\n\nAdds to counts [65536] the lower halves of the magnitudes with that upper half."},
     {"between", py_between, METH_VARARGS,
-     "between(values, low, high, out, found, set=best) -> (above, found)\n\nAppends to out [found:] the magnitudes whose bits are from low on "
+     "between(values, low, high, out, found, set=fastest) -> (above, found)\n\nAppends to out [found:] the magnitudes whose bits are from low on "
      "below high; says how many are above, and how many out holds then."},
     {"reached", py_reached, METH_VARARGS,
      "reached(counts, wanted) -> (bin, above): where the counts, added up from the last, reach a number, and their sum beyond there"},
-    {"sets", py_sets, METH_NOARGS, "sets() -> the instruction sets that this processor has, the best first"},
+    {"sets", py_sets, METH_NOARGS, "sets() -> the instruction sets that this processor runs, the fastest first"},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_passes", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__passes(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__passes(void) { return created(&module); }

@@ -5,16 +5,7 @@
    Only arithmetic is here: files, methods, other dtypes and whatever else a fold may be are left to Python. Every length is checked against
    every other before the first number is read. */
 
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000
-#include <Python.h>
-#include <stdint.h>
-#include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
+#include "common.h"
 
 enum { PANEL = 32 };
 
@@ -31,10 +22,6 @@ struct sums {
     int moved;           /* whether any stored bit differs */
 };
 
-#define INLINE static inline __attribute__((always_inline))
-
-#define JOIN_(a, b) a##_##b
-#define JOIN(a, b) JOIN_(a, b)
 #define NAME(x) JOIN(JOIN(x, TYPE), SET)
 
 #if defined(__x86_64__)
@@ -46,7 +33,7 @@ static const uint16_t even_then_odd[32] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20
 /* float16 is read and written by the processor's own conversions. */
 #if defined(__x86_64__)
 #define SET avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#define TARGET AVX512_TARGET
 #define LANES 16
 #define TILES 2
 #define ROWS 8
@@ -57,9 +44,9 @@ static const uint16_t even_then_odd[32] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20
 #define UPPER(a, b, p) /* the even halves of what blending makes, then the odd ones */                       \
     _mm512_storeu_si512(p, _mm512_permutexvar_epi16((__m512i)EVEN_THEN_ODD,                                   \
                                                     _mm512_mask_blend_epi16(0xAAAAAAAA, (__m512i)((a) >> 16), (__m512i)(b))))
-#include "kernels.h"
+#include "lowrank_types.h"
 #define SET avx2
-#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define TARGET AVX2_TARGET
 #define LANES 8
 #define TILES 2
 #define ROWS 4
@@ -69,7 +56,7 @@ static const uint16_t even_then_odd[32] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20
 #define WIDE(p) ((bits)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))))
 #define UPPER(a, b, p) /* packed in each half of the register, which is then put in order */ \
     _mm256_storeu_si256((__m256i *)(p), _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)((a) >> 16), (__m256i)((b) >> 16)), 0xD8))
-#include "kernels.h"
+#include "lowrank_types.h"
 #elif defined(__aarch64__)
 #define SET neon
 #define TARGET
@@ -81,9 +68,7 @@ static const uint16_t even_then_odd[32] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20
 #define F16_BACK(code) ((lanes)vcvt_f32_f16(vreinterpret_f16_u16((uint16x4_t)(code))))
 #define WIDE(p) ((bits)vmovl_u16(vld1_u16(p)))
 #define UPPER(a, b, p) vst1q_u16(p, vuzp2q_u16((uint16x8_t)(a), (uint16x8_t)(b)))
-#include "kernels.h"
-#else
-#error "no fused multiply-add is known here"
+#include "lowrank_types.h"
 #endif
 
 typedef void (*work)(const struct block *, struct sums *);
@@ -92,53 +77,24 @@ struct set {
     const char *name;
     work product, bf16, f16, f32; /* without a weight, or with one of that dtype */
 };
-static const struct set sets[] = { /* the best first */
+static const struct set sets[] = { /* the fastest first; none where no fused multiply-add is known */
 #if defined(__x86_64__)
     {"avx512", run_product_avx512, run_bf16_avx512, run_f16_avx512, run_f32_avx512},
     {"avx2", run_product_avx2, run_bf16_avx2, run_f16_avx2, run_f32_avx2},
-#else
+#elif defined(__aarch64__)
     {"neon", run_product_neon, run_bf16_neon, run_f16_neon, run_f32_neon},
 #endif
-};
-enum { SETS = sizeof(sets) / sizeof(sets[0]) };
-
-static int supported(int number) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (number == 0)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vl");
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-    return 1;
-#endif
-}
-
-/* A C-contiguous array of that many dimensions and one of these formats. */
-static int view(PyObject *object, Py_buffer *buffer, const char *what, int flags, int dimensions, const char *formats) {
-    if (PyObject_GetBuffer(object, buffer, flags | PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return 0;
-    const char *format = buffer->format ? buffer->format : "B";
-    const Py_ssize_t size = format[0] == 'f' ? 4 : 2;
-    if (buffer->ndim != dimensions || !format[0] || format[1] || !strchr(formats, format[0]) || buffer->itemsize != size) {
-        PyErr_Format(PyExc_TypeError, "%s: %d dimensions of format %s are expected, found %d of %s", what, dimensions, formats,
-                     buffer->ndim, format);
-        PyBuffer_Release(buffer);
-        return 0;
-    }
-    return 1;
-}
+    {NULL, NULL, NULL, NULL, NULL}};
 
 /* Both functions: with raw it is the fold, without the product. */
 static PyObject *run(PyObject *raw_array, PyObject *up_array, PyObject *panels_array, PyObject *out_array, const char *name) {
-    PyObject *found = NULL;
+    PyObject *lost = NULL;
     Py_buffer raw = {0}, up, panels, out;
-    int number = 0;
-    while (number < SETS && (!supported(number) || (name && strcmp(name, sets[number].name)))) number++;
-    if (number == SETS) return PyErr_Format(PyExc_ValueError, "this processor has no instruction set %s", name ? name : "for it");
-    if (!view(out_array, &out, "out", PyBUF_WRITABLE, 2, raw_array ? "Hef" : "f")) return NULL;
-    if (!view(up_array, &up, "up", 0, 2, "f")) goto release_out;
-    if (!view(panels_array, &panels, "panels", 0, 3, "f")) goto release_up;
-    if (raw_array && !view(raw_array, &raw, "raw", 0, 2, "Hef")) goto release_panels;
+    const struct set *set = chosen(sets, sizeof(struct set), name);
+    if (!set || !view(out_array, &out, "out", PyBUF_WRITABLE, raw_array ? "Hef" : "f", 2, -1)) return NULL;
+    if (!view(up_array, &up, "up", 0, "f", 2, -1)) goto release_out;
+    if (!view(panels_array, &panels, "panels", 0, "f", 3, -1)) goto release_up;
+    if (raw_array && !view(raw_array, &raw, "raw", 0, "Hef", 2, -1)) goto release_panels;
     const Py_ssize_t rows = out.shape[0], columns = out.shape[1], rank = up.shape[1];
     if (up.shape[0] != rows || panels.shape[0] != columns / PANEL + (columns % PANEL != 0) || panels.shape[1] != rank ||
         panels.shape[2] != PANEL ||
@@ -148,12 +104,11 @@ static PyObject *run(PyObject *raw_array, PyObject *up_array, PyObject *panels_a
     }
     const struct block block = {raw.buf, out.buf, up.buf, panels.buf, rows, columns, rank};
     struct sums sums = {0, 0, 0};
-    const struct set *set = sets + number;
     const work task = !raw_array ? set->product : out.format[0] == 'H' ? set->bf16 : out.format[0] == 'e' ? set->f16 : set->f32;
     Py_BEGIN_ALLOW_THREADS
     task(&block, &sums);
     Py_END_ALLOW_THREADS
-    found = Py_BuildValue("ddO", sums.error, sums.inner, sums.moved ? Py_True : Py_False);
+    lost = Py_BuildValue("ddO", sums.error, sums.inner, sums.moved ? Py_True : Py_False);
 release_raw:
     if (raw_array) PyBuffer_Release(&raw);
 release_panels:
@@ -162,15 +117,15 @@ release_up:
     PyBuffer_Release(&up);
 release_out:
     PyBuffer_Release(&out);
-    return found;
+    return lost;
 }
 
 static PyObject *py_product(PyObject *self, PyObject *args) {
-    PyObject *up, *panels, *out, *found;
+    PyObject *up, *panels, *out, *nothing;
     const char *name = NULL;
     if (!PyArg_ParseTuple(args, "OOO|s:product", &up, &panels, &out, &name)) return NULL;
-    if (!(found = run(NULL, up, panels, out, name))) return NULL;
-    Py_DECREF(found);
+    if (!(nothing = run(NULL, up, panels, out, name))) return NULL;
+    Py_DECREF(nothing);
     Py_RETURN_NONE;
 }
 
@@ -181,35 +136,17 @@ static PyObject *py_fold(PyObject *self, PyObject *args) {
     return run(raw, up, panels, out, name);
 }
 
-/* The instruction sets that this processor has, the best first. */
-static PyObject *py_sets(PyObject *self, PyObject *none) {
-    PyObject *found = PyList_New(0);
-    for (int number = 0; found && number < SETS; number++) {
-        if (!supported(number)) continue;
-        PyObject *name = PyUnicode_FromString(sets[number].name);
-        if (!name || PyList_Append(found, name) < 0) Py_CLEAR(found);
-        Py_XDECREF(name);
-    }
-    return found;
-}
+static PyObject *py_sets(PyObject *self, PyObject *none) { return names_of(sets, sizeof(struct set)); }
 
 static PyMethodDef methods[] = {
-    {"product", py_product, METH_VARARGS, "product(up, panels, out, set=best)\n\nWrites up @ down into out, float32."},
+    {"product", py_product, METH_VARARGS, "product(up, panels, out, set=fastest)\n\nWrites up @ down into out, float32."},
     {"fold", py_fold, METH_VARARGS,
-     "fold(raw, up, panels, out, set=best) -> (error, inner, moved)\n\n"
+     "fold(raw, up, panels, out, set=fastest) -> (error, inner, moved)\n\n"
      "Writes round(raw + up @ down) into out; 16-bit integers are bfloat16. error is <E, E> and inner <E, D> of the change D and what\n"
      "storing made of it, S = D + E; moved says whether any bit differs."},
-    {"sets", py_sets, METH_NOARGS, "sets() -> the instruction sets that this processor has, the best first"},
+    {"sets", py_sets, METH_NOARGS, "sets() -> the instruction sets that this processor runs, the fastest first"},
     {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_lowrank", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__kernel(void) {
-    int number = 0;
-    while (number < SETS && !supported(number)) number++;
-    if (number == SETS) {
-        PyErr_SetString(PyExc_ImportError, "this processor has no fused multiply-add");
-        return NULL;
-    }
-    return PyModule_Create(&module);
-}
+PyMODINIT_FUNC PyInit__lowrank(void) { return created(&module); }

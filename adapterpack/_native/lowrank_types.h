@@ -23,10 +23,10 @@ typedef uint16_t JOIN(halves_there, SET) __attribute__((vector_size(2 * LANES), 
 #define WRITE(a, b, p) (*(lanes_there *)(p) = (a), *(lanes_there *)((p) + LANES) = (b))
 #define TYPE product
 #define PLAIN 1
-#include "kernel.h"
+#include "lowrank_block.h"
 #define TYPE f32
 #define PLAIN 0
-#include "kernel.h"
+#include "lowrank_block.h"
 #undef STORED
 #undef CODE
 #undef EXACT
@@ -44,7 +44,7 @@ typedef uint16_t JOIN(halves_there, SET) __attribute__((vector_size(2 * LANES), 
 #define WRITE(a, b, p) (*(halves_there *)(p) = (a), *(halves_there *)((p) + LANES) = (b))
 #define TYPE f16
 #define PLAIN 0
-#include "kernel.h"
+#include "lowrank_block.h"
 #undef CODE
 #undef READ
 #undef ROUND
@@ -61,7 +61,7 @@ typedef uint16_t JOIN(halves_there, SET) __attribute__((vector_size(2 * LANES), 
 #define WRITE UPPER
 #define TYPE bf16
 #define PLAIN 0
-#include "kernel.h"
+#include "lowrank_block.h"
 #undef STORED
 #undef CODE
 #undef EXACT
