@@ -1,4 +1,4 @@
-"""How well the rules of combination merge: eight small adapters of one base become one, which is asked all eight tasks.
+"""How well the rules of combination merge: eight small adapters of one base become one, which is tested on all eight tasks.
 
 For every seed a base is taken (digits: pretrained, texts: MiniLM), a LoRA is trained for every task under a fixed head (see
 `merging_tasks.py`), and every rule of the registry merges the eight. A figure is *normalized accuracy*: of the merged adapter on the test
@@ -11,7 +11,7 @@ matrix are cut to the summed rank of the eight, which is what the others may hav
 Adapters and figures are kept in ``--keep``, so that a run that was broken off goes on.
 
     pip install 'adapterpack[bench]'
-    nice python benchmarks/merging_quality.py --keep build/merging --markdown docs/merging-quality.md
+    nice python benchmarks/merging_quality.py --keep build/merging --markdown docs/benchmarks/merging-quality.md
     python benchmarks/merging_quality.py --suites digits --seeds 1 --json
 """
 
@@ -272,12 +272,12 @@ def page(rows: Mapping[tuple[str, int, str], dict[str, Any]], suites: Sequence[s
 
 INTRODUCTION = """# How well the rules merge
 
-Eight adapters of one base are merged into one, and it is asked all eight tasks. Figures are accuracies on test rows in percent of what
+Eight adapters of one base are merged into one, and it is tested on all eight tasks. Figures are accuracies on test rows in percent of what
 each task's own adapter reaches (*normalized accuracy*): the mean of the tasks with its spread (standard deviation) over the seeds, then
 each task. What a rule gives is multiplied by one coefficient, chosen on validation rows from {sizes} sizes between {least:g} and {most:g}
 of the plain sum's, the same ones for every rule, task arithmetic among them; all other parameters are the defaults. *Ahead* is the
 difference from task arithmetic on the same adapters, and in how many seeds it is above 0. What this shows and what it does not:
-[decision 40](decisions/0040-what-merging-rules-give.md).
+[decision 40](../decisions/0040-what-merging-rules-give.md).
 
 Made by `{command}` ({machine}, torch {torch}, CPU).
 """

@@ -1,4 +1,4 @@
-"""Every method on one small real task, beside PEFT's implementation of it: accuracy, parameters, file size, step time, memory.
+"""Every method on one small real task, compared with PEFT's implementation of it: accuracy, parameters, file size, step time, memory.
 
 The task is the support tickets of the examples (6 classes) on MiniLM, with every linear layer adapted and a trained head (`peers.py`).
 Four parts are measured apart from each other, for each method:
@@ -15,7 +15,7 @@ Four parts are measured apart from each other, for each method:
 
     python benchmarks/methods.py                                  # steps and memory of all methods
     python benchmarks/methods.py --methods lora ia3 --parts steps --json
-    python benchmarks/methods.py --parts size steps memory accuracy --keep rows.jsonl --markdown docs/methods-benchmark.md
+    python benchmarks/methods.py --parts size steps memory accuracy --keep rows.jsonl --markdown docs/benchmarks/methods.md
 
 With `--keep` each part of each method is appended to a file, and what the file has is not measured again: a long run can be broken off, and
 its parts can be made at different times (`--seconds`).
@@ -199,7 +199,7 @@ def markdown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     reasons = {who: [f"- {row['method']}: {why}" for row in rows if (why := row.get("size", {}).get(f"without_{who}"))] for who in SIDES}
     table = [f"| {' | '.join(line)} |" for line in (COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *map(cells, rows))]
     return "\n".join([
-        "# What each method costs, beside PEFT", "",
+        "# What each method costs, compared with PEFT", "",
         f"Made by `python benchmarks/methods.py`: MiniLM (22 million parameters), {args.batch} rows a step, float32, "
         f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''} of a CPU. Each method as it is by default, at its "
         "default targets (every linear layer, for most), and a trained head. Parameters and bytes are the adapter's, without the head. "
@@ -210,7 +210,7 @@ def markdown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
         "learns by itself, too: what two implementations make of the same method, not how good a method can be. Both have the same "
         "learning rate; none is tuned. A sixth is chance. Prompts begin at the same tensors on both sides, and neither head sees their "
         "states, which PEFT would leave in the mean; PEFT's config of trainable tokens cannot name a head to train, so its head is set to "
-        "train beside it.",
+        "train as well.",
         "", sentence(summary(rows)), "", *table, "",
         *(line for who, why in reasons.items() if why for line in (f"Without {NAMES[who]} side:", "", *why, ""))])
 

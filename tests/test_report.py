@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import html.parser
+import importlib
 import io
 import re
 import shlex
@@ -13,14 +15,16 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from jinja2 import UndefinedError
 from rich.console import Console
 
 from adapterpack.errors import printable
 from adapterpack.report import svg
 from adapterpack.report.demo import demo_report
 from adapterpack.report.heat import Line, heat_map, spectrum_lines
-from adapterpack.report.html import Card, Code, Figure, Heading, KeyFigures, Paragraph, Record, Section, Table, page
-from adapterpack.report.style import DARK, LIGHT, style_sheet
+from adapterpack.report.key_figures import Card
+from adapterpack.report.rendering import environment, render
+from adapterpack.report.style import DARK, LIGHT
 from adapterpack.report.tables import demo_tables
 from adapterpack.report.text import text_width
 
@@ -130,7 +134,7 @@ def assert_harmless(text: str) -> None:
     for _, attributes in document.elements:
         assert not [name for name in attributes if name.startswith("on")]
         assert {attributes.get(name) for name in ("src", "href", "srcset", "data", "action")} <= {None, "data:,"}
-    assert not re.search(r"url\(|@import", style_sheet())
+    assert not re.search(r"url\(|@import", render("style.css.jinja"))
     assert text == printable(text)
     assert charts(text)
 
@@ -154,14 +158,29 @@ def test_every_kind_of_section_escapes() -> None:
     """Heading, paragraph, card, table, caption, record, code, title, footer."""
     chart = svg.grouped_bars(HOSTILE, [svg.Group(HOSTILE, [svg.Bar(HOSTILE, 0.5, HOSTILE, '"><script>')], svg.Reference(HOSTILE, 0.2))],
                              maximum=1, ticks=[(0.5, HOSTILE)])  # fmt: skip
-    sections: list[Section] = [
-        Heading(HOSTILE), Paragraph(HOSTILE), KeyFigures([Card(HOSTILE, HOSTILE, HOSTILE)]), Code(HOSTILE),
-        Table([HOSTILE], [[HOSTILE]], [0], HOSTILE), Figure(chart, HOSTILE), Record([(HOSTILE, HOSTILE)]),
-    ]  # fmt: skip
-    text = page(HOSTILE, sections, HOSTILE)
+    template = environment().from_string("""{% extends "page.html.jinja" %}{% import "parts.html.jinja" as parts %}
+        {% block title %}{{ text }}{% endblock %}
+        {% block body %}<h2>{{ text }}</h2><p>{{ text }}</p>{{ parts.cards([card]) }}{{ parts.code([text]) }}
+        {{ parts.table([text], [[text]], [0], text) }}{{ parts.figure(chart, text) }}{{ parts.record([(text, text)]) }}{% endblock %}
+        {% block footer %}{{ text }}{% endblock %}""")
+    text = template.render(text=HOSTILE, card=Card(HOSTILE, HOSTILE, HOSTILE), chart=chart)
     assert_harmless(text)
     # Title twice, and one for every text above; what a chart elides stands whole in its title and description.
     assert Document(text).text.count("<script src=") >= 16
+
+
+def test_no_template_lets_a_value_pass_unescaped() -> None:
+    """No filter and no block in the shipped templates switches escaping off, and a value that is missing is an error, not a gap."""
+    loader = environment().loader
+    assert loader is not None
+    names = loader.list_templates()
+    assert {"audit.html.jinja", "demo.html.jinja", "page.html.jinja", "parts.html.jinja", "style.css.jinja"} <= set(names)
+    for name in names:
+        source = loader.get_source(environment(), name)[0]
+        assert not re.search(r"\|\s*safe\b|autoescape|Markup", source), name
+    with pytest.raises(UndefinedError, match="steps"):
+        render("demo.html.jinja", name="a", version="1")
+    assert environment().from_string("{{ '<b>' }}{{ x }}").render(x="\x1b<i>\u202e") == "&lt;b&gt;\\u001b&lt;i&gt;\\u202e"
 
 
 @BOTH
@@ -180,12 +199,12 @@ ENCODER_SHOWN = (
     "88.5 %", "rank 16", "1.2e-06", "3.4e-06", "3.1e-02", "2.1e-01", "99.2 %", "97.9 %", "93.4 %", "none (base)", "1.31 MB", "401 kB",
     "31.4 MB", "30.1 s", "&lt; 0.1 s", "60.6 s", "300,123", "480", "1.7 points (ONNX int4, tickets)", "pack and validate",
     "adapterpack validate adapterpack-demo/packs/tickets", "adapterpack inspect adapterpack-demo/bundle",
-    "adapterpack run adapterpack-demo/bundle --adapter tickets --prompt &#x27;Where is my parcel?&#x27;",
+    "adapterpack run adapterpack-demo/bundle --adapter tickets --prompt &#39;Where is my parcel?&#39;",
 )  # fmt: skip
 CAUSAL_SHOWN = (
     "135 million parameters", "0.0 %", "90.0 %", "2.5 %", "100.0 %", "40 prompts", "99.8 %", "4,120", "55.1", "40.2", "1.37 times",
-    "4.2e-05", "9.81 MB", "538 MB", "3 min 10 s", "3 min 13 s", "2.44 million", "Sure!\n1. pizza", "{&quot;n&quot;: 2}",
-    "adapterpack run adapterpack-demo/bundle --adapter orders --prompt &#x27;two pizzas&#x27;",
+    "4.2e-05", "9.81 MB", "538 MB", "3 min 10 s", "3 min 13 s", "2.44 million", "Sure!\n1. pizza", "{&#34;n&#34;: 2}",
+    "adapterpack run adapterpack-demo/bundle --adapter orders --prompt &#39;two pizzas&#39;",
 )  # fmt: skip
 
 
@@ -372,7 +391,7 @@ def test_the_palette_can_be_read(palette: dict[str, str]) -> None:
 
 def test_the_style_sheet_keeps_its_promises() -> None:
     """No text below 12 px; light and dark have the same names; print, narrow screens and dark have their rules."""
-    sheet = style_sheet()
+    sheet = render("style.css.jinja")
     sizes = [int(px) for px in re.findall(r"font(?:-size)?:(?:[\w ]*? )?(\d+)px", sheet)]
     assert len(sizes) > 10
     assert min(sizes) >= 12
@@ -404,3 +423,10 @@ def test_the_terminal_is_not_repainted() -> None:
     assert "[red]x[/red]\\u001b[31m\\u202e" in stream.getvalue()
     assert "[bold]\\u001b[1m" in stream.getvalue()
     assert not re.search("\u202e|\x1b\\[31m", stream.getvalue())
+
+
+@pytest.mark.parametrize("name", ["audit_map", "demo", "heat", "key_figures", "rendering", "result", "svg", "tables", "text", "values"])
+def test_the_examples_in_docstrings_run(name: str) -> None:
+    """What the functions of the report show in their docstrings is what they give."""
+    ran = doctest.testmod(importlib.import_module(f"adapterpack.report.{name}"))
+    assert ran.attempted and not ran.failed

@@ -12,7 +12,8 @@ import adapterpack
 from ..hub.resolve import folder_of
 from ..io.atomic import output_file
 from ..io.readable import percent
-from ..report.audit import audit_report, worst
+from ..report.audit import audit_report
+from ..report.audit_sites import worst
 from .options import pack_at, shared, weight_option
 from .output import emit, line, table
 from .progress import byte_bar

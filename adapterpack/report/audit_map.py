@@ -30,19 +30,19 @@ def grid(sites: Sequence[Site]) -> Grid:
     """
     places = [(_before(site), str(site["module"]), site["layer"], site) for site in sites]
     stems = {before for before, _, layer, _ in places if layer is not None}
-    found: dict[str, dict[int | None, Site]] = {}
+    rows: dict[str, dict[int | None, Site]] = {}
     for before, module, layer, site in places:
         label = f"{before}…{module}" if layer is not None and len(stems) > 1 else module
-        found.setdefault(label, {})[layer] = site
+        rows.setdefault(label, {})[layer] = site
     layers: list[int | None] = sorted({layer for _, _, layer, _ in places if layer is not None})
     layers += [None] if any(layer is None for _, _, layer, _ in places) else []
-    labels = list(found)
+    labels = list(rows)
     if len(labels) > _MOST:
-        concern = {label: max(float(site["interference"]["relative"] or 0) for site in found[label].values()) for label in labels}
+        concern = {label: max(float(site["interference"]["relative"] or 0) for site in rows[label].values()) for label in labels}
         chosen = set(sorted(labels, key=lambda label: -concern[label])[:_MOST])
         labels = [label for label in labels if label in chosen]
     columns = ["–" if layer is None else str(layer) for layer in layers]
-    return Grid(labels, columns, [[found[label].get(layer) for layer in layers] for label in labels], len(labels) < len(found))
+    return Grid(labels, columns, [[rows[label].get(layer) for layer in layers] for label in labels], len(labels) < len(rows))
 
 
 def _before(site: Site) -> str:

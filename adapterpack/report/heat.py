@@ -1,4 +1,4 @@
-"""Heat maps and spectra as SVG strings: many numbers at a glance, each to be read when it is pointed at.
+"""Heat maps and spectra as SVG markup: many numbers at a glance, each to be read when it is pointed at.
 
 A colour has two directions, for values above and below zero, and the strength of the value; so it reads in light, in dark and on paper.
 """
@@ -9,8 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .svg import MIN_WIDTH, WIDE, Mark, Svg, framed, label_column, placed, text_at, thinned
-from .text import elided, escaped, text_width
+from markupsafe import Markup
+
+from .svg import MIN_WIDTH, WIDE, Mark, element, framed, label_column, placed, text_at, thinned
+from .text import elided, text_width
 
 _ROW, _AXIS, _GAP, _LABELS = 22, 24, 8, 210
 _FAINTEST = 0.06
@@ -30,7 +32,7 @@ class Line(NamedTuple):
 def heat_map(
     title: str, rows: Sequence[str], columns: Sequence[str], values: Matrix, *, high: float = 1.0, middle: float = 0.0,
     shown: Callable[[float], str] = lambda value: f"{value:z.2f}", written: bool = False, tones: tuple[str, str] = ("c1", "c2"),
-) -> Svg:
+) -> Markup:
     """Cells of ``values`` ``[rows][columns]``: the colour is full at ``high`` (or as far below ``middle``); None leaves a gap.
 
     ``tones`` are those from ``middle`` on and below it. ``written`` writes the value into its cell, where there is room for it.
@@ -40,11 +42,11 @@ def heat_map(
         >>> chart.count("<rect"), 'class="cell c2"' in chart, "<title>a, 2: -0.50</title>" in chart
         (3, True, True)
     """
-    beside = math.ceil(max(map(text_width, columns), default=0.0) / 2)
-    left, right = max(label_column(rows, _LABELS), beside), max(_GAP, beside)
+    overhang = math.ceil(max(map(text_width, columns), default=0.0) / 2)
+    left, right = max(label_column(rows, _LABELS), overhang), max(_GAP, overhang)
     width = 1 / max(1, len(columns))
     room = (MIN_WIDTH - left - right) * width
-    parts: list[str] = []
+    parts: list[Markup] = []
     for index, (row, line) in enumerate(zip(rows, values, strict=True)):
         y = index * _ROW
         parts.append(text_at(elided(row, left - _GAP), y + _ROW / 2 + 4.5, None, "end", shift=-_GAP))
@@ -52,10 +54,9 @@ def heat_map(
             if value is None or not math.isfinite(value):
                 continue
             strength = min(1.0, abs(value - middle) / abs(high - middle)) if high != middle else 0.0
-            tone = escaped(tones[0] if value >= middle else tones[1])
-            parts.append(f'<rect class="cell {tone}" x="{placed(at * width)}" y="{y}" width="{placed(width)}" height="{_ROW}" '
-                         f'fill-opacity="{_FAINTEST + (1 - _FAINTEST) * strength:.3g}"><title>{escaped(f"{row}, {column}: {shown(value)}")}'
-                         "</title></rect>")
+            cell = {"class": f"cell {tones[0] if value >= middle else tones[1]}", "x": placed(at * width), "y": y, "width": placed(width),
+                    "height": _ROW, "fill-opacity": f"{_FAINTEST + (1 - _FAINTEST) * strength:.3g}"}
+            parts.append(element("rect", cell, element("title", {}, f"{row}, {column}: {shown(value)}")))
             if written and text_width(shown(value)) <= room:
                 css = "on" if strength > 0.55 else "off"
                 parts.append(text_at(shown(value), y + _ROW / 2 + 4.5, (at + 0.5) * width, "middle", css=css))
@@ -64,10 +65,10 @@ def heat_map(
     always = thinned(known, MIN_WIDTH - left - right)
     bottom = len(rows) * _ROW
     axis = [text_at(mark.label, bottom + 16, mark.at, "middle", css="" if mark in always else "wide") for mark in known]
-    return framed(title, _told(rows, columns, values, shown), bottom + _AXIS, (left, right), [*parts, *axis])
+    return framed(title, _described(rows, columns, values, shown), bottom + _AXIS, (left, right), [*parts, *axis])
 
 
-def spectrum_lines(title: str, lines: Sequence[Line], *, floor: float = 1e-4) -> Svg:
+def spectrum_lines(title: str, lines: Sequence[Line], *, floor: float = 1e-4) -> Markup:
     """Falling curves on a logarithmic scale from 1 down to ``floor``, with a band around each.
 
     Example:
@@ -92,29 +93,33 @@ def spectrum_lines(title: str, lines: Sequence[Line], *, floor: float = 1e-4) ->
     curves = []
     for line in lines:
         if line.band is not None:
-            curves.append(f'<polygon class="band {escaped(line.tone)}" points="{points(line.band[1])} {points(line.band[0], -1)}"/>')
-        curves.append(f'<polyline class="curve {escaped(line.tone)}" points="{points(line.values)}"/>')
+            low, high = line.band
+            curves.append(element("polygon", {"class": f"band {line.tone}", "points": f"{points(high)} {points(low, -1)}"}))
+        curves.append(element("polyline", {"class": f"curve {line.tone}", "points": points(line.values)}))
     top = _ROW * len(lines) + _GAP
-    grid = [f'<line class="grid" x1="0%" x2="100%" y1="{top + _PLOT * step / decades:g}" y2="{top + _PLOT * step / decades:g}"/>'
-            + text_at(label, top + _PLOT * step / decades + 4.5, None, "end", shift=-_GAP) for step, label in enumerate(scale)]
-    plot = (f'<svg x="0" y="{top}" width="100%" height="{_PLOT}" viewBox="0 0 100 100" preserveAspectRatio="none">'
-            + "".join(curves) + "</svg>")
+    grid: list[Markup] = []
+    for step, label in enumerate(scale):
+        height = top + _PLOT * step / decades
+        grid.append(element("line", {"class": "grid", "x1": "0%", "x2": "100%", "y1": height, "y2": height}))
+        grid.append(text_at(label, height + 4.5, None, "end", shift=-_GAP))
+    frame = {"x": 0, "y": top, "width": "100%", "height": _PLOT, "viewBox": "0 0 100 100", "preserveAspectRatio": "none"}
+    plot = element("svg", frame, *curves)
     marks = [Mark(x(index), str(index + 1)) for index in range(longest)]
     axis = [text_at(mark.label, top + _PLOT + 20, mark.at, "middle") for mark in thinned(marks, MIN_WIDTH - left - right)]
     keys = []
     for index, line in enumerate(lines):
-        keys.append(f'<rect class="{escaped(line.tone)}" x="0" y="{index * _ROW + 3}" width="12" height="12" rx="2"/>')
+        keys.append(element("rect", {"class": line.tone, "x": 0, "y": index * _ROW + 3, "width": 12, "height": 12, "rx": 2}))
         keys.append(text_at(elided(line.label, MIN_WIDTH - left - right - 24), index * _ROW + 13, None, "start", shift=20))
     desc = ". ".join(f"{line.label}: {', '.join(f'{value:.2g}' for value in line.values[:16])}" for line in lines)
     return framed(title, desc, top + _PLOT + _AXIS + 4, (left, right), [*grid, plot, *axis, *keys])
 
 
-def _told(rows: Sequence[str], columns: Sequence[str], values: Matrix, shown: Callable[[float], str]) -> str:
+def _described(rows: Sequence[str], columns: Sequence[str], values: Matrix, shown: Callable[[float], str]) -> str:
     """The range of each row in words: a map of hundreds of cells is no text."""
-    told = []
+    ranges = []
     for row, line in zip(rows, values, strict=True):
         known = [(value, column) for value, column in zip(line, columns, strict=True) if value is not None and math.isfinite(value)]
         if known:
             (low, first), (high, last) = min(known), max(known)
-            told.append(f"{row}: from {shown(low)} ({first}) to {shown(high)} ({last})")
-    return ". ".join(told)
+            ranges.append(f"{row}: from {shown(low)} ({first}) to {shown(high)} ({last})")
+    return ". ".join(ranges)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ..io.readable import number, percent, seconds, size
 from . import result as r
-from .html import Card
 from .result import Result
+
+
+class Card(NamedTuple):
+    """One key figure: what it is, its value, and half a sentence that puts it in place."""
+
+    label: str
+    value: str
+    note: str = ""
 
 
 def key_figures(result: Result) -> list[Card]:

@@ -54,16 +54,16 @@ def part(result: Result, *keys: str) -> Mapping[str, Any]:
         >>> part({"a": {"b": {"c": 1}}}, "a", "b"), part({}, "a")
         ({'c': 1}, {})
     """
-    found: Any = result
+    value: Any = result
     for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
 
 
 def listed(result: Result, key: str) -> list[Mapping[str, Any]]:
     """The mappings in the list under ``key``."""
-    found = result.get(key)
-    return [item for item in found if isinstance(item, Mapping)] if isinstance(found, list | tuple) else []
+    value = result.get(key)
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list | tuple) else []
 
 
 def spoken(key: str) -> str:
@@ -99,9 +99,9 @@ def parity(result: Result) -> tuple[list[str], list[list[str]]]:
         >>> parity({"parity": {"tickets": {"onnx_fp32": {"max_abs": 1e-6}}}})
         (['form', 'max abs'], [['tickets, ONNX fp32', '1.0e-06']])
     """
-    found = list(_leaves(part(result, "parity"), ()))
-    keys = [key for key in PARITY if any(key in leaf for _, leaf in found)]
-    rows = [[", ".join(map(spoken, path)) or "all", *(PARITY[key][1](leaf.get(key)) for key in keys)] for path, leaf in found]
+    leaves = list(_leaves(part(result, "parity"), ()))
+    keys = [key for key in PARITY if any(key in leaf for _, leaf in leaves)]
+    rows = [[", ".join(map(spoken, path)) or "all", *(PARITY[key][1](leaf.get(key)) for key in keys)] for path, leaf in leaves]
     return ["form", *(PARITY[key][0] for key in keys)], rows
 
 
@@ -115,8 +115,8 @@ def _leaves(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[
 
 def training(result: Result) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the training table, one row an adapter; the result may be nested by adapter or hold one adapter's figures."""
-    found = part(result, "training")
-    entries = {"": found} if measured(found) else {str(name): entry for name, entry in found.items() if isinstance(entry, Mapping)}
+    figures = part(result, "training")
+    entries = {"": figures} if measured(figures) else {str(name): entry for name, entry in figures.items() if isinstance(entry, Mapping)}
     keys = [key for key in TRAINING if any(key in entry for entry in entries.values())]
     return ["adapter", *(TRAINING[key][0] for key in keys)], [[name, *(TRAINING[key][1](entry.get(key)) for key in keys)]
                                                               for name, entry in entries.items()]

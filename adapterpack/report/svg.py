@@ -1,4 +1,4 @@
-"""Charts as SVG strings, by small pure functions: grouped bars, stages in time, sizes.
+"""Charts as SVG markup, by small pure functions: grouped bars, stages in time, sizes.
 
 A chart is as wide as its column and its text keeps its size: lengths along x are percentages of the plot, while the columns for labels
 (left) and values (right) are padding in px around it. ``overflow: visible`` lets text stand in that padding.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple, NewType
+from typing import NamedTuple
 from zlib import crc32
+
+from markupsafe import Markup
 
 from ..io.readable import MISSING, seconds, size
 from .text import elided, escaped, text_width
-
-Svg = NewType("Svg", str)
-"""Markup that these functions made, with every text in it escaped."""
 
 MIN_WIDTH = 320
 """The narrowest chart, in px, in which no text is clipped."""
@@ -76,10 +75,10 @@ class _Block(NamedTuple):
     reference: Mark | None = None
 
 
-def grouped_bars(title: str, groups: Sequence[Group], *, maximum: float, ticks: Sequence[tuple[float, str]] = ()) -> Svg:
+def grouped_bars(title: str, groups: Sequence[Group], *, maximum: float, ticks: Sequence[tuple[float, str]] = ()) -> Markup:
     """Horizontal bars from 0 to ``maximum``, in groups, each with its value and, if the group has one, a dashed reference line.
 
-    Values out of range are drawn at the nearer end; the text beside the bar tells the value. ``ticks`` are (value, label).
+    Values out of range are drawn at the nearer end; the text next to the bar has the value. ``ticks`` are (value, label).
 
     Example:
         >>> chart = grouped_bars("Accuracy", [Group("tickets", [Bar("PyTorch", 0.88, "88.0 %")], Reference("chance", 0.167))], maximum=1)
@@ -94,13 +93,13 @@ def grouped_bars(title: str, groups: Sequence[Group], *, maximum: float, ticks: 
         )
         for group in groups
     ]
-    told = ((group.label, [*([group.reference.label] if group.reference else []), *(f"{bar.label} {bar.text}" for bar in group.bars)])
+    described = ((group.label, [*([group.reference.label] if group.reference else []), *(f"{bar.label} {bar.text}" for bar in group.bars)])
             for group in groups)
-    desc = ". ".join(f"{label}: {', '.join(parts)}" if label else ", ".join(parts) for label, parts in told)
+    desc = ". ".join(f"{label}: {', '.join(parts)}" if label else ", ".join(parts) for label, parts in described)
     return _chart(title, desc, blocks, [Mark(_fraction(value, maximum), label) for value, label in ticks])
 
 
-def time_bars(title: str, stages: Sequence[tuple[str, float]], tone: str = "c1") -> Svg:
+def time_bars(title: str, stages: Sequence[tuple[str, float]], tone: str = "c1") -> Markup:
     """Stages in seconds, in order: each bar starts where the one before it ends.
 
     Example:
@@ -118,7 +117,7 @@ def time_bars(title: str, stages: Sequence[tuple[str, float]], tone: str = "c1")
     return _chart(title, desc, [_Block("", spans)], [Mark(_fraction(at, total), f"{at:g} s") for at in _steps(total)])
 
 
-def size_bars(title: str, sizes: Sequence[tuple[str, float]], *, log: bool | None = None, tones: Sequence[str] = ()) -> Svg:
+def size_bars(title: str, sizes: Sequence[tuple[str, float]], *, log: bool | None = None, tones: Sequence[str] = ()) -> Markup:
     """Sizes in bytes; ``log`` None takes a logarithmic scale where the largest is more than 30 times the smallest.
 
     Example:
@@ -162,14 +161,14 @@ def _steps(whole: float) -> list[float]:
     return [round(step * index, 12) for index in range(math.floor(whole / step + 1e-9) + 1)]
 
 
-def _chart(title: str, desc: str, blocks: Sequence[_Block], marks: Sequence[Mark]) -> Svg:
+def _chart(title: str, desc: str, blocks: Sequence[_Block], marks: Sequence[Mark]) -> Markup:
     spans = [span for block in blocks for span in block.spans]
     marks = [Mark(mark.at, elided(mark.label, VALUES_AT_MOST)) for mark in marks]
     # Half of a label at either end of the axis stands outside of the plot.
-    beside = math.ceil(max((text_width(mark.label) for mark in marks), default=0.0) / 2)
-    left = max(beside, label_column([block.label for block in blocks] + [span.label for span in spans], LABELS_AT_MOST))
-    right = max(beside, label_column([span.text for span in spans], VALUES_AT_MOST))
-    parts: list[str] = []
+    overhang = math.ceil(max((text_width(mark.label) for mark in marks), default=0.0) / 2)
+    left = max(overhang, label_column([block.label for block in blocks] + [span.label for span in spans], LABELS_AT_MOST))
+    right = max(overhang, label_column([span.text for span in spans], VALUES_AT_MOST))
+    parts: list[Markup] = []
     y = 0.0
     for block in blocks:
         y += _SPACE if parts else 0
@@ -177,59 +176,69 @@ def _chart(title: str, desc: str, blocks: Sequence[_Block], marks: Sequence[Mark
         parts += drawn
     shown = thinned(marks, WIDE - left - right)
     always = thinned(shown, MIN_WIDTH - left - right)
-    grid = [f'<line class="grid" x1="{placed(mark.at)}" x2="{placed(mark.at)}" y1="0" y2="{y:g}"/>' for mark in marks]
+    grid = [element("line", {"class": "grid", "x1": placed(mark.at), "x2": placed(mark.at), "y1": 0, "y2": y}) for mark in marks]
     axis = [text_at(mark.label, y + 16, mark.at, "middle", css="" if mark in always else "wide") for mark in shown]
     height = y + (_AXIS if marks else 0)
     return framed(title, desc, height, (left, right), [*grid, *parts, *axis])
 
 
-def framed(title: str, desc: str, height: float, sides: tuple[int, int], parts: Iterable[str]) -> Svg:
-    """A chart of its parts, ``height`` px high, with px for labels at its left and right; ``title`` and ``desc`` tell it in words."""
+def framed(title: str, desc: str, height: float, sides: tuple[int, int], parts: Iterable[Markup]) -> Markup:
+    """A chart of its parts, ``height`` px high, with px for labels at its left and right; ``title`` and ``desc`` say it in words."""
     left, right = sides
     key = f"f{crc32((title + desc).encode('utf-8', 'backslashreplace')):08x}"
-    return Svg(
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="{key}t {key}d" width="100%" height="{height:g}" '
-        f'style="padding:0 {right}px 0 {left}px"><title id="{key}t">{escaped(title)}</title><desc id="{key}d">{escaped(desc)}</desc>'
-        + "".join(parts) + "</svg>"
-    )
+    frame = {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-labelledby": f"{key}t {key}d", "width": "100%", "height": height,
+             "style": f"padding:0 {right}px 0 {left}px"}
+    return element("svg", frame, element("title", {"id": f"{key}t"}, title), element("desc", {"id": f"{key}d"}, desc), *parts)
 
 
-def _block(block: _Block, y: float, left: int, right: int) -> tuple[list[str], float]:
+def element(name: str, attributes: Mapping[str, object], *children: object) -> Markup:
+    """One element with everything in it escaped: attributes, and children that are not markup already.
+
+    Example:
+        >>> print(element("text", {"x": 0.5, "class": 'a"b'}, "1 < 2"))
+        <text x="0.5" class="a&#34;b">1 &lt; 2</text>
+    """
+    given = "".join(f' {key}="{f"{value:g}" if isinstance(value, float) else escaped(value)}"' for key, value in attributes.items())
+    inner = "".join(map(escaped, children))
+    return Markup(f"<{name}{given}>{inner}</{name}>" if children else f"<{name}{given}/>")
+
+
+def _block(block: _Block, y: float, left: int, right: int) -> tuple[list[Markup], float]:
     """The elements of one block that starts at ``y``, and where it ends."""
-    parts: list[str] = []
+    parts: list[Markup] = []
     plot = MIN_WIDTH - left - right
     if block.label:
         parts.append(text_at(elided(block.label, left), y + 16, None, "start", shift=-left, css="head"))
     if block.label or block.reference:
         y += _ROW
     top = y
-    values: list[str] = []
+    values: list[Markup] = []
     for span in block.spans:
         middle = y + _ROW / 2
         parts.append(text_at(elided(span.label, left - _GAP), middle + 4.5, None, "end", shift=-_GAP))
         if span.stop > span.start:
-            parts.append(f'<rect class="{escaped(span.tone)}" x="{placed(span.start)}" y="{middle - _BAR / 2:g}" '
-                         f'width="{placed(span.stop - span.start)}" height="{_BAR}" rx="2"/>')
+            parts.append(element("rect", {"class": span.tone, "x": placed(span.start), "y": middle - _BAR / 2,
+                                          "width": placed(span.stop - span.start), "height": _BAR, "rx": 2}))
         value = elided(span.text or MISSING, right - _GAP)
-        beside = span.stop
+        end = span.stop
         if block.reference and span.stop <= block.reference.at <= span.stop + (text_width(value) + _GAP) / plot:
-            beside = block.reference.at
-        values.append(text_at(value, middle + 4.5, beside, "start", shift=_GAP, css="value"))
+            end = block.reference.at
+        values.append(text_at(value, middle + 4.5, end, "start", shift=_GAP, css="value"))
         y += _ROW
     if block.reference:
         at, label = block.reference
-        parts.append(f'<line class="reference" x1="{placed(at)}" x2="{placed(at)}" y1="{top - 4:g}" y2="{y:g}"/>')
-        # Beside the line, on the side where there is more room.
+        parts.append(element("line", {"class": "reference", "x1": placed(at), "x2": placed(at), "y1": top - 4, "y2": y}))
+        # Next to the line, on the side where there is more room.
         room = (1 - at) * plot + right if at <= 0.5 else at * plot
         parts.append(text_at(elided(label, room), top - 8, at, "start" if at <= 0.5 else "end"))
     # Values come last: they have a halo, and stay readable where a line crosses them.
     return parts + values, y
 
 
-def text_at(text: str, y: float, at: float | None, anchor: str, *, shift: int = 0, css: str = "") -> str:
-    """One line of text ``y`` px from the top, at a fraction of the plot and ``shift`` px beside it."""
-    extra = (f' dx="{shift}"' if shift else "") + (f' class="{css}"' if css else "")
-    return f'<text x="{placed(at or 0.0)}" y="{y:g}" text-anchor="{anchor}"{extra}>{escaped(text)}</text>'
+def text_at(text: str, y: float, at: float | None, anchor: str, *, shift: int = 0, css: str = "") -> Markup:
+    """One line of text ``y`` px from the top, at a fraction of the plot and moved by ``shift`` px."""
+    extra = {**({"dx": shift} if shift else {}), **({"class": css} if css else {})}
+    return element("text", {"x": placed(at or 0.0), "y": y, "text-anchor": anchor, **extra}, text)
 
 
 def label_column(texts: Iterable[str], at_most: int) -> int:
@@ -238,7 +247,7 @@ def label_column(texts: Iterable[str], at_most: int) -> int:
 
 
 def thinned(marks: Sequence[Mark], room: float) -> list[Mark]:
-    """The marks whose labels fit beside each other in ``room`` px: all, or every second, third, ... of them."""
+    """The marks whose labels fit next to each other in ``room`` px: all, or every second, third, ... of them."""
     widest = max((text_width(mark.label) for mark in marks), default=0.0) + _GAP
     for step in range(1, len(marks) + 1):
         kept = marks[::step]

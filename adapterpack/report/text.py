@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import unicodedata
+
+from markupsafe import Markup, escape
 
 from ..errors import printable
 
@@ -14,16 +15,19 @@ _UPPER, _PLAIN, _FOREIGN, _SYMBOL = 0.87, 0.72, 1.25, 1.4
 """Widths in em that DejaVu Sans Bold, the widest font that a page is likely to be shown in, stays below."""
 
 
-def escaped(text: object) -> str:
-    """Text for HTML and SVG, between tags and in quoted attributes: no markup, no control or bidirectional characters.
+def escaped(value: object) -> Markup:
+    """A value for HTML and SVG, between tags and in quoted attributes: no markup, no control or bidirectional characters.
+
+    What is markup already passes as it is.
 
     Example:
-        >>> escaped('<b title="x">' + chr(0x202e))
-        '&lt;b title=&quot;x&quot;&gt;\\\\u202e'
+        >>> print(escaped('<b title="x">' + chr(0x202e)), escaped(escaped("1 < 2")))
+        &lt;b title=&#34;x&#34;&gt;\\u202e 1 &lt; 2
     """
+    if isinstance(value, Markup):
+        return value
     # XML 1.0 has no U+FFFE and no U+FFFF, which are neither control nor private.
-    safe = printable(str(text)).replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
-    return html.escape(safe, quote=True)
+    return escape(printable(str(value)).replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff"))
 
 
 def text_width(text: str) -> float:

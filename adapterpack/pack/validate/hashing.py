@@ -1,74 +1,31 @@
-"""The sha256 of what is in memory: of files on another core while the checks go on, of tensors on two."""
+"""The bytes that were read are those of the manifest: AP204 of every tensor, AP104 and AP105 of every file."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Event
+from collections.abc import Iterator
 
-from .budget import Budget
-
-_BLOCK = 16 << 20
-"""Bytes after which the clock is looked at; one call of the hash leaves the interpreter to other threads."""
+from ...io.safe_open import TENSORS
+from .. import hashing
+from .checks import folder, tensors
+from .context import Subject
+from .finding import Finding
 
 
-@contextmanager
-def hashed(held: Mapping[str, bytes], budget: Budget, known: Mapping[str, str] | None = None) -> Iterator[dict[str, Future[str]]]:
-    """The sha256 (hex) of each file by its name, to be waited for; what nobody waited for ends with the block. Some may be ``known``.
+def digests(s: Subject) -> Iterator[Finding]:
+    """AP204, and where no tensor was altered AP104 and AP105: altered bytes are reported by the tensor that they belong to.
 
-    A file cannot be split over threads, and its tensors are hashed as well: both at once take as long as one.
-
-    Example:
-        >>> with hashed({"a": b""}, Budget()) as digests:
-        ...     digests["a"].result()[:8]
-        'e3b0c442'
+    Tensors and the file that holds them are hashed together, since a file cannot be split over threads: both take as long as the file.
     """
-    stop = Event()
-
-    def digest(data: bytes) -> str:
-        hasher, view = hashlib.sha256(), memoryview(data)
-        for start in range(0, len(view), _BLOCK):
-            budget.require_time("the digests of the files")
-            if stop.is_set():
-                break
-            hasher.update(view[start : start + _BLOCK])
-        return hasher.hexdigest()
-
-    def done(value: str) -> Future[str]:
-        found: Future[str] = Future()
-        found.set_result(value)
-        return found
-
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            yield {name: done(known[name]) if known and name in known else pool.submit(digest, data) for name, data in held.items()}
-        finally:
-            stop.set()
-
-
-def each(buffers: Sequence[memoryview], budget: Budget, what: str) -> list[str]:
-    """The sha256 (hex) of each of the ``buffers``, in their order, by two threads: where the files' are known, the other core is free.
-
-    Half of them in a row to each thread, and not one by one: to hand over work takes about as long as to hash a small tensor.
-
-    Raises:
-        Spent: the budget, for ``what``.
-
-    Example:
-        >>> [digest[:8] for digest in each([memoryview(b""), memoryview(b"a")], Budget(), "digests")]
-        ['e3b0c442', 'ca978112']
-    """
-
-    def digests(some: Sequence[memoryview]) -> list[str]:
-        found = []
-        for buffer in some:
-            budget.require_time(what)
-            found.append(hashlib.sha256(buffer).hexdigest())
-        return found
-
-    half = len(buffers) // 2
-    with ThreadPoolExecutor(1) as pool:
-        rest = pool.submit(digests, buffers[half:])
-        return [*digests(buffers[:half]), *rest.result()]
+    entries, files = sorted(s.pack.manifest.tensors.items()), s.pack.manifest.files
+    sources: dict[tuple[str, str], hashing.Parts] = {("tensor", name): [s.file.buffer(name)] for name, _ in entries}
+    sources |= {("file", entry.path): [s.held[entry.path]] for entry in files}
+    hashes = hashing.digests(sources, watch=lambda: s.budget.require_time("the digests of the files and tensors"))
+    altered = [name for name, entry in entries if hashes["tensor", name].hex() != entry.sha256]
+    for name in altered:
+        yield tensors.DIGEST.at(name, "the tensor's sha256 is not the manifest's: its bytes were altered", file=TENSORS,
+                                offset=s.file.tensors[name].offset)
+    for entry in files if not altered else ():
+        if len(s.held[entry.path]) != entry.size:
+            yield folder.SIZE.at(entry.path, f"the file does not have the {entry.size} bytes that the manifest says", file=entry.path)
+        elif hashes["file", entry.path].hex() != entry.sha256:
+            yield folder.DIGEST.at(entry.path, "the file's sha256 is not the manifest's: it was altered", file=entry.path)

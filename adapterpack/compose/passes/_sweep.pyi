@@ -1,3 +1,0 @@
-import numpy as np
-
-def sweep(D: np.ndarray, X: np.ndarray, there: np.ndarray, back: np.ndarray | None, /) -> None: ...

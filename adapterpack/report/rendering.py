@@ -1,0 +1,33 @@
+"""Pages rendered from the jinja2 templates in ``templates/``, in which every value is escaped by the environment."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ..io.readable import count, percent, seconds, small
+from ..resources import templates
+from .style import DARK, LIGHT
+from .text import escaped
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def render(name: str, /, **values: Any) -> str:
+    """The template ``name`` with these values; a value that it names and does not get is an error.
+
+    Example:
+        >>> "--page:#ffffff" in render("style.css.jinja")
+        True
+    """
+    return environment().get_template(name).render(**values)
+
+
+@cache
+def environment() -> Environment:
+    """The environment of the pages' templates: markup in a value is shown as text; only :class:`markupsafe.Markup` passes as it is."""
+    made = templates(__package__, escaped)
+    made.filters.update(count=count, percent=percent, seconds=seconds, small=small)
+    made.globals.update(light=LIGHT, dark=DARK)
+    return made

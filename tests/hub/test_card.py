@@ -1,0 +1,89 @@
+"""The model card under hostile names: whatever a pack says, the card has the same headings, tables and links, and shows it as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from hubs import make_pack
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from adapterpack.errors import printable
+from adapterpack.hub import card as cards
+from adapterpack.hub import names
+from adapterpack.hub.card import MARK, bundle_card, pack_card
+from adapterpack.pack.validate.finding import Finding, Report
+
+pytestmark = pytest.mark.fast
+
+AT = names.parse("hf://org/tickets")
+HOSTILE = {
+    "heading": "x\n\n# Owned", "heading alone": "# Owned", "underlined": "x\n===", "link": "[click](http://evil.example)",
+    "image": "![i](http://evil.example/x.png)", "reference": "[a]\n\n[a]: http://evil.example", "address": "<http://evil.example>",
+    "script": "<script>alert(1)</script>", "markup": '<img src=x onerror="alert(1)">', "comment": "<!-- a", "entity": "&lt;b&gt; &#35;",
+    "cells": "a | b |\n| --- | --- |\n| c | d", "escaped cell": "a\\| b", "backslash": "a\\", "fence": "```\n\n# Owned\n", "tildes": "~~~",
+    "rule": "---", "item": "- item", "plus": "+ item", "number": "1. item", "quote": "> quote", "indented": "\n\n        code",
+    "emphasis": "**bold** _em_ `code` ~~gone~~", "formula": "$x$", "terminal": "\x1b[31mred\u202eder",
+}  # fmt: skip
+PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+def card(text: str) -> str:
+    """A pack that says ``text`` wherever a pack may say what it likes, and a report that repeats it."""
+    line = " ".join(text.split())
+    metric = {"name": line, "value": 0.5, "dataset": text, "harness": text, f"about {text}": text}
+    pack = make_pack("tickets", metrics=(metric,), training={f"note {text}": text, "nested": {text: [text]}})
+    manifest = dataclasses.replace(pack.manifest, pack=dataclasses.replace(pack.manifest.pack, description=text),
+                                   task=dataclasses.replace(pack.manifest.task, labels=(text, "b")))
+    pack = dataclasses.replace(pack, manifest=manifest)
+    report = Report("pack", "here", pack.id, (Finding("AP000", "warning", "here", text),), (f"{line}, the rest: why",))
+    return pack_card(pack, AT, report)
+
+
+def shared(text: str) -> str:
+    """The card of a bundle whose adapters and labels are called so."""
+    adapters = (SimpleNamespace(name=text, slot=1, labels=(text, "b"), pack=text),)
+    bundle = SimpleNamespace(quantization=None, task="text-classification", mode="bank", adapters=adapters)
+    return bundle_card(bundle, AT, "org/base", "apache-2.0", Report("bundle", "here", None, ()))
+
+
+def parsed(card: str) -> list[Token]:
+    """The tokens of the body, those inside of lines among them."""
+    _, header, body = card.split("---\n", 2)
+    assert isinstance(yaml.safe_load(header), dict)
+    assert body.startswith(MARK)
+    return [inner for token in PARSER.parse(body) for inner in (token, *(token.children or ()))]
+
+
+def structure(card: str) -> list[Any]:
+    """Elements and where links lead; text is left out, and with it where lines are cut into pieces of text."""
+    return [(token.type, token.tag, token.attrs.get("href")) for token in parsed(card) if token.type not in {"text", "text_special"}]
+
+
+def shown(card: str) -> str:
+    return " ".join("".join(token.content for token in parsed(card) if token.type in {"text", "text_special"}).split())
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("make", [card, shared])
+def test_a_name_is_shown_and_adds_nothing_to_the_card(make: Any, text: str) -> None:
+    """As column of a metric, its value, a key of the training, the description, a label, the message of a warning."""
+    assert structure(make(text)) == structure(make("plain"))
+    assert "".join(printable(" ".join(text.split())).split()) in "".join(shown(make(text)).split())
+    assert printable(make(text)) == make(text)
+
+
+def test_the_table_of_metrics_has_their_columns() -> None:
+    """In the order in which the metrics name them, as text."""
+    assert "| name | value | dataset | harness | about \\[a\\](b) |" in card("[a](b)")
+
+
+def test_the_examples_in_docstrings_run() -> None:
+    """What the escaping shows in its docstring is what it gives."""
+    ran = doctest.testmod(cards)
+    assert ran.attempted and not ran.failed
