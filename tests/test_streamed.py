@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -122,16 +124,37 @@ def test_the_blas_has_one_thread_for_as_long_as_anyone_composes() -> None:
     assert blas() == before
 
 
-def test_turns_are_quick_for_as_long_as_anyone_asks() -> None:
-    """The first of two overlapping blocks ends first, and the interval stays short; then it is what it was."""
-    before = sys.getswitchinterval()
-    first, second = threads.quick_turns(), threads.quick_turns()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert sys.getswitchinterval() < before
-    second.__exit__(None, None, None)
-    assert sys.getswitchinterval() == before
+SETTINGS = """
+import gc, os, sys
+from click.testing import CliRunner
+from adapterpack.cli.main import main
+
+def settings():
+    return gc.get_threshold(), gc.get_freeze_count(), sys.getswitchinterval(), {k: v for k, v in os.environ.items() if "THREADS" in k}
+
+class Watch:
+    seen = []
+    def find_spec(self, *_):
+        self.seen.append(settings())
+
+before = settings()
+sys.meta_path.insert(0, Watch())
+run = CliRunner().invoke(main, ["compose", *sys.argv[1:]])
+assert run.exit_code == 0, run.output
+assert len(Watch.seen) > 10, "the command imports what it needs"
+for after in (*Watch.seen, settings()):
+    assert after == before, after
+"""
+
+
+def test_a_command_leaves_the_settings_of_the_process_alone(tmp_path: Path) -> None:
+    """Garbage collector, switch interval and the variables that a BLAS reads, which every process started meanwhile would inherit: at each
+    import of a command, and after it."""
+    packs = [str(made(seed).write(tmp_path / f"{seed}").path) for seed in (1, 2)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", SETTINGS, *packs, "-o", str(tmp_path / "out")], env=environment, capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_work_is_done_in_order_and_its_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import os
 import random
@@ -25,14 +24,12 @@ from hypothesis import strategies as st
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.cli.main import main
 from adapterpack.errors import FormatError
-from adapterpack.io import hashing as digests
-from adapterpack.io import safetensors, schema_check
+from adapterpack.io import hashing, safetensors, schema_check
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.validate.budget import Budget, Spent
 from adapterpack.pack.validate.checks import folder as files
 from adapterpack.pack.validate.checks.template import template_findings
 from adapterpack.pack.validate.checks.text import looks_like, unsafe
-from adapterpack.pack.validate.hashing import hashed
 from adapterpack.pack.validate.registry import RULES, rules_table
 from adapterpack.pack.validate.sarif import sarif
 from adapterpack.pack.validate.validation import examine, load, validate
@@ -421,17 +418,19 @@ def test_a_valid_pack_is_validated_without_heavy_imports(folder: Path) -> None:
     assert not unwanted & set(modules)
 
 
-def test_files_are_hashed_beside_the_checks_and_within_the_budget() -> None:
-    """The sha256 of all bytes, block by block; a spent budget is said by whoever waits, and an early end waits for nobody."""
-    data = {"a": random.Random(0).randbytes(100_003), "b": b""}
-    with hashed(data, Budget()) as digests:
-        assert {name: digest.result() for name, digest in digests.items()} == {k: hashlib.sha256(v).hexdigest() for k, v in data.items()}
-    with hashed(data, Budget(seconds=0)) as digests, pytest.raises(Spent, match="digests of the files"):
-        digests["a"].result()
-    start = time.perf_counter()
-    with hashed({str(number): bytes(32 << 20) for number in range(50)}, Budget()):
-        pass
-    assert time.perf_counter() - start < 0.5
+def test_the_time_is_looked_at_while_a_pack_is_hashed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that runs out between two tensors ends the hashing there, and the report says what was left undone."""
+    look = Budget.require_time
+
+    def spent(self: Budget, what: str) -> None:
+        if what == "the digests of the files and tensors":
+            raise Spent(f"{what}: the time ran out")
+        look(self, what)
+
+    monkeypatch.setattr(Budget, "require_time", spent)
+    report = validate(folder)
+    assert report.incomplete
+    assert "the digests of the files and tensors: the time ran out" in report.not_checked
 
 
 def test_load_refuses_what_is_incomplete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,7 +454,7 @@ def test_the_time_is_looked_at_while_the_base_is_hashed(tmp_path: Path) -> None:
 
     with pytest.raises(Spent, match="bytes of the base"), base.watched(watch):
         _ = base.content
-    assert 3 <= len(looks) <= 3 + digests.cores()
+    assert 3 <= len(looks) <= 3 + hashing.cores()
     assert base.content == Checkpoint(folder).content, "the watch is gone with the block"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import FormatError, SiteNotFound, StorageError, nearest, storage_errors
 from ..io import strict_json
-from ..io.hashing import Identity, Source, digest, identity
+from ..io.hashing import Identity, Source, digests, identity
 from ..io.safetensors import SafetensorsFile, TensorInfo
 from . import fingerprint as fp
 from . import fused_experts as stacks
@@ -141,7 +141,7 @@ class Checkpoint:
     @cached_property
     def samples(self) -> dict[str, bytes]:
         """The sha256 of the first, middle and last 4 KiB of every tensor; reads no more than these."""
-        return digest({name: sampled(self.source(name)) for name in self.stored}, watch=self._watch)
+        return digests({name: sampled(self.source(name)) for name in self.stored}, watch=self._watch)
 
     @cached_property
     def probe(self) -> str:
@@ -165,14 +165,14 @@ class Checkpoint:
         settled = {shard for shard, seen in self.identities.items() if seen.settled}
         kept = {shard: _DIGESTS[seen] for shard, seen in self.identities.items() if seen in _DIGESTS}
         known = {name: kept[shard][name] for name, shard in self.shard_of.items() if shard in kept}
-        todo = [*((True, path, source) for path, source in files.items()),
-                *((False, name, self.source(name)) for name in self.stored if name not in known)]
-        hashes = digest({str(number): source for number, (_, _, source) in enumerate(todo)}, watch=self._watch)
-        fresh = {name: hashes[str(number)] for number, (whole, name, _) in enumerate(todo) if not whole}
+        todo = {("file", path): source for path, source in files.items()}
+        todo |= {("tensor", name): self.source(name) for name in self.stored if name not in known}
+        hashes = digests(todo, watch=self._watch)
+        fresh = {name: digest for (kind, name), digest in hashes.items() if kind == "tensor"}
         for shard in settled:
             if identity(self.folder / shard) == (seen := self.identities[shard]):
                 _DIGESTS.setdefault(seen, {name: fresh[name] for name in self.files[shard].tensors if name in fresh})
-        return known | fresh, {path: hashes[str(number)] for number, (whole, path, _) in enumerate(todo) if whole}
+        return known | fresh, {path: digest for (kind, path), digest in hashes.items() if kind == "file"}
 
     @cached_property
     def leaves(self) -> dict[str, str]:
@@ -188,13 +188,13 @@ class Checkpoint:
     def file_entries(self) -> tuple[fp.FileEntry, ...]:
         """Shards and index with size and sha256, as a hub lists them; reads every file once."""
         sources = self._whole_files()
-        return _entries(sources, digest(sources, watch=self._watch))
+        return _entries(sources, digests(sources, watch=self._watch))
 
     def _whole_files(self) -> dict[str, Source]:
         seen = dict(self.identities)
         if self.index is not None:
             seen[INDEX] = identity(self.folder / INDEX)
-        return {path: Source(self.folder / path, each, ((0, each.size),)) for path, each in seen.items()}
+        return {path: Source.whole(self.folder / path, each) for path, each in seen.items()}
 
     def has_file(self, name: str, sha256: str) -> bool | None:
         """Whether a file beside the weights has this sha256 (hex); None where that cannot be known."""
@@ -221,7 +221,7 @@ class Checkpoint:
         for name in wanted:
             if name not in self.stored:
                 raise SiteNotFound("the base has no such tensor", where=self.folder, found=name, remedy=nearest(name, self.stored))
-        for name, sha256 in digest({name: self.source(name) for name in wanted}).items():
+        for name, sha256 in digests({name: self.source(name) for name in wanted}).items():
             info = self.stored[name]
             merkle.prove_tensor(content, leaves, (name, info.dtype, info.shape), sha256)
 

@@ -21,7 +21,6 @@ from ..errors import AdapterpackError, ConfigError, FormatError, ParityError, Si
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
 from ..io.hashing import identity
-from ..io.threads import quick_turns
 from ..manifest.manifest import Base
 from ..merging.onnx.kind import is_graph
 from ..merging.pipeline import merge
@@ -113,7 +112,7 @@ def export(
         from ..quantizing.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
 
         require_scheme(quantize)
-    with quick_turns(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         source, origin = folder, [] if file is None else [str(identity(each)) for each in GraphFile(file).files]
         if mode == "folded" and loaded:
             say("merge")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ..base.checkpoint import Checkpoint
 from ..base.match import Verdict
 from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, read_bundle
 from ..errors import AdapterpackError, BaseMismatch
-from ..io import hashing
+from ..io.hashing import Source, digests
 from ..onnx_graph.confine import require_confined
 from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks.folder import entries
@@ -129,20 +128,13 @@ def _confined(folder: Path) -> Iterator[Finding]:
 
 
 def _digests(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:
-    """AB103-AB104. Files are hashed block by block, by one thread a core, and never held."""
-    def sha256(_: str, blocks: Iterator[memoryview]) -> bytes:
-        hasher = hashlib.sha256()
-        for block in blocks:
-            budget.require_time("the digests of the files")
-            hasher.update(block)
-        return hasher.digest()
-
-    there = {entry.path: entry for entry in bundle.files if (folder / entry.path).is_file()}
-    sources = {name: hashing.Source(folder / name, hashing.identity(folder / name), ((0, entry.size),)) for name, entry in there.items()}
-    found = hashing.digest({name: source for name, source in sources.items() if source.identity.size == there[name].size}, sha256)
+    """AB103-AB104."""
+    there = {entry.path: Source.whole(folder / entry.path) for entry in bundle.files if (folder / entry.path).is_file()}
+    whole = {entry.path: there[entry.path] for entry in bundle.files if entry.path in there and there[entry.path].nbytes == entry.size}
+    hashes = digests(whole, watch=lambda: budget.require_time("the digests of the files"))
     for entry in bundle.files:
         if entry.path not in there:
             yield Finding("AB103", "error", entry.path, "a listed file is missing", "copy the bundle again")
-        elif entry.path not in found or found[entry.path].hex() != entry.sha256:
+        elif entry.path not in hashes or hashes[entry.path].hex() != entry.sha256:
             message = "the file is not the one that the manifest lists: it was altered or truncated"
             yield Finding("AB104", "error", entry.path, message, "copy the bundle again")

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..._native import lowrank
 from ...adapter_methods import AttachForm, Dense, Method, complete, is_stacked
 from ...adapter_methods.core.arrays import array_namespace
 from ...adapter_methods.core.base import fold_form
 from ...base.codecs.quantized_storage import Matrix
 from ...io.safetensors import FLOATS, dtype_name
 from ...pack.pack import Adapter
-from .. import lowrank
 
 Rows = np.ndarray
 There = Callable[[np.ndarray], Any]
@@ -109,7 +109,7 @@ class Change(NamedTuple):
     ``rest`` holds the other additive ones as (weight, reads the base, fold). Where one is not additive, all are in ``chain``: each folds
     what the one before it left, as active adapters do in a model. ``whole``: not all can fold a block of rows without the others.
     ``energy``: ``|D|_F^2`` of the change, where the factors tell it; else it has to be summed up over the blocks. ``panels`` is ``down`` as
-    :mod:`~adapterpack.merging.lowrank` multiplies it.
+    :mod:`~adapterpack._native.lowrank` multiplies it.
     """
 
     up: np.ndarray | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Subject(NamedTuple):
-    """The pack, the bytes of its files by name and their sha256 to wait for, its tensor file over those bytes, the base if one was named.
+    """The pack, the bytes of its files by name, its tensor file over those bytes, the base if one was named.
 
     Nothing is read from ``folder`` any more: it is there for messages. ``allow_structural`` is the leave for a base by its structure.
     """
@@ -26,7 +25,6 @@ class Subject(NamedTuple):
     pack: Pack
     file: SafetensorsFile
     held: Mapping[str, bytes]
-    digests: Mapping[str, Future[str]]
     base: Checkpoint | None
     full: bool
     budget: Budget

@@ -19,7 +19,6 @@ from ...io.streamed_tensors import Streamed
 from ...manifest import manifest as m
 from ...manifest.composed_method import method_of
 from ...peft import layout
-from ..ahead import Ahead
 from ..pack import TEMPLATE, Pack
 from .budget import Budget, Spent
 from .checks import folder as files
@@ -30,7 +29,6 @@ from .checks.remote import remote_code
 from .checks.template import template_findings
 from .context import Check, Subject
 from .finding import Finding, Report
-from .hashing import hashed
 from .open_questions import NO_BASE, SHAPES_ONLY, unchecked
 
 if TYPE_CHECKING:
@@ -68,17 +66,14 @@ def _checkpoint(base: str | os.PathLike[str]) -> Checkpoint:
 
 
 def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, budget: Budget | None = None,
-            allow_structural: bool = False, ahead: Ahead | None = None) -> tuple[Report, Pack | None]:
-    """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were checked.
-
-    ``ahead`` are those of its tensors, where they were read before.
-    """
+            allow_structural: bool = False) -> tuple[Report, Pack | None]:
+    """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were checked."""
     if not folder.is_dir():
         raise StorageError("there is no such pack", where=folder, remedy="name a folder that holds adapterpack.json or adapter_config.json")
     look = _examine if os.path.lexists(folder / m.FILE_NAME) else _examine_peft
     try:
         with _turn(folder):
-            return look(folder, base, full, budget or Budget(), allow_structural, ahead)
+            return look(folder, base, full, budget or Budget(), allow_structural)
     except AdapterpackError as error:
         return Report("pack", str(folder), None, (reading.unreadable(error, folder),)), None
 
@@ -94,8 +89,7 @@ def _turn(folder: Path) -> AbstractContextManager[object]:
         return nullcontext()  # whatever it is, it is told where the file is opened
 
 
-def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool, ahead: Ahead | None
-             ) -> tuple[Report, Pack | None]:
+def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool) -> tuple[Report, Pack | None]:
     def refused(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
         return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
 
@@ -111,20 +105,19 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
     if findings := [*files.forbidden_files(folder, named)] or [*files.closed_file_list(folder, manifest)]:
         return refused(findings, manifest)
     try:
-        held = files.hold(folder, manifest, budget, ahead)
+        held = files.hold(folder, manifest, budget)
     except Spent as spent:
         return Report("pack", str(folder), manifest.id, (), (str(spent),), incomplete=True), None
     absent = [] if TENSORS in held else [files.MISSING.at(TENSORS, "the manifest lists no tensor file", pointer="/files")]
     if findings := [*files.magic_bytes(held)] or absent:
         return refused(findings, manifest)
-    file = HeldFile(held[TENSORS], folder / TENSORS, ahead)
+    file = HeldFile(held[TENSORS], folder / TENSORS)
     pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder,
                 {name: bytes(data) for name, data in held.items() if name == TEMPLATE})
     from .registry import CHECKS  # noqa: PLC0415 - a folder that PEFT wrote is read by other means
 
-    with hashed(held, budget, {} if ahead is None else {TENSORS: ahead.sha256}) as digests:
-        subject = Subject(folder, pack, file, held, digests, base, full, budget, allow_structural)
-        findings, spent_on = run_checks(subject, CHECKS)
+    subject = Subject(folder, pack, file, held, base, full, budget, allow_structural)
+    findings, spent_on = run_checks(subject, CHECKS)
     if len(held[TENSORS]) > LARGE:
         known = {name: entry.sha256 for name, entry in manifest.tensors.items()}
         pack = dataclasses.replace(pack, tensors=Streamed.of(file, pack.tensors, known))
@@ -149,10 +142,8 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
     return findings, []
 
 
-def load(path: str | os.PathLike[str], name: str | None = None, *, ahead: Ahead | None = None) -> Pack:
+def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to call it here.
-
-    ``ahead``: its tensors, where :func:`~adapterpack.pack.ahead.read_ahead` has read them already.
 
     Raises:
         ConfigError: a pack cannot be called ``name``.
@@ -164,17 +155,17 @@ def load(path: str | os.PathLike[str], name: str | None = None, *, ahead: Ahead 
         >>> load("packs/tickets").name  # doctest: +SKIP
         'tickets'
     """
-    pack, _ = checked(path, ahead)
+    pack, _ = checked(path)
     return pack if name is None else pack.called(name)
 
 
-def checked(path: str | os.PathLike[str], ahead: Ahead | None = None) -> tuple[Pack, Report]:
+def checked(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
     """As :func:`load`, with the report.
 
     Raises:
         FormatError, NonFinite, UnknownMethod: as for :func:`load`.
     """
-    report, pack = examine(Path(path), ahead=ahead)
+    report, pack = examine(Path(path))
     for finding in report.findings:
         if finding.severity == "error":
             raise finding.error(f"the pack is not valid, {finding.rule}: {finding.message}".rstrip("."), where=f"{path}, {finding.where}",
@@ -185,9 +176,8 @@ def checked(path: str | os.PathLike[str], ahead: Ahead | None = None) -> tuple[P
     return pack, report
 
 
-def _examine_peft(
-    folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool, ahead: Ahead | None
-) -> tuple[Report, Pack | None]:
+def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool
+                  ) -> tuple[Report, Pack | None]:
     """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked for in a base.
 
     What lies beside its two files is never opened nor taken along, so files that a pack may not hold are warnings there.
@@ -204,8 +194,7 @@ def _examine_peft(
         budget.require_memory((folder / TENSORS).stat().st_size if (folder / TENSORS).is_file() else 0)
     except Spent as spent:
         return Report("peft", str(folder), None, tuple(findings), (str(spent),), incomplete=True), None
-    file = None if ahead is None else HeldFile(ahead.data, folder / TENSORS, ahead)
-    pack = dataclasses.replace(layout.read(folder, tensors=file), path=folder)
+    pack = dataclasses.replace(layout.read(folder), path=folder)
     about_base = SHAPES_ONLY if base else NO_BASE
     open_questions = ("digests and canary: PEFT folders carry none", about_base)
     try:

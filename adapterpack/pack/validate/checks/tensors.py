@@ -9,7 +9,6 @@ import numpy as np
 from ....io.safe_open import TENSORS
 from ..context import Subject, tensor_pointer
 from ..finding import Finding, Rule
-from ..hashing import each
 from .values import NONFINITE
 
 MISSING = Rule("AP201", "error", "Every tensor that the manifest lists is in the file.", "fetch the pack again")
@@ -34,19 +33,6 @@ def tensor_index(s: Subject) -> Iterator[Finding]:
         if (entry.dtype, entry.shape) != (info.dtype, info.shape):
             yield SHAPE.at(name, f"the tensor is {info.dtype} {list(info.shape)}, the manifest says {entry.dtype} {list(entry.shape)}",
                            file=TENSORS, pointer=tensor_pointer(name))
-
-
-def tensor_digests(s: Subject) -> Iterator[Finding]:
-    """AP204.
-
-    It comes before the digests of whole files, so that altered bytes are reported by the name of the tensor that they belong to.
-    """
-    entries = sorted(s.pack.manifest.tensors.items())
-    found = each([s.file.buffer(name) for name, _ in entries], s.budget, "the digests of the tensors")
-    for (name, entry), sha256 in zip(entries, found, strict=True):
-        if sha256 != entry.sha256:
-            yield DIGEST.at(name, "the tensor's sha256 is not the manifest's: its bytes were altered", file=TENSORS,
-                            offset=s.file.tensors[name].offset)
 
 
 def quantized(s: Subject) -> Iterator[Finding]:
