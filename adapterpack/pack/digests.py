@@ -13,6 +13,7 @@ from threading import Event
 from typing import NamedTuple
 
 from ..errors import StorageError, storage_errors
+from .files import fill
 
 BLOCK = 1 << 20
 """Bytes of a thread's buffer: small enough for the cache of a core, large enough that the calls do not count; a multiple of 8."""
@@ -128,19 +129,12 @@ def _blocks(source: Source, buffer: memoryview, stop: Event, watch: Callable[[],
                     if watch is not None:
                         watch()
                     block = buffer[: min(len(buffer), start + nbytes - offset)]
-                    _fill(descriptor, block, offset, source.path)
+                    if not fill(descriptor, block, offset):
+                        raise _changed(source.path)
                     yield block
             _require_same(source, descriptor)
         finally:
             os.close(descriptor)
-
-
-def _fill(descriptor: int, block: memoryview, offset: int, path: Path) -> None:
-    while block:
-        count = os.preadv(descriptor, [block], offset)
-        if count == 0:
-            raise _changed(path)
-        block, offset = block[count:], offset + count
 
 
 def _require_same(source: Source, descriptor: int) -> None:
