@@ -46,7 +46,7 @@ from .operators import (
     Sums,
 )
 from .peft_form import Completed, Factorise, PeftBeside, PeftContent, PeftForm, PeftLayer
-from .registry import built_in, get, method_of, methods, register
+from .registry import broken_plugins, built_in, get, method_of, methods, register
 
 if TYPE_CHECKING:
     from .acting import Acts, Ends, Invoked, acted
@@ -219,6 +219,7 @@ __all__ = [
     "WaveFT",
     "acted",
     "attend",
+    "broken_plugins",
     "built_in",
     "columns",
     "complete",
