@@ -28,8 +28,7 @@ from adapterpack.base.quantization import declared
 from adapterpack.base.recast import cast, cast_fingerprint
 from adapterpack.base.variants import relation, variant
 from adapterpack.errors import BaseMismatch, ConfigError, FormatError, NothingToDo, SiteNotFound, StorageError
-from adapterpack.io import safetensors
-from adapterpack.pack import hashing
+from adapterpack.io import hashing, safetensors
 
 pytestmark = pytest.mark.fast
 

@@ -24,9 +24,8 @@ from hypothesis import strategies as st
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.cli.main import main
 from adapterpack.errors import FormatError
-from adapterpack.io import safetensors, schema_check
+from adapterpack.io import hashing, safetensors, schema_check
 from adapterpack.manifest import manifest as m
-from adapterpack.pack import hashing
 from adapterpack.pack.validate.budget import Budget, Spent
 from adapterpack.pack.validate.checks import folder as files
 from adapterpack.pack.validate.checks.template import template_findings

@@ -44,7 +44,7 @@ from .core.operators import (
 from .core.peft_form import Completed, Factorise, PeftBeside, PeftContent, PeftForm, PeftLayer
 from .core.site import PROMPT, Params, Site
 from .inits import INITS, Init, Seen
-from .registry import built_in, get, method_of, methods, register
+from .registry import broken_plugins, built_in, get, method_of, methods, register
 
 if TYPE_CHECKING:
     from .adalora import AdaLoRA, adalora
@@ -218,6 +218,7 @@ __all__ = [
     "WaveFT",
     "acted",
     "attend",
+    "broken_plugins",
     "built_in",
     "columns",
     "complete",

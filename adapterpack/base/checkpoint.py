@@ -16,8 +16,8 @@ import numpy as np
 
 from ..errors import FormatError, SiteNotFound, StorageError, nearest, storage_errors
 from ..io import strict_json
+from ..io.hashing import Identity, Source, digests, identity
 from ..io.safetensors import SafetensorsFile, TensorInfo
-from ..pack.hashing import Identity, Source, digests, identity
 from . import fingerprint as fp
 from . import fused_experts as stacks
 from . import merkle

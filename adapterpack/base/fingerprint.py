@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import FormatError
-from ..pack.hashing import digests
+from ..io.hashing import digests
 
 SCHEME = "bfp1"
 SAMPLE = 4096

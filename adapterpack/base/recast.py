@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..errors import ConfigError, NothingToDo, nearest
+from ..io.hashing import Source, digests
 from ..io.safetensors import DTYPES, FLOATS
-from ..pack.hashing import Source, digests
 from . import fingerprint as fp
 from .checkpoint import Checkpoint
 

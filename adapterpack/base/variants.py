@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BaseMismatch, NothingToDo
+from ..io.hashing import Source, digests
 from ..io.safetensors import FLOATS
-from ..pack.hashing import Source, digests
 from .checkpoint import INDEX, Checkpoint
 from .match import Variant
 from .quantization import scheme

@@ -11,7 +11,7 @@ import click
 import adapterpack
 
 from .options import shared
-from .output import emit, facts, table
+from .output import emit, facts, one_line, table
 
 
 @click.command("methods", short_help="the catalogue of adapter methods")
@@ -36,6 +36,8 @@ def command(name: str | None, as_json: bool) -> None:
         else:
             facts(found)
         return
+    for error in adapterpack.adapter_methods.broken_plugins() if name is None else ():
+        click.echo(f"warning: {one_line(error.told)}", err=True)
     chosen = adapterpack.methods.methods().values() if name is None else [adapterpack.adapter_methods.get(name)]
     listed = [_described(method) for method in chosen]
     if as_json:

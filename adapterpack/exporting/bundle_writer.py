@@ -14,11 +14,11 @@ import onnx_ir as ir
 
 from .. import __version__
 from ..bundle.manifest import graph_file
+from ..io import hashing
 from ..io.progress import Ticker
 from ..io.readable import size
 from ..merging import journal, staging
 from ..merging.jobs import Part
-from ..pack import hashing
 from .graph import weights as w
 
 _BUNDLE = "bundle"

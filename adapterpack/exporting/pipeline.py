@@ -20,11 +20,11 @@ from ..bundle.signature import signature_of
 from ..errors import AdapterpackError, ConfigError, FormatError, ParityError, SiteNotFound, StorageError, UnknownName, Unsupported, nearest
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
+from ..io.hashing import identity
 from ..manifest.manifest import Base
 from ..merging.onnx.kind import is_graph
 from ..merging.pipeline import merge
 from ..onnx_graph.graph_file import GraphFile
-from ..pack.hashing import identity
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..runtime.postprocess import POOLING

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import NonFinite
-from ..io import safetensors
+from ..io import hashing, safetensors
 from ..io.safe_open import TENSORS, write_parts
-from ..pack import hashing
 from . import manifest as m
 
 

@@ -10,8 +10,8 @@ from ..base.checkpoint import Checkpoint
 from ..base.match import Verdict
 from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, read_bundle
 from ..errors import AdapterpackError, BaseMismatch
+from ..io.hashing import Source, digests
 from ..onnx_graph.confine import require_confined
-from ..pack.hashing import Source, digests
 from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks.folder import entries
 from ..pack.validate.open_questions import NO_BASE

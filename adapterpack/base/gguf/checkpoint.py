@@ -15,9 +15,9 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS, to_matrix
 from ...errors import BaseMismatch, FormatError, Unsupported, storage_errors
+from ...io.hashing import identity
 from ...io.safetensors import DTYPES, TensorInfo
 from ...pack.fits import require_shapes
-from ...pack.hashing import identity
 from ...pack.pack import Pack
 from ..checkpoint import Checkpoint
 from ..codecs import ggml

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...io import hashing
 from ...io.safe_open import TENSORS
-from .. import hashing
 from .checks import folder, tensors
 from .context import Subject
 from .finding import Finding
