@@ -96,6 +96,33 @@ def test_a_flipped_byte_is_found_when_a_large_pack_is_loaded(tmp_path: Path) -> 
         adapterpack.load(path)
 
 
+@pytest.mark.usefixtures("large")
+def test_a_tensor_that_the_system_gives_in_several_pieces_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux gives at most 2,147,479,552 bytes a call; here every call gives at most 100, for real, so that no test needs gigabytes."""
+    path = written(tmp_path, "ours")[0]
+    pack = adapterpack.load(path)
+    wanted = {name: value.copy() for name, value in pack.tensors.items()}
+    assert max(value.nbytes for value in wanted.values()) > 100
+    pread, preadv = os.pread, os.preadv
+    monkeypatch.setattr(os, "pread", lambda file, count, offset: pread(file, min(count, 100), offset))
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, offset: preadv(file, [buffers[0][:100]], offset))
+    read = pack.tensors
+    assert isinstance(read, Streamed)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(read[name], value)
+        assert not read[name].flags.writeable
+
+
+@pytest.mark.usefixtures("large")
+def test_a_file_that_was_cut_is_found_before_it_is_used(tmp_path: Path) -> None:
+    """A tensor that ends early is not filled up with what lay in memory, and reading it ends."""
+    path = written(tmp_path, "ours")[0]
+    pack, file = adapterpack.load(path), path / "adapter_model.safetensors"
+    os.truncate(file, file.stat().st_size - 4)
+    with pytest.raises(FormatError, match="changed while it was in use"):
+        [value.sum() for value in pack.tensors.values()]
+
+
 # Threads.
 
 

@@ -37,11 +37,12 @@ from .core.operators import (
 from .core.peft_form import Completed, Factorise, PeftBeside, PeftContent, PeftForm, PeftLayer
 from .core.site import PROMPT, Params, Site
 from .inits import INITS, Init, Seen
-from .registry import built_in, get, method_of, methods, register
+from .registry import METHODS, broken_plugins, get, method_of, methods, register
 
 __all__ = [
     "INITS",
     "LAYOUTS",
+    "METHODS",
     "PROMPT",
     "AttachForm",
     "BlockCirculant",
@@ -74,7 +75,7 @@ __all__ = [
     "Sums",
     "Trained",
     "Traits",
-    "built_in",
+    "broken_plugins",
     "columns",
     "complete",
     "evaluate",

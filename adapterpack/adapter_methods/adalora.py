@@ -27,6 +27,7 @@ from .core.peft_form import TRANSPOSED, PeftForm
 from .core.peft_keys import plain
 from .core.site import Params, Site
 from .kasa import departure
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def _from_peft(config: Mapping[str, Any]) -> AdaLoRA:
     )
 
 
-adalora = Method(
+adalora = METHODS.register(Method(
     name="adalora",
     summary="low-rank changes with singular values, and a budget of rank that training shares out among the sites",
     paper="https://arxiv.org/abs/2303.10512",
@@ -230,4 +231,4 @@ adalora = Method(
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
     ),
-)
+))

@@ -23,6 +23,7 @@ from .core.config import FOR_TRAINING, require_flag, require_whole
 from .core.operators import Array, Dense
 from .core.site import Params, Site
 from .forms.blocks import TRAITS, BlockConfig, BlockForm
+from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ _EXAMPLES: tuple[Any, ...] = (
     Compacter(reduction=4, phm_dim=2, factorized_rule=True, shared_rule=False, source="input", phm_rank=2),
 )
 
-compacter = Method(
+compacter = METHODS.register(Method(
     name="compacter",
     summary="a bottleneck of Kronecker products, whose rules all sites may share",
     paper="https://arxiv.org/abs/2106.04647",
@@ -139,4 +140,4 @@ compacter = Method(
     shared=Shared(_shared_shapes, _shared_init),
     formula="h + scaling (U act(D z)), U and D sums of Kronecker products",
     kind="activation",
-)
+))

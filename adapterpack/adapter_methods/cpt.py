@@ -22,6 +22,7 @@ from .core.config import require_choice, require_flag, require_number, require_w
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, traits
 from .forms.prompt_config import EmbeddingConfig
+from .registry import METHODS
 
 _DELTA = "delta_embedding"
 
@@ -124,7 +125,7 @@ def _from_peft(config: Mapping[str, Any]) -> CPT:
                opt_loss_decay_factor=config.get("opt_loss_decay_factor", 1.0))
 
 
-cpt = Method(
+cpt = METHODS.register(Method(
     name="cpt",
     summary="examples as a prompt whose embeddings move within a ball around their words",
     paper="https://arxiv.org/abs/2410.17222",
@@ -141,4 +142,4 @@ cpt = Method(
     constants=_constants,
     bake=_bake,
     kind="prompt",
-)
+))

@@ -24,6 +24,7 @@ from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
 from .core.site import Params, Site
 from .lora import EMBEDDED, LoRA, as_kernels, lora
+from .registry import METHODS
 
 _LEAST = 1e-12
 """Rows shorter than this count as that long, so that a row of zeros is no division by zero."""
@@ -84,7 +85,7 @@ def _as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
     return {**as_kernels(site, params), "lora_magnitude_vector": params["lora_magnitude_vector"].reshape(1, -1, *ones)}
 
 
-dora = Method(
+dora = METHODS.register(Method(
     name="dora",
     summary="LoRA on the direction of each weight row, with a trained length",
     paper="https://arxiv.org/abs/2402.09353",
@@ -111,4 +112,4 @@ dora = Method(
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
         matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("use_dora")),
     ),
-)
+))

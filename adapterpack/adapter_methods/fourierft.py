@@ -23,6 +23,7 @@ from .core.peft_keys import default_and_pattern, literal
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import scattered
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _from_peft(config: Mapping[str, Any]) -> FourierFT:
     )
 
 
-fourierft = Method(
+fourierft = METHODS.register(Method(
     name="fourierft",
     summary="a few trained coefficients of the change's two-dimensional spectrum, at places that a seed draws",
     paper="https://arxiv.org/abs/2405.03003",
@@ -146,4 +147,4 @@ fourierft = Method(
     ),
     constants=_constants,
     settle=_settle,
-)
+))

@@ -20,6 +20,7 @@ from .core.config import NoBranch, by_suffix
 from .core.operators import Diagonal
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _features(params: Params) -> tuple[int | None, int | None]:
     return (columns if columns > 1 else None, rows if rows > 1 else None)
 
 
-ia3 = Method(
+ia3 = METHODS.register(Method(
     name="ia3",
     summary="a learned factor on every output of a layer, or on every input of a feedforward layer",
     paper="https://arxiv.org/abs/2205.05638",
@@ -100,4 +101,4 @@ ia3 = Method(
         from_config=_from_peft,
         features=_features,
     ),
-)
+))

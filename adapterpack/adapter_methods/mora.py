@@ -21,6 +21,7 @@ from .core.base import AttachForm, Method, Traits
 from .core.config import RankConfig
 from .core.operators import Array, BlockDiagonal, Chain, Dense, Repeat, Sums
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _turned(M: Array, cos: Array, sin: Array) -> Array:
     return M[None] * cos[:, None, :] + crossed[None] * sin[:, None, :]
 
 
-mora = Method(
+mora = METHODS.register(Method(
     name="mora",
     summary="one square matrix in place of LoRA's two: a change of high rank",
     paper="https://arxiv.org/abs/2405.12130",
@@ -98,4 +99,4 @@ mora = Method(
     attach=_attach,
     constants=_constants,
     examples=(MoRA(r=1), MoRA(r=3), MoRA(r=1, form="sharing"), MoRA(r=2, form="sharing", dropout=0.1)),
-)
+))

@@ -23,6 +23,7 @@ from .core.operators import BlockDiagonal
 from .core.orthogonal import block_size, cayley, skew, triangle, within
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _features(params: Params) -> tuple[int | None, int | None]:
     return (count * size if count > 1 else None), None  # one row: one block, or all blocks
 
 
-oft = Method(
+oft = METHODS.register(Method(
     name="oft",
     summary="a trained rotation of a layer's inputs, block by block; COFT by coft",
     paper="https://arxiv.org/abs/2306.07280",
@@ -135,4 +136,4 @@ oft = Method(
         from_config=_from_peft,
         features=_features,
     ),
-)
+))

@@ -20,6 +20,7 @@ from .core.operators import Array
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embedding_fields, linear, peft_form, relu, traits, uniform
 from .forms.prompt_config import EmbeddingConfig
+from .registry import METHODS
 
 _MOST_LAYERS = 64
 """A file may say anything, and each layer is work."""
@@ -132,7 +133,7 @@ def _from_peft(config: Mapping[str, Any]) -> PTuning:
                    encoder_hidden=config.get("encoder_hidden_size") or 0, encoder_layers=config.get("encoder_num_layers") or 2, baked=True)
 
 
-p_tuning = Method(
+p_tuning = METHODS.register(Method(
     name="p_tuning",
     summary="embeddings before the first token, trained through an MLP or an LSTM that is gone afterwards",
     paper="https://arxiv.org/abs/2103.10385",
@@ -147,4 +148,4 @@ p_tuning = Method(
     peft=peft_form("P_TUNING", _to_peft, _from_peft),
     bake=_bake,
     kind="prompt",
-)
+))

@@ -28,6 +28,7 @@ from .core.operators import Array, Dense
 from .core.orthogonal import cayley, skew, triangle, within
 from .core.peft_form import Factorise, PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _from_peft(config: Mapping[str, Any]) -> PSOFT:
     )
 
 
-psoft = Method(
+psoft = METHODS.register(Method(
     name="psoft",
     summary="a trained rotation in the principal subspace of the frozen weight",
     paper="https://arxiv.org/abs/2505.11235",
@@ -189,4 +190,4 @@ psoft = Method(
     ),
     examples=(PSOFT(r=3), PSOFT(r=2, ab_svd_init="pissa_init", mag_a=False), PSOFT(r=5, orth=False, mag_b=False, dropout=0.1),
               PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.9)),
-)
+))

@@ -27,6 +27,7 @@ from .core.peft_form import TRANSPOSED, PeftForm
 from .core.projection import Projected, Projection, settle
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _from_peft(config: Mapping[str, Any]) -> RandLoRA:
     )
 
 
-randlora = Method(
+randlora = METHODS.register(Method(
     name="randlora",
     summary="a change of full rank: trained weights on frozen random bases; the bases are a seed",
     paper="https://arxiv.org/abs/2502.00987",
@@ -193,4 +194,4 @@ randlora = Method(
     constants=_PROJECTION.constants,
     shared=_PROJECTION.shared,
     settle=settle,
-)
+))

@@ -20,6 +20,7 @@ from .core.peft_form import PeftContent, PeftForm
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import Sparse
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _adopt(found: PeftContent) -> PeftContent:
     return found._replace(config=replace(found.config, random_seed=None)) if stored else found
 
 
-shira = Method(
+shira = METHODS.register(Method(
     name="shira",
     summary="trained values at a few places of the weight, which a seed draws",
     paper="https://arxiv.org/abs/2406.13175",
@@ -112,4 +113,4 @@ shira = Method(
         adopt=_adopt,
     ),
     constants=_constants,
-)
+))

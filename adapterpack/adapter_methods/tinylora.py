@@ -25,6 +25,7 @@ from .core.operators import Chain, Dense
 from .core.peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _adopt(found: PeftContent) -> PeftContent:
     return PeftContent(replace(cfg, count=count, indices=indices), found.shared, sites)
 
 
-tinylora = Method(
+tinylora = METHODS.register(Method(
     name="tinylora",
     summary="a handful of trained numbers between the singular vectors of the weight",
     paper="https://arxiv.org/abs/2602.04118",
@@ -209,4 +210,4 @@ tinylora = Method(
     constants=_constants,
     shared=Shared(_vectors, lambda cfg, sites, rng: {name: np.zeros(shape, np.float32) for name, shape in _vectors(cfg, sites).items()}),
     settle=_settle,
-)
+))

@@ -21,6 +21,7 @@ from .core.config import NoBranch, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import PeftBeside, PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ def _beside(value: Any, path: str) -> TrainableTokens:
     return TrainableTokens(token_indices=tuple(value))
 
 
-trainable_tokens = Method(
+trainable_tokens = METHODS.register(Method(
     name="trainable_tokens",
     summary="chosen rows of an embedding, and of the output head that is tied to it",
     paper="https://huggingface.co/docs/peft/package_reference/trainable_tokens",
@@ -143,4 +144,4 @@ trainable_tokens = Method(
             from_config=_beside,
         ),
     ),
-)
+))

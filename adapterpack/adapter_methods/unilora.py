@@ -22,6 +22,7 @@ from .core.config import SiteConfig, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 _INDICES = ("unilora_indices_A", "unilora_indices_B")
 _MOST = 1 << 28
@@ -172,7 +173,7 @@ def _begins(indices: np.ndarray, part: np.ndarray) -> bool:
     return np.array_equal(indices[: len(part[:16])], part[:16]) and np.array_equal(indices[: len(part)], part)
 
 
-unilora = Method(
+unilora = METHODS.register(Method(
     name="unilora",
     summary="LoRA's factors at every layer taken from one trained vector, by indices that a seed deals out",
     paper="https://arxiv.org/abs/2506.00799",
@@ -197,4 +198,4 @@ unilora = Method(
     constants=_constants,
     shared=Shared(lambda cfg, sites: {"unilora_theta_d": (cfg.theta_d_length,)}, _theta),
     settle=_settle,
-)
+))

@@ -21,6 +21,7 @@ from .core.config import SiteConfig, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _from_peft(config: Mapping[str, Any]) -> VBLoRA:
     )
 
 
-vblora = Method(
+vblora = METHODS.register(Method(
     name="vblora",
     summary="LoRA's factors mixed from a bank of vectors that all layers share",
     paper="https://arxiv.org/abs/2405.15179",
@@ -157,4 +158,4 @@ vblora = Method(
         shared={"vblora_vector_bank": "base_model.vblora_vector_bank"},
     ),
     shared=Shared(lambda cfg, sites: {"vblora_vector_bank": (cfg.num_vectors, cfg.vector_length)}, _bank),
-)
+))

@@ -25,6 +25,7 @@ from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import scattered
 from .core.wavelets import filters, inverse
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _adopt(found: PeftContent) -> PeftContent:
     return found._replace(config=replace(found.config, n_frequency_pattern=counts, proportional_parameters=False))
 
 
-waveft = Method(
+waveft = METHODS.register(Method(
     name="waveft",
     summary="a few trained coefficients of the change's wavelet transform, at places that a seed draws",
     paper="https://arxiv.org/abs/2505.12532",
@@ -172,4 +173,4 @@ waveft = Method(
     ),
     constants=_constants,
     settle=_settle,
-)
+))

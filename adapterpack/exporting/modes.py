@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ..bundle.manifest import MappedSite, adapter_file
 from ..errors import Unsupported
 from ..pack.pack import Pack
+from ..runtime.adapter_files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, nothing
 from ..slots.values import Values, grouped, padded, stacked
 from ..tasks.task import MAIN
@@ -185,17 +186,11 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
     """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format; of a graph without slots only the main one."""
     if not plan.sites and plan.part != MAIN:
         return
-    import onnxruntime as ort  # noqa: PLC0415 - only this mode needs it here
-
     for pack, values in zip(plan.packs, plan.values, strict=True):
         complete = grouped(values, plan.sites)
         for site in plan.sites.values():  # what has a length must be whole: a part that the adapter has not is there with nothing in it
             for field in site.fields:
                 if set(FIELDS[field].axes) - FIXED - {LABELS}:
                     complete.setdefault(f"{site.path}.{field}", nothing(field, site))
-        adapter = ort.AdapterFormat()
-        adapter.set_adapter_version(1)
-        adapter.set_model_version(1)
         named = {plan.slot_name(*name.rsplit(".", 1)): array for name, array in complete.items()}
-        adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in named.items()})
-        adapter.export_adapter(str(folder / adapter_file(f"adapters/{pack.name}", plan.part)))
+        write_adapter_file(folder / adapter_file(f"adapters/{pack.name}", plan.part), named)

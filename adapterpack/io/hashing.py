@@ -17,7 +17,8 @@ from threading import Event
 from typing import NamedTuple, TypeVar
 
 from ..errors import StorageError, storage_errors
-from ..io.threads import cores
+from .safe_open import fill
+from .threads import cores
 
 BLOCK = 1 << 20
 """Bytes that are hashed at a time: few enough for the cache of a core, enough that the calls do not count; a multiple of 8."""
@@ -166,19 +167,12 @@ def _ranges(source: Source, buffer: memoryview) -> Iterator[memoryview]:
             for start, nbytes in source.ranges:
                 for offset in range(start, start + nbytes, len(buffer) or 1):
                     block = buffer[: min(len(buffer), start + nbytes - offset)]
-                    _fill(descriptor, block, offset, source.path)
+                    if not fill(descriptor, block, offset):
+                        raise _changed(source.path)
                     yield block
             _require_same(source, descriptor)
         finally:
             os.close(descriptor)
-
-
-def _fill(descriptor: int, block: memoryview, offset: int, path: Path) -> None:
-    while block:
-        count = os.preadv(descriptor, [block], offset)
-        if count == 0:
-            raise _changed(path)
-        block, offset = block[count:], offset + count
 
 
 def _require_same(source: Source, descriptor: int) -> None:

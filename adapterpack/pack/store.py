@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ..errors import AdapterpackError, CorruptBlob, FormatError, StorageError, UnknownName, nearest, storage_errors
 from ..io import blobs
-from ..io.atomic import sync
+from ..io.atomic import own_folder, sync
 from ..io.cache import cache_folder
 from ..io.locks import locked
 from ..manifest import manifest as m
@@ -242,9 +242,8 @@ class Store:
                 raise StorageError("this folder holds other things, and a store deletes what it does not know", where=self.root,
                                    remedy="name a new or an empty folder")
         with locked(lock, alone):
-            with storage_errors(self.root):
-                for name in ("blobs", "packs", "tmp", "quarantine"):
-                    (self.root / name).mkdir(mode=0o700, exist_ok=True)
+            for name in ("blobs", "packs", "tmp", "quarantine"):
+                own_folder(self.root / name, 0o700)
             yield
 
     @contextmanager
