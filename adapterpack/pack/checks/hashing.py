@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
@@ -28,13 +28,7 @@ def hashed(held: Mapping[str, bytes], budget: Budget, known: Mapping[str, str] |
     stop = Event()
 
     def digest(data: bytes) -> str:
-        hasher, view = hashlib.sha256(), memoryview(data)
-        for start in range(0, len(view), _BLOCK):
-            budget.require_time("the digests of the files")
-            if stop.is_set():
-                break
-            hasher.update(view[start : start + _BLOCK])
-        return hasher.hexdigest()
+        return _digest(memoryview(data), budget, "the digests of the files", stop.is_set)
 
     def done(value: str) -> Future[str]:
         found: Future[str] = Future()
@@ -46,6 +40,16 @@ def hashed(held: Mapping[str, bytes], budget: Budget, known: Mapping[str, str] |
             yield {name: done(known[name]) if known and name in known else pool.submit(digest, data) for name, data in held.items()}
         finally:
             stop.set()
+
+
+def _digest(data: memoryview, budget: Budget, what: str, stopped: Callable[[], bool] = lambda: False) -> str:
+    hasher = hashlib.sha256()
+    for start in range(0, max(len(data), 1), _BLOCK):
+        budget.require_time(what)
+        if stopped():
+            break
+        hasher.update(data[start : start + _BLOCK])
+    return hasher.hexdigest()
 
 
 def each(buffers: Sequence[memoryview], budget: Budget, what: str) -> list[str]:
@@ -62,11 +66,7 @@ def each(buffers: Sequence[memoryview], budget: Budget, what: str) -> list[str]:
     """
 
     def digests(some: Sequence[memoryview]) -> list[str]:
-        found = []
-        for buffer in some:
-            budget.require_time(what)
-            found.append(hashlib.sha256(buffer).hexdigest())
-        return found
+        return [_digest(buffer, budget, what) for buffer in some]
 
     half = len(buffers) // 2
     with ThreadPoolExecutor(1) as pool:
