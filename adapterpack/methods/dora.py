@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import array_namespace
-from .base import AttachForm, Method, Params, Site, Traits, constant
+from .base import AttachForm, Method, Params, Site, Traits, constant, factors
 from .layouts import WEIGHTS
 from .lora import EMBEDDED, LoRA, as_kernels, lora
 from .operators import Array, Dense
@@ -94,6 +94,7 @@ dora = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=factors,
     constants=lambda cfg, site: {"lengths": _lengths(site)},
     rates=lora.rates,
     examples=(DoRA(r=1), DoRA(r=3, alpha=5), DoRA(r=5, alpha=4, use_rslora=True, dropout=0.1)),

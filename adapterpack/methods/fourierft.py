@@ -16,7 +16,7 @@ import numpy as np
 
 from .arrays import array_namespace
 from .base import AttachForm, Method, Params, Site, Traits, require_widths
-from .config import SiteConfig, by_suffix, require_number, require_whole
+from .config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .operators import Dense
 from .peft_form import TRANSPOSED, PeftForm
 from .peft_keys import default_and_pattern, literal
@@ -40,8 +40,8 @@ class FourierFT(SiteConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("n_frequency", self.n_frequency)
-        require_whole("random_loc_seed", self.random_loc_seed, 0)
+        require_whole("n_frequency", self.n_frequency, 1, LARGEST_WHOLE)
+        require_whole("random_loc_seed", self.random_loc_seed, 0, LARGEST_WHOLE)
         require_number("scaling", self.scaling)
         object.__setattr__(self, "scaling", float(self.scaling))
 

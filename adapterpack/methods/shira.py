@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .base import AttachForm, Method, Params, Site, Traits, require_widths
-from .config import SiteConfig, require_whole
+from .config import LARGEST_WHOLE, SiteConfig, require_whole
 from .peft_form import PeftContent, PeftForm
 from .positions import places
 from .sparse import Sparse
@@ -37,7 +37,7 @@ class SHiRA(SiteConfig):
         super().__post_init__()
         require_whole("r", self.r)
         if self.random_seed is not None:
-            require_whole("random_seed", self.random_seed, 0)
+            require_whole("random_seed", self.random_seed, 0, LARGEST_WHOLE)
 
     @property
     def redundant(self) -> bool:

@@ -17,6 +17,7 @@ from ..methods import PROMPT, Method, Site, get, is_stacked, settled
 from . import identity, peft_layout, peft_names
 from . import manifest as m
 from .beside import Beside, Sites, features, require_beside
+from .bounds import require_bounded
 from .composition import method_of
 from .contents import METADATA, contents
 from .entries import digested, entry_of, file_entry, write_files
@@ -162,7 +163,7 @@ class Pack:
         say comes from there.
 
         Raises:
-            FormatError: with ``shape_of``, a tensor does not fit the base.
+            FormatError: with ``shape_of``, a tensor does not fit the base; the method would make far more numbers than there are here.
         """
         shared = self.shared()
         groups = [group for group in self.manifest.groups if group.role == "adapter"]
@@ -176,6 +177,7 @@ class Pack:
                 found = settled(method, [configs[number] for number in own], [sites[number] for number in own])
                 for number, cfg in zip(own, found, strict=True):
                     configs[number] = cfg
+        require_bounded(zip(map(self.method_of, groups), configs, sites, strict=True), self.manifest.tensors, f"pack '{self.name}'")
         for group, site, cfg in zip(groups, sites, configs, strict=True):
             params, method = self._params_at(group.path), self.method_of(group)
             if shape_of is not None:
@@ -302,6 +304,7 @@ def build(
     ``weights`` names the base tensor behind each path; ``rest`` goes to :class:`~adapterpack.pack.manifest.Manifest`.
 
     Raises:
+        FormatError: the method would make far more numbers than it stores, so that no reader would take the pack.
         NonFinite: a tensor holds NaN or infinity.
         NothingToDo: there is neither an adapter nor a module that was trained whole.
     """
@@ -309,13 +312,14 @@ def build(
         raise NothingToDo("a pack needs at least one adapter or one module that was trained whole", where=f"pack '{name}'")
     configs = settled(method, [cfg for cfg, _ in adapters.values()], list(adapters))
     common, differing = _shared_config(configs)
-    groups, tensors, places = [], {}, {}
+    groups, adapted, tensors, places = [], [], {}, {}
 
     def add(path: str, param: str, tensor_name: str, value: np.ndarray) -> None:
         tensors[tensor_name] = value
         places[tensor_name] = path, param
 
     def adapt(method: Method, site: Site, cfg: Any, params: Mapping[str, np.ndarray], config: dict[str, Any], host: Method | None) -> None:
+        adapted.append((method, cfg, site))
         own = None if host is None else m.MethodRef(method.name, method.spec_version)
         groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
                               site.out_features or None, site.bias, cfg.rank, cfg.scale, config, own))
@@ -339,6 +343,7 @@ def build(
             add(path, param, peft_names.full_name(method, path, param), value)
     digests, file = digested(tensors, METADATA)
     described = {key: entry_of(tensors[key], *places[key], digest=digests[key]) for key in sorted(tensors)}
+    require_bounded(adapted, described, f"pack '{name}'")
     draft = m.Manifest(
         pack=m.PackInfo(name),
         method=m.MethodRef(method.name, method.spec_version),
