@@ -191,6 +191,7 @@ randlora = Method(
         adopt=_PROJECTION.adopt,
     ),
     constants=_PROJECTION.constants,
+    makes=_PROJECTION.makes,
     shared=_PROJECTION.shared,
     settle=settle,
 )

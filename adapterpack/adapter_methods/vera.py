@@ -129,6 +129,7 @@ vera = Method(
         adopt=_PROJECTION.adopt,
     ),
     constants=_PROJECTION.constants,
+    makes=_PROJECTION.makes,
     shared=_PROJECTION.shared,
     settle=settle,
 )
