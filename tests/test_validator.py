@@ -16,16 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import click.testing
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.cli.main import main
 from adapterpack.errors import FormatError
 from adapterpack.io import hashing, safetensors, schema_check
+from adapterpack.io.safe_open import LARGE
 from adapterpack.manifest import manifest as m
+from adapterpack.pack.pack import build
 from adapterpack.pack.validate.budget import Budget, Spent
 from adapterpack.pack.validate.checks import folder as files
 from adapterpack.pack.validate.checks.template import template_findings
@@ -208,6 +213,21 @@ def test_full_needs_a_base_and_asks_the_second_reader(folder: Path, monkeypatch:
     assert errors(folder, full=True) == ["AP603"]
 
 
+def test_the_second_reader_reads_a_large_pack(tmp_path: Path) -> None:
+    """A tensor file of more than 64 MiB, which is mapped: the reference reader agrees on it, and refuses one that it does not read."""
+    wide = (LARGE >> 4) + 64
+    factors = {"lora_A": np.full((4, wide), 0.5, np.float32), "lora_B": np.full((4, 4), 0.5, np.float32)}
+    pack = build("large", get("lora"), {Site("net.q", wide, 4): (LoRA(r=4), factors)}, task=m.Task("text-generation"), base=m.Base())
+    pack.write(tmp_path / "large")
+    assert (tmp_path / "large" / bad.TENSORS).stat().st_size > LARGE
+    report = validate(tmp_path / "large", full=True)
+    assert report.findings == ()
+    assert not any("second reader" in text for text in report.not_checked)
+    short = validate(tmp_path / "large", full=True, budget=Budget(memory=2 * LARGE))
+    assert short.state == "not fully checked"
+    assert "the second reader: " in short.not_checked[0]
+
+
 def test_what_was_not_checked_is_said_of_this_pack(folder: Path, tmp_path: Path) -> None:
     """Each question that was not asked, and how to ask it; nothing is said of what the pack does not have or what was checked."""
     said = validate(folder).not_checked
@@ -355,10 +375,6 @@ def test_tokenizer_digests_are_compared_with_the_base(base: Path, tmp_path: Path
 
 def test_a_change_of_one_tied_partner_and_a_pack_as_large_as_its_base_are_warned_of(base: Path, tmp_path: Path) -> None:
     """The base ties lm_head to its embeddings; the pack trains lm_head alone, with as many parameters as the base: AP703, AP704."""
-    from adapterpack import LoRA
-    from adapterpack.adapter_methods import Site, get
-    from adapterpack.pack.pack import build
-
     site = {Site("net.q", 5, 7): (LoRA(r=1), {"lora_A": np.ones((1, 5), np.float32), "lora_B": np.ones((7, 1), np.float32)})}
     build("x", get("lora"), site, task=m.Task("text-generation"), base=m.Base(),
           full={"lm_head": {"weight": np.ones((20, 30), np.float32)}}).write(tmp_path / "x")
@@ -388,10 +404,26 @@ VALUE = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "name", "x_a"]), inner, max_size=3), max_leaves=6)
 
 
+def full(value: Any) -> set[str]:
+    """The places of all violations of the manifest's schema, as JSON pointers, by a full implementation of JSON Schema."""
+
+    def pattern(_: Any, expression: str, instance: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
+        if isinstance(instance, str) and not re.fullmatch(expression, instance):  # Python's "$" lets a newline pass
+            yield jsonschema.ValidationError("pattern")
+
+    def every(error: jsonschema.ValidationError) -> Iterator[str]:
+        yield schema_check._pointer([str(part) for part in error.absolute_path])
+        for inner in error.context or ():
+            yield from every(inner)
+
+    strict = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": pattern})
+    return {place for error in strict(schema("manifest.v1")).iter_errors(value) for place in every(error)}
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_the_quick_schema_check_agrees_with_the_full_one(data: st.DataObject) -> None:
-    """Any value at any place of a good manifest: both say yes or both say no."""
+    """Any value at any place of a good manifest: both say yes or both say no; and where ours finds it wrong, so does the full one."""
     forged = json.loads(json.dumps(GOOD))
     *path, last = data.draw(st.sampled_from(PLACES))
     here = forged
@@ -401,7 +433,9 @@ def test_the_quick_schema_check_agrees_with_the_full_one(data: st.DataObject) ->
         here[last] = data.draw(VALUE)
     else:
         del here[last]
-    assert schema_check.fits(forged, schema("manifest.v1")) == (schema_check._worded(forged, "manifest.v1") is None)
+    expected, problem = full(forged), schema_check.schema_problem(forged, "manifest.v1")
+    assert schema_check.fits(forged, schema("manifest.v1")) == (problem is None) == (not expected)
+    assert problem is None or problem[0] in expected
 
 
 def test_a_valid_pack_is_validated_without_heavy_imports(folder: Path) -> None:

@@ -141,6 +141,7 @@ boft = METHODS.register(Method(
     init=_init,
     attach=_attach,
     constants=_constants,
+    makes=lambda cfg, site: _layout(cfg, site.in_features).factors * site.in_features,
     examples=(BOFT(), BOFT(block_size=2, n_butterfly_factor=2), BOFT(block_num=3), BOFT(block_num=6, n_butterfly_factor=4)),
     peft=PeftForm(
         accepts=lambda cfg, site: _layout(cfg, site.in_features).factors == 1,  # more needs PEFT's CUDA extension

@@ -120,6 +120,12 @@ def _attach(cfg: Compacter, params: Params, site: Site) -> BlockForm:
                      act=cfg.act, reads_input=cfg.reads_input)
 
 
+def _makes(cfg: Compacter, site: Site) -> int:
+    """Both matrices before they are cut, and the rules."""
+    n = cfg.phm_dim
+    return 2 * (cfg.width(site) + n) * (site.out_features + n) + n**3
+
+
 _EXAMPLES: tuple[Any, ...] = (
     Compacter(reduction=2, phm_dim=2),
     Compacter(reduction=3, phm_dim=3, phm_rank=2, shared_rule=False, act="silu"),
@@ -136,6 +142,7 @@ compacter = METHODS.register(Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=_makes,
     examples=_EXAMPLES,
     shared=Shared(_shared_shapes, _shared_init),
     formula="h + scaling (U act(D z)), U and D sums of Kronecker products",

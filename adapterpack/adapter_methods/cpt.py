@@ -63,9 +63,10 @@ class CPT(EmbeddingConfig):
     def learnt(self) -> tuple[tuple[int, int, float], ...]:
         """The labels in the context, each with its weight; the first token of all has nothing before it."""
         factor = self.opt_loss_decay_factor if self.opt_weighted_loss_type == "decay" else 1.0
-        groups = sorted({kind for kind in self.token_types if kind > 0 and kind % 4 == 0}, reverse=True)
+        kinds = sorted({kind for kind in self.token_types if kind > 0 and kind % 4 == 0}, reverse=True)
+        place = {kind: number for number, kind in enumerate(kinds, 1)}
         pairs = enumerate(zip(self.token_ids, self.token_types, strict=False))
-        return tuple((at, token, factor ** (groups.index(kind) + 1)) for at, (token, kind) in pairs if at and kind in groups)
+        return tuple((at, token, factor ** place[kind]) for at, (token, kind) in pairs if at and kind in place)
 
 
 def _radii(cfg: CPT, site: Site) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits, constant
+from .core.base import AttachForm, Method, Traits, constant, factors
 from .core.layouts import WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
@@ -96,6 +96,7 @@ dora = METHODS.register(Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=factors,
     constants=lambda cfg, site: {"lengths": _lengths(site)},
     rates=lora.rates,
     examples=(DoRA(r=1), DoRA(r=3, alpha=5), DoRA(r=5, alpha=4, use_rslora=True, dropout=0.1)),

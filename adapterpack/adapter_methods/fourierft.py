@@ -16,7 +16,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import AttachForm, Method, Traits, require_widths
-from .core.config import SiteConfig, by_suffix, require_number, require_whole
+from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.peft_keys import default_and_pattern, literal
@@ -42,8 +42,8 @@ class FourierFT(SiteConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("n_frequency", self.n_frequency)
-        require_whole("random_loc_seed", self.random_loc_seed, 0)
+        require_whole("n_frequency", self.n_frequency, 1, LARGEST_WHOLE)
+        require_whole("random_loc_seed", self.random_loc_seed, 0, LARGEST_WHOLE)
         require_number("scaling", self.scaling)
         object.__setattr__(self, "scaling", float(self.scaling))
 

@@ -113,6 +113,7 @@ hra = METHODS.register(Method(
     init=_init,
     attach=_attach,
     constants=_constants,
+    makes=lambda cfg, site: cfg.r * cfg.r,
     examples=(HRA(r=2), HRA(r=3), HRA(r=6), HRA(r=4, apply_gs=True)),
     peft=PeftForm(
         peft_type="HRA",

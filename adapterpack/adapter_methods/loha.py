@@ -100,6 +100,7 @@ loha = METHODS.register(Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=lambda cfg, site: min(cfg.rank * (site.in_features + site.out_features), site.in_features * site.out_features),
     examples=(LoHa(r=1), LoHa(r=2, alpha=3), LoHa(r=3, alpha=5)),
     peft=PeftForm(
         peft_type="LOHA",

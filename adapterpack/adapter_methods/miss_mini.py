@@ -66,6 +66,7 @@ miss_mini = METHODS.register(Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=lambda cfg, site: (cfg.r + cfg.mini_r) * (site.in_features + site.out_features),
     examples=(MiSSMini(r=2), MiSSMini(r=5, mini_r=3, dropout=0.1)),
     peft=PeftForm(
         peft_type="MISS",

@@ -69,6 +69,12 @@ def _angles(n: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
+def _makes(cfg: MoRA, site: Site) -> int:
+    """One turned matrix for each block of the input."""
+    n = max(_side(cfg, site), 1)
+    return -(-site.in_features // n) * n * n
+
+
 def _attach(cfg: MoRA, params: Params, site: Site) -> AttachForm:
     M = params["mora_M"]
     n, out = M.shape[0], site.out_features
@@ -98,5 +104,6 @@ mora = METHODS.register(Method(
     init=_init,
     attach=_attach,
     constants=_constants,
+    makes=_makes,
     examples=(MoRA(r=1), MoRA(r=3), MoRA(r=1, form="sharing"), MoRA(r=2, form="sharing", dropout=0.1)),
 ))

@@ -78,6 +78,7 @@ multitask_prompt_tuning = METHODS.register(Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=lambda cfg, site: cfg.num_tasks * cfg.num_virtual_tokens * site.in_features,
     examples=(MultitaskPromptTuning(num_virtual_tokens=3), MultitaskPromptTuning(num_virtual_tokens=2, num_tasks=3, num_ranks=2)),
     peft=peft_form("MULTITASK_PROMPT_TUNING", _to_peft, _from_peft, (STORED, _COLS, _ROWS)),
     kind="prompt",

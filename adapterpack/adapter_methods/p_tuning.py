@@ -46,9 +46,7 @@ class PTuning(EmbeddingConfig):
         super().__post_init__()
         require_choice("encoder", self.encoder, ("mlp", "lstm"))
         require_whole("encoder_hidden", self.encoder_hidden, 0)
-        require_whole("encoder_layers", self.encoder_layers)
-        if self.encoder_layers > _MOST_LAYERS:
-            raise ValueError(f"encoder_layers must be at most {_MOST_LAYERS}, not {self.encoder_layers}")
+        require_whole("encoder_layers", self.encoder_layers, 1, _MOST_LAYERS)
         require_flag("baked", self.baked)
 
 

@@ -109,6 +109,7 @@ prefix_tuning = METHODS.register(Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site),
     examples=(PrefixTuning(num_virtual_tokens=3), PrefixTuning(num_virtual_tokens=1, init="text", token_ids=(5, 3)),
               PrefixTuning(num_virtual_tokens=2, projection=True, encoder_hidden=5)),
     peft=peft_form("PREFIX_TUNING", _to_peft, _from_peft, wide=False),

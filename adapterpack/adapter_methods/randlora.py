@@ -192,6 +192,7 @@ randlora = METHODS.register(Method(
         adopt=_PROJECTION.adopt,
     ),
     constants=_PROJECTION.constants,
+    makes=_PROJECTION.makes,
     shared=_PROJECTION.shared,
     settle=settle,
 ))

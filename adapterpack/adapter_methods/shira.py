@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .core.base import AttachForm, Method, Traits, require_widths
-from .core.config import SiteConfig, require_whole
+from .core.config import LARGEST_WHOLE, SiteConfig, require_whole
 from .core.peft_form import PeftContent, PeftForm
 from .core.seeded_indices import places
 from .core.site import Params, Site
@@ -39,7 +39,7 @@ class SHiRA(SiteConfig):
         super().__post_init__()
         require_whole("r", self.r)
         if self.random_seed is not None:
-            require_whole("random_seed", self.random_seed, 0)
+            require_whole("random_seed", self.random_seed, 0, LARGEST_WHOLE)
 
     @property
     def redundant(self) -> bool:

@@ -130,6 +130,7 @@ vera = METHODS.register(Method(
         adopt=_PROJECTION.adopt,
     ),
     constants=_PROJECTION.constants,
+    makes=_PROJECTION.makes,
     shared=_PROJECTION.shared,
     settle=settle,
 ))

@@ -17,7 +17,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import AttachForm, Method, Traits, require_widths
-from .core.config import SiteConfig, by_suffix, require_flag, require_number, require_whole
+from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_flag, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
 from .core.peft_keys import default_and_pattern, literal
@@ -49,8 +49,8 @@ class WaveFT(SiteConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("n_frequency", self.n_frequency)
-        require_whole("random_loc_seed", self.random_loc_seed, 0)
+        require_whole("n_frequency", self.n_frequency, 1, LARGEST_WHOLE)
+        require_whole("random_loc_seed", self.random_loc_seed, 0, LARGEST_WHOLE)
         require_number("scaling", self.scaling)
         require_flag("use_idwt", self.use_idwt)
         require_flag("proportional_parameters", self.proportional_parameters)

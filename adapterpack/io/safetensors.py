@@ -13,7 +13,8 @@ import math
 import mmap
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -92,6 +93,8 @@ class SafetensorsFile:
         (2, 3)
     """
 
+    _watch: Callable[[], None] | None = None
+
     def __init__(self, path: str | os.PathLike[str], private: bool = False) -> None:
         self.path = Path(path)
         self._bytes: bytes | mmap.mmap
@@ -106,8 +109,19 @@ class SafetensorsFile:
             else:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
+    @contextmanager
+    def watched(self, watch: Callable[[], None]) -> Iterator[None]:
+        """Calls ``watch`` whenever a tensor is looked at inside: what it raises ends the work on it."""
+        before, self._watch = self._watch, watch
+        try:
+            yield
+        finally:
+            self._watch = before
+
     def buffer(self, name: str) -> memoryview:
         """The bytes of a tensor, without a copy."""
+        if self._watch is not None:
+            self._watch()
         info = self.tensors[name]
         return memoryview(self._bytes)[info.offset : info.offset + info.nbytes]
 

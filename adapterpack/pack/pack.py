@@ -25,6 +25,7 @@ from ..manifest.composed_method import method_of
 from ..manifest.entries import digested, entry_of, file_entry, write_files
 from ..manifest.secondary_methods import Beside, Sites, features, require_beside
 from ..peft import layout, names
+from .bounds import require_bounded
 from .contents import METADATA, contents
 from .fits import require_shapes
 
@@ -163,7 +164,7 @@ class Pack:
         say comes from there.
 
         Raises:
-            FormatError: with ``shape_of``, a tensor does not fit the base.
+            FormatError: with ``shape_of``, a tensor does not fit the base; the method would make far more numbers than there are here.
         """
         shared = self.shared()
         groups = [group for group in self.manifest.groups if group.role == "adapter"]
@@ -177,6 +178,7 @@ class Pack:
                 found = settled(method, [configs[number] for number in own], [sites[number] for number in own])
                 for number, cfg in zip(own, found, strict=True):
                     configs[number] = cfg
+        require_bounded(zip(map(self.method_of, groups), configs, sites, strict=True), self.manifest.tensors, f"pack '{self.name}'")
         for group, site, cfg in zip(groups, sites, configs, strict=True):
             params, method = self._params_at(group.path), self.method_of(group)
             if shape_of is not None:
@@ -303,6 +305,7 @@ def build(
     ``weights`` names the base tensor behind each path; ``rest`` goes to :class:`~.manifest.manifest.Manifest`.
 
     Raises:
+        FormatError: the method would make far more numbers than it stores, so that no reader would take the pack.
         NonFinite: a tensor holds NaN or infinity.
         NothingToDo: there is neither an adapter nor a module that was trained whole.
     """
@@ -310,13 +313,14 @@ def build(
         raise NothingToDo("a pack needs at least one adapter or one module that was trained whole", where=f"pack '{name}'")
     configs = settled(method, [cfg for cfg, _ in adapters.values()], list(adapters))
     common, differing = _shared_config(configs)
-    groups, tensors, places = [], {}, {}
+    groups, adapted, tensors, places = [], [], {}, {}
 
     def add(path: str, param: str, tensor_name: str, value: np.ndarray) -> None:
         tensors[tensor_name] = value
         places[tensor_name] = path, param
 
     def adapt(method: Method, site: Site, cfg: Any, params: Mapping[str, np.ndarray], config: dict[str, Any], host: Method | None) -> None:
+        adapted.append((method, cfg, site))
         own = None if host is None else m.MethodRef(method.name, method.spec_version)
         groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
                               site.out_features or None, site.bias, cfg.rank, cfg.scale, config, own))
@@ -340,6 +344,7 @@ def build(
             add(path, param, names.full_name(method, path, param), value)
     digests, file = digested(tensors, METADATA)
     described = {key: entry_of(tensors[key], *places[key], digest=digests[key]) for key in sorted(tensors)}
+    require_bounded(adapted, described, f"pack '{name}'")
     draft = m.Manifest(
         pack=m.PackInfo(name),
         method=m.MethodRef(method.name, method.spec_version),

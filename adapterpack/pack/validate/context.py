@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...io.safetensors import SafetensorsFile
+from ...manifest.manifest import TensorEntry
 from ..pack import Pack
 from .budget import Budget
 from .finding import Finding
@@ -30,8 +33,25 @@ class Subject(NamedTuple):
     budget: Budget
     allow_structural: bool = False
 
+    def require_memory(self, size: int, what: str) -> None:
+        """Goes on only if ``size`` bytes may be held beside the files.
+
+        Raises:
+            Spent: that is more than allowed.
+        """
+        self.budget.require_memory(sum(map(len, self.held.values())) + size, what)
+
 
 Check = Callable[[Subject], Iterator[Finding]]
+
+
+def quantized_numbers(entries: Iterable[TensorEntry]) -> Counter[str]:
+    """How many numbers of each group are stored as int8: they are looked at in float32, which takes memory beside the file's."""
+    numbers = Counter[str]()
+    for entry in entries:
+        if entry.scales is not None:
+            numbers[entry.group] += math.prod(entry.shape)
+    return numbers
 
 
 def group_pointer(number: int) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,9 +77,13 @@ def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, bu
             return look(folder, base, full, budget or Budget(), allow_structural)
     except AdapterpackError as error:
         return Report("pack", str(folder), None, (reading.unreadable(error, folder),)), None
+    except Spent as spent:
+        kind = "pack" if look is _examine else "peft"
+        return Report(kind, str(folder), None, (), (str(spent),), incomplete=True), None
 
 
 _large = threading.Lock()
+_MOST_FINDINGS = 1000
 
 
 def _turn(folder: Path) -> AbstractContextManager[object]:
@@ -93,16 +98,16 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
     def refused(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
         return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
 
-    findings = [*files.regular_files(folder)]
+    findings = few(files.regular_files(folder, budget))
     data = b"" if findings else files.read_manifest(folder / m.FILE_NAME)
-    if findings := findings or [*_code_keys(data)]:
+    if findings := findings or few(_code_keys(data, budget)):
         return refused(findings)
     manifest = m.parse(data, folder / m.FILE_NAME)
     if findings := [*composition(manifest)]:
         return refused(findings, manifest)
     require_known(manifest, folder / m.FILE_NAME)
     named = frozenset({m.FILE_NAME, *(entry.path for entry in manifest.files)})
-    if findings := [*files.forbidden_files(folder, named)] or [*files.closed_file_list(folder, manifest)]:
+    if findings := few(files.forbidden_files(folder, named, budget)) or few(files.closed_file_list(folder, manifest)):
         return refused(findings, manifest)
     try:
         held = files.hold(folder, manifest, budget)
@@ -132,7 +137,7 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
     for check in checks:
         try:
             subject.budget.require_time(f"{check.__name__.replace('_', ' ')} and what follows")
-            findings.extend(check(subject))
+            findings.extend(few(check(subject)))
         except Spent as spent:
             return findings, [str(spent)]
         except AdapterpackError as error:
@@ -140,6 +145,18 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
         if any(finding.severity == "error" for finding in findings):
             break
     return findings, []
+
+
+def few(found: Iterable[Finding]) -> list[Finding]:
+    """The findings, of each rule a thousand at most and then their number: a file can have one in every few bytes."""
+    kept, counts = list[Finding](), Counter[str]()
+    for finding in found:
+        counts[finding.rule] += 1
+        if counts[finding.rule] <= _MOST_FINDINGS:
+            kept.append(finding)
+    first = {finding.rule: finding for finding in reversed(kept)}
+    return kept + [first[rule]._replace(message=f"there are {count} findings of this rule; the others are not listed")
+                   for rule, count in counts.items() if count > _MOST_FINDINGS]
 
 
 def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
@@ -185,8 +202,8 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Bud
     if not (folder / layout.CONFIG).is_file():
         raise FormatError("the folder is not a pack", where=folder, expected=f"{m.FILE_NAME} or {layout.CONFIG}",
                           remedy="name the folder that train, save or compose wrote")
-    findings = [finding._replace(severity="warning") for finding in files.forbidden_files(folder, frozenset({TENSORS}))]
-    findings += [*_foreign_json(folder)]
+    findings = [finding._replace(severity="warning") for finding in few(files.forbidden_files(folder, frozenset({TENSORS}), budget))]
+    findings += few(_foreign_json(folder, budget))
     if any(finding.severity == "error" for finding in findings):
         return Report("peft", str(folder), None, tuple(findings)), None
     try:
@@ -204,7 +221,7 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Bud
     return Report("peft", str(folder), pack.id, tuple(findings), open_questions, full, base_verdict(pack, base, findings)), pack
 
 
-def _foreign_json(folder: Path) -> Iterator[Finding]:
+def _foreign_json(folder: Path, budget: Budget) -> Iterator[Finding]:
     """Keys that load code, and the chat template, in what PEFT wrote."""
     for name in (layout.CONFIG, "tokenizer_config.json"):
         path = folder / name
@@ -216,7 +233,7 @@ def _foreign_json(folder: Path) -> Iterator[Finding]:
             if name == layout.CONFIG:
                 return  # reading it says so
             continue
-        yield from remote_code(value, name, foreign=True)
+        yield from remote_code(value, name, foreign=True, budget=budget)
         template = value.get("chat_template") if isinstance(value, dict) else None
         for one in template if isinstance(template, list) else [template]:
             text = one.get("template") if isinstance(one, dict) else one
@@ -226,13 +243,13 @@ def _foreign_json(folder: Path) -> Iterator[Finding]:
         yield from template_findings(read_file(folder / TEMPLATE, 1 << 20), TEMPLATE)
 
 
-def _code_keys(data: bytes) -> Iterator[Finding]:
+def _code_keys(data: bytes, budget: Budget) -> Iterator[Finding]:
     """Keys that load code, told before the schema calls them unknown fields; malformed JSON is the parser's to report."""
     try:
         value = strict_json.loads(data, m.FILE_NAME, m.MAX_BYTES)
     except FormatError:
         return
-    yield from remote_code(value, m.FILE_NAME)
+    yield from remote_code(value, m.FILE_NAME, budget=budget)
 
 
 def require_known(manifest: m.Manifest, where: object) -> None:

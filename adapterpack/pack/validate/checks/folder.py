@@ -31,6 +31,7 @@ FORBIDDEN_SUFFIXES = frozenset({
     ".rar", ".sh", ".so", ".svg", ".tar", ".tgz", ".vbs", ".wasm", ".xz", ".zip", ".zst",
 })  # fmt: skip
 HEAD = 512
+_LIST = "the list of the files"
 NOTES = PurePosixPath(".cache", "huggingface")
 
 
@@ -47,16 +48,16 @@ def _is_notes(path: Path) -> bool:
     return [one.name for one in inside] == [NOTES.name] and inside[0].is_dir() and not inside[0].is_symlink()
 
 
-def regular_files(folder: Path) -> Iterator[Finding]:
+def regular_files(folder: Path, budget: Budget | None = None) -> Iterator[Finding]:
     """AP101, asked before any of the files is opened. A hub cache's own links into its blobs are let pass."""
-    for path in entries(folder):
+    for path in (budget or Budget()).over(entries(folder), _LIST):
         if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file():
             yield REGULAR.at(path.name, "only regular files may lie in a pack", file=path.name)
 
 
-def forbidden_files(folder: Path, listed: frozenset[str] = frozenset()) -> Iterator[Finding]:
+def forbidden_files(folder: Path, listed: frozenset[str] = frozenset(), budget: Budget | None = None) -> Iterator[Finding]:
     """AP106-AP107 for what lies there beside the listed files; the listed ones are asked once they are read."""
-    for path in entries(folder):
+    for path in (budget or Budget()).over(entries(folder), _LIST):
         if path.name in listed or not path.is_file():
             continue
         if Path(path.name.casefold()).suffix in FORBIDDEN_SUFFIXES:
