@@ -47,6 +47,7 @@ from adapterpack.errors import (
     UnknownName,
     Unsupported,
 )
+from adapterpack.io.hashing import sha256_of
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.manifest import schema_problem
 from adapterpack.pack.pack import Pack, build
@@ -250,7 +251,7 @@ def test_gguf_holds_the_same_change(tmp_path: Path, tiny_llama: Path, kind: str,
     same_changes(pack, load(tmp_path / "back"), relative)
     lineage = back.pack.manifest.lineage
     assert lineage is not None
-    assert lineage.parents[0].digest == f"sha256:{m.sha256_of(tmp_path / 'a.gguf')}"
+    assert lineage.parents[0].digest == f"sha256:{sha256_of(tmp_path / 'a.gguf')}"
 
 
 FULL_DISK = """

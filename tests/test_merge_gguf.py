@@ -18,9 +18,9 @@ import adapterpack
 from adapterpack import DoRA, LoRA
 from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
-from adapterpack.base.codecs.ggml import TYPES, weight
 from adapterpack.base.gguf import names
 from adapterpack.base.gguf.checkpoint import GGUFBase
+from adapterpack.base.gguf.ggml import TYPES, weight
 from adapterpack.base.gguf.header import read_header
 from adapterpack.base.gguf.kinds import KINDS
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, SiteNotFound, Unsupported

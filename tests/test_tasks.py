@@ -22,9 +22,9 @@ from adapterpack import Session, export, quantize, run
 from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
+from adapterpack.exporting.quantization.graphs import SCHEMES
+from adapterpack.exporting.quantization.measure import inputs_of
 from adapterpack.manifest.parts import Recipe
-from adapterpack.quantizing.graphs import SCHEMES
-from adapterpack.quantizing.measure import inputs_of
 from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
 from adapterpack.runtime.media.inputs import array_of, speech_of

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
-from ..manifest.manifest import sha256_of
+from ..io.hashing import sha256_of
 from ..manifest.parts import Tokenizer
-from ..pack.validate.checks.base import base_template
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, read_json
 
+TEMPLATE = "chat_template.jinja"
 _CARD = "README.md"
 _MAX_CARD = 64 << 10
 _MAX_LICENSE = 200
+
+
+def base_template(base: Checkpoint) -> str | None:
+    """The base's chat template: its own file, or what ``tokenizer_config.json`` says."""
+    own, config = base.folder / TEMPLATE, base.folder / "tokenizer_config.json"
+    if own.is_file():
+        return own.read_text("utf-8", errors="replace")
+    value: Any = read_json(config) if config.is_file() else {}
+    found = value.get("chat_template") if isinstance(value, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def tokenizer_of(base: Checkpoint) -> Tokenizer | None:

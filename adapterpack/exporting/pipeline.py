@@ -109,7 +109,7 @@ def export(
         raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --in-place out")
     capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:
-        from ..quantizing.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
+        from .quantization.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
 
         require_scheme(quantize)
     with contextlib.ExitStack() as stack:
@@ -217,7 +217,7 @@ def _publish(
         if quantize is None:
             bundle.write(folder, known=grown.digests())
         else:
-            from ..quantizing.graphs import quantize_in_place  # noqa: PLC0415 - see above
+            from .quantization.graphs import quantize_in_place  # noqa: PLC0415 - see above
 
             say(f"quantize to {quantize}")
             bundle.write(folder, draft=True)

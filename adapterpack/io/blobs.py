@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import FormatError, storage_errors
-from ..manifest.manifest import sha256_of
+from ..io.hashing import sha256_of
 from .atomic import sync
 
 _CHUNK = 1 << 20

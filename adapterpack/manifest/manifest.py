@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import resources
@@ -334,9 +333,3 @@ def decode_base(value: Mapping[str, Any]) -> Base:
     from .parts import Dims, Variant  # noqa: PLC0415 - most packs name neither
 
     return Base(**{**value, "dims": dims and Dims(**dims), "variants": tuple(Variant(**one) for one in variants)})
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

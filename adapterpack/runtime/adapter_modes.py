@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from ..bundle.manifest import ADAPTER_IDS, STEP, adapter_file
 from ..errors import FormatError, Unsupported
-from ..manifest import manifest as m
+from ..io.hashing import sha256_of
 from ..pack.pack import Pack
 from ..slots.precision import ABSENT, held
 from ..tasks.task import MAIN
@@ -83,7 +83,7 @@ class Inputs:
             for part in slotted:
                 name = adapter_file(adapter.path, part)
                 path = session.folder / name
-                if not path.is_file() or m.sha256_of(path) != listed.get(name):
+                if not path.is_file() or sha256_of(path) != listed.get(name):
                     raise FormatError("an adapter file of the bundle is missing or was altered", where=path, remedy="export again")
                 self.files[adapter.name][part] = ort.LoraAdapter()
                 self.files[adapter.name][part].Load(str(path))

@@ -21,7 +21,7 @@ from ..adapter_methods.core.token_positions import Acts
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
-from ..manifest.manifest import sha256_of
+from ..io.hashing import sha256_of
 from ..pack.pack import Pack
 from ..tasks.task import Task, reads_types, task_named
 from . import data

@@ -20,12 +20,12 @@ from ...io.safetensors import DTYPES, TensorInfo
 from ...pack.fits import require_shapes
 from ...pack.pack import Pack
 from ..checkpoint import Checkpoint
-from ..codecs import ggml
 from ..codecs.dequantized_checkpoint import Decoded
 from ..codecs.ordered import as_model, ordered
 from ..codecs.storage import Storage
 from ..identity import levels
 from ..match import Verdict
+from . import ggml
 from .header import Tensor, read_header
 from .names import FAMILIES, Family, module_of, pairs_of_rows
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ....base import identity
+from ....base.base_metadata import base_template
 from ....base.match import Verdict
 from ....errors import AdapterpackError, BaseMismatch
 from ...pack import TEMPLATE, Pack
@@ -108,17 +109,6 @@ def difference(base: str, carried: str) -> str:
     more = [f"... and {sum(map(len, left_out))} more lines"] if any(left_out) else []
     return "\n".join(line[:200] for line in lines[:_DIFF_LINES] + more)
 
-
-def base_template(base: Checkpoint) -> str | None:
-    """The base's chat template: its own file, or what ``tokenizer_config.json`` says."""
-    from ....base.checkpoint import read_json  # noqa: PLC0415 - loaded already: there is a base
-
-    own, config = base.folder / TEMPLATE, base.folder / "tokenizer_config.json"
-    if own.is_file():
-        return own.read_text("utf-8", errors="replace")
-    value: Any = read_json(config) if config.is_file() else {}
-    found = value.get("chat_template") if isinstance(value, dict) else None
-    return found if isinstance(found, str) else None
 
 
 def tied(s: Subject) -> Iterator[Finding]:

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import onnx
 import onnx_ir as ir
 
-from ..bundle.manifest import Bundle, MappedSite, graph_file, list_files, read_bundle
-from ..errors import FormatError, NothingToDo, ParityError, UnknownName, nearest
-from ..exporting.graph.emit import PREFIX
-from ..exporting.proof.cache_parity import with_steps
-from ..io.atomic import output_folder
-from ..runtime import canary as replay
-from ..runtime.session import Session
+from ...bundle.manifest import Bundle, MappedSite, graph_file, list_files, read_bundle
+from ...errors import FormatError, NothingToDo, ParityError, UnknownName, nearest
+from ...io.atomic import output_folder
+from ...runtime import canary as replay
+from ...runtime.session import Session
+from ..graph.emit import PREFIX
+from ..proof.cache_parity import with_steps
 from . import measure
 
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..gguf.kinds import KINDS, NUMBERS
+from ..codecs.base import Parts, Weight
+from ..codecs.grid import F32, Coded, Grid, Groups, Levels, Rows, integers
+from ..codecs.storage import Piece
 from . import ggml_bits as bits
-from .base import Parts, Weight
-from .grid import F32, Coded, Grid, Groups, Levels, Rows, integers
-from .storage import Piece
+from .kinds import KINDS, NUMBERS
 
 Blocks = np.ndarray
 """``[n, blocks of a row]`` of one type's structure."""
@@ -182,7 +182,7 @@ _AS_IS = Levels(lambda codes: codes, lambda level: level, lambda least, greatest
 
 
 def _by_package(kind: str, parts: Parts, rows: slice) -> Coded:
-    from ..gguf.package import library  # noqa: PLC0415 - only rare types need it
+    from .package import library  # noqa: PLC0415 - only rare types need it
 
     gguf = library()
     values = gguf.quants.dequantize(np.ascontiguousarray(parts["codes"][rows]), gguf.GGMLQuantizationType(NUMBERS[kind]))
