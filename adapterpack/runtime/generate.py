@@ -12,10 +12,12 @@ from ..errors import ConfigError, Unsupported
 from ..tasks import TASKS
 from .decoding import DECODING
 from .session import Arrays, Names, Session
+from .text_stream import TextStream
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 Emit = Callable[[int, int, str], None]
-"""called with (row, token id, text so far) for every new token"""
+"""Called with (row, token id, text so far) for every new token. The text is final: the next one begins with it, and the last one is the
+answer's. The end token of a row is passed on, too, if there is text that was kept back until then."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):  # else each of its characters would be a stop text
             object.__setattr__(self, "stop", (self.stop,))
+        if not all(isinstance(text, str) for text in self.stop):
+            raise ConfigError("a stop text is a text", where="stop", found=repr(self.stop)[:80])
         if self.max_new_tokens < 1 or not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError("sampling parameters out of range", found=self,
                               expected="max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1")
@@ -75,28 +79,26 @@ def generate(
     names = session.names(adapters, count)
     going = decoding(session, rows, names, beside)
     draws = [np.random.default_rng([options.seed, row]) for row in range(count)]  # a row's draws do not depend on the others
-    state = _Rows(session, options, emit, count)
-    outputs = going.first()
-    last = going.last
-    for number in range(options.max_new_tokens):
+    state = _Rows(session, options, emit, [options.max_new_tokens] * count)
+    outputs, last = going.first(), going.last
+    while True:
         tokens = _choose(outputs["logits"].numpy()[range(count), last], options, draws)
-        last = np.zeros_like(last)
         state.take(tokens)
-        if state.finished or number + 1 == options.max_new_tokens:
+        if state.finished:
             break
-        outputs = going.then(tokens, outputs)
+        outputs, last = going.then(tokens, outputs), np.zeros_like(last)
     lengths = [len(row) for row in rows] or [0] * count
-    return [Generation(state.texts[i], tuple(state.ids[i]), state.reasons[i] or "length", names[i], lengths[i]) for i in range(count)]
+    return [Generation(stream.text, tuple(stream.ids), reason or "length", name, length)
+            for stream, reason, name, length in zip(state.streams, state.reasons, names, lengths, strict=True)]
 
 
 class _Rows:
-    """What the rows of a batch have said so far."""
+    """What the rows of a batch have said so far; row ``i`` says at most ``room[i]`` tokens."""
 
-    def __init__(self, session: Session, options: Sampling, emit: Emit | None, count: int) -> None:
-        self.tokenizer, self.options, self.emit = session.tokenizer, options, emit
-        self.ids: list[list[int]] = [[] for _ in range(count)]
-        self.texts = [""] * count
-        self.reasons: list[str | None] = [None] * count
+    def __init__(self, session: Session, options: Sampling, emit: Emit | None, room: Sequence[int]) -> None:
+        self.eos, self.emit, self.room = session.tokenizer.eos_ids, emit, room
+        self.streams = [TextStream(session.tokenizer, options.stop) for _ in room]
+        self.reasons: list[str | None] = [None] * len(room)
 
     @property
     def finished(self) -> bool:
@@ -105,19 +107,21 @@ class _Rows:
     def take(self, tokens: np.ndarray) -> None:
         """One new token for every row; rows that have ended take no notice."""
         for row, token in enumerate(map(int, tokens)):
-            if self.reasons[row]:
-                continue
-            if token in self.tokenizer.eos_ids:
-                self.reasons[row] = "stop"
-                continue
-            self.ids[row].append(token)
-            text = self.tokenizer.decode(self.ids[row])
-            cut = min((at for at in (text.find(stop) for stop in self.options.stop if stop) if at >= 0), default=None)
-            self.texts[row] = text if cut is None else text[:cut]
-            if cut is not None:
-                self.reasons[row] = "stop"
-            if self.emit:
-                self.emit(row, token, self.texts[row])
+            if not self.reasons[row]:
+                self._take(row, token)
+
+    def _take(self, row: int, token: int) -> None:
+        stream, known = self.streams[row], self.streams[row].text
+        ends = token in self.eos
+        if not ends:
+            stream.push(token)
+        if ends or len(stream.ids) == self.room[row]:
+            stream.finish()
+            self.reasons[row] = "stop" if ends else "length"
+        if stream.stopped:
+            self.reasons[row] = "stop"
+        if self.emit and (not ends or stream.text != known):
+            self.emit(row, token, stream.text)
 
 
 def _ids(session: Session, prompt: Prompt) -> list[int]:
