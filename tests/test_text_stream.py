@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_pieces_are_final_and_make_up_the_whole(kind: str, tmp_path: Path) -> No
             given.append(stream.text)
         stream.finish()
         given.append(stream.text)
-        assert all(later.startswith(earlier) for earlier, later in zip(given, given[1:], strict=False))
+        assert all(later.startswith(earlier) for earlier, later in pairwise(given))
         if kind != "byte fallback":  # which reads a run of bytes anew with every further one, and gives up all of it if one is wrong
             assert given[-1] == tokenizer.decode(ids)
 
@@ -152,7 +153,7 @@ def test_a_session_streams_final_text(bundle_of: Make, tmp_path: Path) -> None:
         found = session.generate(prompts, names, **options, seed=seed, stop=stop, emit=note)
         for row, answer in enumerate(found):
             texts = ["", *(text for _, text in seen[row])]
-            assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+            assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
             assert texts[-1] == answer.text
             tokens = [token for token, _ in seen[row]]
             assert tokens[: len(answer.ids)] == list(answer.ids)

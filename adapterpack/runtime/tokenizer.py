@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as Core
 
-from ..errors import FormatError, StorageError
-
-Message = Mapping[str, str]
+from ..chat import ChatTemplate, Message
+from ..errors import StorageError
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """What a template knows beside the messages, as under transformers."""
@@ -57,6 +53,10 @@ class Tokenizer:
         token = self._token("pad_token")
         known = self.core.token_to_id(token) if token else None
         return int(known) if known is not None else 0
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        return ChatTemplate(self.template or "", self.folder)
 
     @cached_property
     def template(self) -> str | None:
@@ -109,16 +109,8 @@ class Tokenizer:
         Raises:
             FormatError: the template does not render.
         """
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-        environment.filters["tojson"] = _tojson  # jinja's own escapes for HTML
         special = {name: self._token(name) for name in _SPECIAL if self._token(name)}
-        try:
-            return environment.from_string(self.template or "").render(
-                messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **special
-            )
-        except Exception as error:  # whatever a stranger's template can raise
-            raise FormatError(f"the chat template does not render: {error}", where=self.folder) from error
+        return self._chat.render(messages, special)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -128,14 +120,6 @@ class Tokenizer:
     def _token(self, name: str) -> str:
         value = self.config.get(name)
         return value if isinstance(value, str) else (value or {}).get("content", "")
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
 
 
 def read_json(path: Path) -> dict[str, Any]:
