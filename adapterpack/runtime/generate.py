@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ..errors import ConfigError, Unsupported
 from ..tasks import TASKS
+from .context_length import context_of, require_context, text_part
 from .decoding import DECODING
+from .model_files import MAX_ID
+from .rows import each
 from .session import Arrays, Names, Session
 from .text_stream import TextStream
 
@@ -64,14 +68,14 @@ def generate(
     Raises:
         Unsupported: the bundle does not generate.
         UnknownAdapter: a name that the bundle does not hold.
-        ConfigError: a prompt without a token.
+        ConfigError: a prompt without a token, or for which the model has no positions; the error names the row.
     """
     decoding = DECODING.get(session.task.main.form)
     if decoding is None:
         raise Unsupported("the bundle does not generate text", found=session.bundle.task,
                           expected=", ".join(task.name for task in TASKS.values() if task.generates))
     beside = dict(given or {})
-    rows = [_ids(session, prompt) for prompt in prompts]
+    rows = each(prompts, partial(_ids, session))
     count = len(rows) or next((array.shape[0] for array in beside.values()), 0)
     if not count:
         return []
@@ -79,7 +83,8 @@ def generate(
     names = session.names(adapters, count)
     going = decoding(session, rows, names, beside)
     draws = [np.random.default_rng([options.seed, row]) for row in range(count)]  # a row's draws do not depend on the others
-    state = _Rows(session, options, emit, [options.max_new_tokens] * count)
+    require_context(session, going.lengths, going.virtual)
+    state = _Rows(session, options, emit, _room(session, going.lengths, options.max_new_tokens))
     outputs, last = going.first(), going.last
     while True:
         tokens = _choose(outputs["logits"].numpy()[range(count), last], options, draws)
@@ -90,6 +95,12 @@ def generate(
     lengths = [len(row) for row in rows] or [0] * count
     return [Generation(stream.text, tuple(stream.ids), reason or "length", name, length)
             for stream, reason, name, length in zip(state.streams, state.reasons, names, lengths, strict=True)]
+
+
+def _room(session: Session, lengths: np.ndarray, most: int) -> list[int]:
+    """How many tokens may follow each row: as many as it has positions for, and one, whose position nobody needs."""
+    context = context_of(session)
+    return [most if context is None else min(most, context - int(length) + 1) for length in lengths]
 
 
 class _Rows:
@@ -126,8 +137,8 @@ class _Rows:
 
 def _ids(session: Session, prompt: Prompt) -> list[int]:
     items = [prompt] if isinstance(prompt, str) else list(prompt)
-    if items and all(isinstance(item, int) for item in items):
-        return [int(item) for item in items]  # type: ignore[call-overload]
+    if items and all(type(item) is int for item in items):
+        return _known(session, items)  # type: ignore[arg-type]
     if not isinstance(prompt, str) and not all(isinstance(item, Mapping) and "content" in item for item in items):
         raise ConfigError("a prompt is a text, a list of messages with role and content, or a list of token ids", found=repr(prompt)[:80])
     if isinstance(prompt, str) and not session.task.left:  # an encoder reads the text as it is
@@ -135,7 +146,17 @@ def _ids(session: Session, prompt: Prompt) -> list[int]:
     else:
         ids = session.tokenizer.prompt(prompt) if items else []  # type: ignore[arg-type]
     if not ids:
-        raise ConfigError("a prompt has no tokens", where=session.folder, found=repr(prompt))
+        raise ConfigError("a prompt has no tokens", found=repr(prompt)[:80])
+    return ids
+
+
+def _known(session: Session, ids: list[int]) -> list[int]:
+    """Ids that a caller gave, if the model has them."""
+    words = text_part(session.config, "vocab_size").get("vocab_size")
+    most = words - 1 if type(words) is int else MAX_ID
+    wrong = next((one for one in ids if not 0 <= one <= most), None)
+    if wrong is not None:
+        raise ConfigError("a prompt has a token that the model does not have", expected=f"0 to {most}", found=str(wrong)[:40])
     return ids
 
 
