@@ -197,3 +197,16 @@ def test_the_graph_itself_holds_no_prompt(bundle_in: Make) -> None:
     graph = ir.load(bundle_in("small bank") / "model.onnx").graph
     assert not [node for node in graph if node.name and node.name.startswith("adapterpack/")]
     assert {"past_key_values.0.key", "past_key_values.1.value"} <= {value.name for value in graph.inputs}
+
+
+def test_virtual_tokens_take_room(bundle_in: Make, models: Any) -> None:
+    """Of 64 positions a prefix takes five: its rows end sooner, or are refused, and what they say until then is torch's."""
+    session = ap.Session(bundle_in("bank"), "cpu")
+    rows, names = [[*range(5, 61)], [*range(5, 61)], [5, 6]], ["prefix", None, "soft"]
+    found = session.generate(rows, names, max_new_tokens=12)
+    for row, name, answer, room in zip(rows, names, found, (4, 9, 12), strict=True):
+        expected = torch_tokens(models[name], row, room)
+        assert answer.ids == expected[: expected.index(2) if 2 in expected else room]
+        assert answer.finish_reason == ("stop" if 2 in expected else "length")
+    with pytest.raises(ConfigError, match="row 2; expected at most 64 tokens, found 65, of which 5 are the adapter's prompt"):
+        session.generate([[5] * 60, [5] * 60], [None, "prefix"])

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..tasks import Part
 from .bundle import ADAPTER_IDS, ADAPTER_POSITIONS, PAST
+from .context_length import require_context
 from .graphs import Graph
 from .prompts import Before
 
@@ -66,6 +67,7 @@ def _plain(session: Session, graph: Graph, given: Arrays, names: Names) -> Array
     if "attention_mask" in graph.inputs:
         shape = given["input_ids"].shape
         _require_mask(given.setdefault("attention_mask", np.ones(shape, np.int64)), shape)
+        require_context(session, last_places(given["attention_mask"]) + 1)
     if "token_type_ids" in graph.inputs:
         given.setdefault("token_type_ids", np.zeros_like(given["input_ids"]))
     return _acting(session, graph, given, names)
@@ -85,6 +87,7 @@ def _decoder(session: Session, graph: Graph, given: Arrays, names: Names) -> Arr
     _require_window(session, covered, first)
     counted = given.get("position_ids")
     given["position_ids"] = positions(covered)[:, -length:] if counted is None else counted + first.lengths
+    require_context(session, given["position_ids"].max(axis=1) + 1, first.lengths[:, 0])
     return _acting(session, graph, given, names, past, first)
 
 
@@ -98,7 +101,9 @@ def _seeing(session: Session, graph: Graph, given: Arrays, names: Names) -> Arra
 
 def _cross(session: Session, graph: Graph, given: Arrays, names: Names) -> Arrays:
     """A decoder beside an encoder, whose mask is that of the encoder's tokens."""
-    rows = given["decoder_input_ids"].shape[0]
+    rows, length = given["decoder_input_ids"].shape
+    past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
+    require_context(session, np.full(rows, past + length))
     for name, value in graph.inputs.items():
         if name.startswith(PAST):
             given.setdefault(name, np.zeros((rows, value.shape[1], 0, value.shape[3]), np.float32))

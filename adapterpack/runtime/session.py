@@ -22,9 +22,11 @@ from .feeds import Arrays, last_places, pad, positions
 from .flow import Names, flow
 from .graphs import Graph
 from .media import Picture, image_of
+from .model_files import read_object
 from .positions import where
 from .prompts import Before, before, cache_of
-from .tokenizer import Tokenizer, read_json
+from .rows import each
+from .tokenizer import Tokenizer
 
 __all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 
@@ -97,12 +99,12 @@ class Session:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The model's ``config.json``."""
-        return read_json(self.folder / "config.json")
+        return read_object(self.folder / "config.json")
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
         """The model's ``generation_config.json``, or nothing."""
-        return read_json(self.folder / "generation_config.json")
+        return read_object(self.folder / "generation_config.json")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -170,11 +172,7 @@ class Session:
         Raises:
             ConfigError: a text without a token.
         """
-        rows = [self.tokenizer.encode(text) for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if not row:
-                raise ConfigError("a text has no tokens", where=self.folder, found=repr(text))
-        return pad(rows, self.tokenizer.pad_id, left=False)
+        return pad(each(texts, self.tokenizer.row), self.tokenizer.pad_id, left=False)
 
     def pixels(self, images: Sequence[Picture]) -> np.ndarray:
         """Images as ``pixel_values`` ``[images, channels, height, width]`` float32: paths or bytes of PNG and JPEG pictures, prepared as

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from ..errors import BaseMismatch, Unsupported
 from ..methods import PROMPT, Method, PromptForm, PromptSite, Site, Traits
 from .layer import Adapted, Tensors, as_numpy, own_modules
+from .loading import load_tokenizer
 
 _CACHES = ("cache", "past_key_values")
 """What a trunk calls its cache, in newer and older versions of transformers."""
@@ -267,4 +268,4 @@ def ready(model: nn.Module, config: Any) -> Any:
     source = getattr(getattr(model, "config", None), "_name_or_path", None)
     if not source:
         raise Unsupported("the model came from no folder, so its tokenizer is not known", where=PROMPT, remedy="give token_ids")
-    return dataclasses.replace(config, token_ids=tuple(AutoTokenizer.from_pretrained(source)(config.text)["input_ids"]))
+    return dataclasses.replace(config, token_ids=tuple(load_tokenizer(source)(config.text)["input_ids"]))
