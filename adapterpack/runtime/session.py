@@ -32,7 +32,8 @@ __all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 class Session:
     """A running bundle. ``provider`` is ``cuda``, ``cpu`` or None for the best there is; ``session.provider`` says which runs.
 
-    ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they lie there, and not laid out anew in memory.
+    ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they lie there, and not laid out anew in memory,
+    without which a run on a quantized graph takes many times longer.
 
     Raises:
         FormatError: the folder is no bundle, its graph reads files outside of it, or an adapter in it was altered or exchanged.
@@ -50,8 +51,8 @@ class Session:
         self.bundle: Bundle = read_bundle(bundle)
         self.task = task_named(self.bundle.task)
         wanted = providers.choose(provider)
-        self._open = partial(Graph, self.folder, wanted=wanted, threads=threads)
-        self.graphs = {part: self._open(part, mapped=mapped) for part in self.bundle.parts}
+        self._open = partial(Graph, self.folder, wanted=wanted, threads=threads, mapped=mapped)
+        self.graphs = {part: self._open(part) for part in self.bundle.parts}
         main = self.graphs[MAIN]
         self.provider, self.device = main.provider, main.device
         self.inputs, self.outputs = main.inputs, main.outputs
@@ -82,7 +83,7 @@ class Session:
     def graph(self, part: str) -> Graph:
         """The graph of that part; the one for steps is opened when it is first asked for."""
         if part == STEP and self._step is None:
-            self._step = self._open(STEP, mapped=True, in_place=True)
+            self._step = self._open(STEP, in_place=True)
         return self._step if part == STEP and self._step is not None else self.graphs[part]
 
     def steps_in_place(self, names: Sequence[str | None]) -> bool:
