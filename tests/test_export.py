@@ -54,7 +54,7 @@ from adapterpack.methods import (
 from adapterpack.pack import manifest as m
 from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.pack import build
-from adapterpack.runtime.bundle import GRAPH, read_bundle
+from adapterpack.runtime.bundle import read_bundle
 from adapterpack.runtime.precision import ABSENT
 from adapterpack.runtime.session import pad
 from adapterpack.runtime.slots import form_arrays, head_values

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,34 @@ def test_runs_keep_right_while_slots_change(bundle_of: Make, pack_of: Make, dens
     assert not wrong
     assert min(runs) >= 30
     assert session.adapters == ["alpha", "beta"]
+
+
+class Slow(str):
+    """A name that takes its time to be compared, so that other threads get their turn in the middle of what is done with it."""
+
+    __slots__ = ()
+
+    def __ne__(self, other: object) -> bool:
+        time.sleep(0.02)
+        return str.__ne__(self, other)
+
+
+def test_no_slot_is_lost_among_threads(bundle_of: Make, pack_of: Make) -> None:
+    """While one thread unloads, another loads: what it loaded is there, and afterwards every slot can be filled again."""
+    session, pack = Session(bundle_of("llama", "bank"), "cpu"), load(pack_of("llama", "alpha"))
+    session.unload("beta")
+    for turn in range(8):
+        session.load(pack, "old")
+        thread = threading.Thread(target=session.unload, args=(Slow("old"),))
+        thread.start()
+        session.load(pack, f"new-{turn}")
+        thread.join()
+        assert session.adapters == ["alpha", f"new-{turn}"]
+        session.unload(f"new-{turn}")
+    for name in ("beta", "gamma"):
+        session.load(pack, name)
+    with pytest.raises(Unsupported, match="no slot is free"):
+        session.load(pack, "surplus")
 
 
 def test_what_has_begun_keeps_what_it_began_with(bundle_of: Make, pack_of: Make) -> None:
