@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from click.testing import CliRunner
 from ml_dtypes import bfloat16
+from transformers import AutoModelForCausalLM
 
-from adapterpack import LoRA, Session, export, load, run, validate
+from adapterpack import DoRA, LoRA, Session, active, adapt, export, load, run, save, validate
 from adapterpack.cli.main import main
 from adapterpack.errors import (
     AdapterpackError,
@@ -37,7 +39,7 @@ from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.checks.budget import Budget
 from adapterpack.pack.pack import Pack, build
 from adapterpack.runtime import providers
-from adapterpack.runtime.bundle import FILE_NAME, read_bundle
+from adapterpack.runtime.bundle import FILE_NAME, GRAPH, read_bundle
 from adapterpack.runtime.precision import ABSENT
 from adapterpack.runtime.session import pad
 from adapterpack.runtime.slots import pack_values
@@ -197,6 +199,24 @@ def test_runs_keep_right_while_slots_change(bundle_of: Make, pack_of: Make, dens
     assert not wrong
     assert min(runs) >= 30
     assert session.adapters == ["alpha", "beta"]
+
+
+def test_a_pack_that_reads_the_weights_has_the_graph_parsed_once(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sites it has, and whether or not the bank was filled before: hot loads find the graph as it was parsed for the first."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    packs = [save(adapt(model, DoRA(r=2), name), None, adapter=name, base=tiny_llama, name=name) for name in ("one", "two", "three")]
+    assert len(list(packs[0].adapters())) == 14
+    export(tiny_llama, packs[:1], tmp_path / "bank", slots=4)
+    session, parsed = Session(tmp_path / "bank", "cpu"), list[Path]()
+    real = ir.load
+    monkeypatch.setattr(ir, "load", lambda path, *more: parsed.append(path) or real(path, *more))
+    for pack in packs[1:]:
+        session.load(pack)
+    assert parsed == [tmp_path / "bank" / GRAPH]
+    batch = batch_of()
+    with torch.no_grad():
+        known = active(model, "three")(input_ids=torch.from_numpy(batch["input_ids"][1:2])).logits[0].numpy()
+    np.testing.assert_allclose(session.run({"input_ids": batch["input_ids"][1:2]}, "three")["logits"][0], known, rtol=0, atol=5e-5)
 
 
 class Slow(str):

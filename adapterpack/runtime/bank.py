@@ -39,6 +39,7 @@ class AdapterBank:
 
     def __init__(self, bundle: Bundle, folder: Path, device: str) -> None:
         self.bundle, self.folder, self.device = bundle, folder, device
+        self._parsed: dict[str, Any] = {}
 
     def opened(self) -> BankState:
         """The bank as it was exported."""
@@ -77,7 +78,7 @@ class AdapterBank:
         if site is None:
             raise Unsupported("the graph has no slot for a part of this adapter", found=adapter.site.path,
                               remedy="export the bundle again with this adapter among the packs")
-        known = ir.load(self.folder / graph_file(site.part)).graph.initializers
+        known = self._graph(site.part).graph.initializers
         weight = np.array(known[site.weight].const_value.numpy())
         bias = None if site.bias is None else np.array(known[site.bias].const_value.numpy())
         own = slice(site.at, site.at + site.out_features)
@@ -87,13 +88,19 @@ class AdapterBank:
         """What the graph's own projections make of a prompt."""
         heads = heads_at(self.bundle.sites, path)
         part = self.bundle.sites[f"{path}.{PROJECTION}"].part
-        return *projected(ir.load(self.folder / graph_file(part)), heads, prompt), heads
+        return *projected(self._graph(part), heads, prompt), heads
+
+    def _graph(self, part: str) -> Any:
+        """A graph of the bundle, parsed once: its nodes and small tensors in memory, its weights mapped. Nothing here changes it."""
+        if part not in self._parsed:
+            self._parsed[part] = ir.load(self.folder / graph_file(part))
+        return self._parsed[part]
 
     def _exported(self) -> Values:
         """The bank as the graph was exported with it."""
         found: Values = {}
         for part in self.bundle.parts:
-            graph = ir.load(self.folder / graph_file(part)).graph
+            graph = self._graph(part).graph
             names = [f"{path}.{field}" for path, site in self.bundle.sites.items() if site.part == part for field in site.fields]
             found |= {name: np.array(graph.initializers[name].const_value.numpy()) for name in names}
         return found
