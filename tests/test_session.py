@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from adapterpack.errors import (
     Unsupported,
 )
 from adapterpack.methods import Site, get
+from adapterpack.pack import digests, file_hashes
 from adapterpack.pack import manifest as m
 from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.checks.budget import Budget
@@ -382,6 +384,7 @@ def test_altered_adapters_do_not_start(copied: Make, pack_of: Make) -> None:
         Session(folder, "cpu")
     shutil.rmtree(folder / "adapters/alpha")
     load(pack_of("llama", "gamma")).renamed("alpha").write(folder / "adapters/alpha")
+    read_bundle(folder).write(folder)  # with the digests of what is there now
     with pytest.raises(FormatError, match="another adapter"):
         Session(folder, "cpu")
     folder = copied("llama", "inputs")
@@ -392,6 +395,61 @@ def test_altered_adapters_do_not_start(copied: Make, pack_of: Make) -> None:
     file.unlink()
     with pytest.raises(FormatError, match=r"beta\.onnx_adapter"):
         Session(folder, "cpu")
+
+
+@pytest.mark.parametrize(("name", "change", "told"), [
+    ("model.onnx", lambda path: flip(path, -1), r"expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}"),
+    ("model.onnx.data", lambda path: flip(path, 50), r"expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}"),
+    ("model.onnx.data", lambda path: path.write_bytes(path.read_bytes()[:-1]), r"expected [0-9]+ bytes, found [0-9]+ bytes"),
+    ("tokenizer.json", lambda path: flip(path, 20), r"expected sha256"),
+    ("config.json", lambda path: path.unlink(), r"expected [0-9]+ bytes, found no file"),
+    ("chat_template.jinja", lambda path: path.write_text("{{ messages }}"), "does not list"),
+])
+def test_altered_files_do_not_start(name: str, change: Callable[[Path], Any], told: str, copied: Make) -> None:
+    """A graph, its weights, the tokenizer or a template that was altered, cut, taken away or added: FormatError, which names the file,
+    what the manifest lists and what is there."""
+    folder = copied("llama", "bank")
+    Session(folder, "cpu")
+    change(folder / name)
+    with pytest.raises(FormatError, match=rf"{re.escape(name)}.*{told}|{told}.*{re.escape(name)}"):
+        Session(folder, "cpu")
+
+
+def test_ways_to_verify_a_bundle(copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that has not changed since it was hashed is not hashed again, in this process or, if it is large, in another; one whose time
+    of last change was set back is; ``full`` hashes all, ``off`` none."""
+    hashed: list[str] = []
+    real = file_hashes.digest
+    monkeypatch.setattr(file_hashes, "digest", lambda sources, **more: hashed.extend(sources) or real(sources, **more))
+    monkeypatch.setattr(file_hashes, "_HASHES", {})
+    monkeypatch.setattr(file_hashes, "LARGE", 1 << 14)
+    monkeypatch.setattr(digests, "_SETTLED", 50_000_000)
+    monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
+    folder = copied("llama", "bank")
+    time.sleep(0.1)
+    listed = {entry.path: entry.size for entry in read_bundle(folder).files}
+
+    def opened(verify: str = "cached") -> set[str]:
+        hashed.clear()
+        Session(folder, "cpu", verify=verify)
+        return set(hashed)
+
+    assert opened() == set(listed)
+    assert opened() == set()
+    assert opened("full") == set(listed)
+    file_hashes._HASHES.clear()  # as another process has it
+    large = {path for path, size in listed.items() if size >= 1 << 14}
+    assert "model.onnx.data" in large
+    assert opened() == set(listed) - large
+    data = folder / "model.onnx.data"
+    stat = data.stat()
+    flip(data, 50)
+    os.utime(data, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(FormatError, match=r"model\.onnx\.data"):
+        opened()
+    assert opened("off") == set()
+    with pytest.raises(ConfigError, match="cached"):
+        opened("cashed")
 
 
 def test_the_validator_of_bundles(copied: Make, bundle_of: Make, base_of: Make) -> None:

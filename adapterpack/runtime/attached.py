@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import FormatError, Unsupported
-from ..pack import manifest as m
 from ..pack.pack import Pack
 from ..tasks import MAIN
 from .bank import AdapterBank, BankState
@@ -80,15 +79,13 @@ class Inputs:
     def opened(self) -> dict[str, dict[str, Any]]:
         """See :class:`Attached`."""
         session, files = self.session, dict[str, dict[str, Any]]()
-        listed = {entry.path: entry.sha256 for entry in session.bundle.files}
         slotted = {site.part for site in session.bundle.sites.values() if site.fields} | {MAIN}
         for adapter in session.bundle.adapters:
             files[adapter.name] = {}
             for part in slotted:
-                name = adapter_file(adapter.path, part)
-                path = session.folder / name
-                if not path.is_file() or m.sha256_of(path) != listed.get(name):
-                    raise FormatError("an adapter file of the bundle is missing or was altered", where=path, remedy="export again")
+                path = session.folder / adapter_file(adapter.path, part)
+                if not path.is_file():
+                    raise FormatError("an adapter file of the bundle is missing", where=path, remedy="export again")
                 files[adapter.name][part] = ort.LoraAdapter()
                 files[adapter.name][part].Load(str(path))
         return files

@@ -19,6 +19,7 @@ from ..tasks import MAIN, task_named
 from . import providers, virtual
 from .attached import ATTACH
 from .bundle import STEP, Bundle, read_bundle
+from .bundle_files import require_files
 from .feeds import Arrays, last_places, pad, positions
 from .flow import Names, flow
 from .graphs import Graph
@@ -34,10 +35,12 @@ class Session:
     """A running bundle. ``provider`` is ``cuda``, ``cpu`` or None for the best there is; ``session.provider`` says which runs.
 
     ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they lie there, and not laid out anew in memory,
-    without which a run on a quantized graph takes many times longer.
+    without which a run on a quantized graph takes many times longer. ``verify``: graphs, weights, adapters, tokenizer and templates are
+    compared with the digests in the manifest, ``full`` or, where a file has not changed since it was hashed before, by what was found then
+    (``cached``); ``off`` is for a bundle that was verified just now.
 
     Raises:
-        FormatError: the folder is no bundle, its graph reads files outside of it, or an adapter in it was altered or exchanged.
+        FormatError: the folder is no bundle, its graph reads files outside of it, or a file in it was altered or exchanged.
         ProviderError: the provider is unknown or did not start.
 
     Example:
@@ -47,9 +50,10 @@ class Session:
     """
 
     def __init__(self, bundle: str | os.PathLike[str], provider: str | None = None, threads: int | None = None,
-                 mapped: bool = False) -> None:
+                 mapped: bool = False, verify: str = "cached") -> None:
         self.folder = Path(bundle)
         self.bundle: Bundle = read_bundle(bundle)
+        require_files(self.folder, self.bundle, verify)
         self.task = task_named(self.bundle.task)
         wanted = providers.choose(provider)
         self._open = partial(Graph, self.folder, wanted=wanted, threads=threads, mapped=mapped)
