@@ -17,6 +17,7 @@ import adapterpack as ap
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, Unsupported
 from adapterpack.pack import manifest as m
 from adapterpack.runtime import virtual
+from adapterpack.runtime.decoding import Causal
 from adapterpack.runtime.session import pad
 
 Make = Callable[..., Any]
@@ -152,6 +153,19 @@ def test_prompts_come_and_go(bundle_in: Make, packs: dict[str, Path], models: An
             session.run(batch, ["soft", None])
     with pytest.raises(Unsupported, match="no slot for a part"):
         session.load(packs["lora"])
+
+
+def test_a_batch_keeps_its_prompts(bundle_in: Make, packs: dict[str, Path], models: Any) -> None:
+    """A prompt that is unloaded between a batch's beginning and its first pass, and whose name another one takes, still stands before
+    the batch's rows."""
+    for mode in ("bank", "inputs"):
+        session = ap.Session(bundle_in(mode), "cpu")
+        going = Causal(session, [ROWS[0]], ["prefix"], {})
+        session.unload("prefix")
+        if mode == "bank":
+            session.load(packs["soft"], "prefix")
+        found = going.first()["logits"].numpy()[0]
+        np.testing.assert_allclose(found, torch_logits(models["prefix"], ROWS[0]), rtol=0, atol=CLOSE)
 
 
 def test_what_cannot_be_exported_or_loaded_is_said(

@@ -52,7 +52,7 @@ class Causal:
         self.buffers: Buffers | None = None
         self.last = last_places(self.batch["attention_mask"])
         self.given = given
-        self.opened = session.before(names)
+        self.opened = self.run.before(session.inputs)
         self.virtual = self.opened.lengths[:, 0]
         self.lengths = self.virtual + self.batch["attention_mask"].sum(axis=1)
         self.context = context_of(session)
@@ -61,11 +61,11 @@ class Causal:
         """See :class:`Decoding`."""
         session = self.session
         self.mask = self.opened.covering(self.batch["attention_mask"])
-        acting = session.acting(self.batch, self.names)
+        acting = self.run.acting(self.batch)
         self.before = acted(acting, None)
         seen = {} if not self.given else flow(session, {**self.given, **self.batch}, self.names, self.run, session.task.parts[:-1])
         known = {**self.batch, **seen, **({ADAPTER_POSITIONS: acting} if ADAPTER_POSITIONS in session.inputs else {})}
-        return self.run(values(complete(session, session.task.main, known, self.names)))
+        return self.run(values(complete(session, session.task.main, known, self.run)))
 
     def then(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """See :class:`Decoding`."""
@@ -79,7 +79,7 @@ class Causal:
         if self.in_place:
             part, self.buffers = STEP, self.buffers or Buffers(outputs, self.mask[:, :-1], self.session.device)
             step["attention_mask"], cache = self.buffers.step()
-        acting = self.session.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.names, self.before)
+        acting = self.run.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.before)
         self.before = acted(acting, self.before)
         if "image_features" in self.session.inputs:
             width = self.session.inputs["image_features"].shape[2]
@@ -103,7 +103,7 @@ class Translating:
         """See :class:`Decoding`."""
         begun = {"decoder_input_ids": np.tile(np.array(self.start, np.int64), (len(self.names), 1))}
         encoded = flow(self.session, self.read, self.names, self.run)
-        feeds = values(complete(self.session, self.session.task.main, {**self.read, **encoded, **begun}, self.names))
+        feeds = values(complete(self.session, self.session.task.main, {**self.read, **encoded, **begun}, self.run))
         self.kept = {name: value for name, value in feeds.items() if name.startswith(ENCODED) or name == "attention_mask"}
         return self.run(feeds, MAIN)
 

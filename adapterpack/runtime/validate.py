@@ -12,10 +12,10 @@ from ..pack.checkpoint import Checkpoint
 from ..pack.checks.budget import Budget, Spent
 from ..pack.checks.folder import entries
 from ..pack.checks.unchecked import NO_BASE
-from ..pack.hashing import Source, digests
 from ..pack.match import Verdict
 from ..pack.validate import Finding, Report, examine
 from .bundle import FILE_NAME, GRAPH, Bundle, read_bundle
+from .bundle_files import differences
 
 _NOT_RUN = "graph and canaries: replayed with full, where there is no error"
 
@@ -128,13 +128,10 @@ def _confined(folder: Path) -> Iterator[Finding]:
 
 
 def _digests(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:
-    """AB103-AB104."""
-    there = {entry.path: Source.whole(folder / entry.path) for entry in bundle.files if (folder / entry.path).is_file()}
-    whole = {entry.path: there[entry.path] for entry in bundle.files if entry.path in there and there[entry.path].nbytes == entry.size}
-    hashes = digests(whole, watch=lambda: budget.require_time("the digests of the files"))
-    for entry in bundle.files:
-        if entry.path not in there:
-            yield Finding("AB103", "error", entry.path, "a listed file is missing", "copy the bundle again")
-        elif entry.path not in hashes or hashes[entry.path].hex() != entry.sha256:
+    """AB103-AB104. Every file is hashed, whatever was found before."""
+    for wrong in differences(folder, bundle, again=True, watch=lambda: budget.require_time("the digests of the files")):
+        if wrong.found is None:
+            yield Finding("AB103", "error", wrong.path, "a listed file is missing", "copy the bundle again")
+        else:
             message = "the file is not the one that the manifest lists: it was altered or truncated"
-            yield Finding("AB104", "error", entry.path, message, "copy the bundle again")
+            yield Finding("AB104", "error", wrong.path, message, "copy the bundle again")
