@@ -108,7 +108,8 @@ def test_images_of_another_shape_than_the_graphs_are_not_made(made: Make, monkey
     for shape, io, reason in (((2, 3, 14, 12), session.bundle.io, "are of (3, 14, 12), the graph's of (3, 12, 12)"),
                               ((2, 3, 2048, 2048 * 2), free, "more than 16777216 numbers")):
         canary = dataclasses.replace(pack.manifest.canary, pixels=Recipe(1, shape))
-        session.packs = {pack.name: dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, canary=canary))}
+        other = dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, canary=canary))
+        session._adapters = session._adapters._replace(packs={pack.name: other})
         session.bundle = dataclasses.replace(session.bundle, io=io)
         (told,) = replay.verify(session)["not_replayed"].values()
         assert reason in told

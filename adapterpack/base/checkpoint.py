@@ -319,22 +319,25 @@ def read_json(path: Path) -> Any:
     return strict_json.loads(data, path, _MAX_JSON, max_integer=float("inf"))
 
 
+CARRIED = frozenset({
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+})
+"""Names of the files that tell how a model is fed and what its words are."""
+
+
 def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
     """Files of a base that a merged checkpoint or a bundle takes along: config, tokenizer, templates; never weights or code."""
-    wanted = {
-        "added_tokens.json",
-        "chat_template.jinja",
-        "config.json",
-        "generation_config.json",
-        "merges.txt",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "vocab.json",
-        "vocab.txt",
-        *names,
-    }
+    wanted = CARRIED.union(names)
     return sorted(path for path in folder.iterdir() if path.name in wanted and path.is_file())

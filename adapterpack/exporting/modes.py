@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle.manifest import MappedSite, adapter_file
-from ..errors import Unsupported
+from ..errors import SiteNotFound, Unsupported
 from ..pack.pack import Pack
 from ..runtime.adapter_files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, nothing
@@ -122,14 +122,22 @@ def _flattened(shape: Any, batch: str) -> bool:
 MODES: dict[str, Callable[[Any, Plan], Attached]] = {"folded": folded, "inputs": inputs, "bank": bank}
 
 
-def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[str, MappedSite]:
-    """The sites that the packs change, each with the union of the fields that they need; without packs, every site with a low-rank slot.
+def with_fields(
+    sites: Mapping[str, MappedSite], values: list[Values], default: Collection[str] | None = None
+) -> dict[str, MappedSite]:
+    """The sites that the packs change, each with the union of the fields that they need; without packs, the linear sites among
+    ``default``, or all of them, each with a low-rank slot.
 
     Raises:
+        SiteNotFound: the graph has none of the ``default`` sites.
         Unsupported: a module that one pack replaces whole is adapted by another.
     """
     if not values:
-        return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in sites.items() if site.kind == "linear"}
+        linear = {path: site for path, site in sites.items() if site.kind == "linear" and (default is None or path in default)}
+        if default and not linear:
+            raise SiteNotFound("the graph has no site for any layer that training adapts", expected=min(default),
+                               found=", ".join(list(sites)[:5]), remedy="name the packs that the graph is to carry")
+        return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in linear.items()}
     fields: dict[str, set[str]] = {}
     labels: dict[str, int] = {}
     for one in values:

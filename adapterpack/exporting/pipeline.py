@@ -160,7 +160,7 @@ def _publish(
     attached = [] if mode == "folded" else packs
     made_from = [base.content, graph.version, *(pack.id for pack in packs), *origin]
     every = sites_of(graph, attached)
-    plans = plans_of(graph, base, attached, every, capacity)
+    plans = plans_of(graph, base, attached, every, capacity, _default_sites(task, source) if mode != "folded" and not packs else None)
     done = [_attached(graph.parts[part], mode, target, every, plan) for part, plan in plans.items()]
     sites = {path: site for one in done for path, site in one.sites.items()}
     plan, labels = plans[MAIN], _labels(source, task)
@@ -224,6 +224,12 @@ def _publish(
             grown.close()
             quantize_in_place(folder, quantize)
     return read_bundle(out / place)
+
+
+def _default_sites(task: Task, source: Path) -> frozenset[str]:
+    from .default_sites import default_sites  # noqa: PLC0415 - torch and transformers
+
+    return default_sites(task, source)
 
 
 def _reference(task: Task, source: Path, whole: bool) -> Reference:

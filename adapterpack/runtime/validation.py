@@ -8,9 +8,9 @@ from pathlib import Path
 from ..base import identity
 from ..base.checkpoint import Checkpoint
 from ..base.match import Verdict
+from ..bundle.files import differences
 from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, read_bundle
 from ..errors import AdapterpackError, BaseMismatch
-from ..io.hashing import Source, digests
 from ..onnx_graph.confine import require_confined
 from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks.folder import entries
@@ -128,13 +128,10 @@ def _confined(folder: Path) -> Iterator[Finding]:
 
 
 def _digests(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:
-    """AB103-AB104."""
-    there = {entry.path: Source.whole(folder / entry.path) for entry in bundle.files if (folder / entry.path).is_file()}
-    whole = {entry.path: there[entry.path] for entry in bundle.files if entry.path in there and there[entry.path].nbytes == entry.size}
-    hashes = digests(whole, watch=lambda: budget.require_time("the digests of the files"))
-    for entry in bundle.files:
-        if entry.path not in there:
-            yield Finding("AB103", "error", entry.path, "a listed file is missing", "copy the bundle again")
-        elif entry.path not in hashes or hashes[entry.path].hex() != entry.sha256:
+    """AB103-AB104. Every file is hashed, whatever was found before."""
+    for wrong in differences(folder, bundle, again=True, watch=lambda: budget.require_time("the digests of the files")):
+        if wrong.found is None:
+            yield Finding("AB103", "error", wrong.path, "a listed file is missing", "copy the bundle again")
+        else:
             message = "the file is not the one that the manifest lists: it was altered or truncated"
-            yield Finding("AB104", "error", entry.path, message, "copy the bundle again")
+            yield Finding("AB104", "error", wrong.path, message, "copy the bundle again")
