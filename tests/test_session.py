@@ -35,7 +35,7 @@ from adapterpack.errors import (
     Unsupported,
 )
 from adapterpack.methods import Site, get
-from adapterpack.pack import digests, file_hashes
+from adapterpack.pack import file_hashes, hashing
 from adapterpack.pack import manifest as m
 from adapterpack.pack.checkpoint import Checkpoint
 from adapterpack.pack.checks.budget import Budget
@@ -423,7 +423,7 @@ def test_ways_to_verify_a_bundle(copied: Make, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(file_hashes, "digest", lambda sources, **more: hashed.extend(sources) or real(sources, **more))
     monkeypatch.setattr(file_hashes, "_HASHES", {})
     monkeypatch.setattr(file_hashes, "LARGE", 1 << 14)
-    monkeypatch.setattr(digests, "_SETTLED", 50_000_000)
+    monkeypatch.setattr(hashing, "_SETTLED", 50_000_000)
     monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
     folder = copied("llama", "bank")
     time.sleep(0.1)
