@@ -419,8 +419,8 @@ def test_ways_to_verify_a_bundle(copied: Make, tmp_path: Path, monkeypatch: pyte
     """A file that has not changed since it was hashed is not hashed again, in this process or, if it is large, in another; one whose time
     of last change was set back is; ``full`` hashes all, ``off`` none."""
     hashed: list[str] = []
-    real = file_hashes.digest
-    monkeypatch.setattr(file_hashes, "digest", lambda sources, **more: hashed.extend(sources) or real(sources, **more))
+    real = file_hashes.digests
+    monkeypatch.setattr(file_hashes, "digests", lambda sources, **more: hashed.extend(sources) or real(sources, **more))
     monkeypatch.setattr(file_hashes, "_HASHES", {})
     monkeypatch.setattr(file_hashes, "LARGE", 1 << 14)
     monkeypatch.setattr(hashing, "_SETTLED", 50_000_000)
