@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ..errors import SiteNotFound, Unsupported, nearest
 from ..methods import Method, Site, evaluate, frozen, run, to_matrix
+from ..pack.safetensors import FLOATS, dtype_name
 from . import kernels
 
 Tensors = Mapping[str, nn.Parameter]
@@ -367,7 +368,7 @@ def as_numpy(value: torch.Tensor) -> np.ndarray:
 
 def as_parameter(value: np.ndarray, device: torch.device) -> nn.Parameter:
     """A numpy array as a parameter that is not trained yet: floats as float32, the rest as it is."""
-    wide = np.array(value, np.float32 if np.issubdtype(value.dtype, np.floating) else value.dtype)
+    wide = np.array(value, np.float32 if dtype_name(value.dtype) in FLOATS else value.dtype)
     return nn.Parameter(torch.from_numpy(wide).to(device), requires_grad=False)
 
 
