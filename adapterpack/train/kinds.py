@@ -13,12 +13,13 @@ from . import attention, prompts
 from .block import AdaptedBlock
 from .conv import AdaptedConv
 from .embedding import AdaptedEmbedding
-from .layer import Adapted, AdaptedLayer, innermost, module_at
+from .layer import Adapted, AdaptedLayer
 from .norms import AdaptedNorm
 from .parameter import AdaptedParameter
 from .places import block_at, select_blocks
 from .sites import holder_at, select, site_at
 from .table import AdaptedTable
+from .wrapper import innermost, module_at
 
 LAYERS: dict[str, type[Adapted]] = {
     "linear": AdaptedLayer,

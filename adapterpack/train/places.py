@@ -9,8 +9,8 @@ from torch import nn
 
 from ..errors import SiteNotFound, Unsupported, nearest
 from ..methods import Site, Traits
-from .layer import innermost, own_modules
 from .sites import BYPASSED
+from .wrapper import innermost, own_modules
 
 
 class Layout(NamedTuple):

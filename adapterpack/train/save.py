@@ -28,8 +28,8 @@ from ..pack.safetensors import DTYPES
 from ..tasks import task_of
 from .canary import make_canary
 from .inject import Parts, adapter_names, labels_of, parts_of
-from .layer import own_modules
 from .renamed import stored_names
+from .wrapper import own_modules
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 """numpy's and torch's name of a dtype -> that of safetensors."""

@@ -12,8 +12,8 @@ from ..errors import SiteNotFound, Unsupported, nearest
 from ..methods import LAYOUTS, Site, Traits, matrix_shape
 from .conv import CONVOLUTIONS, is_plain_convolution
 from .embedding import is_plain_embedding
-from .layer import innermost, module_at, own_modules
 from .norms import is_norm
+from .wrapper import innermost, module_at, own_modules
 
 
 def _conv(path: str, module: Any) -> Site | None:
