@@ -50,8 +50,8 @@ def ours(args: argparse.Namespace) -> Subject:
     from adapterpack.training.layers.layer import AdaptedLayer
 
     model = adapt(base(args), LoRA(r=args.rank, alpha=2 * args.rank, targets=TARGETS), "bench").train()
-    return Subject(model, {f"{layer.site.path}.{key}": value for layer in model.modules() if isinstance(layer, AdaptedLayer)
-                           for key, value in layer.part("bench").items()})
+    return Subject(model, {f"{layer._site.path}.{key}": value for layer in model.modules() if isinstance(layer, AdaptedLayer)
+                           for key, value in layer._part("bench").items()})
 
 
 def peft(args: argparse.Namespace) -> Subject:

@@ -188,7 +188,7 @@ def test_direft_is_its_formula() -> None:
     h = block(torch.from_numpy(x)).detach().numpy()
     model = adapt(block, config, "a")
     scatter(model)
-    W2, W1, b = (model[0].params("a")[name].astype(np.float64) for name in ("rotation", "source", "bias"))
+    W2, W1, b = (model[0]._params("a")[name].astype(np.float64) for name in ("rotation", "source", "bias"))
     assert np.abs(W2 @ W2.T - np.eye(3)).max() > 0.1
     np.testing.assert_allclose(model(torch.from_numpy(x)).detach().numpy(), h + (h @ W1.T + b) @ W2, rtol=0, atol=1e-12)
 
@@ -215,7 +215,7 @@ def test_a_weight_method_at_the_same_layer_stays_inside(first: str, plain: Make,
     for name in (first, "parallel" if first == "lora" else "lora"):
         attach(model, made("bert", name), check_base=False)
     wrapper = model.encoder.layer[0].output.dense
-    assert isinstance(wrapper, AdaptedBlock) and isinstance(wrapper.base, AdaptedLayer)
+    assert isinstance(wrapper, AdaptedBlock) and isinstance(wrapper._base, AdaptedLayer)
     merged = copy.deepcopy(plain("bert")).double()
     with torch.no_grad():
         for adapter in made("bert", "lora").adapters():
@@ -285,7 +285,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind: str, name: str, p
     for again in (False, True):
         model = attach(copy.deepcopy(plain(kind)), made(kind, name), check_base=False).train()
         for wrapper in (module for module in model.modules() if isinstance(module, AdaptedBlock)):
-            wrapper.trainable(name)
+            wrapper._trainable(name)
         if again:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         output = model(**{key: torch.from_numpy(value) for key, value in batch_of(kind).items()})[0]
@@ -300,7 +300,7 @@ def test_half_precision_keeps_the_dtype(plain: Make, made: Make) -> None:
     model = attach(copy.deepcopy(plain("bert")).bfloat16(), made("bert", "pfeiffer"), check_base=False)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     block = model.encoder.layer[0]
-    block.register_forward_hook(lambda module, args, output: seen.append((module.base(*args), output)))
+    block.register_forward_hook(lambda module, args, output: seen.append((module._base(*args), output)))
     with torch.no_grad():
         model(**{key: torch.from_numpy(value) for key, value in batch_of("bert", (5, 5)).items()})
     h, found = (value.double().numpy() for value in seen[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from adapterpack import CPT, AdaLoRA, KaSA, LoRA, adapt, attach
+from adapterpack import CPT, AdaLoRA, KaSA, LoRA, adapt, attach, save
 from adapterpack.adapter_methods import Progress
 from adapterpack.peft import layout
 from adapterpack.training import hooks
+from adapterpack.training.layers.layer import Adapted
 from adapterpack.training.trainer import AdapterTrainer
 
 
@@ -47,7 +49,7 @@ def pair(config: Any, folder: Path) -> tuple[nn.Module, peft.PeftModel]:
     theirs.save_pretrained(folder)
     ours = attach(Two(), layout.read(folder, "same"), check_base=False)
     for layer in (ours.a, ours.b):
-        layer.trainable("same")
+        layer._trainable("same")
     return ours, theirs
 
 
@@ -65,7 +67,7 @@ def test_the_budget_is_pefts(tmp_path: Path) -> None:
             optimizer.step()
         states = hooks.spend(ours, Progress(step, 12), states)
         theirs.base_model.update_and_allocate(step)
-        found = {path: dict(getattr(ours, path).part("same").named_parameters()) for path in "ab"}
+        found = {path: dict(getattr(ours, path)._part("same").named_parameters()) for path in "ab"}
         for path, own in found.items():
             layer = theirs.base_model.model.get_submodule(path)
             for name, value in own.items():
@@ -86,10 +88,68 @@ def test_penalties_are_the_papers(tmp_path: Path) -> None:
     noisy(model)
     terms = []
     for layer in (model.a, model.b):
-        A, B = (layer.params("one")[name].astype(np.float64) for name in ("lora_A", "lora_B"))
+        A, B = (layer._params("one")[name].astype(np.float64) for name in ("lora_A", "lora_B"))
         terms += [np.linalg.norm(gram - np.eye(4)) for gram in (A @ A.T, B.T @ B)]
     assert float(hooks.penalty(model)) == pytest.approx(0.7 * np.mean(terms), rel=1e-5)
     assert hooks.penalty(adapt(Two(), LoRA(r=2))) is None
+
+
+class Experts(nn.Module):
+    """Three matrices in one parameter, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(3, 7, 9, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x @ one.T for one in self.up], dim=-1)
+
+
+class Apart(nn.Module):
+    """The same as three layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(9, 7, bias=False) for _ in range(3))
+        for layer, weight in zip(self.layers, Experts().up, strict=True):
+            layer.weight = nn.Parameter(weight.detach().clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([layer(x) for layer in self.layers], dim=-1)
+
+
+def test_stacked_experts_share_a_budget_as_layers_do() -> None:
+    """AdaLoRA, eight SGD steps with its penalty and its budget: the matrices of a stack end where layers of their own end, with ranks of
+    their own; the pack has the largest of these for all, and gives what was trained."""
+    config = AdaLoRA(init_r=5, target_r=2, alpha=4, tinit=1, tfinal=2, orth_reg_weight=0.3)
+    model, apart = nn.Sequential(Experts()), Apart()
+    stacked = adapt(model, dataclasses.replace(config, targets=("up",)), "one")
+    layers = adapt(apart, config, "one").layers
+    noisy(stacked)
+    (own,) = (dict(module._part("one").named_parameters()) for module in stacked.modules() if isinstance(module, Adapted))
+    with torch.no_grad():
+        for number, layer in enumerate(layers):
+            for name, value in layer._part("one").named_parameters():
+                value.copy_(own[name][number])
+    generator, states = torch.Generator().manual_seed(3), {"stacked": {}, "apart": {}}
+    for step in range(1, 9):
+        x = torch.randn(6, 9, generator=generator)
+        for label, one in (("stacked", stacked), ("apart", apart)):
+            optimizer = torch.optim.SGD([value for value in one.parameters() if value.requires_grad], lr=0.02)
+            optimizer.zero_grad()
+            ((one(x) - 1).square().mean() + hooks.penalty(one)).backward()
+            optimizer.step()
+            states[label] = hooks.spend(one, Progress(step, 8), states[label])
+    for number, layer in enumerate(layers):
+        for name, value in layer._part("one").named_parameters():
+            torch.testing.assert_close(own[name][number], value, rtol=0, atol=1e-6, msg=f"{number}, {name}")
+    ranks = [int((one != 0).sum()) for one in own["lora_E"]]
+    assert sum(ranks) == 3 * config.target_r and len(set(ranks)) > 1
+    pack = save(stacked, None, name="experts")
+    (adapter,) = pack.adapters()
+    assert (adapter.config.r, adapter.params["lora_A"].shape) == (max(ranks), (3, max(ranks), 9))
+    assert [int((one != 0).sum()) for one in adapter.params["lora_E"]] == ranks
+    torch.testing.assert_close(attach(nn.Sequential(Experts()), pack)(x), stacked(x), rtol=0, atol=1e-6)
 
 
 def trainer(base: Path, folder: Path, config: Any, **arguments: Any) -> AdapterTrainer:
@@ -162,5 +222,5 @@ def test_the_loss_on_a_context_is_pefts(tiny_llama: Path, tmp_path: Path, kind: 
     found.backward()
     np.testing.assert_allclose(float(found.detach()), float(expected.detach()), rtol=1e-5)
     np.testing.assert_allclose(own.grad, prompt.grad, rtol=0, atol=1e-5)
-    learnt = mine.get_input_embeddings().methods["default"][1].learnt
+    learnt = mine.get_input_embeddings()._methods["default"][1].learnt
     assert learnt == ((2, 5, factor**2), (4, 11, factor), (5, 12, factor))

@@ -34,8 +34,10 @@ from adapterpack.pack import canary
 from adapterpack.training.canary import verify_canary
 from adapterpack.training.inject import adapter_names, parts_of
 from adapterpack.training.kernels.low_rank import add_low_rank, is_low_rank
-from adapterpack.training.layers.layer import AdaptedLayer, SavedModule, own_modules
+from adapterpack.training.layers.layer import AdaptedLayer
 from adapterpack.training.save import _model_fingerprint
+from adapterpack.training.whole import SavedModule
+from adapterpack.training.wrapper import own_modules
 
 pytestmark = pytest.mark.fast
 
@@ -96,9 +98,9 @@ def dense(model: nn.Module, x: torch.Tensor, names: list[str]) -> np.ndarray:
         x64 = y
         y = x64 @ _float64(module.weight).T + (0 if module.bias is None else _float64(module.bias))
         for name in names:
-            if name in getattr(module, "methods", {}):
-                p = {key: value.astype(np.float64) for key, value in module.params(name).items()}
-                y = y + module.methods[name][1].scale * (x64 @ p["lora_A"].T @ p["lora_B"].T)
+            if name in getattr(module, "_methods", {}):
+                p = {key: value.astype(np.float64) for key, value in module._params(name).items()}
+                y = y + module._methods[name][1].scale * (x64 @ p["lora_A"].T @ p["lora_B"].T)
     return y
 
 
@@ -174,7 +176,7 @@ def test_a_base_in_float64_stays_in_float64(dropout: float) -> None:
         y = model[0](x)
         torch.manual_seed(3)
         dropped = nn.functional.dropout(x, dropout)
-        p = {key: value.astype(np.float64) for key, value in model[0].params("default").items()}
+        p = {key: value.astype(np.float64) for key, value in model[0]._params("default").items()}
         branch = dropped.numpy() @ p["lora_A"].T @ p["lora_B"].T * (5 / 3)
         expected = x.numpy() @ _float64(model[0].weight).T + _float64(model[0].bias) + branch
     else:
@@ -230,7 +232,7 @@ def test_a_second_adapter_finds_the_original_paths(tiny_bert: Path) -> None:
         layer = dict(own_wrappers(both))[site.path]
         with torch.no_grad():
             for key, value in params.items():
-                layer.part("b")[key].copy_(torch.from_numpy(value))
+                layer._part("b")[key].copy_(torch.from_numpy(value))
     assert torch.equal(logits(active(both, "b")), logits(alone))
     detach(both, "b")
     assert isinstance(both.classifier, SavedModule)
@@ -260,7 +262,7 @@ def test_one_adapter_adapts_a_module_that_another_trains_whole(tiny_bert: Path) 
 
 
 def own_wrappers(model: nn.Module) -> list[tuple[str, AdaptedLayer]]:
-    return [(module.site.path, module) for module in model.modules() if isinstance(module, AdaptedLayer)]
+    return [(module._site.path, module) for module in model.modules() if isinstance(module, AdaptedLayer)]
 
 
 def test_the_output_embedding_is_left_out_every_time(tiny_llama: Path) -> None:
@@ -339,7 +341,7 @@ def test_what_is_refused(
         assert word in str(caught.value)
     assert modules_by_path(model) == tree
     assert [p.requires_grad for p in model.parameters()] == trained
-    assert {layer.active for _, layer in own_wrappers(model)} == {("first",)}
+    assert {layer._active for _, layer in own_wrappers(model)} == {("first",)}
 
 
 def test_a_pack_that_does_not_fit_leaves_nothing_behind() -> None:
@@ -431,8 +433,8 @@ def test_a_shared_layer_is_adapted_at_both_places() -> None:
 
 
 def dense_twice(layer: Any, x: torch.Tensor) -> np.ndarray:
-    W = _float64(layer.weight) + layer.methods["default"][1].scale * (
-        layer.params("default")["lora_B"].astype(np.float64) @ layer.params("default")["lora_A"].astype(np.float64))
+    W = _float64(layer.weight) + layer._methods["default"][1].scale * (
+        layer._params("default")["lora_B"].astype(np.float64) @ layer._params("default")["lora_A"].astype(np.float64))
     b = _float64(layer.bias)
     return np.tanh(_float64(x) @ W.T + b) @ W.T + b
 
@@ -460,7 +462,7 @@ def test_an_embedding_can_be_trained_whole(tiny_bert: Path, tmp_path: Path) -> N
     steps(model, lambda: model(input_ids=IDS, labels=torch.tensor([0, 2])).loss)
     embedding = model.bert.embeddings.word_embeddings
     used = torch.unique(IDS)
-    moved = (embedding.part("e").weight - embedding.base.weight).abs().sum(1).nonzero().flatten()
+    moved = (embedding._part("e").weight - embedding._base.weight).abs().sum(1).nonzero().flatten()
     assert torch.equal(moved, used)
     save(model, tmp_path / "e")
     torch.testing.assert_close(logits(attach(classifier(tiny_bert), load(tmp_path / "e"))), logits(model), atol=1e-6, rtol=0)
@@ -583,7 +585,7 @@ def test_a_half_precision_base_keeps_its_inputs_as_they_are() -> None:
     assert x.grad is not None and x.grad.dtype == torch.bfloat16
     grads = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
     assert {grad.dtype for grad in grads.values()} == {torch.float32}
-    p = {key: torch.from_numpy(value).double() for key, value in model[0].params("default").items()}
+    p = {key: torch.from_numpy(value).double() for key, value in model[0]._params("default").items()}
     inner = x.detach().double().sum(0)  # d sum(y) / dA = s B^T 1 (sum x)^T
     expected = 2.0 * p["lora_B"].sum(0)[:, None] * inner[None, :]
     found = next(grad for name, grad in grads.items() if "lora_A" in name)
@@ -599,7 +601,7 @@ def test_autocast_trains_and_is_close(tiny_bert: Path) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             query = model.bert.encoder.layer[0].attention.self.query
             hidden = torch.randn(2, 24)
-            assert query(hidden).dtype == query.base(hidden).dtype == torch.bfloat16  # as its neighbours k and v
+            assert query(hidden).dtype == query._base(hidden).dtype == torch.bfloat16  # as its neighbours k and v
             rough = logits(model)
         assert 0 < (rough.float() - exact).abs().max() < 0.05 * exact.abs().max().clamp(min=1)
 
@@ -679,7 +681,7 @@ def test_loss_and_gradients_are_pefts(tiny_llama: Path, tmp_path: Path, rslora: 
     assert abs(losses[0] - losses[1]) <= 1e-6
     expected = {name.removeprefix("base_model.model.").replace(".default.weight", ""): value.grad
                 for name, value in theirs.named_parameters() if "lora_" in name}
-    found = {f"{path}.{key}": value.grad for path, layer in own_wrappers(ours) for key, value in layer.part("p").items()}
+    found = {f"{path}.{key}": value.grad for path, layer in own_wrappers(ours) for key, value in layer._part("p").items()}
     assert found.keys() == expected.keys()
     assert len(found) == 28
     for name, grad in expected.items():
@@ -704,7 +706,7 @@ def test_the_canary_holds_on_the_same_model(tiny_llama: Path, packed: adapterpac
     modes = [module.training for module in model.modules()]
     assert verify_canary(model, packed) <= 1e-6
     assert [module.training for module in model.modules()] == modes
-    assert model.model.layers[0].mlp.up_proj.active == ("other", "p")
+    assert model.model.layers[0].mlp.up_proj._active == ("other", "p")
 
 
 def test_the_canary_records_last_position_logits(tiny_llama: Path, packed: adapterpack.Pack) -> None:
@@ -731,7 +733,7 @@ def test_the_canary_sees_an_adapter_without_effect(tiny_llama: Path, packed: ada
     """All B zero: NothingToDo, not a success."""
     model = attach(causal(tiny_llama), packed)
     for _, layer in own_wrappers(model):
-        layer.part("p")["lora_B"].zero_()
+        layer._part("p")["lora_B"].zero_()
     with pytest.raises(NothingToDo, match="no effect"):
         verify_canary(model, packed)
 
@@ -746,7 +748,7 @@ def test_a_weak_adapter_has_a_canary_too(tiny_llama: Path) -> None:
     assert 1e-5 < effect < 1e-3
     assert verify_canary(model, pack) <= 1e-6
     for _, layer in own_wrappers(model):
-        layer.part("weak")["lora_B"].zero_()
+        layer._part("weak")["lora_B"].zero_()
     with pytest.raises(NothingToDo):
         verify_canary(model, pack)
 
@@ -757,7 +759,7 @@ def test_the_canary_sees_a_changed_adapter(tiny_llama: Path, packed: adapterpack
     """B a little off, or a NaN in it: ParityError."""
     model = attach(causal(tiny_llama), packed)
     for _, layer in own_wrappers(model):
-        layer.part("p")["lora_B"].add_(value)
+        layer._part("p")["lora_B"].add_(value)
     with pytest.raises(ParityError):
         verify_canary(model, packed)
 
@@ -809,7 +811,7 @@ def test_what_save_refuses(tiny_llama: Path, tmp_path: Path) -> None:
     for value in (float("nan"), 1e30):
         with torch.no_grad():
             for _, layer in own_wrappers(model):
-                layer.part("b")["lora_B"].fill_(value)
+                layer._part("b")["lora_B"].fill_(value)
         with pytest.raises(NonFinite):
             save(model, tmp_path / "out", adapter="b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]

@@ -166,7 +166,7 @@ def test_a_layer_that_is_more_than_its_weight_is_called(why: str) -> None:
     layer: Any = model[0]
     for value in layer.parameters():
         value.data += 0.1 * torch.randn_like(value)
-    base, x, factor = layer.base, torch.randn(4, 6), {"hook": 2, "forward": 5, "subclass": 3}.get(why, 1)
+    base, x, factor = layer._base, torch.randn(4, 6), {"hook": 2, "forward": 5, "subclass": 3}.get(why, 1)
     if why == "hook":
         base.register_forward_hook(lambda module, inputs, output: 2 * output)
     if why == "forward":
@@ -178,15 +178,15 @@ def test_a_layer_that_is_more_than_its_weight_is_called(why: str) -> None:
         base.double()
     if why == "second":
         adapt(model, LoRA(r=3), "other")
-        layer.active = ("default", "other")
+        layer._active = ("default", "other")
     y = layer(x)
-    A, B = (layer.params("default")[f"lora_{side}"].astype(np.float64) for side in "AB")
+    A, B = (layer._params("default")[f"lora_{side}"].astype(np.float64) for side in "AB")
     expected = factor * (x.double() @ base.weight.double().T + base.bias.double()).detach().numpy() + 2 * x.double().numpy() @ A.T @ B.T
     if why == "second":
-        A, B = (layer.params("other")[f"lora_{side}"].astype(np.float64) for side in "AB")
-        expected += layer.methods["other"][1].scale * x.double().numpy() @ A.T @ B.T
+        A, B = (layer._params("other")[f"lora_{side}"].astype(np.float64) for side in "AB")
+        expected += layer._methods["other"][1].scale * x.double().numpy() @ A.T @ B.T
     else:
-        assert layer.methods["default"][1].scale == 2
+        assert layer._methods["default"][1].scale == 2
     np.testing.assert_allclose(y.detach(), expected, atol=1e-5)
     y.sum().backward()
     assert (base.weight.grad is not None) == (why == "trained")
@@ -197,9 +197,9 @@ def test_dropout_is_on_the_branch_alone() -> None:
     torch.manual_seed(0)
     layer: Any = adapt(nn.Sequential(nn.Linear(6, 5)), LoRA(r=2, dropout=0.5))[0]
     x = torch.randn(6)
-    plain = layer.base(x)
+    plain = layer._base(x)
     assert torch.equal(layer.train()(x), plain)
-    B = dict(layer.adapters.named_parameters())["adapter:default.lora_B"]
+    B = dict(layer._adapters.named_parameters())["adapter:default.lora_B"]
     B.data.normal_()
     draws, expected = layer(x.expand(4000, 6)).detach().double(), layer.eval()(x).detach().double()
     assert ((draws.mean(0) - expected).abs() < 5 * draws.std(0) / 4000**0.5).all()

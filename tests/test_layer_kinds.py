@@ -29,8 +29,9 @@ from adapterpack.manifest.manifest import Task
 from adapterpack.pack.validate.validation import validate
 from adapterpack.training.inject import active
 from adapterpack.training.layers.conv import AdaptedConv
-from adapterpack.training.layers.layer import Adapted, own_modules
+from adapterpack.training.layers.layer import Adapted
 from adapterpack.training.sites import select
+from adapterpack.training.wrapper import own_modules
 
 pytestmark = pytest.mark.fast
 torch.set_num_threads(1)
@@ -186,7 +187,7 @@ def change(kind: str, A: np.ndarray, B: np.ndarray, shape: tuple[int, ...]) -> n
 
 def factors(model: nn.Module) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Site path -> A and B of the adapter in a model."""
-    found = {module.site.path: module.params("a") for module in model.modules() if isinstance(module, Adapted)}
+    found = {module._site.path: module._params("a") for module in model.modules() if isinstance(module, Adapted)}
     return {path: (params["lora_A"], params["lora_B"]) for path, params in found.items()}
 
 
@@ -263,8 +264,8 @@ def test_two_adapters_add_up(label: str) -> None:
     with torch.no_grad():
         for module in double.modules():
             if isinstance(module, Adapted):
-                for key, value in zip(("lora_A", "lora_B"), both[module.site.path], strict=True):
-                    dict(module.part("a").named_parameters())[key].copy_(torch.tensor(value))
+                for key, value in zip(("lora_A", "lora_B"), both[module._site.path], strict=True):
+                    dict(module._part("a").named_parameters())[key].copy_(torch.tensor(value))
     torch.testing.assert_close(found, outputs(double, subject), rtol=1e-12, atol=1e-12)
 
 
@@ -424,8 +425,8 @@ def test_every_way_through_a_convolution_is_the_same_change(dtype: torch.dtype, 
     traits, found = get("lora").traits, []
     for changed in ({}, {"low_rank": False}, {"reads_weight": True}, {"additive": False}):
         wrapper = AdaptedConv(layer, Site("conv", 12, 6, "grouped_conv", True))
-        wrapper.add("a", get("lora")._replace(traits=dataclasses.replace(traits, **changed)), LoRA(r=2), params, {}, {})
-        wrapper.active = ("a",)
+        wrapper._add("a", get("lora")._replace(traits=dataclasses.replace(traits, **changed)), LoRA(r=2), params, {}, {})
+        wrapper._active = ("a",)
         found.append(wrapper(floats(2, 4, 5, 5)().to(dtype)))
     for other in found[1:]:
         assert other.dtype == dtype
@@ -521,7 +522,7 @@ def test_a_change_that_is_not_additive_has_no_dropout_on_a_convolution() -> None
     method = get("lora")._replace(traits=dataclasses.replace(get("lora").traits, additive=False))
     wrapper = AdaptedConv(nn.Conv1d(2, 3, 2), Site("conv", 4, 3, "conv", True, (2,)))
     with pytest.raises(Unsupported, match="dropout on the input has no place"):
-        wrapper.add("a", method, LoRA(r=1, dropout=0.1), {}, {}, {})
+        wrapper._add("a", method, LoRA(r=1, dropout=0.1), {}, {}, {})
 
 
 @pytest.mark.parametrize(("tied", "says"), [(True, True), (True, False), (False, False), (False, True)])

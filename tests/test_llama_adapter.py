@@ -96,7 +96,7 @@ def test_it_is_the_formula(bias: bool) -> None:
     handle.remove()
     moved(model, ap.LLaMAAdapter(adapter_len=3), size=0.8)
     holder = model.model.layers[0].self_attn
-    params = {key: torch.from_numpy(value.astype(np.float64)) for key, value in holder.params("a").items()}
+    params = {key: torch.from_numpy(value.astype(np.float64)) for key, value in holder._params("a").items()}
     P, g = params["adaption_prompt"][0], params["adaption_gate"]
     with torch.no_grad():
         found = holder(**{key: seen[key] for key in ("hidden_states", "position_embeddings", "attention_mask")})[0]
@@ -112,7 +112,7 @@ def test_it_is_the_formula(bias: bool) -> None:
             expected[t] += own.o_proj.weight @ torch.cat(heads)
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-10)
     with torch.no_grad():
-        holder.part("a")["adaption_gate"].zero_()
+        holder._part("a")["adaption_gate"].zero_()
         np.testing.assert_allclose(model(ids).logits, plain, rtol=0, atol=1e-12 if bias else 0)
 
 

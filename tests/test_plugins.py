@@ -366,6 +366,7 @@ FAULTS: dict[str, Method] = {
     "layer_agrees": lora._replace(attach=numpy_only),
     "checkpointed_gradients": lora._replace(attach=forgetful),
     "every_kind_agrees": lora._replace(attach=numpy_only),
+    "trained_and_packed": lora._replace(bake=lambda cfg, params, site: (cfg, {**params, "lora_B": 2 * params["lora_B"]})),
     "compiled_gradients": lora._replace(attach=looking),
     "onnx_agrees": lora._replace(forward=doubled),
     "file_size": lora._replace(init=with_junk, bake=None, peft=None, traits=dataclasses.replace(lora.traits, frozen=("basis",))),

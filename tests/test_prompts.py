@@ -79,10 +79,10 @@ def logits(model: Any, rows: list[list[int]] = ROWS, left: bool = False, **more:
 def form_of(model: Any) -> Any:
     """The normal form of the adapter, in float64 by numpy."""
     holder = model.get_input_embeddings()
-    method, cfg = holder.methods["p"]
-    params = {key: np.float64(value) for key, value in holder.params("p").items()}
-    constants = method.constants(cfg, holder.site) if method.constants else {}
-    return method.attach(cfg, {**constants, **params}, holder.site)
+    method, cfg = holder._methods["p"]
+    params = {key: np.float64(value) for key, value in holder._params("p").items()}
+    constants = method.constants(cfg, holder._site) if method.constants else {}
+    return method.attach(cfg, {**constants, **params}, holder._site)
 
 
 # --- against dense references
@@ -128,9 +128,9 @@ def test_a_text_is_read_by_the_models_tokenizer(llama: Any) -> None:
     """``text`` becomes ids, repeated to the number of virtual tokens, and the ids are in the pack."""
     ap.adapt(llama, CONFIGS["text"], "p")
     holder = llama.get_input_embeddings()
-    assert holder.methods["p"][1].token_ids == (5, 6, 7)
-    rows = holder.base.weight[[5, 6, 7, 5, 6]]
-    assert torch.equal(holder.adapters["adapter:p"]["prompt_embeddings"], rows)
+    assert holder._methods["p"][1].token_ids == (5, 6, 7)
+    rows = holder._base.weight[[5, 6, 7, 5, 6]]
+    assert torch.equal(holder._adapters["adapter:p"]["prompt_embeddings"], rows)
 
 
 def test_networks_are_torchs_own() -> None:
@@ -160,8 +160,8 @@ def test_cpt_moves_within_its_balls(llama: Any) -> None:
     prompted(llama, "cpt")
     holder = llama.get_input_embeddings()
     with torch.no_grad():
-        holder.adapters["adapter:p"]["delta_embedding"].mul_(100)
-    moved = np.linalg.norm(form_of(llama).embeds - holder.base.weight[[4, 5, 6]].detach().numpy(), axis=1)
+        holder._adapters["adapter:p"]["delta_embedding"].mul_(100)
+    moved = np.linalg.norm(form_of(llama).embeds - holder._base.weight[[4, 5, 6]].detach().numpy(), axis=1)
     np.testing.assert_allclose(moved, np.array([30.0, 20.0, 0.0]) * math.sqrt(32 / 2048), rtol=1e-6, atol=1e-6)
 
 
@@ -230,7 +230,7 @@ def test_the_loss_is_that_of_the_real_tokens(llama: Any, name: str) -> None:
     output.loss.backward()
     graded = {key.partition("embed_tokens.")[2] for key, value in llama.named_parameters() if value.grad is not None}
     holder = llama.get_input_embeddings()
-    assert graded == {f"adapters.adapter:p.{key}" for key in holder.params("p") if key not in holder.methods["p"][0].traits.frozen}
+    assert graded == {f"adapters.adapter:p.{key}" for key in holder._params("p") if key not in holder._methods["p"][0].traits.frozen}
 
 
 def test_tasks_are_chosen_by_row(llama: Any) -> None:

@@ -415,6 +415,19 @@ def test_altered_files_do_not_start(name: str, change: Callable[[Path], Any], to
         Session(folder, "cpu")
 
 
+def test_an_adapter_file_that_is_written_over_answers_no_row(copied: Make) -> None:
+    """In inputs mode the file of one adapter is exchanged for that of another while the session is open: an error, and not its answers."""
+    folder, batch = copied("llama", "inputs"), batch_of()
+    session = Session(folder, "cpu")
+    right = session.run(batch, "beta")["logits"]
+    alpha, beta = (folder / f"adapters/{name}.onnx_adapter" for name in ("alpha", "beta"))
+    with alpha.open("r+b") as file:
+        file.write(beta.read_bytes())
+    with pytest.raises(FormatError, match=r"exchanged.*alpha\.onnx_adapter"):
+        session.run(batch, ["alpha", None, "beta"])
+    assert np.array_equal(session.run(batch, "beta")["logits"], right)
+
+
 def test_ways_to_verify_a_bundle(copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that has not changed since it was hashed is not hashed again, in this process or, if it is large, in another; one whose time
     of last change was set back is; ``full`` hashes all, ``off`` none."""

@@ -53,14 +53,14 @@ def cli(*args: object) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", READ_BY)
+@pytest.mark.parametrize(("name", "damage"), [
+    (name, damage) for name in READ_BY for damage in DAMAGE  # keys that nobody reads are the library's own matter
+    if name != "tokenizer.json" or damage not in ("twice", "a number of many digits")
+])
 def test_a_damaged_file_is_named(name: str, damage: str, copied: Path) -> None:
     """Cut, nested, of another form or in another encoding: an error of the format that names the file."""
     path = copied / name
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    if name == "tokenizer.json" and damage in ("twice", "a number of many digits"):
-        return  # what tokenizers makes of these is tokenizers' own
     if name == "config.json":
         (copied / "generation_config.json").unlink()
     with pytest.raises(FormatError, match=name):

@@ -168,11 +168,19 @@ def _least(state: _State, sites: Mapping[str, Trained], count: int) -> dict[str,
 
 
 def _bake(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, dict[str, np.ndarray]]:
-    """Without the triplets whose value is zero; one stays in any case, since a site has a rank."""
-    kept = np.asarray(params["lora_E"])[:, 0] != 0
-    kept[0] |= not kept.any()
-    final = replace(cfg, r=int(kept.sum()), total_step=_total(cfg))
-    return final, {"lora_A": params["lora_A"][kept], "lora_B": params["lora_B"][:, kept], "lora_E": params["lora_E"][kept]}
+    """Without the triplets whose value is zero; one stays in any case, since a site has a rank.
+
+    A stack has one rank: as many as its matrix with the most has left. A matrix with fewer has some of its zeros for the rest.
+    """
+    zero = np.asarray(params["lora_E"])[..., 0] == 0
+    r = max(1, int((~zero).sum(axis=-1).max()))
+    kept = np.argsort(zero, axis=-1, kind="stable")[..., :r]  # those that are not zero first, in their order
+    rows, columns = kept[..., :, None], kept[..., None, :]
+    return replace(cfg, r=r, total_step=_total(cfg)), {
+        "lora_A": np.take_along_axis(params["lora_A"], rows, axis=-2),
+        "lora_B": np.take_along_axis(params["lora_B"], columns, axis=-1),
+        "lora_E": np.take_along_axis(params["lora_E"], rows, axis=-2),
+    }
 
 
 def _total(cfg: AdaLoRA) -> int:

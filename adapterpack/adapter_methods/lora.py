@@ -97,7 +97,7 @@ def _factors(params: Params) -> tuple[Array, Array]:
     if "start_A" not in params:
         return A, B
     xp, (A0, B0) = array_namespace(A, B), (params["start_A"], params["start_B"])
-    return xp.concat([A, A - A0], axis=0), xp.concat([B - B0, B0], axis=1)
+    return xp.concat([A, A - A0], axis=-2), xp.concat([B - B0, B0], axis=-1)
 
 
 def _attach(cfg: LoRA, params: Params, site: Site) -> AttachForm:
@@ -108,7 +108,7 @@ def _attach(cfg: LoRA, params: Params, site: Site) -> AttachForm:
 def _bake(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:
     """A plain LoRA: of rank 2 r where a start is taken off, with the alpha that keeps the scale."""
     A, B = _factors(params)
-    r = len(A)
+    r = A.shape[-2]
     alpha = cfg.scale * (math.sqrt(r) if cfg.use_rslora else r)
     params = {"lora_A": np.ascontiguousarray(A), "lora_B": np.ascontiguousarray(B)}
     return replace(cfg, r=r, alpha=alpha, init="default", init_options={}), params

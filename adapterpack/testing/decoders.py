@@ -24,7 +24,7 @@ def only_the_adapter_trains_there(case: Case) -> None:
     from ..training.layers.layer import Adapted  # noqa: PLC0415
 
     model = prompted(case, _model_of(case)).train()
-    sites = [module.site for module in model.modules() if isinstance(module, Adapted)]
+    sites = [module._site for module in model.modules() if isinstance(module, Adapted)]
     shapes = [shape for site in sites for name, shape in case.method.shapes(case.config, site).items() if name in case.trains]
     wanting = [value for value in model.parameters() if value.requires_grad]
     found, declared = sum(value.numel() for value in wanting), sum(int(np.prod(shape)) for shape in shapes)

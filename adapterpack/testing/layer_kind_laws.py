@@ -140,10 +140,10 @@ def _agrees(case: Case, kind: str, probe: Probe) -> None:
             value.add_(0.3 * torch.randn(value.shape, generator=generator))
     ((model(x) - 1.0) ** 2).mean().backward()
     require(all(value.grad is not None and bool(value.grad.abs().max() > 0) for value in trains), "no gradient reaches a parameter")
-    stored, bias = (None if value is None else value.detach().numpy() for value in wrapper.stored)
+    stored, bias = (None if value is None else value.detach().numpy() for value in wrapper._stored)
     assert stored is not None
-    own, shared = wrapper.params("a"), {name: value.detach().numpy() for name, value in wrapper.shared("a").items()}
-    folded, moved = _folded(case, wrapper.site, {**shared, **own}, to_matrix(kind, stored), bias)
+    own, shared = wrapper._params("a"), {name: value.detach().numpy() for name, value in wrapper._shared("a").items()}
+    folded, moved = _folded(case, wrapper._site, {**shared, **own}, to_matrix(kind, stored), bias)
     weight = from_matrix(kind, folded, stored.shape)
     names = {NAME: weight, f"{NAME}.weight": weight, f"{NAME}.bias": moved}
     if moved is not None and bias is None:  # a layer without a bias gets one
@@ -158,7 +158,7 @@ def _agrees(case: Case, kind: str, probe: Probe) -> None:
     require(float(np.abs(found - plain.numpy()).max()) > 1e-3, "a trained adapter changes nothing")
     require(torch.equal(active(model, None)(x), plain), "an adapter that is off changes the output")
     require(torch.equal(detach(model)(x), plain), "an adapter that was taken out changes the output")
-    _round(case, wrapper.site, own, shared, (model, right))
+    _round(case, wrapper._site, own, shared, (model, right))
 
 
 def _folded(case: Case, site: Site, params: dict[str, np.ndarray], weight: np.ndarray, bias: Any) -> tuple[np.ndarray, Any]:
@@ -179,10 +179,7 @@ def _folded(case: Case, site: Site, params: dict[str, np.ndarray], weight: np.nd
 def _round(case: Case, site: Site, own: dict[str, np.ndarray], shared: dict[str, np.ndarray], base: tuple[Any, np.ndarray]) -> None:
     """A pack of the adapter on a ``base``, a model and the adapter's outputs on it, read by this package and by PEFT."""
     cfg = dataclasses.replace(case.config.at(site.path), targets="all-linear", modules_to_save=())
-    if is_stacked(site.kind) and case.method.bake is not None:
-        baked = [case.method.bake(cfg, {name: value[number] for name, value in own.items()}, site) for number in range(site.stack)]
-        cfg, own = baked[0][0], {name: np.stack([params[name] for _, params in baked]) for name in baked[0][1]}
-    elif case.method.bake is not None:
+    if case.method.bake is not None:
         cfg, own = case.method.bake(cfg, own, site)
     pack = build("example", case.method, {site: (cfg, own)}, shared=shared, task=m.Task("image-classification"), base=m.Base("org/base"))
     with tempfile.TemporaryDirectory() as folder:

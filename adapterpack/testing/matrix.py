@@ -6,7 +6,20 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ..adapter_methods import Method
-from . import attention, decoders, fold_laws, graph, interaction_laws, layer_kind_laws, learning, model, packing, positions, prompts
+from . import (
+    attention,
+    decoders,
+    fold_laws,
+    graph,
+    interaction_laws,
+    layer_kind_laws,
+    learning,
+    model,
+    packing,
+    positions,
+    prompts,
+    training,
+)
 from .case import BLOCKS, DIVISIBLE, LAYERS, MODELS, PROOFS, SUBJECTS, Case, Layer, Model
 from .layer_fixtures import STANDS
 
@@ -99,6 +112,7 @@ INVARIANTS = (
     Invariant("every_kind_agrees", layer_kind_laws.every_kind_agrees,
               lambda method: _layered(method) and len(method.traits.layers) > 1, "layers",
               LAYERS[:1]),
+    Invariant("trained_and_packed", training.trained_and_packed, _any, "kind", LAYERS[:1] + BLOCKS[:1] + MODELS[:1]),
     Invariant("active_together", model.active_together,
               lambda method: _everywhere(method) and _folds(method) and not method.traits.exclusive, "exclusive", FEW),
     Invariant("onnx_agrees", graph.onnx_agrees, lambda method: _layered(method) and method.traits.batchable, "batchable"),

@@ -89,7 +89,7 @@ def _set(model: Any, adapter: str, values: dict[str, np.ndarray]) -> None:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, Adapted):
-                for name, value in {**dict(module.part(adapter).named_parameters()), **module.shared(adapter)}.items():
+                for name, value in {**dict(module._part(adapter).named_parameters()), **module._shared(adapter)}.items():
                     value.copy_(torch.as_tensor(values[name]))
 
 

@@ -15,10 +15,11 @@ from .layers.block import AdaptedBlock
 from .layers.conv import AdaptedConv
 from .layers.embedding import AdaptedEmbedding
 from .layers.embedding_rows import AdaptedTable
-from .layers.layer import Adapted, AdaptedLayer, innermost, module_at
+from .layers.layer import Adapted, AdaptedLayer
 from .layers.norms import AdaptedNorm
 from .layers.parameter import AdaptedParameter
 from .sites import holder_at, select, site_at
+from .wrapper import innermost, module_at
 
 LAYERS: dict[str, type[Adapted]] = {
     "linear": AdaptedLayer,

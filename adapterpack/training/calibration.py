@@ -11,7 +11,7 @@ from torch import nn
 
 from ..adapter_methods import LAYOUTS, Seen, Site
 from ..errors import AdapterpackError, ConfigError, Unsupported
-from .layers.layer import module_at
+from .wrapper import input_of, module_at
 
 MEASURED = frozenset({"moment", "gradient", "fisher"})
 _BACKWARD = frozenset({"gradient", "fisher"})
@@ -95,14 +95,14 @@ class _Sums:
     mask: torch.Tensor | None
 
     def __enter__(self) -> None:
-        handle = self.layer.register_forward_hook(self._forward)
+        handle = self.layer.register_forward_hook(self._forward, with_kwargs=True)
         self._open.callback(handle.remove)
 
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def _forward(self, layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        x = args[0].detach()
+    def _forward(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
+        x = input_of(layer, args, kwargs).detach()
         if "moment" in self.wanted:
             rows = x[self.mask.bool()] if self.mask is not None and self.mask.shape == x.shape[:-1] else x.reshape(-1, x.shape[-1])
             self.moment = self.moment + (rows.double().T @ rows.double()).cpu()

@@ -16,7 +16,8 @@ from ..pack import canary
 from ..pack.pack import Pack
 from .canary_inputs import image_of, inputs_of, misfit, texts_alone
 from .inject import active
-from .layers.layer import Adapted, Wrapper, own_modules
+from .layers.layer import Adapted
+from .wrapper import Wrapper, own_modules
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
 
     What a model wants beside images or speech its config does not say: one that refuses these alone has no canary, and the log says why.
     """
-    holders = (module for module in model.modules() if isinstance(module, Adapted) and name in module.methods)
-    acts = next((holder.methods[name][1].acts for holder in holders), None)
+    holders = (module for module in model.modules() if isinstance(module, Adapted) and name in module._methods)
+    acts = next((holder._methods[name][1].acts for holder in holders), None)
     inputs = inputs_of(model, acts)
     if inputs is None:
         return None
@@ -104,7 +105,7 @@ def coarse(model: nn.Module) -> float:
 def only(model: nn.Module, name: str | None) -> Iterator[None]:
     """The model in evaluation mode with one adapter (or none) active; as it was before afterwards."""
     modes = {module: module.training for module in model.modules()}
-    before = {module: module.active for module in modes if isinstance(module, Wrapper)}
+    before = {module: module._active for module in modes if isinstance(module, Wrapper)}
     try:
         active(model, name)
         model.eval()
@@ -113,7 +114,7 @@ def only(model: nn.Module, name: str | None) -> Iterator[None]:
         for module, mode in modes.items():
             module.training = mode
         for wrapper, names in before.items():
-            wrapper.active = names
+            wrapper._active = names
 
 
 def _not_replayable(model: nn.Module, pack: Pack) -> str | None:
@@ -141,7 +142,7 @@ def _outputs(model: nn.Module, name: str, inputs: Canary) -> tuple[Outputs, Outp
         adapted = _run(model, inputs)
         for module in model.modules():
             if isinstance(module, Adapted):
-                module.active = ()
+                module._active = ()
         return _run(model, inputs), adapted
 
 

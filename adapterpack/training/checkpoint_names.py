@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel, WeightConverter
 
-from .layers.layer import own_modules
+from .wrapper import own_modules
 
 
 def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:

@@ -8,49 +8,82 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.func import vmap
 from torch.nn import functional
 
-from ..adapter_methods import Method, Progress, Trained
+from ..adapter_methods import Method, Progress, Site, Trained, is_stacked
 from .data import IGNORED
 from .layers.layer import Adapted
 from .layers.prompts import Prompts
 
 
 class Part(NamedTuple):
-    """An adapter in training at one site: its method and config there, and its own and shared parameters that are trained."""
+    """An adapter in training at one site: its method and config there, and its own and shared parameters that are trained.
+
+    To a method each matrix of a stack is a site of its own, with its part of the site's own parameters.
+    """
 
     name: str
-    path: str
+    site: Site
     method: Method
     config: Any
-    params: Mapping[str, nn.Parameter]
+    own: Mapping[str, nn.Parameter]
+    shared: Mapping[str, nn.Parameter]
+
+    @property
+    def params(self) -> dict[str, nn.Parameter]:
+        """All that is trained."""
+        return {**self.shared, **self.own}
+
+    @property
+    def matrices(self) -> Mapping[str, int | None]:
+        """The path of each matrix, and its number in the stack; None where it is the only one."""
+        return {f"{self.site.path}[{number}]": number for number in range(self.site.stack)} if is_stacked(self.site.kind) else {
+            self.site.path: None}
+
+    def of(self, number: int | None, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The part of one matrix in a tensor for each parameter, as a view."""
+        return {key: value if number is None or key in self.shared else value[number] for key, value in values.items()}
 
 
 def parts(model: nn.Module) -> Iterator[Part]:
     """Every active adapter of ``model`` at every site where it has something to train."""
     for module in model.modules():
         if isinstance(module, Adapted):
-            for name in module.active:
-                every = {**module.shared(name), **dict(module.part(name).named_parameters())}
-                trained = {key: value for key, value in every.items() if value.requires_grad}
-                if trained:
-                    yield Part(name, module.site.path, *module.methods[name], trained)
+            for name in module._active:
+                own, shared = ({key: value for key, value in every if value.requires_grad}
+                               for every in (module._part(name).named_parameters(), module._shared(name).items()))
+                if own or shared:
+                    yield Part(name, module._site, *module._methods[name], own, shared)
 
 
 def penalty(model: nn.Module) -> torch.Tensor | None:
     """The sum of the methods' penalties over all sites in training, or None where no method has one."""
-    every = list(parts(model))
-    sites = Counter(part.name for part in every)
-    terms = [part.method.penalty(part.config, part.params, sites[part.name]) for part in every if part.method.penalty is not None]
+    every = [part for part in parts(model) if part.method.penalty is not None]
+    sites = Counter((part.name, part.method.name) for part in every for _ in part.matrices)
+    terms = [_penalty(part, sites[part.name, part.method.name]) for part in every]
     return torch.stack(terms).sum() if terms else None
+
+
+def _penalty(part: Part, sites: int) -> torch.Tensor:
+    """The penalty at one site, over all matrices where they are stacked."""
+    term = part.method.penalty
+    assert term is not None
+
+    def of_matrix(own: dict[str, torch.Tensor]) -> torch.Tensor:
+        found: torch.Tensor = term(part.config, {**part.shared, **own}, sites)
+        return found
+
+    total: torch.Tensor = vmap(of_matrix)(dict(part.own)).sum() if is_stacked(part.site.kind) else of_matrix(dict(part.own))
+    return total
 
 
 def context(model: Any) -> tuple[torch.Tensor, int] | None:
     """What the last pass gave for the labels in an active prompt: the weighted sum of their cross entropies and their number, or None."""
     for module in model.modules():
-        if isinstance(module, Prompts) and module.shown is not None and module.active:
-            hidden, module.shown = module.shown, None
-            places, ids, weights = zip(*module.methods[module.active[-1]][1].learnt, strict=True)
+        if isinstance(module, Prompts) and module._shown is not None and module._active:
+            hidden, module._shown = module._shown, None
+            places, ids, weights = zip(*module._methods[module._active[-1]][1].learnt, strict=True)
             logits = model.get_output_embeddings()(hidden[:, [place - 1 for place in places]]).float()
             targets = torch.tensor(ids, device=logits.device).expand(logits.shape[:2])
             each = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
@@ -88,25 +121,27 @@ def with_rates(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, 
     return optimizer
 
 
-def spend(model: nn.Module, progress: Progress, states: Mapping[str, Any]) -> dict[str, Any]:
+def spend(model: nn.Module, progress: Progress, states: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Any]:
     """Lets the methods with a budget change their parameters after an optimizer step, while the gradients are still there.
 
-    ``states`` is what the last call returned, at first an empty mapping: adapter name -> the method's own state.
+    ``states`` is what the last call returned, at first an empty mapping: the names of adapter and method -> the method's own state.
     """
-    sites: dict[str, dict[str, Part]] = {}
+    sites: dict[tuple[str, str], dict[str, Trained]] = {}
+    budgets: dict[tuple[str, str], Any] = {}
     for part in parts(model):
         if part.method.budget is not None:
-            sites.setdefault(part.name, {})[part.path] = part
+            key = part.name, part.method.name
+            budgets[key] = part.method.budget
+            values = {leaf: value.detach() for leaf, value in part.params.items()}
+            gradients = {leaf: _gradient(value) for leaf, value in part.params.items()}
+            sites.setdefault(key, {}).update({
+                path: Trained(part.config, part.of(number, values), part.of(number, gradients)) for path, number in part.matrices.items()})
     after = {}
-    for name, own in sites.items():
-        budget = next(iter(own.values())).method.budget
-        assert budget is not None
-        seen = {path: Trained(part.config, {key: value.detach() for key, value in part.params.items()},
-                              {key: _gradient(value) for key, value in part.params.items()}) for path, part in own.items()}
-        after[name], changed = budget(progress, states.get(name), seen)
+    for key, trained in sites.items():
+        after[key], changed = budgets[key](progress, states.get(key), trained)
         for path, values in changed.items():
-            for key, value in values.items():
-                own[path].params[key].detach().copy_(value)
+            for leaf, value in values.items():
+                trained[path].params[leaf].copy_(value)
     return after
 
 

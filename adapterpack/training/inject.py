@@ -20,10 +20,13 @@ from .adapter_kinds import KINDS
 from .calibration import measure
 from .injection import is_linear, swap, wrapping
 from .layers.embedding_rows import AdaptedTable
-from .layers.layer import Adapted, SavedModule, as_numpy, own_modules
+from .layers.layer import Adapted
 from .layers.position_tracking import forget
 from .sites import known_sites
+from .tensors import as_numpy
 from .two_pass import lead, release
+from .whole import SavedModule
+from .wrapper import own_modules
 
 
 def adapt(
@@ -60,10 +63,10 @@ def adapt(
                 params = partial(_fresh, one.method, cfg, rng, one.seen.get(site.path))
                 work.adapter(site.path, one.method, cfg, params, "weight" in one.needs, beside=one is not fresh[0])
         for path in whole:
-            work.saved(path).add(name)
+            work.saved(path)._add(name)
     model.requires_grad_(False)
     for module in work.touched:
-        module.trainable(name)
+        module._trainable(name)
     return active(model, name)
 
 
@@ -130,16 +133,16 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
             beside = adapter.method.name != pack.method.name
             own = {key: value for key, value in adapter.params.items() if beside or key not in shared}
             layer = work.adapter(adapter.site.path, adapter.method, adapter.config, partial(_stored, own), beside=beside)
-            if adapter.site.kind != layer.site.kind and not (is_linear(adapter.site) and is_linear(layer.site)):
+            if adapter.site.kind != layer._site.kind and not (is_linear(adapter.site) and is_linear(layer._site)):
                 raise Unsupported("the pack was made for another kind of layer", where=adapter.site.path, expected=adapter.site.kind,
-                                  found=layer.site.kind)
+                                  found=layer._site.kind)
             for side in ("out_features", "in_features"):
-                if getattr(adapter.site, side) not in {0, getattr(layer.site, side)}:
+                if getattr(adapter.site, side) not in {0, getattr(layer._site, side)}:
                     raise SiteNotFound("a site has another shape in this model", where=f"{adapter.site.path}, {side}",
-                                       expected=getattr(adapter.site, side), found=getattr(layer.site, side))
-            check_shapes(adapter.method, adapter.config, layer.site, own, pack.name)
+                                       expected=getattr(adapter.site, side), found=getattr(layer._site, side))
+            check_shapes(adapter.method, adapter.config, layer._site, own, pack.name)
         for path, params in pack.full().items():
-            work.saved(path).add(name, params, pack.manifest.task.labels)
+            work.saved(path)._add(name, params, pack.manifest.task.labels)
     if pack.method.one_pass:
         lead(model, name, pack.method.first_pass)
     if check_base and check_canary and (known is None or known.name != "variant"):  # whose other bytes give other logits
@@ -170,11 +173,11 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         release(model, one)
     for module in _wrappers(model):
         for one in names if name is None else [name]:
-            module.remove(one)
-        if not module.names:
-            empty[module] = module.base
+            module._remove(one)
+        if not module._names:
+            empty[module] = module._base
             if isinstance(module, AdaptedTable):
-                module.release()
+                module._release()
     swap(model, empty)
     forget(model, names if name is None else [name])
     return model
@@ -194,18 +197,18 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
             raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, known))
     wrappers = list(_wrappers(model))
     for module in wrappers:
-        alone = [name for name in wanted if isinstance(module, Adapted) and name in module.names and module.exclusive(name)]
+        alone = [name for name in wanted if isinstance(module, Adapted) and name in module._names and module._exclusive(name)]
         if len(alone) > 1:
-            raise Unsupported("only one of these adapters can be active at a time", where=module.site.path, found=", ".join(alone),
+            raise Unsupported("only one of these adapters can be active at a time", where=module._site.path, found=", ".join(alone),
                               remedy="choose one of them")
     for module in wrappers:
-        module.active = tuple(name for name in wanted if name in module.names)
+        module._active = tuple(name for name in wanted if name in module._names)
     return model
 
 
 def adapter_names(model: nn.Module) -> list[str]:
     """The names of the adapters in a model, sorted."""
-    return sorted({name for module in _wrappers(model) for name in module.names})
+    return sorted({name for module in _wrappers(model) for name in module._names})
 
 
 class Parts(NamedTuple):
@@ -225,7 +228,7 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     Raises:
         UnknownAdapter: the model has no adapter of that name.
     """
-    wrappers = [module for module in _wrappers(model) if name in module.names]
+    wrappers = [module for module in _wrappers(model) if name in module._names]
     if not wrappers:
         raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, adapter_names(model)))
     adapted = [module for module in wrappers if isinstance(module, Adapted)]
@@ -233,24 +236,24 @@ def parts_of(model: nn.Module, name: str) -> Parts:
         raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,
                           remedy="keep the pack that it came from")
     order = {path: place for place, path in enumerate(known_sites(model))}  # of the wrappers of one module, the last one stands outside
-    adapted.sort(key=lambda module: order.get(module.site.path, len(order)))
-    method = next((module for module in adapted if name not in module.beside), adapted[0]).methods[name][0]
+    adapted.sort(key=lambda module: order.get(module._site.path, len(order)))
+    method = next((module for module in adapted if name not in module._beside), adapted[0])._methods[name][0]
     found: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}
     methods: dict[str, Method] = {}
     for module in adapted:
-        own, cfg = module.methods[name]
+        own, cfg = module._methods[name]
         methods[own.name] = own
-        part = (cfg, module.params(name))
-        found.setdefault(own.name, {})[module.site] = part if own.bake is None else _baked(own, *part, module.site)
-    shared = {key: as_numpy(value) for module in adapted for key, value in module.shared(name).items()}
+        part = (cfg, module._params(name))
+        found.setdefault(own.name, {})[module._site] = part if own.bake is None else own.bake(*part, module._site)
+    shared = {key: as_numpy(value) for module in adapted for key, value in module._shared(name).items()}
     beside = [Beside(methods[other], sites) for other, sites in found.items() if other != method.name]
-    full = {module.path: module.params(name) for module in wrappers if isinstance(module, SavedModule)}
+    full = {module._path: module._params(name) for module in wrappers if isinstance(module, SavedModule)}
     return Parts(method, found[method.name], beside, shared, full)
 
 
 def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
     """The labels that came with an attached adapter's head, or None."""
-    return next((module.labels[name] for module in _wrappers(model) if isinstance(module, SavedModule) and module.labels.get(name)), None)
+    return next((module._labels[name] for module in _wrappers(model) if isinstance(module, SavedModule) and module._labels.get(name)), None)
 
 
 def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Seen | None, site: Site) -> Mapping[str, np.ndarray]:
@@ -260,15 +263,6 @@ def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Seen | None
     weights = [None] * site.stack if site.weight is None else site.weight
     each = [method.init(cfg, dataclasses.replace(site, weight=weight), rng) for weight in weights]
     return {name: np.stack([one[name] for one in each]) for name in each[0]}
-
-
-def _baked(method: Method, cfg: Any, params: dict[str, np.ndarray], site: Site) -> tuple[Any, dict[str, np.ndarray]]:
-    """What a pack stores of a site; of a stack, what it stores of each matrix."""
-    assert method.bake is not None
-    if not is_stacked(site.kind):
-        return method.bake(cfg, params, site)
-    each = [method.bake(cfg, {name: value[number] for name, value in params.items()}, site) for number in range(site.stack)]
-    return each[0][0], {name: np.stack([one[name] for _, one in each]) for name in each[0][1]}
 
 
 def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.ndarray]:

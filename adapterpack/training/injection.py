@@ -16,8 +16,11 @@ from ..errors import Unsupported
 from ..manifest.manifest import Group
 from .adapter_kinds import KINDS
 from .layers.embedding_rows import AdaptedTable
-from .layers.layer import Adapted, SavedModule, Wrapper, as_numpy, as_parameter, module_at
+from .layers.layer import Adapted
 from .layers.position_tracking import forget, tell
+from .tensors import as_numpy, as_parameter
+from .whole import SavedModule
+from .wrapper import Wrapper, module_at
 
 
 class Work:
@@ -43,19 +46,19 @@ class Work:
         """
         wrapper = self._wrapper(path, method)
         self.touched.append(wrapper)
-        known = _with_weight(wrapper) if weight or method.traits.reads_weight else wrapper.site
+        known = _with_weight(wrapper) if weight or method.traits.reads_weight else wrapper._site
         own = params(known)
         made = method.constants(cfg, known) if method.constants is not None else {}
-        device = next(wrapper.base.parameters()).device
+        device = next(wrapper._base.parameters()).device
         constants = {key: self._constant(value, device) for key, value in made.items()}
-        wrapper.add(self.name, method, cfg, own, constants, self._shared.get(method.name, {}))
+        wrapper._add(self.name, method, cfg, own, constants, self._shared.get(method.name, {}))
         if beside:
-            wrapper.beside.add(self.name)
+            wrapper._beside.add(self.name)
         return wrapper
 
     def shape_of(self, group: Group, method: Method) -> tuple[int, int]:
         """The shape of the weight at a group's site; a width that the pack says stays, to be compared with the layer's."""
-        site = self._wrapper(group.path, method).site
+        site = self._wrapper(group.path, method)._site
         return group.out_features or site.out_features, group.in_features or site.in_features
 
     def _constant(self, value: np.ndarray, device: torch.device) -> nn.Parameter:
@@ -70,17 +73,17 @@ class Work:
         if outer is self.model:
             raise Unsupported("the model itself owns this parameter, and cannot be replaced inside itself", where=path,
                               remedy="put the model into a container, such as nn.Sequential")
-        chain = [outer.base if isinstance(outer, SavedModule) else outer]  # a layer that another adapter has trained whole
+        chain = [outer._base if isinstance(outer, SavedModule) else outer]  # a layer that another adapter has trained whole
         while isinstance(chain[-1], Wrapper):
-            chain.append(chain[-1].base)
+            chain.append(chain[-1]._base)
         module = chain[0 if kind.outermost else -1]
         while module in self.swaps:
             module = self.swaps[module]
             chain.append(module)
         for each in chain:
-            if isinstance(each, Adapted) and isinstance(each, kind.holder) and (each.site.path == path or not each.several):
-                if each.site.kind not in method.traits.layers and not is_linear(each.site):
-                    raise Unsupported("another adapter changes this layer in another way", where=path, found=each.site.kind,
+            if isinstance(each, Adapted) and isinstance(each, kind.holder) and (each._site.path == path or not each._several):
+                if each._site.kind not in method.traits.layers and not is_linear(each._site):
+                    raise Unsupported("another adapter changes this layer in another way", where=path, found=each._site.kind,
                                       expected=", ".join(method.traits.layers), remedy="detach it first")
                 return each
         wrapper = kind.wrap(self.model, module, path, method.traits)
@@ -107,21 +110,21 @@ def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
         tell(model, name, [module for module in work.touched if isinstance(module, Adapted)])
     except BaseException:
         for module in work.touched:
-            module.remove(name)
+            module._remove(name)
         forget(model, [name])
         raise
     swap(model, work.swaps)
     for wrapper in work.swaps.values():
         if isinstance(wrapper, AdaptedTable):
             for tied in _tied(model, wrapper):
-                wrapper.follow(tied)
+                wrapper._follow(tied)
 
 
 def _tied(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:
     """The output head and the other embeddings that have the table for their weight."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    head = head.base if isinstance(head, Adapted) else head
-    others = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not table.base]
+    head = head._base if isinstance(head, Adapted) else head
+    others = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not table._base]
     return [module for module in (head, *others) if module is not None and getattr(module, "weight", None) is table.weight]
 
 
@@ -133,7 +136,7 @@ def swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
             while new in swaps:
                 new = swaps[new]
             if new is not child:
-                setattr(parent, leaf, new)
+                parent._modules[leaf] = new
                 if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, Adapted):
                     new.register_forward_pre_hook(_called)
 
@@ -149,6 +152,6 @@ def is_linear(site: Site) -> bool:
 
 def _with_weight(wrapper: Adapted) -> Site:
     """The site with its weight and bias, float32."""
-    stored, bias = wrapper.stored
-    weight = to_matrix(wrapper.site.kind, as_numpy(stored))
-    return dataclasses.replace(wrapper.site, weight=weight, base_bias=None if bias is None else as_numpy(bias))
+    stored, bias = wrapper._stored
+    weight = to_matrix(wrapper._site.kind, as_numpy(stored))
+    return dataclasses.replace(wrapper._site, weight=weight, base_bias=None if bias is None else as_numpy(bias))

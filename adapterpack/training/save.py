@@ -29,7 +29,7 @@ from ..version import VERSION
 from .canary import make_canary
 from .checkpoint_names import stored_names
 from .inject import Parts, adapter_names, labels_of, parts_of
-from .layers.layer import own_modules
+from .wrapper import own_modules
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 """numpy's and torch's name of a dtype -> that of safetensors."""

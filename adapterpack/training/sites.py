@@ -12,8 +12,8 @@ from ..adapter_methods import LAYOUTS, Site, Traits, matrix_shape
 from ..errors import SiteNotFound, Unsupported, nearest
 from .layers.conv import CONVOLUTIONS, is_plain_convolution
 from .layers.embedding import is_plain_embedding
-from .layers.layer import innermost, module_at, own_modules
 from .layers.norms import is_norm
+from .wrapper import innermost, module_at, own_modules
 
 
 def _conv(path: str, module: Any) -> Site | None:

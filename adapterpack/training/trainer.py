@@ -46,7 +46,7 @@ class Budget(TrainerCallback):  # type: ignore[misc]
     """Lets methods with a budget change their parameters after each optimizer step."""
 
     def __init__(self) -> None:
-        self.states: dict[str, Any] = {}
+        self.states: dict[tuple[str, str], Any] = {}
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any

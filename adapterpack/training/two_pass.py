@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ..errors import Unsupported
-from .layers.layer import Adapted, Wrapper
+from .layers.layer import Adapted
 from .sites import known_sites
+from .wrapper import Wrapper
 
 _CACHES = ("past_key_values", "cache", "past_key_value")
 _HELD = "_adapterpack_first_passes"
@@ -28,24 +29,24 @@ def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         order = {path: place for place, path in enumerate(known_sites(model))}
-        layers = [one for one in model.modules() if isinstance(one, Adapted) and name in one.names]
-        layers.sort(key=lambda one: order[one.site.path])
-        if not any(name in layer.active for layer in layers):
+        layers = [one for one in model.modules() if isinstance(one, Adapted) and name in one._names]
+        layers.sort(key=lambda one: order[one._site.path])
+        if not any(name in layer._active for layer in layers):
             return
         _refuse_cache(kwargs, name)
         if weigh is None:
             return
         hidden = _hidden(model, args, kwargs, name)
         for number, layer in enumerate(layers):
-            shared = layer.shared(name)
+            shared = layer._shared(name)
             own = next(iter(shared.values()))
-            layer.given[name] = weigh(shared, hidden.to(own.dtype), number, len(layers))
+            layer._given[name] = weigh(shared, hidden.to(own.dtype), number, len(layers))
 
     def after(module: nn.Module, *_: Any) -> None:
         if not module.training:  # activation checkpointing computes layers again when the pass is over
             for one in model.modules():
                 if isinstance(one, Adapted):
-                    one.given.pop(name, None)
+                    one._given.pop(name, None)
 
     handles = (model.register_forward_pre_hook(before, with_kwargs=True), model.register_forward_hook(after, always_call=True))
     held = getattr(model, _HELD, {})
@@ -87,11 +88,11 @@ def _no_cache(model: nn.Module) -> dict[str, bool]:
 def _bare(model: nn.Module) -> Iterator[None]:
     """The model without any adapter, for a while."""
     wrappers = [one for one in model.modules() if isinstance(one, Wrapper)]
-    before = [one.active for one in wrappers]
+    before = [one._active for one in wrappers]
     try:
         for one in wrappers:
-            one.active = ()
+            one._active = ()
         yield
     finally:
         for one, active in zip(wrappers, before, strict=True):
-            one.active = active
+            one._active = active

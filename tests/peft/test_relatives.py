@@ -304,11 +304,11 @@ def test_doras_gradient_is_pefts(tmp_path: Path) -> None:
     ours = adapterpack.attach(Three(row.widths), layout.read(tmp_path / "theirs"), check_base=False)
     x = torch.randn(4, row.widths[0], generator=torch.Generator().manual_seed(7))
     for layer in (ours.a, ours.b, ours.c):
-        layer.trainable(layer.names[0])
+        layer._trainable(layer._names[0])
     for model in (ours, theirs):
         model(x).square().sum().backward()
     for path in "abc":
-        own = dict(getattr(ours, path).part(getattr(ours, path).names[0]).named_parameters())
+        own = dict(getattr(ours, path)._part(getattr(ours, path)._names[0]).named_parameters())
         layer = theirs.base_model.model.get_submodule(path)
         for name, other in (("lora_A", layer.lora_A["default"].weight), ("lora_B", layer.lora_B["default"].weight),
                             ("lora_magnitude_vector", layer.lora_magnitude_vector["default"].weight)):

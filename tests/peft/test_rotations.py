@@ -218,12 +218,12 @@ def merged_by_us(model: nn.Module) -> dict[str, np.ndarray]:
     result = {}
     for path, layer in model.named_modules():
         if isinstance(layer, Adapted):
-            (name,) = layer.names
-            method, cfg = layer.methods[name]
+            (name,) = layer._names
+            method, cfg = layer._methods[name]
             weight, bias = layer.weight.detach().double().numpy(), None if layer.bias is None else layer.bias.detach().double().numpy()
-            site = dataclasses.replace(layer.site, weight=weight, base_bias=bias) if method.traits.reads_weight else layer.site
-            given = {key: value.astype(np.float64) for key, value in layer.params(name).items()}
-            params = complete(method, cfg, {**{k: v.detach().numpy() for k, v in layer.shared(name).items()}, **given}, site)
+            site = dataclasses.replace(layer._site, weight=weight, base_bias=bias) if method.traits.reads_weight else layer._site
+            given = {key: value.astype(np.float64) for key, value in layer._params(name).items()}
+            params = complete(method, cfg, {**{k: v.detach().numpy() for k, v in layer._shared(name).items()}, **given}, site)
             result[f"{path}.weight"], new = fold(method, cfg, params, site, weight, bias)
             if new is not None:
                 result[f"{path}.bias"] = new
@@ -362,9 +362,9 @@ def test_rotations_are_orthogonal(config: Any, net: Net) -> None:
     """M M^T = I within rounding, for what acts on the inputs after training."""
     ours = shaken(adapt(net, type(config)(**{**vars(config), "targets": "wide"})))
     layer = ours.get_submodule("wide")
-    method, cfg = layer.methods["default"]
-    tensors = {key: value.double() if value.is_floating_point() else value for key, value in layer.every("default").items()}
-    form = method.attach(cfg, tensors, layer.site)
+    method, cfg = layer._methods["default"]
+    tensors = {key: value.double() if value.is_floating_point() else value for key, value in layer._every("default").items()}
+    form = method.attach(cfg, tensors, layer._site)
     matrix = form.pre.apply(torch.eye(12, dtype=torch.float64)).T
     assert_close((matrix @ matrix.T).detach(), np.eye(12), 1e-12)
     assert np.abs(matrix.detach().numpy() - np.eye(12)).max() > 0.1
@@ -435,7 +435,7 @@ def test_psoft_is_the_formula_and_peft_with_the_same_signs(name: str, tmp_path: 
     net, x = nn.Sequential(nn.Linear(12, 7)), torch.randn(5, 12)
     ours = shaken(adapt(copy.deepcopy(net), config))
     layer = ours.get_submodule("0")
-    own = {key: value.astype(float) for key, value in layer.params("default").items()}
+    own = {key: value.astype(float) for key, value in layer._params("default").items()}
     R = rotation(own["psoft_R"])
     R = own.get("vector_b", np.ones(len(R)))[:, None] * R * own.get("vector_a", np.ones(len(R)))
     weight = psoft_dense(R, net[0].weight.detach().double().numpy(), config.ab_svd_init == "pissa_init")
@@ -444,7 +444,7 @@ def test_psoft_is_the_formula_and_peft_with_the_same_signs(name: str, tmp_path: 
     assert_close(merged_by_us(ours)["0.weight"], weight, 5e-6)
     theirs = peft.get_peft_model(copy.deepcopy(net), peft.PsoftConfig(target_modules=["0"], r=config.r, psoft_alpha=3, **options)).eval()
     wrapped = theirs.base_model.model[0]
-    flip = torch.sign((wrapped._psoft_A_cache["default"] * layer.every("default")["A"]).sum(1))
+    flip = torch.sign((wrapped._psoft_A_cache["default"] * layer._every("default")["A"]).sum(1))
     wrapped._psoft_A_cache["default"] *= flip[:, None]
     wrapped._psoft_B_cache["default"] *= flip
     with torch.no_grad():
@@ -547,10 +547,10 @@ def test_a_norm_is_told_by_what_it_holds() -> None:
     assert torch.equal(ours(x), net(x))
     shaken(ours)
     by_hand = copy.deepcopy(net)
-    by_hand[1].weight.data = ours.get_submodule("1").every("default")["weight"].detach()
+    by_hand[1].weight.data = ours.get_submodule("1")._every("default")["weight"].detach()
     assert torch.equal(ours(x), by_hand(x))
     ours(x).sum().backward()
-    assert ours.get_submodule("1").every("default")["weight"].grad.abs().max() > 0
+    assert ours.get_submodule("1")._every("default")["weight"].grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -616,7 +616,7 @@ def test_trainable_tokens_of_a_scaled_embedding() -> None:
     net = nn.Sequential(Scaled(9, 4, padding_idx=2))
     ours = shaken(adapt(copy.deepcopy(net), TrainableTokens(targets="0", token_indices=(2, 7))))
     by_hand = copy.deepcopy(net)
-    by_hand[0].weight.data[[2, 7]] = ours.get_submodule("0").every("default")["trainable_tokens_delta"].detach()
+    by_hand[0].weight.data[[2, 7]] = ours.get_submodule("0")._every("default")["trainable_tokens_delta"].detach()
     x = torch.tensor([[0, 2, 7], [7, 8, 2]])
     assert torch.equal(ours(x), by_hand(x))
 

@@ -138,7 +138,8 @@ class Method(NamedTuple):
     plan: Callable[[Any, Sequence[Site]], Any] | None = None
     """The config, changed by what was seen of all sites."""
     bake: Callable[[Any, Params, Site], tuple[Any, dict[str, np.ndarray]]] | None = None
-    """What a pack stores of a trained site, where that is not what is trained: the config and the parameters in their final form."""
+    """What a pack stores of a trained site, where that is not what is trained: the config and the parameters in their final form. Those of
+    a stack come all at once, its matrices along their first axis."""
     rates: Callable[[Any], Mapping[str, float]] | None = None
     """Parameter name -> what multiplies its learning rate."""
     penalty: Callable[[Any, Params, int], Array] | None = None

@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from ...bundle.manifest import ADAPTER_IDS, STEP, Bundle, adapter_file
 from ...errors import FormatError, Unsupported
+from ...io.hashing import Identity, identity
 from ...pack.pack import Pack
 from ...slots.precision import ABSENT, held
 from ...tasks.task import MAIN
@@ -86,17 +87,19 @@ class Inputs:
     def __init__(self, session: Opened) -> None:
         self.session = session
         self._fed: dict[str, dict[str, Any]] = {}
+        self._identities: dict[str, dict[Path, Identity]] = {}
 
     def opened(self) -> dict[str, dict[str, Any]]:
         """See :class:`Attached`."""
         session, files = self.session, dict[str, dict[str, Any]]()
         slotted = {site.part for site in session.bundle.sites.values() if site.fields} | {MAIN}
         for adapter in session.bundle.adapters:
-            files[adapter.name] = {}
+            files[adapter.name], self._identities[adapter.name] = {}, {}
             for part in slotted:
                 path = session.folder / adapter_file(adapter.path, part)
                 if not path.is_file():
                     raise FormatError("an adapter file of the bundle is missing", where=path, remedy="export again")
+                self._identities[adapter.name][path] = identity(path)
                 files[adapter.name][part] = ort.LoraAdapter()
                 files[adapter.name][part].Load(str(path))
         return files
@@ -104,6 +107,8 @@ class Inputs:
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
         """See :class:`Attached`."""
         files: Mapping[str, Mapping[str, Any]] = adapters.attached
+        for name in {name for name in names if name is not None}:
+            self._require_unchanged(name)
 
         def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
             own = names if rows is None else [names[row] for row in rows]
@@ -121,6 +126,13 @@ class Inputs:
             return {key: _owning(_joined(pieces)) for key, pieces in parts.items()}
 
         return run
+
+    def _require_unchanged(self, name: str) -> None:
+        """Checks the files of an adapter, which ONNX Runtime maps: what is written into one would be in the rows at once."""
+        for path, before in self._identities[name].items():
+            if identity(path)[:4] != before[:4]:
+                raise FormatError("an adapter file of the bundle was exchanged while the session is open", where=path,
+                                  remedy="open the bundle again")
 
     def _slots(self, name: str | None) -> dict[str, Any]:
         """What an adapter puts into the slots of the main graph, as values that can be fed."""

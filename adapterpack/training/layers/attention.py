@@ -14,7 +14,8 @@ from ...adapter_methods import Site, Traits
 from ...adapter_methods.forms.attention import TRAITS, attend
 from ...errors import Unsupported
 from ..block_targets import WORDS, select_blocks
-from .layer import Adapted, innermost, module_at
+from ..wrapper import innermost, module_at
+from .layer import Adapted
 
 _PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -28,20 +29,20 @@ class AdaptedAttention(Adapted):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The attention's output with the active prompt attended to."""
-        output = self.base(*args, **kwargs)
-        if not self.active:
+        output = self._base(*args, **kwargs)
+        if not self._active:
             return output
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden, _ = self._entered(args, kwargs)
         h = output[0] if isinstance(output, tuple) else output
-        changed = h + self._added(self.active[-1], hidden, kwargs.get("position_embeddings")).to(h.dtype)
+        changed = h + self._added(self._active[-1], hidden, kwargs.get("position_embeddings")).to(h.dtype)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def _added(self, name: str, hidden: torch.Tensor, places: Any) -> torch.Tensor:
-        method, cfg = self.methods[name]
+        method, cfg = self._methods[name]
         attention = innermost(self)
         queries = _queries(attention, hidden, places)
         dtype = torch.promote_types(queries.dtype, torch.float32)  # the softmax wants it
-        form = method.attach(cfg, self.tensors(name, dtype), self.site)
+        form = method.attach(cfg, self._tensors(name, dtype), self._site)
         keys, values = (self._heads(leaf, form.prompt, hidden.dtype) for leaf in ("k_proj", "v_proj"))
         keys = _normed(attention, "k_norm", keys)
         scale = float(getattr(attention, "scaling", None) or queries.shape[-1] ** -0.5)

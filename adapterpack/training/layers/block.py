@@ -14,7 +14,8 @@ from torch.nn import functional
 from ...adapter_methods import Method, Site
 from ...adapter_methods.forms.blocks import run_block
 from ...errors import SiteNotFound, Unsupported
-from .layer import Adapted, Tensors, innermost, module_at, placed
+from ..wrapper import innermost, input_of, module_at
+from .layer import Adapted, Tensors, placed
 
 
 class AdaptedBlock(Adapted):
@@ -31,51 +32,51 @@ class AdaptedBlock(Adapted):
         self._seen: dict[str, torch.Tensor] = {}
         self._hooks: dict[str, Any] = {}
 
-    def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
+    def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
         """See :class:`Adapted`; an adapter that reads the input of another module watches that module from now on."""
-        super().add(name, method, cfg, params, constants, shared)
+        super()._add(name, method, cfg, params, constants, shared)
         source = getattr(cfg, "source", "output")
         if source not in {"output", "input"}:
             try:
                 entry = innermost(self._find(source))
             except AttributeError as error:
-                raise SiteNotFound("the model has no module of which to read the input", where=self.site.path, found=source) from error
+                raise SiteNotFound("the model has no module of which to read the input", where=self._site.path, found=source) from error
             self._hooks[name] = entry.register_forward_pre_hook(partial(self._see, name), with_kwargs=True)
 
-    def remove(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         """Removes an adapter; unknown names are ignored."""
-        super().remove(name)
+        super()._remove(name)
         if name in self._hooks:
             self._hooks.pop(name).remove()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's output with the active adapters applied."""
-        output = self.base(*args, **kwargs)
-        if not self.active:
+        output = self._base(*args, **kwargs)
+        if not self._active:
             return output
         h = output[0] if isinstance(output, tuple) else output
-        own = next(iter((*args, *kwargs.values())), None)
-        for name in self.active:
+        own = self._entered(args, kwargs)[0] if args or kwargs else None
+        for name in self._active:
             changed = self._applied(name, h, self._seen.pop(name, None) if name in self._hooks else own)
-            h = placed(self.where[name](), changed, h, self.site) if name in self.where else changed
+            h = placed(self._where[name](), changed, h, self._site) if name in self._where else changed
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
     def _applied(self, name: str, h: torch.Tensor, x: Any) -> torch.Tensor:
-        method, cfg = self.methods[name]
-        own = next(value.dtype for value in self.part(name).parameters() if value.is_floating_point())
+        method, cfg = self._methods[name]
+        own = next(value.dtype for value in self._part(name).parameters() if value.is_floating_point())
         # As in AdaptedLayer: in the adapter's precision, or the block's where that is finer.
         dtype = torch.promote_types(h.dtype, own)
         drop = (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
         if getattr(cfg, "reads_input", False):
             if not isinstance(x, torch.Tensor) or x.shape != h.shape:
-                raise Unsupported("an adapter beside a block reads an input that is as wide as the output", where=self.site.path,
+                raise Unsupported("an adapter beside a block reads an input that is as wide as the output", where=self._site.path,
                                   expected=tuple(h.shape), found=tuple(x.shape) if isinstance(x, torch.Tensor) else "no tensor",
                                   remedy="name other targets, or another source")
             x = x.to(dtype)
-        changed: torch.Tensor = run_block(method, cfg, self.tensors(name, dtype), self.site, h.to(dtype), x, drop)
+        changed: torch.Tensor = run_block(method, cfg, self._tensors(name, dtype), self._site, h.to(dtype), x, drop)
         return changed.to(h.dtype)
 
     def _see(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keeps the input of a watched module until the block is through."""
-        if name in self.active:
-            self._seen[name] = next(iter((*args, *kwargs.values())))
+        if name in self._active:
+            self._seen[name] = input_of(module, args, kwargs)

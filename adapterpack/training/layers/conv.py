@@ -39,43 +39,44 @@ class AdaptedConv(AdaptedLayer):
     additive change is a convolution of its own.
     """
 
-    def add(self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors) -> None:
-        """See :meth:`Adapted.add`.
+    def _add(self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors) -> None:
+        """See :meth:`Adapted._add`.
 
         Raises:
             Unsupported: dropout, by a method whose change does not stand beside the layer.
         """
         if cfg.dropout and not method.traits.additive:
             raise Unsupported(f"the method {method.name} changes a convolution in its weight, where dropout on the input has no place",
-                              where=self.site.path, found=f"dropout {cfg.dropout}", remedy="set dropout to 0")
-        super().add(name, method, cfg, params, constants, shared)
+                              where=self._site.path, found=f"dropout {cfg.dropout}", remedy="set dropout to 0")
+        super()._add(name, method, cfg, params, constants, shared)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The convolution's output with the active adapters applied."""
-        if not self.active:
-            base: torch.Tensor = self.base(x)
+        if not self._active:
+            base: torch.Tensor = self._base(*args, **kwargs)
             return base
-        owned = (value.dtype for name in self.active for value in self._own(name) if value.is_floating_point())
+        x, _ = self._entered(args, kwargs)
+        owned = (value.dtype for name in self._active for value in self._own(name) if value.is_floating_point())
         dtype = torch.promote_types(x.dtype, next(owned))
-        dropout = self.training and any(self.methods[name][1].dropout for name in self.active)
-        methods = [self.methods[name][0] for name in self.active]
+        dropout = self.training and any(self._methods[name][1].dropout for name in self._active)
+        methods = [self._methods[name][0] for name in self._active]
         apart = dropout or dtype != x.dtype or all(_is_thin(method) for method in methods)
         if apart and all(method.traits.additive for method in methods):
-            return self._beside(x, dtype)
+            return self._added(x, dtype)
         weight, bias = self._wide(dtype)
-        for name in self.active:
+        for name in self._active:
             weight, bias = self._folded(name, weight, bias, dtype)
         y = self._convolved(x.to(dtype), weight, bias)
         return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
-    def _beside(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _added(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The base's output and the changes' own."""
-        y: torch.Tensor = self.base(x)
+        y: torch.Tensor = self._base(x)
         result = y
-        for name in self.active:
-            method, cfg = self.methods[name]
+        for name in self._active:
+            method, cfg = self._methods[name]
             inner = nn.functional.dropout(x.to(dtype), cfg.dropout, self.training)
-            form = method.attach(cfg, self.tensors(name, dtype), self.site) if _is_thin(method) else None
+            form = method.attach(cfg, self._tensors(name, dtype), self._site) if _is_thin(method) else None
             thin = form is not None and low_rank.is_low_rank(form) and form.scale is None and form.shift is None
             result = result + (self._narrow(inner, form) if thin else self._whole(name, inner, dtype))
         return result.to(y.dtype)
@@ -83,14 +84,14 @@ class AdaptedConv(AdaptedLayer):
     def _narrow(self, x: torch.Tensor, form: Any) -> torch.Tensor:
         """A change of low rank: the inputs of each group to the rank with the layer's own kernel, and from there to its outputs."""
         down, up, kernel = form.down.matrix, form.up.matrix, self.weight.shape[2:]
-        groups: int = self.base.groups  # type: ignore[assignment]
+        groups: int = self._base.groups  # type: ignore[assignment]
         inner = self._convolved(x, down.repeat(groups, 1), None)
         return _CONVOLVE[len(kernel) - 1](inner, up.reshape(*up.shape, *(1,) * len(kernel)), groups=groups)
 
     def _whole(self, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Any other change: its fold of a weight of zeros, or what its fold of the weight added to it."""
         weight, bias = self._wide(dtype)
-        if not self.methods[name][0].traits.reads_weight:
+        if not self._methods[name][0].traits.reads_weight:
             weight, bias = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
         folded, moved = self._folded(name, weight, bias, dtype)
         return self._convolved(x, folded - weight, moved if moved is None or bias is None else moved - bias)
@@ -103,12 +104,12 @@ class AdaptedConv(AdaptedLayer):
     def _folded(
         self, name: str, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        method, cfg = self.methods[name]
-        site = self._with_weight(dtype) if method.traits.reads_weight else self.site
-        return fold(method, cfg, self.tensors(name, dtype), site, weight, bias)
+        method, cfg = self._methods[name]
+        site = self._with_weight(dtype) if method.traits.reads_weight else self._site
+        return fold(method, cfg, self._tensors(name, dtype), site, weight, bias)
 
     def _convolved(self, x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The layer's own convolution with another weight ``[any number of outputs, in / groups * kernel]``."""
-        weight = from_matrix(self.site.kind, matrix, (len(matrix), *self.weight.shape[1:]))
-        y: torch.Tensor = self.base._conv_forward(x, weight, bias)  # type: ignore[operator]
+        weight = from_matrix(self._site.kind, matrix, (len(matrix), *self.weight.shape[1:]))
+        y: torch.Tensor = self._base._conv_forward(x, weight, bias)  # type: ignore[operator]
         return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,22 +27,23 @@ class AdaptedEmbedding(AdaptedLayer):
     keeps reading the base's weight, without the adapter. Dropout leaves the change of a position whole or takes it away.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The embeddings ``[..., width]`` of the ids ``x`` with the active adapters applied."""
-        if not self.active:
-            base: torch.Tensor = self.base(x)
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The embeddings ``[..., width]`` of the ids with the active adapters applied."""
+        if not self._active:
+            base: torch.Tensor = self._base(*args, **kwargs)
             return base
-        result: LookUp = lambda ids: nn.Embedding.forward(self.base, ids)  # type: ignore[arg-type]  # noqa: E731
-        for name in self.active:
+        x, _ = self._entered(args, kwargs)
+        result: LookUp = lambda ids: nn.Embedding.forward(self._base, ids)  # type: ignore[arg-type]  # noqa: E731
+        for name in self._active:
             result = self._looked_up(name, result)
-        y, scale = result(x), getattr(self.base, "embed_scale", None)  # which also scales what an adapter adds to the weight
+        y, scale = result(x), getattr(self._base, "embed_scale", None)  # which also scales what an adapter adds to the weight
         if scale is None:
             return y
         scaled: torch.Tensor = y * (scale.to(y.dtype) if isinstance(scale, torch.Tensor) else scale)
         return scaled
 
     def _looked_up(self, name: str, before: LookUp) -> LookUp:
-        method, cfg = self.methods[name]
+        method, cfg = self._methods[name]
 
         def result(ids: torch.Tensor) -> torch.Tensor:
             y = before(ids)
@@ -49,8 +51,8 @@ class AdaptedEmbedding(AdaptedLayer):
             keep = None
             if self.training and cfg.dropout:
                 keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), cfg.dropout)
-            site = self._with_weight(dtype) if method.traits.reads_weight else self.site
-            adapted: torch.Tensor = look_up(method.attach(cfg, self.tensors(name, dtype), site), lambda _: y, ids, keep)
+            site = self._with_weight(dtype) if method.traits.reads_weight else self._site
+            adapted: torch.Tensor = look_up(method.attach(cfg, self._tensors(name, dtype), site), lambda _: y, ids, keep)
             return adapted.to(y.dtype)
 
         return result

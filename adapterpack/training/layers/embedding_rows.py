@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...adapter_methods import Site, fold, run
+from ..wrapper import input_of
 from .layer import AdaptedLayer
 
 
@@ -16,49 +17,53 @@ class AdaptedTable(AdaptedLayer):
     """A frozen embedding with adapters of methods that fold row by row: only the rows that are looked up are folded.
 
     For a method its table is a layer ``[vocabulary, width]``. What is tied to the table, a head or the embeddings of an encoder and a
-    decoder, is changed with it (:meth:`follow`).
+    decoder, is changed with it (:meth:`_follow`).
     """
 
     def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__(base, site)
         self._ties: dict[nn.Module, Any] = {}
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The rows of the token ids ``x`` ``[...]``, with the active adapters applied: ``[..., width]``."""
-        if not self.active:
-            return self.base(x, *args, **kwargs)  # type: ignore[no-any-return]
-        return self._looked_up(x, self.base)
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The rows of the token ids ``[...]``, with the active adapters applied: ``[..., width]``."""
+        if not self._active:
+            rows: torch.Tensor = self._base(*args, **kwargs)
+            return rows
+        x, _ = self._entered(args, kwargs)
+        return self._looked_up(x, self._base)
 
     def _looked_up(self, x: torch.Tensor, owner: nn.Module) -> torch.Tensor:
         flat, stored = x.reshape(-1), self.weight.detach()
         rows: torch.Tensor = stored[flat].float()
-        for name in self.active:
-            method, cfg = self.methods[name]
-            rows, _ = fold(method, cfg, self.every(name), self.site, rows, None, flat)  # type: ignore[arg-type]
+        for name in self._active:
+            method, cfg = self._methods[name]
+            rows, _ = fold(method, cfg, self._every(name), self._site, rows, None, flat)  # type: ignore[arg-type]
         scale = getattr(owner, "embed_scale", None)  # some models scale what they look up
         rows = rows.to(stored.dtype) if scale is None else rows.to(stored.dtype) * torch.as_tensor(scale).to(rows)
         return rows.reshape(*x.shape, rows.shape[-1])
 
-    def follow(self, tied: nn.Module) -> None:
+    def _follow(self, tied: nn.Module) -> None:
         """Changes the outputs of ``tied``, a head or an embedding with the table for its weight, by the active adapters; until
-        :meth:`release`."""
+        :meth:`_release`."""
         if tied not in self._ties:
-            self._ties[tied] = tied.register_forward_hook(self._twin if isinstance(tied, nn.Embedding) else self._head)
+            hook = self._twin if isinstance(tied, nn.Embedding) else self._head
+            self._ties[tied] = tied.register_forward_hook(hook, with_kwargs=True)
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Leaves what is tied alone again."""
         for hook in self._ties.values():
             hook.remove()
         self._ties.clear()
 
-    def _twin(self, twin: nn.Module, inputs: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
-        return self._looked_up(inputs[0], twin) if self.active else y
+    def _twin(self, twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: torch.Tensor) -> torch.Tensor:
+        return self._looked_up(input_of(twin, args, kwargs), twin) if self._active else y
 
-    def _head(self, head: nn.Module, inputs: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
-        for name in self.active:
-            method, cfg = self.methods[name]
-            tensors = {key: value.to(y.dtype) if value.is_floating_point() else value for key, value in self.every(name).items()}
-            site = dataclasses.replace(self.site, weight=self.weight.detach())
+    def _head(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: torch.Tensor) -> torch.Tensor:
+        x = input_of(head, args, kwargs)
+        for name in self._active:
+            method, cfg = self._methods[name]
+            tensors = {key: value.to(y.dtype) if value.is_floating_point() else value for key, value in self._every(name).items()}
+            site = dataclasses.replace(self._site, weight=self.weight.detach())
             before = y
-            y = run(method, cfg, tensors, site, lambda _, before=before: before, inputs[0])  # type: ignore[misc]
+            y = run(method, cfg, tensors, site, lambda _, before=before: before, x)  # type: ignore[misc]
         return y

@@ -1,11 +1,9 @@
-"""The two modules that adapters live in: one for every weight method, one for modules that are trained whole."""
+"""The modules that adapters of weight methods live in."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,140 +12,102 @@ from torch import nn
 from torch.nn import functional
 
 from ...adapter_methods import Method, Site, evaluate, frozen, run, to_matrix
-from ...errors import SiteNotFound, Unsupported, nearest
+from ...errors import Unsupported
 from ..kernels import low_rank
+from ..tensors import as_parameter
+from ..wrapper import Wrapper, child, key_of
 
 Tensors = Mapping[str, nn.Parameter]
-
-
-class Wrapper(nn.Module):
-    """What stands in a module's place and holds named adapters for it; with none active it is the module itself, exactly."""
-
-    active: tuple[str, ...]
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.training = base.training
-        self.base = base
-        self.active = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the adapters, in the order in which they came."""
-        raise NotImplementedError
-
-    def part(self, name: str) -> nn.Module:
-        """What holds the adapter's parameters."""
-        raise NotImplementedError
-
-    def remove(self, name: str) -> None:
-        """Removes an adapter; unknown names are ignored."""
-        raise NotImplementedError
-
-    def params(self, name: str) -> dict[str, np.ndarray]:
-        """The adapter's own parameters as numpy arrays: floats as float32, the rest as it is."""
-        return {key: as_numpy(value) for key, value in self.part(name).named_parameters()}
-
-    def __getattr__(self, name: str) -> Any:
-        """What the wrapped module has and this one has not (``in_features``, ...) is read from it: models look at such things."""
-        own = self.__dict__.get("_modules", {})
-        if name in own:  # asked for at every step: the shortest way
-            return own[name]
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base":
-                raise
-            return getattr(self.base, name)
 
 
 class Adapted(Wrapper):
     """A wrapper whose adapters are those of a method at a site: their own parameters, the shared ones, and the constants."""
 
-    several = False
+    _several = False
     """Whether a module may stand in several wrappers of this class, one for each of its sites."""
+    _adapters: nn.ModuleDict = child("adapters")
+    _common: nn.ModuleDict = child("common")
+    _fixed: nn.ModuleDict = child("fixed")
 
     def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__(base)
-        self.site = site
-        self.adapters = nn.ModuleDict()
-        self.common = nn.ModuleDict()
-        self.fixed = nn.ModuleDict()
-        self.methods: dict[str, tuple[Method, Any]] = {}
-        self.beside: set[str] = set()  # the adapters whose method here is not the one that they are named by
-        self.given: dict[str, Mapping[str, torch.Tensor]] = {}
-        self.where: dict[str, Callable[[], torch.Tensor]] = {}
+        self._site = site
+        self._modules.update({key: nn.ModuleDict() for key in ("adapters", "common", "fixed")})
+        self._methods: dict[str, tuple[Method, Any]] = {}
+        self._beside: set[str] = set()  # the adapters whose method here is not the one that they are named by
+        self._given: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._where: dict[str, Callable[[], torch.Tensor]] = {}
 
-    def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
+    def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
         """Adds an adapter; its own parameters are trained as float32, on the base's device, unless the method says that they are frozen.
 
         ``constants`` and ``shared`` may belong to other sites, too.
         """
-        device = next(self.base.parameters()).device
-        self.adapters[_key(name)] = nn.ParameterDict({key: as_parameter(value, device) for key, value in params.items()})
-        self.common[_key(name)] = nn.ParameterDict(dict(shared))
-        self.fixed[_key(name)] = nn.ParameterDict(dict(constants))
-        self.methods[name] = (method, cfg)
-        self.trainable(name)
+        device = next(self._base.parameters()).device
+        self._adapters[key_of(name)] = nn.ParameterDict({key: as_parameter(value, device) for key, value in params.items()})
+        self._common[key_of(name)] = nn.ParameterDict(dict(shared))
+        self._fixed[key_of(name)] = nn.ParameterDict(dict(constants))
+        self._methods[name] = (method, cfg)
+        self._trainable(name)
 
-    def trainable(self, name: str, yes: bool = True) -> None:
+    def _trainable(self, name: str, yes: bool = True) -> None:
         """Lets the adapter's parameters be trained, or not."""
-        kept = frozen(*self.methods[name])
-        for part in (self.adapters[_key(name)], self.common[_key(name)]):
+        kept = frozen(*self._methods[name])
+        for part in (self._adapters[key_of(name)], self._common[key_of(name)]):
             for key, value in part.items():
                 value.requires_grad_(yes and value.is_floating_point() and key not in kept)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def _names(self) -> tuple[str, ...]:
         """The names of the adapters, in the order in which they came."""
-        return tuple(self.methods)
+        return tuple(self._methods)
 
-    def part(self, name: str) -> nn.Module:
+    def _part(self, name: str) -> nn.Module:
         """What holds the adapter's own parameters."""
-        return self.adapters[_key(name)]
+        return self._adapters[key_of(name)]
 
-    def shared(self, name: str) -> dict[str, nn.Parameter]:
+    def _shared(self, name: str) -> dict[str, nn.Parameter]:
         """The parameters that the adapter has in common at all its sites."""
-        return dict(self.common[_key(name)].items())
+        return dict(self._common[key_of(name)].items())
 
-    def remove(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         """Removes an adapter; unknown names are ignored."""
-        if name in self.methods:
-            del self.adapters[_key(name)], self.common[_key(name)], self.fixed[_key(name)], self.methods[name]
-            self.beside.discard(name)
-            self.given.pop(name, None)
-            self.where.pop(name, None)
-            self.active = tuple(other for other in self.active if other != name)
+        if name in self._methods:
+            del self._adapters[key_of(name)], self._common[key_of(name)], self._fixed[key_of(name)], self._methods[name]
+            self._beside.discard(name)
+            self._given.pop(name, None)
+            self._where.pop(name, None)
+            self._active = tuple(other for other in self._active if other != name)
 
-    def exclusive(self, name: str) -> bool:
+    def _exclusive(self, name: str) -> bool:
         """Whether no other adapter of such a method may be active beside this one."""
-        return self.methods[name][0].traits.exclusive
+        return self._methods[name][0].traits.exclusive
 
     @property
-    def stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The frozen weight as the module stores it, and its bias."""
-        weight: torch.Tensor = self.base.weight  # type: ignore[assignment]
-        return weight, getattr(self.base, "bias", None)
+        weight: torch.Tensor = self._base.weight  # type: ignore[assignment]
+        return weight, getattr(self._base, "bias", None)
 
-    def tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """As :meth:`every`, floats in ``dtype``."""
-        return {leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in self.every(name).items()}
+    def _tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """As :meth:`_every`, floats in ``dtype``."""
+        return {leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in self._every(name).items()}
 
-    def every(self, name: str) -> dict[str, torch.Tensor]:
+    def _every(self, name: str) -> dict[str, torch.Tensor]:
         """Everything that the method's functions want of the adapter: its own parameters, the shared ones, the constants, and what a first
         pass of the model gave for this one."""
-        key = _key(name)
-        own = {leaf: value for part in (self.adapters, self.common, self.fixed) for leaf, value in part[key].items()}
-        return {**own, **self.given[name]} if name in self.given else own
+        key = key_of(name)
+        own = {leaf: value for part in (self._adapters, self._common, self._fixed) for leaf, value in part[key].items()}
+        return {**own, **self._given[name]} if name in self._given else own
 
     def _own(self, name: str) -> Iterator[torch.Tensor]:
-        return iter((*self.part(name).parameters(), *self.shared(name).values()))
+        return iter((*self._part(name).parameters(), *self._shared(name).values()))
 
     def _with_weight(self, dtype: torch.dtype) -> Site:
         """The site with the frozen weight and bias, which pass no gradient on."""
-        stored, bias = self.stored
-        weight = to_matrix(self.site.kind, stored.detach()).to(dtype)
-        return dataclasses.replace(self.site, weight=weight, base_bias=None if bias is None else bias.detach().to(dtype))
+        stored, bias = self._stored
+        weight = to_matrix(self._site.kind, stored.detach()).to(dtype)
+        return dataclasses.replace(self._site, weight=weight, base_bias=None if bias is None else bias.detach().to(dtype))
 
 
 class AdaptedLayer(Adapted):
@@ -156,31 +116,23 @@ class AdaptedLayer(Adapted):
     Input and output are those of the wrapped layer. Several active adapters apply one after the other, in order.
     """
 
-    @property
-    def weight(self) -> torch.Tensor:
-        """The frozen weight; some models look at its dtype."""
-        return self.stored[0]
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """The frozen bias, or None."""
-        return self.stored[1]
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's output with the active adapters applied."""
-        result: Any = None
-        for position, name in enumerate(self.active):
-            before = (lambda value: self.base(value, *args, **kwargs)) if position == 0 else result
-            result = self._applied(name, before, position == 0 and not args and not kwargs)
-        return self.base(x, *args, **kwargs) if result is None else result(x)
+        if not self._active:
+            output: torch.Tensor = self._base(*args, **kwargs)
+            return output
+        x, result = self._entered(args, kwargs)
+        for position, name in enumerate(self._active):
+            result = self._applied(name, result, position == 0 and len(args) + len(kwargs) == 1)
+        return result(x)  # type: ignore[no-any-return]
 
     def _applied(self, name: str, before: Any, first: bool) -> Any:
         """The adapter on top of ``before``, which is the wrapped layer if it comes ``first``."""
-        method, cfg = self.methods[name]
+        method, cfg = self._methods[name]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             autocast = torch.is_autocast_enabled(x.device.type)
-            every = self.every(name)
+            every = self._every(name)
             own = next(value.dtype for value in every.values() if value.is_floating_point())
             # The branch is computed in the adapter's precision, or the input's where that is finer: nothing of the base is rounded away.
             dtype = torch.promote_types(x.dtype, own)
@@ -195,11 +147,11 @@ class AdaptedLayer(Adapted):
                 return output
 
             inner = x if autocast else x.to(dtype)
-            site = self._with_weight(dtype) if method.traits.reads_weight else self.site
+            site = self._with_weight(dtype) if method.traits.reads_weight else self._site
             form = None if method.forward is not None else method.attach(cfg, tensors, site)
             # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its way.
             quick = form is not None and not autocast
-            layer = self._bare(dtype) if quick and first and x.dtype == dtype and name not in self.where else None
+            layer = self._bare(dtype) if quick and first and x.dtype == dtype and name not in self._where else None
             if form is not None and layer is not None:
                 y = low_rank.fused(form, layer, x, drop(x) if drop else None)
                 if y is not None:
@@ -211,14 +163,14 @@ class AdaptedLayer(Adapted):
                     return run(method, cfg, tensors, site, ask, inner, drop)
                 return low_rank.add_low_rank(form, ask(seen), seen) if quick else evaluate(form, ask, inner, drop)
 
-            if name not in self.where:
+            if name not in self._where:
                 return adapted(base, x, inner).to(result)
-            mask, plain = self.where[name](), base(x)
+            mask, plain = self._where[name](), base(x)
             if form is not None and form.is_branch:  # which adds nothing where it is given nothing
-                seen = placed(mask, x, torch.zeros_like(x), self.site)
+                seen = placed(mask, x, torch.zeros_like(x), self._site)
                 return adapted(lambda _: plain, seen, seen if autocast else seen.to(dtype)).to(result)
             changed = adapted(lambda value: plain if value is inner else base(value), x, inner)
-            return placed(mask, changed.to(result), plain, self.site)
+            return placed(mask, changed.to(result), plain, self._site)
 
         return forward
 
@@ -227,13 +179,13 @@ class AdaptedLayer(Adapted):
 
         It does not where something hooks into the call or took its place (offloading, sharding), or the weight is of a class of its own.
         """
-        base: Any = self.base
+        base: Any = self._base
         hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
         if f"{type(base).__module__}.{type(base).__qualname__}" not in _PLAIN_LAYERS or hooked or "forward" in base.__dict__:
             return None
         held = [value for value in (base.weight, base.bias) if value is not None]
         plain = all(type(value) in _PLAIN and value.dtype == dtype and not value.requires_grad for value in held)
-        return low_rank.Frozen(to_matrix(self.site.kind, base.weight), base.bias) if plain else None
+        return low_rank.Frozen(to_matrix(self._site.kind, base.weight), base.bias) if plain else None
 
 
 _PLAIN = (nn.Parameter, torch.Tensor)
@@ -257,121 +209,3 @@ def placed(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site:
                           where=site.path, expected=(*mask.shape, changed.shape[-1]), found=tuple(changed.shape),
                           remedy="leave it out of the targets")
     return torch.where(rows[(..., *(None,) * (changed.ndim - rows.ndim))], changed, plain)
-
-
-class SavedModule(Wrapper):
-    """A module with whole trained copies by name; with none active it is the original. ``labels`` says what a copy's outputs mean."""
-
-    def __init__(self, base: nn.Module, path: str) -> None:
-        super().__init__(base)
-        self.path = path
-        self.copies = nn.ModuleDict()
-        self.labels: dict[str, tuple[str, ...] | None] = {}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the copies, in the order in which they came."""
-        return tuple(self.labels)
-
-    def add(self, name: str, params: Mapping[str, np.ndarray] | None = None, labels: tuple[str, ...] | None = None) -> None:
-        """Adds a trainable float32 copy; ``params`` replaces its parameters, in shape too (a head with other labels).
-
-        Raises:
-            SiteNotFound: the module has no parameter of that name.
-        """
-        twin = _bare(copy.deepcopy(self.base)).float().requires_grad_(True)
-        own = dict(twin.named_parameters())
-        for key, value in (params or {}).items():
-            if key not in own:
-                raise SiteNotFound("the module has no such parameter", where=self.path, found=key, remedy=nearest(key, own))
-            owner, _, leaf = key.rpartition(".")
-            holder = twin.get_submodule(owner)
-            setattr(holder, leaf, nn.Parameter(torch.from_numpy(np.array(value, np.float32)).to(own[key].device)))
-            if isinstance(holder, nn.Linear):
-                holder.out_features, holder.in_features = holder.weight.shape
-        self.copies[_key(name)] = twin
-        self.labels[name] = labels
-
-    def part(self, name: str) -> nn.Module:
-        """The copy of that name."""
-        return self.copies[_key(name)]
-
-    def trainable(self, name: str, yes: bool = True) -> None:
-        """Lets the copy be trained, or not."""
-        self.part(name).requires_grad_(yes)
-
-    def remove(self, name: str) -> None:
-        """Removes a copy; unknown names are ignored."""
-        if name in self.labels:
-            del self.copies[_key(name)], self.labels[name]
-            self.active = tuple(other for other in self.active if other != name)
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The output of the last active copy, or of the original; in the original's precision."""
-        if not self.active:
-            return self.base(x, *args, **kwargs)
-        output = self.copies[_key(self.active[-1])](x.float() if x.is_floating_point() else x, *args, **kwargs)
-        if torch.is_autocast_enabled(x.device.type) or not isinstance(output, torch.Tensor):
-            return output
-        own = next(self.base.parameters(), x)
-        return output.to(x.dtype if x.is_floating_point() else own.dtype)  # an embedding takes ids
-
-
-def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's own modules under their own paths, as if nothing had been put into it; a shared module once."""
-    return ((path, module) for path, _, module in _walk(model, "", set()))
-
-
-def module_at(model: nn.Module, path: str) -> nn.Module:
-    """What stands at one of the model's own paths: the module itself, or what wraps it.
-
-    Raises:
-        AttributeError: there is no such path.
-    """
-    module = model
-    for leaf in filter(None, path.split(".")):
-        module = getattr(innermost(module), leaf)
-    return module
-
-
-def _walk(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    own = innermost(module)
-    if own not in seen:
-        seen.add(own)
-        yield path, module, own
-        for leaf, child in own.named_children():
-            yield from _walk(child, f"{path}.{leaf}" if path else leaf, seen)
-
-
-def innermost(module: nn.Module) -> nn.Module:
-    """The model's own module under whatever wraps it."""
-    while isinstance(module, Wrapper):
-        module = module.base
-    return module
-
-
-def _bare(module: nn.Module) -> nn.Module:
-    """The module without anything that was put into it or around it."""
-    module = innermost(module)
-    for leaf, child in list(module.named_children()):
-        if (own := _bare(child)) is not child:
-            setattr(module, leaf, own)
-    return module
-
-
-def as_numpy(value: torch.Tensor) -> np.ndarray:
-    """A tensor as a numpy array: floats as float32, the rest as it is."""
-    array: np.ndarray = (value.detach().float() if value.is_floating_point() else value.detach()).cpu().numpy()
-    return array
-
-
-def as_parameter(value: np.ndarray, device: torch.device) -> nn.Parameter:
-    """A numpy array as a parameter that is not trained yet: floats as float32, the rest as it is."""
-    wide = np.array(value, np.float32 if np.issubdtype(value.dtype, np.floating) else value.dtype)
-    return nn.Parameter(torch.from_numpy(wide).to(device), requires_grad=False)
-
-
-@lru_cache(maxsize=1024)
-def _key(name: str) -> str:
-    """A name as the key of a ModuleDict, which may hold no dots and none of the dict's own words (``keys``, ``train``)."""
-    return "adapter:" + name.replace("%", "%25").replace(".", "%2e")

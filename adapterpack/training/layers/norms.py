@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -32,17 +31,18 @@ class AdaptedNorm(AdaptedLayer):
     For a method its weight is a column ``[n, 1]``. What is folded is rounded to the base's precision, as a merge would.
     """
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's output with the active adapters applied."""
-        if not self.active:
-            return self.base(x, *args, **kwargs)
-        own, had = self.weight, getattr(self.base, "bias", None)
+        if not self._active:
+            return self._base(*args, **kwargs)
+        own, had = self.weight, getattr(self._base, "bias", None)
         weight, bias = own.detach()[:, None], None if had is None else had.detach()
-        for name in self.active:
-            method, cfg = self.methods[name]
-            site = dataclasses.replace(self.site, weight=weight, base_bias=bias)
-            weight, bias = fold(method, cfg, self.every(name), site, weight, bias)
+        for name in self._active:
+            method, cfg = self._methods[name]
+            site = dataclasses.replace(self._site, weight=weight, base_bias=bias)
+            weight, bias = fold(method, cfg, self._every(name), site, weight, bias)
         new, bias = weight[:, 0].to(own.dtype), None if had is None or bias is None else bias.to(had.dtype)
-        if type(self.base) is nn.LayerNorm:  # the call that functional_call comes to, without its swapping
-            return functional.layer_norm(x, self.base.normalized_shape, new, bias, self.base.eps)
-        return functional_call(self.base, {"weight": new} if had is None else {"weight": new, "bias": bias}, (x, *args), kwargs)
+        if type(self._base) is nn.LayerNorm:  # the call that functional_call comes to, without its swapping
+            x, _ = self._entered(args, kwargs)
+            return functional.layer_norm(x, self._base.normalized_shape, new, bias, self._base.eps)
+        return functional_call(self._base, {"weight": new} if had is None else {"weight": new, "bias": bias}, args, kwargs)

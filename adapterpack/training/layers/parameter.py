@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,72 +11,73 @@ from torch.func import functional_call, vmap
 
 from ...adapter_methods import Method, Site, fold, from_matrix, is_stacked, to_matrix
 from ...errors import Unsupported
-from .layer import Adapted, Tensors, Wrapper, innermost
+from ..wrapper import innermost
+from .layer import Adapted, Tensors
 
 
 class AdaptedParameter(Adapted):
     """A module that is called with another value of one of its frozen parameters, which keeps its name and its place.
 
-    A module with several adapted parameters stands in several of these, one in the other. What is folded is rounded to the parameter's
-    precision, as a merge would. Each matrix of a stack has parameters of its own.
+    A module with several adapted parameters stands in several of these, one in the other; the outermost makes the call. What is folded is
+    rounded to the parameter's precision, as a merge would. Each matrix of a stack has parameters of its own.
     """
 
-    several = True
+    _several = True
 
     def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__(base, site)
-        self.leaf = leaf_of(innermost(base), site.path)
+        self._leaf = leaf_of(innermost(base), site.path)
 
     @property
-    def stored(self) -> tuple[torch.Tensor, None]:
+    def _stored(self) -> tuple[torch.Tensor, None]:
         """The frozen parameter; what may be its bias is no part of it."""
-        return innermost(self).get_parameter(self.leaf), None
+        return innermost(self).get_parameter(self._leaf), None
 
-    def add(self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors) -> None:
-        """See :meth:`Adapted.add`.
+    def _add(self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors) -> None:
+        """See :meth:`Adapted._add`.
 
         Raises:
             Unsupported: dropout, which has no input to act on.
         """
         if cfg.dropout:
-            raise Unsupported("a parameter is changed in itself, where dropout on the input has no place", where=self.site.path,
+            raise Unsupported("a parameter is changed in itself, where dropout on the input has no place", where=self._site.path,
                               found=f"dropout {cfg.dropout}", remedy="set dropout to 0")
-        super().add(name, method, cfg, params, constants, shared)
+        super()._add(name, method, cfg, params, constants, shared)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output with the active adapters in its parameter."""
-        if not self.active:
-            return self.base(*args, **kwargs)
-        own, _ = self.stored
-        weight = to_matrix(self.site.kind, own.detach())
-        for name in self.active:
+        """The module's output with the active adapters in its parameters."""
+        changed: dict[str, torch.Tensor] = {}
+        module: nn.Module = self
+        while isinstance(module, AdaptedParameter):
+            if module._active:
+                changed[module._leaf] = module._changed()
+            module = module._base
+        return functional_call(module, changed, args, kwargs) if changed else module(*args, **kwargs)
+
+    def _changed(self) -> torch.Tensor:
+        """The parameter with the active adapters folded in."""
+        own, _ = self._stored
+        weight = to_matrix(self._site.kind, own.detach())
+        for name in self._active:
             weight = self._folded(name, weight)
-        folded = from_matrix(self.site.kind, weight, own.shape).to(own.dtype)
-        return functional_call(self.base, {".".join([*self._levels(), self.leaf]): folded}, args, kwargs)
+        return from_matrix(self._site.kind, weight, own.shape).to(own.dtype)
 
     def _folded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        method, cfg = self.methods[name]
-        dtype = torch.promote_types(weight.dtype, next(value.dtype for value in self.part(name).parameters() if value.is_floating_point()))
-        every, frozen = self.tensors(name, dtype), self._with_weight(dtype).weight
+        method, cfg = self._methods[name]
+        dtype = torch.promote_types(weight.dtype, next(value.dtype for value in self._part(name).parameters() if value.is_floating_point()))
+        every, frozen = self._tensors(name, dtype), self._with_weight(dtype).weight
 
         def one(matrix: torch.Tensor, original: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
-            site = dataclasses.replace(self.site, weight=original) if method.traits.reads_weight else self.site
+            site = dataclasses.replace(self._site, weight=original) if method.traits.reads_weight else self._site
             changed, bias = fold(method, cfg, {**every, **params}, site, matrix, None)
             if bias is not None:
-                raise Unsupported(f"the method {method.name} gives this parameter a bias, and it has none", where=self.site.path)
+                raise Unsupported(f"the method {method.name} gives this parameter a bias, and it has none", where=self._site.path)
             result: torch.Tensor = changed
             return result
 
-        mine = {key: every[key] for key, _ in self.part(name).named_parameters()}
-        run = vmap(one) if is_stacked(self.site.kind) else one
+        mine = {key: every[key] for key, _ in self._part(name).named_parameters()}
+        run = vmap(one) if is_stacked(self._site.kind) else one
         return run(weight.to(dtype), frozen, mine)
-
-    def _levels(self) -> Iterator[str]:
-        """The way from what this stands around to the module itself, through others of its kind."""
-        module = self.base
-        while isinstance(module, Wrapper):
-            yield "base"
-            module = module.base
 
 
 def leaf_of(module: nn.Module, path: str) -> str:

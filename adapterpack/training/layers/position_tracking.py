@@ -157,23 +157,23 @@ def tell(model: nn.Module, name: str, wrappers: Iterable[Adapted]) -> None:
     Raises:
         Unsupported: the model takes no token ids, its sites are no layers or blocks with positions, or they do not agree.
     """
-    mine = [wrapper for wrapper in wrappers if name in wrapper.methods]
-    rules = {wrapper.methods[name][1].acts for wrapper in mine}
+    mine = [wrapper for wrapper in wrappers if name in wrapper._methods]
+    rules = {wrapper._methods[name][1].acts for wrapper in mine}
     if rules <= {None}:
         return
     if len(rules) > 1:
         raise Unsupported("the sites of an adapter must act at the same positions", where=name, found="; ".join(map(str, rules)))
     for wrapper in mine:
-        kind = wrapper.site.kind
+        kind = wrapper._site.kind
         if kind not in {"block", "attention"} and not (kind in LAYOUTS and LAYOUTS[kind].linear):
-            raise Unsupported("an adapter that acts at some positions only needs a linear layer", where=wrapper.site.path, found=kind)
+            raise Unsupported("an adapter that acts at some positions only needs a linear layer", where=wrapper._site.path, found=kind)
     trunk = trunk_of(model)
     acting: Acting | None = trunk.__dict__.get(_HELD)
     if acting is None:
         acting = trunk.__dict__[_HELD] = Acting(model)
     acting.rules[name] = rules.pop()
     for wrapper in mine:
-        wrapper.where[name] = partial(acting.mask, name)
+        wrapper._where[name] = partial(acting.mask, name)
 
 
 def forget(model: nn.Module, names: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
 """Prompts in a model: virtual tokens that its trunk sees and nobody else does.
 
-The adapters live in a wrapper around the input embedding; the trunk's ``forward`` is led through :meth:`Prompts.around` as long as there is
-one. Callers count the model's own tokens only: masks, position ids, labels and outputs are as long as they are without a prompt. A
+The adapters live in a wrapper around the input embedding; the trunk's ``forward`` is led through :meth:`Prompts._around` as long as there
+is one. Callers count the model's own tokens only: masks, position ids, labels and outputs are as long as they are without a prompt. A
 cache holds the virtual tokens from the first pass on, and remembers whose they are.
 """
 
@@ -22,7 +22,9 @@ from ...adapter_methods.forms.prompt import PromptForm
 from ...adapter_methods.forms.prompt_config import PromptSite
 from ...errors import BaseMismatch, Unsupported
 from ..loading import load_tokenizer
-from .layer import Adapted, Tensors, as_numpy, own_modules
+from ..tensors import as_numpy
+from ..wrapper import own_modules
+from .layer import Adapted, Tensors
 
 _CACHES = ("cache", "past_key_values")
 """What a trunk calls its cache, in newer and older versions of transformers."""
@@ -35,61 +37,61 @@ class Prompts(Adapted):
 
     def __init__(self, embedding: nn.Module, model: PreTrainedModel) -> None:
         inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
-        self._trunk = (inner if isinstance(inner, PreTrainedModel) else model.base_model,)  # a tuple: it is no part of this module
-        trunk, config = self._trunk[0], model.config.get_text_config()
+        self._held = (inner if isinstance(inner, PreTrainedModel) else model.base_model,)  # a tuple: it is no part of this module
+        trunk, config = self._held[0], model.config.get_text_config()
         super().__init__(embedding, Site(PROMPT, 0, 0, "prompt"))
         vocabulary, width = embedding.weight.shape  # type: ignore[misc, operator]
         heads = config.num_attention_heads
-        self.site = PromptSite(
+        self._site = PromptSite(
             PROMPT, int(width), 0, "prompt", layers=config.num_hidden_layers, heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads, vocabulary=int(vocabulary),
             embed=self._embed, prefill=self._prefill,
         )
         self._takes = tuple(inspect.signature(type(trunk).forward).parameters)[1:]
-        self._cache = next((name for name in _CACHES if name in self._takes), "")
+        self._cache_name = next((name for name in _CACHES if name in self._takes), "")
         self._inner = trunk.forward
         self._led = False
-        self.shown: torch.Tensor | None = None
+        self._shown: torch.Tensor | None = None
 
     @property
-    def trunk(self) -> PreTrainedModel:
+    def _trunk(self) -> PreTrainedModel:
         """The model without its heads."""
-        return self._trunk[0]
+        return self._held[0]
 
     @property
-    def is_encoder(self) -> bool:
+    def _is_encoder(self) -> bool:
         """Whether the trunk numbers positions in an embedding module of its own, where they may begin anywhere."""
-        return hasattr(self.trunk, "embeddings") or "position_ids" not in self._takes
+        return hasattr(self._trunk, "embeddings") or "position_ids" not in self._takes
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The embeddings of the model's own tokens."""
-        return self.base(*args, **kwargs)
+        return self._base(*args, **kwargs)
 
-    def add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
+    def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
         """See :class:`Adapted`; the first prompt leads the trunk through here."""
-        super().add(name, method, cfg, params, constants, shared)
+        super()._add(name, method, cfg, params, constants, shared)
         self._require_fit(name)
         if not self._led:
-            self._inner, self._led = self.trunk.forward, True
-            self.trunk.forward = self.around
+            self._inner, self._led = self._trunk.forward, True
+            self._trunk.forward = self._around
 
-    def remove(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         """See :class:`Adapted`; after the last one the trunk is as it was."""
-        super().remove(name)
-        if self._led and not self.names and self.trunk.forward == self.around:
+        super()._remove(name)
+        if self._led and not self._names and self._trunk.forward == self._around:
             self._led = False
-            del self.trunk.forward
-            if self.trunk.forward != self._inner:  # somebody had put one of their own there
-                self.trunk.forward = self._inner
+            del self._trunk.forward
+            if self._trunk.forward != self._inner:  # somebody had put one of their own there
+                self._trunk.forward = self._inner
 
-    def form(self, name: str) -> PromptForm:
+    def _form(self, name: str) -> PromptForm:
         """The normal form of a prompt, in float32 and with gradients."""
-        method, cfg = self.methods[name]
-        form: PromptForm = method.attach(cfg, self.tensors(name, torch.float32), self.site)
+        method, cfg = self._methods[name]
+        form: PromptForm = method.attach(cfg, self._tensors(name, torch.float32), self._site)
         return form
 
     def _require_fit(self, name: str) -> None:
-        held, site = self.form(name).cache, self.site
+        held, site = self._form(name).cache, self._site
         assert isinstance(site, PromptSite)
         wanted = (site.layers, 2, site.heads, site.head_dim)
         found = wanted if held is None else (*held.shape[:3], held.shape[4])
@@ -97,35 +99,35 @@ class Prompts(Adapted):
             raise BaseMismatch("this prompt was made for a model of other sizes", where=PROMPT, expected=wanted, found=found,
                                remedy="use the base that the pack names")
 
-    def around(self, *args: Any, **kwargs: Any) -> Any:
+    def _around(self, *args: Any, **kwargs: Any) -> Any:
         """The trunk's output at its own tokens, with the active prompt before them.
 
         Raises:
             Unsupported: a cache that was filled without the prompt or cannot grow, a mask that is not [batch, tokens], a trunk that takes
                 no cache, or keys and values where layers are computed twice.
         """
-        if not self.active:
+        if not self._active:
             return self._inner(*args, **kwargs)
-        name = self.active[-1]
+        name = self._active[-1]
         given = {**dict(zip(self._takes, args, strict=False)), **kwargs}
-        for known in _CACHES if self._cache else ():
+        for known in _CACHES if self._cache_name else ():
             if known in given:
-                given[self._cache] = given.pop(known)
+                given[self._cache_name] = given.pop(known)
         tasks, as_dict = given.pop("task_ids", None), given.pop("return_dict", None)
-        form = self.form(name)
-        past = _length(given.get(self._cache), name)
-        wants_cache = given.get("use_cache") is not False or given.get(self._cache) is not None
+        form = self._form(name)
+        past = _length(given.get(self._cache_name), name)
+        wants_cache = given.get("use_cache") is not False or given.get(self._cache_name) is not None
         self._count(given, form.length, past, shown=form.embeds is not None and not past)
         if not past:
             given = self._with_embeds(given, form, tasks) if form.embeds is not None else self._with_cache(given, form)
         output = self._inner(**given, return_dict=True)
         cut = form.length if form.embeds is not None and not past else 0
-        if self.is_encoder and getattr(self.methods[name][1], "pooled", None) == "prompt":
+        if self._is_encoder and getattr(self._methods[name][1], "pooled", None) == "prompt":
             cut = 0
-        if self.training and cut and getattr(self.methods[name][1], "learnt", ()):  # for the loss on the prompt itself (hooks.context)
-            self.shown = output.last_hidden_state[:, :cut]
+        if self.training and cut and getattr(self._methods[name][1], "learnt", ()):  # for the loss on the prompt itself (hooks.context)
+            self._shown = output.last_hidden_state[:, :cut]
         output = self._own_part(output, cut, wants_cache, name)
-        plain = as_dict is False or (as_dict is None and not getattr(self.trunk.config, "return_dict", True))
+        plain = as_dict is False or (as_dict is None and not getattr(self._trunk.config, "return_dict", True))
         return output.to_tuple() if plain else output
 
     def _count(self, given: dict[str, Any], extra: int, past: int, shown: bool) -> None:
@@ -143,7 +145,7 @@ class Prompts(Adapted):
         if places is not None:
             first = torch.arange(extra, device=places.device).expand(*places.shape[:-1], extra)
             given["position_ids"] = torch.cat([first, places + extra], dim=-1) if shown else places + extra
-        elif mask is not None and not self.is_encoder:  # else padding on the left would come between the prompt and the text
+        elif mask is not None and not self._is_encoder:  # else padding on the left would come between the prompt and the text
             given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -(length + (extra if shown else 0)) :]
         if kinds is not None and shown:
             given["token_type_ids"] = torch.cat([kinds.new_zeros(kinds.shape[0], extra), kinds], dim=1)
@@ -151,7 +153,7 @@ class Prompts(Adapted):
     def _with_embeds(self, given: dict[str, Any], form: PromptForm, tasks: Any) -> dict[str, Any]:
         own = given.get("inputs_embeds")
         if own is None:
-            own = self.trunk.get_input_embeddings()(given["input_ids"])
+            own = self._trunk.get_input_embeddings()(given["input_ids"])
         prompt = form.embeds
         assert prompt is not None
         if prompt.ndim == 3:
@@ -160,10 +162,10 @@ class Prompts(Adapted):
         return {**given, "input_ids": None, "inputs_embeds": torch.cat([before, own], dim=1)}
 
     def _with_cache(self, given: dict[str, Any], form: PromptForm) -> dict[str, Any]:
-        if not self._cache:
+        if not self._cache_name:
             raise Unsupported("this model takes no cache, so keys and values cannot go before its tokens", where=PROMPT,
-                              found=type(self.trunk).__name__, remedy="use a method of virtual embeddings, such as prompt_tuning")
-        again = any(getattr(module, "gradient_checkpointing", False) for module in self.trunk.modules())
+                              found=type(self._trunk).__name__, remedy="use a method of virtual embeddings, such as prompt_tuning")
+        again = any(getattr(module, "gradient_checkpointing", False) for module in self._trunk.modules())
         if again and self.training and torch.is_grad_enabled():
             raise Unsupported("gradient checkpointing drops the cache, and with it the prompt", where=PROMPT,
                               remedy="switch it off, or use a method of virtual embeddings, such as prompt_tuning")
@@ -171,45 +173,45 @@ class Prompts(Adapted):
         batch, held = ids.shape[0], form.cache  # type: ignore[union-attr]
         assert held is not None
         device = held.device.type
-        weight = self.base.weight
+        weight = self._base.weight
         assert isinstance(weight, torch.Tensor)
         held = held.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype)
-        cache = given.get(self._cache)
+        cache = given.get(self._cache_name)
         if cache is None:
-            cache = DynamicCache(config=self.trunk.config)
+            cache = DynamicCache(config=self._trunk.config)
         for layer, (keys, values) in enumerate(held):
             cache.update(keys.expand(batch, *keys.shape), values.expand(batch, *values.shape), layer)
-        return {**given, self._cache: cache}
+        return {**given, self._cache_name: cache}
 
     def _own_part(self, output: Any, cut: int, wants_cache: bool, name: str) -> Any:
         """The output at the model's own tokens; an encoder's pooled output is made again from its own first token."""
         parts = dict(output.items())
-        if (cache := parts.get(self._cache)) is not None:
+        if (cache := parts.get(self._cache_name)) is not None:
             setattr(cache, _OWNER, name)
             if not wants_cache:
-                del parts[self._cache]
+                del parts[self._cache_name]
         if cut:
             parts["last_hidden_state"] = parts["last_hidden_state"][:, cut:]
             if "hidden_states" in parts:
                 parts["hidden_states"] = tuple(value[:, cut:] for value in parts["hidden_states"])
             if parts.get("pooler_output") is not None:
-                parts["pooler_output"] = self.trunk.pooler(parts["last_hidden_state"])
+                parts["pooler_output"] = self._trunk.pooler(parts["last_hidden_state"])
         return type(output)(**parts)
 
     def _embed(self, ids: Sequence[int]) -> np.ndarray:
         """The embeddings of ids by the model itself, ``[n, width]``."""
         with torch.no_grad():
-            return as_numpy(self.trunk.get_input_embeddings()(torch.tensor(ids, device=self.weight.device)))
+            return as_numpy(self._trunk.get_input_embeddings()(torch.tensor(ids, device=self._base.weight.device)))
 
     def _prefill(self, ids: Sequence[int]) -> np.ndarray:
         """What the base, without any adapter, puts into its cache for ids: ``[layers, 2, heads, n, head_dim]``."""
         from ..canary import only  # noqa: PLC0415 - what that imports imports this module
 
-        if not self._cache:
-            raise Unsupported("this model has no cache to take keys and values from", where=PROMPT, found=type(self.trunk).__name__)
-        cache = DynamicCache(config=self.trunk.config)
-        with only(self.trunk, None), torch.no_grad():
-            self._inner(input_ids=torch.tensor([list(ids)], device=self.weight.device), **{self._cache: cache}, use_cache=True)
+        if not self._cache_name:
+            raise Unsupported("this model has no cache to take keys and values from", where=PROMPT, found=type(self._trunk).__name__)
+        cache = DynamicCache(config=self._trunk.config)
+        with only(self._trunk, None), torch.no_grad():
+            self._inner(input_ids=torch.tensor([list(ids)], device=self._base.weight.device), **{self._cache_name: cache}, use_cache=True)
         return np.stack([np.stack([as_numpy(layer.keys[0]), as_numpy(layer.values[0])]) for layer in cache.layers])
 
 

@@ -1,0 +1,89 @@
+"""Modules that are trained whole, each copy of one beside the original."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import SiteNotFound, nearest
+from .tensors import as_numpy, as_tensor
+from .wrapper import Wrapper, bare, child, key_of
+
+
+class SavedModule(Wrapper):
+    """A module with whole trained copies by name; with none active it is the original. ``labels`` says what a copy's outputs mean.
+
+    A copy is all that a state dict holds of the module: its parameters, and its buffers, such as the running statistics of a BatchNorm.
+    """
+
+    _copies: nn.ModuleDict = child("copies")
+
+    def __init__(self, base: nn.Module, path: str) -> None:
+        super().__init__(base)
+        self._path = path
+        self._modules["copies"] = nn.ModuleDict()
+        self._labels: dict[str, tuple[str, ...] | None] = {}
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The names of the copies, in the order in which they came."""
+        return tuple(self._labels)
+
+    def _add(self, name: str, params: Mapping[str, np.ndarray] | None = None, labels: tuple[str, ...] | None = None) -> None:
+        """Adds a trainable float32 copy; ``params`` replaces its tensors, in shape too (a head with other labels).
+
+        Raises:
+            SiteNotFound: the module has no tensor of that name.
+        """
+        twin = bare(copy.deepcopy(self._base)).float().requires_grad_(True)
+        own = twin.state_dict()
+        for key, value in (params or {}).items():
+            if key not in own:
+                raise SiteNotFound("the module has no such parameter", where=self._path, found=key, remedy=nearest(key, own))
+            owner, _, leaf = key.rpartition(".")
+            holder, tensor = twin.get_submodule(owner), as_tensor(value, own[key].device)
+            setattr(holder, leaf, nn.Parameter(tensor) if leaf in holder._parameters else tensor)
+            if isinstance(holder, nn.Linear):
+                holder.out_features, holder.in_features = holder.weight.shape
+        self._copies[key_of(name)] = twin
+        self._labels[name] = labels
+
+    def _part(self, name: str) -> nn.Module:
+        """The copy of that name."""
+        return self._copies[key_of(name)]
+
+    def _params(self, name: str) -> dict[str, np.ndarray]:
+        """The copy's parameters and buffers as numpy arrays: floats as float32, the rest as it is."""
+        return {key: as_numpy(value) for key, value in self._part(name).state_dict().items() if isinstance(value, torch.Tensor)}
+
+    def _trainable(self, name: str, yes: bool = True) -> None:
+        """Lets the copy be trained, or not."""
+        self._part(name).requires_grad_(yes)
+
+    def _remove(self, name: str) -> None:
+        """Removes a copy; unknown names are ignored."""
+        if name in self._labels:
+            del self._copies[key_of(name)], self._labels[name]
+            self._active = tuple(other for other in self._active if other != name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the last active copy, or of the original; in the original's precision."""
+        if not self._active:
+            return self._base(*args, **kwargs)
+        twin = self._copies[key_of(self._active[-1])]
+        output = twin(*map(_wide, args), **{key: _wide(value) for key, value in kwargs.items()})
+        x, _ = self._entered(args, kwargs)
+        if torch.is_autocast_enabled(x.device.type) or not isinstance(output, torch.Tensor):
+            return output
+        own = next(self._base.parameters(), x)
+        return output.to(x.dtype if x.is_floating_point() else own.dtype)  # an embedding takes ids
+
+
+def _wide(value: Any) -> Any:
+    """A tensor of floats in float32, as a copy's parameters are; anything else as it is."""
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -1,0 +1,73 @@
+"""Bases that cannot be trained on: without a tokenizer, damaged, or with code of their own; each is named before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from adapterpack import train
+from adapterpack.cli.main import main
+from adapterpack.errors import AdapterpackError, FormatError, StorageError, Unsupported
+from adapterpack.tasks.task import task_named
+from adapterpack.training.loading import load_model
+
+TEXT = "text-classification"
+
+
+def classify(base: Path, folder: Path) -> dict[str, Any]:
+    """A short run on rows with two labels, written to ``folder/pack``."""
+    rows = [{"text": f"w{number}", "label": ("no", "yes")[number % 2]} for number in range(8)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"model_name_or_path": str(base), "train_file": str(folder / "rows.jsonl"), "output_dir": str(folder / "pack"), "task": TEXT,
+            "max_steps": 1}
+
+
+def test_a_base_without_a_tokenizer(tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """Named before anything is trained, with what to do; of BERT, too, whose class would make a tokenizer that knows no word."""
+    for base in (tiny_bert, tiny_llama):
+        folder = tmp_path / base.name
+        shutil.copytree(base, folder, ignore=shutil.ignore_patterns("tokenizer*", "special*", "vocab*"))
+        config = tmp_path / "train.yaml"
+        config.write_text(json.dumps(classify(folder, tmp_path)))
+        done = CliRunner().invoke(main, ["train", str(config)])
+        assert done.exit_code == 1
+        assert re.search(r"the base has no tokenizer \(at .*save_pretrained", done.stderr)
+        assert "bug" not in done.stderr
+        with pytest.raises(StorageError, match="no tokenizer"):
+            train(classify(folder, tmp_path))
+        if base == tiny_bert:
+            (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+            with pytest.raises(StorageError, match="no tokenizer"):
+                train(classify(folder, tmp_path))
+    assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize(("name", "content", "error", "text"), [
+    ("tokenizer.json", "{", FormatError, "tokenizer cannot be loaded"),
+    ("tokenizer.json", "[]", FormatError, "tokenizer cannot be loaded"),
+    ("tokenizer.json", "[" * 100_000, FormatError, "tokenizer cannot be loaded"),
+    ("tokenizer_config.json", "{", FormatError, "tokenizer cannot be loaded"),
+    ("config.json", "{", FormatError, "cannot be loaded|not valid JSON"),
+    ("config.json", "[]", FormatError, "cannot be loaded"),
+    ("config.json", '{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModel": "odd.Model"}}', Unsupported, "never run"),
+])
+def test_a_damaged_base_is_named(
+    name: str, content: str, error: type[AdapterpackError], text: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What transformers makes of it is an error of ours; code that a base brings is neither run nor asked about."""
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "base"))
+    (folder / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Odd: pass\n")
+    (folder / name).write_text(content)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    with pytest.raises(error, match=text):
+        train(classify(folder, tmp_path))
+    if name == "config.json":
+        with pytest.raises(error, match=text):
+            load_model(task_named(TEXT), folder)
+    assert not (tmp_path / "ran").exists()
