@@ -511,7 +511,7 @@ def test_leave_is_given_by_name(pack: Pack, bases: dict[str, Path], tmp_path: Pa
         shown(done)
     done = call("merge", base, folder, "-o", tmp_path / "again", "--verify", "full", "--allow-structural-base")
     assert "nothing but names and shapes shows that tickets was made for this base" in done.stdout
-    note = json.loads((tmp_path / "merge" / "adapterpack.merging.json").read_text())
+    note = json.loads((tmp_path / "merge" / "adapterpack.merge.json").read_text())
     assert [one["base"] for one in note["packs"]] == ["structural"]
     for args in commands.values():
         args[args.index(base)] = bases["shorter"]

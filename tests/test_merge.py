@@ -576,7 +576,7 @@ def test_fold_loss_and_advice(tmp_path: Path) -> None:
     assert report.advice is not None and "float32" in report.advice and "BF16" in report.advice
     wide = adapterpack.merge(base, [pack], tmp_path / "wide", dtype="float32")
     assert wide.relative_error < 1e-3 and wide.kept == pytest.approx(1, abs=1e-5) and wide.advice is None
-    assert json.loads((tmp_path / "out" / "adapterpack.merging.json").read_text())["fold_loss"]["relative_error"] == report.relative_error
+    assert json.loads((tmp_path / "out" / "adapterpack.merge.json").read_text())["fold_loss"]["relative_error"] == report.relative_error
     assert report.worst()[0].tensor == "layer.weight"
 
 
@@ -596,7 +596,7 @@ def test_equal_inputs_give_equal_bytes_and_provenance(llama: Path, tmp_path: Pat
     for out in ("x", "y"):
         adapterpack.merge(llama, packs, tmp_path / out, weights=[1, 0.5])
     assert digests(tmp_path / "x") == digests(tmp_path / "y")
-    note = json.loads((tmp_path / "x" / "adapterpack.merging.json").read_text())
+    note = json.loads((tmp_path / "x" / "adapterpack.merge.json").read_text())
     base = Checkpoint(llama)
     assert note["base"] == {"name": base.name, "structure": base.structure, "probe": base.probe, "content": base.content}
     assert note["packs"] == [{"name": p.name, "id": p.id, "weight": w, "base": "same"} for p, w in zip(packs, (1, 0.5), strict=True)]

@@ -87,7 +87,7 @@ for kill in range(kills):
     out = f"{folder}/{kill}"
     killed = os.WIFSIGNALED(child(out, chance.random(), chance.uniform(0, 0.01)))
     assert os.path.exists(out) or killed
-    assert not killed or not os.path.exists(out) or os.path.exists(out + "/adapterpack.merging.json")
+    assert not killed or not os.path.exists(out) or os.path.exists(out + "/adapterpack.merge.json")
     if not os.path.exists(out):
         assert child(out) == 0
     print("killed" if killed else "too late", flush=True)
@@ -313,7 +313,7 @@ def test_stochastic_bytes_depend_on_the_seed_alone(sharded: Path, whole: tuple[P
     assert a["0.0.x_proj.weight"].tobytes() != d["0.0.x_proj.weight"].tobytes()
     assert adapterpack.merge(sharded, [pack], tmp_path / "nearest").kept < 0.9
     assert report.kept == pytest.approx(1, abs=0.01)
-    assert json.loads((tmp_path / "a" / "adapterpack.merging.json").read_text())["stochastic_rounding"] == 5
+    assert json.loads((tmp_path / "a" / "adapterpack.merge.json").read_text())["stochastic_rounding"] == 5
 
 
 # --- where the base is checked, and where it is computed ----------------------------------------------------------------------------------

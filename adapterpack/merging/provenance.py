@@ -14,7 +14,7 @@ from ..pack.pack import Pack
 from . import config, layout, plan, vocabulary
 from .report import MergedPack
 
-FILE_NAME = "adapterpack.merging.json"
+FILE_NAME = "adapterpack.merge.json"
 METADATA = "adapterpack_merge"
 
 
