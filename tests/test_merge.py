@@ -719,8 +719,8 @@ def test_no_torch(large: Path, tmp_path: Path) -> None:
     code = """import sys, adapterpack
 adapterpack.merge(sys.argv[1], [sys.argv[2]], sys.argv[3])
 print({"torch", "transformers", "onnx_ir", "adapterpack.bundle.manifest", "adapterpack.base.gguf.header",
-       "adapterpack.base.gguf.checkpoint",
-       *(f"adapterpack.base.codecs.{file}" for file in ("awq", "bnb4", "bnb8", "compressed", "fp8", "gptq", "torchao"))}
+       "adapterpack.merging.gguf.base_model",
+       *(f"adapterpack.base.codecs.{file}" for file in ("awq", "bitsandbytes", "bnb4", "compressed", "fp8", "gptq", "torchao"))}
       & set(sys.modules))"""
     command = [sys.executable, "-c", code, large, tmp_path / "pack", tmp_path / "out"]
     child = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -19,13 +19,13 @@ from test_merge import digests, lone_pack, lora_pack, save_llama, tensors, write
 import adapterpack
 from adapterpack.adapter_methods import Site
 from adapterpack.base.checkpoint import Checkpoint
-from adapterpack.base.codecs.dequantized_checkpoint import Decoded
 from adapterpack.base.rounding import stochastic, words
 from adapterpack.errors import BaseMismatch, ConfigError, OutputExists, ProviderError, StorageError, Unsupported
 from adapterpack.io import safetensors as st
 from adapterpack.io.buffers import Scratch
 from adapterpack.io.byte_ranges import opened, reserve
 from adapterpack.manifest import manifest as m
+from adapterpack.merging.base_model import MergeBase
 from adapterpack.merging.jobs import Part, jobs, share
 from adapterpack.merging.journal import FOLDER, PAUSE, Journal, finished
 
@@ -238,7 +238,7 @@ def test_parts_write_no_common_file(tmp_path: Path) -> None:
     """Each job belongs to one part, no file to two, whatever the number of parts."""
     from adapterpack.merging import layout, plan
 
-    base = Decoded(save_llama(tmp_path / "base", shard="12KB"))
+    base = MergeBase(save_llama(tmp_path / "base", shard="12KB"))
     todo = plan.make(base, [lora_pack(base.folder)], [1.0])
     work = jobs(layout.shards(base, todo, None, {}))
     for count in (1, 2, 5, 40):
@@ -303,7 +303,7 @@ def test_stochastic_bytes_depend_on_the_seed_alone(sharded: Path, whole: tuple[P
     pack = lora_pack(sharded, r=16, alpha=16, size=(1e-3 / 4) ** 0.5, sites={"0.0.x_proj": (768, 1024), "1.0.x_proj": (768, 1024)})
     report = adapterpack.merge(sharded, [pack], tmp_path / "a", stochastic_rounding=5)
     monkeypatch.setattr(sys.modules["adapterpack.merging.pipeline"], "workers", lambda: 1)
-    monkeypatch.setattr(type(devices.arithmetic(None, by_chance=True)), "elements", lambda *_: 1 << 13)
+    monkeypatch.setattr(type(devices.arithmetic(None, stochastic=True)), "elements", lambda *_: 1 << 13)
     adapterpack.merge(sharded, [pack], tmp_path / "b", stochastic_rounding=5)
     for index in (1, 2):
         adapterpack.merge(sharded, [pack], tmp_path / "c", stochastic_rounding=5, shard=f"{index}/2")

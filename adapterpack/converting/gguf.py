@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..base.gguf import MAGIC
-from ..base.gguf.names import FAMILIES, Family, pairs_of_rows
+from ..base.gguf.names import FAMILIES, Family, rope_row_order
 from ..base.gguf.package import library
 from ..errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest
 from ..io.safetensors import dtype_name
@@ -57,7 +57,7 @@ class _Layout(NamedTuple):
         Raises:
             Unsupported: the rows are not whole heads.
         """
-        head = pairs_of_rows(self.family, path, rows, self.heads, self.groups)
+        head = rope_row_order(self.family, path, rows, self.heads, self.groups)
         return None if head is None else (np.arange(0, rows, len(head))[:, None] + head).reshape(-1)
 
 

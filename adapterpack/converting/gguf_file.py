@@ -48,9 +48,9 @@ def read_gguf(path: Path) -> GGUFFile:
     header = read_header(data, path)
     found = {}
     for name, tensor in header.tensors.items():
-        if tensor.kind.name not in DECODED:
-            raise Unsupported("a tensor type that adapters are not stored in", where=f"{path}, tensor {name}", found=tensor.kind.name,
+        if tensor.type.name not in DECODED:
+            raise Unsupported("a tensor type that adapters are not stored in", where=f"{path}, tensor {name}", found=tensor.type.name,
                               expected=", ".join(DECODED), remedy="convert the adapter again with --outtype f32")
         raw = memoryview(data)[tensor.offset : tensor.offset + tensor.nbytes]
-        found[name] = DECODED[tensor.kind.name](raw).reshape(tensor.shape)
-    return GGUFFile(dict(header.values), found, {name: tensor.kind.name for name, tensor in header.tensors.items()})
+        found[name] = DECODED[tensor.type.name](raw).reshape(tensor.shape)
+    return GGUFFile(dict(header.values), found, {name: tensor.type.name for name, tensor in header.tensors.items()})

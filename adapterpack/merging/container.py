@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..base.codecs.dequantized_checkpoint import Decoded
 from ..errors import ConfigError
 from ..io import strict_json
 from ..pack.pack import Pack
 from . import layout, provenance
+from .base_model import MergeBase
 from .gguf.kind import is_gguf
 from .layout import Shard
 from .plan import Plan
@@ -26,7 +26,7 @@ class Container(NamedTuple):
     file: str | None = None
 
 
-def opened(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None) -> tuple[Decoded, Container]:
+def opened(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None) -> tuple[MergeBase, Container]:
     """The base at a path, and the kind of its files.
 
     Raises:
@@ -34,20 +34,20 @@ def opened(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | No
         ConfigError: a checkpoint beside a checkpoint.
     """
     if is_gguf(base):
-        from ..base.gguf.checkpoint import GGUFBase  # noqa: PLC0415 - as above
+        from ..merging.gguf.base_model import GGUFBase  # noqa: PLC0415 - as above
         from .gguf import layout as gguf_layout  # noqa: PLC0415 - checkpoints need none of it
 
         return GGUFBase(base, checkpoint), Container(gguf_layout.shards, _nothing, gguf_layout.NAME)
     if checkpoint is not None:
         raise ConfigError("only an ONNX graph or a GGUF file is merged beside its checkpoint", where=base, remedy="leave --base out")
-    return Decoded(base), SAFETENSORS
+    return MergeBase(base), SAFETENSORS
 
 
-def _safetensors(source: Decoded, todo: Plan, dtype: str | None, note: str) -> list[Shard]:
+def _safetensors(source: MergeBase, todo: Plan, dtype: str | None, note: str) -> list[Shard]:
     return layout.shards(source, todo, dtype, {provenance.METADATA: note})
 
 
-def _side_files(folder: Path, source: Decoded, packs: Sequence[Pack], todo: Plan, dtype: str | None, shards: list[Shard],
+def _side_files(folder: Path, source: MergeBase, packs: Sequence[Pack], todo: Plan, dtype: str | None, shards: list[Shard],
                 told: Mapping[str, Any]) -> None:
     provenance.write_side_files(folder, source, packs, todo, dtype, shards)
     (folder / provenance.FILE_NAME).write_bytes(strict_json.canonical(told))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..base.codecs.storage import HOME
+from ..base.codecs.storage import MAIN_PART
 from ..errors import ConfigError
 from ..io.byte_ranges import Span
 from .layout import Item, Shard
@@ -42,7 +42,7 @@ def _job(tensor: Tensor, beside: Mapping[str, Tensor]) -> Job | None:
         return None
     if item.target is None:
         return Convert(files, item.place.nbytes, tensor, item.storage)
-    parts = {role: tensor if role == HOME else beside[name] for role, name in item.storage.writer.parts.items()}
+    parts = {role: tensor if role == MAIN_PART else beside[name] for role, name in item.storage.writer.parts.items()}
     bias = None if item.target.bias is None else beside[item.target.bias]
     every = [*parts.values(), *([] if bias is None else [bias])]
     return Fold(frozenset(each.shard.name for each in every), sum(each.item.place.nbytes for each in every), item.target, parts, bias)

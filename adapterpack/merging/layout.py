@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..base.checkpoint import Checkpoint
-from ..base.codecs.dequantized_checkpoint import Decoded
 from ..base.codecs.plain import PlainWriter
 from ..base.codecs.storage import Storage
 from ..io.safetensors import DTYPES, FLOATS, TensorInfo, dtype_name, plan
+from .base_model import MergeBase
 from .plan import Plan, Target
 
 _Entry = tuple[str, str, tuple[int, ...]]
@@ -75,7 +75,7 @@ class Shard:
         return max([len(self.header), *(item.place.offset + item.place.nbytes for item in self.items)]) + self.tail
 
 
-def shards(base: Decoded, todo: Plan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
+def shards(base: MergeBase, todo: Plan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
     """The output's shards: those of the base, with the same tensors in the same order; added tensors go to the end of the last.
 
     With ``dtype`` a weight that the base stores quantized becomes one tensor of it, where the first of its parts was.
@@ -87,8 +87,8 @@ def shards(base: Decoded, todo: Plan, dtype: str | None, metadata: Mapping[str, 
         items: dict[str, dict[str, Any]] = {}
         entries: list[_Entry] = []
         for stored, info in file.tensors.items():
-            name = stored if dtype is None else base.parts_of.get(stored, (stored, ""))[0]
-            recoded = dtype is not None and name in base.coded
+            name = stored if dtype is None else base.part_owners.get(stored, (stored, ""))[0]
+            recoded = dtype is not None and name in base.quantized
             if recoded and name in seen:
                 continue
             seen.add(name)
@@ -103,19 +103,20 @@ def shards(base: Decoded, todo: Plan, dtype: str | None, metadata: Mapping[str, 
                 source = {"storage": base.storage(name, dtype)} if recoded or out != info.dtype else {"source": info}
             items[todo.whole.prefix + name] = source
         for name, copied in todo.copies.items():
-            if copied in file.tensors or (dtype is not None and copied in base.coded and shard == last):
+            if copied in file.tensors or (dtype is not None and copied in base.quantized and shard == last):
                 info = base.tensors[copied]
                 out = _output(info.dtype, dtype)
                 entries.append((name, out, info.shape))
                 reader = base.storage(copied, dtype).reader
-                items[name] = folds[name] if name in folds else {"source": info} if out == info.dtype and copied not in base.coded else {
-                    "storage": Storage(reader, PlainWriter(name, out))}
+                items[name] = folds[name] if name in folds else (
+                    {"source": info} if out == info.dtype and copied not in base.quantized
+                    else {"storage": Storage(reader, PlainWriter(name, out))})
         if shard == last:
             for name, value in todo.whole.added.items():
                 entries.append((name, _output(dtype_name(value.dtype), dtype), value.shape))
                 items[name] = {"value": value, "added": True}
         start = min((info.offset for info in file.tensors.values()), default=8)
-        kept = file.metadata if dtype is None or not base.coded else {}  # it may tell how the parts of quantized weights are read
+        kept = file.metadata if dtype is None or not base.quantized else {}  # it may tell how the parts of quantized weights are read
         header, places = _aligned(entries, {"format": "pt", **kept, **metadata}, start)
         built.append(Shard(shard, file, header, tuple(Item(place, **items[name]) for name, place in places.items())))
     return built
@@ -125,7 +126,7 @@ def sources(todo: Plan) -> dict[str, dict[str, Any]]:
     """Where the bytes of tensors come from that a fold writes, by the tensor's name in the base."""
     found: dict[str, dict[str, Any]] = {}
     for name, target in todo.targets.items():
-        found[target.storage.home] = {"storage": target.storage, "target": target}
+        found[target.storage.main_tensor] = {"storage": target.storage, "target": target}
         found |= {other: {"written_with": name} for other in target.storage.companions}
         if target.bias is not None:
             found[target.bias] = {"written_with": name, "bias": True}

@@ -112,7 +112,7 @@ def merge(
     factors = weights_of(weights, opened)
     require_outside(target, [*source.inputs, *(pack.path for pack in opened if pack.path is not None)])
     todo = plan.make(source, opened, factors, allow_structural, dtype=asked, full=verify == "full",
-                     by_chance=stochastic_rounding is not None, untie=untie)
+                     stochastic=stochastic_rounding is not None, untie=untie)
     if verify == "full":
         _ = source.content
     merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)

@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 
 from ..adapter_methods import LAYOUTS, matrix_shape
-from ..base.codecs.dequantized_checkpoint import Decoded
 from ..base.codecs.plain import PlainWriter
 from ..base.codecs.storage import Storage
-from ..base.match import Verdict
+from ..base.compatibility import Verdict
 from ..errors import NothingToDo, Unsupported
 from ..manifest.manifest import Group
 from ..pack.pack import Pack
+from .base_model import MergeBase
 from .fold.fold import Contribution, bind, inert, slice_of
 from .tied import parted
 from .vocabulary import lengthened
@@ -51,12 +51,12 @@ class Plan:
     copies: Mapping[str, str] = field(default_factory=dict)
 
 
-def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False, *,
-         dtype: str | None = None, full: bool = True, by_chance: bool = False, untie: bool = False) -> Plan:
+def make(base: MergeBase, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False, *,
+         dtype: str | None = None, full: bool = True, stochastic: bool = False, untie: bool = False) -> Plan:
     """The plan of a merge of ``packs``, each with its weight, into ``base``, to be written in ``dtype`` (None: as it is stored).
 
     With ``full`` every byte of the base is read to tell whether it is the packs' own; without it only where samples leave it open.
-    With ``by_chance`` what is changed shall be rounded stochastically. With ``untie`` a tied output head becomes a tensor of its own.
+    With ``stochastic`` what is changed shall be rounded stochastically. With ``untie`` a tied output head becomes a tensor of its own.
 
     Raises:
         BaseMismatch: a pack was made for another base.
@@ -79,16 +79,16 @@ def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_s
     found, copies = parted(base, found, {pack.name: pack for pack in packs}, untie)
     whole = resolve(base, packs, untie, {name: table for name, (_, table) in tables.items()})
     copies = {**copies, **whole.copies}
-    for name in sorted(whole.replaced.keys() & base.coded.keys() if dtype is None else ()):
+    for name in sorted(whole.replaced.keys() & base.quantized.keys() if dtype is None else ()):
         raise Unsupported("a module that was trained whole would take the place of a quantized weight", where=f"{base.folder}, {name}",
-                          found=base.coded[name].codec, remedy=_DEQUANTIZE)
+                          found=base.quantized[name].codec, remedy=_DEQUANTIZE)
     for name in sorted(found.keys() & whole.replaced.keys()):
         raise Unsupported("one pack puts a tensor in the place of this one, another adapts it", where=name,
                           remedy="merge only one of the two")
     targets = {name: target for name, each in found.items() if (target := _target(base, name, each, dtype, copies.get(name))) is not None}
     _require_apart(targets)
     for target in targets.values():
-        _require_writable(base, target, by_chance)
+        _require_writable(base, target, stochastic)
     if not targets and not whole.replaced and not whole.added:
         raise NothingToDo("the packs would change nothing", where=", ".join(pack.name for pack in packs) or "no packs were given",
                           remedy="train the adapter first, or give it a weight other than zero")
@@ -108,17 +108,18 @@ def _require_apart(targets: Mapping[str, Target]) -> None:
                                   remedy="merge one of them, and the other into the result")
 
 
-def _require_writable(base: Decoded, target: Target, by_chance: bool) -> None:
+def _require_writable(base: MergeBase, target: Target, stochastic: bool) -> None:
     """Checks that the output can hold the weight as it shall be written."""
     writer, where = target.storage.writer, f"{base.folder}, {target.weight}"
-    if writer.sealed is not None:
-        raise Unsupported(f"this form of {writer.label} can be read and not written: {writer.sealed}", where=where, remedy=_DEQUANTIZE)
-    if by_chance and not writer.by_chance:
+    if writer.read_only_reason is not None:
+        raise Unsupported(f"this form of {writer.label} can be read and not written: {writer.read_only_reason}", where=where,
+                          remedy=_DEQUANTIZE)
+    if stochastic and not writer.stochastic:
         raise Unsupported(f"codes of {writer.label} are those with the least error, with new scales where these serve better: they are not "
                           "rounded by chance", where=where, found="stochastic rounding", remedy=f"leave it out, or {_DEQUANTIZE}")
 
 
-def _contributions(base: Decoded, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
+def _contributions(base: MergeBase, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
     owner = f"pack '{pack.name}'"
     for method in pack.methods:
         if method.kind != "weight":
@@ -139,7 +140,7 @@ def _contributions(base: Decoded, pack: Pack, weight: float) -> Iterator[tuple[s
         yield name, Contribution(pack.name, adapter.method, adapter, weight)
 
 
-def _shape(base: Decoded, owner: str, group: Group) -> tuple[int, int]:
+def _shape(base: MergeBase, owner: str, group: Group) -> tuple[int, int]:
     """The shape ``[out, in]`` of the weight that a group changes."""
     if group.kind not in LAYOUTS:
         raise Unsupported(f"sites of kind '{group.kind}' cannot be folded", where=f"{owner}, {group.path}", expected=", ".join(LAYOUTS),
@@ -158,13 +159,13 @@ def _require_alone(name: str, contributions: list[Contribution]) -> None:
                           found=", ".join(f"'{each.pack}' ({each.method.name})" for each in contributions), remedy="merge only one of them")
 
 
-def _copied(base: Decoded, copied: str, name: str, out: str | None) -> PlainWriter:
-    if copied in base.coded and out is None:
+def _copied(base: MergeBase, copied: str, name: str, out: str | None) -> PlainWriter:
+    if copied in base.quantized and out is None:
         raise Unsupported("a quantized weight is not written twice", where=f"{base.where}, {copied}", remedy=_DEQUANTIZE)
     return PlainWriter(name, out or base.tensors[copied].dtype)
 
 
-def _target(base: Decoded, name: str, contributions: list[Contribution], out: str | None, copied: str | None) -> Target | None:
+def _target(base: MergeBase, name: str, contributions: list[Contribution], out: str | None, copied: str | None) -> Target | None:
     """The target, or None if all contributions to it are inert. One row is folded for a look at what becomes of the bias.
 
     ``copied`` is the tensor of the base that the weight is a copy of, if it is one.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..adapter_methods import LAYOUTS
-from ..base.codecs.storage import HOME, Encoded, Storage
+from ..base.codecs.storage import MAIN_PART, Encoded, Storage
 from ..base.rounding import Round, Rounding
 from ..errors import NonFinite
 from ..io.buffers import Scratch
@@ -112,9 +112,9 @@ class Parts:
         self._stack.close()
 
     def write(self, stored: Encoded) -> None:
-        """Writes the pieces of a block."""
+        """Writes the updates of a block."""
         self._run.ticker.check()
-        for piece in stored.pieces:
+        for piece in stored.updates:
             place = self._tensors[piece.part].item.place
             if piece.columns is not None:
                 if piece.part not in self._gathered:
@@ -148,7 +148,7 @@ class Convert(Job):
         """See :class:`Job`."""
         (reader, writer), name = self.storage, self.tensor.item.place.name
         rows, columns = reader.shape
-        with reader.opened() as read, Parts(run, {HOME: self.tensor}) as parts:
+        with reader.opened() as read, Parts(run, {MAIN_PART: self.tensor}) as parts:
             for block in blocks(rows, columns, reader.step, ELEMENTS):
                 raw = read(block, columns, scratch)
                 values = reader.decode(raw, scratch)
@@ -171,7 +171,7 @@ class Fold(Job):
 
     def run(self, run: Run, scratch: Scratch) -> Sums:
         """See :class:`Job`."""
-        target, storage, place = self.target, self.target.storage, self.parts[HOME].item.place
+        target, storage, place = self.target, self.target.storage, self.parts[MAIN_PART].item.place
         reader, sums, done = storage.reader, Sums(), 0
         bias = _Bias(self.bias, target.bias, reader.work)
         with reader.opened() as read, Parts(run, self.parts) as parts:
@@ -197,8 +197,8 @@ class Fold(Job):
 
     def loss(self, sums: Sums) -> TensorLoss:
         """What was lost in storing the weight."""
-        item = self.parts[HOME].item
-        name = item.place.name.removesuffix(self.target.storage.home) + self.target.weight
+        item = self.parts[MAIN_PART].item
+        name = item.place.name.removesuffix(self.target.storage.main_tensor) + self.target.weight
         return sums.loss(name, self.target.storage.writer.label)
 
 

@@ -108,11 +108,11 @@ def _alike(tables: Sequence[Contribution], heads: Sequence[Contribution]) -> boo
     """Whether what is done to the head is what is done to the table, seen from the other side: equal factors, turned."""
     if len(tables) != len(heads):
         return False
-    return all(table.pack == head.pack and table.weight == head.weight and _turned(table, head)
+    return all(table.pack == head.pack and table.weight == head.weight and _transposed_pair(table, head)
                for table, head in zip(tables, heads, strict=True))
 
 
-def _turned(table: Contribution, head: Contribution) -> bool:
+def _transposed_pair(table: Contribution, head: Contribution) -> bool:
     forms = []
     for one in (table, head):
         if one.method.traits.reads_weight or not one.method.traits.additive:

@@ -20,7 +20,6 @@ import numpy as np
 
 from ..adapter_methods import LAYOUTS, is_stacked, to_matrix
 from ..base.checkpoint import INDEX, Checkpoint, carried_files
-from ..base.codecs.dequantized_checkpoint import Decoded
 from ..base.rounding import to_nearest
 from ..errors import BaseMismatch, FormatError, Unsupported
 from ..io import safetensors as st
@@ -31,6 +30,7 @@ from ..manifest import manifest as m
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from . import plan, provenance
+from .base_model import MergeBase
 from .fold.blocks import InNumpy
 from .fold.fold import Change, slice_of
 
@@ -128,10 +128,10 @@ def _computed(told: dict[str, Any], merged: Checkpoint, packs: list[Pack], out: 
         raise Unsupported("what was rounded by chance cannot be computed back", where=merged.folder, remedy=_NO_BASE)
     if any(pack.full() for pack in packs):
         raise Unsupported("a module that was trained whole has taken the place of the base's", where=merged.folder, remedy=_NO_BASE)
-    source = Decoded(merged.folder)
-    if source.coded:
+    source = MergeBase(merged.folder)
+    if source.quantized:
         raise Unsupported("codes of a quantized weight were chosen anew, and forgot the ones before", where=merged.folder,
-                          found=next(iter(source.coded.values())).codec, remedy=_NO_BASE)
+                          found=next(iter(source.quantized.values())).codec, remedy=_NO_BASE)
     # The merged checkpoint has the base's names and shapes, and not its digests.
     unbound = [dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, base=m.Base())) for pack in packs]
     todo = plan.make(source, unbound, [weights[pack.id] for pack in packs], True)

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..adapter_methods import complete
 from ..base.checkpoint import Checkpoint, carried_files
-from ..base.codecs.dequantized_checkpoint import Decoded
 from ..errors import Unsupported
 from ..pack.pack import Pack
+from .base_model import MergeBase
 from .fold.fold import Contribution
 
 _NOT_OF_A_TOKENIZER = {"config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"}
@@ -25,7 +25,7 @@ def grows(base: Checkpoint, name: str, value: np.ndarray) -> bool:
     return value.ndim == len(shape) and shape[0] == words and value.shape[1:] == shape[1:] and value.shape[0] > shape[0]
 
 
-def lengthened(base: Decoded, name: str, contribution: Contribution) -> np.ndarray | None:
+def lengthened(base: MergeBase, name: str, contribution: Contribution) -> np.ndarray | None:
     """The table ``name`` with the rows of words that the base lacks and an adapter trained, in float32; None if it trained none.
 
     Raises:

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..base import identity
+from ..base import compatibility
 from ..base.checkpoint import Checkpoint
-from ..base.match import Verdict
+from ..base.compatibility import Verdict
 from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, read_bundle
 from ..errors import AdapterpackError, BaseMismatch
 from ..io import hashing
@@ -80,15 +80,15 @@ def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_str
     """AB301, and the verdict on the base; of one whose weights are elsewhere, what its headers say."""
     remedy = "name the base that it was exported from"
     with checkpoint.watched(lambda: budget.require_time("the bytes of the base")):
-        found = identity.read(checkpoint, bundle.base)
+        found = compatibility.deciding_fingerprint(checkpoint, bundle.base)
     try:
-        known = identity.require("the bundle", bundle.base, found, name=checkpoint.name, where=checkpoint.where,
-                                 allow_structural=allow_structural or not checkpoint.whole)
+        known = compatibility.require("the bundle", bundle.base, found, name=checkpoint.name, where=checkpoint.where,
+                                 allow_structural=allow_structural or not checkpoint.has_weights)
     except BaseMismatch as error:
         yield Finding("AB301", "error", "base", error.told, error.remedy or remedy)
-        yield identity.verdict(bundle.base, found)
+        yield compatibility.compare(bundle.base, found)
         return
-    if known.name == "structural" and checkpoint.whole:
+    if known.name == "structural" and checkpoint.has_weights:
         yield Finding("AB301", "warning", "base", known.means, remedy)
     yield known
 

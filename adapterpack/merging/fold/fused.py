@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ...base.codecs.expert_stack import StackReader, StackWriter
 from ...base.codecs.plain import PlainReader, PlainWriter
-from ...base.codecs.stack import StackReader, StackWriter
 from ...base.codecs.storage import Storage
 from ...base.rounding import Round
 from ...io.buffers import Scratch

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ...base.codecs.ordered import as_file
+from ...base.codecs.row_order import as_file
 from ...base.gguf import MAGIC
 from ...base.gguf import header as gg
-from ...base.gguf.checkpoint import GGUFBase
-from ...base.gguf.kinds import KINDS, NUMBERS, Kind
+from ...base.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS, TensorType
 from ...errors import ConfigError, Unsupported
 from ...io.safetensors import DTYPES, TensorInfo
+from ...merging.gguf.base_model import GGUFBase
 from ..layout import Item, Shard, sources
 from ..plan import Plan
 
@@ -40,7 +40,7 @@ def shards(base: GGUFBase, todo: Plan, dtype: str | None, note: str) -> list[Sha
     infos, offsets, end = b"", {}, 0
     for name, tensor in base.file.own.items():
         offsets[name] = gg.aligned(end, header.alignment)
-        infos += gg.tensor_info(tensor.name, tensor.shape, NUMBERS[kinds[name].name], offsets[name])
+        infos += gg.tensor_info(tensor.name, tensor.shape, TYPE_NUMBERS[kinds[name].name], offsets[name])
         end = offsets[name] + math.prod(tensor.shape) // kinds[name].block * kinds[name].size
     keys = [*_keys(base, dtype), gg.key_text(KEY, note)]
     head = MAGIC + struct.pack("<IQQ", header.version, len(kinds), len(keys)) + b"".join(keys) + infos
@@ -65,13 +65,13 @@ def _require_place(base: GGUFBase, todo: Plan, dtype: str | None) -> None:
                               remedy="merge into the original checkpoint, and convert the result with llama.cpp's converter")
 
 
-def _kind(tensor: gg.Tensor, dtype: str | None) -> Kind:
-    if dtype is None or len(tensor.shape) == 1 or (tensor.kind.name[0] == "I" and tensor.kind.plain):
-        return tensor.kind
-    return KINDS[NUMBERS[dtype]]
+def _kind(tensor: gg.Tensor, dtype: str | None) -> TensorType:
+    if dtype is None or len(tensor.shape) == 1 or (tensor.type.name[0] == "I" and tensor.type.plain):
+        return tensor.type
+    return TENSOR_TYPES[TYPE_NUMBERS[dtype]]
 
 
-def _place(name: str, shape: tuple[int, ...], kind: Kind, offset: int) -> TensorInfo:
+def _place(name: str, shape: tuple[int, ...], kind: TensorType, offset: int) -> TensorInfo:
     nbytes = math.prod(shape) // kind.block * kind.size
     if kind.plain:
         return TensorInfo(name, kind.name, shape, offset, nbytes)

@@ -11,9 +11,8 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS
 from ...base.checkpoint import read_json
-from ...base.codecs.dequantized_checkpoint import Decoded
+from ...base.compatibility import recorded_fingerprint
 from ...base.fingerprint import Fingerprint
-from ...base.identity import levels
 from ...bundle.manifest import Bundle, MappedSite
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...io.safetensors import TensorInfo, dtype_name
@@ -22,9 +21,10 @@ from ...onnx_graph.match import Place
 from ...onnx_graph.nbits import NBits, dequantized, quantized_nodes, require_plain
 from ...onnx_graph.pieces import Piece
 from ...pack.pack import Pack
+from ..base_model import MergeBase
 
 
-class GraphBase(Decoded):
+class GraphBase(MergeBase):
     """The linear modules of a bundle, under the names that the packs' sites have.
 
     A quantized weight reads as what its numbers stand for, in float32.
@@ -32,7 +32,7 @@ class GraphBase(Decoded):
 
     def __init__(self, folder: Path, bundle: Bundle, graph: GraphFile, packs: Sequence[Pack]) -> None:
         self.folder, self.bundle, self.graph = folder, bundle, graph
-        self.index, self.files, self.shard_of, self.identities, self.coded = None, {}, {}, {}, {}
+        self.index, self.files, self.shard_of, self.identities, self.quantized = None, {}, {}, {}, {}
         self._nbits = {one.weight: one for one in quantized_nodes(graph)}
         wanted = {group.path: group for pack in packs for group in pack.manifest.groups if group.path in bundle.sites}
         self._sites = {path: (bundle.sites[path], group.kind if group.role == "adapter" else "linear") for path, group in wanted.items()}
@@ -56,7 +56,7 @@ class GraphBase(Decoded):
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> Fingerprint:
         """As the bundle records it."""
-        return levels(self.bundle.base)
+        return recorded_fingerprint(self.bundle.base)
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

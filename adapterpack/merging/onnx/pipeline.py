@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...base.checkpoint import carried_files
-from ...base.codecs.dequantized_checkpoint import Decoded
 from ...base.quantization import require_plain
 from ...bundle.manifest import GRAPH, Bundle, BundledAdapter, read_bundle
 from ...errors import ConfigError, NothingToDo, Unsupported
@@ -33,6 +32,7 @@ from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from .. import plan, provenance
 from ..arguments import require_outside, weights_of
+from ..base_model import MergeBase
 from ..report import MergedPack
 from .check import check
 from .fold import Folded, fold, put
@@ -130,7 +130,7 @@ class _Source(NamedTuple):
 
     folder: Path
     graph: GraphFile
-    base: Decoded
+    base: MergeBase
     bundle: Bundle | None
     left_out: tuple[str, ...]
 
@@ -163,9 +163,9 @@ def _opened(source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequ
         yield _Source(source, graph, base, bundle, left_out)
 
 
-def _floats(checkpoint: str | os.PathLike[str]) -> Decoded:
+def _floats(checkpoint: str | os.PathLike[str]) -> MergeBase:
     """A checkpoint whose tensors can be looked for in a graph: they are found by their bytes, which must be the weights."""
-    found = Decoded(checkpoint)
+    found = MergeBase(checkpoint)
     require_plain(found)
     return found
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ....base import identity
-from ....base.match import Verdict
+from ....base import compatibility
+from ....base.base_metadata import chat_template_of
+from ....base.compatibility import Verdict
 from ....errors import AdapterpackError, BaseMismatch
 from ...pack import TEMPLATE, Pack
 from ..budget import Budget
@@ -53,11 +54,11 @@ def base_findings(pack: Pack, base: Checkpoint | None, budget: Budget, allow_str
         return
     try:
         with base.watched(lambda: budget.require_time("the bytes of the base")):
-            verdict = pack.require_base(base, allow_structural=allow_structural or not base.whole)
+            verdict = pack.require_base(base, allow_structural=allow_structural or not base.has_weights)
     except AdapterpackError as error:
         yield Finding("AP701", "error", "base", error.told, error.remedy or "", type(error), "adapterpack.json", "/base")
         return
-    if verdict.name == "structural" and base.whole:
+    if verdict.name == "structural" and base.has_weights:
         yield ANOTHER.at("base", verdict.means, file="adapterpack.json", pointer="/base")._replace(severity="warning")
 
 
@@ -65,7 +66,7 @@ def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding
     """What is known about the base, for a pack in which nothing else is wrong: of any other it would mean nothing."""
     if base is None or any(finding.severity == "error" and finding.rule != ANOTHER.id for finding in findings):
         return None
-    return identity.verdict(pack.manifest.base, identity.read(base, pack.manifest.base))
+    return compatibility.compare(pack.manifest.base, compatibility.deciding_fingerprint(base, pack.manifest.base))
 
 
 def tokenizer(s: Subject) -> Iterator[Finding]:
@@ -73,7 +74,7 @@ def tokenizer(s: Subject) -> Iterator[Finding]:
     carried = s.held.get(TEMPLATE)
     if s.base is None:
         return
-    said, theirs = s.pack.manifest.tokenizer, base_template(s.base)
+    said, theirs = s.pack.manifest.tokenizer, chat_template_of(s.base)
     if said is not None:
         for field, name in _TOKENIZER_FILES.items():
             wanted = getattr(said, field)
@@ -98,18 +99,6 @@ def difference(base: str, carried: str) -> str:
     lines = [line.rstrip("\n") for line in unified_diff(base.splitlines(), carried.splitlines(), "base", "pack", lineterm="", n=1)]
     more = [f"... and {len(lines) - _DIFF_LINES} more lines"] if len(lines) > _DIFF_LINES else []
     return "\n".join(line[:200] for line in lines[:_DIFF_LINES] + more)
-
-
-def base_template(base: Checkpoint) -> str | None:
-    """The base's chat template: its own file, or what ``tokenizer_config.json`` says."""
-    from ....base.checkpoint import read_json  # noqa: PLC0415 - loaded already: there is a base
-
-    own, config = base.folder / TEMPLATE, base.folder / "tokenizer_config.json"
-    if own.is_file():
-        return own.read_text("utf-8", errors="replace")
-    value: Any = read_json(config) if config.is_file() else {}
-    found = value.get("chat_template") if isinstance(value, dict) else None
-    return found if isinstance(found, str) else None
 
 
 def tied(s: Subject) -> Iterator[Finding]:

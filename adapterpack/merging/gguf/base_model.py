@@ -14,20 +14,19 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import LAYOUTS, to_matrix
+from ...base.checkpoint import Checkpoint
+from ...base.codecs import ggml
+from ...base.codecs.row_order import as_model, ordered
+from ...base.codecs.storage import Storage
+from ...base.compatibility import Verdict, recorded_fingerprint
+from ...base.gguf.header import Tensor, read_header
+from ...base.gguf.names import FAMILIES, Family, module_of, rope_row_order
 from ...errors import BaseMismatch, FormatError, Unsupported, storage_errors
 from ...io.hashing import identity
 from ...io.safetensors import DTYPES, TensorInfo
 from ...pack.fits import require_shapes
 from ...pack.pack import Pack
-from ..checkpoint import Checkpoint
-from ..codecs import ggml
-from ..codecs.dequantized_checkpoint import Decoded
-from ..codecs.ordered import as_model, ordered
-from ..codecs.storage import Storage
-from ..identity import levels
-from ..match import Verdict
-from .header import Tensor, read_header
-from .names import FAMILIES, Family, module_of, pairs_of_rows
+from ..base_model import MergeBase
 
 _BLOCK = 1 << 20
 _WITHIN = Verdict("variant", True, "the file's numbers are the checkpoint's, each within its grid")
@@ -92,13 +91,13 @@ class GGUFFile:
 
 
 def _stored(name: str, tensor: Tensor) -> TensorInfo:
-    kind, shape = tensor.kind, tensor.shape
+    kind, shape = tensor.type, tensor.shape
     if kind.plain:
         return TensorInfo(name, kind.name, shape, tensor.offset, tensor.nbytes)
     return TensorInfo(name, "U8", (math.prod(shape[:-1]), shape[-1] // kind.block * kind.size), tensor.offset, tensor.nbytes)
 
 
-class GGUFBase(Decoded):
+class GGUFBase(MergeBase):
     """A GGUF file as a base. ``checkpoint`` is the one that it was made from: with it, the numbers of both are compared.
 
     Raises:
@@ -112,8 +111,8 @@ class GGUFBase(Decoded):
         self.index, self.identities = None, {name: identity(self.file.path)}
         self.files: dict[str, Any] = {name: self.file}
         self.shard_of = dict.fromkeys(self.file.tensors, name)
-        self.coded = {name: ggml.weight(name, tensor.kind.name, (math.prod(tensor.shape[:-1]), tensor.shape[-1]))
-                      for name, tensor in self.file.own.items() if not tensor.kind.plain}
+        self.quantized = {name: ggml.weight(name, tensor.type.name, (math.prod(tensor.shape[:-1]), tensor.shape[-1]))
+                      for name, tensor in self.file.own.items() if not tensor.type.plain}
         self.original = None if checkpoint is None else Checkpoint(checkpoint)
         self._measured: dict[str, tuple[float, float]] = {}
 
@@ -160,7 +159,7 @@ class GGUFBase(Decoded):
                 raise FormatError("the file does not say how many heads the model has", where=self.file.path,
                                   expected=f"{self.file.family.name}.attention.head_count")
             return None
-        return pairs_of_rows(self.file.family, path, tensor.shape[0], heads, groups)
+        return rope_row_order(self.file.family, path, tensor.shape[0], heads, groups)
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as it is stored, but for a bias, which is in the model's order of rows; that of a weight is its storage's business."""
@@ -168,7 +167,7 @@ class GGUFBase(Decoded):
         return super().read(name) if order is None else as_model(super().read(name), order)
 
     def storage(self, name: str, out: str | None, where: object = None) -> Storage:
-        """See :class:`Decoded`. What has one axis is never written in another type: llama.cpp wants norms and biases in float32."""
+        """See :class:`MergeBase`. What has one axis is never written in another type: llama.cpp wants norms and biases in float32."""
         flat = len(self.file.own[name].shape) == 1
         return ordered(super().storage(name, None if flat else out, where), None if flat else self.order(name))
 
@@ -187,7 +186,7 @@ class GGUFBase(Decoded):
                 self._require_numbers(pack, self.original)
                 return _WITHIN if found.accepted else found
             return found
-        if allow_structural or not any(levels(pack.manifest.base)):
+        if allow_structural or not any(recorded_fingerprint(pack.manifest.base)):
             return Verdict("structural", False, "only names and shapes were compared")
         raise BaseMismatch(f"nothing shows that pack '{pack.name}' was made for this model: a GGUF file holds other bytes than "
                            "the checkpoint that it was made from", where=self.file.path, found=self.name,
@@ -217,13 +216,13 @@ def _apart(base: GGUFBase, name: str, mine: Any, theirs: np.ndarray) -> tuple[fl
     if mine.shape != theirs.shape:
         raise BaseMismatch("a weight has another shape in the checkpoint", where=f"{base.file.path}, {name}", expected=theirs.shape,
                            found=mine.shape, remedy="name the checkpoint that the file was made from")
-    coded = base.coded.get(name)
+    coded = base.quantized.get(name)
     away = size = noise = 0.0
     for rows in _blocks(*theirs.shape):
         values = theirs[rows].astype(np.float32)
         away += float(np.sum(np.square(mine[rows].astype(np.float32) - values), dtype=np.float64))
         size += float(np.sum(np.square(values), dtype=np.float64))
-        if coded is not None and coded.sealed is None:
+        if coded is not None and coded.read_only_reason is None:
             noise += coded.grid.noise(coded.unpack(base.parts(name), rows))
     if coded is None:  # what rounding to bfloat16 makes at most, twice, and float16 below its normal numbers
         noise = size * 2.0**-14 + 1e-12
