@@ -26,7 +26,7 @@ from adapterpack.io.buffers import Scratch
 from adapterpack.io.byte_ranges import opened, reserve
 from adapterpack.manifest import manifest as m
 from adapterpack.merging.base_model import MergeBase
-from adapterpack.merging.jobs import Part, jobs, share
+from adapterpack.merging.jobs import Share, jobs, jobs_of
 from adapterpack.merging.journal import FOLDER, PAUSE, Journal, finished
 
 pytestmark = pytest.mark.fast
@@ -194,7 +194,7 @@ def test_nothing_is_published_before_its_bytes_are_on_the_disk(sharded: Path, wh
 def test_a_disk_that_refuses_to_sync_is_not_passed_over(tmp_path: Path) -> None:
     """The system reports what it could not write once, to whoever syncs first: that is the thread beside the work, so it must tell."""
     (tmp_path / "file").symlink_to("/dev/full")  # a device that cannot be synced
-    journal = Journal(tmp_path, Part(), ["file"])
+    journal = Journal(tmp_path, Share(), ["file"])
     with pytest.raises(OSError, match="Invalid argument"), journal.synced():
         time.sleep(10 * PAUSE)
     journal.close()
@@ -242,7 +242,7 @@ def test_parts_write_no_common_file(tmp_path: Path) -> None:
     todo = plan.make(base, [lora_pack(base.folder)], [1.0])
     work = jobs(layout.shards(base, todo, None, {}))
     for count in (1, 2, 5, 40):
-        parts = [share(work, Part(index, count)) for index in range(1, count + 1)]
+        parts = [jobs_of(work, Share(index, count)) for index in range(1, count + 1)]
         assert sorted(number for part in parts for number in part) == list(range(len(work)))
         files = [{file for number in part for file in work[number].files} for part in parts]
         assert sum(map(len, files)) == len(set().union(*files))

@@ -23,7 +23,7 @@ from ..io.atomic import refuse_existing
 from ..io.hashing import identity
 from ..io.threads import quick_turns
 from ..manifest.manifest import Base
-from ..merging.onnx.kind import is_graph
+from ..merging.base_kind import is_graph
 from ..merging.pipeline import merge
 from ..onnx_graph.graph_file import GraphFile
 from ..pack.pack import Pack

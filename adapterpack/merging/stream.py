@@ -1,4 +1,4 @@
-"""The bytes of a merge: jobs done by a few workers, from the base's files straight to their place in the output's."""
+"""Runs the jobs of a merge on a few workers, which write straight to the right places of the output files."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from ..io.byte_ranges import opened, reserve, write_all
 from ..io.progress import Progress, StoppedError, Ticker
 from ..io.threads import one_thread_each
 from .fold.blocks import Arithmetic
-from .job_queue import Turns
+from .job_queue import JobQueue
 from .journal import Done, Journal
 from .layout import Shard
-from .tensors import Job, Run
+from .tensor_jobs import Job, MergeContext
 
 
-def outline(shards: Sequence[Shard], folder: Path) -> None:
-    """Every output file at its size, with its header; what was written into one before stays."""
+def create_files(shards: Sequence[Shard], folder: Path) -> None:
+    """Creates every output file at its full size, with its header; keeps what an earlier run wrote."""
     for shard in shards:
         with opened(folder / shard.name, os.O_WRONLY | os.O_CREAT) as sink:
             write_all(sink, np.frombuffer(shard.header, np.uint8), 0)
             reserve(sink, shard.size)
 
 
-def write(jobs: Sequence[Job], mine: Sequence[int], known: dict[int, Done], journal: Journal, *, header: int, safe: bool,
+def write(jobs: Sequence[Job], mine: Sequence[int], done_before: dict[int, Done], journal: Journal, *, header: int, safe: bool,
           rounding: Rounding, arithmetic: Arithmetic, workers: int, progress: Progress | None) -> dict[int, Done]:
-    """Does the jobs with the numbers ``mine`` that are not ``known`` to be done, and returns all that are done.
+    """Does the jobs with the numbers ``mine`` that are not in ``done_before``, and returns all that are done.
 
-    ``header`` are the bytes that the files' headers take. Memory: a few row blocks for each worker, whatever the size of the tensors.
+    ``header`` is the size of all headers in bytes. Memory: a few row blocks for each worker, whatever the size of the tensors.
 
     Raises:
         NonFinite: with ``safe``, a result is NaN or infinite.
         OSError: the file system refuses.
     """
     ticker = Ticker(header + sum(jobs[number].nbytes for number in mine), progress)
-    ticker.add(header + sum(jobs[number].nbytes for number in mine if number in known))
-    run = Run(journal.staging, ticker, safe, rounding, arithmetic)
-    turns = Turns(jobs, [number for number in mine if number not in known])
+    ticker.add(header + sum(jobs[number].nbytes for number in mine if number in done_before))
+    context = MergeContext(journal.staging, ticker, safe, rounding, arithmetic)
+    queue = JobQueue(jobs, [number for number in mine if number not in done_before])
 
     def work() -> dict[int, Done]:
         scratch, done = Scratch(), dict[int, Done]()
-        while (number := turns.take()) is not None:
+        while (number := queue.take()) is not None:
             try:
                 ticker.check()
-                with np.errstate(all="ignore"):  # overflow is judged by its result
-                    sums = jobs[number].run(run, scratch)
+                with np.errstate(all="ignore"):  # an overflow shows in the result
+                    sums = jobs[number].run(context, scratch)
                 journal.add(number, sums, jobs[number].files)
             except BaseException:
                 ticker.stopped = True
                 raise
             finally:
-                turns.done(number)
+                queue.done(number)
             done[number] = Done(sums)
         return done
 
@@ -69,4 +69,4 @@ def write(jobs: Sequence[Job], mine: Sequence[int], known: dict[int, Done], jour
             raise
     for failure in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
         raise failure
-    return {number: done for each in (known, *(future.result() for future in futures)) for number, done in each.items()}
+    return {number: done for results in (done_before, *(future.result() for future in futures)) for number, done in results.items()}

@@ -96,16 +96,16 @@ def _found(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key, 
         if 1 in matrix.shape:
             column = find_vector(graph, np.ascontiguousarray(matrix).reshape(-1))
             upright = matrix.shape[1] == 1
-            found[key] = column if upright else [piece._replace(axis=1, turned=not piece.turned) for piece in column]
+            found[key] = column if upright else [piece._replace(axis=1, transposed=not piece.transposed) for piece in column]
     wide = {key: matrix for key, matrix in matrices.items() if 1 not in matrix.shape}
     held = views(graph, FLOATS)
     for key, number, runs in find_runs(wide, [view.matrix for view in held]):
         view = held[number]
-        found.setdefault(key, []).extend(Piece(view.initializer, *run, 0, view.turned, view.slot) for run in runs)
+        found.setdefault(key, []).extend(Piece(view.initializer, *run, 0, view.transposed, view.slot) for run in runs)
     cut = {key: matrix for key, matrix in wide.items() if covered(found.get(key, []), matrix.shape) < matrix.size}
     for key, number, runs in find_runs({key: matrix.T for key, matrix in cut.items()}, [view.matrix for view in held]):
         view = held[number]
-        found.setdefault(key, []).extend(Piece(view.initializer, *run, 1, not view.turned, view.slot) for run in runs)
+        found.setdefault(key, []).extend(Piece(view.initializer, *run, 1, not view.transposed, view.slot) for run in runs)
     for key, one, near in find_quantized(graph, wide):
         found.setdefault(key, []).extend(Piece(one.weight, *run, nbits=one) for run in near.runs)
     return {key: _distinct(pieces) for key, pieces in found.items()}
@@ -114,9 +114,9 @@ def _found(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key, 
 def _distinct(pieces: list[Piece]) -> list[Piece]:
     """The pieces without those that say the same of an initializer in another way, as a stack of one matrix does."""
     kept: dict[tuple[object, ...], Piece] = {}
-    for piece in sorted(pieces, key=lambda one: (one.start - one.stop, one.slot is not None, one.turned)):
+    for piece in sorted(pieces, key=lambda one: (one.start - one.stop, one.slot is not None, one.transposed)):
         inside = any(other.initializer == piece.initializer and other.slot == piece.slot and other.axis == piece.axis
-                     and other.turned == piece.turned and other.at - other.start == piece.at - piece.start
+                     and other.transposed == piece.transposed and other.at - other.start == piece.at - piece.start
                      and other.start <= piece.start and piece.stop <= other.stop for other in kept.values())
         if not inside:
             kept[piece[:-1]] = piece

@@ -1,4 +1,4 @@
-"""Where a fold is computed."""
+"""Chooses what computes a merge: the compiled kernel, numpy, or torch on a device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .fused import Fused
 
 
 def arithmetic(device: str | None, stochastic: bool = False) -> Arithmetic:
-    """The cores of this machine for None; else torch on that device. ``stochastic``: numbers are not rounded to nearest.
+    """The kernel or numpy for None, else torch on that device. ``stochastic`` rounding is not for the kernel.
 
     Raises:
         ProviderError: torch has no such device here.

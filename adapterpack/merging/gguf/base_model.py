@@ -1,4 +1,4 @@
-"""A model of llama.cpp as the base of a merge: its tensors under the names, and in the order of rows, that transformers has for them."""
+"""Opens a GGUF model as the base of a merge: its tensors under transformers' names and in transformers' order of rows."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from ...pack.pack import Pack
 from ..base_model import MergeBase
 
 _BLOCK = 1 << 20
-_WITHIN = Verdict("variant", True, "the file's numbers are the checkpoint's, each within its grid")
-_ROOM = 2.0
-"""How many times further than its grid lets expect a weight may lie from the checkpoint's and still be of it: rounding is not uniform."""
-_ROUGH = 0.7
-"""The same limit, relative to the weight, for types whose grid is not known; two unrelated weights are 1.4 apart."""
+_WITHIN_GRID = Verdict("variant", True, "the file's numbers are the checkpoint's, each within its grid")
+_TOLERANCE = 2.0
+"""A weight may differ from the checkpoint's by this multiple of the error that its grid explains: rounding errors are not uniform."""
+_TOLERANCE_WITHOUT_GRID = 0.7
+"""The limit relative to the weight for types without a known grid; two unrelated weights differ by 1.4."""
 
 
 class GGUFFile:
-    """An open GGUF file: its header checked, its bytes mapped read-only. ``tensors`` are under transformers' names where these are known.
+    """An open GGUF file: its header checked, its bytes mapped read-only. ``tensors`` have transformers' names where these are known.
 
-    What is stored in blocks of codes is bytes ``[rows, bytes of a row]`` here.
+    A quantized tensor appears as bytes ``[rows, bytes of a row]``; ``entries`` are the header's entries under the same names.
 
     Raises:
-        FormatError, Unsupported: it is no GGUF file that is understood.
+        FormatError, Unsupported: the file is malformed, or of a kind that cannot be read.
     """
 
     metadata: Mapping[str, str] = {}
@@ -57,32 +57,33 @@ class GGUFFile:
         self.header = read_header(self.bytes, path)
         self.family = self._family()
         self.names = {name: self._name(name) for name in self.header.tensors}
-        self.own = {name: self.header.tensors[own] for own, name in self.names.items()}
-        if len(self.own) != len(self.names):
-            raise FormatError("two tensors are one in the model", where=path)
-        self.tensors = {name: _stored(name, tensor) for name, tensor in self.own.items()}
+        self.entries = {name: self.header.tensors[gguf_name] for gguf_name, name in self.names.items()}
+        if len(self.entries) != len(self.names):
+            raise FormatError("two tensors have one name in the model", where=path)
+        self.tensors = {name: _stored(name, tensor) for name, tensor in self.entries.items()}
 
     def _family(self) -> Family:
-        said = self.header.values.get("general.architecture")
+        architecture = self.header.values.get("general.architecture")
         if self.header.values.get("general.type", "model") != "model":
             raise Unsupported("this GGUF file is no model", where=self.path, expected="model", found=self.header.values["general.type"],
                               remedy="an adapter in GGUF is a PACK: name the model's file first")
-        known = {family.name: family for family in FAMILIES.values()}
-        if said not in known:
-            raise Unsupported("no names are known for this kind of model", where=self.path, expected=", ".join(known), found=said,
+        families = {family.name: family for family in FAMILIES.values()}
+        if architecture not in families:
+            raise Unsupported("no names are known for this kind of model", where=self.path, found=architecture,
+                              expected=", ".join(families),
                               remedy="merge into the original checkpoint, and convert the result with llama.cpp's converter")
-        return known[said]
+        return families[architecture]
 
-    def _name(self, own: str) -> str:
+    def _name(self, gguf_name: str) -> str:
         for ending in (".weight", ".bias"):
-            if own.endswith(ending) and (module := module_of(self.family, own.removesuffix(ending))) is not None:
+            if gguf_name.endswith(ending) and (module := module_of(self.family, gguf_name.removesuffix(ending))) is not None:
                 return module + ending
-        return own
+        return gguf_name
 
     def number(self, key: str) -> int | None:
-        """A positive integer of the architecture's keys, or None."""
-        found = self.header.values.get(f"{self.family.name}.{key}")
-        return found if type(found) is int and 0 < found < 1 << 32 else None
+        """A positive integer under a key of the architecture, or None."""
+        value = self.header.values.get(f"{self.family.name}.{key}")
+        return value if type(value) is int and 0 < value < 1 << 32 else None
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as it is stored, as a read-only view of the mapped file."""
@@ -91,14 +92,14 @@ class GGUFFile:
 
 
 def _stored(name: str, tensor: Tensor) -> TensorInfo:
-    kind, shape = tensor.type, tensor.shape
-    if kind.plain:
-        return TensorInfo(name, kind.name, shape, tensor.offset, tensor.nbytes)
-    return TensorInfo(name, "U8", (math.prod(shape[:-1]), shape[-1] // kind.block * kind.size), tensor.offset, tensor.nbytes)
+    tensor_type, shape = tensor.type, tensor.shape
+    if tensor_type.plain:
+        return TensorInfo(name, tensor_type.name, shape, tensor.offset, tensor.nbytes)
+    return TensorInfo(name, "U8", (math.prod(shape[:-1]), shape[-1] // tensor_type.block * tensor_type.size), tensor.offset, tensor.nbytes)
 
 
 class GGUFBase(MergeBase):
-    """A GGUF file as a base. ``checkpoint`` is the one that it was made from: with it, the numbers of both are compared.
+    """A GGUF file as a base. ``checkpoint`` is the one that it was converted from: if given, the numbers of both are compared.
 
     Raises:
         FormatError, Unsupported: the file is malformed, or a kind of model whose names are not known.
@@ -112,13 +113,13 @@ class GGUFBase(MergeBase):
         self.files: dict[str, Any] = {name: self.file}
         self.shard_of = dict.fromkeys(self.file.tensors, name)
         self.quantized = {name: ggml.weight(name, tensor.type.name, (math.prod(tensor.shape[:-1]), tensor.shape[-1]))
-                      for name, tensor in self.file.own.items() if not tensor.type.plain}
+                      for name, tensor in self.file.entries.items() if not tensor.type.plain}
         self.original = None if checkpoint is None else Checkpoint(checkpoint)
         self._measured: dict[str, tuple[float, float]] = {}
 
     @property
     def inputs(self) -> list[Path]:
-        """The file, and the checkpoint beside it."""
+        """The file, and the checkpoint that it was converted from."""
         return [self.file.path, *([] if self.original is None else [self.original.folder])]
 
     @property
@@ -129,31 +130,31 @@ class GGUFBase(MergeBase):
     @cached_property
     def name(self) -> str:
         """The name in the file, or the file's own."""
-        said = self.file.header.values.get("general.name")
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", said if isinstance(said, str) else self.file.path.stem).strip("-._")[:128] or "base"
+        stated = self.file.header.values.get("general.name")
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", stated if isinstance(stated, str) else self.file.path.stem).strip("-._")[:128] or "base"
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What a merge asks of a configuration, told by the tensors."""
-        table = self.file.own.get("model.embed_tokens.weight")
-        tied = table is not None and "lm_head.weight" not in self.file.own
+        """The settings that a merge reads from ``config.json``, derived from the tensors."""
+        table = self.file.entries.get("model.embed_tokens.weight")
+        tied = table is not None and "lm_head.weight" not in self.file.entries
         return {"tie_word_embeddings": tied, **({} if table is None else {"vocab_size": table.shape[0]})}
 
     @cached_property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """How far the file lies from the checkpoint, where that was measured."""
+        """How much the file differs from the checkpoint, where that was measured."""
         if not self._measured:
             return ()
         worst = max(self._measured, key=lambda name: self._measured[name][0])
-        found, expected = self._measured[worst]
-        said = f"at most {found:.2g} of their size ({worst}), where its grid lets expect {expected:.2g}" if found else "nowhere"
-        return (f"{len(self._measured)} weights of the file differ from the checkpoint's {said}",)
+        distance, expected = self._measured[worst]
+        how = f"at most {distance:.2g} of their size ({worst}), where its grid lets expect {expected:.2g}" if distance else "nowhere"
+        return (f"{len(self._measured)} weights of the file differ from the checkpoint's {how}",)
 
-    def order(self, name: str) -> np.ndarray | None:
+    def row_order(self, name: str) -> np.ndarray | None:
         """For each row of a head in the file its row in the model, where a tensor's rows are reordered."""
         heads = self.file.number("attention.head_count")
         groups = self.file.number("attention.head_count_kv") or heads
-        path, tensor = name.rpartition(".")[0], self.file.own[name]
+        path, tensor = name.rpartition(".")[0], self.file.entries[name]
         if heads is None or groups is None:
             if self.file.family.reorders and path.rpartition(".")[2] in ("q_proj", "k_proj"):
                 raise FormatError("the file does not say how many heads the model has", where=self.file.path,
@@ -162,18 +163,18 @@ class GGUFBase(MergeBase):
         return rope_row_order(self.file.family, path, tensor.shape[0], heads, groups)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as it is stored, but for a bias, which is in the model's order of rows; that of a weight is its storage's business."""
-        order = self.order(name) if len(self.file.own[name].shape) == 1 else None
+        """A tensor as it is stored; a bias in the model's order of rows (for weights, :meth:`storage` reorders rows)."""
+        order = self.row_order(name) if len(self.file.entries[name].shape) == 1 else None
         return super().read(name) if order is None else as_model(super().read(name), order)
 
     def storage(self, name: str, out: str | None, where: object = None) -> Storage:
-        """See :class:`MergeBase`. What has one axis is never written in another type: llama.cpp wants norms and biases in float32."""
-        flat = len(self.file.own[name].shape) == 1
-        return ordered(super().storage(name, None if flat else out, where), None if flat else self.order(name))
+        """See :class:`MergeBase`. Norms and biases are never written in another type: llama.cpp wants them in float32."""
+        flat = len(self.file.entries[name].shape) == 1
+        return ordered(super().storage(name, None if flat else out, where), None if flat else self.row_order(name))
 
     def require(self, pack: Pack, content: bool | None = True, allow_structural: bool = False) -> Verdict:
-        """That the pack was made for this model: by the checkpoint that the file was made from, whose bytes are the pack's base and whose
-        numbers the file's are, each within its grid.
+        """Checks that the pack was made for this model: its base is the checkpoint that the file was converted from, and the file's numbers
+        are those of the checkpoint, within the error of their grids.
 
         Raises:
             BaseMismatch: it was not, or without a checkpoint nothing shows it and ``allow_structural`` was not given.
@@ -181,11 +182,11 @@ class GGUFBase(MergeBase):
         """
         require_shapes(pack, self, renamed=False)
         if self.original is not None:
-            found = pack.require_base(self.original, content=content, allow_structural=allow_structural)
+            verdict = pack.require_base(self.original, content=content, allow_structural=allow_structural)
             if content is not False:
                 self._require_numbers(pack, self.original)
-                return _WITHIN if found.accepted else found
-            return found
+                return _WITHIN_GRID if verdict.accepted else verdict
+            return verdict
         if allow_structural or not any(recorded_fingerprint(pack.manifest.base)):
             return Verdict("structural", False, "only names and shapes were compared")
         raise BaseMismatch(f"nothing shows that pack '{pack.name}' was made for this model: a GGUF file holds other bytes than "
@@ -202,31 +203,32 @@ class GGUFBase(MergeBase):
             if name in self._measured:
                 continue
             kind = "table" if LAYOUTS[group.kind].ids else group.kind
-            theirs = to_matrix(kind, original.read(original.require_weight(group.path, group.weight)))
-            distance, expected = _apart(self, name, self.storage(name, None).reader.matrices(kind)[0], theirs)
+            of_checkpoint = to_matrix(kind, original.read(original.require_weight(group.path, group.weight)))
+            distance, expected = _distance(self, name, self.storage(name, None).reader.matrices(kind)[0], of_checkpoint)
             self._measured[name] = distance, expected
-            if not distance <= (_ROOM * expected if expected else _ROUGH):
+            allowed = _TOLERANCE * expected if expected else _TOLERANCE_WITHOUT_GRID
+            if not distance <= allowed:
                 raise BaseMismatch("the file is no form of this checkpoint: a weight lies further away than its grid can explain",
-                                   where=f"{self.file.path}, {name}", expected=f"within {_ROOM * expected or _ROUGH:.2g} of its size",
+                                   where=f"{self.file.path}, {name}", expected=f"within {allowed:.2g} of its size",
                                    found=f"{distance:.2g}", remedy="name the checkpoint that the file was made from")
 
 
-def _apart(base: GGUFBase, name: str, mine: Any, theirs: np.ndarray) -> tuple[float, float]:
-    """How far a weight lies from the checkpoint's, and how far its type lets expect, both relative to the checkpoint's norm."""
-    if mine.shape != theirs.shape:
-        raise BaseMismatch("a weight has another shape in the checkpoint", where=f"{base.file.path}, {name}", expected=theirs.shape,
-                           found=mine.shape, remedy="name the checkpoint that the file was made from")
-    coded = base.quantized.get(name)
-    away = size = noise = 0.0
-    for rows in _blocks(*theirs.shape):
-        values = theirs[rows].astype(np.float32)
-        away += float(np.sum(np.square(mine[rows].astype(np.float32) - values), dtype=np.float64))
+def _distance(base: GGUFBase, name: str, matrix: Any, of_checkpoint: np.ndarray) -> tuple[float, float]:
+    """How much a weight differs from the checkpoint's, and how much its type explains, both relative to the checkpoint's norm."""
+    if matrix.shape != of_checkpoint.shape:
+        raise BaseMismatch("a weight has another shape in the checkpoint", where=f"{base.file.path}, {name}", expected=of_checkpoint.shape,
+                           found=matrix.shape, remedy="name the checkpoint that the file was made from")
+    weight = base.quantized.get(name)
+    difference = size = noise = 0.0
+    for rows in _blocks(*of_checkpoint.shape):
+        values = of_checkpoint[rows].astype(np.float32)
+        difference += float(np.sum(np.square(matrix[rows].astype(np.float32) - values), dtype=np.float64))
         size += float(np.sum(np.square(values), dtype=np.float64))
-        if coded is not None and coded.read_only_reason is None:
-            noise += coded.grid.noise(coded.unpack(base.parts(name), rows))
-    if coded is None:  # what rounding to bfloat16 makes at most, twice, and float16 below its normal numbers
+        if weight is not None and weight.read_only_reason is None:
+            noise += weight.grid.noise(weight.unpack(base.parts(name), rows))
+    if weight is None:  # twice the largest error of rounding to bfloat16, and of float16 below its normal numbers
         noise = size * 2.0**-14 + 1e-12
-    return math.sqrt(away / size) if size else math.sqrt(away), math.sqrt(noise / size) if size else 0.0
+    return math.sqrt(difference / size) if size else math.sqrt(difference), math.sqrt(noise / size) if size else 0.0
 
 
 def _blocks(rows: int, columns: int) -> Iterator[slice]:

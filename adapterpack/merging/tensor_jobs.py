@@ -1,4 +1,4 @@
-"""What is done for one tensor of the output, or for one stretch of unchanged bytes: a few kinds of jobs."""
+"""The jobs of a merge: copy unchanged bytes, write a given tensor, convert a tensor to another dtype, or merge adapters into a weight."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from .plan import Target
 from .report import TensorLoss
 
 
-class Run(NamedTuple):
-    """What all jobs of a merge share."""
+class MergeContext(NamedTuple):
+    """What all jobs of a merge use."""
 
     folder: Path
     ticker: Ticker
@@ -44,68 +44,68 @@ class Tensor(NamedTuple):
     item: Item
     shard: Shard
 
-    def write(self, run: Run) -> Any:
-        """The file that the tensor goes to, opened."""
-        return opened(run.folder / self.shard.name, os.O_WRONLY)
+    def write(self, context: MergeContext) -> Any:
+        """The output file of the tensor, opened."""
+        return opened(context.folder / self.shard.name, os.O_WRONLY)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work that any worker can do; ``files`` are the output files that it writes to, ``nbytes`` is what it writes."""
+    """A unit of work for any worker; ``files`` are the output files that it writes to, ``nbytes`` how much it writes."""
 
     files: frozenset[str]
     nbytes: int
 
-    def run(self, run: Run, scratch: Scratch) -> Sums | None:
-        """Does it; the sums are those of a changed weight."""
+    def run(self, context: MergeContext, scratch: Scratch) -> Sums | None:
+        """Does the work; returns the sums of a changed weight."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Copy(Job):
-    """Unchanged bytes."""
+    """Copies unchanged bytes."""
 
     shard: Shard
     span: Span
 
-    def run(self, run: Run, scratch: Scratch) -> None:
+    def run(self, context: MergeContext, scratch: Scratch) -> None:
         """See :class:`Job`."""
-        with opened(self.shard.base.path, os.O_RDONLY) as source, opened(run.folder / self.shard.name, os.O_WRONLY) as sink:
+        with opened(self.shard.base.path, os.O_RDONLY) as source, opened(context.folder / self.shard.name, os.O_WRONLY) as sink:
             copy_span(source, sink, self.span, lambda count: scratch.get("copy", (count,), np.dtype(np.uint8)))
-        run.ticker.add(self.span.nbytes)
+        context.ticker.add(self.span.nbytes)
 
 
 @dataclass(frozen=True)
 class Put(Job):
-    """A module that was trained whole."""
+    """Writes a tensor of a fully trained module."""
 
     tensor: Tensor
 
-    def run(self, run: Run, scratch: Scratch) -> None:
+    def run(self, context: MergeContext, scratch: Scratch) -> None:
         """See :class:`Job`."""
         place, value = self.tensor.item.place, self.tensor.item.value
         assert value is not None
         stored = np.ascontiguousarray(value, dtype=DTYPES[place.dtype])
-        judge(stored, value, run.safe, place.name)
-        with self.tensor.write(run) as sink:
+        require_finite(stored, value, context.safe, place.name)
+        with self.tensor.write(context) as sink:
             write_all(sink, stored, place.offset)
-        run.ticker.add(stored.nbytes)
+        context.ticker.add(stored.nbytes)
 
 
-class Parts:
-    """The tensors of one weight in the output, by role, open to be written block by block.
+class OutputParts:
+    """The output tensors of one weight, by role, open to be written block by block.
 
-    Rows of a part are written as they come. A part that has the outputs in its columns is gathered in memory, as small as it is stored, and
-    written at the end. All of its bytes are ticked once.
+    Rows of a part are written at once. A part that has the outputs in its columns is gathered in memory and written at the end. Every byte
+    counts once for the progress.
     """
 
-    def __init__(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
-        self._run, self._tensors, self._stack = run, tensors, ExitStack()
+    def __init__(self, context: MergeContext, tensors: Mapping[str, Tensor]) -> None:
+        self._context, self._tensors, self._stack = context, tensors, ExitStack()
         self._gathered: dict[str, np.ndarray] = {}
         self._written = dict.fromkeys(tensors, 0)
 
-    def __enter__(self) -> Parts:
-        self._sinks = {role: self._stack.enter_context(tensor.write(self._run)) for role, tensor in self._tensors.items()}
+    def __enter__(self) -> OutputParts:
+        self._sinks = {role: self._stack.enter_context(tensor.write(self._context)) for role, tensor in self._tensors.items()}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -113,7 +113,7 @@ class Parts:
 
     def write(self, stored: Encoded) -> None:
         """Writes the updates of a block."""
-        self._run.ticker.check()
+        self._context.ticker.check()
         for piece in stored.updates:
             place = self._tensors[piece.part].item.place
             if piece.columns is not None:
@@ -126,7 +126,7 @@ class Parts:
             self._put(piece.part, values, at)
 
     def finish(self, rest: Callable[[str], np.ndarray]) -> None:
-        """Writes what was gathered, and what no block was written to."""
+        """Writes the gathered parts, and those that no block updated."""
         for role, written in self._written.items():
             if role in self._gathered or not written:
                 self._put(role, np.ascontiguousarray(self._gathered.get(role, rest(role))), 0)
@@ -134,66 +134,66 @@ class Parts:
     def _put(self, role: str, values: np.ndarray, at: int) -> None:
         write_all(self._sinks[role], values, self._tensors[role].item.place.offset + at)
         self._written[role] += values.nbytes
-        self._run.ticker.add(values.nbytes)
+        self._context.ticker.add(values.nbytes)
 
 
 @dataclass(frozen=True)
 class Convert(Job):
-    """A weight in another dtype, or in numbers where it was quantized."""
+    """Writes a weight in another dtype, or dequantized."""
 
     tensor: Tensor
     storage: Storage
 
-    def run(self, run: Run, scratch: Scratch) -> None:
+    def run(self, context: MergeContext, scratch: Scratch) -> None:
         """See :class:`Job`."""
         (reader, writer), name = self.storage, self.tensor.item.place.name
         rows, columns = reader.shape
-        with reader.opened() as read, Parts(run, {MAIN_PART: self.tensor}) as parts:
+        with reader.opened() as read, OutputParts(context, {MAIN_PART: self.tensor}) as parts:
             for block in blocks(rows, columns, reader.step, ELEMENTS):
                 raw = read(block, columns, scratch)
                 values = reader.decode(raw, scratch)
-                stored = writer.encode(values, block, run.rounding(name, block.start * columns), scratch)
-                judge(stored.raw, values, run.safe, name)
+                stored = writer.encode(values, block, context.rounding(name, block.start * columns), scratch)
+                require_finite(stored.raw, values, context.safe, name)
                 parts.write(stored)
 
 
 @dataclass(frozen=True)
 class Fold(Job):
-    """All adapters of one weight, and what changes with it - its bias, the scales of a quantized weight: computed in float32, rounded once.
+    """Merges all adapters of one weight, and what changes with it (its bias, the scales of a quantized weight): in float32, rounded once.
 
-    ``parts`` are the weight's tensors by role. A weight whose stored rows are not output rows is folded whole where its change is more than
-    plain factors; a stack of weights one after the other.
+    ``parts`` are the weight's tensors by role. A weight that is stored transposed is processed in one block where its change is more than
+    a product of factors; the matrices of a stack one after the other.
     """
 
     target: Target
     parts: Mapping[str, Tensor]
     bias: Tensor | None
 
-    def run(self, run: Run, scratch: Scratch) -> Sums:
+    def run(self, context: MergeContext, scratch: Scratch) -> Sums:
         """See :class:`Job`."""
         target, storage, place = self.target, self.target.storage, self.parts[MAIN_PART].item.place
         reader, sums, done = storage.reader, Sums(), 0
         bias = _Bias(self.bias, target.bias, reader.work)
-        with reader.opened() as read, Parts(run, self.parts) as parts:
+        with reader.opened() as read, OutputParts(context, self.parts) as parts:
             for number, matrix in enumerate(reader.matrices(target.kind)):
-                change = run.arithmetic.prepare([slice_of(each, number) for each in target.contributions], reader.work, matrix,
-                                                target.base_bias)
-                sums += Sums(change=run.arithmetic.energy(change) or 0.0)
-                for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, storage, run.arithmetic):
-                    count = block.columns if block.turned else block.rows.stop - block.rows.start
-                    across = (block.rows.stop - block.rows.start) if block.turned else block.columns
+                contributions = [slice_of(contribution, number) for contribution in target.contributions]
+                change = context.arithmetic.prepare(contributions, reader.work, matrix, target.base_bias)
+                sums += Sums(change=context.arithmetic.energy(change) or 0.0)
+                for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, storage, context.arithmetic):
+                    count = block.columns if block.transposed else block.rows.stop - block.rows.start
+                    across = (block.rows.stop - block.rows.start) if block.transposed else block.columns
                     stored = slice(done // max(1, across), done // max(1, across) + count)
                     raw = read(stored, across, scratch)
-                    whole = Block(raw, stored, block.rows, block.turned, bias.part(block.rows))
-                    write = _Judged(parts, run.safe, place.name)
-                    found, after = run.arithmetic.fold(block.change, storage, whole, run.rounding(place.name, done), scratch, write,
-                                                       sums.moved)
-                    write.judge(found)
+                    read_block = Block(raw, stored, block.rows, block.transposed, bias.part(block.rows))
+                    write = _FiniteWriter(parts, context.safe, place.name)
+                    rounding = context.rounding(place.name, done)
+                    block_sums, after = context.arithmetic.fold(block.change, storage, read_block, rounding, scratch, write, sums.moved)
+                    write.check(block_sums)
                     bias.put(block.rows, after)
-                    sums += found
+                    sums += block_sums
                     done += raw.size
             parts.finish(storage.writer.rest)
-        return sums + bias.write(run, scratch)
+        return sums + bias.write(context, scratch)
 
     def loss(self, sums: Sums) -> TensorLoss:
         """What was lost in storing the weight."""
@@ -203,34 +203,34 @@ class Fold(Job):
 
 
 class _Part(NamedTuple):
-    """A block of a matrix ``[out, in]`` and the change to apply to it; ``turned``: the stored bytes are those of the transpose."""
+    """A block of a matrix ``[out, in]`` and its change; ``transposed`` says that the transpose of the matrix is stored."""
 
     change: Any
     rows: slice
     columns: int
-    turned: bool
+    transposed: bool
 
 
-def _blocks(change: Any, shape: tuple[int, int], turned: bool, storage: Storage, arithmetic: Arithmetic) -> Iterator[_Part]:
+def _blocks(change: Any, shape: tuple[int, int], transposed: bool, storage: Storage, arithmetic: Arithmetic) -> Iterator[_Part]:
     rows, columns = shape
-    if turned and (other := arithmetic.turned(change)) is not None:
-        change, turned, rows, columns = other, False, columns, rows
-    if turned or arithmetic.is_whole(change):
-        yield _Part(change, slice(0, rows), columns, turned)
+    if transposed and (other := arithmetic.transposed(change)) is not None:
+        change, transposed, rows, columns = other, False, columns, rows
+    if transposed or arithmetic.is_whole(change):
+        yield _Part(change, slice(0, rows), columns, transposed)
         return
     for block in blocks(rows, columns, storage.reader.step, arithmetic.elements(change, storage)):
-        yield _Part(change, block, columns, turned)
+        yield _Part(change, block, columns, transposed)
 
 
 _TILES = (24, 12)
-"""Rows that are a multiple of what any kernel takes at once: with the 8 of this package's own, and those of OpenBLAS alone."""
+"""Multiples of the rows that a matrix kernel processes at once: of this package's (8) and OpenBLAS's, and of OpenBLAS's alone."""
 
 
 def blocks(rows: int, columns: int, step: int, elements: int) -> Iterator[slice]:
     """Rows in blocks of about ``elements`` numbers that begin at multiples of ``step``.
 
-    Where they may, they begin at multiples of 24 or 12, too: OpenBLAS's kernels go through a product in such steps and add up in another
-    order in what is left over, so that its blocks are then those of the whole product, bit for bit.
+    Where possible they also begin at multiples of 24 or 12: OpenBLAS's kernels process a product in such steps and add up in another order
+    in the remainder, so that the products of blocks then equal the whole product bit for bit.
 
     Example:
         >>> list(blocks(10, 100, 4, 500))
@@ -242,27 +242,27 @@ def blocks(rows: int, columns: int, step: int, elements: int) -> Iterator[slice]
         yield slice(start, min(rows, start + size))
 
 
-class _Judged:
-    """Writes a block, and under ``safe`` refuses one that is not finite: native floats at once, others where the sums look strange."""
+class _FiniteWriter:
+    """Writes a block, and with ``safe`` refuses one that is not finite: native floats at once, others if the sums are not finite."""
 
-    def __init__(self, parts: Parts, safe: bool, name: str) -> None:
+    def __init__(self, parts: OutputParts, safe: bool, name: str) -> None:
         self._parts, self._safe, self._name = parts, safe, name
         self._raw: np.ndarray | None = None
 
     def __call__(self, stored: Encoded) -> None:
         if stored.raw.dtype in {np.dtype(np.float32), np.dtype(np.float64)}:
-            judge(stored.raw, None, self._safe, self._name)
+            require_finite(stored.raw, None, self._safe, self._name)
         else:
             self._raw = stored.raw
         self._parts.write(stored)
 
-    def judge(self, sums: Sums) -> None:
+    def check(self, sums: Sums) -> None:
         if self._raw is not None and not math.isfinite(sums.error):
-            judge(self._raw, None, self._safe, self._name)
+            require_finite(self._raw, None, self._safe, self._name)
 
 
 class _Bias:
-    """The bias of a weight, which changes block by block with it; nothing where it stays."""
+    """The bias of a weight, which changes block by block with it; does nothing where the bias is unchanged."""
 
     def __init__(self, tensor: Tensor | None, name: str | None, dtype: np.dtype[Any]) -> None:
         self._tensor = tensor
@@ -277,22 +277,22 @@ class _Bias:
         if self._tensor is not None and after is not None:
             self._after[rows] = after
 
-    def write(self, run: Run, scratch: Scratch) -> Sums:
+    def write(self, context: MergeContext, scratch: Scratch) -> Sums:
         if self._tensor is None:
             return Sums()
         place = self._tensor.item.place
-        rounding: Round = run.rounding(place.name, 0)
+        rounding: Round = context.rounding(place.name, 0)
         stored = rounding(self._after, DTYPES[place.dtype], scratch)
-        judge(stored, None, run.safe, place.name)
-        with self._tensor.write(run) as sink:
+        require_finite(stored, None, context.safe, place.name)
+        with self._tensor.write(context) as sink:
             write_all(sink, stored, place.offset)
-        run.ticker.add(stored.nbytes)
-        change, back = self._after - self._before, stored.astype(self._before.dtype)
-        return sums_of(change[None], ((back - self._before) - change)[None], bool(np.any(back != self._before)))
+        context.ticker.add(stored.nbytes)
+        change, reread = self._after - self._before, stored.astype(self._before.dtype)
+        return sums_of(change[None], ((reread - self._before) - change)[None], bool(np.any(reread != self._before)))
 
 
-def judge(stored: np.ndarray, given: np.ndarray | None, safe: bool, name: str) -> None:
-    """Raises :class:`NonFinite` under ``safe`` if ``stored`` holds NaN or infinity that ``given`` did not hold."""
-    if safe and not np.isfinite(stored).all() and (given is None or np.isfinite(given).all()):
+def require_finite(stored: np.ndarray, original: np.ndarray | None, safe: bool, name: str) -> None:
+    """Raises :class:`NonFinite` under ``safe`` if ``stored`` holds NaN or infinity that ``original`` does not hold."""
+    if safe and not np.isfinite(stored).all() and (original is None or np.isfinite(original).all()):
         raise NonFinite("the merged tensor holds NaN or infinity", where=name,
                         remedy="merge with a wider dtype; if that does not help, the base or the adapter holds it already")
