@@ -1,4 +1,4 @@
-"""What a match says: which part of a checkpoint's matrix is which part of an initializer."""
+"""Describes which part of a checkpoint's matrix is which part of an initializer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .nbits import NBits
 
 
 class Piece(NamedTuple):
-    """Part of a matrix ``M`` ``[out, in]`` of a checkpoint, and where a graph holds it.
+    """Part of a matrix ``M`` ``[out, in]`` of a checkpoint, and where a graph stores it.
 
-    Along ``axis`` (0: rows, 1: columns) ``start`` to ``stop`` of ``M`` lie in ``initializer`` from ``at`` on; along the other axis all of
+    Along ``axis`` (0: rows, 1: columns) ``start`` to ``stop`` of ``M`` are in ``initializer`` from ``at`` on; along the other axis all of
     it. ``transposed``: the initializer holds ``M`` transposed. ``slot`` is the matrix in an initializer of three axes, or None where its
     later axes are all columns. ``nbits`` is the MatMulNBits node of a quantized weight.
     """
@@ -45,13 +45,13 @@ class View(NamedTuple):
 
 
 def views(graph: GraphFile, floats: frozenset[np.dtype[Any]], axes: tuple[int, ...] = (2, 3, 4, 5)) -> list[View]:
-    """Every way to see a float initializer of a graph as a matrix, as it lies and transposed."""
-    found = []
+    """Every float initializer of a graph as a matrix, as it is stored and transposed."""
+    matrices = []
     for name, place in graph.stored.items():
         if place.dtype in floats and len(place.shape) in axes and place.nbytes:
-            found += [View(name, transposed, slot, oriented(whole, transposed)) for slot in slots(place)
+            matrices += [View(name, transposed, slot, oriented(whole, transposed)) for slot in slots(place)
                       for whole in (as_matrix(graph.array(name), slot),) for transposed in (False, True)]
-    return found
+    return matrices
 
 
 def slots(place: Stored) -> list[int | None]:

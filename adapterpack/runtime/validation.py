@@ -123,7 +123,7 @@ def _confined(folder: Path) -> Iterator[Finding]:
     """AB105."""
     for path in sorted(folder.glob("*.onnx")):
         try:
-            require_confined(path, there=False)  # what is missing has been told
+            require_confined(path, must_exist=False)  # what is missing has been told
         except AdapterpackError as error:
             yield Finding("AB105", "error", path.name, error.told, error.remedy or "do not use this bundle")
 
