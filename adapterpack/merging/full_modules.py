@@ -94,7 +94,7 @@ def _tie(base: Checkpoint, replaced: Mapping[str, np.ndarray], added: dict[str, 
                 return {tied_weights.head_of(base, name): name}
             raise Unsupported("this tensor is the input embedding and the output head at once, and only one of them was trained",
                               where=f"{base.where}, {name}",
-                              remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter beside the base")
+                              remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter unmerged")
     return {}
 
 
@@ -107,7 +107,7 @@ def _prefix(base: Checkpoint, pack: Pack) -> str:
             prefixes.add(group.path.removesuffix(module) if group.path.endswith(f".{module}") else "")
     if len(prefixes) > 1:
         raise Unsupported("the sites do not agree on how the task model's names differ from the base's", where=f"pack '{pack.name}'",
-                          found=sorted(prefixes), remedy="keep the adapter beside the base")
+                          found=sorted(prefixes), remedy="keep the adapter unmerged")
     return next(iter(prefixes), "")
 
 
@@ -123,7 +123,7 @@ def _require_replaceable(base: Checkpoint, pack: Pack, name: str, value: np.ndar
     shape = base.tensors[name].shape
     if shape != value.shape and not pack.manifest.task.labels and not vocabulary.adds_words(base, name, value):
         raise Unsupported("a module that was trained whole has another shape in the base", where=f"pack '{pack.name}', {name}",
-                          expected=shape, found=value.shape, remedy="keep the adapter beside the base")
+                          expected=shape, found=value.shape, remedy="keep the adapter unmerged")
 
 
 def _tied(base: Checkpoint) -> bool:

@@ -153,7 +153,7 @@ def merge(
         full = todo.full_modules
         if report.losses and not any(loss.stored for loss in report.losses) and not full.added and not full.replaced:
             raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
-                              found=report.losses[0].dtype, remedy="merge with dtype float32, or keep the adapter beside the base")
+                              found=report.losses[0].dtype, remedy="merge with dtype float32, or keep the adapter unmerged")
         container.finish(folder, source, opened, todo, out_dtype, shards, report.provenance())
 
     several = share.count > 1

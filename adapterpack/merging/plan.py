@@ -125,13 +125,13 @@ def _contributions(base: MergeBase, pack: Pack, weight: float) -> Iterator[tuple
     for method in pack.methods:
         if method.kind != "weight":
             raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
-                              remedy="keep the adapter beside the base")
+                              remedy="keep the adapter unmerged")
         if method.unfoldable:
             raise Unsupported(method.unfoldable, where=owner,
-                              remedy="keep the adapter beside the base: attach it, or export with --mode bank")
+                              remedy="keep the adapter unmerged: attach it, or export with --mode bank")
     if pack.acts is not None:
         raise Unsupported("this adapter acts at some positions of a row only, which no weight can tell apart", where=owner,
-                          found=f"{pack.method.name}, {pack.acts}"[:200], remedy="keep it beside the base, or export a bank or inputs")
+                          found=f"{pack.method.name}, {pack.acts}"[:200], remedy="keep it unmerged, or export a bank or inputs")
     for method in pack.methods:
         if weight != 1 and not method.traits.additive:
             raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
@@ -145,7 +145,7 @@ def _shape(base: MergeBase, owner: str, group: Group) -> tuple[int, int]:
     """The shape ``[out, in]`` of the weight that a group changes."""
     if group.kind not in LAYOUTS:
         raise Unsupported(f"sites of kind '{group.kind}' cannot be folded", where=f"{owner}, {group.path}", expected=", ".join(LAYOUTS),
-                          remedy="keep the adapter beside the base")
+                          remedy="keep the adapter unmerged")
     stored = base.tensors[base.require_weight(group.path, group.weight)].shape
     shape = matrix_shape(group.kind, stored)
     if shape is None:
@@ -196,6 +196,6 @@ def _target(base: MergeBase, name: str, contributions: list[Contribution], out: 
         after = bound.fold(matrix[row].astype(dtype), before, row)[1]
         if bias is None and after is not None:
             raise Unsupported(f"folding method '{contribution.method.name}' gives this site a bias, and the base has none",
-                              where=f"{base.folder}, {name}", expected=f"{stem}.bias", remedy="keep the adapter beside the base")
+                              where=f"{base.folder}, {name}", expected=f"{stem}.bias", remedy="keep the adapter unmerged")
         changes_bias = changes_bias or after is not before
     return Target(name, bias if changes_bias else None, tuple(effective), storage, old, kind) if effective else None

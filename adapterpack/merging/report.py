@@ -159,7 +159,7 @@ def advice(losses: Sequence[TensorLoss], relative_error: float, kept: float) -> 
 
     Example:
         >>> advice([TensorLoss("w", "F64", 1.0, 0.5, 0.9, 1.0)], 0.5, 0.9)
-        'Rounding to F64 stored the change with 50 % error (90 % of it kept): keep the adapter beside the base.'
+        'Rounding to F64 stored the change with 50 % error (90 % of it kept): keep the adapter unmerged.'
     """
     strange = [loss.tensor for loss in losses if not math.isfinite(loss.error)]
     if strange:
@@ -169,5 +169,5 @@ def advice(losses: Sequence[TensorLoss], relative_error: float, kept: float) -> 
     worst = max(losses, key=lambda loss: loss.error)
     dtype = worst.dtype
     wider = "bfloat16, which writes the base dequantized" if worst.grid else _WIDER.get(dtype)
-    way_out = (f"merge with dtype {wider}, or " if wider else "") + "keep the adapter beside the base"
+    way_out = (f"merge with dtype {wider}, or " if wider else "") + "keep the adapter unmerged"
     return f"Rounding to {dtype} stored the change with {relative_error:.0%} error ({kept:.0%} of it kept): {way_out}.".replace("%", " %")

@@ -69,7 +69,7 @@ def head_of(base: Checkpoint, table: str) -> str:
         raise Unsupported("it is not known what the head of this model is called once it is untied", where=f"{base.where}, {table}",
                           found=classes[0] or "no architecture in config.json",
                           expected=f"a class that ends with {' or '.join(_LANGUAGE_MODELS)}",
-                          remedy="keep the adapter beside the base")
+                          remedy="keep the adapter unmerged")
     return f"{_HEAD}.weight"
 
 
@@ -140,4 +140,4 @@ def _shared(name: str, contributions: Sequence[Contribution], heads: Sequence[Co
         use = "head" if heads else "embedding"
         what = f"this tensor is the input embedding and the output head at once, and only the {use} was adapted"
     return Unsupported(what, where=name, found=uses,
-                       remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter beside the base")
+                       remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter unmerged")

@@ -124,4 +124,4 @@ def modules_with(base: Checkpoint, codec: str, ending: str) -> list[ModuleTensor
 def unreadable(codec: str, base: Checkpoint, what: str, found: object, expected: object = None) -> Unsupported:
     """The error for a variety of a format that cannot be read."""
     return Unsupported(f"this form of {codec} is not read: {what}", where=base.folder, found=found, expected=expected,
-                       remedy="merge into the original checkpoint and quantize the result, or keep the adapter beside the base")
+                       remedy="merge into the original checkpoint and quantize the result, or keep the adapter unmerged")

@@ -89,7 +89,7 @@ class StackReader(NamedTuple):
         """See the protocol."""
         if kind != "experts":
             raise Unsupported(f"experts that are stored one by one are no weight of a site of kind '{kind}'", expected="experts",
-                              where=f"{self.base.folder}, {self.stack.name}", remedy="keep the adapter beside the base")
+                              where=f"{self.base.folder}, {self.stack.name}", remedy="keep the adapter unmerged")
         return [_Expert(self.base, names, DTYPES[self.stack.dtype]) for names in self.stack.parts]
 
     @contextmanager

@@ -81,7 +81,7 @@ class QuantizedReader(NamedTuple):
         if layout.stacked or 2 not in layout.axes:
             raise Unsupported(f"a quantized weight is a matrix, and this site is of kind '{kind}'", expected="linear",
                               where=self.where, found=self.matrix.weight.codec,
-                              remedy="merge into the original checkpoint and quantize the result, or keep the adapter beside the base")
+                              remedy="merge into the original checkpoint and quantize the result, or keep the adapter unmerged")
         return [Transposed(self.matrix) if layout.turned else self.matrix]
 
     @contextmanager

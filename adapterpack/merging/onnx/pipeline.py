@@ -101,7 +101,7 @@ def merge_graph(
             if done and not work.replaced and not any(folded.loss.stored for folded in done):
                 raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
                                   found=done[0].loss.dtype,
-                                  remedy="fold into a graph of a wider dtype, or keep the adapter beside the base")
+                                  remedy="fold into a graph of a wider dtype, or keep the adapter unmerged")
             checks = check(folder / origin.graph.path.name, origin.graph.path)
             report = GraphReport(
                 out=str(target),
