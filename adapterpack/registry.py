@@ -52,7 +52,8 @@ class Registry(Mapping[str, T]):
             AdapterpackError: its name is taken, or no identifier of lower-case letters, digits, ``_`` and ``-``.
         """
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", value.name):
-            raise AdapterpackError(f"the name of {self.what} must be a lower-case identifier", found=repr(value.name), remedy="rename it")
+            raise AdapterpackError(f"the name of the {self.what} must be a lower-case identifier", found=repr(value.name),
+                                   remedy="rename it")
         if self._values.setdefault(value.name, value) is not value:
             raise AdapterpackError(f"two values have the same name: {self.what}", where=value.name, remedy="rename one of them")
         return value
@@ -136,5 +137,5 @@ class Registry(Mapping[str, T]):
                 raise TypeError(f"it is no {self.kind.__name__} but a {type(value).__name__}")
         except (Exception, SystemExit) as error:  # whatever the module of another package does, it must not end an unrelated command
             reason = error.told if isinstance(error, AdapterpackError) else f"{type(error).__name__}: {error}"
-            raise AdapterpackError(f"{self.what} of another package cannot be used: {reason}", where=f"{point.name} = {point.value}",
+            raise AdapterpackError(f"the {self.what} of another package cannot be used: {reason}", where=f"{point.name} = {point.value}",
                                    remedy="update or uninstall that package") from error

@@ -3,11 +3,13 @@
 Four rows decode greedily after prompts of 16 tokens. ``mixed``: three adapters and the base share the batch (a bundle's rows by name,
 PEFT by ``adapter_names``). ``base``: the same batch without an adapter (PEFT with its adapters switched off). The contestants run in
 turn in one process, after a warm-up each; the median counts. No row can end early, so each makes the same number of tokens.
-``--packing`` decodes with the same bank exported twice instead, with its sibling projections in one product each and without, for one row
-and for four: what packing is worth.
+``--packing`` and ``--in-place`` decode with the same bank twice instead, for one row and for four: with its sibling projections in one
+product each and without, and with the graph for steps on caches that stay where they are and without it. ``--quantize`` does so on a
+quantized bank. The two are run in turn, each first as often as second.
 
     python benchmarks/decode.py --size 135m
     python benchmarks/decode.py --size 135m --packing --runs 11
+    python benchmarks/decode.py --size 135m --in-place --quantize int4 --tokens 16
     python benchmarks/decode.py --size tiny --json
 """
 
@@ -146,47 +148,69 @@ def measure(work: Path, size: str, runs: int, tokens: int, rank: int) -> dict[st
     }
 
 
-def measure_packing(work: Path, size: str, runs: int, tokens: int, rank: int) -> dict[str, Any]:
-    """Seconds of a packed and an unpacked bank in turn, one and four rows, with adapters and without."""
+Pair = tuple[str, str]
+
+
+def packed_or_not(base: Path, packs: list[Path], work: Path, scheme: str | None) -> Pair:
+    """The bank with sibling projections in one product each, and without; the names of both folders."""
     stage: Any = import_module("adapterpack.exporting.pipeline")
+    usual = stage.pack_siblings
+    try:
+        for name, way in {"packed": usual, "apart": lambda model, every, plan, shared: plan}.items():
+            stage.pack_siblings = way
+            export(base, packs, work / name, mode="bank", quantize=scheme)
+    finally:
+        stage.pack_siblings = usual
+    return "packed", "apart"
+
+
+def in_place_or_not(base: Path, packs: list[Path], work: Path, scheme: str | None) -> Pair:
+    """The bank with the graph for steps in place, and without; the names of both folders."""
+    for name, in_place in {"in place": True, "grown": False}.items():
+        export(base, packs, work / name, mode="bank", in_place=in_place, quantize=scheme)
+    return "in place", "grown"
+
+
+PAIRS = {"packing": packed_or_not, "in place": in_place_or_not}
+
+
+def measure_pair(work: Path, mode: str, scheme: str | None, size: str, runs: int, tokens: int, rank: int) -> dict[str, Any]:
+    """Tokens per second of two forms of a bank in turn, one and four rows, with adapters and without."""
     base = work / f"llama-{size}"
     build_base(base, size)
     packs = [work / name for name in NAMES if name]
     sites, *_ = [build_pack(base, pack, rank, seed) for seed, pack in enumerate(packs)]
-    sessions = {}
-    usual = stage.pack_siblings
-    try:
-        for kind, way in {"packed": usual, "apart": lambda model, every, plan, shared: plan}.items():
-            stage.pack_siblings = way
-            export(base, packs, work / kind, mode="bank")
-            sessions[kind] = Session(work / kind, "cpu")
-    finally:
-        stage.pack_siblings = usual
+    pair = PAIRS[mode](base, packs, work, scheme)
+    sessions = {kind: Session(work / kind, "cpu") for kind in pair}
     rng = np.random.default_rng(1)
     prompts = [list(map(int, rng.integers(1, SIZES[size]["vocab_size"], PROMPT))) for _ in NAMES]
-    asked = {f"{rows} {kind}": (prompts[:rows], names[:rows]) for rows in (1, len(NAMES))
-             for kind, names in {"mixed": NAMES, "base": [None] * len(NAMES)}.items()}
-    seconds: dict[str, dict[str, list[float]]] = {what: {kind: [] for kind in sessions} for what in asked}
+    kinds: dict[str, list[str | None]] = {"mixed": NAMES, "base": [None] * len(NAMES)}
+    batches = {f"{rows} {kind}": (prompts[:rows], names[:rows]) for rows in (1, len(NAMES)) for kind, names in kinds.items()}
+    seconds: dict[str, dict[str, list[float]]] = {what: {kind: [] for kind in pair} for what in batches}
+    same: dict[str, float] = {}
     for turn in range(runs + 1):
-        for what, (rows, names) in asked.items():
-            answers = []
-            for kind, session in sessions.items() if turn % 2 else reversed(sessions.items()):
+        for what, (rows, names) in batches.items():
+            answers = {}
+            for kind in pair if turn % 2 else reversed(pair):
                 started = time.perf_counter()
-                answers.append([answer.ids for answer in session.generate(rows, names, max_new_tokens=tokens)])
+                answers[kind] = [answer.ids for answer in sessions[kind].generate(rows, names, max_new_tokens=tokens)]
                 if turn:  # the first is the warm-up
                     seconds[what][kind].append(time.perf_counter() - started)
-    speed = {what: {kind: tokens * len(asked[what][0]) / median(found) for kind, found in each.items()} for what, each in seconds.items()}
-    gains = {what: median(b / a for a, b in zip(each["packed"], each["apart"], strict=True)) for what, each in seconds.items()}
-    return {"benchmark": "decode", "mode": "packing", "size": size, "sites": sites, "rank": rank, "tokens": tokens, "runs": runs,
-            "tokens_per_second": speed, "packed_over_apart": gains, "seconds": seconds,
-            "nodes": {kind: sum(1 for _ in ir.load(work / kind / "model.onnx").graph) for kind in sessions}}
+            same[what] = float(np.mean(np.array(answers[pair[0]]) == np.array(answers[pair[1]])))
+    speed = {what: {kind: tokens * len(batches[what][0]) / median(found) for kind, found in each.items()} for what, each in seconds.items()}
+    gains = {what: median(b / a for a, b in zip(each[pair[0]], each[pair[1]], strict=True)) for what, each in seconds.items()}
+    return {"benchmark": "decode", "mode": mode, "quantize": scheme, "size": size, "sites": sites, "rank": rank, "tokens": tokens,
+            "runs": runs, "tokens_per_second": speed, f"{pair[0]}_over_{pair[1]}".replace(" ", "_"): gains, "seconds": seconds,
+            "token_agreement": same, "nodes": {kind: sum(1 for _ in ir.load(work / kind / "model.onnx").graph) for kind in pair}}
 
 
-def show_packing(result: dict[str, Any]) -> None:
-    print(f"Llama {result['size']}, {result['sites']} sites, rank {result['rank']}, {result['tokens']} tokens a row, median of "
-          f"{result['runs']}; nodes: " + ", ".join(f"{kind} {count}" for kind, count in result["nodes"].items()))
+def show_pair(result: dict[str, Any]) -> None:
+    (gains,) = (value for key, value in result.items() if "_over_" in key)
+    print(f"Llama {result['size']} {result['quantize'] or 'float32'}, {result['sites']} sites, rank {result['rank']}, {result['tokens']} "
+          f"tokens a row, median of {result['runs']}; nodes: " + ", ".join(f"{kind} {count}" for kind, count in result["nodes"].items()))
     for what, each in result["tokens_per_second"].items():
-        print(f"  {what:8}  packed {each['packed']:7.1f} tokens/s  apart {each['apart']:7.1f}  {result['packed_over_apart'][what]:.3f}")
+        print(f"  {what:8}  " + "  ".join(f"{kind} {speed:7.1f} tokens/s" for kind, speed in each.items()) + f"  {gains[what]:.3f}"
+              f"  equal tokens {result['token_agreement'][what]:.1%}")
 
 
 def show(result: dict[str, Any]) -> None:
@@ -205,16 +229,23 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--packing", action="store_true", help="with sibling projections in one product each, and without")
+    pairs = parser.add_mutually_exclusive_group()
+    pairs.add_argument("--packing", dest="mode", action="store_const", const="packing",
+                       help="with sibling projections in one product each, and without")
+    pairs.add_argument("--in-place", dest="mode", action="store_const", const="in place",
+                       help="with the graph for steps on caches that stay where they are, and without")
+    parser.add_argument("--quantize", choices=("int4", "int8"), help="the bank of --packing or --in-place")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.runs < 5:
         parser.error("--runs must be at least 5")
+    if args.quantize and not args.mode:
+        parser.error("--quantize goes with --packing or --in-place")
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        of = measure_packing if args.packing else measure
-        result = of(Path(folder), args.size, args.runs, args.tokens, args.rank)
-    print(json.dumps(result, indent=2)) if args.json else (show_packing if args.packing else show)(result)
+        sizes = args.size, args.runs, args.tokens, args.rank
+        result = measure_pair(Path(folder), args.mode, args.quantize, *sizes) if args.mode else measure(Path(folder), *sizes)
+    print(json.dumps(result, indent=2)) if args.json else (show_pair if args.mode else show)(result)
 
 
 if __name__ == "__main__":

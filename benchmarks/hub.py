@@ -25,6 +25,7 @@ import numpy as np
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, get
 from adapterpack.bundle.manifest import Bundle, BundledAdapter
+from adapterpack.io.hashing import sha256_of
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 
@@ -49,7 +50,7 @@ def renew(folder: Path, number: int) -> None:
     """Makes it another bundle, since a hub keeps equal files once."""
     with (folder / "model.onnx.data").open("r+b") as file:
         file.write(number.to_bytes(8, "little"))
-    pack = f"sha256:{m.sha256_of(folder / 'adapters' / 'tickets' / m.FILE_NAME)}"
+    pack = f"sha256:{sha256_of(folder / 'adapters' / 'tickets' / m.FILE_NAME)}"
     Bundle("bank", "feature-extraction", m.Base("org/base"), "mobius", {}, (BundledAdapter("tickets", pack, "adapters/tickets", 1),), (),
            slots=2).write(folder)
 

@@ -30,9 +30,9 @@ from adapterpack import LoRA, Pack, Session, adapt, attach, export, load, save, 
 from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
 from adapterpack.cli.export import command
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
+from adapterpack.exporting.quantization.graphs import quantize_bundle
 from adapterpack.manifest.parts import Canary
 from adapterpack.pack import canary
-from adapterpack.quantizing.graphs import quantize_bundle
 from adapterpack.runtime import canary as replay
 from adapterpack.training.canary import coarse, verify_canary
 from adapterpack.training.inject import adapter_names

@@ -15,7 +15,6 @@ import pytest
 import adapterpack.adapter_methods
 from adapterpack import LoRA
 from adapterpack.adapter_methods import INITS, method_of, methods
-from adapterpack.adapter_methods.catalogue import CONFIGS
 from adapterpack.adapter_methods.nodes.registry import NODES
 from adapterpack.testing import Case, fold_laws, packing
 from adapterpack.testing.case import DIVISIBLE
@@ -26,7 +25,7 @@ PROOFS = HERE.parent / "docs" / "methods-proofs.md"
 
 
 def _config(method: str, **options: Any) -> Any:
-    return getattr(adapterpack, CONFIGS[method])(**options)
+    return adapterpack.methods()[method].config(**options)
 
 
 class Row(NamedTuple):
@@ -207,7 +206,7 @@ def test_the_defaults_are_the_papers() -> None:
 def test_every_method_has_a_name_here() -> None:
     """No method of the catalogue is without a row, but the variants and the methods that nobody asked for by name."""
     beside = {"bat", "deft", "glora", "miss_mini"}
-    assert {row.method for row in ROWS} | beside == set(CONFIGS)
+    assert {row.method for row in ROWS} | beside == set(adapterpack.methods())
 
 
 @pytest.mark.fast

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sysconfig
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -13,28 +9,21 @@ import pytest
 
 import adapterpack
 from adapterpack import LoRA
+from adapterpack._native import lowrank, passes
 from adapterpack.adapter_methods import Site
-from adapterpack.composing import passes
 from adapterpack.lowrank import quantiles
 from adapterpack.lowrank.quantiles import level
 from adapterpack.lowrank.range_finder import Held, largest
 from adapterpack.lowrank.truncation import Cut
-from adapterpack.merging import lowrank
 from adapterpack.testing.rule_laws import deltas, made
 
 pytestmark = pytest.mark.fast
 SHAPES = [(1, 1), (2, 15), (2, 16), (3, 17), (1, 64), (5, 333), (4, 0), (2, 1000)]
 
 
-def test_it_is_compiled_where_a_compiler_is() -> None:
-    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
-    if headers and any(map(shutil.which, ("cc", "gcc", "clang"))) and "ADAPTERPACK_PURE" not in os.environ:
-        assert passes.compiled(), "install the package again (pip install -e .), which compiles its kernels"
-
-
 @pytest.fixture
 def kernel() -> ModuleType:
-    return pytest.importorskip("adapterpack.composing.passes._passes", reason="no compiler here: numpy goes over the entries")
+    return passes._kernel or pytest.skip("no compiler here: numpy goes over the entries")
 
 
 def voted(values: np.ndarray, weights: np.ndarray, least: np.ndarray, normalize: bool) -> np.ndarray:
@@ -137,42 +126,11 @@ def test_a_composition_with_and_without_them(rule: str, monkeypatch: pytest.Monk
     """The same changes to rounding: the products of the factors may be added up in another order."""
     packs = [made(seed, LoRA(r=8, alpha=8), sites=[Site("big", 131, 97)]) for seed in (1, 2, 3)]
     one = deltas(adapterpack.compose(packs, rule=rule, weights=[0.5, -0.25, 1], rank=97))
-    for module, name in ((passes, "_kernel"), (passes, "_sweep"), (lowrank, "_kernel")):
-        monkeypatch.setattr(module, name, None)
+    for module in (passes, lowrank):
+        monkeypatch.setattr(module, "_kernel", None)
     two = deltas(adapterpack.compose(packs, rule=rule, weights=[0.5, -0.25, 1], rank=97))
     differ = np.abs(one["big"] - two["big"]) > 1e-5 * np.abs(two["big"]).max()
     assert differ.mean() < 1e-3  # an entry that is just at a threshold may be on either side of it
-
-
-@pytest.mark.parametrize("shape", [(64, 40, 32), (13, 100, 32), (9, 577, 24), (1, 5, 33), (8, 0, 3), (0, 7, 64)])
-def test_there_and_back(shape: tuple[int, int, int]) -> None:
-    """To the rounding of float32, in blocks of any sizes, at any number of columns; of float64 too; and the same bytes in any blocks."""
-    m, n, k = shape
-    rng = np.random.default_rng(n)
-    D, X = rng.standard_normal((m, n)), rng.standard_normal((n, k))
-    there = D.astype(np.float32).astype(float) @ X.astype(np.float32)
-    for dtype in (np.float32, np.float64):
-        whole = D.astype(dtype)
-        halves = [(slice(0, m // 2), whole[: m // 2]), (slice(m // 2, m), whole[m // 2 :])]
-        for blocks in ([(slice(0, m), whole)], halves):
-            found, back = passes.sweep(blocks, m, X.astype(np.float32))
-            np.testing.assert_allclose(found, there, atol=1e-6 * n)
-            np.testing.assert_allclose(back, D.T @ there, atol=1e-6 * m * n)
-            alone, none = passes.sweep(blocks, m, X.astype(np.float32), back=False)
-            np.testing.assert_array_equal(alone, found)
-            assert none.size == 0
-
-
-def test_products_that_do_not_fit_are_refused() -> None:
-    kernel = pytest.importorskip("adapterpack.composing.passes._sweep", reason="only with a compiler, for processors with AVX-512")
-    D, X, there, back = (np.zeros(shape, np.float32) for shape in ((5, 7), (7, 32), (5, 32), (7, 32)))
-    for arguments in (
-        (D[:4], X, there, back), (D, X[:6], there, back), (D, X, there[:4], back), (D, X, there, back[:6]), (D.T, X, there, back),
-        (D, X[:, :31].copy(), there[:, :31].copy(), back[:, :31].copy()), (D.astype(float), X, there, back), (D, X, None, back),
-        (D[0], X, there, back),
-    ):
-        with pytest.raises((TypeError, ValueError, BufferError)):
-            kernel.sweep(*arguments)
 
 
 def test_directions_that_are_known_are_a_better_start() -> None:

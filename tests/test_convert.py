@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import struct
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -44,6 +47,7 @@ from adapterpack.errors import (
     UnknownName,
     Unsupported,
 )
+from adapterpack.io.hashing import sha256_of
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.manifest import schema_problem
 from adapterpack.pack.pack import Pack, build
@@ -247,7 +251,44 @@ def test_gguf_holds_the_same_change(tmp_path: Path, tiny_llama: Path, kind: str,
     same_changes(pack, load(tmp_path / "back"), relative)
     lineage = back.pack.manifest.lineage
     assert lineage is not None
-    assert lineage.parents[0].digest == f"sha256:{m.sha256_of(tmp_path / 'a.gguf')}"
+    assert lineage.parents[0].digest == f"sha256:{sha256_of(tmp_path / 'a.gguf')}"
+
+
+FULL_DISK = """
+import json, resource, sys
+from pathlib import Path
+import adapterpack
+folder, base, sizes = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+for form, size in sizes.items():
+    for limit in (0, 100, size // 2, size - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+        try:
+            adapterpack.convert(folder / "pack", folder / f"out.{form}", to=form, base=base)
+            said = "done"
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        left = sorted(path.name for path in folder.iterdir())
+        print(json.dumps([form, limit, said, left]))
+"""
+
+
+def test_a_full_disk_ends_every_format_with_an_error_and_without_a_file(tmp_path: Path, tiny_llama: Path) -> None:
+    """In a process that may write no more than so many bytes to a file, be it the header, the last byte or half of the file."""
+    pack_on(llama_sites()).write(tmp_path / "pack")
+    sizes = {}
+    for form in sorted(formats().keys() - {"pack"}):
+        adapterpack.convert(tmp_path / "pack", tmp_path / form, to=form, base=tiny_llama)
+        made = [tmp_path / form] if (tmp_path / form).is_file() else [*(tmp_path / form).iterdir()]
+        sizes[form] = max(file.stat().st_size for file in made)
+        shutil.rmtree(tmp_path / form) if (tmp_path / form).is_dir() else (tmp_path / form).unlink()
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(tiny_llama), json.dumps(sizes)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == 4 * len(sizes) >= 20
+    for form, limit, said, left in map(json.loads, lines):
+        assert said.startswith("StorageError: ") and str(tmp_path / f"out.{form}") in said, (form, limit, said)
+        assert left == ["pack"], (form, limit)
 
 
 def test_gguf_keys_are_those_of_an_adapter(tmp_path: Path, tiny_llama: Path) -> None:

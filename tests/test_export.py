@@ -59,6 +59,7 @@ from adapterpack.runtime.session import pad
 from adapterpack.slots.precision import ABSENT
 from adapterpack.slots.values import form_arrays, head_values
 from adapterpack.tasks.task import task_named
+from adapterpack.training.inject import parts_of
 from adapterpack.training.loading import load_model
 
 stage = importlib.import_module("adapterpack.exporting.pipeline")
@@ -702,6 +703,28 @@ def test_a_bank_without_packs_has_a_slot_at_every_layer(tiny_llama: Path, pack_o
     for row, name in enumerate(("alpha", None, "beta")):
         expected = logits_of(dense_of("llama", name), batch)
         assert_close(mixed[row : row + 1], expected[row : row + 1], batch["attention_mask"][row : row + 1])
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("llama", "bank"), ("llama", "inputs"), ("bert", "bank")])
+def test_slots_without_packs_are_where_training_puts_adapters(
+    kind: str, mode: str, base_of: Make, frontends: tuple[Frontend, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of ``all-linear``: neither the output embedding, whose factors for every word would be gathered for each row and token, nor
+    the heads, which are trained whole."""
+    monkeypatch.setattr(stage, "FRONTENDS", frontends)
+    base, task = base_of(kind), task_named({"llama": "text-generation", "bert": "text-classification"}[kind])
+    model = load_model(task, base)
+    if kind == "llama":
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        base = tmp_path / "untied"
+        model.save_pretrained(base)
+    bundle = export(base, [], tmp_path / "bundle", mode=mode, task=task.name)
+    adapt(model, LoRA(r=2, targets="all-linear", modules_to_save=tuple(name for name in task.heads if hasattr(model, name))), "it")
+    slotted = {path for path, site in bundle.sites.items() if not site.members}
+    assert slotted == {site.path for site in parts_of(model, "it").adapters}
+    assert {path for site in bundle.sites.values() for path in site.members} <= slotted
+    assert {site.part for site in bundle.sites.values() if site.fields} == {"model"}
 
 
 def test_what_export_refuses(base_of: Make, pack_of: Make, tmp_path: Path) -> None:

@@ -514,22 +514,29 @@ def test_a_file_is_settled_once_both_of_its_times_are_past() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=12), st.integers(1, 5))
 def test_any_number_of_threads_gives_the_same_digests(sizes: list[int], threads: int) -> None:
-    """digest = sha256 of each range by name, for ranges below, at and above a block."""
+    """The sha256 of each range of a file, and of the same bytes in memory in parts, for ranges below, at and above a block."""
     data = np.random.default_rng(0).bytes(sum(sizes) + 1)
     with tempdir() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(hashing, "BLOCK", 1000)
+        patch.setattr(hashing, "_MUCH", 0)
+        patch.setattr(hashing, "cores", lambda: threads)
         path = folder / "file"
         path.write_bytes(data)
         seen = hashing.identity(path)
         starts = np.cumsum([0, *sizes]).tolist()
-        sources = {str(i): hashing.Source(path, seen, ((start, size),)) for i, (start, size) in enumerate(zip(starts, sizes, strict=False))}
-        found = hashing.digest(sources, threads=threads)
-    ends = pairwise(starts)
-    assert found == {str(i): hashlib.sha256(data[start:end]).digest() for i, (start, end) in enumerate(ends)}
+        ranges = dict(enumerate(zip(starts, sizes, strict=False)))
+        sources: dict[object, hashing.Source | hashing.Parts] = {i: hashing.Source(path, seen, (each,)) for i, each in ranges.items()}
+        sources |= {f"{i} in memory": [data[at : at + size // 2], memoryview(data)[at + size // 2 : at + size]]
+                    for i, (at, size) in ranges.items()}
+        made = hashing.digests(sources)
+    expected = [hashlib.sha256(data[start:end]).digest() for start, end in pairwise(starts)]
+    assert made == dict(enumerate(expected)) | {f"{i} in memory": digest for i, digest in enumerate(expected)}
 
 
-def test_an_error_in_one_thread_stops_the_others(tmp_path: Path) -> None:
+def test_an_error_in_one_thread_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error comes out, and the rest of the work is left undone."""
+    monkeypatch.setattr(hashing, "_MUCH", 0)
+    monkeypatch.setattr(hashing, "cores", lambda: 3)
     path = tmp_path / "file"
     path.write_bytes(bytes(1000))
     sources = {str(i): hashing.Source(path, hashing.identity(path), ((0, 1000 - i),)) for i in range(200)}
@@ -543,7 +550,7 @@ def test_an_error_in_one_thread_stops_the_others(tmp_path: Path) -> None:
         return b""
 
     with pytest.raises(KeyboardInterrupt):
-        hashing.digest(sources, each, threads=3)
+        hashing.digests(sources, each)
     assert len(done) < 20
 
 

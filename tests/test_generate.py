@@ -1,4 +1,4 @@
-"""Generation: tokens equal transformers' own greedy decoding, rows of a batch equal single rows; sampling, stops, chat templates."""
+"""Generation: tokens equal transformers' own greedy decoding, rows of a batch equal single rows; sampling, stops."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from adapterpack import Session
-from adapterpack.errors import ConfigError, FormatError, UnknownAdapter, Unsupported
+from adapterpack.errors import ConfigError, UnknownAdapter, Unsupported
 from adapterpack.runtime.generate import Sampling, _choose
 from adapterpack.runtime.session import pad
 from adapterpack.runtime.tokenizer import Tokenizer
@@ -191,87 +190,13 @@ def test_what_generation_refuses(session: Session, bundle_of: Make) -> None:
         session.generate(["w1"], temprature=1.0)
 
 
-# Chat templates.
-
-
-TEMPLATES = {
-    "plain": "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] | trim }}\n{% endfor %}"
-             "{% if add_generation_prompt %}<assistant> {% endif %}",
-    "special": "{{ bos_token }}{% for m in messages %}\n    {%- if m.role == 'user' %}\n  w1 {{ m.content }}{{ eos_token }}\n"
-               "    {% endif %}\n{% endfor %}",
-    "tools": "{% if tools is not none %}tools{% endif %}{% if not tools %}none{% endif %}{{ messages[0].content }}",
-    "json": "{{ messages | tojson }}|{{ messages[0] | tojson(indent=2) }}",
-    "loop": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ unk_token }}",
-    "undefined": "{{ documents is none }}{{ custom is defined }}{{ cls_token is defined }}{{ pad_token }}",
-}
-MESSAGES = [
-    {"role": "system", "content": "  w4 <b>&'\" ü"}, {"role": "user", "content": "w5 w6\n"}, {"role": "assistant", "content": "w7"},
-    {"role": "user", "content": "w8"},
-]
-
-
-def with_template(source: Path, target: Path, template: str) -> Path:
-    """A copy of a model folder with a chat template."""
-    shutil.copytree(source, target)
-    (target / "chat_template.jinja").write_text(template, "utf-8")
-    return target
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_templates_render_as_under_transformers(name: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """Text and ids equal ``apply_chat_template(add_generation_prompt=True)``, from chat_template.jinja and from the tokenizer's config."""
-    folder = with_template(tiny_llama, tmp_path / "model", TEMPLATES[name])
-    theirs = AutoTokenizer.from_pretrained(folder)
-    expected = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
-    ours = Tokenizer(folder)
-    assert ours.render(MESSAGES) == expected
-    ids = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True)
-    assert ours.prompt(MESSAGES) == list(ids["input_ids"] if hasattr(ids, "keys") else ids)
-    (folder / "chat_template.jinja").unlink()
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    for inline in (TEMPLATES[name], [{"name": "rag", "template": "no"}, {"name": "default", "template": TEMPLATES[name]}]):
-        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": inline}))
-        assert Tokenizer(folder).render(MESSAGES) == expected
-
-
-HOSTILE = {
-    "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "globals": "{{ raise_exception.__globals__['__builtins__'] }}",
-    "attribute filter": "{{ (messages | attr('__class__')).mro() }}",
-    "call": "{{ ''.__class__() }}",
-    "cycler": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-    "changes its input": "{{ messages.append('x') }}",
-    "changes a message": "{{ messages[0].update({'content': 'x'}) }}",
-    "endless": "{% for i in range(10**9) %}x{% endfor %}",
-    "syntax": "{% for %}",
-    "raises": "{{ raise_exception('roles must alternate') }}",
-    "divides by zero": "{{ 1 / 0 }}",
-    "wrong type": "{{ messages[0].content + 1 }}",
-    "reads a file": "{% include '/etc/passwd' %}",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_is_refused(name: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """The sandbox gives no way to Python's insides, to files, or to the caller's messages: an error that names the folder, no answer."""
-    tokenizer = Tokenizer(with_template(tiny_llama, tmp_path / "model", HOSTILE[name]))
-    messages = [{"role": "user", "content": "w1"}]
-    with pytest.raises(FormatError, match="does not render"):
-        tokenizer.render(messages)
-    assert messages == [{"role": "user", "content": "w1"}]
-
-
-@pytest.mark.parametrize("hidden", ["{{ messages | attr('__class__') }}", "{{ ''.__class__ }}", "{{ '{0.__class__}'.format(messages) }}"])
-def test_what_the_sandbox_hides_is_empty(hidden: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """An attribute of Python's insides that is merely printed is printed as nothing, as under transformers."""
-    folder = with_template(tiny_llama, tmp_path / "model", f"[{hidden}]")
-    assert Tokenizer(folder).render(MESSAGES) == "[]"
+# Chat templates: see also test_chat_template.
 
 
 def test_a_bundle_takes_its_template_along(bundle_of: Make, tmp_path: Path) -> None:
     """A prompt given as text goes through the bundle's template; ids do not."""
-    folder = with_template(bundle_of("llama", "bank"), tmp_path / "bundle", "{% for m in messages %}w9 {{ m.content }} w10{% endfor %}")
+    folder = Path(shutil.copytree(bundle_of("llama", "bank"), tmp_path / "bundle"))
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}w9 {{ m.content }} w10{% endfor %}", "utf-8")
     session = Session(folder, "cpu")
     text, ids, raw = session.generate(["w1", [13, 5, 14], [5]], "alpha", max_new_tokens=4)
     assert text == ids

@@ -1,8 +1,9 @@
-"""What an installation holds: one ONNX Runtime, whatever extra is asked for, no model hub, and every file that the package reads."""
+"""What an installation holds: one ONNX Runtime, no model hub, every file that the package reads, and kernels of its own sources."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from adapterpack._native import build, lowrank, passes
 
 pytestmark = pytest.mark.fast
 
@@ -69,3 +72,120 @@ def test_the_wheel_has_every_file_that_the_package_reads(tmp_path: Path) -> None
     shipped = {f"adapterpack/{path.relative_to(root)}" for path in (root / "schemas").glob("*.json")}
     assert "adapterpack/report/templates/page.html.jinja" in package
     assert (package | shipped) - names == set()
+
+
+# The compiled kernels.
+
+ROOT = Path(__file__).parent.parent
+BUILD = "from hatchling.build import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
+LOOK = """
+import sys, warnings
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    from adapterpack._native import lowrank, passes
+print(sys.modules["adapterpack"].__file__)
+print(lowrank.COMPILED, passes.compiled())
+for each in said:
+    print(each.category.__name__, each.message)
+"""
+
+
+def can_compile() -> bool:
+    return build.missing() is None and "ADAPTERPACK_PURE" not in os.environ
+
+
+def test_the_kernels_are_compiled_where_a_compiler_is() -> None:
+    """So that no test passes over a kernel that was forgotten, or is of other sources."""
+    if can_compile():
+        assert lowrank.COMPILED and passes.compiled(), "compile them: python adapterpack/_native/build.py"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source tree as a checkout has it, with a library that an earlier version left there."""
+    root = tmp_path_factory.mktemp("checkout") / "adapterpack"
+    for name in ("adapterpack", "schemas", "examples"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
+        shutil.copyfile(ROOT / name, root / name)
+    (root / "adapterpack" / "_native" / "_lowrank.abi3.so").write_bytes(b"of an earlier version")
+    return root
+
+
+def built(source: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A wheel of the source tree in ``out``, as an installer builds it."""
+    out.mkdir()
+    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    return subprocess.run([sys.executable, "-c", BUILD, str(out)], cwd=source, env=variables, capture_output=True, text=True, check=False)
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def looked(folder: Path) -> list[str]:
+    """What a process says that imports the kernels of the package in ``folder``."""
+    run = subprocess.run([sys.executable, "-c", LOOK], env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+                         cwd=folder, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    file, *said = run.stdout.splitlines()
+    assert Path(file).is_relative_to(folder)
+    return said
+
+
+def test_a_wheel_holds_its_own_kernels_and_leaves_the_source_tree_alone(source: Path, tmp_path: Path) -> None:
+    """Nothing is written or changed in the tree, and nothing that lay there compiled gets into the wheel. Kernels of other sources than
+    those beside them are not used, which a warning says, with what to do; and doing that mends it."""
+    if not can_compile():
+        return
+    before = state(source)
+    run = built(source, tmp_path / "wheel")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert state(source) == before
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    assert "-cp311-abi3-" in wheel.name
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    assert looked(installed) == ["True True"]
+
+    with (installed / "adapterpack" / "_native" / "_lowrank.c").open("a") as file:
+        file.write("/* as after a pull */")
+    said = looked(installed)
+    assert said[0] == "False False"
+    for name, told in zip(("_lowrank", "_passes"), said[1:], strict=True):
+        assert told.startswith("UnusedKernel") and name in told and "other sources" in told
+    remedy = said[1].rpartition(" run python ")[2]
+    assert remedy == str(installed / "adapterpack" / "_native" / "build.py")
+    mended = subprocess.run([sys.executable, remedy], capture_output=True, text=True, check=False)
+    assert mended.returncode == 0, mended.stderr
+    assert looked(installed) == ["True True"]
+
+
+def test_a_kernel_that_cannot_be_loaded_is_said(source: Path) -> None:
+    """As one of another machine; and where there is none nothing is said."""
+    said = looked(source)
+    assert said[0] == "False False"
+    assert len(said) == 2 and said[1].startswith("UnusedKernel") and "cannot be loaded" in said[1]
+
+
+def test_a_compiler_that_fails_fails_the_build_with_what_it_said(source: Path, tmp_path: Path) -> None:
+    if not can_compile():
+        return
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'common.h:7: error: no such luck' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    run = built(source, tmp_path / "wheel", CC=str(compiler))
+    said = run.stdout + run.stderr
+    assert run.returncode != 0 and not any((tmp_path / "wheel").iterdir()), said
+    assert "common.h:7: error: no such luck" in said and "ADAPTERPACK_PURE=1" in said
+
+
+@pytest.mark.parametrize(("environment", "words"), [({"CC": "no-such-compiler"}, "no C compiler no-such-compiler"),
+                                                    ({"ADAPTERPACK_PURE": "1"}, "")])
+def test_without_a_compiler_the_wheel_is_all_python(source: Path, tmp_path: Path, environment: dict[str, str], words: str) -> None:
+    run = built(source, tmp_path / "wheel", **environment)
+    assert run.returncode == 0, run.stderr
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    assert wheel.name.endswith("py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    assert words in run.stdout + run.stderr

@@ -18,8 +18,8 @@ import adapterpack
 from adapterpack import DoRA, LoRA
 from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
-from adapterpack.base.codecs.ggml import TYPES, weight
 from adapterpack.base.gguf import names
+from adapterpack.base.gguf.ggml import TYPES, weight
 from adapterpack.base.gguf.header import read_header
 from adapterpack.base.gguf.tensor_types import TENSOR_TYPES
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, SiteNotFound, Unsupported

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -708,10 +709,6 @@ OPEN = {"/config", "/groups/[]/config", "/lineage/params", "/base_quantization/p
 """Objects whose keys are not the format's business: hyper-parameters, nodes, claims, and what vendors add."""
 
 
-CLAIMS = {"/training", "/metrics/[]"}
-"""Open objects some of whose keys have a meaning."""
-
-
 def subschemas(schema: Any, at: str = "") -> list[tuple[str, dict[str, Any]]]:
     """Every schema inside a schema with the place that it describes."""
     found = [(at, schema)]
@@ -755,9 +752,8 @@ def test_the_schema_is_sound_and_closed() -> None:
     for place, schema in subschemas(SCHEMA):
         if "pattern" in schema:
             assert schema["pattern"].startswith("^") and schema["pattern"].endswith("$"), place
-        if "object" in schema.get("type", ()) and schema.get("additionalProperties") is not False:
-            assert isinstance(schema.get("additionalProperties"), dict) or "properties" not in schema or place in CLAIMS
-            opened |= set() if isinstance(schema.get("additionalProperties"), dict) else {place}
+        if "object" in schema.get("type", ()) and schema["additionalProperties"] is not False:
+            opened |= {place} if "$ref" in schema["additionalProperties"] else set()
         if schema.get("type") == "array":
             assert "items" in schema, place
     assert opened == OPEN
@@ -765,6 +761,31 @@ def test_the_schema_is_sound_and_closed() -> None:
     assert by_place["/tensors/{}/dtype"]["enum"] == list(safetensors.DTYPES)
     assert sorted(by_place["/files/[]/role"]["enum"]) == sorted(set(FILE_ROLES.values()))
     assert by_place["/format"]["const"] == make_pack().manifest.format
+
+
+def unbounded(schema: dict[str, Any]) -> list[str]:
+    """What a schema says nothing of, of what a value's size depends on."""
+    kinds = schema.get("type", ["null"] if schema.keys() & {"const", "enum", "anyOf", "$ref"} else ["anything"])
+    wanted: dict[str, list[str]] = {
+        "integer": ["minimum", "maximum"], "number": ["minimum", "maximum"], "array": ["items", "maxItems"], "string": ["maxLength"],
+        "object": ["maxProperties", "propertyNames", "additionalProperties"], "anything": ["type"]}
+    if schema.get("additionalProperties") is False:
+        wanted["object"] = ["properties"]
+    if not set("*+") & set(re.sub(r"\[[^]]*\]|\\.", "", schema.get("pattern", "+"))):
+        wanted["string"] = ["pattern"]  # which repeats nothing without an end
+    missing = {key for kind in ([kinds] if isinstance(kinds, str) else kinds) for key in wanted.get(kind, ())} - schema.keys()
+    return sorted(missing - {"minimum"} if "exclusiveMinimum" in schema else missing)
+
+
+def test_everything_in_the_schema_has_a_bound() -> None:
+    """Numbers, texts, lists and objects, in the manifest and in what it refers to: nothing can be as large as a stranger likes."""
+    places = subschemas(SCHEMA) + [found for name, schema in SCHEMA["$defs"].items() for found in subschemas(schema, f"$defs/{name}")]
+    assert {place: missing for place, schema in places if (missing := unbounded(schema))} == {}
+    names = [schema for place, schema in places if place.endswith("/names")]
+    assert all("maxLength" in schema or "pattern" in schema for schema in names)
+    for hole in ({"type": "integer"}, {"type": ["null", "number"], "minimum": 0}, {"type": "string", "pattern": "^[a-z]+$"},
+                 {"type": "array"}, {"type": "object", "maxProperties": 3}, {}):
+        assert unbounded(hole), "the walk sees what has no bound"
 
 
 def test_every_limit_of_json_holds_for_our_own_bytes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 
 from adapterpack import ALoRA
-from adapterpack.adapter_methods import AttachForm, Dense, Diagonal, Method, get, methods, register, registry
+from adapterpack.adapter_methods import AttachForm, Dense, Diagonal, Method, broken_plugins, get, methods, register, registry
 from adapterpack.adapter_methods.alora import alora
+from adapterpack.adapter_methods.core.site import Site
 from adapterpack.adapter_methods.core.token_positions import Invoked
 from adapterpack.adapter_methods.forms.attention import AttentionForm
 from adapterpack.adapter_methods.forms.prompt import STORED, PromptForm
@@ -25,7 +27,9 @@ from adapterpack.adapter_methods.llama_adapter import llama_adapter
 from adapterpack.adapter_methods.lora import LoRA, lora
 from adapterpack.adapter_methods.prefix_tuning import prefix_tuning as prefix
 from adapterpack.adapter_methods.prompt_tuning import prompt_tuning as prompt
-from adapterpack.errors import AdapterpackError
+from adapterpack.errors import AdapterpackError, UnknownMethod
+from adapterpack.manifest.manifest import Base, Task
+from adapterpack.pack.pack import build
 from adapterpack.testing import INVARIANTS, LAYERS, Case, cases
 
 pytestmark = pytest.mark.fast
@@ -46,11 +50,11 @@ PROMISED = sum(invariant.needs(methods()["lora"]) for invariant in INVARIANTS) -
 """What a weight method promises that is not additive, not of low rank, and unknown to PEFT."""
 
 
-def python(*arguments: str, path: Path | None = None) -> str:
+def python(*arguments: str, path: Path | None = None, cwd: Path | None = None) -> str:
     """The standard output of a fresh interpreter, one thread, with ``path`` importable."""
     places = [str(place) for place in (path, EXAMPLE.parents[1]) if place]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120, check=False)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120, check=False, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -81,11 +85,88 @@ def test_the_example_runs() -> None:
     assert python(str(EXAMPLE)) == f"{promised} promises hold\n"
 
 
-def test_a_plugin_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One broken package says which it is, instead of a bare ImportError from somewhere."""
-    monkeypatch.syspath_prepend(distribution(tmp_path, "broken = no_such_module_of_a_plugin:method"))
-    with pytest.raises(AdapterpackError, match="broken = no_such_module_of_a_plugin:method"):
-        methods()
+BROKEN = {
+    "no such module": ("broken = no_such_module_of_a_plugin:method", "", "No module named"),
+    "an error at import": ("broken = a_plugin_with_an_error:method", "raise RuntimeError('needs another numpy')", "needs another numpy"),
+    "an exit at import": ("broken = a_plugin_that_exits:method", "raise SystemExit('needs a license')", "needs a license"),
+    "no such attribute": ("broken = a_plugin_without:method", "other = 1", "no attribute 'method'"),
+    "no method": ("broken = a_plugin_of_text:method", "method = 'lora'", "no Method but a str"),
+    "a name that is taken": ("broken = a_plugin_twice:method",
+                             "from adapterpack.adapter_methods.lora import lora\nmethod = lora._replace(summary='mine')", "the same name"),
+    "the name of one that comes along": ("lora = a_plugin_called_lora:method", "raise RuntimeError('mine')", "mine"),
+}
+"""A plugin that is of no use -> its entry point, its module, and what is said of it."""
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_plugin_leaves_the_others_and_says_what_is_wrong(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other method is there as ever; who asks for the broken one by its name gets the reason."""
+    (entry, source, reason), known = BROKEN[kind], methods()
+    folder = distribution(tmp_path, entry)
+    (folder / f"{entry.split()[2].partition(':')[0]}.py").write_text(source) if source else None
+    monkeypatch.syspath_prepend(folder)
+    assert methods() == known
+    [error] = broken_plugins()
+    assert error.where == entry
+    assert reason in error.what
+    assert get("lora") is lora
+    if entry.startswith("broken"):
+        with pytest.raises(AdapterpackError) as caught:
+            get("broken")
+        assert (caught.value.where, caught.value.what) == (entry, error.what)
+    with pytest.raises(UnknownMethod) as unknown:
+        get("lara")
+    assert unknown.value.remedy is not None
+    assert "'lora'" in unknown.value.remedy
+    assert entry in unknown.value.remedy, "perhaps it is there that it would be"
+
+
+def test_a_broken_plugin_is_one_line_of_the_catalogue_and_no_concern_of_other_commands(tmp_path: Path) -> None:
+    """Really installed, in a process of its own."""
+    entry, source, _ = BROKEN["an exit at import"]
+    folder = distribution(tmp_path / "site", entry)
+    (folder / "a_plugin_that_exits.py").write_text(source)
+    params = {"lora_A": np.ones((2, 4), np.float32), "lora_B": np.ones((6, 2), np.float32)}
+    pack = build("tickets", lora, {Site("layers.0.fc", 4, 6): (LoRA(r=2), params)}, task=Task("feature-extraction"), base=Base())
+    pack.write(tmp_path / "pack")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "adapter_config.json").write_text('{"peft_type": "OF_NOBODY"}')
+    commands = [["methods"], ["validate", "pack"], ["convert", "pack", "-o", "out", "--to", "diffusers"],
+                ["convert", "out", "-o", "back", "--to", "pack"], ["methods", "broken"], ["inspect", "theirs"]]
+    program = ("import contextlib, io, json\nfrom adapterpack.cli.main import main\n"
+               f"for command in {commands!r}:\n"
+               "    out, err = io.StringIO(), io.StringIO()\n"
+               "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+               "        try: main(command)\n"
+               "        except SystemExit as done: code = done.code\n"
+               "    print(json.dumps([code, out.getvalue(), err.getvalue()]))\n")
+    catalogue, validated, there, back, named, foreign = map(json.loads, python("-c", program, path=folder, cwd=tmp_path).splitlines())
+    assert catalogue[0] == 0
+    [warning] = catalogue[2].splitlines()
+    assert warning.startswith("warning: ")
+    assert entry in warning
+    assert all(name in catalogue[1] for name in methods())
+    assert [validated[0], there[0], back[0]] == [0, 0, 0], [validated, there, back]
+    assert named[0] == foreign[0] == 1
+    assert entry in named[2]
+    assert "needs a license" in named[2]
+    assert "not supported" in foreign[2]
+
+
+def test_a_method_is_found_by_its_name_or_its_class_and_no_other_package_is_imported(tmp_path: Path) -> None:
+    """A package whose method nobody asked for stays unimported."""
+    folder = distribution(tmp_path, "scaling = new_method:scaling\nslow = a_slow_plugin:method")
+    shutil.copy(EXAMPLE, folder)
+    (folder / "a_slow_plugin.py").write_text("raise AssertionError('imported')")
+    program = (
+        "import sys\n"
+        "from adapterpack import LoRA\n"
+        "from adapterpack.adapter_methods import get, method_of\n"
+        "assert method_of(LoRA()) is get('lora')\n"
+        "assert get('scaling').name == 'scaling' and method_of(get('scaling').config()) is get('scaling')\n"
+        "print('a_slow_plugin' in sys.modules)\n"
+    )
+    assert python("-c", program, path=folder) == "False\n"
 
 
 @pytest.mark.parametrize("name", ["lora", "LoRA", "", "x y", "x\n", "é", "9x"])

@@ -288,6 +288,21 @@ def test_a_bundle_acts_where_torch_does(mode: str, packs: dict[str, Path], tiny_
         np.testing.assert_allclose(more, model(torch.tensor([[*ROWS[0], 4]])).logits[0, -1], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["bank", "inputs"])
+def test_rows_keep_the_positions_of_their_adapter(mode: str, packs: dict[str, Path], tiny_llama: Path, tmp_path: Path) -> None:
+    """An adapter that acts in a part of each row only is unloaded after the first token: the rows go on as if it were there."""
+    ap.export(tiny_llama, [packs["activated"], packs["ends"]], tmp_path / mode, mode=mode)
+    session, names = ap.Session(tmp_path / mode, "cpu"), ["activated", "ends", "activated", "activated", None]
+    expected = [answer.ids for answer in session.generate(ROWS, names, max_new_tokens=12)]
+
+    def unload(row: int, token: int, text: str) -> None:
+        for name in {"activated", "ends"} & set(session.adapters):
+            session.unload(name)
+
+    assert [answer.ids for answer in session.generate(ROWS, names, max_new_tokens=12, emit=unload)] == expected
+    assert session.adapters == []
+
+
 def test_what_cannot_act_at_positions_says_so(
     packs: dict[str, Path], pack_of: Callable[[str, str], Path], bundle_of: Callable[[str, str], Path], tiny_llama: Path, tmp_path: Path
 ) -> None:

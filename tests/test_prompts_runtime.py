@@ -17,6 +17,7 @@ import adapterpack as ap
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.runtime import soft_prompt
+from adapterpack.runtime.decoder import Causal
 from adapterpack.runtime.session import pad
 
 Make = Callable[..., Any]
@@ -154,6 +155,19 @@ def test_prompts_come_and_go(bundle_in: Make, packs: dict[str, Path], models: An
         session.load(packs["lora"])
 
 
+def test_a_batch_keeps_its_prompts(bundle_in: Make, packs: dict[str, Path], models: Any) -> None:
+    """A prompt that is unloaded between a batch's beginning and its first pass, and whose name another one takes, still stands before
+    the batch's rows."""
+    for mode in ("bank", "inputs"):
+        session = ap.Session(bundle_in(mode), "cpu")
+        going = Causal(session, [ROWS[0]], ["prefix"], {})
+        session.unload("prefix")
+        if mode == "bank":
+            session.load(packs["soft"], "prefix")
+        found = going.first()["logits"].numpy()[0]
+        np.testing.assert_allclose(found, torch_logits(models["prefix"], ROWS[0]), rtol=0, atol=CLOSE)
+
+
 def test_what_cannot_be_exported_or_loaded_is_said(
     bundle_in: Make, packs: dict[str, Path], tiny_llama: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,3 +211,16 @@ def test_the_graph_itself_holds_no_prompt(bundle_in: Make) -> None:
     graph = ir.load(bundle_in("small bank") / "model.onnx").graph
     assert not [node for node in graph if node.name and node.name.startswith("adapterpack/")]
     assert {"past_key_values.0.key", "past_key_values.1.value"} <= {value.name for value in graph.inputs}
+
+
+def test_virtual_tokens_take_room(bundle_in: Make, models: Any) -> None:
+    """Of 64 positions a prefix takes five: its rows end sooner, or are refused, and what they say until then is torch's."""
+    session = ap.Session(bundle_in("bank"), "cpu")
+    rows, names = [[*range(5, 61)], [*range(5, 61)], [5, 6]], ["prefix", None, "soft"]
+    found = session.generate(rows, names, max_new_tokens=12)
+    for row, name, answer, room in zip(rows, names, found, (4, 9, 12), strict=True):
+        expected = torch_tokens(models[name], row, room)
+        assert answer.ids == expected[: expected.index(2) if 2 in expected else room]
+        assert answer.finish_reason == ("stop" if 2 in expected else "length")
+    with pytest.raises(ConfigError, match="row 2; expected at most 64 tokens, found 65, of which 5 are the adapter's prompt"):
+        session.generate([[5] * 60, [5] * 60], [None, "prefix"])

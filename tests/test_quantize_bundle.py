@@ -16,10 +16,10 @@ import pytest
 from adapterpack import Session, export, quantize, validate
 from adapterpack.bundle.manifest import GRAPH, read_bundle
 from adapterpack.errors import FormatError, NothingToDo, OutputExists, ParityError, UnknownName
-from adapterpack.manifest import manifest as m
+from adapterpack.exporting.quantization import graphs
+from adapterpack.exporting.quantization.graphs import SCHEMES
+from adapterpack.io.hashing import sha256_of
 from adapterpack.pack import canary
-from adapterpack.quantizing import graphs
-from adapterpack.quantizing.graphs import SCHEMES
 from adapterpack.runtime.session import pad
 
 Make = Callable[..., Any]
@@ -149,9 +149,9 @@ def test_a_quantized_export_is_a_quantized_bundle(tiny_llama: Path, pack_of: Mak
 def test_the_source_is_left_as_it_was_and_the_copy_is_whole(bundle_of: Make, tmp_path: Path) -> None:
     """Quantizing reads: no byte of the source changes, and the copy keeps packs and tokenizer."""
     source = bundle_of("llama", "inputs")
-    before = {path.relative_to(source): m.sha256_of(path) for path in source.rglob("*") if path.is_file()}
+    before = {path.relative_to(source): sha256_of(path) for path in source.rglob("*") if path.is_file()}
     quantize(source, tmp_path / "copy", scheme="int4")
-    assert {path.relative_to(source): m.sha256_of(path) for path in source.rglob("*") if path.is_file()} == before
+    assert {path.relative_to(source): sha256_of(path) for path in source.rglob("*") if path.is_file()} == before
     copied = {path.relative_to(tmp_path / "copy") for path in (tmp_path / "copy").rglob("*") if path.is_file()}
     assert copied == set(before)
 

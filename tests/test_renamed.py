@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from peft import PeftModel
+from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from adapterpack import LoRA, adapt, attach, convert, load, merge, save, validate
 from adapterpack.training.canary import verify_canary
@@ -49,3 +52,31 @@ def test_packed_attached_and_merged(source: Any, tmp_path: Path) -> None:
         with torch.no_grad():
             found = ViTForImageClassification.from_pretrained(tmp_path / "merged").eval()(pixel_values=pixels).logits
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+WITHOUT_INTERNALS = """
+import sys, warnings
+from transformers import BertModel, ViTModel, conversion_mapping, core_model_loading
+models = [BertModel.from_pretrained(sys.argv[1]), ViTModel.from_pretrained(sys.argv[2])]
+del core_model_loading.WeightRenaming, core_model_loading.rename_source_key, conversion_mapping.get_model_conversion_mapping
+from adapterpack import LoRA, adapt, save
+for model, target, out in zip(models, ("query", "q_proj"), sys.argv[3:]):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pack = save(adapt(model, LoRA(r=2, targets=(target,)), "v"), out)
+    print(pack.manifest.groups[0].weight, sum("renames weights" in str(one.message) for one in said))
+"""
+
+
+@pytest.mark.fast
+def test_packs_are_saved_where_transformers_has_other_internals(tmp_path: Path) -> None:
+    """In a process whose transformers lacks the names that are not public: a checkpoint with the model's own names is as ever, and of
+    another one a warning says what the pack lacks, so that nobody's training is lost: PEFT loads it."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    BertModel(BertConfig(**sizes, vocab_size=30)).save_pretrained(tmp_path / "bert")
+    ViTModel(CONFIG).save_pretrained(tmp_path / "vit")
+    paths = [str(tmp_path / name) for name in ("bert", "vit", "on-bert", "on-vit")]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_INTERNALS, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["encoder.layer.0.attention.self.query.weight 0", "None 1"]
+    assert PeftModel.from_pretrained(ViTModel.from_pretrained(tmp_path / "vit"), tmp_path / "on-vit").active_adapters == ["default"]

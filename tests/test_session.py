@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from click.testing import CliRunner
 from ml_dtypes import bfloat16
+from transformers import AutoModelForCausalLM
 
-from adapterpack import LoRA, Session, export, load, run, validate
+from adapterpack import DoRA, LoRA, Session, active, adapt, export, load, run, save, validate
 from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
-from adapterpack.bundle.manifest import FILE_NAME, read_bundle
+from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
 from adapterpack.cli.main import main
 from adapterpack.errors import (
     AdapterpackError,
@@ -33,6 +37,7 @@ from adapterpack.errors import (
     UnknownAdapter,
     Unsupported,
 )
+from adapterpack.io import file_hashes, hashing
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate.budget import Budget
@@ -198,6 +203,52 @@ def test_runs_keep_right_while_slots_change(bundle_of: Make, pack_of: Make, dens
     assert session.adapters == ["alpha", "beta"]
 
 
+def test_a_pack_that_reads_the_weights_has_the_graph_parsed_once(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sites it has, and whether or not the bank was filled before: hot loads find the graph as it was parsed for the first."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    packs = [save(adapt(model, DoRA(r=2), name), None, adapter=name, base=tiny_llama, name=name) for name in ("one", "two", "three")]
+    assert len(list(packs[0].adapters())) == 14
+    export(tiny_llama, packs[:1], tmp_path / "bank", slots=4)
+    session, parsed = Session(tmp_path / "bank", "cpu"), list[Path]()
+    real = ir.load
+    monkeypatch.setattr(ir, "load", lambda path, *more: parsed.append(path) or real(path, *more))
+    for pack in packs[1:]:
+        session.load(pack)
+    assert parsed == [tmp_path / "bank" / GRAPH]
+    batch = batch_of()
+    with torch.no_grad():
+        known = active(model, "three")(input_ids=torch.from_numpy(batch["input_ids"][1:2])).logits[0].numpy()
+    np.testing.assert_allclose(session.run({"input_ids": batch["input_ids"][1:2]}, "three")["logits"][0], known, rtol=0, atol=5e-5)
+
+
+class Slow(str):
+    """A name that takes its time to be compared, so that other threads get their turn in the middle of what is done with it."""
+
+    __slots__ = ()
+
+    def __ne__(self, other: object) -> bool:
+        time.sleep(0.02)
+        return str.__ne__(self, other)
+
+
+def test_no_slot_is_lost_among_threads(bundle_of: Make, pack_of: Make) -> None:
+    """While one thread unloads, another loads: what it loaded is there, and afterwards every slot can be filled again."""
+    session, pack = Session(bundle_of("llama", "bank"), "cpu"), load(pack_of("llama", "alpha"))
+    session.unload("beta")
+    for turn in range(8):
+        session.load(pack, "old")
+        thread = threading.Thread(target=session.unload, args=(Slow("old"),))
+        thread.start()
+        session.load(pack, f"new-{turn}")
+        thread.join()
+        assert session.adapters == ["alpha", f"new-{turn}"]
+        session.unload(f"new-{turn}")
+    for name in ("beta", "gamma"):
+        session.load(pack, name)
+    with pytest.raises(Unsupported, match="no slot is free"):
+        session.load(pack, "surplus")
+
+
 def test_what_has_begun_keeps_what_it_began_with(bundle_of: Make, pack_of: Make) -> None:
     """A generation whose adapter is unloaded, and whose slot is filled anew, between two tokens ends as if nothing had happened."""
     for mode in ("bank", "inputs"):
@@ -333,6 +384,7 @@ def test_altered_adapters_do_not_start(copied: Make, pack_of: Make) -> None:
         Session(folder, "cpu")
     shutil.rmtree(folder / "adapters/alpha")
     load(pack_of("llama", "gamma")).renamed("alpha").write(folder / "adapters/alpha")
+    read_bundle(folder).write(folder)  # with the digests of what is there now
     with pytest.raises(FormatError, match="another adapter"):
         Session(folder, "cpu")
     folder = copied("llama", "inputs")
@@ -343,6 +395,61 @@ def test_altered_adapters_do_not_start(copied: Make, pack_of: Make) -> None:
     file.unlink()
     with pytest.raises(FormatError, match=r"beta\.onnx_adapter"):
         Session(folder, "cpu")
+
+
+@pytest.mark.parametrize(("name", "change", "told"), [
+    ("model.onnx", lambda path: flip(path, -1), r"expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}"),
+    ("model.onnx.data", lambda path: flip(path, 50), r"expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}"),
+    ("model.onnx.data", lambda path: path.write_bytes(path.read_bytes()[:-1]), r"expected [0-9]+ bytes, found [0-9]+ bytes"),
+    ("tokenizer.json", lambda path: flip(path, 20), r"expected sha256"),
+    ("config.json", lambda path: path.unlink(), r"expected [0-9]+ bytes, found no file"),
+    ("chat_template.jinja", lambda path: path.write_text("{{ messages }}"), "does not list"),
+])
+def test_altered_files_do_not_start(name: str, change: Callable[[Path], Any], told: str, copied: Make) -> None:
+    """A graph, its weights, the tokenizer or a template that was altered, cut, taken away or added: FormatError, which names the file,
+    what the manifest lists and what is there."""
+    folder = copied("llama", "bank")
+    Session(folder, "cpu")
+    change(folder / name)
+    with pytest.raises(FormatError, match=rf"{re.escape(name)}.*{told}|{told}.*{re.escape(name)}"):
+        Session(folder, "cpu")
+
+
+def test_ways_to_verify_a_bundle(copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that has not changed since it was hashed is not hashed again, in this process or, if it is large, in another; one whose time
+    of last change was set back is; ``full`` hashes all, ``off`` none."""
+    hashed: list[str] = []
+    real = file_hashes.digests
+    monkeypatch.setattr(file_hashes, "digests", lambda sources, **more: hashed.extend(sources) or real(sources, **more))
+    monkeypatch.setattr(file_hashes, "_HASHES", {})
+    monkeypatch.setattr(file_hashes, "LARGE", 1 << 14)
+    monkeypatch.setattr(hashing, "_SETTLED", 50_000_000)
+    monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
+    folder = copied("llama", "bank")
+    time.sleep(0.1)
+    listed = {entry.path: entry.size for entry in read_bundle(folder).files}
+
+    def opened(verify: str = "cached") -> set[str]:
+        hashed.clear()
+        Session(folder, "cpu", verify=verify)
+        return set(hashed)
+
+    assert opened() == set(listed)
+    assert opened() == set()
+    assert opened("full") == set(listed)
+    file_hashes._HASHES.clear()  # as another process has it
+    large = {path for path, size in listed.items() if size >= 1 << 14}
+    assert "model.onnx.data" in large
+    assert opened() == set(listed) - large
+    data = folder / "model.onnx.data"
+    stat = data.stat()
+    flip(data, 50)
+    os.utime(data, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(FormatError, match=r"model\.onnx\.data"):
+        opened()
+    assert opened("off") == set()
+    with pytest.raises(ConfigError, match="cached"):
+        opened("cashed")
 
 
 def test_the_validator_of_bundles(copied: Make, bundle_of: Make, base_of: Make) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -463,6 +464,50 @@ def test_a_folder_that_is_no_store_is_not_made_one(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["tmp", "work.txt"]
     (tmp_path / "empty").mkdir()
     assert Store(tmp_path / "empty").add(make_pack()).id == make_pack().id
+
+
+@pytest.mark.parametrize("name", ["blobs", "packs", "tmp", "quarantine"])
+def test_a_folder_of_the_store_that_is_a_link_is_refused(name: str, store: Store, tmp_path: Path) -> None:
+    """What a link leads to is not the store's to delete, to move or to write to."""
+    store.add(make_pack())
+    outside = tmp_path / "outside"
+    (outside / "ab").mkdir(parents=True)
+    (outside / "ab" / "thesis.txt").write_text("precious")
+    (store.root / name).rename(tmp_path / "aside")
+    (store.root / name).symlink_to(outside)
+    acts: list[Callable[[], object]] = [lambda: store.gc(keep=[], dry_run=False), lambda: store.add(make_pack(seed=8)),
+                                        lambda: store.get(make_pack().id)]
+    for act in acts:
+        with pytest.raises(StorageError, match="is a link") as caught:
+            act()
+        assert caught.value.where == str(store.root / name)
+    assert [path.name for path in sorted(outside.rglob("*"))] == ["ab", "thesis.txt"]
+    (store.root / name).unlink()
+    (tmp_path / "aside").rename(store.root / name)
+    assert store.get(make_pack().id).id == make_pack().id
+
+
+FULL = """
+import resource, sys
+from adapterpack.pack.store import Store
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    Store(sys.argv[1]).add(sys.argv[2])
+except Exception as error:
+    print(type(error).__name__, error.where, error.remedy)
+"""
+
+
+def test_a_full_disk_is_the_stores_and_not_the_packs(store: Store, tmp_path: Path) -> None:
+    """In a process that may write 4 KiB to a file: the error names the store, whose disk it is, and nothing is left in it."""
+    folder = make_pack(width=4001).write(tmp_path / "big").path
+    said = subprocess.run([sys.executable, "-c", FULL, str(store.root), str(folder)], capture_output=True, text=True, check=True).stdout
+    kind, where, remedy = said.split(" ", 2)
+    assert kind == "StorageError"
+    assert Path(where).is_relative_to(store.root)
+    assert "ulimit -f" in remedy
+    assert store.list() == ()
+    assert [*(store.root / "tmp").iterdir()] == []
 
 
 def test_a_process_that_is_killed_leaves_no_half_pack(store: Store, tmp_path: Path) -> None:

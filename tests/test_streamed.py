@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -94,6 +96,33 @@ def test_a_flipped_byte_is_found_when_a_large_pack_is_loaded(tmp_path: Path) -> 
         adapterpack.load(path)
 
 
+@pytest.mark.usefixtures("large")
+def test_a_tensor_that_the_system_gives_in_several_pieces_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux gives at most 2,147,479,552 bytes a call; here every call gives at most 100, for real, so that no test needs gigabytes."""
+    path = written(tmp_path, "ours")[0]
+    pack = adapterpack.load(path)
+    wanted = {name: value.copy() for name, value in pack.tensors.items()}
+    assert max(value.nbytes for value in wanted.values()) > 100
+    pread, preadv = os.pread, os.preadv
+    monkeypatch.setattr(os, "pread", lambda file, count, offset: pread(file, min(count, 100), offset))
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, offset: preadv(file, [buffers[0][:100]], offset))
+    read = pack.tensors
+    assert isinstance(read, Streamed)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(read[name], value)
+        assert not read[name].flags.writeable
+
+
+@pytest.mark.usefixtures("large")
+def test_a_file_that_was_cut_is_found_before_it_is_used(tmp_path: Path) -> None:
+    """A tensor that ends early is not filled up with what lay in memory, and reading it ends."""
+    path = written(tmp_path, "ours")[0]
+    pack, file = adapterpack.load(path), path / "adapter_model.safetensors"
+    os.truncate(file, file.stat().st_size - 4)
+    with pytest.raises(FormatError, match="changed while it was in use"):
+        [value.sum() for value in pack.tensors.values()]
+
+
 # Threads.
 
 
@@ -122,16 +151,37 @@ def test_the_blas_has_one_thread_for_as_long_as_anyone_composes() -> None:
     assert blas() == before
 
 
-def test_turns_are_quick_for_as_long_as_anyone_asks() -> None:
-    """The first of two overlapping blocks ends first, and the interval stays short; then it is what it was."""
-    before = sys.getswitchinterval()
-    first, second = threads.quick_turns(), threads.quick_turns()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert sys.getswitchinterval() < before
-    second.__exit__(None, None, None)
-    assert sys.getswitchinterval() == before
+SETTINGS = """
+import gc, os, sys
+from click.testing import CliRunner
+from adapterpack.cli.main import main
+
+def settings():
+    return gc.get_threshold(), gc.get_freeze_count(), sys.getswitchinterval(), {k: v for k, v in os.environ.items() if "THREADS" in k}
+
+class Watch:
+    seen = []
+    def find_spec(self, *_):
+        self.seen.append(settings())
+
+before = settings()
+sys.meta_path.insert(0, Watch())
+run = CliRunner().invoke(main, ["compose", *sys.argv[1:]])
+assert run.exit_code == 0, run.output
+assert len(Watch.seen) > 10, "the command imports what it needs"
+for after in (*Watch.seen, settings()):
+    assert after == before, after
+"""
+
+
+def test_a_command_leaves_the_settings_of_the_process_alone(tmp_path: Path) -> None:
+    """Garbage collector, switch interval and the variables that a BLAS reads, which every process started meanwhile would inherit: at each
+    import of a command, and after it."""
+    packs = [str(made(seed).write(tmp_path / f"{seed}").path) for seed in (1, 2)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", SETTINGS, *packs, "-o", str(tmp_path / "out")], env=environment, capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_work_is_done_in_order_and_its_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import os
 import random
@@ -17,22 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import click.testing
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.cli.main import main
 from adapterpack.errors import FormatError
-from adapterpack.io import hashing as digests
-from adapterpack.io import safetensors, schema_check
+from adapterpack.io import hashing, safetensors, schema_check
+from adapterpack.io.safe_open import LARGE
 from adapterpack.manifest import manifest as m
+from adapterpack.pack.pack import build
 from adapterpack.pack.validate.budget import Budget, Spent
 from adapterpack.pack.validate.checks import folder as files
 from adapterpack.pack.validate.checks.template import template_findings
 from adapterpack.pack.validate.checks.text import looks_like, unsafe
-from adapterpack.pack.validate.hashing import hashed
 from adapterpack.pack.validate.registry import RULES, rules_table
 from adapterpack.pack.validate.sarif import sarif
 from adapterpack.pack.validate.validation import examine, load, validate
@@ -211,6 +213,21 @@ def test_full_needs_a_base_and_asks_the_second_reader(folder: Path, monkeypatch:
     assert errors(folder, full=True) == ["AP603"]
 
 
+def test_the_second_reader_reads_a_large_pack(tmp_path: Path) -> None:
+    """A tensor file of more than 64 MiB, which is mapped: the reference reader agrees on it, and refuses one that it does not read."""
+    wide = (LARGE >> 4) + 64
+    factors = {"lora_A": np.full((4, wide), 0.5, np.float32), "lora_B": np.full((4, 4), 0.5, np.float32)}
+    pack = build("large", get("lora"), {Site("net.q", wide, 4): (LoRA(r=4), factors)}, task=m.Task("text-generation"), base=m.Base())
+    pack.write(tmp_path / "large")
+    assert (tmp_path / "large" / bad.TENSORS).stat().st_size > LARGE
+    report = validate(tmp_path / "large", full=True)
+    assert report.findings == ()
+    assert not any("second reader" in text for text in report.not_checked)
+    short = validate(tmp_path / "large", full=True, budget=Budget(memory=2 * LARGE))
+    assert short.state == "not fully checked"
+    assert "the second reader: " in short.not_checked[0]
+
+
 def test_what_was_not_checked_is_said_of_this_pack(folder: Path, tmp_path: Path) -> None:
     """Each question that was not asked, and how to ask it; nothing is said of what the pack does not have or what was checked."""
     said = validate(folder).not_checked
@@ -358,10 +375,6 @@ def test_tokenizer_digests_are_compared_with_the_base(base: Path, tmp_path: Path
 
 def test_a_change_of_one_tied_partner_and_a_pack_as_large_as_its_base_are_warned_of(base: Path, tmp_path: Path) -> None:
     """The base ties lm_head to its embeddings; the pack trains lm_head alone, with as many parameters as the base: AP703, AP704."""
-    from adapterpack import LoRA
-    from adapterpack.adapter_methods import Site, get
-    from adapterpack.pack.pack import build
-
     site = {Site("net.q", 5, 7): (LoRA(r=1), {"lora_A": np.ones((1, 5), np.float32), "lora_B": np.ones((7, 1), np.float32)})}
     build("x", get("lora"), site, task=m.Task("text-generation"), base=m.Base(),
           full={"lm_head": {"weight": np.ones((20, 30), np.float32)}}).write(tmp_path / "x")
@@ -391,10 +404,26 @@ VALUE = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "name", "x_a"]), inner, max_size=3), max_leaves=6)
 
 
+def full(value: Any) -> set[str]:
+    """The places of all violations of the manifest's schema, as JSON pointers, by a full implementation of JSON Schema."""
+
+    def pattern(_: Any, expression: str, instance: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
+        if isinstance(instance, str) and not re.fullmatch(expression, instance):  # Python's "$" lets a newline pass
+            yield jsonschema.ValidationError("pattern")
+
+    def every(error: jsonschema.ValidationError) -> Iterator[str]:
+        yield schema_check._pointer([str(part) for part in error.absolute_path])
+        for inner in error.context or ():
+            yield from every(inner)
+
+    strict = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": pattern})
+    return {place for error in strict(schema("manifest.v1")).iter_errors(value) for place in every(error)}
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_the_quick_schema_check_agrees_with_the_full_one(data: st.DataObject) -> None:
-    """Any value at any place of a good manifest: both say yes or both say no."""
+    """Any value at any place of a good manifest: both say yes or both say no; and where ours finds it wrong, so does the full one."""
     forged = json.loads(json.dumps(GOOD))
     *path, last = data.draw(st.sampled_from(PLACES))
     here = forged
@@ -404,7 +433,9 @@ def test_the_quick_schema_check_agrees_with_the_full_one(data: st.DataObject) ->
         here[last] = data.draw(VALUE)
     else:
         del here[last]
-    assert schema_check.fits(forged, schema("manifest.v1")) == (schema_check._worded(forged, "manifest.v1") is None)
+    expected, problem = full(forged), schema_check.schema_problem(forged, "manifest.v1")
+    assert schema_check.fits(forged, schema("manifest.v1")) == (problem is None) == (not expected)
+    assert problem is None or problem[0] in expected
 
 
 def test_a_valid_pack_is_validated_without_heavy_imports(folder: Path) -> None:
@@ -421,17 +452,19 @@ def test_a_valid_pack_is_validated_without_heavy_imports(folder: Path) -> None:
     assert not unwanted & set(modules)
 
 
-def test_files_are_hashed_beside_the_checks_and_within_the_budget() -> None:
-    """The sha256 of all bytes, block by block; a spent budget is said by whoever waits, and an early end waits for nobody."""
-    data = {"a": random.Random(0).randbytes(100_003), "b": b""}
-    with hashed(data, Budget()) as digests:
-        assert {name: digest.result() for name, digest in digests.items()} == {k: hashlib.sha256(v).hexdigest() for k, v in data.items()}
-    with hashed(data, Budget(seconds=0)) as digests, pytest.raises(Spent, match="digests of the files"):
-        digests["a"].result()
-    start = time.perf_counter()
-    with hashed({str(number): bytes(32 << 20) for number in range(50)}, Budget()):
-        pass
-    assert time.perf_counter() - start < 0.5
+def test_the_time_is_looked_at_while_a_pack_is_hashed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that runs out between two tensors ends the hashing there, and the report says what was left undone."""
+    look = Budget.require_time
+
+    def spent(self: Budget, what: str) -> None:
+        if what == "the digests of the files and tensors":
+            raise Spent(f"{what}: the time ran out")
+        look(self, what)
+
+    monkeypatch.setattr(Budget, "require_time", spent)
+    report = validate(folder)
+    assert report.incomplete
+    assert "the digests of the files and tensors: the time ran out" in report.not_checked
 
 
 def test_load_refuses_what_is_incomplete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,7 +488,7 @@ def test_the_time_is_looked_at_while_the_base_is_hashed(tmp_path: Path) -> None:
 
     with pytest.raises(Spent, match="bytes of the base"), base.watched(watch):
         _ = base.content
-    assert 3 <= len(looks) <= 3 + digests.cores()
+    assert 3 <= len(looks) <= 3 + hashing.cores()
     assert base.content == Checkpoint(folder).content, "the watch is gone with the block"
 
 

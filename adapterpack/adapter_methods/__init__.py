@@ -7,6 +7,7 @@ from .core.base import (
     Shared,
     Trained,
     Traits,
+    amount,
     complete,
     evaluate,
     fold,
@@ -37,11 +38,12 @@ from .core.operators import (
 from .core.peft_form import Completed, Factorise, PeftBeside, PeftContent, PeftForm, PeftLayer
 from .core.site import PROMPT, Params, Site
 from .inits import INITS, Init, Seen
-from .registry import built_in, get, method_of, methods, register
+from .registry import METHODS, broken_plugins, get, method_of, methods, register
 
 __all__ = [
     "INITS",
     "LAYOUTS",
+    "METHODS",
     "PROMPT",
     "AttachForm",
     "BlockCirculant",
@@ -74,7 +76,8 @@ __all__ = [
     "Sums",
     "Trained",
     "Traits",
-    "built_in",
+    "amount",
+    "broken_plugins",
     "columns",
     "complete",
     "evaluate",

@@ -20,13 +20,14 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import AttachForm, Method, Progress, Trained, Traits
-from .core.config import SiteConfig, by_suffix, require_number, require_whole
+from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.peft_keys import plain
 from .core.site import Params, Site
 from .kasa import departure
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,12 @@ class AdaLoRA(SiteConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("init_r", 1), ("target_r", 1), ("tinit", 0), ("tfinal", 0), ("deltaT", 1)):
-            require_whole(name, getattr(self, name), least)
+        for name in ("init_r", "target_r"):
+            require_whole(name, getattr(self, name))
+        for name, least in (("tinit", 0), ("tfinal", 0), ("deltaT", 1)):
+            require_whole(name, getattr(self, name), least, LARGEST_WHOLE)
         if self.total_step is not None:
-            require_whole("total_step", self.total_step, self.tinit + self.tfinal + 1)
+            require_whole("total_step", self.total_step, self.tinit + self.tfinal + 1, LARGEST_WHOLE)
         for name in ("beta1", "beta2", "orth_reg_weight"):
             require_number(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))
@@ -207,7 +210,7 @@ def _from_peft(config: Mapping[str, Any]) -> AdaLoRA:
     )
 
 
-adalora = Method(
+adalora = METHODS.register(Method(
     name="adalora",
     summary="low-rank changes with singular values, and a budget of rank that training shares out among the sites",
     paper="https://arxiv.org/abs/2303.10512",
@@ -230,4 +233,4 @@ adalora = Method(
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
     ),
-)
+))

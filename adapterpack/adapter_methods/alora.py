@@ -16,6 +16,7 @@ from .core.layouts import LINEAR
 from .core.peft_form import PeftForm
 from .core.token_positions import Invoked, require_invocation
 from .lora import OTHERS, LoRA, lora
+from .registry import METHODS
 
 _TOKENS = "alora_invocation_tokens"
 
@@ -61,7 +62,7 @@ def _forms(plain: PeftForm) -> PeftForm:
 
 
 assert lora.peft is not None  # for the type checker
-alora = lora._replace(
+alora = METHODS.register(lora._replace(
     name="alora",
     summary="a LoRA that acts from its invocation tokens on, so that the cache of what is before them is the base's",
     paper="https://arxiv.org/abs/2504.12397",
@@ -72,4 +73,4 @@ alora = lora._replace(
               ALoRA(r=4, use_rslora=True, dropout=0.1, alora_invocation_tokens=(4,)),
               ALoRA(r=2, init="pissa", alora_invocation_tokens=(1, 2))),
     peft=_forms(lora.peft),
-)
+))

@@ -23,6 +23,7 @@ from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
 from .miss import from_peft, is_miss, to_peft
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {**to_peft(sites), "init_weights": "bat"}
 
 
-bat = Method(
+bat = METHODS.register(Method(
     name="bat",
     summary="MiSS that turns each block of the weight by a trained one",
     paper="https://arxiv.org/abs/2409.15371",
@@ -83,4 +84,4 @@ bat = Method(
         matches=lambda config: is_miss(config, "bat"),
         aliases={"bone_block": "miss_block"},
     ),
-)
+))

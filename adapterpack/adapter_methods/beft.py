@@ -16,6 +16,7 @@ from .core.base import AttachForm, Method, Traits
 from .core.config import NoBranch
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def _attach(cfg: BEFT, params: Params, site: Site) -> AttachForm:
     return AttachForm(shift=params["beft_bias"][0, :])
 
 
-beft = Method(
+beft = METHODS.register(Method(
     name="beft",
     summary="a trained change of a layer's bias, as in BitFit",
     paper="https://arxiv.org/abs/2106.10199",
@@ -59,4 +60,4 @@ beft = Method(
         from_config=lambda config: BEFT(),
         features=lambda params: (None, params["beft_bias"].shape[1]),
     ),
-)
+))

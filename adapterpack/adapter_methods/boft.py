@@ -26,6 +26,7 @@ from .core.operators import BlockDiagonal, Chain, Operator, Permutation
 from .core.orthogonal import block_size, cayley
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _from_peft(config: Mapping[str, Any]) -> BOFT:
                 n_butterfly_factor=config.get("boft_n_butterfly_factor", 1))
 
 
-boft = Method(
+boft = METHODS.register(Method(
     name="boft",
     summary="a trained rotation of a layer's inputs as a butterfly of small blocks, and a factor on every output",
     paper="https://arxiv.org/abs/2311.06243",
@@ -140,6 +141,7 @@ boft = Method(
     init=_init,
     attach=_attach,
     constants=_constants,
+    makes=lambda cfg, site: _layout(cfg, site.in_features).factors * site.in_features,
     examples=(BOFT(), BOFT(block_size=2, n_butterfly_factor=2), BOFT(block_num=3), BOFT(block_num=6, n_butterfly_factor=4)),
     peft=PeftForm(
         accepts=lambda cfg, site: _layout(cfg, site.in_features).factors == 1,  # more needs PEFT's CUDA extension
@@ -149,4 +151,4 @@ boft = Method(
         from_config=_from_peft,
         features=lambda params: (params["boft_R"].shape[1] * params["boft_R"].shape[3], params["boft_s"].shape[0]),
     ),
-)
+))

@@ -20,6 +20,7 @@ from .core.config import require_flag
 from .core.operators import Dense
 from .core.site import Params, Site
 from .forms.blocks import TRAITS, BlockConfig, BlockForm, Norm
+from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def _attach(cfg: Bottleneck, params: Params, site: Site) -> BlockForm:
     )
 
 
-bottleneck = Method(
+bottleneck = METHODS.register(Method(
     name="bottleneck",
     summary="a narrow layer with an activation behind a block (Houlsby, Pfeiffer) or beside it (parallel)",
     paper="https://arxiv.org/abs/1902.00751",
@@ -99,4 +100,4 @@ bottleneck = Method(
     ),
     formula="h + scaling (up act(down norm(z)) + b), z = h or x",
     kind="activation",
-)
+))

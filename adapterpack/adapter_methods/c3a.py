@@ -21,6 +21,7 @@ from .core.operators import BlockCirculant
 from .core.peft_form import PeftForm
 from .core.peft_keys import default_and_pattern, literal
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _from_peft(config: Mapping[str, Any]) -> C3A:
     return C3A(config.get("block_size", 256), literal(config.get("block_size_pattern"), "block_size_pattern"))
 
 
-c3a = Method(
+c3a = METHODS.register(Method(
     name="c3a",
     summary="circulant blocks, each one trained row of numbers",
     paper="https://arxiv.org/abs/2407.19342",
@@ -92,4 +93,4 @@ c3a = Method(
         features=_features,
     ),
     settle=_settle,
-)
+))

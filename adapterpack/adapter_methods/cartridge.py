@@ -20,6 +20,7 @@ from .core.operators import Array
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, as_cache, cache_fields, peft_form, prefilled, traits
 from .forms.prompt_config import CacheConfig
+from .registry import METHODS
 
 _SINK = "frozen_embedding"
 
@@ -92,7 +93,7 @@ def _from_peft(config: Mapping[str, Any]) -> Cartridge:
     return Cartridge(**cache_fields(config), num_frozen_tokens=frozen, baked=True)
 
 
-cartridge = Method(
+cartridge = METHODS.register(Method(
     name="cartridge",
     summary="the trained cache of a text, whose first tokens stay frozen",
     paper="https://arxiv.org/abs/2506.06266",
@@ -107,4 +108,4 @@ cartridge = Method(
     peft=peft_form("CARTRIDGE", lambda cfg: {"num_frozen_tokens": cfg.num_frozen_tokens}, _from_peft, wide=False),
     bake=_bake,
     kind="prompt",
-)
+))

@@ -23,6 +23,7 @@ from .core.config import FOR_TRAINING, require_flag, require_whole
 from .core.operators import Array, Dense
 from .core.site import Params, Site
 from .forms.blocks import TRAITS, BlockConfig, BlockForm
+from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,12 @@ def _attach(cfg: Compacter, params: Params, site: Site) -> BlockForm:
                      act=cfg.act, reads_input=cfg.reads_input)
 
 
+def _makes(cfg: Compacter, site: Site) -> int:
+    """Both matrices before they are cut, and the rules."""
+    n = cfg.phm_dim
+    return 2 * (cfg.width(site) + n) * (site.out_features + n) + n**3
+
+
 _EXAMPLES: tuple[Any, ...] = (
     Compacter(reduction=2, phm_dim=2),
     Compacter(reduction=3, phm_dim=3, phm_rank=2, shared_rule=False, act="silu"),
@@ -126,7 +133,7 @@ _EXAMPLES: tuple[Any, ...] = (
     Compacter(reduction=4, phm_dim=2, factorized_rule=True, shared_rule=False, source="input", phm_rank=2),
 )
 
-compacter = Method(
+compacter = METHODS.register(Method(
     name="compacter",
     summary="a bottleneck of Kronecker products, whose rules all sites may share",
     paper="https://arxiv.org/abs/2106.04647",
@@ -135,8 +142,9 @@ compacter = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=_makes,
     examples=_EXAMPLES,
     shared=Shared(_shared_shapes, _shared_init),
     formula="h + scaling (U act(D z)), U and D sums of Kronecker products",
     kind="activation",
-)
+))

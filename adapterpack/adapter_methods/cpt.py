@@ -22,6 +22,7 @@ from .core.config import require_choice, require_flag, require_number, require_w
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, traits
 from .forms.prompt_config import EmbeddingConfig
+from .registry import METHODS
 
 _DELTA = "delta_embedding"
 
@@ -62,9 +63,10 @@ class CPT(EmbeddingConfig):
     def learnt(self) -> tuple[tuple[int, int, float], ...]:
         """The labels in the context, each with its weight; the first token of all has nothing before it."""
         factor = self.opt_loss_decay_factor if self.opt_weighted_loss_type == "decay" else 1.0
-        groups = sorted({kind for kind in self.token_types if kind > 0 and kind % 4 == 0}, reverse=True)
+        kinds = sorted({kind for kind in self.token_types if kind > 0 and kind % 4 == 0}, reverse=True)
+        place = {kind: number for number, kind in enumerate(kinds, 1)}
         pairs = enumerate(zip(self.token_ids, self.token_types, strict=False))
-        return tuple((at, token, factor ** (groups.index(kind) + 1)) for at, (token, kind) in pairs if at and kind in groups)
+        return tuple((at, token, factor ** place[kind]) for at, (token, kind) in pairs if at and kind in place)
 
 
 def _radii(cfg: CPT, site: Site) -> np.ndarray:
@@ -124,7 +126,7 @@ def _from_peft(config: Mapping[str, Any]) -> CPT:
                opt_loss_decay_factor=config.get("opt_loss_decay_factor", 1.0))
 
 
-cpt = Method(
+cpt = METHODS.register(Method(
     name="cpt",
     summary="examples as a prompt whose embeddings move within a ball around their words",
     paper="https://arxiv.org/abs/2410.17222",
@@ -141,4 +143,4 @@ cpt = Method(
     constants=_constants,
     bake=_bake,
     kind="prompt",
-)
+))

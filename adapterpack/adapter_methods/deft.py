@@ -24,6 +24,7 @@ from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.peft_keys import plain
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _from_peft(config: Mapping[str, Any]) -> DEFT:
                 decomposition_method=config.get("decomposition_method", "relu"))
 
 
-deft = Method(
+deft = METHODS.register(Method(
     name="deft",
     summary="a subspace of the outputs taken out of the weight, and something trained put there",
     paper="https://huggingface.co/docs/peft/package_reference/deft",
@@ -116,4 +117,4 @@ deft = Method(
         from_config=_from_peft,
         features=lambda params: (params["deft_R"].shape[1], params["deft_P"].shape[0]),
     ),
-)
+))

@@ -23,6 +23,7 @@ from .core.peft_form import PeftForm
 from .core.peft_keys import by_site, literal, plain
 from .core.site import Params, Site
 from .loha import kaiming
+from .registry import METHODS
 
 _LEAST = 1e-4
 """Rows of A and columns of B that are shorter count as that long, as in PEFT."""
@@ -97,7 +98,7 @@ def _from_peft(config: Mapping[str, Any]) -> DeLoRA:
     )
 
 
-delora = Method(
+delora = METHODS.register(Method(
     name="delora",
     summary="a low-rank change with a trained bound on its size",
     paper="https://arxiv.org/abs/2503.18225",
@@ -118,4 +119,4 @@ delora = Method(
         from_config=_from_peft,
         features=lambda params: (params["delora_A"].shape[1], params["delora_B"].shape[0]),
     ),
-)
+))

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits, constant
+from .core.base import AttachForm, Method, Traits, constant, factors
 from .core.layouts import WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
 from .core.site import Params, Site
 from .lora import EMBEDDED, LoRA, as_kernels, lora
+from .registry import METHODS
 
 _LEAST = 1e-12
 """Rows shorter than this count as that long, so that a row of zeros is no division by zero."""
@@ -84,7 +85,7 @@ def _as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
     return {**as_kernels(site, params), "lora_magnitude_vector": params["lora_magnitude_vector"].reshape(1, -1, *ones)}
 
 
-dora = Method(
+dora = METHODS.register(Method(
     name="dora",
     summary="LoRA on the direction of each weight row, with a trained length",
     paper="https://arxiv.org/abs/2402.09353",
@@ -95,6 +96,7 @@ dora = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=factors,
     constants=lambda cfg, site: {"lengths": _lengths(site)},
     rates=lora.rates,
     examples=(DoRA(r=1), DoRA(r=3, alpha=5), DoRA(r=5, alpha=4, use_rslora=True, dropout=0.1)),
@@ -111,4 +113,4 @@ dora = Method(
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
         matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("use_dora")),
     ),
-)
+))

@@ -16,13 +16,14 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import AttachForm, Method, Traits, require_widths
-from .core.config import SiteConfig, by_suffix, require_number, require_whole
+from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.peft_keys import default_and_pattern, literal
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import scattered
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class FourierFT(SiteConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("n_frequency", self.n_frequency)
-        require_whole("random_loc_seed", self.random_loc_seed, 0)
+        require_whole("n_frequency", self.n_frequency, 1, LARGEST_WHOLE)
+        require_whole("random_loc_seed", self.random_loc_seed, 0, LARGEST_WHOLE)
         require_number("scaling", self.scaling)
         object.__setattr__(self, "scaling", float(self.scaling))
 
@@ -125,7 +126,7 @@ def _from_peft(config: Mapping[str, Any]) -> FourierFT:
     )
 
 
-fourierft = Method(
+fourierft = METHODS.register(Method(
     name="fourierft",
     summary="a few trained coefficients of the change's two-dimensional spectrum, at places that a seed draws",
     paper="https://arxiv.org/abs/2405.03003",
@@ -146,4 +147,4 @@ fourierft = Method(
     ),
     constants=_constants,
     settle=_settle,
-)
+))

@@ -21,6 +21,7 @@ from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftContent, PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 _PATHS = {"A": "config_A_B", "B": "config_A_B", "C": "config_C", "D": "config_D_E", "E": "config_D_E"}
 """Path -> the field that says its form."""
@@ -129,7 +130,7 @@ def _features(params: Params) -> tuple[int | None, int | None]:
     return None, params["glora_A_X"].shape[0] if params["glora_A_X"].ndim == 2 else None
 
 
-glora = Method(
+glora = METHODS.register(Method(
     name="glora",
     summary="the weight scaled and moved, the bias scaled, moved and fed by the weight",
     paper="https://arxiv.org/abs/2306.07967",
@@ -152,4 +153,4 @@ glora = Method(
         aliases={f"glora_{path}.zeros": f"zeros_{path}" for path in _PATHS},
         adopt=_adopt,
     ),
-)
+))

@@ -27,6 +27,7 @@ from .core.peft_form import TRANSPOSED, PeftForm
 from .core.peft_keys import plain
 from .core.site import Params, Site
 from .loha import kaiming
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
             "gralora_dropout": first.dropout, "init_weights": True, "fan_in_fan_out": False, "bias": "none"}
 
 
-gralora = Method(
+gralora = METHODS.register(Method(
     name="gralora",
     summary="the weight cut into k x k blocks, a low-rank change in each",
     paper="https://arxiv.org/abs/2505.20355",
@@ -130,4 +131,4 @@ gralora = Method(
         features=lambda params: (params["gralora_A"].shape[0] * params["gralora_A"].shape[1],
                                  params["gralora_B"].shape[0] * params["gralora_B"].shape[2]),
     ),
-)
+))

@@ -22,6 +22,7 @@ from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.site import Params, Site
 from .loha import kaiming
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {"r": first.r, "rank_pattern": {}, "hira_dropout": first.dropout, "init_weights": True, "fan_in_fan_out": False}
 
 
-hira = Method(
+hira = METHODS.register(Method(
     name="hira",
     summary="the weight multiplied elementwise by a low-rank matrix: a change of full rank",
     paper="https://openreview.net/forum?id=TwJrTz9cRS",
@@ -72,4 +73,4 @@ hira = Method(
         from_config=lambda config: HiRA(r=config.get("r", 32), dropout=config.get("hira_dropout", 0.0)),
         features=lambda params: (params["hira_A"].shape[1], params["hira_B"].shape[0]),
     ),
-)
+))

@@ -25,6 +25,7 @@ from .core.operators import Array, Deviation
 from .core.orthogonal import linear
 from .core.peft_form import PeftForm, PeftLayer
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {"r": first.r, "apply_GS": first.apply_gs, "bias": "none", "init_weights": True}
 
 
-hra = Method(
+hra = METHODS.register(Method(
     name="hra",
     summary="a product of trained reflections of a layer's inputs, orthogonal and of low rank",
     paper="https://arxiv.org/abs/2405.17484",
@@ -112,6 +113,7 @@ hra = Method(
     init=_init,
     attach=_attach,
     constants=_constants,
+    makes=lambda cfg, site: cfg.r * cfg.r,
     examples=(HRA(r=2), HRA(r=3), HRA(r=6), HRA(r=4, apply_gs=True)),
     peft=PeftForm(
         peft_type="HRA",
@@ -122,4 +124,4 @@ hra = Method(
         from_config=lambda config: HRA(r=config.get("r", 8), apply_gs=config.get("apply_GS", False)),
         features=lambda params: (params["hra_u"].shape[0], None),
     ),
-)
+))

@@ -8,8 +8,10 @@ The factors l have shape [out, 1], at a feedforward layer [1, in].
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from .core.config import NoBranch, by_suffix
 from .core.operators import Diagonal
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,11 @@ class IA3(NoBranch):
         """The config at one site: whether it is a feedforward site, by its literal path or its last components."""
         if isinstance(self.feedforward, bool):
             return self
-        return replace(self, feedforward=by_suffix(dict.fromkeys(self.feedforward, True), path, False))
+        return replace(self, feedforward=by_suffix(self._named, path, False))
+
+    @cached_property
+    def _named(self) -> dict[str, bool]:
+        return {} if isinstance(self.feedforward, bool) else dict.fromkeys(self.feedforward, True)
 
 
 def _shapes(cfg: IA3, site: Site) -> dict[str, tuple[int, ...]]:
@@ -61,7 +68,9 @@ def _attach(cfg: IA3, params: Params, site: Site) -> AttachForm:
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     inner = [path for path, cfg in sites.items() if cfg.feedforward]
     # PEFT takes a name in this list for the end of a path, even in the middle of a word; a text it matches whole, as a pattern.
-    clash = any(other.endswith(path) for path in inner for other, cfg in sites.items() if not cfg.feedforward)
+    backwards = sorted(path[::-1] for path, cfg in sites.items() if not cfg.feedforward)
+    first = ((path[::-1], bisect_left(backwards, path[::-1])) for path in inner)  # the first that could begin so
+    clash = any(at < len(backwards) and backwards[at].startswith(path) for path, at in first)
     return {"feedforward_modules": "|".join(map(re.escape, inner)) if clash else inner, "fan_in_fan_out": False, "init_ia3_weights": True}
 
 
@@ -81,7 +90,7 @@ def _features(params: Params) -> tuple[int | None, int | None]:
     return (columns if columns > 1 else None, rows if rows > 1 else None)
 
 
-ia3 = Method(
+ia3 = METHODS.register(Method(
     name="ia3",
     summary="a learned factor on every output of a layer, or on every input of a feedforward layer",
     paper="https://arxiv.org/abs/2205.05638",
@@ -100,4 +109,4 @@ ia3 = Method(
         from_config=_from_peft,
         features=_features,
     ),
-)
+))

@@ -26,6 +26,7 @@ from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
 from .lora import LoRA, lora
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _from_peft(config: Mapping[str, Any]) -> KaSA:
                 beta=own.get("beta", KaSA.beta), gamma=own.get("gamma", KaSA.gamma))
 
 
-kasa = Method(
+kasa = METHODS.register(Method(
     name="kasa",
     summary="the smallest singular values of the weight give way to a low-rank change with trained ones",
     paper="https://arxiv.org/abs/2412.06071",
@@ -117,4 +118,4 @@ kasa = Method(
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
         matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("kasa_config")) and not config.get("use_dora"),
     ),
-)
+))

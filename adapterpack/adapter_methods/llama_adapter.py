@@ -20,6 +20,7 @@ from .core.config import FOR_TRAINING, NoBranch, require_whole
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
 from .forms.attention import TRAITS, AttentionForm
+from .registry import METHODS
 
 _PROMPT, _GATE = "adaption_prompt", "adaption_gate"
 
@@ -74,7 +75,7 @@ def _features(params: Params) -> tuple[int, int]:
     return params[_PROMPT].shape[2], params[_PROMPT].shape[2]
 
 
-llama_adapter = Method(
+llama_adapter = METHODS.register(Method(
     name="llama_adapter",
     summary="prompts that the last layers attend to, through gates that begin at zero",
     paper="https://arxiv.org/abs/2303.16199",
@@ -87,4 +88,4 @@ llama_adapter = Method(
     examples=(LLaMAAdapter(adapter_len=1), LLaMAAdapter(adapter_len=3, adapter_layers=1), LLaMAAdapter(adapter_len=5, adapter_layers=2)),
     peft=PeftForm("ADAPTION_PROMPT", {_PROMPT: _PROMPT, _GATE: _GATE}, _to_peft, _from_peft, _features, names_sites=False),
     kind="attention",
-)
+))

@@ -17,6 +17,7 @@ from .core.config import NoBranch
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def _fold(cfg: LNTuning, params: Params, site: Site, weight: Array, bias: Array 
     return params["weight"][rows][:, None], params["bias"][rows] if site.bias else bias
 
 
-ln_tuning = Method(
+ln_tuning = METHODS.register(Method(
     name="ln_tuning",
     summary="the weights and biases of normalisation layers, trained themselves",
     paper="https://arxiv.org/abs/2312.11420",
@@ -69,4 +70,4 @@ ln_tuning = Method(
         from_config=lambda config: LNTuning(),
         features=lambda params: (1, params["weight"].shape[0]),
     ),
-)
+))

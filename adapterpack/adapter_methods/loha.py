@@ -23,6 +23,7 @@ from .core.operators import Array, Dense
 from .core.peft_form import PeftForm, PeftLayer
 from .core.peft_keys import by_site, literal, plain
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def from_peft(config: Mapping[str, Any]) -> dict[str, Any]:
             **{name: literal(config.get(name), name) for name in ("rank_pattern", "alpha_pattern")}}
 
 
-loha = Method(
+loha = METHODS.register(Method(
     name="loha",
     summary="the elementwise product of two low-rank changes: rank r^2 for the tensors of rank 2 r",
     paper="https://arxiv.org/abs/2108.06098",
@@ -99,6 +100,7 @@ loha = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=lambda cfg, site: min(cfg.rank * (site.in_features + site.out_features), site.in_features * site.out_features),
     examples=(LoHa(r=1), LoHa(r=2, alpha=3), LoHa(r=3, alpha=5)),
     peft=PeftForm(
         peft_type="LOHA",
@@ -108,4 +110,4 @@ loha = Method(
         from_config=lambda config: LoHa(**from_peft(config)),
         features=lambda params: (params["hada_w1_b"].shape[1], params["hada_w1_a"].shape[0]),
     ),
-)
+))

@@ -22,6 +22,7 @@ from .core.operators import Array, Kronecker
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
 from .loha import from_peft, kaiming, to_peft
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _features(params: Params) -> tuple[int, int]:
     return b * d, a * c
 
 
-lokr = Method(
+lokr = METHODS.register(Method(
     name="lokr",
     summary="a change that is the Kronecker product of two small matrices",
     paper="https://arxiv.org/abs/2309.14859",
@@ -118,4 +119,4 @@ lokr = Method(
                                         decompose_factor=config.get("decompose_factor", -1)),
         features=_features,
     ),
-)
+))

@@ -28,6 +28,7 @@ from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
 from .core.peft_keys import by_site, literal, plain
 from .core.site import Params, Site
 from .inits import init_named
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _from_peft(config: Mapping[str, Any]) -> LoRA:
     )
 
 
-lora = Method(
+lora = METHODS.register(Method(
     name="lora",
     summary="a trained low-rank change beside each frozen layer; rsLoRA by use_rslora",
     paper="https://arxiv.org/abs/2106.09685",
@@ -217,4 +218,4 @@ lora = Method(
             **TRANSPOSED,
         },
     ),
-)
+))

@@ -24,6 +24,7 @@ from .core.operators import Array, Dense
 from .core.site import Params, Site
 from .core.token_positions import Ends, ends_of
 from .forms.blocks import TRAITS, BlockForm
+from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def _attach(cfg: LoReFT, params: Params, site: Site) -> BlockForm:
     return BlockForm(down=Dense(params["source"]), up=Dense(R.T), down_bias=params["bias"])
 
 
-loreft = Method(
+loreft = METHODS.register(Method(
     name="loreft",
     summary="a change of hidden states within a learned subspace; DiReFT by orthogonal=False",
     paper="https://arxiv.org/abs/2404.03592",
@@ -102,4 +103,4 @@ loreft = Method(
               LoReFT(r=3, positions="f2+l1"), LoReFT(r=2, positions="l2")),
     formula="h + R^T (W h + b - R h), R R^T = I",
     kind="activation",
-)
+))

@@ -20,6 +20,7 @@ from .core.config import RankConfig
 from .core.operators import Dense, Sums
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def is_miss(config: Mapping[str, Any], variant: str | None) -> bool:
     return config.get("peft_type") in ("MISS", "BONE") and (init if init in ("bat", "mini") else None) == variant
 
 
-miss = Method(
+miss = METHODS.register(Method(
     name="miss",
     summary="one trained block of rows shared by all blocks of the input",
     paper="https://arxiv.org/abs/2409.15371",
@@ -94,4 +95,4 @@ miss = Method(
         matches=lambda config: is_miss(config, None),
         aliases={"bone_block": "miss_block"},
     ),
-)
+))

@@ -20,6 +20,7 @@ from .core.operators import Chain, Dense, Repeat, Sums
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
 from .miss import from_peft, is_miss, known, to_peft
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {**to_peft(sites), "mini_r": next(iter(sites.values())).mini_r, "init_weights": "mini"}
 
 
-miss_mini = Method(
+miss_mini = METHODS.register(Method(
     name="miss_mini",
     summary="MiSS with a block that is repeated over the outputs",
     paper="https://arxiv.org/abs/2409.15371",
@@ -65,6 +66,7 @@ miss_mini = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=lambda cfg, site: (cfg.r + cfg.mini_r) * (site.in_features + site.out_features),
     examples=(MiSSMini(r=2), MiSSMini(r=5, mini_r=3, dropout=0.1)),
     peft=PeftForm(
         peft_type="MISS",
@@ -75,4 +77,4 @@ miss_mini = Method(
         matches=lambda config: is_miss(config, "mini"),
         aliases={"bone_block": "miss_block"},
     ),
-)
+))

@@ -21,6 +21,7 @@ from .core.base import AttachForm, Method, Traits
 from .core.config import RankConfig
 from .core.operators import Array, BlockDiagonal, Chain, Dense, Repeat, Sums
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ def _angles(n: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
+def _makes(cfg: MoRA, site: Site) -> int:
+    """One turned matrix for each block of the input."""
+    n = max(_side(cfg, site), 1)
+    return -(-site.in_features // n) * n * n
+
+
 def _attach(cfg: MoRA, params: Params, site: Site) -> AttachForm:
     M = params["mora_M"]
     n, out = M.shape[0], site.out_features
@@ -86,7 +93,7 @@ def _turned(M: Array, cos: Array, sin: Array) -> Array:
     return M[None] * cos[:, None, :] + crossed[None] * sin[:, None, :]
 
 
-mora = Method(
+mora = METHODS.register(Method(
     name="mora",
     summary="one square matrix in place of LoRA's two: a change of high rank",
     paper="https://arxiv.org/abs/2405.12130",
@@ -97,5 +104,6 @@ mora = Method(
     init=_init,
     attach=_attach,
     constants=_constants,
+    makes=_makes,
     examples=(MoRA(r=1), MoRA(r=3), MoRA(r=1, form="sharing"), MoRA(r=2, form="sharing", dropout=0.1)),
-)
+))

@@ -16,6 +16,7 @@ from .core.config import require_whole
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embedding_fields, peft_form, traits
 from .prompt_tuning import PromptTuning, start
+from .registry import METHODS
 
 _COLS, _ROWS = "prefix_task_cols", "prefix_task_rows"
 
@@ -67,7 +68,7 @@ def _from_peft(config: Mapping[str, Any]) -> MultitaskPromptTuning:
     return MultitaskPromptTuning(**embedding_fields(config), num_ranks=config.get("num_ranks", 1), num_tasks=config.get("num_tasks", 1))
 
 
-multitask_prompt_tuning = Method(
+multitask_prompt_tuning = METHODS.register(Method(
     name="multitask_prompt_tuning",
     summary="a prompt that tasks share, times a low-rank matrix of each task",
     paper="https://arxiv.org/abs/2303.02861",
@@ -77,7 +78,8 @@ multitask_prompt_tuning = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=lambda cfg, site: cfg.num_tasks * cfg.num_virtual_tokens * site.in_features,
     examples=(MultitaskPromptTuning(num_virtual_tokens=3), MultitaskPromptTuning(num_virtual_tokens=2, num_tasks=3, num_ranks=2)),
     peft=peft_form("MULTITASK_PROMPT_TUNING", _to_peft, _from_peft, (STORED, _COLS, _ROWS)),
     kind="prompt",
-)
+))

@@ -20,9 +20,10 @@ from .core.arrays import array_namespace
 from .core.base import AttachForm, Method, Traits
 from .core.config import NoBranch, require_flag, require_number, require_whole
 from .core.operators import BlockDiagonal
-from .core.orthogonal import block_size, cayley, skew, triangle, within
+from .core.orthogonal import MOST_TERMS, block_size, cayley, skew, triangle, within
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class OFT(NoBranch):
         require_number("eps", self.eps)
         if self.eps <= 0:
             raise ValueError(f"eps must be above zero, not {self.eps!r}")
-        require_whole("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 2)
+        require_whole("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 2, MOST_TERMS)
 
 
 def _shapes(cfg: OFT, site: Site) -> dict[str, tuple[int, ...]]:
@@ -69,6 +70,12 @@ def _init(cfg: OFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarra
 def _constants(cfg: OFT, site: Site) -> dict[str, np.ndarray]:
     index, sign = triangle(block_size(site.in_features, cfg.block_size, cfg.r))
     return {"triangle": index, "sign": sign}
+
+
+def _makes(cfg: OFT, site: Site) -> int:
+    """All blocks, also where they are one, and where in a block each number goes."""
+    size = block_size(site.in_features, cfg.block_size, cfg.r)
+    return site.in_features * size + size * size
 
 
 def _attach(cfg: OFT, params: Params, site: Site) -> AttachForm:
@@ -115,7 +122,7 @@ def _features(params: Params) -> tuple[int | None, int | None]:
     return (count * size if count > 1 else None), None  # one row: one block, or all blocks
 
 
-oft = Method(
+oft = METHODS.register(Method(
     name="oft",
     summary="a trained rotation of a layer's inputs, block by block; COFT by coft",
     paper="https://arxiv.org/abs/2306.07280",
@@ -126,6 +133,7 @@ oft = Method(
     init=_init,
     attach=_attach,
     constants=_constants,
+    makes=_makes,
     examples=(OFT(), OFT(block_size=3), OFT(r=2, use_cayley_neumann=True), OFT(block_size=4, block_share=True),
               OFT(block_size=3, coft=True, eps=0.4), OFT(block_size=6, use_cayley_neumann=True, num_cayley_neumann_terms=3)),
     peft=PeftForm(
@@ -135,4 +143,4 @@ oft = Method(
         from_config=_from_peft,
         features=_features,
     ),
-)
+))

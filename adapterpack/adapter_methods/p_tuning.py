@@ -20,6 +20,7 @@ from .core.operators import Array
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embedding_fields, linear, peft_form, relu, traits, uniform
 from .forms.prompt_config import EmbeddingConfig
+from .registry import METHODS
 
 _MOST_LAYERS = 64
 """A file may say anything, and each layer is work."""
@@ -45,9 +46,7 @@ class PTuning(EmbeddingConfig):
         super().__post_init__()
         require_choice("encoder", self.encoder, ("mlp", "lstm"))
         require_whole("encoder_hidden", self.encoder_hidden, 0)
-        require_whole("encoder_layers", self.encoder_layers)
-        if self.encoder_layers > _MOST_LAYERS:
-            raise ValueError(f"encoder_layers must be at most {_MOST_LAYERS}, not {self.encoder_layers}")
+        require_whole("encoder_layers", self.encoder_layers, 1, _MOST_LAYERS)
         require_flag("baked", self.baked)
 
 
@@ -132,7 +131,7 @@ def _from_peft(config: Mapping[str, Any]) -> PTuning:
                    encoder_hidden=config.get("encoder_hidden_size") or 0, encoder_layers=config.get("encoder_num_layers") or 2, baked=True)
 
 
-p_tuning = Method(
+p_tuning = METHODS.register(Method(
     name="p_tuning",
     summary="embeddings before the first token, trained through an MLP or an LSTM that is gone afterwards",
     paper="https://arxiv.org/abs/2103.10385",
@@ -147,4 +146,4 @@ p_tuning = Method(
     peft=peft_form("P_TUNING", _to_peft, _from_peft),
     bake=_bake,
     kind="prompt",
-)
+))

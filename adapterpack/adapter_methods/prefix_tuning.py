@@ -19,6 +19,7 @@ from .core.config import require_choice, require_flag, require_whole
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, as_cache, as_flat, cache_fields, linear, peft_form, prefilled, traits, uniform
 from .forms.prompt_config import CacheConfig
+from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def _from_peft(config: Mapping[str, Any]) -> PrefixTuning:
     return PrefixTuning(**cache_fields(config), baked=True)
 
 
-prefix_tuning = Method(
+prefix_tuning = METHODS.register(Method(
     name="prefix_tuning",
     summary="trained keys and values before those of the first token, in every layer",
     paper="https://arxiv.org/abs/2101.00190",
@@ -108,9 +109,10 @@ prefix_tuning = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site),
     examples=(PrefixTuning(num_virtual_tokens=3), PrefixTuning(num_virtual_tokens=1, init="text", token_ids=(5, 3)),
               PrefixTuning(num_virtual_tokens=2, projection=True, encoder_hidden=5)),
     peft=peft_form("PREFIX_TUNING", _to_peft, _from_peft, wide=False),
     bake=_bake,
     kind="prompt",
-)
+))

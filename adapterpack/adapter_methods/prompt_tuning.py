@@ -18,6 +18,7 @@ from .core.config import require_choice
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, repeated, traits
 from .forms.prompt_config import EmbeddingConfig, PromptSite
+from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def _from_peft(config: Mapping[str, Any]) -> PromptTuning:
 _PEFT_INIT = {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None, "tokenizer_name_or_path": None, "tokenizer_kwargs": None}
 """What PEFT is told of the init, which it must not run again: it would want a tokenizer by name."""
 
-prompt_tuning = Method(
+prompt_tuning = METHODS.register(Method(
     name="prompt_tuning",
     summary="trained embeddings before the first token",
     paper="https://arxiv.org/abs/2104.08691",
@@ -84,4 +85,4 @@ prompt_tuning = Method(
               PromptTuning(num_virtual_tokens=5, init="text", token_ids=(4, 7))),
     peft=peft_form("PROMPT_TUNING", lambda cfg: dict(_PEFT_INIT), _from_peft),
     kind="prompt",
-)
+))

@@ -25,9 +25,10 @@ from .core.arrays import array_namespace
 from .core.base import AttachForm, Method, Traits
 from .core.config import SiteConfig, is_number, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
-from .core.orthogonal import cayley, skew, triangle, within
+from .core.orthogonal import MOST_TERMS, cayley, skew, triangle, within
 from .core.peft_form import Factorise, PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class PSOFT(SiteConfig):
             raise ValueError(f"ab_svd_init must be psoft_init or pissa_init, not {self.ab_svd_init!r}")
         for name in ("orth", "mag_a", "mag_b", "use_cayley_neumann"):
             require_flag(name, getattr(self, name))
-        require_whole("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 2)
+        require_whole("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 2, MOST_TERMS)
         if self.cayley_neumann_eps is not None:
             require_number("cayley_neumann_eps", self.cayley_neumann_eps)
             if not 0 < self.cayley_neumann_eps < 1:
@@ -167,7 +168,7 @@ def _from_peft(config: Mapping[str, Any]) -> PSOFT:
     )
 
 
-psoft = Method(
+psoft = METHODS.register(Method(
     name="psoft",
     summary="a trained rotation in the principal subspace of the frozen weight",
     paper="https://arxiv.org/abs/2505.11235",
@@ -189,4 +190,4 @@ psoft = Method(
     ),
     examples=(PSOFT(r=3), PSOFT(r=2, ab_svd_init="pissa_init", mag_a=False), PSOFT(r=5, orth=False, mag_b=False, dropout=0.1),
               PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.9)),
-)
+))

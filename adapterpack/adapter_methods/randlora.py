@@ -27,6 +27,7 @@ from .core.peft_form import TRANSPOSED, PeftForm
 from .core.projection import Projected, Projection, settle
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _from_peft(config: Mapping[str, Any]) -> RandLoRA:
     )
 
 
-randlora = Method(
+randlora = METHODS.register(Method(
     name="randlora",
     summary="a change of full rank: trained weights on frozen random bases; the bases are a seed",
     paper="https://arxiv.org/abs/2502.00987",
@@ -191,6 +192,7 @@ randlora = Method(
         adopt=_PROJECTION.adopt,
     ),
     constants=_PROJECTION.constants,
+    makes=_PROJECTION.makes,
     shared=_PROJECTION.shared,
     settle=settle,
-)
+))

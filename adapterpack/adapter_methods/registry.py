@@ -1,18 +1,15 @@
-"""The methods that are known: the catalogue, the command line, the schema and the test matrix read this."""
+"""The methods by name: the catalogue, the command line, the schema and the test matrix read this."""
 
 from __future__ import annotations
 
-import re
-from importlib import import_module
 from typing import Any
 
 from ..errors import AdapterpackError, UnknownMethod, nearest
-from .catalogue import CONFIGS
+from ..registry import Registry
 from .core.base import Method
 
-ENTRY_POINT_GROUP = "adapterpack.methods"
-
-_METHODS: dict[str, Method] = {}
+METHODS: Registry[Method] = Registry("adapter method", Method, "adapterpack.methods", "adapterpack.adapter_methods", UnknownMethod)
+"""Name -> the method; each file of this folder registers the one that it defines."""
 
 
 def register(method: Method) -> Method:
@@ -21,43 +18,24 @@ def register(method: Method) -> Method:
     Raises:
         AdapterpackError: another method has that name, or a manifest could not hold it.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", method.name):
-        raise AdapterpackError("a method's name must be a lower-case identifier", found=repr(method.name), remedy="rename it")
-    if built_in(method.name) not in (None, method) or _METHODS.setdefault(method.name, method) is not method:
-        raise AdapterpackError("two methods have the same name", where=method.name, remedy="rename one of them")
-    return method
-
-
-def built_in(name: str) -> Method | None:
-    """The registered method of that name, or the one of the catalogue, registered now: its file is imported when it is first asked for."""
-    if name not in _METHODS and name in CONFIGS:
-        _METHODS[name] = getattr(import_module(f"{__package__}.{name}"), name)
-    return _METHODS.get(name)
+    return METHODS.register(method)
 
 
 def methods() -> dict[str, Method]:
-    """Every registered method by name, those of other packages (entry points ``adapterpack.methods``) included.
+    """Every method by name, those of other packages (entry points ``adapterpack.methods``) included.
 
-    Raises:
-        AdapterpackError: another package's method cannot be imported; names the entry point.
+    A method of another package that cannot be used is left out; :func:`broken_plugins` says why.
 
     Example:
         >>> methods()["lora"].traits.low_rank
         True
     """
-    from importlib.metadata import entry_points  # noqa: PLC0415 - with mail and zip files in its wake, for what a known name never asks
+    return dict(METHODS)
 
-    for name in CONFIGS:
-        built_in(name)
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name not in _METHODS:
-            try:
-                method = point.load()
-            except Exception as error:
-                raise AdapterpackError(f"a method of another package cannot be imported: {error}", where=f"{point.name} = {point.value}",
-                                       remedy="update or uninstall that package") from error
-            register(method)
-    return dict(sorted(_METHODS.items()))
+
+def broken_plugins() -> tuple[AdapterpackError, ...]:
+    """An error for each method of another package that cannot be used, which names its entry point."""
+    return METHODS.broken()
 
 
 def get(name: str) -> Method:
@@ -65,20 +43,19 @@ def get(name: str) -> Method:
 
     Raises:
         UnknownMethod: there is none.
+        AdapterpackError: it is another package's, and cannot be used; names the entry point.
     """
-    found = built_in(name) or methods().get(name)
-    if found is None:
-        raise UnknownMethod("unknown adapter method", found=repr(name), remedy=nearest(name, _METHODS))
-    return found
+    return METHODS[name]
 
 
 def method_of(config: Any) -> Method:
-    """The method whose config class ``config`` is an instance of.
+    """The method whose config class ``config`` is an instance of; methods of other packages are imported only if no other has it.
 
     Raises:
         UnknownMethod: no registered method has that class.
     """
-    for method in methods().values():
-        if type(config) is method.config:
+    kind = type(config)
+    for method in (*METHODS.known(), *METHODS.values()):
+        if method.config is kind:
             return method
-    raise UnknownMethod("no registered method has this config class", found=type(config).__name__, remedy=nearest("", _METHODS))
+    raise UnknownMethod("no registered method has this config class", found=kind.__name__, remedy=nearest("", METHODS))

@@ -21,6 +21,7 @@ from .core.operators import Array, Pairs
 from .core.orthogonal import nearest_divisor
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 class _Variant(NamedTuple):
@@ -96,7 +97,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {"variant": first.variant, "group_size": first.group_size, "init_weights": True}
 
 
-road = Method(
+road = METHODS.register(Method(
     name="road",
     summary="a layer's outputs turned and scaled in pairs",
     paper="https://arxiv.org/abs/2409.00119",
@@ -115,4 +116,4 @@ road = Method(
         from_config=lambda config: RoAd(variant=config.get("variant", "road_1"), group_size=config.get("group_size", 64)),
         features=lambda params: (None, None),  # an odd number of outputs has the parameters of the next even one
     ),
-)
+))

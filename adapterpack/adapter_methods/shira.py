@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from .core.base import AttachForm, Method, Traits, require_widths
-from .core.config import SiteConfig, require_whole
+from .core.config import LARGEST_WHOLE, SiteConfig, require_whole
 from .core.peft_form import PeftContent, PeftForm
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import Sparse
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class SHiRA(SiteConfig):
         super().__post_init__()
         require_whole("r", self.r)
         if self.random_seed is not None:
-            require_whole("random_seed", self.random_seed, 0)
+            require_whole("random_seed", self.random_seed, 0, LARGEST_WHOLE)
 
     @property
     def redundant(self) -> bool:
@@ -92,7 +93,7 @@ def _adopt(found: PeftContent) -> PeftContent:
     return found._replace(config=replace(found.config, random_seed=None)) if stored else found
 
 
-shira = Method(
+shira = METHODS.register(Method(
     name="shira",
     summary="trained values at a few places of the weight, which a seed draws",
     paper="https://arxiv.org/abs/2406.13175",
@@ -112,4 +113,4 @@ shira = Method(
         adopt=_adopt,
     ),
     constants=_constants,
-)
+))

@@ -20,11 +20,12 @@ import numpy as np
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import AttachForm, Method, Shared, Traits
-from .core.config import SiteConfig, is_number, require_flag, require_whole
+from .core.config import LARGEST_WHOLE, MOST_SITES, SiteConfig, is_number, require_flag, require_whole
 from .core.operators import Chain, Dense
 from .core.peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,15 @@ class TinyLoRA(SiteConfig):
         super().__post_init__()
         require_whole("r", self.r)
         require_whole("u", self.u)
-        require_whole("projection_seed", self.projection_seed, 0)
+        require_whole("projection_seed", self.projection_seed, 0, LARGEST_WHOLE)
         require_flag("save_factors", self.save_factors)
         if not is_number(self.weight_tying) or not 0 <= self.weight_tying <= 1:
             raise ValueError(f"weight_tying must lie in [0, 1], not {self.weight_tying!r}")
         object.__setattr__(self, "weight_tying", float(self.weight_tying))
         if self.index is not None:
-            require_whole("index", self.index, 0)
+            require_whole("index", self.index, 0, MOST_SITES)
         if self.count is not None:
-            require_whole("count", self.count)
+            require_whole("count", self.count, 1, MOST_SITES)
 
     def at(self, path: str) -> TinyLoRA:
         """The config at one site: its number looked up by the literal path."""
@@ -183,7 +184,7 @@ def _adopt(found: PeftContent) -> PeftContent:
     return PeftContent(replace(cfg, count=count, indices=indices), found.shared, sites)
 
 
-tinylora = Method(
+tinylora = METHODS.register(Method(
     name="tinylora",
     summary="a handful of trained numbers between the singular vectors of the weight",
     paper="https://arxiv.org/abs/2602.04118",
@@ -207,6 +208,7 @@ tinylora = Method(
         to_base=_stored,
     ),
     constants=_constants,
+    makes=lambda cfg, site: cfg.u * _rank(cfg, site) ** 2,
     shared=Shared(_vectors, lambda cfg, sites, rng: {name: np.zeros(shape, np.float32) for name, shape in _vectors(cfg, sites).items()}),
     settle=_settle,
-)
+))

@@ -17,10 +17,11 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import AttachForm, Forward, Method, Traits
-from .core.config import NoBranch, require_whole
+from .core.config import NoBranch, by_suffix, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import PeftBeside, PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +107,13 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 def _beside(value: Any, path: str) -> TrainableTokens:
     """The tokens of one embedding in the config of another method: a list for the only one, or a map of the ends of paths to lists."""
     if isinstance(value, Mapping):
-        value = next((ids for name, ids in value.items() if f".{path}".endswith(f".{name}")), None)
+        value = by_suffix(value, path, None)
     if not isinstance(value, list | tuple):
         raise ValueError(f"the tokens of {path} must be a list of ids, not {value!r:.80}")
     return TrainableTokens(token_indices=tuple(value))
 
 
-trainable_tokens = Method(
+trainable_tokens = METHODS.register(Method(
     name="trainable_tokens",
     summary="chosen rows of an embedding, and of the output head that is tied to it",
     paper="https://huggingface.co/docs/peft/package_reference/trainable_tokens",
@@ -126,6 +127,7 @@ trainable_tokens = Method(
     forward=_forward,
     fold=_fold,
     constants=_constants,
+    makes=lambda cfg, site: site.out_features * (len(cfg.token_indices) + 1),
     beyond=_beyond,
     examples=(TrainableTokens(token_indices=(3,)), TrainableTokens(token_indices=(4, 0, 2))),
     peft=PeftForm(
@@ -143,4 +145,4 @@ trainable_tokens = Method(
             from_config=_beside,
         ),
     ),
-)
+))

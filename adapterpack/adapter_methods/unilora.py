@@ -18,10 +18,11 @@ import numpy as np
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import AttachForm, Method, Shared, Traits, require_widths
-from .core.config import SiteConfig, require_number, require_whole
+from .core.config import LARGEST_WHOLE, SiteConfig, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 _INDICES = ("unilora_indices_A", "unilora_indices_B")
 _MOST = 1 << 28
@@ -52,12 +53,12 @@ class UniLoRA(SiteConfig):
         super().__post_init__()
         require_whole("r", self.r)
         require_whole("theta_d_length", self.theta_d_length)
-        require_whole("proj_seed", self.proj_seed, 0)
+        require_whole("proj_seed", self.proj_seed, 0, LARGEST_WHOLE)
         require_number("init_theta_d_bound", self.init_theta_d_bound)
         if self.start is not None:
-            require_whole("start", self.start, 0)
+            require_whole("start", self.start, 0, _MOST)
         if self.total is not None:
-            require_whole("total", self.total)
+            require_whole("total", self.total, 1, _MOST)
 
     def at(self, path: str) -> UniLoRA:
         """The config at one site: its start looked up by the literal path."""
@@ -172,7 +173,7 @@ def _begins(indices: np.ndarray, part: np.ndarray) -> bool:
     return np.array_equal(indices[: len(part[:16])], part[:16]) and np.array_equal(indices[: len(part)], part)
 
 
-unilora = Method(
+unilora = METHODS.register(Method(
     name="unilora",
     summary="LoRA's factors at every layer taken from one trained vector, by indices that a seed deals out",
     paper="https://arxiv.org/abs/2506.00799",
@@ -195,6 +196,7 @@ unilora = Method(
         adopt=_adopt,
     ),
     constants=_constants,
+    makes=lambda cfg, site: (cfg.total or 0) + cfg.theta_d_length + _places(cfg, site),
     shared=Shared(lambda cfg, sites: {"unilora_theta_d": (cfg.theta_d_length,)}, _theta),
     settle=_settle,
-)
+))

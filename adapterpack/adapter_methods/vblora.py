@@ -21,6 +21,7 @@ from .core.config import SiteConfig, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.site import Params, Site
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,13 @@ class VBLoRA(SiteConfig):
 _SIDES = ("vblora_logits_A", "vblora_logits_B")
 
 
+def _pieces(cfg: VBLoRA, site: Site) -> tuple[int, int]:
+    """How many vectors lie beside each other in a row of A, and in a column of B."""
+    return -(-site.in_features // cfg.vector_length), -(-site.out_features // cfg.vector_length)
+
+
 def _shapes(cfg: VBLoRA, site: Site) -> dict[str, tuple[int, ...]]:
-    wide, tall = (-(-width // cfg.vector_length) for width in (site.in_features, site.out_features))
+    wide, tall = _pieces(cfg, site)
     pieces = dict(zip(_SIDES, ((cfg.r, wide), (tall, cfg.r)), strict=True))
     if not cfg.save_only_topk_weights:
         return {name: (*piece, cfg.num_vectors) for name, piece in pieces.items()}
@@ -134,7 +140,7 @@ def _from_peft(config: Mapping[str, Any]) -> VBLoRA:
     )
 
 
-vblora = Method(
+vblora = METHODS.register(Method(
     name="vblora",
     summary="LoRA's factors mixed from a bank of vectors that all layers share",
     paper="https://arxiv.org/abs/2405.15179",
@@ -144,6 +150,7 @@ vblora = Method(
     shapes=_shapes,
     init=_init,
     attach=_attach,
+    makes=lambda cfg, site: cfg.topk * cfg.r * cfg.vector_length * sum(_pieces(cfg, site)),
     examples=(VBLoRA(r=2, num_vectors=5, vector_length=3, init_vector_bank_bound=0.5),
               VBLoRA(r=3, num_vectors=7, vector_length=1, topk=3, init_vector_bank_bound=1.0, dropout=0.1)),
     peft=PeftForm(
@@ -157,4 +164,4 @@ vblora = Method(
         shared={"vblora_vector_bank": "base_model.vblora_vector_bank"},
     ),
     shared=Shared(lambda cfg, sites: {"vblora_vector_bank": (cfg.num_vectors, cfg.vector_length)}, _bank),
-)
+))

@@ -24,6 +24,7 @@ from .core.peft_form import TRANSPOSED, PeftForm
 from .core.projection import Projected, Projection, settle
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _from_peft(config: Mapping[str, Any]) -> VeRA:
     )
 
 
-vera = Method(
+vera = METHODS.register(Method(
     name="vera",
     summary="two trained vectors around a frozen random pair that all layers share; the pair is a seed",
     paper="https://arxiv.org/abs/2310.11454",
@@ -129,6 +130,7 @@ vera = Method(
         adopt=_PROJECTION.adopt,
     ),
     constants=_PROJECTION.constants,
+    makes=_PROJECTION.makes,
     shared=_PROJECTION.shared,
     settle=settle,
-)
+))

@@ -17,7 +17,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import AttachForm, Method, Traits, require_widths
-from .core.config import SiteConfig, by_suffix, require_flag, require_number, require_whole
+from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_flag, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
 from .core.peft_keys import default_and_pattern, literal
@@ -25,6 +25,7 @@ from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import scattered
 from .core.wavelets import filters, inverse
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class WaveFT(SiteConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("n_frequency", self.n_frequency)
-        require_whole("random_loc_seed", self.random_loc_seed, 0)
+        require_whole("n_frequency", self.n_frequency, 1, LARGEST_WHOLE)
+        require_whole("random_loc_seed", self.random_loc_seed, 0, LARGEST_WHOLE)
         require_number("scaling", self.scaling)
         require_flag("use_idwt", self.use_idwt)
         require_flag("proportional_parameters", self.proportional_parameters)
@@ -149,7 +150,7 @@ def _adopt(found: PeftContent) -> PeftContent:
     return found._replace(config=replace(found.config, n_frequency_pattern=counts, proportional_parameters=False))
 
 
-waveft = Method(
+waveft = METHODS.register(Method(
     name="waveft",
     summary="a few trained coefficients of the change's wavelet transform, at places that a seed draws",
     paper="https://arxiv.org/abs/2505.12532",
@@ -172,4 +173,4 @@ waveft = Method(
     ),
     constants=_constants,
     settle=_settle,
-)
+))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..manifest.manifest import sha256_of
+from ..io.hashing import sha256_of
 from ..manifest.parts import Tokenizer
 from .checkpoint import Checkpoint, read_json
 
-_CHAT_TEMPLATE = "chat_template.jinja"
+TEMPLATE = "chat_template.jinja"
 _CARD = "README.md"
 _MAX_CARD = 64 << 10
 _MAX_LICENSE = 200
@@ -26,7 +26,7 @@ def tokenizer_of(base: Checkpoint) -> Tokenizer | None:
 
 def chat_template_of(base: Checkpoint) -> str | None:
     """The base's chat template: its own file, or what ``tokenizer_config.json`` says; None for a base without one."""
-    file, config = base.folder / _CHAT_TEMPLATE, base.folder / "tokenizer_config.json"
+    file, config = base.folder / TEMPLATE, base.folder / "tokenizer_config.json"
     if file.is_file():
         return file.read_text("utf-8", errors="replace")
     settings = read_json(config) if config.is_file() else {}

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import FormatError, SiteNotFound, StorageError, nearest, storage_errors
 from ..io import strict_json
-from ..io.hashing import Identity, Source, digest, identity
+from ..io.hashing import Identity, Source, digests, identity
 from ..io.safetensors import SafetensorsFile, TensorInfo
 from . import fingerprint as fp
 from . import merkle
@@ -141,7 +141,7 @@ class Checkpoint:
     @cached_property
     def samples(self) -> dict[str, bytes]:
         """The sha256 of the first, middle and last 4 KiB of every tensor; reads no more than these."""
-        return digest({name: _sampled(self.source(name)) for name in self.stored}, watch=self._watch)
+        return digests({name: _sampled(self.source(name)) for name in self.stored}, watch=self._watch)
 
     @cached_property
     def probe(self) -> str:
@@ -164,14 +164,14 @@ class Checkpoint:
         it the others hash the tensors, out of the pages that it has just read."""
         cached = {shard: _DIGESTS[state] for shard, state in self.identities.items() if state in _DIGESTS}
         known = {name: cached[shard][name] for name, shard in self.shard_of.items() if shard in cached}
-        todo = [*((True, path, source) for path, source in files.items()),
-                *((False, name, self.source(name)) for name in self.stored if name not in known)]
-        hashes = digest({str(number): source for number, (_, _, source) in enumerate(todo)}, watch=self._watch)
-        fresh = {name: hashes[str(number)] for number, (whole, name, _) in enumerate(todo) if not whole}
+        todo = {("file", path): source for path, source in files.items()}
+        todo |= {("tensor", name): self.source(name) for name in self.stored if name not in known}
+        hashes = digests(todo, watch=self._watch)
+        fresh = {name: digest for (kind, name), digest in hashes.items() if kind == "tensor"}
         for shard, state in self.identities.items():
             if state.settled and identity(self.folder / shard) == state:
                 _DIGESTS.setdefault(state, {name: fresh[name] for name in self.files[shard].tensors if name in fresh})
-        return known | fresh, {path: hashes[str(number)] for number, (whole, path, _) in enumerate(todo) if whole}
+        return known | fresh, {path: digest for (kind, path), digest in hashes.items() if kind == "file"}
 
     @cached_property
     def leaves(self) -> dict[str, str]:
@@ -187,13 +187,13 @@ class Checkpoint:
     def file_entries(self) -> tuple[fp.FileEntry, ...]:
         """Shards and index with size and sha256, as a hub lists them; reads every file once."""
         sources = self._whole_files()
-        return _entries(sources, digest(sources, watch=self._watch))
+        return _entries(sources, digests(sources, watch=self._watch))
 
     def _whole_files(self) -> dict[str, Source]:
         states = dict(self.identities)
         if self.index is not None:
             states[INDEX] = identity(self.folder / INDEX)
-        return {path: Source(self.folder / path, state, ((0, state.size),)) for path, state in states.items()}
+        return {path: Source.whole(self.folder / path, state) for path, state in states.items()}
 
     def has_file(self, name: str, sha256: str) -> bool | None:
         """Whether the file ``name`` of the folder has this sha256 (hex); None where that cannot be known."""
@@ -220,7 +220,7 @@ class Checkpoint:
         for name in wanted:
             if name not in self.stored:
                 raise SiteNotFound("the base has no such tensor", where=self.folder, found=name, remedy=nearest(name, self.stored))
-        for name, sha256 in digest({name: self.source(name) for name in wanted}).items():
+        for name, sha256 in digests({name: self.source(name) for name in wanted}).items():
             info = self.stored[name]
             merkle.verify_tensor(content, leaves, (name, info.dtype, info.shape), sha256)
 
@@ -319,22 +319,25 @@ def read_json(path: Path) -> Any:
     return strict_json.loads(data, path, _MAX_JSON, max_integer=float("inf"))
 
 
+CARRIED = frozenset({
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+})
+"""Names of the files that tell how a model is fed and what its words are."""
+
+
 def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
     """The files of a base that are copied into a merged checkpoint or a bundle: config, tokenizer, templates; never weights or code."""
-    wanted = {
-        "added_tokens.json",
-        "chat_template.jinja",
-        "config.json",
-        "generation_config.json",
-        "merges.txt",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "vocab.json",
-        "vocab.txt",
-        *names,
-    }
+    wanted = CARRIED.union(names)
     return sorted(path for path in folder.iterdir() if path.name in wanted and path.is_file())

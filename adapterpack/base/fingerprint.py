@@ -17,11 +17,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import FormatError
-from ..io.hashing import cores
+from ..io.hashing import digests
 
 SCHEME = "bfp1"
 SAMPLE = 4096
@@ -103,15 +102,14 @@ def root(leaves: Mapping[str, str]) -> str:
 
 
 def content(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> str:
-    """The root over tensors that are in memory, given as (name, dtype, shape, bytes); hashed by one thread a core, the largest first.
+    """The root over tensors that are in memory, given as (name, dtype, shape, bytes).
 
     Raises:
         FormatError: a name stands twice.
     """
-    items = sorted(_distinct(tensors), key=lambda item: -memoryview(item[3]).nbytes)
-    with ThreadPoolExecutor(cores()) as pool:
-        digests = pool.map(lambda item: hashlib.sha256(item[3]).digest(), items)
-        return root({name: leaf(name, dtype, shape, digest) for (name, dtype, shape, _), digest in zip(items, digests, strict=True)})
+    items = _distinct(tensors)
+    hashes = digests({name: [data] for name, _, _, data in items})
+    return root({name: leaf(name, dtype, shape, hashes[name]) for name, dtype, shape, _ in items})
 
 
 def spans(nbytes: int) -> tuple[tuple[int, int], ...]:

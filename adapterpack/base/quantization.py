@@ -84,8 +84,8 @@ def require_plain(base: Checkpoint) -> None:
     declared_scheme = scheme(base)
     if declared_scheme is not None:
         raise Unsupported("the base is quantized: its stored numbers are not its weights", where=base.folder, found=declared_scheme,
-                          remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the adapter "
-                                 "unmerged")
+                          remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the "
+                                 "adapter unmerged")
 
 
 def _occurs(base: Checkpoint, ending: str) -> bool:

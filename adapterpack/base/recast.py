@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..errors import ConfigError, NothingToDo, nearest
-from ..io.hashing import Source, digest
+from ..io.hashing import Source, digests
 from ..io.safetensors import DTYPES, FLOATS
 from . import fingerprint as fp
 from .checkpoint import Checkpoint
@@ -31,9 +31,9 @@ def cast_fingerprint(base: Checkpoint, dtype: str) -> fp.Fingerprint:
     dtypes = {name: dtype if info.dtype in FLOATS else info.dtype for name, info in base.tensors.items()}
     if all(dtypes[name] == info.dtype for name, info in base.tensors.items()):
         raise NothingToDo("the cast would change nothing", where=base.folder, found=f"every floating tensor is {dtype}")
-    digests, samples = cast_digests(base, dtypes), cast_digests(base, dtypes, samples=True)
+    whole, samples = cast_digests(base, dtypes), cast_digests(base, dtypes, samples=True)
     headers = [(name, dtypes[name], info.shape) for name, info in base.tensors.items()]
-    content = fp.root({header[0]: fp.leaf(*header, digests[header[0]]) for header in headers})
+    content = fp.root({header[0]: fp.leaf(*header, whole[header[0]]) for header in headers})
     return fp.Fingerprint(fp.structure(headers), content, None, fp.probe((*header, samples[header[0]]) for header in headers))
 
 
@@ -46,7 +46,7 @@ def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = Fa
                 hasher.update(block if old == new else cast(np.frombuffer(block, DTYPES[old]), new).view(np.uint8).data)
         return hasher.digest()
 
-    return digest({name: _sampled(base, name, dtype) if samples else base.source(name) for name, dtype in dtypes.items()}, hash_tensor)
+    return digests({name: _sampled(base, name, dtype) if samples else base.source(name) for name, dtype in dtypes.items()}, hash_tensor)
 
 
 def cast(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BaseMismatch, NothingToDo
-from ..io.hashing import Source, digest
+from ..io.hashing import Source, digests
 from ..io.safetensors import FLOATS
 from .checkpoint import INDEX, Checkpoint
 from .compatibility import Variant
@@ -71,7 +71,7 @@ def _layout(base: Checkpoint) -> tuple[Any, ...]:
     """All that files hold besides tensors: files with equal tensors and equal layouts are equal, without being read again."""
     starts = {shard: min((info.offset for info in file.tensors.values()), default=file.size) for shard, file in base.files.items()}
     headers = {shard: Source(base.folder / shard, base.identities[shard], ((0, start),)) for shard, start in starts.items()}
-    return digest(headers), (base.folder / INDEX).read_bytes() if base.index is not None else None
+    return digests(headers), (base.folder / INDEX).read_bytes() if base.index is not None else None
 
 
 def _cast(a: Checkpoint, b: Checkpoint) -> Relation | None:
@@ -96,8 +96,8 @@ def _renamed(a: Checkpoint, b: Checkpoint) -> Relation | None:
     return Relation("renamed_keys", True, f"equal tensors; {len(names)} of {len(a.tensors)} have another name", names)
 
 
-def _kinds(base: Checkpoint, digests: Mapping[str, bytes]) -> Counter[Any]:
-    return Counter((info.dtype, info.shape, digests.get(name)) for name, info in base.tensors.items())
+def _kinds(base: Checkpoint, known: Mapping[str, bytes]) -> Counter[Any]:
+    return Counter((info.dtype, info.shape, known.get(name)) for name, info in base.tensors.items())
 
 
 def _pairs(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
@@ -150,8 +150,8 @@ def _difference(a: Checkpoint, b: Checkpoint) -> str:
     samples = cast_digests(a, floats, samples=True)
     if values := sorted(name for name in floats if samples[name] != b.samples[name]):
         return f"other values, as samples show: {_few(values)}"
-    digests = cast_digests(a, floats)
-    return f"other values: {_few(sorted(name for name in floats if digests[name] != b.digests[name]))}"
+    cast = cast_digests(a, floats)
+    return f"other values: {_few(sorted(name for name in floats if cast[name] != b.digests[name]))}"
 
 
 def _few(names: list[str]) -> str:

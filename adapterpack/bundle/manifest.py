@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import FormatError, UnknownAdapter, nearest, storage_errors
 from ..io import strict_json
+from ..io.hashing import sha256_of
 from ..io.schema_check import schema_problem
 from ..manifest import manifest as m
 from ..manifest.manifest import Base, FileEntry
@@ -197,7 +198,7 @@ def list_files(folder: Path, adapters_only: bool = False, known: Mapping[str, st
             role = "graph" if graph else "adapter" if relative.startswith("adapters/") else "carried"
             if adapters_only and role != "adapter":
                 continue
-            entries.append(FileEntry(relative, path.stat().st_size, (known or {}).get(relative) or m.sha256_of(path), role))
+            entries.append(FileEntry(relative, path.stat().st_size, (known or {}).get(relative) or sha256_of(path), role))
     return entries
 
 

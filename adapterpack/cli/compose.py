@@ -13,9 +13,8 @@ import click
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
 from ..io.readable import size
-from ..io.threads import no_blas_threads
 from .composing import measured, say, tell_plan, write
-from .options import packs_read, pairs, shared, weight_option
+from .options import pack_at, pairs, shared, weight_option
 from .output import emit, line, shown
 from .progress import byte_bar
 
@@ -66,10 +65,9 @@ def command(
       adapterpack compose packs/a packs/b --recipe both.json -o packs/again
       adapterpack compose packs/a packs/b packs/c --tree "arrow(a, b, c, top_k=2)" -o packs/routed
     """
-    with no_blas_threads(), packs_read(packs) as read:
-        from ..composing.pipeline import compose  # noqa: PLC0415 - the help must not pay for it
+    from ..composing.pipeline import compose  # noqa: PLC0415 - the help must not pay for it
 
-        loaded = read()
+    loaded = [pack_at(pack) for pack in packs]
     options = {"rule": rule, "weights": weights or None, "params": params or None, **asked,
                "base": None if base is None else folder_of(base)}
     if planned:

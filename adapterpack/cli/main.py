@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import sys
 import traceback
@@ -63,8 +61,6 @@ class Commands(click.Group):
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
-        gc.set_threshold(50_000)  # what a command imports and reads stays: looking through it every 700 objects is a tenth of its start
-        atexit.register(gc.freeze)  # nor is it looked through when the process ends: a second, beside torch
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of other libraries, before they are imported
         with _told(ctx):

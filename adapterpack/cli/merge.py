@@ -8,9 +8,8 @@ import click
 
 from ..hub.resolve import folder_of
 from ..io.readable import size
-from ..io.threads import no_blas_threads
 from ..merging.onnx.report import GraphReport
-from .options import out_option, packs_read, shared, structural_option, weight_option
+from .options import out_option, pack_at, shared, structural_option, weight_option
 from .output import emit, line
 from .progress import byte_bar
 
@@ -47,10 +46,9 @@ def command(
       adapterpack merge onnx/model.onnx packs/tickets --base models/base -o onnx-tickets
       adapterpack merge model-Q4_K_M.gguf packs/tickets --base models/base -o tickets-Q4_K_M.gguf
     """
-    with no_blas_threads(), packs_read(packs) as read:
-        from ..merging.pipeline import merge  # noqa: PLC0415 - the help must not pay for it
+    from ..merging.pipeline import merge  # noqa: PLC0415 - the help must not pay for it
 
-        loaded = read()
+    loaded = [pack_at(pack) for pack in packs]
     with byte_bar("merge") as progress:
         report = merge(folder_of(base), loaded, out, weights=weights or None, progress=progress,
                        checkpoint=None if checkpoint is None else folder_of(checkpoint), **options)

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from ..adapter_methods import INITS, get, methods
+from ..adapter_methods import INITS, broken_plugins, get, methods
 from ..adapter_methods.nodes import NODES, traits
 from .options import shared
-from .output import emit, facts, table
+from .output import emit, facts, one_line, table
 
 
 @click.command("methods", short_help="the catalogue of adapter methods")
@@ -34,6 +34,8 @@ def command(name: str | None, as_json: bool) -> None:
         else:
             facts(found)
         return
+    for error in broken_plugins() if name is None else ():
+        click.echo(f"warning: {one_line(error.told)}", err=True)
     chosen = methods().values() if name is None else [get(name)]
     listed = [_described(method) for method in chosen]
     if as_json:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +13,6 @@ import adapterpack
 
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
-from ..io.threads import quick_turns, workers
 
 TRACEBACK = "--traceback"
 _RENAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})=(.+)", re.DOTALL)
@@ -66,35 +64,9 @@ def pack_at(reference: str) -> Any:
         StorageError: there is no such folder.
         FormatError: it is no valid pack.
     """
-    folder, name = _folder_and_name(reference)
-    return adapterpack.load(folder, name)
-
-
-def _folder_and_name(reference: str) -> tuple[Path, str | None]:
     match = None if Path(reference).exists() else _RENAMED.fullmatch(reference)
     name, path = match.groups() if match else (None, reference)
-    return folder_of(path), name
-
-
-@contextmanager
-def packs_read(references: Sequence[str]) -> Iterator[Callable[[], list[Any]]]:
-    """The packs behind references, as of :func:`pack_at`: their files are read and hashed on threads while the block goes on to import
-    what it needs; the function that it gets waits for that, and checks them."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - the help must not pay for it
-
-    from ..pack.ahead import read_ahead  # noqa: PLC0415 - as above
-
-    def begin(reference: str) -> Callable[[], Any]:
-        folder, name = _folder_and_name(reference)
-        ahead = read_ahead(folder)
-        return lambda: adapterpack.load(folder, name, ahead=ahead)
-
-    with ThreadPoolExecutor(max(1, workers() - 1)) as pool, quick_turns():  # one core is for the imports
-        begun = [pool.submit(begin, reference) for reference in references]
-        try:
-            yield lambda: [each.result()() for each in begun]  # one by one: what is left is the interpreter's, and it has one lock
-        finally:
-            pool.shutdown(cancel_futures=True)
+    return adapterpack.load(folder_of(path), name)
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, Any]:

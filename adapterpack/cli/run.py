@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,9 +17,13 @@ import adapterpack
 from ..errors import ConfigError, NothingToDo, storage_errors
 from ..hub.resolve import folder_of
 from ..io.atomic import output_file, refuse_existing
+from ..runtime.rows import RowError
 from .options import shared
 from .output import emit, finite, line
 from .progress import apart
+
+MAX_LINE = 64 << 20
+MAX_DEPTH = 100
 
 
 @click.command("run", short_help="inference from the terminal, an adapter for every row")
@@ -57,10 +62,12 @@ def command(
         raise click.UsageError("Give either --input, or --prompt, --image or --audio.")
     if out is not None:
         refuse_existing(Path(out))
-    rows = _rows(source, reserved=as_json and out is None) if source is not None else iter(told)
+    lines: list[int] = []
+    rows = _rows(source, lines, reserved=as_json and out is None) if source is not None else iter(told)
     asked = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     sampling = {key: value for key, value in asked.items() if value is not None}
-    results = _apart(adapterpack.run(folder_of(bundle), rows, adapters=adapters, provider=provider, batch_size=batch_size, **sampling))
+    running = adapterpack.run(folder_of(bundle), rows, adapters=adapters, provider=provider, batch_size=batch_size, **sampling)
+    results = _apart(running if source is None else _placed(running, _name(source), lines))
     if out is None:
         _print(results, source, as_json)
         return
@@ -83,29 +90,57 @@ def _told(
     return [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
 
 
-def _rows(source: str, reserved: bool) -> Iterator[Mapping[str, Any]]:
-    """The rows of a JSONL file, read as they are needed; empty lines are passed over."""
-    where = "stdin" if source == "-" else source
+def _name(source: str) -> str:
+    return "stdin" if source == "-" else source
+
+
+def _rows(source: str, lines: list[int], reserved: bool) -> Iterator[Mapping[str, Any]]:
+    """The rows of a JSONL file, read as they are needed; empty lines are passed over. ``lines`` gets the number of the line of each."""
+    where = _name(source)
     with contextlib.ExitStack() as stack:
         with storage_errors(where):
-            lines: IO[bytes] = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
-        for number, text in enumerate(lines, 1):
+            file: IO[bytes] = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
+        for number in itertools.count(1):
+            with storage_errors(where):
+                text = file.readline(MAX_LINE + 1)
+            if not text:
+                return
             if text.strip():
                 row = _row(text, f"{where}, line {number}")
                 if reserved and "command" in row:
                     raise ConfigError("--json needs the key 'command' for itself", where=f"{where}, line {number}",
                                       remedy="rename the key, or write to a file with --output")
+                lines.append(number)
                 yield row
 
 
 def _row(text: bytes, where: str) -> dict[str, Any]:
+    if len(text) > MAX_LINE:
+        raise ConfigError("this line is too long", where=where, expected=f"at most {MAX_LINE} bytes", remedy="write one object a line")
     try:
         row = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not UTF-8 or not JSON
         raise ConfigError(f"this line is not JSON: {error}", where=where, remedy="write one object a line") from error
     if not isinstance(row, dict):
         raise ConfigError("a row must be an object", where=where, found=type(row).__name__, remedy="write one object a line")
+    level: list[Any] = [row]
+    for _ in range(MAX_DEPTH):
+        level = [item for value in level for item in _inside(value)]
+    if level:
+        raise ConfigError("the row is nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
     return row
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _placed(results: Iterator[dict[str, Any]], source: str, lines: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The results; what is wrong with a row names its line."""
+    try:
+        yield from results
+    except RowError as error:
+        raise error.moved(error.row, f"{source}, line {lines[error.row - 1]}") from error
 
 
 def _apart(results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -147,8 +182,10 @@ def _require_rows(count: int, source: str | None) -> None:
 
 
 def _asked(row: Mapping[str, Any]) -> str:
-    messages = row.get("messages") or [{}]
-    told = [row.get("prompt"), row.get("text"), row.get("question"), messages[-1].get("content"), row.get("image"), row.get("audio")]
+    messages = row.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else messages
+    content = last.get("content") if isinstance(last, Mapping) else last
+    told = [row.get("prompt"), row.get("text"), row.get("question"), content, row.get("image"), row.get("audio")]
     text = str(next(filter(None, told), None))
     return text if len(text) <= 60 else f"{text[:59]}…"
 

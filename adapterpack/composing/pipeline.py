@@ -13,7 +13,6 @@ from ..errors import ConfigError
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
-from ..pack.writing import written
 from .arguments import checked_weights, chosen_name
 from .rules import registry
 from .work import Progress, Request, Work, combined, packed, prepared
@@ -121,8 +120,8 @@ def compose(
     elif score is not None:
         raise ConfigError("this rule searches for nothing", where=f"rule {rule}", expected="lorahub, if weights are to be searched for",
                           remedy="leave the score out")
-    found = combined(work, progress)
-    return packed(work, found, called) if out is None else written(out, lambda begin: packed(work, found, called, begin))
+    pack = packed(work, combined(work, progress), called)
+    return pack if out is None else pack.write(out)
 
 
 def requested(

@@ -19,8 +19,8 @@ import numpy as np
 
 from ..errors import ConfigError, FormatError, NonFinite
 from ..io.atomic import output_file
+from ..io.hashing import sha256_of
 from ..io.safetensors import SafetensorsFile, all_finite, write
-from ..manifest.manifest import sha256_of
 from ..pack.pack import Pack
 
 FORMAT = "adapterpack-statistics-1"

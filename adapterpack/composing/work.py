@@ -17,10 +17,8 @@ from ..lowrank.space import Factors
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut, shared_out
 from ..manifest import manifest as m
-from ..manifest.entries import Digests
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build
-from ..pack.writing import Begin
 from .arguments import checked_weights, opened_base
 from .compatibility import common_base
 from .finish import decomposed, finished, finite
@@ -45,14 +43,10 @@ FULL_RANK = 256
 
 
 class Combined(NamedTuple):
-    """What came out at every site: the change, and what was cut off; a site that got no rank under a budget has None.
-
-    ``digests`` are those of factors that were hashed where they were made.
-    """
+    """What came out at every site: the change, and what was cut off; a site that got no rank under a budget has None."""
 
     changes: list[Factors | None]
     losses: dict[str, Loss]
-    digests: Digests
 
 
 @dataclass(frozen=True)
@@ -151,7 +145,6 @@ def combined(work: Work, progress: Progress | None = None) -> Combined:
     changes: list[Factors | None] = [None] * len(work.places)
     losses: dict[str, Loss] = {}
     spectra: dict[int, Found] = {}
-    digests = Digests()
     done, total = 0, sum(map(_read, work.places))
     with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):  # told below, with the place
         combine = work.rule.prepared([place.terms for place in work.places], work.arguments)
@@ -165,9 +158,6 @@ def combined(work: Work, progress: Progress | None = None) -> Combined:
                 return found
             results = finished(combined, work.request.cut, work.rule.reduce)
             _require_fitting([finite(change) and (loss is None or loss.total <= LARGEST) for change, loss in results], places)
-            for change, _ in results:
-                digests.add(change.A)
-                digests.add(change.B)
             return results
 
         batches = _batches(work.places)
@@ -193,7 +183,7 @@ def combined(work: Work, progress: Progress | None = None) -> Combined:
             factors, inside = each.spectrum.cut(rank)
             changes[index] = factors if rank else None
             losses[place.site.path] = Loss(inside.tail + each.left_out, each.total)
-    return Combined(changes, losses, digests)
+    return Combined(changes, losses)
 
 
 def _read(place: Place) -> int:
@@ -208,8 +198,8 @@ def numbers(work: Work) -> int:
     return int(budget * own) if budget < 1 else int(budget)
 
 
-def packed(work: Work, found: Combined, name: str, begin: Begin | None = None) -> Pack:
-    """The pack of what came out, with its lineage; ``begin`` is told its tensors before they are hashed.
+def packed(work: Work, found: Combined, name: str) -> Pack:
+    """The pack of what came out, with its lineage.
 
     Raises:
         NothingToDo: nothing is left.
@@ -233,8 +223,6 @@ def packed(work: Work, found: Combined, name: str, begin: Begin | None = None) -
         weights=base_tensors([place for place, _ in kept], work.parents),
         lineage=descended(work.request.rule, work.parents, _details(work, found), work.weights),
         license=licenses.pop() if len(licenses) == 1 else None,
-        begin=begin,
-        known=found.digests,
     )
 
 

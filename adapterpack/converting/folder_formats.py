@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ..errors import Unsupported
+from ..io.hashing import sha256_of
 from ..io.safe_open import TENSORS
 from ..manifest import manifest as m
 from ..pack.contents import encode_files
@@ -93,7 +94,7 @@ def _write_peft(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
 def source_digest(path: Path) -> tuple[str, str]:
     """Digest and name of the file with an adapter's numbers: the file itself, or PEFT's tensor file in a folder."""
     file = path / TENSORS if path.is_dir() else path
-    return f"sha256:{m.sha256_of(file)}", path.resolve().name
+    return f"sha256:{sha256_of(file)}", path.resolve().name
 
 
 def with_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ import numpy as np
 from ..base.gguf import MAGIC
 from ..base.gguf.names import FAMILIES, Family, rope_row_order
 from ..base.gguf.package import library
-from ..errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest
+from ..errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest, storage_errors
+from ..io.safe_open import write_parts
 from ..io.safetensors import dtype_name
 from ..manifest import manifest as m
 from ..pack.pack import Pack
@@ -104,9 +105,20 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
         _add(gguf, writer, f"{name}.lora_b", up if order is None else up[order])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
     writer.close()
+    with storage_errors(out):
+        write_parts(out, _padded(writer, out.stat().st_size), "ab")
     return notes + alpha_notes
+
+
+def _padded(writer: Any, before: int) -> Iterator[bytes | memoryview]:
+    """The bytes of the tensors after a header of ``before`` bytes. The package's own method takes no notice of a full disk: it writes
+    through numpy's ``tofile``, which closes its file without a look at what that says."""
+    yield bytes(-before % writer.data_alignment)
+    for info in writer.tensors[0].values():
+        yield info.tensor.data.cast("B")
+        yield bytes(-info.nbytes % writer.data_alignment)
 
 
 def _named(layout: _Layout, base: BaseModel, path: str) -> str:

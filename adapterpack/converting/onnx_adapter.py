@@ -15,6 +15,7 @@ import numpy as np
 from ..adapter_methods import LAYOUTS
 from ..errors import FormatError, Unsupported
 from ..pack.pack import Pack
+from ..runtime.adapter_files import write_adapter_file
 from ..slots.values import HEAD_FIELDS, PEFT_NAMES, pack_values
 from .base import BaseModel, bind_to_base
 from .factors import SiteFactors, lora_pack, require_pairs
@@ -28,8 +29,6 @@ _NOT_LORA = ("scale", "shift", "pre")
 
 
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
-    import onnxruntime as ort  # noqa: PLC0415 - only this format pays for it
-
     if pack.acts is not None:
         raise Unsupported("the format cannot say that an adapter acts at some positions of a row only", where=f"pack '{pack.name}'",
                           found=str(pack.acts)[:80], remedy="keep it as a pack, or export a bundle")
@@ -47,11 +46,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     for name, value in values.items():
         if not np.isfinite(value).all():
             raise Unsupported("a value leaves the range of float32 with its scale", where=f"pack '{pack.name}'", found=name)
-    adapter = ort.AdapterFormat()
-    adapter.set_adapter_version(1)
-    adapter.set_model_version(1)
-    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
-    adapter.export_adapter(str(out))
+    write_adapter_file(out, values)
     if labels := pack.manifest.task.labels:
         notes += (f"the format has no place for label names: {len(labels)} are left out",)
     return notes

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import FormatError, OutputExists, StorageError
 from ..io.atomic import output_folder
 from ..io.cache import cache_folder
-from ..manifest.manifest import sha256_of
+from ..io.hashing import sha256_of
 
 
 @dataclass(frozen=True)

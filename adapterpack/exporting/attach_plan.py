@@ -33,9 +33,10 @@ _KINDS = {"embedding": "lookup", "conv": "patches"}
 
 
 def plans_of(
-    graph: BaseGraph, base: Checkpoint, packs: list[Pack], sites: dict[str, MappedSite], capacity: tuple[int, int | None]
+    graph: BaseGraph, base: Checkpoint, packs: list[Pack], sites: dict[str, MappedSite], capacity: tuple[int, int | None],
+    default: Collection[str] | None = None,
 ) -> dict[str, Plan]:
-    """What goes into each graph, by the name of its part.
+    """What goes into each graph, by the name of its part; without packs, slots at the sites ``default``, or at all that are linear.
 
     Raises:
         SiteNotFound, Unsupported: a pack changes what the graphs have no site for.
@@ -52,7 +53,7 @@ def plans_of(
     sites = {path: dataclasses.replace(site, positional=path in placed) for path, site in sites.items()}
     slots, max_rank = capacity
     ranks = largest_ranks(values)
-    mapped, needed = with_ranks(with_fields(sites, values), ranks, max_rank or 0), max(ranks.get(RANK, 0), ranks.get(TURN, 0))
+    mapped, needed = with_ranks(with_fields(sites, values, default), ranks, max_rank or 0), max(ranks.get(RANK, 0), ranks.get(TURN, 0))
     if max_rank is not None and max_rank < needed:
         raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank)
     plans = {}

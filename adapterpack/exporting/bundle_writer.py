@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..bundle.manifest import graph_file
-from ..io.hashing import Source, digest, identity
+from ..io import hashing
 from ..io.progress import Ticker
 from ..io.readable import size
 from ..merging import journal, staging
@@ -122,11 +122,8 @@ def _digests(folder: Path, files: Sequence[str], written: Future[None], ticker: 
     """Taken behind the writing, beside whatever else the process does."""
     if written.exception() is not None:
         return {}
-    sources = {}
-    for file in files:
-        seen = identity(folder / file)
-        sources[file] = Source(folder / file, seen, ((0, seen.size),))
-    return {file: found.hex() for file, found in digest(sources, watch=ticker.check).items()}
+    sources = {file: hashing.Source.whole(folder / file) for file in files}
+    return {file: digest.hex() for file, digest in hashing.digests(sources, watch=ticker.check).items()}
 
 
 def _teller(say: Callable[[str], None]) -> Callable[[int, int], None]:

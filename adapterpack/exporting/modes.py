@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle.manifest import MappedSite, adapter_file
-from ..errors import Unsupported
+from ..errors import SiteNotFound, Unsupported
 from ..pack.pack import Pack
+from ..runtime.adapter_files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, nothing
 from ..slots.values import Values, grouped, padded, stacked
 from ..tasks.task import MAIN
@@ -121,14 +122,22 @@ def _flattened(shape: Any, batch: str) -> bool:
 MODES: dict[str, Callable[[Any, Plan], Attached]] = {"folded": folded, "inputs": inputs, "bank": bank}
 
 
-def with_fields(sites: Mapping[str, MappedSite], values: list[Values]) -> dict[str, MappedSite]:
-    """The sites that the packs change, each with the union of the fields that they need; without packs, every site with a low-rank slot.
+def with_fields(
+    sites: Mapping[str, MappedSite], values: list[Values], default: Collection[str] | None = None
+) -> dict[str, MappedSite]:
+    """The sites that the packs change, each with the union of the fields that they need; without packs, the linear sites among
+    ``default``, or all of them, each with a low-rank slot.
 
     Raises:
+        SiteNotFound: the graph has none of the ``default`` sites.
         Unsupported: a module that one pack replaces whole is adapted by another.
     """
     if not values:
-        return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in sites.items() if site.kind == "linear"}
+        linear = {path: site for path, site in sites.items() if site.kind == "linear" and (default is None or path in default)}
+        if default and not linear:
+            raise SiteNotFound("the graph has no site for any layer that training adapts", expected=min(default),
+                               found=", ".join(list(sites)[:5]), remedy="name the packs that the graph is to carry")
+        return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in linear.items()}
     fields: dict[str, set[str]] = {}
     labels: dict[str, int] = {}
     for one in values:
@@ -185,17 +194,11 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
     """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format; of a graph without slots only the main one."""
     if not plan.sites and plan.part != MAIN:
         return
-    import onnxruntime as ort  # noqa: PLC0415 - only this mode needs it here
-
     for pack, values in zip(plan.packs, plan.values, strict=True):
         complete = grouped(values, plan.sites)
         for site in plan.sites.values():  # what has a length must be whole: a part that the adapter has not is there with nothing in it
             for field in site.fields:
                 if set(FIELDS[field].axes) - FIXED - {LABELS}:
                     complete.setdefault(f"{site.path}.{field}", nothing(field, site))
-        adapter = ort.AdapterFormat()
-        adapter.set_adapter_version(1)
-        adapter.set_model_version(1)
         named = {plan.slot_name(*name.rsplit(".", 1)): array for name, array in complete.items()}
-        adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in named.items()})
-        adapter.export_adapter(str(folder / adapter_file(f"adapters/{pack.name}", plan.part)))
+        write_adapter_file(folder / adapter_file(f"adapters/{pack.name}", plan.part), named)

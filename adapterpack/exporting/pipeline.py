@@ -21,7 +21,6 @@ from ..errors import AdapterpackError, ConfigError, FormatError, ParityError, Si
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
 from ..io.hashing import identity
-from ..io.threads import quick_turns
 from ..manifest.manifest import Base
 from ..merging.base_kind import is_graph
 from ..merging.pipeline import merge
@@ -110,10 +109,10 @@ def export(
         raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --in-place out")
     capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:
-        from ..quantizing.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
+        from .quantization.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
 
         require_scheme(quantize)
-    with quick_turns(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         source, origin = folder, [] if file is None else [str(identity(each)) for each in GraphFile(file).files]
         if mode == "folded" and loaded:
             say("merge")
@@ -161,7 +160,7 @@ def _publish(
     attached = [] if mode == "folded" else packs
     made_from = [base.content, graph.version, *(pack.id for pack in packs), *origin]
     every = sites_of(graph, attached)
-    plans = plans_of(graph, base, attached, every, capacity)
+    plans = plans_of(graph, base, attached, every, capacity, _default_sites(task, source) if mode != "folded" and not packs else None)
     done = [_attached(graph.parts[part], mode, target, every, plan) for part, plan in plans.items()]
     sites = {path: site for one in done for path, site in one.sites.items()}
     plan, labels = plans[MAIN], _labels(source, task)
@@ -218,13 +217,19 @@ def _publish(
         if quantize is None:
             bundle.write(folder, known=grown.digests())
         else:
-            from ..quantizing.graphs import quantize_in_place  # noqa: PLC0415 - see above
+            from .quantization.graphs import quantize_in_place  # noqa: PLC0415 - see above
 
             say(f"quantize to {quantize}")
             bundle.write(folder, draft=True)
             grown.close()
             quantize_in_place(folder, quantize)
     return read_bundle(out / place)
+
+
+def _default_sites(task: Task, source: Path) -> frozenset[str]:
+    from .default_sites import default_sites  # noqa: PLC0415 - torch and transformers
+
+    return default_sites(task, source)
 
 
 def _reference(task: Task, source: Path, whole: bool) -> Reference:

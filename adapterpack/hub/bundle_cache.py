@@ -51,13 +51,12 @@ def keep(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
 
 def copy(source: Path, target: Path) -> None:
     """The files of a folder into an empty one, without links and with write permission."""
-    with storage_errors(target):
-        for path in sorted(source.rglob("*")):
-            place = target / path.relative_to(source)
-            if path.is_dir():
-                place.mkdir(exist_ok=True)
-            else:
-                shutil.copyfile(path, place)
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+        else:
+            shutil.copyfile(path, place)
 
 
 def _bundles() -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import storage_errors
-from ..manifest.manifest import FileEntry, sha256_of
+from ..io.hashing import sha256_of
+from ..manifest.manifest import FileEntry
 
 _CHUNK = 1 << 20
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +96,7 @@ class Look:
 def _checked(look: Look, pack: Pack, file: HeaderFile, held: Mapping[str, bytes]) -> Report:
     """The checks of a pack by its headers, with the base if one can be read."""
     base, why = look.known_base()
-    no_digests: dict[str, Future[str]] = {}
-    subject = Subject(Path(look.remote.reference.address), pack, file, held, no_digests, base, False, look.budget, look.allow_structural)
+    subject = Subject(Path(look.remote.reference.address), pack, file, held, base, False, look.budget, look.allow_structural)
     findings, spent = run_checks(subject, HEADER_CHECKS)
     verdict = None if spent else base_verdict(pack, base, findings)
     answered = frozenset[str]() if isinstance(look.base, Path) else _OF_FOLDERS

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import ConfigError, FormatError, StorageError
+from ..io.hashing import sha256_of
 from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack, sealed
 from ..pack.validate.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
@@ -81,7 +82,7 @@ def _pack(source: Pack | str | os.PathLike[str], scratch: Path, to: names.Refere
     _require_named(changed.base.name, changed.license, pack.name)
     if changed != manifest:
         pack = sealed(changed, pack.tensors, pack.extra)
-    if folder is None or not (folder / m.FILE_NAME).is_file() or f"sha256:{m.sha256_of(folder / m.FILE_NAME)}" != pack.id:
+    if folder is None or not (folder / m.FILE_NAME).is_file() or f"sha256:{sha256_of(folder / m.FILE_NAME)}" != pack.id:
         folder, report = pack.write(scratch / "pack").path or scratch, None
     if report is None:  # what is sent was validated, whatever it was made from
         pack, report = checked(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, HubError, HubOffline, StorageError, storage_errors
-from ..io.atomic import output_folder, refuse_existing
+from ..io.atomic import output_folder, own_folder, refuse_existing
 from ..io.cache import cache_folder
 from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack
@@ -171,9 +171,8 @@ def download(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed], s
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
     """A folder for what comes in, on the disk where it will lie."""
-    place = cache_folder() / "incoming"
+    place = own_folder(cache_folder() / "incoming")
     with storage_errors(place):
-        place.mkdir(parents=True, exist_ok=True)
         sweep(place, _KEPT_SECONDS)
         return tempfile.TemporaryDirectory(dir=place)
 

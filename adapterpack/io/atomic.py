@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import OutputExists, storage_errors
+from ..errors import OutputExists, StorageError, storage_errors
+
+_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+_SHOWN = 40
+"""Characters of an output's name in the name that it grows under, which must not become longer than names may be."""
 
 
 @contextmanager
@@ -28,18 +33,9 @@ def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(out)
     refuse_existing(target)
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = target.with_name(f".{target.name}.{os.urandom(4).hex()}.partial")  # as tempfile has it, whose import takes 4 ms
-        folder.mkdir(0o700)
-        try:
-            yield folder
-            publish(folder, target)
-        except BaseException:  # an interrupt must clean up too
-            from shutil import rmtree  # noqa: PLC0415 - with compression in its wake, and most outputs are finished
-
-            rmtree(folder, ignore_errors=True)
-            raise
+    with _private_folder(target) as folder:
+        yield folder
+        publish(folder, target)
 
 
 def publish(folder: Path, target: Path) -> None:
@@ -63,18 +59,75 @@ def publish(folder: Path, target: Path) -> None:
 
 @contextmanager
 def output_file(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``out`` that replaces it when the block ends well; used for files that may be renewed, such as reports."""
+    """A path that is free; what is written there replaces ``out`` when the block ends well. For files that may be renewed, such as reports.
+
+    Raises:
+        StorageError: the disk is full, or the file system refuses.
+    """
     target = Path(out)
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            yield temporary
+    with _private_folder(target) as folder:
+        temporary = folder / target.name
+        yield temporary
+        with storage_errors(target):
             sync(temporary)
             temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
+            folder.rmdir()
+
+
+@contextmanager
+def _private_folder(target: Path) -> Iterator[Path]:
+    """A new folder next to ``target`` that only this user may write to, under a name that nobody foresees; gone if the block fails."""
+    folder = target.with_name(f".{target.name[:_SHOWN]}.{os.urandom(8).hex()}.partial")  # tempfile does the same, and takes 4 ms to import
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700)
+    try:
+        with _named_errors(folder, target):
+            yield folder
+    except BaseException:  # an interrupt must clean up too
+        from shutil import rmtree  # noqa: PLC0415 - with compression in its wake, and most outputs are finished
+
+        rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _named_errors(folder: Path, target: Path) -> Iterator[None]:
+    """Errors of the file system name the path that they are about, and ``target`` instead of what lies in ``folder``, which is gone then.
+
+    A block reads sources, too, so an error need not be the output's: one that names no path is so only if writing alone can fail like that.
+    """
+    def inside(where: object) -> bool:
+        return isinstance(where, str) and Path(where).is_relative_to(folder)
+
+    try:
+        yield
+    except OSError as error:
+        where = error.filename2 or error.filename
+        if error.errno in _OF_WRITING or inside(where):
+            where = target
+        if where is None:
             raise
+        with storage_errors(where):
+            raise
+    except StorageError as error:
+        if not inside(error.where):
+            raise
+        raise StorageError(error.what, where=target, expected=error.expected, found=error.found, remedy=error.remedy) from error
+
+
+def own_folder(path: Path, mode: int = 0o777) -> Path:
+    """Makes a folder that this program alone fills and empties, unless it is there, and returns it.
+
+    Raises:
+        StorageError: a link is in its place: what that leads to would be emptied too, and is not ours.
+    """
+    with storage_errors(path):
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    if path.is_symlink():
+        raise StorageError("a folder that adapterpack fills and empties is a link", where=path, found=f"a link to {path.readlink()}",
+                           remedy="remove the link; to keep all of it elsewhere, name another place for the whole")
+    return path
 
 
 def refuse_existing(out: Path) -> None:

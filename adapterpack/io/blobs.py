@@ -7,12 +7,12 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import FormatError, storage_errors
-from ..manifest.manifest import sha256_of
+from ..io.hashing import sha256_of
 from .atomic import sync
 
 _CHUNK = 1 << 20
@@ -36,17 +36,15 @@ def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Pa
         StorageError: the file system refuses.
     """
     blob = place(folder, digest)
-    with storage_errors(source), open_regular(source) as file, tempfile.NamedTemporaryFile(dir=scratch, delete=False) as copy:
+    with storage_errors(blob), tempfile.NamedTemporaryFile(dir=scratch, delete=False) as copy:
         temporary = Path(copy.name)
         try:
-            sha, left = hashlib.sha256(), size
-            while chunk := file.read(min(_CHUNK, left + 1)):
+            sha, found = hashlib.sha256(), 0
+            for chunk in _pieces(source, size + 1):  # a byte more than there should be: how much longer it is does not matter
                 sha.update(chunk)
                 copy.write(chunk)
-                left -= len(chunk)
-                if left < 0:
-                    break  # longer than the manifest says: how long does not matter
-            if left or sha.hexdigest() != digest:
+                found += len(chunk)
+            if found != size or sha.hexdigest() != digest:
                 raise FormatError("a file is not the one that the manifest lists: it was altered or truncated", where=source,
                                   expected=f"{size} bytes, sha256 {digest}", remedy="fetch the pack again")
             copy.flush()
@@ -54,6 +52,14 @@ def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Pa
         finally:
             temporary.unlink(missing_ok=True)
     return blob
+
+
+def _pieces(source: Path, most: int) -> Iterator[bytes]:
+    """The first ``most`` bytes of a file; its errors are told of the file, whoever takes the pieces."""
+    with storage_errors(source), open_regular(source) as file:
+        while most and (chunk := file.read(min(_CHUNK, most))):
+            most -= len(chunk)
+            yield chunk
 
 
 def adopt(folder: Path, written: Path, digest: str) -> Path:

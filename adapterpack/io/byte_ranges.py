@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import FormatError
+from .safe_open import fill
 
 _NO_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 """What ``copy_file_range`` says where the kernel or the file system does not have it."""
@@ -34,12 +35,9 @@ def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> None:
     Raises:
         FormatError: the file ends first: it was cut while it was read.
     """
-    view = memoryview(buffer.reshape(-1).view(np.uint8).data)
-    while view:
-        count = os.preadv(descriptor, [view], offset)
-        if count == 0:
-            raise FormatError("the base became shorter while it was read", found=f"nothing at byte {offset}", remedy="fetch the base again")
-        view, offset = view[count:], offset + count
+    if not fill(descriptor, memoryview(buffer.reshape(-1).view(np.uint8).data), offset):
+        raise FormatError("the base became shorter while it was read", expected=f"{buffer.nbytes} bytes at byte {offset}",
+                          remedy="fetch the base again")
 
 
 def write_all(descriptor: int, buffer: np.ndarray, offset: int) -> None:

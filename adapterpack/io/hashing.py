@@ -1,21 +1,29 @@
-"""Hashing ranges of files by several threads: bytes pass through one reused buffer a thread, so that memory stays flat for any base."""
+"""sha256 of files and of bytes in memory: by one thread where there is little of them, by one a core where there are gigabytes.
+
+A file is read through one reused buffer a thread, so that memory stays flat for a base of any size, and by the identity that it had when it
+was opened, so that a change on the way is an error and never a digest of two files.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..errors import StorageError, storage_errors
+from .safe_open import fill
+from .threads import cores
 
 BLOCK = 1 << 20
-"""Bytes of a thread's buffer: small enough for the cache of a core, large enough that the calls do not count; a multiple of 8."""
+"""Bytes that are hashed at a time: few enough for the cache of a core, enough that the calls do not count; a multiple of 8."""
+_MUCH = 64 << 20
+"""Bytes in all from which on threads are started: a core hashes as many in 0.04 s."""
 _SETTLED = 2_000_000_000
 """Nanoseconds after which a file's times tell a later change apart, on any file system."""
 
@@ -35,28 +43,6 @@ class Identity(NamedTuple):
         return time.time_ns() - max(self.modified, self.changed) > _SETTLED
 
 
-class Source(NamedTuple):
-    """Ranges (offset, bytes) of a file that was seen as ``identity``."""
-
-    path: Path
-    identity: Identity
-    ranges: tuple[tuple[int, int], ...]
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all ranges."""
-        return sum(nbytes for _, nbytes in self.ranges)
-
-
-Digest = Callable[[str, Iterator[memoryview]], bytes]
-"""From a name and its bytes, block by block, to what shall be kept of it."""
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def identity(path: Path) -> Identity:
     """The identity of the file that ``path`` leads to now.
 
@@ -67,7 +53,37 @@ def identity(path: Path) -> Identity:
         return _identity(path.stat())
 
 
-def sha256(_: str, blocks: Iterator[memoryview]) -> bytes:
+class Source(NamedTuple):
+    """Ranges (offset, bytes) of a file whose identity was ``identity`` when it was opened."""
+
+    path: Path
+    identity: Identity
+    ranges: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def whole(cls, path: Path, known: Identity | None = None) -> Source:
+        """All of a file, with the identity that it has now unless an earlier one is ``known``.
+
+        Raises:
+            StorageError: there is no such file.
+        """
+        known = known or identity(path)
+        return cls(path, known, ((0, known.size),))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all ranges."""
+        return sum(nbytes for _, nbytes in self.ranges)
+
+
+Parts = Sequence[bytes | memoryview]
+"""Bytes in memory, one part after the other."""
+Key = TypeVar("Key", bound=Hashable)
+Digest = Callable[[Key, Iterator[memoryview]], bytes]
+"""From a key and its bytes, block by block, to the digest."""
+
+
+def sha256(_: object, blocks: Iterator[memoryview]) -> bytes:
     """The plain hash of the bytes."""
     hasher = hashlib.sha256()
     for block in blocks:
@@ -75,47 +91,74 @@ def sha256(_: str, blocks: Iterator[memoryview]) -> bytes:
     return hasher.digest()
 
 
-def digest(sources: Mapping[str, Source], each: Digest = sha256, threads: int | None = None,
-           watch: Callable[[], None] | None = None) -> dict[str, bytes]:
-    """``each`` of every source, by name; ``threads`` is one a core by default.
+def digests(sources: Mapping[Key, Source | Parts], each: Digest[Key] = sha256, watch: Callable[[], None] | None = None
+            ) -> dict[Key, bytes]:
+    """The digest of every source, by its key: its sha256, or what ``each`` makes of its bytes.
 
-    ``watch`` is called at every block: what it raises ends the hashing. One range cannot be split over threads, so the largest go first:
+    ``watch`` is called at every block: what it raises ends the hashing. One source cannot be split over threads, so the largest go first:
     the last thread to finish is then the least late.
 
     Raises:
         StorageError: a file cannot be read, or is no longer the one that was opened.
+
+    Example:
+        >>> digests({"a": [b"ab", b"c"]})["a"].hex()[:8]
+        'ba7816bf'
     """
-    todo: SimpleQueue[str] = SimpleQueue()
-    for name in sorted(sources, key=lambda name: (-sources[name].nbytes, name)):
-        todo.put(name)
-    found: dict[str, bytes] = {}
+    sizes = {key: _nbytes(source) for key, source in sources.items()}
+    todo: SimpleQueue[Key] = SimpleQueue()
+    for key in sorted(sizes, key=lambda key: -sizes[key]):
+        todo.put(key)
+    made: dict[Key, bytes] = {}
     stop = Event()
 
     def work() -> None:
-        buffer = memoryview(bytearray(min(BLOCK, max(source.nbytes for source in sources.values()))))
+        files = [sizes[key] for key, source in sources.items() if isinstance(source, Source)]
+        buffer = memoryview(bytearray(min(BLOCK, max(files, default=0))))
         try:
             while not stop.is_set():
-                name = todo.get_nowait()
-                found[name] = each(name, _blocks(sources[name], buffer, stop, watch))
+                key = todo.get_nowait()
+                made[key] = each(key, _blocks(sources[key], buffer, stop, watch))
         except Empty:
             return
         except BaseException:
-            stop.set()  # the other threads end after their block, not after their tensor
+            stop.set()  # the other threads end after their block, not after their source
             raise
 
-    count = min(threads or cores(), len(sources))
-    if count == 0:
-        return {}
+    count = min(cores() if sum(sizes.values()) >= _MUCH else 1, len(sources))
+    if count <= 1:
+        work()
+        return made
     with ThreadPoolExecutor(count) as pool:
         try:
             for future in [pool.submit(work) for _ in range(count)]:
                 future.result()
         finally:
             stop.set()
-    return found
+    return made
 
 
-def _blocks(source: Source, buffer: memoryview, stop: Event, watch: Callable[[], None] | None) -> Iterator[memoryview]:
+def _nbytes(source: Source | Parts) -> int:
+    return source.nbytes if isinstance(source, Source) else sum(len(part) for part in source)
+
+
+def _blocks(source: Source | Parts, buffer: memoryview, stop: Event, watch: Callable[[], None] | None) -> Iterator[memoryview]:
+    """The bytes in blocks, until ``stop`` is set."""
+    for block in _ranges(source, buffer) if isinstance(source, Source) else _slices(source):
+        if stop.is_set():
+            return
+        if watch is not None:
+            watch()
+        yield block
+
+
+def _slices(parts: Parts) -> Iterator[memoryview]:
+    for part in parts:
+        for start in range(0, len(part), BLOCK):
+            yield memoryview(part)[start : start + BLOCK]
+
+
+def _ranges(source: Source, buffer: memoryview) -> Iterator[memoryview]:
     """The ranges in full buffers, the last of each shorter. A descriptor of its own keeps the kernel's read-ahead sequential."""
     with storage_errors(source.path):
         descriptor = os.open(source.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe put in its place must not block
@@ -123,24 +166,13 @@ def _blocks(source: Source, buffer: memoryview, stop: Event, watch: Callable[[],
             _require_same(source, descriptor)
             for start, nbytes in source.ranges:
                 for offset in range(start, start + nbytes, len(buffer) or 1):
-                    if stop.is_set():
-                        return
-                    if watch is not None:
-                        watch()
                     block = buffer[: min(len(buffer), start + nbytes - offset)]
-                    _fill(descriptor, block, offset, source.path)
+                    if not fill(descriptor, block, offset):
+                        raise _changed(source.path)
                     yield block
             _require_same(source, descriptor)
         finally:
             os.close(descriptor)
-
-
-def _fill(descriptor: int, block: memoryview, offset: int, path: Path) -> None:
-    while block:
-        count = os.preadv(descriptor, [block], offset)
-        if count == 0:
-            raise _changed(path)
-        block, offset = block[count:], offset + count
 
 
 def _require_same(source: Source, descriptor: int) -> None:
@@ -155,3 +187,9 @@ def _changed(path: Path) -> StorageError:
 
 def _identity(stat: os.stat_result) -> Identity:
     return Identity(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

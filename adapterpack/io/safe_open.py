@@ -41,6 +41,22 @@ def mapped(path: Path, limit: int) -> mmap:
         return mmap(file.fileno(), min(limit, os.fstat(file.fileno()).st_size), access=ACCESS_READ)
 
 
+def fill(descriptor: int, block: memoryview, offset: int) -> bool:
+    """Reads a file from ``offset`` on until ``block`` is full; False if the file ends first.
+
+    One call of the system may read less than it was given room for: Linux stops at 2,147,479,552 bytes.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    while block:
+        count = os.preadv(descriptor, [block], offset)
+        if count == 0:
+            return False
+        block, offset = block[count:], offset + count
+    return True
+
+
 def write_parts(path: Path, parts: Iterable[bytes | memoryview], mode: str = "wb") -> None:
     """Writes a file of these parts, some hundreds in one call of the system: after each a thread waits for the interpreter's lock.
 

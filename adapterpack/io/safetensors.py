@@ -13,14 +13,14 @@ import math
 import mmap
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import FormatError, storage_errors
-from ..pack.ahead import Ahead
 from . import strict_json
 from .safe_open import write_parts
 
@@ -93,6 +93,8 @@ class SafetensorsFile:
         (2, 3)
     """
 
+    _watch: Callable[[], None] | None = None
+
     def __init__(self, path: str | os.PathLike[str], private: bool = False) -> None:
         self.path = Path(path)
         self._bytes: bytes | mmap.mmap
@@ -107,8 +109,19 @@ class SafetensorsFile:
             else:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
+    @contextmanager
+    def watched(self, watch: Callable[[], None]) -> Iterator[None]:
+        """Calls ``watch`` whenever a tensor is looked at inside: what it raises ends the work on it."""
+        before, self._watch = self._watch, watch
+        try:
+            yield
+        finally:
+            self._watch = before
+
     def buffer(self, name: str) -> memoryview:
         """The bytes of a tensor, without a copy."""
+        if self._watch is not None:
+            self._watch()
         info = self.tensors[name]
         return memoryview(self._bytes)[info.offset : info.offset + info.nbytes]
 
@@ -130,37 +143,14 @@ class SafetensorsFile:
 class HeldFile(SafetensorsFile):
     """A safetensors file whose bytes are in memory already: what was hashed is what is parsed is what is used.
 
-    ``ahead``: the same bytes, with what is known of their digests.
-
     Raises:
         FormatError: the bytes break a rule of the format.
     """
 
-    def __init__(self, data: bytes, path: Path, ahead: Ahead | None = None) -> None:
-        self.path, self.size, self._bytes, self.ahead = path, len(data), data, ahead
+    def __init__(self, data: bytes, path: Path) -> None:
+        self.path, self.size, self._bytes = path, len(data), data
         end = 8 + min(int.from_bytes(data[:8], "little"), MAX_HEADER)
         self.tensors, self.metadata = parse_header(io.BytesIO(data[:end]), len(data), path)
-
-    def is_all_of(self, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bool:
-        """Whether :func:`write` would make this very file of ``tensors``."""
-        start = place_of(np.frombuffer(self._bytes, np.uint8))
-        assert start is not None
-        for name, value in tensors.items():
-            info = self.tensors.get(name)
-            if info is None or place_of(value) != start + info.offset:
-                return False
-        header = next(pieces(tensors, metadata))
-        return memoryview(self._bytes)[: len(header)] == header  # which says which and where each tensor is, and that there is no other
-
-
-    def is_finite(self) -> bool:
-        """Whether no tensor holds NaN or infinity: one look at all tensors of a dtype that follow each other, which leave no gaps."""
-        for dtype, run in itertools.groupby(self.tensors.values(), key=lambda info: info.dtype):
-            infos = list(run)
-            count = sum(info.nbytes for info in infos) // DTYPES[dtype].itemsize
-            if not all_finite(np.frombuffer(self._bytes, DTYPES[dtype], count, infos[0].offset)):
-                return False
-        return True
 
 
 def parse_header(file: IO[bytes], size: int, where: object) -> tuple[dict[str, TensorInfo], dict[str, str]]:

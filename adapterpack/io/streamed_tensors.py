@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, storage_errors
+from .safe_open import fill
 from .safetensors import DTYPES, SafetensorsFile, TensorInfo
 
 
@@ -38,12 +39,14 @@ class Streamed(Mapping[str, np.ndarray]):
         if name in self._held:
             return self._held[name]
         info = self._infos[name]
+        data = np.empty(info.nbytes, np.uint8)
         with storage_errors(self._path):
-            data = os.pread(self._file.fileno(), info.nbytes, info.offset)
-        if hashlib.sha256(data).hexdigest() != self._digests[name]:
+            whole = fill(self._file.fileno(), data.data, info.offset)
+        if not whole or hashlib.sha256(data.data).hexdigest() != self._digests[name]:
             raise FormatError("the file changed while it was in use", where=f"{self._path}, tensor {name}",
                               remedy="start again once nothing writes to it")
-        return np.frombuffer(data, DTYPES[info.dtype]).reshape(info.shape)
+        data.flags.writeable = False
+        return data.view(DTYPES[info.dtype]).reshape(info.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._digests)

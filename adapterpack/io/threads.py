@@ -8,115 +8,83 @@ cores took twenty times as long as one each. With one thread a product the bytes
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
 
 S = TypeVar("S")
 T = TypeVar("T")
 
-_lock = threading.Lock()
-_held: list[Any] = []
-"""Who holds the limit, and its users: the number of threads is the process's, so the last one to leave takes the limit off."""
-_usual: list[float] = []
-"""Of everyone who asked for quick turns, the interval that was there before the first: it too is the process's."""
-_threadless = threading.Event()
-"""Set where numpy's BLAS was loaded so that it has no threads."""
 _inside = threading.local()
+
+
+class _Limit:
+    """The limit of this process's BLAS to one thread. The number is the process's, so the first user sets it and the last one lifts it."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._lift: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._lift = _limited()
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._lift()
+
+
+_limit = _Limit()
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers() -> int:
     """Threads for work that numpy does outside of the interpreter's lock: one a core, 4 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 4)
-
-
-@contextmanager
-def no_blas_threads() -> Iterator[None]:
-    """For a process that multiplies on threads of its own: if numpy is imported within the block, the BLAS starts none, which is quicker.
-
-    Then there is nothing to limit any more. Processes that are started after the block see nothing of it.
-    """
-    name, there = "OPENBLAS_NUM_THREADS", "numpy" in sys.modules
-    asked = name in os.environ
-    os.environ.setdefault(name, "1")
-    try:
-        yield
-        if not there and "numpy" in sys.modules and os.environ[name] == "1" and _is_openblas():
-            _threadless.set()
-    finally:
-        if not asked:
-            del os.environ[name]
-
-
-def _is_openblas() -> bool:
-    """Whether numpy was built with the library that looks at that variable."""
-    built: Any = sys.modules["numpy"].show_config(mode="dicts")
-    return "openblas" in str(built.get("Build Dependencies", {}).get("blas", {}).get("name", ""))
-
-
-@contextmanager
-def quick_turns() -> Iterator[None]:
-    """Within the block a thread that comes back for the interpreter's lock, from a file or from numpy, waits 0.2 ms for it and not 5.
-
-    For work of many short steps beside a thread that keeps the lock, such as one that imports. Blocks may be nested and may overlap.
-    """
-    with _lock:
-        _usual.append(_usual[0] if _usual else sys.getswitchinterval())
-        sys.setswitchinterval(2e-4)
-    try:
-        yield
-    finally:
-        with _lock:
-            usual = _usual.pop()
-            if not _usual:
-                sys.setswitchinterval(usual)
+    return min(cores(), 4)
 
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """Within the block the BLAS of this process starts no threads of its own; blocks may be nested and may overlap."""
-    with _lock:
-        if not _held:
-            _held.append((lambda: None) if _threadless.is_set() else _holder())
-        _held.append(None)
-    try:
+    with _limit:
         yield
-    finally:
-        with _lock:
-            _held.pop()
-            if len(_held) == 1:
-                _held.pop()()
 
 
-def _holder() -> Callable[[], None]:
-    """A thread that holds the limit, and what ends it: threadpoolctl lets nobody lift a limit but the thread that set it, and ignores,
-    without a word, what another thread asks for meanwhile."""
+def _limited() -> Callable[[], None]:
+    """Sets the limit, and returns what lifts it. A thread of its own does both, because threadpoolctl ignores, without a word, whatever a
+    thread other than the one that set a limit asks for while that limit is on."""
     begun, done = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        from threadpoolctl import threadpool_limits  # noqa: PLC0415 - most commands multiply nothing
-
+    def limit() -> None:
         try:
             with threadpool_limits(1, "blas"):
                 begun.set()
                 done.wait()
         finally:
-            begun.set()
+            begun.set()  # also where that failed: nobody waits for ever
 
-    def end() -> None:
+    def lift() -> None:
         done.set()
-        thread.join()  # else the next one might ask before this one has let go
+        thread.join()  # the limit is off before another one can be set
 
-    thread = threading.Thread(target=hold, daemon=True)
+    thread = threading.Thread(target=limit, daemon=True)
     thread.start()
     begun.wait()
-    return end
+    return lift
 
 
 def as_worker() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..composing import passes
+from .._native import passes
 
 _HELD = 1 << 22
 """Numbers that are held to select from: 16 MB."""

@@ -102,8 +102,6 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Found:
         >>> int(np.sum(found.spectrum.S > 1e-9 * found.spectrum.S[0])), found.left_out < 1e-9 * found.total
         (5, True)
     """
-    from ..composing.passes import sweep  # noqa: PLC0415 - compiled; changes that are factors never need it
-
     m, n = D.shape
     side = min(m, n)
     limit = side if cut.rank is None else min(side, cut.rank + _MORE)
@@ -124,11 +122,11 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Found:
             start, steps = np.concatenate([known, rng.standard_normal((n, step - known.shape[1]), np.float32)], axis=1), _STEPS
         if 2 * (V.shape[1] + steps * start.shape[1]) > side:
             return _whole(D)
-        _, turned = sweep(D.blocks(), m, start)
+        _, turned = _there_and_back(D, start)
         basis, seen = [V], [Y]
         for left in reversed(range(steps)):
             basis.append(_beyond(turned, basis))
-            image, turned = sweep(D.blocks(), m, basis[-1], back=left > 0)
+            image, turned = _there_and_back(D, basis[-1], back=left > 0)
             seen.append(image)
         best = _turn(seen[1:], step)
         V, Y = np.concatenate([V, _added(basis[1:], best)], axis=1), np.concatenate([Y, _added(seen[1:], best)], axis=1)
@@ -136,6 +134,16 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Found:
     frame, core = frames([Side((Y,), (1.0,))])
     u, values, turn = np.linalg.svd(core[0])
     return Found(_signed(frame.times(u[None])[0].astype(Y.dtype), values, V @ turn.T.astype(V.dtype)), total, False)
+
+
+def _there_and_back(D: Rows, X: np.ndarray, back: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """``D X``, and with ``back`` ``D^T D X``, in one pass over the blocks of ``D``; float32."""
+    image, returned = np.empty((D.shape[0], X.shape[1]), np.float32), np.zeros(X.shape, np.float32)
+    for rows, block in D.blocks():
+        np.matmul(block, X, out=image[rows])
+        if back:
+            returned += block.T @ image[rows]
+    return image, returned
 
 
 def residual(D: Rows, factors: Factors) -> Loss:

@@ -113,7 +113,7 @@ def zero(m: int, n: int, dtype: type = np.float32) -> Factors:
 
 
 class Side(NamedTuple):
-    """One factor of a sum, ``[m, R]`` or ``turned`` ``[R, n]``, as parts that nobody has put side by side, each times its weight."""
+    """One factor of a sum, ``[m, R]`` or ``turned`` ``[R, n]``, as parts that are not concatenated yet, each times its weight."""
 
     parts: tuple[np.ndarray, ...]
     weights: tuple[float, ...]
@@ -124,9 +124,9 @@ class Side(NamedTuple):
         """``R``."""
         return sum(part.shape[not self.turned] for part in self.parts)
 
-    def joined(self) -> np.ndarray:
-        """The matrix, in the widest dtype of its parts."""
-        made, end = np.concatenate(self.parts, axis=int(not self.turned)), 0
+    def joined(self, dtype: type | None = None) -> np.ndarray:
+        """The matrix, by default in the widest dtype of its parts; the weights are multiplied in that dtype."""
+        made, end = np.concatenate(self.parts, axis=int(not self.turned), dtype=dtype), 0
         for part, weight in zip(self.parts, self.weights, strict=True):
             start, end = end, end + part.shape[not self.turned]
             block = made[start:end] if self.turned else made[:, start:end]

@@ -8,11 +8,10 @@ and Young 1936.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..composing.grams import Narrow, factors, signed
 from ..io.threads import in_order
 from .space import Factors, Side, Sum
 from .truncation import Cut, energy_of
@@ -190,31 +189,35 @@ def _cut_stack(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]
     return made
 
 
-class _Frame:
-    """Orthonormal columns ``Q = X @ back`` of each ``X`` ``[m, R]`` of a stack; where they are ``turned``, they are wanted as rows.
+class Frame(NamedTuple):
+    """Orthonormal columns ``Q`` of each matrix ``[m, R]`` of a stack, as ``X @ back`` in float64, or as ``X`` alone, which may be float32.
 
-    ``Q`` itself is formed only where there is no ``back``.
+    ``Q Y`` is computed from both, in float64, and rounded to ``dtype`` once. Where they are ``turned``, the columns are wanted as rows.
     """
 
-    def __init__(self, X: Narrow | None, back: np.ndarray | None, Q: np.ndarray | None = None, turned: bool = False) -> None:
-        self._X, self.back, self._Q, self._turned = X, back, Q, turned
+    X: np.ndarray
+    back: np.ndarray | None
+    dtype: np.dtype[Any]
+    turned: bool
 
     def times(self, Y: np.ndarray) -> np.ndarray:
-        """``Q Y`` of ``Y`` ``[b, R, k]``, or ``Y Q^T`` of ``Y`` ``[b, k, R]``; in C order and in the dtype of the factors."""
-        if self._X is not None and self.back is not None:
-            return self._X.times(np.matmul(Y, self.back.transpose(0, 2, 1)) if self._turned else np.matmul(self.back, Y))
-        assert self._Q is not None
-        product: np.ndarray = np.matmul(Y, self._Q.transpose(0, 2, 1)) if self._turned else np.matmul(self._Q, Y)
-        return product.astype(self._Q.dtype, copy=False)
+        """``Q Y`` of ``Y`` ``[b, R, k]``, or where they are turned ``Y Q^T`` of ``Y`` ``[b, k, R]``; in C order."""
+        if self.turned:
+            coordinates = Y if self.back is None else np.matmul(Y, self.back.transpose(0, 2, 1))
+            product: np.ndarray = np.matmul(coordinates, self.X.transpose(0, 2, 1))
+        else:
+            product = np.matmul(self.X, Y if self.back is None else np.matmul(self.back, Y))
+        return product.astype(self.dtype, copy=False)
 
     def signed(self, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``Q Y`` and the signs that its columns are multiplied by, so that the largest entry of each is positive."""
-        if self._X is not None and self.back is not None:
-            return self._X.signed(np.matmul(self.back, Y))
-        return signed(self.times(Y))
+        """``Q Y``, each column times the sign that makes its largest entry positive, and these signs ``[b, k]``."""
+        U = self.times(Y)
+        signs = np.where(U.max(axis=1) < -U.min(axis=1), -1.0, 1.0)
+        np.multiply(U, signs[:, None, :].astype(U.dtype), out=U)
+        return U, signs
 
 
-def frames(sides: Sequence[Side]) -> tuple[_Frame, np.ndarray]:
+def frames(sides: Sequence[Side]) -> tuple[Frame, np.ndarray]:
     """A thin QR of each of several ``[m, R]`` whose parts have the same shapes and dtypes, or where they are turned of ``[R, m]`` as
     columns: the frames, and the triangles in float64, both stacked.
 
@@ -223,13 +226,34 @@ def frames(sides: Sequence[Side]) -> tuple[_Frame, np.ndarray]:
     """
     turned = sides[0].turned
     if _narrow(sides[0]):
-        narrow = Narrow([side.parts for side in sides], turned, [side.weights for side in sides])
-        if (factored := factors(narrow.grams(), 1 / _WELL)) is not None:
+        X = np.stack([side.joined(np.float64) for side in sides])
+        X = X.transpose(0, 2, 1) if turned else X
+        if (factored := _cholesky(np.matmul(X.transpose(0, 2, 1), X))) is not None:
             triangle, back = factored
-            return _Frame(narrow, back, turned=turned), triangle
+            return Frame(X, back, np.dtype(np.float32), turned), triangle
     stacked = np.stack([side.joined() for side in sides])
     Q, triangle = np.linalg.qr(stacked.transpose(0, 2, 1) if turned else stacked)
-    return _Frame(None, None, Q, turned), triangle.astype(np.float64)
+    return Frame(Q, None, Q.dtype, turned), triangle.astype(np.float64)
+
+
+def _cholesky(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The Cholesky factors ``U``, ``U^T U = G``, of Gram matrices ``[b, R, R]`` and their inverses, both above the diagonal; None where the
+    columns behind one of them are nearly dependent, or not finite.
+
+    They are those of the correlations ``C``. One over the trace of ``C^-1``, the sum of the squares of the factor's inverse, is at most
+    their least eigenvalue: it has to exceed :data:`_WELL`.
+    """
+    lengths = np.sqrt(np.einsum("brr->br", grams))
+    if not lengths.all() or not np.isfinite(grams).all():
+        return None
+    try:
+        factor = np.linalg.cholesky(grams / (lengths[:, :, None] * lengths[:, None, :]))
+        back = np.linalg.inv(factor)
+    except np.linalg.LinAlgError:
+        return None
+    if not np.sum(back**2, axis=(1, 2)).max() < 1 / _WELL:
+        return None
+    return factor.transpose(0, 2, 1) * lengths[:, None, :], back.transpose(0, 2, 1) / lengths[:, :, None]
 
 
 def _narrow(side: Side) -> bool:

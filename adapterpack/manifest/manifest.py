@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import resources
@@ -28,6 +27,10 @@ if TYPE_CHECKING:
 FILE_NAME = "adapterpack.json"
 FORMAT_VERSION = "1.3"
 MAX_BYTES = 4 << 20
+LARGEST_WEIGHT = 1 << 33
+"""Numbers in the weight of one layer: an output head of 16384 by half a million."""
+MOST_SETTINGS = 1 << 20
+"""Values in the hyper-parameters of all sites together: the common ones are read anew for every site that has some of its own."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """The names that a pack may have; the schema says the same."""
 METHODS = "methods"
@@ -265,7 +268,28 @@ def _current(value: dict[str, Any], where: object) -> dict[str, Any]:
         pointer, message = problem
         raise FormatError(f"the manifest does not fit its schema: {message}", where=f"{where}#{pointer}",
                           remedy=f"it is of version {value['format_version']}: update adapterpack" if newer else None)
+    _require_sizes(current, where)
     return current
+
+
+def _require_sizes(value: Mapping[str, Any], where: object) -> None:
+    """Goes on only if numbers that are bounded one by one are bounded together, too."""
+    common = settings = _count(value["config"])
+    for number, group in enumerate(value["groups"]):
+        if (group["in_features"] or 1) * (group["out_features"] or 1) > LARGEST_WEIGHT:
+            raise FormatError("a layer is larger than there are any", where=f"{where}#/groups/{number}",
+                              expected=f"at most {LARGEST_WEIGHT} numbers", found=f"{group['out_features']} x {group['in_features']}")
+        settings += _count(group["config"]) + (common if group["config"] and group["method"] is None else 0)
+    if settings > MOST_SETTINGS:
+        raise FormatError("the sites have too many hyper-parameters", where=f"{where}#/groups", found=settings,
+                          expected=f"at most {MOST_SETTINGS} values")
+
+
+def _count(value: Any) -> int:
+    """The values in a JSON value."""
+    if isinstance(value, dict):
+        return sum(map(_count, value.values()))
+    return sum(map(_count, value)) if isinstance(value, list) else 1
 
 
 def _is_newer(version: Any) -> bool:
@@ -309,9 +333,3 @@ def decode_base(value: Mapping[str, Any]) -> Base:
     from .parts import Dims, Variant  # noqa: PLC0415 - most packs name neither
 
     return Base(**{**value, "dims": dims and Dims(**dims), "variants": tuple(Variant(**one) for one in variants)})
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

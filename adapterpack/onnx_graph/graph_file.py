@@ -189,5 +189,6 @@ def confined(model: Path, location: str, where: str, must_exist: bool = True) ->
         raise FormatError("external data must lie in the model's own folder", where=where, found=repr(location[:200]),
                           expected="a plain relative path", remedy="do not use this file: it would read other files of this machine")
     if not path.is_file() and (must_exist or path.exists()):
-        raise FormatError("external data is missing", where=where, found=location[:200], remedy="copy the data file into the model's folder")
+        raise FormatError("external data is missing", where=where, found=location[:200],
+                          remedy="copy the data file into the model's folder")
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,14 +18,14 @@ from ..base import compatibility
 from ..base.compatibility import Verdict
 from ..base.fingerprint import Fingerprint
 from ..errors import ConfigError, FormatError, NothingToDo
-from ..io import safetensors
 from ..io.safe_open import TENSORS
 from ..io.streamed_tensors import Streamed, Unread
 from ..manifest import manifest as m
 from ..manifest.composed_method import method_of
-from ..manifest.entries import Digests, digested, entry_of, file_entry, write_files
+from ..manifest.entries import digested, entry_of, file_entry, write_files
 from ..manifest.secondary_methods import Beside, Sites, features, require_beside
 from ..peft import layout, names
+from .bounds import require_bounded
 from .contents import METADATA, contents
 from .fits import require_shapes
 
@@ -165,7 +164,7 @@ class Pack:
         say comes from there.
 
         Raises:
-            FormatError: with ``shape_of``, a tensor does not fit the base.
+            FormatError: with ``shape_of``, a tensor does not fit the base; the method would make far more numbers than there are here.
         """
         shared = self.shared()
         groups = [group for group in self.manifest.groups if group.role == "adapter"]
@@ -179,6 +178,7 @@ class Pack:
                 found = settled(method, [configs[number] for number in own], [sites[number] for number in own])
                 for number, cfg in zip(own, found, strict=True):
                     configs[number] = cfg
+        require_bounded(zip(map(self.method_of, groups), configs, sites, strict=True), self.manifest.tensors, f"pack '{self.name}'")
         for group, site, cfg in zip(groups, sites, configs, strict=True):
             params, method = self._params_at(group.path), self.method_of(group)
             if shape_of is not None:
@@ -237,14 +237,11 @@ class Pack:
             self.write_into(folder)
         return dataclasses.replace(self, path=Path(out))
 
-    def write_into(self, folder: Path, tensors: Future[None] | None = None) -> None:
-        """Writes the pack's files into an existing empty folder that the caller publishes; that of its tensors may be under way."""
-        manifest, files = self.manifest.to_bytes(), contents(self.manifest, self.tensors, self.extra)
-        with ThreadPoolExecutor(1) as pool:  # the disk takes the tensors while the manifest is looked through
-            filled = tensors or pool.submit(write_files, folder, {TENSORS: files[TENSORS]})
-            write_files(folder, {name: files[name] for name in files if name != TENSORS})
-            m.require_readable(manifest, f"pack '{self.name}'")
-            filled.result()
+    def write_into(self, folder: Path) -> None:
+        """Writes the pack's files into an existing empty folder that the caller publishes."""
+        manifest = self.manifest.to_bytes()
+        m.require_readable(manifest, f"pack '{self.name}'")
+        write_files(folder, contents(self.manifest, self.tensors, self.extra))
         (folder / m.FILE_NAME).write_bytes(manifest)
 
     def require_base(self, base: Checkpoint, content: bool | None = True, allow_structural: bool = False) -> Verdict:
@@ -301,18 +298,15 @@ def build(
     shared: Mapping[str, np.ndarray] | None = None,
     full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     weights: Mapping[str, str | None] | None = None,
-    source: safetensors.SafetensorsFile | None = None,
-    begin: Callable[[Mapping[str, np.ndarray]], None] | None = None,
-    known: Digests | None = None,
     **rest: Any,
 ) -> Pack:
     """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the modules trained whole.
 
     ``beside`` holds the sites of other methods in the same pack; ``shared`` are the parameters that all sites of ``method`` have in common.
-    ``weights`` names the base tensor behind each path; ``source`` is the file that tensors may be views of; ``begin`` is
-    told the tensors before they are hashed, those that are not ``known``; ``rest`` goes to :class:`~.manifest.manifest.Manifest`.
+    ``weights`` names the base tensor behind each path; ``rest`` goes to :class:`~.manifest.manifest.Manifest`.
 
     Raises:
+        FormatError: the method would make far more numbers than it stores, so that no reader would take the pack.
         NonFinite: a tensor holds NaN or infinity.
         NothingToDo: there is neither an adapter nor a module that was trained whole.
     """
@@ -320,13 +314,14 @@ def build(
         raise NothingToDo("a pack needs at least one adapter or one module that was trained whole", where=f"pack '{name}'")
     configs = settled(method, [cfg for cfg, _ in adapters.values()], list(adapters))
     common, differing = _shared_config(configs)
-    groups, tensors, places = [], {}, {}
+    groups, adapted, tensors, places = [], [], {}, {}
 
     def add(path: str, param: str, tensor_name: str, value: np.ndarray) -> None:
         tensors[tensor_name] = value
         places[tensor_name] = path, param
 
     def adapt(method: Method, site: Site, cfg: Any, params: Mapping[str, np.ndarray], config: dict[str, Any], host: Method | None) -> None:
+        adapted.append((method, cfg, site))
         own = None if host is None else m.MethodRef(method.name, method.spec_version)
         groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
                               site.out_features or None, site.bias, cfg.rank, cfg.scale, config, own))
@@ -348,10 +343,9 @@ def build(
         groups.append(m.Group(path, "full", "module", (weights or {}).get(path)))
         for param, value in params.items():
             add(path, param, names.full_name(method, path, param), value)
-    if begin is not None:
-        begin(tensors)
-    digests, file = digested(tensors, METADATA, source, known)
+    digests, file = digested(tensors, METADATA)
     described = {key: entry_of(tensors[key], *places[key], digest=digests[key]) for key in sorted(tensors)}
+    require_bounded(adapted, described, f"pack '{name}'")
     draft = m.Manifest(
         pack=m.PackInfo(name),
         method=m.MethodRef(method.name, method.spec_version),
@@ -370,14 +364,14 @@ def build(
 
 def sealed(
     draft: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None,
-    tensor_file: Future[m.FileEntry] | None = None,
+    tensor_file: m.FileEntry | None = None,
 ) -> Pack:
-    """The pack whose closed file list is computed from the draft, its tensors, and the other files that it carries; that of the tensors
-    may be under way."""
+    """The pack whose closed file list is computed from the draft, its tensors, and the other files that it carries; ``tensor_file`` is the
+    entry of the tensors' file, if it is known."""
     files = {name: file_entry(name, parts, FILE_ROLES[name]) for name, parts in contents(draft, tensors, extra or {}).items()
              if tensor_file is None or name != TENSORS}
     if tensor_file is not None:
-        files[TENSORS] = tensor_file.result()
+        files[TENSORS] = tensor_file
     return Pack(dataclasses.replace(draft, files=tuple(files[name] for name in sorted(files))), tensors, extra=dict(extra or {}))
 
 

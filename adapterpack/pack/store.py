@@ -23,8 +23,9 @@ from pathlib import Path
 
 from ..errors import AdapterpackError, CorruptBlob, FormatError, StorageError, UnknownName, nearest, storage_errors
 from ..io import blobs
-from ..io.atomic import sync
+from ..io.atomic import own_folder, sync
 from ..io.cache import cache_folder
+from ..io.hashing import sha256_of
 from ..io.locks import locked
 from ..manifest import manifest as m
 from .pack import Pack
@@ -180,7 +181,7 @@ class Store:
         """A folder with the pack's files: its own, or a new one for a pack that lies nowhere, was renamed or came from PEFT."""
         if isinstance(pack, Pack):
             file = pack.path / m.FILE_NAME if pack.path else None
-            if pack.path and file and file.is_file() and f"sha256:{m.sha256_of(file)}" == pack.id:
+            if pack.path and file and file.is_file() and f"sha256:{sha256_of(file)}" == pack.id:
                 return pack.path
             loaded = pack
         else:
@@ -218,7 +219,7 @@ class Store:
                 folder.rename(place / "pack")
                 for digest in digests:
                     blob = blobs.place(self.root / "blobs", digest)
-                    if blob.is_file() and m.sha256_of(blob) != digest:
+                    if blob.is_file() and sha256_of(blob) != digest:
                         blob.rename(place / digest)
         return altered
 
@@ -242,9 +243,8 @@ class Store:
                 raise StorageError("this folder holds other things, and a store deletes what it does not know", where=self.root,
                                    remedy="name a new or an empty folder")
         with locked(lock, alone):
-            with storage_errors(self.root):
-                for name in ("blobs", "packs", "tmp", "quarantine"):
-                    (self.root / name).mkdir(mode=0o700, exist_ok=True)
+            for name in ("blobs", "packs", "tmp", "quarantine"):
+                own_folder(self.root / name, 0o700)
             yield
 
     @contextmanager
@@ -270,10 +270,10 @@ def _altered(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not folder.is_dir():
         return (), ()
     file = folder / m.FILE_NAME
-    if not file.is_file() or m.sha256_of(file) != folder.name:
+    if not file.is_file() or sha256_of(file) != folder.name:
         return (m.FILE_NAME,), (folder.name,)
     entries = m.parse(file.read_bytes(), file).files
-    bad = [entry for entry in entries if not (folder / entry.path).is_file() or m.sha256_of(folder / entry.path) != entry.sha256]
+    bad = [entry for entry in entries if not (folder / entry.path).is_file() or sha256_of(folder / entry.path) != entry.sha256]
     strange = {path.name for path in folder.iterdir()} - {entry.path for entry in entries} - {m.FILE_NAME}
     return (*(entry.path for entry in bad), *sorted(strange)), tuple(entry.sha256 for entry in bad)
 

@@ -109,8 +109,7 @@ def read(folder: Path, name: str | None = None, on_base: bool = False, tensors: 
     version = config.get("peft_version")
     pack = build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
                  beside=[Beside(*each) for each in content.beside], task=m.Task(task), base=base_hint(config),
-                 training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})},
-                 source=tensors)
+                 training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
     if large is None:
         return pack
     digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}

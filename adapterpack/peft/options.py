@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adapter_methods import Method, built_in
+from ..adapter_methods import METHODS, Method
 from ..errors import FormatError, Unsupported, storage_errors
 from ..io import strict_json
 from ..manifest import manifest as m
@@ -33,7 +33,7 @@ _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 def likely(config: Mapping[str, Any]) -> list[Method]:
     """The method that has the config's own name, if it accounts for every option that is on: then no other needs to be asked."""
-    method = built_in(str(config.get("peft_type")).lower())
+    method = METHODS.find(str(config.get("peft_type")).lower())
     if method is None or method.peft is None:
         return []
     known = method.peft.to_config({"": method.examples[0]}) or {}

@@ -30,7 +30,7 @@ def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str],
         return quantize_pack(source, scheme=scheme, name=Path(out).name).write(out)
     kind = kind_of(source)
     if kind == "bundle":
-        from .graphs import quantize_bundle  # noqa: PLC0415 - packs do not need ONNX
+        from ..exporting.quantization.graphs import quantize_bundle  # noqa: PLC0415 - packs do not need ONNX
 
         return quantize_bundle(Path(source), Path(out), scheme)
     if kind == "adapter":

@@ -10,37 +10,34 @@ import onnxruntime as ort
 
 from ..bundle.manifest import ADAPTER_IDS, STEP, adapter_file
 from ..errors import FormatError, Unsupported
-from ..manifest import manifest as m
 from ..pack.pack import Pack
 from ..slots.precision import ABSENT, held
 from ..tasks.task import MAIN
-from .bank import AdapterBank
+from .bank import AdapterBank, BankState
+from .pinned import Adapters, Run
 
 if TYPE_CHECKING:
     from .session import Session
 
 
-class Run(Protocol):
-    """Feeds to outputs, both by name and as ``OrtValue``."""
-
-    def __call__(self, feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
-        """One pass of a part; ``rows`` are the places among the pinned names that its rows have, by default all in order."""
-        ...
-
-
 class Attached(Protocol):
-    """What a session asks of a mode."""
+    """What a session asks of a mode. What the mode needs to run adapters is a value, :attr:`Adapters.attached`: loading and unloading make
+    another one of it and leave the old one to the rows that have begun with it."""
 
-    def pin(self, names: Sequence[str | None]) -> Run:
-        """One run after another with these adapters, one a row; what is loaded or unloaded meanwhile does not touch them."""
+    def opened(self) -> Any:
+        """The value of the bundle's own adapters."""
         ...
 
-    def load(self, pack: Pack, allow_structural: bool = False) -> None:
-        """Takes another pack in, if the bundle's base is the pack's."""
+    def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
+        """One run after another with these of the adapters, one a row."""
         ...
 
-    def unload(self, name: str) -> None:
-        """Lets one go."""
+    def load(self, attached: Any, pack: Pack, allow_structural: bool = False) -> Any:
+        """The value with another pack, if the bundle's base is the pack's."""
+        ...
+
+    def unload(self, attached: Any, name: str) -> Any:
+        """The value without one."""
         ...
 
 
@@ -50,9 +47,12 @@ class Folded:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def pin(self, names: Sequence[str | None]) -> Run:
+    def opened(self) -> None:
         """See :class:`Attached`."""
-        packs = self.session.packs
+
+    def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
+        """See :class:`Attached`."""
+        packs = adapters.packs
         if len(packs) == 1 and None in names:
             raise Unsupported("a folded bundle has no base to run rows on", where=self.session.folder, remedy="export with --mode bank")
         if len(packs) > 1 and any(names):
@@ -60,11 +60,11 @@ class Folded:
                               where=self.session.folder, remedy="name none, or export with --mode bank")
         return lambda feeds, part=MAIN, rows=None: self.session.graph(part).call(feeds)
 
-    def load(self, pack: Pack, allow_structural: bool = False) -> None:
+    def load(self, attached: None, pack: Pack, allow_structural: bool = False) -> None:
         """See :class:`Attached`."""
         raise Unsupported("a folded bundle takes no further adapters", found=pack.name, remedy="export with --mode bank")
 
-    def unload(self, name: str) -> None:
+    def unload(self, attached: None, name: str) -> None:
         """See :class:`Attached`."""
         raise Unsupported("the adapter is folded into the weights", found=name, remedy="export with --mode bank")
 
@@ -74,25 +74,25 @@ class Inputs:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        listed = {entry.path: entry.sha256 for entry in session.bundle.files}
-        slotted = {site.part for site in session.bundle.sites.values() if site.fields} | {MAIN}
-        self.files: dict[str, dict[str, Any]] = {}
         self._fed: dict[str, dict[str, Any]] = {}
-        for adapter in session.bundle.adapters:
-            self.files[adapter.name] = {}
-            for part in slotted:
-                name = adapter_file(adapter.path, part)
-                path = session.folder / name
-                if not path.is_file() or m.sha256_of(path) != listed.get(name):
-                    raise FormatError("an adapter file of the bundle is missing or was altered", where=path, remedy="export again")
-                self.files[adapter.name][part] = ort.LoraAdapter()
-                self.files[adapter.name][part].Load(str(path))
 
-    def pin(self, names: Sequence[str | None]) -> Run:
+    def opened(self) -> dict[str, dict[str, Any]]:
         """See :class:`Attached`."""
-        files = dict(self.files)
-        for name in names:
-            self.session.require(name, files)
+        session, files = self.session, dict[str, dict[str, Any]]()
+        slotted = {site.part for site in session.bundle.sites.values() if site.fields} | {MAIN}
+        for adapter in session.bundle.adapters:
+            files[adapter.name] = {}
+            for part in slotted:
+                path = session.folder / adapter_file(adapter.path, part)
+                if not path.is_file():
+                    raise FormatError("an adapter file of the bundle is missing", where=path, remedy="export again")
+                files[adapter.name][part] = ort.LoraAdapter()
+                files[adapter.name][part].Load(str(path))
+        return files
+
+    def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
+        """See :class:`Attached`."""
+        files: Mapping[str, Mapping[str, Any]] = adapters.attached
 
         def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
             own = names if rows is None else [names[row] for row in rows]
@@ -121,13 +121,13 @@ class Inputs:
             self._fed[name] = {slot: _owning(array) for slot, array in arrays.items()}
         return self._fed[name]
 
-    def load(self, pack: Pack, allow_structural: bool = False) -> None:
+    def load(self, attached: Any, pack: Pack, allow_structural: bool = False) -> Any:
         """See :class:`Attached`."""
         raise Unsupported("this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank")
 
-    def unload(self, name: str) -> None:
+    def unload(self, attached: Mapping[str, Any], name: str) -> dict[str, Any]:
         """See :class:`Attached`."""
-        del self.files[name]
+        return {other: files for other, files in attached.items() if other != name}
 
 
 class Bank:
@@ -137,11 +137,13 @@ class Bank:
         self.session = session
         self.bank = AdapterBank(session.bundle, session.folder, session.device)
 
-    def pin(self, names: Sequence[str | None]) -> Run:
+    def opened(self) -> BankState:
         """See :class:`Attached`."""
-        slots, overrides = self.bank.state  # one look: a slot that is filled anew meanwhile must not be taken for the old one
-        for name in names:
-            self.session.require(name, slots)
+        return self.bank.opened()
+
+    def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
+        """See :class:`Attached`."""
+        slots, overrides = adapters.attached.slots, adapters.attached.overrides
         ids = np.array([0 if name is None else slots[name] for name in names], np.int64)
 
         def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
@@ -153,13 +155,13 @@ class Bank:
 
         return run
 
-    def load(self, pack: Pack, allow_structural: bool = False) -> None:
+    def load(self, attached: BankState, pack: Pack, allow_structural: bool = False) -> BankState:
         """See :class:`Attached`."""
-        self.bank.fill(pack, self.session.bundle.base, allow_structural)
+        return self.bank.filled(attached, pack, self.session.bundle.base, allow_structural)
 
-    def unload(self, name: str) -> None:
+    def unload(self, attached: BankState, name: str) -> BankState:
         """See :class:`Attached`."""
-        self.bank.free(name)
+        return attached.without(name)
 
 
 def _options(files: Mapping[str, Mapping[str, Any]], name: str | None, part: str) -> Any:

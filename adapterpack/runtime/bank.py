@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,27 +22,31 @@ from .positions import require_positions
 
 
 class BankState(NamedTuple):
-    """Adapter name -> slot, and of each part, slot name -> device value; without values the graph's own defaults hold. Never changed in
-    place."""
+    """What a bank holds at one moment: adapter name -> slot; slot name -> what is in all slots, and of each part the same on the device.
+    Without arrays the graph's own defaults hold. Never changed in place: a run keeps the state that it began with."""
 
     slots: Mapping[str, int]
+    arrays: Mapping[str, np.ndarray]
     overrides: Mapping[str, Mapping[str, Any]]
+
+    def without(self, name: str) -> BankState:
+        """The state in which an adapter's slot is free; its contents stay until the slot is filled again."""
+        return self._replace(slots={other: slot for other, slot in self.slots.items() if other != name})
 
 
 class AdapterBank:
-    """Slots of one session. What the graph was exported with needs no feed; after the first ``fill`` the bank is fed whole.
-
-    A fill or a free puts a new state in place of the old one, so a run that has begun keeps the state that it began with.
-    """
+    """The slots of one bundle. What the graph was exported with needs no feed; once a slot was filled the bank is fed whole."""
 
     def __init__(self, bundle: Bundle, folder: Path, device: str) -> None:
         self.bundle, self.folder, self.device = bundle, folder, device
-        self.state = BankState({a.name: int(a.slot or 0) for a in bundle.adapters}, {})
-        self._arrays: Values = {}
-        self._lock = threading.Lock()
+        self._parsed: dict[str, Any] = {}
 
-    def fill(self, pack: Pack, base: Base, allow_structural: bool = False) -> int:
-        """Puts a pack into a free slot and returns its number. A pack without a head of its own has the base's.
+    def opened(self) -> BankState:
+        """The bank as it was exported."""
+        return BankState({adapter.name: int(adapter.slot or 0) for adapter in self.bundle.adapters}, {}, {})
+
+    def filled(self, state: BankState, pack: Pack, base: Base, allow_structural: bool = False) -> BankState:
+        """The state with a pack in a free slot. A pack without a head of its own has the base's.
 
         Raises:
             BaseMismatch: the pack belongs to another base.
@@ -52,29 +55,22 @@ class AdapterBank:
         pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self.folder, allow_structural=allow_structural)
         require_positions(pack, self.bundle.sites)
         values = pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites, self._projected)
-        with self._lock:
-            slots, _ = self.state
-            if pack.name in slots:
-                raise AdapterpackError("the session already has an adapter of that name", where=pack.name, remedy="choose another name")
-            free = sorted(set(range(1, self.bundle.slots)) - set(slots.values()))
-            if not free:
-                raise Unsupported("no slot is free", where=self.folder, expected=f"at most {self.bundle.slots - 1} adapters",
-                                  found=len(slots) + 1, remedy="unload one, or export with more --slots")
-            arrays = self._arrays or self._exported()
-            heads = {name: array[0] for name, array in arrays.items() if name.endswith((".head", ".head_bias"))}
-            wide = padded(values, self.bundle.sites, self.bundle.max_rank, heads)
-            filled = {name: np.concatenate([array[: free[0]], wide[name][None], array[free[0] + 1 :]]) for name, array in arrays.items()}
-            overrides: dict[str, dict[str, Any]] = {}
-            for name, array in filled.items():
-                part = self.bundle.sites[name.rpartition(".")[0]].part
-                overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
-            self._arrays, self.state = filled, BankState({**slots, pack.name: free[0]}, overrides)
-            return free[0]
-
-    def free(self, name: str) -> None:
-        """Gives an adapter's slot back; its contents stay until the slot is filled again."""
-        with self._lock:
-            self.state = self.state._replace(slots={other: slot for other, slot in self.state.slots.items() if other != name})
+        slots = state.slots
+        if pack.name in slots:
+            raise AdapterpackError("the session already has an adapter of that name", where=pack.name, remedy="choose another name")
+        free = min(set(range(1, self.bundle.slots)) - set(slots.values()), default=None)
+        if free is None:
+            raise Unsupported("no slot is free", where=self.folder, expected=f"at most {self.bundle.slots - 1} adapters",
+                              found=len(slots) + 1, remedy="unload one, or export with more --slots")
+        arrays = state.arrays or self._exported()
+        heads = {name: array[0] for name, array in arrays.items() if name.endswith((".head", ".head_bias"))}
+        wide = padded(values, self.bundle.sites, self.bundle.max_rank, heads)
+        filled = {name: np.concatenate([array[:free], wide[name][None], array[free + 1 :]]) for name, array in arrays.items()}
+        overrides: dict[str, dict[str, Any]] = {}
+        for name, array in filled.items():
+            part = self.bundle.sites[name.rpartition(".")[0]].part
+            overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+        return BankState({**slots, pack.name: free}, filled, overrides)
 
     def _weights(self, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
         """The base's own weight and bias at a site, out of the graph."""
@@ -82,7 +78,7 @@ class AdapterBank:
         if site is None:
             raise Unsupported("the graph has no slot for a part of this adapter", found=adapter.site.path,
                               remedy="export the bundle again with this adapter among the packs")
-        known = ir.load(self.folder / graph_file(site.part)).graph.initializers
+        known = self._graph(site.part).graph.initializers
         weight = np.array(known[site.weight].const_value.numpy())
         bias = None if site.bias is None else np.array(known[site.bias].const_value.numpy())
         own = slice(site.at, site.at + site.out_features)
@@ -92,13 +88,19 @@ class AdapterBank:
         """What the graph's own projections make of a prompt."""
         heads = heads_at(self.bundle.sites, path)
         part = self.bundle.sites[f"{path}.{PROJECTION}"].part
-        return *projected(ir.load(self.folder / graph_file(part)), heads, prompt), heads
+        return *projected(self._graph(part), heads, prompt), heads
+
+    def _graph(self, part: str) -> Any:
+        """A graph of the bundle, parsed once: its nodes and small tensors in memory, its weights mapped. Nothing here changes it."""
+        if part not in self._parsed:
+            self._parsed[part] = ir.load(self.folder / graph_file(part))
+        return self._parsed[part]
 
     def _exported(self) -> Values:
         """The bank as the graph was exported with it."""
         found: Values = {}
         for part in self.bundle.parts:
-            graph = ir.load(self.folder / graph_file(part)).graph
+            graph = self._graph(part).graph
             names = [f"{path}.{field}" for path, site in self.bundle.sites.items() if site.part == part for field in site.fields]
             found |= {name: np.array(graph.initializers[name].const_value.numpy()) for name in names}
         return found

@@ -103,7 +103,8 @@ def _bare(session: Session, pack: Pack, recorded: Canary) -> Rows | None:
             fixed[ADAPTER_IDS] = np.zeros(1 if rows is None else len(rows), np.int64)
         return session.graphs[part].call({**feeds, **values(fixed)})
 
-    return [canary.row_of(flow(session, inputs, None, run)) for inputs in _feeds(session, recorded)]
+    row = session.pin([None])._replace(run=run)
+    return [canary.row_of(flow(session, inputs, pinned=row)) for inputs in _feeds(session, recorded)]
 
 
 def _own_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:

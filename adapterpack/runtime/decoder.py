@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ..adapter_methods.core.token_positions import acted
 from ..bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT, STEP
-from ..errors import ConfigError
+from ..errors import ConfigError, FormatError
 from ..tasks.task import MAIN
+from .context_length import context_of
 from .kv_cache import Buffers
+from .model_files import token_ids
 from .model_inputs import ENCODED, Arrays, complete, last_places, pad, positions
 from .pipeline import flow, values
 
@@ -21,9 +24,12 @@ if TYPE_CHECKING:
 
 class Decoding(Protocol):
     """A batch of rows that are being gone on with. ``names`` are their adapters; ``last`` ``[rows]`` says where the first pass has
-    the logits of each row's next token."""
+    the logits of each row's next token. ``lengths`` ``[rows]`` are the positions that the rows begin with, ``virtual`` how many of them
+    are those of adapters' prompts."""
 
     last: np.ndarray
+    lengths: np.ndarray
+    virtual: np.ndarray | int
 
     def first(self) -> dict[str, Any]:
         """The pass over what the rows begin with; its outputs."""
@@ -46,27 +52,34 @@ class Causal:
         self.buffers: Buffers | None = None
         self.last = last_places(self.batch["attention_mask"])
         self.given = given
+        self.opened = self.run.before(session.inputs)
+        self.virtual = self.opened.lengths[:, 0]
+        self.lengths = self.virtual + self.batch["attention_mask"].sum(axis=1)
+        self.context = context_of(session)
 
     def first(self) -> dict[str, Any]:
         """See :class:`Decoding`."""
-        session, opened = self.session, self.session.before(self.names)
-        self.mask = opened.covering(self.batch["attention_mask"])
-        acting = session.acting(self.batch, self.names)
+        session = self.session
+        self.mask = self.opened.covering(self.batch["attention_mask"])
+        acting = self.run.acting(self.batch)
         self.before = acted(acting, None)
         seen = {} if not self.given else flow(session, {**self.given, **self.batch}, self.names, self.run, session.task.parts[:-1])
         known = {**self.batch, **seen, **({ADAPTER_POSITIONS: acting} if ADAPTER_POSITIONS in session.inputs else {})}
-        return self.run(values(complete(session, session.task.main, known, self.names)))
+        return self.run(values(complete(session, session.task.main, known, self.run)))
 
     def then(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """See :class:`Decoding`."""
         ones = np.ones((len(self.names), 1), np.int64)
         self.mask = np.concatenate([self.mask, ones], axis=1)
-        step: Arrays = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": positions(self.mask)[:, -1:]}
+        places = positions(self.mask)[:, -1:]
+        if self.context is not None:
+            places = np.minimum(places, self.context - 1)  # rows that have ended are fed, too, and need some position
+        step: Arrays = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": places}
         part, cache = MAIN, grown(outputs)
         if self.in_place:
             part, self.buffers = STEP, self.buffers or Buffers(outputs, self.mask[:, :-1], self.session.device)
             step["attention_mask"], cache = self.buffers.step()
-        acting = self.session.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.names, self.before)
+        acting = self.run.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.before)
         self.before = acted(acting, self.before)
         if "image_features" in self.session.inputs:
             width = self.session.inputs["image_features"].shape[2]
@@ -84,12 +97,13 @@ class Translating:
         self.read = given or pad(rows, session.tokenizer.pad_id, left=False)
         self.start = start_ids(session)
         self.last = np.full(len(names), len(self.start) - 1)
+        self.lengths, self.virtual = self.last + 1, 0
 
     def first(self) -> dict[str, Any]:
         """See :class:`Decoding`."""
         begun = {"decoder_input_ids": np.tile(np.array(self.start, np.int64), (len(self.names), 1))}
         encoded = flow(self.session, self.read, self.names, self.run)
-        feeds = values(complete(self.session, self.session.task.main, {**self.read, **encoded, **begun}, self.names))
+        feeds = values(complete(self.session, self.session.task.main, {**self.read, **encoded, **begun}, self.run))
         self.kept = {name: value for name, value in feeds.items() if name.startswith(ENCODED) or name == "attention_mask"}
         return self.run(feeds, MAIN)
 
@@ -112,11 +126,22 @@ def start_ids(session: Session) -> list[int]:
 
     Raises:
         ConfigError: no file of the bundle names a start token.
+        FormatError: what one names is none.
     """
-    for config in (session.generation_config, session.config):
-        start = config.get("decoder_start_token_id", None)
-        if type(start) is int:
-            forced = dict(config.get("forced_decoder_ids") or ())
-            return [start, *(int(forced[place]) for place in sorted(forced) if forced[place] is not None)]
+    for name, config in (("generation_config.json", session.generation_config), ("config.json", session.config)):
+        path = session.folder / name
+        start = token_ids(config, "decoder_start_token_id", path)
+        if start:
+            return [start[0], *_forced(config.get("forced_decoder_ids"), path)]
     raise ConfigError("the bundle names no token that its decoder starts with", where=session.folder, expected="decoder_start_token_id",
                       remedy="add it to the base's generation_config.json and export again")
+
+
+def _forced(pairs: Any, where: Path) -> list[int]:
+    """The tokens that stand behind the start, from ``[place, token]``; a place without a token is left to the model."""
+    known = pairs or []
+    if not isinstance(known, list) or not all(isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int for pair in known):
+        raise FormatError("these are no forced tokens", where=f"{where}#forced_decoder_ids", expected="a list of [place, token]",
+                          found=repr(pairs)[:80])
+    tokens = {place: token_ids({"token": token}, "token", where) for place, token in known}
+    return [token for place in sorted(tokens) for token in tokens[place]]

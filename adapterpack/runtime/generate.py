@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ..errors import ConfigError, Unsupported
 from ..tasks.task import TASKS
+from .context_length import context_of, require_context, text_part
 from .decoder import DECODING
+from .model_files import MAX_ID
+from .rows import each
 from .session import Arrays, Names, Session
+from .text_stream import TextStream
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 Emit = Callable[[int, int, str], None]
-"""called with (row, token id, text so far) for every new token"""
+"""Called with (row, token id, text so far) for every new token. The text is final: the next one begins with it, and the last one is the
+answer's. The end token of a row is passed on, too, if there is text that was kept back until then."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):  # else each of its characters would be a stop text
             object.__setattr__(self, "stop", (self.stop,))
+        if not all(isinstance(text, str) for text in self.stop):
+            raise ConfigError("a stop text is a text", where="stop", found=repr(self.stop)[:80])
         if self.max_new_tokens < 1 or not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError("sampling parameters out of range", found=self,
                               expected="max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1")
@@ -60,14 +68,14 @@ def generate(
     Raises:
         Unsupported: the bundle does not generate.
         UnknownAdapter: a name that the bundle does not hold.
-        ConfigError: a prompt without a token.
+        ConfigError: a prompt without a token, or for which the model has no positions; the error names the row.
     """
     decoding = DECODING.get(session.task.main.form)
     if decoding is None:
         raise Unsupported("the bundle does not generate text", found=session.bundle.task,
                           expected=", ".join(task.name for task in TASKS.values() if task.generates))
     beside = dict(given or {})
-    rows = [_ids(session, prompt) for prompt in prompts]
+    rows = each(prompts, partial(_ids, session))
     count = len(rows) or next((array.shape[0] for array in beside.values()), 0)
     if not count:
         return []
@@ -75,28 +83,33 @@ def generate(
     names = session.names(adapters, count)
     going = decoding(session, rows, names, beside)
     draws = [np.random.default_rng([options.seed, row]) for row in range(count)]  # a row's draws do not depend on the others
-    state = _Rows(session, options, emit, count)
-    outputs = going.first()
-    last = going.last
-    for number in range(options.max_new_tokens):
+    require_context(session, going.lengths, going.virtual)
+    state = _Rows(session, options, emit, _room(session, going.lengths, options.max_new_tokens))
+    outputs, last = going.first(), going.last
+    while True:
         tokens = _choose(outputs["logits"].numpy()[range(count), last], options, draws)
-        last = np.zeros_like(last)
         state.take(tokens)
-        if state.finished or number + 1 == options.max_new_tokens:
+        if state.finished:
             break
-        outputs = going.then(tokens, outputs)
+        outputs, last = going.then(tokens, outputs), np.zeros_like(last)
     lengths = [len(row) for row in rows] or [0] * count
-    return [Generation(state.texts[i], tuple(state.ids[i]), state.reasons[i] or "length", names[i], lengths[i]) for i in range(count)]
+    return [Generation(stream.text, tuple(stream.ids), reason or "length", name, length)
+            for stream, reason, name, length in zip(state.streams, state.reasons, names, lengths, strict=True)]
+
+
+def _room(session: Session, lengths: np.ndarray, most: int) -> list[int]:
+    """How many tokens may follow each row: as many as it has positions for, and one, whose position nobody needs."""
+    context = context_of(session)
+    return [most if context is None else min(most, context - int(length) + 1) for length in lengths]
 
 
 class _Rows:
-    """What the rows of a batch have said so far."""
+    """What the rows of a batch have said so far; row ``i`` says at most ``room[i]`` tokens."""
 
-    def __init__(self, session: Session, options: Sampling, emit: Emit | None, count: int) -> None:
-        self.tokenizer, self.options, self.emit = session.tokenizer, options, emit
-        self.ids: list[list[int]] = [[] for _ in range(count)]
-        self.texts = [""] * count
-        self.reasons: list[str | None] = [None] * count
+    def __init__(self, session: Session, options: Sampling, emit: Emit | None, room: Sequence[int]) -> None:
+        self.eos, self.emit, self.room = session.tokenizer.eos_ids, emit, room
+        self.streams = [TextStream(session.tokenizer, options.stop) for _ in room]
+        self.reasons: list[str | None] = [None] * len(room)
 
     @property
     def finished(self) -> bool:
@@ -105,25 +118,27 @@ class _Rows:
     def take(self, tokens: np.ndarray) -> None:
         """One new token for every row; rows that have ended take no notice."""
         for row, token in enumerate(map(int, tokens)):
-            if self.reasons[row]:
-                continue
-            if token in self.tokenizer.eos_ids:
-                self.reasons[row] = "stop"
-                continue
-            self.ids[row].append(token)
-            text = self.tokenizer.decode(self.ids[row])
-            cut = min((at for at in (text.find(stop) for stop in self.options.stop if stop) if at >= 0), default=None)
-            self.texts[row] = text if cut is None else text[:cut]
-            if cut is not None:
-                self.reasons[row] = "stop"
-            if self.emit:
-                self.emit(row, token, self.texts[row])
+            if not self.reasons[row]:
+                self._take(row, token)
+
+    def _take(self, row: int, token: int) -> None:
+        stream, known = self.streams[row], self.streams[row].text
+        ends = token in self.eos
+        if not ends:
+            stream.push(token)
+        if ends or len(stream.ids) == self.room[row]:
+            stream.finish()
+            self.reasons[row] = "stop" if ends else "length"
+        if stream.stopped:
+            self.reasons[row] = "stop"
+        if self.emit and (not ends or stream.text != known):
+            self.emit(row, token, stream.text)
 
 
 def _ids(session: Session, prompt: Prompt) -> list[int]:
     items = [prompt] if isinstance(prompt, str) else list(prompt)
-    if items and all(isinstance(item, int) for item in items):
-        return [int(item) for item in items]  # type: ignore[call-overload]
+    if items and all(type(item) is int for item in items):
+        return _known(session, items)  # type: ignore[arg-type]
     if not isinstance(prompt, str) and not all(isinstance(item, Mapping) and "content" in item for item in items):
         raise ConfigError("a prompt is a text, a list of messages with role and content, or a list of token ids", found=repr(prompt)[:80])
     if isinstance(prompt, str) and not session.task.left:  # an encoder reads the text as it is
@@ -131,7 +146,17 @@ def _ids(session: Session, prompt: Prompt) -> list[int]:
     else:
         ids = session.tokenizer.prompt(prompt) if items else []  # type: ignore[arg-type]
     if not ids:
-        raise ConfigError("a prompt has no tokens", where=session.folder, found=repr(prompt))
+        raise ConfigError("a prompt has no tokens", found=repr(prompt)[:80])
+    return ids
+
+
+def _known(session: Session, ids: list[int]) -> list[int]:
+    """Ids that a caller gave, if the model has them."""
+    words = text_part(session.config, "vocab_size").get("vocab_size")
+    most = words - 1 if type(words) is int else MAX_ID
+    wrong = next((one for one in ids if not 0 <= one <= most), None)
+    if wrong is not None:
+        raise ConfigError("a prompt has a token that the model does not have", expected=f"0 to {most}", found=str(wrong)[:40])
     return ids
 
 

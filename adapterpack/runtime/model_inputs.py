@@ -10,14 +10,15 @@ import numpy as np
 from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, PAST
 from ..errors import ConfigError
 from ..tasks.task import Part
+from .context_length import require_context
 from .ort_model import Graph
+from .pinned import Pinned
 from .prefix_cache import Before
 
 if TYPE_CHECKING:
     from .session import Session
 
 Arrays = dict[str, np.ndarray]
-Names = Sequence[str | None]
 
 ENCODED = "encoder."
 """What the names of an encoder's keys and values begin with; ``<layer>.key`` or ``<layer>.value`` follows."""
@@ -46,35 +47,36 @@ def last_places(mask: np.ndarray) -> np.ndarray:
     return found
 
 
-def complete(session: Session, part: Part, known: Mapping[str, np.ndarray], names: Names) -> Arrays:
-    """The feeds of one part, made of what the caller and earlier parts gave.
+def complete(session: Session, part: Part, known: Mapping[str, np.ndarray], rows: Pinned) -> Arrays:
+    """The feeds of one part for these rows, made of what the caller and earlier parts gave.
 
     Raises:
         ConfigError: something is missing, or a mask does not fit.
     """
     graph = session.graphs[part.name]
     wanted = set(graph.inputs) - {ADAPTER_IDS}
-    feeds = FEEDS[part.form](session, graph, {name: array for name, array in known.items() if name in wanted}, names)
+    feeds = FEEDS[part.form](session, graph, {name: array for name, array in known.items() if name in wanted}, rows)
     missing = sorted(wanted - set(feeds))
     if missing:
         raise ConfigError("inputs are missing", expected=", ".join(missing), found=", ".join(known) or "nothing")
     return {name: graph.fitting(name, array) for name, array in feeds.items() if name in wanted}
 
 
-def _plain(session: Session, graph: Graph, given: Arrays, names: Names) -> Arrays:
+def _plain(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
     """Tokens with their mask, or whatever else a model reads at once."""
     if "attention_mask" in graph.inputs:
         shape = given["input_ids"].shape
         _require_mask(given.setdefault("attention_mask", np.ones(shape, np.int64)), shape)
+        require_context(session, last_places(given["attention_mask"]) + 1)
     if "token_type_ids" in graph.inputs:
         given.setdefault("token_type_ids", np.zeros_like(given["input_ids"]))
-    return _acting(session, graph, given, names)
+    return _acting(session, graph, given, rows)
 
 
-def _decoder(session: Session, graph: Graph, given: Arrays, names: Names) -> Arrays:
+def _decoder(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
     """Position ids and a cache, which begins with the prompts of the rows' adapters."""
     batch, length = given["input_ids"].shape
-    first = session.before(names)
+    first = rows.before(session.inputs)
     for name, array in first.cache.items():
         given.setdefault(name, array)
     past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
@@ -85,41 +87,44 @@ def _decoder(session: Session, graph: Graph, given: Arrays, names: Names) -> Arr
     _require_window(session, covered, first)
     counted = given.get("position_ids")
     given["position_ids"] = positions(covered)[:, -length:] if counted is None else counted + first.lengths
-    return _acting(session, graph, given, names, past, first)
+    require_context(session, given["position_ids"].max(axis=1) + 1, first.lengths[:, 0])
+    return _acting(session, graph, given, rows, past, first)
 
 
-def _seeing(session: Session, graph: Graph, given: Arrays, names: Names) -> Arrays:
+def _seeing(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
     """A decoder whose rows may have images."""
     if "image_features" not in given:
         width = graph.inputs["image_features"].shape[2]
         given["image_features"] = np.zeros((given["input_ids"].shape[0], 0, width), np.float32)
-    return _decoder(session, graph, given, names)
+    return _decoder(session, graph, given, rows)
 
 
-def _cross(session: Session, graph: Graph, given: Arrays, names: Names) -> Arrays:
+def _cross(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
     """A decoder beside an encoder, whose mask is that of the encoder's tokens."""
-    rows = given["decoder_input_ids"].shape[0]
+    count, length = given["decoder_input_ids"].shape
+    past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
+    require_context(session, np.full(count, past + length))
     for name, value in graph.inputs.items():
         if name.startswith(PAST):
-            given.setdefault(name, np.zeros((rows, value.shape[1], 0, value.shape[3]), np.float32))
+            given.setdefault(name, np.zeros((count, value.shape[1], 0, value.shape[3]), np.float32))
     read = next((array.shape[2] for name, array in given.items() if name.startswith(ENCODED)), None)
     if "attention_mask" in graph.inputs and read is not None:
-        _require_mask(given.setdefault("attention_mask", np.ones((rows, read), np.int64)), (rows, read))
+        _require_mask(given.setdefault("attention_mask", np.ones((count, read), np.int64)), (count, read))
     return given
 
 
-def _acting(session: Session, graph: Graph, given: Arrays, names: Names, past: int = 0, first: Before | None = None) -> Arrays:
+def _acting(session: Session, graph: Graph, given: Arrays, rows: Pinned, past: int = 0, first: Before | None = None) -> Arrays:
     """Where adapters act, if the graph asks for it."""
     if ADAPTER_POSITIONS not in graph.inputs:
         return given
     if ADAPTER_POSITIONS in given:
         return {**given, ADAPTER_POSITIONS: given[ADAPTER_POSITIONS].astype(bool)}
-    if past > (first.width if first else 0) and any(name is not None and session.packs[name].acts is not None for name in names):
+    if past > (first.width if first else 0) and rows.acts_in_parts():
         raise ConfigError("where the adapter acts in a pass on a cache is told by what the cache was filled with", where=session.folder,
                           expected=ADAPTER_POSITIONS, remedy="give it: session.acting says it for every pass in turn")
     ids = given["input_ids"]
     mask = given.get("attention_mask", np.ones_like(ids))[:, -ids.shape[1] :]
-    return {**given, ADAPTER_POSITIONS: session.acting({"input_ids": ids, "attention_mask": mask}, names)}
+    return {**given, ADAPTER_POSITIONS: rows.acting({"input_ids": ids, "attention_mask": mask})}
 
 
 def _require_window(session: Session, covered: np.ndarray, first: Before) -> None:
@@ -136,7 +141,7 @@ def _require_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:
         raise ConfigError("attention_mask must cover every token, those in the cache too", expected=shape, found=mask.shape)
 
 
-FEEDS: dict[str, Callable[[Any, Graph, Arrays, Names], Arrays]] = {
+FEEDS: dict[str, Callable[[Any, Graph, Arrays, Pinned], Arrays]] = {
     "plain": _plain, "decoder": _decoder, "encoder": _plain, "cross_decoder": _cross, "vision": _plain, "seeing_decoder": _seeing,
     "text_tower": _plain, "image_tower": _plain,
 }

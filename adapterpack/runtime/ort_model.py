@@ -22,7 +22,8 @@ TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64
 class Graph:
     """A running graph: its inputs (without those that have defaults) and its outputs by name.
 
-    ``mapped`` leaves weights where they lie in the mapped file, which costs neither time nor memory at the beginning and some of each run.
+    ``mapped`` leaves weights where they lie in the mapped file, which costs neither time nor memory at the beginning, and some of each run:
+    a float product is a little slower, one on quantized weights 20 to 80 times.
     ``in_place``: the cache that a run gives is written into the one that it was fed.
 
     Raises:

@@ -11,9 +11,9 @@ import onnxruntime as ort
 from ..bundle.manifest import ADAPTER_IDS
 from ..errors import ConfigError
 from ..tasks.task import Part
-from .adapter_modes import Run
 from .media.image_rows import features_of_rows, image_token, rows_of_images
 from .model_inputs import Arrays, complete
+from .pinned import Pinned
 
 if TYPE_CHECKING:
     from .session import Session
@@ -22,11 +22,12 @@ Names = Sequence[str | None] | str | None
 
 
 def flow(
-    session: Session, inputs: Mapping[str, np.ndarray], adapters: Names = None, run: Run | None = None, parts: Sequence[Part] | None = None
+    session: Session, inputs: Mapping[str, np.ndarray], adapters: Names = None, pinned: Pinned | None = None,
+    parts: Sequence[Part] | None = None,
 ) -> Arrays:
     """Every output of the parts that ran, in order; a part runs if its first input is there and its outputs are not.
 
-    ``run`` takes the place of the one that the session pins to the rows' adapters, ``parts`` that of all of the task's.
+    ``pinned`` are rows that have begun, in place of ``adapters``; ``parts`` takes the place of all of the task's.
 
     Raises:
         ConfigError: a missing or unknown input.
@@ -37,14 +38,14 @@ def flow(
     if not running:
         raise ConfigError("inputs are missing", expected=" or ".join(part.inputs[0] for part in session.task.parts),
                           found=", ".join(inputs) or "nothing")
-    names = session.names(adapters, max(_rows(part, known) for part in running))
-    chosen, found = run or session.pin(names), Arrays()
+    batch = pinned or session.pin(session.names(adapters, max(_rows(part, known) for part in running)))
+    found = Arrays()
     for part in running:
         rows = _places(session, part, known)
-        feeds = complete(session, part, known, [names[row] for row in rows])
-        outputs = {name: wide(value.numpy()) for name, value in chosen(values(feeds), part.name, rows).items()}
+        own = batch.of(rows)
+        outputs = {name: wide(value.numpy()) for name, value in own(values(complete(session, part, known, own)), part.name).items()}
         if part.form == "vision":
-            outputs = {name: features_of_rows(array, rows, len(names)) for name, array in outputs.items()}
+            outputs = {name: features_of_rows(array, rows, len(batch.names)) for name, array in outputs.items()}
         known |= outputs
         found |= outputs
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from .media.image_rows import image_positions, image_token
 from .media.inputs import Picture, speech_of
 from .media.processor_config import section
 from .model_inputs import Arrays, pad
+from .rows import RowError, among, each
 
 if TYPE_CHECKING:
     from .session import Session
@@ -36,11 +38,12 @@ def _generated(session: Session, rows: Sequence[Row], names: Names, sampling: Ma
     if "input_features" in session.task.inputs:
         found = session.generate([], names, given={"input_features": _speech(session, rows)}, **sampling)
     elif "pixel_values" in session.task.inputs:
-        seen = [row for row in rows if "image" in row]
-        given = {"pixel_values": _images(session, seen)} if seen else None
-        found = session.generate([_seeing(session, row) for row in rows], names, given=given, **sampling)
+        seen = [number for number, row in enumerate(rows, 1) if "image" in row]
+        with among(seen):
+            given = _images(session, [rows[number - 1] for number in seen]) if seen else None
+        found = session.generate(each(rows, partial(_seeing, session)), names, given=given, **sampling)
     else:
-        found = session.generate([_prompt(row) for row in rows], names, **sampling)
+        found = session.generate(each(rows, _prompt), names, **sampling)
     return [{"completion": g.text, "finish_reason": g.finish_reason, "prompt_tokens": g.prompt_tokens, "completion_tokens": len(g.ids)}
             for g in found]
 
@@ -70,7 +73,7 @@ def _each_token(session: Session, rows: Sequence[Row], names: Names, sampling: M
 
 def _answered(session: Session, rows: Sequence[Row], names: Names, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The likeliest span of each row's context, and where its characters are; an empty one where no answer is likelier."""
-    pairs = [session.tokenizer.pair(*_question(row)) for row in rows]
+    pairs = each(rows, lambda row: session.tokenizer.pair(*_question(row)))
     inputs = pad([ids for ids, _, _ in pairs], session.tokenizer.pad_id, left=False)
     if "token_type_ids" in session.inputs:
         inputs["token_type_ids"] = pad([types for _, types, _ in pairs], 0, left=False)["input_ids"]
@@ -110,11 +113,11 @@ def _guessed(session: Session, rows: Sequence[Row], names: Names, sampling: Mapp
     inputs, mask = _read(session, rows), session.tokenizer.mask_id
     logits = session.run(inputs, names)["logits"]
     results = []
-    for row, ids, found in zip(rows, inputs["input_ids"], logits, strict=True):
+    for number, (row, ids, found) in enumerate(zip(rows, inputs["input_ids"], logits, strict=True), 1):
         places = np.flatnonzero(ids == mask)
         if mask is None or not len(places):
             expected = session.tokenizer.mask_token or "a tokenizer with a mask token"
-            raise ConfigError("a row of this task needs a mask", found=_text(row)[:80], expected=expected)
+            raise RowError("a row of this task needs a mask", row=number, found=_text(row)[:80], expected=expected)
         chances = _chances(found[places[0]])
         best = np.argsort(-chances, kind="stable")[:BEST]
         results.append({"words": [{"text": session.tokenizer.decode([int(i)]), "score": round(float(chances[i]), 6)} for i in best]})
@@ -124,17 +127,17 @@ def _guessed(session: Session, rows: Sequence[Row], names: Names, sampling: Mapp
 def _towers(session: Session, rows: Sequence[Row], names: Names, sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """An embedding for each row, of a text or of an image: the cosine of two of them says how well they go together."""
     results: list[dict[str, Any]] = [{}] * len(rows)
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         if "image" in row and any(key in row for key in ASKED[:3]):
-            raise ConfigError("a row of two towers is a text or an image", found=", ".join(map(str, row)),
-                              remedy="give each a row of its own")
-    for asked, output in (("image", "image_embeds"), ("text", "text_embeds")):
-        mine = [number for number, row in enumerate(rows) if ("image" in row) == (asked == "image")]
+            raise RowError("a row of two towers is a text or an image", row=number, found=", ".join(map(str, row)),
+                           remedy="give each a row of its own")
+    for read, is_image, output in ((_images, True, "image_embeds"), (_texts, False, "text_embeds")):
+        mine = [number for number, row in enumerate(rows, 1) if ("image" in row) == is_image]
         if mine:
-            some, own = [rows[number] for number in mine], [names[number] for number in mine]
-            inputs = {"pixel_values": _images(session, some)} if asked == "image" else session.encode([_text(row) for row in some])
-            for number, vector in zip(mine, session.run(inputs, own)[output], strict=True):
-                results[number] = {"embedding": [float(value) for value in vector]}
+            with among(mine):
+                vectors = session.run(read(session, [rows[number - 1] for number in mine]), [names[number - 1] for number in mine])[output]
+            for number, vector in zip(mine, vectors, strict=True):
+                results[number - 1] = {"embedding": [float(value) for value in vector]}
     return results
 
 
@@ -177,22 +180,24 @@ ANSWERS: dict[str, Answer] = {
 
 def _read(session: Session, rows: Sequence[Row]) -> Arrays:
     """What the model reads of the rows: images or texts."""
-    if "pixel_values" in session.task.inputs:
-        return {"pixel_values": _images(session, rows)}
-    return session.encode([_text(row) for row in rows])
+    return (_images if "pixel_values" in session.task.inputs else _texts)(session, rows)
 
 
-def _images(session: Session, rows: Sequence[Row]) -> np.ndarray:
-    return session.pixels([_given(row, "image") for row in rows])
+def _images(session: Session, rows: Sequence[Row]) -> Arrays:
+    return {"pixel_values": session.pixels(each(rows, partial(_given, "image")))}
+
+
+def _texts(session: Session, rows: Sequence[Row]) -> Arrays:
+    return session.encode(each(rows, _text))
 
 
 def _speech(session: Session, rows: Sequence[Row]) -> np.ndarray:
     config, _ = section(session.folder, "feature_extractor")
     shape = session.shape("input_features")
-    return np.stack([speech_of(Path(_given(row, "audio")), shape, config) for row in rows])
+    return np.stack(each(rows, lambda row: speech_of(Path(_given("audio", row)), shape, config)))
 
 
-def _given(row: Row, key: str) -> Any:
+def _given(key: str, row: Row) -> Any:
     found = row.get(key)
     if not isinstance(found, MEDIA[key]):
         raise ConfigError(f"a row of this task needs {key}", found=", ".join(map(str, row)), expected="the path of a file")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .postprocess import ANSWERS, ASKED, MEDIA, Row
+from .rows import RowError, among
 from .session import Session
 
 
@@ -28,7 +29,8 @@ def run(
     ``adapters`` in turn; if there are none, with the base, or with what is folded into the bundle.
 
     Raises:
-        ConfigError: a row of no known form, or sampling parameters that do not exist or that this task does not have.
+        ConfigError: a row of no known form, or one that cannot be run, with its number (:class:`~adapterpack.runtime.rows.RowError`); or
+            sampling parameters that do not exist or that this task does not have.
         UnknownAdapter: a name that the bundle does not hold; found before the row is run.
 
     Example:
@@ -43,9 +45,9 @@ def run(
                           where=session.bundle.task)
     for name in adapters:
         session.bundle_adapter(name)
-    batch: list[Row] = []
-    for row in _expanded(rows, adapters or [session.default]):
-        batch.append(row)
+    batch: list[tuple[int, Row]] = []
+    for numbered in _expanded(rows, adapters or [session.default]):
+        batch.append(numbered)
         if len(batch) == batch_size:
             yield from _run_batch(session, batch, sampling)
             batch = []
@@ -53,20 +55,24 @@ def run(
         yield from _run_batch(session, batch, sampling)
 
 
-def _expanded(rows: Iterable[Row], adapters: Sequence[str | None]) -> Iterator[Row]:
+def _expanded(rows: Iterable[Row], adapters: Sequence[str | None]) -> Iterator[tuple[int, Row]]:
+    """The rows with their numbers, each with an adapter."""
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
-            raise ConfigError("a row is a mapping", where=f"row {number}", expected=", ".join(ASKED), found=type(row).__name__)
+            raise RowError("a row is a mapping", row=number, expected=", ".join(ASKED), found=type(row).__name__)
         if not any(isinstance(row.get(key), MEDIA.get(key, str | list)) for key in ASKED):
-            raise ConfigError("a row needs text, prompt, messages, image, audio or question", where=f"row {number}",
-                              found=", ".join(map(str, row)) or "an empty row")
+            raise RowError("a row needs text, prompt, messages, image, audio or question", row=number,
+                           found=", ".join(map(str, row)) or "an empty row")
         if "adapter" in row:
-            yield row
+            yield number, row
         else:
-            yield from ({**row, "adapter": name} for name in adapters)
+            yield from ((number, {**row, "adapter": name}) for name in adapters)
 
 
-def _run_batch(session: Session, rows: list[Row], sampling: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _run_batch(session: Session, numbered: list[tuple[int, Row]], sampling: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    rows = [row for _, row in numbered]
     names = session.names([row["adapter"] for row in rows], len(rows))
-    for row, name, found in zip(rows, names, ANSWERS[session.task.name](session, rows, names, sampling), strict=True):
+    with among([number for number, _ in numbered]):
+        results = ANSWERS[session.task.name](session, rows, names, sampling)
+    for row, name, found in zip(rows, names, results, strict=True):
         yield {**row, "adapter": name, "pack": None if name is None else session.packs[name].id, **found}

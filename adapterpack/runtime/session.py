@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,20 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.files import require_files
 from ..bundle.manifest import STEP, Bundle, read_bundle
-from ..errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter, nearest
+from ..errors import ConfigError, FormatError, UnknownAdapter, nearest
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.task import MAIN, task_named
 from . import providers, soft_prompt
-from .adapter_modes import ATTACH, Run
+from .adapter_modes import ATTACH
 from .media.inputs import Picture, image_of
+from .model_files import read_object
 from .model_inputs import Arrays, last_places, pad, positions
 from .ort_model import Graph
+from .pinned import Adapters, Pinned
 from .pipeline import Names, flow
-from .positions import where
-from .prefix_cache import Before, before, cache_of
-from .tokenizer import Tokenizer, read_json
+from .prefix_cache import cache_of
+from .rows import each
+from .tokenizer import Tokenizer
 
 __all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 
@@ -32,10 +36,13 @@ __all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 class Session:
     """A running bundle. ``provider`` is ``cuda``, ``cpu`` or None for the best there is; ``session.provider`` says which runs.
 
-    ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they lie there, and not laid out anew in memory.
+    ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they lie there, and not laid out anew in memory,
+    without which a run on a quantized graph takes many times longer. ``verify``: graphs, weights, adapters, tokenizer and templates are
+    compared with the digests in the manifest, ``full`` or, where a file has not changed since it was hashed before, by what was found then
+    (``cached``); ``off`` is for a bundle that was verified just now.
 
     Raises:
-        FormatError: the folder is no bundle, its graph reads files outside of it, or an adapter in it was altered or exchanged.
+        FormatError: the folder is no bundle, its graph reads files outside of it, or a file in it was altered or exchanged.
         ProviderError: the provider is unknown or did not start.
 
     Example:
@@ -45,23 +52,25 @@ class Session:
     """
 
     def __init__(self, bundle: str | os.PathLike[str], provider: str | None = None, threads: int | None = None,
-                 mapped: bool = False) -> None:
+                 mapped: bool = False, verify: str = "cached") -> None:
         self.folder = Path(bundle)
         self.bundle: Bundle = read_bundle(bundle)
+        require_files(self.folder, self.bundle, verify)
         self.task = task_named(self.bundle.task)
         wanted = providers.choose(provider)
-        self._open = partial(Graph, self.folder, wanted=wanted, threads=threads)
-        self.graphs = {part: self._open(part, mapped=mapped) for part in self.bundle.parts}
+        self._open = partial(Graph, self.folder, wanted=wanted, threads=threads, mapped=mapped)
+        self.graphs = {part: self._open(part) for part in self.bundle.parts}
         main = self.graphs[MAIN]
         self.provider, self.device = main.provider, main.device
         self.inputs, self.outputs = main.inputs, main.outputs
-        self.packs = _packs(self.folder, self.bundle)
-        self._attach = ATTACH[self.bundle.mode](self)
-        self._prompts: Arrays = {}
-        for pack in self.packs.values():
-            self._take_prompt(pack)
+        packs, self._mode = _packs(self.folder, self.bundle), ATTACH[self.bundle.mode](self)
+        prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
+        self._adapters = Adapters(packs, prompts, self._mode.opened())
+        self._changing = threading.Lock()
+        """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
         self._tokenizer: Tokenizer | None = None
         self._step: Graph | None = None
+        self._opening = threading.Lock()
 
     @property
     def left(self) -> bool:
@@ -69,10 +78,15 @@ class Session:
         return self.task.left and self.bundle.padding == "left"
 
     @property
+    def packs(self) -> Mapping[str, Pack]:
+        """The packs at this moment, by the names that rows ask for them."""
+        return self._adapters.packs
+
+    @property
     def adapters(self) -> list[str]:
         """The names of the adapters that rows may ask for."""
-        together = self.bundle.mode == "folded" and len(self.packs) > 1
-        return [] if together else list(self.packs)
+        packs = self.packs
+        return [] if self.bundle.mode == "folded" and len(packs) > 1 else list(packs)
 
     @property
     def default(self) -> str | None:
@@ -81,9 +95,11 @@ class Session:
 
     def graph(self, part: str) -> Graph:
         """The graph of that part; the one for steps is opened when it is first asked for."""
-        if part == STEP and self._step is None:
-            self._step = self._open(STEP, mapped=True, in_place=True)
-        return self._step if part == STEP and self._step is not None else self.graphs[part]
+        if part != STEP:
+            return self.graphs[part]
+        with self._opening:
+            self._step = self._step or self._open(STEP, in_place=True)
+            return self._step
 
     def steps_in_place(self, names: Sequence[str | None]) -> bool:
         """Whether rows with these adapters can go on, token by token, on caches that stay where they are."""
@@ -97,12 +113,12 @@ class Session:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The model's ``config.json``."""
-        return read_json(self.folder / "config.json")
+        return read_object(self.folder / "config.json")
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
         """The model's ``generation_config.json``, or nothing."""
-        return read_json(self.folder / "generation_config.json")
+        return read_object(self.folder / "generation_config.json")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -112,7 +128,7 @@ class Session:
         return self._tokenizer
 
     def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False) -> str:
-        """Puts another pack into a free slot of a running bank, and returns its name.
+        """Puts another pack into a free slot of a running bank, and returns its name. Any thread may, while others run rows.
 
         ``allow_structural`` accepts a bundle of a base that has the names, dtypes and shapes of the pack's, whatever its weights.
 
@@ -122,13 +138,11 @@ class Session:
         """
         loaded = pack if isinstance(pack, Pack) else load(pack)
         loaded = loaded if name is None else loaded.called(name)
-        self._attach.load(loaded, allow_structural)
-        try:
-            self._take_prompt(loaded)
-        except AdapterpackError:
-            self._attach.unload(loaded.name)
-            raise
-        self.packs = {**self.packs, loaded.name: loaded}
+        with self._changing:
+            known = self._adapters
+            attached, prompt = self._mode.load(known.attached, loaded, allow_structural), self._prompt(loaded)
+            prompts = known.prompts if prompt is None else {**known.prompts, loaded.name: prompt}
+            self._adapters = Adapters({**known.packs, loaded.name: loaded}, prompts, attached)
         return loaded.name
 
     def unload(self, name: str) -> None:
@@ -137,10 +151,12 @@ class Session:
         Raises:
             UnknownAdapter: there is none of that name.
         """
-        self.bundle_adapter(name)
-        self._attach.unload(name)
-        self.packs = {other: pack for other, pack in self.packs.items() if other != name}
-        self._prompts = {other: cache for other, cache in self._prompts.items() if other != name}
+        with self._changing:
+            self.bundle_adapter(name)
+            packs, prompts, attached = self._adapters
+            self._adapters = Adapters({other: pack for other, pack in packs.items() if other != name},
+                                      {other: cache for other, cache in prompts.items() if other != name},
+                                      self._mode.unload(attached, name))
 
     def bundle_adapter(self, name: str) -> None:
         """Checks that there is an adapter of that name.
@@ -170,11 +186,7 @@ class Session:
         Raises:
             ConfigError: a text without a token.
         """
-        rows = [self.tokenizer.encode(text) for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if not row:
-                raise ConfigError("a text has no tokens", where=self.folder, found=repr(text))
-        return pad(rows, self.tokenizer.pad_id, left=False)
+        return pad(each(texts, self.tokenizer.row), self.tokenizer.pad_id, left=False)
 
     def pixels(self, images: Sequence[Picture]) -> np.ndarray:
         """Images as ``pixel_values`` ``[images, channels, height, width]`` float32: paths or bytes of PNG and JPEG pictures, prepared as
@@ -242,33 +254,24 @@ class Session:
             self.require(name, self.packs)
         return names
 
-    def pin(self, names: Sequence[str | None]) -> Run:
-        """One run after another on ``OrtValue`` feeds with these adapters, one a row, whatever is loaded or unloaded meanwhile.
-
-        A run takes the name of the part too, and which of the names each of its rows has, where these are not the rows in order.
+    def pin(self, names: Sequence[str | None]) -> Pinned:
+        """Rows with these adapters, as they are now: one run after another on ``OrtValue`` feeds, whatever is loaded or unloaded meanwhile.
 
         Raises:
             UnknownAdapter: one was unloaded.
             Unsupported: the rows of a folded bundle cannot choose.
         """
-        return self._attach.pin(names)
-
-    def before(self, names: Sequence[str | None]) -> Before:
-        """The cache that rows with these adapters begin with: their prompts, or nothing; and the mask that covers it."""
-        return before(self.inputs, self._prompts, names)
+        adapters = self._adapters  # one look: what changes meanwhile must not be mixed with what was
+        for name in names:
+            self.require(name, adapters.packs)
+        return Pinned(names, adapters, self._mode.run(adapters, names))
 
     def acting(self, inputs: Mapping[str, np.ndarray], names: Sequence[str | None], before: np.ndarray | None = None) -> np.ndarray:
-        """Where each row's adapter acts in a pass: ``[batch, tokens]`` bool, which is True for adapters that act everywhere.
+        """Where the adapter of each row acts in a pass: see :meth:`.Pinned.acting`."""
+        return self.pin(names).acting(inputs, before)
 
-        ``inputs`` are the pass's ``input_ids`` and the ``attention_mask`` of these tokens; ``before`` ``[batch]`` says, of a pass on a
-        cache, in which rows the adapter has acted so far.
-        """
-        return where({name: pack.acts for name, pack in self.packs.items()}, names, inputs["input_ids"], inputs["attention_mask"], before)
-
-    def _take_prompt(self, pack: Pack) -> None:
-        cache = cache_of(pack, soft_prompt.Graph(self.folder, self.inputs))
-        if cache is not None:
-            self._prompts = {**self._prompts, pack.name: cache}
+    def _prompt(self, pack: Pack) -> np.ndarray | None:
+        return cache_of(pack, soft_prompt.Graph(self.folder, self.inputs))
 
 
 def _packs(folder: Path, bundle: Bundle) -> dict[str, Pack]:

@@ -1,24 +1,25 @@
-"""Text to ids and back, from a bundle's own files: ``tokenizers`` for the ids, a sandboxed jinja2 for the chat template."""
+"""Text to ids and back, from a bundle's own files: ``tokenizers`` for the ids, the chat template for messages."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as Core
 
-from ..errors import FormatError, StorageError
+from ..chat import ChatTemplate, Message
+from ..errors import ConfigError, FormatError, StorageError
+from .model_files import read_bytes, read_object, read_text, token_ids
+from .tokenizer_growth import require_bounded_growth
 
-Message = Mapping[str, str]
-
+MAX_TOKENIZER = 64 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """What a template knows beside the messages, as under transformers."""
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
@@ -26,29 +27,37 @@ class Tokenizer:
 
     Raises:
         StorageError: the folder has no ``tokenizer.json``.
+        FormatError: it is damaged, too large, or made to be slow.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise StorageError("the bundle has no tokenizer", where=path, remedy="export from a base folder that holds tokenizer.json")
-        self.core: Any = Core.from_file(str(path))
-        self.core.no_padding()
-        self.core.no_truncation()
+        self.folder, self.path = folder, folder / "tokenizer.json"
+        if not self.path.is_file():
+            raise StorageError("the bundle has no tokenizer", where=self.path, remedy="export from a base folder that holds tokenizer.json")
+        data = read_bytes(self.path, MAX_TOKENIZER)
+        with self._errors("this is not a tokenizer"):
+            self.core: Any = Core.from_buffer(data)
+            self.core.no_padding()
+            self.core.no_truncation()
+        require_bounded_growth(self.core, self.path)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """``tokenizer_config.json``."""
-        return read_json(self.folder / "tokenizer_config.json")
+        return read_object(self._config)
+
+    @property
+    def _config(self) -> Path:
+        return self.folder / "tokenizer_config.json"
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """The ids at which generation ends."""
         for name in ("generation_config.json", "config.json"):  # the first that says it, as in transformers
-            eos = read_json(self.folder / name).get("eos_token_id")
-            if eos is not None:
-                return frozenset([eos] if isinstance(eos, int) else eos)
+            path = self.folder / name
+            ids = token_ids(read_object(path), "eos_token_id", path)
+            if ids:
+                return frozenset(ids)
         return frozenset()
 
     @cached_property
@@ -63,27 +72,58 @@ class Tokenizer:
         """The chat template, or None."""
         path = self.folder / "chat_template.jinja"
         if path.is_file():
-            return path.read_text("utf-8")
+            return read_text(path)
         inline = self.config.get("chat_template")
         if isinstance(inline, list):  # several by name
-            inline = {entry["name"]: entry["template"] for entry in inline}.get("default")
-        return inline if isinstance(inline, str) else None
+            named = [entry for entry in inline if isinstance(entry, dict) and entry.get("name") == "default"]
+            inline = named[0].get("template") if named else None
+        if not isinstance(inline, str | None):
+            raise FormatError("the chat template is no text", where=f"{self._config}#chat_template", found=type(inline).__name__)
+        return inline
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        return ChatTemplate(self.template or "", self.folder)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """The ids of a text, with the tokenizer's own special tokens around it unless ``special`` is off."""
-        ids: list[int] = self.core.encode(text, add_special_tokens=special).ids
+        """The ids of a text, with the tokenizer's own special tokens around it unless ``special`` is off.
+
+        Raises:
+            ConfigError: the text has half of a surrogate pair, which is no character.
+            FormatError: the tokenizer fails on it.
+        """
+        ids: list[int] = self._encoded(text, add_special_tokens=special).ids
+        return ids
+
+    def row(self, text: str) -> list[int]:
+        """The ids of a text that is a row for itself.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        ids = self.encode(text)
+        if not ids:
+            raise ConfigError("a text has no tokens", found=repr(text))
         return ids
 
     def places(self, text: str) -> list[tuple[int, int]]:
         """Where each id of a text has its characters, the end excluded; a special token has none."""
-        found: list[tuple[int, int]] = self.core.encode(text).offsets
+        found: list[tuple[int, int]] = self._encoded(text).offsets
         return found
 
     def pair(self, first: str, second: str) -> tuple[list[int], list[int], list[tuple[int, int] | None]]:
         """The ids of two texts in one row, their types, and of the ids of the second text where in it their characters are."""
-        found = self.core.encode(first, second)
+        found = self._encoded(first, second)
         places = [place if side == 1 else None for place, side in zip(found.offsets, found.sequence_ids, strict=True)]
         return found.ids, found.type_ids, places
+
+    def _encoded(self, *texts: str, **options: Any) -> Any:
+        for text in texts:
+            if not text.isascii() and _HALF.search(text):
+                raise ConfigError("a text has half of a surrogate pair, which is no character", found=repr(text)[:80],
+                                  remedy="write characters beyond U+FFFF as they are, or as two escapes")
+        with self._errors("the tokenizer fails on a text"):
+            return self.core.encode(*texts, **options)
 
     @property
     def mask_token(self) -> str:
@@ -97,11 +137,18 @@ class Tokenizer:
         return found
 
     def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
-        """The ids of a prompt: a text becomes one user message, and the chat template (if any) renders the messages."""
+        """The ids of a prompt: a text becomes one user message, and the chat template (if any) renders the messages.
+
+        Raises:
+            ConfigError: without a chat template, messages whose content is no text.
+        """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        if self.template is None:
-            return self.encode("\n".join(message["content"] for message in messages))
-        return self.encode(self.render(messages), special=False)
+        if self.template is not None:
+            return self.encode(self.render(messages), special=False)
+        contents = [message["content"] for message in messages]
+        if not all(isinstance(content, str) for content in contents):
+            raise ConfigError("the content of a message is a text where there is no chat template", found=repr(contents)[:80])
+        return self.encode("\n".join(contents))
 
     def render(self, messages: Sequence[Message]) -> str:
         """The messages in the template's form, ready for the model's answer.
@@ -109,36 +156,29 @@ class Tokenizer:
         Raises:
             FormatError: the template does not render.
         """
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-        environment.filters["tojson"] = _tojson  # jinja's own escapes for HTML
         special = {name: self._token(name) for name in _SPECIAL if self._token(name)}
-        try:
-            return environment.from_string(self.template or "").render(
-                messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **special
-            )
-        except Exception as error:  # whatever a stranger's template can raise
-            raise FormatError(f"the chat template does not render: {error}", where=self.folder) from error
+        return self._chat.render(messages, special)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
-        text: str = self.core.decode(list(ids), skip_special_tokens=True)
+        with self._errors("the tokenizer fails on its own ids"):
+            text: str = self.core.decode(list(ids), skip_special_tokens=True)
         return text
 
     def _token(self, name: str) -> str:
         value = self.config.get(name)
-        return value if isinstance(value, str) else (value or {}).get("content", "")
+        text = value.get("content") if isinstance(value, dict) else value
+        if not isinstance(text, str | None):
+            raise FormatError("a special token is no text", where=f"{self._config}#{name}", found=repr(value)[:80])
+        return text or ""
 
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a bundle, or nothing where there is none."""
-    loaded: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return loaded
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """What ``tokenizers`` says of the file. A panic of its, as of an expression that takes too long, is no :class:`Exception`."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = str(error).partition("\n")[0][:200].rstrip(".")
+            raise FormatError(f"{what}: {reason}", where=self.path, remedy="fetch tokenizer.json again from where it came") from error

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint
 from ..base.compatibility import Verdict
+from ..bundle.files import differences
 from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, read_bundle
 from ..errors import AdapterpackError, BaseMismatch
-from ..io import hashing
 from ..onnx_graph.confine import require_confined
 from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks.folder import entries
@@ -129,20 +128,10 @@ def _confined(folder: Path) -> Iterator[Finding]:
 
 
 def _digests(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:
-    """AB103-AB104. Files are hashed block by block, by one thread a core, and never held."""
-    def sha256(_: str, blocks: Iterator[memoryview]) -> bytes:
-        hasher = hashlib.sha256()
-        for block in blocks:
-            budget.require_time("the digests of the files")
-            hasher.update(block)
-        return hasher.digest()
-
-    there = {entry.path: entry for entry in bundle.files if (folder / entry.path).is_file()}
-    sources = {name: hashing.Source(folder / name, hashing.identity(folder / name), ((0, entry.size),)) for name, entry in there.items()}
-    found = hashing.digest({name: source for name, source in sources.items() if source.identity.size == there[name].size}, sha256)
-    for entry in bundle.files:
-        if entry.path not in there:
-            yield Finding("AB103", "error", entry.path, "a listed file is missing", "copy the bundle again")
-        elif entry.path not in found or found[entry.path].hex() != entry.sha256:
+    """AB103-AB104. Every file is hashed, whatever was found before."""
+    for wrong in differences(folder, bundle, again=True, watch=lambda: budget.require_time("the digests of the files")):
+        if wrong.found is None:
+            yield Finding("AB103", "error", wrong.path, "a listed file is missing", "copy the bundle again")
+        else:
             message = "the file is not the one that the manifest lists: it was altered or truncated"
-            yield Finding("AB104", "error", entry.path, message, "copy the bundle again")
+            yield Finding("AB104", "error", wrong.path, message, "copy the bundle again")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers import PreTrainedModel, WeightConverter
 
 from .layers.layer import own_modules
 
@@ -19,13 +18,26 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
     """
     if not isinstance(model, PreTrainedModel):
         return {}
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415 - not public, though PEFT uses it, too
+    except ImportError:
+        warnings.warn("this version of transformers does not say how it renames weights while it loads them, so the pack does not say what "
+                      "some of them are called in the checkpoint: PEFT loads it, and adapterpack refuses it there; save it again with "
+                      "another version", stacklevel=2)
+        return {}
     transforms = get_model_conversion_mapping(model)
-    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    renamings = [one for one in transforms if not isinstance(one, WeightConverter)]
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
-    own = {f"{path}.{leaf}".lstrip("."): True for path, module in own_modules(model) for leaf in module._parameters}
-    found = {}
+    own = {f"{path}.{leaf}".lstrip(".") for path, module in own_modules(model) for leaf in module._parameters}
+    prefix, found = f"{model.base_model_prefix}.", {}
     for name in stored:
-        mine, converted = rename_source_key(name, renamings, converters, model.base_model_prefix or None, own)
-        if converted is None and mine in own:
-            found[mine] = name
+        mine = name
+        for one in renamings:
+            mine, _ = one.rename_source_key(mine)
+        if any(one.rename_source_key(mine)[1] is not None for one in converters):
+            continue
+        shorter = [mine.removeprefix(prefix)] if mine.startswith(prefix) else []  # a checkpoint of the class without a head, or the reverse
+        place = next((place for place in (*shorter, f"{prefix}{mine}", mine) if place in own), None)
+        if place is not None:
+            found[place] = name
     return found

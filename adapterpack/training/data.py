@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_dataset
 
+from ..chat import ChatTemplate
 from ..errors import ConfigError, StorageError
 
 log = logging.getLogger(__name__)
@@ -147,12 +149,20 @@ def prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
     The end token that some tokenizers put behind every text is taken off: here an answer follows.
     """
     if messages and tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        source = tokenizer.chat_template  # several by name, or one
+        template = _template(source if isinstance(source, str) else source.get("default", ""))
+        text = template.render(messages, tokenizer.special_tokens_map)
         rendered: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return rendered
     ids: list[int] = tokenizer("\n".join(_text(message["content"]) for message in messages))["input_ids"]
     begins = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id  # some models begin with the token with which they end
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and not begins else ids
+
+
+@lru_cache(maxsize=1)
+def _template(source: str) -> ChatTemplate:
+    """A chat template, compiled once for all rows."""
+    return ChatTemplate(source)
 
 
 def _text(value: Any) -> str:

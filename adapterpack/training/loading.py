@@ -1,4 +1,4 @@
-"""A task's model on a base: what is trained, traced and compared with, without what training itself needs."""
+"""A task's model and tokenizer on a base: what is trained, traced and compared with, without what training itself needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import transformers
 
-from ..errors import Unsupported
+from ..base.checkpoint import read_json
+from ..errors import FormatError, StorageError, Unsupported
 from ..tasks.task import Task
 
 
@@ -27,15 +28,61 @@ def loaded(task: Task, folder: Path, labels: list[str] | None = None, seed: int 
     torch.manual_seed(seed)
     if task.labelled:
         kwargs["ignore_mismatched_sizes"] = True  # a base that came with a head for other labels gets a new one
-    with quiet_transformers():  # that a head is new is the point, not news
+    with quiet_transformers(), _loading_errors("model", folder):  # that a head is new is the point, not news
         auto_class = getattr(transformers, task.auto_class)
-        model, report = auto_class.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True, **kwargs)
+        model, report = auto_class.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False,
+                                                   **kwargs)
     sizes = {name: value.numel() for name, value in model.named_parameters()}
     new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} & sizes.keys()
     if 2 * sum(sizes[name] for name in new) > sum(sizes.values()):
         raise Unsupported("the checkpoint holds less than half of the task's model", where=folder, found=type(model).__name__,
                           expected=f"weights such as {min(new)}", remedy="name a base of that architecture")
     return model, sorted({name.rpartition(".")[0] for name in new})
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a base: of a folder, or of a name that transformers knows.
+
+    Raises:
+        StorageError: the base has none.
+        FormatError: its files are damaged.
+        Unsupported: it is code of the base's own.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
+        raise _no_tokenizer(folder)
+    with _loading_errors("tokenizer", folder):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    files = tokenizer.vocab_files_names.values()  # without any of them some classes make a tokenizer that knows no word
+    if folder.is_dir() and files and not any((folder / name).is_file() for name in files):
+        raise _no_tokenizer(folder)
+    return tokenizer
+
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "*.bpe")
+
+
+def _no_tokenizer(folder: Path) -> StorageError:
+    return StorageError("the base has no tokenizer", where=folder, expected="tokenizer.json",
+                        remedy="save one with it: tokenizer.save_pretrained(folder), or name a base that has one")
+
+
+@contextlib.contextmanager
+def _loading_errors(what: str, folder: Path) -> Iterator[None]:
+    """What transformers says of files that it cannot use."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        path = folder / "config.json"
+        config = read_json(path) if path.is_file() else {}
+        if isinstance(config, dict) and "auto_map" in config:
+            raise Unsupported(f"the base's {what} is code of its own, which is never run", where=path, found="auto_map",
+                              remedy="use a base whose architecture transformers has") from error
+        reason = str(error).strip().partition("\n")[0][:300].rstrip(".") or type(error).__name__
+        raise FormatError(f"the base's {what} cannot be loaded: {reason}", where=folder,
+                          remedy="fetch the base again from where it came") from error
 
 
 @contextlib.contextmanager

@@ -15,19 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
-from transformers import AutoTokenizer, EvalPrediction, TrainingArguments
+from transformers import EvalPrediction, TrainingArguments
 
 from ..adapter_methods.core.token_positions import Acts
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
-from ..manifest.manifest import sha256_of
+from ..io.hashing import sha256_of
 from ..pack.pack import Pack
 from ..tasks.task import Task, reads_types, task_named
 from . import data
 from .config.config import TrainConfig, read_config
 from .inject import adapt
-from .loading import load_model, loaded
+from .loading import load_model, load_tokenizer, loaded
 from .save import save
 from .trainer import AdapterTrainer
 
@@ -81,7 +81,7 @@ def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     task = _require_trainable(task_named(config.task))
     refuse_existing(Path(config.output_dir))
     folder = folder_of(config.model_name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     prepared = PREPARE[task.name](config, task, folder, tokenizer)
     model = prepared.model
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

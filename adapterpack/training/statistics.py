@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from ..composing.statistics import KINDS, Statistics, read
 from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
@@ -17,7 +15,7 @@ from ..tasks.task import task_named
 from . import data
 from .calibration import measure as seen
 from .inject import attach
-from .loading import load_model
+from .loading import load_model, load_tokenizer
 
 _BATCH = 8
 
@@ -65,7 +63,7 @@ def measure(
         raise ConfigError("there is nothing to measure", where="rows", expected="at least 1", found=rows, remedy="give more rows")
     chosen, folder = pack if isinstance(pack, Pack) else load(pack), folder_of(base)
     task = task_named(chosen.manifest.task.type)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     labels = None if chosen.manifest.task.labels is None else list(chosen.manifest.task.labels)
     encoded = _encoded(source, task.name, tokenizer, labels, kind, rows, max_length)
     model = attach(load_model(task, folder, labels), chosen, check_canary=False)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adapterpack import LoRA, TrainableTokens
+from adapterpack import OFT, FourierFT, LoRA, TrainableTokens, VeRA
 from adapterpack.adapter_methods import Method, Site, get
 from adapterpack.composing.pipeline import compose
 from adapterpack.manifest import manifest as m
@@ -551,6 +551,33 @@ def config_with_other_tokens(folder: Path) -> None:
 def config_with_other_tokens_beside(folder: Path) -> None:
     with_tokens(folder)
     configured(folder, trainable_token_indices={"net.emb": [3, 5]})
+
+
+# --- what a reader would have to make -----------------------------------------------------------------------------------------------------
+
+
+@bad("AP408")
+def seed_that_stands_for_a_great_matrix(folder: Path) -> None:
+    remade(folder, get("vera"), VeRA(r=4), Site("net.q", 5, 7))
+    put(folder, "config", "width", to=1 << 24)
+
+
+@bad("AP001")
+def layer_that_is_wider_than_any(folder: Path) -> None:
+    remade(folder, get("oft"), OFT(block_size=4), Site("net.q", 8, 7))
+    put(folder, "groups", 0, "in_features", to=60_000_000)
+
+
+@bad("AP001")
+def layer_that_is_larger_than_any(folder: Path) -> None:
+    remade(folder, get("fourierft"), FourierFT(n_frequency=2), Site("net.q", 5, 7))
+    edit(folder, lambda value: value["groups"][0].update(in_features=1 << 20, out_features=1 << 20))
+
+
+@bad("AP001")
+def sites_that_each_repeat_many_tokens(folder: Path) -> None:
+    put(folder, "config", "alora_invocation_tokens", to=[1] * 30_000)
+    edit(folder, lambda value: value.update(groups=[{**value["groups"][0], "path": f"net.{n}.q", "config": {"r": 2}} for n in range(40)]))
 
 
 # --- compositions -------------------------------------------------------------------------------------------------------------------------

@@ -129,6 +129,9 @@ class Method(NamedTuple):
     peft: PeftForm | None = None
     constants: Callable[[Any, Site], dict[str, np.ndarray]] | None = None
     """What follows from the config, the site and (by trait) its weight, and is neither trained nor stored: random bases from a seed, ..."""
+    makes: Callable[[Any, Site], int] | None = None
+    """How many numbers ``constants`` and ``attach`` make at a site, within a small factor, where the stored parameters and the site's
+    weight have fewer. A pack says the config: what it may have its reader make is limited by this (pack/bounds.py)."""
     shared: Shared | None = None
     needs: Callable[[Any], frozenset[str]] | None = None
     """What ``init`` wants to be told of a site under a config: of ``weight``, ``moment``, ``gradient`` (:class:`~.inits.Seen`)."""
@@ -265,6 +268,27 @@ def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, 
     dtype = next((value.dtype for value in params.values() if np.issubdtype(value.dtype, np.floating)), np.dtype(np.float32))
     made = method.constants(cfg, site)
     return {**{name: value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value for name, value in made.items()}, **params}
+
+
+def amount(method: Method, cfg: Any, site: Site) -> int:
+    """How many numbers an adapter makes of its parameters at a site beside those that it stores.
+
+    The two factors and the product of one with itself, or as the method says.
+
+    Example:
+        >>> from adapterpack.methods import LoRA, VeRA, get
+        >>> amount(get("lora"), LoRA(r=2), Site("layer", 3, 5)), amount(get("vera"), VeRA(r=2, width=30, height=50), Site("layer", 3, 5))
+        (20, 160)
+    """
+    if method.makes is not None:
+        return method.makes(cfg, site)
+    return factors(cfg, site) if method.traits.low_rank else 0
+
+
+def factors(cfg: Any, site: Site) -> int:
+    """The numbers of two factors of the config's rank, and of the product of one with itself."""
+    rank = cfg.rank or 0
+    return rank * (site.in_features + site.out_features + rank)
 
 
 def settled(method: Method, configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from .token_positions import Acts
 
+WIDEST = 1 << 24
+"""The largest width of a layer and the largest vocabulary that there may be, as the manifest's schema has them."""
+LARGEST_WHOLE = 1 << 53
+"""The largest whole number that all readers of JSON agree on: for seeds, and for steps that nothing counts through."""
+MOST_SITES = 50_000
+"""The most sites that a pack can have."""
 FOR_TRAINING = {"packed": False}
 """Metadata of a field that says how an adapter is trained and not what it is: it stays out of the pack."""
 
@@ -147,10 +153,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def require_whole(name: str, value: Any, least: int = 1) -> None:
-    """Raises ValueError unless ``value`` is a whole number of at least ``least``."""
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+def require_whole(name: str, value: Any, least: int = 1, most: int = WIDEST) -> None:
+    """Raises ValueError unless ``value`` is a whole number of at least ``least`` and at most ``most``: configs come from strangers."""
+    if type(value) is not int or not least <= value <= most:
+        bounds = f"at least {least}" if type(value) is int and value < least else f"at least {least} and at most {most}"
+        raise ValueError(f"{name} must be a whole number of {bounds}, not {value!r:.80}")
 
 
 def require_flag(name: str, value: Any) -> None:
@@ -180,5 +187,18 @@ def by_suffix(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
         >>> by_suffix({"v_proj": 2, "1.v_proj": 4}, "layers.1.v_proj", 8)
         4
     """
-    matches = [key for key in pattern if f"^{path}" == key or f".{path}".endswith(f".{key}")]
-    return pattern[max(matches, key=len)] if matches else default
+    return next((pattern[name] for name in (f"^{path}", *ends(path)) if name in pattern), default) if pattern else default
+
+
+def ends(path: str) -> Iterator[str]:
+    """A path and its last components, the longest first.
+
+    Example:
+        >>> list(ends("layers.1.v_proj"))
+        ['layers.1.v_proj', '1.v_proj', 'v_proj']
+    """
+    start = 0
+    while start >= 0:
+        yield path[start:]
+        dot = path.find(".", start)
+        start = dot + 1 if dot >= 0 else -1

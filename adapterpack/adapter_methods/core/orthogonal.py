@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from .arrays import array_namespace
 from .operators import Array
+
+MOST_TERMS = 64
+"""Terms of a series in place of an inverse, each a product of matrices; its users have five."""
 
 
 @lru_cache(maxsize=64)
@@ -91,8 +95,10 @@ def nearest_divisor(width: int, wanted: int) -> int:
         >>> nearest_divisor(12, 5), nearest_divisor(12, 40), nearest_divisor(7, 3)
         (4, 12, 1)
     """
-    best = 0
-    for part in range(1, width + 1):  # a loop that torch.compile can trace
-        if width % part == 0 and (best == 0 or abs(part - wanted) < abs(best - wanted)):
-            best = part
+    best = min(width, 1)
+    for small in range(1, math.isqrt(width) + 1):  # a loop that torch.compile can trace
+        if width % small == 0:
+            for part in (small, width // small):
+                if (abs(part - wanted), part) < (abs(best - wanted), best):
+                    best = part
     return best

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import Unsupported
-from .config import is_number
+from .config import ends, is_number
 
 
 def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any, dict[str, Any]]:
@@ -24,9 +24,9 @@ def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any,
     """
     if len(set(values.values())) == 1:
         return next(iter(values.values())), {}
-    ends = {path[dot + 1 :] for path in values for dot, c in enumerate(path) if c == "."} & values.keys()
-    default = values[next(iter(values) if anchored else iter([path for path in values if path in ends] or values))]
-    return default, {f"^{path}" if anchored and path in ends else path: value for path, value in values.items() if value != default}
+    others_end = {end for path in values for end in ends(path) if end in values and end != path}
+    default = values[next(iter(values) if anchored else iter([path for path in values if path in others_end] or values))]
+    return default, {f"^{path}" if anchored and path in others_end else path: value for path, value in values.items() if value != default}
 
 
 def by_site(name: str, values: Mapping[str, Any], pattern: str) -> dict[str, Any]:
@@ -66,6 +66,6 @@ def literal(pattern: Any, where: str) -> dict[str, Any]:
         if not re.fullmatch(r"\^?[A-Za-z0-9_.-]+", name):
             raise Unsupported("this PEFT pattern is a regular expression, which is not run", where=where, found=repr(key)[:80],
                               expected="module names", remedy="write the pattern with literal module names")
-        if not any(f".{name.removeprefix('^')}".endswith(f".{earlier}") for earlier in names):
+        if not any(end in names for end in ends(name.removeprefix("^"))):
             names[name] = value
     return names

@@ -6,6 +6,7 @@ on those widths, so every config holds them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .base import Shared, require_widths
-from .config import SiteConfig, require_flag, require_whole
+from .config import LARGEST_WHOLE, SiteConfig, require_flag, require_whole
 from .peft_form import PeftContent
 from .site import Site
 
@@ -33,7 +34,7 @@ class Projected(SiteConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("projection_prng_key", self.projection_prng_key, 0)
+        require_whole("projection_prng_key", self.projection_prng_key, 0, LARGEST_WHOLE)
         require_flag("save_projection", self.save_projection)
         for name in ("width", "height"):
             if getattr(self, name) is not None:
@@ -61,6 +62,11 @@ class Projection(NamedTuple):
             return {}
         require_widths(site)
         return dict(zip(self.names, self.make(settle([cfg], [site])[0]), strict=True))
+
+    def makes(self, cfg: Any, site: Site) -> int:
+        """How many numbers the pair has."""
+        known = settle([cfg], [site])[0]
+        return sum(map(math.prod, self.shapes(replace(known, width=known.width or 0, height=known.height or 0))))
 
     @property
     def shared(self) -> Shared:

@@ -7,6 +7,7 @@ The generator is the Mersenne Twister (MT19937), seeded with the lower 32 bits o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from ...errors import Unsupported
 
 _MOST = 1 << 28
+_BLOCK = 1 << 18
 _NARROW = (1 << 32) // 20
 """From this length on, ``torch.randperm`` draws in another way."""
 
@@ -41,10 +43,13 @@ class TorchGenerator:
         if math.prod(shape) > _MOST:
             raise Unsupported("so large a random matrix is not made", expected=f"at most {_MOST} elements", found=shape,
                               remedy="use a smaller rank")
-        part = (self._raw(math.prod(shape)) & 0xFFFFFF) * 2.0**-24
         start, end = np.float32(low), np.float32(high)
-        values = (part * np.float64(end - start) + np.float64(start)).astype(np.float32).astype(dtype)  # one fused multiply-add in torch
-        return np.where(values == end.astype(dtype), start.astype(dtype), values).reshape(shape)
+        values = np.empty(math.prod(shape), dtype)
+        for block in _blocks(values):
+            part = (self._raw(block.size) & 0xFFFFFF) * 2.0**-24
+            block[:] = (part * np.float64(end - start) + np.float64(start)).astype(np.float32)  # one fused multiply-add in torch
+            block[block == end.astype(dtype)] = start.astype(dtype)
+        return values.reshape(shape)
 
     def permuted(self, n: int, first: int) -> np.ndarray:
         """``torch.randperm(n)[:first]``: int64 ``[min(first, n)]``, exact, without an array of length ``n``.
@@ -71,12 +76,12 @@ class TorchGenerator:
         count = math.prod(shape)
         if count < 16:
             return (std * self._scalar_normals(count)).astype(np.float32).reshape(shape)
-        values = self.uniform((count,), 0.0, 1.0).astype(np.float64)
-        whole = count - count % 16
-        values[:whole] = _box_muller(values[:whole])
+        values = self.uniform((count,), 0.0, 1.0)
+        for block in _blocks(values[: count - count % 16]):
+            block[:] = std * _box_muller(block.astype(np.float64))
         if count % 16:  # the last 16 are drawn again
-            values[-16:] = _box_muller(self.uniform((16,), 0.0, 1.0).astype(np.float64))
-        return (std * values).astype(np.float32).reshape(shape)
+            values[-16:] = std * _box_muller(self.uniform((16,), 0.0, 1.0).astype(np.float64))
+        return values.reshape(shape)
 
     def _scalar_normals(self, count: int) -> np.ndarray:
         pairs = self._raw(4 * -(-count // 2)).reshape(-1, 2, 2) @ np.array([1 << 32, 1], np.uint64)
@@ -86,6 +91,11 @@ class TorchGenerator:
 
     def _raw(self, count: int) -> np.ndarray:
         return np.asarray(self._words.random_raw(count), np.uint64)
+
+
+def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
+    """A flat array in parts of a multiple of 16, so that what is made on the way takes little memory."""
+    return (values[start : start + _BLOCK] for start in range(0, values.size, _BLOCK))
 
 
 def _box_muller(uniform: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ...errors import Unsupported
-from ..core.base import AttachForm, Forward, Method, Shared, Traits, fold, run, settled
+from ..core.base import AttachForm, Forward, Method, Shared, Traits, amount, fold, run, settled
 from ..core.config import SiteConfig
 from ..core.layouts import LINEAR
 from ..core.operators import Array, Dense
@@ -119,6 +119,7 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
         attach=partial(_attached if linear else _densely, spot, methods),
         forward=None if linear else partial(_forward, spot, methods),
         fold=None if linear else partial(_fold, spot, methods),
+        makes=partial(_makes, methods),
         constants=partial(_constants, methods) if any(method.constants for method in methods.values()) else None,
         settle=partial(_settled, methods) if any(method.settle for method in methods.values()) else None,
         shared=Shared(partial(_shared_shapes, given), _no_init) if given else None,
@@ -276,6 +277,10 @@ def _constants(methods: Mapping[str, Method], cfg: Composed, site: Site) -> dict
         if (constants := methods[name].constants) is not None:
             values |= {f"{name}/{key}": value for key, value in constants(one, site).items()}
     return values
+
+
+def _makes(methods: Mapping[str, Method], cfg: Composed, site: Site) -> int:
+    return sum(amount(methods[name], one, site) for name, one in cfg.configs.items())
 
 
 def _settled(methods: Mapping[str, Method], configs: Sequence[Composed], sites: Sequence[Site]) -> list[Composed]:

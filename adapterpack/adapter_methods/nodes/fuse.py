@@ -33,10 +33,8 @@ class Fuse:
 
     def check(self, children: int) -> None:
         """Raises ValueError unless both are whole numbers that can be used."""
-        require_whole("size", self.size)
+        require_whole("size", self.size, 1, _WIDEST)
         require_whole("top_k", self.top_k, 0)
-        if self.size > _WIDEST:
-            raise ValueError(f"size must be at most {_WIDEST}, not {self.size}")
 
 
 def _join(settings: Fuse, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.arrays import array_namespace
-from ..core.config import require_flag, require_number, require_whole
+from ..core.config import WIDEST, require_flag, require_number, require_whole
 from ..core.operators import Array
 from ..forms.routes import Given
 from .base import NodeKind, Part, as_float, experts, routed, scaled
@@ -47,16 +47,14 @@ class XLoRA:
 
     def check(self, children: int) -> None:
         """Raises ValueError unless all can be used."""
-        for name, least in (("hidden", 0), ("depth", 1), ("size", 1), ("top_k", 0)):
-            require_whole(name, getattr(self, name), least)
+        for name, least, most in (("hidden", 0, 1 << 20), ("depth", 1, 32), ("size", 1, 1 << 20), ("top_k", 0, WIDEST)):
+            require_whole(name, getattr(self, name), least, most)
         for name in ("layerwise", "softmax", "softmax_topk"):
             require_flag(name, getattr(self, name))
         for name in ("temperature", "scale"):
             require_number(name, getattr(self, name))
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
-        if max(self.hidden, self.size) > 1 << 20 or self.depth > 32:
-            raise ValueError("the classifier is too large: at most 1048576 wide and 32 deep")
 
 
 def _shared(settings: XLoRA, count: int, layers: int) -> dict[str, tuple[int, ...]]:

@@ -25,8 +25,8 @@ def weights(base: Checkpoint) -> dict[str, Weight]:
     if declared not in CODECS:
         raise Unsupported("the base is quantized: its stored numbers are not its weights", where=base.folder, found=declared,
                           expected=", ".join(CODECS),
-                          remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the adapter "
-                                 "unmerged")
+                          remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the "
+                                 "adapter unmerged")
     matched = CODECS[declared].match(base)
     if not matched:
         raise Unsupported("the base says that it is quantized, and no tensor of it is", where=base.folder, found=declared,

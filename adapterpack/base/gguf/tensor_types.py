@@ -1,4 +1,4 @@
-"""Lists the tensor types of GGUF files, with the number of values in a block and its bytes; :mod:`..codecs.ggml` decodes them."""
+"""Lists the tensor types of GGUF files, with the number of values in a block and its bytes; :mod:`.ggml` decodes them."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..._native import lowrank
 from ...adapter_methods import row_blocks
 from ...lowrank.space import Core, Factors, Term, core
-from ...merging import lowrank
 from .rule import RULES, Combined, Function, Rule, with_scope
 
 _BLOCK = 1 << 21

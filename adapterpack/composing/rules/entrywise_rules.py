@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..._native.passes import elected, trimmed
 from ...errors import ConfigError
 from ...lowrank.quantiles import level, magnitudes
-from ..passes import elected, trimmed
 from .entries import Block, Blocks, core_space, dense, entry_rule, knots, weighted
 from .rule import ARXIV, MEAN, SUM, THINNED, Laws, share
 from .trim import band, band_levels, dropped, dropped_by_rank, largest_level

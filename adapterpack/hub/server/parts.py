@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import storage_errors
+from ...io.atomic import own_folder
 from .storage import Refused, Storage
 
 PART = 64 << 20
@@ -56,9 +57,8 @@ class Parts:
     """The parts of all files that are on their way into a storage."""
 
     def __init__(self, storage: Storage) -> None:
-        self.storage, self.root = storage, storage.root / "tmp" / "parts"
+        self.storage, self.root = storage, own_folder(storage.root / "tmp" / "parts")
         with storage_errors(self.root):
-            self.root.mkdir(exist_ok=True)
             for folder in self.root.iterdir():
                 if time.time() - folder.stat().st_mtime > _KEPT_SECONDS:
                     shutil.rmtree(folder, ignore_errors=True)

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from ...errors import AdapterpackError, OutputExists, StorageError, storage_errors
+from ...errors import AdapterpackError, OutputExists, StorageError
 from ...io import blobs, strict_json
-from ...io.atomic import output_file, output_folder
+from ...io.atomic import output_file, output_folder, own_folder
 from ...io.locks import locked
 from .. import names
 
@@ -93,9 +93,8 @@ class Storage:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
-        with storage_errors(self.root):
-            for name in ("blobs", "repos", "tmp"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
+        for name in ("blobs", "repos", "tmp"):
+            own_folder(self.root / name)
 
     def folder(self, repo: str) -> Path:
         """Where a repository lies.

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...errors import FormatError, storage_errors
+from ...io.atomic import own_folder
 from ...io.cache import cache_folder
 
 LARGE = 8 << 20
@@ -63,9 +64,8 @@ def sweep(folder: Path, seconds: float) -> None:
 @contextmanager
 def _alone(sha256: str) -> Iterator[Path | None]:
     """The place of a partial file, while no other process writes to it; else None."""
-    folder = cache_folder() / "partial"
+    folder = own_folder(cache_folder() / "partial")
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, _KEPT_SECONDS)
         descriptor = os.open(folder / f"{sha256}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:

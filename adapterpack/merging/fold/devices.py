@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import lowrank
+from ..._native import lowrank
 from .blocks import Arithmetic, InNumpy
 from .fused import Fused
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..._native import lowrank
 from ...adapter_methods import AttachForm, Dense, Method, complete, is_stacked
 from ...adapter_methods.core.arrays import array_namespace
 from ...adapter_methods.core.base import fold_form
 from ...base.codecs.quantized_storage import Matrix
 from ...io.safetensors import FLOATS, dtype_name
 from ...pack.pack import Adapter
-from .. import lowrank
 
 Rows = np.ndarray
 ToDevice = Callable[[np.ndarray], Any]
@@ -109,7 +109,7 @@ class Change(NamedTuple):
     ``others`` are the other additive ones as (factor, reads the base, fold). If one is not additive, all are in ``chain`` and are folded
     one after the other, as active adapters are in a model. ``whole``: some need all rows of the matrix at once. ``energy``: ``|D|_F^2`` of
     the change, where the factors give it; otherwise it is summed over the blocks. ``panels`` is ``down`` as
-    :mod:`~adapterpack.merging.lowrank` multiplies it.
+    :mod:`~adapterpack._native.lowrank` multiplies it.
     """
 
     up: np.ndarray | None = None

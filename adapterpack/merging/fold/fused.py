@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from ..._native import lowrank
 from ...base.codecs.expert_stack import StackReader, StackWriter
 from ...base.codecs.plain import PlainReader, PlainWriter
 from ...base.codecs.storage import Storage
 from ...base.rounding import Round
 from ...io.buffers import Scratch
-from .. import lowrank
 from .blocks import Block, InNumpy, Write
 from .fold import Change
 from .loss import Sums
@@ -44,7 +44,7 @@ def _kernel_applies(change: Change, storage: Storage) -> bool:
     reader, writer = storage
     if not isinstance(reader, PlainReader | StackReader) or not isinstance(writer, PlainWriter | StackWriter):
         return False
-    return change.panels is not None and change.is_plain and reader.dtype in lowrank.STORED and writer.dtype == reader.dtype
+    return change.panels is not None and change.is_plain and reader.dtype.name in lowrank.STORED and writer.dtype == reader.dtype
 
 
 def _rounded(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:

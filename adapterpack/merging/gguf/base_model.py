@@ -15,10 +15,10 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS, to_matrix
 from ...base.checkpoint import Checkpoint
-from ...base.codecs import ggml
 from ...base.codecs.row_order import as_model, ordered
 from ...base.codecs.storage import Storage
 from ...base.compatibility import Verdict, recorded_fingerprint
+from ...base.gguf import ggml
 from ...base.gguf.header import Tensor, read_header
 from ...base.gguf.names import FAMILIES, Family, module_of, rope_row_order
 from ...errors import BaseMismatch, FormatError, Unsupported, storage_errors

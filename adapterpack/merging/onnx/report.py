@@ -65,8 +65,8 @@ class GraphReport:
     def advice(self) -> str | None:
         """One sentence where much of the change was lost in rounding, else None."""
         if self.quantized is not None and self.relative_error > _MUCH:
-            return ("The steps of the quantized weights are large compared with the change: fold into the float graph and quantize the result, "
-                    "or keep the adapter unmerged.")
+            return ("The steps of the quantized weights are large compared with the change: fold into the float graph and quantize the "
+                    "result, or keep the adapter unmerged.")
         return advice(self.losses, self.relative_error, self.kept)
 
     def to_json(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import ConfigError, FormatError, OutputExists, SignatureExpired, StorageError, Unsigned, WronglySigned, storage_errors
 from ...io.atomic import output_file
+from ...io.hashing import sha256_of
 from ...manifest import manifest as m
 from ..pack import MUTABLE, SIGNATURE, Pack
 from ..validate.checks.folder import entries, regular_files
@@ -155,7 +156,7 @@ def _require_same_files(folder: Path, signed: statement.Statement) -> None:
         if name not in present:
             raise WronglySigned("a signed file is missing", where=folder / name, remedy=fetch)
         with storage_errors(folder / name):
-            digest = m.sha256_of(folder / name)
+            digest = sha256_of(folder / name)
         if digest != signed.files[name]:
             raise WronglySigned("a file was altered after signing", where=folder / name, expected=signed.files[name], found=digest,
                                 remedy=fetch)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 class Spent(Exception):
@@ -34,11 +38,21 @@ class Budget:
         if time.monotonic() - self.started >= self.seconds:
             raise Spent(f"{what}: the time ran out")
 
-    def require_memory(self, size: int) -> None:
-        """Goes on only if ``size`` bytes may be held.
+    def over(self, items: Iterable[Item], what: str) -> Iterator[Item]:
+        """The items, one after the other, as long as there is time.
+
+        Raises:
+            Spent: there is none left before the next one.
+        """
+        for item in items:
+            self.require_time(what)
+            yield item
+
+    def require_memory(self, size: int, what: str = "the contents of the files") -> None:
+        """Goes on only if ``size`` bytes may be held, all together.
 
         Raises:
             Spent: that is more than allowed.
         """
         if size > self.memory:
-            raise Spent(f"the contents of the files: {size} bytes are more than the {self.memory} that may be held")
+            raise Spent(f"{what}: {size} bytes are more than the {self.memory} that may be held")

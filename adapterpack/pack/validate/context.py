@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...io.safetensors import SafetensorsFile
+from ...manifest.manifest import TensorEntry
 from ..pack import Pack
 from .budget import Budget
 from .finding import Finding
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Subject(NamedTuple):
-    """The pack, the bytes of its files by name and their sha256 to wait for, its tensor file over those bytes, the base if one was named.
+    """The pack, the bytes of its files by name, its tensor file over those bytes, the base if one was named.
 
     Nothing is read from ``folder`` any more: it is there for messages. ``allow_structural`` is the leave for a base by its structure.
     """
@@ -26,14 +28,30 @@ class Subject(NamedTuple):
     pack: Pack
     file: SafetensorsFile
     held: Mapping[str, bytes]
-    digests: Mapping[str, Future[str]]
     base: Checkpoint | None
     full: bool
     budget: Budget
     allow_structural: bool = False
 
+    def require_memory(self, size: int, what: str) -> None:
+        """Goes on only if ``size`` bytes may be held beside the files.
+
+        Raises:
+            Spent: that is more than allowed.
+        """
+        self.budget.require_memory(sum(map(len, self.held.values())) + size, what)
+
 
 Check = Callable[[Subject], Iterator[Finding]]
+
+
+def quantized_numbers(entries: Iterable[TensorEntry]) -> Counter[str]:
+    """How many numbers of each group are stored as int8: they are looked at in float32, which takes memory beside the file's."""
+    numbers = Counter[str]()
+    for entry in entries:
+        if entry.scales is not None:
+            numbers[entry.group] += math.prod(entry.shape)
+    return numbers
 
 
 def group_pointer(number: int) -> str:

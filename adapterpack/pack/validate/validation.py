@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,6 @@ from ...io.streamed_tensors import Streamed
 from ...manifest import manifest as m
 from ...manifest.composed_method import method_of
 from ...peft import layout
-from ..ahead import Ahead
 from ..pack import TEMPLATE, Pack
 from .budget import Budget, Spent
 from .checks import folder as files
@@ -30,7 +30,6 @@ from .checks.remote import remote_code
 from .checks.template import template_findings
 from .context import Check, Subject
 from .finding import Finding, Report
-from .hashing import hashed
 from .open_questions import NO_BASE, SHAPES_ONLY, unchecked
 
 if TYPE_CHECKING:
@@ -68,22 +67,23 @@ def _checkpoint(base: str | os.PathLike[str]) -> Checkpoint:
 
 
 def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, budget: Budget | None = None,
-            allow_structural: bool = False, ahead: Ahead | None = None) -> tuple[Report, Pack | None]:
-    """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were checked.
-
-    ``ahead`` are those of its tensors, where they were read before.
-    """
+            allow_structural: bool = False) -> tuple[Report, Pack | None]:
+    """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were checked."""
     if not folder.is_dir():
         raise StorageError("there is no such pack", where=folder, remedy="name a folder that holds adapterpack.json or adapter_config.json")
     look = _examine if os.path.lexists(folder / m.FILE_NAME) else _examine_peft
     try:
         with _turn(folder):
-            return look(folder, base, full, budget or Budget(), allow_structural, ahead)
+            return look(folder, base, full, budget or Budget(), allow_structural)
     except AdapterpackError as error:
         return Report("pack", str(folder), None, (reading.unreadable(error, folder),)), None
+    except Spent as spent:
+        kind = "pack" if look is _examine else "peft"
+        return Report(kind, str(folder), None, (), (str(spent),), incomplete=True), None
 
 
 _large = threading.Lock()
+_MOST_FINDINGS = 1000
 
 
 def _turn(folder: Path) -> AbstractContextManager[object]:
@@ -94,37 +94,35 @@ def _turn(folder: Path) -> AbstractContextManager[object]:
         return nullcontext()  # whatever it is, it is told where the file is opened
 
 
-def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool, ahead: Ahead | None
-             ) -> tuple[Report, Pack | None]:
+def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool) -> tuple[Report, Pack | None]:
     def refused(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
         return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
 
-    findings = [*files.regular_files(folder)]
+    findings = few(files.regular_files(folder, budget))
     data = b"" if findings else files.read_manifest(folder / m.FILE_NAME)
-    if findings := findings or [*_code_keys(data)]:
+    if findings := findings or few(_code_keys(data, budget)):
         return refused(findings)
     manifest = m.parse(data, folder / m.FILE_NAME)
     if findings := [*composition(manifest)]:
         return refused(findings, manifest)
     require_known(manifest, folder / m.FILE_NAME)
     named = frozenset({m.FILE_NAME, *(entry.path for entry in manifest.files)})
-    if findings := [*files.forbidden_files(folder, named)] or [*files.closed_file_list(folder, manifest)]:
+    if findings := few(files.forbidden_files(folder, named, budget)) or few(files.closed_file_list(folder, manifest)):
         return refused(findings, manifest)
     try:
-        held = files.hold(folder, manifest, budget, ahead)
+        held = files.hold(folder, manifest, budget)
     except Spent as spent:
         return Report("pack", str(folder), manifest.id, (), (str(spent),), incomplete=True), None
     absent = [] if TENSORS in held else [files.MISSING.at(TENSORS, "the manifest lists no tensor file", pointer="/files")]
     if findings := [*files.magic_bytes(held)] or absent:
         return refused(findings, manifest)
-    file = HeldFile(held[TENSORS], folder / TENSORS, ahead)
+    file = HeldFile(held[TENSORS], folder / TENSORS)
     pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder,
                 {name: bytes(data) for name, data in held.items() if name == TEMPLATE})
     from .registry import CHECKS  # noqa: PLC0415 - a folder that PEFT wrote is read by other means
 
-    with hashed(held, budget, {} if ahead is None else {TENSORS: ahead.sha256}) as digests:
-        subject = Subject(folder, pack, file, held, digests, base, full, budget, allow_structural)
-        findings, spent_on = run_checks(subject, CHECKS)
+    subject = Subject(folder, pack, file, held, base, full, budget, allow_structural)
+    findings, spent_on = run_checks(subject, CHECKS)
     if len(held[TENSORS]) > LARGE:
         known = {name: entry.sha256 for name, entry in manifest.tensors.items()}
         pack = dataclasses.replace(pack, tensors=Streamed.of(file, pack.tensors, known))
@@ -139,7 +137,7 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
     for check in checks:
         try:
             subject.budget.require_time(f"{check.__name__.replace('_', ' ')} and what follows")
-            findings.extend(check(subject))
+            findings.extend(few(check(subject)))
         except Spent as spent:
             return findings, [str(spent)]
         except AdapterpackError as error:
@@ -149,10 +147,20 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
     return findings, []
 
 
-def load(path: str | os.PathLike[str], name: str | None = None, *, ahead: Ahead | None = None) -> Pack:
-    """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to call it here.
+def few(found: Iterable[Finding]) -> list[Finding]:
+    """The findings, of each rule a thousand at most and then their number: a file can have one in every few bytes."""
+    kept, counts = list[Finding](), Counter[str]()
+    for finding in found:
+        counts[finding.rule] += 1
+        if counts[finding.rule] <= _MOST_FINDINGS:
+            kept.append(finding)
+    first = {finding.rule: finding for finding in reversed(kept)}
+    return kept + [first[rule]._replace(message=f"there are {count} findings of this rule; the others are not listed")
+                   for rule, count in counts.items() if count > _MOST_FINDINGS]
 
-    ``ahead``: its tensors, where :func:`~adapterpack.pack.ahead.read_ahead` has read them already.
+
+def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
+    """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to call it here.
 
     Raises:
         ConfigError: a pack cannot be called ``name``.
@@ -164,17 +172,17 @@ def load(path: str | os.PathLike[str], name: str | None = None, *, ahead: Ahead 
         >>> load("packs/tickets").name  # doctest: +SKIP
         'tickets'
     """
-    pack, _ = checked(path, ahead)
+    pack, _ = checked(path)
     return pack if name is None else pack.called(name)
 
 
-def checked(path: str | os.PathLike[str], ahead: Ahead | None = None) -> tuple[Pack, Report]:
+def checked(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
     """As :func:`load`, with the report.
 
     Raises:
         FormatError, NonFinite, UnknownMethod: as for :func:`load`.
     """
-    report, pack = examine(Path(path), ahead=ahead)
+    report, pack = examine(Path(path))
     for finding in report.findings:
         if finding.severity == "error":
             raise finding.error(f"the pack is not valid, {finding.rule}: {finding.message}".rstrip("."), where=f"{path}, {finding.where}",
@@ -185,9 +193,8 @@ def checked(path: str | os.PathLike[str], ahead: Ahead | None = None) -> tuple[P
     return pack, report
 
 
-def _examine_peft(
-    folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool, ahead: Ahead | None
-) -> tuple[Report, Pack | None]:
+def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool
+                  ) -> tuple[Report, Pack | None]:
     """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked for in a base.
 
     What lies beside its two files is never opened nor taken along, so files that a pack may not hold are warnings there.
@@ -195,8 +202,8 @@ def _examine_peft(
     if not (folder / layout.CONFIG).is_file():
         raise FormatError("the folder is not a pack", where=folder, expected=f"{m.FILE_NAME} or {layout.CONFIG}",
                           remedy="name the folder that train, save or compose wrote")
-    findings = [finding._replace(severity="warning") for finding in files.forbidden_files(folder, frozenset({TENSORS}))]
-    findings += [*_foreign_json(folder)]
+    findings = [finding._replace(severity="warning") for finding in few(files.forbidden_files(folder, frozenset({TENSORS}), budget))]
+    findings += few(_foreign_json(folder, budget))
     if any(finding.severity == "error" for finding in findings):
         return Report("peft", str(folder), None, tuple(findings)), None
     try:
@@ -204,8 +211,7 @@ def _examine_peft(
         budget.require_memory((folder / TENSORS).stat().st_size if (folder / TENSORS).is_file() else 0)
     except Spent as spent:
         return Report("peft", str(folder), None, tuple(findings), (str(spent),), incomplete=True), None
-    file = None if ahead is None else HeldFile(ahead.data, folder / TENSORS, ahead)
-    pack = dataclasses.replace(layout.read(folder, tensors=file), path=folder)
+    pack = dataclasses.replace(layout.read(folder), path=folder)
     about_base = SHAPES_ONLY if base else NO_BASE
     open_questions = ("digests and canary: PEFT folders carry none", about_base)
     try:
@@ -215,7 +221,7 @@ def _examine_peft(
     return Report("peft", str(folder), pack.id, tuple(findings), open_questions, full, base_verdict(pack, base, findings)), pack
 
 
-def _foreign_json(folder: Path) -> Iterator[Finding]:
+def _foreign_json(folder: Path, budget: Budget) -> Iterator[Finding]:
     """Keys that load code, and the chat template, in what PEFT wrote."""
     for name in (layout.CONFIG, "tokenizer_config.json"):
         path = folder / name
@@ -227,7 +233,7 @@ def _foreign_json(folder: Path) -> Iterator[Finding]:
             if name == layout.CONFIG:
                 return  # reading it says so
             continue
-        yield from remote_code(value, name, foreign=True)
+        yield from remote_code(value, name, foreign=True, budget=budget)
         template = value.get("chat_template") if isinstance(value, dict) else None
         for one in template if isinstance(template, list) else [template]:
             text = one.get("template") if isinstance(one, dict) else one
@@ -237,13 +243,13 @@ def _foreign_json(folder: Path) -> Iterator[Finding]:
         yield from template_findings(read_file(folder / TEMPLATE, 1 << 20), TEMPLATE)
 
 
-def _code_keys(data: bytes) -> Iterator[Finding]:
+def _code_keys(data: bytes, budget: Budget) -> Iterator[Finding]:
     """Keys that load code, told before the schema calls them unknown fields; malformed JSON is the parser's to report."""
     try:
         value = strict_json.loads(data, m.FILE_NAME, m.MAX_BYTES)
     except FormatError:
         return
-    yield from remote_code(value, m.FILE_NAME)
+    yield from remote_code(value, m.FILE_NAME, budget=budget)
 
 
 def require_known(manifest: m.Manifest, where: object) -> None:

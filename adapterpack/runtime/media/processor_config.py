@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...base.checkpoint import read_json
-from ...errors import ConfigError, FormatError, Unsupported
+from ...errors import ConfigError, Unsupported
+from ..model_files import read_object
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 """Newer processors write one file with a section for each kind of input, older ones a file for one; the newer one goes first."""
@@ -84,7 +84,7 @@ def section(folder: Path, name: str) -> tuple[dict[str, Any], Path]:
     Raises:
         FormatError: one is no JSON object.
     """
-    newer, older = (_object(folder / file) for file in FILES)
+    newer, older = (read_object(folder / file) for file in FILES)
     own = newer.get(name)
     return (own, folder / FILES[0]) if isinstance(own, dict) else (older, folder / FILES[1])
 
@@ -116,13 +116,6 @@ def preparation(folder: Path) -> Preparation:
     both = (size["height"], size["width"]) if "height" in size else None
     return Preparation(size.get("shortest_edge"), both, read.filter(), (crop["height"], crop["width"]) if crop else None,
                        read.number("rescale_factor") if config["do_rescale"] else 1.0, *moments)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    found = read_json(path) if path.is_file() else {}
-    if not isinstance(found, dict):
-        raise FormatError("the configuration is no JSON object", where=path, found=type(found).__name__)
-    return found
 
 
 class _Reader:

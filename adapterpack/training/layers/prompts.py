@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from ...adapter_methods import PROMPT, Method, Site, Traits
 from ...adapter_methods.forms.prompt import PromptForm
 from ...adapter_methods.forms.prompt_config import PromptSite
 from ...errors import BaseMismatch, Unsupported
+from ..loading import load_tokenizer
 from .layer import Adapted, Tensors, as_numpy, own_modules
 
 _CACHES = ("cache", "past_key_values")
@@ -269,4 +270,4 @@ def ready(model: nn.Module, config: Any) -> Any:
     source = getattr(getattr(model, "config", None), "_name_or_path", None)
     if not source:
         raise Unsupported("the model came from no folder, so its tokenizer is not known", where=PROMPT, remedy="give token_ids")
-    return dataclasses.replace(config, token_ids=tuple(AutoTokenizer.from_pretrained(source)(config.text)["input_ids"]))
+    return dataclasses.replace(config, token_ids=tuple(load_tokenizer(source)(config.text)["input_ids"]))

@@ -35,6 +35,8 @@ _TOKENIZER_FILES = {"tokenizer_json": "tokenizer.json", "added_tokens": "added_t
 _HEADS, _EMBEDDINGS = ("lm_head", "embed_out", "decoder"), ("embed_tokens", "wte", "word_embeddings", "shared")
 SAME = "same-as-base"
 _DIFF_LINES = 40
+_COMPARED = 200
+"""Lines of a template that are compared with the other's."""
 
 
 def base_model(s: Subject) -> Iterator[Finding]:
@@ -93,11 +95,18 @@ def tokenizer(s: Subject) -> Iterator[Finding]:
 
 
 def difference(base: str, carried: str) -> str:
-    """A unified diff of two templates, cut after 40 lines."""
+    """A unified diff of two templates, cut after 40 lines; of long ones only what follows their first difference is compared.
+
+    To compare all would take time in proportion to the product of their lengths.
+    """
     from difflib import unified_diff  # noqa: PLC0415 - most templates are the base's
 
-    lines = [line.rstrip("\n") for line in unified_diff(base.splitlines(), carried.splitlines(), "base", "pack", lineterm="", n=1)]
-    more = [f"... and {len(lines) - _DIFF_LINES} more lines"] if len(lines) > _DIFF_LINES else []
+    one, two = base.splitlines(), carried.splitlines()
+    same = next((number for number, lines in enumerate(zip(one, two, strict=False)) if lines[0] != lines[1]), min(len(one), len(two)))
+    start, stop = max(same - 1, 0), same + _COMPARED
+    lines = list(unified_diff(one[start:stop], two[start:stop], "base", "pack", lineterm="", n=1))
+    left_out = [lines[_DIFF_LINES:], one[stop:], two[stop:]]
+    more = [f"... and {sum(map(len, left_out))} more lines"] if any(left_out) else []
     return "\n".join(line[:200] for line in lines[:_DIFF_LINES] + more)
 
 

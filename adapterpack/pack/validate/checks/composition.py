@@ -77,7 +77,9 @@ def follows(s: Subject) -> Iterator[Finding]:
         return
     numbers = {group.path: number for number, group in enumerate(s.pack.manifest.groups)}
     for adapter in s.pack.adapters():
-        s.budget.require_time("what follows from the members")
+        what = "what follows from the members"
+        s.budget.require_time(what)
+        s.require_memory(64 * sum(value.size for value in adapter.params.values()), what)  # their factors in float64, decomposed
         expected = made(method, adapter.config, complete(method, adapter.config, adapter.wide, adapter.site), adapter.site)
         for key, value in expected.items():
             if f"{key.partition('/')[0]}/" in prefixes and not np.abs(_up_to_sign(adapter.wide[key], value) - value).max() <= _RELATIVE:

@@ -9,10 +9,8 @@ from typing import cast
 from ....errors import FormatError
 from ....io.safe_open import LARGE, TENSORS, in_hub_cache, mapped, read_file
 from ....manifest import manifest as m
-from ...ahead import Ahead
 from ...pack import MUTABLE
 from ..budget import Budget
-from ..context import Subject
 from ..finding import Finding, Rule
 from .magic import magic_of
 
@@ -33,6 +31,7 @@ FORBIDDEN_SUFFIXES = frozenset({
     ".rar", ".sh", ".so", ".svg", ".tar", ".tgz", ".vbs", ".wasm", ".xz", ".zip", ".zst",
 })  # fmt: skip
 HEAD = 512
+_LIST = "the list of the files"
 NOTES = PurePosixPath(".cache", "huggingface")
 
 
@@ -49,16 +48,16 @@ def _is_notes(path: Path) -> bool:
     return [one.name for one in inside] == [NOTES.name] and inside[0].is_dir() and not inside[0].is_symlink()
 
 
-def regular_files(folder: Path) -> Iterator[Finding]:
+def regular_files(folder: Path, budget: Budget | None = None) -> Iterator[Finding]:
     """AP101, asked before any of the files is opened. A hub cache's own links into its blobs are let pass."""
-    for path in entries(folder):
+    for path in (budget or Budget()).over(entries(folder), _LIST):
         if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file():
             yield REGULAR.at(path.name, "only regular files may lie in a pack", file=path.name)
 
 
-def forbidden_files(folder: Path, listed: frozenset[str] = frozenset()) -> Iterator[Finding]:
+def forbidden_files(folder: Path, listed: frozenset[str] = frozenset(), budget: Budget | None = None) -> Iterator[Finding]:
     """AP106-AP107 for what lies there beside the listed files; the listed ones are asked once they are read."""
-    for path in entries(folder):
+    for path in (budget or Budget()).over(entries(folder), _LIST):
         if path.name in listed or not path.is_file():
             continue
         if Path(path.name.casefold()).suffix in FORBIDDEN_SUFFIXES:
@@ -83,9 +82,8 @@ def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
                           offset=min(size, listed[name].size))
 
 
-def hold(folder: Path, manifest: m.Manifest, budget: Budget, ahead: Ahead | None = None) -> dict[str, bytes]:
-    """The bytes of every listed file, each opened and read once, and no more of it than the manifest lists; the tensors' may be there
-    already (``ahead``).
+def hold(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, bytes]:
+    """The bytes of every listed file, each opened and read once, and no more of it than the manifest lists.
 
     A large tensor file is mapped: it has what is asked of bytes here, a length, slices and a buffer.
 
@@ -94,12 +92,10 @@ def hold(folder: Path, manifest: m.Manifest, budget: Budget, ahead: Ahead | None
         FormatError: what is opened is no regular file.
     """
     budget.require_memory(sum(entry.size for entry in manifest.files))
-    return {entry.path: _held(folder / entry.path, entry.size + 1, ahead if entry.path == TENSORS else None) for entry in manifest.files}
+    return {entry.path: _held(folder / entry.path, entry.size + 1) for entry in manifest.files}
 
 
-def _held(path: Path, limit: int, ahead: Ahead | None) -> bytes:
-    if ahead is not None:
-        return ahead.data
+def _held(path: Path, limit: int) -> bytes:
     return cast("bytes", mapped(path, limit)) if path.name == TENSORS and limit > LARGE + 1 else read_file(path, limit)
 
 
@@ -108,15 +104,6 @@ def magic_bytes(held: Mapping[str, bytes]) -> Iterator[Finding]:
     for name, data in held.items():
         if kind := magic_of(data[:HEAD]):
             yield MAGIC.at(name, f"the file begins like {kind}", file=name, offset=0)
-
-
-def file_digests(s: Subject) -> Iterator[Finding]:
-    """AP104-AP105: the bytes that were read have the listed size and digest."""
-    for entry in s.pack.manifest.files:
-        if len(s.held[entry.path]) != entry.size:
-            yield SIZE.at(entry.path, f"the file does not have the {entry.size} bytes that the manifest says", file=entry.path)
-        elif s.digests[entry.path].result() != entry.sha256:
-            yield DIGEST.at(entry.path, "the file's sha256 is not the manifest's: it was altered", file=entry.path)
 
 
 def read_manifest(path: Path) -> bytes:

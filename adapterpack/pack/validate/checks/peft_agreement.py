@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ....io.safe_open import TENSORS
 from ....peft import layout
@@ -15,6 +16,8 @@ FACE = Rule("AP601", "error", "PEFT would read from the folder what the manifest
 LIST = Rule("AP602", "error", "The file list is the one that such a pack has, each file in its role.", "pack the adapter again")
 READERS = Rule("AP603", "error", "The reference reader of safetensors reads the same tensors (asked with full).", "pack the adapter again")
 RULES = (FACE, LIST, READERS)
+
+_SECOND = "the second reader"
 
 
 def peft_face(s: Subject) -> Iterator[Finding]:
@@ -31,7 +34,11 @@ def peft_face(s: Subject) -> Iterator[Finding]:
         return
     if s.file.metadata != METADATA:
         yield FACE.at(TENSORS, f"the file's metadata must be {METADATA}", file=TENSORS, offset=8)
-    if has_face and (problem := layout.disagreement(s.folder, s.pack.manifest, s.held[layout.CONFIG], s.file)):
+    if not has_face:
+        return
+    with s.file.watched(lambda: s.budget.require_time("what PEFT would read")):
+        problem = layout.disagreement(s.folder, s.pack.manifest, s.held[layout.CONFIG], s.file)
+    if problem:
         yield FACE.at(layout.CONFIG, f"the file does not agree with the manifest: {problem}", file=layout.CONFIG)
 
 
@@ -41,11 +48,18 @@ def second_reader(s: Subject) -> Iterator[Finding]:
         return
     from safetensors import SafetensorError, deserialize  # noqa: PLC0415 - only here
 
+    s.require_memory(2 * len(s.held[TENSORS]), _SECOND)  # it takes the whole file as bytes, and copies every tensor
     try:
-        theirs = {name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"])) for name, entry in deserialize(s.held[TENSORS])}  # type: ignore[no-untyped-call]
+        theirs = dict(deserialize(bytes(s.held[TENSORS])))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         yield READERS.at(TENSORS, f"the reference reader refuses the file: {error}", file=TENSORS)
         return
-    ours = {name: (info.dtype, info.shape, bytes(s.file.buffer(name))) for name, info in s.file.tensors.items()}
-    if theirs != ours:
+    if theirs.keys() != s.file.tensors.keys() or not all(_agrees(s, name, theirs[name]) for name in theirs):
         yield READERS.at(TENSORS, "the reference reader reads other tensors from the file", file=TENSORS)
+
+
+def _agrees(s: Subject, name: str, theirs: Mapping[str, Any]) -> bool:
+    """Whether the reference reader's dtype, shape and bytes of a tensor are ours."""
+    s.budget.require_time(_SECOND)
+    info = s.file.tensors[name]
+    return (theirs["dtype"], tuple(theirs["shape"])) == (info.dtype, info.shape) and bool(theirs["data"] == s.file.buffer(name))

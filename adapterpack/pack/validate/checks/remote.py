@@ -7,8 +7,10 @@ from typing import Any
 
 from ....errors import FormatError
 from ....io import strict_json
+from ..budget import Budget
 from ..context import Subject
 from ..finding import Finding, Rule
+from ..walk import walk
 
 CODE = Rule("AP110", "error", "No JSON holds a key that makes a library import or fetch code.",
             "remove the key, or do not use this adapter")
@@ -30,18 +32,21 @@ _LIBRARIES = frozenset({"diffusers", "sentence_transformers", "transformers"})
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
 
-def remote_code(value: Any, file: str, foreign: bool = False) -> Iterator[Finding]:
-    """AP110-AP111 in one JSON value of at most 16 levels.
+def remote_code(value: Any, file: str, foreign: bool = False, budget: Budget | None = None) -> Iterator[Finding]:
+    """AP110-AP111 in one JSON value.
 
     ``foreign``: a file that PEFT wrote, which may name the disk of whoever trained it, and the class of a library that PEFT allows.
     """
-    for pointer, key, item in _items(value):
+    for place, item in (budget or Budget()).over(walk(value), "keys that load code"):
+        key = place.key
+        if not isinstance(key, str):
+            continue
         if key in KEYS and item not in _NOTHING + KEYS[key] and not (foreign and _library_class(key, item)):
-            found = CODE.at(f"{file}#{pointer}", f"'{key}' makes other libraries load code", file=file, pointer=pointer)
+            found = CODE.at(f"{file}#{place.pointer}", f"'{key}' makes other libraries load code", file=file, pointer=place.pointer)
             # PEFT writes it for every model of one's own; here it is neither followed nor taken along
             yield found._replace(severity="warning") if foreign and key == "auto_mapping" else found
         if not foreign and key.endswith("_path") and isinstance(item, str) and _leaves(item):
-            yield PATH.at(f"{file}#{pointer}", f"'{key}' leads out of the pack: {item[:80]!r}", file=file, pointer=pointer)
+            yield PATH.at(f"{file}#{place.pointer}", f"'{key}' leads out of the pack: {item[:80]!r}", file=file, pointer=place.pointer)
 
 
 def in_pack(s: Subject) -> Iterator[Finding]:
@@ -52,18 +57,7 @@ def in_pack(s: Subject) -> Iterator[Finding]:
                 value = strict_json.loads(data, name, 4 << 20)
             except FormatError:
                 continue  # the check of that file says so
-            yield from remote_code(value, name)
-
-
-def _items(value: Any, at: str = "") -> Iterator[tuple[str, str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            pointer = f"{at}/{key.replace('~', '~0').replace('/', '~1')}"
-            yield pointer, key, item
-            yield from _items(item, pointer)
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _items(item, f"{at}/{number}")
+            yield from remote_code(value, name, budget=s.budget)
 
 
 def _library_class(key: str, item: Any) -> bool:

@@ -8,11 +8,12 @@ import numpy as np
 
 from ....adapter_methods import PROMPT
 from ....adapter_methods.core.shapes import check_shapes
-from ....errors import AdapterpackError
+from ....errors import AdapterpackError, FormatError
 from ....io.safe_open import TENSORS
 from ....manifest import manifest as m
+from ...bounds import require_bounded
 from ...pack import SHARED, site_of
-from ..context import Subject, group_pointer, tensor_pointer
+from ..context import Subject, group_pointer, quantized_numbers, tensor_pointer
 from ..finding import Finding, Rule
 
 TWICE = Rule("AP401", "error", "No two groups have the same path.", "pack the adapter again")
@@ -23,11 +24,13 @@ KIND = Rule("AP405", "error", "Every site is of a kind that the method can adapt
 RANK_LARGE = Rule("AP406", "warning", "The rank of a low-rank site is at most the smaller of its two sizes.",
                   "resize the adapter: a larger rank only costs")
 POSITIONS = Rule("AP407", "error", "All sites act at the same positions of a row.", "pack the adapter again")
+BOUNDED = Rule("AP408", "error", "What the methods make at the sites is at most 16 times what the pack stores and the weights there hold.",
+               "pack the adapter again, with a smaller rank")
 SCALE = Rule("AP501", "error", "The written scale is the one that the configuration gives.", "pack the adapter again")
 RANK = Rule("AP502", "error", "The written rank is the one that the configuration gives.", "pack the adapter again")
 _UNKNOWN = 1 << 31
 """Wider than any layer: what stands for a width that the pack does not say."""
-RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, POSITIONS, SCALE, RANK)
+RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, POSITIONS, BOUNDED, SCALE, RANK)
 
 
 def roles(s: Subject) -> Iterator[Finding]:
@@ -36,11 +39,12 @@ def roles(s: Subject) -> Iterator[Finding]:
     paths = {group.path for group in s.pack.manifest.groups}
     if len(paths) != len(s.pack.manifest.groups):
         yield TWICE.at("groups", "two groups have the same path", pointer="/groups")
-    for name, entry in s.pack.manifest.tensors.items():
+    for name, entry in s.budget.over(s.pack.manifest.tensors.items(), "the groups of the tensors"):
         if entry.group not in paths or entry.file != TENSORS:
             yield NO_GROUP.at(name, "the tensor belongs to no group, or to another file", pointer=tensor_pointer(name))
-    for number, group in enumerate(s.pack.manifest.groups):
-        s.budget.require_time("the shapes of the sites")
+    int8 = quantized_numbers(s.pack.manifest.tensors.values())
+    for number, group in s.budget.over(enumerate(s.pack.manifest.groups), "the shapes of the sites"):
+        s.require_memory(8 * int8[group.path], "the shapes of the sites")
         pointer, params = group_pointer(number), s.pack.params(group.path)
         if group.role != "adapter":
             if not params:
@@ -57,7 +61,7 @@ def _feature(s: Subject) -> Iterator[Finding]:
     """A reader that knows one method a pack only must refuse a pack with several, and is told so."""
     if m.METHODS in s.pack.manifest.must_understand and all(group.method is None for group in s.pack.manifest.groups):
         yield KIND.at("must_understand", f"it names '{m.METHODS}', and no site has a method of its own", pointer="/must_understand")
-    for number, group in enumerate(s.pack.manifest.groups):
+    for number, group in s.budget.over(enumerate(s.pack.manifest.groups), "the methods of the sites"):
         if group.method is None:
             continue
         if group.role != "adapter" or group.method.type == s.pack.manifest.method.type:
@@ -134,9 +138,22 @@ def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: 
         yield SHAPES.at(group.path, f"expected {expected}, found {found}", pointer=pointer)
 
 
+def bounded(s: Subject) -> Iterator[Finding]:
+    """AP408."""
+    groups = [group for group in s.pack.manifest.groups if group.role == "adapter"]
+    sites = ((s.pack.method_of(group), s.pack.config_at(group), s.pack.site(group)) for group in groups)
+    try:
+        require_bounded(s.budget.over(sites, "what the methods make"), s.pack.manifest.tensors, s.folder.name)
+    except FormatError as error:
+        yield BOUNDED.at("groups", f"{error.what}: expected {error.expected}, found {error.found}", pointer="/groups")
+
+
 def positions(s: Subject) -> Iterator[Finding]:
     """AP407."""
-    rules = {s.pack.config_at(group).acts for group in s.pack.manifest.groups if group.role == "adapter"}
+    rules = set()
+    for group in s.budget.over(s.pack.manifest.groups, "the positions that the sites act at"):
+        if group.role == "adapter":
+            rules.add(s.pack.config_at(group).acts)
     if len(rules) > 1:
         found = "; ".join(sorted(str(one or "all") for one in rules))[:200]
         yield POSITIONS.at("groups", f"the sites act at different positions: {found}", pointer="/groups")
@@ -144,7 +161,7 @@ def positions(s: Subject) -> Iterator[Finding]:
 
 def scales(s: Subject) -> Iterator[Finding]:
     """AP501-AP502."""
-    for number, group in enumerate(s.pack.manifest.groups):
+    for number, group in s.budget.over(enumerate(s.pack.manifest.groups), "the scales of the sites"):
         if group.role != "adapter":
             continue
         cfg = s.pack.config_at(group)

@@ -9,8 +9,7 @@ import numpy as np
 from ....io.safe_open import TENSORS
 from ..context import Subject, tensor_pointer
 from ..finding import Finding, Rule
-from ..hashing import each
-from .values import NONFINITE
+from .values import NONFINITE, largest
 
 MISSING = Rule("AP201", "error", "Every tensor that the manifest lists is in the file.", "fetch the pack again")
 UNLISTED = Rule("AP202", "error", "Every tensor of the file is in the manifest.", "fetch the pack again")
@@ -29,30 +28,17 @@ def tensor_index(s: Subject) -> Iterator[Finding]:
         yield MISSING.at(name, "a tensor that the manifest lists is missing", file=TENSORS, pointer=tensor_pointer(name))
     for name in sorted(found.keys() - entries.keys()):
         yield UNLISTED.at(name, "a tensor that the manifest does not list", file=TENSORS, offset=found[name].offset)
-    for name in sorted(entries.keys() & found.keys()):
+    for name in s.budget.over(sorted(entries.keys() & found.keys()), "the index of the tensors"):
         entry, info = entries[name], found[name]
         if (entry.dtype, entry.shape) != (info.dtype, info.shape):
             yield SHAPE.at(name, f"the tensor is {info.dtype} {list(info.shape)}, the manifest says {entry.dtype} {list(entry.shape)}",
                            file=TENSORS, pointer=tensor_pointer(name))
 
 
-def tensor_digests(s: Subject) -> Iterator[Finding]:
-    """AP204.
-
-    It comes before the digests of whole files, so that altered bytes are reported by the name of the tensor that they belong to.
-    """
-    entries = sorted(s.pack.manifest.tensors.items())
-    found = each([s.file.buffer(name) for name, _ in entries], s.budget, "the digests of the tensors")
-    for (name, entry), sha256 in zip(entries, found, strict=True):
-        if sha256 != entry.sha256:
-            yield DIGEST.at(name, "the tensor's sha256 is not the manifest's: its bytes were altered", file=TENSORS,
-                            offset=s.file.tensors[name].offset)
-
-
 def quantized(s: Subject) -> Iterator[Finding]:
     """AP205-AP207."""
     entries, used = s.pack.manifest.tensors, set()
-    for name, entry in entries.items():
+    for name, entry in s.budget.over(entries.items(), "the scales of the tensors"):
         if entry.scales is None:
             if entry.dtype == "I8":
                 yield SCALES.at(name, "an int8 tensor without scales", file=TENSORS, pointer=tensor_pointer(name))
@@ -62,7 +48,7 @@ def quantized(s: Subject) -> Iterator[Finding]:
         wanted = ("F32", (*entry.shape[:1], *(1 for _ in entry.shape[1:])), entry.group, f"{entry.param}.scales")
         if entry.dtype != "I8" or found is None or (found.dtype, found.shape, found.group, found.param) != wanted:
             yield SCALES.at(name, "the tensor and its scales do not fit each other", file=TENSORS, pointer=tensor_pointer(name))
-        elif np.abs(s.file.read(entry.scales)).max() > np.finfo(np.float32).max / 128:
+        elif largest(s.file.read(entry.scales)) > np.finfo(np.float32).max / 128:
             yield NONFINITE.at(entry.scales, "a scale so large that values overflow", fix="quantize the pack again", file=TENSORS,
                                offset=s.file.tensors[entry.scales].offset)
     for name in sorted(name for name, entry in entries.items() if entry.param.endswith(".scales") and name not in used):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import string
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import urlsplit
 
 from ..context import Subject
 from ..finding import Finding, Rule
+from ..walk import walk
 
 URL = Rule("AP801", "error", "Every address is https, without a user name, and not of a private or local host.",
            "use a public https address")
@@ -25,20 +26,24 @@ OWNERS = (
     "stabilityai", "tiiuae", "unsloth", "zai-org",
 )  # fmt: skip
 _FOLD = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "_": "-", ".": "-"})
-_ADDRESS = re.compile(r"(?i)\b[a-z][a-z0-9+.-]*://[^\s<>\"']*|\b(?:javascript|data|file|vbscript):[^\s<>\"']+")
+_SCHEME = frozenset(string.ascii_letters + string.digits + "+.-")
+_BEGINS = re.compile(r"://|\b(?:javascript|data|file|vbscript):(?=[^\s<>\"'])", re.IGNORECASE)
+_ENDS = re.compile(r"[\s<>\"']")
 _HIDING = re.compile("[\u202a-\u202e\u2066-\u2069\u200b\u2060\ufeff]")
 
 
 def texts(s: Subject) -> Iterator[Finding]:
     """AP801 and AP804 for every text and key of the manifest, AP802-AP803 for the names of repositories."""
     manifest = s.pack.manifest
-    for pointer, text in _strings(manifest.to_json()):
-        if _HIDING.search(text):
-            yield BIDI.at(f"manifest#{pointer}", "the text holds invisible or reversing characters", pointer=pointer)
-        if ":" in text:
-            for address in _ADDRESS.findall(text):
+    for place, value in s.budget.over(walk(manifest.to_json()), "the texts of the manifest"):
+        for text in (place.key, value):
+            if not isinstance(text, str):
+                continue
+            if _HIDING.search(text):
+                yield BIDI.at(f"manifest#{place.pointer}", "the text holds invisible or reversing characters", pointer=place.pointer)
+            for address in addresses(text) if ":" in text else ():
                 if problem := unsafe(address):
-                    yield URL.at(f"manifest#{pointer}", f"an address that {problem}", pointer=pointer)
+                    yield URL.at(f"manifest#{place.pointer}", f"an address that {problem}", pointer=place.pointer)
     if manifest.license_link and not manifest.license_link.startswith("https://"):
         yield URL.at("license_link", "an address that is not https", pointer="/license_link")
     parents = manifest.lineage.parents if manifest.lineage else ()
@@ -51,6 +56,30 @@ def texts(s: Subject) -> Iterator[Finding]:
             yield REPO.at(name, "this is no name of a repository", pointer=pointer)
         elif len(parts) == 2 and (owner := looks_like(parts[0])):
             yield LOOKALIKE.at(name, f"the owner '{parts[0]}' looks like '{owner}'", pointer=pointer)
+
+
+def addresses(text: str) -> Iterator[str]:
+    """The addresses in a text, up to a blank, a quote or a bracket; each letter is looked at a few times at most.
+
+    Example:
+        >>> list(addresses("see (https://example.org/x) or javascript:alert(1), a.b.c"))
+        ['https://example.org/x)', 'javascript:alert(1),']
+    """
+    end = 0
+    for found in _BEGINS.finditer(text):
+        start = found.start()
+        if start < end:
+            continue
+        if found.group() == "://":
+            while start > end and text[start - 1] in _SCHEME:
+                start -= 1
+            while start < found.start() and not text[start].isalpha():
+                start += 1
+            if start == found.start():
+                continue
+        stop = _ENDS.search(text, found.end())
+        end = len(text) if stop is None else stop.start()
+        yield text[start:end]
 
 
 def unsafe(address: str) -> str | None:
@@ -112,16 +141,3 @@ def _one_apart(one: str, other: str) -> bool:
     a, b = one[start:], other[start:]
     swapped = len(a) == len(b) >= 2 and a[:2] == b[1::-1] and a[2:] == b[2:]
     return a[1:] == b[1:] or a[1:] == b or a == b[1:] or swapped
-
-
-def _strings(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield at, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            pointer = f"{at}/{key.replace('~', '~0').replace('/', '~1')}"
-            yield pointer, key
-            yield from _strings(item, pointer)
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _strings(item, f"{at}/{number}")

@@ -10,7 +10,8 @@ import numpy as np
 from ....errors import NonFinite
 from ....io.safe_open import TENSORS
 from ....io.safetensors import FLOATS, all_finite, dtype_name
-from ..context import Subject, group_pointer
+from ..budget import Budget
+from ..context import Subject, group_pointer, quantized_numbers
 from ..finding import Finding, Rule
 
 NONFINITE = Rule("AP301", "error", "No tensor holds NaN or infinity.", "train again in float32 or with a lower learning rate", NonFinite)
@@ -23,50 +24,71 @@ RULES = (NONFINITE, NO_EFFECT, HUGE, OVERFLOW)
 
 LARGEST = 1e4
 _BLOCK = 1 << 20
+_FUSED = "the size of the fused changes"
 
 
 def finite(s: Subject) -> Iterator[Finding]:
     """AP301-AP303, a block of a million values at a time."""
+    zero = set()
     for name, info in s.file.tensors.items():
-        s.budget.require_time("the values of the tensors")
         value = s.file.read(name).reshape(-1)
-        largest = 0.0
+        most, nothing = 0.0, True
         for start in range(0, value.size, _BLOCK):
+            s.budget.require_time("the values of the tensors")
             block = value[start : start + _BLOCK]
             if not all_finite(block):
                 yield NONFINITE.at(name, "the tensor holds NaN or infinity", file=TENSORS, offset=info.offset)
                 break
-            if dtype_name(value.dtype) in FLOATS and block.size:
-                largest = max(largest, abs(float(block.max())), abs(float(block.min())))
-        if largest > LARGEST:
-            yield HUGE.at(name, f"the largest value is {largest:.3g}", file=TENSORS, offset=info.offset)
+            nothing = nothing and not np.any(block)
+            if dtype_name(value.dtype) in FLOATS:
+                most = max(most, largest(block))
+        if most > LARGEST:
+            yield HUGE.at(name, f"the largest value is {most:.3g}", file=TENSORS, offset=info.offset)
+        if nothing:
+            zero.add(name)
+    without = {entry.group for name, entry in s.pack.manifest.tensors.items() if name in zero}
     for number, group in enumerate(s.pack.manifest.groups):
-        if group.role == "adapter" and any(not np.any(value) for value in s.pack.params(group.path).values()):
+        if group.role == "adapter" and group.path in without:
             yield NO_EFFECT.at(group.path, "a tensor of this site is all zero: the adapter has no effect there",
                                pointer=group_pointer(number))
 
 
+def largest(value: np.ndarray) -> float:
+    """The largest magnitude in an array that is not empty."""
+    return max(abs(float(value.max())), abs(float(value.min())))
+
+
 def fused(s: Subject) -> Iterator[Finding]:
     """AP304: by the Cauchy-Schwarz bound ``|scale| * max_i |up_i| * max_j |down_j|`` on the entries of ``scale * up @ down``."""
+    int8 = quantized_numbers(s.pack.manifest.tensors.values())
     for number, group in enumerate(s.pack.manifest.groups):
         if group.role != "adapter" or not s.pack.method_of(group).traits.low_rank:
             continue
-        s.budget.require_time("the size of the fused changes")
+        s.budget.require_time(_FUSED)
+        s.require_memory(8 * int8[group.path], _FUSED)  # in float32
         matrices = [value for value in s.pack.params(group.path).values() if value.ndim == 2]
         pairs = [(up, down) for up in matrices for down in matrices if up is not down and up.shape[1] == down.shape[0] == group.rank]
         if len(pairs) != 1 or group.scale is None:
             continue  # not the plain product of two factors
         up, down = pairs[0]
-        bound = abs(group.scale) * _norm(up, 1) * _norm(down, 0)
+        bound = abs(group.scale) * _norm(up, 1, s.budget) * _norm(down, 0, s.budget)
         if not bound <= float(np.finfo(np.float16).max):
             yield OVERFLOW.at(group.path, f"an entry of the fused change can reach {bound:.3g}, float16 ends at 65504",
                               pointer=group_pointer(number))
 
 
-def _norm(value: np.ndarray, axis: int) -> float:
-    """The largest Euclidean norm along an axis, without overflow on the way."""
-    top = max(abs(float(value.max())), abs(float(value.min())))
+def _norm(value: np.ndarray, axis: int, budget: Budget) -> float:
+    """The largest Euclidean norm along an axis of a matrix, without overflow on the way; some rows at a time."""
+    top = largest(value)
     if top == 0 or not math.isfinite(top):
         return top
-    scaled = value.astype(np.float32) / np.float32(top) if top < 1e38 else value.astype(np.float64) / top
-    return top * math.sqrt(float(np.einsum("ij,ij->i" if axis == 1 else "ij,ij->j", scaled, scaled).max()))
+    squares = np.zeros(value.shape[1 - axis], np.float64)
+    step = max(1, _BLOCK // value.shape[1])
+    for start in budget.over(range(0, len(value), step), _FUSED):
+        rows = value[start : start + step]
+        rows = rows.astype(np.float32) / np.float32(top) if top < 1e38 else rows.astype(np.float64) / top
+        if axis == 1:
+            squares[start : start + step] = np.einsum("ij,ij->i", rows, rows)
+        else:
+            squares += np.einsum("ij,ij->j", rows, rows)
+    return top * math.sqrt(float(squares.max()))

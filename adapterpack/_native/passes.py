@@ -1,27 +1,19 @@
-"""Passes over dense entries: TIES' vote, the counts that an order statistic is read off, and products with a few columns.
+"""Passes over dense entries: TIES' vote, and the counts that an order statistic is read off.
 
-Compiled kernels do them where they were built (see ``hatch_build.py``), and read a number once; numpy does them elsewhere, in twenty passes
-for a vote. Votes and counts are the same to the byte; products may be added up in another order.
+A compiled kernel does them where it was built (see :mod:`.build`), and reads a number once; numpy does them elsewhere, in twenty passes for
+a vote. Both give the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-_kernel: ModuleType | None
-try:
-    from . import _passes as _kernel
-except ImportError:  # nothing was compiled here
-    _kernel = None
-_sweep: ModuleType | None
-try:
-    from . import _sweep  # type: ignore[no-redef]
-except ImportError:  # nor here, or the processor cannot run it
-    _sweep = None
+from .loading import load
+
+_kernel = load("_passes")
 
 UPPER, LOWER = 1 << 15, 1 << 16
 """How many upper halves the bits of a float32 magnitude may have, and how many lower ones."""
@@ -149,35 +141,6 @@ class Between:
         """The one in that place among those in between, from 1 for the largest."""
         found: np.float32 = np.partition(self._kept[: self.count], self.count - place)[self.count - place]
         return found
-
-
-_PANEL = 32
-"""Columns that the kernel multiplies by together."""
-
-
-def sweep(
-    blocks: Iterable[tuple[slice, np.ndarray]], rows: int, X: np.ndarray, back: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """``D X``, and with ``back`` ``D^T D X``, in one pass over the blocks of ``D``; float32.
-
-    Example:
-        >>> D, X = np.array([[1, 2], [0, 1]], np.float32), np.ones((2, 1), np.float32)
-        >>> [value.ravel().tolist() for value in sweep([(slice(0, 2), D)], 2, X)]
-        [[3.0, 1.0], [3.0, 7.0]]
-    """
-    n, count = X.shape
-    if _sweep is not None and count % _PANEL:
-        X = np.concatenate([X, np.zeros((n, -count % _PANEL), np.float32)], axis=1)
-    X = np.ascontiguousarray(X, np.float32)
-    there, returned = np.empty((rows, X.shape[1]), np.float32), np.zeros(X.shape if back else (n, 0), np.float32)
-    for part, block in blocks:
-        if _sweep is not None and block.dtype == np.float32:
-            _sweep.sweep(np.ascontiguousarray(block), X, there[part], returned if back else None)
-            continue
-        there[part] = block @ X
-        if back:
-            returned += block.T @ there[part]
-    return there[:, :count], returned[:, :count]
 
 
 def _bits(values: np.ndarray) -> np.ndarray:

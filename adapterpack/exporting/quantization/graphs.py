@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import onnx
 import onnx_ir as ir
 
-from ..bundle.manifest import Bundle, MappedSite, graph_file, list_files, read_bundle
-from ..errors import FormatError, NothingToDo, ParityError, UnknownName, nearest
-from ..exporting.graph.emit import PREFIX
-from ..exporting.proof.cache_parity import with_steps
-from ..io.atomic import output_folder
-from ..runtime import canary as replay
-from ..runtime.session import Session
+from ...bundle.files import require_files, unlisted
+from ...bundle.manifest import Bundle, MappedSite, graph_file, read_bundle
+from ...errors import FormatError, NothingToDo, ParityError, UnknownName, nearest
+from ...io.atomic import output_folder
+from ...runtime import canary as replay
+from ...runtime.session import Session
+from ..graph.emit import PREFIX
+from ..proof.cache_parity import with_steps
 from . import measure
 
 
@@ -60,16 +61,16 @@ def quantize_bundle(source: Path, out: Path, scheme: str) -> Bundle:
 
     Raises:
         NothingToDo: it is quantized already, or has no MatMul to quantize.
-        FormatError: a file of the bundle was altered.
+        FormatError: a file of the bundle was altered, is missing, or is not in its manifest.
         ParityError: a slot was lost on the way, or a pack's canary fails on the quantized graph.
     """
     require_scheme(scheme)
     bundle = read_bundle(source)
     if bundle.quantization is not None:
         raise NothingToDo("the bundle is quantized already", where=source, remedy="start from the float bundle")
-    if sorted(bundle.files, key=str) != sorted(list_files(source), key=str):  # new digests must not hide an old change
-        raise FormatError("the bundle's files are not those that its manifest lists", where=source,
-                          remedy="see what validate says of it, or export again")
+    require_files(source, bundle, "cached")  # new digests must not hide an old change
+    if extra := unlisted(source, bundle):
+        raise FormatError("a file in the bundle is not in its manifest", where=source / extra[0], remedy="remove it, or export again")
     with output_folder(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         quantize_in_place(folder, scheme)
@@ -97,7 +98,7 @@ def quantize_in_place(folder: Path, name: str) -> None:
     if bundle.in_place:
         steps = with_steps(folder, lambda text: None)
         moved = dataclasses.replace(moved, parity={**moved.parity, "in_place": steps})
-    session = Session(folder, provider="cpu")
+    session = Session(folder, provider="cpu", verify="off")
     after, canaries = measure.answers(session), replay.replay(session)
     report = {"scheme": name, "block_size": scheme.block_size, "quantized": count, **measure.report(before, after)}
     measure.require_small(before, after, scheme.tolerance, folder.name)
@@ -108,7 +109,7 @@ def quantize_in_place(folder: Path, name: str) -> None:
 
 def _rows(folder: Path) -> tuple[dict[str, measure.Answer], dict[str, replay.Replay]]:
     """What is measured of a graph; the session that did is gone afterwards, so that its file can be replaced."""
-    session = Session(folder, provider="cpu")
+    session = Session(folder, provider="cpu", verify="off")
     return measure.answers(session), replay.replay(session)
 
 

@@ -1,29 +1,23 @@
 """Products of two factors, added up in one order on every processor, and blocks of a weight that such a product changes.
 
-A compiled kernel does both where it was built (see ``hatch_build.py``) and the processor has fused multiply-add; numpy does the product
+A compiled kernel does both where it was built (see :mod:`.build`) and the processor has fused multiply-add; numpy does the product
 elsewhere. The kernel's sums are those of ``fma(up[k], down[k], sum)`` for ``k = 0, 1, ...``, as most libraries compute a product of so few
 terms; some kernels of OpenBLAS add in another order at the edges of their panels, and so differ in the last bit of a few numbers.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ...io.safetensors import DTYPES
+from .loading import load
 
-_kernel: ModuleType | None
-try:
-    from . import _kernel  # type: ignore[no-redef]
-except ImportError:  # nothing was compiled here, or the processor cannot run it
-    _kernel = None
-
+_kernel = load("_lowrank")
 COMPILED = _kernel is not None
 """Whether the kernel is there."""
-STORED = (DTYPES["BF16"], DTYPES["F16"], DTYPES["F32"])
-"""The dtypes of weights that it folds."""
+STORED = frozenset({"bfloat16", "float16", "float32"})
+"""The names of the dtypes whose weights it folds."""
 _PANEL = 32
 """Columns that the kernel goes through together; the rest of the last panel is zeros."""
 
@@ -64,8 +58,8 @@ def fold(raw: np.ndarray, up: np.ndarray, panels: np.ndarray, out: np.ndarray) -
     from ``raw``: sums of at most a row in float32, over rows in float64. Only where the kernel is :data:`COMPILED`.
     """
     assert _kernel is not None
-    found: tuple[float, float, bool] = _kernel.fold(_bits(raw), np.ascontiguousarray(up), panels, _bits(out))
-    return found
+    error, inner, moved = _kernel.fold(_bits(raw), np.ascontiguousarray(up), panels, _bits(out))
+    return error, inner, moved
 
 
 def _is_float32(value: Any) -> bool:
@@ -73,4 +67,4 @@ def _is_float32(value: Any) -> bool:
 
 
 def _bits(value: np.ndarray) -> np.ndarray:
-    return value.view(np.uint16) if value.dtype == DTYPES["BF16"] else value
+    return value.view(np.uint16) if value.dtype.name == "bfloat16" else value

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS
+from ..codecs.base import Parts, Weight
+from ..codecs.grid import F32, Grid, Groups, Levels, QuantizedRows, Rows, integers
+from ..codecs.storage import PartUpdate
 from . import ggml_bits as bits
-from .base import Parts, Weight
-from .grid import F32, Grid, Groups, Levels, QuantizedRows, Rows, integers
-from .storage import PartUpdate
+from .tensor_types import TENSOR_TYPES, TYPE_NUMBERS
 
 Blocks = np.ndarray
 """``[n, blocks of a row]`` of one type's structure."""
@@ -183,7 +183,7 @@ _AS_IS = Levels(lambda codes: codes, lambda level: level, lambda least, greatest
 
 
 def _by_package(kind: str, parts: Parts, rows: slice) -> QuantizedRows:
-    from ..gguf.package import library  # noqa: PLC0415 - only rare types need it
+    from .package import library  # noqa: PLC0415 - only rare types need it
 
     gguf = library()
     values = gguf.quants.dequantize(np.ascontiguousarray(parts["codes"][rows]), gguf.GGMLQuantizationType(TYPE_NUMBERS[kind]))

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..base.checkpoint import read_json
-from ..errors import AdapterpackError, ParityError
-from ..pack import canary
-from ..runtime.media.image_rows import image_positions, image_token
-from ..runtime.session import Arrays, Session, last_places, pad
-from ..slots.precision import NONE_BELOW
-from ..tasks.task import MAIN
+from ...base.checkpoint import read_json
+from ...errors import AdapterpackError, ParityError
+from ...pack import canary
+from ...runtime.media.image_rows import image_positions, image_token
+from ...runtime.session import Arrays, Session, last_places, pad
+from ...slots.precision import NONE_BELOW
+from ...tasks.task import MAIN
 
 _SAMPLE = 65521
 """Of how many numbers of an output of a graph before the last one a change is measured: an encoder's keys and values can be gigabytes."""

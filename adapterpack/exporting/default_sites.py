@@ -1,0 +1,24 @@
+"""Where a graph has slots when no pack says so: at the layers that training adapts when its config names none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+
+from ..adapter_methods import get
+from ..adapter_methods.lora import LoRA
+from ..tasks.task import Task
+from ..training.loading import quiet_transformers
+from ..training.sites import select
+
+
+def default_sites(task: Task, base: Path) -> frozenset[str]:
+    """The paths of the layers that ``targets="all-linear"`` names in the task's model: every linear layer except the output embedding and
+    the task's heads, which are trained whole. The model is built without its weights.
+    """
+    with torch.device("meta"), quiet_transformers():
+        model = getattr(transformers, task.auto_class).from_config(transformers.AutoConfig.from_pretrained(base))
+    heads = tuple(head for head in task.heads if hasattr(model, head))
+    return frozenset(site.path for site in select(model, LoRA().targets, get("lora").traits, heads))

@@ -1,0 +1,1 @@
+"""Weight-only quantization of a bundle's graphs, with the error measured."""

@@ -1,0 +1,72 @@
+"""The sha256 of whole files, taken once: while a file's device, inode, size and times stay, so do its bytes.
+
+Hashes are kept for the life of the process, those of large files in the user's cache folder too, one small file each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import StorageError
+from .atomic import output_file
+from .cache import cache_folder
+from .hashing import Identity, Source, digests, identity
+
+LARGE = 64 << 20
+"""Bytes from which a hash is kept for other processes: smaller files are hashed in less than a tenth of a second."""
+_HASHES: dict[Identity, str] = {}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def file_hashes(files: Mapping[str, Path], *, again: bool = False, watch: Callable[[], None] | None = None) -> dict[str, str]:
+    """The sha256 (hex) of each file, by name; of one that was hashed before, what was found then, unless ``again``.
+
+    ``watch`` is called at every block of bytes that is hashed: what it raises ends the hashing. A hash is kept only if the file's last
+    change lies so far back that another would show in its times.
+
+    Raises:
+        StorageError: a file is missing, cannot be read, or changed meanwhile.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "empty"
+        >>> path.touch()
+        >>> file_hashes({"empty": path})["empty"][:8]
+        'e3b0c442'
+    """
+    seen = {name: identity(path) for name, path in files.items()}
+    found = {} if again else {name: known for name, one in seen.items() if (known := _kept(one)) is not None}
+    fresh = digests({name: Source(files[name], one, ((0, one.size),)) for name, one in seen.items() if name not in found}, watch=watch)
+    for name, sha256 in fresh.items():
+        found[name] = sha256.hex()
+        if seen[name].settled and identity(files[name]) == seen[name]:
+            _keep(seen[name], found[name])
+    return found
+
+
+def _kept(file: Identity) -> str | None:
+    if file not in _HASHES and file.size >= LARGE:
+        with suppress(OSError, UnicodeDecodeError):
+            *times, sha256 = _record(file).read_text("ascii").split()
+            if times == _times(file) and _SHA256.fullmatch(sha256):
+                _HASHES[file] = sha256
+    return _HASHES.get(file)
+
+
+def _keep(file: Identity, sha256: str) -> None:
+    _HASHES[file] = sha256
+    if file.size >= LARGE:
+        with suppress(StorageError), output_file(_record(file)) as record:  # a cache that cannot be written is no reason to fail
+            record.write_text(" ".join([*_times(file), sha256]), "ascii")
+
+
+def _record(file: Identity) -> Path:
+    """Where the hash of a large file is kept: at its inode, whose next file takes the place."""
+    return cache_folder() / "hashes" / f"{file.device:x}-{file.inode:x}"
+
+
+def _times(file: Identity) -> list[str]:
+    return [str(number) for number in (file.size, file.modified, file.changed)]

@@ -1,0 +1,47 @@
+"""What a stranger's JSON value holds, however it is nested: in time and memory in proportion to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+
+class Place(NamedTuple):
+    """A place in a JSON value: the place around it, and the key or the number there. The pointer is put together where it is wanted."""
+
+    around: Place | None = None
+    key: str | int = ""
+
+    @property
+    def pointer(self) -> str:
+        """The JSON pointer (RFC 6901)."""
+        parts, place = [], self
+        while place.around is not None:
+            parts.append(str(place.key).replace("~", "~0").replace("/", "~1"))
+            place = place.around
+        return "".join(f"/{part}" for part in reversed(parts))
+
+
+def walk(value: Any) -> Iterator[tuple[Place, Any]]:
+    """The value and every value inside of it, outer ones first, each with its place.
+
+    Example:
+        >>> [(place.pointer, inner) for place, inner in walk({"a/b": [5]})][1:]
+        [('/a~1b', [5]), ('/a~1b/0', 5)]
+    """
+    left = [iter([(Place(), value)])]
+    while left:
+        found = next(left[-1], None)
+        if found is None:
+            left.pop()
+            continue
+        yield found
+        place, inner = found
+        if isinstance(inner, dict):
+            left.append(_inside(place, inner.items()))
+        elif isinstance(inner, list):
+            left.append(_inside(place, enumerate(inner)))
+
+
+def _inside(around: Place, entries: Any) -> Iterator[tuple[Place, Any]]:
+    return ((Place(around, key), item) for key, item in entries)

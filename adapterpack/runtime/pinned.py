@@ -1,0 +1,67 @@
+"""The rows of a batch with the adapters that they began with, whatever a session loads or unloads meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..pack.pack import Pack
+from ..tasks.task import MAIN
+from .positions import where
+from .prefix_cache import Before, Caches, before
+
+
+class Adapters(NamedTuple):
+    """The adapters of a session at one moment: its packs and what their prompts put into a cache, by name, and what the bundle's mode
+    needs to run them. Never changed in place: a session that loads or unloads one puts another value here.
+    """
+
+    packs: Mapping[str, Pack]
+    prompts: Caches
+    attached: Any
+
+
+class Run(Protocol):
+    """Feeds to outputs, both by name and as ``OrtValue``."""
+
+    def __call__(self, feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+        """One pass of a part; ``rows`` are the places among the pinned names that its rows have, by default all in order."""
+        ...
+
+
+class Pinned(NamedTuple):
+    """Rows with these adapters, one name a row, None for the base; called, it runs one pass of them."""
+
+    names: Sequence[str | None]
+    adapters: Adapters
+    run: Run
+
+    def __call__(self, feeds: Mapping[str, Any], part: str = MAIN) -> dict[str, Any]:
+        """The outputs of one pass of a part."""
+        return self.run(feeds, part)
+
+    def of(self, places: Sequence[int]) -> Pinned:
+        """The rows at these places, in that order; one may be there several times."""
+        def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+            return self.run(feeds, part, places if rows is None else [places[row] for row in rows])
+
+        return Pinned([self.names[place] for place in places], self.adapters, run)
+
+    def before(self, inputs: Mapping[str, Any]) -> Before:
+        """The cache that the rows begin with in a graph with these inputs: their prompts, or nothing; and the mask that covers it."""
+        return before(inputs, self.adapters.prompts, self.names)
+
+    def acting(self, inputs: Mapping[str, np.ndarray], before: np.ndarray | None = None) -> np.ndarray:
+        """Where each row's adapter acts in a pass: ``[batch, tokens]`` bool, which is True for adapters that act everywhere.
+
+        ``inputs`` are the pass's ``input_ids`` and the ``attention_mask`` of these tokens; ``before`` ``[batch]`` says, of a pass on a
+        cache, in which rows the adapter has acted so far.
+        """
+        rules = {name: pack.acts for name, pack in self.adapters.packs.items()}
+        return where(rules, self.names, inputs["input_ids"], inputs["attention_mask"], before)
+
+    def acts_in_parts(self) -> bool:
+        """Whether the adapter of a row acts at some of its positions only."""
+        return any(name is not None and self.adapters.packs[name].acts is not None for name in self.names)

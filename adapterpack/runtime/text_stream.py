@@ -1,0 +1,68 @@
+"""Turns a row's tokens into text, of which nothing that was given out is ever taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers.decoders import DecodeStream
+
+from .tokenizer import Tokenizer
+
+
+class TextStream:
+    """The text of one row, token by token. ``text`` is final: later tokens only add to it. ``ids`` are the tokens so far.
+
+    Bytes of an unfinished character and a possible beginning of a stop text are kept back until it is clear what they become. A stop text
+    ends the row (``stopped``) and is cut off; of several the one that begins first counts.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self.ids: list[int] = []
+        self.text, self.stopped = "", False
+        self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._decoded = 0  # so many of the ids have their text; that of those after them is not complete
+        self._kept = ""  # text that may be the beginning of a stop text
+
+    def push(self, token: int) -> None:
+        """Takes the row's next token."""
+        self.ids.append(token)
+        try:
+            piece = self._stream.step(self._tokenizer.core, token)
+        except Exception:  # with this token those before it read differently, but their text was given out: only the rest is read anew
+            piece = self._tokenizer.decode(self.ids[self._decoded :])
+            self._stream = DecodeStream(skip_special_tokens=True)
+            self._stream.step(self._tokenizer.core, token)
+        if piece:
+            self._decoded = len(self.ids)
+            self._add(piece)
+
+    def finish(self) -> None:
+        """Releases what was kept back: no token follows."""
+        if not self.stopped:
+            self._add(self._incomplete(), last=True)
+
+    def _incomplete(self) -> str:
+        """The text of the last ids, which never became complete."""
+        if self._decoded == len(self.ids):
+            return ""
+        whole, given = self._tokenizer.decode(self.ids), self.text + self._kept
+        return whole[len(given) :] if whole.startswith(given) else self._tokenizer.decode(self.ids[self._decoded :])
+
+    def _add(self, piece: str, last: bool = False) -> None:
+        text = self._kept + piece
+        cuts = [at for at in map(text.find, self._stop) if at >= 0]
+        self.stopped = bool(cuts)
+        final = min(cuts) if cuts else len(text) if last else len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
+        self.text += text[:final]
+        self._kept = "" if cuts else text[final:]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many of the last characters of ``text`` are a beginning of ``stop``, without being all of it.
+
+    Example:
+        >>> _overlap("one <sto", "<stop>"), _overlap("one", "<stop>")
+        (4, 0)
+    """
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

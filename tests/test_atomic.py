@@ -1,0 +1,154 @@
+"""Outputs that are whole or absent: written where nobody else can, and every error says which path it is about."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from adapterpack.errors import StorageError
+from adapterpack.io.atomic import output_file, output_folder
+
+pytestmark = pytest.mark.fast
+
+Output = Callable[[Path], AbstractContextManager[Path]]
+
+
+@pytest.fixture(params=[output_file, output_folder], ids=["file", "folder"])
+def output(request: pytest.FixtureRequest) -> Output:
+    made: Output = request.param
+    return made
+
+
+def put(place: Path, text: str) -> Path:
+    """Writes ``text`` into the output: into the file itself, or into one in the folder."""
+    file = place / "file" if place.is_dir() else place
+    file.write_text(text)
+    return file
+
+
+def test_a_link_that_waits_where_a_report_is_written_is_not_followed(tmp_path: Path) -> None:
+    """A process id is known to others, so a name made of it would be one that they can foresee."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / f".report.html.{os.getpid()}.partial").symlink_to(victim)
+    with output_file(tmp_path / "report.html") as path:
+        put(path, "report")
+    assert (victim.read_text(), (tmp_path / "report.html").read_text()) == ("mine", "report")
+
+
+def test_an_output_grows_where_nobody_else_can_write(output: Output, tmp_path: Path) -> None:
+    """Its folder is of this user alone while it grows; then a file has the mode that every new file gets."""
+    with output(tmp_path / "out") as place:
+        assert stat.S_IMODE((place if place.is_dir() else place.parent).stat().st_mode) == 0o700
+        put(place, "whole")
+    (tmp_path / "other").touch()
+    made = tmp_path / "out" / "file" if (tmp_path / "out").is_dir() else tmp_path / "out"
+    assert made.stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_threads_that_renew_one_file_do_not_share_a_temporary(tmp_path: Path) -> None:
+    """Each writes its own bytes to the end, and what remains is whole: that of the last one."""
+    texts, meet, failed = [letter * 100_000 for letter in "abcd"], threading.Barrier(4), list[BaseException]()
+
+    def renew(text: str) -> None:
+        try:
+            with output_file(tmp_path / "report") as path, path.open("w") as file:
+                meet.wait(30)  # all are open at once
+                file.write(text)
+        except BaseException as error:  # of a thread, for the test to tell
+            failed.append(error)
+
+    threads = [threading.Thread(target=renew, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert (tmp_path / "report").read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_long_name_has_room_for_its_temporary(output: Output, tmp_path: Path) -> None:
+    """File systems take names of 255 bytes."""
+    out = tmp_path / ("n" * 250 + ".html")
+    with output(out) as place:
+        put(place, "whole")
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_what_the_source_does_is_told_of_the_source(output: Output, tmp_path: Path) -> None:
+    """A file that is missing, or that is a folder, is named; the output is not blamed, and nothing of it is left."""
+    out, source = tmp_path / "out", tmp_path / "source"
+    for _ in range(2):
+        with pytest.raises(StorageError) as caught, output(out) as place:
+            put(place, "half")
+            source.read_text()
+        assert caught.value.where == str(source)
+        source.mkdir(exist_ok=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("error", [OSError("no tokenizer can be loaded"), ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
+                                   OSError(errno.EIO, "a sector"), ValueError("no"), KeyboardInterrupt()], ids=repr)
+def test_what_is_of_no_file_passes_as_it_is(error: BaseException, output: Output, tmp_path: Path) -> None:
+    """Libraries raise an OSError of their own, and reading fails without saying of what: neither is the output's fault."""
+    with pytest.raises(type(error)) as caught, output(tmp_path / "out") as place:
+        put(place, "half")
+        raise error
+    assert caught.value is error
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_full_disk_is_the_outputs(output: Output, tmp_path: Path) -> None:
+    """The system does not say of what it has no room for; but it is only writing that needs some."""
+    with pytest.raises(StorageError, match="the disk is full") as caught, output(tmp_path / "out") as place:
+        put(place, "half")
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            full.write(b"more")
+    assert caught.value.where == str(tmp_path / "out")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_output_that_cannot_be_written_is_named_by_its_own_name(output: Output, tmp_path: Path) -> None:
+    """Not by its temporary one, which is gone when the error is read."""
+    with pytest.raises(StorageError) as caught, output(tmp_path / "out") as place:
+        (place / "no such folder" / "file").write_text("lost")
+    assert caught.value.where == str(tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError) as caught, output(tmp_path / "file" / "out"):
+        pass
+    assert caught.value.where == str(tmp_path / "file" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from adapterpack.pack import atomic
+with getattr(atomic, sys.argv[1])(sys.argv[2]) as place:
+    (place / "file" if place.is_dir() else place).write_text("half")
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_an_interrupt_of_the_system_leaves_nothing(output: Output, tmp_path: Path) -> None:
+    """Ctrl-C while it is written, in a process of its own."""
+    command = [sys.executable, "-c", CHILD, getattr(output, "__name__", ""), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begun\n"
+        assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+        child.send_signal(2)
+        child.wait(30)
+    assert [*tmp_path.iterdir()] == []
