@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from adapterpack.chat import ChatTemplate
 from adapterpack.chat.limits import BoundedEnvironment
 from adapterpack.errors import FormatError
-from adapterpack.runtime.tokenizer import Tokenizer
+from adapterpack.runtime.text.tokenizer import Tokenizer
 
 TEMPLATES = {
     "plain": "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] | trim }}\n{% endfor %}"

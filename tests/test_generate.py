@@ -16,7 +16,7 @@ from adapterpack import Session
 from adapterpack.errors import ConfigError, UnknownAdapter, Unsupported
 from adapterpack.runtime.generate import Sampling, _choose
 from adapterpack.runtime.session import pad
-from adapterpack.runtime.tokenizer import Tokenizer
+from adapterpack.runtime.text.tokenizer import Tokenizer
 from adapterpack.tasks.task import MAIN
 
 Make = Callable[..., Any]

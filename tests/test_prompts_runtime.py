@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import adapterpack as ap
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, Unsupported
 from adapterpack.manifest import manifest as m
-from adapterpack.runtime import soft_prompt
+from adapterpack.runtime.adapters import soft_prompt
 from adapterpack.runtime.decoder import Causal
 from adapterpack.runtime.session import pad
 

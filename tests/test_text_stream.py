@@ -67,8 +67,8 @@ def folder_of(core: Tokenizer, folder: Path, source: Path | None = None) -> Path
 @pytest.mark.parametrize("kind", CORES)
 def test_pieces_are_final_and_make_up_the_whole(kind: str, tmp_path: Path) -> None:
     """Any ids, special and unknown ones among them: no piece is taken back, and all of them are the text of all ids."""
-    from adapterpack.runtime.text_stream import TextStream
-    from adapterpack.runtime.tokenizer import Tokenizer as Ours
+    from adapterpack.runtime.text.text_stream import TextStream
+    from adapterpack.runtime.text.tokenizer import Tokenizer as Ours
 
     make, some = CORES[kind]
     tokenizer = Ours(folder_of(make(), tmp_path / "model"))
@@ -88,8 +88,8 @@ def test_pieces_are_final_and_make_up_the_whole(kind: str, tmp_path: Path) -> No
 
 def test_whole_characters_of_byte_fallback(tmp_path: Path) -> None:
     """Characters of many tokens come whole, and a text is what the tokenizer says of it at once; a broken one is replaced, not lost."""
-    from adapterpack.runtime.text_stream import TextStream
-    from adapterpack.runtime.tokenizer import Tokenizer as Ours
+    from adapterpack.runtime.text.text_stream import TextStream
+    from adapterpack.runtime.text.tokenizer import Tokenizer as Ours
 
     tokenizer = Ours(folder_of(byte_fallback(), tmp_path / "model"))
     ids = [1 + byte for byte in "€😀".encode()]
@@ -112,8 +112,8 @@ def test_whole_characters_of_byte_fallback(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [("st t",), ("st", "sts"), ("tst", "ss t", " t"), ("stst", ""), ("st" * 20,)])
 def test_a_stop_text_never_begins_to_come(stop: tuple[str, ...], tmp_path: Path) -> None:
     """What was given out before a stop text ends in no beginning of it that the text goes on with; without one nothing is lost."""
-    from adapterpack.runtime.text_stream import TextStream
-    from adapterpack.runtime.tokenizer import Tokenizer as Ours
+    from adapterpack.runtime.text.text_stream import TextStream
+    from adapterpack.runtime.text.tokenizer import Tokenizer as Ours
 
     tokenizer, rng, ended = Ours(folder_of(byte_level(), tmp_path / "model")), np.random.default_rng(5), 0
     letters = [tokenizer.encode(letter)[0] for letter in "st "]

@@ -17,9 +17,9 @@ from tokenizers import models, normalizers
 from adapterpack import Session, run
 from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError, FormatError, StorageError
-from adapterpack.runtime import model_files, tokenizer
 from adapterpack.runtime.decoder import start_ids
-from adapterpack.runtime.tokenizer import Tokenizer
+from adapterpack.runtime.text import model_files, tokenizer
+from adapterpack.runtime.text.tokenizer import Tokenizer
 
 Make = Callable[..., Any]
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

@@ -15,7 +15,7 @@ import numpy as np
 from ..adapter_methods import LAYOUTS
 from ..errors import FormatError, Unsupported
 from ..pack.pack import Pack
-from ..runtime.adapter_files import write_adapter_file
+from ..runtime.adapters.files import write_adapter_file
 from ..slots.values import HEAD_FIELDS, PEFT_NAMES, pack_values
 from .base import BaseModel, bind_to_base
 from .factors import SiteFactors, lora_pack, require_pairs

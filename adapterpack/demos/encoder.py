@@ -18,7 +18,7 @@ from ..pack.validate.validation import load
 from ..quantizing.pipeline import quantize
 from ..resources import resource
 from ..runtime.session import Session, pad
-from ..runtime.tokenizer import Tokenizer
+from ..runtime.text.tokenizer import Tokenizer
 from ..tasks.task import task_named
 from ..training.config.config import TrainConfig, read_config
 from ..training.inject import attach

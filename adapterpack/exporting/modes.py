@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..bundle.manifest import MappedSite, adapter_file
 from ..errors import SiteNotFound, Unsupported
 from ..pack.pack import Pack
-from ..runtime.adapter_files import write_adapter_file
+from ..runtime.adapters.files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, nothing
 from ..slots.values import Values, grouped, padded, stacked
 from ..tasks.task import MAIN

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import FormatError, storage_errors
-from ..io.hashing import sha256_of
 from .atomic import sync
+from .hashing import sha256_of
 
 _CHUNK = 1 << 20
 

@@ -12,11 +12,11 @@ from ..adapter_methods.core.token_positions import acted
 from ..bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT, STEP
 from ..errors import ConfigError, FormatError
 from ..tasks.task import MAIN
-from .context_length import context_of
 from .kv_cache import Buffers
-from .model_files import token_ids
 from .model_inputs import ENCODED, Arrays, complete, last_places, pad, positions
 from .pipeline import flow, values
+from .text.context_length import context_of
+from .text.model_files import token_ids
 
 if TYPE_CHECKING:
     from .session import Session

@@ -11,12 +11,12 @@ import numpy as np
 
 from ..errors import ConfigError, Unsupported
 from ..tasks.task import TASKS
-from .context_length import context_of, require_context, text_part
 from .decoder import DECODING
-from .model_files import MAX_ID
 from .rows import each
 from .session import Arrays, Names, Session
-from .text_stream import TextStream
+from .text.context_length import context_of, require_context, text_part
+from .text.model_files import MAX_ID
+from .text.text_stream import TextStream
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 Emit = Callable[[int, int, str], None]

@@ -10,10 +10,10 @@ import numpy as np
 from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, PAST
 from ..errors import ConfigError
 from ..tasks.task import Part
-from .context_length import require_context
+from .adapters.pinned import Pinned
+from .adapters.prefix_cache import Before
 from .ort_model import Graph
-from .pinned import Pinned
-from .prefix_cache import Before
+from .text.context_length import require_context
 
 if TYPE_CHECKING:
     from .session import Session

@@ -11,9 +11,9 @@ import onnxruntime as ort
 from ..bundle.manifest import ADAPTER_IDS
 from ..errors import ConfigError
 from ..tasks.task import Part
+from .adapters.pinned import Pinned
 from .media.image_rows import features_of_rows, image_token, rows_of_images
 from .model_inputs import Arrays, complete
-from .pinned import Pinned
 
 if TYPE_CHECKING:
     from .session import Session

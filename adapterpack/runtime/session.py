@@ -18,17 +18,18 @@ from ..errors import ConfigError, FormatError, UnknownAdapter, nearest
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.task import MAIN, task_named
-from . import providers, soft_prompt
-from .adapter_modes import ATTACH
+from . import providers
+from .adapters import soft_prompt
+from .adapters.modes import ATTACH
+from .adapters.pinned import Adapters, Pinned
+from .adapters.prefix_cache import cache_of
 from .media.inputs import Picture, image_of
-from .model_files import read_object
 from .model_inputs import Arrays, last_places, pad, positions
 from .ort_model import Graph
-from .pinned import Adapters, Pinned
 from .pipeline import Names, flow
-from .prefix_cache import cache_of
 from .rows import each
-from .tokenizer import Tokenizer
+from .text.model_files import read_object
+from .text.tokenizer import Tokenizer
 
 __all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 

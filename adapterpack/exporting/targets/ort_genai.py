@@ -14,7 +14,7 @@ from ...bundle.manifest import GRAPH, PAST, Bundle
 from ...bundle.signature import Port
 from ...errors import Unsupported
 from ...io import strict_json
-from ...runtime.tokenizer import Tokenizer
+from ...runtime.text.tokenizer import Tokenizer
 from ...slots.values import PEFT_NAMES
 from .base import TARGETS, Target, own_name
 

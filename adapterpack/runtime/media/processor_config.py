@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, Unsupported
-from ..model_files import read_object
+from ..text.model_files import read_object
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 """Newer processors write one file with a section for each kind of input, older ones a file for one; the newer one goes first."""

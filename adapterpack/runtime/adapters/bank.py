@@ -10,14 +10,14 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ..base import compatibility
-from ..bundle.manifest import Bundle, Heads, graph_file
-from ..errors import AdapterpackError, Unsupported
-from ..manifest.manifest import Base
-from ..pack.pack import Adapter, Pack
-from ..slots.projections import heads_at, projected
-from ..slots.prompt_kv import PROJECTION
-from ..slots.values import Values, pack_values, padded
+from ...base import compatibility
+from ...bundle.manifest import Bundle, Heads, graph_file
+from ...errors import AdapterpackError, Unsupported
+from ...manifest.manifest import Base
+from ...pack.pack import Adapter, Pack
+from ...slots.projections import heads_at, projected
+from ...slots.prompt_kv import PROJECTION
+from ...slots.values import Values, pack_values, padded
 from .positions import require_positions
 
 

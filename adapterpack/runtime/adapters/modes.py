@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
-from ..bundle.manifest import ADAPTER_IDS, STEP, adapter_file
-from ..errors import FormatError, Unsupported
-from ..pack.pack import Pack
-from ..slots.precision import ABSENT, held
-from ..tasks.task import MAIN
+from ...bundle.manifest import ADAPTER_IDS, STEP, adapter_file
+from ...errors import FormatError, Unsupported
+from ...pack.pack import Pack
+from ...slots.precision import ABSENT, held
+from ...tasks.task import MAIN
 from .bank import AdapterBank, BankState
 from .pinned import Adapters, Run
 
 if TYPE_CHECKING:
-    from .session import Session
+    from ..session import Session
 
 
 class Attached(Protocol):

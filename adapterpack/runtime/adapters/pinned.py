@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..pack.pack import Pack
-from ..tasks.task import MAIN
+from ...pack.pack import Pack
+from ...tasks.task import MAIN
 from .positions import where
 from .prefix_cache import Before, Caches, before
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..adapter_methods.core.token_positions import Acts
-from ..bundle.manifest import MappedSite
-from ..errors import Unsupported
-from ..pack.pack import Pack
+from ...adapter_methods.core.token_positions import Acts
+from ...bundle.manifest import MappedSite
+from ...errors import Unsupported
+from ...pack.pack import Pack
 
 
 def where(

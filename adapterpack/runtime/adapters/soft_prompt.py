@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH
-from ..errors import BaseMismatch, Unsupported
-from .ort_model import TYPES
+from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH
+from ...errors import BaseMismatch, Unsupported
+from ..ort_model import TYPES
 
 _LOOKUPS = frozenset({"Gather", "GatherBlockQuantized"})
 _EMBEDS = "adapterpack/virtual_embeddings"

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import complete
-from ..adapter_methods.forms.prompt import PromptForm
-from ..bundle.manifest import PAST
-from ..errors import BaseMismatch, Unsupported
-from ..pack.pack import Pack
+from ...adapter_methods import complete
+from ...adapter_methods.forms.prompt import PromptForm
+from ...bundle.manifest import PAST
+from ...errors import BaseMismatch, Unsupported
+from ...pack.pack import Pack
 from .soft_prompt import Graph, prefill
 
 Caches = Mapping[str, np.ndarray]

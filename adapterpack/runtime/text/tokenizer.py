@@ -11,8 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as Core
 
-from ..chat import ChatTemplate, Message
-from ..errors import ConfigError, FormatError, StorageError
+from ...chat import ChatTemplate, Message
+from ...errors import ConfigError, FormatError, StorageError
 from .model_files import read_bytes, read_object, read_text, token_ids
 from .tokenizer_growth import require_bounded_growth
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, storage_errors
-from ..io import strict_json
+from ...errors import FormatError, storage_errors
+from ...io import strict_json
 
 MAX_JSON = 8 << 20
 MAX_TEXT = 256 << 10

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import StorageError
+from ...errors import StorageError
 
 
 def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:

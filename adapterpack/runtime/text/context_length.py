@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import FormatError
-from .rows import RowError
+from ...errors import FormatError
+from ..rows import RowError
 
 if TYPE_CHECKING:
-    from .session import Session
+    from ..session import Session
 
 _KEYS = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len")
 """What families call it; an encoder and decoder with two numbers is asked for that of the decoder."""

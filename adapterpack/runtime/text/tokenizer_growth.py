@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError
+from ...errors import FormatError
 
 MOST = 4096
 """The most characters that one character may become; with the rules of real tokenizers it is up to a few hundred."""

@@ -1,0 +1,1 @@
+"""Text of requests: tokenizers, chat templates, and what a generated row may say so far."""
