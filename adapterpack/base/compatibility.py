@@ -81,8 +81,8 @@ _TABLE: tuple[tuple[Callable[[Evidence], bool], Verdict], ...] = (
 )
 
 
-def match(wanted: Fingerprint, found: Fingerprint, variants: Iterable[Variant] = ()) -> Verdict:
-    """What is known about ``found`` being the base ``wanted``, or one of its declared variants.
+def match(wanted: Fingerprint, actual: Fingerprint, variants: Iterable[Variant] = ()) -> Verdict:
+    """What is known about ``actual`` being the base ``wanted``, or one of its declared variants.
 
     Levels that either side lacks are not compared; a variant counts by ``content``, or by ``files``, never by less.
 
@@ -94,23 +94,23 @@ def match(wanted: Fingerprint, found: Fingerprint, variants: Iterable[Variant] =
         'likely'
     """
     variants = tuple(variants)
-    equal = {level: _equal(getattr(wanted, level), getattr(found, level)) for level in Fingerprint._fields}
-    by_bytes = next((variant for variant in variants if _equal_bytes(variant.digests, found)), None)
+    equal = {level: _equal(getattr(wanted, level), getattr(actual, level)) for level in Fingerprint._fields}
+    by_bytes = next((variant for variant in variants if _equal_bytes(variant.digests, actual)), None)
     by_structure = None if by_bytes or equal["structure"] else next(
-        (variant for variant in variants if _equal_structure_alone(variant.digests, found)), None)
+        (variant for variant in variants if _equal_structure_alone(variant.digests, actual)), None)
     evidence = Evidence(**equal, variant=by_bytes or by_structure, structure_alone=by_structure is not None)
     verdict = next(verdict for applies, verdict in _TABLE if applies(evidence))
     return verdict._replace(variant=evidence.variant) if verdict.name in {"variant", "structural"} else verdict
 
 
-def _equal_bytes(wanted: Fingerprint, found: Fingerprint) -> bool | None:
+def _equal_bytes(wanted: Fingerprint, actual: Fingerprint) -> bool | None:
     """Whether every byte is equal: by ``content``, else by ``files``, whose being unequal proves nothing."""
-    content, files = _equal(wanted.content, found.content), _equal(wanted.files, found.files)
+    content, files = _equal(wanted.content, actual.content), _equal(wanted.files, actual.files)
     return content if content is not None else files or None
 
 
-def _equal_structure_alone(wanted: Fingerprint, found: Fingerprint) -> bool:
-    return _equal_bytes(wanted, found) is None and bool(_equal(wanted.structure, found.structure))
+def _equal_structure_alone(wanted: Fingerprint, actual: Fingerprint) -> bool:
+    return _equal_bytes(wanted, actual) is None and bool(_equal(wanted.structure, actual.structure))
 
 
 def _equal(one: str | None, other: str | None) -> bool | None:
@@ -154,9 +154,9 @@ def deciding_fingerprint(base: Checkpoint, wanted: m.Base, content: bool | None 
     return base.fingerprint(content=by_content, files=by_files)
 
 
-def compare(wanted: m.Base, found: Fingerprint) -> Verdict:
-    """What is known about ``found`` being the base that a manifest names, or one of the variants that it declares."""
-    return match(recorded_fingerprint(wanted), found, declared_variants(wanted))
+def compare(wanted: m.Base, actual: Fingerprint) -> Verdict:
+    """What is known about ``actual`` being the base that a manifest names, or one of the variants that it declares."""
+    return match(recorded_fingerprint(wanted), actual, declared_variants(wanted))
 
 
 def agrees(wanted: m.Base, other: m.Base) -> bool:
@@ -173,21 +173,21 @@ def agrees(wanted: m.Base, other: m.Base) -> bool:
     return verdict.accepted or not (verdict.differs or verdict.variant is not None)
 
 
-def require(owner: str, wanted: m.Base, found: Fingerprint, *, name: str | None, where: object,
+def require(owner: str, wanted: m.Base, actual: Fingerprint, *, name: str | None, where: object,
             allow_structural: bool = False) -> Verdict:
-    """The verdict on ``found``, if it lets the owner of ``wanted`` be used there. An owner that records no digest may be used on any base.
+    """The verdict on ``actual``, if it lets the owner of ``wanted`` be used there. An owner that records no digest may be used on any base.
 
-    ``owner`` says whose base it is, for instance ``pack 'tickets'``; ``name`` and ``where`` describe what was found.
+    ``owner`` says whose base it is, for instance ``pack 'tickets'``; ``name`` and ``where`` describe the base in use.
 
     Raises:
         BaseMismatch: it is another base, or nothing shows that it is this one and ``allow_structural`` was not given.
     """
-    verdict, recorded = compare(wanted, found), recorded_fingerprint(wanted)
+    verdict, recorded = compare(wanted, actual), recorded_fingerprint(wanted)
     if verdict.accepted or (allow_structural and verdict.name == "structural") or not any(recorded):
         return verdict
     what = f"{owner} was made for another base" if verdict.differs else f"nothing shows that {owner} was made for this base"
-    raise BaseMismatch(f"{what}: {verdict.means}", where=where, expected=_described(wanted.name or "an unnamed base", recorded, found),
-                       found=_described(name, found, recorded), remedy="use the base that it names" + ALTERNATIVES.get(verdict.name, ""))
+    raise BaseMismatch(f"{what}: {verdict.means}", where=where, expected=_described(wanted.name or "an unnamed base", recorded, actual),
+                       found=_described(name, actual, recorded), remedy="use the base that it names" + ALTERNATIVES.get(verdict.name, ""))
 
 
 def _described(name: str | None, one: Fingerprint, other: Fingerprint) -> str:

@@ -21,7 +21,7 @@ from ..io.byte_ranges import Span, copy_span, opened, write_all
 from ..io.progress import Ticker
 from ..io.safetensors import DTYPES
 from .fold.blocks import ELEMENTS, Arithmetic, Block
-from .fold.fold import slice_of
+from .fold.fold import Change, slice_of
 from .fold.loss import Sums, sums_of
 from .layout import Item, Shard
 from .plan import Target
@@ -178,7 +178,7 @@ class Fold(Job):
             for number, matrix in enumerate(reader.matrices(target.kind)):
                 contributions = [slice_of(contribution, number) for contribution in target.contributions]
                 change = context.arithmetic.prepare(contributions, reader.work, matrix, target.base_bias)
-                sums += Sums(change=context.arithmetic.energy(change) or 0.0)
+                sums += Sums(change=change.energy or 0.0)
                 for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, storage, context.arithmetic):
                     count = block.columns if block.transposed else block.rows.stop - block.rows.start
                     across = (block.rows.stop - block.rows.start) if block.transposed else block.columns
@@ -205,17 +205,17 @@ class Fold(Job):
 class _Part(NamedTuple):
     """A block of a matrix ``[out, in]`` and its change; ``transposed`` says that the transpose of the matrix is stored."""
 
-    change: Any
+    change: Change
     rows: slice
     columns: int
     transposed: bool
 
 
-def _blocks(change: Any, shape: tuple[int, int], transposed: bool, storage: Storage, arithmetic: Arithmetic) -> Iterator[_Part]:
+def _blocks(change: Change, shape: tuple[int, int], transposed: bool, storage: Storage, arithmetic: Arithmetic) -> Iterator[_Part]:
     rows, columns = shape
-    if transposed and (other := arithmetic.transposed(change)) is not None:
+    if transposed and (other := change.transposed()) is not None:
         change, transposed, rows, columns = other, False, columns, rows
-    if transposed or arithmetic.is_whole(change):
+    if transposed or change.whole:
         yield _Part(change, slice(0, rows), columns, transposed)
         return
     for block in blocks(rows, columns, storage.reader.step, arithmetic.elements(change, storage)):

@@ -34,28 +34,16 @@ class Block(NamedTuple):
 class Arithmetic(Protocol):
     """Computes merged blocks: with numpy, with the compiled kernel, or with torch on a device."""
 
-    def elements(self, change: Any, storage: Storage) -> int:
+    def elements(self, change: Change, storage: Storage) -> int:
         """How many numbers a block should have."""
         ...
 
     def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
-                bias: np.ndarray | None) -> Any:
+                bias: np.ndarray | None) -> Change:
         """See :func:`~adapterpack.merging.fold.fold.prepare`: computes once what all blocks of a matrix need."""
         ...
 
-    def transposed(self, change: Any) -> Any | None:
-        """The same change of the transposed matrix, or None where only the matrix itself can be changed."""
-        ...
-
-    def is_whole(self, change: Any) -> bool:
-        """Whether a block must hold all rows."""
-        ...
-
-    def energy(self, change: Any) -> float | None:
-        """``<D, D>`` of the whole matrix, if it is known in advance; the sums of blocks then leave it out."""
-        ...
-
-    def fold(self, change: Any, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
+    def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
              moved: bool) -> tuple[Sums, np.ndarray | None]:
         """Changes a block, passes its stored form to ``write``, and returns the sums for its loss and the changed bias.
 
@@ -75,18 +63,6 @@ class InNumpy:
                 bias: np.ndarray | None) -> Change:
         """See :class:`Arithmetic`."""
         return prepare(contributions, dtype, weight, bias)
-
-    def transposed(self, change: Change) -> Change | None:
-        """See :class:`Arithmetic`."""
-        return change.transposed()
-
-    def is_whole(self, change: Change) -> bool:
-        """See :class:`Arithmetic`."""
-        return change.whole
-
-    def energy(self, change: Change) -> float | None:
-        """See :class:`Arithmetic`."""
-        return change.energy
 
     def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
              moved: bool) -> tuple[Sums, np.ndarray | None]:

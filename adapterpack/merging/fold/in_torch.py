@@ -46,18 +46,6 @@ class InTorch:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         return prepare(contributions, dtype, weight, bias, self._to_device)
 
-    def transposed(self, change: Change) -> Change | None:
-        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
-        return change.transposed()
-
-    def is_whole(self, change: Change) -> bool:
-        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
-        return change.whole
-
-    def energy(self, change: Change) -> float | None:
-        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
-        return change.energy
-
     def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
              moved: bool) -> tuple[Sums, np.ndarray | None]:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
