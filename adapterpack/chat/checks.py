@@ -6,13 +6,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2.exceptions import TemplateRuntimeError
 from jinja2.filters import make_attrgetter
 
-if TYPE_CHECKING:
-    from .limits import Meter
+from .meter import Meter
 
 Arguments = dict[str, Any]
 

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from jinja2.exceptions import TemplateError
 
 from ..errors import FormatError
-from .limits import ROOM, SECONDS, BoundedEnvironment, Meter, metered
+from .limits import BoundedEnvironment, metered
+from .meter import ROOM, SECONDS, Meter
 
 Message = Mapping[str, Any]
 

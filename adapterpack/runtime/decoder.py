@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,12 +14,10 @@ from ..errors import ConfigError, FormatError
 from ..tasks.task import MAIN
 from .kv_cache import Buffers
 from .model_inputs import ENCODED, Arrays, complete, last_places, pad, positions
+from .open_bundle import OpenBundle
 from .pipeline import flow, values
 from .text.context_length import context_of
 from .text.model_files import token_ids
-
-if TYPE_CHECKING:
-    from .session import Session
 
 
 class Decoding(Protocol):
@@ -44,7 +42,7 @@ class Causal:
     """A causal language model; with images, where its graph takes some. ``in_place``: on caches that stay where they are, if it can."""
 
     def __init__(
-        self, session: Session, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays, in_place: bool = True
+        self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays, in_place: bool = True
     ) -> None:
         self.session, self.names, self.run = session, names, session.pin(names)
         self.batch = pad(rows, session.pad_id, left=session.left)
@@ -92,7 +90,7 @@ class Causal:
 class Translating:
     """A decoder beside an encoder that reads each row once."""
 
-    def __init__(self, session: Session, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays) -> None:
+    def __init__(self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays) -> None:
         self.session, self.names, self.run = session, names, session.pin(names)
         self.read = given or pad(rows, session.tokenizer.pad_id, left=False)
         self.start = start_ids(session)
@@ -121,7 +119,7 @@ def grown(outputs: Mapping[str, Any]) -> dict[str, Any]:
     return {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}
 
 
-def start_ids(session: Session) -> list[int]:
+def start_ids(session: OpenBundle) -> list[int]:
     """What a decoder's rows begin with: the start token, and what the generation config forces behind it.
 
     Raises:

@@ -11,9 +11,11 @@ import numpy as np
 
 from ..errors import ConfigError, Unsupported
 from ..tasks.task import TASKS
+from .adapters.pinned import Names
 from .decoder import DECODING
+from .model_inputs import Arrays
+from .open_bundle import OpenBundle
 from .rows import each
-from .session import Arrays, Names, Session
 from .text.context_length import context_of, require_context, text_part
 from .text.model_files import MAX_ID
 from .text.text_stream import TextStream
@@ -57,7 +59,7 @@ class Generation:
 
 
 def generate(
-    session: Session, prompts: Sequence[Prompt], adapters: Names = None, sampling: Sampling | None = None, emit: Emit | None = None,
+    session: OpenBundle, prompts: Sequence[Prompt], adapters: Names = None, sampling: Sampling | None = None, emit: Emit | None = None,
     given: Arrays | None = None,
 ) -> list[Generation]:
     """Answers to ``prompts``, all in one batch, each row with its own adapter.
@@ -97,7 +99,7 @@ def generate(
             for stream, reason, name, length in zip(state.streams, state.reasons, names, lengths, strict=True)]
 
 
-def _room(session: Session, lengths: np.ndarray, most: int) -> list[int]:
+def _room(session: OpenBundle, lengths: np.ndarray, most: int) -> list[int]:
     """How many tokens may follow each row: as many as it has positions for, and one, whose position nobody needs."""
     context = context_of(session)
     return [most if context is None else min(most, context - int(length) + 1) for length in lengths]
@@ -106,7 +108,7 @@ def _room(session: Session, lengths: np.ndarray, most: int) -> list[int]:
 class _Rows:
     """What the rows of a batch have said so far; row ``i`` says at most ``room[i]`` tokens."""
 
-    def __init__(self, session: Session, options: Sampling, emit: Emit | None, room: Sequence[int]) -> None:
+    def __init__(self, session: OpenBundle, options: Sampling, emit: Emit | None, room: Sequence[int]) -> None:
         self.eos, self.emit, self.room = session.tokenizer.eos_ids, emit, room
         self.streams = [TextStream(session.tokenizer, options.stop) for _ in room]
         self.reasons: list[str | None] = [None] * len(room)
@@ -135,7 +137,7 @@ class _Rows:
             self.emit(row, token, stream.text)
 
 
-def _ids(session: Session, prompt: Prompt) -> list[int]:
+def _ids(session: OpenBundle, prompt: Prompt) -> list[int]:
     items = [prompt] if isinstance(prompt, str) else list(prompt)
     if items and all(type(item) is int for item in items):
         return _known(session, items)  # type: ignore[arg-type]
@@ -150,7 +152,7 @@ def _ids(session: Session, prompt: Prompt) -> list[int]:
     return ids
 
 
-def _known(session: Session, ids: list[int]) -> list[int]:
+def _known(session: OpenBundle, ids: list[int]) -> list[int]:
     """Ids that a caller gave, if the model has them."""
     words = text_part(session.config, "vocab_size").get("vocab_size")
     most = words - 1 if type(words) is int else MAX_ID

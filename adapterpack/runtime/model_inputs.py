@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +12,9 @@ from ..errors import ConfigError
 from ..tasks.task import Part
 from .adapters.pinned import Pinned
 from .adapters.prefix_cache import Before
+from .open_bundle import OpenBundle
 from .ort_model import Graph
 from .text.context_length import require_context
-
-if TYPE_CHECKING:
-    from .session import Session
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,7 +45,7 @@ def last_places(mask: np.ndarray) -> np.ndarray:
     return found
 
 
-def complete(session: Session, part: Part, known: Mapping[str, np.ndarray], rows: Pinned) -> Arrays:
+def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], rows: Pinned) -> Arrays:
     """The feeds of one part for these rows, made of what the caller and earlier parts gave.
 
     Raises:
@@ -62,7 +60,7 @@ def complete(session: Session, part: Part, known: Mapping[str, np.ndarray], rows
     return {name: graph.fitting(name, array) for name, array in feeds.items() if name in wanted}
 
 
-def _plain(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
+def _plain(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
     """Tokens with their mask, or whatever else a model reads at once."""
     if "attention_mask" in graph.inputs:
         shape = given["input_ids"].shape
@@ -73,7 +71,7 @@ def _plain(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Array
     return _acting(session, graph, given, rows)
 
 
-def _decoder(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
+def _decoder(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
     """Position ids and a cache, which begins with the prompts of the rows' adapters."""
     batch, length = given["input_ids"].shape
     first = rows.before(session.inputs)
@@ -91,7 +89,7 @@ def _decoder(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Arr
     return _acting(session, graph, given, rows, past, first)
 
 
-def _seeing(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
+def _seeing(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
     """A decoder whose rows may have images."""
     if "image_features" not in given:
         width = graph.inputs["image_features"].shape[2]
@@ -99,7 +97,7 @@ def _seeing(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Arra
     return _decoder(session, graph, given, rows)
 
 
-def _cross(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
+def _cross(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
     """A decoder beside an encoder, whose mask is that of the encoder's tokens."""
     count, length = given["decoder_input_ids"].shape
     past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
@@ -113,7 +111,7 @@ def _cross(session: Session, graph: Graph, given: Arrays, rows: Pinned) -> Array
     return given
 
 
-def _acting(session: Session, graph: Graph, given: Arrays, rows: Pinned, past: int = 0, first: Before | None = None) -> Arrays:
+def _acting(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned, past: int = 0, first: Before | None = None) -> Arrays:
     """Where adapters act, if the graph asks for it."""
     if ADAPTER_POSITIONS not in graph.inputs:
         return given
@@ -127,7 +125,7 @@ def _acting(session: Session, graph: Graph, given: Arrays, rows: Pinned, past: i
     return {**given, ADAPTER_POSITIONS: rows.acting({"input_ids": ids, "attention_mask": mask})}
 
 
-def _require_window(session: Session, covered: np.ndarray, first: Before) -> None:
+def _require_window(session: OpenBundle, covered: np.ndarray, first: Before) -> None:
     """Padding between a prompt and its row counts in a sliding window, which would leave the prompt sooner than without padding."""
     window, used = session.config.get("sliding_window"), session.config.get("use_sliding_window", True)
     if first.width and used and isinstance(window, int) and covered.shape[1] > window and not covered.all():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -11,18 +11,14 @@ import onnxruntime as ort
 from ..bundle.manifest import ADAPTER_IDS
 from ..errors import ConfigError
 from ..tasks.task import Part
-from .adapters.pinned import Pinned
+from .adapters.pinned import Names, Pinned
 from .media.image_rows import features_of_rows, image_token, rows_of_images
 from .model_inputs import Arrays, complete
-
-if TYPE_CHECKING:
-    from .session import Session
-
-Names = Sequence[str | None] | str | None
+from .open_bundle import OpenBundle
 
 
 def flow(
-    session: Session, inputs: Mapping[str, np.ndarray], adapters: Names = None, pinned: Pinned | None = None,
+    session: OpenBundle, inputs: Mapping[str, np.ndarray], adapters: Names = None, pinned: Pinned | None = None,
     parts: Sequence[Part] | None = None,
 ) -> Arrays:
     """Every output of the parts that ran, in order; a part runs if its first input is there and its outputs are not.
@@ -61,7 +57,7 @@ def wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
-def _checked(session: Session, inputs: Mapping[str, np.ndarray]) -> Arrays:
+def _checked(session: OpenBundle, inputs: Mapping[str, np.ndarray]) -> Arrays:
     wanted = {name for graph in session.graphs.values() for name in graph.inputs} - {ADAPTER_IDS}
     unknown = sorted(set(inputs) - wanted)
     if unknown:
@@ -75,7 +71,7 @@ def _checked(session: Session, inputs: Mapping[str, np.ndarray]) -> Arrays:
     return dict(inputs)
 
 
-def _axes(session: Session, name: str) -> int:
+def _axes(session: OpenBundle, name: str) -> int:
     return next(len(graph.inputs[name].shape) for graph in session.graphs.values() if name in graph.inputs)
 
 
@@ -85,7 +81,7 @@ def _rows(part: Part, known: Mapping[str, np.ndarray]) -> int:
     return len(known[first])
 
 
-def _places(session: Session, part: Part, known: Mapping[str, np.ndarray]) -> list[int]:
+def _places(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray]) -> list[int]:
     """Which of the batch's rows each row of a part is: images are those of the rows that have their tokens."""
     rows = known[part.inputs[0]].shape[0]
     if part.form == "vision" and "input_ids" in known:

@@ -1,40 +1,26 @@
-"""A bundle opened under ONNX Runtime: rows of one batch through their adapters."""
+"""Rows of one batch through their adapters: one pass, or an answer generated token by token."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import threading
-from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..bundle.files import require_files
-from ..bundle.manifest import STEP, Bundle, read_bundle
-from ..errors import ConfigError, FormatError, UnknownAdapter, nearest
-from ..pack.pack import Pack
-from ..pack.validate.validation import load
-from ..tasks.task import MAIN, task_named
-from . import providers
-from .adapters import soft_prompt
-from .adapters.modes import ATTACH
-from .adapters.pinned import Adapters, Pinned
-from .adapters.prefix_cache import cache_of
+from ..errors import ConfigError, nearest
+from .adapters.pinned import Names
+from .generate import Sampling, generate
 from .media.inputs import Picture, image_of
 from .model_inputs import Arrays, last_places, pad, positions
-from .ort_model import Graph
-from .pipeline import Names, flow
+from .open_bundle import OpenBundle
+from .pipeline import flow
 from .rows import each
-from .text.model_files import read_object
-from .text.tokenizer import Tokenizer
 
 __all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 
 
-class Session:
+class Session(OpenBundle):
     """A running bundle. ``provider`` is ``cuda``, ``cpu`` or None for the best there is; ``session.provider`` says which runs.
 
     ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they lie there, and not laid out anew in memory,
@@ -51,135 +37,6 @@ class Session:
         >>> session.run(session.encode(["where is my parcel?"]), adapters=["tickets"])["logits"].argmax()  # doctest: +SKIP
         2
     """
-
-    def __init__(self, bundle: str | os.PathLike[str], provider: str | None = None, threads: int | None = None,
-                 mapped: bool = False, verify: str = "cached") -> None:
-        self.folder = Path(bundle)
-        self.bundle: Bundle = read_bundle(bundle)
-        require_files(self.folder, self.bundle, verify)
-        self.task = task_named(self.bundle.task)
-        wanted = providers.choose(provider)
-        self._open = partial(Graph, self.folder, wanted=wanted, threads=threads, mapped=mapped)
-        self.graphs = {part: self._open(part) for part in self.bundle.parts}
-        main = self.graphs[MAIN]
-        self.provider, self.device = main.provider, main.device
-        self.inputs, self.outputs = main.inputs, main.outputs
-        packs, self._mode = _packs(self.folder, self.bundle), ATTACH[self.bundle.mode](self)
-        prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
-        self._adapters = Adapters(packs, prompts, self._mode.opened())
-        self._changing = threading.Lock()
-        """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
-        self._tokenizer: Tokenizer | None = None
-        self._step: Graph | None = None
-        self._opening = threading.Lock()
-
-    @property
-    def left(self) -> bool:
-        """Whether shorter rows of a batch are filled up on the left."""
-        return self.task.left and self.bundle.padding == "left"
-
-    @property
-    def packs(self) -> Mapping[str, Pack]:
-        """The packs at this moment, by the names that rows ask for them."""
-        return self._adapters.packs
-
-    @property
-    def adapters(self) -> list[str]:
-        """The names of the adapters that rows may ask for."""
-        packs = self.packs
-        return [] if self.bundle.mode == "folded" and len(packs) > 1 else list(packs)
-
-    @property
-    def default(self) -> str | None:
-        """What rows have when no adapter is named at all: the base, or the one adapter that is folded into the weights."""
-        return self.adapters[0] if self.bundle.mode == "folded" and self.adapters else None
-
-    def graph(self, part: str) -> Graph:
-        """The graph of that part; the one for steps is opened when it is first asked for."""
-        if part != STEP:
-            return self.graphs[part]
-        with self._opening:
-            self._step = self._step or self._open(STEP, in_place=True)
-            return self._step
-
-    def steps_in_place(self, names: Sequence[str | None]) -> bool:
-        """Whether rows with these adapters can go on, token by token, on caches that stay where they are."""
-        return self.bundle.in_place and (self.bundle.mode != "inputs" or len(set(names)) == 1)
-
-    @property
-    def pad_id(self) -> int:
-        """The id that fills up short rows; masked, so any would do where there is no tokenizer."""
-        return self.tokenizer.pad_id if (self.folder / "tokenizer.json").is_file() else 0
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The model's ``config.json``."""
-        return read_object(self.folder / "config.json")
-
-    @cached_property
-    def generation_config(self) -> dict[str, Any]:
-        """The model's ``generation_config.json``, or nothing."""
-        return read_object(self.folder / "generation_config.json")
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self.folder)
-        return self._tokenizer
-
-    def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False) -> str:
-        """Puts another pack into a free slot of a running bank, and returns its name. Any thread may, while others run rows.
-
-        ``allow_structural`` accepts a bundle of a base that has the names, dtypes and shapes of the pack's, whatever its weights.
-
-        Raises:
-            BaseMismatch: the pack belongs to another base.
-            Unsupported: no slot is free, or the pack does not fit the graph's slots.
-        """
-        loaded = pack if isinstance(pack, Pack) else load(pack)
-        loaded = loaded if name is None else loaded.called(name)
-        with self._changing:
-            known = self._adapters
-            attached, prompt = self._mode.load(known.attached, loaded, allow_structural), self._prompt(loaded)
-            prompts = known.prompts if prompt is None else {**known.prompts, loaded.name: prompt}
-            self._adapters = Adapters({**known.packs, loaded.name: loaded}, prompts, attached)
-        return loaded.name
-
-    def unload(self, name: str) -> None:
-        """Frees the slot of an adapter; rows that are running keep what they started with.
-
-        Raises:
-            UnknownAdapter: there is none of that name.
-        """
-        with self._changing:
-            self.bundle_adapter(name)
-            packs, prompts, attached = self._adapters
-            self._adapters = Adapters({other: pack for other, pack in packs.items() if other != name},
-                                      {other: cache for other, cache in prompts.items() if other != name},
-                                      self._mode.unload(attached, name))
-
-    def bundle_adapter(self, name: str) -> None:
-        """Checks that there is an adapter of that name.
-
-        Raises:
-            UnknownAdapter: there is none.
-        """
-        self.require(name, self.packs)
-
-    def require(self, name: str | None, known: Collection[str]) -> None:
-        """Checks that a row's adapter is the base (None) or among ``known``.
-
-        Raises:
-            UnknownAdapter: it is not; the nearest name is given.
-        """
-        if name is not None and name not in known:
-            raise UnknownAdapter("the bundle has no such adapter", where=self.folder, found=repr(name), remedy=nearest(name, known))
-
-    def labels(self, adapter: str | None) -> tuple[str, ...] | None:
-        """The labels of a row's logits, in order, or None for a task without labels; an adapter without a head has the base's."""
-        own = None if adapter is None else self.packs[adapter].manifest.task.labels
-        return own or self.bundle.base_labels
 
     def encode(self, texts: Sequence[str]) -> Arrays:
         """Texts as a padded batch: ``input_ids`` and ``attention_mask`` [batch, longest], int64, padded on the right.
@@ -202,10 +59,6 @@ class Session:
         """
         shape = self.shape("pixel_values")
         return np.stack([image_of(image, shape, self.folder) for image in images])
-
-    def shape(self, name: str) -> list[Any]:
-        """The shape of one row of an input, whichever graph has it; an extent that is not fixed has a name."""
-        return list(next(graph.inputs[name].shape for graph in self.graphs.values() if name in graph.inputs)[1:])
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Names = None) -> Arrays:
         """One pass. ``inputs`` are numpy arrays; ``adapters`` names one for each row, None for the base; one name holds for all rows.
@@ -234,51 +87,9 @@ class Session:
             >>> session.generate(["Order 12 mugs for Lisbon"], adapters=["orders"], max_new_tokens=40)[0].text  # doctest: +SKIP
             '{"item": "mugs", "quantity": 12, "city": "Lisbon"}'
         """
-        from .generate import Sampling, generate  # noqa: PLC0415 - generation is built on the session
-
         emit = sampling.pop("emit", None)
         known = [field.name for field in dataclasses.fields(Sampling)]
         for name in sampling:
             if name not in known:
                 raise ConfigError("unknown sampling parameter", found=repr(name), remedy=nearest(name, known))
         return list(generate(self, prompts, adapters, Sampling(**sampling), emit, dict(given or {})))
-
-    def names(self, adapters: Names, rows: int) -> list[str | None]:
-        """One name a row, each known to the bundle."""
-        chosen = self.default if adapters is None else adapters
-        names: list[str | None] = [chosen] * rows if chosen is None or isinstance(chosen, str) else list(chosen)
-        if len(names) != rows:
-            raise ConfigError("adapters must name one for each row", expected=rows, found=len(names))
-        for name in names:
-            if not isinstance(name, str | None):
-                raise ConfigError("an adapter is named by a text, the base by None", found=repr(name))
-            self.require(name, self.packs)
-        return names
-
-    def pin(self, names: Sequence[str | None]) -> Pinned:
-        """Rows with these adapters, as they are now: one run after another on ``OrtValue`` feeds, whatever is loaded or unloaded meanwhile.
-
-        Raises:
-            UnknownAdapter: one was unloaded.
-            Unsupported: the rows of a folded bundle cannot choose.
-        """
-        adapters = self._adapters  # one look: what changes meanwhile must not be mixed with what was
-        for name in names:
-            self.require(name, adapters.packs)
-        return Pinned(names, adapters, self._mode.run(adapters, names))
-
-    def acting(self, inputs: Mapping[str, np.ndarray], names: Sequence[str | None], before: np.ndarray | None = None) -> np.ndarray:
-        """Where the adapter of each row acts in a pass: see :meth:`.Pinned.acting`."""
-        return self.pin(names).acting(inputs, before)
-
-    def _prompt(self, pack: Pack) -> np.ndarray | None:
-        return cache_of(pack, soft_prompt.Graph(self.folder, self.inputs))
-
-
-def _packs(folder: Path, bundle: Bundle) -> dict[str, Pack]:
-    packs = {adapter.name: load(folder / adapter.path, adapter.name) for adapter in bundle.adapters}
-    for adapter in bundle.adapters:
-        if packs[adapter.name].id != adapter.pack:
-            raise FormatError("the bundle holds another adapter than its manifest names", where=folder / adapter.path,
-                              expected=adapter.pack[:19], found=packs[adapter.name].id[:19], remedy="export again")
-    return packs

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 
-from ...bundle.manifest import ADAPTER_IDS, STEP, adapter_file
+from ...bundle.manifest import ADAPTER_IDS, STEP, Bundle, adapter_file
 from ...errors import FormatError, Unsupported
 from ...pack.pack import Pack
 from ...slots.precision import ABSENT, held
 from ...tasks.task import MAIN
+from ..ort_model import Graph
 from .bank import AdapterBank, BankState
 from .pinned import Adapters, Run
 
-if TYPE_CHECKING:
-    from ..session import Session
+
+class Opened(Protocol):
+    """What a mode needs of an open bundle."""
+
+    folder: Path
+    bundle: Bundle
+    device: str
+
+    def graph(self, part: str) -> Graph:
+        """The graph of that part."""
+        ...
 
 
 class Attached(Protocol):
@@ -44,7 +55,7 @@ class Attached(Protocol):
 class Folded:
     """The adapters are in the weights: rows have what was folded, and cannot choose."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Opened) -> None:
         self.session = session
 
     def opened(self) -> None:
@@ -72,7 +83,7 @@ class Folded:
 class Inputs:
     """ONNX Runtime's own adapters, one a run: a mixed batch runs once for each adapter in it."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Opened) -> None:
         self.session = session
         self._fed: dict[str, dict[str, Any]] = {}
 
@@ -133,7 +144,7 @@ class Inputs:
 class Bank:
     """Stacked slots on the device; ``adapter_ids`` chooses one for each row."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Opened) -> None:
         self.session = session
         self.bank = AdapterBank(session.bundle, session.folder, session.device)
 

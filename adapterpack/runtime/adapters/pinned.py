@@ -12,6 +12,9 @@ from ...tasks.task import MAIN
 from .positions import where
 from .prefix_cache import Before, Caches, before
 
+Names = Sequence[str | None] | str | None
+"""Which adapter each row has: a name or None (the base) for each, or one for all."""
+
 
 class Adapters(NamedTuple):
     """The adapters of a session at one moment: its packs and what their prompts put into a cache, by name, and what the bundle's mode

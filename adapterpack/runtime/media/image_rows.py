@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...errors import ConfigError, Unsupported
-
-if TYPE_CHECKING:
-    from ..session import Session
+from ..open_bundle import OpenBundle
 
 
 def rows_of_images(ids: np.ndarray, token: int, images: int) -> list[int]:
@@ -61,7 +59,7 @@ def image_token(config: Mapping[str, Any]) -> int:
     raise ConfigError("the model's config names no token for images", expected="image_token_id", found=", ".join(sorted(config))[:200])
 
 
-def image_positions(session: Session) -> int:
+def image_positions(session: OpenBundle) -> int:
     """How many positions one image takes in a decoder, which the graph that looks at images says.
 
     Raises:

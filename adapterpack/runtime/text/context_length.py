@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...errors import FormatError
+from ..open_bundle import OpenBundle
 from ..rows import RowError
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 _KEYS = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len")
 """What families call it; an encoder and decoder with two numbers is asked for that of the decoder."""
@@ -54,12 +52,12 @@ def text_part(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) and not any(key in config for key in keys) else config
 
 
-def context_of(session: Session) -> int | None:
+def context_of(session: OpenBundle) -> int | None:
     """:func:`context_length` of a session's model."""
     return context_length(session.config, session.folder / "config.json")
 
 
-def require_context(session: Session, lengths: np.ndarray, virtual: np.ndarray | int = 0) -> None:
+def require_context(session: OpenBundle, lengths: np.ndarray, virtual: np.ndarray | int = 0) -> None:
     """Checks that the model has positions for rows of these ``lengths`` ``[rows]``, of which ``virtual`` are those of an adapter's prompt.
 
     Raises:
