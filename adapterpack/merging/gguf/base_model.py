@@ -6,14 +6,14 @@ import math
 import mmap
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import LAYOUTS, to_matrix
+from ...adapter_methods import LAYOUTS, row_blocks, to_matrix
 from ...base.checkpoint import Checkpoint
 from ...base.codecs.row_order import as_model, ordered
 from ...base.codecs.storage import Storage
@@ -220,7 +220,7 @@ def _distance(base: GGUFBase, name: str, matrix: Any, of_checkpoint: np.ndarray)
                            found=matrix.shape, remedy="name the checkpoint that the file was made from")
     weight = base.quantized.get(name)
     difference = size = noise = 0.0
-    for rows in _blocks(*of_checkpoint.shape):
+    for rows in row_blocks(len(of_checkpoint), of_checkpoint.shape[1], _BLOCK):
         values = of_checkpoint[rows].astype(np.float32)
         difference += float(np.sum(np.square(matrix[rows].astype(np.float32) - values), dtype=np.float64))
         size += float(np.sum(np.square(values), dtype=np.float64))
@@ -229,9 +229,3 @@ def _distance(base: GGUFBase, name: str, matrix: Any, of_checkpoint: np.ndarray)
     if weight is None:  # twice the largest error of rounding to bfloat16, and of float16 below its normal numbers
         noise = size * 2.0**-14 + 1e-12
     return math.sqrt(difference / size) if size else math.sqrt(difference), math.sqrt(noise / size) if size else 0.0
-
-
-def _blocks(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // max(1, columns))
-    for start in range(0, rows, step):
-        yield slice(start, min(rows, start + step))
