@@ -63,7 +63,7 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     folder = folder_of(path)
     kind = kind_of(folder)
     if kind == "adapter":
-        from .converting.outline import validate_file  # noqa: PLC0415 - as below
+        from .converting.single_file import validate_file  # noqa: PLC0415 - as below
 
         return validate_file(folder, known, full)
     if kind == "bundle":
@@ -84,7 +84,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     kind = kind_of(folder)
     if kind == "adapter":
         from .base.gguf.inspect import inspect_model  # noqa: PLC0415 - as above
-        from .converting.outline import inspect_file  # noqa: PLC0415 - packs do not need what other formats need
+        from .converting.single_file import inspect_file  # noqa: PLC0415 - packs do not need what other formats need
 
         return inspect_model(folder) or inspect_file(folder)
     if kind == "bundle":

@@ -30,7 +30,7 @@ from adapterpack import LoRA
 from adapterpack import validate as validate_any
 from adapterpack.adapter_methods import Site, get
 from adapterpack.cli.main import main
-from adapterpack.converting.factors import factors
+from adapterpack.converting.factors import site_factors
 from adapterpack.converting.flatbuffer import read_parameters
 from adapterpack.converting.gguf import FAMILIES, common_alpha, scaled
 from adapterpack.converting.gguf_file import read_gguf
@@ -447,7 +447,7 @@ def test_what_gguf_cannot_hold_of_a_pack_is_refused_by_name(tmp_path: Path, tiny
 def test_one_alpha_for_all() -> None:
     """The alpha of most sites; a scale that float32 cannot hold in the factor is refused, one that it can is rounded once at most."""
     pack = pack_on({f"s{n}": (3, 5) for n in range(5)}, lambda n: LoRA(r=2, alpha=[4, 4, 4, 6, 0][n]))
-    assert common_alpha(list(factors(pack, "gguf")))[0] == 4
+    assert common_alpha(list(site_factors(pack, "gguf")))[0] == 4
     up = np.array([[1.5, -3.0]], np.float32)
     assert scaled(up, 1 + 1e-9, "s") is up
     assert scaled(up.astype(BF16), 0.5, "s").dtype == BF16

@@ -23,7 +23,7 @@ from adapterpack.base import checkpoint as checkpoint_module
 from adapterpack.base import fingerprint as fp
 from adapterpack.base import merkle
 from adapterpack.base.checkpoint import INDEX, Checkpoint, shards_in
-from adapterpack.base.match import Variant, match
+from adapterpack.base.compatibility import Variant, match
 from adapterpack.base.quantization import declared
 from adapterpack.base.recast import cast, cast_fingerprint
 from adapterpack.base.variants import relation, variant
@@ -240,19 +240,19 @@ def test_one_tensor_is_proven_from_the_leaves(tmp_path: Path) -> None:
     content, leaves = merkle.decode(merkle.encode(base.leaves), "the side file")
     assert (content, leaves) == (base.content, base.leaves)
     part = Checkpoint(save(tmp_path / "part", {"model.layers.0.proj.weight": model()["model.layers.0.proj.weight"]}))
-    part.prove(content, leaves, ["model.layers.0.proj.weight"])
+    part.verify_tensors(content, leaves, ["model.layers.0.proj.weight"])
     with pytest.raises(SiteNotFound, match=r"did you mean 'model\.layers\.0\.proj\.weight'"):
-        part.prove(content, leaves, ["model.layers.1.proj.weight"])
-    other.prove(content, leaves, ["model.positions", "model.layers.0.norm.weight"])  # equal in both
+        part.verify_tensors(content, leaves, ["model.layers.1.proj.weight"])
+    other.verify_tensors(content, leaves, ["model.positions", "model.layers.0.norm.weight"])  # equal in both
     with pytest.raises(BaseMismatch, match=r"model\.layers\.0\.proj"):
-        other.prove(content, leaves, ["model.positions", "model.layers.0.proj.weight"])
+        other.verify_tensors(content, leaves, ["model.positions", "model.layers.0.proj.weight"])
     with pytest.raises(BaseMismatch, match="leaves belong to another base"):
-        base.prove(content, other.leaves, ["model.positions"])
+        base.verify_tensors(content, other.leaves, ["model.positions"])
     with pytest.raises(SiteNotFound, match="no such tensor"):
-        merkle.prove_tensor(content, leaves, ("model.none", "F32", ()), bytes(32))
+        merkle.verify_tensor(content, leaves, ("model.none", "F32", ()), bytes(32))
     swapped = {**leaves, "model.layers.0.norm.weight": leaves["model.layers.0.proj.weight"]}
     with pytest.raises(BaseMismatch):
-        base.prove(content, swapped, ["model.layers.0.norm.weight"])
+        base.verify_tensors(content, swapped, ["model.layers.0.norm.weight"])
 
 
 @pytest.mark.parametrize("spoil", [
@@ -473,7 +473,8 @@ def test_a_file_that_changes_under_a_reader_is_an_error(tmp_path: Path) -> None:
         else:
             path.write_bytes(data[: -1 if label == "cut" else None])
             os.utime(path, ns=(0, 0))  # the clock may not have ticked since
-        for read in (lambda base=base: base.content, lambda base=base: base.probe, lambda base=base: base.prove("", {}, ["model.scalar"])):
+        for read in (lambda base=base: base.content, lambda base=base: base.probe,
+                     lambda base=base: base.verify_tensors("", {}, ["model.scalar"])):
             with pytest.raises(StorageError, match=r"changed.*model\.safetensors"):
                 read()
     path = save(tmp_path / "linked", model()) / "model.safetensors"

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import adapterpack
 from adapterpack import LoRA, Pack, adapt, attach, declare, load, save
+from adapterpack.base import compatibility
 from adapterpack.base import fingerprint as fp
-from adapterpack.base import identity
 from adapterpack.base.checkpoint import INDEX, Checkpoint
 from adapterpack.cli.main import main
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, OutputExists, SiteNotFound, Unsupported
@@ -196,7 +196,7 @@ def test_the_verdict_on_a_base(levels: tuple[str, ...], kind: str, verdict: str,
         else:
             with pytest.raises(BaseMismatch, match=words):
                 known.require_base(base, allow_structural=True)
-    assert identity.verdict(known.manifest.base, identity.read(base, known.manifest.base)).name == verdict
+    assert compatibility.compare(known.manifest.base, compatibility.deciding_fingerprint(base, known.manifest.base)).name == verdict
 
 
 def test_bytes_are_read_only_where_they_can_decide(pack: Pack, bases: dict[str, Path]) -> None:
@@ -205,7 +205,7 @@ def test_bytes_are_read_only_where_they_can_decide(pack: Pack, bases: dict[str, 
                                        ("same", knowing(pack, bases["same"], "content"), False, True),
                                        ("same", knowing(pack, bases["same"], "structure"), True, False)]:
         base = Checkpoint(bases[kind])
-        identity.read(base, known.manifest.base, content)
+        compatibility.deciding_fingerprint(base, known.manifest.base, content)
         assert ("content" in vars(base)) == read, (kind, content)
 
 
@@ -511,7 +511,7 @@ def test_leave_is_given_by_name(pack: Pack, bases: dict[str, Path], tmp_path: Pa
         shown(done)
     done = call("merge", base, folder, "-o", tmp_path / "again", "--verify", "full", "--allow-structural-base")
     assert "nothing but names and shapes shows that tickets was made for this base" in done.stdout
-    note = json.loads((tmp_path / "merge" / "adapterpack.merging.json").read_text())
+    note = json.loads((tmp_path / "merge" / "adapterpack.merge.json").read_text())
     assert [one["base"] for one in note["packs"]] == ["structural"]
     for args in commands.values():
         args[args.index(base)] = bases["shorter"]

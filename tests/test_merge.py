@@ -287,7 +287,7 @@ def rescale() -> Any:
         attach=lambda cfg, params, site: AttachForm(scale=params["s"], shift=params.get("t")), examples=(Rescale(),),
     ))
     yield method
-    registry._METHODS.pop(method.name)
+    registry.METHODS._values.pop(method.name)
 
 
 def rescale_pack(folder: Path, method: Method, suffix: str, shifted: bool, name: str = "rescale") -> Pack:
@@ -337,7 +337,7 @@ def test_an_own_fold_and_an_additive_shift_are_summed(tmp_path: Path, rescale: M
         np.testing.assert_allclose(new["layer.weight"], exact, atol=2e-6, rtol=0)
         np.testing.assert_allclose(new["layer.bias"], values["layer.bias"] - 0.5 * params["t"].astype(float), atol=1e-6, rtol=0)
     finally:
-        registry._METHODS.pop("test_plus")
+        registry.METHODS._values.pop("test_plus")
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def test_refuses_what_is_not_additive(llama: Path, tmp_path: Path, rescale: Meth
     for packs, weights, words in (([pack], [0.5], "not additive"), ([biasing], None, "gives this site a bias, and the base has none")):
         with pytest.raises(Unsupported, match=words):
             adapterpack.merge(llama, packs, tmp_path / "out", weights=weights)
-    registry._METHODS[rescale.name] = rescale._replace(kind="prompt")
+    registry.METHODS._values[rescale.name] = rescale._replace(kind="prompt")
     with pytest.raises(Unsupported, match="not act on weights"):
         adapterpack.merge(llama, [pack], tmp_path / "out")
     assert [*tmp_path.iterdir()] == []
@@ -488,7 +488,7 @@ def test_refuses_what_is_not_additive(llama: Path, tmp_path: Path, rescale: Meth
 @pytest.mark.parametrize("first", ["rescale", "lora"])
 def test_adapters_that_do_not_add_up_fold_in_order(llama: Path, tmp_path: Path, rescale: Method, first: str, by_rows: bool) -> None:
     """One after the other, as active adapters apply in a model: scale and then add, or add and then scale, by blocks of rows or whole."""
-    registry._METHODS[rescale.name] = rescale._replace(traits=dataclasses.replace(rescale.traits, row_separable=by_rows))
+    registry.METHODS._values[rescale.name] = rescale._replace(traits=dataclasses.replace(rescale.traits, row_separable=by_rows))
     scaling, adding = rescale_pack(llama, rescale, "q_proj", True), lora_pack(llama)
     packs = [scaling, adding] if first == "rescale" else [adding, scaling]
     adapterpack.merge(llama, packs, tmp_path / "out")
@@ -576,7 +576,7 @@ def test_fold_loss_and_advice(tmp_path: Path) -> None:
     assert report.advice is not None and "float32" in report.advice and "BF16" in report.advice
     wide = adapterpack.merge(base, [pack], tmp_path / "wide", dtype="float32")
     assert wide.relative_error < 1e-3 and wide.kept == pytest.approx(1, abs=1e-5) and wide.advice is None
-    assert json.loads((tmp_path / "out" / "adapterpack.merging.json").read_text())["fold_loss"]["relative_error"] == report.relative_error
+    assert json.loads((tmp_path / "out" / "adapterpack.merge.json").read_text())["fold_loss"]["relative_error"] == report.relative_error
     assert report.worst()[0].tensor == "layer.weight"
 
 
@@ -596,7 +596,7 @@ def test_equal_inputs_give_equal_bytes_and_provenance(llama: Path, tmp_path: Pat
     for out in ("x", "y"):
         adapterpack.merge(llama, packs, tmp_path / out, weights=[1, 0.5])
     assert digests(tmp_path / "x") == digests(tmp_path / "y")
-    note = json.loads((tmp_path / "x" / "adapterpack.merging.json").read_text())
+    note = json.loads((tmp_path / "x" / "adapterpack.merge.json").read_text())
     base = Checkpoint(llama)
     assert note["base"] == {"name": base.name, "structure": base.structure, "probe": base.probe, "content": base.content}
     assert note["packs"] == [{"name": p.name, "id": p.id, "weight": w, "base": "same"} for p, w in zip(packs, (1, 0.5), strict=True)]
@@ -719,8 +719,8 @@ def test_no_torch(large: Path, tmp_path: Path) -> None:
     code = """import sys, adapterpack
 adapterpack.merge(sys.argv[1], [sys.argv[2]], sys.argv[3])
 print({"torch", "transformers", "onnx_ir", "adapterpack.bundle.manifest", "adapterpack.base.gguf.header",
-       "adapterpack.base.gguf.checkpoint",
-       *(f"adapterpack.base.codecs.{file}" for file in ("awq", "bnb4", "bnb8", "compressed", "fp8", "gptq", "torchao"))}
+       "adapterpack.merging.gguf.base_model",
+       *(f"adapterpack.base.codecs.{file}" for file in ("awq", "bitsandbytes", "bnb4", "compressed", "fp8", "gptq", "torchao"))}
       & set(sys.modules))"""
     command = [sys.executable, "-c", code, large, tmp_path / "pack", tmp_path / "out"]
     child = subprocess.run(command, capture_output=True, text=True, check=True)

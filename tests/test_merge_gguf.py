@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType as Kind
+from gguf import GGMLQuantizationType as TensorType
 from gguf.constants import GGML_QUANT_SIZES
 
 import adapterpack
@@ -19,12 +19,12 @@ from adapterpack import DoRA, LoRA
 from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.base.gguf import names
-from adapterpack.base.gguf.checkpoint import GGUFBase
 from adapterpack.base.gguf.ggml import TYPES, weight
 from adapterpack.base.gguf.header import read_header
-from adapterpack.base.gguf.kinds import KINDS
+from adapterpack.base.gguf.tensor_types import TENSOR_TYPES
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, SiteNotFound, Unsupported
 from adapterpack.manifest import manifest as m
+from adapterpack.merging.gguf.base_model import GGUFBase
 from adapterpack.pack.pack import Pack, build
 
 HIDDEN, INNER, HEADS, GROUPS, WORDS = 256, 512, 4, 2, 96
@@ -39,7 +39,7 @@ PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 @pytest.mark.fast
 def test_sizes_and_names_are_the_packages() -> None:
     """Sizes of all types, and llama.cpp's name of every module that is known, in every family."""
-    assert {number: (kind.name, kind.block, kind.size) for number, kind in KINDS.items()}.items() <= {
+    assert {number: (kind.name, kind.block, kind.size) for number, kind in TENSOR_TYPES.items()}.items() <= {
         int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}.items()
     architectures = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     for family in names.FAMILIES.values():
@@ -69,17 +69,17 @@ def test_blocks_decode_as_the_package_decodes_them(kind: str) -> None:
     """Bit by bit; what was decoded encodes to the same bytes; and quantizing is as good as the package's, or a step's ``width^2 / 12``."""
     rng = np.random.default_rng(2)
     raw = random_blocks(kind, rng)
-    one = weight("w", kind, (5, 3 * gguf.GGML_QUANT_SIZES[Kind[kind]][0]))
+    one = weight("w", kind, (5, 3 * gguf.GGML_QUANT_SIZES[TensorType[kind]][0]))
     values = one.decode({"codes": raw}, slice(0, 5))
-    np.testing.assert_array_equal(values, gguf.quants.dequantize(raw, Kind[kind]))
+    np.testing.assert_array_equal(values, gguf.quants.dequantize(raw, TensorType[kind]))
     ((piece,), after, _) = one.encode({"codes": raw}, slice(0, 5), values)
     assert np.array_equal(piece.values, raw)
     wanted = rng.normal(0, 0.02, values.shape).astype(np.float32)
     ((piece,), after, _) = one.encode({"codes": np.zeros_like(raw)}, slice(0, 5), wanted)
-    np.testing.assert_array_equal(gguf.quants.dequantize(np.ascontiguousarray(piece.values), Kind[kind]), after)
+    np.testing.assert_array_equal(gguf.quants.dequantize(np.ascontiguousarray(piece.values), TensorType[kind]), after)
     error = np.linalg.norm(after - wanted)
     _, _, noise = one.encode({"codes": piece.values}, slice(0, 5), after)
-    theirs = gguf.quants.dequantize(gguf.quants.quantize(wanted, Kind[kind]), Kind[kind]) if kind in BY_PACKAGE else wanted
+    theirs = gguf.quants.dequantize(gguf.quants.quantize(wanted, TensorType[kind]), TensorType[kind]) if kind in BY_PACKAGE else wanted
     limit = np.linalg.norm(theirs - wanted)
     assert error <= max(1.001 * limit, 1.1 * noise**0.5)
 
@@ -102,8 +102,8 @@ def own_name(name: str) -> str:
 def packed(value: np.ndarray, kind: str) -> np.ndarray:
     """Values in blocks of a type, by the package where it can."""
     if kind in BY_PACKAGE:
-        return np.asarray(gguf.quants.quantize(value, Kind[kind]))
-    size = GGML_QUANT_SIZES[Kind[kind]]
+        return np.asarray(gguf.quants.quantize(value, TensorType[kind]))
+    size = GGML_QUANT_SIZES[TensorType[kind]]
     empty = np.zeros((len(value), value.shape[1] // size[0] * size[1]), np.uint8)
     ((piece,), *_) = weight("w", kind, value.shape).encode({"codes": empty}, slice(0, len(value)), value)
     return np.ascontiguousarray(piece.values)
@@ -130,10 +130,10 @@ def as_gguf(checkpoint: Path, out: Path, kind: str, arch: str = "llama") -> Path
             writer.add_tensor(own_name(name), value.astype(np.float32))
         elif kind in PLAIN:
             cast = value.astype(PLAIN[kind])
-            raw = {"raw_dtype": Kind.BF16} if kind == "BF16" else {}
+            raw = {"raw_dtype": TensorType.BF16} if kind == "BF16" else {}
             writer.add_tensor(own_name(name), cast.view(np.uint8) if raw else cast, **raw)
         else:
-            writer.add_tensor(own_name(name), packed(value, kind), raw_dtype=Kind[kind])
+            writer.add_tensor(own_name(name), packed(value, kind), raw_dtype=TensorType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -220,7 +220,7 @@ def test_a_merge_keeps_every_type(kind: str, llama: Path, file_of: Callable[[str
 
 
 def held_of(raw: np.ndarray, kind: str) -> np.ndarray:
-    return np.asarray(gguf.quants.dequantize(raw, Kind[kind]), np.float64)
+    return np.asarray(gguf.quants.dequantize(raw, TensorType[kind]), np.float64)
 
 
 def test_transformers_runs_the_merged_file(llama: Path, file_of: Callable[[str], Path], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import adapterpack
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, get
 from adapterpack.base.codecs import bits
-from adapterpack.base.codecs.dequantized_checkpoint import Decoded
+from adapterpack.base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from adapterpack.base.codecs.registry import CODECS
 from adapterpack.cli.main import main
 from adapterpack.errors import FormatError, NonFinite, Unsupported
@@ -186,7 +186,7 @@ def lora(size: float, rows: slice = slice(None)) -> tuple[Pack, np.ndarray]:
 def test_decodes_what_its_layout_says(name: str, tmp_path: Path) -> None:
     """decode(parts) = the format's formula, whole and by rows from odd places; the registry says the weight's shape."""
     stored = FORMATS[name]()
-    base = Decoded(write(tmp_path / "base", stored))
+    base = DequantizedCheckpoint(write(tmp_path / "base", stored))
     matrix = base.matrix(f"{PATH}.weight")
     assert base.tensors[f"{PATH}.weight"].shape == (ROWS, COLUMNS)
     np.testing.assert_allclose(matrix[:], stored.values, rtol=3e-7, atol=1e-8)  # two float32 roundings
@@ -196,8 +196,8 @@ def test_decodes_what_its_layout_says(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_encoding_what_was_decoded_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     """encode(decode(parts)) = parts, byte for byte, whatever the blocks of rows."""
-    base = Decoded(write(tmp_path / "base", FORMATS[name]()))
-    weight, parts = base.coded[f"{PATH}.weight"], base.parts(f"{PATH}.weight")
+    base = DequantizedCheckpoint(write(tmp_path / "base", FORMATS[name]()))
+    weight, parts = base.quantized[f"{PATH}.weight"], base.parts(f"{PATH}.weight")
     for start in range(0, ROWS, weight.step):
         rows = slice(start, min(ROWS, start + weight.step))
         pieces, values, _ = weight.encode(parts, rows, weight.decode(parts, rows))
@@ -216,7 +216,7 @@ def test_a_merge_comes_as_close_as_the_grid_lets_it(name: str, tmp_path: Path) -
     base = write(tmp_path / "base", stored)
     pack, change = lora(0.02)
     report = adapterpack.merge(base, [pack], tmp_path / "out")
-    merged, before = Decoded(tmp_path / "out"), Decoded(base)
+    merged, before = DequantizedCheckpoint(tmp_path / "out"), DequantizedCheckpoint(base)
     assert {n: (i.dtype, i.shape) for n, i in merged.stored.items()} == {n: (i.dtype, i.shape) for n, i in before.stored.items()}
     assert merged.config == before.config
     np.testing.assert_array_equal(merged.read("norm.weight"), before.read("norm.weight"))
@@ -227,7 +227,7 @@ def test_a_merge_comes_as_close_as_the_grid_lets_it(name: str, tmp_path: Path) -
     # double quantization cannot move adds clipping.
     assert error < 4 * report.requantized[1] * (1 + np.linalg.norm(change) / np.linalg.norm(stored.values))
     assert error < np.linalg.norm(change)
-    assert report.losses[0].dtype == before.coded[f"{PATH}.weight"].codec
+    assert report.losses[0].dtype == before.quantized[f"{PATH}.weight"].codec
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -236,8 +236,8 @@ def test_with_a_dtype_the_base_is_written_dequantized(name: str, tmp_path: Path)
     stored = FORMATS[name]()
     pack, change = lora(0.02)
     adapterpack.merge(write(tmp_path / "base", stored), [pack], tmp_path / "out", dtype="float32")
-    merged = Decoded(tmp_path / "out")
-    assert not merged.coded
+    merged = DequantizedCheckpoint(tmp_path / "out")
+    assert not merged.quantized
     assert sorted(merged.stored) == [f"{PATH}.weight", "norm.weight"]
     assert "quantization_config" not in merged.config
     np.testing.assert_allclose(merged.read(f"{PATH}.weight"), stored.values + change, rtol=1e-5, atol=1e-6)
@@ -248,7 +248,7 @@ def test_rows_that_no_adapter_touches_keep_their_bytes(name: str, tmp_path: Path
     """Rows 0-31 do not change, so they decode to the same bits; a tile of fp8 spans rows 0-47 and is left out."""
     base = write(tmp_path / "base", FORMATS[name]())
     adapterpack.merge(base, [lora(0.02, slice(32, None))[0]], tmp_path / "out")
-    before, after = (Decoded(folder).matrix(f"{PATH}.weight")[:] for folder in (base, tmp_path / "out"))
+    before, after = (DequantizedCheckpoint(folder).matrix(f"{PATH}.weight")[:] for folder in (base, tmp_path / "out"))
     np.testing.assert_array_equal(before[:32], after[:32])
     assert np.any(before[32:] != after[32:])
 

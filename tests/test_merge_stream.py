@@ -19,14 +19,14 @@ from test_merge import digests, lone_pack, lora_pack, save_llama, tensors, write
 import adapterpack
 from adapterpack.adapter_methods import Site
 from adapterpack.base.checkpoint import Checkpoint
-from adapterpack.base.codecs.dequantized_checkpoint import Decoded
 from adapterpack.base.rounding import stochastic, words
 from adapterpack.errors import BaseMismatch, ConfigError, OutputExists, ProviderError, StorageError, Unsupported
 from adapterpack.io import safetensors as st
 from adapterpack.io.buffers import Scratch
 from adapterpack.io.byte_ranges import opened, reserve
 from adapterpack.manifest import manifest as m
-from adapterpack.merging.jobs import Part, jobs, share
+from adapterpack.merging.base_model import MergeBase
+from adapterpack.merging.jobs import Share, jobs, jobs_of
 from adapterpack.merging.journal import FOLDER, PAUSE, Journal, finished
 
 pytestmark = pytest.mark.fast
@@ -87,7 +87,7 @@ for kill in range(kills):
     out = f"{folder}/{kill}"
     killed = os.WIFSIGNALED(child(out, chance.random(), chance.uniform(0, 0.01)))
     assert os.path.exists(out) or killed
-    assert not killed or not os.path.exists(out) or os.path.exists(out + "/adapterpack.merging.json")
+    assert not killed or not os.path.exists(out) or os.path.exists(out + "/adapterpack.merge.json")
     if not os.path.exists(out):
         assert child(out) == 0
     print("killed" if killed else "too late", flush=True)
@@ -194,7 +194,7 @@ def test_nothing_is_published_before_its_bytes_are_on_the_disk(sharded: Path, wh
 def test_a_disk_that_refuses_to_sync_is_not_passed_over(tmp_path: Path) -> None:
     """The system reports what it could not write once, to whoever syncs first: that is the thread beside the work, so it must tell."""
     (tmp_path / "file").symlink_to("/dev/full")  # a device that cannot be synced
-    journal = Journal(tmp_path, Part(), ["file"])
+    journal = Journal(tmp_path, Share(), ["file"])
     with pytest.raises(OSError, match="Invalid argument"), journal.synced():
         time.sleep(10 * PAUSE)
     journal.close()
@@ -238,11 +238,11 @@ def test_parts_write_no_common_file(tmp_path: Path) -> None:
     """Each job belongs to one part, no file to two, whatever the number of parts."""
     from adapterpack.merging import layout, plan
 
-    base = Decoded(save_llama(tmp_path / "base", shard="12KB"))
+    base = MergeBase(save_llama(tmp_path / "base", shard="12KB"))
     todo = plan.make(base, [lora_pack(base.folder)], [1.0])
     work = jobs(layout.shards(base, todo, None, {}))
     for count in (1, 2, 5, 40):
-        parts = [share(work, Part(index, count)) for index in range(1, count + 1)]
+        parts = [jobs_of(work, Share(index, count)) for index in range(1, count + 1)]
         assert sorted(number for part in parts for number in part) == list(range(len(work)))
         files = [{file for number in part for file in work[number].files} for part in parts]
         assert sum(map(len, files)) == len(set().union(*files))
@@ -303,7 +303,7 @@ def test_stochastic_bytes_depend_on_the_seed_alone(sharded: Path, whole: tuple[P
     pack = lora_pack(sharded, r=16, alpha=16, size=(1e-3 / 4) ** 0.5, sites={"0.0.x_proj": (768, 1024), "1.0.x_proj": (768, 1024)})
     report = adapterpack.merge(sharded, [pack], tmp_path / "a", stochastic_rounding=5)
     monkeypatch.setattr(sys.modules["adapterpack.merging.pipeline"], "workers", lambda: 1)
-    monkeypatch.setattr(type(devices.arithmetic(None, by_chance=True)), "elements", lambda *_: 1 << 13)
+    monkeypatch.setattr(type(devices.arithmetic(None, stochastic=True)), "elements", lambda *_: 1 << 13)
     adapterpack.merge(sharded, [pack], tmp_path / "b", stochastic_rounding=5)
     for index in (1, 2):
         adapterpack.merge(sharded, [pack], tmp_path / "c", stochastic_rounding=5, shard=f"{index}/2")
@@ -313,7 +313,7 @@ def test_stochastic_bytes_depend_on_the_seed_alone(sharded: Path, whole: tuple[P
     assert a["0.0.x_proj.weight"].tobytes() != d["0.0.x_proj.weight"].tobytes()
     assert adapterpack.merge(sharded, [pack], tmp_path / "nearest").kept < 0.9
     assert report.kept == pytest.approx(1, abs=0.01)
-    assert json.loads((tmp_path / "a" / "adapterpack.merging.json").read_text())["stochastic_rounding"] == 5
+    assert json.loads((tmp_path / "a" / "adapterpack.merge.json").read_text())["stochastic_rounding"] == 5
 
 
 # --- where the base is checked, and where it is computed ----------------------------------------------------------------------------------

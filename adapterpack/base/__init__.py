@@ -1,1 +1,1 @@
-"""A base model on disk: its checkpoint, its identity, and the formats in which weights are stored."""
+"""Reads base models on disk: checkpoints, fingerprints, and the formats in which weights are stored."""

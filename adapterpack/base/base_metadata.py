@@ -1,10 +1,9 @@
-"""What lies beside a base's weights and belongs to its identity: the tokenizer, the chat template, the license of its card."""
+"""Reads a base model's tokenizer digests, its chat template, and the license that its model card states."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from ..io.hashing import sha256_of
 from ..manifest.parts import Tokenizer
@@ -16,23 +15,23 @@ _MAX_CARD = 64 << 10
 _MAX_LICENSE = 200
 
 
-def base_template(base: Checkpoint) -> str | None:
-    """The base's chat template: its own file, or what ``tokenizer_config.json`` says."""
-    own, config = base.folder / TEMPLATE, base.folder / "tokenizer_config.json"
-    if own.is_file():
-        return own.read_text("utf-8", errors="replace")
-    value: Any = read_json(config) if config.is_file() else {}
-    found = value.get("chat_template") if isinstance(value, dict) else None
-    return found if isinstance(found, str) else None
-
-
 def tokenizer_of(base: Checkpoint) -> Tokenizer | None:
     """The digests of the base's tokenizer and chat template; None for a base without either."""
     files = {field: base.folder / name for field, name in (("tokenizer_json", "tokenizer.json"), ("added_tokens", "added_tokens.json"))}
     digests = {field: sha256_of(path) if path.is_file() else None for field, path in files.items()}
-    template = base_template(base)
-    known = Tokenizer(**digests, chat_template=None if template is None else hashlib.sha256(template.encode("utf-8")).hexdigest())
-    return None if known == Tokenizer() else known
+    template = chat_template_of(base)
+    tokenizer = Tokenizer(**digests, chat_template=None if template is None else hashlib.sha256(template.encode("utf-8")).hexdigest())
+    return None if tokenizer == Tokenizer() else tokenizer
+
+
+def chat_template_of(base: Checkpoint) -> str | None:
+    """The base's chat template: its own file, or what ``tokenizer_config.json`` says; None for a base without one."""
+    file, config = base.folder / TEMPLATE, base.folder / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text("utf-8", errors="replace")
+    settings = read_json(config) if config.is_file() else {}
+    template = settings.get("chat_template") if isinstance(settings, dict) else None
+    return template if isinstance(template, str) else None
 
 
 def license_of(folder: Path) -> str | None:
@@ -49,6 +48,6 @@ def license_of(folder: Path) -> str | None:
         if line.strip() == "---":
             return None
         if colon and key == "license":
-            told = value.partition(" #")[0].strip().strip("'\"")
-            return told if told and told.isprintable() and len(told) <= _MAX_LICENSE else None
+            license_ = value.partition(" #")[0].strip().strip("'\"")
+            return license_ if license_ and license_.isprintable() and len(license_) <= _MAX_LICENSE else None
     return None

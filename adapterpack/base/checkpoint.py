@@ -1,4 +1,4 @@
-"""A base model on disk: a folder with ``config.json`` and one or several safetensors files, read without torch."""
+"""Opens a base model on disk (a folder with ``config.json`` and safetensors files) and computes its fingerprints, without torch."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from ..io import strict_json
 from ..io.hashing import Identity, Source, digests, identity
 from ..io.safetensors import SafetensorsFile, TensorInfo
 from . import fingerprint as fp
-from . import fused_experts as stacks
 from . import merkle
+from .fused_experts import Stack, find_stacks
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_JSON = 64 << 20
-_TABLES = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
-"""What models call the table of their words."""
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
+"""What models call their input embedding."""
 
 
 class Checkpoint:
-    """An opened base: its config, its shards in order, and where every tensor lies.
+    """An opened base: its config, its shards in order, and the position of every tensor.
 
     Raises:
         StorageError: the folder or a shard is missing.
         FormatError: a shard is malformed, or the index does not fit the shards.
     """
 
-    whole = True
-    """Whether its weights are here; a subclass may know their names, dtypes and shapes only."""
+    has_weights = True
+    """Whether its weights can be read; a subclass may know only their names, dtypes and shapes."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
@@ -75,7 +75,7 @@ class Checkpoint:
 
     @property
     def where(self) -> str:
-        """Where it lies, for messages."""
+        """Its location, for messages."""
         return str(self.folder)
 
     @cached_property
@@ -97,22 +97,22 @@ class Checkpoint:
     def commit(self) -> str | None:
         """The commit of a hub's cached snapshot, or None."""
         folder = self.folder.resolve()
-        known = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
-        return folder.name if known else None
+        is_snapshot = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+        return folder.name if is_snapshot else None
 
     @cached_property
     def stored(self) -> dict[str, TensorInfo]:
-        """Every tensor of the files by name; fingerprints are taken of these."""
+        """Every stored tensor by name; fingerprints are computed of these."""
         return {name: self.files[shard].tensors[name] for name, shard in self.shard_of.items()}
 
     @cached_property
-    def stacks(self) -> Mapping[str, stacks.Stack]:
-        """Fused parameters of the model that the files hold expert by expert, by the model's name."""
-        return stacks.find(self.stored)
+    def stacks(self) -> Mapping[str, Stack]:
+        """Fused parameters of the model that the files store expert by expert, by the model's name."""
+        return find_stacks(self.stored)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor of the model by name: those of the files, unless a subclass decodes them."""
+        """Every tensor of the model by name: the stored ones, unless a subclass decodes them."""
         return self.stored
 
     def read(self, name: str) -> np.ndarray:
@@ -121,7 +121,7 @@ class Checkpoint:
 
     @contextmanager
     def watched(self, watch: Callable[[], None]) -> Iterator[None]:
-        """Calls ``watch`` at every block of bytes that is hashed inside: what it raises ends the hashing."""
+        """Calls ``watch`` for every block that is hashed within; an exception that it raises ends the hashing."""
         before, self._watch = self._watch, watch
         try:
             yield
@@ -129,7 +129,7 @@ class Checkpoint:
             self._watch = before
 
     def source(self, name: str) -> Source:
-        """Where the bytes of a tensor lie."""
+        """The file and byte range of a tensor."""
         shard, info = self.shard_of[name], self.stored[name]
         return Source(self.folder / shard, self.identities[shard], ((info.offset, info.nbytes),))
 
@@ -141,11 +141,11 @@ class Checkpoint:
     @cached_property
     def samples(self) -> dict[str, bytes]:
         """The sha256 of the first, middle and last 4 KiB of every tensor; reads no more than these."""
-        return digests({name: sampled(self.source(name)) for name in self.stored}, watch=self._watch)
+        return digests({name: _sampled(self.source(name)) for name in self.stored}, watch=self._watch)
 
     @cached_property
     def probe(self) -> str:
-        """The fingerprint of samples of every tensor: good against mistakes, not against someone who means to deceive."""
+        """The fingerprint of samples of every tensor: it shows mistakes, not deliberate deception."""
         return fp.probe((*header, self.samples[header[0]]) for header in self._headers())
 
     @cached_property
@@ -160,23 +160,22 @@ class Checkpoint:
         return self._hashed({})[0]
 
     def _hashed(self, files: Mapping[str, Source]) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        """The digests of the tensors and of ``files``, side by side: one file cannot be split over threads, so that while one core hashes
+        """The digests of the tensors and of ``files``, in parallel: one file cannot be split over threads, so that while one core hashes
         it the others hash the tensors, out of the pages that it has just read."""
-        settled = {shard for shard, seen in self.identities.items() if seen.settled}
-        kept = {shard: _DIGESTS[seen] for shard, seen in self.identities.items() if seen in _DIGESTS}
-        known = {name: kept[shard][name] for name, shard in self.shard_of.items() if shard in kept}
+        cached = {shard: _DIGESTS[state] for shard, state in self.identities.items() if state in _DIGESTS}
+        known = {name: cached[shard][name] for name, shard in self.shard_of.items() if shard in cached}
         todo = {("file", path): source for path, source in files.items()}
         todo |= {("tensor", name): self.source(name) for name in self.stored if name not in known}
         hashes = digests(todo, watch=self._watch)
         fresh = {name: digest for (kind, name), digest in hashes.items() if kind == "tensor"}
-        for shard in settled:
-            if identity(self.folder / shard) == (seen := self.identities[shard]):
-                _DIGESTS.setdefault(seen, {name: fresh[name] for name in self.files[shard].tensors if name in fresh})
+        for shard, state in self.identities.items():
+            if state.settled and identity(self.folder / shard) == state:
+                _DIGESTS.setdefault(state, {name: fresh[name] for name in self.files[shard].tensors if name in fresh})
         return known | fresh, {path: digest for (kind, path), digest in hashes.items() if kind == "file"}
 
     @cached_property
     def leaves(self) -> dict[str, str]:
-        """The leaves of ``content`` by tensor, as hex: what is kept to prove one tensor alone."""
+        """The leaves of ``content`` by tensor, as hex; with them one tensor can be verified without the others."""
         return {header[0]: fp.leaf(*header, self.digests[header[0]]) for header in self._headers()}
 
     @cached_property
@@ -191,26 +190,26 @@ class Checkpoint:
         return _entries(sources, digests(sources, watch=self._watch))
 
     def _whole_files(self) -> dict[str, Source]:
-        seen = dict(self.identities)
+        states = dict(self.identities)
         if self.index is not None:
-            seen[INDEX] = identity(self.folder / INDEX)
-        return {path: Source.whole(self.folder / path, each) for path, each in seen.items()}
+            states[INDEX] = identity(self.folder / INDEX)
+        return {path: Source.whole(self.folder / path, state) for path, state in states.items()}
 
     def has_file(self, name: str, sha256: str) -> bool | None:
-        """Whether a file beside the weights has this sha256 (hex); None where that cannot be known."""
+        """Whether the file ``name`` of the folder has this sha256 (hex); None where that cannot be known."""
         path = self.folder / name
         with storage_errors(path):
             return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
-        """The levels: ``structure`` and ``probe`` always, ``content`` and ``files`` for one full read each, or both at once."""
+        """The fingerprint: always ``structure`` and ``probe``; ``content`` and ``files`` cost one full read, for one of them or both."""
         if content and files and not {"digests", "file_entries"} & self.__dict__.keys():  # neither was computed yet
             sources = self._whole_files()
-            self.digests, found = self._hashed(sources)
-            self.file_entries = _entries(sources, found)
+            self.digests, hashes = self._hashed(sources)
+            self.file_entries = _entries(sources, hashes)
         return fp.Fingerprint(self.structure, self.content if content else None, fp.files(self.file_entries) if files else None, self.probe)
 
-    def prove(self, content: str, leaves: Mapping[str, str], names: Iterable[str]) -> None:
+    def verify_tensors(self, content: str, leaves: Mapping[str, str], names: Iterable[str]) -> None:
         """Checks that the tensors ``names`` are those of the base with fingerprint ``content``; reads only these.
 
         Raises:
@@ -223,7 +222,7 @@ class Checkpoint:
                 raise SiteNotFound("the base has no such tensor", where=self.folder, found=name, remedy=nearest(name, self.stored))
         for name, sha256 in digests({name: self.source(name) for name in wanted}).items():
             info = self.stored[name]
-            merkle.prove_tensor(content, leaves, (name, info.dtype, info.shape), sha256)
+            merkle.verify_tensor(content, leaves, (name, info.dtype, info.shape), sha256)
 
     def _headers(self) -> list[fp.Header]:
         return [(info.name, info.dtype, info.shape) for info in self.stored.values()]
@@ -247,11 +246,11 @@ class Checkpoint:
         return None
 
     def tied_to(self, path: str) -> str | None:
-        """The table of words that the output head ``path`` is tied to, where the files hold one tensor for both; else None."""
+        """The input embedding that the output head ``path`` is tied to, where the files store one tensor for both; else None."""
         if path.rpartition(".")[2] != "lm_head" or not self.config.get("tie_word_embeddings", True):
             return None
-        tables = [name for name in self.stored if name.removesuffix(".weight").rpartition(".")[2] in _TABLES]
-        return tables[0] if len(tables) == 1 else None
+        embeddings = [name for name in self.stored if name.removesuffix(".weight").rpartition(".")[2] in _EMBEDDINGS]
+        return embeddings[0] if len(embeddings) == 1 else None
 
     def weight_shape(self, path: str, recorded: str | None = None) -> tuple[int, ...]:
         """The shape of a module's weight, or of a fused parameter.
@@ -271,21 +270,22 @@ class Checkpoint:
         Raises:
             SiteNotFound: the checkpoint has no such tensor.
         """
-        found = self.weight_name(path, recorded)
-        if found is None:
+        name = self.weight_name(path, recorded)
+        if name is None:
             modules = [name.removesuffix(".weight") for name in self.tensors]
             raise SiteNotFound("the base has no such site", where=self.where, found=path, remedy=nearest(path, modules))
-        return found
+        return name
 
 
-def _entries(sources: Mapping[str, Source], found: Mapping[str, bytes]) -> tuple[fp.FileEntry, ...]:
-    return tuple(fp.FileEntry(path, sources[path].identity.size, found[path].hex()) for path in sorted(sources))
+def _entries(sources: Mapping[str, Source], hashes: Mapping[str, bytes]) -> tuple[fp.FileEntry, ...]:
+    return tuple(fp.FileEntry(path, sources[path].identity.size, hashes[path].hex()) for path in sorted(sources))
 
 
 _DIGESTS: dict[Identity, dict[str, bytes]] = {}
+"""State of a file -> the digests of its tensors, for the life of the process."""
 
 
-def sampled(source: Source) -> Source:
+def _sampled(source: Source) -> Source:
     """The ranges of a tensor that the probe reads."""
     ((start, nbytes),) = source.ranges
     return source._replace(ranges=tuple((start + offset, length) for offset, length in fp.spans(nbytes)))
@@ -338,6 +338,6 @@ CARRIED = frozenset({
 
 
 def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
-    """Files of a base that a merged checkpoint or a bundle takes along: config, tokenizer, templates; never weights or code."""
+    """The files of a base that are copied into a merged checkpoint or a bundle: config, tokenizer, templates; never weights or code."""
     wanted = CARRIED.union(names)
     return sorted(path for path in folder.iterdir() if path.name in wanted and path.is_file())

@@ -1,4 +1,4 @@
-"""The dtypes that a merge can write, under the names that people use for them."""
+"""Parses the dtype names that people use (``bf16``, ``torch.float16``, ``F32``) into those of safetensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parse(name: str) -> str:
         >>> parse("bfloat16"), parse("fp32"), parse("F16")
         ('BF16', 'F32', 'F16')
     """
-    found = NAMES.get(name.lower().removeprefix("torch."))
-    if found is None:
+    dtype = NAMES.get(name.lower().removeprefix("torch."))
+    if dtype is None:
         raise ConfigError("a checkpoint cannot be written in this dtype", where="dtype", found=repr(name), remedy=nearest(name, NAMES))
-    return found
+    return dtype

@@ -1,4 +1,4 @@
-"""The identity of a base model by its content, whatever its name says: four levels, from nearly free to beyond doubt.
+"""Computes the fingerprint of a base model from its content, whatever its name says: four levels, from nearly free to certain.
 
 | level | hashes | needs | says |
 |---|---|---|---|
@@ -8,8 +8,8 @@
 | ``content`` | every byte of every tensor | a full read | the same weights, in whatever shards and order |
 
 Nothing here opens a file: the functions take headers and digests, so that ``structure`` and ``files`` of a remote base cost no download of
-weights. The scheme is versioned by its prefix, ``bfp1:``. Every field that is hashed stands behind its length, and every hash behind the
-name of what it hashes, so that no two different inputs share their bytes.
+weights. The scheme is versioned by its prefix, ``bfp1:``. Every field that is hashed follows its length, and every hash input begins
+with the name of what it hashes, so that no two different inputs share their bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _Item = TypeVar("_Item", bound="tuple[Any, ...]")
 
 
 class Fingerprint(NamedTuple):
-    """The levels of one base, as far as they are known."""
+    """The fingerprint of one base; a level that is not known is None."""
 
     structure: str | None
     content: str | None
@@ -59,7 +59,7 @@ def structure(tensors: Iterable[Header]) -> str:
         >>> structure([("w", "F32", (2, 3))])[:12]
         'bfp1:bf9564b'
     """
-    headers = {header[0]: _header(*header) for header in _once(tensors)}
+    headers = {header[0]: _header(*header) for header in _distinct(tensors)}
     return _root("structure", headers)
 
 
@@ -74,7 +74,7 @@ def files(entries: Iterable[tuple[str, int, str]]) -> str:
         'bfp1:1f3ee87'
     """
     framed = {}
-    for path, size, sha256 in _once(entries):
+    for path, size, sha256 in _distinct(entries):
         if size < 0 or not _SHA256.fullmatch(sha256):
             raise FormatError("this is not the size and sha256 of a file", where=path, expected="bytes and 64 lowercase hex digits",
                               found=f"{size}, {sha256[:80]!r}")
@@ -107,7 +107,7 @@ def content(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryvie
     Raises:
         FormatError: a name stands twice.
     """
-    items = _once(tensors)
+    items = _distinct(tensors)
     hashes = digests({name: [data] for name, _, _, data in items})
     return root({name: leaf(name, dtype, shape, hashes[name]) for name, dtype, shape, _ in items})
 
@@ -134,23 +134,23 @@ def probe(samples: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> str:
         FormatError: a name stands twice.
     """
     return _root("probe", {name: hashlib.sha256(b"bfp1:sample\0" + _header(name, dtype, shape) + sha256).digest()
-                           for name, dtype, shape, sha256 in _once(samples)})
+                           for name, dtype, shape, sha256 in _distinct(samples)})
 
 
 def in_memory(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> Fingerprint:
-    """Every level that tensors in memory have, given as (name, dtype, shape, bytes): all but ``files``.
+    """The fingerprint of tensors in memory, given as (name, dtype, shape, bytes): all levels but ``files``.
 
     Raises:
         FormatError: a name stands twice.
 
     Example:
-        >>> found = in_memory([("w", "U8", (3,), b"abc")])
-        >>> found.content == content([("w", "U8", (3,), b"abc")]), found.files
+        >>> fingerprint = in_memory([("w", "U8", (3,), b"abc")])
+        >>> fingerprint.content == content([("w", "U8", (3,), b"abc")]), fingerprint.files
         (True, None)
     """
-    held = [(name, dtype, shape, memoryview(data)) for name, dtype, shape, data in tensors]
-    sampled = ((name, dtype, shape, _sampled(data)) for name, dtype, shape, data in held)
-    return Fingerprint(structure(item[:3] for item in held), content(held), None, probe(sampled))
+    views = [(name, dtype, shape, memoryview(data)) for name, dtype, shape, data in tensors]
+    sampled = ((name, dtype, shape, _sampled(data)) for name, dtype, shape, data in views)
+    return Fingerprint(structure(item[:3] for item in views), content(views), None, probe(sampled))
 
 
 def _sampled(data: memoryview) -> bytes:
@@ -179,13 +179,13 @@ def _framed(*fields: str) -> bytes:
     return b"".join(len(raw).to_bytes(8, "little") + raw for raw in encoded)
 
 
-def _once(items: Iterable[_Item]) -> list[_Item]:
-    """The items, whose first fields must differ."""
-    found = list(items)
-    if len({item[0] for item in found}) != len(found):
-        names = [item[0] for item in found]
+def _distinct(items: Iterable[_Item]) -> list[_Item]:
+    """The items as a list, after checking that their names (the first fields) differ."""
+    listed = list(items)
+    names = [item[0] for item in listed]
+    if len(set(names)) != len(names):
         raise FormatError("a name stands twice in one base", found=repr(next(n for n in names if names.count(n) > 1))[:200])
-    return found
+    return listed
 
 
 def _unhex(name: str, value: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The leaves of a base's ``content`` in a side file, so that one tensor can be proven alone, without reading the others."""
+"""Writes and reads the leaves of a base's ``content`` fingerprint, with which one tensor can be verified without reading the others."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def decode(data: bytes, where: object) -> tuple[str, dict[str, str]]:
     leaves = value["leaves"]
     if not isinstance(leaves, dict) or not all(isinstance(leaf, str) for leaf in leaves.values()):
         raise FormatError("leaves must map tensor names to digests", where=where)
-    if (found := fp.root(leaves)) != value["content"]:
-        raise FormatError("the leaves do not give the root that stands beside them", where=where, expected=str(value["content"])[:80],
-                          found=found, remedy="write the side file again from the base")
-    return found, leaves
+    if (root := fp.root(leaves)) != value["content"]:
+        raise FormatError("the leaves do not give the root that the file states", where=where, expected=str(value["content"])[:80],
+                          found=root, remedy="write the side file again from the base")
+    return root, leaves
 
 
-def prove_tensor(content: str, leaves: Mapping[str, str], header: fp.Header, sha256: bytes) -> None:
-    """Checks that a tensor, given by header and the sha256 of its bytes, is one of the base with fingerprint ``content``.
+def verify_tensor(content: str, leaves: Mapping[str, str], header: fp.Header, sha256: bytes) -> None:
+    """Checks that a tensor, given by header and sha256 of its bytes, belongs to the base whose ``content`` fingerprint is given.
 
     Raises:
         BaseMismatch: the leaves do not give ``content``, or the tensor has another leaf.
@@ -52,10 +52,10 @@ def prove_tensor(content: str, leaves: Mapping[str, str], header: fp.Header, sha
     Example:
         >>> digest = bytes(32)
         >>> leaves = {"w": fp.leaf("w", "U8", (3,), digest)}
-        >>> prove_tensor(fp.root(leaves), leaves, ("w", "U8", (3,)), digest)
+        >>> verify_tensor(fp.root(leaves), leaves, ("w", "U8", (3,)), digest)
     """
-    if (found := fp.root(leaves)) != content:
-        raise BaseMismatch("these leaves belong to another base", expected=content, found=found,
+    if (root := fp.root(leaves)) != content:
+        raise BaseMismatch("these leaves belong to another base", expected=content, found=root,
                            remedy="use the leaves that were written for the base that the pack names")
     name = header[0]
     if name not in leaves:

@@ -1,4 +1,4 @@
-"""Which quantization a checkpoint declares, by its config or by the names of its tensors; nothing is computed."""
+"""Tells which quantization a checkpoint declares, by its config or by the names of its tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .checkpoint import Checkpoint
 
 
 class Scheme(NamedTuple):
-    """A quantization scheme: config keys that stand for it where no method is named, and endings of tensor names that must all occur."""
+    """A quantization scheme: config keys that identify it where no method is named, and endings of tensor names that must all occur."""
 
     name: str
     keys: tuple[str, ...]
@@ -48,13 +48,13 @@ def declared(config: Mapping[str, Any]) -> str | None:
         >>> declared({"hidden_size": 4}) is None
         True
     """
-    found = _settings(config)
-    if found is None:
+    settings = _settings(config)
+    if settings is None:
         return None
-    method = found.get("quant_method")
+    method = settings.get("quant_method")
     if isinstance(method, str) and method:
         return method
-    return next((row.name for row in SCHEMES if any(found.get(key) for key in row.keys)), "unnamed")
+    return next((row.name for row in SCHEMES if any(settings.get(key) for key in row.keys)), "unnamed")
 
 
 def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -69,23 +69,23 @@ def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     for part in (config, config.get("text_config")):
-        found = part.get("quantization_config") if isinstance(part, dict) else None
-        if isinstance(found, dict):
-            return found
+        settings = part.get("quantization_config") if isinstance(part, dict) else None
+        if isinstance(settings, dict):
+            return settings
     return None
 
 
 def require_plain(base: Checkpoint) -> None:
-    """Checks that the numbers that a checkpoint stores are its weights.
+    """Checks that a checkpoint is not quantized.
 
     Raises:
         Unsupported: it is quantized.
     """
-    found = scheme(base)
-    if found is not None:
-        raise Unsupported("the base is quantized: its stored numbers are not its weights", where=base.folder, found=found,
-                          remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the adapter "
-                                 "beside the base")
+    declared_scheme = scheme(base)
+    if declared_scheme is not None:
+        raise Unsupported("the base is quantized: its stored numbers are not its weights", where=base.folder, found=declared_scheme,
+                          remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the "
+                                 "adapter unmerged")
 
 
 def _occurs(base: Checkpoint, ending: str) -> bool:

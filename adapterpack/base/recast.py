@@ -1,4 +1,4 @@
-"""The digests that a base would have in another dtype, without writing it: tensors are cast block by block and only hashed."""
+"""Computes the fingerprint that a base would have in another dtype: tensors are cast block by block and hashed; nothing is written."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def cast_fingerprint(base: Checkpoint, dtype: str) -> fp.Fingerprint:
 
 def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = False) -> dict[str, bytes]:
     """The sha256 of the tensors named in ``dtypes``, each cast to its dtype there; ``samples`` takes only what the probe would read."""
-    def each(name: str, blocks: Iterator[memoryview]) -> bytes:
+    def hash_tensor(name: str, blocks: Iterator[memoryview]) -> bytes:
         hasher, old, new = hashlib.sha256(), base.tensors[name].dtype, dtypes[name]
         with np.errstate(all="ignore"):  # an overflow gives the infinity that it gives everywhere
             for block in blocks:
                 hasher.update(block if old == new else cast(np.frombuffer(block, DTYPES[old]), new).view(np.uint8).data)
         return hasher.digest()
 
-    return digests({name: _sampled(base, name, dtype) if samples else base.source(name) for name, dtype in dtypes.items()}, each)
+    return digests({name: _sampled(base, name, dtype) if samples else base.source(name) for name, dtype in dtypes.items()}, hash_tensor)
 
 
 def cast(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -64,7 +64,7 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _sampled(base: Checkpoint, name: str, dtype: str) -> Source:
-    """The elements that the probe would read if the tensor were of ``dtype``, where they lie now."""
+    """The ranges of a tensor whose elements the probe would read if the tensor were of ``dtype``."""
     info, source = base.tensors[name], base.source(name)
     old, new = DTYPES[info.dtype].itemsize, DTYPES[dtype].itemsize
     spans = fp.spans(info.nbytes // old * new)

@@ -1,8 +1,8 @@
-"""From the numbers of a fold to the dtype that is stored: to nearest, or stochastically, where chance is a function of the place.
+"""Rounds merged values to the dtype in which they are stored: to nearest, or stochastically with chance that depends on the position.
 
 Stochastic rounding goes up with the probability of what is cut off, so that a change smaller than half a unit is kept on average. Its
 chance comes from Philox4x64 (Salmon et al., SC 2011), a generator that is a function of (key, counter): the key is a hash of the seed and
-the tensor's name, the counter is the element's place. So bytes depend neither on threads nor on blocks, order or shards.
+the tensor's name, the counter is the index of the element. So bytes depend neither on threads nor on blocks, order or shards.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..io.buffers import Scratch
 from ..io.safetensors import DTYPES
 
 Round = Callable[[np.ndarray, "np.dtype[Any]", Scratch], np.ndarray]
-"""Values -> the same in a dtype, in a buffer that is valid until the next call."""
+"""Rounds values to a dtype, into a buffer that is valid until the next call."""
 Rounding = Callable[[str, int], Round]
-"""Name of a tensor and the place of a block's first element in it -> how that block is rounded."""
+"""Name of a tensor and index of a block's first element -> how that block is rounded."""
 _WORDS = 8
 """Words of 32 bits for each step of Philox's counter."""
 _FIELDS = {"BF16": (8, 7), "F16": (5, 10), "F8_E4M3": (4, 3), "F8_E5M2": (5, 2)}
@@ -32,7 +32,7 @@ def nearest(name: str, start: int) -> Round:
 
 
 def to_nearest(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:
-    """Values rounded to nearest, ties to even; values of that dtype are given back themselves."""
+    """Values rounded to nearest, ties to even; values of that dtype are returned as they are."""
     if values.dtype == dtype:
         return values
     stored = scratch.get("stored", values.shape, dtype)
@@ -49,16 +49,16 @@ def stochastic(seed: int) -> Rounding:
         True
     """
 
-    def at(name: str, start: int) -> Round:
+    def round_at(name: str, start: int) -> Round:
         def rounding(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:
             if values.dtype != np.float32 or dtype.itemsize > 2:
                 return to_nearest(values, dtype, scratch)
             chance = words(seed, name, start, values.size).reshape(values.shape)
-            return _by_chance(values, dtype, chance, scratch)
+            return _stochastic(values, dtype, chance, scratch)
 
         return rounding
 
-    return at
+    return round_at
 
 
 def words(seed: int, name: str, start: int, count: int) -> np.ndarray:
@@ -67,16 +67,16 @@ def words(seed: int, name: str, start: int, count: int) -> np.ndarray:
     first = start // _WORDS
     last = -(-(start + count) // _WORDS)
     drawn = np.random.Philox(key=key, counter=first).random_raw(4 * (last - first))
-    found: np.ndarray = drawn.astype("<u8", copy=False).view(np.uint32)[start - first * _WORDS :][:count]
-    return found
+    drawn_words: np.ndarray = drawn.astype("<u8", copy=False).view(np.uint32)[start - first * _WORDS :][:count]
+    return drawn_words
 
 
-def _by_chance(values: np.ndarray, dtype: np.dtype[Any], chance: np.ndarray, scratch: Scratch) -> np.ndarray:
+def _stochastic(values: np.ndarray, dtype: np.dtype[Any], chance: np.ndarray, scratch: Scratch) -> np.ndarray:
     """Float32 ``values`` cut to ``dtype`` after a random part of a unit in the last place was added to their magnitude.
 
-    NaN stays NaN; what passes the largest number becomes what the format has beyond it.
+    NaN stays NaN; a number above the largest becomes what a cast makes of it.
     """
-    exponent_bits, fraction_bits = _FIELDS[next(name for name, each in DTYPES.items() if each == dtype)]
+    exponent_bits, fraction_bits = _FIELDS[next(name for name, candidate in DTYPES.items() if candidate == dtype)]
     bits = np.ascontiguousarray(values).view(np.uint32)
     if exponent_bits == 8:  # bfloat16: the upper half of float32, so the magnitude's bits are an integer and the carry is the rounding
         magnitude = bits & np.uint32(0x7FFFFFFF)
@@ -93,5 +93,5 @@ def _by_chance(values: np.ndarray, dtype: np.dtype[Any], chance: np.ndarray, scr
         _, exponent = np.frexp(wide)
         unit = np.ldexp(1.0, np.maximum(exponent - 1, least) - fraction_bits)
         rounded = np.floor(wide / unit + chance * 2.0**-32) * unit
-        found: np.ndarray = np.copysign(rounded, values).astype(np.float32).astype(dtype)
-        return found  # exact: a number of the format, or beyond its largest
+        stored: np.ndarray = np.copysign(rounded, values).astype(np.float32).astype(dtype)
+        return stored  # exact: a number of the format, or larger than its largest

@@ -1,4 +1,4 @@
-"""How one checkpoint relates to another: the same weights in other files, in another dtype, under other names, or quantized."""
+"""Tells how one checkpoint relates to another: the same weights in other files, in another dtype, under other names, or quantized."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..errors import BaseMismatch, NothingToDo
 from ..io.hashing import Source, digests
 from ..io.safetensors import FLOATS
 from .checkpoint import INDEX, Checkpoint
-from .match import Variant
+from .compatibility import Variant
 from .quantization import scheme
 from .recast import cast_digests
 
 
 @dataclass(frozen=True)
 class Relation:
-    """What the second checkpoint is of the first.
+    """How the second of two checkpoints relates to the first.
 
     ``kind`` is ``same``, ``reshard``, ``dtype_cast``, ``renamed_keys``, ``quantized`` or ``other``. ``proven`` says that every byte was
     compared; a quantization is only declared. ``names`` maps names of the first to names of the second where they differ.
@@ -31,7 +31,7 @@ class Relation:
 
 
 def relation(a: Checkpoint, b: Checkpoint) -> Relation:
-    """What ``b`` is of ``a``: the first row of a table that holds. Whole tensors are read only where headers and samples agree.
+    """How ``b`` relates to ``a``. Whole tensors are read only where headers and samples agree.
 
     Raises:
         StorageError: a file changed since it was opened.
@@ -40,23 +40,23 @@ def relation(a: Checkpoint, b: Checkpoint) -> Relation:
         >>> relation(Checkpoint("base"), Checkpoint("base-bf16")).kind  # doctest: +SKIP
         'dtype_cast'
     """
-    return next((found for rule in _RULES if (found := rule(a, b)) is not None), None) or Relation("other", True, _difference(a, b))
+    return next((match for rule in _RULES if (match := rule(a, b)) is not None), None) or Relation("other", True, _difference(a, b))
 
 
 def variant(a: Checkpoint, b: Checkpoint, tested: bool = False) -> Variant:
-    """``b`` as a declared variant of ``a``, with the digests that it will be known by.
+    """``b`` as a declared variant of ``a``, with its fingerprint.
 
     Raises:
         BaseMismatch: ``b`` is another base.
         NothingToDo: ``b`` is ``a`` itself, which needs no declaration.
     """
-    found = relation(a, b)
-    if found.kind == "same":
+    related = relation(a, b)
+    if related.kind == "same":
         raise NothingToDo("the two bases are the same files: there is no variant to declare", where=b.folder)
-    if found.kind == "other":
-        raise BaseMismatch(f"this is no variant of the base: {found.detail}", where=b.folder, expected=f"a variant of {a.name}",
+    if related.kind == "other":
+        raise BaseMismatch(f"this is no variant of the base: {related.detail}", where=b.folder, expected=f"a variant of {a.name}",
                            remedy="declare only a cast, a quantization, a new sharding or a renaming of the base")
-    return Variant(found.kind, b.fingerprint(files=True), tested)
+    return Variant(related.kind, b.fingerprint(files=True), tested)
 
 
 def _same(a: Checkpoint, b: Checkpoint) -> Relation | None:
@@ -68,7 +68,7 @@ def _same(a: Checkpoint, b: Checkpoint) -> Relation | None:
 
 
 def _layout(base: Checkpoint) -> tuple[Any, ...]:
-    """All that files hold beside tensors: with equal tensors, equal layouts are equal files, without reading them again."""
+    """All that files hold besides tensors: files with equal tensors and equal layouts are equal, without being read again."""
     starts = {shard: min((info.offset for info in file.tensors.values()), default=file.size) for shard, file in base.files.items()}
     headers = {shard: Source(base.folder / shard, base.identities[shard], ((0, start),)) for shard, start in starts.items()}
     return digests(headers), (base.folder / INDEX).read_bytes() if base.index is not None else None
@@ -112,15 +112,15 @@ def _pairs(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
             if twin is None or key != (twin.dtype, twin.shape, other.digests[name]):
                 side[key].append(name)
     return {old: new for key in left
-            for old, new in zip(sorted(left[key], key=_backwards), sorted(right[key], key=_backwards), strict=True)}
+            for old, new in zip(sorted(left[key], key=_last_part_first), sorted(right[key], key=_last_part_first), strict=True)}
 
 
-def _backwards(name: str) -> list[str]:
+def _last_part_first(name: str) -> list[str]:
     return name.split(".")[::-1]
 
 
 def _quantized(a: Checkpoint, b: Checkpoint) -> Relation | None:
-    """Declared by ``b``'s config or names; believed if some tensor that was left alone is the one of ``a``."""
+    """``b`` declares a quantization by its config or names, and some tensor that was not quantized is equal to that of ``a``."""
     declared = scheme(b)
     if declared is None or scheme(a) is not None:
         return None
@@ -137,7 +137,7 @@ _RULES: tuple[Callable[[Checkpoint, Checkpoint], Relation | None], ...] = (_same
 
 
 def _difference(a: Checkpoint, b: Checkpoint) -> str:
-    """The first difference, in words."""
+    """The first difference between two checkpoints, as a sentence."""
     for one, other, which in ((a, b, "first"), (b, a, "second")):
         if lone := sorted(one.tensors.keys() - other.tensors.keys()):
             return f"only the {which} has {_few(lone)}"

@@ -12,7 +12,7 @@ import adapterpack
 from ..bundle.manifest import bundle_in
 from ..hub.resolve import folder_of
 from ..io.readable import size
-from ..merging.onnx.kind import is_graph
+from ..merging.base_kind import is_graph
 from .options import out_option, pack_at, shared, structural_option
 from .output import emit, line
 from .progress import steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ..base import identity
+from ..base import compatibility
 from ..errors import BaseMismatch, Unsupported
 from ..manifest import manifest as m
 from ..pack.pack import Pack
@@ -20,10 +20,10 @@ def common_base(packs: Sequence[Pack]) -> m.Base:
         BaseMismatch: there is none, or two packs name other types of model; two that disagree are named.
     """
     bases = [pack.manifest.base for pack in packs]
-    fitting = [base for base in bases if all(identity.agree(base, other) for other in bases)]
+    fitting = [base for base in bases if all(compatibility.agrees(base, other) for other in bases)]
     types = dict.fromkeys(base.model_type for base in bases if base.model_type is not None)
     if not fitting or len(types) > 1:
-        pairs = [(one, other) for one in packs for other in packs if not identity.agree(one.manifest.base, other.manifest.base)
+        pairs = [(one, other) for one in packs for other in packs if not compatibility.agrees(one.manifest.base, other.manifest.base)
                  or len({one.manifest.base.model_type, other.manifest.base.model_type} - {None}) > 1]
         one, other = next((pair for pair in pairs if _differ(*(pack.manifest.base for pack in pair))), pairs[0])
         field = next((field for field in ("structure", "content", "files", "probe", "model_type") if _known(field, one, other)), "content")
@@ -38,7 +38,7 @@ def common_base(packs: Sequence[Pack]) -> m.Base:
 
 def _differ(one: m.Base, other: m.Base) -> bool:
     types = {one.model_type, other.model_type} - {None}
-    return len(types) > 1 or not (identity.agree(one, other) or identity.agree(other, one))
+    return len(types) > 1 or not (compatibility.agrees(one, other) or compatibility.agrees(other, one))
 
 
 def _known(field: str, one: Pack, other: Pack) -> bool:

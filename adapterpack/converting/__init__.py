@@ -1,1 +1,1 @@
-"""Packs to and from the formats of other tools."""
+"""Converts packs to and from the adapter formats of other tools."""

@@ -1,4 +1,4 @@
-"""The base model as a converter needs it: its module names, their shapes, its configuration, its identity."""
+"""Opens a base model for a conversion: its module names and shapes, its configuration, its fingerprint."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class BaseModel:
     @property
     def model_type(self) -> str | None:
         """The model's type by its configuration, or its class for a model of diffusers."""
-        found = self.config.get("model_type") or self.config.get("_class_name")
-        return found if isinstance(found, str) else None
+        stated = self.config.get("model_type") or self.config.get("_class_name")
+        return stated if isinstance(stated, str) else None
 
     def modules(self) -> dict[str, tuple[int, ...]]:
         """Every module with a weight, and that weight's shape."""
         return {name.removesuffix(".weight"): shape for name, shape in self.shapes.items() if name.endswith(".weight")}
 
     def weight_name(self, path: str, recorded: str | None = None) -> str:
-        """The tensor behind a module: the ``recorded`` one, if there is such a tensor, else by the path.
+        """The tensor of a module's weight: the ``recorded`` one, if there is such a tensor, else by the path.
 
         A task model may have one prefix more or less than its checkpoint.
 
@@ -60,13 +60,13 @@ class BaseModel:
 
     def identity(self) -> m.Base:
         """The base as a manifest names it; reads every byte once for the content's digest."""
-        known = self.checkpoint
-        if known is None:
+        base = self.checkpoint
+        if base is None:
             return m.Base(model_type=self.model_type)
-        return m.Base(known.name, known.commit, self.model_type, known.structure, known.content, probe=known.probe)
+        return m.Base(base.name, base.commit, self.model_type, base.structure, base.content, probe=base.probe)
 
     def task(self) -> m.Task:
-        """What the base does, by its class."""
+        """The task of the base, by its class."""
         classes = self.config.get("architectures")
         architecture = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
         return m.Task(task_of(architecture or "", self.config).name, architecture)
@@ -90,8 +90,8 @@ def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:
     return BaseModel(folder, checkpoint.config, {name: info.shape for name, info in checkpoint.tensors.items()}, checkpoint)
 
 
-def bound_to(pack: Pack, base: BaseModel) -> Pack:
-    """The pack with the base's identity, the names of its tensors, and which of its sites have a bias; every site's shape is compared.
+def bind_to_base(pack: Pack, base: BaseModel) -> Pack:
+    """The pack with the base's fingerprint, the names of its tensors, and which sites have a bias; checks the shape of every site.
 
     Raises:
         BaseMismatch: the pack names another base, or a site has another shape.
@@ -105,10 +105,10 @@ def bound_to(pack: Pack, base: BaseModel) -> Pack:
             groups.append(group)
             continue
         weight = base.weight_name(group.path, group.weight)
-        shape, known = matrix_shape(group.kind, base.shapes[weight]), (group.out_features, group.in_features)
-        if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
+        shape, recorded = matrix_shape(group.kind, base.shapes[weight]), (group.out_features, group.in_features)
+        if shape is None or any(size not in {None, actual} for size, actual in zip(recorded, shape, strict=True)):
             raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}", found=base.shapes[weight],
-                               expected=known, remedy="use the base that the adapter was made for")
+                               expected=recorded, remedy="use the base that the adapter was made for")
         groups.append(dataclasses.replace(group, weight=weight, bias=f"{weight.removesuffix('weight')}bias" in base.shapes))
     if pack.manifest.base.content is not None:
         return pack

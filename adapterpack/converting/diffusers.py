@@ -1,7 +1,7 @@
-"""The LoRA keys of diffusers: ``<model>.<module path>.lora_A.weight`` and ``lora_B.weight``, and in the metadata PEFT's configuration.
+"""Reads and writes LoRA files of diffusers: ``<model>.<module path>.lora_A.weight`` and ``.lora_B.weight``, metadata as PEFT's config.
 
-The metadata's ``lora_adapter_metadata`` is JSON whose keys are ``<model>.<PEFT key>``. Without it an ``.alpha`` per module counts, and
-without that alpha is r.
+The metadata's ``lora_adapter_metadata`` is JSON whose keys are ``<model>.<PEFT key>``. Without it each module's ``.alpha`` is used,
+and without that alpha is r.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ..adapter_methods.lora import LoRA
 from ..errors import FormatError, NonFinite, Unsupported
 from ..io import safetensors, strict_json
 from ..pack.pack import Pack
-from .base import BaseModel, bound_to
-from .factors import Factors, factors, lora_pack, paired
-from .folders import floated
-from .format import Format, Reading, Source, refuse_whole
-from .lora_file import chosen, is_text_model, keys_of, no_alpha, opened, several
+from .base import BaseModel, bind_to_base
+from .factors import SiteFactors, lora_pack, require_pairs, site_factors
+from .folder_formats import dequantized
+from .format import Format, Reading, Source, refuse_full_modules
+from .lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, several_models_note
 
 _A, _B, _ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
 _METADATA = "lora_adapter_metadata"
 _PARTS = ("base_model.model", "unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "diffusion_model")
-"""Beginnings of keys, each of another model of the pipeline; a key with none of them belongs to the model itself."""
+"""Key prefixes, each for one model of the pipeline; a key without any belongs to the model itself."""
 _ITSELF = "model"
 _CHANGES = ("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "layer_replication", "target_parameters")
 """PEFT's options that change the mathematics of a plain LoRA."""
@@ -44,26 +44,27 @@ def _split(key: str) -> tuple[str, str, str] | None:
     return part, rest.removeprefix(f"{part}.") if part != _ITSELF else rest, leaf
 
 
-def _is_ours(path: Path) -> bool:
+def _detect(path: Path) -> bool:
     return any(key.endswith((f".{_A}", f".{_B}")) for key in keys_of(path))
 
 
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
-    refuse_whole(pack, "diffusers")
-    plain, notes = floated(pack)
-    known = pack.manifest.training.get("part")
-    part = known if known in (*_PARTS, _ITSELF) else _part(plain, base)
-    before = "" if part == _ITSELF else f"{part}."
+    refuse_full_modules(pack, "diffusers")
+    plain, notes = dequantized(pack)
+    recorded = pack.manifest.training.get("part")
+    part = recorded if recorded in (*_PARTS, _ITSELF) else _part(plain, base)
+    prefix = "" if part == _ITSELF else f"{part}."
     tensors: dict[str, np.ndarray] = {}
     configs = {}
-    for site in factors(plain, "diffusers"):
-        tensors |= {f"{before}{site.path}.{_A}": site.down, f"{before}{site.path}.{_B}": site.up}
+    for site in site_factors(plain, "diffusers"):
+        tensors |= {f"{prefix}{site.path}.{_A}": site.down, f"{prefix}{site.path}.{_B}": site.up}
         configs[site.path] = LoRA(r=site.down.shape[0], alpha=site.alpha)
-    face = method_of(LoRA()).peft
-    assert face is not None
-    written = {f"{before}{key}": value for key, value in {**(face.to_config(configs) or {}), "target_modules": sorted(configs)}.items()}
-    safetensors.write(out, tensors, {"format": "pt", _METADATA: json.dumps(written, indent=2, sort_keys=True)})
-    return notes if known is not None else (*notes, f"keys begin with {before or 'the module itself'}")
+    peft_form = method_of(LoRA()).peft
+    assert peft_form is not None
+    config = {**(peft_form.to_config(configs) or {}), "target_modules": sorted(configs)}
+    metadata = {f"{prefix}{key}": value for key, value in config.items()}
+    safetensors.write(out, tensors, {"format": "pt", _METADATA: json.dumps(metadata, indent=2, sort_keys=True)})
+    return notes if recorded is not None else (*notes, f"keys begin with {prefix or 'the module itself'}")
 
 
 def _part(pack: Pack, base: BaseModel | None) -> str:
@@ -73,29 +74,29 @@ def _part(pack: Pack, base: BaseModel | None) -> str:
     return "unet" if any(group.path.startswith(blocks) for group in pack.manifest.groups) else "transformer"
 
 
-_Sites = dict[str, Factors | tuple[LoRA, np.ndarray, np.ndarray]]
+_Sites = dict[str, SiteFactors | tuple[LoRA, np.ndarray, np.ndarray]]
 
 
 def _read(source: Source) -> Reading:
-    file = opened(source)
+    file = open_file(source)
     parts = _parts(file, source)
-    part, notes = chosen(parts, source)
-    sites, silent = _sites(file, parts[part], part, source)
+    part, notes = choose_model(parts, source)
+    sites, without_alpha = _sites(file, parts[part], part, source)
     pack = lora_pack(source, sites, "diffusers", part=part)
-    return Reading(pack if source.base is None else bound_to(pack, source.base), notes + no_alpha(silent))
+    return Reading(pack if source.base is None else bind_to_base(pack, source.base), notes + missing_alpha_note(without_alpha))
 
 
-def _outline(source: Source) -> Reading:
-    """Every model of the file, each module with its model before it where there are several."""
-    file = opened(source)
+def _read_without_base(source: Source) -> Reading:
+    """All models of the file; with several, the name of the model precedes each module path."""
+    file = open_file(source)
     parts = _parts(file, source)
     sites: _Sites = {}
-    silent: list[str] = []
+    without_alpha: list[str] = []
     for part in parts:
-        found, unsaid = _sites(file, parts[part], part, source)
-        sites |= {f"{part}.{path}" if len(parts) > 1 else path: value for path, value in found.items()}
-        silent += unsaid
-    return Reading(lora_pack(source, sites, "diffusers"), several(parts) + no_alpha(silent))
+        of_part, missing = _sites(file, parts[part], part, source)
+        sites |= {f"{part}.{path}" if len(parts) > 1 else path: value for path, value in of_part.items()}
+        without_alpha += missing
+    return Reading(lora_pack(source, sites, "diffusers"), several_models_note(parts) + missing_alpha_note(without_alpha))
 
 
 def _parts(file: safetensors.SafetensorsFile, source: Source) -> dict[str, dict[str, dict[str, str]]]:
@@ -114,26 +115,26 @@ def _parts(file: safetensors.SafetensorsFile, source: Source) -> dict[str, dict[
 def _sites(
     file: safetensors.SafetensorsFile, modules: Mapping[str, Mapping[str, str]], part: str, source: Source
 ) -> tuple[_Sites, list[str]]:
-    """The sites of one model by module path, and those whose alpha nobody states."""
-    paired(modules, (_A, _B), source.path)
+    """The sites of one model by module path, and the modules for which no alpha is stated."""
+    require_pairs(modules, (_A, _B), source.path)
     sites: _Sites = {}
-    stated, silent = _stated(file.metadata, part, source), []
+    stated, without_alpha = _stated_config(file.metadata, part, source), []
     for path, leaves in modules.items():
         down, up = file.read(leaves[_A]), file.read(leaves[_B])
         if down.ndim != 2 or up.ndim != 2:
             raise Unsupported("an adapter of a layer that is not linear", where=f"{source.path}, {path}", expected="two matrices",
                               found=f"{list(down.shape)}, {list(up.shape)}", remedy="leave convolutions out of the adapter")
         if _ALPHA in leaves:
-            sites[path] = Factors(path, down, up, _number(file.read(leaves[_ALPHA]), leaves[_ALPHA], source) / max(1, down.shape[0]))
+            sites[path] = SiteFactors(path, down, up, _number(file.read(leaves[_ALPHA]), leaves[_ALPHA], source) / max(1, down.shape[0]))
         elif stated is not None:
             sites[path] = (stated.at(path), down, up)
         else:
-            silent.append(path)
-            sites[path] = Factors(path, down, up, 1.0)
-    return sites, silent
+            without_alpha.append(path)
+            sites[path] = SiteFactors(path, down, up, 1.0)
+    return sites, without_alpha
 
 
-def _stated(metadata: Mapping[str, str], part: str, source: Source) -> LoRA | None:
+def _stated_config(metadata: Mapping[str, str], part: str, source: Source) -> LoRA | None:
     """The configuration that the metadata states for one model, or None.
 
     Raises:
@@ -146,19 +147,19 @@ def _stated(metadata: Mapping[str, str], part: str, source: Source) -> LoRA | No
     values = strict_json.loads(metadata[_METADATA].encode(), where, 4 << 20)
     if not isinstance(values, dict):
         raise FormatError("the metadata must be an object", where=where)
-    before = "" if part == _ITSELF else f"{part}."
-    config = {key.removeprefix(before): value for key, value in values.items() if key.startswith(before)}
+    prefix = "" if part == _ITSELF else f"{part}."
+    config = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
     if not config:
         return None
     if changed := [key for key in _CHANGES if config.get(key)]:
         raise Unsupported("an option that changes a plain LoRA", where=where, found=", ".join(changed), remedy="merge it with diffusers")
-    face = method_of(LoRA()).peft
-    assert face is not None
+    peft_form = method_of(LoRA()).peft
+    assert peft_form is not None
     try:
-        found: LoRA = face.from_config(config)
+        lora: LoRA = peft_form.from_config(config)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the configuration is not usable: {error}", where=where) from error
-    return found
+    return lora
 
 
 def _number(value: Any, key: str, source: Source) -> float:
@@ -168,5 +169,5 @@ def _number(value: Any, key: str, source: Source) -> float:
     return number
 
 
-DIFFUSERS = Format("diffusers", "diffusers' keys (...lora_A.weight) in safetensors, one file", False, _is_ours, _read, _write,
-                   _outline)
+DIFFUSERS = Format("diffusers", "diffusers' keys (...lora_A.weight) in safetensors, one file", False, _detect, _read, _write,
+                   _read_without_base)

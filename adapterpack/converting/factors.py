@@ -1,4 +1,4 @@
-"""Packs as low-rank factors and back: what GGUF, kohya and diffusers files hold."""
+"""Turns packs into low-rank factors and back, for the formats that store these (GGUF, kohya, diffusers)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .format import Source, listed
 _LEAVES = ("lora_A", "lora_B")
 
 
-class Factors(NamedTuple):
-    """One site: ``down`` [r, in], ``up`` [out, r], and the number that multiplies their product."""
+class SiteFactors(NamedTuple):
+    """The factors at one site: ``down`` [r, in], ``up`` [out, r], and the scale of their product."""
 
     path: str
     down: np.ndarray
@@ -34,8 +34,8 @@ class Factors(NamedTuple):
         return float(self.scale * self.down.shape[0])
 
 
-def factors(pack: Pack, form: str) -> Iterator[Factors]:
-    """Every site of a pack as factors whose product is its change, in the stored dtype where the method's own tensors are the factors.
+def site_factors(pack: Pack, form: str) -> Iterator[SiteFactors]:
+    """The change at every site of a pack as factors; in the stored dtype where the pack's own tensors are the factors.
 
     Raises:
         Unsupported: the change is not a product of low rank, or a site is no linear layer.
@@ -54,36 +54,36 @@ def factors(pack: Pack, form: str) -> Iterator[Factors]:
         yield _factors(adapter)
 
 
-def _factors(adapter: Adapter) -> Factors:
+def _factors(adapter: Adapter) -> SiteFactors:
     wide = {name: value.astype(np.float32) if _narrow(value) else value for name, value in adapter.params.items()}
     form = adapter.method.attach(adapter.config, complete(adapter.method, adapter.config, wide, adapter.site), adapter.site)
     if form.down is None or form.up is None or not form.is_branch:
         raise Unsupported("the change at a site is more than a product of two factors", where=adapter.site.path, found=adapter.method.name)
     down, up = np.asarray(form.down.dense()), np.asarray(form.up.dense())
     if set(wide) == set(_LEAVES) and np.array_equal(down, wide["lora_A"]) and np.allclose(up, adapter.config.scale * wide["lora_B"]):
-        return Factors(adapter.site.path, adapter.params["lora_A"], adapter.params["lora_B"], float(adapter.config.scale))
-    return Factors(adapter.site.path, down, up, 1.0)
+        return SiteFactors(adapter.site.path, adapter.params["lora_A"], adapter.params["lora_B"], float(adapter.config.scale))
+    return SiteFactors(adapter.site.path, down, up, 1.0)
 
 
 def _narrow(value: np.ndarray) -> bool:
     return dtype_name(value.dtype) in FLOATS and value.dtype.itemsize < 4
 
 
-def lora_pack(source: Source, found: Mapping[str, Factors] | Mapping[str, Factors | tuple[LoRA, np.ndarray, np.ndarray]], kind: str,
+def lora_pack(source: Source, sites: Mapping[str, SiteFactors] | Mapping[str, SiteFactors | tuple[LoRA, np.ndarray, np.ndarray]], kind: str,
               full: Mapping[str, Mapping[str, np.ndarray]] | None = None, **claims: Any) -> Pack:
-    """A LoRA pack from factors by module path, checked as a pack's are: shapes that fit each other, floats, finite.
+    """A LoRA pack from factors by module path, with the checks of a pack: shapes fit each other, values are finite floats.
 
-    A value is :class:`Factors`, or a LoRA config with its two matrices. ``claims`` go to the manifest's ``training``.
+    A value is :class:`SiteFactors`, or a LoRA config with its two matrices. ``claims`` are added to the manifest's ``training``.
 
     Raises:
-        FormatError: factors that do not fit each other, or hold no numbers.
+        FormatError: factors do not fit each other, or are no floats.
         NonFinite: NaN or infinity.
     """
     adapters: dict[Site, tuple[LoRA, dict[str, np.ndarray]]] = {}
-    for path in sorted(found):
-        value = found[path]
+    for path in sorted(sites):
+        value = sites[path]
         place = f"{source.path}, {path}"
-        if isinstance(value, Factors):
+        if isinstance(value, SiteFactors):
             check_pair(value.down, value.up, place)
             if not math.isfinite(value.scale):
                 raise NonFinite("a scale is not finite", where=place, found=value.scale)
@@ -119,11 +119,11 @@ def check_pair(down: np.ndarray, up: np.ndarray, where: str) -> None:
             raise NonFinite("a tensor holds NaN or infinity", where=where, remedy="get the adapter again from where it came")
 
 
-def paired(tensors: Mapping[str, Mapping[str, Any]], roles: tuple[str, ...], where: object) -> None:
+def require_pairs(tensors: Mapping[str, Mapping[str, Any]], roles: tuple[str, ...], where: object) -> None:
     """Checks that every module has both roles.
 
     Raises:
         FormatError: names the modules that lack one.
     """
-    if lonely := sorted(path for path, found in tensors.items() if not set(roles) <= set(found)):
-        raise FormatError("the tensors of a module do not pair up", where=where, expected=" and ".join(roles), found=listed(lonely))
+    if incomplete := sorted(path for path, present in tensors.items() if not set(roles) <= set(present)):
+        raise FormatError("the tensors of a module do not pair up", where=where, expected=" and ".join(roles), found=listed(incomplete))

@@ -1,4 +1,4 @@
-"""The bytes of an ``.onnx_adapter``, a FlatBuffer, read strictly: every offset and length is compared with the bytes that are there.
+"""Reads ``.onnx_adapter`` files, which are FlatBuffers, strictly: every offset and length is compared with the bytes that are there.
 
 Layout: offset of the root table, identifier ``TORT``; root table: format, adapter and model version, then a vector of tables of
 (name, extents as int64, data type of ONNX, bytes).
@@ -15,17 +15,17 @@ import numpy as np
 
 from ..errors import FormatError, Unsupported
 from ..io.safetensors import count_of
-from .format import whole_file
+from .format import read_file
 
 MAGIC = b"TORT"
 VERSION = 1
 _MAX_PARAMETERS, _MAX_RANK, _MAX_NAME = 50_000, 8, 512
 _DTYPES: dict[int, Any] = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8"), 16: np.dtype(ml_dtypes.bfloat16)}
-"""ONNX's numbers of the data types in which adapters are stored."""
+"""ONNX's numbers for the data types of adapters."""
 
 
 class _Bytes:
-    """The file's bytes; what lies outside says that the file is malformed."""
+    """The file's bytes; reading outside of them raises an error."""
 
     def __init__(self, data: bytes, where: Path) -> None:
         self.data, self.where = data, where
@@ -63,7 +63,7 @@ def read_parameters(path: Path) -> dict[str, np.ndarray]:
         FormatError: malformed, or past a limit.
         Unsupported: another version of the format, or a data type in which no adapter is stored.
     """
-    data = _Bytes(whole_file(path), path)
+    data = _Bytes(read_file(path), path)
     if data.data[4:8] != MAGIC:
         raise FormatError("this is not an .onnx_adapter", where=path, expected=MAGIC, found=repr(data.data[4:8]))
     root = data.number(0, "I")
@@ -72,17 +72,17 @@ def read_parameters(path: Path) -> dict[str, np.ndarray]:
     if version != VERSION:
         raise Unsupported("another version of the .onnx_adapter format", where=path, expected=VERSION, found=version)
     start, count = data.vector(data.field(root, 3), 4, _MAX_PARAMETERS, "parameters")
-    found: dict[str, np.ndarray] = {}
+    parameters: dict[str, np.ndarray] = {}
     total = 0
     for entry in range(start, start + 4 * count, 4):
         name, value = _parameter(data, entry + data.number(entry, "I"))
-        if name in found:
+        if name in parameters:
             raise FormatError("a parameter stands twice", where=path, found=name)
         total += value.nbytes
         if total > len(data.data):
             raise FormatError("parameters lie over each other", where=path, found=name)
-        found[name] = value
-    return found
+        parameters[name] = value
+    return parameters
 
 
 def _parameter(data: _Bytes, table: int) -> tuple[str, np.ndarray]:

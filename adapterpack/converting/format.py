@@ -1,4 +1,4 @@
-"""What an interchange format is: a value with three functions. What it cannot carry, it refuses by name; what it changes, it says."""
+"""The interface of an adapter format: detect, read and write. What a format cannot store is an error, what it changes is a note."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_FILE = 16 << 30
 
 
 class Source(NamedTuple):
-    """What is read: a path, the name of the pack to be, the base if one was named, and which model of a file that holds several."""
+    """What is read: a path, the name for the pack, the base (if named), and the model to choose from a file with several."""
 
     path: Path
     name: str
@@ -25,7 +25,7 @@ class Source(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What came of it: a pack, and in sentences what a reader should know of how it was understood."""
+    """The result of reading: a pack, and notes on how the file was interpreted."""
 
     pack: Pack
     notes: tuple[str, ...] = ()
@@ -34,8 +34,8 @@ class Reading(NamedTuple):
 class Format(NamedTuple):
     """A format: ``detect`` looks at names and first bytes only; ``read`` validates like a pack; ``write`` returns notes.
 
-    ``folder`` says that it is a folder and not a file; ``write`` gets an empty folder or a path that is free. ``outline`` reads a file
-    without its base, to be looked at: its modules keep the names that the file has for them.
+    ``folder`` says that it is a folder, not a file; ``write`` gets an empty folder or a free path. ``read_without_base`` reads a file for
+    inspection; modules keep the names that they have in the file.
     """
 
     name: str
@@ -44,19 +44,19 @@ class Format(NamedTuple):
     detect: Callable[[Path], bool]
     read: Callable[[Source], Reading]
     write: Callable[[Pack, Path, BaseModel | None], tuple[str, ...]]
-    outline: Callable[[Source], Reading]
+    read_without_base: Callable[[Source], Reading]
 
 
 def first_bytes(path: Path, count: int) -> bytes:
-    """The first bytes of a regular file; nothing of anything else."""
+    """The first bytes of a regular file; none of anything else."""
     if not path.is_file():
         return b""
     with storage_errors(path), path.open("rb") as file:
         return file.read(count)
 
 
-def whole_file(path: Path) -> bytes:
-    """A file's bytes, read once, so that what was checked is what is used.
+def read_file(path: Path) -> bytes:
+    """Reads a file once, so that exactly the checked bytes are used.
 
     Raises:
         FormatError: it is larger than any adapter.
@@ -68,8 +68,8 @@ def whole_file(path: Path) -> bytes:
         return file.read(size)
 
 
-def need_base(base: BaseModel | None, where: object, why: str) -> BaseModel:
-    """The base, or a sentence that asks for it.
+def require_base(base: BaseModel | None, where: object, why: str) -> BaseModel:
+    """The base, which must have been named.
 
     Raises:
         ConfigError: none was named.
@@ -79,8 +79,8 @@ def need_base(base: BaseModel | None, where: object, why: str) -> BaseModel:
     return base
 
 
-def refuse_whole(pack: Pack, form: str) -> None:
-    """Refuses a pack with modules that were trained whole, for formats that hold low-rank factors alone.
+def refuse_full_modules(pack: Pack, form: str) -> None:
+    """Refuses a pack with fully trained modules, for formats that store only low-rank factors.
 
     Raises:
         Unsupported: names the modules.

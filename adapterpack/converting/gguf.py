@@ -1,8 +1,8 @@
-"""GGUF LoRA, as llama.cpp loads it: ``<tensor>.lora_a`` [r, in] and ``<tensor>.lora_b`` [out, r] under llama.cpp's tensor names.
+"""Reads and writes llama.cpp's LoRA files (GGUF): ``<tensor>.lora_a`` [r, in] and ``<tensor>.lora_b`` [out, r], llama.cpp's tensor names.
 
 llama.cpp multiplies ``B A`` by ``alpha / r`` with **one** alpha for the whole file and the rank of each tensor, and by one where alpha is
-zero. Where a model's query and key rows are reordered for its rotary embedding, so are those of ``lora_b``. Tensor names come from the
-``gguf`` package.
+zero. The rows of ``lora_b`` are reordered where llama.cpp reorders those of queries and keys for its rotary embedding. Tensor names come
+from the ``gguf`` package.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..base.gguf import MAGIC
-from ..base.gguf.names import FAMILIES, Family, pairs_of_rows
+from ..base.gguf.names import FAMILIES, Family, rope_row_order
 from ..base.gguf.package import library
 from ..errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest, storage_errors
 from ..io.safe_open import write_parts
 from ..io.safetensors import dtype_name
 from ..manifest import manifest as m
 from ..pack.pack import Pack
-from .base import BaseModel, bound_to
-from .factors import Factors, factors, lora_pack, paired
-from .folders import floated
-from .format import Format, Reading, Source, first_bytes, listed, need_base, refuse_whole
-from .gguf_file import GGUFFile, read_gguf
+from .base import BaseModel, bind_to_base
+from .factors import SiteFactors, lora_pack, require_pairs, site_factors
+from .folder_formats import dequantized
+from .format import Format, Reading, Source, first_bytes, listed, refuse_full_modules, require_base
+from .gguf_file import GGUFAdapter, read_gguf
 
 _ROLES = ("lora_a", "lora_b")
 _WHY = "its architecture, its layers and its heads decide the names and the order of rows"
-_KEPT = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
-"""Dtypes that go into the file as they are; others become F32."""
+_KEPT = {"F32", "F16", "BF16"}
+"""Dtypes that the file keeps; others become F32."""
 
 
 class _Layout(NamedTuple):
-    """How one base's modules are called and ordered in GGUF."""
+    """The tensor names and the order of rows in GGUF for one base."""
 
     family: Family
     names: Any
@@ -47,18 +47,18 @@ class _Layout(NamedTuple):
     def gguf_name(self, path: str) -> str | None:
         """llama.cpp's tensor name; a path may have one prefix more or less than the table of names."""
         for candidate in (path, f"model.{path}", path.partition(".")[2]):
-            found: str | None = self.names.get_name(candidate) if candidate else None
-            if found is not None:
-                return f"{found}.weight"
+            name: str | None = self.names.get_name(candidate) if candidate else None
+            if name is not None:
+                return f"{name}.weight"
         return None
 
-    def order(self, path: str, rows: int) -> np.ndarray | None:
+    def row_order(self, path: str, rows: int) -> np.ndarray | None:
         """For each row of the file the row of the model, or None where the order is the same.
 
         Raises:
             Unsupported: the rows are not whole heads.
         """
-        head = pairs_of_rows(self.family, path, rows, self.heads, self.groups)
+        head = rope_row_order(self.family, path, rows, self.heads, self.groups)
         return None if head is None else (np.arange(0, rows, len(head))[:, None] + head).reshape(-1)
 
 
@@ -78,16 +78,16 @@ def _layout(base: BaseModel) -> _Layout:
 
 
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
-    base = need_base(base, f"pack '{pack.name}'", _WHY)
-    refuse_whole(pack, "gguf")
+    base = require_base(base, f"pack '{pack.name}'", _WHY)
+    refuse_full_modules(pack, "gguf")
     layout, gguf = _layout(base), library()
-    plain, notes = floated(pack)
-    named = {site.path: (site, _named(layout, base, site.path)) for site in factors(plain, "gguf")}
+    plain, notes = dequantized(pack)
+    named = {site.path: (site, _named(layout, base, site.path)) for site in site_factors(plain, "gguf")}
     if not named:
         raise FormatError("the pack holds no adapter", where=f"pack '{pack.name}'")
     if repeated := [path for path, (_, name) in named.items() if [other for _, other in named.values()].count(name) > 1]:
         raise Unsupported("two modules have one name in GGUF", where=f"pack '{pack.name}'", found=listed(repeated))
-    alpha, said = common_alpha([site for site, _ in named.values()])
+    alpha, alpha_notes = common_alpha([site for site, _ in named.values()])
     writer = gguf.GGUFWriter(out, layout.family.name)
     writer.add_type("adapter")
     writer.add_name(pack.name)
@@ -100,7 +100,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     writer.add_string("adapterpack.pack", pack.id)
     for path, (site, name) in sorted(named.items(), key=lambda item: item[1][1]):
         up = scaled(site.up, site.alpha / alpha, path)
-        order = layout.order(path, up.shape[0])
+        order = layout.row_order(path, up.shape[0])
         _add(gguf, writer, f"{name}.lora_a", site.down)
         _add(gguf, writer, f"{name}.lora_b", up if order is None else up[order])
     writer.write_header_to_file()
@@ -109,7 +109,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     writer.close()
     with storage_errors(out):
         write_parts(out, _padded(writer, out.stat().st_size), "ab")
-    return notes + said
+    return notes + alpha_notes
 
 
 def _padded(writer: Any, before: int) -> Iterator[bytes | memoryview]:
@@ -132,8 +132,8 @@ def _named(layout: _Layout, base: BaseModel, path: str) -> str:
     return name
 
 
-def common_alpha(sites: Sequence[Factors]) -> tuple[float, tuple[str, ...]]:
-    """The one alpha of a file, a float32: that of most sites, so that most factors keep their bytes; and what must be said about it.
+def common_alpha(sites: Sequence[SiteFactors]) -> tuple[float, tuple[str, ...]]:
+    """The alpha for the whole file, a float32: that of most sites, so that most factors keep their bytes; and a note if others differ.
 
     Raises:
         Unsupported: no site has a scale other than zero, and alpha zero means one to llama.cpp.
@@ -144,9 +144,9 @@ def common_alpha(sites: Sequence[Factors]) -> tuple[float, tuple[str, ...]]:
         raise Unsupported("every scale of the pack is zero or beyond float32, which one alpha cannot say", found=sorted(counts))
     alpha = max(usable, key=lambda value: (usable[value], value))
     differing = sum(count for value, count in counts.items() if value != alpha)
-    said = () if not differing else (
+    notes = () if not differing else (
         f"GGUF has one alpha for all modules: the scale of {differing} of {len(sites)} modules is written into lora_b (alpha {alpha:g})",)
-    return alpha, said
+    return alpha, notes
 
 
 def scaled(up: np.ndarray, ratio: float, where: str) -> np.ndarray:
@@ -158,7 +158,7 @@ def scaled(up: np.ndarray, ratio: float, where: str) -> np.ndarray:
     if abs(ratio - 1) <= 2.0**-24:
         return up
     exact = up.astype(np.float64) * ratio
-    with np.errstate(over="ignore"):  # what leaves the range is found below
+    with np.errstate(over="ignore"):  # checked below
         kept, rounded = exact.astype(up.dtype), exact.astype(np.float32)
     if np.array_equal(kept.astype(np.float64), exact):
         return kept
@@ -178,7 +178,7 @@ def _add(gguf: Any, writer: Any, name: str, value: np.ndarray) -> None:
 
 
 def _read(source: Source) -> Reading:
-    base = need_base(source.base, source.path, _WHY)
+    base = require_base(source.base, source.path, _WHY)
     layout, file = _layout(base), read_gguf(source.path)
     pairs, notes = _pairs(file, source)
     if file.values.get("general.architecture") != layout.family.name:
@@ -191,37 +191,37 @@ def _read(source: Source) -> Reading:
             raise SiteNotFound("the base has no linear layer for this tensor", where=source.path, found=target,
                                remedy=nearest(target, [name for name in paths if name]))
         path = paths[target]
-        order = layout.order(path, pair.up.shape[0])
+        order = layout.row_order(path, pair.up.shape[0])
         sites[path] = pair._replace(path=path, up=pair.up if order is None else pair.up[np.argsort(order)])
-    return Reading(bound_to(lora_pack(source, sites, "gguf"), base), notes)
+    return Reading(bind_to_base(lora_pack(source, sites, "gguf"), base), notes)
 
 
-def _outline(source: Source) -> Reading:
-    """The rows stay in the file's order, and a module is called as its tensor is."""
+def _read_without_base(source: Source) -> Reading:
+    """Rows stay in the file's order, and modules have the names of their tensors."""
     file = read_gguf(source.path)
     pairs, notes = _pairs(file, source)
     pack = lora_pack(source, {name.removesuffix(".weight"): pair for name, pair in pairs.items()}, "gguf")
-    said = [file.values.get(key) for key in ("general.base_model.0.name", "general.architecture")]
-    name, family = (value if isinstance(value, str) else None for value in said)
+    stated = [file.values.get(key) for key in ("general.base_model.0.name", "general.architecture")]
+    name, family = (value if isinstance(value, str) else None for value in stated)
     return Reading(dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, base=m.Base(name, model_type=family))), notes)
 
 
-def _pairs(file: GGUFFile, source: Source) -> tuple[dict[str, Factors], tuple[str, ...]]:
+def _pairs(file: GGUFAdapter, source: Source) -> tuple[dict[str, SiteFactors], tuple[str, ...]]:
     """The factors by the name of the tensor that they change, in the file's order of rows."""
     _require_lora(file.values, source)
     alpha, notes = _alpha(file.values, source)
     if packed := sorted(name for name, kind in file.types.items() if kind == "Q8_0"):
         notes += (f"{len(packed)} tensors are stored as Q8_0: their values are read as float32, with the error they have",)
-    found: dict[str, dict[str, np.ndarray]] = {}
+    pairs: dict[str, dict[str, np.ndarray]] = {}
     for name, value in file.tensors.items():
         target, _, role = name.rpartition(".")
         if role not in _ROLES:
             raise Unsupported("a tensor that is no low-rank factor", where=source.path, found=name, expected="...lora_a and ...lora_b",
                               remedy="merge this adapter with llama.cpp")
-        found.setdefault(target, {})[role] = value
-    paired(found, _ROLES, source.path)
-    return {target: Factors(target, pair["lora_a"], pair["lora_b"], 1.0 if alpha is None else alpha / max(1, pair["lora_a"].shape[0]))
-            for target, pair in found.items()}, notes
+        pairs.setdefault(target, {})[role] = value
+    require_pairs(pairs, _ROLES, source.path)
+    return {target: SiteFactors(target, pair["lora_a"], pair["lora_b"], 1.0 if alpha is None else alpha / max(1, pair["lora_a"].shape[0]))
+            for target, pair in pairs.items()}, notes
 
 
 def _require_lora(values: dict[str, Any], source: Source) -> None:
@@ -238,11 +238,12 @@ def _alpha(values: dict[str, Any], source: Source) -> tuple[float | None, tuple[
     alpha = values.get("adapter.lora.alpha", 0.0)
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise FormatError("alpha must be a finite number", where=f"{source.path}, adapter.lora.alpha", found=alpha)
-    said = ("adapter.lora.task_name", "adapter.lora.prompt_prefix")
-    notes = [f"{key} is not carried: {values[key]!r:.80}" for key in said if key in values]
+    ignored = ("adapter.lora.task_name", "adapter.lora.prompt_prefix")
+    notes = [f"{key} is not carried: {values[key]!r:.80}" for key in ignored if key in values]
     if not alpha:
         notes.append("the file states no alpha: alpha = r, the scale is one, as llama.cpp has it")
     return (float(alpha) or None), tuple(notes)
 
 
-GGUF = Format("gguf", "a LoRA adapter of llama.cpp, one file", False, lambda path: first_bytes(path, 4) == MAGIC, _read, _write, _outline)
+GGUF = Format("gguf", "a LoRA adapter of llama.cpp, one file", False, lambda path: first_bytes(path, 4) == MAGIC, _read, _write,
+              _read_without_base)

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file that holds an adapter: read whole, so that what was checked is what is used."""
+"""Reads the tensors of an adapter in a GGUF file, once, so that exactly the checked bytes are used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..base.gguf.header import read_header
 from ..errors import Unsupported
-from .format import whole_file
+from .format import read_file
 
 
 def _plain(dtype: Any) -> Callable[[memoryview], np.ndarray]:
@@ -26,31 +26,31 @@ def _q8_0(data: memoryview) -> np.ndarray:
 
 
 DECODED = {"F32": _plain("<f4"), "F16": _plain("<f2"), "Q8_0": _q8_0, "F64": _plain("<f8"), "BF16": _plain(ml_dtypes.bfloat16)}
-"""Type -> what makes an array of its bytes. Others are refused: adapters are not stored in them."""
+"""Tensor type -> function that makes an array of its bytes. Adapters are not stored in other types."""
 
 
-class GGUFFile(NamedTuple):
-    """What a file holds: values by key, tensors by name (numpy order of extents), and the type each was stored in."""
+class GGUFAdapter(NamedTuple):
+    """The contents of a file: values by key, tensors by name (shapes in numpy's order), and the stored type of each tensor."""
 
     values: dict[str, Any]
     tensors: dict[str, np.ndarray]
     types: dict[str, str]
 
 
-def read_gguf(path: Path) -> GGUFFile:
+def read_gguf(path: Path) -> GGUFAdapter:
     """Keys and tensors of a GGUF file.
 
     Raises:
         FormatError: truncated, malformed, or past a limit.
         Unsupported: another version, another byte order, or a tensor type in which no adapter is stored.
     """
-    data = whole_file(path)
+    data = read_file(path)
     header = read_header(data, path)
-    found = {}
+    tensors = {}
     for name, tensor in header.tensors.items():
-        if tensor.kind.name not in DECODED:
-            raise Unsupported("a tensor type that adapters are not stored in", where=f"{path}, tensor {name}", found=tensor.kind.name,
+        if tensor.type.name not in DECODED:
+            raise Unsupported("a tensor type that adapters are not stored in", where=f"{path}, tensor {name}", found=tensor.type.name,
                               expected=", ".join(DECODED), remedy="convert the adapter again with --outtype f32")
         raw = memoryview(data)[tensor.offset : tensor.offset + tensor.nbytes]
-        found[name] = DECODED[tensor.kind.name](raw).reshape(tensor.shape)
-    return GGUFFile(dict(header.values), found, {name: tensor.kind.name for name, tensor in header.tensors.items()})
+        tensors[name] = DECODED[tensor.type.name](raw).reshape(tensor.shape)
+    return GGUFAdapter(dict(header.values), tensors, {name: tensor.type.name for name, tensor in header.tensors.items()})

@@ -1,6 +1,6 @@
-"""Kohya's LoRA keys: ``<model>_<module path with underscores>`` with ``.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``.
+"""Reads and writes kohya's LoRA files: ``<model>_<module path with underscores>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``.
 
-The change is ``alpha / r * up @ down``. A name with underscores does not say where its dots were: reading it takes the base's own names.
+The change is ``alpha / r * up @ down``. Names with underscores do not say where the dots were; reading them takes the base's module names.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ..errors import FormatError, NonFinite, SiteNotFound, Unsupported, nearest
 from ..io import safetensors
 from ..io.safetensors import SafetensorsFile
 from ..pack.pack import Pack
-from .base import BaseModel, bound_to
-from .factors import Factors, factors, lora_pack, paired
-from .folders import floated
-from .format import Format, Reading, Source, listed, need_base, refuse_whole
-from .lora_file import chosen, is_text_model, keys_of, no_alpha, opened, several
+from .base import BaseModel, bind_to_base
+from .factors import SiteFactors, lora_pack, require_pairs, site_factors
+from .folder_formats import dequantized
+from .format import Format, Reading, Source, listed, refuse_full_modules, require_base
+from .lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, several_models_note
 
 _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 _PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te3", "lora_te", "lora_transformer")
-"""Beginnings of keys, each of another model of the pipeline."""
+"""Key prefixes, each for one model of the pipeline."""
 _NUMBER = re.compile(r"_(\d+)_")
 
 
@@ -55,20 +55,20 @@ def flat(path: str) -> str:
 
 
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
-    refuse_whole(pack, "kohya")
-    plain, notes = floated(pack)
+    refuse_full_modules(pack, "kohya")
+    plain, notes = dequantized(pack)
     manifest = pack.manifest
     tensors: dict[str, np.ndarray] = {}
-    known = manifest.training.get("part")
-    prefix = known if known in _PREFIXES else "lora_te" if is_text_model(base, manifest.base.model_type) else "lora_unet"
-    for site in factors(plain, "kohya"):
+    recorded = manifest.training.get("part")
+    prefix = recorded if recorded in _PREFIXES else "lora_te" if is_text_model(base, manifest.base.model_type) else "lora_unet"
+    for site in site_factors(plain, "kohya"):
         name = f"{prefix}_{flat(site.path)}"
         if f"{name}.{_DOWN}" in tensors:
             raise Unsupported("two modules have one name when their dots become underscores", where=f"pack '{pack.name}'", found=name,
                               remedy="convert to diffusers or peft")
         tensors |= {f"{name}.{_DOWN}": site.down, f"{name}.{_UP}": site.up, f"{name}.{_ALPHA}": _scalar(site.alpha)}
     safetensors.write(out, tensors, {"ss_network_module": "networks.lora"})
-    return (*notes, f"keys begin with {prefix}_") if known is None else notes
+    return (*notes, f"keys begin with {prefix}_") if recorded is None else notes
 
 
 def _scalar(alpha: float) -> np.ndarray:
@@ -77,24 +77,24 @@ def _scalar(alpha: float) -> np.ndarray:
 
 
 def _read(source: Source) -> Reading:
-    base = need_base(source.base, source.path, "names with underscores do not say where the dots of a module's path are")
-    file = opened(source)
+    base = require_base(source.base, source.path, "names with underscores do not say where the dots of a module's path are")
+    file = open_file(source)
     modules = _modules(file, source)
-    part, notes = chosen(_parts(modules), source)
-    mine = {module: leaves for module, leaves in modules.items() if _prefix(module) == part}
-    found, silent = _factors(file, mine, source)
-    paths = _paths(base, {module.removeprefix(f"{part}_") for module in mine}, source)
-    sites = {(path := paths[module.removeprefix(f"{part}_")]): pair._replace(path=path) for module, pair in found.items()}
-    return Reading(bound_to(lora_pack(source, sites, "kohya", part=part), base), notes + no_alpha(silent))
+    part, notes = choose_model(_parts(modules), source)
+    of_part = {module: leaves for module, leaves in modules.items() if _prefix(module) == part}
+    pairs, without_alpha = _factors(file, of_part, source)
+    paths = _paths(base, {module.removeprefix(f"{part}_") for module in of_part}, source)
+    sites = {(path := paths[module.removeprefix(f"{part}_")]): pair._replace(path=path) for module, pair in pairs.items()}
+    return Reading(bind_to_base(lora_pack(source, sites, "kohya", part=part), base), notes + missing_alpha_note(without_alpha))
 
 
-def _outline(source: Source) -> Reading:
-    """Every model of the file; dots stand where they are sure, around numbers."""
-    file = opened(source)
+def _read_without_base(source: Source) -> Reading:
+    """All models of the file; dots are restored only around numbers, where they are certain."""
+    file = open_file(source)
     modules = _modules(file, source)
-    found, silent = _factors(file, modules, source)
-    sites = {(path := _NUMBER.sub(r".\1.", module)): pair._replace(path=path) for module, pair in found.items()}
-    return Reading(lora_pack(source, sites, "kohya"), several(_parts(modules)) + no_alpha(silent))
+    pairs, without_alpha = _factors(file, modules, source)
+    sites = {(path := _NUMBER.sub(r".\1.", module)): pair._replace(path=path) for module, pair in pairs.items()}
+    return Reading(lora_pack(source, sites, "kohya"), several_models_note(_parts(modules)) + missing_alpha_note(without_alpha))
 
 
 def _modules(file: SafetensorsFile, source: Source) -> dict[str, dict[str, str]]:
@@ -108,19 +108,19 @@ def _modules(file: SafetensorsFile, source: Source) -> dict[str, dict[str, str]]
     return modules
 
 
-def _factors(file: SafetensorsFile, modules: Mapping[str, Mapping[str, str]], source: Source) -> tuple[dict[str, Factors], list[str]]:
+def _factors(file: SafetensorsFile, modules: Mapping[str, Mapping[str, str]], source: Source) -> tuple[dict[str, SiteFactors], list[str]]:
     """The factors of each module by its flat name, and the modules without an alpha."""
-    paired(modules, (_DOWN, _UP), source.path)
-    found, silent = {}, []
+    require_pairs(modules, (_DOWN, _UP), source.path)
+    pairs, without_alpha = {}, []
     for module, leaves in modules.items():
         down, up = (_matrix(file.read(leaves[leaf]), leaves[leaf], source) for leaf in (_DOWN, _UP))
         if _ALPHA in leaves:
             scale = _number(file.read(leaves[_ALPHA]), leaves[_ALPHA], source) / max(1, down.shape[0])
         else:
-            silent.append(module)
+            without_alpha.append(module)
             scale = 1.0
-        found[module] = Factors(module, down, up, scale)
-    return found, silent
+        pairs[module] = SiteFactors(module, down, up, scale)
+    return pairs, without_alpha
 
 
 def _parts(modules: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -137,16 +137,16 @@ def _paths(base: BaseModel, wanted: set[str], source: Source) -> dict[str, str]:
         SiteNotFound: the base has no such module.
         Unsupported: two of its modules have that name.
     """
-    known: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     for path in base.modules():
-        known.setdefault(flat(path), []).append(path)
+        by_name.setdefault(flat(path), []).append(path)
     for name in sorted(wanted):
-        if name not in known:
-            raise SiteNotFound("the base has no module of this name", where=source.path, found=name, remedy=nearest(name, known))
-        if len(known[name]) > 1:
-            raise Unsupported("the name fits several modules of the base", where=source.path, expected="one", found=listed(known[name]),
+        if name not in by_name:
+            raise SiteNotFound("the base has no module of this name", where=source.path, found=name, remedy=nearest(name, by_name))
+        if len(by_name[name]) > 1:
+            raise Unsupported("the name fits several modules of the base", where=source.path, expected="one", found=listed(by_name[name]),
                               remedy="use the adapter in the form of diffusers or PEFT, which keep the dots")
-    return {name: known[name][0] for name in wanted}
+    return {name: by_name[name][0] for name in wanted}
 
 
 def _matrix(value: np.ndarray, key: str, source: Source) -> np.ndarray:
@@ -166,4 +166,4 @@ def _number(value: np.ndarray, key: str, source: Source) -> float:
 
 
 KOHYA = Format("kohya", "kohya's keys (lora_unet_..., lora_te_...) in safetensors, one file", False,
-               lambda path: any(_prefix(key) for key in keys_of(path)), _read, _write, _outline)
+               lambda path: any(_prefix(key) for key in keys_of(path)), _read, _write, _read_without_base)

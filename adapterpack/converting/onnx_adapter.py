@@ -1,7 +1,7 @@
-"""ONNX Runtime's ``.onnx_adapter`` with the slots of our graphs: ``<module path>.down`` [in, r], ``.up`` [r, out] with the scale inside.
+"""Reads and writes ONNX Runtime's ``.onnx_adapter`` for exported graphs: ``<module path>.down`` [in, r], ``.up`` [r, out], scale included.
 
-A module that was trained whole has ``head`` [in, out] and ``head_bias`` [out]. A file does not say for which graph it is: one whose
-parameters have other names is for somebody else's graph, and is refused. Files of ``olive convert-adapters``, for onnxruntime-genai, have
+A fully trained module has ``head`` [in, out] and ``head_bias`` [out]. A file does not say for which graph it is: one whose parameters have
+other names is for the graph of another tool, and is refused. Files of ``olive convert-adapters``, for onnxruntime-genai, have
 the same factors as ``lora_A.weight`` and ``lora_B.weight``.
 """
 
@@ -17,27 +17,28 @@ from ..errors import FormatError, Unsupported
 from ..pack.pack import Pack
 from ..runtime.adapters.files import write_adapter_file
 from ..slots.values import HEAD_FIELDS, PEFT_NAMES, pack_values
-from .base import BaseModel, bound_to
-from .factors import Factors, lora_pack, paired
+from .base import BaseModel, bind_to_base
+from .factors import SiteFactors, lora_pack, require_pairs
 from .flatbuffer import MAGIC, read_parameters
-from .folders import floated
+from .folder_formats import dequantized
 from .format import Format, Reading, Source, first_bytes, listed
 
 _PAIR = ("down", "up")
 _NOT_LORA = ("scale", "shift", "pre")
-"""Fields of other methods: what they are made of cannot be told from the normal form."""
+"""Fields of other methods, whose parameters cannot be derived from the normal form."""
 
 
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     if pack.acts is not None:
         raise Unsupported("the format cannot say that an adapter acts at some positions of a row only", where=f"pack '{pack.name}'",
                           found=str(pack.acts)[:80], remedy="keep it as a pack, or export a bundle")
-    other = next((group for group in pack.manifest.groups if group.role == "adapter" and group.kind in LAYOUTS
+    unsupported = next((group for group in pack.manifest.groups if group.role == "adapter" and group.kind in LAYOUTS
                   and not LAYOUTS[group.kind].linear), None)
-    if other is not None:
+    if unsupported is not None:
         raise Unsupported("the format does not say of what kind a layer is, and would be read back as one of linear layers",
-                          where=f"pack '{pack.name}', {other.path}", found=other.kind, remedy="keep it as a pack, or export a bundle")
-    plain, notes = floated(pack)
+                          where=f"pack '{pack.name}', {unsupported.path}", found=unsupported.kind,
+                          remedy="keep it as a pack, or export a bundle")
+    plain, notes = dequantized(pack)
     values = pack_values(_wide(plain))
     if not values:
         raise Unsupported("the format holds inputs of a graph, and this adapter has none", where=f"pack '{pack.name}'",
@@ -57,9 +58,9 @@ def _wide(pack: Pack) -> Pack:
 
 
 def _read(source: Source) -> Reading:
-    found: dict[str, dict[str, np.ndarray]] = {}
+    modules: dict[str, dict[str, np.ndarray]] = {}
     for name, value in read_parameters(source.path).items():
-        path, dot, field = _own(name).rpartition(".")
+        path, dot, field = _slot_name(name).rpartition(".")
         if field in _NOT_LORA and path:
             raise Unsupported("a slot of a method that cannot be told from its slots", where=source.path, found=name,
                               expected="down and up, or head and head_bias", remedy="convert the pack that the file was made from")
@@ -67,34 +68,34 @@ def _read(source: Source) -> Reading:
             raise Unsupported("the file is for a graph of another tool: its parameters are no slots", where=source.path, found=name,
                               expected="<module path>.down and .up, or .head and .head_bias",
                               remedy="convert the adapter that it was made from")
-        found.setdefault(path, {})[field] = value
-    low = {path: fields for path, fields in found.items() if set(fields) & set(_PAIR)}
-    whole = {path: fields for path, fields in found.items() if path not in low}
-    if mixed := sorted(path for path, fields in low.items() if set(fields) - set(_PAIR)):
+        modules.setdefault(path, {})[field] = value
+    low_rank = {path: fields for path, fields in modules.items() if set(fields) & set(_PAIR)}
+    heads = {path: fields for path, fields in modules.items() if path not in low_rank}
+    if mixed := sorted(path for path, fields in low_rank.items() if set(fields) - set(_PAIR)):
         raise FormatError("a module with both low-rank and whole slots", where=source.path, found=listed(mixed))
-    paired(low, _PAIR, source.path)
-    paired(whole, ("head",), source.path)
-    if empty := sorted(path for path, fields in low.items() if 0 in (*fields["down"].shape, *fields["up"].shape)):
+    require_pairs(low_rank, _PAIR, source.path)
+    require_pairs(heads, ("head",), source.path)
+    if empty := sorted(path for path, fields in low_rank.items() if 0 in (*fields["down"].shape, *fields["up"].shape)):
         raise FormatError("a module whose slots are empty", where=source.path, found=listed(empty))
-    sites = {path: Factors(path, fields["down"].T, fields["up"].T, 1.0) for path, fields in low.items()}
-    full = {path: _head(path, fields, source) for path, fields in sorted(whole.items())}
+    sites = {path: SiteFactors(path, fields["down"].T, fields["up"].T, 1.0) for path, fields in low_rank.items()}
+    full = {path: _head(path, fields, source) for path, fields in sorted(heads.items())}
     pack = lora_pack(source, sites, "onnx_adapter", full=full)
     notes: tuple[str, ...] = ("the scale lies inside the factors: alpha = r, the scale is one",) if sites else ()
     if full and source.base is None:
         notes += (f"trained whole: {listed(list(full))}; the file names no labels",)
-    return Reading(pack if source.base is None else bound_to(pack, source.base), notes)
+    return Reading(pack if source.base is None else bind_to_base(pack, source.base), notes)
 
 
-def _own(name: str) -> str:
-    """The name of a slot in our graphs; files for onnxruntime-genai call the factors as PEFT does, and lay them as we do."""
-    for field, theirs in PEFT_NAMES.items():
-        if name.endswith(f".{theirs}"):
-            return f"{name.removesuffix(theirs)}{field}"
+def _slot_name(name: str) -> str:
+    """The name of a slot in exported graphs; files for onnxruntime-genai have PEFT's names for the factors, with the same layout."""
+    for field, peft_name in PEFT_NAMES.items():
+        if name.endswith(f".{peft_name}"):
+            return f"{name.removesuffix(peft_name)}{field}"
     return name
 
 
 def _head(path: str, fields: dict[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:
-    """A linear layer that was trained whole; a bias that the file lacks is zero, as in the graph."""
+    """The weight and bias of a fully trained linear layer; a bias that the file lacks is zero, as in the graph."""
     weight = fields["head"]
     bias = fields.get("head_bias")
     if weight.ndim != 2 or 0 in weight.shape or (bias is not None and bias.shape != weight.shape[1:]):

@@ -1,4 +1,4 @@
-"""From one format to another, by way of a pack."""
+"""Converts adapters from one format to another, by way of a pack."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..io.atomic import output_file, output_folder, refuse_existing
 from ..io.safetensors import SafetensorsFile
 from ..pack.pack import Pack
 from .base import BaseModel, open_base
-from .folders import fitting, from_parent, source_digest
+from .folder_formats import require_base_fits, source_digest, with_parent
 from .format import Format, Source, first_bytes, plain_name
 from .registry import formats
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion made: both formats, the path, the pack by way of which it went, and what should be known about it."""
+    """The result of a conversion: both formats, the path, the intermediate pack, and notes."""
 
     source: str
     target: str
@@ -78,39 +78,39 @@ def convert(
         >>> convert("packs/tickets", "tickets.gguf", to="gguf", base="models/base").notes  # doctest: +SKIP
         ()
     """
-    known, target = formats(), Path(out)
-    if to not in known:
-        raise UnknownName("unknown format", found=repr(to), remedy=nearest(to, known))
+    supported, target = formats(), Path(out)
+    if to not in supported:
+        raise UnknownName("unknown format", found=repr(to), remedy=nearest(to, supported))
     refuse_existing(target)
     model = None if base is None else dataclasses.replace(open_base(base), allow_structural=allow_structural)
-    name = plain_name(target.name if known[to].folder else target.stem)
+    name = plain_name(target.name if supported[to].folder else target.stem)
     notes: tuple[str, ...] = ()
     if isinstance(source, Pack):
-        form, pack = known["pack"], fitting(source, model)
+        form, pack = supported["pack"], require_base_fits(source, model)
     else:
         path = folder_of(source)
         form = detect(path)
-        own = plain_name(path.resolve().name if path.is_dir() else path.stem)
-        pack, notes = form.read(Source(path, name if to == "pack" else own, model, part))
+        source_name = plain_name(path.resolve().name if path.is_dir() else path.stem)
+        pack, notes = form.read(Source(path, name if to == "pack" else source_name, model, part))
         if form.name != "pack":
-            pack = from_parent(pack, form.name, source_digest(path))
+            pack = with_parent(pack, form.name, source_digest(path))
     if part is not None and form.name not in ("kohya", "diffusers"):
         raise Unsupported("only a kohya or diffusers file has parts to choose from", found=form.name, remedy="leave --part out")
     if form.name == to and pack.manifest.quantization is None:
         raise NothingToDo(f"the source is in the format {to} already", where=source if not isinstance(source, Pack) else source.name,
-                          remedy="name another format with --to: " + ", ".join(known))
+                          remedy="name another format with --to: " + ", ".join(supported))
     if to == "pack":
         pack = pack.renamed(name)
-    with _place(known[to], target) as place:
-        notes += known[to].write(pack, place, model)
+    with _output(supported[to], target) as destination:
+        notes += supported[to].write(pack, destination, model)
     return Conversion(form.name, to, target, pack, notes)
 
 
 def detect(path: Path) -> Format:
-    """The format of a file or folder, told by its names and first bytes.
+    """Detects the format of a file or folder by its names and first bytes.
 
     Raises:
-        FormatError: none that is known.
+        FormatError: no supported format.
         Unsupported: a pickle, which is never opened.
     """
     for form in formats().values():
@@ -128,8 +128,8 @@ def detect(path: Path) -> Format:
 
 
 @contextmanager
-def _place(form: Format, out: Path) -> Iterator[Path]:
-    """Where a format writes: a folder or a file that takes the name ``out`` when all is well."""
+def _output(form: Format, out: Path) -> Iterator[Path]:
+    """A temporary folder or file for a format to write to; it is renamed to ``out`` on success."""
     if form.folder:
         with output_folder(out) as folder:
             yield folder

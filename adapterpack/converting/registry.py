@@ -1,9 +1,9 @@
-"""The formats that are known, in the order in which a source is tried."""
+"""Lists the adapter formats, in the order in which detection tries them."""
 
 from __future__ import annotations
 
 from .diffusers import DIFFUSERS
-from .folders import PACK, PEFT
+from .folder_formats import PACK, PEFT
 from .format import Format
 from .gguf import GGUF
 from .kohya import KOHYA

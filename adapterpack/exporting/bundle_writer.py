@@ -17,7 +17,7 @@ from ..io import hashing
 from ..io.progress import Ticker
 from ..io.readable import size
 from ..merging import journal, staging
-from ..merging.jobs import Part
+from ..merging.jobs import Share
 from ..version import VERSION
 from .graph import weights as w
 
@@ -62,14 +62,14 @@ def growing(out: Path, place: str, graphs: Mapping[str, Any], made_from: Sequenc
     weights = [weight for part, model in graphs.items() for weight in w.outlined(model, f"{graph_file(part)}.data")]
     messages = {graph_file(part): ir.to_proto(model).SerializeToString(deterministic=True) for part, model in graphs.items()}
     key = _key(messages, [VERSION, place, *made_from])
-    home = staging.place(out, key)
+    home = staging.folder_for(out, key)
     whole = home / _BUNDLE
     folder = whole / place
     files = dict.fromkeys(weight.file for weight in weights)
-    staging.require_space(out, sum(weight.nbytes for weight in weights) - staging.taken(folder))
+    staging.require_space(out, sum(weight.nbytes for weight in weights) - staging.bytes_on_disk(folder))
 
     names = [str((folder / file).relative_to(home)) for file in files]
-    with staging.staged(out, home, lambda home: journal.Journal(home, Part(), names), keep=False) as log:
+    with staging.staged(out, home, lambda home: journal.Journal(home, Share(), names), keep=False) as log:
         done = journal.finished(home, len(weights) + 1)
         known = set[int]() if len(weights) in done else set(done)
         _clear(whole, {folder / file for file in files})

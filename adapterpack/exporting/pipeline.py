@@ -22,7 +22,7 @@ from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
 from ..io.hashing import identity
 from ..manifest.manifest import Base
-from ..merging.onnx.kind import is_graph
+from ..merging.base_kind import is_graph
 from ..merging.pipeline import merge
 from ..onnx_graph.graph_file import GraphFile
 from ..pack.pack import Pack

@@ -1,1 +1,1 @@
-"""An adapter from two checkpoints, a fine-tuned one and its base; the reverse of a merge, without torch."""
+"""Extracts an adapter from a fine-tuned checkpoint and its base (the reverse of a merge), without torch."""

@@ -1,4 +1,4 @@
-"""The difference of one matrix in two checkpoints, read by file offset in blocks of rows, and how much of it is rounding."""
+"""Computes the difference of a matrix in two checkpoints in blocks of rows, and estimates how much of it is rounding."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..io.safetensors import DTYPES
 
 _BLOCK = 1 << 20
 """Numbers of a block: 4 MB in float32."""
-_HELD = 64 << 20
-"""Numbers up to which a difference is kept in memory (256 MB) and not read again for every pass."""
+_MAX_CACHED = 64 << 20
+"""A difference of at most this many numbers (256 MB) is kept in memory rather than read again for every pass."""
 _BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
 """Stored bits of the significand."""
 _ARITHMETIC = 2e-7
-"""What subtraction and products in float32 add, of the norm of the difference."""
+"""The error of subtraction and products in float32, relative to the norm of the difference."""
 
 
 class Pair(NamedTuple):
-    """One tensor in both checkpoints, by its names."""
+    """A tensor in both checkpoints, by its name in each."""
 
     tuned: Checkpoint
     base: Checkpoint
@@ -38,7 +38,7 @@ class Pair(NamedTuple):
         return self.tuned.tensors[self.name].nbytes
 
     def same(self) -> bool:
-        """Whether both hold the same bytes; read in blocks, up to the first that differs."""
+        """Whether both have the same bytes; reads blocks up to the first that differs."""
         one, two = self.tuned.tensors[self.name], self.base.tensors[self.base_name]
         if (one.dtype, one.shape) != (two.dtype, two.shape):
             return False
@@ -46,7 +46,7 @@ class Pair(NamedTuple):
 
 
 def _read(pair: Pair, rows: tuple[int, int], raw: bool = False) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Blocks of rows of a ``[m, n]`` tensor in both files, in the dtypes that they have, or as bytes."""
+    """Blocks of rows of a ``[m, n]`` tensor from both files, in their dtypes or as bytes."""
     one, two = pair.tuned.tensors[pair.name], pair.base.tensors[pair.base_name]
     types = (np.dtype(np.uint8),) * 2 if raw else (DTYPES[one.dtype], DTYPES[two.dtype])
     files = pair.tuned.source(pair.name).path, pair.base.source(pair.base_name).path
@@ -64,10 +64,10 @@ def _read(pair: Pair, rows: tuple[int, int], raw: bool = False) -> Iterator[tupl
 class Difference:
     """``tuned - base`` of a matrix as it is stored, for the range finder: float32, or float64 where both are.
 
-    ``noise`` is what rounding the tuned matrix to its dtype is expected to have put into ``||D||_F^2``: the sum of ``ulp^2 / 12`` over all
-    entries, and what float32 arithmetic adds. ``unevenness`` is how much larger the largest singular value of that rounding may be than if
-    it were of one size everywhere: the norm of a random matrix is about that of its largest row and its largest column together (Bandeira
-    and van Handel 2016).
+    ``noise`` is the part of ``||D||_F^2`` that is expected of rounding the tuned matrix to its dtype: the sum of ``ulp^2 / 12`` over all
+    entries, and the error of float32 arithmetic. ``unevenness`` is how much larger the largest singular value of the rounding may be than
+    if rounding had the same size everywhere: the norm of a random matrix is about that of its largest row and its largest column together
+    (Bandeira and van Handel 2016).
     """
 
     def __init__(self, pair: Pair) -> None:
@@ -76,35 +76,35 @@ class Difference:
         wide = {pair.tuned.tensors[pair.name].dtype, pair.base.tensors[pair.base_name].dtype} == {"F64"}
         self.dtype = np.dtype(np.float64 if wide else np.float32)
         self.bits = _BITS[pair.tuned.tensors[pair.name].dtype]
-        self._held: np.ndarray | None = None
+        self._cached: np.ndarray | None = None
         self.noise, self.total, self.finite = 0.0, 0.0, True
         by_row, by_column = np.zeros(self.shape[0]), np.zeros(self.shape[1])
-        held = np.empty(self.shape, self.dtype) if self.shape[0] * self.shape[1] <= _HELD else None
+        cached = np.empty(self.shape, self.dtype) if self.shape[0] * self.shape[1] <= _MAX_CACHED else None
         for rows, difference, tuned in self._fresh():
             self.total += float(np.sum(np.vecdot(difference, difference), dtype=np.float64))
             powers = self._powers(tuned)
             by_row[rows] = np.vecdot(powers, powers)
             by_column += np.einsum("ij,ij->j", powers, powers)
-            if held is not None:
-                held[rows] = difference
+            if cached is not None:
+                cached[rows] = difference
         self.finite = bool(np.isfinite(self.total))
         unit = 2.0 ** (-2 * self.bits) / 12
         self.noise = float(by_row.sum()) * unit
         even = math.sqrt(1 / self.shape[0]) + math.sqrt(1 / self.shape[1])
-        most = math.sqrt(by_row.max()) + math.sqrt(by_column.max())
-        self.unevenness = max(1.0, most / (even * math.sqrt(by_row.sum()))) if self.noise else 1.0
+        uneven = math.sqrt(by_row.max()) + math.sqrt(by_column.max())
+        self.unevenness = max(1.0, uneven / (even * math.sqrt(by_row.sum()))) if self.noise else 1.0
         self.noise += (_ARITHMETIC**2 if self.dtype == np.float32 else 0.0) * self.total
-        self._held = held
+        self._cached = cached
 
     @property
     def guess(self) -> None:
-        """Nothing is known of it."""
+        """No subspace is known in advance."""
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """See :class:`~adapterpack.lowrank.range_finder.Rows`."""
-        if self._held is not None:
+        if self._cached is not None:
             for rows in row_blocks(*self.shape, _BLOCK):
-                yield rows, self._held[rows]
+                yield rows, self._cached[rows]
         else:
             for rows, difference, _ in self._fresh():
                 yield rows, difference

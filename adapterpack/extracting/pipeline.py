@@ -1,4 +1,4 @@
-"""The extract stage: a LoRA pack from a fine-tuned checkpoint and its base, streamed from disk, with the error measured."""
+"""Extracts a LoRA pack from a fine-tuned checkpoint and its base, both streamed from disk, and measures its error."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from ..lowrank.truncation import Cut
 from ..manifest import manifest as m
 from ..pack.pack import Pack, build
 from ..tasks.task import TASKS, task_of
+from .classify import Classified, Matrix, classify
 from .difference import Difference, Pair
 from .matrix import extract_matrix
-from .sort import Matrix, Sorted, sort
 
 RANK = 128
 REST = ("keep", "leave", "refuse")
 
 
-class Change(NamedTuple):
-    """What was found at one site."""
+class SiteChange(NamedTuple):
+    """The change that was extracted at one site."""
 
     matrix: Matrix
     factors: Factors | None
@@ -97,43 +97,43 @@ def extract(
     if out is not None:
         refuse_existing(Path(out))
     new, old = Checkpoint(tuned), Checkpoint(base)
-    called = chosen_name(name or (None if out is not None else new.name.rpartition("/")[2]), out, "extract", [])
+    pack_name = chosen_name(name or (None if out is not None else new.name.rpartition("/")[2]), out, "extract", [])
     for checkpoint in (new, old):
         require_plain(checkpoint)
-    plan = sort(new, old, modules)
+    plan = classify(new, old, modules)
     if not plan.matrices and not any(plan.whole.values()):
         raise BaseMismatch("the two checkpoints have no tensor in common", where=new.folder, expected=f"names as in {old.folder}",
                            found=", ".join(list(new.tensors)[:3]), remedy="name the base that was fine-tuned")
     ticker = Ticker(sum(info.nbytes for info in new.tensors.values()), progress)
-    found = _matrices(new, old, plan.matrices, rank or RANK, energy, ticker)
+    changes = _matrices(new, old, plan.matrices, rank or RANK, energy, ticker)
     changed = [name for name, base_name in plan.whole.items() if _changed(new, old, name, base_name, ticker)]
-    kept, left = _rest(new, old, plan, found, changed, rest)
-    sites = [each for each in found if each.factors is not None and each.matrix.name not in kept]
+    kept, left_out = _other_tensors(new, old, plan, changed, rest)
+    sites = [change for change in changes if change.factors is not None and change.matrix.name not in kept]
     if not sites and not kept:
         raise NothingToDo("the checkpoints differ by nothing that a pack would hold", where=new.folder,
-                          found=f"{len(found)} layers changed by rounding alone" if found else "equal weights" if not left else
-                          f"changes that were left out: {', '.join(left[:3])}",
-                          remedy="give the fine-tuned checkpoint first and its base second" if not left else "extract with rest keep")
+                          found=f"{len(changes)} layers changed by rounding alone" if changes else "equal weights" if not left_out else
+                          f"changes that were left out: {', '.join(left_out[:3])}",
+                          remedy="give the fine-tuned checkpoint first and its base second" if not left_out else "extract with rest keep")
     pack = build(
-        called,
+        pack_name,
         lora,
-        {_site(new, each): as_lora(_lying(each)) for each in sites},
+        {_site(new, change): as_lora(_layer_factors(change)) for change in sites},
         task=_task(new),
         base=_base(old),
         full=_modules(new, kept),
-        weights={each.matrix.path: each.matrix.base_name for each in sites}
+        weights={change.matrix.path: change.matrix.base_name for change in sites}
         | {n.rpartition(".")[0]: b for n, b in kept.items() if b is not None and n.endswith(".weight")},
-        extensions={"x_extract": _story(new, old, found, sites, kept, left, plan)},
+        extensions={"x_extract": _provenance(new, old, changes, sites, kept, left_out, plan)},
     )
     return pack if out is None else pack.write(out)
 
 
 def _matrices(
     new: Checkpoint, old: Checkpoint, matrices: Sequence[Matrix], rank: int, energy: float | None, ticker: Ticker
-) -> list[Change]:
-    """What is found at every matrix that changed, by the threads, in the order of the checkpoint."""
+) -> list[SiteChange]:
+    """The changes of all matrices that differ, computed in threads, in the order of the checkpoint."""
 
-    def one(matrix: Matrix) -> Change | None:
+    def one(matrix: Matrix) -> SiteChange | None:
         if ticker.stopped:
             raise StoppedError
         pair = Pair(new, old, matrix.name, matrix.base_name)
@@ -143,14 +143,14 @@ def _matrices(
             if not D.finite:
                 raise NonFinite("the difference holds NaN or infinity", where=matrix.name, remedy="see which of the checkpoints holds it")
             if D.total:
-                result = Change(matrix, *extract_matrix(D, total=D.total, noise=D.noise, rank=min(rank, *D.shape),
+                result = SiteChange(matrix, *extract_matrix(D, total=D.total, noise=D.noise, rank=min(rank, *D.shape),
                                                        energy=energy, unevenness=D.unevenness))
         ticker.add(pair.nbytes)
         return result
 
     with one_thread_each(), ThreadPoolExecutor(workers(), initializer=as_worker) as pool:
         try:
-            return [each for each in pool.map(one, matrices) if each is not None]
+            return [change for change in pool.map(one, matrices) if change is not None]
         except BaseException:
             ticker.stopped = True
             pool.shutdown(cancel_futures=True)
@@ -165,19 +165,19 @@ def _changed(new: Checkpoint, old: Checkpoint, name: str, base_name: str | None,
 
 
 def _equal(one: np.ndarray, two: np.ndarray) -> bool:
-    """Whether the wider of two is, rounded to the dtype of the narrower, the same values: a cast alone is no change."""
+    """Whether two tensors are equal once rounded to the narrower of their dtypes: a cast alone is no change."""
     if one.shape != two.shape:
         return False
     narrow = one.dtype if one.dtype.itemsize <= two.dtype.itemsize else two.dtype
     return all(np.array_equal(a.astype(narrow), b.astype(narrow)) for a, b in zip(np.atleast_1d(one), np.atleast_1d(two), strict=True))
 
 
-def _rest(
-    new: Checkpoint, old: Checkpoint, plan: Sorted, found: Sequence[Change], changed: Sequence[str], rest: str
+def _other_tensors(
+    new: Checkpoint, old: Checkpoint, plan: Classified, changed: Sequence[str], rest: str
 ) -> tuple[dict[str, str | None], list[str]]:
-    """What is kept whole (tuned name -> base name), and what is left as in the base.
+    """The tensors that are kept whole (tuned name -> base name), and those that are left as in the base.
 
-    A module is kept with all of its tensors, so that a layer whose bias changed is whole too, and no site any more.
+    A module is kept with all of its tensors, so a layer whose bias changed is kept whole and is not a site.
     """
     if not changed or rest == "leave":
         return {}, list(changed)
@@ -185,7 +185,7 @@ def _rest(
         raise Unsupported(f"{len(changed)} tensors changed that are not matrices of the chosen layers", where=new.folder,
                           found=", ".join(changed[:5]) + (", ..." if len(changed) > 5 else ""),
                           remedy="extract with rest keep, which holds them whole, or rest leave, which leaves them out")
-    base_names = {**plan.whole, **{each.name: each.base_name for each in plan.matrices}}
+    base_names = {**plan.whole, **{matrix.name: matrix.base_name for matrix in plan.matrices}}
     owners = {name.rpartition(".")[0] for name in changed}
     kept = {name: base_name for name, base_name in base_names.items() if name.rpartition(".")[0] in owners}
     for name in changed:
@@ -199,29 +199,30 @@ def _rest(
 
 
 def _modules(new: Checkpoint, kept: dict[str, str | None]) -> dict[str, dict[str, np.ndarray]]:
-    found: dict[str, dict[str, np.ndarray]] = {}
+    modules: dict[str, dict[str, np.ndarray]] = {}
     for name in kept:
         path, _, param = name.rpartition(".")
-        found.setdefault(path, {})[param] = np.array(new.read(name))
-    return found
+        modules.setdefault(path, {})[param] = np.array(new.read(name))
+    return modules
 
 
-def _site(new: Checkpoint, each: Change) -> Site:
-    shape, matrix = new.tensors[each.matrix.name].shape, each.matrix
+def _site(new: Checkpoint, change: SiteChange) -> Site:
+    shape, matrix = new.tensors[change.matrix.name].shape, change.matrix
     rows, columns = reversed(shape) if LAYOUTS[matrix.kind].turned else shape
     return Site(matrix.path, columns, rows, matrix.kind, bias=f"{matrix.path}.bias" in new.tensors)
 
 
-def _lying(each: Change) -> Factors:
-    """The factors of the matrix that a method sees; they were found for the one that is stored."""
-    assert each.factors is not None
-    A, B = each.factors
-    return Factors(B.T, A.T) if LAYOUTS[each.matrix.kind].turned else Factors(A, B)
+def _layer_factors(change: SiteChange) -> Factors:
+    """The factors of the layer's matrix ``[out, in]``; they were computed for the stored one, which may be its transpose."""
+    assert change.factors is not None
+    A, B = change.factors
+    return Factors(B.T, A.T) if LAYOUTS[change.matrix.kind].turned else Factors(A, B)
 
 
 def _task(new: Checkpoint) -> m.Task:
-    told = new.config.get("architectures")
-    architecture = told[0] if isinstance(told, list) and told and isinstance(told[0], str) and told[0].isidentifier() else None
+    classes = new.config.get("architectures")
+    first = classes[0] if isinstance(classes, list) and classes else None
+    architecture = first if isinstance(first, str) and first.isidentifier() else None
     task = task_of(architecture or "", new.config)
     labels = new.config.get("id2label") if TASKS[task.name].labelled else None
     ordered = None
@@ -231,25 +232,25 @@ def _task(new: Checkpoint) -> m.Task:
 
 
 def _base(old: Checkpoint) -> m.Base:
-    found = old.fingerprint()
-    told = old.config.get("model_type")
-    return m.Base(old.name, old.commit, told if isinstance(told, str) else None, found.structure, found.content, probe=found.probe)
+    fingerprint, model_type = old.fingerprint(), old.config.get("model_type")
+    return m.Base(old.name, old.commit, model_type if isinstance(model_type, str) else None, fingerprint.structure, fingerprint.content,
+                  probe=fingerprint.probe)
 
 
-def _story(
-    new: Checkpoint, old: Checkpoint, found: Sequence[Change], sites: Sequence[Change], kept: dict[str, str | None], left: Sequence[str],
-    plan: Sorted,
+def _provenance(
+    new: Checkpoint, old: Checkpoint, changes: Sequence[SiteChange], sites: Sequence[SiteChange], kept: dict[str, str | None],
+    left_out: Sequence[str], plan: Classified,
 ) -> dict[str, Any]:
-    noise, total = sum(each.noise for each in sites), sum(each.loss.total for each in sites)
+    noise, total = sum(site.noise for site in sites), sum(site.loss.total for site in sites)
     return {
         "tuned": {"name": new.name, "content": new.content},
         "base": {"name": old.name, "content": old.content},
-        "truncation": truncation({each.matrix.path: each.loss for each in sites}),
+        "truncation": truncation({site.matrix.path: site.loss for site in sites}),
         "rounding": float(np.sqrt(noise / total)) if total else 0.0,
-        "detected": {each.matrix.path: each.detected for each in sites if each.detected is not None},
-        "ranks": {each.matrix.path: each.factors.rank for each in sites if each.factors is not None},
+        "detected": {site.matrix.path: site.detected for site in sites if site.detected is not None},
+        "ranks": {site.matrix.path: site.factors.rank for site in sites if site.factors is not None},
         "kept_whole": sorted(kept),
-        "left_out": list(left),
-        "rounding_only": [each.matrix.path for each in found if each.factors is None],
+        "left_out": list(left_out),
+        "rounding_only": [change.matrix.path for change in changes if change.factors is None],
         "not_in_tuned": list(plan.absent),
     }

@@ -39,7 +39,7 @@ class RemoteBase(Checkpoint):
         StorageError: the repository holds no safetensors checkpoint.
     """
 
-    whole = False
+    has_weights = False
 
     def __init__(self, remote: Remote, listed: dict[str, Listed], scratch: Path) -> None:
         self.remote, self.listed, self.unread = remote, listed, list[str]()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.checkpoint import Checkpoint
-from ..base.match import Verdict
+from ..base.compatibility import Verdict
 from ..errors import AdapterpackError, FormatError
 from ..io import strict_json
 from ..io.safe_open import TENSORS

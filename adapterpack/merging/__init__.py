@@ -1,1 +1,1 @@
-"""Adapters folded into checkpoints, by row blocks, without torch."""
+"""Merges adapters into checkpoints, GGUF files and ONNX graphs, block by block, without torch."""

@@ -1,4 +1,4 @@
-"""What every merge asks of its arguments, whatever it folds into."""
+"""Checks the arguments that all merges have in common."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def weights_of(weights: Sequence[float] | None, packs: Sequence[Pack]) -> list[f
 
 
 def require_outside(out: Path, inputs: Sequence[Path]) -> None:
-    """Raises ConfigError if the output would lie inside a folder that is read."""
+    """Raises ConfigError if the output would be inside a folder that is read."""
     for folder in inputs:
         if out.resolve().is_relative_to(folder.resolve()):
             raise ConfigError("the output would lie inside an input, and inputs are never changed", where=out, found=folder,

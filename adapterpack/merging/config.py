@@ -1,4 +1,4 @@
-"""The output's ``config.json``: the base's, but for what the merge changed about the model."""
+"""Writes the output's ``config.json``: the base's, with what the merge changed about the model."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ from typing import Any
 
 from ..base.dtypes import TORCH
 from ..pack.pack import Pack
-from .whole import Whole
+from .full_modules import FullModules
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
-def merged(config: Mapping[str, Any], packs: Sequence[Pack], whole: Whole, dtype: str | None,
+def merged_config(config: Mapping[str, Any], packs: Sequence[Pack], full_modules: FullModules, dtype: str | None,
            untied: bool = False) -> dict[str, Any]:
-    """The config of a merge of ``packs`` with the modules in ``whole``; ``dtype`` is a safetensors name, or None to keep each one's own.
+    """The config of a merge of ``packs`` and the ``full_modules`` among them; ``dtype`` is a safetensors name, or None to keep all dtypes.
 
     Keys keep their order, so that an unchanged config stays equal.
     """
-    headed = [pack for pack in packs if pack.full()]
-    config = {**config, **_architecture(headed or packs)}
-    for pack in headed:
-        config |= _labels(pack, whole)
-    if whole.words is not None:
-        config["vocab_size"] = whole.words
-    if whole.untied or untied:
+    with_heads = [pack for pack in packs if pack.full()]
+    config = {**config, **_architecture(with_heads or packs)}
+    for pack in with_heads:
+        config |= _labels(pack, full_modules)
+    if full_modules.vocab_size is not None:
+        config["vocab_size"] = full_modules.vocab_size
+    if full_modules.untied or untied:
         config["tie_word_embeddings"] = False
     return config if dtype is None else _with_dtype(_plain(config), TORCH[dtype], top=True)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without a quantization: what is written in a dtype that was asked for is not quantized."""
+    """The config without a quantization: an output in a chosen dtype is not quantized."""
     return {key: _plain(value) if key == "text_config" and isinstance(value, dict) else value
             for key, value in config.items() if key != "quantization_config"}
 
 
 def _architecture(packs: Sequence[Pack]) -> dict[str, Any]:
-    named = {pack.manifest.task.architecture for pack in packs} - {None}
-    return {"architectures": list(named)} if len(named) == 1 else {}
+    architectures = {pack.manifest.task.architecture for pack in packs} - {None}
+    return {"architectures": list(architectures)} if len(architectures) == 1 else {}
 
 
-def _labels(pack: Pack, whole: Whole) -> dict[str, Any]:
-    """The label maps of a head; a pack that names no labels gets numbered ones if its head's size is beyond doubt."""
+def _labels(pack: Pack, full_modules: FullModules) -> dict[str, Any]:
+    """The label maps of a head; a pack that names no labels gets numbered ones if the size of its head is unambiguous."""
     labels = pack.manifest.task.labels
     if labels is None and pack.manifest.task.type.endswith("classification"):
         names = [f"{path}.{param}" for path, params in pack.full().items() for param in params]
-        heads = [whole.added[name] for name in names if name in whole.added and whole.added[name].ndim == 2]
+        heads = [full_modules.added[name] for name in names if name in full_modules.added and full_modules.added[name].ndim == 2]
         labels = tuple(f"LABEL_{i}" for i in range(heads[0].shape[0])) if len(heads) == 1 else None
     if not labels:
         return {}
@@ -57,7 +57,7 @@ def _labels(pack: Pack, whole: Whole) -> dict[str, Any]:
 
 
 def _with_dtype(config: Mapping[str, Any], name: str, top: bool) -> dict[str, Any]:
-    """The config with its dtype set, and that of the parts (a text or vision model) that state one."""
+    """The config with its dtype set, and that of those parts (a text or vision model) that state one."""
     parts = {key: _with_dtype(value, name, top=False) if isinstance(value, dict) else value for key, value in config.items()}
     present = [key for key in _DTYPE_KEYS if key in config] or (["dtype"] if top else [])
     return {**parts, **dict.fromkeys(present, name)}

@@ -1,4 +1,4 @@
-"""The merge stage: adapters folded into a checkpoint that is streamed from disk to disk."""
+"""Merges adapters into a checkpoint, which is streamed from disk to disk."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..pack.validate.validation import load
 from ..version import VERSION
 from . import jobs, journal, plan, provenance, staging, stream
 from .arguments import require_outside, weights_of
-from .container import opened as opened_base
+from .base_kind import is_graph
+from .container import open_base
 from .fold import devices
-from .onnx.kind import is_graph
 from .onnx.report import GraphReport
 from .report import MergedPack, MergeReport
-from .tensors import Fold
+from .tensor_jobs import Fold
 
 VERIFY = ("structure", "full")
 _SIDE_FILES = 1 << 20
@@ -53,9 +53,9 @@ def merge(
     ``out``, whole or not at all.
 
     Every changed weight is read block by block, all its adapters are added in float32 (float64 for a float64 base), and the sum is
-    rounded once, to nearest even; all other bytes are copied. Memory does not grow with the model. Modules that a pack holds trained
-    whole, such as a classifier head, go along. Equal inputs give equal bytes. Adapters of which one is not additive fold one after the
-    other, in the order of the packs. A merge that was killed goes on where it stood when the same merge is asked for again.
+    rounded once, to nearest even; all other bytes are copied. Memory does not grow with the model. Fully trained modules
+    of a pack, such as a classifier head, are included. Equal inputs give equal bytes. If one adapter is not additive, they are folded one
+    after the other, in the order of the packs. A merge that was killed resumes where it stopped when it is run again.
 
     A quantized base is decoded, folded and encoded again in its own format: every group of codes keeps its scale, or takes a new one where
     that comes closer to the fold. With ``dtype`` it is written dequantized instead, which loses nothing but that dtype's rounding.
@@ -104,27 +104,27 @@ def merge(
     refuse_existing(target)
     if verify not in VERIFY:
         raise ConfigError("there is no such check of the base", where="verify", expected=" or ".join(VERIFY), found=repr(verify))
-    asked = None if dtype is None else dtypes.parse(dtype)
-    part = jobs.Part() if shard is None else jobs.parse_part(shard)
+    out_dtype = None if dtype is None else dtypes.parse(dtype)
+    share = jobs.Share() if shard is None else jobs.parse_share(shard)
     arithmetic = devices.arithmetic(device, stochastic_rounding is not None)
-    source, container = opened_base(base, checkpoint)
+    source, container = open_base(base, checkpoint)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = weights_of(weights, opened)
     require_outside(target, [*source.inputs, *(pack.path for pack in opened if pack.path is not None)])
-    todo = plan.make(source, opened, factors, allow_structural, dtype=asked, full=verify == "full",
-                     by_chance=stochastic_rounding is not None, untie=untie)
+    todo = plan.make(source, opened, factors, allow_structural, dtype=out_dtype, full=verify == "full",
+                     stochastic=stochastic_rounding is not None, untie=untie)
     if verify == "full":
         _ = source.content
     merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
                    for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True))
     note = provenance.note(source, merged, stochastic_rounding)
-    shards = container.shards(source, todo, asked, note)
+    shards = container.shards(source, todo, out_dtype, note)
     key = provenance.key([shard.header for shard in shards], {"version": VERSION, "safe": safe, "device": device})
     work, header = jobs.jobs(shards), sum(len(shard.header) for shard in shards)
-    mine, folder = jobs.share(work, part), staging.place(target, key)
-    staging.require_space(target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.taken(folder))
+    mine, folder = jobs.jobs_of(work, share), staging.folder_for(target, key)
+    staging.require_space(target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.bytes_on_disk(folder))
 
-    def described(done: dict[int, journal.Done], missing: int) -> MergeReport:
+    def report_of(done: dict[int, journal.Done], missing: int) -> MergeReport:
         losses = [job.loss(sums) for number, job in enumerate(work)
                   if isinstance(job, Fold) and number in done and (sums := done[number].sums) is not None]
         return MergeReport(
@@ -132,46 +132,47 @@ def merge(
             base_name=source.name,
             base_structure=source.structure,
             base_probe=source.probe,
-            base_content=provenance.known_content(source),
+            base_content=provenance.content_if_read(source),
             packs=merged,
-            dtype=None if asked is None else dtypes.TORCH[asked],
+            dtype=None if out_dtype is None else dtypes.TORCH[out_dtype],
             tensors=sum(len(shard.items) for shard in shards),
             tensors_changed=sum(item.changed for shard in shards for item in shard.items),
-            tensors_added=len(todo.whole.added) + len(todo.copies),
+            tensors_added=len(todo.full_modules.added) + len(todo.copies),
             bytes_written=sum(shard.size for shard in shards),
             seconds=time.perf_counter() - started,
             losses=tuple(losses),
             stochastic_rounding=stochastic_rounding,
-            shard=None if shard is None else str(part),
+            shard=None if shard is None else str(share),
             jobs_missing=missing,
             bytes_resumed=resumed,
             notes=todo.notes,
         )
 
     def finish(folder: Path) -> None:
-        report = described(done, 0)
-        if report.losses and not any(loss.stored for loss in report.losses) and not todo.whole.added and not todo.whole.replaced:
+        report = report_of(done, 0)
+        full = todo.full_modules
+        if report.losses and not any(loss.stored for loss in report.losses) and not full.added and not full.replaced:
             raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
-                              found=report.losses[0].dtype, remedy="merge with dtype float32, or keep the adapter beside the base")
-        container.finish(folder, source, opened, todo, asked, shards, report.provenance())
+                              found=report.losses[0].dtype, remedy="merge with dtype float32, or keep the adapter unmerged")
+        container.finish(folder, source, opened, todo, out_dtype, shards, report.provenance())
 
-    several = part.count > 1
+    several = share.count > 1
     files = {file for number in mine for file in work[number].files}
-    with staging.staged(target, folder, lambda path: journal.Journal(path, part, files), keep=resume or several) as log:
-        known = journal.finished(folder, len(work))
-        resumed = sum(work[number].nbytes for number in mine if number in known)
-        stream.outline(shards, folder)
+    with staging.staged(target, folder, lambda path: journal.Journal(path, share, files), keep=resume or several) as log:
+        done_before = journal.finished(folder, len(work))
+        resumed = sum(work[number].nbytes for number in mine if number in done_before)
+        stream.create_files(shards, folder)
         with log.synced() if durable or several else nullcontext():
-            done = stream.write(work, mine, known, log, header=header, safe=safe, rounding=_rounding(stochastic_rounding),
+            done = stream.write(work, mine, done_before, log, header=header, safe=safe, rounding=_rounding(stochastic_rounding),
                                 arithmetic=arithmetic, workers=workers(), progress=progress)
         if several:
-            with suppress(FileNotFoundError):  # another part of this machine saw that all was done, synced it, and published it
+            with suppress(FileNotFoundError):  # another share on this machine saw that everything was done, synced and published it
                 log.sync()
             done = journal.finished(folder, len(work))
         missing = len(work) - len(done)
         if not missing:
             staging.publish(folder, target, finish, durable, container.file)
-    return described(done, missing)
+    return report_of(done, missing)
 
 
 def _rounding(seed: int | None) -> rounding.Rounding:

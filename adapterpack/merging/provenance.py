@@ -1,4 +1,4 @@
-"""What a merged checkpoint says of where it came from: in a side file, and in the metadata of every weight file."""
+"""Records what a checkpoint was merged from: in a side file, and in the metadata of every weight file."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ..pack.pack import Pack
 from . import config, layout, plan, vocabulary
 from .report import MergedPack
 
-FILE_NAME = "adapterpack.merging.json"
+FILE_NAME = "adapterpack.merge.json"
 METADATA = "adapterpack_merge"
 
 
-def known_content(base: Checkpoint) -> str | None:
-    """The base's ``content``, if something had to read every byte of it."""
-    found: str | None = vars(base).get("content")
-    return found
+def content_if_read(base: Checkpoint) -> str | None:
+    """The base's ``content`` fingerprint if it was computed, else None."""
+    content: str | None = vars(base).get("content")
+    return content
 
 
 def note(base: Checkpoint, packs: Sequence[MergedPack], seed: int | None) -> str:
-    """What stands in the metadata: the base's fingerprint, each pack's id and weight, and the seed of stochastic rounding."""
-    found: dict[str, Any] = {
-        "base": {"structure": base.structure, "probe": base.probe, "content": known_content(base)},
+    """The note in the metadata: the base's fingerprint, each pack's id and weight, and the seed of stochastic rounding."""
+    record: dict[str, Any] = {
+        "base": {"structure": base.structure, "probe": base.probe, "content": content_if_read(base)},
         "packs": [{"id": pack.id, "weight": pack.weight} for pack in packs],
     }
-    return json.dumps(found if seed is None else {**found, "stochastic_rounding": seed}, sort_keys=True)
+    return json.dumps(record if seed is None else {**record, "stochastic_rounding": seed}, sort_keys=True)
 
 
 def key(headers: Sequence[bytes], options: dict[str, Any]) -> str:
-    """What tells one merge from every other: the headers of its files, which name base, packs, weights and shapes, and the options that
+    """A digest that identifies a merge: of the headers of its files, which name base, packs, weights and shapes, and of the options that
     are not in them."""
     hasher = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for header in headers:
@@ -44,12 +44,12 @@ def key(headers: Sequence[bytes], options: dict[str, Any]) -> str:
 
 def write_side_files(folder: Path, base: Checkpoint, packs: Sequence[Pack], todo: plan.Plan, dtype: str | None,
                      shards: list[layout.Shard]) -> None:
-    """Config, tokenizer, templates and index of the merged checkpoint; ``dtype`` is the safetensors name that was asked for."""
-    changed = config.merged(base.config, packs, todo.whole, dtype, bool(todo.copies))
+    """Config, tokenizer, templates and index of the merged checkpoint; ``dtype`` is the safetensors name of the chosen dtype."""
+    changed = config.merged_config(base.config, packs, todo.full_modules, dtype, bool(todo.copies))
     for path in carried_files(base.folder):
         shutil.copyfile(path, folder / path.name)
-    if todo.whole.words is not None:
-        vocabulary.carry_tokenizers(folder, packs)
+    if todo.full_modules.vocab_size is not None:
+        vocabulary.copy_tokenizers(folder, packs)
     if base.config and changed != base.config:
         _write_json(folder / "config.json", changed)
     _write_json(folder / INDEX, layout.index(base, shards))

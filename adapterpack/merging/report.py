@@ -1,4 +1,4 @@
-"""What a merge did, and how much of the adapters' change survived the rounding of the output."""
+"""The report of a merge: what changed, and how much of the adapters' change survived rounding to the output's dtype."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TensorLoss(NamedTuple):
 
     ``change`` is ``||D||`` of the exact change ``D``, ``error`` is ``||S - D||`` of the stored change ``S``, ``kept`` is
     ``<S, D> / ||D||^2``, and ``stored`` is ``||S||``. ``grid`` is for a quantized tensor the expected norm of the error of
-    rounding to the grid of the base, ``sqrt(sum width^2 / 12)``: what the base lost when it was quantized, as far as its codes tell.
+    rounding to the grid of the base, ``sqrt(sum width^2 / 12)``: an estimate of what the base lost when it was quantized.
     """
 
     tensor: str
@@ -40,7 +40,7 @@ class TensorLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class MergedPack:
-    """One pack that went in, the weight that multiplied its change, and the verdict on the base being its own."""
+    """One merged pack, the weight that multiplied its change, and the verdict on its base."""
 
     name: str
     id: str
@@ -50,10 +50,10 @@ class MergedPack:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What :func:`adapterpack.merge` did. ``dtype`` is the one that was asked for, or None where tensors kept theirs.
+    """What :func:`adapterpack.merge` did. ``dtype`` is the chosen one, or None where tensors kept theirs.
 
-    ``base_content`` is known where every byte of the base was read. ``shard`` is the part of the work that was asked for, None for all of
-    it; while ``jobs_missing`` counts pieces of others, nothing is published yet. ``bytes_resumed`` were done by an earlier try.
+    ``base_content`` is known where every byte of the base was read. ``shard`` is this machine's share of the work, None for all of it;
+    while ``jobs_missing`` jobs of other machines are not done, nothing is published. ``bytes_resumed`` were written by an earlier run.
     """
 
     out: str
@@ -87,10 +87,10 @@ class MergeReport:
 
     @property
     def requantized(self) -> tuple[float, float] | None:
-        """For a quantized output the norm of what lies between it and the exact fold, and that of the base's own rounding, over all
-        tensors; else None."""
-        coded = [loss for loss in self.losses if loss.grid]
-        return (math.hypot(*(loss.error for loss in coded)), math.hypot(*(loss.grid for loss in coded))) if coded else None
+        """For a quantized output the norm of its difference from the exact result, and that of the base's rounding, over all tensors; else
+        None."""
+        quantized = [loss for loss in self.losses if loss.grid]
+        return (math.hypot(*(loss.error for loss in quantized)), math.hypot(*(loss.grid for loss in quantized))) if quantized else None
 
     @property
     def advice(self) -> str | None:
@@ -114,7 +114,7 @@ class MergeReport:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """What is written beside the checkpoint: all of the report but place and time, so that equal inputs give equal bytes."""
+        """What is written to the output folder: the report without path and time, so that equal inputs give equal bytes."""
         return {
             "base": {"name": self.base_name, "structure": self.base_structure, "probe": self.base_probe, "content": self.base_content},
             "packs": [{"name": pack.name, "id": pack.id, "weight": pack.weight, "base": pack.base} for pack in self.packs],
@@ -159,7 +159,7 @@ def advice(losses: Sequence[TensorLoss], relative_error: float, kept: float) -> 
 
     Example:
         >>> advice([TensorLoss("w", "F64", 1.0, 0.5, 0.9, 1.0)], 0.5, 0.9)
-        'Rounding to F64 stored the change with 50 % error (90 % of it kept): keep the adapter beside the base.'
+        'Rounding to F64 stored the change with 50 % error (90 % of it kept): keep the adapter unmerged.'
     """
     strange = [loss.tensor for loss in losses if not math.isfinite(loss.error)]
     if strange:
@@ -169,5 +169,5 @@ def advice(losses: Sequence[TensorLoss], relative_error: float, kept: float) -> 
     worst = max(losses, key=lambda loss: loss.error)
     dtype = worst.dtype
     wider = "bfloat16, which writes the base dequantized" if worst.grid else _WIDER.get(dtype)
-    way_out = (f"merge with dtype {wider}, or " if wider else "") + "keep the adapter beside the base"
+    way_out = (f"merge with dtype {wider}, or " if wider else "") + "keep the adapter unmerged"
     return f"Rounding to {dtype} stored the change with {relative_error:.0%} error ({kept:.0%} of it kept): {way_out}.".replace("%", " %")

@@ -1,4 +1,4 @@
-"""The folder in which an output grows beside its place, that outlives a kill and takes the output's name when it is whole."""
+"""Writes an output in a staging folder next to its final path; the folder survives a killed process and is renamed when complete."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from pathlib import Path
 from ..errors import StorageError, storage_errors
 from ..io.atomic import refuse_existing, sync
 from ..io.readable import size
-from .journal import FOLDER, Journal, alone
+from .journal import FOLDER, Journal, lock_file
 
 _LOG = logging.getLogger(__name__)
 
 
-def place(out: Path, key: str) -> Path:
-    """The staging folder of work on ``out``: the same for the same work, so that it is found again."""
+def folder_for(out: Path, key: str) -> Path:
+    """The staging folder for ``out``: the same for the same work (``key``), so that a later run finds it."""
     return out.parent / f".{out.name}.{key[:16]}.partial"
 
 
-def taken(folder: Path) -> int:
-    """The bytes that a staging folder holds on the disk already."""
+def bytes_on_disk(folder: Path) -> int:
+    """The bytes that a staging folder takes on the disk."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
-def left_behind(out: Path, folder: Path) -> list[Path]:
-    """Staging folders of other outputs beside ``out`` that no process is at work in: of work that was killed, or kept to be resumed."""
-    found = []
+def abandoned(out: Path, folder: Path) -> list[Path]:
+    """Staging folders of other outputs next to ``out`` that no process uses: of work that was killed, or kept to be resumed."""
+    unused = []
     for other in sorted(out.parent.glob(".*.partial")) if out.parent.is_dir() else []:
         journals = sorted((other / FOLDER).glob("*.jsonl")) if other != folder and not other.is_symlink() else []
-        if journals and not any(_held(journal) for journal in journals):
-            found.append(other)
-    return found
+        if journals and not any(_in_use(journal) for journal in journals):
+            unused.append(other)
+    return unused
 
 
-def _held(journal: Path) -> bool:
+def _in_use(journal: Path) -> bool:
     try:
         descriptor = os.open(journal, os.O_RDWR)
-    except OSError:  # gone meanwhile, or of another user: not ours to speak of
+    except OSError:  # removed meanwhile, or another user's
         return True
     try:
-        return not alone(descriptor)
+        return not lock_file(descriptor)
     finally:
         os.close(descriptor)
 
 
 def require_space(out: Path, needed: int) -> None:
-    """Checks that ``needed`` bytes more fit beside ``out``.
+    """Checks that the disk of ``out`` has room for ``needed`` bytes.
 
     Raises:
         StorageError: they do not.
@@ -64,23 +64,24 @@ def require_space(out: Path, needed: int) -> None:
 
 @contextmanager
 def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], keep: bool) -> Iterator[Journal]:
-    """A staging folder, new or found again, with the journal that this process holds in it alone.
+    """Opens a staging folder, new or left by an earlier run, and yields its journal, locked by this process.
 
-    It stays behind where the process dies; on an error it vanishes, unless ``keep`` says that the work shall be gone on with.
+    The folder remains if the process is killed; on an error it is deleted, unless ``keep`` is set so that a later run can resume.
 
     Raises:
         OutputExists: something is at ``out``.
-        StorageError: the file system refuses, another process holds the journal, or the folder belongs to someone else.
+        StorageError: the file system refuses, another process has locked the journal, or the folder belongs to someone else.
     """
     refuse_existing(out)
     with storage_errors(out):
-        for other in left_behind(out, folder):
-            _LOG.warning("%s holds %s of work that did not end; the same command goes on with it, or delete it", other, size(taken(other)))
+        for other in abandoned(out, folder):
+            _LOG.warning("%s holds %s of work that did not end; the same command goes on with it, or delete it", other,
+                         size(bytes_on_disk(other)))
         out.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         _require_own(folder)
-        if (ready := _ready(folder)).is_dir() and not (folder / FOLDER).exists():  # died just before it got its name
-            ready.rename(folder / FOLDER)
+        if (moved := _moved_journals(folder)).is_dir() and not (folder / FOLDER).exists():  # killed just before the renaming
+            moved.rename(folder / FOLDER)
         journal = open_journal(folder)
         try:
             yield journal
@@ -95,7 +96,7 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
 
 
 def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bool, file: str | None = None) -> bool:
-    """Gives a whole staging folder, or the one ``file`` in it, its name, after ``finish`` put in what is written last; False where another
+    """Renames a complete staging folder, or the one ``file`` in it, to ``out``, after ``finish`` wrote the last files; False where another
     process did it first.
 
     ``durable`` waits until every byte is on the disk, so that the output survives a power cut from the moment it has its name.
@@ -105,7 +106,7 @@ def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bo
     except FileNotFoundError:
         return False
     try:
-        alone(lock, wait=True)
+        lock_file(lock, wait=True)
         if not (folder / FOLDER).is_dir():
             return False
         finish(folder)
@@ -113,7 +114,7 @@ def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bo
             for path in sorted(folder.rglob("*")):
                 sync(path)
         refuse_existing(out)
-        journals = _ready(folder)
+        journals = _moved_journals(folder)
         (folder / FOLDER).rename(journals)
         if durable:
             sync(folder)
@@ -131,14 +132,14 @@ def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bo
     return True
 
 
-def _ready(folder: Path) -> Path:
-    """Where the journals of a staging folder lie while it gets its name."""
+def _moved_journals(folder: Path) -> Path:
+    """Where the journals of a staging folder are while it is renamed."""
     return folder.with_name(f"{folder.name}.journals")
 
 
 def _require_own(folder: Path) -> None:
-    """The name can be foreseen, so someone else may have put something there."""
-    found = folder.lstat()
-    if folder.is_symlink() or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
+    """The name is predictable, so another user may have created it."""
+    status = folder.lstat()
+    if folder.is_symlink() or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
         raise StorageError("the folder in which the output would grow belongs to someone else", where=folder,
                            remedy="choose an output in a folder of your own")

@@ -1,8 +1,10 @@
-"""The bytes of a merge: jobs done by a few workers, from the base's files straight to their place in the output's."""
+"""Runs the jobs of a merge on a few workers, which write straight to the right places of the output files."""
 
 from __future__ import annotations
 
 import os
+import threading
+from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,48 +17,87 @@ from ..io.byte_ranges import opened, reserve, write_all
 from ..io.progress import Progress, StoppedError, Ticker
 from ..io.threads import one_thread_each
 from .fold.blocks import Arithmetic
-from .job_queue import Turns
 from .journal import Done, Journal
 from .layout import Shard
-from .tensors import Job, Run
+from .tensor_jobs import Job, MergeContext
 
 
-def outline(shards: Sequence[Shard], folder: Path) -> None:
-    """Every output file at its size, with its header; what was written into one before stays."""
+class JobQueue:
+    """Jobs that are handed out to workers, each one once.
+
+    The next job is one for the files that fewest workers are writing to, since writes into one file wait for each other; among these for
+    the file with most left to write, so that all end together. Jobs of one file keep their order.
+
+    Example:
+        >>> jobs = [Job(frozenset({name}), 1) for name in "aab"]
+        >>> queue = JobQueue(jobs, range(3))
+        >>> queue.take(), queue.take(), queue.take(), queue.take()
+        (0, 2, 1, None)
+    """
+
+    def __init__(self, jobs: Sequence[Job], numbers: Sequence[int]) -> None:
+        self._jobs, self._lock = jobs, threading.Lock()
+        self._waiting: dict[frozenset[str], deque[int]] = {}
+        self._left, self._busy = Counter[frozenset[str]](), Counter[str]()
+        for number in numbers:
+            self._waiting.setdefault(jobs[number].files, deque()).append(number)
+            self._left[jobs[number].files] += jobs[number].nbytes
+
+    def take(self) -> int | None:
+        """The number of a job, or None when all are handed out."""
+        with self._lock:
+            if not self._waiting:
+                return None
+            files = min(self._waiting, key=lambda files: (sum(self._busy[file] for file in files), -self._left[files]))
+            number = self._waiting[files].popleft()
+            if not self._waiting[files]:
+                del self._waiting[files]
+            self._left[files] -= self._jobs[number].nbytes
+            self._busy.update(files)
+            return number
+
+    def done(self, number: int) -> None:
+        """Notes that job ``number`` is no longer writing."""
+        with self._lock:
+            self._busy.subtract(self._jobs[number].files)
+
+
+def create_files(shards: Sequence[Shard], folder: Path) -> None:
+    """Creates every output file at its full size, with its header; keeps what an earlier run wrote."""
     for shard in shards:
         with opened(folder / shard.name, os.O_WRONLY | os.O_CREAT) as sink:
             write_all(sink, np.frombuffer(shard.header, np.uint8), 0)
             reserve(sink, shard.size)
 
 
-def write(jobs: Sequence[Job], mine: Sequence[int], known: dict[int, Done], journal: Journal, *, header: int, safe: bool,
+def write(jobs: Sequence[Job], mine: Sequence[int], done_before: dict[int, Done], journal: Journal, *, header: int, safe: bool,
           rounding: Rounding, arithmetic: Arithmetic, workers: int, progress: Progress | None) -> dict[int, Done]:
-    """Does the jobs with the numbers ``mine`` that are not ``known`` to be done, and returns all that are done.
+    """Does the jobs with the numbers ``mine`` that are not in ``done_before``, and returns all that are done.
 
-    ``header`` are the bytes that the files' headers take. Memory: a few row blocks for each worker, whatever the size of the tensors.
+    ``header`` is the size of all headers in bytes. Memory: a few row blocks for each worker, whatever the size of the tensors.
 
     Raises:
         NonFinite: with ``safe``, a result is NaN or infinite.
         OSError: the file system refuses.
     """
     ticker = Ticker(header + sum(jobs[number].nbytes for number in mine), progress)
-    ticker.add(header + sum(jobs[number].nbytes for number in mine if number in known))
-    run = Run(journal.staging, ticker, safe, rounding, arithmetic)
-    turns = Turns(jobs, [number for number in mine if number not in known])
+    ticker.add(header + sum(jobs[number].nbytes for number in mine if number in done_before))
+    context = MergeContext(journal.staging, ticker, safe, rounding, arithmetic)
+    queue = JobQueue(jobs, [number for number in mine if number not in done_before])
 
     def work() -> dict[int, Done]:
         scratch, done = Scratch(), dict[int, Done]()
-        while (number := turns.take()) is not None:
+        while (number := queue.take()) is not None:
             try:
                 ticker.check()
-                with np.errstate(all="ignore"):  # overflow is judged by its result
-                    sums = jobs[number].run(run, scratch)
+                with np.errstate(all="ignore"):  # an overflow shows in the result
+                    sums = jobs[number].run(context, scratch)
                 journal.add(number, sums, jobs[number].files)
             except BaseException:
                 ticker.stopped = True
                 raise
             finally:
-                turns.done(number)
+                queue.done(number)
             done[number] = Done(sums)
         return done
 
@@ -69,4 +110,4 @@ def write(jobs: Sequence[Job], mine: Sequence[int], known: dict[int, Done], jour
             raise
     for failure in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
         raise failure
-    return {number: done for each in (known, *(future.result() for future in futures)) for number, done in each.items()}
+    return {number: done for results in (done_before, *(future.result() for future in futures)) for number, done in results.items()}

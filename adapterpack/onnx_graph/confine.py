@@ -1,4 +1,4 @@
-"""That a model reads no file outside of its own folder: every tensor of it that lies elsewhere, in whatever part of the model."""
+"""Checks that all external data of an ONNX model, in any part of it, is inside the model's own folder."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .wire import walk
 _EXTERNAL = 1
 
 
-def require_confined(path: Path, there: bool = True) -> None:
-    """Checks the places of all external data of the model at ``path``, without reading any of it; with ``there`` off it may be missing.
+def require_confined(path: Path, must_exist: bool = True) -> None:
+    """Checks where the external data of the model at ``path`` is, without reading any; without ``must_exist`` it may be missing.
 
     Raises:
         FormatError: one is absolute, leads out of the model's folder, or over a link; or the file is no model.
@@ -28,7 +28,7 @@ def require_confined(path: Path, there: bool = True) -> None:
     for tensor in _tensors(model):
         if tensor.data_location == _EXTERNAL:
             location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-            confined(path, location, f"{path}, tensor {tensor.name[:200]}", there)
+            confined(path, location, f"{path}, tensor {tensor.name[:200]}", must_exist)
 
 
 def _tensors(message: Any) -> Iterator[Any]:
@@ -36,8 +36,8 @@ def _tensors(message: Any) -> Iterator[Any]:
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
-        for each in value if field.is_repeated else (value,):
-            if each.DESCRIPTOR.name == "TensorProto":
-                yield each
+        for inner in value if field.is_repeated else (value,):
+            if inner.DESCRIPTOR.name == "TensorProto":
+                yield inner
             else:
-                yield from _tensors(each)
+                yield from _tensors(inner)

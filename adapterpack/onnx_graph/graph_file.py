@@ -1,4 +1,4 @@
-"""An ONNX model on disk, opened by its structure: nodes in memory, initializers as places in files."""
+"""Opens an ONNX model on disk: its nodes are loaded, its initializers are known by their place in the files."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ DTYPES: dict[int, np.dtype[Any]] = {
     13: np.dtype(np.uint64),
     16: np.dtype(ml_dtypes.bfloat16),
 }
-"""TensorProto.DataType -> numpy, for what can be read as whole bytes."""
+"""TensorProto.DataType -> numpy dtype, for types of whole bytes."""
 FLOATS = frozenset(DTYPES[code] for code in (1, 10, 11, 16))
 _EXTERNAL = 1
 
 
 class Stored(NamedTuple):
-    """Where the numbers of an initializer lie: ``nbytes`` little-endian bytes at ``offset`` of ``file``."""
+    """The place of an initializer's numbers: ``nbytes`` little-endian bytes at ``offset`` of ``file``."""
 
     name: str
     dtype: np.dtype[Any]
@@ -48,10 +48,10 @@ class Stored(NamedTuple):
 
 
 class Use(NamedTuple):
-    """One place where a node reads a value."""
+    """An input of a node that reads a value."""
 
     node: Any
-    place: int
+    input_index: int
 
 
 class GraphFile:
@@ -92,12 +92,12 @@ class GraphFile:
     @cached_property
     def uses(self) -> Mapping[str, list[Use]]:
         """Value name -> the nodes that read it, those in subgraphs too."""
-        found: dict[str, list[Use]] = {}
+        uses: dict[str, list[Use]] = {}
         for node in nodes_of(self.model.graph):
             for index, name in enumerate(node.input):
                 if name:
-                    found.setdefault(name, []).append(Use(node, index))
-        return found
+                    uses.setdefault(name, []).append(Use(node, index))
+        return uses
 
     def array(self, name: str) -> np.ndarray:
         """An initializer as a read-only array on the mapped file."""
@@ -146,7 +146,7 @@ def nodes_of(graph: Any) -> Iterator[Any]:
 
 def attribute(node: Any, name: str, default: int) -> int:
     """An integer attribute of a node, or ``default``."""
-    return next((int(each.i) for each in node.attribute if each.name == name), default)
+    return next((int(entry.i) for entry in node.attribute if entry.name == name), default)
 
 
 def mapped(place: Stored) -> np.ndarray:
@@ -175,12 +175,12 @@ def _size(file: Path) -> int:
         return file.stat().st_size
 
 
-def confined(model: Path, location: str, where: str, there: bool = True) -> Path:
-    """The file of external data of ``model``: a regular one inside its folder, whatever the model says; with ``there``
-    off it may be missing.
+def confined(model: Path, location: str, where: str, must_exist: bool = True) -> Path:
+    """The file of external data of ``model``: a regular file inside its folder, whatever the model says; without
+    ``must_exist`` it may be missing.
 
     Raises:
-        FormatError: the location leads elsewhere, also over a link, or nothing is there.
+        FormatError: the location leads elsewhere, also over a link, or to no file.
     """
     plain, windows, folder = PurePosixPath(location), PureWindowsPath(location), model.parent
     bad = not location or "\0" in location or plain.is_absolute() or ".." in plain.parts or windows.drive or "\\" in location
@@ -188,6 +188,7 @@ def confined(model: Path, location: str, where: str, there: bool = True) -> Path
     if bad or not path.resolve().is_relative_to(folder.resolve()) or path.resolve() == model.resolve():
         raise FormatError("external data must lie in the model's own folder", where=where, found=repr(location[:200]),
                           expected="a plain relative path", remedy="do not use this file: it would read other files of this machine")
-    if not path.is_file() and (there or path.exists()):
-        raise FormatError("external data is missing", where=where, found=location[:200], remedy="copy the data file beside the model")
+    if not path.is_file() and (must_exist or path.exists()):
+        raise FormatError("external data is missing", where=where, found=location[:200],
+                          remedy="copy the data file into the model's folder")
     return path

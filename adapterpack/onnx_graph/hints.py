@@ -1,4 +1,4 @@
-"""Whose an initializer is where several tensors of a checkpoint are equal: told by the names around it, never by content alone."""
+"""Decides by names in the graph which of several equal tensors of a checkpoint an initializer is."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ _SCOPES = ("pkg.torch.onnx.name_scopes", "pkg.onnxscript.name_scopes")
 _HOPS = 4
 
 
-def texts(graph: GraphFile, initializer: str) -> list[list[str]]:
-    """What the graph calls an initializer and the nodes that read it, each as its components."""
-    found = [initializer]
+def names_around(graph: GraphFile, initializer: str) -> list[list[str]]:
+    """The names of an initializer and of the nodes that read it, each split into its components."""
+    names = [initializer]
     for use in graph.uses.get(initializer, ()):
-        found.append(use.node.name)
+        names.append(use.node.name)
         for entry in use.node.metadata_props:
             if entry.key in _SCOPES:
-                found += _scopes(entry.value)
-    return [components(text) for text in found if text]
+                names += _scopes(entry.value)
+    return [components(text) for text in names if text]
 
 
 def owners(graph: GraphFile, initializer: str, candidates: Sequence[str]) -> list[str]:
-    """Those of ``candidates``, tensor names, that the graph's names fit best: one where they tell, all where they do not."""
-    known = texts(graph, initializer)
-    scores = {name: max((_common(components(name), text) for text in known), default=0) for name in candidates}
+    """The tensor names among ``candidates`` that fit the names in the graph best: one if they decide, several if they do not."""
+    texts = names_around(graph, initializer)
+    scores = {name: max((_common(components(name), text) for text in texts), default=0) for name in candidates}
     best = max(scores.values())
     return [name for name, score in scores.items() if score == best]
 
 
 def nearest_to(graph: GraphFile, sources: Iterable[str], candidates: Sequence[str]) -> list[str]:
-    """Those of ``candidates``, initializers, that are read the fewest nodes after ``sources`` are: a bias after its weight."""
+    """The initializers among ``candidates`` that are read the fewest nodes after ``sources``, as a bias is after its weight."""
     reached = dict.fromkeys(sources, 0)
     front, wanted = list(reached), set(candidates)
     for hop in range(_HOPS):
         nodes = [use.node for name in front for use in graph.uses.get(name, ())]
-        beside = sorted({name for node in nodes for name in node.input} & wanted)
-        if beside:
-            return beside
+        nearest = sorted({name for node in nodes for name in node.input} & wanted)
+        if nearest:
+            return nearest
         front = [name for node in nodes for name in node.output if name not in reached]
         reached.update(dict.fromkeys(front, hop + 1))
     return []

@@ -1,7 +1,7 @@
-"""Tensors of a checkpoint found in a graph that any tool made, by what they hold: the names that exporters give say nothing.
+"""Finds the tensors of a checkpoint in a graph that any tool exported, by their content, since names given by exporters mean little.
 
-A graph computes its model with the checkpoint's tensors wherever it holds them, whatever nodes read them. So a tensor's places are all
-that a fold has to know, and a tensor that cannot be found whole is an error.
+A graph computes its model with the checkpoint's tensors wherever it stores them, whatever nodes read them. So a merge needs to know only
+the places of a tensor, and a tensor that cannot be found completely is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Key = tuple[str, int]
 
 
 class Place(NamedTuple):
-    """Where a graph holds one tensor of a checkpoint: the pieces of each matrix of it (one, unless it is a stack), and who reads them."""
+    """Where a graph stores a tensor of a checkpoint: the pieces of each of its matrices (several in a stack), and who reads them."""
 
     tensor: str
     kind: str
@@ -34,52 +34,52 @@ class Place(NamedTuple):
 
     @property
     def initializers(self) -> list[str]:
-        """The initializers that hold it, each once."""
-        return list(dict.fromkeys(piece.initializer for each in self.pieces for piece in each))
+        """The initializers that store it, each once."""
+        return list(dict.fromkeys(piece.initializer for pieces in self.pieces for piece in pieces))
 
 
 def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict[str, Place]:
     """The places of the tensors ``wanted`` (name -> kind of its site) in ``graph``, in that order.
 
     Recognized: as it is, transposed, packed with others along either axis, cut, cast to another floating dtype, or rounded to
-    MatMulNBits. Bytes decide; only tensors that are equal in the checkpoint are told apart by the graph's names.
+    MatMulNBits. Bytes decide; only tensors that are equal in the checkpoint are distinguished by names in the graph.
 
     Raises:
-        SiteNotFound: the graph does not hold a tensor whole; all such are named.
-        Unsupported: two tensors of the checkpoint are equal, and nothing tells whose an initializer is.
+        SiteNotFound: the graph does not hold these tensors completely.
+        Unsupported: two tensors of the checkpoint are equal, and nothing shows which of them an initializer is.
 
     Example:
         >>> match(GraphFile("model.onnx"), Checkpoint("MiniLM"), {"encoder.layer.0.output.dense.weight": "linear"})  # doctest: +SKIP
     """
     matrices = {(name, number): matrix for name, kind in wanted.items() for number, matrix in enumerate(_matrices(base, name, kind))}
-    found = _found(graph, matrices)
+    pieces_of = _pieces(graph, matrices)
     twins = _Twins(base)
     missing, places = [], {}
     for name, kind in wanted.items():
         numbers = [number for tensor, number in matrices if tensor == name]
-        each = [_owned(graph, name, twins.of(name), found.get((name, number), [])) for number in numbers]
-        if any(covered(pieces, matrices[name, number].shape) < matrices[name, number].size for number, pieces in enumerate(each)):
+        by_matrix = [_owned(graph, name, twins.of(name), pieces_of.get((name, number), [])) for number in numbers]
+        if any(covered(pieces, matrices[name, number].shape) < matrices[name, number].size for number, pieces in enumerate(by_matrix)):
             missing.append(name)
-        places[name] = Place(name, kind, tuple(tuple(pieces) for pieces in each), _readers(graph, each))
+        places[name] = Place(name, kind, tuple(tuple(pieces) for pieces in by_matrix), _readers(graph, by_matrix))
     _require(graph, base, missing)
     return places
 
 
 def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place | None) -> Place:
-    """The place of the bias of a weight whose ``place`` is known: of equal vectors, the one that is read soonest after the weight.
+    """The place of the bias of a weight whose ``place`` is known: among equal vectors, the one that is read soonest after the weight.
 
     Raises:
         SiteNotFound: the graph does not hold it; an exporter leaves out a bias that is all zero.
-        Unsupported: nothing tells which of several equal vectors it is.
+        Unsupported: nothing shows which of several equal vectors it is.
     """
     vector = base.read(bias)
     pieces = find_vector(graph, vector)
-    beside = [] if place is None else hints.nearest_to(graph, place.initializers, [piece.initializer for piece in pieces])
-    kept = [piece for piece in pieces if piece.initializer in beside] if beside else pieces
+    nearest = [] if place is None else hints.nearest_to(graph, place.initializers, [piece.initializer for piece in pieces])
+    kept = [piece for piece in pieces if piece.initializer in nearest] if nearest else pieces
     kept = _owned(graph, bias, _Twins(base).of(bias), kept)
     if covered(kept, (len(vector), 1)) < len(vector):
         _require(graph, base, [bias])
-    if len({(piece.start, piece.stop) for piece in kept}) < len(kept) and not beside:
+    if len({(piece.start, piece.stop) for piece in kept}) < len(kept) and not nearest:
         raise Unsupported("several initializers hold these numbers, and nothing tells which is this bias", where=f"{graph.path}, {bias}",
                           found=", ".join(piece.initializer for piece in kept[:5]), remedy="fold into the checkpoint, and export again")
     return Place(bias, "norm", (tuple(kept),), _readers(graph, [kept]))
@@ -90,33 +90,33 @@ def _matrices(base: Checkpoint, name: str, kind: str) -> list[np.ndarray]:
     return list(matrix) if LAYOUTS[kind].stacked else [matrix]
 
 
-def _found(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key, list[Piece]]:
-    found: dict[_Key, list[Piece]] = {}
+def _pieces(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key, list[Piece]]:
+    pieces_of: dict[_Key, list[Piece]] = {}
     for key, matrix in matrices.items():
         if 1 in matrix.shape:
             column = find_vector(graph, np.ascontiguousarray(matrix).reshape(-1))
             upright = matrix.shape[1] == 1
-            found[key] = column if upright else [piece._replace(axis=1, turned=not piece.turned) for piece in column]
+            pieces_of[key] = column if upright else [piece._replace(axis=1, transposed=not piece.transposed) for piece in column]
     wide = {key: matrix for key, matrix in matrices.items() if 1 not in matrix.shape}
-    held = views(graph, FLOATS)
-    for key, number, runs in find_runs(wide, [view.matrix for view in held]):
-        view = held[number]
-        found.setdefault(key, []).extend(Piece(view.initializer, *run, 0, view.turned, view.slot) for run in runs)
-    cut = {key: matrix for key, matrix in wide.items() if covered(found.get(key, []), matrix.shape) < matrix.size}
-    for key, number, runs in find_runs({key: matrix.T for key, matrix in cut.items()}, [view.matrix for view in held]):
-        view = held[number]
-        found.setdefault(key, []).extend(Piece(view.initializer, *run, 1, not view.turned, view.slot) for run in runs)
+    initializers = views(graph, FLOATS)
+    for key, number, runs in find_runs(wide, [view.matrix for view in initializers]):
+        view = initializers[number]
+        pieces_of.setdefault(key, []).extend(Piece(view.initializer, *run, 0, view.transposed, view.slot) for run in runs)
+    cut = {key: matrix for key, matrix in wide.items() if covered(pieces_of.get(key, []), matrix.shape) < matrix.size}
+    for key, number, runs in find_runs({key: matrix.T for key, matrix in cut.items()}, [view.matrix for view in initializers]):
+        view = initializers[number]
+        pieces_of.setdefault(key, []).extend(Piece(view.initializer, *run, 1, not view.transposed, view.slot) for run in runs)
     for key, one, near in find_quantized(graph, wide):
-        found.setdefault(key, []).extend(Piece(one.weight, *run, nbits=one) for run in near.runs)
-    return {key: _distinct(pieces) for key, pieces in found.items()}
+        pieces_of.setdefault(key, []).extend(Piece(one.weight, *run, nbits=one) for run in near.runs)
+    return {key: _distinct(pieces) for key, pieces in pieces_of.items()}
 
 
 def _distinct(pieces: list[Piece]) -> list[Piece]:
-    """The pieces without those that say the same of an initializer in another way, as a stack of one matrix does."""
+    """The pieces without those that describe the same part of an initializer in another way, as for a stack of one matrix."""
     kept: dict[tuple[object, ...], Piece] = {}
-    for piece in sorted(pieces, key=lambda one: (one.start - one.stop, one.slot is not None, one.turned)):
+    for piece in sorted(pieces, key=lambda one: (one.start - one.stop, one.slot is not None, one.transposed)):
         inside = any(other.initializer == piece.initializer and other.slot == piece.slot and other.axis == piece.axis
-                     and other.turned == piece.turned and other.at - other.start == piece.at - piece.start
+                     and other.transposed == piece.transposed and other.at - other.start == piece.at - piece.start
                      and other.start <= piece.start and piece.stop <= other.stop for other in kept.values())
         if not inside:
             kept[piece[:-1]] = piece
@@ -124,15 +124,15 @@ def _distinct(pieces: list[Piece]) -> list[Piece]:
 
 
 class _Twins:
-    """Which tensors of a checkpoint are equal to one: those whose shape, dtype and samples are."""
+    """Finds the tensors of a checkpoint that are equal to a given one."""
 
     def __init__(self, base: Checkpoint) -> None:
         self.base = base
 
     def of(self, name: str) -> list[str]:
         """All tensors equal to ``name``, itself among them."""
-        mine = self.base.tensors[name]
-        alike = [other for other, info in self.base.tensors.items() if (info.shape, info.dtype) == (mine.shape, mine.dtype)]
+        info = self.base.tensors[name]
+        alike = [other for other, of_other in self.base.tensors.items() if (of_other.shape, of_other.dtype) == (info.shape, info.dtype)]
         return [other for other in alike if other == name or (self.base.samples[other] == self.base.samples[name]
                                                               and np.array_equal(_bytes(self.base, other), _bytes(self.base, name)))]
 
@@ -142,10 +142,10 @@ def _bytes(base: Checkpoint, name: str) -> np.ndarray:
 
 
 def _owned(graph: GraphFile, name: str, twins: list[str], pieces: Iterable[Piece]) -> list[Piece]:
-    """The pieces that are those of ``name``, and not of another tensor that is equal to it."""
+    """The pieces that belong to ``name`` and not to another tensor that is equal to it."""
     if len(twins) == 1:
         return list(pieces)
-    mine = []
+    owned = []
     for piece in pieces:
         owners = hints.owners(graph, piece.initializer, twins)
         if name in owners and len(owners) > 1:
@@ -153,12 +153,12 @@ def _owned(graph: GraphFile, name: str, twins: list[str], pieces: Iterable[Piece
                               where=f"{graph.path}, {piece.initializer}", found=", ".join(owners[:5]),
                               remedy="fold into the checkpoint, and export again")
         if owners == [name]:
-            mine.append(piece)
-    return mine
+            owned.append(piece)
+    return owned
 
 
 def _readers(graph: GraphFile, pieces: Iterable[Iterable[Piece]]) -> tuple[str, ...]:
-    names = dict.fromkeys(piece.initializer for each in pieces for piece in each)
+    names = dict.fromkeys(piece.initializer for of_matrix in pieces for piece in of_matrix)
     return tuple(dict.fromkeys(use.node.name or use.node.output[0] for name in names for use in graph.uses.get(name, ())))
 
 

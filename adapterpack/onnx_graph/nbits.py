@@ -1,4 +1,4 @@
-"""MatMulNBits weights: read, and rounded again onto a grid of the same width.
+"""Reads MatMulNBits weights, and rounds changed values to codes of the same width.
 
 ONNX Runtime, contrib operator com.microsoft::MatMulNBits: ``W[n, k] = (q[n, k] - zero[n, block]) * scale[n, block]``, ``q`` unsigned,
 packed from the low bits up, one blob for each block of ``block_size`` columns.
@@ -18,7 +18,7 @@ _WIDTHS = (2, 4, 8)
 
 
 class Grid(NamedTuple):
-    """The steps of rows of a quantized matrix ``[rows, blocks]``, in float32; ``symmetric`` grids store no zero points."""
+    """Scales and zero points of rows of a quantized matrix ``[rows, blocks]``, in float32; ``symmetric`` grids store no zero points."""
 
     scale: np.ndarray
     zero: np.ndarray
@@ -46,7 +46,7 @@ class NBits(NamedTuple):
 
 def quantized_nodes(graph: GraphFile) -> list[NBits]:
     """Every MatMulNBits node on a constant weight, in order."""
-    return [found for node in graph.model.graph.node if node.op_type == "MatMulNBits" and (found := _read(graph, node)) is not None]
+    return [weight for node in graph.model.graph.node if node.op_type == "MatMulNBits" and (weight := _read(graph, node)) is not None]
 
 
 def require_plain(graph: GraphFile, one: NBits) -> None:
@@ -110,7 +110,7 @@ def blocked(one: NBits, rows: np.ndarray) -> np.ndarray:
 
 
 class Rounded(NamedTuple):
-    """Rows on a grid: what is stored, and the values that it stands for ``[rows, columns]``."""
+    """Rounded rows: what is stored, and the values that it stands for ``[rows, columns]``."""
 
     packed: np.ndarray
     grid: Grid
@@ -118,7 +118,7 @@ class Rounded(NamedTuple):
 
 
 def requantized(one: NBits, rows: np.ndarray, old: Grid, scale_dtype: np.dtype[Any]) -> Rounded:
-    """``rows`` rounded to nearest, each block on its ``old`` grid or on a fresh one from its extremes, whichever errs less.
+    """``rows`` rounded to nearest, each block on its ``old`` grid or on a fresh one from its extremes, whichever has the smaller error.
 
     Blocks that did not change keep their bytes: their old grid errs least, or they were best on it when it was chosen.
     """

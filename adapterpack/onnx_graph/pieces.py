@@ -1,4 +1,4 @@
-"""What a match says: which part of a checkpoint's matrix is which part of an initializer."""
+"""Describes which part of a checkpoint's matrix is which part of an initializer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .nbits import NBits
 
 
 class Piece(NamedTuple):
-    """Part of a matrix ``M`` ``[out, in]`` of a checkpoint, and where a graph holds it.
+    """Part of a matrix ``M`` ``[out, in]`` of a checkpoint, and where a graph stores it.
 
-    Along ``axis`` (0: rows, 1: columns) ``start`` to ``stop`` of ``M`` lie in ``initializer`` from ``at`` on; along the other axis all of
-    it. ``turned``: the initializer holds ``M`` transposed. ``slot`` counts the matrices of an initializer of three axes, or is None where
-    its later axes are all columns. ``nbits`` is the MatMulNBits node of a quantized weight.
+    Along ``axis`` (0: rows, 1: columns) ``start`` to ``stop`` of ``M`` are in ``initializer`` from ``at`` on; along the other axis all of
+    it. ``transposed``: the initializer holds ``M`` transposed. ``slot`` is the matrix in an initializer of three axes, or None where its
+    later axes are all columns. ``nbits`` is the MatMulNBits node of a quantized weight.
     """
 
     initializer: str
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
     stop: int
     at: int
     axis: int = 0
-    turned: bool = False
+    transposed: bool = False
     slot: int | None = None
     nbits: NBits | None = None
 
@@ -31,27 +31,27 @@ class Piece(NamedTuple):
     def layout(self) -> str:
         """The layout in words, for reports: ``rows``, ``columns``, with ``, transposed`` or ``, N bits``."""
         along = "rows" if self.axis == 0 else "columns"
-        how = f", {self.nbits.bits} bits" if self.nbits else ", transposed" if self.turned else ""
+        how = f", {self.nbits.bits} bits" if self.nbits else ", transposed" if self.transposed else ""
         return f"{along} {self.start}-{self.stop} at {self.at}{how}"
 
 
 class View(NamedTuple):
-    """An initializer seen as a matrix ``[rows, columns]``; see :class:`Piece` for ``turned`` and ``slot``."""
+    """An initializer seen as a matrix ``[rows, columns]``; see :class:`Piece` for ``transposed`` and ``slot``."""
 
     initializer: str
-    turned: bool
+    transposed: bool
     slot: int | None
     matrix: np.ndarray
 
 
 def views(graph: GraphFile, floats: frozenset[np.dtype[Any]], axes: tuple[int, ...] = (2, 3, 4, 5)) -> list[View]:
-    """Every way to see a float initializer of a graph as a matrix, as it lies and transposed."""
-    found = []
+    """Every float initializer of a graph as a matrix, as it is stored and transposed."""
+    matrices = []
     for name, place in graph.stored.items():
         if place.dtype in floats and len(place.shape) in axes and place.nbytes:
-            found += [View(name, turned, slot, oriented(whole, turned)) for slot in slots(place)
-                      for whole in (as_matrix(graph.array(name), slot),) for turned in (False, True)]
-    return found
+            matrices += [View(name, transposed, slot, oriented(whole, transposed)) for slot in slots(place)
+                      for whole in (as_matrix(graph.array(name), slot),) for transposed in (False, True)]
+    return matrices
 
 
 def slots(place: Stored) -> list[int | None]:
@@ -66,9 +66,9 @@ def as_matrix(array: np.ndarray, slot: int | None) -> np.ndarray:
     return matrix
 
 
-def oriented(matrix: np.ndarray, turned: bool) -> np.ndarray:
+def oriented(matrix: np.ndarray, transposed: bool) -> np.ndarray:
     """The matrix, or its transpose."""
-    return matrix.T if turned else matrix
+    return matrix.T if transposed else matrix
 
 
 def covered(pieces: list[Piece], shape: tuple[int, int]) -> int:

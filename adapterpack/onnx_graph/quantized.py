@@ -1,4 +1,4 @@
-"""Which rows of a MatMulNBits weight are which rows of a checkpoint: the nearest ones, if they are as near as rounding allows."""
+"""Finds rows of a checkpoint in MatMulNBits weights: the nearest ones, if they are as near as rounding allows."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def _near(graph: GraphFile, one: NBits, matrix: np.ndarray, first: np.ndarray, s
     return Near(runs, float(np.sqrt(total / count))) if runs else None
 
 
-def _steps(held: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Root mean square of the difference of each row, in steps; a block of zeros has no step, and must be met exactly."""
-    apart = np.abs(held - wanted)
-    steps = np.divide(apart, np.abs(scale), out=np.where(apart > 0, np.inf, 0.0), where=scale != 0)
-    result: np.ndarray = np.sqrt(np.mean(np.square(steps), axis=1))
-    return result
+def _steps(dequantized_rows: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Root mean square of the difference of each row, in steps of the grid; a block of zeros has no step and must be equal."""
+    difference = np.abs(dequantized_rows - wanted)
+    steps = np.divide(difference, np.abs(scale), out=np.where(difference > 0, np.inf, 0.0), where=scale != 0)
+    distance: np.ndarray = np.sqrt(np.mean(np.square(steps), axis=1))
+    return distance

@@ -1,4 +1,4 @@
-"""Biases and the weights of norms: vectors, found whole in one initializer, packed with others, or cut over several."""
+"""Finds biases and the weights of norms in a graph: whole in one initializer, packed with others, or split over several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rows import cast
 
 
 def find_vector(graph: GraphFile, vector: np.ndarray) -> list[Piece]:
-    """The initializers that hold ``vector`` ``[n]``, or parts of it, bit by bit after a cast to their dtype.
+    """The initializers that store ``vector`` ``[n]``, or parts of it, bit by bit after a cast to their dtype.
 
     The pieces are those of the column ``[n, 1]``.
     """
@@ -22,13 +22,13 @@ def find_vector(graph: GraphFile, vector: np.ndarray) -> list[Piece]:
     for name, place in graph.stored.items():
         if not _is_vector(place):
             continue
-        held = graph.array(name).reshape(-1)
-        wanted = cast(vector, held.dtype)
-        lying = len(place.shape) > 1 and place.shape[0] == 1
-        if len(held) >= len(wanted):
-            whole += [Piece(name, 0, len(wanted), at, 0, lying) for at in _positions(wanted, held)]
+        stored = graph.array(name).reshape(-1)
+        wanted = cast(vector, stored.dtype)
+        is_row = len(place.shape) > 1 and place.shape[0] == 1
+        if len(stored) >= len(wanted):
+            whole += [Piece(name, 0, len(wanted), at, 0, is_row) for at in _positions(wanted, stored)]
         else:
-            parts += [Piece(name, start, start + len(held), 0, 0, lying) for start in _positions(held, wanted)]
+            parts += [Piece(name, start, start + len(stored), 0, 0, is_row) for start in _positions(stored, wanted)]
     return whole or parts
 
 
@@ -37,7 +37,7 @@ def _is_vector(place: Stored) -> bool:
 
 
 def _positions(short: np.ndarray, long: np.ndarray) -> Iterator[int]:
-    """Where ``short`` lies in ``long``; of overlapping places, the first."""
+    """The positions of ``short`` in ``long``; of overlapping ones, the first."""
     a, b = _bits(short), _bits(long)
     free = 0
     for at in np.flatnonzero(b[: len(b) - len(a) + 1] == a[0]).tolist():

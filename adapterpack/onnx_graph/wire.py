@@ -1,6 +1,6 @@
-"""The bytes of a serialized ModelProto, walked without parsing the weights: where each initializer lies, and the model without them.
+"""Walks the bytes of a serialized ONNX model without parsing weights, to find its initializers and to load the model without them.
 
-Protocol buffers, encoding: a message is a row of fields, each a varint key (number * 8 + wire type) and its payload.
+Encoding of protocol buffers: a message is a sequence of fields, each a varint key (number * 8 + wire type) and its payload.
 ONNX, onnx.proto3: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.float_data = 4, .name = 8, .raw_data = 9.
 """
 
@@ -31,7 +31,7 @@ class Field(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """Where an initializer's numbers lie inside the graph's own file, little-endian and in full."""
+    """The place of an initializer's numbers inside the graph's own file, little-endian."""
 
     offset: int
     nbytes: int
@@ -56,14 +56,14 @@ def walk(path: Path) -> Walked:
     """
     with storage_errors(path), path.open("rb") as file, _mapped(file.fileno(), path) as data:
         skeleton, embedded = bytearray(), dict[str, Embedded]()
-        found = False
+        has_graph = False
         for field in _fields(data, 0, len(data), path):
             if field.number == _GRAPH and field.wire == _BYTES:
-                found = True
+                has_graph = True
                 _put(skeleton, _GRAPH, _graph(data, field, embedded, path))
             else:
                 skeleton += data[field.key : field.stop]
-        if not found:
+        if not has_graph:
             raise FormatError("the file holds no ONNX graph", where=path, remedy="name the .onnx file that an exporter wrote")
         return Walked(bytes(skeleton), embedded)
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from ..base import identity
+from ..base import compatibility
 from ..base.checkpoint import Checkpoint
 from ..base.variants import variant
 from ..errors import BaseMismatch, NothingToDo, Unsupported
@@ -49,7 +49,7 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
         raise BaseMismatch(f"variants are declared of the base that a pack names by its content: {known.means}", where=base,
                            found=str(known), remedy="name that base, or convert an imported adapter to a pack with its base first")
     named = source.manifest.base
-    if (already := identity.verdict(named, identity.read(second, named))).accepted:
+    if (already := compatibility.compare(named, compatibility.deciding_fingerprint(second, named))).accepted:
         raise NothingToDo(f"pack '{source.name}' is accepted there as it is: {already.means}", where=other,
                           remedy="use the pack as it is")
     found = variant(first, second)

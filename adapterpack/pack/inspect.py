@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from ..base import identity
+from ..base import compatibility
 from ..manifest import manifest as m
 from .pack import Pack
 from .validate.validation import load
@@ -48,8 +48,8 @@ def summary(pack: Pack) -> dict[str, Any]:
         **({"beside": [method.name for method in pack.methods[1:]]} if len(pack.methods) > 1 else {}),
         "config": dict(manifest.config),
         "composition": None if manifest.composition is None else _tree(manifest.composition),
-        "base": {"name": manifest.base.name, "model_type": manifest.base.model_type, **identity.levels(manifest.base)._asdict(),
-                 "variants": m.plain(manifest.base.variants)},
+        "base": {"name": manifest.base.name, "model_type": manifest.base.model_type,
+                 **compatibility.recorded_fingerprint(manifest.base)._asdict(), "variants": m.plain(manifest.base.variants)},
         "sites": len(adapters),
         "sites_by_module": dict(Counter(group.path.rpartition(".")[2] for group in adapters)),
         "ranks": dict(Counter(str(group.rank) for group in adapters)),

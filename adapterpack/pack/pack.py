@@ -14,9 +14,9 @@ import numpy as np
 
 from ..adapter_methods import PROMPT, Method, Site, get, is_stacked, settled
 from ..adapter_methods.core.shapes import check_shapes
-from ..base import identity
+from ..base import compatibility
+from ..base.compatibility import Verdict
 from ..base.fingerprint import Fingerprint
-from ..base.match import Verdict
 from ..errors import ConfigError, FormatError, NothingToDo
 from ..io.safe_open import TENSORS
 from ..io.streamed_tensors import Streamed, Unread
@@ -255,7 +255,7 @@ class Pack:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
             SiteNotFound: the base lacks a site, or is a variant in which its tensor cannot be told by the module's path.
         """
-        found = identity.read(base, self.manifest.base, content)
+        found = compatibility.deciding_fingerprint(base, self.manifest.base, content)
         verdict = self.require_levels(found, name=base.name, where=base.where, allow_structural=allow_structural)
         relation = None if verdict.variant is None else verdict.variant.relation
         if relation != "quantized":  # what that stores has shapes, and often names, of its own
@@ -263,12 +263,13 @@ class Pack:
         return verdict
 
     def require_levels(self, found: Fingerprint, *, name: str | None, where: object, allow_structural: bool = False) -> Verdict:
-        """As :meth:`require_base`, for a base by its fingerprint alone; see :func:`~adapterpack.base.identity.require`.
+        """As :meth:`require_base`, for a base by its fingerprint alone; see :func:`~adapterpack.base.compatibility.require`.
 
         Raises:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
         """
-        return identity.require(f"pack '{self.name}'", self.manifest.base, found, name=name, where=where, allow_structural=allow_structural)
+        return compatibility.require(f"pack '{self.name}'", self.manifest.base, found, name=name, where=where,
+                                     allow_structural=allow_structural)
 
 
 def is_module(path: str) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..base import identity
+from ..base import compatibility
 from ..base.checkpoint import Checkpoint
-from ..base.match import Verdict
+from ..base.compatibility import Verdict
 from ..bundle.files import differences
 from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, read_bundle
 from ..errors import AdapterpackError, BaseMismatch
@@ -79,15 +79,15 @@ def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_str
     """AB301, and the verdict on the base; of one whose weights are elsewhere, what its headers say."""
     remedy = "name the base that it was exported from"
     with checkpoint.watched(lambda: budget.require_time("the bytes of the base")):
-        found = identity.read(checkpoint, bundle.base)
+        found = compatibility.deciding_fingerprint(checkpoint, bundle.base)
     try:
-        known = identity.require("the bundle", bundle.base, found, name=checkpoint.name, where=checkpoint.where,
-                                 allow_structural=allow_structural or not checkpoint.whole)
+        known = compatibility.require("the bundle", bundle.base, found, name=checkpoint.name, where=checkpoint.where,
+                                 allow_structural=allow_structural or not checkpoint.has_weights)
     except BaseMismatch as error:
         yield Finding("AB301", "error", "base", error.told, error.remedy or remedy)
-        yield identity.verdict(bundle.base, found)
+        yield compatibility.compare(bundle.base, found)
         return
-    if known.name == "structural" and checkpoint.whole:
+    if known.name == "structural" and checkpoint.has_weights:
         yield Finding("AB301", "warning", "base", known.means, remedy)
     yield known
 
@@ -122,7 +122,7 @@ def _confined(folder: Path) -> Iterator[Finding]:
     """AB105."""
     for path in sorted(folder.glob("*.onnx")):
         try:
-            require_confined(path, there=False)  # what is missing has been told
+            require_confined(path, must_exist=False)  # what is missing has been told
         except AdapterpackError as error:
             yield Finding("AB105", "error", path.name, error.told, error.remedy or "do not use this bundle")
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from ..adapter_methods import is_bare
+from ..base import compatibility
 from ..base import fingerprint as fp
-from ..base import identity
 from ..base.base_metadata import license_of, tokenizer_of
 from ..base.checkpoint import Checkpoint
-from ..base.match import Verdict
+from ..base.compatibility import Verdict
 from ..errors import AdapterpackError
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
@@ -103,7 +103,7 @@ def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:
     checkpoint = _checkpoint(model, None)
     if checkpoint is not None:
         return pack.require_base(checkpoint)
-    if any(identity.levels(pack.manifest.base)):
+    if any(compatibility.recorded_fingerprint(pack.manifest.base)):
         return pack.require_levels(_model_fingerprint(model), name=None, where=type(model).__name__)
     return None
 

@@ -27,7 +27,7 @@ import adapterpack
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
-from adapterpack.base.codecs.dequantized_checkpoint import Decoded
+from adapterpack.base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 
@@ -42,7 +42,7 @@ FORMATS: dict[str, tuple[Any, torch.dtype]] = {
 }
 
 
-def pack(base: Decoded, size: float) -> Pack:
+def pack(base: DequantizedCheckpoint, size: float) -> Pack:
     rng, adapters = np.random.default_rng(1), {}
     for name, info in base.tensors.items():
         if name.endswith("_proj.weight"):
@@ -67,8 +67,8 @@ def logits(folder: Path, ids: torch.Tensor, **rest: Any) -> torch.Tensor:
 def apart(folder: Path) -> float:
     """The largest difference between a weight as the library that it is loaded with dequantizes it, and as it is read here."""
     modules = dict(AutoModelForCausalLM.from_pretrained(folder, device_map="cpu").named_modules())
-    base, worst = Decoded(folder), 0.0
-    for name in base.coded:
+    base, worst = DequantizedCheckpoint(folder), 0.0
+    for name in base.quantized:
         theirs = dequantized(modules[name.removesuffix(".weight")])
         ours = torch.from_numpy(base.matrix(name)[:]).to(theirs.dtype)
         worst = max(worst, float((ours.float() - theirs.float()).abs().max()))
@@ -95,10 +95,10 @@ def main(folder: Path) -> None:
     for name, (settings, dtype) in FORMATS.items():
         quantized = AutoModelForCausalLM.from_pretrained(folder / "plain", quantization_config=settings, device_map="cpu", dtype=dtype)
         quantized.save_pretrained(folder / name)
-        base = Decoded(folder / name)
-        original = {tensor: plain.read(tensor) for tensor in base.coded}
+        base = DequantizedCheckpoint(folder / name)
+        original = {tensor: plain.read(tensor) for tensor in base.quantized}
         whole = norm(original.values())
-        own = norm(base.matrix(tensor)[:] - original[tensor] for tensor in base.coded) / whole
+        own = norm(base.matrix(tensor)[:] - original[tensor] for tensor in base.quantized) / whole
         for number, size in enumerate((0.0002, 0.002, 0.01)):
             same, exact = folder / f"{name}-{number}", folder / f"{name}-{number}-exact"
             report = adapterpack.merge(folder / name, [pack(base, size)], same)

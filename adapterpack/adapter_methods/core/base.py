@@ -222,7 +222,7 @@ def fold_form(form: AttachForm, weight: Array, bias: Array | None, rows: slice) 
         Unsupported: the form has routes, whose weights depend on the input.
     """
     if len(form.routes) > 0:
-        raise Unsupported("branches behind a gate cannot be folded into a weight", remedy="keep the adapter beside the base")
+        raise Unsupported("branches behind a gate cannot be folded into a weight", remedy="keep the adapter unmerged")
     folded = weight if form.pre is None else form.pre.after(weight)
     if form.down is not None:
         folded = folded + (form.down.rows(rows) if form.up is None else form.down.after(form.up.rows(rows)))

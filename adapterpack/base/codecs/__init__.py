@@ -1,1 +1,1 @@
-"""How weights are stored: as plain numbers, or in the formats of quantized checkpoints, read and written without their libraries."""
+"""Reads and writes weights, plain or in the formats of quantized checkpoints, without the libraries of these formats."""

@@ -1,6 +1,6 @@
-"""What a codec is: it finds the weights that a checkpoint stores in a format of its own, decodes rows of them and encodes them again.
+"""The interface of a codec, which finds the weights of a quantized format in a checkpoint, and decodes and encodes rows of them.
 
-A weight may lie in several stored tensors, its *parts*, under the roles that its codec gives them. Whoever merges sees the weight alone.
+A weight may be stored in several tensors, its *parts*; the codec gives each a role. A merge deals with weights only.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import numpy as np
 
 from ...errors import FormatError, Unsupported
 from ..checkpoint import Checkpoint
-from .grid import Coded, Grid, Rows
-from .storage import Piece
+from .grid import Grid, QuantizedRows, Rows
+from .storage import PartUpdate
 
 Parts = Mapping[str, np.ndarray]
-"""Role -> the stored tensor, as a view of its file."""
+"""Role -> the stored tensor, as a view of the mapped file."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight ``[out, in]`` of a checkpoint and how it is stored.
+    """A quantized weight ``[out, in]`` of a checkpoint, and how to decode and encode it.
 
     Attributes:
         codec: the format's name, for messages.
-        name: the tensor that it would be in a checkpoint of floats.
+        name: the name of the tensor that holds it in the unquantized checkpoint.
         shape: ``(out, in)``.
-        dtype: the safetensors name of the dtype of its scales, for which it stands.
-        parts: role -> stored tensor, all that the weight consists of.
-        step: rows are decoded and encoded in multiples of this, but for the last.
+        dtype: the safetensors dtype that the weight counts as: that of its scales.
+        parts: role -> name of the stored tensor.
+        step: blocks of rows that are decoded or encoded begin at multiples of this.
         grid: levels and groups of its codes.
-        unpack: the codes of rows, as ``[n, in]``, or as rows of one group each that hold the same values one after the other.
-        pack: what codes of rows become in the parts.
-        settle: what scales and zero points of rows read back as once they are stored; None where they cannot be written anew.
-        sealed: why it can be read and not written, or None.
+        unpack: reads the codes of rows, as ``[n, in]`` or, in the same order, with one row for each group.
+        pack: turns the codes of rows into updates of the parts.
+        round_scales: rounds scales and zero points of rows to values that can be stored; None where they cannot be changed.
+        read_only_reason: why it cannot be written, or None if it can.
     """
 
     codec: str
@@ -45,48 +45,48 @@ class Weight:
     dtype: str
     parts: Mapping[str, str]
     grid: Grid
-    unpack: Callable[[Parts, slice], Coded]
-    pack: Callable[[Parts, slice, Coded], list[Piece]]
-    settle: Callable[[Parts, slice, Rows, Rows | None], tuple[Rows, Rows | None]] | None = None
+    unpack: Callable[[Parts, slice], QuantizedRows]
+    pack: Callable[[Parts, slice, QuantizedRows], list[PartUpdate]]
+    round_scales: Callable[[Parts, slice, Rows, Rows | None], tuple[Rows, Rows | None]] | None = None
     step: int = 1
-    sealed: str | None = None
+    read_only_reason: str | None = None
 
     def decode(self, parts: Parts, rows: slice) -> Rows:
         """The values of ``rows``, float32 ``[n, in]``."""
         count = (rows.stop - rows.start) * self.shape[1]
         return self.grid.decode(self.unpack(parts, rows)).reshape(-1)[:count].reshape(-1, self.shape[1])
 
-    def encode(self, parts: Parts, rows: slice, values: Rows) -> tuple[list[Piece], Rows, float]:
-        """The pieces that hold ``values`` best, what they read back as, and the expected squared error of this grid before."""
+    def encode(self, parts: Parts, rows: slice, values: Rows) -> tuple[list[PartUpdate], Rows, float]:
+        """The updates that store ``values`` with the least error, the values as stored, and the expected squared error of the old grid."""
         stored = self.unpack(parts, rows)
         before = self.grid.decode(stored)
         wanted = before.copy()  # a last block may be longer than the rows
         wanted.reshape(-1)[: values.size] = values.reshape(-1)
-        made = self.grid.encode(wanted, before, stored, None if self.settle is None else partial(self.settle, parts, rows))
-        after = self.grid.decode(made).reshape(-1)[: values.size].reshape(values.shape)
-        return self.pack(parts, rows, made), after, self.grid.noise(stored)
+        encoded = self.grid.encode(wanted, before, stored, None if self.round_scales is None else partial(self.round_scales, parts, rows))
+        after = self.grid.decode(encoded).reshape(-1)[: values.size].reshape(values.shape)
+        return self.pack(parts, rows, encoded), after, self.grid.noise(stored)
 
 
 class Codec(NamedTuple):
-    """A format of quantized checkpoints, under the name that ``quant_method`` of a config has for it.
+    """A format of quantized checkpoints; ``name`` is its ``quant_method`` in ``config.json``.
 
-    ``find`` gives the weights of this format in a checkpoint, and raises :class:`Unsupported` where it cannot read this form of it.
+    ``match`` lists the weights of this format in a checkpoint, or raises :class:`Unsupported` for a variety of it that cannot be read.
     """
 
     name: str
     summary: str
-    find: Callable[[Checkpoint], list[Weight]]
+    match: Callable[[Checkpoint], list[Weight]]
 
 
-class Place(NamedTuple):
-    """The tensors of one module that ends with ``ending``: its path, and what else is stored under it by name."""
+class ModuleTensors(NamedTuple):
+    """The stored tensors of one quantized module, by their role in the format."""
 
     base: Checkpoint
     codec: str
     path: str
 
     def part(self, role: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...] | None = None, bare: bool = False) -> str:
-        """The name of a part after its dtype and shape were compared; None stands for any extent.
+        """The name of a part, after checking its dtype and shape; None in ``shape`` stands for any extent.
 
         Raises:
             FormatError: it is missing, or is not what the format says.
@@ -116,12 +116,12 @@ class Place(NamedTuple):
         return self.base.stored[f"{self.path}.{role}"].dtype
 
 
-def places(base: Checkpoint, codec: str, ending: str) -> list[Place]:
-    """The modules that have a tensor of that ending, such as ``.qweight``."""
-    return [Place(base, codec, name.removesuffix(ending)) for name in base.stored if name.endswith(ending)]
+def modules_with(base: Checkpoint, codec: str, ending: str) -> list[ModuleTensors]:
+    """The modules with a tensor whose name ends with ``ending``, such as ``.qweight``."""
+    return [ModuleTensors(base, codec, name.removesuffix(ending)) for name in base.stored if name.endswith(ending)]
 
 
 def unreadable(codec: str, base: Checkpoint, what: str, found: object, expected: object = None) -> Unsupported:
-    """The error for a form of a format that is not read, with the way out."""
+    """The error for a variety of a format that cannot be read."""
     return Unsupported(f"this form of {codec} is not read: {what}", where=base.folder, found=found, expected=expected,
-                       remedy="merge into the original checkpoint and quantize the result, or keep the adapter beside the base")
+                       remedy="merge into the original checkpoint and quantize the result, or keep the adapter unmerged")

@@ -1,4 +1,4 @@
-"""Integers of 2, 3, 4 or 8 bits, packed into 32-bit words one after the other from the lowest bit up."""
+"""Packs integers of 2, 3, 4 or 8 bits into 32-bit words, lowest bits first, and unpacks them."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     """
     words = np.ascontiguousarray(words).view(np.uint32)
     mask, whole = np.uint32((1 << bits) - 1), _whole(words.shape[1], bits)
-    found = np.empty((len(words), whole), np.uint8)
+    values = np.empty((len(words), whole), np.uint8)
     for at in range(_period(bits)):
         word, shift = divmod(at * bits, 32)
-        values = words[:, word::_stride(bits)] >> np.uint32(shift)
+        field = words[:, word::_stride(bits)] >> np.uint32(shift)
         if shift + bits > 32:
-            values = values | words[:, word + 1 :: _stride(bits)] << np.uint32(32 - shift)
-        found[:, at :: _period(bits)] = values & mask
-    return found[:, :count]
+            field = field | words[:, word + 1 :: _stride(bits)] << np.uint32(32 - shift)
+        values[:, at :: _period(bits)] = field & mask
+    return values[:, :count]
 
 
 def pack(values: np.ndarray, bits: int) -> np.ndarray:
-    """Words ``[n, ceil(count * bits / 32)]`` (int32) of integers ``[n, count]`` that fit into ``bits``; what is missing is zero.
+    """Words ``[n, ceil(count * bits / 32)]`` (int32) of integers ``[n, count]`` that fit into ``bits``; the rest of the last word is zero.
 
     Example:
         >>> pack(np.array([[1, 2, 0]]), 4).tolist()
         [[33]]
     """
     period, stride = _period(bits), _stride(bits)
-    turns = -(-values.shape[1] // period)
-    padded = np.zeros((len(values), turns * period), np.uint32)
+    cycles = -(-values.shape[1] // period)
+    padded = np.zeros((len(values), cycles * period), np.uint32)
     padded[:, : values.shape[1]] = values
-    words = np.zeros((len(values), turns * stride), np.uint32)
+    words = np.zeros((len(values), cycles * stride), np.uint32)
     for at in range(period):
         word, shift = divmod(at * bits, 32)
         words[:, word::stride] |= padded[:, at::period] << np.uint32(shift)
@@ -45,7 +45,7 @@ def pack(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _period(bits: int) -> int:
-    """Integers after which one begins with a word again."""
+    """After how many integers one begins at the start of a word again."""
     return 32 if bits == 3 else 32 // bits
 
 

@@ -1,16 +1,53 @@
-"""bitsandbytes: one name for its 4-bit and its 8-bit weights, which a checkpoint may mix."""
+"""Reads and writes bitsandbytes weights: int8 here, 4 bits in :mod:`.bnb4`; a checkpoint may mix the two.
+
+In 8 bits (LLM.int8, arXiv 2208.07339) a value is a signed byte and every row has a scale: ``code * SCB / 127``.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+
+from ...errors import FormatError
 from ..checkpoint import Checkpoint
-from . import bnb4, bnb8
-from .base import Codec, Weight
+from . import bnb4
+from .base import Codec, ModuleTensors, Parts, Weight, modules_with, unreadable
+from .grid import Grid, Groups, QuantizedRows, integers
 from .registry import CODECS
+from .storage import PartUpdate
+
+_UNIT = np.float32(1 / 127)
+_BYTES = integers(-127, 127, np.int8)
+LEVELS = _BYTES._replace(value=lambda codes: codes.astype(np.float32) * _UNIT, nearest=lambda level: _BYTES.nearest(level * 127),
+                         fit=lambda low, high: (np.maximum(np.abs(low), np.abs(high)), None), width=lambda codes: np.full((1, 1), _UNIT))
 
 
-def find(base: Checkpoint) -> list[Weight]:
+def _match_int8(base: Checkpoint) -> list[Weight]:
+    """The weights of modules with an ``SCB``."""
+    return [_int8_weight(module) for module in modules_with(base, "bitsandbytes int8", ".SCB")]
+
+
+def _int8_weight(module: ModuleTensors) -> Weight:
+    base, codes = module.base, module.part("weight", ("I8",), (None, None))
+    rows, columns = base.stored[codes].shape
+    parts = {"codes": codes, "scale": module.part("SCB", ("F32",), (rows,))}
+    if module.has("weight_format"):
+        parts["format"] = module.part("weight_format", ("U8",), ())
+        if int(base.read(parts["format"])) != 0:
+            raise unreadable(module.codec, base, "its rows are not stored one after the other", parts["format"], "weight_format 0")
+    if not rows or not columns:
+        raise FormatError("an empty weight", where=f"{base.folder}, {codes}")
+    return Weight(module.codec, codes, (rows, columns), "F32", parts, Grid(LEVELS, Groups(columns)),
+                  lambda stored, at: QuantizedRows(stored["codes"][at], stored["scale"][at, None]), _pack_int8,
+                  lambda stored, at, *fitted: fitted)
+
+
+def _pack_int8(parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
+    return [PartUpdate("codes", rows, quantized.codes), PartUpdate("scale", rows, quantized.scale[:, 0])]
+
+
+def match(base: Checkpoint) -> list[Weight]:
     """The weights in 4 bits, then those in 8."""
-    return [*bnb4.find(base), *bnb8.find(base)]
+    return [*bnb4.match(base), *_match_int8(base)]
 
 
-CODECS.register(Codec("bitsandbytes", "NF4 and FP4, with and without double quantization, and int8", find))
+CODECS.register(Codec("bitsandbytes", "NF4 and FP4, with and without double quantization, and int8", match))

@@ -1,7 +1,7 @@
-"""Values on a grid: codes with a scale for each group of them, and the way back from changed values to the nearest codes.
+"""Decodes quantized values (codes with a scale for each group) and rounds changed values to the nearest codes.
 
-Formats differ in three things: what a code stands for (``Levels``), which codes share a scale (``Groups``), and what becomes of a scale
-when it is stored (``Settle``). The policy of writing is here, once for all of them.
+Formats differ in three things: what a code stands for (``Levels``), which codes share a scale (``Groups``), and to what a scale is rounded
+when it is stored (``RoundScales``). How changed values are requantized is the same for all.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Rows = np.ndarray
 F32 = np.dtype(np.float32)
 
 
-class Coded(NamedTuple):
-    """Codes ``[n, m]``, and for each group ``[n / tall, groups]`` its float32 scale and, where there is one, its zero point: a level that
-    is taken away before scaling, or on a grid that is shifted, a number that is added after it."""
+class QuantizedRows(NamedTuple):
+    """Codes ``[n, m]``, and for each group ``[n / height, groups]`` its float32 scale and, where there is one, its zero point: a level that
+    is subtracted before scaling or, on a shifted grid, a number that is added after it."""
 
     codes: np.ndarray
     scale: np.ndarray
@@ -28,7 +28,7 @@ class Coded(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """What codes stand for.
+    """The numbers, before scaling, that codes stand for.
 
     ``value`` gives the float32 level of codes, ``nearest`` the code of the level nearest to given numbers, ``fit`` a scale and a zero point
     for groups by their least and greatest value, ``width`` the gap between neighbouring levels at codes.
@@ -41,22 +41,22 @@ class Levels(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Which codes share a scale: ``width`` columns (the last group may have fewer) by ``tall`` rows.
+    """Which codes share a scale: ``width`` columns (the last group may have fewer) by ``height`` rows.
 
-    ``members`` names the group of each column where the columns of a group are no neighbours."""
+    ``members`` names the group of each column where the columns of a group are not adjacent."""
 
     width: int
-    tall: int = 1
+    height: int = 1
     members: np.ndarray | None = None
 
-    def spread(self, each: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """For every code what ``each`` holds for its group."""
+    def per_code(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """For every code the entry of its group in ``values``."""
         rows, columns = shape
-        if self.tall > 1:
-            each = np.repeat(each, self.tall, axis=0)[:rows]
+        if self.height > 1:
+            values = np.repeat(values, self.height, axis=0)[:rows]
         if self.members is not None:
-            return each[:, self.members]
-        return each if each.shape[1] == 1 else np.repeat(each, self.width, axis=1)[:, :columns]
+            return values[:, self.members]
+        return values if values.shape[1] == 1 else np.repeat(values, self.width, axis=1)[:, :columns]
 
     def reduce(self, values: Rows, ufunc: np.ufunc) -> Rows:
         """``ufunc`` reduced over every group; sums are float32 over one row of a group, then float64."""
@@ -64,86 +64,86 @@ class Groups(NamedTuple):
         if self.members is not None:
             order = np.argsort(self.members, kind="stable")
             values, starts = values[:, order], np.searchsorted(self.members[order], np.arange(int(self.members.max()) + 1))
-            found = ufunc.reduceat(values, starts, axis=1)
+            reduced = ufunc.reduceat(values, starts, axis=1)
         elif count * self.width == values.shape[1]:
-            found = ufunc.reduce(values.reshape(len(values), count, self.width), axis=2)
+            reduced = ufunc.reduce(values.reshape(len(values), count, self.width), axis=2)
         else:
-            found = ufunc.reduceat(values, np.arange(0, values.shape[1], self.width), axis=1)
-        return found if self.tall == 1 else ufunc.reduceat(found, np.arange(0, len(values), self.tall), axis=0)
+            reduced = ufunc.reduceat(values, np.arange(0, values.shape[1], self.width), axis=1)
+        return reduced if self.height == 1 else ufunc.reduceat(reduced, np.arange(0, len(values), self.height), axis=0)
 
 
-Settle = Callable[[Rows, "Rows | None"], "tuple[Rows, Rows | None]"]
-"""What scales and zero points read back as once they are stored."""
+RoundScales = Callable[[Rows, "Rows | None"], "tuple[Rows, Rows | None]"]
+"""Scales and zero points -> the same, rounded to values that the format can store."""
 
 
 class Grid(NamedTuple):
-    """A format's levels and groups. ``shifted`` says what a zero point is; ``together`` groups beside each other keep their scales or
-    take new ones all at once, where these are themselves multiples of one number."""
+    """A format's levels and groups. ``shifted`` says that zero points are added after scaling. ``joint`` adjacent groups keep their scales
+    or get new ones all at once, because their scales are stored as multiples of one number."""
 
     levels: Levels
     groups: Groups
     shifted: bool = False
-    together: int = 1
+    joint: int = 1
 
-    def decode(self, coded: Coded) -> Rows:
-        """The values, float32: ``scale * (level - zero)``, or ``scale * level + zero`` on a grid that is shifted."""
-        level = self.levels.value(coded.codes)
-        if coded.zero is not None and not self.shifted:
-            level = level - self.groups.spread(coded.zero, level.shape)
-        decoded: Rows = level * self.groups.spread(coded.scale, level.shape)
-        return decoded if coded.zero is None or not self.shifted else decoded + self.groups.spread(coded.zero, level.shape)
+    def decode(self, quantized: QuantizedRows) -> Rows:
+        """The values, float32: ``scale * (level - zero)``, or ``scale * level + zero`` on a shifted grid."""
+        level = self.levels.value(quantized.codes)
+        if quantized.zero is not None and not self.shifted:
+            level = level - self.groups.per_code(quantized.zero, level.shape)
+        decoded: Rows = level * self.groups.per_code(quantized.scale, level.shape)
+        return decoded if quantized.zero is None or not self.shifted else decoded + self.groups.per_code(quantized.zero, level.shape)
 
-    def encode(self, values: Rows, before: Rows, stored: Coded, settle: Settle | None) -> Coded:
+    def encode(self, values: Rows, before: Rows, stored: QuantizedRows, round_scales: RoundScales | None) -> QuantizedRows:
         """Codes for ``values``, where ``before`` is what ``stored`` decodes to.
 
         Every group keeps its scale, or takes one that fits its new values where that makes the squared error smaller; a value that did not
-        change keeps its code unless the scale of its group changes. So what no adapter touches keeps its bytes. Without ``settle`` all
-        scales are kept.
+        change keeps its code unless the scale of its group changes. So what no adapter touches keeps its bytes. Without ``round_scales``
+        all scales are kept.
         """
-        best = self._on(values, stored.scale, stored.zero)
+        best = self._nearest_codes(values, stored.scale, stored.zero)
         best = best._replace(codes=np.where(values == before, stored.codes, best.codes))
-        if settle is None:
+        if round_scales is None:
             return best
-        error = self._shared(self._error(values, best))
+        error = self._joint(self._error(values, best))
         scale, point = self.levels.fit(self.groups.reduce(values, np.minimum), self.groups.reduce(values, np.maximum))
         with np.errstate(all="ignore"):
-            scale, point = settle(scale, point)
-        other = self._on(values, np.where(np.isfinite(scale), scale, stored.scale), point)
-        better = self._shared(self._error(values, other)) < error  # not where either is NaN
+            scale, point = round_scales(scale, point)
+        other = self._nearest_codes(values, np.where(np.isfinite(scale), scale, stored.scale), point)
+        better = self._joint(self._error(values, other)) < error  # not where either is NaN
         if not better.any():
             return best
         zero = None if best.zero is None or other.zero is None else np.where(better, other.zero, best.zero)
-        codes = np.where(self.groups.spread(better, values.shape), other.codes, best.codes)
-        return Coded(codes, np.where(better, other.scale, best.scale), zero)
+        codes = np.where(self.groups.per_code(better, values.shape), other.codes, best.codes)
+        return QuantizedRows(codes, np.where(better, other.scale, best.scale), zero)
 
-    def noise(self, coded: Coded) -> float:
+    def noise(self, quantized: QuantizedRows) -> float:
         """The expected squared error of rounding to this grid: ``width^2 / 12`` for each code, by its scale."""
-        square = self.levels.width(coded.codes) ** 2
-        by_group = self.groups.reduce(np.broadcast_to(square, coded.codes.shape), np.add)
-        return float(np.sum(by_group * coded.scale.astype(np.float64) ** 2)) / 12
+        square = self.levels.width(quantized.codes) ** 2
+        by_group = self.groups.reduce(np.broadcast_to(square, quantized.codes.shape), np.add)
+        return float(np.sum(by_group * quantized.scale.astype(np.float64) ** 2)) / 12
 
-    def _on(self, values: Rows, scale: Rows, zero: Rows | None) -> Coded:
+    def _nearest_codes(self, values: Rows, scale: Rows, zero: Rows | None) -> QuantizedRows:
         with np.errstate(all="ignore"):  # a scale of zero, or a tiny one, is judged by its error
             if zero is not None and self.shifted:
-                values = values - self.groups.spread(zero, values.shape)
-            level = values / self.groups.spread(scale, values.shape)
+                values = values - self.groups.per_code(zero, values.shape)
+            level = values / self.groups.per_code(scale, values.shape)
             if zero is not None and not self.shifted:
-                level += self.groups.spread(zero, values.shape)
-        return Coded(self.levels.nearest(np.nan_to_num(level, copy=False, posinf=1e30, neginf=-1e30)), scale, zero)
+                level += self.groups.per_code(zero, values.shape)
+        return QuantizedRows(self.levels.nearest(np.nan_to_num(level, copy=False, posinf=1e30, neginf=-1e30)), scale, zero)
 
-    def _error(self, values: Rows, coded: Coded) -> Rows:
+    def _error(self, values: Rows, quantized: QuantizedRows) -> Rows:
         with np.errstate(all="ignore"):
-            return self.groups.reduce(np.square(self.decode(coded) - values), np.add)
+            return self.groups.reduce(np.square(self.decode(quantized) - values), np.add)
 
-    def _shared(self, error: Rows) -> Rows:
-        """For each group the error of all that are decided together."""
-        if self.together == 1:
+    def _joint(self, error: Rows) -> Rows:
+        """For each group the error summed over the groups that are decided together with it."""
+        if self.joint == 1:
             return error
-        return np.repeat(error.reshape(len(error), -1, self.together).sum(axis=2), self.together, axis=1)
+        return np.repeat(error.reshape(len(error), -1, self.joint).sum(axis=2), self.joint, axis=1)
 
 
-def integers(low: int, high: int, dtype: Any, moves: tuple[int, int] | None = None) -> Levels:
-    """The integers ``low .. high``. ``moves`` bounds the zero point of a fit; None where it stays at zero.
+def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None = None) -> Levels:
+    """The integers ``low .. high``. ``zero_range`` bounds the zero point of a fit; None where it stays at zero.
 
     Example:
         >>> eight = integers(-127, 127, np.int8)
@@ -155,19 +155,19 @@ def integers(low: int, high: int, dtype: Any, moves: tuple[int, int] | None = No
         return codes
 
     def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
-        if moves is None:
+        if zero_range is None:
             return np.maximum(np.abs(least), np.abs(greatest)) / F32.type(min(high, -low) if low else high), None
         least, greatest = np.minimum(least, 0), np.maximum(greatest, 0)
         scale = (greatest - least) / F32.type(high - low)
         with np.errstate(all="ignore"):
-            zero = np.clip(np.rint(np.nan_to_num(low - least / scale)), *moves)
+            zero = np.clip(np.rint(np.nan_to_num(low - least / scale)), *zero_range)
         return scale, zero.astype(np.float32)
 
     return Levels(lambda codes: codes.astype(np.float32), nearest, fit, lambda codes: np.ones((1, 1), np.float32))
 
 
 def fixed_zero(levels: Levels, low: int, high: int, zero: float) -> Levels:
-    """``levels`` with a zero point that a fit leaves where it is, as in symmetric formats that store one."""
+    """``levels`` whose zero point is constant, as in symmetric formats that store one."""
     reach = F32.type(min(high - zero, zero - low))
 
     def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
@@ -178,7 +178,7 @@ def fixed_zero(levels: Levels, low: int, high: int, zero: float) -> Levels:
 
 
 def table(values: np.ndarray) -> Levels:
-    """The levels of a table ``[n]``, whose greatest magnitude is one; the code is the place in it.
+    """The levels of a table ``[n]``, whose greatest magnitude is one; a code is an index into it.
 
     Example:
         >>> table(np.float32([-1, 0, 0.5, 1])).nearest(np.float32([0.2, 0.3, 9])).tolist()
@@ -221,7 +221,7 @@ def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
     return Levels(lambda codes: levels_of(dtype)[codes.view(np.uint8)], nearest, fit, width)
 
 
-def rounded(dtype: Any) -> Settle:
+def rounded(dtype: Any) -> RoundScales:
     """Scales stored in ``dtype``, such as float16.
 
     Example:

@@ -1,4 +1,4 @@
-"""Weights stored as numbers of a floating dtype, as they are."""
+"""Reads and writes weights that are stored unquantized, in a floating dtype."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...io.byte_ranges import opened, read_into
 from ...io.safetensors import DTYPES, TensorInfo
 from ..checkpoint import Checkpoint
 from ..rounding import Round
-from .storage import HOME, Encoded, Piece, Read
+from .storage import MAIN_PART, Encoded, PartUpdate, Read
 
 
 class PlainReader(NamedTuple):
@@ -28,7 +28,7 @@ class PlainReader(NamedTuple):
 
     @property
     def info(self) -> TensorInfo:
-        """Its dtype, shape and place."""
+        """Its dtype, shape and position in the file."""
         return self.base.tensors[self.name]
 
     @property
@@ -75,8 +75,8 @@ class PlainWriter(NamedTuple):
 
     name: str
     out: str
-    by_chance: bool = True
-    sealed: str | None = None
+    stochastic: bool = True
+    read_only_reason: str | None = None
 
     @property
     def label(self) -> str:
@@ -91,12 +91,12 @@ class PlainWriter(NamedTuple):
     @property
     def parts(self) -> Mapping[str, str]:
         """The tensor itself."""
-        return {HOME: self.name}
+        return {MAIN_PART: self.name}
 
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
         """See the protocol: rounded once."""
         stored = rounding(values, DTYPES[self.out], scratch)
-        return Encoded((Piece(HOME, rows, stored),), stored, stored.dtype.itemsize >= values.dtype.itemsize)
+        return Encoded((PartUpdate(MAIN_PART, rows, stored),), stored, stored.dtype.itemsize >= values.dtype.itemsize)
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
         """See the protocol."""
@@ -108,7 +108,7 @@ class PlainWriter(NamedTuple):
 
 
 def work_dtype(dtype: str) -> np.dtype[Any]:
-    """The dtype in which the fold of a tensor of that safetensors dtype is computed: float32, or float64 for float64."""
+    """The dtype in which changes to a tensor of this safetensors dtype are computed: float32, or float64 for float64."""
     return np.dtype(np.float64 if dtype == "F64" else np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Weights of quantized checkpoints: codes on a grid, with scales beside them."""
+"""Reads and writes the weights of quantized checkpoints block by block, through the codec of their format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLOCK = 1 << 20
 
 
 class Matrix:
-    """A weight ``[out, in]`` that is decoded when rows of it are asked for, to float32."""
+    """A weight ``[out, in]`` that is decoded to float32 when rows of it are indexed."""
 
     dtype: np.dtype[Any] = F32
     ndim = 2
@@ -42,8 +42,8 @@ class Matrix:
         return self[0 : self.shape[0]].astype(dtype, copy=copy)
 
 
-class Turned(Matrix):
-    """The transpose of a matrix that is decoded where it is looked at, as embeddings are seen; block by block of the stored rows."""
+class Transposed(Matrix):
+    """The transpose of a lazily decoded matrix, such as an embedding; decodes block by block of the stored rows."""
 
     def __init__(self, inner: Matrix) -> None:
         self.inner, self.shape = inner, inner.shape[::-1]
@@ -54,8 +54,8 @@ class Turned(Matrix):
         return np.concatenate([self.inner[start : min(count, start + step)][:, rows] for start in range(0, count, step)]).T
 
 
-class CodedReader(NamedTuple):
-    """A quantized weight as :class:`~adapterpack.base.codecs.storage.Reader`; what is raw is decoded already."""
+class QuantizedReader(NamedTuple):
+    """A quantized weight as :class:`~adapterpack.base.codecs.storage.Reader`; its raw blocks are decoded already."""
 
     matrix: Matrix
     where: str
@@ -76,13 +76,13 @@ class CodedReader(NamedTuple):
         return self.matrix.shape
 
     def matrices(self, kind: str) -> list[Matrix]:
-        """See the protocol; decoded where it is looked at."""
+        """See the protocol; decoded when rows are indexed."""
         layout = LAYOUTS[kind]
         if layout.stacked or 2 not in layout.axes:
             raise Unsupported(f"a quantized weight is a matrix, and this site is of kind '{kind}'", expected="linear",
                               where=self.where, found=self.matrix.weight.codec,
-                              remedy="merge into the original checkpoint and quantize the result, or keep the adapter beside the base")
-        return [Turned(self.matrix) if layout.turned else self.matrix]
+                              remedy="merge into the original checkpoint and quantize the result, or keep the adapter unmerged")
+        return [Transposed(self.matrix) if layout.turned else self.matrix]
 
     @contextmanager
     def opened(self) -> Iterator[Read]:
@@ -94,11 +94,11 @@ class CodedReader(NamedTuple):
         return raw
 
 
-class CodedWriter(NamedTuple):
-    """The parts of a quantized weight, written anew in its own format, as :class:`~adapterpack.base.codecs.storage.Writer`."""
+class QuantizedWriter(NamedTuple):
+    """The parts of a quantized weight, requantized in its own format, as :class:`~adapterpack.base.codecs.storage.Writer`."""
 
     matrix: Matrix
-    by_chance: bool = False
+    stochastic: bool = False
 
     @property
     def label(self) -> str:
@@ -111,17 +111,17 @@ class CodedWriter(NamedTuple):
         return self.matrix.weight.parts
 
     @property
-    def sealed(self) -> str | None:
+    def read_only_reason(self) -> str | None:
         """The weight's."""
-        return self.matrix.weight.sealed
+        return self.matrix.weight.read_only_reason
 
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
-        """See the protocol: the codes with the least error, by the policy of the grid."""
+        """See the protocol: the codes with the least error."""
         if not np.isfinite(values).all():
             raise NonFinite(f"the merged tensor holds NaN or infinity, which {self.label} cannot hold", where=self.matrix.weight.name,
                             remedy="merge with dtype float32; if that does not help, the base or the adapter holds it already")
-        pieces, after, noise = self.matrix.weight.encode(self.matrix.parts, rows, values)
-        return Encoded(pieces, after, False, noise)
+        updates, after, noise = self.matrix.weight.encode(self.matrix.parts, rows, values)
+        return Encoded(updates, after, False, noise)
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
         """See the protocol."""

@@ -1,4 +1,4 @@
-"""The formats of quantized checkpoints that a merge reads and writes."""
+"""Lists the formats of quantized checkpoints that can be read and written, and finds the one of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..quantization import scheme
 from .base import Codec, Weight
 
 CODECS: Registry[Codec] = Registry("quantized format", Codec, "adapterpack.codecs", "adapterpack.base.codecs")
-"""``quant_method`` of a config -> codec; a file of this folder registers the one that it defines."""
+"""``quant_method`` of ``config.json`` -> codec; every file of this folder registers its own."""
 
 
 def weights(base: Checkpoint) -> dict[str, Weight]:
-    """The weights that a checkpoint stores quantized, by the name of the tensor that each would be; empty for a plain checkpoint.
+    """The weights that a checkpoint stores quantized, by their names in the unquantized checkpoint; empty for a plain one.
 
     Raises:
         Unsupported: it is quantized in a way that is not read.
@@ -25,10 +25,10 @@ def weights(base: Checkpoint) -> dict[str, Weight]:
     if declared not in CODECS:
         raise Unsupported("the base is quantized: its stored numbers are not its weights", where=base.folder, found=declared,
                           expected=", ".join(CODECS),
-                          remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the adapter "
-                                 "beside the base")
-    found = CODECS[declared].find(base)
-    if not found:
+                          remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the "
+                                 "adapter unmerged")
+    matched = CODECS[declared].match(base)
+    if not matched:
         raise Unsupported("the base says that it is quantized, and no tensor of it is", where=base.folder, found=declared,
                           remedy="remove quantization_config from config.json if its weights are plain numbers")
-    return {weight.name: weight for weight in found}
+    return {weight.name: weight for weight in matched}

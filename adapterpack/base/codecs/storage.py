@@ -1,7 +1,7 @@
-"""Between the bytes of one weight and the numbers of its rows: a reader for how the base stores it, and a writer for how the output does.
+"""The interfaces through which a merge reads blocks of a weight as the base stores it, and writes them as the output does.
 
-A fold reads rows, changes them, and writes them back; what it does in between knows no way of storing. A weight that is written in
-another form than it was read, such as a quantized one in bfloat16, is the reader of the one with the writer of the other.
+Reader and writer are independent: a weight that is read in one format and written in another, such as a quantized one in bfloat16, has the
+reader of the first and the writer of the second.
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ import numpy as np
 from ...io.buffers import Scratch
 from ..rounding import Round
 
-HOME = "codes"
-"""The role of the part that stands for its weight: every way of storing has it."""
+MAIN_PART = "codes"
+"""The role that every format has: the part whose tensor stands for the weight."""
 Read = Callable[[slice, int, Scratch], np.ndarray]
 """Stored rows, and how many numbers each has -> their raw form, in a buffer that is valid until the next call."""
 
 
-class Piece(NamedTuple):
-    """New values for a region of one part: ``rows`` of it, and of these the columns ``columns`` where it is not all.
-
-    Where a part is a run of bytes, a row is one of them.
-    """
+class PartUpdate(NamedTuple):
+    """New values for ``rows`` of one part, or for ``columns`` of these rows. A row of a part that is a run of bytes is one byte."""
 
     part: str
     rows: slice
@@ -36,11 +33,11 @@ class Piece(NamedTuple):
 class Encoded(NamedTuple):
     """A block as it is stored.
 
-    ``pieces`` are what is written. ``raw`` is what :meth:`Writer.reread` reads, ``exact`` whether that is just what was given, and
-    ``noise`` the expected squared error of the grid on which these rows lay in a quantized base.
+    ``updates`` are written to the parts. ``raw`` is what :meth:`Writer.reread` decodes, ``exact`` says that nothing was rounded, and
+    ``noise`` is the expected squared error of the grid that these rows had in a quantized base.
     """
 
-    pieces: Sequence[Piece]
+    updates: Sequence[PartUpdate]
     raw: np.ndarray
     exact: bool
     noise: float = 0.0
@@ -49,8 +46,8 @@ class Encoded(NamedTuple):
 class Reader(Protocol):
     """How the base stores a weight.
 
-    ``work`` is the dtype of its numbers while they are folded; blocks of rows begin at multiples of ``step``. ``shape`` is the one in which
-    the weight is gone through where no adapter changes it.
+    ``work`` is the dtype of its numbers while they are folded; blocks of rows begin at multiples of ``step``. ``shape`` is used to walk
+    through a weight that no adapter changes.
     """
 
     @property
@@ -69,10 +66,10 @@ class Reader(Protocol):
         ...
 
     def matrices(self, kind: str) -> Sequence[Any]:
-        """The matrices ``[out, in]`` of the weight of a layer of that kind: arrays, or what gives an array for a slice of rows.
+        """The matrices ``[out, in]`` of the weight of a layer of that kind: arrays, or objects that return an array for a slice of rows.
 
         Raises:
-            Unsupported: a weight that is stored so cannot be one of that kind.
+            Unsupported: a weight in this format cannot belong to such a layer.
         """
         ...
 
@@ -88,8 +85,8 @@ class Reader(Protocol):
 class Writer(Protocol):
     """How the output stores a weight.
 
-    ``label`` names it in reports. ``parts`` are the output's tensors by role, with the names that they have in the base. ``by_chance`` says
-    whether it can round stochastically, ``sealed`` why it cannot write at all, or None.
+    ``label`` names it in reports. ``parts`` are the output's tensors by role, with the names that they have in the base. ``stochastic``
+    says that it can round stochastically, ``read_only_reason`` why it cannot write, if it cannot.
     """
 
     @property
@@ -103,20 +100,20 @@ class Writer(Protocol):
         ...
 
     @property
-    def by_chance(self) -> bool:
+    def stochastic(self) -> bool:
         """See above."""
         ...
 
     @property
-    def sealed(self) -> str | None:
+    def read_only_reason(self) -> str | None:
         """See above."""
         ...
 
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
-        """Stored rows from the numbers that they shall hold, in buffers that are valid until the next call.
+        """Encodes rows, into buffers that are valid until the next call.
 
         Raises:
-            NonFinite: the form cannot hold NaN or infinity, and there is one.
+            NonFinite: there is NaN or infinity, which the format cannot hold.
         """
         ...
 
@@ -125,7 +122,7 @@ class Writer(Protocol):
         ...
 
     def rest(self, role: str) -> np.ndarray:
-        """A part that no piece was for: as it is in the base."""
+        """A part that no update was for: as it is in the base."""
         ...
 
 
@@ -136,11 +133,11 @@ class Storage(NamedTuple):
     writer: Writer
 
     @property
-    def home(self) -> str:
+    def main_tensor(self) -> str:
         """The tensor that stands for the weight in the output, by its name in the base."""
-        return self.writer.parts[HOME]
+        return self.writer.parts[MAIN_PART]
 
     @property
     def companions(self) -> tuple[str, ...]:
-        """The tensors beside it that are written with it."""
-        return tuple(name for role, name in self.writer.parts.items() if role != HOME)
+        """The other tensors of the weight, which are written together with it."""
+        return tuple(name for role, name in self.writer.parts.items() if role != MAIN_PART)

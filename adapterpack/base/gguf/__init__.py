@@ -1,4 +1,4 @@
-"""GGUF, the file format of llama.cpp: its header, its tensor types, its names."""
+"""Reads GGUF, the file format of llama.cpp: its header, its tensor types, its tensor names."""
 
 MAGIC = b"GGUF"
-"""What a file begins with."""
+"""The first bytes of a file."""

@@ -1,7 +1,7 @@
-"""llama.cpp's blocks of codes (GGUF): runs of a row with float16 scales, and for the K types scales that are small multiples of one.
+"""Reads and writes llama.cpp's quantized blocks (GGUF): runs of a row that share float16 scales or, in the K types, small multiples of one.
 
-Layouts after ggml's ``ggml-common.h``: every type here is a grid ``scale * code`` or ``scale * code + minimum``. A type is a value: the
-fields of its block, how codes lie in them, and how its scales are told and stored.
+Layouts as in ggml's ``ggml-common.h``: every type here is a grid ``scale * code`` or ``scale * code + minimum``. A type is a value: the
+fields of its block, how codes are packed in them, and how its scales are stored.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..codecs.base import Parts, Weight
-from ..codecs.grid import F32, Coded, Grid, Groups, Levels, Rows, integers
-from ..codecs.storage import Piece
+from ..codecs.grid import F32, Grid, Groups, Levels, QuantizedRows, Rows, integers
+from ..codecs.storage import PartUpdate
 from . import ggml_bits as bits
-from .kinds import KINDS, NUMBERS
+from .tensor_types import TENSOR_TYPES, TYPE_NUMBERS
 
 Blocks = np.ndarray
 """``[n, blocks of a row]`` of one type's structure."""
 
 
 class Scales(NamedTuple):
-    """How the scales of a block are told and stored.
+    """How the scales of a block are stored.
 
-    ``read``: blocks -> scale and minimum (or None) of each group, float32 ``[n, groups]``. ``write`` puts such into blocks; what it puts
-    reads back as the nearest that can be stored.
+    ``read``: blocks -> scale and minimum (or None) of each group, float32 ``[n, groups]``. ``write`` stores them in blocks, rounded to the
+    nearest values that can be stored.
     """
 
     read: Callable[[Blocks], tuple[Rows, Rows | None]]
     write: Callable[[Blocks, Rows, Rows | None], None]
 
 
-class Type(NamedTuple):
-    """A type of block: its fields, the place of its codes in them, its scales, the width of a group, and its levels."""
+class BlockType(NamedTuple):
+    """A block type: its fields, how to read and write its codes, its scales, the width of a group, and the levels of its codes."""
 
     fields: np.dtype[Any]
     unpack: Callable[[Blocks], np.ndarray]
@@ -45,17 +45,17 @@ class Type(NamedTuple):
 
 
 def _extreme(least: Rows, greatest: Rows) -> Rows:
-    """Of each group the number of greatest magnitude, with its sign."""
+    """The number of greatest magnitude in each group, with its sign."""
     return np.where(-least > greatest, least, greatest)
 
 
 def _signed(low: int, high: int) -> Levels:
-    """Integers with one more below zero: the number of greatest magnitude takes the lowest, whatever its sign."""
+    """Signed integers with one more level below zero: the number of greatest magnitude gets the lowest code, whatever its sign."""
     return integers(low, high, np.int8)._replace(fit=lambda least, greatest: (_extreme(least, greatest) / F32.type(low), None))
 
 
 def _from_minimum(top: int, below: bool) -> Levels:
-    """Integers from zero, with a minimum, which is never above zero where ``below`` says so."""
+    """Integers from zero, to which a minimum is added; with ``below`` the minimum is at most zero."""
     def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
         least = np.minimum(least, 0) if below else least
         return (np.maximum(greatest, least) - least) / F32.type(top), least
@@ -80,13 +80,13 @@ _PLAIN = Scales(_plain_scales, _put_plain)
 def _multiples(read: Callable[[Blocks], tuple[np.ndarray, np.ndarray | None]], write: Callable[[Blocks, np.ndarray, np.ndarray | None],
                None], low: int, high: int) -> Scales:
     """Scales that are integers ``low .. high`` times a float16 of the block, ``d``, and minima that are such times ``-dmin``."""
-    def told(blocks: Blocks) -> tuple[Rows, Rows | None]:
+    def read_scales(blocks: Blocks) -> tuple[Rows, Rows | None]:
         scale, minimum = read(blocks)
         d = blocks["d"].astype(np.float32)[..., None] * scale.astype(np.float32)
         least = None if minimum is None else -(blocks["dmin"].astype(np.float32)[..., None] * minimum.astype(np.float32))
         return d.reshape(len(blocks), -1), None if least is None else least.reshape(len(blocks), -1)
 
-    def put(blocks: Blocks, scale: Rows, minimum: Rows | None) -> None:
+    def write_scales(blocks: Blocks, scale: Rows, minimum: Rows | None) -> None:
         scale = scale.reshape(*blocks.shape, -1)
         blocks["d"], units = _unit(scale, low, high)
         steps = None
@@ -94,7 +94,7 @@ def _multiples(read: Callable[[Blocks], tuple[np.ndarray, np.ndarray | None]], w
             blocks["dmin"], steps = _unit(-minimum.reshape(*blocks.shape, -1), 0, high)
         write(blocks, units, steps)
 
-    return Scales(told, put)
+    return Scales(read_scales, write_scales)
 
 
 def _unit(values: Rows, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,71 +107,72 @@ def _unit(values: Rows, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fields(**parts: Any) -> np.dtype[Any]:
-    return np.dtype([(name, *(each if isinstance(each, tuple) else (each,))) for name, each in parts.items()])
+    return np.dtype([(name, *(field if isinstance(field, tuple) else (field,))) for name, field in parts.items()])
 
 
 TYPES = {
-    "Q4_0": Type(_fields(d="<f2", qs=("u1", 16)), partial(bits.nibbles, 8), partial(bits.put_nibbles, 8), _PLAIN, 32, _signed(-8, 7)),
-    "Q4_1": Type(_fields(d="<f2", m="<f2", qs=("u1", 16)), partial(bits.nibbles, 0), partial(bits.put_nibbles, 0), _PLAIN, 32,
+    "Q4_0": BlockType(_fields(d="<f2", qs=("u1", 16)), partial(bits.nibbles, 8), partial(bits.put_nibbles, 8), _PLAIN, 32, _signed(-8, 7)),
+    "Q4_1": BlockType(_fields(d="<f2", m="<f2", qs=("u1", 16)), partial(bits.nibbles, 0), partial(bits.put_nibbles, 0), _PLAIN, 32,
                  _from_minimum(15, below=False)),
-    "Q5_0": Type(_fields(d="<f2", qh=("u1", 4), qs=("u1", 16)), partial(bits.fives, 16), partial(bits.put_fives, 16), _PLAIN, 32,
+    "Q5_0": BlockType(_fields(d="<f2", qh=("u1", 4), qs=("u1", 16)), partial(bits.fives, 16), partial(bits.put_fives, 16), _PLAIN, 32,
                  _signed(-16, 15)),
-    "Q5_1": Type(_fields(d="<f2", m="<f2", qh=("u1", 4), qs=("u1", 16)), partial(bits.fives, 0), partial(bits.put_fives, 0), _PLAIN, 32,
-                 _from_minimum(31, below=False)),
-    "Q8_0": Type(_fields(d="<f2", qs=("i1", 32)), bits.eights, bits.put_eights, _PLAIN, 32, integers(-127, 127, np.int8)),
-    "Q2_K": Type(_fields(scales=("u1", 16), qs=("u1", 64), d="<f2", dmin="<f2"), bits.q2, bits.put_q2,
+    "Q5_1": BlockType(_fields(d="<f2", m="<f2", qh=("u1", 4), qs=("u1", 16)), partial(bits.fives, 0), partial(bits.put_fives, 0), _PLAIN,
+                 32, _from_minimum(31, below=False)),
+    "Q8_0": BlockType(_fields(d="<f2", qs=("i1", 32)), bits.eights, bits.put_eights, _PLAIN, 32, integers(-127, 127, np.int8)),
+    "Q2_K": BlockType(_fields(scales=("u1", 16), qs=("u1", 64), d="<f2", dmin="<f2"), bits.q2, bits.put_q2,
                  _multiples(bits.q2_scales, bits.put_q2_scales, 0, 15), 16, _from_minimum(3, below=True)),
-    "Q3_K": Type(_fields(hmask=("u1", 32), qs=("u1", 64), scales=("u1", 12), d="<f2"), bits.q3, bits.put_q3,
+    "Q3_K": BlockType(_fields(hmask=("u1", 32), qs=("u1", 64), scales=("u1", 12), d="<f2"), bits.q3, bits.put_q3,
                  _multiples(bits.q3_scales, bits.put_q3_scales, -32, 31), 16, _signed(-4, 3)),
-    "Q4_K": Type(_fields(d="<f2", dmin="<f2", scales=("u1", 12), qs=("u1", 128)), bits.q4, bits.put_q4,
+    "Q4_K": BlockType(_fields(d="<f2", dmin="<f2", scales=("u1", 12), qs=("u1", 128)), bits.q4, bits.put_q4,
                  _multiples(bits.six_bits, bits.put_six_bits, 0, 63), 32, _from_minimum(15, below=True)),
-    "Q5_K": Type(_fields(d="<f2", dmin="<f2", scales=("u1", 12), qh=("u1", 32), qs=("u1", 128)), bits.q5, bits.put_q5,
+    "Q5_K": BlockType(_fields(d="<f2", dmin="<f2", scales=("u1", 12), qh=("u1", 32), qs=("u1", 128)), bits.q5, bits.put_q5,
                  _multiples(bits.six_bits, bits.put_six_bits, 0, 63), 32, _from_minimum(31, below=True)),
-    "Q6_K": Type(_fields(ql=("u1", 128), qh=("u1", 64), scales=("i1", 16), d="<f2"), bits.q6, bits.put_q6,
+    "Q6_K": BlockType(_fields(ql=("u1", 128), qh=("u1", 64), scales=("i1", 16), d="<f2"), bits.q6, bits.put_q6,
                  _multiples(lambda blocks: (blocks["scales"], None), bits.put_q6_scales, -128, 127), 16, _signed(-32, 31)),
 }
-"""The types that are read and written, by llama.cpp's name."""
+"""The block types that can be read and written, by llama.cpp's name."""
 
 
 def weight(name: str, kind: str, shape: tuple[int, int]) -> Weight:
     """The weight ``name`` ``[out, in]`` in blocks of type ``kind``; its one part is ``[out, bytes of a row]``, uint8.
 
-    One of a type that is not known here can be copied and not looked into; its decoder is the ``gguf`` package's.
+    A type without an entry in :data:`TYPES` is decoded by the ``gguf`` package and cannot be encoded.
     """
     if kind not in TYPES:
         decode = partial(_by_package, kind)
         return Weight(kind, name, shape, "F32", {"codes": name}, Grid(_AS_IS, Groups(shape[1])), decode, lambda *_: [],
-                      sealed="no quantizer for it is known")
+                      read_only_reason="no quantizer for it is known")
     type_ = TYPES[kind]
-    grid = Grid(type_.levels, Groups(type_.width), True, KINDS[NUMBERS[kind]].block // type_.width)
-    return Weight(kind, name, shape, "F32", {"codes": name}, grid, partial(_unpack, type_), partial(_pack, type_), partial(_settle, type_))
+    grid = Grid(type_.levels, Groups(type_.width), True, TENSOR_TYPES[TYPE_NUMBERS[kind]].block // type_.width)
+    return Weight(kind, name, shape, "F32", {"codes": name}, grid, partial(_unpack, type_), partial(_pack, type_),
+                  partial(_round_scales, type_))
 
 
-def _blocks(type_: Type, parts: Parts, rows: slice) -> Blocks:
+def _blocks(type_: BlockType, parts: Parts, rows: slice) -> Blocks:
     return np.ascontiguousarray(parts["codes"][rows]).view(type_.fields)
 
 
-def _unpack(type_: Type, parts: Parts, rows: slice) -> Coded:
+def _unpack(type_: BlockType, parts: Parts, rows: slice) -> QuantizedRows:
     blocks = _blocks(type_, parts, rows)
-    return Coded(type_.unpack(blocks).reshape(len(blocks), -1), *type_.scales.read(blocks))
+    return QuantizedRows(type_.unpack(blocks).reshape(len(blocks), -1), *type_.scales.read(blocks))
 
 
-def _pack(type_: Type, parts: Parts, rows: slice, coded: Coded) -> list[Piece]:
-    """Blocks whose scales are those that they had keep their fields: the K types have several for the same scales."""
+def _pack(type_: BlockType, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
+    """Blocks whose scales did not change keep their fields: the K types can store the same scales in several ways."""
     blocks = _blocks(type_, parts, rows).copy()
     scale, minimum = type_.scales.read(blocks)
-    moved = (coded.scale != scale).reshape(*blocks.shape, -1).any(axis=-1)
-    if minimum is not None and coded.zero is not None:
-        moved |= (coded.zero != minimum).reshape(*blocks.shape, -1).any(axis=-1)
+    moved = (quantized.scale != scale).reshape(*blocks.shape, -1).any(axis=-1)
+    if minimum is not None and quantized.zero is not None:
+        moved |= (quantized.zero != minimum).reshape(*blocks.shape, -1).any(axis=-1)
     fresh = blocks.copy()
-    with np.errstate(all="ignore"):  # blocks that keep theirs may have any
-        type_.scales.write(fresh, coded.scale, coded.zero)
+    with np.errstate(all="ignore"):  # blocks that keep their scales may have any
+        type_.scales.write(fresh, quantized.scale, quantized.zero)
     blocks = np.where(moved, fresh, blocks)
-    type_.pack(blocks, coded.codes.reshape(*blocks.shape, -1))
-    return [Piece("codes", rows, blocks.view(np.uint8).reshape(len(blocks), -1))]
+    type_.pack(blocks, quantized.codes.reshape(*blocks.shape, -1))
+    return [PartUpdate("codes", rows, blocks.view(np.uint8).reshape(len(blocks), -1))]
 
 
-def _settle(type_: Type, parts: Parts, rows: slice, scale: Rows, minimum: Rows | None) -> tuple[Rows, Rows | None]:
+def _round_scales(type_: BlockType, parts: Parts, rows: slice, scale: Rows, minimum: Rows | None) -> tuple[Rows, Rows | None]:
     blocks = _blocks(type_, parts, rows).copy()
     type_.scales.write(blocks, scale, minimum)
     return type_.scales.read(blocks)
@@ -181,9 +182,9 @@ _AS_IS = Levels(lambda codes: codes, lambda level: level, lambda least, greatest
                 lambda codes: np.zeros((1, 1), np.float32))
 
 
-def _by_package(kind: str, parts: Parts, rows: slice) -> Coded:
+def _by_package(kind: str, parts: Parts, rows: slice) -> QuantizedRows:
     from .package import library  # noqa: PLC0415 - only rare types need it
 
     gguf = library()
-    values = gguf.quants.dequantize(np.ascontiguousarray(parts["codes"][rows]), gguf.GGMLQuantizationType(NUMBERS[kind]))
-    return Coded(np.asarray(values, np.float32), np.ones((len(values), 1), np.float32))
+    values = gguf.quants.dequantize(np.ascontiguousarray(parts["codes"][rows]), gguf.GGMLQuantizationType(TYPE_NUMBERS[kind]))
+    return QuantizedRows(np.asarray(values, np.float32), np.ones((len(values), 1), np.float32))

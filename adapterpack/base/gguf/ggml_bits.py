@@ -1,6 +1,6 @@
-"""How codes and scales lie in the bytes of llama.cpp's blocks: ``blocks`` are ``[n, m]`` structures, codes ``[n, m, values]``.
+"""Unpacks and packs the codes and scales in llama.cpp's blocks: ``blocks`` are ``[n, m]`` structures, codes ``[n, m, values]``.
 
-A function reads, and ``put_`` of the same name writes; each pair is the inverse of the other.
+A function reads, and the one with ``put_`` before its name writes; each is the inverse of the other.
 """
 
 from __future__ import annotations
@@ -12,41 +12,41 @@ _HALVES = np.array([0, 4], np.uint8)
 _CRUMBS = np.array([0, 2, 4, 6], np.uint8)
 
 
-def _less(codes: np.ndarray, less: int) -> np.ndarray:
-    """Codes of type uint8 less a number, as signed ones; the same where it is zero."""
-    moved: np.ndarray = codes.astype(np.int8) - np.int8(less)
-    return moved if less else codes
+def _minus(codes: np.ndarray, offset: int) -> np.ndarray:
+    """uint8 codes minus an offset, as int8; unchanged where the offset is zero."""
+    signed: np.ndarray = codes.astype(np.int8) - np.int8(offset)
+    return signed if offset else codes
 
 
-def nibbles(less: int, blocks: Blocks) -> np.ndarray:
-    """The first half of a block in the low halves of bytes, the second in the high ones; ``less`` is taken away."""
+def nibbles(offset: int, blocks: Blocks) -> np.ndarray:
+    """The first half of a block in the low halves of bytes, the second in the high ones; ``offset`` is subtracted."""
     raw = blocks["qs"]
-    return _less(np.concatenate([raw & 15, raw >> 4], axis=-1), less)
+    return _minus(np.concatenate([raw & 15, raw >> 4], axis=-1), offset)
 
 
-def put_nibbles(less: int, blocks: Blocks, codes: np.ndarray) -> None:
+def put_nibbles(offset: int, blocks: Blocks, codes: np.ndarray) -> None:
     """See :func:`nibbles`."""
-    low, high = np.split((codes + less).astype(np.uint8), 2, axis=-1)
+    low, high = np.split((codes + offset).astype(np.uint8), 2, axis=-1)
     blocks["qs"] = low & 15 | high << 4
 
 
-def fives(less: int, blocks: Blocks) -> np.ndarray:
-    """As :func:`nibbles`, with the fifth bits of all in a word of their own."""
+def fives(offset: int, blocks: Blocks) -> np.ndarray:
+    """As :func:`nibbles`, with the fifth bits together in another word."""
     high = np.unpackbits(blocks["qh"], axis=-1, bitorder="little")
-    return _less(nibbles(0, blocks) | high << 4, less)
+    return _minus(nibbles(0, blocks) | high << 4, offset)
 
 
-def put_fives(less: int, blocks: Blocks, codes: np.ndarray) -> None:
+def put_fives(offset: int, blocks: Blocks, codes: np.ndarray) -> None:
     """See :func:`fives`."""
-    raw = (codes + less).astype(np.uint8)
+    raw = (codes + offset).astype(np.uint8)
     blocks["qh"] = np.packbits(raw >> 4, axis=-1, bitorder="little")
     put_nibbles(0, blocks, raw & 15)
 
 
 def eights(blocks: Blocks) -> np.ndarray:
-    """Bytes."""
-    found: np.ndarray = blocks["qs"]
-    return found
+    """One byte for each code."""
+    codes: np.ndarray = blocks["qs"]
+    return codes
 
 
 def put_eights(blocks: Blocks, codes: np.ndarray) -> None:
@@ -62,8 +62,8 @@ def _crumbs(raw: np.ndarray) -> np.ndarray:
 
 def _put_crumbs(codes: np.ndarray) -> np.ndarray:
     parts = codes.reshape(*codes.shape[:-1], 2, 4, 32) << _CRUMBS[:, None]
-    found: np.ndarray = np.bitwise_or.reduce(parts, axis=-2)
-    return found.reshape(*codes.shape[:-1], 64)
+    packed: np.ndarray = np.bitwise_or.reduce(parts, axis=-2)
+    return packed.reshape(*codes.shape[:-1], 64)
 
 
 def q2(blocks: Blocks) -> np.ndarray:
@@ -88,9 +88,9 @@ def put_q2_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None)
 
 
 def q3(blocks: Blocks) -> np.ndarray:
-    """Q3_K: two bits, and a mask of third bits, whose run of 32 moves one bit up for each run of codes; four is taken away."""
+    """Q3_K: two bits, and a mask of third bits, whose run of 32 moves one bit up for each run of codes; 4 is subtracted."""
     mask = blocks["hmask"][..., None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-    return _less(_crumbs(blocks["qs"]) | mask.reshape(*blocks.shape, 256) << 2, 4)
+    return _minus(_crumbs(blocks["qs"]) | mask.reshape(*blocks.shape, 256) << 2, 4)
 
 
 def put_q3(blocks: Blocks, codes: np.ndarray) -> None:
@@ -106,7 +106,7 @@ def q3_scales(blocks: Blocks) -> tuple[np.ndarray, None]:
     low, high = blocks["scales"][..., :8], blocks["scales"][..., 8:]
     four = (low[..., None, :] >> _HALVES[:, None] & 15).reshape(*blocks.shape, 16)
     two = (high[..., None, :] >> _CRUMBS[:, None] & 3).reshape(*blocks.shape, 16)
-    return _less(four | two << 4, 32), None
+    return _minus(four | two << 4, 32), None
 
 
 def put_q3_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) -> None:
@@ -132,7 +132,7 @@ def put_q4(blocks: Blocks, codes: np.ndarray) -> None:
 def q5(blocks: Blocks) -> np.ndarray:
     """Q5_K: as :func:`q4`, with fifth bits whose run of 32 moves one bit up for each run of codes."""
     high = blocks["qh"][..., None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-    return _less(q4(blocks) | high.reshape(*blocks.shape, 256) << 4, 0)
+    return _minus(q4(blocks) | high.reshape(*blocks.shape, 256) << 4, 0)
 
 
 def put_q5(blocks: Blocks, codes: np.ndarray) -> None:
@@ -144,7 +144,7 @@ def put_q5(blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def six_bits(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Q4_K and Q5_K: eight scales and eight minima of six bits in twelve bytes; the last four of each lend the tops of the first bytes."""
+    """Q4_K and Q5_K: eight scales and eight minima of six bits in twelve bytes, the first eight with top bits of the last four of each."""
     first, second, third = np.split(blocks["scales"], 3, axis=-1)
     scale = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=-1)
     minimum = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=-1)
@@ -154,14 +154,14 @@ def six_bits(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
 def put_six_bits(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) -> None:
     """See :func:`six_bits`."""
     assert minimum is not None
-    (s, top_s), (m, top_m) = (np.split(each.astype(np.uint8), 2, axis=-1) for each in (scale, minimum))
+    (s, top_s), (m, top_m) = (np.split(values.astype(np.uint8), 2, axis=-1) for values in (scale, minimum))
     blocks["scales"] = np.concatenate([s | top_s >> 4 << 6, m | top_m >> 4 << 6, top_s & 15 | (top_m & 15) << 4], axis=-1)
 
 
 def q6(blocks: Blocks) -> np.ndarray:
-    """Q6_K: runs of 128, four bits as two runs of 64 one above the other, two as four runs of 32; 32 is taken away."""
+    """Q6_K: runs of 128, four bits as two runs of 64 one above the other, two as four runs of 32; 32 is subtracted."""
     low = blocks["ql"].reshape(*blocks.shape, 2, 1, 64) >> _HALVES[:, None] & 15
-    return _less(low.reshape(*blocks.shape, 256) | _crumbs(blocks["qh"]) << 4, 32)
+    return _minus(low.reshape(*blocks.shape, 256) | _crumbs(blocks["qh"]) << 4, 32)
 
 
 def put_q6(blocks: Blocks, codes: np.ndarray) -> None:

@@ -1,5 +1,5 @@
-"""A strict reader of the headers of GGUF files (version 2 and 3, little-endian): every count is compared with the bytes that are there
-before it is believed, and nothing is allocated for a count alone.
+"""Reads the headers of GGUF files (version 2 and 3, little-endian) strictly: every count is compared with the bytes that are there, and
+nothing is allocated for a count alone.
 
 Header: magic, version, counts; then keys and values; then name, extents, type and offset of each tensor; then the aligned bytes.
 """
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from ...errors import FormatError, Unsupported
 from ...io.safetensors import count_of
 from . import MAGIC
-from .kinds import KINDS, Kind
+from .tensor_types import TENSOR_TYPES, TensorType
 
 ALIGNMENT = "general.alignment"
 _MAX_KEYS, _MAX_TENSORS, _MAX_TEXT, _MAX_ITEMS, _MAX_NAME = 4096, 50_000, 1 << 20, 1 << 20, 512
@@ -23,7 +23,7 @@ STRING, _ARRAY = 8, 9
 
 
 class Bytes(Protocol):
-    """What a header is read from: bytes, or a mapped file."""
+    """Bytes, or a mapped file, from which a header is read."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -35,19 +35,19 @@ class Bytes(Protocol):
 
 
 class Tensor(NamedTuple):
-    """One tensor: its extents as numpy counts them (rows first), its type, and where its bytes lie in the file."""
+    """One tensor: its shape in numpy's order (rows first), its type, and the position of its bytes in the file."""
 
     name: str
     shape: tuple[int, ...]
-    kind: Kind
+    type: TensorType
     offset: int
     nbytes: int
 
 
 class Header(NamedTuple):
-    """What stands before the bytes.
+    """The contents of a header.
 
-    ``spans`` says for each key where it and its value lie; ``tensors`` are in the order of their bytes; ``start`` is where these begin.
+    ``spans`` maps a key to the byte range of the key and its value; ``tensors`` are in the order of their bytes, which begin at ``start``.
     """
 
     version: int
@@ -59,7 +59,7 @@ class Header(NamedTuple):
 
 
 class _Cursor:
-    """A place in the bytes; taking more than there is says that the file is truncated."""
+    """A position in the bytes; reading past their end raises an error."""
 
     def __init__(self, data: Bytes, where: Path) -> None:
         self.data, self.where, self.at = data, where, 0
@@ -124,7 +124,7 @@ def read_header(data: Bytes, where: Path) -> Header:
             raise FormatError("a key stands twice", where=where, found=key)
         values[key] = cursor.value(cursor.number("I"))
         spans[key] = begin, cursor.at
-    infos: dict[str, tuple[tuple[int, ...], Kind, int]] = {}
+    infos: dict[str, tuple[tuple[int, ...], TensorType, int]] = {}
     for _ in range(count):
         name, info = _info(cursor)
         if name in infos:
@@ -148,19 +148,19 @@ def aligned(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
 
 
-def _info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], Kind, int]]:
+def _info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], TensorType, int]]:
     name, rank = cursor.text(_MAX_NAME), cursor.number("I")
     if not name or not 1 <= rank <= 4:
         raise FormatError("a tensor must have a name and one to four dimensions", where=f"{cursor.where}, tensor {name}", found=rank)
     shape = tuple(cursor.number("Q") for _ in range(rank))[::-1]
     kind, offset = cursor.number("I"), cursor.number("Q")
-    if kind not in KINDS:
+    if kind not in TENSOR_TYPES:
         raise Unsupported("an unknown type of tensor", where=f"{cursor.where}, tensor {name}", found=f"type {kind}",
-                          expected=", ".join(known.name for known in KINDS.values()))
-    return name, (shape, KINDS[kind], offset)
+                          expected=", ".join(supported.name for supported in TENSOR_TYPES.values()))
+    return name, (shape, TENSOR_TYPES[kind], offset)
 
 
-def _placed(infos: Mapping[str, tuple[tuple[int, ...], Kind, int]], start: int, alignment: int, size: int,
+def _placed(infos: Mapping[str, tuple[tuple[int, ...], TensorType, int]], start: int, alignment: int, size: int,
             where: Path) -> Iterator[Tensor]:
     """The tensors, which must lie in the file one after another, aligned, none over another, with nothing after the last."""
     end = 0
@@ -176,16 +176,16 @@ def _placed(infos: Mapping[str, tuple[tuple[int, ...], Kind, int]], start: int, 
 
 
 def text(value: str) -> bytes:
-    """A text as it stands in a header: its length and its bytes."""
+    """A text as a header stores it: its length and its bytes."""
     raw = value.encode()
     return struct.pack("<Q", len(raw)) + raw
 
 
 def key_text(key: str, value: str) -> bytes:
-    """A key with a text as its value, as they stand in a header."""
+    """A key with a text as its value, as a header stores them."""
     return text(key) + struct.pack("<I", STRING) + text(value)
 
 
 def tensor_info(name: str, shape: tuple[int, ...], number: int, offset: int) -> bytes:
-    """What stands in a header of a tensor; ``offset`` is counted from where all their bytes begin."""
+    """The entry of a tensor in a header; ``offset`` is relative to the first byte of all tensors."""
     return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset)

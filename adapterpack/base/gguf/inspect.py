@@ -1,4 +1,4 @@
-"""What a model in a GGUF file is, as ``inspect`` tells it."""
+"""Summarizes a model in a GGUF file for ``adapterpack inspect``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .header import Header, read_header
 
 
 def header_at(path: Path) -> Header | None:
-    """The header of a GGUF file, of which no tensor is read; None for a file of another format.
+    """The header of a GGUF file, without reading any tensor; None for a file of another format.
 
     Raises:
         FormatError, Unsupported: it is malformed.
@@ -42,6 +42,6 @@ def inspect_model(path: Path) -> dict[str, Any] | None:
         "tensors": len(tensors),
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors),
-        "dtypes": dict(Counter(tensor.kind.name for tensor in tensors)),
+        "dtypes": dict(Counter(tensor.type.name for tensor in tensors)),
         "merged": header.values.get("adapterpack.merge"),
     }

@@ -1,4 +1,4 @@
-"""How llama.cpp calls and orders the weights of the families of models that are known here."""
+"""Maps llama.cpp's tensor names to transformers' module paths, and its order of rows to the model's, for each model family."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ FAMILIES = {
     "phi3": Family("phi3"),
     "bert": Family("bert"),
 }
-"""``model_type`` -> family, for models whose linear weights llama.cpp's converter takes over row by row, or reorders as below."""
+"""``model_type`` -> family, for models whose linear weights llama.cpp's converter copies row by row or reorders as below."""
 
 _LAYER = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
 }
-_AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 _SPECIAL: Mapping[str, Mapping[str, str]] = {
     "phi3": {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
-    "olmo2": _AFTER,
-    "gemma2": {**_AFTER, "ffn_norm": "pre_feedforward_layernorm"},
-    "gemma3": {**_AFTER, "ffn_norm": "pre_feedforward_layernorm"},
+    "olmo2": _POST_NORMS,
+    "gemma2": {**_POST_NORMS, "ffn_norm": "pre_feedforward_layernorm"},
+    "gemma3": {**_POST_NORMS, "ffn_norm": "pre_feedforward_layernorm"},
 }
-_ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BERT_LAYER = {
     "attn_q": "attention.self.query", "attn_k": "attention.self.key", "attn_v": "attention.self.value",
     "attn_output": "attention.output.dense", "attn_output_norm": "attention.output.LayerNorm", "ffn_up": "intermediate.dense",
     "ffn_down": "output.dense", "layer_output_norm": "output.LayerNorm",
 }
-_BERT_ENDS = {"token_embd": "embeddings.word_embeddings", "position_embd": "embeddings.position_embeddings",
+_BERT_OUTER = {"token_embd": "embeddings.word_embeddings", "position_embd": "embeddings.position_embeddings",
               "token_types": "embeddings.token_type_embeddings", "token_embd_norm": "embeddings.LayerNorm"}
 
 
 def module_of(family: Family, name: str) -> str | None:
-    """The path in transformers' model of what llama.cpp calls ``name`` (without ``.weight``); None where it is not known, or holds
-    something else.
+    """The path in transformers' model of llama.cpp's tensor ``name`` (without ``.weight``); None where it is not known, or where the
+    tensor differs from the module's.
 
     Example:
         >>> module_of(FAMILIES["llama"], "blk.3.attn_q"), module_of(FAMILIES["bert"], "blk.0.ffn_up")
@@ -70,13 +70,13 @@ def module_of(family: Family, name: str) -> str | None:
     first, number, rest = (*name.split("."), "", "")[:3]
     bert = family.name == "bert"
     if first != "blk":
-        return (_BERT_ENDS if bert else _ENDS).get(name)
-    found = _BERT_LAYER.get(rest) if bert else {**_LAYER, **_SPECIAL.get(family.name, {})}.get(rest)
+        return (_BERT_OUTER if bert else _OUTER).get(name)
+    module = _BERT_LAYER.get(rest) if bert else {**_LAYER, **_SPECIAL.get(family.name, {})}.get(rest)
     layers = "encoder.layer" if bert else "model.layers"
-    return None if found is None or not number.isdecimal() else f"{layers}.{number}.{found}"
+    return None if module is None or not number.isdecimal() else f"{layers}.{number}.{module}"
 
 
-def pairs_of_rows(family: Family, path: str, rows: int, heads: int, groups: int) -> np.ndarray | None:
+def rope_row_order(family: Family, path: str, rows: int, heads: int, groups: int) -> np.ndarray | None:
     """For each row of one head in the file its row in the model's head, where llama.cpp reorders the rows of module ``path``; else None.
 
     A head's rows ``[first half, second half]`` become pairs, one of each.
@@ -85,7 +85,7 @@ def pairs_of_rows(family: Family, path: str, rows: int, heads: int, groups: int)
         Unsupported: the rows are not whole heads.
 
     Example:
-        >>> pairs_of_rows(FAMILIES["llama"], "model.layers.0.self_attn.k_proj", 12, 4, 2).tolist()
+        >>> rope_row_order(FAMILIES["llama"], "model.layers.0.self_attn.k_proj", 12, 4, 2).tolist()
         [0, 3, 1, 4, 2, 5]
     """
     owner = path.rpartition(".")[2]

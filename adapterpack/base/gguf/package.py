@@ -1,4 +1,4 @@
-"""The ``gguf`` package, for what is not known here: it is an extra."""
+"""Imports the ``gguf`` package, an extra, for block types and tensor names that are not implemented here."""
 
 from __future__ import annotations
 

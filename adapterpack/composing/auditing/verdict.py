@@ -159,7 +159,7 @@ def _folds(total: Measures) -> Iterator[str]:
         loss = sums.loss("", dtype)
         if loss.relative_error > LOSSY or not math.isfinite(loss.relative_error):
             yield (f"Folded into the base in {dtype}, rounding stores the change with {loss.relative_error:.0%} error and keeps "
-                   f"{loss.kept:.0%} of it: fold into a wider dtype, or keep the adapter beside the base.")
+                   f"{loss.kept:.0%} of it: fold into a wider dtype, or keep the adapter unmerged.")
 
 
 def _limits(audit: Audit) -> Iterator[str]:

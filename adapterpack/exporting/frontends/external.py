@@ -100,7 +100,7 @@ def _nodes(model: Any, piece: Piece) -> list[tuple[Any, bool]]:
             found += [(user, True) for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 1]
         elif index == 1 and node.op_type in {"MatMul", "Gemm"}:
             found.append((node, node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1))
-    return [(node, rows) for node, rows in found if rows != piece.turned]
+    return [(node, rows) for node, rows in found if rows != piece.transposed]
 
 
 def _apart(model: Any, name: str, modules: Sequence[_Part], where: Path) -> list[tuple[Any, str]]:

@@ -1,1 +1,1 @@
-"""The arithmetic of a merge: a change folded into blocks of a weight."""
+"""Computes merged weights: the change of the adapters, block by block."""

@@ -1,4 +1,4 @@
-"""The arithmetic of a merge: the change of one weight, row block by row block, in reused buffers."""
+"""Computes the change that adapters make to one weight, and applies it to blocks of rows, in reused buffers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ...io.safetensors import FLOATS, dtype_name
 from ...pack.pack import Adapter
 
 Rows = np.ndarray
-There = Callable[[np.ndarray], Any]
+ToDevice = Callable[[np.ndarray], Any]
 Fold = Callable[[Rows, "np.ndarray | None", slice], "tuple[Rows, np.ndarray | None]"]
 
 
 class Contribution(NamedTuple):
-    """What one pack does to one weight: the adapter, its method, and the weight that multiplies its change."""
+    """An adapter of one pack at one weight: its method, its parameters, and the factor that multiplies its change."""
 
     pack: str
     method: Method
@@ -32,7 +32,7 @@ class Contribution(NamedTuple):
 
 
 def slice_of(contribution: Contribution, number: int) -> Contribution:
-    """What a contribution does to one matrix of its weight: itself, or its share at one place of a stack."""
+    """A contribution to matrix ``number`` of its weight: its own slice of a stack, or the contribution itself."""
     adapter = contribution.adapter
     if not is_stacked(adapter.site.kind):
         return contribution
@@ -40,31 +40,31 @@ def slice_of(contribution: Contribution, number: int) -> Contribution:
 
 
 class Bound(NamedTuple):
-    """A contribution with its parameters widened: the fold of a row block, and the normal form where that is what folds."""
+    """A contribution ready to be applied: the function that folds a block of rows, and the normal form if the function uses it."""
 
     fold: Fold
     form: AttachForm | None
 
 
 def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None,
-         there: There | None = None) -> Bound:
-    """Parameters widened to ``dtype`` and the normal form computed once, for all row blocks of ``weight`` ``[out, in]``.
+         to_device: ToDevice | None = None) -> Bound:
+    """Converts the parameters to ``dtype`` and computes the normal form, once for all blocks of ``weight`` ``[out, in]``.
 
-    A method that reads the base through ``attach`` gets the weight and the bias whole, in at least float32; no other makes such a copy.
-    ``there`` takes each array to where the fold is computed, if that is not numpy.
+    A method that reads the base through ``attach`` gets copies of the whole weight and bias, in at least float32; other methods need
+    none. ``to_device`` moves an array to the device that computes, if that is not numpy.
     """
     method, adapter = contribution.method, contribution.adapter
     site = dataclasses.replace(adapter.site, out_features=weight.shape[0], in_features=weight.shape[1])
     if method.traits.reads_weight:
         site = dataclasses.replace(site, weight=_widened(weight, dtype), base_bias=None if bias is None else _widened(bias, dtype))
     params = complete(method, adapter.config, {name: _widened(value, dtype) for name, value in adapter.params.items()}, site)
-    if there is not None:
-        params = {name: there(value) for name, value in params.items()}
-        site = dataclasses.replace(site, weight=None if site.weight is None else there(site.weight),
-                                   base_bias=None if site.base_bias is None else there(site.base_bias))
+    if to_device is not None:
+        params = {name: to_device(value) for name, value in params.items()}
+        site = dataclasses.replace(site, weight=None if site.weight is None else to_device(site.weight),
+                                   base_bias=None if site.base_bias is None else to_device(site.base_bias))
     if method.fold is not None:
-        own = method.fold
-        return Bound(lambda block, bias, rows: own(adapter.config, params, site, block, bias, rows), None)
+        fold = method.fold
+        return Bound(lambda block, bias, rows: fold(adapter.config, params, site, block, bias, rows), None)
     form = method.attach(adapter.config, params, site)
     return Bound(lambda block, bias, rows: fold_form(form, block, bias, rows), form)
 
@@ -73,10 +73,10 @@ def _widened(value: np.ndarray | Matrix, dtype: np.dtype[Any]) -> np.ndarray:
     return value.astype(dtype, copy=False) if isinstance(value, Matrix) or dtype_name(value.dtype) in FLOATS else value
 
 
-def inert(contribution: Contribution, bound: Bound, shape: tuple[int, int]) -> bool:
-    """Whether the contribution to a weight ``(out, in)`` certainly changes nothing: weight zero, or a form that is the identity.
+def changes_nothing(contribution: Contribution, bound: Bound, shape: tuple[int, int]) -> bool:
+    """Whether a contribution to a weight ``(out, in)`` certainly changes nothing: its factor is zero, or its form is the identity.
 
-    A matrix that maps a random vector to zero is zero with probability one, so that no wide product is needed.
+    A matrix that maps a random vector to zero is zero with probability one, so no full product is needed.
     """
     if contribution.weight == 0:
         return True
@@ -106,15 +106,15 @@ class Change(NamedTuple):
     """All contributions to one weight, ready to be applied block by block.
 
     Plain factor pairs are stacked, ``up = [w_1 up_1, ...]`` and ``down = [down_1; ...]``, so that any number of adapters is one product;
-    ``rest`` holds the other additive ones as (weight, reads the base, fold). Where one is not additive, all are in ``chain``: each folds
-    what the one before it left, as active adapters do in a model. ``whole``: not all can fold a block of rows without the others.
-    ``energy``: ``|D|_F^2`` of the change, where the factors tell it; else it has to be summed up over the blocks. ``panels`` is ``down`` as
+    ``others`` are the other additive ones as (factor, reads the base, fold). If one is not additive, all are in ``chain`` and are folded
+    one after the other, as active adapters are in a model. ``whole``: some need all rows of the matrix at once. ``energy``: ``|D|_F^2`` of
+    the change, where the factors give it; otherwise it is summed over the blocks. ``panels`` is ``down`` as
     :mod:`~adapterpack._native.lowrank` multiplies it.
     """
 
     up: np.ndarray | None = None
     down: np.ndarray | None = None
-    rest: tuple[tuple[float, bool, Fold], ...] = ()
+    others: tuple[tuple[float, bool, Fold], ...] = ()
     chain: tuple[Fold, ...] = ()
     whole: bool = False
     energy: float | None = None
@@ -123,10 +123,10 @@ class Change(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether it is a product of factors and nothing else."""
-        return self.up is not None and self.down is not None and not self.rest and not self.chain
+        return self.up is not None and self.down is not None and not self.others and not self.chain
 
-    def turned(self) -> Change | None:
-        """The same change of the transposed matrix, where it is plain factors and nothing else."""
+    def transposed(self) -> Change | None:
+        """The same change of the transposed matrix, or None if it is not just a product of factors."""
         if not self.is_plain or self.up is None or self.down is None:
             return None
         return Change(self.down.T, self.up.T, energy=self.energy, panels=lowrank.panels(self.down.T, self.up.T))
@@ -145,7 +145,7 @@ class Change(NamedTuple):
         else:
             lowrank.product(self.up[rows], self.down, self.panels, change)
         total = bias
-        for factor, reads, fold in self.rest:
+        for factor, reads, fold in self.others:
             # The fold of zero is the change itself, free of the base's rounding, unless the method looks at the base.
             start, offset = (weight, bias) if reads else (np.zeros_like(weight), None if bias is None else np.zeros_like(bias))
             folded, moved = fold(start, offset, rows)
@@ -156,7 +156,7 @@ class Change(NamedTuple):
         return total
 
     def apply_to(self, weight: Any, bias: Any | None, rows: slice) -> tuple[Any, Any, Any | None]:
-        """The change of a block, the changed block and the changed bias, for arrays of any library."""
+        """The change of a block, the changed block and the changed bias, for arrays of any library (numpy or torch)."""
         xp = array_namespace(weight)
         if self.chain:
             folded, moved = weight, bias
@@ -165,7 +165,7 @@ class Change(NamedTuple):
             return folded - weight, folded, moved
         change = xp.zeros_like(weight) if self.up is None else xp.matmul(self.up[rows], self.down)
         total = bias
-        for factor, reads, fold in self.rest:
+        for factor, reads, fold in self.others:
             start, offset = (weight, bias) if reads else (xp.zeros_like(weight), None if bias is None else xp.zeros_like(bias))
             folded, moved = fold(start, offset, rows)
             change = change + factor * (folded - start)
@@ -175,28 +175,28 @@ class Change(NamedTuple):
 
 
 def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None,
-            there: There | None = None) -> Change:
+            to_device: ToDevice | None = None) -> Change:
     """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype``."""
-    bound = [bind(contribution, dtype, weight, bias, there) for contribution in contributions]
+    bound = [bind(contribution, dtype, weight, bias, to_device) for contribution in contributions]
     whole = not all(contribution.method.traits.row_separable for contribution in contributions)
     if not all(contribution.method.traits.additive for contribution in contributions):
         return Change(chain=tuple(one.fold for one in bound), whole=whole)
-    ups, downs, rest = [], [], []
+    ups, downs, others = [], [], []
     for contribution, (fold, form) in zip(contributions, bound, strict=True):
         factors = None if form is None else _dense_factors(form)
         if factors is None:
-            rest.append((contribution.weight, contribution.method.traits.reads_weight, fold))
+            others.append((contribution.weight, contribution.method.traits.reads_weight, fold))
         else:
             ups.append(contribution.weight * factors[0])
             downs.append(factors[1])
     up, down = (_joined(ups, 1), _joined(downs, 0)) if ups else (None, None)
     if up is None:
-        return Change(rest=tuple(rest), whole=whole)
-    return Change(up, down, tuple(rest), whole=whole, energy=None if rest else _energy(up, down), panels=lowrank.panels(up, down))
+        return Change(others=tuple(others), whole=whole)
+    return Change(up, down, tuple(others), whole=whole, energy=None if others else _energy(up, down), panels=lowrank.panels(up, down))
 
 
 def _energy(up: Any, down: Any) -> float:
-    """``|up @ down|_F^2 = <up^T up, down down^T>`` in float64: two small Gram matrices, and no pass over the product."""
+    """``|up @ down|_F^2 = <up^T up, down down^T>`` in float64: two small Gram matrices, without forming the product."""
     xp = array_namespace(up, down)
     up, down = xp.astype(up, xp.float64), xp.astype(down, xp.float64)
     return max(0.0, float(xp.sum((up.T @ up) * (down @ down.T))))

@@ -1,4 +1,4 @@
-"""The fold in one pass over a block, where its change is a product of factors and its numbers are plain floats."""
+"""Merges a block in one pass with the compiled kernel, where the change is a product of factors and the weight is stored as floats."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..._native import lowrank
+from ...base.codecs.expert_stack import StackReader, StackWriter
 from ...base.codecs.plain import PlainReader, PlainWriter
-from ...base.codecs.stack import StackReader, StackWriter
 from ...base.codecs.storage import Storage
 from ...base.rounding import Round
 from ...io.buffers import Scratch
@@ -18,20 +18,20 @@ from .loss import Sums
 
 
 class Fused(InNumpy):
-    """The fold on the cores of this machine, rounded to nearest: by a compiled kernel what it can do, and by numpy all else.
+    """Computes with the compiled kernel where it can, rounding to nearest, and with numpy elsewhere.
 
     The kernel's blocks are larger than numpy's: a number passes through the caches once, and a block costs 0.1 ms of the interpreter.
     """
 
     def elements(self, change: Change, storage: Storage) -> int:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
-        return 1 << 20 if _takes(change, storage) else super().elements(change, storage)
+        return 1 << 20 if _kernel_applies(change, storage) else super().elements(change, storage)
 
     def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
              moved: bool) -> tuple[Sums, np.ndarray | None]:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         up, panels = change.up, change.panels
-        if up is None or panels is None or block.turned or not _takes(change, storage):
+        if up is None or panels is None or block.transposed or not _kernel_applies(change, storage):
             return super().fold(change, storage, block, rounding, scratch, write, moved)
         out = scratch.get("stored", block.raw.shape, block.raw.dtype)
         error, inner, differs = lowrank.fold(block.raw, up[block.rows], panels, out)
@@ -39,8 +39,8 @@ class Fused(InNumpy):
         return Sums(0.0, error, inner, moved or differs), block.bias
 
 
-def _takes(change: Change, storage: Storage) -> bool:
-    """Whether the change is a product of factors, and a block's bytes are its numbers in the order of the matrix, before and after."""
+def _kernel_applies(change: Change, storage: Storage) -> bool:
+    """Whether the change is a product of factors, and weight and output are stored as floats of one dtype in the order of the matrix."""
     reader, writer = storage
     if not isinstance(reader, PlainReader | StackReader) or not isinstance(writer, PlainWriter | StackWriter):
         return False
@@ -48,5 +48,5 @@ def _takes(change: Change, storage: Storage) -> bool:
 
 
 def _rounded(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:
-    """A :data:`~adapterpack.base.rounding.Round` of what is rounded already."""
+    """A :data:`~adapterpack.base.rounding.Round` for values that are rounded already."""
     return values

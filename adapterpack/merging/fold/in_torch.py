@@ -1,4 +1,4 @@
-"""The fold by torch, on a CUDA device or on the CPU: the same interface as the one in numpy, chosen by ``--device``."""
+"""Merges blocks with torch on a CUDA device or the CPU (``--device``), with the same interface as numpy."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ...base.codecs.storage import Storage
 from ...base.rounding import Round
 from ...errors import ProviderError
 from ...io.buffers import Scratch
-from .blocks import Block, Write, account
+from .blocks import Block, Write, block_sums
 from .fold import Change, Contribution, prepare
 from .loss import Sums
 
 
 class InTorch:
-    """The fold on a device: blocks are large, so that the transfers and not the calls take the time.
+    """Computes on a device, in large blocks, so that transfers rather than calls take the time.
 
-    The products and the methods' own folds run there, in the fold's dtype; what was changed comes back to be rounded and accounted for in
-    numpy, so that the bytes follow from the same few lines wherever they were computed.
+    Products and the methods' folds run on the device; the result is rounded and measured in numpy, so that the same code decides the bytes
+    wherever they were computed.
 
     Raises:
         ProviderError: torch has no such device here.
@@ -44,32 +44,20 @@ class InTorch:
     def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
                 bias: np.ndarray | None) -> Change:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
-        return prepare(contributions, dtype, weight, bias, self._there)
-
-    def turned(self, change: Change) -> Change | None:
-        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
-        return change.turned()
-
-    def is_whole(self, change: Change) -> bool:
-        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
-        return change.whole
-
-    def energy(self, change: Change) -> float | None:
-        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
-        return change.energy
+        return prepare(contributions, dtype, weight, bias, self._to_device)
 
     def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
              moved: bool) -> tuple[Sums, np.ndarray | None]:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         old = storage.reader.decode(block.raw, scratch)
-        weight = self._there(old.T if block.turned else old)
-        bias = None if block.bias is None else self._there(block.bias)
+        weight = self._to_device(old.T if block.transposed else old)
+        bias = None if block.bias is None else self._to_device(block.bias)
         delta, new, after = change.apply_to(weight, bias, block.rows)
-        values = [np.ascontiguousarray((value.T if block.turned else value).cpu().numpy()) for value in (delta, new)]
+        values = [np.ascontiguousarray((value.T if block.transposed else value).cpu().numpy()) for value in (delta, new)]
         stored = storage.writer.encode(values[1], block.stored, rounding, scratch)
         write(stored)
-        sums = account(storage, block, (old, *values), stored, scratch, moved, change.energy is None)
+        sums = block_sums(storage, block, (old, *values), stored, scratch, moved, change.energy is None)
         return sums, None if after is None else after.cpu().numpy()
 
-    def _there(self, value: np.ndarray) -> Any:
+    def _to_device(self, value: np.ndarray) -> Any:
         return torch.from_numpy(np.ascontiguousarray(value)).to(self.device)

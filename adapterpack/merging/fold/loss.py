@@ -1,4 +1,4 @@
-"""How much of a change survives the rounding of what is stored: sums over blocks, in float64."""
+"""Sums up, in float64 over blocks, how much of a change survives rounding to the stored dtype."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Sums(NamedTuple):
         kept = 1 + self.inner / self.change if self.change else 1.0
         stored = math.sqrt(max(self.change + 2 * self.inner + self.error, 0.0)) if self.moved else 0.0
         if self.moved and stored == 0.0:
-            stored = math.ulp(0.0)  # it is not nothing
+            stored = math.ulp(0.0)  # bytes differ, so the stored change is not zero
         return TensorLoss(tensor, dtype, math.sqrt(self.change), math.sqrt(self.error), kept, stored, math.sqrt(self.noise))
 
 
 def sums_of(change: np.ndarray, error: np.ndarray, moved: bool, *, energy: bool = True) -> Sums:
-    """The sums of a block; without ``energy`` ``<D, D>`` is left to who knows it of the whole tensor."""
+    """The sums of a block; without ``energy``, ``<D, D>`` is left out, as the caller knows it for the whole tensor."""
     return Sums(inner(change, change) if energy else 0.0, inner(error, error), inner(error, change), moved)
 
 

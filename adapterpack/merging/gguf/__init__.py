@@ -1,1 +1,1 @@
-"""Folds into models of llama.cpp: GGUF files, each tensor written again in its own type."""
+"""Merges into GGUF files, llama.cpp's model format; every tensor keeps its type."""

@@ -1,4 +1,4 @@
-"""The file that a merge into a GGUF file writes: the same keys, the same tensors in the same order."""
+"""Lays out the GGUF file that a merge writes: the base's keys, and the same tensors in the same order."""
 
 from __future__ import annotations
 
@@ -9,84 +9,83 @@ from typing import Any
 
 import numpy as np
 
-from ...base.codecs.ordered import as_file
+from ...base.codecs.row_order import as_file
 from ...base.gguf import MAGIC
 from ...base.gguf import header as gg
-from ...base.gguf.checkpoint import GGUFBase
-from ...base.gguf.kinds import KINDS, NUMBERS, Kind
+from ...base.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS, TensorType
 from ...errors import ConfigError, Unsupported
 from ...io.safetensors import DTYPES, TensorInfo
+from ...merging.gguf.base_model import GGUFBase
 from ..layout import Item, Shard, sources
 from ..plan import Plan
 
 NAME = "model.gguf"
 KEY = "adapterpack.merge"
-"""The key under which the file says what it was made from."""
+"""The key under which the file states what it was merged from."""
 _FILE_TYPE = "general.file_type"
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
-"""What llama.cpp calls a file of which most is of one type."""
+"""llama.cpp's number for a file most of which is of one type."""
 
 
 def shards(base: GGUFBase, todo: Plan, dtype: str | None, note: str) -> list[Shard]:
-    """The one file: every tensor in its own type, or what has rows in ``dtype``.
+    """The one file: every tensor in the type that it has, or every matrix in ``dtype``.
 
     Raises:
-        Unsupported: a pack brings what the file has no place for, or a bias whose order is another there.
+        Unsupported: a pack adds tensors, which is not supported, or changes a bias whose rows the file reorders.
         ConfigError: llama.cpp has no such type.
     """
-    _require_place(base, todo, dtype)
+    _require_no_additions(base, todo, dtype)
     header, folds = base.file.header, sources(todo)
-    kinds = {name: _kind(tensor, dtype) for name, tensor in base.file.own.items()}
+    types = {name: _type(tensor, dtype) for name, tensor in base.file.entries.items()}
     infos, offsets, end = b"", {}, 0
-    for name, tensor in base.file.own.items():
+    for name, tensor in base.file.entries.items():
         offsets[name] = gg.aligned(end, header.alignment)
-        infos += gg.tensor_info(tensor.name, tensor.shape, NUMBERS[kinds[name].name], offsets[name])
-        end = offsets[name] + math.prod(tensor.shape) // kinds[name].block * kinds[name].size
+        infos += gg.tensor_info(tensor.name, tensor.shape, TYPE_NUMBERS[types[name].name], offsets[name])
+        end = offsets[name] + math.prod(tensor.shape) // types[name].block * types[name].size
     keys = [*_keys(base, dtype), gg.key_text(KEY, note)]
-    head = MAGIC + struct.pack("<IQQ", header.version, len(kinds), len(keys)) + b"".join(keys) + infos
+    head = MAGIC + struct.pack("<IQQ", header.version, len(types), len(keys)) + b"".join(keys) + infos
     head += bytes(gg.aligned(len(head), header.alignment) - len(head))
-    items = tuple(_item(base, todo, name, _place(name, tensor.shape, kinds[name], len(head) + offsets[name]), folds)
-                  for name, tensor in base.file.own.items())
+    items = tuple(_item(base, todo, name, _place(name, tensor.shape, types[name], len(head) + offsets[name]), folds)
+                  for name, tensor in base.file.entries.items())
     return [Shard(NAME, base.file, head, items, gg.aligned(end, header.alignment) - end)]
 
 
-def _require_place(base: GGUFBase, todo: Plan, dtype: str | None) -> None:
-    where = base.file.path
-    if todo.whole.added or todo.copies or todo.whole.words:
+def _require_no_additions(base: GGUFBase, todo: Plan, dtype: str | None) -> None:
+    where, full = base.file.path, todo.full_modules
+    if full.added or todo.copies or full.vocab_size:
         raise Unsupported("a pack brings modules or words that the file lacks, and none are added to it", where=where,
-                          found=", ".join(sorted([*todo.whole.added, *todo.copies, *(todo.whole.replaced if todo.whole.words else ())])
-                                          [:5]),
+                          found=", ".join(sorted([*full.added, *todo.copies, *(full.replaced if full.vocab_size else ())])[:5]),
                           remedy="merge into the original checkpoint, and convert the result with llama.cpp's converter")
     if dtype is not None and dtype not in _FILE_TYPES:
         raise ConfigError("llama.cpp has no such type of tensor", where="dtype", expected="float32, float16 or bfloat16", found=dtype)
     for target in todo.targets.values():
-        if target.bias is not None and base.order(target.bias) is not None:
+        if target.bias is not None and base.row_order(target.bias) is not None:
             raise Unsupported("the fold changes a bias whose rows are reordered in the file", where=f"{where}, {target.bias}",
                               remedy="merge into the original checkpoint, and convert the result with llama.cpp's converter")
 
 
-def _kind(tensor: gg.Tensor, dtype: str | None) -> Kind:
-    if dtype is None or len(tensor.shape) == 1 or (tensor.kind.name[0] == "I" and tensor.kind.plain):
-        return tensor.kind
-    return KINDS[NUMBERS[dtype]]
+def _type(tensor: gg.Tensor, dtype: str | None) -> TensorType:
+    if dtype is None or len(tensor.shape) == 1 or (tensor.type.name[0] == "I" and tensor.type.plain):
+        return tensor.type
+    return TENSOR_TYPES[TYPE_NUMBERS[dtype]]
 
 
-def _place(name: str, shape: tuple[int, ...], kind: Kind, offset: int) -> TensorInfo:
-    nbytes = math.prod(shape) // kind.block * kind.size
-    if kind.plain:
-        return TensorInfo(name, kind.name, shape, offset, nbytes)
-    return TensorInfo(name, "U8", (math.prod(shape[:-1]), shape[-1] // kind.block * kind.size), offset, nbytes)
+def _place(name: str, shape: tuple[int, ...], tensor_type: TensorType, offset: int) -> TensorInfo:
+    nbytes = math.prod(shape) // tensor_type.block * tensor_type.size
+    if tensor_type.plain:
+        return TensorInfo(name, tensor_type.name, shape, offset, nbytes)
+    return TensorInfo(name, "U8", (math.prod(shape[:-1]), shape[-1] // tensor_type.block * tensor_type.size), offset, nbytes)
 
 
 def _item(base: GGUFBase, todo: Plan, name: str, place: TensorInfo, folds: Mapping[str, Mapping[str, Any]]) -> Item:
     info = base.file.tensors[name]
-    value = todo.whole.replaced.get(name)
+    value = todo.full_modules.replaced.get(name)
     if value is not None:
-        order = base.order(name)
+        order = base.row_order(name)
         return Item(place, value=_shaped(value if order is None else as_file(value, order), place))
     if name in folds:
-        beside: dict[str, Any] = {"source": info} if "written_with" in folds[name] else {}
-        return Item(place, **folds[name], **beside)
+        source: dict[str, Any] = {"source": info} if "written_with" in folds[name] else {}
+        return Item(place, **folds[name], **source)
     if place.dtype == info.dtype and place.shape == info.shape:
         return Item(place, source=info)
     return Item(place, storage=base.storage(name, place.dtype))
@@ -97,12 +96,12 @@ def _shaped(value: np.ndarray, place: TensorInfo) -> np.ndarray:
 
 
 def _keys(base: GGUFBase, dtype: str | None) -> list[bytes]:
-    """The keys and their values as they stand in the file, but for what the file is mostly made of, and an older note of ours."""
-    found = []
+    """The keys and their values as bytes, with the file type of ``dtype`` and without the note of an earlier merge."""
+    keys = []
     for key, (start, stop) in base.file.header.spans.items():
         raw = base.file.bytes[start:stop]
         if key == _FILE_TYPE and dtype is not None:
             raw = gg.text(key) + struct.pack("<II", 4, _FILE_TYPES[dtype])
         if key != KEY:
-            found.append(raw)
-    return found
+            keys.append(raw)
+    return keys

@@ -1,1 +1,1 @@
-"""Adapters folded into ONNX graphs: initializers changed in place, by the same arithmetic as a checkpoint's tensors."""
+"""Merges adapters into ONNX graphs: initializers are changed with the same arithmetic as a checkpoint's tensors."""

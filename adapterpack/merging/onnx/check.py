@@ -1,4 +1,4 @@
-"""That a written graph is one: ONNX's checker reads it from the disk, and ONNX Runtime opens it."""
+"""Checks a written graph with ONNX's checker and by opening it in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from ...errors import ParityError
 
 
 def check(written: Path, source: Path) -> dict[str, str]:
-    """What each of the two says of ``written``: ``passed``, or why it has no opinion because ``source`` fails it as well.
+    """The result of both checks of ``written``: ``passed``, or why there is none because ``source`` fails as well.
 
     Raises:
         ParityError: it fails where the source does not.
     """
-    found = {}
+    results = {}
     for name, test in (("onnx.checker", _checker), ("onnxruntime", _runtime)):
         problem = test(written)
         if problem is not None and test(source) is None:
             raise ParityError(f"{name} does not accept the folded graph", where=written.name, found=problem, remedy="report this graph")
-        found[name] = "passed" if problem is None else f"not checked: the source fails too: {problem}"
-    return found
+        results[name] = "passed" if problem is None else f"not checked: the source fails too: {problem}"
+    return results
 
 
 def _checker(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""The fold of one tensor into a graph: block by block as in a checkpoint, then to wherever the graph holds these rows."""
+"""Merges one tensor into a graph: computed block by block as in a checkpoint, and written wherever the graph stores these rows."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ..fold.fold import prepare, slice_of
 from ..fold.loss import Sums, sums_of
 from ..plan import Target
 from ..report import TensorLoss
-from ..tensors import blocks
-from .write import Block, Writer
+from ..tensor_jobs import blocks
+from .write import Writer, WrittenBlock
 
 Tick = Callable[[int], None]
 
 
 class Folded(NamedTuple):
-    """What became of one tensor: its loss, what it is stored as, and for a quantized weight the distance of its numbers from the float
-    weight, before the fold and after it, each relative to that weight's norm."""
+    """The result for one tensor: its loss, and for a quantized weight its distance from the float weight before and after the merge, each
+    relative to that weight's norm."""
 
     loss: TensorLoss
     quantized: tuple[float, float] | None
 
 
 def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], writer: Writer, safe: bool, tick: Tick) -> Folded:
-    """Folds the contributions to ``target`` into the places of its weight and its bias: in float32, rounded once to what each stores.
+    """Writes ``target`` with its contributions to the places of its weight and its bias: in float32, rounded once to each stored dtype.
 
     Raises:
         NonFinite: under ``safe``, a result is NaN or infinite.
@@ -45,7 +45,7 @@ def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], w
     after = None if before is None else np.empty_like(before)
     tally = _Tally()
     for number, matrix in enumerate(reader.matrices(target.kind)):
-        change = prepare([slice_of(each, number) for each in target.contributions], dtype, matrix, target.base_bias)
+        change = prepare([slice_of(contribution, number) for contribution in target.contributions], dtype, matrix, target.base_bias)
         pieces = [(piece, counted) for piece, counted in _counted(place.pieces[number])]
         for block, (old, delta, new) in _blocks(matrix, dtype, LAYOUTS[target.kind].turned, change.whole):
             moved = change.apply(old, None if before is None else before[block], block, delta, new)
@@ -55,61 +55,61 @@ def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], w
                 written = writer.put(piece, block, new)
                 if written is not None:
                     tally.add(written, block, (old, delta, new), counted, piece)
-                    _judge(written.after, safe, target.weight)
+                    _require_finite(written.after, safe, target.weight)
             tick(new.size)
     if before is not None and after is not None and bias_place is not None:
         for piece, counted in _counted(bias_place.pieces[0]):
-            every = slice(0, len(after))
-            written = writer.put(piece, every, after[:, None])
+            all_rows = slice(0, len(after))
+            written = writer.put(piece, all_rows, after[:, None])
             if written is not None:
-                tally.add(written, every, (before[:, None], (after - before)[:, None], after[:, None]), counted, piece)
-                _judge(written.after, safe, bias_place.tensor)
-    stored = sorted({_dtype(writer, piece) for each in place.pieces for piece in each})
-    return Folded(tally.sums.loss(target.weight, "+".join(stored)), tally.quantized)
+                tally.add(written, all_rows, (before[:, None], (after - before)[:, None], after[:, None]), counted, piece)
+                _require_finite(written.after, safe, bias_place.tensor)
+    dtypes = sorted({_dtype(writer, piece) for pieces_of_matrix in place.pieces for piece in pieces_of_matrix})
+    return Folded(tally.sums.loss(target.weight, "+".join(dtypes)), tally.quantized)
 
 
 def put(value: np.ndarray, place: Place, writer: Writer, safe: bool) -> None:
-    """Writes a module that was trained whole to its place."""
+    """Writes a fully trained module to its place."""
     matrix = value if value.ndim == 2 else value.reshape(len(value), -1)
     for piece in place.pieces[0]:
         written = writer.put(piece, slice(0, len(matrix)), matrix)
         if written is not None:
-            _judge(written.after, safe, place.tensor)
+            _require_finite(written.after, safe, place.tensor)
 
 
-def _blocks(matrix: np.ndarray, dtype: np.dtype[Any], turned: bool, whole: bool) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
-    """Row blocks as the merge of a checkpoint cuts and lays them, so that equal numbers come out: old, change, new ``[count, in]``."""
+def _blocks(matrix: np.ndarray, dtype: np.dtype[Any], transposed: bool, whole: bool) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
+    """Blocks of rows as in the merge of a checkpoint, so that the results are equal: arrays for old, change, new ``[count, in]``."""
     rows, columns = matrix.shape
-    for block in iter((slice(0, rows),)) if whole or turned else blocks(rows, columns, 1, ELEMENTS):
+    for block in iter((slice(0, rows),)) if whole or transposed else blocks(rows, columns, 1, ELEMENTS):
         count = block.stop - block.start
-        shape = (columns, count) if turned else (count, columns)
+        shape = (columns, count) if transposed else (count, columns)
         old, delta, new = (np.empty(shape, dtype) for _ in range(3))
-        np.copyto(old, matrix[block].T if turned else matrix[block])
-        yield block, (old.T, delta.T, new.T) if turned else (old, delta, new)
+        np.copyto(old, matrix[block].T if transposed else matrix[block])
+        yield block, (old.T, delta.T, new.T) if transposed else (old, delta, new)
 
 
 def _counted(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, bool]]:
-    """Each piece, and whether the fold loss is taken of it: copies of what another piece holds are left out."""
-    seen: list[tuple[int, int, int]] = []
+    """Each piece, and whether it counts for the loss: rows that another piece holds too count once."""
+    counted: list[tuple[int, int, int]] = []
     for piece in pieces:
-        again = any(axis != piece.axis or (start < piece.stop and piece.start < stop) for axis, start, stop in seen)
-        if not again:
-            seen.append((piece.axis, piece.start, piece.stop))
-        yield piece, not again
+        is_copy = any(axis != piece.axis or (start < piece.stop and piece.start < stop) for axis, start, stop in counted)
+        if not is_copy:
+            counted.append((piece.axis, piece.start, piece.stop))
+        yield piece, not is_copy
 
 
 class _Tally:
-    """The sums behind a :class:`Folded`."""
+    """Sums up the numbers of a :class:`Folded`."""
 
     def __init__(self) -> None:
         self.sums = Sums()
         self._squares = np.zeros(4)
         self._any = False
 
-    def add(self, written: Block, block: slice, numbers: tuple[np.ndarray, ...], counted: bool, piece: Piece) -> None:
-        """Notes one written block; ``numbers`` are old, change and new of all of its rows."""
+    def add(self, written: WrittenBlock, block: slice, numbers: tuple[np.ndarray, ...], counted: bool, piece: Piece) -> None:
+        """Adds one written block; ``numbers`` are old, change and new of all of its rows."""
         part = (slice(written.rows.start - block.start, written.rows.stop - block.start), written.columns)
-        old, delta, new = (np.ascontiguousarray(each[part]) for each in numbers)
+        old, delta, new = (np.ascontiguousarray(values[part]) for values in numbers)
         if piece.nbits is not None:
             self._any = True
             self._squares += [_square(written.before - old), _square(old), _square(written.after - new), _square(new)]
@@ -137,7 +137,7 @@ def _dtype(writer: Writer, piece: Piece) -> str:
 _NAMES = {"float32": "F32", "float16": "F16", "float64": "F64", "bfloat16": "BF16"}
 
 
-def _judge(stored: np.ndarray, safe: bool, name: str) -> None:
+def _require_finite(stored: np.ndarray, safe: bool, name: str) -> None:
     if safe and not np.isfinite(stored).all():
         raise NonFinite("the merged tensor holds NaN or infinity", where=name,
                         remedy="merge into a graph of a wider dtype; if that does not help, the base or the adapter holds it already")

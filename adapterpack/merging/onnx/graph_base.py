@@ -1,4 +1,4 @@
-"""A bundle's graph as the base of a merge: the weights are those of its site map, the identity is the bundle's."""
+"""Opens a bundle's graph as the base of a merge: its weights by the site map, its identity as the bundle records it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS
 from ...base.checkpoint import read_json
-from ...base.codecs.dequantized_checkpoint import Decoded
+from ...base.compatibility import recorded_fingerprint
 from ...base.fingerprint import Fingerprint
-from ...base.identity import levels
 from ...bundle.manifest import Bundle, MappedSite
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...io.safetensors import TensorInfo, dtype_name
@@ -22,17 +21,18 @@ from ...onnx_graph.match import Place
 from ...onnx_graph.nbits import NBits, dequantized, quantized_nodes, require_plain
 from ...onnx_graph.pieces import Piece
 from ...pack.pack import Pack
+from ..base_model import MergeBase
 
 
-class GraphBase(Decoded):
+class GraphBase(MergeBase):
     """The linear modules of a bundle, under the names that the packs' sites have.
 
-    A quantized weight reads as what its numbers stand for, in float32.
+    A quantized weight is read dequantized, in float32.
     """
 
     def __init__(self, folder: Path, bundle: Bundle, graph: GraphFile, packs: Sequence[Pack]) -> None:
         self.folder, self.bundle, self.graph = folder, bundle, graph
-        self.index, self.files, self.shard_of, self.identities, self.coded = None, {}, {}, {}, {}
+        self.index, self.files, self.shard_of, self.identities, self.quantized = None, {}, {}, {}, {}
         self._nbits = {one.weight: one for one in quantized_nodes(graph)}
         wanted = {group.path: group for pack in packs for group in pack.manifest.groups if group.path in bundle.sites}
         self._sites = {path: (bundle.sites[path], group.kind if group.role == "adapter" else "linear") for path, group in wanted.items()}
@@ -41,8 +41,8 @@ class GraphBase(Decoded):
     def config(self) -> dict[str, Any]:
         """The bundle's own ``config.json``."""
         path = self.folder / "config.json"
-        found: dict[str, Any] = read_json(path) if path.is_file() else {}
-        return {key: value for key, value in found.items() if key != "tie_word_embeddings"}  # a graph's modules are changed one by one
+        config: dict[str, Any] = read_json(path) if path.is_file() else {}
+        return {key: value for key, value in config.items() if key != "tie_word_embeddings"}  # a graph's modules are changed one by one
 
     @cached_property
     def name(self) -> str:
@@ -56,21 +56,21 @@ class GraphBase(Decoded):
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> Fingerprint:
         """As the bundle records it."""
-        return levels(self.bundle.base)
+        return recorded_fingerprint(self.bundle.base)
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """``PATH.weight`` and ``PATH.bias`` of each site that the packs change."""
-        found = {}
+        tensors = {}
         for path, (site, kind) in self._sites.items():
             layout = LAYOUTS[kind]
             shape = (site.in_features, site.out_features) if layout.turned else (site.out_features, site.in_features)
             dtype = "F32" if site.weight in self._nbits else dtype_name(require_stored(self.graph, site.weight).dtype)
-            found[f"{path}.weight"] = TensorInfo(f"{path}.weight", dtype, shape, 0, 0)
+            tensors[f"{path}.weight"] = TensorInfo(f"{path}.weight", dtype, shape, 0, 0)
             if site.bias is not None:
                 bias = require_stored(self.graph, site.bias)
-                found[f"{path}.bias"] = TensorInfo(f"{path}.bias", dtype_name(bias.dtype), (site.out_features,), 0, 0)
-        return found
+                tensors[f"{path}.bias"] = TensorInfo(f"{path}.bias", dtype_name(bias.dtype), (site.out_features,), 0, 0)
+        return tensors
 
     def read(self, name: str) -> np.ndarray:
         """A weight as its site stores it, or a bias."""
@@ -83,13 +83,13 @@ class GraphBase(Decoded):
             require_plain(self.graph, one)
             out_in = dequantized(self.graph, one, slice(0, one.rows))
         else:
-            held = self.graph.array(site.weight)
-            out_in = held if site.layout == "out_in" else held.T
+            stored = self.graph.array(site.weight)
+            out_in = stored if site.layout == "out_in" else stored.T
         out_in = out_in[site.at : site.at + site.out_features]
         return out_in.T if LAYOUTS[kind].turned else out_in
 
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
-        """The weight of the module ``path``: the graph knows modules, not the tensors of a checkpoint."""
+        """The weight of the module ``path``; a graph has modules, not the tensor names of a checkpoint."""
         name = f"{path}.weight"
         return name if name in self.tensors else None
 
@@ -106,7 +106,7 @@ class GraphBase(Decoded):
         return name
 
     def places(self, wanted: Mapping[str, str]) -> dict[str, Place]:
-        """Where the graph holds tensors, by its site map.
+        """Where the graph stores tensors, by its site map.
 
         Raises:
             Unsupported: two modules of the site map have one weight.
@@ -125,5 +125,5 @@ class GraphBase(Decoded):
             raise Unsupported("other nodes read this site's weight too, and would change with it", where=f"{self.folder}, {path}",
                               found=", ".join([*sharing, *sorted(readers - {site.node})][:5]), remedy="export the bundle again")
         one: NBits | None = self._nbits.get(site.weight)
-        turned = site.layout == "in_out" and one is None
-        return Place(name, kind, ((Piece(site.weight, 0, site.out_features, site.at, 0, turned, None, one),),), (site.node,))
+        transposed = site.layout == "in_out" and one is None
+        return Place(name, kind, ((Piece(site.weight, 0, site.out_features, site.at, 0, transposed, None, one),),), (site.node,))

@@ -1,4 +1,4 @@
-"""Adapters folded into an ONNX file, or into a bundle: the files are copied, and the numbers of some initializers changed in them."""
+"""Merges adapters into an ONNX file or a bundle: copies the files and changes some initializers in the copies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...base.checkpoint import carried_files
-from ...base.codecs.dequantized_checkpoint import Decoded
 from ...base.quantization import require_plain
 from ...bundle.manifest import GRAPH, Bundle, BundledAdapter, read_bundle
 from ...errors import ConfigError, NothingToDo, Unsupported
@@ -33,12 +32,13 @@ from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from .. import plan, provenance
 from ..arguments import require_outside, weights_of
+from ..base_model import MergeBase
 from ..report import MergedPack
 from .check import check
 from .fold import Folded, fold, put
 from .graph_base import GraphBase
 from .report import GraphReport, GraphTensor
-from .strip import strip
+from .strip_adapters import strip_adapters
 from .write import Writer, opened_all
 
 CARRIED = ("genai_config.json",)
@@ -58,8 +58,8 @@ def merge_graph(
 ) -> GraphReport:
     """Folds ``packs`` into the graph ``source`` and writes it, with its data and what belongs to it, to the new folder ``out``.
 
-    ``source`` is an ``.onnx`` file that any tool made from ``checkpoint``, whose tensors are found in it by what they hold; or the folder
-    of a bundle, whose site map says where they are. Each fold is computed from the checkpoint's own numbers where there is one, and
+    ``source`` is an ``.onnx`` file that any tool made from ``checkpoint``, whose tensors are found in it by their content; or the folder
+    of a bundle, whose site map says where they are. Each fold is computed from the checkpoint's own numbers where to_device is one, and
     rounded once to what the initializer stores; a quantized weight is rounded to its own bits and blocks. Files are copied and changed in
     place, weight by weight. The result is checked by ONNX and opened by ONNX Runtime before it gets its name.
 
@@ -67,7 +67,7 @@ def merge_graph(
 
     Raises:
         OutputExists, ConfigError: the output path or an argument cannot be used.
-        BaseMismatch, SiteNotFound: a pack was made for another base, or the graph does not hold what the pack changes.
+        BaseMismatch, SiteNotFound: a pack was made for another base, or the graph lacks what the pack changes.
         FormatError: the graph is malformed, or its external data lies outside its folder.
         Unsupported: the fold would not be exact, or would change more than the pack's sites.
         NothingToDo: no weight would change, or none did after rounding.
@@ -81,67 +81,68 @@ def merge_graph(
     refuse_existing(target)
     opened_packs = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = weights_of(weights, opened_packs)
-    with _opened(Path(source), checkpoint, opened_packs) as it:
-        require_outside(target, [*([it.folder] if it.bundle else []), *(pack.path for pack in opened_packs if pack.path is not None)])
-        todo = plan.make(it.base, opened_packs, factors, allow_structural)
-        work = _located(it, todo)
-        names = [path.relative_to(it.graph.folder) for path in it.graph.files]
+    with _opened(Path(source), checkpoint, opened_packs) as origin:
+        require_outside(target, [*([origin.folder] if origin.bundle else []),
+                                 *(pack.path for pack in opened_packs if pack.path is not None)])
+        todo = plan.make(origin.base, opened_packs, factors, allow_structural)
+        work = _located(origin, todo)
+        names = [path.relative_to(origin.graph.folder) for path in origin.graph.files]
         with output_folder(target) as folder:
-            total = sum(path.stat().st_size for path in it.graph.files) + sum(
-                math.prod(it.base.tensors[one.weight].shape) for one, _ in work.targets)
+            total = sum(path.stat().st_size for path in origin.graph.files) + sum(
+                math.prod(origin.base.tensors[one.weight].shape) for one, _ in work.targets)
             tick = Ticker(total, progress).add
             for name in names:
-                _copy(it.graph.folder / name, folder / name, tick)
-            with one_thread_each(), opened_all({it.graph.folder / name: folder / name for name in names}) as sinks:
-                writer = Writer(it.graph, sinks)
-                done = [fold(one, it.base, places, writer, safe, tick) for one, places in work.targets]
+                _copy(origin.graph.folder / name, folder / name, tick)
+            with one_thread_each(), opened_all({origin.graph.folder / name: folder / name for name in names}) as sinks:
+                writer = Writer(origin.graph, sinks)
+                done = [fold(one, origin.base, places, writer, safe, tick) for one, places in work.targets]
                 for value, place in work.replaced:
                     put(value, place, writer, safe)
-            if done and not work.replaced and not any(each.loss.stored for each in done):
+            if done and not work.replaced and not any(folded.loss.stored for folded in done):
                 raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
                                   found=done[0].loss.dtype,
-                                  remedy="fold into a graph of a wider dtype, or keep the adapter beside the base")
-            checks = check(folder / it.graph.path.name, it.graph.path)
+                                  remedy="fold into a graph of a wider dtype, or keep the adapter unmerged")
+            checks = check(folder / origin.graph.path.name, origin.graph.path)
             report = GraphReport(
                 out=str(target),
-                graph=it.graph.path.name,
-                base_name=it.base.name,
-                base_structure=it.base.structure,
-                base_content=it.base.content if it.bundle is None else it.bundle.base.content,
+                graph=origin.graph.path.name,
+                base_name=origin.base.name,
+                base_structure=origin.base.structure,
+                base_content=origin.base.content if origin.bundle is None else origin.bundle.base.content,
                 packs=tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
                             for pack, factor, verdict in zip(opened_packs, factors, todo.verdicts, strict=True)),
-                tensors=tuple(_told(each, places) for each, (_, places) in zip(done, work.targets, strict=True)),
+                tensors=tuple(_tensor_report(folded, places) for folded, (_, places) in zip(done, work.targets, strict=True)),
                 replaced=tuple(sorted(place.tensor for _, place in work.replaced)),
-                initializers=len(it.graph.model.graph.initializer),
+                initializers=len(origin.graph.model.graph.initializer),
                 bytes_written=sum((folder / name).stat().st_size for name in names),
                 seconds=0.0,
                 checks=checks,
-                left_out=it.left_out,
+                left_out=origin.left_out,
             )
-            _side_files(it, folder)
+            _side_files(origin, folder)
             (folder / provenance.FILE_NAME).write_bytes(strict_json.canonical(report.provenance()))
-            if it.bundle is not None:
-                _write_bundle(it, folder, opened_packs, report)
+            if origin.bundle is not None:
+                _write_bundle(origin, folder, opened_packs, report)
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
-class _Source(NamedTuple):
-    """What is folded into: the graph, the base that its weights are, and the bundle if it is one."""
+class _Origin(NamedTuple):
+    """What is merged into: the graph, the base whose weights it holds, and the bundle, if it is one."""
 
     folder: Path
     graph: GraphFile
-    base: Decoded
+    base: MergeBase
     bundle: Bundle | None
     left_out: tuple[str, ...]
 
 
 @contextmanager
-def _opened(source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequence[Pack]) -> Iterator[_Source]:
+def _opened(source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequence[Pack]) -> Iterator[_Origin]:
     if source.suffix == ".onnx":
         if checkpoint is None:
             raise ConfigError("a graph alone does not say which of its weights are which", where=source, expected="--base CHECKPOINT",
                               remedy="name the checkpoint that it was exported from")
-        yield _Source(source.parent, GraphFile(source), _floats(checkpoint), None, ())
+        yield _Origin(source.parent, GraphFile(source), _unquantized(checkpoint), None, ())
         return
     bundle = read_bundle(source)
     if len(bundle.parts) > 1:
@@ -155,68 +156,69 @@ def _opened(source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequ
         path, left_out = source / GRAPH, tuple[str, ...]()
         if bundle.mode != "folded":
             path = Path(scratch) / GRAPH
-            strip(source, bundle, path)
+            strip_adapters(source, bundle, path)
             left_out = tuple(adapter.name for adapter in bundle.adapters)
             bundle = dataclasses.replace(bundle, adapters=())
         graph = GraphFile(path)
-        base = GraphBase(source, bundle, graph, packs) if checkpoint is None else _floats(checkpoint)
-        yield _Source(source, graph, base, bundle, left_out)
+        base = GraphBase(source, bundle, graph, packs) if checkpoint is None else _unquantized(checkpoint)
+        yield _Origin(source, graph, base, bundle, left_out)
 
 
-def _floats(checkpoint: str | os.PathLike[str]) -> Decoded:
-    """A checkpoint whose tensors can be looked for in a graph: they are found by their bytes, which must be the weights."""
-    found = Decoded(checkpoint)
-    require_plain(found)
-    return found
+def _unquantized(checkpoint: str | os.PathLike[str]) -> MergeBase:
+    """A checkpoint whose tensors are looked for in a graph by their bytes, and so must not be quantized."""
+    base = MergeBase(checkpoint)
+    require_plain(base)
+    return base
 
 
-class _Work(NamedTuple):
-    """Every target with the places of its weight and its bias, and every module that comes in whole with its place."""
+class _LocatedPlan(NamedTuple):
+    """Every target with the places of its weight and its bias, and every fully trained module with its place."""
 
     targets: list[tuple[plan.Target, tuple[Place, Place | None]]]
     replaced: list[tuple[np.ndarray, Place]]
 
 
-def _located(it: _Source, todo: plan.Plan) -> _Work:
-    if todo.whole.added:
-        raise Unsupported("a pack brings modules that the base lacks, and a fold adds no nodes to a graph", where=it.graph.path,
-                          found=", ".join(sorted(todo.whole.added)[:5]), remedy="export BASE PACK --mode folded")
-    for name, value in todo.whole.replaced.items():
-        if value.shape != it.base.tensors[name].shape:
-            raise Unsupported("a module that was trained whole has another shape in the graph", where=f"{it.graph.path}, {name}",
-                              expected=it.base.tensors[name].shape, found=value.shape, remedy="export BASE PACK --mode folded")
-    wide = {name: value for name, value in todo.whole.replaced.items() if value.ndim > 1}
+def _located(origin: _Origin, todo: plan.Plan) -> _LocatedPlan:
+    if todo.full_modules.added:
+        raise Unsupported("a pack brings modules that the base lacks, and a fold adds no nodes to a graph", where=origin.graph.path,
+                          found=", ".join(sorted(todo.full_modules.added)[:5]), remedy="export BASE PACK --mode folded")
+    for name, value in todo.full_modules.replaced.items():
+        if value.shape != origin.base.tensors[name].shape:
+            raise Unsupported("a module that was trained whole has another shape in the graph", where=f"{origin.graph.path}, {name}",
+                              expected=origin.base.tensors[name].shape, found=value.shape, remedy="export BASE PACK --mode folded")
+    wide = {name: value for name, value in todo.full_modules.replaced.items() if value.ndim > 1}
     kinds = {**{name: target.kind for name, target in todo.targets.items()}, **dict.fromkeys(wide, "linear")}
-    base = it.base
-    places = base.places(kinds) if isinstance(base, GraphBase) else match(it.graph, base, kinds)
+    base = origin.base
+    places = base.places(kinds) if isinstance(base, GraphBase) else match(origin.graph, base, kinds)
 
     def bias_of(name: str, weight: Place | None) -> Place:
         if isinstance(base, GraphBase):
             return base.places({name: "norm"})[name]
-        return match_bias(it.graph, base, name, weight)
+        return match_bias(origin.graph, base, name, weight)
 
     targets = [(target, (places[name], None if target.bias is None else bias_of(target.bias, places[name])))
                for name, target in todo.targets.items()]
     replaced = [(value, places[name] if name in wide else bias_of(name, places.get(f"{name.removesuffix('.bias')}.weight")))
-                for name, value in todo.whole.replaced.items()]
-    _require_disjoint(it.graph, [place for _, pair in targets for place in pair if place is not None] + [place for _, place in replaced])
-    return _Work(targets, replaced)
+                for name, value in todo.full_modules.replaced.items()]
+    changed = [place for _, pair in targets for place in pair if place is not None]
+    _require_disjoint(origin.graph, changed + [place for _, place in replaced])
+    return _LocatedPlan(targets, replaced)
 
 
 def _require_disjoint(graph: GraphFile, places: Sequence[Place]) -> None:
-    """That no number is changed for two tensors, and none that another initializer shares."""
-    bands: dict[str, list[tuple[Piece, str]]] = {}
+    """Checks that no number belongs to two changed tensors, or to another initializer as well."""
+    pieces_of: dict[str, list[tuple[Piece, str]]] = {}
     for place in places:
-        for piece in (piece for each in place.pieces for piece in each):
-            for name in _touched(piece):
+        for piece in (piece for pieces in place.pieces for piece in pieces):
+            for name in _changed_initializers(piece):
                 require_stored(graph, name)
-            for other, tensor in bands.get(piece.initializer, ()):
+            for other, tensor in pieces_of.get(piece.initializer, ()):
                 if tensor != place.tensor and _overlap(piece, other):
                     raise Unsupported("one initializer is two tensors of the base at once, so neither can be changed alone",
                                       where=f"{graph.path}, {piece.initializer}", found=f"{tensor} and {place.tensor}",
                                       remedy="fold into the checkpoint, and export again")
-            bands.setdefault(piece.initializer, []).append((piece, place.tensor))
-    changed = {name for place in places for each in place.pieces for piece in each for name in _touched(piece)}
+            pieces_of.setdefault(piece.initializer, []).append((piece, place.tensor))
+    changed = {name for place in places for pieces in place.pieces for piece in pieces for name in _changed_initializers(piece)}
     spans = sorted((one.file, one.offset, one.offset + one.nbytes, one.name) for one in graph.stored.values() if one.nbytes)
     for (file, _, stop, name), (file_after, start, _, after) in pairwise(spans):
         if file == file_after and start < stop and {name, after} & changed:
@@ -225,26 +227,26 @@ def _require_disjoint(graph: GraphFile, places: Sequence[Place]) -> None:
 
 
 def _overlap(one: Piece, other: Piece) -> bool:
-    """Whether two bands of an initializer, along its rows or its columns, have a number in common."""
+    """Whether two pieces of an initializer, along its rows or its columns, have a number in common."""
     if None not in (one.slot, other.slot) and one.slot != other.slot:
         return False
-    same_way = (one.axis != int(one.turned)) == (other.axis != int(other.turned))
+    same_way = (one.axis != int(one.transposed)) == (other.axis != int(other.transposed))
     return not same_way or (one.at < other.at + other.stop - other.start and other.at < one.at + one.stop - one.start)
 
 
-def _touched(piece: Piece) -> list[str]:
+def _changed_initializers(piece: Piece) -> list[str]:
     one = piece.nbits
     return [piece.initializer] if one is None else [name for name in (one.weight, one.scales, one.zeros) if name is not None]
 
 
-def _told(each: Folded, places: tuple[Place, Place | None]) -> GraphTensor:
-    known = [place for place in places if place is not None]
+def _tensor_report(folded: Folded, places: tuple[Place, Place | None]) -> GraphTensor:
+    present = [place for place in places if place is not None]
     return GraphTensor(
-        each.loss,
-        tuple(name for place in known for name in place.initializers),
+        folded.loss,
+        tuple(name for place in present for name in place.initializers),
         tuple(piece.layout for piece in (piece for matrix in places[0].pieces for piece in matrix)),
-        tuple(dict.fromkeys(node for place in known for node in place.nodes)),
-        each.quantized,
+        tuple(dict.fromkeys(node for place in present for node in place.nodes)),
+        folded.quantized,
     )
 
 
@@ -258,13 +260,13 @@ def _copy(source: Path, target: Path, tick: Callable[[int], None]) -> None:
             tick(nbytes)
 
 
-def _side_files(it: _Source, folder: Path) -> None:
-    for path in carried_files(it.folder, CARRIED):
+def _side_files(origin: _Origin, folder: Path) -> None:
+    for path in carried_files(origin.folder, CARRIED):
         if not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
 
 
-def _write_bundle(it: _Source, folder: Path, packs: Sequence[Pack], report: GraphReport) -> None:
+def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: GraphReport) -> None:
     """The manifest of a folded bundle with the packs in it; their canaries are replayed where they can be."""
     import onnx_ir as ir  # noqa: PLC0415 - only a bundle needs it
 
@@ -272,18 +274,18 @@ def _write_bundle(it: _Source, folder: Path, packs: Sequence[Pack], report: Grap
     from ...runtime import canary  # noqa: PLC0415 - only a bundle is run
     from ...runtime.session import Session  # noqa: PLC0415
 
-    assert it.bundle is not None
-    for adapter in it.bundle.adapters:
-        shutil.copytree(it.folder / adapter.path, folder / adapter.path)
+    assert origin.bundle is not None
+    for adapter in origin.bundle.adapters:
+        shutil.copytree(origin.folder / adapter.path, folder / adapter.path)
     for pack in packs:
         (folder / "adapters" / pack.name).mkdir(parents=True)
         pack.write_into(folder / "adapters" / pack.name)
     added = [BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", None, pack.manifest.task.labels) for pack in packs]
-    sites = {path: dataclasses.replace(site, fields=(), labels=0, role="adapter", ranks={}) for path, site in it.bundle.sites.items()
+    sites = {path: dataclasses.replace(site, fields=(), labels=0, role="adapter", ranks={}) for path, site in origin.bundle.sites.items()
              if site.weight}
-    labels = next((pack.manifest.task.labels for pack in packs if pack.full() and pack.manifest.task.labels), it.bundle.base_labels)
+    labels = next((pack.manifest.task.labels for pack in packs if pack.full() and pack.manifest.task.labels), origin.bundle.base_labels)
     parity: dict[str, Any] = {"folded": dict(report.checks)}
-    bundle = dataclasses.replace(it.bundle, mode="folded", sites=sites, adapters=(*it.bundle.adapters, *added), slots=0, max_rank=0,
+    bundle = dataclasses.replace(origin.bundle, mode="folded", sites=sites, adapters=(*origin.bundle.adapters, *added), slots=0, max_rank=0,
                                  max_labels=0, base_labels=labels, parity=parity, io=signature_of(ir.load(folder / GRAPH)), target="ort",
                                  in_place=False)
     bundle.write(folder)

@@ -1,4 +1,4 @@
-"""What a fold into a graph did: where each tensor was, and how much of the change survived what it is stored as."""
+"""The report of a merge into a graph: where each tensor is, and how much of the change survived rounding to its stored dtype."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..report import MergedPack, TensorLoss, advice, finite, kept, relative_erro
 
 
 class GraphTensor(NamedTuple):
-    """One changed tensor: its loss, where the graph holds it and who reads it there; ``quantized`` as in :class:`.fold.Folded`."""
+    """One changed tensor: its loss, its initializers and the nodes that read them; ``quantized`` as in :class:`.fold.Folded`."""
 
     loss: TensorLoss
     initializers: tuple[str, ...]
@@ -65,8 +65,8 @@ class GraphReport:
     def advice(self) -> str | None:
         """One sentence where much of the change was lost in rounding, else None."""
         if self.quantized is not None and self.relative_error > _MUCH:
-            return ("The steps of the quantized weights are large beside the change: fold into the float graph and quantize the result, "
-                    "or keep the adapter beside the base.")
+            return ("The steps of the quantized weights are large compared with the change: fold into the float graph and quantize the "
+                    "result, or keep the adapter unmerged.")
         return advice(self.losses, self.relative_error, self.kept)
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class GraphReport:
         return {"kind": "merge-onnx", "out": self.out, **self.provenance(), "seconds": self.seconds}
 
     def provenance(self) -> dict[str, Any]:
-        """What is written beside the graph: all of the report but place and time."""
+        """What is written to the output folder: the report without path and time."""
         return {
             "graph": self.graph,
             "base": {"name": self.base_name, "structure": self.base_structure, "content": self.base_content},
@@ -94,11 +94,11 @@ _MUCH = 0.25
 
 
 def _tensor(tensor: GraphTensor) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "tensor": tensor.loss.tensor, "dtype": tensor.loss.dtype, "relative_error": finite(tensor.loss.relative_error),
         "kept": finite(tensor.loss.kept), "initializers": list(tensor.initializers), "layouts": list(tensor.layouts),
         "nodes": list(tensor.nodes),
     }
     if tensor.quantized is not None:
-        told["quantization_error"] = {"before": finite(tensor.quantized[0]), "after": finite(tensor.quantized[1])}
-    return told
+        values["quantization_error"] = {"before": finite(tensor.quantized[0]), "after": finite(tensor.quantized[1])}
+    return values

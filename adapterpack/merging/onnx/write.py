@@ -1,4 +1,4 @@
-"""Blocks of a changed matrix written to their places in the files of a graph."""
+"""Writes blocks of a changed matrix to their places in the files of a graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...onnx_graph.nbits import NBits, dequantized, grid_of, packed_zeros, requa
 from ...onnx_graph.pieces import Piece, as_matrix, oriented
 
 
-class Block(NamedTuple):
+class WrittenBlock(NamedTuple):
     """Part of a matrix as the graph had it and as it has it now, in float32; ``rows`` and ``columns`` say which part."""
 
     rows: slice
@@ -26,13 +26,13 @@ class Block(NamedTuple):
 
 
 class Writer:
-    """The output's files, open; ``graph`` is the source, whose initializers have the same places in them."""
+    """The output's open files (``sinks``); the initializers of ``graph``, the source, are at the same places in them."""
 
     def __init__(self, graph: GraphFile, sinks: Mapping[Path, int]) -> None:
         self.graph, self.sinks = graph, sinks
 
-    def put(self, piece: Piece, rows: slice, new: np.ndarray) -> Block | None:
-        """Writes what ``piece`` holds of the rows ``new`` ``[count, in]`` of a matrix; None if that is nothing."""
+    def put(self, piece: Piece, rows: slice, new: np.ndarray) -> WrittenBlock | None:
+        """Writes the part of the rows ``new`` ``[count, in]`` of a matrix that is in ``piece``; None if there is none."""
         if piece.axis == 0:
             start, stop = max(rows.start, piece.start), min(rows.stop, piece.stop)
             if start >= stop:
@@ -43,21 +43,21 @@ class Writer:
                 before, after = self._quantized(piece.nbits, slice(at, at + stop - start), part)
             else:
                 before, after = self._float(piece, at, 0, part)
-            return Block(slice(start, stop), slice(0, new.shape[1]), before, after)
+            return WrittenBlock(slice(start, stop), slice(0, new.shape[1]), before, after)
         before, after = self._float(piece, rows.start, piece.at, new[:, piece.start : piece.stop])
-        return Block(rows, slice(piece.start, piece.stop), before, after)
+        return WrittenBlock(rows, slice(piece.start, piece.stop), before, after)
 
     def _float(self, piece: Piece, row: int, column: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         place = self.graph.stored[piece.initializer]
         matrix = as_matrix(self.graph.array(piece.initializer), piece.slot)
-        view = oriented(matrix, piece.turned)
+        view = oriented(matrix, piece.transposed)
         rows, columns = slice(row, row + part.shape[0]), slice(column, column + part.shape[1])
         before = view[rows, columns].astype(part.dtype)
-        with np.errstate(all="ignore"):  # overflow is judged by its result
+        with np.errstate(all="ignore"):  # an overflow shows in the result
             stored = part.astype(place.dtype)
         skipped = 0 if piece.slot is None else piece.slot * matrix.size
-        lying, first = (stored.T, (column, row)) if piece.turned else (stored, (row, column))
-        self._rectangle(place, skipped + first[0] * matrix.shape[1] + first[1], matrix.shape[1], np.ascontiguousarray(lying))
+        as_stored, first = (stored.T, (column, row)) if piece.transposed else (stored, (row, column))
+        self._rectangle(place, skipped + first[0] * matrix.shape[1] + first[1], matrix.shape[1], np.ascontiguousarray(as_stored))
         return before, stored.astype(part.dtype)
 
     def _rectangle(self, place: Stored, first: int, width: int, part: np.ndarray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ...base.match import Verdict
+from ...base.compatibility import Verdict
 from ...errors import AdapterpackError, FormatError
 
 

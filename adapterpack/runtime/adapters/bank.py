@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ...base import identity
+from ...base import compatibility
 from ...bundle.manifest import Bundle, Heads, graph_file
 from ...errors import AdapterpackError, Unsupported
 from ...manifest.manifest import Base
@@ -52,7 +52,7 @@ class AdapterBank:
             BaseMismatch: the pack belongs to another base.
             Unsupported: no slot is free, or it does not fit.
         """
-        pack.require_levels(identity.levels(base), name=base.name, where=self.folder, allow_structural=allow_structural)
+        pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self.folder, allow_structural=allow_structural)
         require_positions(pack, self.bundle.sites)
         values = pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites, self._projected)
         slots = state.slots

@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from ....base import identity
-from ....base.base_metadata import base_template
-from ....base.match import Verdict
+from ....base import compatibility
+from ....base.base_metadata import chat_template_of
+from ....base.compatibility import Verdict
 from ....errors import AdapterpackError, BaseMismatch
 from ...pack import TEMPLATE, Pack
 from ..budget import Budget
@@ -56,11 +56,11 @@ def base_findings(pack: Pack, base: Checkpoint | None, budget: Budget, allow_str
         return
     try:
         with base.watched(lambda: budget.require_time("the bytes of the base")):
-            verdict = pack.require_base(base, allow_structural=allow_structural or not base.whole)
+            verdict = pack.require_base(base, allow_structural=allow_structural or not base.has_weights)
     except AdapterpackError as error:
         yield Finding("AP701", "error", "base", error.told, error.remedy or "", type(error), "adapterpack.json", "/base")
         return
-    if verdict.name == "structural" and base.whole:
+    if verdict.name == "structural" and base.has_weights:
         yield ANOTHER.at("base", verdict.means, file="adapterpack.json", pointer="/base")._replace(severity="warning")
 
 
@@ -68,7 +68,7 @@ def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding
     """What is known about the base, for a pack in which nothing else is wrong: of any other it would mean nothing."""
     if base is None or any(finding.severity == "error" and finding.rule != ANOTHER.id for finding in findings):
         return None
-    return identity.verdict(pack.manifest.base, identity.read(base, pack.manifest.base))
+    return compatibility.compare(pack.manifest.base, compatibility.deciding_fingerprint(base, pack.manifest.base))
 
 
 def tokenizer(s: Subject) -> Iterator[Finding]:
@@ -76,7 +76,7 @@ def tokenizer(s: Subject) -> Iterator[Finding]:
     carried = s.held.get(TEMPLATE)
     if s.base is None:
         return
-    said, theirs = s.pack.manifest.tokenizer, base_template(s.base)
+    said, theirs = s.pack.manifest.tokenizer, chat_template_of(s.base)
     if said is not None:
         for field, name in _TOKENIZER_FILES.items():
             wanted = getattr(said, field)
@@ -108,7 +108,6 @@ def difference(base: str, carried: str) -> str:
     left_out = [lines[_DIFF_LINES:], one[stop:], two[stop:]]
     more = [f"... and {sum(map(len, left_out))} more lines"] if any(left_out) else []
     return "\n".join(line[:200] for line in lines[:_DIFF_LINES] + more)
-
 
 
 def tied(s: Subject) -> Iterator[Finding]:

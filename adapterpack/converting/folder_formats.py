@@ -1,4 +1,4 @@
-"""The two folders: a pack, and PEFT's two files."""
+"""Reads and writes the formats that are folders: packs, and PEFT's two files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..pack.lineage import descended
 from ..pack.pack import Pack, build
 from ..pack.validate.validation import load
 from ..peft import layout
-from .base import BaseModel, bound_to
+from .base import BaseModel, bind_to_base
 from .format import Format, Reading, Source
-from .framed import from_peft, to_peft
+from .peft_decomposition import from_peft, to_peft
 
 ON_BASE = ("PEFT's file means this adapter with the singular vectors that torch gives on this machine's CPU; elsewhere their signs, "
            "and so what the file means, may be others")
 
 
-def floated(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
-    """A quantized pack with float tensors again, and the sentence that says so; any other pack as it is.
+def dequantized(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
+    """A quantized pack with its tensors as floats, and a note about it; any other pack as it is.
 
-    The values are those that every runtime sees: the rounding of the quantization stays in them.
+    The values are those that every runtime uses: the error of the quantization remains.
     """
     stored = pack.manifest.quantization
     if stored is None:
@@ -40,24 +40,24 @@ def floated(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
     return plain, (f"the pack is quantized ({stored['scheme']}): its values are written as float32, with the error they have",)
 
 
-def fitting(pack: Pack, base: BaseModel | None) -> Pack:
-    """The pack as it is, with its own id, once it is known to fit the base.
+def require_base_fits(pack: Pack, base: BaseModel | None) -> Pack:
+    """The pack itself, after checking that it fits the base.
 
     Raises:
-        BaseMismatch: it was made for another one.
+        BaseMismatch: it was made for another base.
         SiteNotFound: the base lacks a site.
     """
     if base is not None:
-        bound_to(pack, base)
+        bind_to_base(pack, base)
     return pack
 
 
 def _read_pack(source: Source) -> Reading:
-    return Reading(fitting(load(source.path), source.base))
+    return Reading(require_base_fits(load(source.path), source.base))
 
 
 def _write_pack(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
-    plain, notes = floated(pack)
+    plain, notes = dequantized(pack)
     plain.write_into(folder)
     return notes
 
@@ -67,18 +67,18 @@ def _read_peft(source: Source) -> Reading:
     if source.base is None:
         return Reading(pack)
     if pack.method.peft is None or pack.method.peft.from_base is None:
-        return Reading(bound_to(pack, source.base))
-    return Reading(bound_to(from_peft(pack, source.base), source.base), (ON_BASE,))
+        return Reading(bind_to_base(pack, source.base))
+    return Reading(bind_to_base(from_peft(pack, source.base), source.base), (ON_BASE,))
 
 
 def _write_peft(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
-    """The two files, byte for byte as they lie in the pack's own folder."""
-    plain, notes = floated(pack)
+    """The two files, byte for byte as in a pack's folder."""
+    plain, notes = dequantized(pack)
     files = encode_files(plain.manifest, plain.tensors)
-    if layout.CONFIG not in files and (made := to_peft(plain, base)) is not None:
-        config = layout.config_bytes(made.manifest, on_base=True)
-        files = {**encode_files(made.manifest, made.tensors), **({} if config is None else {layout.CONFIG: config})}
-        notes += (ON_BASE,) if made.method.peft is not None and made.method.peft.from_base is not None else ()
+    if layout.CONFIG not in files and (on_base := to_peft(plain, base)) is not None:
+        config = layout.config_bytes(on_base.manifest, on_base=True)
+        files = {**encode_files(on_base.manifest, on_base.tensors), **({} if config is None else {layout.CONFIG: config})}
+        notes += (ON_BASE,) if on_base.method.peft is not None and on_base.method.peft.from_base is not None else ()
     if layout.CONFIG not in files:
         kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")
         raise Unsupported("PEFT has no such method, or another form of it at a kind of layer", where=f"pack '{pack.name}'",
@@ -92,13 +92,13 @@ def _write_peft(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
 
 
 def source_digest(path: Path) -> tuple[str, str]:
-    """The digest and the name of the file that holds an adapter's numbers: the file itself, or PEFT's tensors in a folder."""
+    """Digest and name of the file with an adapter's numbers: the file itself, or PEFT's tensor file in a folder."""
     file = path / TENSORS if path.is_dir() else path
     return f"sha256:{sha256_of(file)}", path.resolve().name
 
 
-def from_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:
-    """The pack with the foreign file as its parent, by digest."""
+def with_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:
+    """The pack with the converted file recorded as its parent, by digest."""
     digest, name = parent
     shown = "".join(c if c.isprintable() else "_" for c in name)[:512] or "source"
     lineage = m.Lineage("convert", (m.Parent(digest, shown),), {"from": form})

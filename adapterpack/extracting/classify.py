@@ -1,4 +1,4 @@
-"""What becomes of every tensor of a fine-tuned checkpoint: told by name, shape and configuration, before anything is computed."""
+"""Decides by name, shape and configuration which tensors of a fine-tuned checkpoint can become factors, and which are kept whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEADS = frozenset({"lm_head", "score", "classifier", "qa_outputs", "embed_out"}
 
 
 class Matrix(NamedTuple):
-    """A matrix that may become factors: its module, the kind of its site, and the base tensor behind it."""
+    """A matrix that can become factors: its module path, the kind of the layer, its name, and its name in the base."""
 
     path: str
     kind: str
@@ -24,10 +24,9 @@ class Matrix(NamedTuple):
     base_name: str
 
 
-class Sorted(NamedTuple):
-    """Tensors by what may become of them: ``matrices`` factors; ``whole`` (tuned name -> base name or None) kept whole, if they changed.
-
-    ``absent`` are those of the base that the tuned checkpoint lacks.
+class Classified(NamedTuple):
+    """The tensors of a fine-tuned checkpoint: ``matrices`` can become factors; ``whole`` (tuned name -> base name or None) are kept whole
+    if they changed; ``absent`` are tensors of the base that the tuned checkpoint lacks.
     """
 
     matrices: tuple[Matrix, ...]
@@ -35,11 +34,11 @@ class Sorted(NamedTuple):
     absent: tuple[str, ...]
 
 
-def sort(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None = None) -> Sorted:
-    """The tensors of ``tuned`` beside those of ``base``; a task model's names may have one prefix more or less.
+def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None = None) -> Classified:
+    """Classifies the tensors of ``tuned`` by those of ``base``; a task model's names may have one prefix more or less.
 
-    Matrices of linear layers become factors, if ``modules`` (the last parts of their paths) name them or is None. Embeddings and heads
-    do only if they are named. All other tensors, and those of another shape, are whole or nothing.
+    Matrices of linear layers become factors, if ``modules`` (the last parts of their paths) is None or names them; embeddings and heads
+    only if they are named. All other tensors, and those whose shape changed, are kept whole or left out.
 
     Raises:
         SiteNotFound: ``modules`` names nothing.
@@ -53,11 +52,11 @@ def sort(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None = No
         if base_name is not None:
             used.add(base_name)
         path = name.removesuffix(".weight")
-        asked = [module for module in modules or () if path == module or path.endswith(f".{module}")]
-        named.update(asked)
+        matching = [module for module in modules or () if path == module or path.endswith(f".{module}")]
+        named.update(matching)
         kind = _kind(tuned, name)
         fits = base_name is not None and base.tensors[base_name].shape == info.shape and info.dtype in FLOATS
-        wanted = bool(asked) if modules is not None else kind in {"linear", "transposed"} and not is_head(tuned, path, info.shape)
+        wanted = bool(matching) if modules is not None else kind in {"linear", "transposed"} and not is_head(tuned, path, info.shape)
         if kind is not None and fits and wanted and base_name is not None:
             matrices.append(Matrix(path, kind, name, base_name))
         else:
@@ -66,11 +65,11 @@ def sort(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None = No
         paths = [name.removesuffix(".weight") for name in tuned.tensors]
         raise SiteNotFound("the fine-tuned checkpoint has no such module", where=tuned.folder, found=missing[0],
                            remedy=nearest(missing[0], {path.rpartition(".")[2] for path in paths}))
-    return Sorted(tuple(matrices), whole, tuple(name for name in base.tensors if name not in used))
+    return Classified(tuple(matrices), whole, tuple(name for name in base.tensors if name not in used))
 
 
 def base_tensor(base: Checkpoint, name: str) -> str | None:
-    """The tensor of the base under a name that may have one prefix more or less than the base's."""
+    """The base's tensor for a name that may have one prefix more or less."""
     if name in base.tensors:
         return name
     stripped = name.partition(".")[2]
@@ -81,7 +80,7 @@ def base_tensor(base: Checkpoint, name: str) -> str | None:
 
 
 def _kind(tuned: Checkpoint, name: str) -> str | None:
-    """The kind of site that a tensor's module is, or None where factors are no form for it."""
+    """The kind of a tensor's layer, or None where it cannot be changed by factors."""
     info = tuned.tensors[name]
     if len(info.shape) != 2 or not name.endswith(".weight"):
         return None
@@ -92,5 +91,5 @@ def _kind(tuned: Checkpoint, name: str) -> str | None:
 
 
 def is_head(tuned: Checkpoint, path: str, shape: tuple[int, ...]) -> bool:
-    """Whether a module gives the model's outputs: by its name, or by a row for each word."""
+    """Whether a module is an output head: by its name, or by having a row for each word."""
     return path.rpartition(".")[2] in _HEADS or shape[0] == tuned.config.get("vocab_size")

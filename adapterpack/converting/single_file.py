@@ -1,4 +1,4 @@
-"""Single-file adapters of other tools, looked at as they are: which format, what they change, how big; no base is needed."""
+"""Inspects and validates single-file adapters of other tools; no base is needed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NO_DIGESTS = "digests and canary: the format carries none"
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
-    """A summary of an adapter in one file as JSON values; modules are called as the file calls them.
+    """A summary of an adapter in one file as JSON values; modules have the names that they have in the file.
 
     Raises:
-        FormatError: malformed, or no adapter in a known format.
-        Unsupported: it holds something that a pack cannot say, or is a pickle.
+        FormatError: malformed, or no adapter in a supported format.
+        Unsupported: it has something that a pack cannot express, or is a pickle.
     """
     form, reading = _read(path)
     return {"kind": "adapter", "format": form.name, "path": str(path), **summary(reading.pack), "file_bytes": path.stat().st_size,
@@ -30,11 +30,11 @@ def inspect_file(path: Path) -> dict[str, Any]:
 
 
 def validate_file(path: Path, base: Path | None = None, full: bool = False) -> Report:
-    """The report on an adapter in one file: reading it makes every check that it can bear; with ``base``, its modules are looked for."""
+    """The report on an adapter in one file: reading it makes all possible checks; with ``base`` its modules are looked up there."""
     try:
         _read(path, base)
     except ConfigError:
-        raise  # a package is missing: that says nothing of the file
+        raise  # a package is missing, which says nothing about the file
     except AdapterpackError as error:
         return Report("adapter", str(path), None, (unreadable(error, path.parent),))
     return Report("adapter", str(path), None, (), (*([] if base else [NO_BASE]), _NO_DIGESTS), incomplete=full)
@@ -43,4 +43,4 @@ def validate_file(path: Path, base: Path | None = None, full: bool = False) -> R
 def _read(path: Path, base: Path | None = None) -> tuple[Format, Reading]:
     form = detect(path)
     source = Source(path, plain_name(path.stem), None if base is None else open_base(base))
-    return form, (form.outline if base is None else form.read)(source)
+    return form, (form.read_without_base if base is None else form.read)(source)

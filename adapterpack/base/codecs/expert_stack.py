@@ -1,4 +1,4 @@
-"""Fused experts that the checkpoint holds one by one: read and written as the stack that the model has."""
+"""Reads and writes experts that a checkpoint stores one by one as the single stacked parameter of the model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..fused_experts import Stack
 from ..rounding import Round
 from .plain import widened, work_dtype
 from .quantized_storage import Matrix
-from .storage import HOME, Encoded, Piece, Read
+from .storage import MAIN_PART, Encoded, PartUpdate, Read
 
 
 class _Run(NamedTuple):
-    """The rows of the stack, all matrices one below the other, that one tensor holds."""
+    """The rows of the stack (all its matrices concatenated) that one stored tensor holds."""
 
     tensor: str
     start: int
@@ -30,16 +30,16 @@ class _Run(NamedTuple):
 
 
 def _runs(base: Checkpoint, stack: Stack) -> list[_Run]:
-    found, at = [], 0
+    runs, at = [], 0
     for name in (name for parts in stack.parts for name in parts):
         rows = base.stored[name].shape[0]
-        found.append(_Run(name, at, at + rows))
+        runs.append(_Run(name, at, at + rows))
         at += rows
-    return found
+    return runs
 
 
 def _cut(runs: list[_Run], rows: slice) -> Iterator[tuple[int, slice, slice]]:
-    """For each tensor that holds some of ``rows``: its number, its rows, and theirs counted from where ``rows`` start."""
+    """For each tensor that holds some of ``rows``: its number, these rows in it, and the same relative to the start of ``rows``."""
     for number, run in enumerate(runs):
         first, last = max(rows.start, run.start), min(rows.stop, run.stop)
         if first < last:
@@ -47,19 +47,19 @@ def _cut(runs: list[_Run], rows: slice) -> Iterator[tuple[int, slice, slice]]:
 
 
 class _Expert(Matrix):
-    """One matrix of a stack, read where it is looked at."""
+    """One matrix of a stack, read when rows are indexed."""
 
     def __init__(self, base: Checkpoint, names: tuple[str, ...], dtype: np.dtype[Any]) -> None:
-        self.parts_of_it = [base.read(name) for name in names]
-        self.shape, self.dtype = (sum(len(part) for part in self.parts_of_it), self.parts_of_it[0].shape[1]), dtype
+        self.tensors = [base.read(name) for name in names]
+        self.shape, self.dtype = (sum(len(part) for part in self.tensors), self.tensors[0].shape[1]), dtype
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         start, stop, _ = rows.indices(self.shape[0])
-        found, at = [], 0
-        for part in self.parts_of_it:
-            found.append(part[max(0, start - at) : max(0, stop - at)])
+        blocks, at = [], 0
+        for part in self.tensors:
+            blocks.append(part[max(0, start - at) : max(0, stop - at)])
             at += len(part)
-        return np.concatenate(found)
+        return np.concatenate(blocks)
 
 
 class StackReader(NamedTuple):
@@ -89,7 +89,7 @@ class StackReader(NamedTuple):
         """See the protocol."""
         if kind != "experts":
             raise Unsupported(f"experts that are stored one by one are no weight of a site of kind '{kind}'", expected="experts",
-                              where=f"{self.base.folder}, {self.stack.name}", remedy="keep the adapter beside the base")
+                              where=f"{self.base.folder}, {self.stack.name}", remedy="keep the adapter unmerged")
         return [_Expert(self.base, names, DTYPES[self.stack.dtype]) for names in self.stack.parts]
 
     @contextmanager
@@ -102,9 +102,9 @@ class StackReader(NamedTuple):
 
             def read(rows: slice, columns: int, scratch: Scratch) -> np.ndarray:
                 raw = scratch.get("raw", (rows.stop - rows.start, columns), dtype)
-                for number, theirs, ours in _cut(runs, rows):
+                for number, in_tensor, in_block in _cut(runs, rows):
                     source = self.base.source(runs[number].tensor)
-                    read_into(descriptors[source.path], raw[ours], source.ranges[0][0] + theirs.start * width * dtype.itemsize)
+                    read_into(descriptors[source.path], raw[in_block], source.ranges[0][0] + in_tensor.start * width * dtype.itemsize)
                 return raw
 
             yield read
@@ -120,8 +120,8 @@ class StackWriter(NamedTuple):
     base: Checkpoint
     stack: Stack
     out: str
-    by_chance: bool = True
-    sealed: str | None = None
+    stochastic: bool = True
+    read_only_reason: str | None = None
 
     @property
     def label(self) -> str:
@@ -141,8 +141,9 @@ class StackWriter(NamedTuple):
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
         """See the protocol: rounded once."""
         stored = rounding(values, DTYPES[self.out], scratch)
-        pieces = [Piece(_role(number), theirs, stored[ours]) for number, theirs, ours in _cut(_runs(self.base, self.stack), rows)]
-        return Encoded(pieces, stored, stored.dtype.itemsize >= values.dtype.itemsize)
+        updates = [PartUpdate(_role(number), in_tensor, stored[in_block])
+                   for number, in_tensor, in_block in _cut(_runs(self.base, self.stack), rows)]
+        return Encoded(updates, stored, stored.dtype.itemsize >= values.dtype.itemsize)
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
         """See the protocol."""
@@ -154,4 +155,4 @@ class StackWriter(NamedTuple):
 
 
 def _role(number: int) -> str:
-    return HOME if not number else f"expert part {number}"
+    return MAIN_PART if not number else f"expert part {number}"

@@ -1,7 +1,7 @@
-"""Tied weights: one tensor of a checkpoint that is the table of the words and the output head at once.
+"""Merges adapters of tied weights: a tensor of the checkpoint that is both input embedding and output head.
 
-An adapter of one of the two uses cannot be folded into the tensor of both. Asked to untie them, a merge writes the head as a tensor of its
-own, and each use is changed by what was trained for it.
+An adapter of only one of the two uses cannot be merged into the shared tensor. With ``untie`` a merge writes the head as a separate tensor,
+and each use is changed by the adapters that were trained for it.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from ..errors import Unsupported
 from ..pack.pack import Pack
 from .fold.fold import Contribution, slice_of
 
-Found = dict[str, list[Contribution]]
+Contributions = dict[str, list[Contribution]]
+"""The contributions to each tensor."""
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 _HEAD = "lm_head"
 
 
-class Parted(NamedTuple):
-    """Contributions by the tensor that they change, and the tensors that the output has besides: new name -> the one that it was."""
+class SplitTied(NamedTuple):
+    """Contributions by the tensor that they change, and additional tensors of the output: new name -> the tensor that it starts from."""
 
-    found: Found
+    contributions: Contributions
     copies: Mapping[str, str]
 
 
-def parted(base: Checkpoint, found: Found, packs: Mapping[str, Pack], untie: bool) -> Parted:
-    """Each contribution to the tensor of its own use.
+def split_tied(base: Checkpoint, contributions: Contributions, packs: Mapping[str, Pack], untie: bool) -> SplitTied:
+    """Assigns each contribution to the tensor that it changes.
 
     Raises:
-        Unsupported: one use of a tied tensor is adapted and the other is not, or differently, and they shall stay tied.
+        Unsupported: one use of a tied tensor is adapted and the other is not, or differently, and ``untie`` is off.
     """
     result, copies = dict[str, list[Contribution]](), dict[str, str]()
-    for name, each in found.items():
-        heads = [one for one in each if _is_head(name, one)]
-        tables = [one for one in each if one not in heads]
-        pack = packs[each[0].pack]
+    for name, of_tensor in contributions.items():
+        heads = [one for one in of_tensor if _is_head(name, one)]
+        tables = [one for one in of_tensor if one not in heads]
+        pack = packs[of_tensor[0].pack]
         if not heads and not (any(LAYOUTS[one.adapter.site.kind].ids for one in tables) and tied_to_a_head(base, pack, name)):
-            result[name] = each
-            if untie and tied_to_a_head(base, pack, name):  # rows of the table change the head, too
+            result[name] = of_tensor
+            if untie and tied_to_a_head(base, pack, name):  # changed rows of the embedding change the head, too
                 head = head_of(base, name)
-                result[head], copies[head] = list(each), name
+                result[head], copies[head] = list(of_tensor), name
             continue
         if untie:
             head = head_of(base, name)
@@ -53,35 +54,35 @@ def parted(base: Checkpoint, found: Found, packs: Mapping[str, Pack], untie: boo
         elif heads and tables and _alike(tables, heads):
             result[name] = tables
         else:
-            raise _shared(name, each, heads, tables)
-    return Parted({name: each for name, each in result.items() if each}, copies)
+            raise _shared(name, of_tensor, heads, tables)
+    return SplitTied({name: of_tensor for name, of_tensor in result.items() if of_tensor}, copies)
 
 
 def head_of(base: Checkpoint, table: str) -> str:
-    """The tensor that the head of a language model is called once it is none with ``table``.
+    """The name of a language model's head once it is untied from ``table``.
 
     Raises:
-        Unsupported: it is no model of which that is known.
+        Unsupported: the name is not known for this model.
     """
     classes = base.config.get("architectures") or [""]
     if not str(classes[0]).endswith(_LANGUAGE_MODELS) or f"{_HEAD}.weight" in base.tensors:
         raise Unsupported("it is not known what the head of this model is called once it is untied", where=f"{base.where}, {table}",
                           found=classes[0] or "no architecture in config.json",
                           expected=f"a class that ends with {' or '.join(_LANGUAGE_MODELS)}",
-                          remedy="keep the adapter beside the base")
+                          remedy="keep the adapter unmerged")
     return f"{_HEAD}.weight"
 
 
 def tied_to_a_head(base: Checkpoint, pack: Pack, name: str) -> bool:
     """Whether an embedding's tensor is also the output head of the model that the pack was trained on.
 
-    transformers ties them unless a config says otherwise; a head of its own is another tensor with a row for each word. A model that
-    gives features or labels has no such head.
+    transformers ties them unless a config says otherwise; a separate head is another tensor with a row for each word. A model that
+    outputs features or labels has no such head.
     """
     headless = pack.manifest.task.type == "feature-extraction" or pack.manifest.task.type.endswith("classification")
     words = base.tensors[name].shape[0]
-    own = [other for other, info in base.tensors.items() if other != name and len(info.shape) == 2 and info.shape[0] == words]
-    tied = base.config.get("tie_word_embeddings", bool(base.config) and not own)
+    others = [other for other, info in base.tensors.items() if other != name and len(info.shape) == 2 and info.shape[0] == words]
+    tied = base.config.get("tie_word_embeddings", bool(base.config) and not others)
     return bool(tied) and not headless and words == base.config.get("vocab_size", words)
 
 
@@ -91,9 +92,9 @@ def module_of(tensor: str) -> str:
 
 
 def renamed(tensor: str, path: str) -> bool:
-    """Whether a tensor is in the layer that a module is in: then it has another name there, and not another module's weight.
+    """Whether a tensor is in the same layer as a module: then it is that module's weight under another name.
 
-    What transformers ties are embeddings and heads, which are in no layer.
+    transformers ties only embeddings and heads, which are in no layer.
     """
     numbers = [[part for part in name.split(".") if part.isdigit()] for name in (tensor, path)]
     return bool(numbers[0]) and numbers[0] == numbers[1]
@@ -105,14 +106,14 @@ def _is_head(name: str, one: Contribution) -> bool:
 
 
 def _alike(tables: Sequence[Contribution], heads: Sequence[Contribution]) -> bool:
-    """Whether what is done to the head is what is done to the table, seen from the other side: equal factors, turned."""
+    """Whether head and embedding were changed in the same way: with equal factors, transposed."""
     if len(tables) != len(heads):
         return False
-    return all(table.pack == head.pack and table.weight == head.weight and _turned(table, head)
+    return all(table.pack == head.pack and table.weight == head.weight and _transposed_pair(table, head)
                for table, head in zip(tables, heads, strict=True))
 
 
-def _turned(table: Contribution, head: Contribution) -> bool:
+def _transposed_pair(table: Contribution, head: Contribution) -> bool:
     forms = []
     for one in (table, head):
         if one.method.traits.reads_weight or not one.method.traits.additive:
@@ -127,16 +128,16 @@ def _turned(table: Contribution, head: Contribution) -> bool:
     (up, down_h), (down, up_h) = pairs
     if up.ndim != 2 or up.shape != down_h.T.shape or down.shape != up_h.T.shape:
         return False
-    # One scale is in up, the other in up_h: what they multiply to is compared, entry by entry of the smaller products.
+    # One scale is in up, the other in up_h, so the small products are compared.
     return np.allclose(up.T @ up, down_h @ down_h.T) and np.array_equal(up, down_h.T) and np.array_equal(down, up_h.T)
 
 
-def _shared(name: str, each: Sequence[Contribution], heads: Sequence[Contribution], tables: Sequence[Contribution]) -> Unsupported:
-    said = " and ".join(f"'{one.adapter.site.path}' (pack '{one.pack}')" for one in each)
+def _shared(name: str, contributions: Sequence[Contribution], heads: Sequence[Contribution], tables: Sequence[Contribution]) -> Unsupported:
+    uses = " and ".join(f"'{one.adapter.site.path}' (pack '{one.pack}')" for one in contributions)
     if heads and tables:
         what = "this tensor is the input embedding and the output head at once, and the two were adapted differently"
     else:
         use = "head" if heads else "embedding"
         what = f"this tensor is the input embedding and the output head at once, and only the {use} was adapted"
-    return Unsupported(what, where=name, found=said,
-                       remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter beside the base")
+    return Unsupported(what, where=name, found=uses,
+                       remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter unmerged")

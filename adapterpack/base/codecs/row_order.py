@@ -1,4 +1,4 @@
-"""A weight whose file holds the rows of each run in another order than the model, as llama.cpp does with queries and keys."""
+"""Reorders the rows of weights that a file stores in another order than the model, as llama.cpp does with queries and keys."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .storage import Encoded, Read, Reader, Storage, Writer
 def as_model(values: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Rows of the file in the model's order; ``order`` says for each row of a run in the file its row in the model's run."""
     runs = values.reshape(-1, len(order), *values.shape[1:])
-    found = np.empty_like(runs)
-    found[:, order] = runs
-    return found.reshape(values.shape)
+    reordered = np.empty_like(runs)
+    reordered[:, order] = runs
+    return reordered.reshape(values.shape)
 
 
 def as_file(values: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -34,7 +34,7 @@ def as_file(values: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 class OrderedMatrix(Matrix):
-    """A matrix ``[out, in]`` in the model's order, put in order where it is looked at."""
+    """A matrix ``[out, in]`` in the model's order of rows, reordered when rows are indexed."""
 
     def __init__(self, inner: Any, order: np.ndarray) -> None:
         self.inner, self.order, self.shape, self.dtype = inner, order, inner.shape, inner.dtype
@@ -47,24 +47,24 @@ class OrderedMatrix(Matrix):
 
 
 class OrderedReader(NamedTuple):
-    """Another reader whose rows are put in the model's order as they are decoded."""
+    """A reader that puts the rows of another into the model's order as they are decoded."""
 
     inner: Reader
     order: np.ndarray
 
     @property
     def work(self) -> np.dtype[Any]:
-        """The other's."""
+        """As the inner one."""
         return self.inner.work
 
     @property
     def step(self) -> int:
-        """Whole runs; the other's rows may begin anywhere."""
+        """Whole runs; the inner reader's blocks may begin anywhere."""
         return len(self.order)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The other's."""
+        """As the inner one."""
         return self.inner.shape
 
     def matrices(self, kind: str) -> Sequence[OrderedMatrix]:
@@ -72,7 +72,7 @@ class OrderedReader(NamedTuple):
         return [OrderedMatrix(matrix, self.order) for matrix in self.inner.matrices(kind)]
 
     def opened(self) -> AbstractContextManager[Read]:
-        """The other's: what is raw lies as in the file."""
+        """The inner reader's: raw blocks are in the file's order."""
         return self.inner.opened()
 
     def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
@@ -81,30 +81,30 @@ class OrderedReader(NamedTuple):
 
 
 class OrderedWriter(NamedTuple):
-    """Another writer that is given rows in the file's order."""
+    """A writer that passes rows to another in the file's order."""
 
     inner: Writer
     order: np.ndarray
 
     @property
     def label(self) -> str:
-        """The other's."""
+        """As the inner one."""
         return self.inner.label
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """The other's."""
+        """As the inner one."""
         return self.inner.parts
 
     @property
-    def by_chance(self) -> bool:
-        """The other's."""
-        return self.inner.by_chance
+    def stochastic(self) -> bool:
+        """As the inner one."""
+        return self.inner.stochastic
 
     @property
-    def sealed(self) -> str | None:
-        """The other's."""
-        return self.inner.sealed
+    def read_only_reason(self) -> str | None:
+        """As the inner one."""
+        return self.inner.read_only_reason
 
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
         """See the protocol."""
@@ -115,10 +115,10 @@ class OrderedWriter(NamedTuple):
         return as_model(self.inner.reread(raw, work, scratch), self.order)
 
     def rest(self, role: str) -> np.ndarray:
-        """The other's."""
+        """As the inner one."""
         return self.inner.rest(role)
 
 
 def ordered(storage: Storage, order: np.ndarray | None) -> Storage:
-    """The same storage seen in the model's order of rows."""
+    """The same storage with its rows in the model's order."""
     return storage if order is None else Storage(OrderedReader(storage.reader, order), OrderedWriter(storage.writer, order))

@@ -1,4 +1,4 @@
-"""What kohya's and diffusers' files have in common: safetensors whose keys begin with the model that they belong to."""
+"""What kohya's and diffusers' files have in common: safetensors whose keys begin with the name of the model that they belong to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import BaseModel
 from .format import Source, first_bytes, listed
 
 _TEXT_MODELS = ("clip", "t5", "umt5", "gemma", "llama", "qwen")
-"""Beginnings of ``model_type`` for models that are text encoders in an image pipeline."""
+"""Prefixes of ``model_type`` of the text encoders in image pipelines."""
 
 
 def keys_of(path: Path) -> list[str]:
@@ -25,8 +25,8 @@ def keys_of(path: Path) -> list[str]:
         return []
 
 
-def opened(source: Source) -> SafetensorsFile:
-    """The file, its bytes read at once.
+def open_file(source: Source) -> SafetensorsFile:
+    """Opens the file and reads all of its bytes.
 
     Raises:
         FormatError: it is malformed.
@@ -35,34 +35,34 @@ def opened(source: Source) -> SafetensorsFile:
 
 
 def is_text_model(base: BaseModel | None, model_type: str | None) -> bool:
-    """Whether a base is a text encoder, by its type; the base's own word counts for more than the pack's."""
-    named = (base.model_type if base is not None else None) or model_type or ""
-    return named.lower().startswith(_TEXT_MODELS)
+    """Whether a base is a text encoder, by its own model type or else by the one that the pack records."""
+    stated = (base.model_type if base is not None else None) or model_type or ""
+    return stated.lower().startswith(_TEXT_MODELS)
 
 
-def chosen(parts: Mapping[str, Iterable[str]], source: Source) -> tuple[str, tuple[str, ...]]:
-    """The model that is asked for among those of a file, and the sentence that says what is left out.
+def choose_model(parts: Mapping[str, Iterable[str]], source: Source) -> tuple[str, tuple[str, ...]]:
+    """The chosen model among those of a file, and a note about those that are left out.
 
     Raises:
         Unsupported: there are several and none was chosen: a pack belongs to one base.
         UnknownName: there is no such part.
     """
-    sizes, found = _counted(parts)
+    sizes, counts = _counted(parts)
     if source.part is None:
         if len(sizes) > 1:
-            raise Unsupported("the file holds adapters of several models, and a pack belongs to one", where=source.path, found=found,
+            raise Unsupported("the file holds adapters of several models, and a pack belongs to one", where=source.path, found=counts,
                               remedy="choose one with --part, and convert each")
         return next(iter(sizes)), ()
     if source.part not in sizes:
         raise UnknownName("the file has no such part", where=source.path, found=repr(source.part), remedy=nearest(source.part, sizes))
-    left = sorted(set(sizes) - {source.part})
-    return source.part, (f"only {source.part} was read, as asked; left out: {listed(left)}",) if left else ()
+    left_out = sorted(set(sizes) - {source.part})
+    return source.part, (f"only {source.part} was read, as asked; left out: {listed(left_out)}",) if left_out else ()
 
 
-def several(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
-    """The sentence about a file that holds adapters of several models."""
-    sizes, found = _counted(parts)
-    return (f"adapters of several models: {found}; each becomes a pack of its own (--part)",) if len(sizes) > 1 else ()
+def several_models_note(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """The note about a file with adapters of several models."""
+    sizes, counts = _counted(parts)
+    return (f"adapters of several models: {counts}; each becomes a pack of its own (--part)",) if len(sizes) > 1 else ()
 
 
 def _counted(parts: Mapping[str, Iterable[str]]) -> tuple[dict[str, int], str]:
@@ -70,7 +70,7 @@ def _counted(parts: Mapping[str, Iterable[str]]) -> tuple[dict[str, int], str]:
     return sizes, ", ".join(f"{part} ({count} modules)" for part, count in sorted(sizes.items()))
 
 
-def no_alpha(modules: list[str]) -> tuple[str, ...]:
-    """The sentence about modules whose file states no alpha."""
+def missing_alpha_note(modules: list[str]) -> tuple[str, ...]:
+    """The note about modules without a stated alpha."""
     return () if not modules else (f"the file states no alpha for {len(modules)} modules ({listed(sorted(modules), 2)}): "
                                    "alpha = r, the scale is one, as is the custom",)

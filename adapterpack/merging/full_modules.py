@@ -1,4 +1,4 @@
-"""Modules that a pack holds trained whole, such as a classifier head: which tensors of the output they become."""
+"""Decides which tensors of the output the fully trained modules of packs, such as a classifier head, become."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from ..base.checkpoint import Checkpoint
 from ..errors import SiteNotFound, Unsupported
 from ..manifest.manifest import Group
 from ..pack.pack import Pack
-from . import tied, vocabulary
+from . import tied_weights, vocabulary
 
 
-class Whole(NamedTuple):
-    """Tensors replaced (by base name), tensors added (by output name), the prefix that all other output names take, whether
-    the output's embeddings are no longer tied, the size of a vocabulary that grew, and the tensors that begin as another of the base."""
+class FullModules(NamedTuple):
+    """The tensors that fully trained modules become: ``replaced`` by the base's name, ``added`` by the output's name.
+
+    ``prefix`` is put before all other output names, ``untied`` says that the output's embeddings are no longer tied, ``vocab_size`` is set
+    if the vocabulary grew, and ``copies`` are additional tensors: new name -> the tensor of the base that it starts from.
+    """
 
     replaced: Mapping[str, np.ndarray]
     added: Mapping[str, np.ndarray]
     prefix: str
     untied: bool
-    words: int | None = None
+    vocab_size: int | None = None
     copies: Mapping[str, str] = MappingProxyType({})
 
 
 def resolve(base: Checkpoint, packs: Sequence[Pack], untie: bool = False, tables: Mapping[str, np.ndarray] = MappingProxyType({})
-            ) -> Whole:
-    """What the modules trained whole in ``packs`` become in a checkpoint made from ``base``, and ``tables`` that grew; with ``untie`` a
-    tied head stays as it was where only the embedding was trained.
+            ) -> FullModules:
+    """The tensors that the fully trained modules of ``packs`` become in a checkpoint made from ``base``, and the extended ``tables``; with
+    ``untie`` a tied head stays as it was where only the embedding was trained.
 
     Raises:
         Unsupported: two packs hold the same module, or the result could not be loaded as it was trained.
@@ -65,16 +68,16 @@ def resolve(base: Checkpoint, packs: Sequence[Pack], untie: bool = False, tables
     if len(prefixes) > 1:
         raise Unsupported("the packs add modules to different task models", where=", ".join(sorted(owner)),
                           found=f"names under {sorted(prefixes)}", remedy="merge only one of them")
-    words = vocabulary.grown(base, replaced)
-    copies = _tie(base, replaced, added, words, untie)
-    untied = _tied(base) and any(_a_head(base, value, words) for value in added.values())
-    return Whole(replaced, added, next(iter(prefixes), ""), untied or bool(copies), words, copies)
+    vocab_size = vocabulary.extended_vocab_size(base, replaced)
+    copies = _tie(base, replaced, added, vocab_size, untie)
+    untied = _tied(base) and any(_is_output_head(base, value, vocab_size) for value in added.values())
+    return FullModules(replaced, added, next(iter(prefixes), ""), untied or bool(copies), vocab_size, copies)
 
 
-def _tie(base: Checkpoint, replaced: Mapping[str, np.ndarray], added: dict[str, np.ndarray], words: int | None, untie: bool
+def _tie(base: Checkpoint, replaced: Mapping[str, np.ndarray], added: dict[str, np.ndarray], vocab_size: int | None, untie: bool
          ) -> dict[str, str]:
-    """What becomes of a tied table that was trained whole: the head is the same (then it is no tensor of its own), was trained too, grew
-    with it, or stays what it was where that was asked for.
+    """Handles a tied embedding that was fully trained: the head is equal to it (and then not a separate tensor), was trained too, grew with
+    it, or with ``untie`` stays what it was.
 
     Raises:
         Unsupported: none of these.
@@ -82,34 +85,34 @@ def _tie(base: Checkpoint, replaced: Mapping[str, np.ndarray], added: dict[str, 
     tables = [name for name, value in replaced.items() if _tied(base) and base.tensors[name].shape[:1] == (base.config.get("vocab_size"),)
               and value.ndim == 2]
     for name in tables:
-        heads = [head for head, value in added.items() if _a_head(base, value, words)]
+        heads = [head for head, value in added.items() if _is_output_head(base, value, vocab_size)]
         same = [head for head in heads if not untie and np.array_equal(added[head], replaced[name])]
         for head in same:
             del added[head]
-        if not heads and words is None:
+        if not heads and vocab_size is None:
             if untie:
-                return {tied.head_of(base, name): name}
+                return {tied_weights.head_of(base, name): name}
             raise Unsupported("this tensor is the input embedding and the output head at once, and only one of them was trained",
                               where=f"{base.where}, {name}",
-                              remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter beside the base")
+                              remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter unmerged")
     return {}
 
 
 def _prefix(base: Checkpoint, pack: Pack) -> str:
-    """What the task model's module paths have before the base's tensor names, told by the sites that both know; empty if nothing."""
-    found = set()
+    """The prefix that the task model's module paths have before the base's tensor names, by the sites in both; often empty."""
+    prefixes = set()
     for group in pack.manifest.groups:
         if group.role == "adapter":
             module = base.require_weight(group.path, group.weight).removesuffix(".weight")
-            found.add(group.path.removesuffix(module) if group.path.endswith(f".{module}") else "")
-    if len(found) > 1:
+            prefixes.add(group.path.removesuffix(module) if group.path.endswith(f".{module}") else "")
+    if len(prefixes) > 1:
         raise Unsupported("the sites do not agree on how the task model's names differ from the base's", where=f"pack '{pack.name}'",
-                          found=sorted(found), remedy="keep the adapter beside the base")
-    return next(iter(found), "")
+                          found=sorted(prefixes), remedy="keep the adapter unmerged")
+    return next(iter(prefixes), "")
 
 
 def _base_name(base: Checkpoint, group: Group, param: str, prefix: str) -> str | None:
-    """The base's tensor for one parameter of a module that was trained whole, or None where it has none."""
+    """The base's tensor for one parameter of a fully trained module, or None where it has none."""
     candidates = [f"{group.path}.{param}", f"{group.path.removeprefix(prefix)}.{param}"]
     if group.weight is not None:
         candidates.insert(0, f"{group.weight.rpartition('.')[0]}.{param}")
@@ -118,15 +121,15 @@ def _base_name(base: Checkpoint, group: Group, param: str, prefix: str) -> str |
 
 def _require_replaceable(base: Checkpoint, pack: Pack, name: str, value: np.ndarray) -> None:
     shape = base.tensors[name].shape
-    if shape != value.shape and not pack.manifest.task.labels and not vocabulary.grows(base, name, value):
+    if shape != value.shape and not pack.manifest.task.labels and not vocabulary.adds_words(base, name, value):
         raise Unsupported("a module that was trained whole has another shape in the base", where=f"pack '{pack.name}', {name}",
-                          expected=shape, found=value.shape, remedy="keep the adapter beside the base")
+                          expected=shape, found=value.shape, remedy="keep the adapter unmerged")
 
 
 def _tied(base: Checkpoint) -> bool:
     return bool(base.config.get("tie_word_embeddings"))
 
 
-def _a_head(base: Checkpoint, value: np.ndarray, words: int | None) -> bool:
+def _is_output_head(base: Checkpoint, value: np.ndarray, vocab_size: int | None) -> bool:
     """Whether a tensor has one row for each word of the vocabulary."""
-    return value.ndim == 2 and value.shape[0] == (words or base.config.get("vocab_size"))
+    return value.ndim == 2 and value.shape[0] == (vocab_size or base.config.get("vocab_size"))

@@ -1,12 +1,12 @@
-"""The types of tensors in a GGUF file: how many values lie together in how many bytes. What the bytes mean is told elsewhere."""
+"""Lists the tensor types of GGUF files, with the number of values in a block and its bytes; :mod:`.ggml` decodes them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 
-class Kind(NamedTuple):
-    """A tensor type: ``block`` values lie in ``size`` bytes."""
+class TensorType(NamedTuple):
+    """A tensor type: a block of ``block`` values takes ``size`` bytes."""
 
     name: str
     block: int
@@ -14,11 +14,11 @@ class Kind(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether it is a number's own type, and no code."""
+        """Whether every value is stored as a number, not as a code."""
         return self.block == 1
 
 
-KINDS = {number: Kind(name, block, size) for number, name, block, size in (
+TENSOR_TYPES = {number: TensorType(name, block, size) for number, name, block, size in (
     (0, "F32", 1, 4), (1, "F16", 1, 2), (2, "Q4_0", 32, 18), (3, "Q4_1", 32, 20), (6, "Q5_0", 32, 22), (7, "Q5_1", 32, 24),
     (8, "Q8_0", 32, 34), (9, "Q8_1", 32, 40), (10, "Q2_K", 256, 84), (11, "Q3_K", 256, 110), (12, "Q4_K", 256, 144),
     (13, "Q5_K", 256, 176), (14, "Q6_K", 256, 210), (15, "Q8_K", 256, 292), (16, "IQ2_XXS", 256, 66), (17, "IQ2_XS", 256, 74),
@@ -27,5 +27,5 @@ KINDS = {number: Kind(name, block, size) for number, name, block, size in (
     (29, "IQ1_M", 256, 56), (30, "BF16", 1, 2), (34, "TQ1_0", 256, 54), (35, "TQ2_0", 256, 66), (39, "MXFP4", 32, 17),
 )}
 """Number in the file -> type."""
-NUMBERS = {kind.name: number for number, kind in KINDS.items()}
+TYPE_NUMBERS = {tensor_type.name: number for number, tensor_type in TENSOR_TYPES.items()}
 """Name -> number in the file."""

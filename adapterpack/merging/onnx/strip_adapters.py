@@ -1,4 +1,4 @@
-"""A bundle's graph without its slots: what it was before adapters were attached, for a fold that leaves no trace."""
+"""Removes the adapter slots from a bundle's graph, which restores the graph from before adapters were attached."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, Bundle
 from ...errors import FormatError
 
 PREFIX = "adapterpack/"
-"""What the names of all nodes begin with that attaching added."""
+"""The beginning of the names of all nodes that were added for adapters."""
 
 
-def strip(source: Path, bundle: Bundle, out: Path) -> None:
-    """Writes the graph of the bundle at ``source`` to ``out``, its data beside it, without slots and without what reads them.
+def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
+    """Writes the graph of the bundle at ``source`` to ``out`` (with external data), without the slots and the nodes that read them.
 
     Raises:
         FormatError: the graph is not what the site map says.
@@ -22,14 +22,14 @@ def strip(source: Path, bundle: Bundle, out: Path) -> None:
 
     model = ir.load(source / GRAPH)
     graph = model.graph
-    mine = [node for node in graph if node.name and node.name.startswith(PREFIX)]
+    added = [node for node in graph if node.name and node.name.startswith(PREFIX)]
     names = {value.name: value for node in graph for value in [*node.inputs, *node.outputs] if value is not None}
     heads = {path: names.get(f"{site.output}/base") or names.get(site.output)
              for path, site in bundle.sites.items() if "head" in site.fields}
 
-    def before(value: Any) -> Any:
-        """What the value was before attaching: the first operand of every node that attaching added, or what a head took the place of."""
-        while value.producer() in members:
+    def original(value: Any) -> Any:
+        """The value before adapters were attached: the first input of an added node, or the output that an added head replaced."""
+        while value.producer() in added_nodes:
             node = value.producer()
             path = next((path for path in heads if node.name.startswith(f"{PREFIX}{path}/")), None)
             value = node.inputs[0] if path is None else heads[path]
@@ -38,20 +38,20 @@ def strip(source: Path, bundle: Bundle, out: Path) -> None:
                                   remedy="export the bundle again")
         return value
 
-    members = set(mine)
+    added_nodes = set(added)
     for node in graph:
-        if node not in members:
+        if node not in added_nodes:
             for index, value in enumerate(node.inputs):
-                if value is not None and value.producer() in members:
-                    node.replace_input_with(index, before(value))
+                if value is not None and value.producer() in added_nodes:
+                    node.replace_input_with(index, original(value))
     for index, value in enumerate(graph.outputs):
-        if value.producer() in members:
-            name, old = value.name, before(value)
+        if value.producer() in added_nodes:
+            name, old = value.name, original(value)
             value.name, old.name = f"{name}/attached", name
             old.type = old.type or value.type
             old.shape = old.shape or value.shape
             graph.outputs[index] = old
-    graph.remove(mine, safe=False)
+    graph.remove(added, safe=False)
     slots = {value.name for value in graph.inputs if value.name in graph.initializers} | {ADAPTER_IDS, ADAPTER_POSITIONS}
     kept = [value for value in graph.inputs if value.name not in slots]
     graph.inputs[:] = kept

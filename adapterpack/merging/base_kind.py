@@ -1,0 +1,24 @@
+"""Tells by a path and first bytes whether a merge is into a GGUF file, an ONNX graph or a checkpoint, before anything is opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..base.gguf import MAGIC
+from ..bundle import FILE_NAME
+from ..errors import storage_errors
+
+
+def is_gguf(path: str | os.PathLike[str]) -> bool:
+    """Whether a base is a GGUF file, by its first bytes."""
+    if not Path(path).is_file():
+        return False
+    with storage_errors(path), Path(path).open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def is_graph(base: str | os.PathLike[str]) -> bool:
+    """Whether a base is an ONNX file or a bundle, by its name and what its folder holds."""
+    path = Path(base)
+    return path.suffix == ".onnx" or (path / FILE_NAME).is_file()

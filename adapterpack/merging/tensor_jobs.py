@@ -1,0 +1,298 @@
+"""The jobs of a merge: copy unchanged bytes, write a given tensor, convert a tensor to another dtype, or merge adapters into a weight."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..adapter_methods import LAYOUTS
+from ..base.codecs.storage import MAIN_PART, Encoded, Storage
+from ..base.rounding import Round, Rounding
+from ..errors import NonFinite
+from ..io.buffers import Scratch
+from ..io.byte_ranges import Span, copy_span, opened, write_all
+from ..io.progress import Ticker
+from ..io.safetensors import DTYPES
+from .fold.blocks import ELEMENTS, Arithmetic, Block
+from .fold.fold import Change, slice_of
+from .fold.loss import Sums, sums_of
+from .layout import Item, Shard
+from .plan import Target
+from .report import TensorLoss
+
+
+class MergeContext(NamedTuple):
+    """What all jobs of a merge use."""
+
+    folder: Path
+    ticker: Ticker
+    safe: bool
+    rounding: Rounding
+    arithmetic: Arithmetic
+
+
+class Tensor(NamedTuple):
+    """An item and the shard that it belongs to."""
+
+    item: Item
+    shard: Shard
+
+    def write(self, context: MergeContext) -> Any:
+        """The output file of the tensor, opened."""
+        return opened(context.folder / self.shard.name, os.O_WRONLY)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A unit of work for any worker; ``files`` are the output files that it writes to, ``nbytes`` how much it writes."""
+
+    files: frozenset[str]
+    nbytes: int
+
+    def run(self, context: MergeContext, scratch: Scratch) -> Sums | None:
+        """Does the work; returns the sums of a changed weight."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Copy(Job):
+    """Copies unchanged bytes."""
+
+    shard: Shard
+    span: Span
+
+    def run(self, context: MergeContext, scratch: Scratch) -> None:
+        """See :class:`Job`."""
+        with opened(self.shard.base.path, os.O_RDONLY) as source, opened(context.folder / self.shard.name, os.O_WRONLY) as sink:
+            copy_span(source, sink, self.span, lambda count: scratch.get("copy", (count,), np.dtype(np.uint8)))
+        context.ticker.add(self.span.nbytes)
+
+
+@dataclass(frozen=True)
+class Put(Job):
+    """Writes a tensor of a fully trained module."""
+
+    tensor: Tensor
+
+    def run(self, context: MergeContext, scratch: Scratch) -> None:
+        """See :class:`Job`."""
+        place, value = self.tensor.item.place, self.tensor.item.value
+        assert value is not None
+        stored = np.ascontiguousarray(value, dtype=DTYPES[place.dtype])
+        require_finite(stored, value, context.safe, place.name)
+        with self.tensor.write(context) as sink:
+            write_all(sink, stored, place.offset)
+        context.ticker.add(stored.nbytes)
+
+
+class OutputParts:
+    """The output tensors of one weight, by role, open to be written block by block.
+
+    Rows of a part are written at once. A part that has the outputs in its columns is gathered in memory and written at the end. Every byte
+    counts once for the progress.
+    """
+
+    def __init__(self, context: MergeContext, tensors: Mapping[str, Tensor]) -> None:
+        self._context, self._tensors, self._stack = context, tensors, ExitStack()
+        self._gathered: dict[str, np.ndarray] = {}
+        self._written = dict.fromkeys(tensors, 0)
+
+    def __enter__(self) -> OutputParts:
+        self._sinks = {role: self._stack.enter_context(tensor.write(self._context)) for role, tensor in self._tensors.items()}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def write(self, stored: Encoded) -> None:
+        """Writes the updates of a block."""
+        self._context.ticker.check()
+        for piece in stored.updates:
+            place = self._tensors[piece.part].item.place
+            if piece.columns is not None:
+                if piece.part not in self._gathered:
+                    self._gathered[piece.part] = np.empty(place.shape, DTYPES[place.dtype])
+                self._gathered[piece.part][piece.rows, piece.columns] = piece.values
+                continue
+            values = np.ascontiguousarray(piece.values)
+            at = piece.rows.start * (values.nbytes // max(1, piece.rows.stop - piece.rows.start))
+            self._put(piece.part, values, at)
+
+    def finish(self, rest: Callable[[str], np.ndarray]) -> None:
+        """Writes the gathered parts, and those that no block updated."""
+        for role, written in self._written.items():
+            if role in self._gathered or not written:
+                self._put(role, np.ascontiguousarray(self._gathered.get(role, rest(role))), 0)
+
+    def _put(self, role: str, values: np.ndarray, at: int) -> None:
+        write_all(self._sinks[role], values, self._tensors[role].item.place.offset + at)
+        self._written[role] += values.nbytes
+        self._context.ticker.add(values.nbytes)
+
+
+@dataclass(frozen=True)
+class Convert(Job):
+    """Writes a weight in another dtype, or dequantized."""
+
+    tensor: Tensor
+    storage: Storage
+
+    def run(self, context: MergeContext, scratch: Scratch) -> None:
+        """See :class:`Job`."""
+        (reader, writer), name = self.storage, self.tensor.item.place.name
+        rows, columns = reader.shape
+        with reader.opened() as read, OutputParts(context, {MAIN_PART: self.tensor}) as parts:
+            for block in blocks(rows, columns, reader.step, ELEMENTS):
+                raw = read(block, columns, scratch)
+                values = reader.decode(raw, scratch)
+                stored = writer.encode(values, block, context.rounding(name, block.start * columns), scratch)
+                require_finite(stored.raw, values, context.safe, name)
+                parts.write(stored)
+
+
+@dataclass(frozen=True)
+class Fold(Job):
+    """Merges all adapters of one weight, and what changes with it (its bias, the scales of a quantized weight): in float32, rounded once.
+
+    ``parts`` are the weight's tensors by role. A weight that is stored transposed is processed in one block where its change is more than
+    a product of factors; the matrices of a stack one after the other.
+    """
+
+    target: Target
+    parts: Mapping[str, Tensor]
+    bias: Tensor | None
+
+    def run(self, context: MergeContext, scratch: Scratch) -> Sums:
+        """See :class:`Job`."""
+        target, storage, place = self.target, self.target.storage, self.parts[MAIN_PART].item.place
+        reader, sums, done = storage.reader, Sums(), 0
+        bias = _Bias(self.bias, target.bias, reader.work)
+        with reader.opened() as read, OutputParts(context, self.parts) as parts:
+            for number, matrix in enumerate(reader.matrices(target.kind)):
+                contributions = [slice_of(contribution, number) for contribution in target.contributions]
+                change = context.arithmetic.prepare(contributions, reader.work, matrix, target.base_bias)
+                sums += Sums(change=change.energy or 0.0)
+                for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, storage, context.arithmetic):
+                    count = block.columns if block.transposed else block.rows.stop - block.rows.start
+                    across = (block.rows.stop - block.rows.start) if block.transposed else block.columns
+                    stored = slice(done // max(1, across), done // max(1, across) + count)
+                    raw = read(stored, across, scratch)
+                    read_block = Block(raw, stored, block.rows, block.transposed, bias.part(block.rows))
+                    write = _FiniteWriter(parts, context.safe, place.name)
+                    rounding = context.rounding(place.name, done)
+                    block_sums, after = context.arithmetic.fold(block.change, storage, read_block, rounding, scratch, write, sums.moved)
+                    write.check(block_sums)
+                    bias.put(block.rows, after)
+                    sums += block_sums
+                    done += raw.size
+            parts.finish(storage.writer.rest)
+        return sums + bias.write(context, scratch)
+
+    def loss(self, sums: Sums) -> TensorLoss:
+        """What was lost in storing the weight."""
+        item = self.parts[MAIN_PART].item
+        name = item.place.name.removesuffix(self.target.storage.main_tensor) + self.target.weight
+        return sums.loss(name, self.target.storage.writer.label)
+
+
+class _Part(NamedTuple):
+    """A block of a matrix ``[out, in]`` and its change; ``transposed`` says that the transpose of the matrix is stored."""
+
+    change: Change
+    rows: slice
+    columns: int
+    transposed: bool
+
+
+def _blocks(change: Change, shape: tuple[int, int], transposed: bool, storage: Storage, arithmetic: Arithmetic) -> Iterator[_Part]:
+    rows, columns = shape
+    if transposed and (other := change.transposed()) is not None:
+        change, transposed, rows, columns = other, False, columns, rows
+    if transposed or change.whole:
+        yield _Part(change, slice(0, rows), columns, transposed)
+        return
+    for block in blocks(rows, columns, storage.reader.step, arithmetic.elements(change, storage)):
+        yield _Part(change, block, columns, transposed)
+
+
+_TILES = (24, 12)
+"""Multiples of the rows that a matrix kernel processes at once: of this package's (8) and OpenBLAS's, and of OpenBLAS's alone."""
+
+
+def blocks(rows: int, columns: int, step: int, elements: int) -> Iterator[slice]:
+    """Rows in blocks of about ``elements`` numbers that begin at multiples of ``step``.
+
+    Where possible they also begin at multiples of 24 or 12: OpenBLAS's kernels process a product in such steps and add up in another order
+    in the remainder, so that the products of blocks then equal the whole product bit for bit.
+
+    Example:
+        >>> list(blocks(10, 100, 4, 500))
+        [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
+    """
+    step = next((tile for tile in _TILES if elements >= tile * columns), 1) if step == 1 else step
+    size = max(step, elements // max(1, columns) // step * step)
+    for start in range(0, rows, size):
+        yield slice(start, min(rows, start + size))
+
+
+class _FiniteWriter:
+    """Writes a block, and with ``safe`` refuses one that is not finite: native floats at once, others if the sums are not finite."""
+
+    def __init__(self, parts: OutputParts, safe: bool, name: str) -> None:
+        self._parts, self._safe, self._name = parts, safe, name
+        self._raw: np.ndarray | None = None
+
+    def __call__(self, stored: Encoded) -> None:
+        if stored.raw.dtype in {np.dtype(np.float32), np.dtype(np.float64)}:
+            require_finite(stored.raw, None, self._safe, self._name)
+        else:
+            self._raw = stored.raw
+        self._parts.write(stored)
+
+    def check(self, sums: Sums) -> None:
+        if self._raw is not None and not math.isfinite(sums.error):
+            require_finite(self._raw, None, self._safe, self._name)
+
+
+class _Bias:
+    """The bias of a weight, which changes block by block with it; does nothing where the bias is unchanged."""
+
+    def __init__(self, tensor: Tensor | None, name: str | None, dtype: np.dtype[Any]) -> None:
+        self._tensor = tensor
+        if tensor is not None and name is not None:
+            self._before = tensor.shard.base.read(name).astype(dtype)
+            self._after = np.empty_like(self._before)
+
+    def part(self, rows: slice) -> np.ndarray | None:
+        return None if self._tensor is None else self._before[rows]
+
+    def put(self, rows: slice, after: np.ndarray | None) -> None:
+        if self._tensor is not None and after is not None:
+            self._after[rows] = after
+
+    def write(self, context: MergeContext, scratch: Scratch) -> Sums:
+        if self._tensor is None:
+            return Sums()
+        place = self._tensor.item.place
+        rounding: Round = context.rounding(place.name, 0)
+        stored = rounding(self._after, DTYPES[place.dtype], scratch)
+        require_finite(stored, None, context.safe, place.name)
+        with self._tensor.write(context) as sink:
+            write_all(sink, stored, place.offset)
+        context.ticker.add(stored.nbytes)
+        change, reread = self._after - self._before, stored.astype(self._before.dtype)
+        return sums_of(change[None], ((reread - self._before) - change)[None], bool(np.any(reread != self._before)))
+
+
+def require_finite(stored: np.ndarray, original: np.ndarray | None, safe: bool, name: str) -> None:
+    """Raises :class:`NonFinite` under ``safe`` if ``stored`` holds NaN or infinity that ``original`` does not hold."""
+    if safe and not np.isfinite(stored).all() and (original is None or np.isfinite(original).all()):
+        raise NonFinite("the merged tensor holds NaN or infinity", where=name,
+                        remedy="merge with a wider dtype; if that does not help, the base or the adapter holds it already")
