@@ -13,6 +13,7 @@ from threading import Barrier, Thread
 
 import numpy as np
 import pytest
+from rule_laws import Ours
 from threadpoolctl import threadpool_info
 
 from adapterpack import LoRA
@@ -23,7 +24,6 @@ from adapterpack.io import safetensors
 from adapterpack.io.threads import one_thread_each
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
-from adapterpack.testing.rule_laws import Ours
 
 pytestmark = pytest.mark.fast
 SITES = (Site("a", 260, 300), Site("b", 170, 140), Site("c", 170, 140), Site("d", 170, 140))

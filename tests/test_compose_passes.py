@@ -6,6 +6,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from rule_laws import deltas, made
 
 import adapterpack
 from adapterpack import LoRA
@@ -15,7 +16,6 @@ from adapterpack.lowrank import quantiles
 from adapterpack.lowrank.quantiles import level
 from adapterpack.lowrank.range_finder import Held, largest
 from adapterpack.lowrank.truncation import Cut
-from adapterpack.testing.rule_laws import deltas, made
 
 pytestmark = pytest.mark.fast
 SHAPES = [(1, 1), (2, 15), (2, 16), (3, 17), (1, 64), (5, 333), (4, 0), (2, 1000)]

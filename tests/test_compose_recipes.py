@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from rule_laws import Ours, close, deltas, made, measured
 
 import adapterpack
 from adapterpack import LoRA, attach, compose, load
@@ -31,7 +32,6 @@ from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate.validation import validate
 from adapterpack.tasks.task import task_named
-from adapterpack.testing.rule_laws import Ours, close, deltas, made, measured
 from adapterpack.training.loading import load_model
 
 fast = pytest.mark.fast

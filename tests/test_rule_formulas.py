@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rule_laws import SITES, Deltas, Ours, close, deltas, made, measured
 
 import adapterpack
 from adapterpack import LoRA
@@ -16,7 +17,6 @@ from adapterpack.composing import finish
 from adapterpack.composing.rules import entries, trim
 from adapterpack.composing.rules.registry import rules
 from adapterpack.lowrank.seeded_random import uniform
-from adapterpack.testing.rule_laws import SITES, Deltas, Ours, close, deltas, made, measured
 
 pytestmark = pytest.mark.fast
 PATHS = [site.path for site in SITES]

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
+from peft_rules import TYPES, Peft, changes, loaded
+from rule_catalogue import page, peft_page
+from rule_laws import EQUAL, LAWS, SITES, Combiner, Ours, close, deltas, made, verdict
 
 import adapterpack
 from adapterpack import LoRA
@@ -17,9 +20,6 @@ from adapterpack.composing.rules.registry import Laws, get, rules
 from adapterpack.errors import AdapterpackError, ConfigError, Unsupported
 from adapterpack.lowrank.space import Term
 from adapterpack.pack.validate.validation import load, validate
-from adapterpack.testing.peft_rules import TYPES, Peft, changes, loaded
-from adapterpack.testing.rule_catalogue import page, peft_page
-from adapterpack.testing.rule_laws import EQUAL, LAWS, SITES, Combiner, Ours, close, deltas, made, verdict
 
 pytestmark = pytest.mark.fast
 PATHS = [site.path for site in SITES]

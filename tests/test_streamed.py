@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rule_laws import MIXED, made
 from threadpoolctl import threadpool_info
 
 import adapterpack
@@ -21,7 +22,6 @@ from adapterpack.pack.pack import Pack
 from adapterpack.pack.validate import validation
 from adapterpack.pack.validate.checks import folder
 from adapterpack.peft import layout
-from adapterpack.testing.rule_laws import MIXED, made
 
 pytestmark = pytest.mark.fast
 

@@ -1,14 +1,15 @@
-"""The catalogue of rules as a page, read off the registry: ``python -m adapterpack.testing.rule_catalogue > docs/rules.md``."""
+"""The catalogue of rules as a page, read off the registry: ``python tests/rule_catalogue.py > docs/rules.md``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
 
-from ..composing.rules.registry import rules
-from ..composing.rules.rule import Laws, Rule
-from .catalogue import table
-from .rule_laws import LAWS, verdict
+from rule_laws import LAWS, verdict
+
+from adapterpack.composing.rules.registry import rules
+from adapterpack.composing.rules.rule import Laws, Rule
+from adapterpack.testing.catalogue import table
 
 INTRO = """# Rules of combination
 
@@ -57,9 +58,8 @@ def page(known: Iterable[Rule]) -> str:
 
 def peft_page() -> str:
     """The same laws put to PEFT's ``add_weighted_adapter``, whose randomness is seeded for the purpose, in Markdown."""
-    import peft  # noqa: PLC0415 - the rest of the page needs neither PEFT nor torch
-
-    from .peft_rules import TYPES, Peft  # noqa: PLC0415
+    import peft
+    from peft_rules import TYPES, Peft
 
     rows = [[f"`{kind}`", *(verdict(law, Peft(kind)) for law in LAWS)] for kind in TYPES]
     return f"""

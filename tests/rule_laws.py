@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..adapter_methods import Site
-from ..adapter_methods.lora import LoRA, lora
-from ..composing.pipeline import compose
-from ..composing.rules.registry import get
-from ..composing.statistics import Statistics
-from ..errors import AdapterpackError, NothingToDo
-from ..manifest import manifest as m
-from ..pack.pack import Pack, build
-from ..pack.validate.validation import load
+from adapterpack.adapter_methods import Site
+from adapterpack.adapter_methods.lora import LoRA, lora
+from adapterpack.composing.pipeline import compose
+from adapterpack.composing.rules.registry import get
+from adapterpack.composing.statistics import Statistics
+from adapterpack.errors import AdapterpackError, NothingToDo
+from adapterpack.manifest import manifest as m
+from adapterpack.pack.pack import Pack, build
+from adapterpack.pack.validate.validation import load
 
 Deltas = dict[str, np.ndarray]
 SITES = (Site("layers.q_proj", 33, 17), Site("layers.v_proj", 17, 40))

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import peft
 import torch
+from rule_laws import WHOLE, Deltas
 
-from ..pack.pack import Pack
-from .rule_laws import WHOLE, Deltas
+from adapterpack.pack.pack import Pack
 
 TYPES = ("cat", "svd", "linear", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd", "magnitude_prune",
          "magnitude_prune_svd")
@@ -27,11 +27,11 @@ class Peft:
         self.weights: Sequence[float] = [0.7, -0.4, 1.1]
 
     def run(self, packs: Sequence[Pack], weights: Sequence[float], *, neutral: bool = False) -> Deltas:
-        """See :class:`~adapterpack.testing.rule_laws.Combiner`."""
+        """See :class:`~rule_laws.Combiner`."""
         return changes(self._merged(packs, weights, neutral), "merged")
 
     def reloaded(self, packs: Sequence[Pack], weights: Sequence[float]) -> Deltas:
-        """See :class:`~adapterpack.testing.rule_laws.Combiner`."""
+        """See :class:`~rule_laws.Combiner`."""
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._merged(packs, weights, False).save_pretrained(folder, selected_adapters=["merged"])
