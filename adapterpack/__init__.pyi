@@ -68,7 +68,7 @@ from .pack.validate.validation import load as load
 from .quantizing.pipeline import quantize as quantize
 from .runtime.run import run as run
 from .runtime.session import Session as Session
-from .training.inject import active as active
+from .training.active import active as active
 from .training.inject import adapt as adapt
 from .training.inject import attach as attach
 from .training.inject import detach as detach

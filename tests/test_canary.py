@@ -34,8 +34,8 @@ from adapterpack.exporting.quantization.graphs import quantize_bundle
 from adapterpack.manifest.parts import Canary
 from adapterpack.pack import canary
 from adapterpack.runtime import canary as replay
-from adapterpack.training.canary import coarse, verify_canary
-from adapterpack.training.inject import adapter_names
+from adapterpack.training.active import adapter_names
+from adapterpack.training.canaries.canary import coarse, verify_canary
 
 Make = Callable[..., Any]
 CLASSES = {"llama": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification, "encoder": AutoModel}

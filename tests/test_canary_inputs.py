@@ -58,9 +58,9 @@ from adapterpack.manifest.parts import Canary, Recipe
 from adapterpack.manifest.synthetic_inputs import made
 from adapterpack.pack import canary
 from adapterpack.runtime.canary import _not_replayable
-from adapterpack.training.canary import verify_canary
-from adapterpack.training.canary_inputs import misfit
-from adapterpack.training.inject import adapter_names
+from adapterpack.training.active import adapter_names
+from adapterpack.training.canaries.canary import verify_canary
+from adapterpack.training.canaries.inputs import misfit
 
 SAME = 1e-5
 """Of outputs of size 0.1 to 10; the same passes in the same process differ by nothing, in another batch layout by about 1e-6."""

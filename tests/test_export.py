@@ -59,8 +59,8 @@ from adapterpack.runtime.session import pad
 from adapterpack.slots.precision import ABSENT
 from adapterpack.slots.values import form_arrays, head_values
 from adapterpack.tasks.task import task_named
-from adapterpack.training.inject import parts_of
 from adapterpack.training.loading import load_model
+from adapterpack.training.parts import parts_of
 
 stage = importlib.import_module("adapterpack.exporting.pipeline")
 Make = Callable[..., Any]

@@ -31,13 +31,14 @@ from adapterpack.errors import (
 )
 from adapterpack.manifest.parts import Canary
 from adapterpack.pack import canary
-from adapterpack.training.canary import verify_canary
-from adapterpack.training.inject import adapter_names, parts_of
+from adapterpack.training.active import adapter_names
+from adapterpack.training.canaries.canary import verify_canary
 from adapterpack.training.kernels.low_rank import add_low_rank, is_low_rank
 from adapterpack.training.layers.layer import AdaptedLayer
+from adapterpack.training.layers.whole import SavedModule
+from adapterpack.training.layers.wrapper import own_modules
+from adapterpack.training.parts import parts_of
 from adapterpack.training.save import _model_fingerprint
-from adapterpack.training.whole import SavedModule
-from adapterpack.training.wrapper import own_modules
 
 pytestmark = pytest.mark.fast
 

@@ -27,11 +27,11 @@ from adapterpack.adapter_methods.core.operators import Chain, Diagonal
 from adapterpack.errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
 from adapterpack.manifest.manifest import Task
 from adapterpack.pack.validate.validation import validate
-from adapterpack.training.inject import active
+from adapterpack.training.active import active
 from adapterpack.training.layers.conv import AdaptedConv
 from adapterpack.training.layers.layer import Adapted
+from adapterpack.training.layers.wrapper import own_modules
 from adapterpack.training.sites import select
-from adapterpack.training.wrapper import own_modules
 
 pytestmark = pytest.mark.fast
 torch.set_num_threads(1)

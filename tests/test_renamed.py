@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from adapterpack import LoRA, adapt, attach, convert, load, merge, save, validate
-from adapterpack.training.canary import verify_canary
+from adapterpack.training.canaries.canary import verify_canary
 
 CONFIG = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=20, image_size=8, patch_size=4,
                    num_labels=3)

@@ -36,7 +36,7 @@ from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import AdapterpackError, ConfigError, NonFinite, OutputExists, StorageError, UnknownName, Unsupported
 from adapterpack.tasks.task import task_named
 from adapterpack.training import data
-from adapterpack.training.canary import verify_canary
+from adapterpack.training.canaries.canary import verify_canary
 from adapterpack.training.loading import load_model
 
 TEXT = "text-classification"

@@ -13,8 +13,8 @@ from ..exporting.pipeline import export
 from ..pack.validate.validation import load
 from ..runtime.generate import Generation
 from ..runtime.session import Session, pad
+from ..training.active import active
 from ..training.config.config import read_config
-from ..training.inject import active
 from ..training.pipeline import train_one
 from .encoder import data_file, rows_of
 from .stages import Say, Stages, folder_size, model_facts, require_valid, training_facts

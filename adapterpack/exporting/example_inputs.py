@@ -60,7 +60,7 @@ def example(
 
 def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list[int]:
     """A row with an image behind its first token, and no image token elsewhere."""
-    from ..training.images import positions_of  # noqa: PLC0415 - torch only where a model is at hand
+    from ..training.canaries.images import positions_of  # noqa: PLC0415 - torch only where a model is at hand
 
     token, positions = config.image_token_id, positions_of(model, pixels.shape[1:])
     text = [1 if each == token else each for each in row]

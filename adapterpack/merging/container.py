@@ -33,8 +33,8 @@ def open_base(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] |
         ConfigError: a checkpoint was given although the base is one.
     """
     if is_gguf(base):
-        from ..merging.gguf.base_model import GGUFBase  # noqa: PLC0415 - as below
         from .gguf import layout as gguf_layout  # noqa: PLC0415 - checkpoints need none of it
+        from .gguf.base_model import GGUFBase  # noqa: PLC0415 - as below
 
         return GGUFBase(base, checkpoint), Container(gguf_layout.shards, _finish_nothing, gguf_layout.NAME)
     if checkpoint is not None:

@@ -18,8 +18,8 @@ from .layers.embedding_rows import AdaptedTable
 from .layers.layer import Adapted, AdaptedLayer
 from .layers.norms import AdaptedNorm
 from .layers.parameter import AdaptedParameter
+from .layers.wrapper import innermost, module_at
 from .sites import holder_at, select, site_at
-from .wrapper import innermost, module_at
 
 LAYERS: dict[str, type[Adapted]] = {
     "linear": AdaptedLayer,

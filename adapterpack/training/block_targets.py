@@ -9,8 +9,8 @@ from torch import nn
 
 from ..adapter_methods import Site, Traits
 from ..errors import SiteNotFound, Unsupported, nearest
+from .layers.wrapper import innermost, own_modules
 from .sites import BYPASSED
-from .wrapper import innermost, own_modules
 
 
 class Layout(NamedTuple):

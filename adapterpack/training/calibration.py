@@ -11,7 +11,7 @@ from torch import nn
 
 from ..adapter_methods import LAYOUTS, Seen, Site
 from ..errors import AdapterpackError, ConfigError, Unsupported
-from .wrapper import input_of, module_at
+from .layers.wrapper import input_of, module_at
 
 MEASURED = frozenset({"moment", "gradient", "fisher"})
 _BACKWARD = frozenset({"gradient", "fisher"})

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel, WeightConverter
 
-from .wrapper import own_modules
+from .layers.wrapper import own_modules
 
 
 def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,17 +16,17 @@ from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported
 from ..manifest.secondary_methods import Beside, require_beside
 from ..pack.fits import require_sites
 from ..pack.pack import Pack
+from .active import active, adapter_names, wrappers_of
 from .adapter_kinds import KINDS
 from .calibration import measure
+from .canaries.canary import verify_attached
 from .injection import is_linear, swap, wrapping
 from .layers.embedding_rows import AdaptedTable
-from .layers.layer import Adapted
 from .layers.position_tracking import forget
+from .layers.two_pass import lead, release
+from .layers.wrapper import own_modules
+from .save import require_model_base
 from .sites import known_sites
-from .tensors import as_numpy
-from .two_pass import lead, release
-from .whole import SavedModule
-from .wrapper import own_modules
 
 
 def adapt(
@@ -123,8 +123,6 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     require_sites(pack, known_sites(model), type(model).__name__)
     known = None
     if check_base:
-        from .save import require_model_base  # noqa: PLC0415 - save imports this module
-
         known = require_model_base(model, pack)
     with wrapping(model, name) as work:
         shared = pack.shared()
@@ -146,8 +144,6 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     if pack.method.one_pass:
         lead(model, name, pack.method.first_pass)
     if check_base and check_canary and (known is None or known.name != "variant"):  # whose other bytes give other logits
-        from .canary import verify_attached  # noqa: PLC0415 - as above
-
         try:
             verify_attached(model, pack, name)
         except BaseException:
@@ -171,7 +167,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     empty: dict[nn.Module, nn.Module] = {}
     for one in names if name is None else [name]:
         release(model, one)
-    for module in _wrappers(model):
+    for module in wrappers_of(model):
         for one in names if name is None else [name]:
             module._remove(one)
         if not module._names:
@@ -181,79 +177,6 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     swap(model, empty)
     forget(model, names if name is None else [name])
     return model
-
-
-def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
-    """Chooses which adapters take part in the forward pass: one, several (applied in order), or None for the base alone.
-
-    Raises:
-        UnknownAdapter: the model has no adapter of that name.
-        Unsupported: several of a method of which only one can be active, such as prompts.
-    """
-    wanted = [names] if isinstance(names, str) else list(names or ())
-    known = adapter_names(model)
-    for name in wanted:
-        if name not in known:
-            raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, known))
-    wrappers = list(_wrappers(model))
-    for module in wrappers:
-        alone = [name for name in wanted if isinstance(module, Adapted) and name in module._names and module._exclusive(name)]
-        if len(alone) > 1:
-            raise Unsupported("only one of these adapters can be active at a time", where=module._site.path, found=", ".join(alone),
-                              remedy="choose one of them")
-    for module in wrappers:
-        module._active = tuple(name for name in wanted if name in module._names)
-    return model
-
-
-def adapter_names(model: nn.Module) -> list[str]:
-    """The names of the adapters in a model, sorted."""
-    return sorted({name for module in _wrappers(model) for name in module._names})
-
-
-class Parts(NamedTuple):
-    """One adapter out of a model, as a pack wants it: its method, site -> (config, parameters) in their final form, the same of other
-    methods beside it, the parameters that all sites share, and path -> parameters of modules that were trained whole."""
-
-    method: Method
-    adapters: dict[Site, tuple[Any, dict[str, np.ndarray]]]
-    beside: list[Beside]
-    shared: dict[str, np.ndarray]
-    full: dict[str, dict[str, np.ndarray]]
-
-
-def parts_of(model: nn.Module, name: str) -> Parts:
-    """The adapter of that name.
-
-    Raises:
-        UnknownAdapter: the model has no adapter of that name.
-    """
-    wrappers = [module for module in _wrappers(model) if name in module._names]
-    if not wrappers:
-        raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, adapter_names(model)))
-    adapted = [module for module in wrappers if isinstance(module, Adapted)]
-    if not adapted:
-        raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,
-                          remedy="keep the pack that it came from")
-    order = {path: place for place, path in enumerate(known_sites(model))}  # of the wrappers of one module, the last one stands outside
-    adapted.sort(key=lambda module: order.get(module._site.path, len(order)))
-    method = next((module for module in adapted if name not in module._beside), adapted[0])._methods[name][0]
-    found: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}
-    methods: dict[str, Method] = {}
-    for module in adapted:
-        own, cfg = module._methods[name]
-        methods[own.name] = own
-        part = (cfg, module._params(name))
-        found.setdefault(own.name, {})[module._site] = part if own.bake is None else own.bake(*part, module._site)
-    shared = {key: as_numpy(value) for module in adapted for key, value in module._shared(name).items()}
-    beside = [Beside(methods[other], sites) for other, sites in found.items() if other != method.name]
-    full = {module._path: module._params(name) for module in wrappers if isinstance(module, SavedModule)}
-    return Parts(method, found[method.name], beside, shared, full)
-
-
-def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
-    """The labels that came with an attached adapter's head, or None."""
-    return next((module._labels[name] for module in _wrappers(model) if isinstance(module, SavedModule) and module._labels.get(name)), None)
 
 
 def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Seen | None, site: Site) -> Mapping[str, np.ndarray]:
@@ -267,10 +190,6 @@ def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Seen | None
 
 def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.ndarray]:
     return params
-
-
-def _wrappers(model: nn.Module) -> Iterator[Adapted | SavedModule]:
-    return (module for module in model.modules() if isinstance(module, Adapted | SavedModule))
 
 
 def _module_path(model: nn.Module, name: str) -> str:

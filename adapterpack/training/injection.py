@@ -18,9 +18,9 @@ from .adapter_kinds import KINDS
 from .layers.embedding_rows import AdaptedTable
 from .layers.layer import Adapted
 from .layers.position_tracking import forget, tell
-from .tensors import as_numpy, as_parameter
-from .whole import SavedModule
-from .wrapper import Wrapper, module_at
+from .layers.tensors import as_numpy, as_parameter
+from .layers.whole import SavedModule
+from .layers.wrapper import Wrapper, module_at
 
 
 class Work:

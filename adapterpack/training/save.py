@@ -26,10 +26,11 @@ from ..manifest.parts import Dims
 from ..pack.pack import Pack, build, is_module
 from ..tasks.task import task_of
 from ..version import VERSION
-from .canary import make_canary
+from .active import adapter_names
+from .canaries.canary import make_canary
 from .checkpoint_names import stored_names
-from .inject import Parts, adapter_names, labels_of, parts_of
-from .wrapper import own_modules
+from .layers.wrapper import own_modules
+from .parts import Parts, labels_of, parts_of
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 """numpy's and torch's name of a dtype -> that of safetensors."""

@@ -13,7 +13,7 @@ from ..errors import SiteNotFound, Unsupported, nearest
 from .layers.conv import CONVOLUTIONS, is_plain_convolution
 from .layers.embedding import is_plain_embedding
 from .layers.norms import is_norm
-from .wrapper import innermost, module_at, own_modules
+from .layers.wrapper import innermost, module_at, own_modules
 
 
 def _conv(path: str, module: Any) -> Site | None:

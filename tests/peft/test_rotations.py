@@ -44,7 +44,7 @@ from adapterpack.errors import FormatError, Unsupported
 from adapterpack.manifest.manifest import Base
 from adapterpack.peft import layout
 from adapterpack.slots.values import pack_values
-from adapterpack.training.inject import active
+from adapterpack.training.active import active
 from adapterpack.training.layers.layer import Adapted
 from adapterpack.training.layers.norms import is_norm
 

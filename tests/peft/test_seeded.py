@@ -26,7 +26,7 @@ from adapterpack.errors import FormatError, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.peft import layout
-from adapterpack.training.inject import parts_of
+from adapterpack.training.parts import parts_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FP32 = 2e-6

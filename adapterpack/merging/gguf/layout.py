@@ -15,9 +15,9 @@ from ...base.gguf import header as gg
 from ...base.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS, TensorType
 from ...errors import ConfigError, Unsupported
 from ...io.safetensors import DTYPES, TensorInfo
-from ...merging.gguf.base_model import GGUFBase
 from ..layout import Item, Shard, sources
 from ..plan import Plan
+from .base_model import GGUFBase
 
 NAME = "model.gguf"
 KEY = "adapterpack.merge"

@@ -14,8 +14,8 @@ from ...adapter_methods import Site, Traits
 from ...adapter_methods.forms.attention import TRAITS, attend
 from ...errors import Unsupported
 from ..block_targets import WORDS, select_blocks
-from ..wrapper import innermost, module_at
 from .layer import Adapted
+from .wrapper import innermost, module_at
 
 _PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
 

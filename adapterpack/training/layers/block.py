@@ -14,8 +14,8 @@ from torch.nn import functional
 from ...adapter_methods import Method, Site
 from ...adapter_methods.forms.blocks import run_block
 from ...errors import SiteNotFound, Unsupported
-from ..wrapper import innermost, input_of, module_at
 from .layer import Adapted, Tensors, placed
+from .wrapper import innermost, input_of, module_at
 
 
 class AdaptedBlock(Adapted):

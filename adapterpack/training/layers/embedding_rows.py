@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ...adapter_methods import Site, fold, run
-from ..wrapper import input_of
 from .layer import AdaptedLayer
+from .wrapper import input_of
 
 
 class AdaptedTable(AdaptedLayer):

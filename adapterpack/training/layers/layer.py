@@ -14,8 +14,8 @@ from torch.nn import functional
 from ...adapter_methods import Method, Site, evaluate, frozen, run, to_matrix
 from ...errors import Unsupported
 from ..kernels import low_rank
-from ..tensors import as_parameter
-from ..wrapper import Wrapper, child, key_of
+from .tensors import as_parameter
+from .wrapper import Wrapper, child, key_of
 
 Tensors = Mapping[str, nn.Parameter]
 

@@ -11,8 +11,8 @@ from torch.func import functional_call, vmap
 
 from ...adapter_methods import Method, Site, fold, from_matrix, is_stacked, to_matrix
 from ...errors import Unsupported
-from ..wrapper import innermost
 from .layer import Adapted, Tensors
+from .wrapper import innermost
 
 
 class AdaptedParameter(Adapted):

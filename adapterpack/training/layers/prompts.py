@@ -21,10 +21,11 @@ from ...adapter_methods import PROMPT, Method, Site, Traits
 from ...adapter_methods.forms.prompt import PromptForm
 from ...adapter_methods.forms.prompt_config import PromptSite
 from ...errors import BaseMismatch, Unsupported
+from ..active import only
 from ..loading import load_tokenizer
-from ..tensors import as_numpy
-from ..wrapper import own_modules
 from .layer import Adapted, Tensors
+from .tensors import as_numpy
+from .wrapper import own_modules
 
 _CACHES = ("cache", "past_key_values")
 """What a trunk calls its cache, in newer and older versions of transformers."""
@@ -205,8 +206,6 @@ class Prompts(Adapted):
 
     def _prefill(self, ids: Sequence[int]) -> np.ndarray:
         """What the base, without any adapter, puts into its cache for ids: ``[layers, 2, heads, n, head_dim]``."""
-        from ..canary import only  # noqa: PLC0415 - what that imports imports this module
-
         if not self._cache_name:
             raise Unsupported("this model has no cache to take keys and values from", where=PROMPT, found=type(self._trunk).__name__)
         cache = DynamicCache(config=self._trunk.config)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..errors import NothingToDo
-from ..manifest.parts import Canary
-from ..pack import canary
-from ..pack.pack import Pack
-from .canary_inputs import image_of, inputs_of, misfit, texts_alone
-from .inject import active
-from .layers.layer import Adapted
-from .wrapper import Wrapper, own_modules
+from ...errors import NothingToDo
+from ...manifest.parts import Canary
+from ...pack import canary
+from ...pack.pack import Pack
+from ..active import only
+from ..layers.layer import Adapted
+from ..layers.wrapper import own_modules
+from .inputs import image_of, inputs_of, misfit, texts_alone
 
 log = logging.getLogger(__name__)
 
@@ -99,22 +98,6 @@ def coarse(model: nn.Module) -> float:
     if getattr(getattr(model, "config", None), "quantization_config", None) or not _coarsest(model).is_floating_point:
         return canary.QUANTIZED
     return min(canary.QUANTIZED, _ROUNDINGS * max(float(torch.finfo(_coarsest(model)).eps), _MATMUL[torch.get_float32_matmul_precision()]))
-
-
-@contextmanager
-def only(model: nn.Module, name: str | None) -> Iterator[None]:
-    """The model in evaluation mode with one adapter (or none) active; as it was before afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    before = {module: module._active for module in modes if isinstance(module, Wrapper)}
-    try:
-        active(model, name)
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for wrapper, names in before.items():
-            wrapper._active = names
 
 
 def _not_replayable(model: nn.Module, pack: Pack) -> str | None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..io.safetensors import FLOATS, dtype_name
+from ...io.safetensors import FLOATS, dtype_name
 
 
 def as_numpy(value: torch.Tensor) -> np.ndarray:

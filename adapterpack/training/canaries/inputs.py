@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from ..adapter_methods.core.token_positions import Acts
-from ..manifest.parts import Canary, Recipe
-from ..pack import canary
+from ...adapter_methods.core.token_positions import Acts
+from ...manifest.parts import Canary, Recipe
+from ...pack import canary
 from .images import positions_of
 
 _ROWS = len(canary.LENGTHS)

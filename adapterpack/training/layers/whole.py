@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import SiteNotFound, nearest
+from ...errors import SiteNotFound, nearest
 from .tensors import as_numpy, as_tensor
 from .wrapper import Wrapper, bare, child, key_of
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import Unsupported
-from .layers.layer import Adapted
-from .sites import known_sites
+from ...errors import Unsupported
+from ..sites import known_sites
+from .layer import Adapted
 from .wrapper import Wrapper
 
 _CACHES = ("past_key_values", "cache", "past_key_value")

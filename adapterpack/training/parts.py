@@ -1,0 +1,63 @@
+"""One adapter out of a model, in the parts that a pack is made of."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from ..adapter_methods import Method, Site
+from ..errors import UnknownAdapter, Unsupported, nearest
+from ..manifest.secondary_methods import Beside
+from .active import adapter_names, wrappers_of
+from .layers.layer import Adapted
+from .layers.tensors import as_numpy
+from .layers.whole import SavedModule
+from .sites import known_sites
+
+
+class Parts(NamedTuple):
+    """One adapter out of a model, as a pack wants it: its method, site -> (config, parameters) in their final form, the same of other
+    methods beside it, the parameters that all sites share, and path -> parameters of modules that were trained whole."""
+
+    method: Method
+    adapters: dict[Site, tuple[Any, dict[str, np.ndarray]]]
+    beside: list[Beside]
+    shared: dict[str, np.ndarray]
+    full: dict[str, dict[str, np.ndarray]]
+
+
+def parts_of(model: nn.Module, name: str) -> Parts:
+    """The adapter of that name.
+
+    Raises:
+        UnknownAdapter: the model has no adapter of that name.
+    """
+    wrappers = [module for module in wrappers_of(model) if name in module._names]
+    if not wrappers:
+        raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, adapter_names(model)))
+    adapted = [module for module in wrappers if isinstance(module, Adapted)]
+    if not adapted:
+        raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,
+                          remedy="keep the pack that it came from")
+    order = {path: place for place, path in enumerate(known_sites(model))}  # of the wrappers of one module, the last one stands outside
+    adapted.sort(key=lambda module: order.get(module._site.path, len(order)))
+    method = next((module for module in adapted if name not in module._beside), adapted[0])._methods[name][0]
+    found: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}
+    methods: dict[str, Method] = {}
+    for module in adapted:
+        own, cfg = module._methods[name]
+        methods[own.name] = own
+        part = (cfg, module._params(name))
+        found.setdefault(own.name, {})[module._site] = part if own.bake is None else own.bake(*part, module._site)
+    shared = {key: as_numpy(value) for module in adapted for key, value in module._shared(name).items()}
+    beside = [Beside(methods[other], sites) for other, sites in found.items() if other != method.name]
+    full = {module._path: module._params(name) for module in wrappers if isinstance(module, SavedModule)}
+    return Parts(method, found[method.name], beside, shared, full)
+
+
+def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
+    """The labels that came with an attached adapter's head, or None."""
+    heads = (module for module in wrappers_of(model) if isinstance(module, SavedModule))
+    return next((head._labels[name] for head in heads if head._labels.get(name)), None)
