@@ -14,6 +14,7 @@ from ..hub.resolve import folder_of
 from ..methods import matrix_shape
 from ..pack import manifest as m
 from ..pack.checkpoint import SINGLE, Checkpoint, read_json
+from ..pack.linear_layers import on
 from ..pack.pack import Pack, is_module, sealed
 from ..pack.safetensors import SafetensorsFile
 from ..tasks import task_of
@@ -99,8 +100,9 @@ def bound_to(pack: Pack, base: BaseModel) -> Pack:
     """
     if base.checkpoint is not None:
         pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
+        pack = on(pack, base.checkpoint)
     groups = []
-    for group in pack.manifest.groups:
+    for group in pack.groups:
         if group.role != "adapter" or not is_module(group.path):
             groups.append(group)
             continue

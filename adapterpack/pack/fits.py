@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BaseMismatch, SiteNotFound, nearest
 from ..methods import PROMPT, matrix_shape
+from .linear_layers import kinds_on
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -32,6 +33,7 @@ def require_shapes(pack: Pack, base: Checkpoint, renamed: bool) -> None:
         SiteNotFound: it lacks one.
         BaseMismatch: one has another shape.
     """
+    kinds = kinds_on(base, pack.manifest.groups)
     for group in pack.manifest.groups:
         if group.role != "adapter" or pack.method_of(group).kind != "weight":
             continue
@@ -40,10 +42,10 @@ def require_shapes(pack: Pack, base: Checkpoint, renamed: bool) -> None:
             raise SiteNotFound("a tensor that the pack changes has another name in this variant of the base, and no path leads to it",
                                where=f"{base.where}, {group.path}", found=group.weight or f"{group.path}.weight",
                                remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
-        stored = base.weight_shape(group.path, group.weight)
-        shape = matrix_shape(group.kind, stored)
+        stored, kind = base.weight_shape(group.path, group.weight), kinds.get(group.path) or group.kind
+        shape = matrix_shape(kind, stored)
         known = (group.out_features, group.in_features)
         if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
             raise BaseMismatch("a site has another shape in this base", where=f"{base.where}, {group.path}",
-                               expected=f"{known} of kind '{group.kind}'", found=shape or stored,
+                               expected=f"{known} of kind '{kind}'", found=shape or stored,
                                remedy="use the base that the pack names")

@@ -184,7 +184,7 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted
             here = cfg.at(path)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise FormatError(f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}, {path}") from error
-        site, here_params = site_of(method, here, path, kinds.get(path, method.traits.layers[0]), tensors, file)
+        site, here_params = site_of(method, here, path, kinds.get(path) or kind_of(method, config, {}), tensors, file)
         adapters[site] = (here, here_params)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)

@@ -104,13 +104,13 @@ def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np
 def kind_of(method: Method, config: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> str:
     """The kind of a site, told by the names and the axes of its tensors and by the config.
 
-    PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's: of a model with both kinds of linear layer it says one thing only.
+    PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's, and HiRA's is never set: which way round a linear layer is stored the
+    base says better (:func:`~.linear_layers.kinds_on`).
     """
     assert method.peft is not None
-    axes = {value.ndim for value in found.values() if value.ndim > 1}
+    axes = {value.ndim for value in found.values() if value.ndim > 1} or {2}
     for kind, form in method.peft.layers.items():
-        fits = form.is_told and found.keys() <= set((form.suffixes or method.peft.suffixes).values())
-        if fits and (axes or {2}) <= set(form.axes) and all(config.get(key) == value for key, value in form.config.items()):
+        if form.is_of(config, axes) and found.keys() <= set((form.suffixes or method.peft.suffixes).values()):
             return kind
     return method.traits.layers[0]
 
