@@ -17,7 +17,7 @@ from ..pack.checkpoint import SINGLE, Checkpoint, read_json
 from ..pack.linear_layers import on
 from ..pack.pack import Pack, is_module, sealed
 from ..pack.safetensors import SafetensorsFile
-from ..tasks import task_of
+from ..tasks import type_of
 
 _DIFFUSERS = "diffusion_pytorch_model.safetensors"
 
@@ -70,7 +70,7 @@ class BaseModel:
         """What the base does, by its class."""
         classes = self.config.get("architectures")
         architecture = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
-        return m.Task(task_of(architecture or "", self.config).name, architecture)
+        return m.Task(type_of(architecture, self.config), architecture)
 
 
 def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:

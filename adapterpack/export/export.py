@@ -41,7 +41,7 @@ from ..runtime.bundle import Bundle, BundledAdapter, MappedSite, read_bundle
 from ..runtime.precision import DEFAULT, precision
 from ..runtime.signature import signature_of
 from ..runtime.slots import require_slots
-from ..tasks import MAIN, Task, require_encoder, task_named, task_of
+from ..tasks import MAIN, NO_TASK, Task, require_encoder, task_named, task_of
 from ..threads import quick_turns
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .frontends.external import external
@@ -301,7 +301,7 @@ def _require_cache(packs: list[Pack], task: Task) -> None:
 
 
 def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
-    told = {pack.manifest.task.type for pack in packs}
+    told = {pack.manifest.task.type for pack in packs} - {NO_TASK}
     if name is None and len(told) > 1:
         raise Unsupported("the packs are for different tasks", found=", ".join(sorted(told)), remedy="export one bundle a task")
     architecture = next(iter(base.config.get("architectures") or ()), "")

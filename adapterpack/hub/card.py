@@ -10,6 +10,7 @@ from ..pack import manifest as m
 from ..pack.checks.finding import Report
 from ..pack.pack import Pack
 from ..pack.peft_layout import config_bytes
+from ..tasks import NO_TASK
 from . import names
 
 MARK = "<!-- written by adapterpack push from the manifest; remove this line to keep a text of your own -->"
@@ -24,7 +25,7 @@ def pack_card(pack: Pack, at: names.Reference, report: Report) -> str:
     header = {
         **_header(base, manifest.base_license, manifest, ["adapterpack", manifest.method.type]),
         "library_name": "peft" if peft else "adapterpack",
-        "pipeline_tag": manifest.task.type,
+        "pipeline_tag": None if manifest.task.type == NO_TASK else manifest.task.type,
         "model-index": _model_index(manifest),
     }
     peft_use = [

@@ -93,6 +93,6 @@ def on(pack: Pack, base: Checkpoint) -> Pack:
         raise Unsupported("nothing shows which way round the base stores the weight of this layer, and the adapter does not say it",
                           where=f"pack '{pack.name}', {unknown[0]}", expected="[out, in] or [in, out]",
                           found=f"a square weight of {base.where}",
-                          remedy="attach the adapter to the model and save it (adapterpack.attach, adapterpack.save): a pack knows its layers")
+                          remedy="attach it to the model and save that (adapterpack.attach, adapterpack.save): a pack knows its layers")
     changed = {group.path: kind for group in pack.manifest.groups if (kind := kinds.get(group.path)) not in {None, group.kind}}
     return dataclasses.replace(pack, kinds=changed) if changed else pack

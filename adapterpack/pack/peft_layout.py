@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import AdapterpackError, FormatError, Unsupported
 from ..methods import Method, PeftContent, Site, methods
+from ..tasks import NO_TASK
 from . import manifest as m
 from . import patterns, strict_json
 from .beside import Beside
@@ -104,7 +105,7 @@ def read(folder: Path, name: str | None = None, on_base: bool = False, tensors: 
         raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
                           found=config.get("peft_type"),
                           remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")
-    task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), "feature-extraction")
+    task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), NO_TASK)
     version = config.get("peft_version")
     pack = build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
                  beside=[Beside(*each) for each in content.beside], task=m.Task(task), base=base_hint(config),

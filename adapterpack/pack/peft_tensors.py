@@ -15,11 +15,15 @@ from .safetensors import SafetensorsFile
 from .shapes import check_shapes, features
 
 
-def _saved(path: str, modules_to_save: Any) -> bool:
-    """Whether PEFT saves module ``path`` whole: it, or a module around it, has a name that ends in a saved one."""
+def _saved(path: str, modules_to_save: Any) -> str | None:
+    """The module that PEFT saves whole and that ``path`` is or lies in: the outermost whose name ends in a saved one, or None.
+
+    A classifier of several layers is one such module: PEFT names it, and its tensors are those of the layers in it.
+    """
     parts = path.split(".")
     around = [".".join(parts[: end + 1]) for end in range(len(parts))]
-    return isinstance(modules_to_save, list | tuple) and any(module.endswith(str(saved)) for module in around for saved in modules_to_save)
+    saved = tuple(map(str, modules_to_save)) if isinstance(modules_to_save, list | tuple) else ()
+    return next((module for module in around if module.endswith(saved)), None)
 
 
 _COPIES = ("modules_to_save", "original_module")
@@ -80,8 +84,9 @@ def sort(method: Method, beside: Mapping[str, Method], tensors: SafetensorsFile,
         owner_of, _, copy = path.rpartition(".")
         if copy in _COPIES and f"{prefix}{owner_of}.{param}" in tensors.tensors:
             continue  # what PEFT wraps around a module that it saves whole, written again with the embeddings
-        known = _saved(path, config.get("modules_to_save") or ())
-        (found.full if known else unknown).setdefault(path, {})[param] = tensors.read(name)
+        saved = _saved(path, config.get("modules_to_save"))
+        module = saved or path
+        (found.full if saved else unknown).setdefault(module, {})[rest.removeprefix(f"{module}.")] = tensors.read(name)
     for path in [path for path, params in unknown.items() if _is_embedding(path, params)]:
         found.full[path] = unknown.pop(path)
     if config.get("ensure_weight_tying") is True:

@@ -150,7 +150,8 @@ def test_what_else_has_a_checkpoint_alone(label: str, base: Path, tmp_path: Path
     merged = peft.PeftModel.from_pretrained(gpt2(), tmp_path / "theirs").merge_and_unload()
     for site in found.sites:
         before, after = (model.get_submodule(site.path).weight.detach().double().numpy() for model in (gpt2(), merged))
-        assert (site.measures.base, site.measures.gram[0, 0]) == pytest.approx((np.sum(before**2), np.sum((after - before)**2)), rel=1e-2)  # of a cut change
+        sizes = np.sum(before**2), np.sum((after - before) ** 2)
+        assert (site.measures.base, site.measures.gram[0, 0]) == pytest.approx(sizes, rel=1e-2)  # the change is cut
     assert [site.path for site in found.sites] == LAYERS
 
 
@@ -208,7 +209,7 @@ def test_what_the_biases_of_a_base_show(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_nothing_shows_is_refused_by_name(tmp_path: Path) -> None:
-    """A square layer of an unknown name beside transposed ones: PEFT's folder cannot be merged, a pack that was saved from the model can."""
+    """A square layer of an unknown name beside transposed ones: a pack that was saved from the model can be merged, PEFT's folder not."""
     model = gpt2()
     model.transformer.h[0].attn.other = Conv1D(16, 16)
     model.save_pretrained(tmp_path / "base")
