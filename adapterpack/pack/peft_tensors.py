@@ -135,6 +135,7 @@ def site_of(
     """The site behind a site's parameters as PEFT has them, and the parameters as matrices."""
     assert method.peft is not None
     shapes, params = {name: value.shape for name, value in whole.items()}, loaded(method, kind, whole)
+    _require_kind(method, cfg, kind, shapes, f"{where}, {path}")
     widths = features(method.peft, params, f"{where}, {path}")
     site = Site(path, widths[0] or 0, widths[1] or 0, kind, "bias" in params, kernel_of(kind, shapes.values()))
     try:
@@ -151,6 +152,25 @@ def site_of(
     if shapes != right:
         raise FormatError("a tensor has the wrong shape", where=f"{where}, {path}", expected=right, found=shapes)
     return site, params
+
+
+def _require_kind(method: Method, cfg: Any, kind: str, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Checks that tensors have no more axes than the method gives them at such a layer: PEFT has several methods for convolutions, in forms
+    that are not read here, and LN tuning for any module.
+
+    Raises:
+        Unsupported: they have.
+    """
+    assert method.peft is not None
+    if any(form.axes for form in method.peft.layers.values()):
+        return  # it is read for convolutions, and these are malformed
+    sizes = [Site("", 1, 1, kind), Site("", 5040, 720720, kind)]  # which parameters there are may depend on the widths, not their axes
+    axes = {name: len(shape) for site in sizes for name, shape in method.shapes(cfg, site).items()}
+    for name, shape in shapes.items():
+        if len(shape) > axes.get(name, len(shape)):
+            raise Unsupported(f"PEFT wrote this adapter for a kind of layer at which its form of {method.name} is not read", where=where,
+                              expected=f"a layer of kind '{kind}'", found=f"{name} of shape {shape}",
+                              remedy="merge this adapter with the library that made it")
 
 
 def untied(params: dict[str, dict[str, np.ndarray]], targets: Any, where: Path) -> dict[str, dict[str, np.ndarray]]:
