@@ -31,6 +31,7 @@ from ..onnx_graph.graph_file import GraphFile
 from ..pack.atomic import refuse_existing
 from ..pack.checkpoint import Checkpoint, carried_files, read_json
 from ..pack.hashing import identity
+from ..pack.linear_layers import on
 from ..pack.manifest import Base
 from ..pack.pack import Pack
 from ..pack.quantized import require_plain
@@ -40,7 +41,7 @@ from ..runtime.bundle import Bundle, BundledAdapter, MappedSite, read_bundle
 from ..runtime.precision import DEFAULT, precision
 from ..runtime.signature import signature_of
 from ..runtime.slots import require_slots
-from ..tasks import MAIN, Task, require_encoder, task_named, task_of
+from ..tasks import MAIN, NO_TASK, Task, require_encoder, task_named, task_of
 from .frontends import FRONTENDS, BaseGraph, Frontend
 from .frontends.external import external
 from .growing import growing
@@ -111,7 +112,7 @@ def export(
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     model = Checkpoint(folder)
     chosen, floats = _task(task, loaded, model), precision(dtype).name
-    _check(loaded, model, allow_structural)
+    loaded = _check(loaded, model, allow_structural)
     for pack in loaded if mode != "folded" else ():
         require_slots(pack)
     TARGETS[target].require(mode, chosen)
@@ -287,13 +288,14 @@ def _attached(model: Any, mode: str, target: Target, every: Mapping[str, MappedS
     return done
 
 
-def _check(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> None:
+def _check(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> list[Pack]:
     names = [pack.name for pack in packs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError("two packs have the same name", found=", ".join(twice), remedy="rename one: NAME=PATH")
     for pack in packs:
         pack.require_base(base, allow_structural=allow_structural)
+    return [on(pack, base) for pack in packs]
 
 
 def _require_cache(packs: list[Pack], task: Task) -> None:
@@ -304,7 +306,7 @@ def _require_cache(packs: list[Pack], task: Task) -> None:
 
 
 def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
-    told = {pack.manifest.task.type for pack in packs}
+    told = {pack.manifest.task.type for pack in packs} - {NO_TASK}
     if name is None and len(told) > 1:
         raise Unsupported("the packs are for different tasks", found=", ".join(sorted(told)), remedy="export one bundle a task")
     architecture = next(iter(base.config.get("architectures") or ()), "")

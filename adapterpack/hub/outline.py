@@ -13,6 +13,7 @@ from ..pack.checkpoint import Checkpoint
 from ..pack.checks.base import base_verdict
 from ..pack.checks.budget import Budget
 from ..pack.checks.composition import composition
+from ..pack.checks.face import options
 from ..pack.checks.finding import Finding, Report
 from ..pack.checks.registry import HEADER_CHECKS
 from ..pack.checks.remote import remote_code
@@ -128,8 +129,9 @@ def _peft(look: Look) -> Report:
         return Report("peft", "", None, code)
     look.budget.require_memory(artifact.size)
     file = _header(look)
-    report = _checked(look, peft_layout.read(look.folder, tensors=file), file, {})
-    return _looked(look, report._replace(kind="peft", id=None, findings=(*code, *report.findings)), _NO_MANIFEST)
+    pack, unknown = peft_layout.imported(look.folder, tensors=file)
+    report = _checked(look, pack, file, {})
+    return _looked(look, report._replace(kind="peft", id=None, findings=(*code, *options(unknown), *report.findings)), _NO_MANIFEST)
 
 
 def _bundle(look: Look) -> Report:

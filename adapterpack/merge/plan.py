@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import NothingToDo, Unsupported
 from ..methods import LAYOUTS, matrix_shape
+from ..pack.linear_layers import on
 from ..pack.manifest import Group
 from ..pack.match import Verdict
 from ..pack.pack import Pack
@@ -67,6 +68,7 @@ def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_s
     for pack in packs:  # the headers of all before the bytes of any
         base.require(pack, content=False, allow_structural=True)
     verdicts = tuple(base.require(pack, content=True if full else None, allow_structural=allow_structural) for pack in packs)
+    packs = [on(pack, base) for pack in packs]
     found: dict[str, list[Contribution]] = {}
     tables: dict[str, tuple[Contribution, np.ndarray]] = {}
     for pack, weight in zip(packs, weights, strict=True):

@@ -15,6 +15,7 @@ from ..errors import Unsupported
 from ..methods import LAYOUTS
 from ..pack.checkpoint import Checkpoint
 from ..pack.pack import Pack
+from ..tasks import NO_TASK, type_of
 from .fold import Contribution, slice_of
 
 Found = dict[str, list[Contribution]]
@@ -78,7 +79,10 @@ def tied_to_a_head(base: Checkpoint, pack: Pack, name: str) -> bool:
     transformers ties them unless a config says otherwise; a head of its own is another tensor with a row for each word. A model that
     gives features or labels has no such head.
     """
-    headless = pack.manifest.task.type == "feature-extraction" or pack.manifest.task.type.endswith("classification")
+    task = pack.manifest.task.type
+    if task == NO_TASK:
+        task = type_of(next(iter(base.config.get("architectures") or ()), None), base.config)
+    headless = task == "feature-extraction" or task.endswith("classification")
     words = base.tensors[name].shape[0]
     own = [other for other, info in base.tensors.items() if other != name and len(info.shape) == 2 and info.shape[0] == words]
     tied = base.config.get("tie_word_embeddings", bool(base.config) and not own)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import FormatError, SiteNotFound, StorageError, nearest, storage_errors
 from . import fingerprint as fp
-from . import proof, stacks, strict_json
+from . import linear_layers, proof, stacks, strict_json
 from .hashing import Identity, Source, digests, identity
 from .safetensors import SafetensorsFile, TensorInfo
 
@@ -112,6 +112,15 @@ class Checkpoint:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor of the model by name: those of the files, unless a subclass decodes them."""
         return self.stored
+
+    @cached_property
+    def kinds_by_name(self) -> Mapping[str, set[str]]:
+        """See :func:`~.linear_layers.kinds_by_name`."""
+        return linear_layers.kinds_by_name(self.tensors)
+
+    def linear_kind(self, weight: str) -> str | None:
+        """Which way round it stores the weight of a linear layer; see :func:`~.linear_layers.kind_of`."""
+        return linear_layers.kind_of(self, weight)
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as a read-only view of the mapped file."""

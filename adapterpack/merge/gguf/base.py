@@ -21,6 +21,7 @@ from ...pack.checkpoint import Checkpoint
 from ...pack.fits import require_shapes
 from ...pack.hashing import identity
 from ...pack.identity import levels
+from ...pack.linear_layers import on
 from ...pack.match import Verdict
 from ...pack.pack import Pack
 from ...pack.safetensors import DTYPES, TensorInfo
@@ -196,7 +197,7 @@ class GGUFBase(Decoded):
                                   "names and shapes alone with --allow-structural-base (allow_structural=True)")
 
     def _require_numbers(self, pack: Pack, original: Checkpoint) -> None:
-        for group in pack.manifest.groups:
+        for group in on(pack, self).groups:
             if group.role != "adapter":
                 continue
             name = self.require_weight(group.path, group.weight)
