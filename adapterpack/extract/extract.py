@@ -220,8 +220,7 @@ def _lying(each: Change) -> Factors:
 
 
 def _task(new: Checkpoint) -> m.Task:
-    told = new.config.get("architectures")
-    architecture = told[0] if isinstance(told, list) and told and isinstance(told[0], str) and told[0].isidentifier() else None
+    architecture = new.architecture
     task = task_of(architecture or "", new.config)
     labels = new.config.get("id2label") if TASKS[task.name].labelled else None
     ordered = None
