@@ -309,7 +309,7 @@ def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
     told = {pack.manifest.task.type for pack in packs} - {NO_TASK}
     if name is None and len(told) > 1:
         raise Unsupported("the packs are for different tasks", found=", ".join(sorted(told)), remedy="export one bundle a task")
-    architecture = next(iter(base.config.get("architectures") or ()), "")
+    architecture = base.architecture or ""
     found = task_named(name or told.pop()) if name or told else task_of(architecture, base.config)
     require_encoder(found, architecture, base.config)
     return found

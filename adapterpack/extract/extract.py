@@ -220,8 +220,7 @@ def _lying(each: Change) -> Factors:
 
 
 def _task(new: Checkpoint) -> m.Task:
-    told = new.config.get("architectures")
-    architecture = told[0] if isinstance(told, list) and told and isinstance(told[0], str) and told[0].isidentifier() else None
+    architecture = new.architecture
     task = type_of(architecture, new.config)
     labels = new.config.get("id2label") if task in TASKS and TASKS[task].labelled else None
     ordered = None

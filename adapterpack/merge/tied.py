@@ -64,10 +64,10 @@ def head_of(base: Checkpoint, table: str) -> str:
     Raises:
         Unsupported: it is no model of which that is known.
     """
-    classes = base.config.get("architectures") or [""]
-    if not str(classes[0]).endswith(_LANGUAGE_MODELS) or f"{_HEAD}.weight" in base.tensors:
+    architecture = base.architecture or ""
+    if not architecture.endswith(_LANGUAGE_MODELS) or f"{_HEAD}.weight" in base.tensors:
         raise Unsupported("it is not known what the head of this model is called once it is untied", where=f"{base.where}, {table}",
-                          found=classes[0] or "no architecture in config.json",
+                          found=architecture or "no architecture in config.json",
                           expected=f"a class that ends with {' or '.join(_LANGUAGE_MODELS)}",
                           remedy="keep the adapter beside the base")
     return f"{_HEAD}.weight"

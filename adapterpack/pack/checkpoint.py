@@ -80,8 +80,17 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The contents of ``config.json``, or an empty object."""
         path = self.folder / "config.json"
-        loaded: dict[str, Any] = read_json(path) if path.is_file() else {}
+        loaded = read_json(path) if path.is_file() else {}
+        if not isinstance(loaded, dict):
+            raise FormatError("the configuration is no JSON object", where=path, expected="an object", found=type(loaded).__name__)
         return loaded
+
+    @property
+    def architecture(self) -> str | None:
+        """The class that the base was saved from, where its configuration names one."""
+        classes = self.config.get("architectures")
+        first = classes[0] if isinstance(classes, list) and classes else None
+        return first if isinstance(first, str) and first.isidentifier() else None
 
     @cached_property
     def name(self) -> str:
@@ -320,8 +329,8 @@ def shards_in(index: Any, where: object) -> list[str]:
 
 def read_json(path: Path) -> Any:
     """A JSON file of a base, parsed strictly."""
-    with storage_errors(path):
-        data = path.read_bytes()
+    with storage_errors(path), path.open("rb") as file:
+        data = file.read(_MAX_JSON + 1)
     # Tokenizers write 10^30 where they mean "no limit".
     return strict_json.loads(data, path, _MAX_JSON, max_integer=float("inf"))
 

@@ -101,10 +101,11 @@ def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
     return pack
 
 
-def imported(folder: Path, name: str | None = None, on_base: bool = False) -> Imported:
+def imported(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None) -> Imported:
     """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
 
-    ``on_base``: where the tensors mean something with the base alone, they are taken as they are.
+    ``on_base``: where the tensors mean something with the base alone, they are taken as they are. ``tensors``: their file, if it is
+    somewhere else.
 
     Raises:
         FormatError: the folder is not a PEFT adapter, or its tensors do not pair up.
@@ -115,8 +116,8 @@ def imported(folder: Path, name: str | None = None, on_base: bool = False) -> Im
     config = read_config(folder / CONFIG)
     refuse_pickle(folder / TENSORS)
     path = folder / TENSORS
-    large = SafetensorsFile(path) if path.is_file() and path.stat().st_size > LARGE else None
-    content = _content(folder, config, (), large)
+    large = SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
+    content = _content(folder, config, (), tensors or large)
     if content.method.peft is not None and content.method.peft.from_base is not None and not on_base:
         raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
                           found=config.get("peft_type"),

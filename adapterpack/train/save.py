@@ -144,9 +144,8 @@ def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
 
 def _architecture(checkpoint: Checkpoint) -> str | None:
     """The class that a base was saved from, as its configuration says."""
-    told = checkpoint.config.get("architectures")
-    first = told[0] if isinstance(told, list) and told else None
-    return first if isinstance(first, str) and first.isascii() and first.isidentifier() and len(first) <= _MAX_NAME else None
+    named = checkpoint.architecture
+    return named if named is not None and named.isascii() and len(named) <= _MAX_NAME else None
 
 
 def _dims(config: Any) -> Dims | None:
