@@ -12,6 +12,7 @@ from ..adapter_methods import LAYOUTS, matrix_shape
 from ..base.codecs.dequantized_checkpoint import Decoded
 from ..base.codecs.plain import PlainWriter
 from ..base.codecs.storage import Storage
+from ..base.linear_layers import on
 from ..base.match import Verdict
 from ..errors import NothingToDo, Unsupported
 from ..manifest.manifest import Group
@@ -67,6 +68,7 @@ def make(base: Decoded, packs: Sequence[Pack], weights: Sequence[float], allow_s
     for pack in packs:  # the headers of all before the bytes of any
         base.require(pack, content=False, allow_structural=True)
     verdicts = tuple(base.require(pack, content=True if full else None, allow_structural=allow_structural) for pack in packs)
+    packs = [on(pack, base) for pack in packs]
     found: dict[str, list[Contribution]] = {}
     tables: dict[str, tuple[Contribution, np.ndarray]] = {}
     for pack, weight in zip(packs, weights, strict=True):

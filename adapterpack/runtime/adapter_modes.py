@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from ..bundle.manifest import ADAPTER_IDS, STEP, adapter_file
 from ..errors import FormatError, Unsupported
-from ..pack import digests
+from ..io.hashing import Identity, identity
 from ..pack.pack import Pack
 from ..slots.precision import ABSENT, held
 from ..tasks.task import MAIN
@@ -77,7 +77,7 @@ class Inputs:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._fed: dict[str, dict[str, Any]] = {}
-        self._identities: dict[str, dict[Path, digests.Identity]] = {}
+        self._identities: dict[str, dict[Path, Identity]] = {}
 
     def opened(self) -> dict[str, dict[str, Any]]:
         """See :class:`Attached`."""
@@ -89,7 +89,7 @@ class Inputs:
                 path = session.folder / adapter_file(adapter.path, part)
                 if not path.is_file():
                     raise FormatError("an adapter file of the bundle is missing", where=path, remedy="export again")
-                self._identities[adapter.name][path] = digests.identity(path)
+                self._identities[adapter.name][path] = identity(path)
                 files[adapter.name][part] = ort.LoraAdapter()
                 files[adapter.name][part].Load(str(path))
         return files
@@ -120,7 +120,7 @@ class Inputs:
     def _require_unchanged(self, name: str) -> None:
         """Checks the files of an adapter, which ONNX Runtime maps: what is written into one would be in the rows at once."""
         for path, before in self._identities[name].items():
-            if digests.identity(path)[:4] != before[:4]:
+            if identity(path)[:4] != before[:4]:
                 raise FormatError("an adapter file of the bundle was exchanged while the session is open", where=path,
                                   remedy="open the bundle again")
 

@@ -25,6 +25,7 @@ from ..codecs.dequantized_checkpoint import Decoded
 from ..codecs.ordered import as_model, ordered
 from ..codecs.storage import Storage
 from ..identity import levels
+from ..linear_layers import on
 from ..match import Verdict
 from .header import Tensor, read_header
 from .names import FAMILIES, Family, module_of, pairs_of_rows
@@ -196,7 +197,7 @@ class GGUFBase(Decoded):
                                   "names and shapes alone with --allow-structural-base (allow_structural=True)")
 
     def _require_numbers(self, pack: Pack, original: Checkpoint) -> None:
-        for group in pack.manifest.groups:
+        for group in on(pack, self).groups:
             if group.role != "adapter":
                 continue
             name = self.require_weight(group.path, group.weight)
