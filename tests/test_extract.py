@@ -197,19 +197,29 @@ def test_modules_choose_the_layers(tmp_path: Path) -> None:
         adapterpack.extract(tuned, base, modules=["q_porj"])
 
 
-def test_a_turned_layer_is_taken_as_it_lies(tmp_path: Path) -> None:
-    """GPT-2 stores [in, out]: the site says so, and the merge puts the change back."""
+@pytest.mark.parametrize("model_type", ["gpt2", "made-up"])
+def test_a_turned_layer_is_taken_as_it_lies(model_type: str, tmp_path: Path) -> None:
+    """GPT-2 stores [in, out], which the biases show, also for a square weight: the site says so, and the merge puts the change back."""
     rng = np.random.default_rng(6)
-    weight = rng.standard_normal((80, 80)).astype(np.float32)
-    change = (rng.standard_normal((80, 2)) @ rng.standard_normal((2, 80))).astype(np.float32)
-    base = checkpoint(tmp_path / "base", {"h.0.attn.c_attn.weight": weight}, model_type="gpt2")
-    tuned = checkpoint(tmp_path / "tuned", {"transformer.h.0.attn.c_attn.weight": weight + change}, model_type="gpt2")
+
+    def layer(path: str, wide: int) -> dict[str, np.ndarray]:
+        shapes = {f"{path}.weight": (80, wide), f"{path}.bias": (wide,)}
+        return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+    before = layer("h.0.attn.c_attn", 240) | layer("h.0.attn.c_proj", 80)
+    changes = {name: (rng.standard_normal((80, 2)) @ rng.standard_normal((2, value.shape[1]))).astype(np.float32)
+               for name, value in before.items() if name.endswith("weight")}
+    after = {name: value + changes.get(name, 0) for name, value in before.items()}
+    base = checkpoint(tmp_path / "base", before, model_type=model_type)
+    tuned = checkpoint(tmp_path / "tuned", {f"transformer.{name}": value for name, value in after.items()}, model_type=model_type)
     found = adapterpack.extract(tuned, base)
-    (adapter,) = found.adapters()
-    assert (adapter.site.kind, adapter.site.path, adapter.weight) == ("transposed", "transformer.h.0.attn.c_attn", "h.0.attn.c_attn.weight")
-    np.testing.assert_allclose(deltas(found)[adapter.site.path], change.T, atol=1e-4)
+    assert {(adapter.site.path, adapter.weight, adapter.site.kind) for adapter in found.adapters()} == {
+        (f"transformer.{name.removesuffix('.weight')}", name, "transposed") for name in changes}
+    for name, change in changes.items():
+        np.testing.assert_allclose(deltas(found)[f"transformer.{name.removesuffix('.weight')}"], change.T, atol=1e-4)
     adapterpack.merge(base, [found], tmp_path / "again")
-    np.testing.assert_allclose(tensors_of(tmp_path / "again")["h.0.attn.c_attn.weight"], weight + change, atol=1e-4)
+    for name in changes:
+        np.testing.assert_allclose(tensors_of(tmp_path / "again")[name], after[name], atol=1e-4)
 
 
 def test_what_cannot_be_extracted_is_refused(tmp_path: Path) -> None:

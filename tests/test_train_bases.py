@@ -71,3 +71,15 @@ def test_a_damaged_base_is_named(
         with pytest.raises(error, match=text):
             load_model(task_named(TEXT), folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "7", '{"architectures": 5}', '{"architectures": [5]}', '{"architectures": ["Odd", 5]}'])
+def test_configurations_of_no_form(content: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Whatever command reads them, what is wrong is said in a sentence, or does not matter to it."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    (folder / "config.json").write_text(content)
+    out = tmp_path / "bundle"
+    for line in (f"export {folder} -o {out}", f"inspect {folder}", f"export {folder} --task text-generation -o {out}"):
+        done = CliRunner().invoke(main, line.split())
+        assert "bug" not in done.stderr
+        assert done.exit_code == (0 if line.startswith("inspect") and content.startswith("{") else 1)

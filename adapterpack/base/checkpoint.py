@@ -19,7 +19,7 @@ from ..io import strict_json
 from ..io.hashing import Identity, Source, digests, identity
 from ..io.safetensors import SafetensorsFile, TensorInfo
 from . import fingerprint as fp
-from . import merkle
+from . import linear_layers, merkle
 from .fused_experts import Stack, find_stacks
 
 INDEX = "model.safetensors.index.json"
@@ -82,8 +82,17 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The contents of ``config.json``, or an empty object."""
         path = self.folder / "config.json"
-        loaded: dict[str, Any] = read_json(path) if path.is_file() else {}
+        loaded = read_json(path) if path.is_file() else {}
+        if not isinstance(loaded, dict):
+            raise FormatError("the configuration is no JSON object", where=path, expected="an object", found=type(loaded).__name__)
         return loaded
+
+    @property
+    def architecture(self) -> str | None:
+        """The class that the base was saved from, where its configuration names one."""
+        classes = self.config.get("architectures")
+        first = classes[0] if isinstance(classes, list) and classes else None
+        return first if isinstance(first, str) and first.isidentifier() else None
 
     @cached_property
     def name(self) -> str:
@@ -114,6 +123,15 @@ class Checkpoint:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor of the model by name: the stored ones, unless a subclass decodes them."""
         return self.stored
+
+    @cached_property
+    def kinds_by_name(self) -> Mapping[str, set[str]]:
+        """See :func:`~.linear_layers.kinds_by_name`."""
+        return linear_layers.kinds_by_name(self.tensors)
+
+    def linear_kind(self, weight: str) -> str | None:
+        """Which way round it stores the weight of a linear layer; see :func:`~.linear_layers.kind_of`."""
+        return linear_layers.kind_of(self.tensors, self.kinds_by_name, weight)
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as a read-only view of the mapped file."""
@@ -313,8 +331,8 @@ def shards_in(index: Any, where: object) -> list[str]:
 
 def read_json(path: Path) -> Any:
     """A JSON file of a base, parsed strictly."""
-    with storage_errors(path):
-        data = path.read_bytes()
+    with storage_errors(path), path.open("rb") as file:
+        data = file.read(_MAX_JSON + 1)
     # Tokenizers write 10^30 where they mean "no limit".
     return strict_json.loads(data, path, _MAX_JSON, max_integer=float("inf"))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, NothingToDo, Unsupported
+from ..pack.on_base import on
 from ..pack.pack import Pack
 
 if TYPE_CHECKING:
@@ -57,17 +58,17 @@ def chosen_name(name: str | None, out: str | os.PathLike[str] | None, rule: str,
     return chosen
 
 
-def opened_base(base: str | os.PathLike[str] | None, packs: Sequence[Pack]) -> Checkpoint | None:
-    """The checkpoint, shown to be the base of all packs by names, shapes and samples.
+def opened_base(base: str | os.PathLike[str] | None, packs: Sequence[Pack]) -> tuple[Checkpoint | None, list[Pack]]:
+    """The checkpoint, shown to be the base of all packs by names, shapes and samples, and the packs with their layers as it stores them.
 
     Raises:
         BaseMismatch, SiteNotFound: a pack was made for another base.
     """
     if base is None:
-        return None
+        return None, list(packs)
     from ..base.checkpoint import Checkpoint  # noqa: PLC0415 - most compositions do without the base
 
     checkpoint = Checkpoint(base)
     for pack in packs:
         pack.require_base(checkpoint, content=False)
-    return checkpoint
+    return checkpoint, [on(pack, checkpoint) for pack in packs]

@@ -9,6 +9,7 @@ from ..base import compatibility
 from ..errors import BaseMismatch, Unsupported
 from ..manifest import manifest as m
 from ..pack.pack import Pack
+from ..tasks.task import NO_TASK
 
 SIDE_BY_SIDE = "compose adapters of one task, or serve them side by side in a bank bundle"
 
@@ -70,18 +71,19 @@ def common_task(packs: Sequence[Pack]) -> m.Task:
 
 
 def common_type(packs: Sequence[Pack]) -> m.Task:
-    """The task of all packs, whatever their labels.
+    """The task of all packs that name one, whatever their labels.
 
     Raises:
         Unsupported: the tasks differ.
     """
     tasks = [pack.manifest.task for pack in packs]
-    for pack, task in zip(packs, tasks, strict=True):
-        if task.type != tasks[0].type:
-            raise Unsupported("the packs are for different tasks", where=f"'{packs[0].name}' and '{pack.name}'", expected=tasks[0].type,
-                              found=task.type, remedy=SIDE_BY_SIDE)
+    named = [(pack.name, task.type) for pack, task in zip(packs, tasks, strict=True) if task.type != NO_TASK]
+    for name, type_ in named:
+        if type_ != named[0][1]:
+            raise Unsupported("the packs are for different tasks", where=f"'{named[0][0]}' and '{name}'", expected=named[0][1],
+                              found=type_, remedy=SIDE_BY_SIDE)
     architecture = next((task.architecture for task in tasks if task.architecture is not None), None)
-    return m.Task(tasks[0].type, architecture, None)
+    return m.Task(named[0][1] if named else NO_TASK, architecture, None)
 
 
 def listed(labels: tuple[str, ...] | None) -> str:

@@ -78,7 +78,8 @@ def resize(
     parent = pack if isinstance(pack, Pack) else load(pack)
     called = chosen_name(name or (None if out is not None else f"{parent.name[:120]}-resized"), out, "resize", [parent])
     with one_thread_each():
-        places = gather([parent], [1.0], base=opened_base(base, [parent]), cut=_approximating(cut))
+        checkpoint, on_base = opened_base(base, [parent])
+        places = gather(on_base, [1.0], base=checkpoint, cut=_approximating(cut))
         found = spectra([summed(place.terms) for place in places])
     if not places or not any(len(each.S) for each in found):
         raise NothingToDo("the change is zero at every site", where=f"pack '{parent.name}'", remedy="resize a pack that changes something")

@@ -129,8 +129,8 @@ def prepared(
         measured = of_packs(statistics, parents, rule.statistics, request.rule)
     origin = common_base(parents)
     order = sorted(range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index]))
-    ordered = [parents[index] for index in order]
-    places = gather(ordered, [weights[index] for index in order], base=opened_base(base, parents), cut=_finer(request),
+    checkpoint, ordered = opened_base(base, [parents[index] for index in order])
+    places = gather(ordered, [weights[index] for index in order], base=checkpoint, cut=_finer(request),
                     statistics=None if measured is None else [measured[index] for index in order])
     return Work(request, rule, arguments, tuple(parents), tuple(order), tuple(weights), origin, tuple(places), tuple(measured or ()))
 

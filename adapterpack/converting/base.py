@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapter_methods import matrix_shape
 from ..base.checkpoint import SINGLE, Checkpoint, read_json
-from ..errors import BaseMismatch, SiteNotFound, nearest
+from ..errors import SiteNotFound, nearest
 from ..hub.resolve import folder_of
 from ..io.safetensors import SafetensorsFile
 from ..manifest import manifest as m
+from ..pack.fits import require_shape
+from ..pack.on_base import on
 from ..pack.pack import Pack, is_module, sealed
-from ..tasks.task import task_of
+from ..tasks.task import type_of
 
 _DIFFUSERS = "diffusion_pytorch_model.safetensors"
 
@@ -69,7 +70,7 @@ class BaseModel:
         """The task of the base, by its class."""
         classes = self.config.get("architectures")
         architecture = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
-        return m.Task(task_of(architecture or "", self.config).name, architecture)
+        return m.Task(type_of(architecture, self.config), architecture)
 
 
 def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:
@@ -99,16 +100,14 @@ def bind_to_base(pack: Pack, base: BaseModel) -> Pack:
     """
     if base.checkpoint is not None:
         pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
+        pack = on(pack, base.checkpoint)
     groups = []
-    for group in pack.manifest.groups:
+    for group in pack.groups:
         if group.role != "adapter" or not is_module(group.path):
             groups.append(group)
             continue
         weight = base.weight_name(group.path, group.weight)
-        shape, recorded = matrix_shape(group.kind, base.shapes[weight]), (group.out_features, group.in_features)
-        if shape is None or any(size not in {None, actual} for size, actual in zip(recorded, shape, strict=True)):
-            raise BaseMismatch("a site has another shape in this base", where=f"{base.folder}, {group.path}", found=base.shapes[weight],
-                               expected=recorded, remedy="use the base that the adapter was made for")
+        require_shape(pack, group, base.shapes[weight], base.folder)
         groups.append(dataclasses.replace(group, weight=weight, bias=f"{weight.removesuffix('weight')}bias" in base.shapes))
     if pack.manifest.base.content is not None:
         return pack

@@ -15,6 +15,7 @@ from ..errors import FormatError, NonFinite, Unsupported
 from ..io.safetensors import FLOATS, all_finite, dtype_name
 from ..manifest import manifest as m
 from ..pack.pack import Adapter, Pack, build
+from ..tasks.task import NO_TASK
 from .format import Source, listed
 
 _LEAVES = ("lora_A", "lora_B")
@@ -98,7 +99,7 @@ def lora_pack(source: Source, sites: Mapping[str, SiteFactors] | Mapping[str, Si
         adapters[Site(path, down.shape[1], up.shape[0])] = (cfg, dict(zip(_LEAVES, (down, up), strict=True)))
     if not adapters and not full:
         raise FormatError("the file holds no adapter", where=source.path)
-    task = m.Task("feature-extraction") if source.base is None else source.base.task()
+    task = m.Task(NO_TASK) if source.base is None else source.base.task()
     return build(source.name, method_of(LoRA()), adapters, task=task, base=m.Base(), full=full, training={"imported_from": kind, **claims})
 
 

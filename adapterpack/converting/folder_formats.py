@@ -15,6 +15,7 @@ from ..pack.lineage import descended
 from ..pack.pack import Pack, build
 from ..pack.validate.validation import load
 from ..peft import layout
+from ..peft.options import unknown_sentence
 from .base import BaseModel, bind_to_base
 from .format import Format, Reading, Source
 from .peft_decomposition import from_peft, to_peft
@@ -63,12 +64,13 @@ def _write_pack(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
 
 
 def _read_peft(source: Source) -> Reading:
-    pack = layout.read(source.path, source.name, on_base=source.base is not None)
+    pack, unknown = layout.imported(source.path, source.name, on_base=source.base is not None)
+    notes = (unknown_sentence(unknown),) if unknown else ()
     if source.base is None:
-        return Reading(pack)
+        return Reading(pack, notes)
     if pack.method.peft is None or pack.method.peft.from_base is None:
-        return Reading(bind_to_base(pack, source.base))
-    return Reading(bind_to_base(from_peft(pack, source.base), source.base), (ON_BASE,))
+        return Reading(bind_to_base(pack, source.base), notes)
+    return Reading(bind_to_base(from_peft(pack, source.base), source.base), (*notes, ON_BASE))
 
 
 def _write_peft(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..adapter_methods import Completed, Method, to_matrix
 from ..errors import ConfigError, Unsupported
+from ..pack.on_base import on
 from ..pack.pack import Pack, build
 from .base import BaseModel
 
@@ -43,6 +44,7 @@ def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed |
     if checkpoint is None:
         raise Unsupported("this base is no checkpoint of transformers", where=base.folder, expected="safetensors with config.json",
                           remedy="name a base that is")
+    pack = on(pack, checkpoint)
     change, claims, shared = hook(pack.method), pack.manifest, pack.shared()
     assert change is not None
     names = {group.path: base.weight_name(group.path, group.weight) for group in claims.groups if group.role == "adapter"}

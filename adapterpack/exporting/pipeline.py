@@ -25,12 +25,13 @@ from ..manifest.manifest import Base
 from ..merging.base_kind import is_graph
 from ..merging.pipeline import merge
 from ..onnx_graph.graph_file import GraphFile
+from ..pack.on_base import on
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..runtime.postprocess import POOLING
 from ..slots.precision import DEFAULT, precision
 from ..slots.values import require_slots
-from ..tasks.task import MAIN, Task, require_encoder, task_named, task_of
+from ..tasks.task import MAIN, NO_TASK, Task, require_encoder, task_named, task_of
 from .attach_plan import plans_of, sites_of
 from .bundle_writer import growing
 from .frontends import FRONTENDS, BaseGraph, Frontend
@@ -99,7 +100,7 @@ def export(
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     model = Checkpoint(folder)
     chosen, floats = _task(task, loaded, model), precision(dtype).name
-    _check(loaded, model, allow_structural)
+    loaded = _check(loaded, model, allow_structural)
     for pack in loaded if mode != "folded" else ():
         require_slots(pack)
     product = TARGETS[target]
@@ -276,13 +277,14 @@ def _attached(model: Any, mode: str, target: Target, every: Mapping[str, MappedS
     return done
 
 
-def _check(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> None:
+def _check(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> list[Pack]:
     names = [pack.name for pack in packs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError("two packs have the same name", found=", ".join(twice), remedy="rename one: NAME=PATH")
     for pack in packs:
         pack.require_base(base, allow_structural=allow_structural)
+    return [on(pack, base) for pack in packs]
 
 
 def _require_cache(packs: list[Pack], task: Task) -> None:
@@ -293,10 +295,10 @@ def _require_cache(packs: list[Pack], task: Task) -> None:
 
 
 def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
-    told = {pack.manifest.task.type for pack in packs}
+    told = {pack.manifest.task.type for pack in packs} - {NO_TASK}
     if name is None and len(told) > 1:
         raise Unsupported("the packs are for different tasks", found=", ".join(sorted(told)), remedy="export one bundle a task")
-    architecture = next(iter(base.config.get("architectures") or ()), "")
+    architecture = base.architecture or ""
     found = task_named(name or told.pop()) if name or told else task_of(architecture, base.config)
     require_encoder(found, architecture, base.config)
     return found

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..base.checkpoint import Checkpoint
+from ..base.linear_layers import has_transposed
 from ..errors import SiteNotFound, nearest
 from ..io.safetensors import FLOATS
 
-TURNED = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-"""Model types whose linear layers are transformers' ``Conv1D``, stored ``[in, out]``."""
 _EMBEDDINGS = frozenset({"wte", "wpe", "shared", "relative_attention_bias"})
 _HEADS = frozenset({"lm_head", "score", "classifier", "qa_outputs", "embed_out"})
 
@@ -80,14 +79,14 @@ def base_tensor(base: Checkpoint, name: str) -> str | None:
 
 
 def _kind(tuned: Checkpoint, name: str) -> str | None:
-    """The kind of a tensor's layer, or None where it cannot be changed by factors."""
+    """The kind of a tensor's layer, or None where it cannot be changed by factors, or nothing shows which way round it lies."""
     info = tuned.tensors[name]
     if len(info.shape) != 2 or not name.endswith(".weight"):
         return None
     last = name.removesuffix(".weight").rpartition(".")[2]
     if "embed" in last or last in _EMBEDDINGS:
         return "embedding"
-    return "transposed" if tuned.config.get("model_type") in TURNED and last not in _HEADS else "linear"
+    return tuned.linear_kind(name) or (None if has_transposed(tuned.kinds_by_name) else "linear")
 
 
 def is_head(tuned: Checkpoint, path: str, shape: tuple[int, ...]) -> bool:

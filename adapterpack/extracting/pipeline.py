@@ -25,7 +25,7 @@ from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..manifest import manifest as m
 from ..pack.pack import Pack, build
-from ..tasks.task import TASKS, task_of
+from ..tasks.task import TASKS, type_of
 from .classify import Classified, Matrix, classify
 from .difference import Difference, Pair
 from .matrix import extract_matrix
@@ -220,15 +220,13 @@ def _layer_factors(change: SiteChange) -> Factors:
 
 
 def _task(new: Checkpoint) -> m.Task:
-    classes = new.config.get("architectures")
-    first = classes[0] if isinstance(classes, list) and classes else None
-    architecture = first if isinstance(first, str) and first.isidentifier() else None
-    task = task_of(architecture or "", new.config)
-    labels = new.config.get("id2label") if TASKS[task.name].labelled else None
+    architecture = new.architecture
+    task = type_of(architecture, new.config)
+    labels = new.config.get("id2label") if task in TASKS and TASKS[task].labelled else None
     ordered = None
     if isinstance(labels, dict) and all(key.isdigit() for key in labels):
         ordered = tuple(str(labels[key]) for key in sorted(labels, key=int))
-    return m.Task(task.name, architecture, ordered)
+    return m.Task(task, architecture, ordered)
 
 
 def _base(old: Checkpoint) -> m.Base:

@@ -18,6 +18,7 @@ from ..pack.pack import Pack
 from ..pack.validate.finding import Report
 from ..peft.layout import config_bytes
 from ..resources import templates
+from ..tasks.task import NO_TASK
 from . import names
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def pack_card(pack: Pack, at: names.Reference, report: Report) -> str:
         "base_model_relation": "adapter",
         "tags": ["adapterpack", manifest.method.type],
         "library_name": "peft" if peft else "adapterpack",
-        "pipeline_tag": manifest.task.type,
+        "pipeline_tag": None if manifest.task.type == NO_TASK else manifest.task.type,
         "model-index": _model_index(manifest),
     }
     facts = {

@@ -16,6 +16,7 @@ from ..pack.pack import SIGNATURE, Pack
 from ..pack.validate.budget import Budget
 from ..pack.validate.checks.base import base_verdict
 from ..pack.validate.checks.composition import composition
+from ..pack.validate.checks.peft_agreement import options
 from ..pack.validate.checks.remote import remote_code
 from ..pack.validate.context import Subject
 from ..pack.validate.finding import Finding, Report
@@ -129,8 +130,9 @@ def _peft(look: Look) -> Report:
         return Report("peft", "", None, code)
     look.budget.require_memory(artifact.size)
     file = _header(look)
-    report = _checked(look, layout.read(look.folder, tensors=file), file, {})
-    return _looked(look, report._replace(kind="peft", id=None, findings=(*code, *report.findings)), _NO_MANIFEST)
+    pack, unknown = layout.imported(look.folder, tensors=file)
+    report = _checked(look, pack, file, {})
+    return _looked(look, report._replace(kind="peft", id=None, findings=(*code, *options(unknown), *report.findings)), _NO_MANIFEST)
 
 
 def _bundle(look: Look) -> Report:

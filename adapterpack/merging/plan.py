@@ -14,6 +14,7 @@ from ..base.codecs.storage import Storage
 from ..base.compatibility import Verdict
 from ..errors import NothingToDo, Unsupported
 from ..manifest.manifest import Group
+from ..pack.on_base import on
 from ..pack.pack import Pack
 from .base_model import MergeBase
 from .fold.fold import Contribution, bind, changes_nothing, slice_of
@@ -67,6 +68,7 @@ def make(base: MergeBase, packs: Sequence[Pack], weights: Sequence[float], allow
     for pack in packs:  # the headers of all before the bytes of any
         base.require(pack, content=False, allow_structural=True)
     verdicts = tuple(base.require(pack, content=True if full else None, allow_structural=allow_structural) for pack in packs)
+    packs = [on(pack, base) for pack in packs]
     contributions: dict[str, list[Contribution]] = {}
     tables: dict[str, tuple[Contribution, np.ndarray]] = {}
     for pack, weight in zip(packs, weights, strict=True):

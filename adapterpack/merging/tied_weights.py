@@ -15,6 +15,7 @@ from ..adapter_methods import LAYOUTS
 from ..base.checkpoint import Checkpoint
 from ..errors import Unsupported
 from ..pack.pack import Pack
+from ..tasks.task import NO_TASK, type_of
 from .fold.fold import Contribution, slice_of
 
 Contributions = dict[str, list[Contribution]]
@@ -64,10 +65,10 @@ def head_of(base: Checkpoint, table: str) -> str:
     Raises:
         Unsupported: the name is not known for this model.
     """
-    classes = base.config.get("architectures") or [""]
-    if not str(classes[0]).endswith(_LANGUAGE_MODELS) or f"{_HEAD}.weight" in base.tensors:
+    architecture = base.architecture or ""
+    if not architecture.endswith(_LANGUAGE_MODELS) or f"{_HEAD}.weight" in base.tensors:
         raise Unsupported("it is not known what the head of this model is called once it is untied", where=f"{base.where}, {table}",
-                          found=classes[0] or "no architecture in config.json",
+                          found=architecture or "no architecture in config.json",
                           expected=f"a class that ends with {' or '.join(_LANGUAGE_MODELS)}",
                           remedy="keep the adapter unmerged")
     return f"{_HEAD}.weight"
@@ -79,7 +80,10 @@ def tied_to_a_head(base: Checkpoint, pack: Pack, name: str) -> bool:
     transformers ties them unless a config says otherwise; a separate head is another tensor with a row for each word. A model that
     outputs features or labels has no such head.
     """
-    headless = pack.manifest.task.type == "feature-extraction" or pack.manifest.task.type.endswith("classification")
+    task = pack.manifest.task.type
+    if task == NO_TASK:
+        task = type_of(next(iter(base.config.get("architectures") or ()), None), base.config)
+    headless = task == "feature-extraction" or task.endswith("classification")
     words = base.tensors[name].shape[0]
     others = [other for other, info in base.tensors.items() if other != name and len(info.shape) == 2 and info.shape[0] == words]
     tied = base.config.get("tie_word_embeddings", bool(base.config) and not others)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..adapter_methods import PROMPT, matrix_shape
+from ..base import compatibility
+from ..base.site_kinds import kinds_on
 from ..errors import BaseMismatch, SiteNotFound, nearest
 
 if TYPE_CHECKING:
     from ..base.checkpoint import Checkpoint
+    from ..manifest.manifest import Group
     from .pack import Pack
 
 
@@ -32,6 +36,7 @@ def require_shapes(pack: Pack, base: Checkpoint, renamed: bool) -> None:
         SiteNotFound: it lacks one.
         BaseMismatch: one has another shape.
     """
+    kinds = kinds_on(base, pack.manifest.groups)
     for group in pack.manifest.groups:
         if group.role != "adapter" or pack.method_of(group).kind != "weight":
             continue
@@ -40,10 +45,26 @@ def require_shapes(pack: Pack, base: Checkpoint, renamed: bool) -> None:
             raise SiteNotFound("a tensor that the pack changes has another name in this variant of the base, and no path leads to it",
                                where=f"{base.where}, {group.path}", found=group.weight or f"{group.path}.weight",
                                remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
-        stored = base.weight_shape(group.path, group.weight)
-        shape = matrix_shape(group.kind, stored)
-        known = (group.out_features, group.in_features)
-        if shape is None or any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
-            raise BaseMismatch("a site has another shape in this base", where=f"{base.where}, {group.path}",
-                               expected=f"{known} of kind '{group.kind}'", found=shape or stored,
-                               remedy="use the base that the pack names")
+        require_shape(pack, dataclasses.replace(group, kind=kinds.get(group.path) or group.kind),
+                      base.weight_shape(group.path, group.weight), base.where)
+
+
+def require_shape(pack: Pack, group: Group, stored: tuple[int, ...], where: object) -> None:
+    """Checks that a weight of the ``stored`` shape is one that a group can change.
+
+    Raises:
+        BaseMismatch: it is another kind of layer's, or has another shape.
+    """
+    shape, known = matrix_shape(group.kind, stored), (group.out_features, group.in_features)
+    place, bound = f"{where}, {group.path}", any(compatibility.recorded_fingerprint(pack.manifest.base))
+    if shape is None:
+        unread = "use the model that the adapter was trained on; if this is it: " \
+                 f"PEFT has {pack.method_of(group).name} for such a layer, in a form that is not read here, so merge it with PEFT"
+        raise BaseMismatch("the base has another kind of layer at this site", where=place, expected=f"a layer of kind '{group.kind}'",
+                           found=f"a weight of shape {stored}", remedy=_ITS_BASE if bound else unread)
+    if any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
+        raise BaseMismatch("a site has another shape in this base", where=place, expected=f"{known} of kind '{group.kind}'", found=shape,
+                           remedy=_ITS_BASE if bound else "use the model that the adapter was trained on")
+
+
+_ITS_BASE = "use the base that the pack names"

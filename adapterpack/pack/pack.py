@@ -63,7 +63,8 @@ class Pack:
     """One adapter: a manifest and its tensors. ``path`` is where it was read from, or None.
 
     ``extra`` holds the bytes of the other files that it carries, by name: a chat template. ``alias`` is what it is called here, if that
-    is not its own name: nothing of it is written, and the identity stays what it is on disk.
+    is not its own name, and ``kinds`` are those of its layers (by path) that the base at hand stores in another way than the manifest says
+    (:func:`~.on_base.on`): nothing of these is written, and the identity stays what it is on disk.
 
     Example:
         >>> from adapterpack import load  # doctest: +SKIP
@@ -77,6 +78,7 @@ class Pack:
     path: Path | None = None
     extra: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     alias: str | None = None
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -92,6 +94,12 @@ class Pack:
     def method(self) -> Method:
         """The method that made the pack; a group may have one of its own (:meth:`method_of`)."""
         return method_of(self.manifest)
+
+    @cached_property
+    def groups(self) -> tuple[m.Group, ...]:
+        """The modules that it changes, of the kinds that they have in the base at hand."""
+        return tuple(dataclasses.replace(group, kind=self.kinds[group.path]) if group.path in self.kinds else group
+                     for group in self.manifest.groups)
 
     def method_of(self, group: m.Group) -> Method:
         """The method at one group."""
@@ -149,7 +157,7 @@ class Pack:
 
     @cached_property
     def _adapted(self) -> dict[str, m.Group]:
-        return {group.path: group for group in self.manifest.groups if group.role == "adapter"}
+        return {group.path: group for group in self.groups if group.role == "adapter"}
 
     def site(self, group: m.Group) -> Site:
         """The site that a group describes; what its tensors' shapes say of it is read off them."""
@@ -167,7 +175,7 @@ class Pack:
             FormatError: with ``shape_of``, a tensor does not fit the base; the method would make far more numbers than there are here.
         """
         shared = self.shared()
-        groups = [group for group in self.manifest.groups if group.role == "adapter"]
+        groups = [group for group in self.groups if group.role == "adapter"]
         sites, configs = [self.site(group) for group in groups], [self.config_at(group) for group in groups]
         if shape_of is not None:
             shapes = [shape_of(group) for group in groups]

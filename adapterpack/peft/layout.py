@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from ..io.streamed_tensors import Streamed
 from ..manifest import manifest as m
 from ..manifest.composed_method import method_of
 from ..manifest.secondary_methods import Beside
+from ..tasks.task import NO_TASK
 from . import patterns
 from .names import form_of
-from .options import base_hint, likely, parsed, read_config, refuse_options, refuse_pickle
+from .options import base_hint, likely, parsed, read_config, refuse_pickle, unknown_options, unknown_sentence
 from .tensors import Sorted, kind_of, named, site_of, sort, untied
 
 if TYPE_CHECKING:
@@ -36,14 +38,22 @@ Adapters = dict[Site, tuple[Any, dict[str, np.ndarray]]]
 
 
 class Content(NamedTuple):
-    """What a folder that PEFT wrote means: its method with the adapted sites and what they share, the sites of methods beside it, and the
-    modules that were trained whole."""
+    """What a folder that PEFT wrote means: its method with the adapted sites and what they share, the sites of methods beside it, the
+    modules that were trained whole, and the options that are off and that nobody here knows."""
 
     method: Method
     adapters: Adapters
     shared: dict[str, np.ndarray]
     beside: list[tuple[Method, Adapters]]
     full: dict[str, dict[str, np.ndarray]]
+    unknown: dict[str, Any]
+
+
+class Imported(NamedTuple):
+    """A pack made from a folder that PEFT wrote, and what :func:`~.peft_options.unknown_options` found in its config."""
+
+    pack: Pack
+    unknown: dict[str, Any]
 
 
 def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
@@ -84,7 +94,15 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
     return strict_json.canonical(config)
 
 
-def read(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None) -> Pack:
+def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
+    """The pack of :func:`imported`, with a warning where the folder has options that nobody here knows."""
+    pack, unknown = imported(folder, name, on_base)
+    if unknown:
+        warnings.warn(f"{folder}: {unknown_sentence(unknown)}", stacklevel=2)
+    return pack
+
+
+def imported(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None) -> Imported:
     """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
 
     ``on_base``: where the tensors mean something with the base alone, they are taken as they are. ``tensors``: their file, if it is
@@ -105,15 +123,15 @@ def read(folder: Path, name: str | None = None, on_base: bool = False, tensors: 
         raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
                           found=config.get("peft_type"),
                           remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")
-    task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), "feature-extraction")
+    task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), NO_TASK)
     version = config.get("peft_version")
     pack = build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
                  beside=[Beside(*each) for each in content.beside], task=m.Task(task), base=base_hint(config),
                  training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
-    if large is None:
-        return pack
-    digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}
-    return replace(pack, tensors=Streamed.of(large, pack.tensors, digests))
+    if large is not None:
+        digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}
+        pack = replace(pack, tensors=Streamed.of(large, pack.tensors, digests))
+    return Imported(pack, content.unknown)
 
 
 def _content(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None,
@@ -140,12 +158,12 @@ def _content(folder: Path, config: Mapping[str, Any], expected: Iterable[Method]
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
     layers = [layer.config for layer in method.peft.layers.values()]
-    refuse_options({key: value for key, value in config.items() if key not in beside}, written, layers, folder / CONFIG)
+    unknown = unknown_options({key: value for key, value in config.items() if key not in beside}, written, layers, folder / CONFIG)
     tensors = tensors or SafetensorsFile(file, private=True)
     found = sort(method, beside, tensors, config, file)
     adapters, shared = _adapters(method, cfg, config, found, folder, packed)
     others = [(other, _beside(other, key, config[key], found.beside.get(key, {}), folder)) for key, other in beside.items()]
-    return Content(method, adapters, shared, others, found.full)
+    return Content(method, adapters, shared, others, found.full, unknown)
 
 
 def _expanded(method: Method, config: Mapping[str, Any], tensors: SafetensorsFile | None, folder: Path
@@ -184,7 +202,7 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted
             here = cfg.at(path)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise FormatError(f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}, {path}") from error
-        site, here_params = site_of(method, here, path, kinds.get(path, method.traits.layers[0]), tensors, file)
+        site, here_params = site_of(method, here, path, kinds.get(path) or kind_of(method, config, {}), tensors, file)
         adapters[site] = (here, here_params)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)

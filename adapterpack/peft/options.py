@@ -18,9 +18,14 @@ _INERT: dict[str, tuple[Any, ...]] = {"bias": (None, "none"), "use_dora": (None,
                                       "alora_invocation_tokens": (None, []), "target_parameters": (None, []),
                                       "trainable_token_indices": (None, [], {})}
 """Keys that change the mathematics, with the values under which they do not."""
+_UNUSED: dict[str, tuple[Any, ...]] = {"alpha_pattern": (None, {}), "arrow_config": (None,), "enable_lora": (None,),
+                                       "kasa_config": (None,), "monteclora_config": (None,), "use_bdlora": (None, False),
+                                       "use_rslora": (None, False), "velora_config": (None,)}
+"""Options of PEFT's, up to 0.21, that a method may have and another not, with the values under which they do nothing."""
 _NEUTRAL = frozenset({
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
-    "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save",
+    "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "merge_weights",
+    "modules_to_save",
     "peft_type", "peft_version", "psoft_alpha", "psoft_svd_lowrank_niter", "qalora_group_size", "random_seed", "revision", "runtime_config",
     "target_modules", "task_type",
 })
@@ -63,20 +68,44 @@ def parsed(data: bytes, path: Path) -> dict[str, Any]:
     return config
 
 
-def refuse_options(
+def unknown_options(
     config: Mapping[str, Any], written: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], where: Path
-) -> None:
-    """An option that is switched on and not understood would change the result without a word: it is refused.
+) -> dict[str, Any]:
+    """The options that nobody here knows and that are switched off (None, False, 0, or empty), with their values.
+
+    A newer PEFT has options that this package does not know. Nearly all that PEFT has added so far are off unless a user turns them on, so
+    a folder in which they are off most likely means what it always meant, and is read; but an option that is on by default would change the
+    result by being off, and nothing in the folder tells that. So what is returned here has to be said to the user.
 
     What the method writes itself it understands; ``layers`` are the options that say what kind of layer the tensors belong to.
+
+    Raises:
+        Unsupported: an option that is not understood is on, and would change the result without a word.
     """
+    unknown = {}
     for key, value in config.items():
-        if any(key in options and options[key] == value for options in layers):
+        if key in _NEUTRAL or any(key in options and options[key] == value for options in layers):
             continue
-        known = key in _NEUTRAL or key in written
-        if value not in _INERT.get(key, (value,) if known else _OFF) and (key not in written or value != written[key]):
+        if key in written and (key not in _INERT or value == written[key]):
+            continue
+        inert = _INERT.get(key) or _UNUSED.get(key)
+        if value not in (inert or _OFF):
             raise Unsupported(f"this PEFT option is not supported: {key}", where=f"{where}#/{key}", found=repr(value)[:80],
                               remedy="merge this adapter with the library that made it, or train it without that option")
+        if inert is None:
+            unknown[key] = value
+    return unknown
+
+
+def unknown_sentence(unknown: Mapping[str, Any]) -> str:
+    """What a user has to know of options that are off and unknown.
+
+    Example:
+        >>> unknown_sentence({"use_warp": False})
+        'options of PEFT that are not known here, and off: use_warp=False; one that is on by default would make this another adapter'
+    """
+    listed = ", ".join(f"{key[:60]}={value!r}" for key, value in list(unknown.items())[:10])
+    return f"options of PEFT that are not known here, and off: {listed}; one that is on by default would make this another adapter"
 
 
 def refuse_pickle(file: Path) -> None:

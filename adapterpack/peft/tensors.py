@@ -15,11 +15,15 @@ from ..io.safetensors import SafetensorsFile
 from .names import form_of, kernel_of, loaded, prefix_of, shared_param, stored
 
 
-def _saved(path: str, modules_to_save: Any) -> bool:
-    """Whether PEFT saves module ``path`` whole: it, or a module around it, has a name that ends in a saved one."""
+def _saved(path: str, modules_to_save: Any) -> str | None:
+    """The module that PEFT saves whole and that ``path`` is or lies in: the outermost whose name ends in a saved one, or None.
+
+    A classifier of several layers is one such module: PEFT names it, and its tensors are those of the layers in it.
+    """
     parts = path.split(".")
     around = [".".join(parts[: end + 1]) for end in range(len(parts))]
-    return isinstance(modules_to_save, list | tuple) and any(module.endswith(str(saved)) for module in around for saved in modules_to_save)
+    saved = tuple(map(str, modules_to_save)) if isinstance(modules_to_save, list | tuple) else ()
+    return next((module for module in around if module.endswith(saved)), None)
 
 
 _COPIES = ("modules_to_save", "original_module")
@@ -80,8 +84,9 @@ def sort(method: Method, beside: Mapping[str, Method], tensors: SafetensorsFile,
         owner_of, _, copy = path.rpartition(".")
         if copy in _COPIES and f"{prefix}{owner_of}.{param}" in tensors.tensors:
             continue  # what PEFT wraps around a module that it saves whole, written again with the embeddings
-        known = _saved(path, config.get("modules_to_save") or ())
-        (found.full if known else unknown).setdefault(path, {})[param] = tensors.read(name)
+        saved = _saved(path, config.get("modules_to_save"))
+        module = saved or path
+        (found.full if saved else unknown).setdefault(module, {})[rest.removeprefix(f"{module}.")] = tensors.read(name)
     for path in [path for path, params in unknown.items() if _is_embedding(path, params)]:
         found.full[path] = unknown.pop(path)
     if config.get("ensure_weight_tying") is True:
@@ -104,13 +109,13 @@ def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np
 def kind_of(method: Method, config: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> str:
     """The kind of a site, told by the names and the axes of its tensors and by the config.
 
-    PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's: of a model with both kinds of linear layer it says one thing only.
+    PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's, and HiRA's is never set: which way round a linear layer is stored the
+    base says better (:func:`~adapterpack.base.site_kinds.kinds_on`).
     """
     assert method.peft is not None
-    axes = {value.ndim for value in found.values() if value.ndim > 1}
+    axes = {value.ndim for value in found.values() if value.ndim > 1} or {2}
     for kind, form in method.peft.layers.items():
-        fits = form.is_told and found.keys() <= set((form.suffixes or method.peft.suffixes).values())
-        if fits and (axes or {2}) <= set(form.axes) and all(config.get(key) == value for key, value in form.config.items()):
+        if form.is_of(config, axes) and found.keys() <= set((form.suffixes or method.peft.suffixes).values()):
             return kind
     return method.traits.layers[0]
 
@@ -130,6 +135,7 @@ def site_of(
     """The site behind a site's parameters as PEFT has them, and the parameters as matrices."""
     assert method.peft is not None
     shapes, params = {name: value.shape for name, value in whole.items()}, loaded(method, kind, whole)
+    _require_kind(method, cfg, kind, shapes, f"{where}, {path}")
     widths = features(method.peft, params, f"{where}, {path}")
     site = Site(path, widths[0] or 0, widths[1] or 0, kind, "bias" in params, kernel_of(kind, shapes.values()))
     try:
@@ -146,6 +152,25 @@ def site_of(
     if shapes != right:
         raise FormatError("a tensor has the wrong shape", where=f"{where}, {path}", expected=right, found=shapes)
     return site, params
+
+
+def _require_kind(method: Method, cfg: Any, kind: str, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Checks that tensors have no more axes than the method gives them at such a layer: PEFT has several methods for convolutions, in forms
+    that are not read here, and LN tuning for any module.
+
+    Raises:
+        Unsupported: they have.
+    """
+    assert method.peft is not None
+    if any(form.axes for form in method.peft.layers.values()):
+        return  # it is read for convolutions, and these are malformed
+    sizes = [Site("", 1, 1, kind), Site("", 5040, 720720, kind)]  # which parameters there are may depend on the widths, not their axes
+    axes = {name: len(shape) for site in sizes for name, shape in method.shapes(cfg, site).items()}
+    for name, shape in shapes.items():
+        if len(shape) > axes.get(name, len(shape)):
+            raise Unsupported(f"PEFT wrote this adapter for a kind of layer at which its form of {method.name} is not read", where=where,
+                              expected=f"a layer of kind '{kind}'", found=f"{name} of shape {shape}",
+                              remedy="merge this adapter with the library that made it")
 
 
 def untied(params: dict[str, dict[str, np.ndarray]], targets: Any, where: Path) -> dict[str, dict[str, np.ndarray]]:

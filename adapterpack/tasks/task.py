@@ -120,8 +120,16 @@ TASKS = {
     )
 }
 
+NO_TASK = "other"
+"""The type of a pack that names no task, as the Hub calls it: one of a plain module, or a folder of PEFT's without a ``task_type``."""
+
 _ALIASES = {alias: task.name for task in TASKS.values() for alias in task.aliases}
 _NARROW_FIRST = sorted(TASKS.values(), key=lambda task: not task.told_by)
+
+
+def takes_ids(model: Any) -> bool:
+    """Whether a torch model reads token ids."""
+    return "input_ids" in signature(model.forward).parameters
 
 
 def reads_types(model: Any) -> bool:
@@ -154,7 +162,22 @@ def task_of(architecture: str, config: Mapping[str, Any] | None = None) -> Task:
         >>> task_of("T5ForConditionalGeneration", {"is_encoder_decoder": True}).name
         'text2text-generation'
     """
-    return next((task for task in _NARROW_FIRST if task.fits(architecture, config or {})), TASKS["feature-extraction"])
+    return _fitting(architecture, config) or TASKS["feature-extraction"]
+
+
+def type_of(architecture: str | None, config: Mapping[str, Any] | None = None) -> str:
+    """The name of the task that a model class was made for, as a pack records it; ``NO_TASK`` where there is none.
+
+    Example:
+        >>> type_of("BertModel"), type_of("CLIPEncoder"), type_of(None)
+        ('feature-extraction', 'other', 'other')
+    """
+    found = _fitting(architecture or "", config)
+    return NO_TASK if found is None else found.name
+
+
+def _fitting(architecture: str, config: Mapping[str, Any] | None) -> Task | None:
+    return next((task for task in _NARROW_FIRST if task.fits(architecture, config or {})), None)
 
 
 def require_encoder(task: Task, architecture: str, config: Mapping[str, Any]) -> None:

@@ -11,7 +11,8 @@ from .prompts import ROWS, decoder, logits_of, padded, prompted
 
 def disabled_attention_is_the_base(case: Case) -> None:
     """Fresh, inactive, and after ``detach`` the logits are the base's, bit for bit; trained and active they are not."""
-    from ..training.inject import active, adapt, detach  # noqa: PLC0415 - see the package's docstring
+    from ..training.active import active  # noqa: PLC0415 - see the package's docstring
+    from ..training.inject import adapt, detach  # noqa: PLC0415 - see the package's docstring
 
     base = logits_of(decoder(MODELS[0]), ROWS, left=False)
     fresh = logits_of(adapt(decoder(MODELS[0]), case.config), ROWS, left=False)

@@ -120,7 +120,8 @@ def every_kind_agrees(case: Case) -> None:
 def _agrees(case: Case, kind: str, probe: Probe) -> None:
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..training.inject import active, adapt, detach  # noqa: PLC0415
+    from ..training.active import active  # noqa: PLC0415
+    from ..training.inject import adapt, detach  # noqa: PLC0415
     from ..training.layers.layer import Adapted  # noqa: PLC0415
 
     model, reference, generator, x = probe.make().double(), probe.make().double(), torch.Generator().manual_seed(1), tensor(probe.x)

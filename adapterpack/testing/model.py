@@ -112,7 +112,8 @@ def active_together(case: Case) -> None:
     ``|W| |x|``, a rounding for each."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..training.inject import active, adapt  # noqa: PLC0415
+    from ..training.active import active  # noqa: PLC0415
+    from ..training.inject import adapt  # noqa: PLC0415
 
     config = dataclasses.replace(case.config, targets="proj", dropout=0.0)
     model, weight, bias = module_of(case), case.weight.astype(np.float32), case.bias
@@ -161,7 +162,8 @@ def disabled_is_the_base(case: Case) -> None:
     """With the adapter off after it was on, and again after it was taken out, the output is the base's, bit for bit."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..training.inject import active, detach  # noqa: PLC0415
+    from ..training.active import active  # noqa: PLC0415
+    from ..training.inject import detach  # noqa: PLC0415
 
     model, x = _model(case), inputs_of(case)
     expected = module_of(case)(x)

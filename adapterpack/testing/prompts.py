@@ -109,7 +109,8 @@ def _packed(pack: Pack) -> np.ndarray:
 
 def disabled_prompt_is_the_base(case: Case) -> None:
     """With the prompt inactive and after ``detach`` the logits are the base's, bit for bit; with it active they are not."""
-    from ..training.inject import active, detach  # noqa: PLC0415 - see the module's docstring
+    from ..training.active import active  # noqa: PLC0415 - see the module's docstring
+    from ..training.inject import detach  # noqa: PLC0415 - see the module's docstring
 
     base = logits_of(decoder(case.layer), ROWS, left=False)
     model = prompted(case, case.layer)

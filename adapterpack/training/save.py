@@ -24,7 +24,7 @@ from ..io.safetensors import DTYPES
 from ..manifest import manifest as m
 from ..manifest.parts import Dims
 from ..pack.pack import Pack, build, is_module
-from ..tasks.task import task_of
+from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
 from .active import adapter_names
 from .canaries.canary import make_canary
@@ -68,12 +68,6 @@ def save(
     chosen = adapter or names[0]
     parts = parts_of(model, chosen)
     checkpoint = _checkpoint(model, base)
-    config = getattr(model, "config", None)
-    told = config.to_dict() if config is not None and hasattr(config, "to_dict") else None
-    task = task_of(type(model).__name__, told)
-    labels = labels_of(model, chosen)
-    if labels is None and task.labelled and config is not None and parts.full:
-        labels = tuple(config.id2label[i] for i in sorted(config.id2label))
     pack = build(
         name or (Path(out).name if out is not None else chosen),
         parts.method,
@@ -81,7 +75,7 @@ def save(
         beside=parts.beside,
         shared=parts.shared,
         full=parts.full,
-        task=m.Task(task.name, type(model).__name__ if config is not None else None, labels),
+        task=_task(model, labels_of(model, chosen), bool(parts.full)),
         base=_base(model, checkpoint),
         weights=_weights(model, parts, checkpoint),
         canary=make_canary(model, chosen),
@@ -91,6 +85,18 @@ def save(
         base_license=license_of(checkpoint.folder) if checkpoint else None,
     )
     return pack if out is None else pack.write(out)
+
+
+def _task(model: nn.Module, labels: tuple[str, ...] | None, head: bool) -> m.Task:
+    """The task that the model's class was made for: none of a plain module, nor of one that gives features of something else than texts
+    and pictures. With a trained ``head`` its labels are those of the model's config, if the adapter came with none."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return m.Task(NO_TASK, None, labels)
+    name = type_of(type(model).__name__, config.to_dict() if hasattr(config, "to_dict") else None)
+    if labels is None and head and name in TASKS and TASKS[name].labelled:
+        labels = tuple(config.id2label[i] for i in sorted(config.id2label))
+    return m.Task(NO_TASK if name == "feature-extraction" and not takes_ids(model) else name, type(model).__name__, labels)
 
 
 def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:
@@ -139,9 +145,8 @@ def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
 
 def _architecture(checkpoint: Checkpoint) -> str | None:
     """The class that a base was saved from, as its configuration says."""
-    told = checkpoint.config.get("architectures")
-    first = told[0] if isinstance(told, list) and told else None
-    return first if isinstance(first, str) and first.isascii() and first.isidentifier() and len(first) <= _MAX_NAME else None
+    named = checkpoint.architecture
+    return named if named is not None and named.isascii() and len(named) <= _MAX_NAME else None
 
 
 def _dims(config: Any) -> Dims | None:

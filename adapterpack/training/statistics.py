@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from ..base.checkpoint import Checkpoint
 from ..composing.statistics import KINDS, Statistics, read
 from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
-from ..tasks.task import task_named
+from ..tasks.task import NO_TASK, Task, task_named, task_of
 from . import data
 from .calibration import measure as seen
 from .inject import attach
@@ -62,7 +64,7 @@ def measure(
     if rows < 1:
         raise ConfigError("there is nothing to measure", where="rows", expected="at least 1", found=rows, remedy="give more rows")
     chosen, folder = pack if isinstance(pack, Pack) else load(pack), folder_of(base)
-    task = task_named(chosen.manifest.task.type)
+    task = _task(chosen, folder)
     tokenizer = load_tokenizer(folder)
     labels = None if chosen.manifest.task.labels is None else list(chosen.manifest.task.labels)
     encoded = _encoded(source, task.name, tokenizer, labels, kind, rows, max_length)
@@ -83,6 +85,14 @@ def measure(
     found = seen(model, sites, frozenset({kind}), batches())
     Statistics(kind, chosen.id, len(encoded), {path: getattr(one, kind) for path, one in found.items()}).write(out)
     return read(out)
+
+
+def _task(pack: Pack, folder: Path) -> Task:
+    """The pack's task, or that of the base's class where it names none."""
+    if pack.manifest.task.type != NO_TASK:
+        return task_named(pack.manifest.task.type)
+    config = Checkpoint(folder).config
+    return task_of(next(iter(config.get("architectures") or ()), ""), config)
 
 
 def _encoded(

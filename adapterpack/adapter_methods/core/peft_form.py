@@ -26,21 +26,21 @@ class PeftLayer(NamedTuple):
     """How PEFT stores a method's parameters at a kind of site other than a linear layer.
 
     ``suffixes`` are as in :class:`PeftForm`, and the method's own if it is None; ``config`` holds the keys of PEFT's config that say that
-    there are such sites. Tensors of more than two axes say it themselves: ``axes`` counts those of their tensors. Where nothing says it a
-    file of PEFT's is read as that of a linear layer. ``stored`` turns a site's parameters into PEFT's shapes; what comes back is the same
-    with all axes after the first as one, and those of ``vectors`` as vectors.
+    there are such sites. Tensors of more than two axes may say it themselves: ``axes`` are then the numbers of axes that they have. Where
+    nothing says it a file of PEFT's is read as that of a linear layer. ``stored`` turns a site's parameters into PEFT's shapes; what comes
+    back is the same with all axes after the first as one, and those of ``vectors`` as vectors.
     """
 
     suffixes: Mapping[str, str] | None = None
     config: Mapping[str, Any] = {}
-    axes: tuple[int, ...] = (2,)
+    axes: tuple[int, ...] = ()
     stored: Callable[[Site, Params], dict[str, np.ndarray]] | None = None
     vectors: frozenset[str] = frozenset()
 
-    @property
-    def is_told(self) -> bool:
-        """Whether a file of PEFT's says that a site is of this kind."""
-        return self.suffixes is not None or bool(self.config) or self.axes != (2,)
+    def is_of(self, config: Mapping[str, Any], axes: set[int]) -> bool:
+        """Whether PEFT's config, or the numbers of axes that the matrices of a site have, say that it is of this kind."""
+        told = self.suffixes is not None or bool(self.config) or bool(self.axes)
+        return told and (not self.axes or axes <= set(self.axes)) and all(config.get(key) == value for key, value in self.config.items())
 
 
 TRANSPOSED: Mapping[str, PeftLayer] = {"transposed": PeftLayer(config={"fan_in_fan_out": True})}

@@ -87,7 +87,7 @@ def audit(
     codes = list(dict.fromkeys(parse(name) for name in dtypes))
     loaded = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     common_base(loaded)
-    checkpoint = opened_base(base, loaded)
+    checkpoint, loaded = opened_base(base, loaded)
     union = _union(loaded)
     costs = {path: _bytes(parts, checkpoint) for path, parts in union.items()}
     done, total = 0, max(1, sum(costs.values()))
@@ -122,7 +122,7 @@ def _union(packs: Sequence[Pack]) -> dict[str, list[_Part | None]]:
     found: dict[str, list[_Part | None]] = {}
     for index, pack in enumerate(packs):
         shared = pack.shared()
-        for group in pack.manifest.groups:
+        for group in pack.groups:
             if group.role == "adapter":
                 found.setdefault(group.path, [None] * len(packs))[index] = _Part(pack, group, shared)
     return found

@@ -67,7 +67,7 @@ def external(path: Path, base: Checkpoint, packs: Sequence[Pack], dtype: str = D
 def _wanted(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[str, str]]:
     """Weight -> the kind and the path of its site, for every module of the packs."""
     wanted = {}
-    for group in (group for pack in packs if pack.method.kind != "prompt" for group in pack.manifest.groups):
+    for group in (group for pack in packs if pack.method.kind != "prompt" for group in pack.groups):
         kind = group.kind if group.role == "adapter" else "linear"
         if group.role == "adapter" and not LAYOUTS[kind].linear:
             raise Unsupported("a graph has slots at linear layers only", where=group.path, found=kind, remedy="export with --mode folded")

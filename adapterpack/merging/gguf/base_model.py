@@ -25,6 +25,7 @@ from ...errors import BaseMismatch, FormatError, Unsupported, storage_errors
 from ...io.hashing import identity
 from ...io.safetensors import DTYPES, TensorInfo
 from ...pack.fits import require_shapes
+from ...pack.on_base import on
 from ...pack.pack import Pack
 from ..base_model import MergeBase
 
@@ -196,7 +197,7 @@ class GGUFBase(MergeBase):
                                   "names and shapes alone with --allow-structural-base (allow_structural=True)")
 
     def _require_numbers(self, pack: Pack, original: Checkpoint) -> None:
-        for group in pack.manifest.groups:
+        for group in on(pack, self).groups:
             if group.role != "adapter":
                 continue
             name = self.require_weight(group.path, group.weight)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import LAYOUTS
+from ...adapter_methods.core.layouts import LINEAR
 from ...base.checkpoint import read_json
 from ...base.compatibility import recorded_fingerprint
 from ...base.fingerprint import Fingerprint
@@ -25,7 +26,8 @@ from ..base_model import MergeBase
 
 
 class GraphBase(MergeBase):
-    """The linear modules of a bundle, under the names that the packs' sites have.
+    """The linear modules of a bundle, under the names that the packs' sites have, as linear layers ``[out, in]`` however the graph
+    holds them.
 
     A quantized weight is read dequantized, in float32.
     """
@@ -35,7 +37,8 @@ class GraphBase(MergeBase):
         self.index, self.files, self.shard_of, self.identities, self.quantized = None, {}, {}, {}, {}
         self._nbits = {one.weight: one for one in quantized_nodes(graph)}
         wanted = {group.path: group for pack in packs for group in pack.manifest.groups if group.path in bundle.sites}
-        self._sites = {path: (bundle.sites[path], group.kind if group.role == "adapter" else "linear") for path, group in wanted.items()}
+        self._sites = {path: (bundle.sites[path], group.kind if group.role == "adapter" and group.kind not in LINEAR else "linear")
+                       for path, group in wanted.items()}
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -87,6 +90,10 @@ class GraphBase(MergeBase):
             out_in = stored if site.layout == "out_in" else stored.T
         out_in = out_in[site.at : site.at + site.out_features]
         return out_in.T if LAYOUTS[kind].turned else out_in
+
+    def linear_kind(self, weight: str) -> str:
+        """As :meth:`read` gives the weight."""
+        return "linear"
 
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
         """The weight of the module ``path``; a graph has modules, not the tensor names of a checkpoint."""

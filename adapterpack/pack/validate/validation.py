@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,7 @@ from .checks import folder as files
 from .checks import reading
 from .checks.base import base_findings, base_verdict
 from .checks.composition import composition
+from .checks.peft_agreement import OPTION, options
 from .checks.remote import remote_code
 from .checks.template import template_findings
 from .context import Check, Subject
@@ -162,6 +164,9 @@ def few(found: Iterable[Finding]) -> list[Finding]:
 def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to call it here.
 
+    A folder of a newer PEFT may have options that are not known here. One that is on is an error; those that are off are named in a
+    ``UserWarning``, since nothing tells whether off is their default (``validate`` reports them as AP604).
+
     Raises:
         ConfigError: a pack cannot be called ``name``.
         FormatError: truncated, altered or malformed.
@@ -187,6 +192,8 @@ def checked(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
         if finding.severity == "error":
             raise finding.error(f"the pack is not valid, {finding.rule}: {finding.message}".rstrip("."), where=f"{path}, {finding.where}",
                                 remedy=finding.fix or None)
+        if finding.rule == OPTION.id:
+            warnings.warn(f"{path}: {finding.message}", stacklevel=3)
     if pack is None or report.incomplete:
         raise FormatError("the pack could not be checked to the end", where=path, found="; ".join(report.not_checked),
                           remedy="validate it with a larger budget")
@@ -211,7 +218,9 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Bud
         budget.require_memory((folder / TENSORS).stat().st_size if (folder / TENSORS).is_file() else 0)
     except Spent as spent:
         return Report("peft", str(folder), None, tuple(findings), (str(spent),), incomplete=True), None
-    pack = dataclasses.replace(layout.read(folder), path=folder)
+    pack, unknown = layout.imported(folder)
+    pack = dataclasses.replace(pack, path=folder)
+    findings += options(unknown)
     about_base = SHAPES_ONLY if base else NO_BASE
     open_questions = ("digests and canary: PEFT folders carry none", about_base)
     try:

@@ -1,4 +1,4 @@
-"""The PEFT face of a pack, and a second reader. AP601-AP603."""
+"""The PEFT face of a pack, a second reader, and what a folder of PEFT's leaves open. AP601-AP604."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from ....io.safe_open import TENSORS
 from ....peft import layout
+from ....peft.options import unknown_sentence
 from ...contents import METADATA
 from ...pack import FILE_ROLES, TEMPLATE
 from ..context import Subject
@@ -15,7 +16,9 @@ from ..finding import Finding, Rule
 FACE = Rule("AP601", "error", "PEFT would read from the folder what the manifest says.", "pack the adapter again")
 LIST = Rule("AP602", "error", "The file list is the one that such a pack has, each file in its role.", "pack the adapter again")
 READERS = Rule("AP603", "error", "The reference reader of safetensors reads the same tensors (asked with full).", "pack the adapter again")
-RULES = (FACE, LIST, READERS)
+OPTION = Rule("AP604", "warning", "A folder that PEFT wrote has no option that is not known, even where it is off.",
+              "update adapterpack, or compare the outputs with PEFT's")
+RULES = (FACE, LIST, READERS, OPTION)
 
 _SECOND = "the second reader"
 
@@ -40,6 +43,13 @@ def peft_face(s: Subject) -> Iterator[Finding]:
         problem = layout.disagreement(s.folder, s.pack.manifest, s.held[layout.CONFIG], s.file)
     if problem:
         yield FACE.at(layout.CONFIG, f"the file does not agree with the manifest: {problem}", file=layout.CONFIG)
+
+
+def options(unknown: Mapping[str, Any]) -> Iterator[Finding]:
+    """AP604, by what :func:`~..peft_layout.imported` found."""
+    if unknown:
+        pointer = f"/{next(iter(unknown))}"
+        yield OPTION.at(layout.CONFIG, unknown_sentence(unknown), file=layout.CONFIG, pointer=pointer)
 
 
 def second_reader(s: Subject) -> Iterator[Finding]:

@@ -1,0 +1,28 @@
+"""A pack as it is on a base: which way round each of its linear layers lies there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..base import compatibility
+from ..base.checkpoint import Checkpoint
+from ..base.site_kinds import kinds_on
+from ..errors import Unsupported
+from .pack import Pack
+
+
+def on(pack: Pack, base: Checkpoint) -> Pack:
+    """The pack with the kinds that its linear layers have in ``base``; nothing that is written of it, and not its id, is another.
+
+    Raises:
+        Unsupported: nothing shows how the base stores a layer, and the pack was not made on that base.
+    """
+    kinds = kinds_on(base, pack.manifest.groups)
+    unknown = [path for path, kind in kinds.items() if kind is None]
+    if unknown and not any(compatibility.recorded_fingerprint(pack.manifest.base)):
+        raise Unsupported("nothing shows which way round the base stores the weight of this layer, and the adapter does not say it",
+                          where=f"pack '{pack.name}', {unknown[0]}", expected="[out, in] or [in, out]",
+                          found=f"a square weight of {base.where}",
+                          remedy="attach it to the model and save that (adapterpack.attach, adapterpack.save): a pack knows its layers")
+    changed = {group.path: kind for group in pack.manifest.groups if (kind := kinds.get(group.path)) not in {None, group.kind}}
+    return dataclasses.replace(pack, kinds=changed) if changed else pack
