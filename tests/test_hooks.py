@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 from adapterpack import CPT, AdaLoRA, KaSA, LoRA, adapt, attach, save
 from adapterpack.adapter_methods import Progress
-from adapterpack.peft import layout
+from adapterpack.pack import from_peft
 from adapterpack.training import hooks
 from adapterpack.training.layers.layer import Adapted
 from adapterpack.training.trainer import AdapterTrainer
@@ -47,7 +47,7 @@ def pair(config: Any, folder: Path) -> tuple[nn.Module, peft.PeftModel]:
     theirs = peft.get_peft_model(Two(), config)
     noisy(theirs)
     theirs.save_pretrained(folder)
-    ours = attach(Two(), layout.read(folder, "same"), check_base=False)
+    ours = attach(Two(), from_peft.read(folder, "same"), check_base=False)
     for layer in (ours.a, ours.b):
         layer._trainable("same")
     return ours, theirs

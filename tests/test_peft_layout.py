@@ -22,6 +22,7 @@ from adapterpack.adapter_methods import Method, Site, get, methods
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, NonFinite, SiteNotFound, UnknownMethod, Unsupported
 from adapterpack.io import safetensors
 from adapterpack.manifest import manifest as m
+from adapterpack.pack import from_peft
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate.validation import load, validate
 from adapterpack.peft import layout
@@ -132,7 +133,7 @@ def test_peft_loads_our_pack_and_gives_the_dense_formula(make: Callable[[], torc
     expected = logits(dense(model, pack))
     assert np.abs(expected - logits(copy.deepcopy(model).double())).max() > 0.05, "the adapter does something"
     np.testing.assert_allclose(logits(theirs), expected, rtol=0, atol=FP32)
-    again = layout.read(tmp_path / "ours")
+    again = from_peft.read(tmp_path / "ours")
     scales = {group.path: group.scale for group in pack.manifest.groups if group.role == "adapter"}
     assert {group.path: group.scale for group in again.manifest.groups if group.role == "adapter"} == pytest.approx(scales, rel=1e-15)
     assert {name: value.tobytes() for name, value in again.tensors.items()} == {n: value.tobytes() for n, value in pack.tensors.items()}

@@ -11,6 +11,7 @@ from ..io.hashing import sha256_of
 from ..io.safe_open import TENSORS
 from ..manifest import manifest as m
 from ..pack.contents import encode_files
+from ..pack.from_peft import imported
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build
 from ..pack.validate.validation import load
@@ -64,7 +65,7 @@ def _write_pack(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
 
 
 def _read_peft(source: Source) -> Reading:
-    pack, unknown = layout.imported(source.path, source.name, on_base=source.base is not None)
+    pack, unknown = imported(source.path, source.name, on_base=source.base is not None)
     notes = (unknown_sentence(unknown),) if unknown else ()
     if source.base is None:
         return Reading(pack, notes)

@@ -12,6 +12,7 @@ from ..errors import AdapterpackError, FormatError
 from ..io import strict_json
 from ..io.safe_open import TENSORS
 from ..manifest import manifest as m
+from ..pack import from_peft
 from ..pack.pack import SIGNATURE, Pack
 from ..pack.validate.budget import Budget
 from ..pack.validate.checks.base import base_verdict
@@ -23,7 +24,6 @@ from ..pack.validate.finding import Finding, Report
 from ..pack.validate.open_questions import NO_BASE, SHAPES_ONLY, unchecked
 from ..pack.validate.registry import HEADER_CHECKS
 from ..pack.validate.validation import require_known, run_checks
-from ..peft import layout
 from ..peft.options import base_hint, parsed
 from . import names
 from .artifact import Artifact
@@ -130,7 +130,7 @@ def _peft(look: Look) -> Report:
         return Report("peft", "", None, code)
     look.budget.require_memory(artifact.size)
     file = _header(look)
-    pack, unknown = layout.imported(look.folder, tensors=file)
+    pack, unknown = from_peft.imported(look.folder, tensors=file)
     report = _checked(look, pack, file, {})
     return _looked(look, report._replace(kind="peft", id=None, findings=(*code, *options(unknown), *report.findings)), _NO_MANIFEST)
 

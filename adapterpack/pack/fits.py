@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..adapter_methods import PROMPT, matrix_shape
 from ..base import compatibility
+from ..base.checkpoint import Checkpoint
 from ..base.site_kinds import kinds_on
 from ..errors import BaseMismatch, SiteNotFound, nearest
-
-if TYPE_CHECKING:
-    from ..base.checkpoint import Checkpoint
-    from ..manifest.manifest import Group
-    from .pack import Pack
+from ..manifest.described import Described
+from ..manifest.manifest import Group
 
 
-def require_sites(pack: Pack, known: Mapping[str, Any], where: object) -> None:
+def require_sites(pack: Described, known: Mapping[str, Any], where: object) -> None:
     """Checks that every module the pack changes is among ``known``.
 
     Raises:
@@ -29,7 +27,7 @@ def require_sites(pack: Pack, known: Mapping[str, Any], where: object) -> None:
                                remedy=nearest(group.path, known))
 
 
-def require_shapes(pack: Pack, base: Checkpoint, renamed: bool) -> None:
+def require_shapes(pack: Described, base: Checkpoint, renamed: bool) -> None:
     """Checks that a base has every weight that a pack changes, in the pack's shape; ``renamed``: its tensors may have other names.
 
     Raises:
@@ -49,7 +47,7 @@ def require_shapes(pack: Pack, base: Checkpoint, renamed: bool) -> None:
                       base.weight_shape(group.path, group.weight), base.where)
 
 
-def require_shape(pack: Pack, group: Group, stored: tuple[int, ...], where: object) -> None:
+def require_shape(pack: Described, group: Group, stored: tuple[int, ...], where: object) -> None:
     """Checks that a weight of the ``stored`` shape is one that a group can change.
 
     Raises:

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import PROMPT, Method, Site, get, is_stacked, settled
+from ..adapter_methods import PROMPT, Method, Site, is_stacked, settled
 from ..adapter_methods.core.shapes import check_shapes
 from ..base import compatibility
 from ..base.compatibility import Verdict
 from ..base.fingerprint import Fingerprint
-from ..errors import ConfigError, FormatError, NothingToDo
+from ..errors import ConfigError, NothingToDo
 from ..io.safe_open import TENSORS
 from ..io.streamed_tensors import Streamed, Unread
 from ..manifest import manifest as m
-from ..manifest.composed_method import method_of
+from ..manifest.described import Described
 from ..manifest.entries import digested, entry_of, file_entry, write_files
 from ..manifest.secondary_methods import Beside, Sites, features, require_beside
 from ..peft import layout, names
@@ -30,7 +30,6 @@ from .contents import METADATA, contents
 from .fits import require_shapes
 
 if TYPE_CHECKING:
-    from ..adapter_methods.core.token_positions import Acts
     from ..base.checkpoint import Checkpoint
 
 SIGNATURE = "adapterpack.sig.json"
@@ -59,7 +58,7 @@ class Adapter(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pack:
+class Pack(Described):
     """One adapter: a manifest and its tensors. ``path`` is where it was read from, or None.
 
     ``extra`` holds the bytes of the other files that it carries, by name: a chat template. ``alias`` is what it is called here, if that
@@ -73,55 +72,14 @@ class Pack:
         ('tickets', 'lora')
     """
 
-    manifest: m.Manifest
     tensors: Mapping[str, np.ndarray]
     path: Path | None = None
     extra: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
-    alias: str | None = None
-    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What the pack is called here: its alias, else its own name."""
-        return self.alias or self.manifest.pack.name
 
     @property
     def id(self) -> str:
         """The digest of the manifest, which is the identity of the pack."""
         return self.manifest.id
-
-    @property
-    def method(self) -> Method:
-        """The method that made the pack; a group may have one of its own (:meth:`method_of`)."""
-        return method_of(self.manifest)
-
-    @cached_property
-    def groups(self) -> tuple[m.Group, ...]:
-        """The modules that it changes, of the kinds that they have in the base at hand."""
-        return tuple(dataclasses.replace(group, kind=self.kinds[group.path]) if group.path in self.kinds else group
-                     for group in self.manifest.groups)
-
-    def method_of(self, group: m.Group) -> Method:
-        """The method at one group."""
-        return self.method if group.method is None else get(group.method.type)
-
-    @property
-    def methods(self) -> tuple[Method, ...]:
-        """Every method in the pack, its own first."""
-        return (self.method, *map(get, dict.fromkeys(group.method.type for group in self.manifest.groups if group.method is not None)))
-
-    @cached_property
-    def acts(self) -> Acts | None:
-        """Which positions of a row the adapter acts on, None for all.
-
-        Raises:
-            FormatError: its sites do not agree.
-        """
-        rules = {self.config_at(group).acts for group in self.manifest.groups if group.role == "adapter"}
-        if len(rules) > 1:
-            raise FormatError("the sites of an adapter must act at the same positions", where=f"pack '{self.name}'",
-                              found="; ".join(sorted(map(str, rules)))[:200])
-        return next(iter(rules), None)
 
     def called(self, name: str) -> Pack:
         """This very pack, called otherwise here: the same manifest, digest and files.
@@ -206,30 +164,6 @@ class Pack:
     def full(self) -> dict[str, dict[str, np.ndarray]]:
         """The modules that were trained whole: path -> parameter name -> array."""
         return {group.path: self.params(group.path) for group in self.manifest.groups if group.role == "full"}
-
-    def config_at(self, group: m.Group) -> Any:
-        """The method's config at one group; a list of the manifest's JSON is a tuple in the config.
-
-        Raises:
-            FormatError: the manifest holds a hyper-parameter that the method does not have, or a value that it cannot use.
-        """
-        plain = not group.config and group.method is None
-        if plain and self._common:
-            return self._common[0]
-        written = {**(self.manifest.config if group.method is None else {}), **group.config}
-        try:
-            values = {key: tuple(value) if isinstance(value, list) else value for key, value in written.items()}
-            cfg = self.method_of(group).config(**values)
-            _ = cfg.scale, cfg.rank  # a value of the wrong type may show only here
-        except (TypeError, ValueError, ArithmeticError) as error:
-            raise FormatError(f"the method's configuration is not usable: {error}", where=f"group {group.path}") from error
-        if plain:
-            self._common.append(cfg)  # frozen, and the same at every such group
-        return cfg
-
-    @cached_property
-    def _common(self) -> list[Any]:
-        return []
 
     def write(self, out: str | os.PathLike[str]) -> Pack:
         """Writes the pack to a new folder ``out``, whole or not at all, and returns it with its path.

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..adapter_methods import Method, PeftContent, Site, methods
 from ..errors import AdapterpackError, FormatError, Unsupported
 from ..io import strict_json
-from ..io.safe_open import LARGE, TENSORS
+from ..io.safe_open import TENSORS
 from ..io.safetensors import SafetensorsFile
-from ..io.streamed_tensors import Streamed
 from ..manifest import manifest as m
 from ..manifest.composed_method import method_of
-from ..manifest.secondary_methods import Beside
-from ..tasks.task import NO_TASK
+from ..manifest.described import Described
 from . import patterns
 from .names import form_of
-from .options import base_hint, likely, parsed, read_config, refuse_pickle, unknown_options, unknown_sentence
+from .options import likely, parsed, unknown_options
 from .tensors import Sorted, kind_of, named, site_of, sort, untied
 
-if TYPE_CHECKING:
-    from ..pack.pack import Pack
-
 CONFIG = "adapter_config.json"
-_PEFT_TASKS = {"text-classification": "SEQ_CLS", "text-generation": "CAUSAL_LM", "token-classification": "TOKEN_CLS",
+PEFT_TASKS = {"text-classification": "SEQ_CLS", "text-generation": "CAUSAL_LM", "token-classification": "TOKEN_CLS",
                "text2text-generation": "SEQ_2_SEQ_LM", "feature-extraction": "FEATURE_EXTRACTION",
                "question-answering": "QUESTION_ANS"}
 Adapters = dict[Site, tuple[Any, dict[str, np.ndarray]]]
@@ -49,19 +41,10 @@ class Content(NamedTuple):
     unknown: dict[str, Any]
 
 
-class Imported(NamedTuple):
-    """A pack made from a folder that PEFT wrote, and what :func:`~.peft_options.unknown_options` found in its config."""
-
-    pack: Pack
-    unknown: dict[str, Any]
-
-
 def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
     """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of layer, quantized tensors,
     tensors left out. ``on_base``: they are those that PEFT needs on the pack's base."""
-    from ..pack.pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
-
-    pack, method = Pack(manifest, {}), method_of(manifest)
+    pack, method = Described(manifest), method_of(manifest)
     if method.peft is None or manifest.quantization is not None or (method.peft.from_base is not None and not on_base):
         return None
     adapters = [group for group in manifest.groups if group.role == "adapter"]
@@ -70,7 +53,7 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
         return None
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
     saved = [group.path for group in manifest.groups if group.role == "full"]
-    task, own = _PEFT_TASKS.get(manifest.task.type), method.peft.to_config(sites) if sites else {}
+    task, own = PEFT_TASKS.get(manifest.task.type), method.peft.to_config(sites) if sites else {}
     if own is None or not method.peft.same(sites, task):
         return None
     others = {}
@@ -94,47 +77,7 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
     return strict_json.canonical(config)
 
 
-def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
-    """The pack of :func:`imported`, with a warning where the folder has options that nobody here knows."""
-    pack, unknown = imported(folder, name, on_base)
-    if unknown:
-        warnings.warn(f"{folder}: {unknown_sentence(unknown)}", stacklevel=2)
-    return pack
-
-
-def imported(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None) -> Imported:
-    """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
-
-    ``on_base``: where the tensors mean something with the base alone, they are taken as they are. ``tensors``: their file, if it is
-    somewhere else.
-
-    Raises:
-        FormatError: the folder is not a PEFT adapter, or its tensors do not pair up.
-        Unsupported: it uses a method or an option that adapterpack cannot reproduce exactly.
-    """
-    from ..pack.pack import build  # noqa: PLC0415 - pack and its PEFT face know each other
-
-    config = read_config(folder / CONFIG)
-    refuse_pickle(folder / TENSORS)
-    path = folder / TENSORS
-    large = SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
-    content = _content(folder, config, (), tensors or large)
-    if content.method.peft is not None and content.method.peft.from_base is not None and not on_base:
-        raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
-                          found=config.get("peft_type"),
-                          remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")
-    task = {value: key for key, value in _PEFT_TASKS.items()}.get(str(config.get("task_type")), NO_TASK)
-    version = config.get("peft_version")
-    pack = build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
-                 beside=[Beside(*each) for each in content.beside], task=m.Task(task), base=base_hint(config),
-                 training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
-    if large is not None:
-        digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}
-        pack = replace(pack, tensors=Streamed.of(large, pack.tensors, digests))
-    return Imported(pack, content.unknown)
-
-
-def _content(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None,
+def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None,
              packed: bool = False) -> Content:
     """What a PEFT folder means; ``tensors``: its file, if it is open already; ``packed`` as in :class:`~..methods.PeftContent`.
 
@@ -234,13 +177,11 @@ def _beside(method: Method, key: str, value: Any, found: Mapping[str, dict[str, 
 
 def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensors: SafetensorsFile) -> str | None:
     """What PEFT would read otherwise than ``manifest`` says, or None; from bytes already read, ``folder`` is for messages."""
-    from ..pack.pack import Pack  # noqa: PLC0415 - pack and its PEFT face know each other
-
-    pack = Pack(manifest, {})
+    pack = Described(manifest)
     truth = pack.methods
     try:
         config = parsed(config_bytes, folder / CONFIG)
-        content = _content(folder, config, truth, tensors, packed=True)
+        content = content_of(folder, config, truth, tensors, packed=True)
     except AdapterpackError as error:
         return f"PEFT's reading of it fails: {error}"
     parts = [(content.method, content.adapters), *content.beside]
@@ -277,8 +218,3 @@ def _said(method: Method, beside: bool, sites: Mapping[str, Any]) -> dict[str, A
     written: dict[str, Any] = m.plain({method.peft.beside.key: method.peft.beside.to_config(sites)} if beside and method.peft.beside
                                       else method.peft.to_config(sites) or {})
     return written
-
-
-def _plain_name(folder: str) -> str:
-    """A folder's name in the characters that a pack's name may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")[:128] or "adapter"

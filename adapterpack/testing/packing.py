@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..io.safe_open import TENSORS
+from ..pack import from_peft
 from ..pack.validate.validation import load
 from ..peft import layout
 from .case import Case, digests, is_float, pack_of, require, resolved
@@ -50,7 +51,7 @@ def peft_round_trip(case: Case) -> None:
         if layout.config_bytes(pack_of(case).manifest) is None:
             require(not (Path(folder) / "pack" / layout.CONFIG).exists(), "PEFT would load a folder that lacks tensors")
             return
-        back = layout.read(Path(folder) / "pack")
+        back = from_peft.read(Path(folder) / "pack")
     ((alone,), (adapter,)) = back.adapters(), back.adapters(lambda _: (case.layer.out_features, case.layer.in_features))
     (stored,) = pack_of(case).adapters()
     require(digests(adapter.params) == digests(stored.params), "tensors came back with other bytes")

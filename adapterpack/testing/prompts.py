@@ -10,8 +10,8 @@ import numpy as np
 
 from ..adapter_methods import Params, complete
 from ..adapter_methods.forms.prompt import PromptForm
+from ..pack import from_peft
 from ..pack.pack import Pack
-from ..peft import layout
 from .case import VOCABULARY, Case, Model, digests, is_float, leaves, pack_of, require, require_close, tensor
 
 ROWS = ((5, 6, 7, 30, 31), (8, 9), (10, 11, 12, 13, 14, 15, 16))
@@ -96,7 +96,7 @@ def form_kept_by_peft(case: Case) -> None:
     stored = pack_of(case)
     with tempfile.TemporaryDirectory() as folder:
         stored.write(Path(folder) / "pack")
-        back = layout.read(Path(folder) / "pack")
+        back = from_peft.read(Path(folder) / "pack")
     require(digests(dict(back.tensors)) == digests(dict(stored.tensors)), "tensors came back with other names or bytes")
     require(np.array_equal(_packed(back), _packed(stored)), "the form changed")
 

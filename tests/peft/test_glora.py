@@ -14,7 +14,7 @@ from torch import nn
 
 import adapterpack as ap
 from adapterpack.adapter_methods import fold
-from adapterpack.peft import layout
+from adapterpack.pack import from_peft
 
 
 class Two(nn.Module):
@@ -43,7 +43,7 @@ def test_pefts_folder_means_the_same(forms: dict[str, Any], tmp_path: Path) -> N
             if value.requires_grad:
                 value.add_(0.3 * torch.randn(value.shape, generator=noise))
     theirs.save_pretrained(tmp_path / "theirs")
-    pack, x = layout.read(tmp_path / "theirs", "same"), torch.randn(4, 9, generator=noise)
+    pack, x = from_peft.read(tmp_path / "theirs", "same"), torch.randn(4, 9, generator=noise)
     ours = ap.attach(Two(), pack, check_base=False)
     again = ap.save(ours, tmp_path / "ours", adapter="same")
     back = peft.PeftModel.from_pretrained(Two(), str(tmp_path / "ours")).eval()

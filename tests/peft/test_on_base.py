@@ -19,6 +19,7 @@ import adapterpack
 from adapterpack import PSOFT, TinyLoRA, adapt, attach, convert, load, save, validate
 from adapterpack.errors import BaseMismatch, ConfigError, FormatError, Unsupported
 from adapterpack.manifest import manifest as m
+from adapterpack.pack import from_peft
 from adapterpack.peft import layout
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -154,5 +155,5 @@ def test_tinylora_of_vectors_alone_in_peft(tying: float, tiny_llama: Path, tmp_p
     config = tmp_path / "theirs" / layout.CONFIG
     config.write_text(json.dumps({**json.loads(config.read_text()), "save_projection": True}))  # by which layers are told apart again
     theirs_on(tiny_llama, tmp_path / "theirs").save_pretrained(tmp_path / "again")
-    require_same(logits(attach(model_of(tiny_llama), layout.read(tmp_path / "again"), check_base=False)), wanted, plain)
+    require_same(logits(attach(model_of(tiny_llama), from_peft.read(tmp_path / "again"), check_base=False)), wanted, plain)
     assert m.FILE_NAME not in {path.name for path in (tmp_path / "theirs").iterdir()}

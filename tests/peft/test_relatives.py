@@ -23,8 +23,8 @@ from adapterpack import DEFT, AdaLoRA, Bat, DeLoRA, DoRA, GraLoRA, HiRA, KaSA, L
 from adapterpack.adapter_methods import Repeat, Site, Sums, complete, fold, get, run
 from adapterpack.adapter_methods.lokr import divided
 from adapterpack.adapter_methods.registry import method_of
+from adapterpack.pack import from_peft
 from adapterpack.pack.pack import Pack
-from adapterpack.peft import layout
 
 FP32 = 2e-5
 """Absolute: two float32 layers with outputs of about 1 to 10; sums of 12 products, and a row norm, round at some 1e-6."""
@@ -236,7 +236,7 @@ def test_we_load_what_peft_wrote(row: Row, tmp_path: Path) -> None:
     theirs = peft.get_peft_model(Three(row.widths), config)
     randomise(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
-    pack = layout.read(tmp_path / "theirs")
+    pack = from_peft.read(tmp_path / "theirs")
     assert pack.method is method_of(row.ours)
     ours = adapterpack.attach(Three(row.widths), pack, check_base=False)
     require_same(row, pack, ours, theirs)
@@ -289,7 +289,7 @@ def test_bone_is_read_as_miss(tmp_path: Path) -> None:
     tensors = safetensors.numpy.load_file(tmp_path / "ours" / "adapter_model.safetensors")
     safetensors.numpy.save_file({name.replace("miss", "bone"): value for name, value in tensors.items()},
                                 tmp_path / "bone" / "adapter_model.safetensors")
-    read = layout.read(tmp_path / "bone")
+    read = from_peft.read(tmp_path / "bone")
     assert read.method.name == "miss"
     np.testing.assert_array_equal(outputs(adapterpack.attach(Three(row.widths), read, check_base=False)), outputs(ours))
     assert pack.tensors.keys() == read.tensors.keys()
@@ -301,7 +301,7 @@ def test_doras_gradient_is_pefts(tmp_path: Path) -> None:
     theirs = peft.get_peft_model(Three(row.widths), peft.LoraConfig(r=3, lora_alpha=5, use_dora=True, target_modules=["a", "b", "c"]))
     randomise(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = adapterpack.attach(Three(row.widths), layout.read(tmp_path / "theirs"), check_base=False)
+    ours = adapterpack.attach(Three(row.widths), from_peft.read(tmp_path / "theirs"), check_base=False)
     x = torch.randn(4, row.widths[0], generator=torch.Generator().manual_seed(7))
     for layer in (ours.a, ours.b, ours.c):
         layer._trainable(layer._names[0])

@@ -42,7 +42,7 @@ from adapterpack import (
 from adapterpack.adapter_methods import Pairs, Permutation, complete, fold
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.manifest.manifest import Base
-from adapterpack.peft import layout
+from adapterpack.pack import from_peft
 from adapterpack.slots.values import pack_values
 from adapterpack.training.active import active
 from adapterpack.training.layers.layer import Adapted
@@ -286,7 +286,7 @@ def test_their_folder_here(name: str, net: Net, x: torch.Tensor, tmp_path: Path)
     row = ROWS[name]
     theirs = shaken(peft.get_peft_model(copy.deepcopy(net), copy.deepcopy(row.theirs)))
     theirs.save_pretrained(str(tmp_path / "theirs"))
-    pack = layout.read(tmp_path / "theirs")
+    pack = from_peft.read(tmp_path / "theirs")
     ours = attach(copy.deepcopy(net), pack, check_base=False).eval()
     assert_close(ours(x).detach(), theirs(x).detach(), row.tolerance)
     assert_close(ours(x).detach(), with_weights(copy.deepcopy(net), dense_of(row, net, tmp_path / "theirs"), x), 1e-12)
@@ -307,7 +307,7 @@ def test_ia3_modules_whose_names_end_alike_load_in_peft(tmp_path: Path) -> None:
     pack = save(ours, tmp_path / "pack")
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), str(tmp_path / "pack")).base_model.eval()
     assert_close(ours(x).detach(), theirs(x).detach(), 1e-9)
-    again = layout.read(tmp_path / "pack")
+    again = from_peft.read(tmp_path / "pack")
     assert [adapter.config.feedforward for adapter in again.adapters()] == [a.site.path == "0" for a in again.adapters()]
     assert len(list(again.adapters())) == len(list(pack.adapters())) == 11
 
@@ -337,7 +337,7 @@ def test_a_butterfly_of_several_factors(size: int, factors: int, tmp_path: Path,
     assert_close(merged_by_us(ours)["0.weight"], weight, 1e-12)
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), str(tmp_path / "pack")).base_model.eval()
     assert_close(theirs(x).detach(), ours(x).detach(), 1e-6)
-    again = attach(copy.deepcopy(net), layout.read(tmp_path / "pack"), check_base=False)
+    again = attach(copy.deepcopy(net), from_peft.read(tmp_path / "pack"), check_base=False)
     assert torch.equal(again(x), ours(x))
 
 
@@ -346,7 +346,7 @@ def test_boft_files_whose_tensors_are_fewer_than_their_config_says_are_refused(n
     theirs = peft.get_peft_model(net, peft.BOFTConfig(target_modules=["wide"], boft_block_size=2, boft_n_butterfly_factor=2))
     theirs.save_pretrained(str(tmp_path / "theirs"))
     with pytest.raises(FormatError, match="wrong shape"):
-        layout.read(tmp_path / "theirs")
+        from_peft.read(tmp_path / "theirs")
 
 
 @pytest.mark.parametrize("r", [2, 8, 12])
@@ -510,7 +510,7 @@ def test_ln_tuning_here_in_peft_merged_and_exported(kind: str, request: pytest.F
     assert_close(hidden(peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "pack")).base_model.eval()), expected, 0)
     theirs = shaken(peft.get_peft_model(copy.deepcopy(base), peft.LNTuningConfig(target_modules=norms)))
     theirs.save_pretrained(str(tmp_path / "theirs"))
-    again = layout.read(tmp_path / "theirs")
+    again = from_peft.read(tmp_path / "theirs")
     assert_close(hidden(attach(copy.deepcopy(base), again, check_base=False).eval()), hidden(theirs.base_model), 0)
     merge(folder, [pack], tmp_path / "merged")
     assert_close(hidden(plain.from_pretrained(tmp_path / "merged").eval()), expected, 0)
@@ -578,7 +578,7 @@ def test_trainable_tokens_here_in_peft_merged_and_exported(tied: bool, tiny_llam
     assert_close(hidden(peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "pack")).base_model.eval()), expected, 1e-5)
     theirs = shaken(peft.get_peft_model(copy.deepcopy(base), peft.TrainableTokensConfig(token_indices=list(chosen))))
     theirs.save_pretrained(str(tmp_path / "theirs"))
-    again = attach(copy.deepcopy(base), layout.read(tmp_path / "theirs"), check_base=False).eval()
+    again = attach(copy.deepcopy(base), from_peft.read(tmp_path / "theirs"), check_base=False).eval()
     assert_close(hidden(again), hidden(theirs.base_model), 1e-5)
     merge(tmp_path / "base", [pack], tmp_path / "merged")
     assert_close(hidden(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()), expected, 0)

@@ -24,8 +24,8 @@ from adapterpack.adapter_methods import complete, fold
 from adapterpack.adapter_methods.core.torch_random import TorchGenerator
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.manifest import manifest as m
+from adapterpack.pack import from_peft
 from adapterpack.pack.pack import Pack, build
-from adapterpack.peft import layout
 from adapterpack.training.parts import parts_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -194,7 +194,7 @@ def test_we_load_pefts_folder(name: str, tmp_path: Path) -> None:
     net = Net(*row.net)
     theirs = moved(peft.get_peft_model(copy.deepcopy(net), copy.deepcopy(row.theirs))).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    pack = layout.read(tmp_path / "theirs")
+    pack = from_peft.read(tmp_path / "theirs")
     ours = adapterpack.attach(copy.deepcopy(net), pack, check_base=False).eval()
     x = x_for(row)
     with torch.no_grad():
@@ -260,12 +260,12 @@ def test_tinyloras_order_must_be_known(tmp_path: Path) -> None:
     theirs = peft.get_peft_model(Net(), peft.TinyLoraConfig(r=2, u=5, target_modules=T, save_projection=False))
     theirs.save_pretrained(tmp_path / "without")
     with pytest.raises(Unsupported, match="in which order"):
-        layout.read(tmp_path / "without")
+        from_peft.read(tmp_path / "without")
     theirs = peft.get_peft_model(Net(), peft.TinyLoraConfig(r=2, u=5, target_modules=T))
     theirs.base_model.model.first.tinylora_P["default"] += 1
     theirs.save_pretrained(tmp_path / "other")
     with pytest.raises(Unsupported, match="not that of projection_seed"):
-        layout.read(tmp_path / "other")
+        from_peft.read(tmp_path / "other")
 
 
 def test_uniloras_order_must_be_known(tmp_path: Path) -> None:
@@ -273,17 +273,17 @@ def test_uniloras_order_must_be_known(tmp_path: Path) -> None:
     theirs = peft.get_peft_model(Net(), peft.UniLoraConfig(r=3, target_modules=T))
     theirs.save_pretrained(tmp_path / "several")
     with pytest.raises(Unsupported, match="in which order"):
-        layout.read(tmp_path / "several")
+        from_peft.read(tmp_path / "several")
     theirs = peft.get_peft_model(Net(), peft.UniLoraConfig(r=3, target_modules=T, save_indices=True))
     theirs.base_model.model.first.unilora_indices_A["default"] += 1
     theirs.save_pretrained(tmp_path / "other")
     with pytest.raises(Unsupported, match="not those of proj_seed"):
-        layout.read(tmp_path / "other")
+        from_peft.read(tmp_path / "other")
     theirs = moved(peft.get_peft_model(Net(), peft.UniLoraConfig(r=3, target_modules=["block.2"])))
     theirs.save_pretrained(tmp_path / "one")
     x = x_for(ROWS["vera"])
     with torch.no_grad():
-        require_close(adapterpack.attach(Net(), layout.read(tmp_path / "one"), check_base=False)(x), theirs(x))
+        require_close(adapterpack.attach(Net(), from_peft.read(tmp_path / "one"), check_base=False)(x), theirs(x))
 
 
 def test_vbloras_best_weights_alone(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_vbloras_best_weights_alone(tmp_path: Path) -> None:
     net = Net(12, 8)
     theirs = moved(peft.get_peft_model(copy.deepcopy(net), peft.VBLoRAConfig(**options, target_modules=T))).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    pack = layout.read(tmp_path / "theirs", "ours").write(tmp_path / "ours")
+    pack = from_peft.read(tmp_path / "theirs", "ours").write(tmp_path / "ours")
     adapterpack.load(tmp_path / "ours")
     require_same(changes(pack, net), expected(pack, ROWS["vblora"], net), 1e-6)
     again = peft.PeftModel.from_pretrained(copy.deepcopy(net), tmp_path / "ours").eval()
@@ -315,7 +315,7 @@ def test_a_vector_bank_that_is_missing_is_named(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "cut" / "adapter_model.safetensors")
     shutil.copy(tmp_path / "whole" / "adapter_config.json", tmp_path / "cut")
     with pytest.raises(FormatError, match="vblora_vector_bank"):
-        layout.read(tmp_path / "cut")
+        from_peft.read(tmp_path / "cut")
     adapters = {adapter.site: (adapter.config, pack.params(adapter.site.path)) for adapter in pack.adapters()}
     build("cut", pack.method, adapters, task=m.Task("feature-extraction"), base=m.Base()).write(tmp_path / "ours")
     with pytest.raises(FormatError, match="vblora_vector_bank"):
@@ -327,7 +327,7 @@ def test_randloras_bases_are_the_seeds(options: dict[str, Any], tmp_path: Path) 
     """PEFT stores the bases once for the model and once for every layer; ours are the seed's bit for bit, so that none is stored."""
     theirs = moved(peft.get_peft_model(Net(40, 33), peft.RandLoraConfig(r=3, target_modules=T, **options)))
     theirs.save_pretrained(tmp_path)
-    pack = layout.read(tmp_path)
+    pack = from_peft.read(tmp_path)
     assert pack.shared() == {}
     stored = (tmp_path / "adapter_model.safetensors").stat().st_size
     assert sum(value.nbytes for value in pack.tensors.values()) < stored / 5
@@ -340,17 +340,17 @@ def test_copies_of_the_bases_that_differ_are_refused(tmp_path: Path) -> None:
     tensors["base_model.model.first.randlora_A"] = tensors["base_model.model.first.randlora_A"] + 1
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(FormatError, match="two sites have another"):
-        layout.read(tmp_path)
+        from_peft.read(tmp_path)
 
 
 def test_veras_stored_projection_is_dropped_where_its_seed_gives_it(tmp_path: Path) -> None:
     """PEFT's default stores the pair; ours keeps it only where it is another than the seed's, and says it then."""
     theirs = moved(peft.get_peft_model(Net(), peft.VeraConfig(r=4, target_modules=T)))
     theirs.save_pretrained(tmp_path / "seeded")
-    assert layout.read(tmp_path / "seeded").shared() == {}
+    assert from_peft.read(tmp_path / "seeded").shared() == {}
     theirs.base_model.vera_A["default"].mul_(2)
     theirs.save_pretrained(tmp_path / "other")
-    pack = layout.read(tmp_path / "other")
+    pack = from_peft.read(tmp_path / "other")
     assert {name: value.shape for name, value in pack.shared().items()} == {"vera_A": (4, 12), "vera_B": (12, 4)}
     pack.write(tmp_path / "again")
     adapterpack.load(tmp_path / "again")

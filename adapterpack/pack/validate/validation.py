@@ -20,6 +20,7 @@ from ...io.safetensors import HeldFile
 from ...io.streamed_tensors import Streamed
 from ...manifest import manifest as m
 from ...manifest.composed_method import method_of
+from ...pack import from_peft
 from ...peft import layout
 from ..pack import TEMPLATE, Pack
 from .budget import Budget, Spent
@@ -218,7 +219,7 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Bud
         budget.require_memory((folder / TENSORS).stat().st_size if (folder / TENSORS).is_file() else 0)
     except Spent as spent:
         return Report("peft", str(folder), None, tuple(findings), (str(spent),), incomplete=True), None
-    pack, unknown = layout.imported(folder)
+    pack, unknown = from_peft.imported(folder)
     pack = dataclasses.replace(pack, path=folder)
     findings += options(unknown)
     about_base = SHAPES_ONLY if base else NO_BASE

@@ -1,0 +1,87 @@
+"""What a manifest describes, with its names looked up: the methods of a pack and their configurations, without its tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..adapter_methods import Method, get
+from ..adapter_methods.core.token_positions import Acts
+from ..errors import FormatError
+from . import manifest as m
+from .composed_method import method_of
+
+
+@dataclass(frozen=True)
+class Described:
+    """A pack as its manifest describes it. ``alias`` is the name that it has here, if that is not its own; ``kinds`` are those of its
+    layers (by path) that the base at hand stores in another way than the manifest says."""
+
+    manifest: m.Manifest
+    alias: str | None = dataclasses.field(default=None, kw_only=True)
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """What the pack is called here: its alias, else its own name."""
+        return self.alias or self.manifest.pack.name
+
+    @property
+    def method(self) -> Method:
+        """The method that made the pack; a group may have one of its own (:meth:`method_of`)."""
+        return method_of(self.manifest)
+
+    @cached_property
+    def groups(self) -> tuple[m.Group, ...]:
+        """The modules that it changes, of the kinds that they have in the base at hand."""
+        return tuple(dataclasses.replace(group, kind=self.kinds[group.path]) if group.path in self.kinds else group
+                     for group in self.manifest.groups)
+
+    def method_of(self, group: m.Group) -> Method:
+        """The method at one group."""
+        return self.method if group.method is None else get(group.method.type)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Every method in the pack, its own first."""
+        return (self.method, *map(get, dict.fromkeys(group.method.type for group in self.manifest.groups if group.method is not None)))
+
+    @cached_property
+    def acts(self) -> Acts | None:
+        """Which positions of a row the adapter acts on, None for all.
+
+        Raises:
+            FormatError: its sites do not agree.
+        """
+        rules = {self.config_at(group).acts for group in self.manifest.groups if group.role == "adapter"}
+        if len(rules) > 1:
+            raise FormatError("the sites of an adapter must act at the same positions", where=f"pack '{self.name}'",
+                              found="; ".join(sorted(map(str, rules)))[:200])
+        return next(iter(rules), None)
+
+    def config_at(self, group: m.Group) -> Any:
+        """The method's config at one group; a list of the manifest's JSON is a tuple in the config.
+
+        Raises:
+            FormatError: the manifest holds a hyper-parameter that the method does not have, or a value that it cannot use.
+        """
+        plain = not group.config and group.method is None
+        if plain and self._common:
+            return self._common[0]
+        written = {**(self.manifest.config if group.method is None else {}), **group.config}
+        try:
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in written.items()}
+            cfg = self.method_of(group).config(**values)
+            _ = cfg.scale, cfg.rank  # a value of the wrong type may show only here
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise FormatError(f"the method's configuration is not usable: {error}", where=f"group {group.path}") from error
+        if plain:
+            self._common.append(cfg)  # frozen, and the same at every such group
+        return cfg
+
+    @cached_property
+    def _common(self) -> list[Any]:
+        return []

@@ -1,0 +1,70 @@
+"""Packs made from the folders that PEFT writes."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import Unsupported
+from ..io.safe_open import LARGE, TENSORS
+from ..io.safetensors import SafetensorsFile
+from ..io.streamed_tensors import Streamed
+from ..manifest import manifest as m
+from ..manifest.secondary_methods import Beside
+from ..peft import layout
+from ..peft.options import base_hint, read_config, refuse_pickle, unknown_sentence
+from ..tasks.task import NO_TASK
+from .pack import Pack, build
+
+
+class Imported(NamedTuple):
+    """A pack made from a folder that PEFT wrote, and what :func:`~.peft_options.unknown_options` found in its config."""
+
+    pack: Pack
+    unknown: dict[str, Any]
+
+
+def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
+    """The pack of :func:`imported`, with a warning where the folder has options that nobody here knows."""
+    pack, unknown = imported(folder, name, on_base)
+    if unknown:
+        warnings.warn(f"{folder}: {unknown_sentence(unknown)}", stacklevel=2)
+    return pack
+
+
+def imported(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None) -> Imported:
+    """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
+
+    ``on_base``: where the tensors mean something with the base alone, they are taken as they are. ``tensors``: their file, if it is
+    somewhere else.
+
+    Raises:
+        FormatError: the folder is not a PEFT adapter, or its tensors do not pair up.
+        Unsupported: it uses a method or an option that adapterpack cannot reproduce exactly.
+    """
+    config = read_config(folder / layout.CONFIG)
+    refuse_pickle(folder / TENSORS)
+    path = folder / TENSORS
+    large = SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
+    content = layout.content_of(folder, config, (), tensors or large)
+    if content.method.peft is not None and content.method.peft.from_base is not None and not on_base:
+        raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
+                          found=config.get("peft_type"),
+                          remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")
+    task = {value: key for key, value in layout.PEFT_TASKS.items()}.get(str(config.get("task_type")), NO_TASK)
+    version = config.get("peft_version")
+    pack = build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
+                 beside=[Beside(*each) for each in content.beside], task=m.Task(task), base=base_hint(config),
+                 training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
+    if large is not None:
+        digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}
+        pack = replace(pack, tensors=Streamed.of(large, pack.tensors, digests))
+    return Imported(pack, content.unknown)
+
+
+def _plain_name(folder: str) -> str:
+    """A folder's name in the characters that a pack's name may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")[:128] or "adapter"
