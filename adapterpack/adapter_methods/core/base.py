@@ -277,7 +277,8 @@ def amount(method: Method, cfg: Any, site: Site) -> int:
     The two factors and the product of one with itself, or as the method says.
 
     Example:
-        >>> from adapterpack.methods import LoRA, VeRA, get
+        >>> from adapterpack import LoRA, VeRA
+        >>> from adapterpack.adapter_methods import get
         >>> amount(get("lora"), LoRA(r=2), Site("layer", 3, 5)), amount(get("vera"), VeRA(r=2, width=30, height=50), Site("layer", 3, 5))
         (20, 160)
     """
