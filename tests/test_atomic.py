@@ -134,7 +134,7 @@ def test_an_output_that_cannot_be_written_is_named_by_its_own_name(output: Outpu
 CHILD = """
 import sys, time
 from pathlib import Path
-from adapterpack.pack import atomic
+from adapterpack.io import atomic
 with getattr(atomic, sys.argv[1])(sys.argv[2]) as place:
     (place / "file" if place.is_dir() else place).write_text("half")
     print("begun", flush=True)

@@ -197,7 +197,7 @@ def test_the_defaults_are_the_papers() -> None:
     """OFT is exact unless told otherwise; bottlenecks are AdapterHub's three; LoRA+ is of whoever has a B, and may choose a rate for it."""
     assert _config("oft").use_cayley_neumann is False
     for name, expected in BOTTLENECKS.items():
-        made = getattr(adapterpack.adapter_methods.Bottleneck, name)()
+        made = getattr(adapterpack.Bottleneck, name)()
         assert (made.targets, made.source, made.act, made.reduction, made.scaling) == expected, name
     assert {"lora", "dora", "alora", "kasa"} <= {name for name, one in methods().items() if hasattr(one.config, "lr_ratio")}
 

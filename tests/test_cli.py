@@ -36,7 +36,7 @@ from adapterpack.resources import schema
 
 WORDS = ["where", "is", "my", "parcel", "the", "order", "came", "broken", "i", "want", "money", "back", "send", "two", "mugs"]
 HEAVY = {
-    "datasets", "huggingface_hub", "jsonschema", "numpy", "onnx", "onnx_ir", "onnxruntime", "rich", "tokenizers", "torch", "transformers",
+    "datasets", "huggingface_hub", "jsonschema", "onnx", "onnx_ir", "onnxruntime", "rich", "tokenizers", "torch", "transformers",
     "yaml",
 }  # fmt: skip
 REPORT = Draft202012Validator(schema("report.v1"))

@@ -75,9 +75,9 @@ def test_each_row_ends_at_its_last_position(mode: str, bundle_of: Make) -> None:
 def test_learned_positions_on_both_graphs(tiny_llama: Path, tmp_path: Path) -> None:
     """A table of positions, in the ordinary graph and in that for steps in place: a row at its end does not end the others."""
     (gpt2,) = (one for one in ARCHITECTURES if one.name == "gpt2")
-    export(make_base(gpt2, tmp_path / "base"), [], tmp_path / "bundle", mode="bank", task="text-generation", in_place=True, slots=2,
-           max_rank=2)
-    shutil.copy(tiny_llama / "tokenizer.json", tmp_path / "bundle")
+    base = make_base(gpt2, tmp_path / "base")
+    shutil.copy(tiny_llama / "tokenizer.json", base)
+    export(base, [], tmp_path / "bundle", mode="bank", task="text-generation", in_place=True, slots=2, max_rank=2)
     session, prompts = Session(tmp_path / "bundle", "cpu"), [[5] * 62, [7, 8, 9], [6] * 64]
     in_place = session.generate(prompts, max_new_tokens=30)
     session.bundle = dataclasses.replace(session.bundle, in_place=False)

@@ -23,6 +23,7 @@ import safetensors.numpy
 import torch
 from click.testing import CliRunner
 from safetensors import safe_open
+from shipped_schemas import fits
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import adapterpack
@@ -49,7 +50,6 @@ from adapterpack.errors import (
 )
 from adapterpack.io.hashing import sha256_of
 from adapterpack.manifest import manifest as m
-from adapterpack.manifest.manifest import schema_problem
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate.validation import load, validate
 from adapterpack.quantizing.packs import quantize_pack
@@ -823,7 +823,7 @@ def test_the_command_prints_what_was_done(tmp_path: Path, tiny_llama: Path) -> N
     done = CliRunner().invoke(main, [*args, "-o", str(tmp_path / "a.gguf"), "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
-    assert schema_problem(report, "report.v1") is None
+    assert fits(report, "report.v1")
     assert (report["from"], report["to"], report["sites"]) == ("pack", "gguf", 14)
     assert report["bytes"] == (tmp_path / "a.gguf").stat().st_size
     told = CliRunner().invoke(main, [*args, "-o", str(tmp_path / "b.gguf")])
@@ -831,12 +831,12 @@ def test_the_command_prints_what_was_done(tmp_path: Path, tiny_llama: Path) -> N
     assert "one alpha" in told.stdout
     failed = CliRunner().invoke(main, ["convert", str(tmp_path / "pack"), "--to", "gguf", "-o", str(tmp_path / "c.gguf"), "--json"])
     assert failed.exit_code == 1
-    assert schema_problem(json.loads(failed.stdout), "report.v1") is None
+    assert fits(json.loads(failed.stdout), "report.v1")
 
 
 def test_the_converters_import_what_one_format_needs_for_it_alone() -> None:
     """No transformers and no peft at all; torch, onnxruntime and gguf inside a function of the one file that needs each."""
-    for file in (Path(adapterpack.__file__).parent / "convert").glob("*.py"):
+    for file in (Path(adapterpack.__file__).parent / "converting").glob("*.py"):
         tree = ast.parse(file.read_text("utf-8"))
         top, anywhere = ({name for node in nodes for name in _imported(node)} for nodes in (tree.body, ast.walk(tree)))
         needed = {"framed.py": "torch", "onnx_adapter.py": "onnxruntime", "gguf.py": "gguf"}
@@ -879,7 +879,7 @@ def test_a_single_file_is_looked_at_without_its_base(tmp_path: Path, tiny_llama:
         for command in ("inspect", "validate"):
             done = CliRunner().invoke(main, [command, str(path), *(base if command == "validate" else ()), "--json"])
             assert done.exit_code == 0, done.output
-            assert schema_problem(json.loads(done.stdout), "report.v1") is None
+            assert fits(json.loads(done.stdout), "report.v1")
     assert validate_any(path).not_checked[0].startswith("base")
     assert validate_any(path, full=True).state == "not fully checked"
     path.write_bytes(path.read_bytes()[:-5])

@@ -281,7 +281,7 @@ everything = Method(
 
 @pytest.fixture
 def whole_form(monkeypatch: pytest.MonkeyPatch) -> Iterator[Method]:
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(registry.METHODS, "_values", dict(registry.METHODS._values))
     yield register(everything)
 
 

@@ -17,7 +17,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{FUZZ.parent}", "
 
 def fuzz(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """A run of the fuzzer in a process of its own, after the statements ``before``."""
-    code = f"import sys, time, fuzz\nfrom adapterpack.pack import safetensors\n{before}\nsys.argv[1:] = {list(arguments)!r}\nfuzz.main()"
+    code = f"import sys, time, fuzz\nfrom adapterpack.io import safetensors\n{before}\nsys.argv[1:] = {list(arguments)!r}\nfuzz.main()"
     return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=90)
 
 
@@ -34,7 +34,7 @@ def test_three_seconds_find_nothing() -> None:
 FAULTS = {
     "another error": "real = safetensors._entry\ndef _entry(name, *rest):\n    return {}[name] if name[-1:] == 'x' else real(name, *rest)\n"
                      "safetensors._entry = _entry",
-    "a reader that is too kind": "from adapterpack.pack import strict_json\nimport json\n"
+    "a reader that is too kind": "from adapterpack.io import strict_json\nimport json\n"
                                  "safetensors.strict_json.loads = lambda data, *_: json.loads(data.decode('utf-8', 'replace'))",
     "hang": "real = safetensors._naturals\ndef _naturals(value):\n    while value == [0]: pass\n    return real(value)\n"
             "safetensors._naturals = _naturals",

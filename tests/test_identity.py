@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from shipped_schemas import fits
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -26,7 +27,6 @@ from adapterpack.base.checkpoint import INDEX, Checkpoint
 from adapterpack.cli.main import main
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, OutputExists, SiteNotFound, Unsupported
 from adapterpack.io import safetensors
-from adapterpack.io.schema_check import schema_problem
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Variant
 
@@ -490,7 +490,7 @@ def call(*args: Any) -> Result:
 def shown(done: Result) -> Any:
     """The one object on stdout, which fits the schema."""
     value = json.loads(done.stdout)
-    assert schema_problem(value, "report.v1") is None
+    assert fits(value, "report.v1")
     return value
 
 

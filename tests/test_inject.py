@@ -509,7 +509,7 @@ def test_a_method_that_reads_the_weight_is_given_it(monkeypatch: pytest.MonkeyPa
 
     half = Method("half", "", "", Half, Traits(additive=False, identity_at_init=False, row_separable=False, low_rank=False,
                                                reads_weight=True), lambda cfg, site: {"g": (1, 1)}, _init, _attach, ())
-    monkeypatch.setitem(registry._METHODS, "half", half)
+    monkeypatch.setitem(registry.METHODS._values, "half", half)
     model, x = mlp(), torch.randn(4, 7)
     adapt(model, Half(targets="0"))
     expected = 1.5 * (_float64(x) @ _float64(model[0].weight).T) + _float64(model[0].bias)

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from shipped_schemas import fits
 
 from adapterpack import LoRA
 from adapterpack.adapter_methods import methods
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, UnknownMethod
-from adapterpack.manifest.manifest import schema_problem
 from adapterpack.training.config.aliases import ALIASES, translate
 from adapterpack.training.config.config import LEAST, NAME, POSITIVE, TrainConfig, read_config
 from adapterpack.training.config.schema import schema
@@ -288,7 +288,7 @@ BAD: list[dict[str, Any]] = [
 def test_the_schema_accepts_what_the_reader_accepts(values: dict[str, Any]) -> None:
     """Both take it."""
     read_config({**NEEDED, **values})
-    assert schema_problem({**NEEDED, **values}, "train.v1") is None
+    assert fits({**NEEDED, **values}, "train.v1")
 
 
 @pytest.mark.parametrize("values", BAD)
@@ -296,22 +296,22 @@ def test_the_schema_refuses_what_the_reader_refuses(values: dict[str, Any]) -> N
     """Neither takes it."""
     with pytest.raises(AdapterpackError):
         read_config({**NEEDED, **values})
-    assert schema_problem({**NEEDED, **values}, "train.v1") is not None
+    assert not fits({**NEEDED, **values}, "train.v1")
 
 
 def test_needed_keys_may_stand_in_the_entries() -> None:
     """With ``adapters:`` the needed keys may be in each entry; without, the schema asks for them."""
     base = {"model_name_or_path": "b", "adapters": [{"name": "a", "train_file": "x", "output_dir": "o/a"}]}
     assert len(read_config(base)[0]) == 1
-    assert schema_problem(base, "train.v1") is None
-    assert schema_problem({"model_name_or_path": "b"}, "train.v1") is not None
+    assert fits(base, "train.v1")
+    assert not fits({"model_name_or_path": "b"}, "train.v1")
 
 
 def test_the_shipped_examples_fit_the_schema() -> None:
     """Every configuration under ``examples/``, other tools' names translated, is valid by the schema and by the reader."""
     files = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
     for file in files:
-        assert schema_problem(translate(yaml.safe_load(file.read_text()), [], file), "train.v1") is None, file
+        assert fits(translate(yaml.safe_load(file.read_text()), [], file), "train.v1"), file
         assert re.fullmatch(NAME, read_config(file)[0][0].pack_name)
     assert files
 

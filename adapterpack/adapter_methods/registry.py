@@ -22,7 +22,7 @@ def register(method: Method) -> Method:
 
 
 def methods() -> dict[str, Method]:
-    """Every method by name, those of other packages (entry points ``adapterpack.methods``) included.
+    """Every registered method by name, those of other packages (entry points ``adapterpack.methods``) included.
 
     A method of another package that cannot be used is left out; :func:`broken_plugins` says why.
 

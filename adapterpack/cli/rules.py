@@ -16,7 +16,7 @@ from .output import emit, facts, table
 @click.argument("name", required=False)
 @shared
 def command(name: str | None, as_json: bool) -> None:
-    """Every rule by name.
+    """Every rule by name, those of other packages (entry points adapterpack.rules) included.
 
     With NAME, that rule alone, with its parameters.
 
