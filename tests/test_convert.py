@@ -839,7 +839,7 @@ def test_the_converters_import_what_one_format_needs_for_it_alone() -> None:
     for file in (Path(adapterpack.__file__).parent / "converting").glob("*.py"):
         tree = ast.parse(file.read_text("utf-8"))
         top, anywhere = ({name for node in nodes for name in _imported(node)} for nodes in (tree.body, ast.walk(tree)))
-        needed = {"framed.py": "torch", "onnx_adapter.py": "onnxruntime", "gguf.py": "gguf"}
+        needed = {"peft_decomposition.py": "torch", "onnx_adapter.py": "onnxruntime", "gguf.py": "gguf"}
         assert not anywhere & {"transformers", "peft"}
         assert not top & set(needed.values())
         assert anywhere & set(needed.values()) <= {needed.get(file.name, "")}
