@@ -169,7 +169,7 @@ for _folder in (FOLDER, PEFT):
     bad.good(_folder)
 (PEFT / m.FILE_NAME).unlink()
 _MANIFEST, _CONFIG = (FOLDER / m.FILE_NAME).read_bytes(), (PEFT / peft_layout.CONFIG).read_bytes()
-_VERSIONS = ("pack-1.0", "pack-1.1", "pack-1.2", "pack-1.3", "pack-1.3-canary")
+_VERSIONS = ("pack-1.0", "pack-1.1", "pack-1.2", "pack-1.3", "pack-1.3-canary", "pack-1.4-canary", "pack-1.4-composition")
 _MANIFESTS = (_MANIFEST, *((GOLDEN / version / m.FILE_NAME).read_bytes() for version in _VERSIONS))
 
 TARGETS = {

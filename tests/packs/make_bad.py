@@ -69,12 +69,22 @@ def bad(rule: str) -> Callable[[Callable[[Path], object]], Callable[[Path], obje
 # --- tools of a forger who knows the format -----------------------------------------------------------------------------------------------
 
 
+def sealed_json(value: Any) -> bytes:
+    """A manifest in its canonical form, its digest of itself made anew if it is there."""
+
+    def canonical(value: Any) -> bytes:
+        return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+    if not isinstance(value, dict) or "integrity" not in value:
+        return canonical(value)
+    return canonical({**value, "integrity": hashlib.sha256(canonical({**value, "integrity": ""})).hexdigest()})
+
+
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the manifest and writes it in its canonical form."""
+    """Changes the manifest and writes it as the format has it."""
     value = json.loads((folder / MANIFEST).read_bytes())
     change(value)
-    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_bytes(text.encode("utf-8", "surrogatepass"))
+    (folder / MANIFEST).write_bytes(sealed_json(value))
 
 
 def put(folder: Path, *path: Any, to: Any) -> None:
@@ -379,6 +389,16 @@ def manifest_key_twice(folder: Path) -> None:
 @bad("AP001")
 def manifest_not_canonical(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(json.loads((folder / MANIFEST).read_text())))
+
+
+@bad("AP001")
+def claim_altered(folder: Path) -> None:
+    (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes().replace(b'"name": "tickets"', b'"name": "pickets"'))
+
+
+@bad("AP001")
+def digest_of_the_manifest_left_out(folder: Path) -> None:
+    edit(folder, lambda value: value.pop("integrity"))
 
 
 @bad("AP001")

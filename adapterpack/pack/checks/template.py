@@ -51,6 +51,7 @@ def template_findings(data: bytes, where: str, budget: Budget | None = None, for
     from jinja2 import TemplateError  # noqa: PLC0415 - few packs carry a template
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
+    from ...chat.limits import GenerationExtension  # noqa: PLC0415
     from .jinja_cost import cost_problems  # noqa: PLC0415
     from .jinja_words import TooDeep, nested, word_problems  # noqa: PLC0415
 
@@ -58,7 +59,7 @@ def template_findings(data: bytes, where: str, budget: Budget | None = None, for
         if len(data) > MAX_TEMPLATE:
             raise ValueError(f"it has {len(data)} bytes")
         text = data.decode("utf-8")
-        tree = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(_plain_generation(text))
+        tree = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", GenerationExtension]).parse(text)
         nodes = nested((budget or Budget()).over, tree)
     except (TemplateError, ValueError, RecursionError, TooDeep) as error:
         yield PARSE.at(where, f"the chat template cannot be parsed: {error}", file=where)
@@ -73,8 +74,3 @@ def template_findings(data: bytes, where: str, budget: Budget | None = None, for
         yield finding._replace(severity="warning") if foreign else finding
     if "://" in text or _ENCODED.search(text):
         yield LITERAL.at(where, "the template holds an address or a long encoded text", file=where)
-
-
-def _plain_generation(text: str) -> str:
-    """``{% generation %}`` marks what is trained on; it is no statement of Jinja's own."""
-    return re.sub(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}", lambda mark: "\n" * mark.group().count("\n"), text)
