@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
 import time
@@ -23,6 +24,7 @@ from adapterpack.methods.peft_keys import default_and_pattern, literal
 from adapterpack.methods.prompt import PromptSite
 from adapterpack.methods.torch_random import TorchGenerator
 from adapterpack.pack import manifest as m
+from adapterpack.pack import strict_json
 from adapterpack.pack import validate as validating
 from adapterpack.pack.checks.base import difference
 from adapterpack.pack.checks.budget import Budget, Spent
@@ -86,6 +88,17 @@ def test_a_hostile_manifest_is_answered_in_time(name: str, folder: Path) -> None
             load(folder)
         except AdapterpackError:
             assert not report.valid
+
+
+@pytest.mark.parametrize("part", ["{},", "[],", "0,", "{}:", '"a":0,'])
+def test_json_of_very_many_parts_is_refused_before_it_is_read(part: str) -> None:
+    """16 MB of nothing: no list is made of it. As many parts as files of adapters have are read."""
+    data = ('{"a":[' + part * (16_000_000 // len(part)) + "0]}").encode()
+    with within(1.0, 20), pytest.raises(FormatError, match="too many parts"):
+        strict_json.loads(data, "x", 1 << 24)
+    names = {f"base_model.model.layers.{number}.lora_A.weight": {"dtype": "F32", "shape": [8, 8], "data_offsets": [0, 256]}
+             for number in range(50_000)}
+    assert part != "{}," or strict_json.loads(json.dumps(names).encode(), "x", 1 << 24) == names
 
 
 def test_a_place_is_written_out_where_it_is_wanted() -> None:

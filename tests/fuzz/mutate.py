@@ -21,7 +21,7 @@ VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2**31, 2**53, 2**53 + 1, 2**63, 10**30, 0.5, 1e308, -1e-320, "", "a", "\u202e", "\x00", "../x", "/etc/x",
     "https://127.1/", "x" * 600, "F32", "I8", "BF16", "F8_E4M3", "lora", "full", "1.9", "2.0", [], {}, [[]], [0], [0] * 9, [2**62, 4],
     [0, 2**60], {"a": 1}, {"r": 10**9}, {"auto_map": "x"}, 2**24, 2**24 - 3, 2**26, [[2**20] * 4], 1e38]  # fmt: skip
-MAX_BYTES, MAX_TEMPLATE = 1 << 16, 66_000
+MAX_BYTES, MAX_JSON, MAX_TEMPLATE = 1 << 16, 1 << 18, 66_000
 PIECES = [piece.encode() for piece in (
     "{% set x = x ~ x %}", "{% for i in range(9999) %}", "{% endfor %}", "{{ f(x) }}", "{% macro f(x) %}", "{% endmacro %}", "range(n)",
     "{% set ns.a = ns.a + x %}", "{% set ns = namespace(a='b') %}", "{{ 'x' * 9999 }}", " * 9999", " + x", " ~ x", "(", ")", "[", "]",
@@ -136,6 +136,8 @@ def header_or_bytes(data: bytes, rng: random.Random, other: bytes) -> bytes:
     if not isinstance(value, dict):
         return mutated_bytes(data, rng, other)
     text = json.dumps(mutated_json(value, rng), ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
+    if len(text) > MAX_JSON:
+        return mutated_bytes(data, rng, other)
     text += b" " * rng.choice((0, -len(text) % 8))
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
@@ -151,7 +153,8 @@ def canonical_or_bytes(data: bytes, rng: random.Random, other: bytes) -> bytes:
     forged = mutated_json(value, rng)
     if rng.random() < 0.05:
         return (json.dumps(forged, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-    return sealed_json(forged)
+    sealed = sealed_json(forged)
+    return sealed if len(sealed) <= MAX_JSON else mutated_bytes(data, rng, other)
 
 
 def after_the_name(data: bytes, rng: random.Random, other: bytes) -> bytes:
