@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
 import time
@@ -23,6 +24,7 @@ from adapterpack.adapter_methods.core.peft_keys import default_and_pattern, lite
 from adapterpack.adapter_methods.core.torch_random import TorchGenerator
 from adapterpack.adapter_methods.forms.prompt_config import PromptSite
 from adapterpack.errors import AdapterpackError, FormatError
+from adapterpack.io import strict_json
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate import validation as validating
@@ -87,6 +89,17 @@ def test_a_hostile_manifest_is_answered_in_time(name: str, folder: Path) -> None
             load(folder)
         except AdapterpackError:
             assert not report.valid
+
+
+@pytest.mark.parametrize("part", ["{},", "[],", "0,", "{}:", '"a":0,'])
+def test_json_of_very_many_parts_is_refused_before_it_is_read(part: str) -> None:
+    """16 MB of nothing: no list is made of it. As many parts as files of adapters have are read."""
+    data = ('{"a":[' + part * (16_000_000 // len(part)) + "0]}").encode()
+    with within(1.0, 20), pytest.raises(FormatError, match="too many parts"):
+        strict_json.loads(data, "x", 1 << 24)
+    names = {f"base_model.model.layers.{number}.lora_A.weight": {"dtype": "F32", "shape": [8, 8], "data_offsets": [0, 256]}
+             for number in range(50_000)}
+    assert part != "{}," or strict_json.loads(json.dumps(names).encode(), "x", 1 << 24) == names
 
 
 def test_a_place_is_written_out_where_it_is_wanted() -> None:

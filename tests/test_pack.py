@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -47,6 +48,9 @@ from adapterpack.manifest.secondary_methods import Beside
 from adapterpack.pack.pack import Pack, build, sealed
 from adapterpack.pack.store import Store
 from adapterpack.pack.validate.validation import load, validate
+
+sys.path.insert(0, str(Path(__file__).parent / "packs"))
+from make_bad import sealed_json
 
 pytestmark = pytest.mark.fast
 
@@ -135,10 +139,10 @@ def canonical(value: Any) -> bytes:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the manifest as a forger would, who knows the canonical form."""
+    """Changes the manifest as a forger would, who knows the canonical form and the digest in it."""
     value = json.loads((folder / MANIFEST).read_bytes())
     change(value)
-    (folder / MANIFEST).write_bytes(canonical(value))
+    (folder / MANIFEST).write_bytes(sealed_json(value))
 
 
 def reseal(folder: Path) -> None:
@@ -371,6 +375,47 @@ def test_every_flipped_byte_of_the_tensor_file_is_found(folder: Path) -> None:
         changed[position] ^= 0x20
         (folder / TENSORS).write_bytes(changed)
         assert not validate(folder).valid, position
+
+
+def test_every_flipped_byte_of_a_pack_is_found_by_the_pack_alone(folder: Path) -> None:
+    """Names, claims, digests, the version, the digest of the manifest itself: each byte of the manifest with a bit flipped is refused,
+    without a base, a signature or an id that is known; so is any of the other files."""
+    chance, files = random.Random(5), {path: path.read_bytes() for path in sorted(folder.iterdir())}
+    manifest = (folder / MANIFEST).read_bytes()
+    for position in range(len(manifest)):
+        changed = bytearray(manifest)
+        changed[position] ^= 1 << chance.randrange(8)
+        with pytest.raises(FormatError):
+            m.parse(bytes(changed), MANIFEST)
+    for path, data in files.items():
+        for position in chance.sample(range(len(data)), 60):
+            changed = bytearray(data)
+            changed[position] ^= chance.randrange(1, 256)
+            path.write_bytes(changed)
+            assert not validate(folder).valid, (path.name, position)
+            with pytest.raises(AdapterpackError):
+                load(folder)
+        path.write_bytes(data)
+    assert validate(folder).valid
+
+
+def test_the_digest_of_a_manifest_is_that_of_its_own_bytes(folder: Path) -> None:
+    """The sha256 of the bytes with the digest taken out; a renamed pack has its own; older versions need none, and have none."""
+    data = (folder / MANIFEST).read_bytes()
+    value = json.loads(data)
+    without = data.replace(value["integrity"].encode(), b"")
+    assert value["integrity"] == load(folder).manifest.integrity == hashlib.sha256(without).hexdigest()
+    assert sealed_json(value) == data == m.sealed(value)
+    renamed = load(folder).renamed("other").manifest
+    assert renamed.integrity != value["integrity"]
+    assert m.parse(renamed.to_bytes(), "renamed") == renamed
+    for forged in ({**value, "integrity": "0" * 64}, {**value, "integrity": None}, {**value, "integrity": value["integrity"].upper()},
+                   {key: item for key, item in value.items() if key != "integrity"}, {**value, "format_version": "1.3"},
+                   {**value, "format_version": "1.5"}, {**value, "license": "mit"}):
+        with pytest.raises(FormatError, match=r"a byte of it was changed|format_version does not have"):
+            m.parse(canonical(forged), MANIFEST)
+    with pytest.raises(FormatError):
+        m.parse(json.dumps(value).encode(), MANIFEST)  # another text of the same values is another manifest
 
 
 def shortened(folder: Path) -> None:
@@ -689,7 +734,7 @@ def test_any_value_in_any_place_of_the_manifest_gives_a_named_error_or_a_pack(
     """Validation of a forged manifest reports; it never raises, and load raises nothing but AdapterpackError."""
     forged = copy.deepcopy(VALUE)
     (without(*place) if remove else forge(*place, to=value))(forged)
-    (folder / MANIFEST).write_text(json.dumps(forged, sort_keys=True, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    (folder / MANIFEST).write_bytes(canonical(forged) if place == ("integrity",) else sealed_json(forged))
     report = validate(folder)
     try:
         pack = load(folder)
@@ -735,7 +780,7 @@ def subschemas(schema: Any, at: str = "") -> list[tuple[str, dict[str, Any]]]:
 def test_the_schema_and_the_reader_know_the_same_fields(place: str, described: type[Any]) -> None:
     """Every dataclass field stands in the schema and is required there, and the schema has no other."""
     (schema,) = [schema for at, schema in subschemas(SCHEMA) if at == place and "properties" in schema]
-    fields = {field.name for field in dataclasses.fields(described)}
+    fields = {field.name for field in dataclasses.fields(described)} | ({"integrity"} if described is m.Manifest else set())
     assert set(schema["properties"]) == fields
     assert set(schema["required"]) == fields
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import dataclasses
 import json
 import warnings
 from collections.abc import Callable
@@ -17,16 +15,15 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from adapterpack import LoRA, convert, merge
-from adapterpack.adapter_methods import Method, Site, get, methods
-from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, NonFinite, SiteNotFound, UnknownMethod, Unsupported
+from adapterpack import LoRA
+from adapterpack.adapter_methods import Site, get
+from adapterpack.errors import AdapterpackError, FormatError, NonFinite, SiteNotFound, UnknownMethod, Unsupported
 from adapterpack.io import safetensors
 from adapterpack.manifest import manifest as m
 from adapterpack.pack import from_peft
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate.validation import load, validate
 from adapterpack.peft import layout
-from adapterpack.peft.options import unknown_options
 from adapterpack.peft.patterns import is_expression
 
 FP32 = 1e-5
@@ -228,46 +225,6 @@ def test_what_peft_can_do_and_we_cannot_is_refused_in_a_sentence(label: str, tmp
     assert [finding.rule for finding in validate(tmp_path / "theirs").findings] == ["AP001"]
 
 
-class Seeing(torch.nn.Module):
-    """A convolution and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.lin = torch.nn.Conv2d(6, 12, 3), torch.nn.Linear(12, 4)
-
-
-ELSEWHERE: dict[str, tuple[Any, dict[str, Any]]] = {
-    "LoKr": (peft.LoKrConfig, {"r": 2, "target_modules": ["conv"]}),
-    "IA3": (peft.IA3Config, {"target_modules": ["conv", "lin"], "feedforward_modules": ["conv"]}),
-    "HiRA": (peft.HiraConfig, {"r": 2, "target_modules": ["conv"]}),
-    "LN tuning": (peft.LNTuningConfig, {"target_modules": ["lin"]}),
-}
-
-
-@pytest.mark.parametrize("label", ELSEWHERE)
-def test_a_kind_of_layer_that_is_not_read_is_named(label: str, tmp_path: Path) -> None:
-    """Tensors with more axes than the method has at the layers that are read: no malformed file, but another kind of layer."""
-    config, options = ELSEWHERE[label]
-    their_model(Seeing, options, config).save_pretrained(tmp_path / "theirs")
-    with pytest.raises(Unsupported, match=r"for a kind of layer at which its form of .* is not read.*the library that made it"):
-        load(tmp_path / "theirs")
-
-
-@pytest.mark.parametrize(("config", "target", "words"), [
-    (peft.LoHaConfig, "conv", "another kind of layer.*PEFT has loha for such a layer"),
-    (peft.HRAConfig, "conv", "another kind of layer.*PEFT has hra for such a layer"),
-    (peft.LoraConfig, "lin", "another shape.*the model that the adapter was trained on"),
-])
-def test_another_kind_of_layer_is_told_from_another_base(config: Any, target: str, words: str, tmp_path: Path) -> None:
-    """Where PEFT's tensors of a convolution look like those of a linear layer, the base shows it; a wrong base is called that."""
-    shapes = {"conv.weight": (12, 6, 3, 3), "conv.bias": (12,), "lin.weight": (4, 11), "lin.bias": (4,)}
-    (tmp_path / "base").mkdir()
-    safetensors.write(tmp_path / "base" / "model.safetensors", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
-    their_model(Seeing, {"r": 2, "target_modules": [target]}, config).save_pretrained(tmp_path / "theirs")
-    with pytest.raises(BaseMismatch, match=words):
-        merge(tmp_path / "base", [tmp_path / "theirs"], tmp_path / "merged")
-
-
 def test_a_pickle_is_refused_and_not_opened(tmp_path: Path) -> None:
     """adapter_model.bin alone: refused with the way out; beside safetensors it is not looked at."""
     theirs = their_model(*THEIRS["LoRA"])
@@ -341,40 +298,6 @@ def test_a_config_that_would_import_wrongly_is_refused(label: str, saved: Path, 
     values, error, words = REFUSED[label]
     with pytest.raises(error, match=words):
         load(edited(saved, tmp_path, **values))
-
-
-@pytest.mark.parametrize("value", [False, None, 0, "", [], {}], ids=repr)
-def test_an_unknown_option_that_is_off_is_named(value: Any, saved: Path, tmp_path: Path) -> None:
-    """A newer PEFT's folder is read, but not in silence: an option that is on by default would change the result by being off."""
-    folder = edited(saved, tmp_path, use_telepathy=value)
-    with pytest.warns(UserWarning, match="use_telepathy"):
-        pack = load(folder)
-    assert pack.tensors.keys() == load_quietly(saved).tensors.keys()
-    (finding,) = validate(folder).findings
-    assert (finding.rule, finding.severity, finding.file, finding.pointer) == ("AP604", "warning", CONFIG, "/use_telepathy")
-    assert validate(folder).valid
-    done = convert(folder, tmp_path / "pack", to="pack")
-    assert any("use_telepathy" in note for note in done.notes)
-
-
-def load_quietly(folder: Path) -> Pack:
-    """The pack of a folder of which there is nothing to say."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return load(folder)
-
-
-@pytest.mark.parametrize("method", [method for method in methods().values() if method.peft], ids=lambda method: method.name)
-def test_every_option_of_this_peft_is_known(method: Method) -> None:
-    """No option that PEFT itself writes for a method is one that would be named as unknown: its folders load without a word."""
-    assert method.peft is not None
-    written = next(config for config in (method.peft.to_config({"": example}) for example in method.examples) if config is not None)
-    beside = {other.peft.beside.key for other in methods().values() if other.peft and other.peft.beside}
-    unknown = []
-    for option in {field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[method.peft.peft_type])} - beside:
-        with contextlib.suppress(Unsupported):  # known, and this is no value of it
-            unknown += unknown_options({option: None}, written, [layer.config for layer in method.peft.layers.values()], Path(CONFIG))
-    assert unknown == []
 
 
 EXPRESSIONS: list[dict[str, float]] = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ import pytest
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, fold, get
 from adapterpack.errors import NothingToDo, UnknownName
-from adapterpack.io import strict_json
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.entries import entry_of
 from adapterpack.pack.pack import Pack, build, sealed
 from adapterpack.pack.validate.validation import load, validate
 from adapterpack.quantizing.packs import int8_rows, quantize_pack, schemes
+
+sys.path.insert(0, str(Path(__file__).parent / "packs"))
+from make_bad import sealed_json
 
 pytestmark = pytest.mark.fast
 
@@ -176,7 +179,7 @@ def test_altered_int8_packs_are_invalid(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "small" / "adapterpack.json"
     manifest = json.loads(path.read_bytes())
     alter(manifest)
-    path.write_bytes(strict_json.canonical(manifest))
+    path.write_bytes(sealed_json(manifest))
     assert rule in {finding.rule for finding in validate(tmp_path / "small").findings}
 
 

@@ -120,21 +120,15 @@ def places(folder: Path, count: int) -> Iterator[tuple[Path, bytes, int]]:
 
 
 def test_two_hundred_flipped_bytes_are_all_found(folder: Path) -> None:
-    """A byte of any file with one or more bits flipped: the pack is invalid, or, in the manifest, it has another id.
-
-    The manifest is its own identity: a changed claim in it that is still well-formed is another pack, and says so by its id.
-    """
-    identity, chance, renamed = validate(folder).id, random.Random(8), 0
+    """A byte of any file with one or more bits flipped: the pack is invalid."""
+    chance = random.Random(8)
     for path, data, position in places(folder, 200):
         changed = bytearray(data)
         changed[position] ^= chance.randrange(1, 256)
         path.write_bytes(changed)
-        report = validate(folder)
-        assert not report.valid or (path.name == bad.MANIFEST and report.id != identity), (path.name, position)
-        renamed += report.valid
+        assert errors(folder), (path.name, position)
         path.write_bytes(data)
-    assert renamed < 40
-    assert validate(folder).id == identity
+    assert not errors(folder)
 
 
 def test_two_hundred_truncations_are_all_found(folder: Path) -> None:

@@ -8,6 +8,7 @@ d numbers. A fresh adapter changes the output a little, as in PEFT and the paper
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -129,6 +130,8 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_peft(config: Mapping[str, Any]) -> UniLoRA:
     targets = config.get("target_modules")
+    if isinstance(targets, str) and re.fullmatch(r"[A-Za-z0-9_.-]+", targets):  # an expression that is a name
+        targets = [targets]
     return UniLoRA(
         r=config.get("r", 4),
         theta_d_length=config.get("theta_d_length", 256),

@@ -12,17 +12,22 @@ from . import canonical_json
 
 MAX_DEPTH = 16
 MAX_INTEGER = 2**53
+MAX_PARTS = {"{": 200_000, "[": 200_000, ":": 400_000, ",": 1_000_000}
+"""How often these may be in 16 MiB, in the texts that it holds, too: what they stand for takes many times their bytes in memory."""
 
 
 def loads(data: bytes, where: object, limit: int, max_integer: float = MAX_INTEGER) -> Any:
     """The value in ``data``, parsed strictly.
 
     Raises:
-        FormatError: larger than ``limit`` bytes, not UTF-8, duplicate keys, NaN or Infinity, integers beyond 2^53, ``-0``, half of a
-            surrogate pair, or too deep.
+        FormatError: larger than ``limit`` bytes, of too many parts, not UTF-8, duplicate keys, NaN or Infinity, integers beyond 2^53,
+            ``-0``, half of a surrogate pair, or too deep.
     """
     if len(data) > limit:
         raise FormatError("the JSON is too large", where=where, expected=f"at most {limit} bytes", found=len(data))
+    for part, most in MAX_PARTS.items():
+        if (count := data.count(part.encode())) > most * max(1, limit >> 24):
+            raise FormatError("the JSON has too many parts", where=where, expected=f"at most {most} of {part}", found=count)
     try:
         text = data.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique(where), parse_constant=_no_constant(where),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .parts import BaseQuantization, Canary, Composition, Dims, Tokenizer, Variant
 
 FILE_NAME = "adapterpack.json"
-FORMAT_VERSION = "1.3"
+FORMAT_VERSION = "1.4"
 MAX_BYTES = 4 << 20
 LARGEST_WEIGHT = 1 << 33
 """Numbers in the weight of one layer: an output head of 16384 by half a million."""
@@ -37,6 +37,10 @@ METHODS = "methods"
 """The feature of a pack in which a group has a method that is not the pack's."""
 FEATURES = frozenset({"int8", METHODS, "composition"})
 """What this reader understands of ``must_understand``."""
+_INTEGRITY = b'\n  "integrity": "'
+"""What stands before the digest in canonical bytes, and nowhere else: a text holds no line break."""
+_FIRST_SEALED = 4
+"""The first minor version whose manifests hold a digest of themselves."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +201,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
-        encoded: dict[str, Any] = plain(self)
-        return encoded
+        return {**plain(self), "integrity": self.integrity}
 
     def to_bytes(self) -> bytes:
         """The bytes it was read from, else the canonical bytes that go to disk; their sha256 is the pack's id."""
@@ -206,7 +209,12 @@ class Manifest:
 
     @cached_property
     def _canonical(self) -> bytes:
-        return strict_json.canonical(self)
+        return sealed({each.name: getattr(self, each.name) for each in dataclasses.fields(self)})
+
+    @cached_property
+    def integrity(self) -> str:
+        """The digest that the canonical bytes hold of themselves."""
+        return _integrity(self._canonical)[1]
 
     @cached_property
     def id(self) -> str:
@@ -214,11 +222,29 @@ class Manifest:
         return f"sha256:{hashlib.sha256(self.to_bytes()).hexdigest()}"
 
 
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """The canonical bytes of a manifest's fields, with ``integrity``: the sha256 of these very bytes without that digest in them.
+
+    It says that no byte was changed by accident, on a disk or on the way. Whoever changes a manifest on purpose can make it anew: that is
+    what signatures and pinned ids are for.
+    """
+    data = strict_json.canonical({**value, "integrity": ""})
+    end = data.index(_INTEGRITY) + len(_INTEGRITY)
+    return data[:end] + hashlib.sha256(data).hexdigest().encode() + data[end:]
+
+
+def _integrity(data: bytes) -> tuple[str, str]:
+    """The digest that canonical bytes must hold of themselves, and the one that they do."""
+    end = data.find(_INTEGRITY) + len(_INTEGRITY)
+    said, rest = data[end : end + 64], data[end + 64 :]
+    return hashlib.sha256(data[:end] + rest).hexdigest(), said.decode("utf-8", "replace")
+
+
 def parse(data: bytes, where: object) -> Manifest:
-    """The manifest in ``data``, checked against the schema.
+    """The manifest in ``data``, checked against the schema and its own digest.
 
     Raises:
-        FormatError: malformed, of another major version, or in need of a feature that this version does not have.
+        FormatError: malformed, altered, of another major version, or in need of a feature that this version does not have.
     """
     value = _read(data, where)
     if strict_json.canonical(value) != data:
@@ -251,6 +277,11 @@ def _read(data: bytes, where: object) -> dict[str, Any]:
     if unknown:
         raise FormatError("the pack needs features that this version does not have", where=where, expected=", ".join(sorted(FEATURES)),
                           found=", ".join(sorted(unknown)), remedy="update adapterpack")
+    if _minor(value["format_version"]) >= _FIRST_SEALED:
+        right, said = _integrity(data)
+        if right != said or said != value.get("integrity"):
+            raise FormatError("the manifest is not the one that was written: a byte of it was changed", where=f"{where}#/integrity",
+                              expected=right, found=said[:64], remedy="fetch the pack again, or pack the adapter again")
     return value
 
 
@@ -260,7 +291,7 @@ def _current(value: dict[str, Any], where: object) -> dict[str, Any]:
         current = upgraded(value)
     except FormatError as error:
         raise FormatError(error.what, where=f"{where}#{error.where}", remedy=error.remedy) from error
-    newer = _is_newer(current.get("format_version"))
+    newer = _minor(current.get("format_version")) > _minor(FORMAT_VERSION)
     if newer:
         current = pruned(current, resources.schema("manifest.v1"))
     problem = schema_problem(current, "manifest.v1")
@@ -292,9 +323,10 @@ def _count(value: Any) -> int:
     return sum(map(_count, value)) if isinstance(value, list) else 1
 
 
-def _is_newer(version: Any) -> bool:
+def _minor(version: Any) -> int:
+    """The minor version, -1 for what is none."""
     minor = str(version).partition(".")[2]
-    return len(minor) < 6 and minor.isdecimal() and minor.isascii() and int(minor) > int(FORMAT_VERSION.partition(".")[2])
+    return int(minor) if len(minor) < 6 and minor.isdecimal() and minor.isascii() else -1
 
 
 def _decode(value: dict[str, Any]) -> Manifest:

@@ -70,7 +70,13 @@ def _from_1_2(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "canary": _with(canary, {"features": None}, "/canary")} if isinstance(canary, dict) else value
 
 
-STEPS: dict[str, Upgrade] = {"1.0": Upgrade("1.1", _from_1_0), "1.1": Upgrade("1.2", _from_1_1), "1.2": Upgrade("1.3", _from_1_2)}
+def _from_1_3(value: dict[str, Any]) -> dict[str, Any]:
+    """1.4 adds the manifest's digest of itself, which an older one does without."""
+    return _with(value, {"integrity": None}, "")
+
+
+STEPS: dict[str, Upgrade] = {"1.0": Upgrade("1.1", _from_1_0), "1.1": Upgrade("1.2", _from_1_1), "1.2": Upgrade("1.3", _from_1_2),
+                             "1.3": Upgrade("1.4", _from_1_3)}
 """Version -> the step out of it."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapter_methods import METHODS, Method
-from ..errors import FormatError, Unsupported, storage_errors
+from ..errors import FormatError, Unsupported, printable, storage_errors
 from ..io import strict_json
 from ..manifest import manifest as m
 
@@ -104,7 +104,7 @@ def unknown_sentence(unknown: Mapping[str, Any]) -> str:
         >>> unknown_sentence({"use_warp": False})
         'options of PEFT that are not known here, and off: use_warp=False; one that is on by default would make this another adapter'
     """
-    listed = ", ".join(f"{key[:60]}={value!r}" for key, value in list(unknown.items())[:10])
+    listed = ", ".join(f"{printable(key[:60])}={value!r}" for key, value in list(unknown.items())[:10])
     return f"options of PEFT that are not known here, and off: {listed}; one that is on by default would make this another adapter"
 
 

@@ -27,6 +27,9 @@ from adapterpack.hub.transport import client, transfer
 from adapterpack.pack.store import Store
 from adapterpack.resources import schema
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "packs"))
+from make_bad import sealed_json
+
 REPORT = Draft202012Validator(schema("report.v1"))
 
 
@@ -320,7 +323,7 @@ def test_an_invalid_pack_on_a_hub_is_found_by_its_headers(hub: Hub) -> None:
     pack = make_pack()
     value = pack.manifest.to_json()
     value["groups"][0]["scale"] = 99.0
-    data = (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+    data = sealed_json(value)
     from adapterpack.pack.contents import encode_files
 
     api = client.api()

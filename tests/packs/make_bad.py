@@ -70,12 +70,22 @@ def bad(rule: str) -> Callable[[Callable[[Path], object]], Callable[[Path], obje
 # --- tools of a forger who knows the format -----------------------------------------------------------------------------------------------
 
 
+def sealed_json(value: Any) -> bytes:
+    """A manifest in its canonical form, its digest of itself made anew if it is there."""
+
+    def canonical(value: Any) -> bytes:
+        return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+    if not isinstance(value, dict) or "integrity" not in value:
+        return canonical(value)
+    return canonical({**value, "integrity": hashlib.sha256(canonical({**value, "integrity": ""})).hexdigest()})
+
+
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the manifest and writes it in its canonical form."""
+    """Changes the manifest and writes it as the format has it."""
     value = json.loads((folder / MANIFEST).read_bytes())
     change(value)
-    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_bytes(text.encode("utf-8", "surrogatepass"))
+    (folder / MANIFEST).write_bytes(sealed_json(value))
 
 
 def put(folder: Path, *path: Any, to: Any) -> None:
@@ -383,6 +393,16 @@ def manifest_not_canonical(folder: Path) -> None:
 
 
 @bad("AP001")
+def claim_altered(folder: Path) -> None:
+    (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes().replace(b'"name": "tickets"', b'"name": "pickets"'))
+
+
+@bad("AP001")
+def digest_of_the_manifest_left_out(folder: Path) -> None:
+    edit(folder, lambda value: value.pop("integrity"))
+
+
+@bad("AP001")
 def manifest_of_brackets(folder: Path) -> None:
     (folder / MANIFEST).write_bytes(b"[" * 2_000_000)
 
@@ -433,7 +453,10 @@ TEMPLATES = {
     "template_puts_a_name_together": ("AP852", "{{ messages['__cla' ~ 'ss__'] }}"),
     "template_includes": ("AP853", "{% include '/etc/passwd' %}"),
     "template_imports": ("AP853", "{% import 'x' as y %}"),
-    "template_counts_for_ever": ("AP854", "{% for i in range(10**9) %}x{% endfor %}"),
+    "template_counts_for_ever": ("AP852", "{% for i in range(10**9) %}x{% endfor %}"),
+    "template_calls_itself_twice": ("AP854", "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(64) }}"),
+    "template_doubles_a_text": ("AP854", "{% set x = messages[0].content %}" + "{% set x = x ~ x %}" * 40 + "{{ x }}"),
+    "template_fills_up": ("AP852", "{{ 'x' | center(3000000000) }}"),
     "template_counts_far": ("AP854", "{% for i in range(999999999) %}x{% endfor %}"),
     "template_repeats": ("AP854", "{{ 'x' * 1000000000 }}"),
     "template_nests_loops": ("AP854", "{% for a in m %}" * 6 + "x" + "{% endfor %}" * 6),

@@ -15,6 +15,7 @@ from torch import nn
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
 from adapterpack import LoRA, adapt, attach, convert, load, merge, save, validate
+from adapterpack.errors import Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.peft import layout
 
@@ -117,6 +118,17 @@ def test_a_task_that_is_named_stays(tmp_path: Path) -> None:
     pack = load(tmp_path / "theirs").write(tmp_path / "pack")
     assert (pack.manifest.task, task_of(tmp_path / "pack")) == (m.Task("feature-extraction"), "FEATURE_EXTRACTION")
     assert json.loads(layout.config_bytes(pack.manifest) or b"")["task_type"] == "FEATURE_EXTRACTION"
+
+
+@pytest.mark.parametrize("task", [None, "CAUSAL_LM"])
+def test_without_a_task_the_base_says_whether_a_table_is_the_head(task: str | None, tmp_path: Path) -> None:
+    """A tied table with an adapter: merged, it would change the head, too, whatever PEFT's folder says of a task."""
+    model = made("LlamaForCausalLM", tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, target_modules=["embed_tokens"], task_type=task)
+    shaken(peft.get_peft_model(model, config)).save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    with pytest.raises(Unsupported, match="embedding and the output head at once"):
+        merge(tmp_path / "base", [tmp_path / "theirs"], tmp_path / "merged")
 
 
 HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -129,9 +129,10 @@ def test_merge_is_attach_is_peft(label: str, targets: list[str], base: Path, tmp
     assert np.abs(outputs(again) - theirs).max() < CLOSE * size
 
 
-def test_unilora_by_its_seed_alone(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [[LAYERS[1]], LAYERS[0]], ids=["list", "text"])
+def test_unilora_by_its_seed_alone(targets: list[str] | str, base: Path, tmp_path: Path) -> None:
     """Without stored indices a site has no tensors at all: the base still says how it lies."""
-    config = peft.UniLoraConfig(r=2, theta_d_length=30, target_modules=[LAYERS[1]], task_type="CAUSAL_LM")
+    config = peft.UniLoraConfig(r=2, theta_d_length=30, target_modules=targets, task_type="CAUSAL_LM")
     theirs = written(config, tmp_path / "theirs", gpt2())
     size = np.abs(theirs - outputs(gpt2())).max()
     merge(base, [tmp_path / "theirs"], tmp_path / "merged", durable=False)

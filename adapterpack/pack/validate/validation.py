@@ -248,9 +248,9 @@ def _foreign_json(folder: Path, budget: Budget) -> Iterator[Finding]:
         for one in template if isinstance(template, list) else [template]:
             text = one.get("template") if isinstance(one, dict) else one
             if isinstance(text, str):
-                yield from template_findings(text.encode("utf-8"), name)
+                yield from template_findings(text.encode("utf-8", "surrogatepass"), name, budget, foreign=True)
     if (folder / TEMPLATE).is_file():
-        yield from template_findings(read_file(folder / TEMPLATE, 1 << 20), TEMPLATE)
+        yield from template_findings(read_file(folder / TEMPLATE, 1 << 20), TEMPLATE, budget, foreign=True)
 
 
 def _code_keys(data: bytes, budget: Budget) -> Iterator[Finding]:

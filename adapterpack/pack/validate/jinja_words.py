@@ -1,0 +1,187 @@
+"""The words of Jinja that templates of chats need: everything else is refused, whatever it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from jinja2 import nodes as n
+
+MAX_DEPTH = 150
+"""How deeply a template's statements and expressions may be nested: a chain of so many sums is."""
+
+STATEMENTS = (n.Template, n.Output, n.TemplateData, n.For, n.If, n.Macro, n.Assign, n.AssignBlock, n.With, n.Break, n.Continue)
+EXPRESSIONS = (
+    n.Name, n.NSRef, n.Const, n.Tuple, n.List, n.Dict, n.Pair, n.Keyword, n.CondExpr, n.Filter, n.Test, n.Call, n.Getitem, n.Getattr,
+    n.Slice, n.Concat, n.Compare, n.Operand, n.Add, n.Sub, n.Mul, n.Div, n.FloorDiv, n.Mod, n.Not, n.Neg, n.Pos, n.And, n.Or,
+)  # fmt: skip
+_LOADING = (n.Include, n.Import, n.FromImport, n.Extends)
+FUNCTIONS = frozenset({"dict", "namespace", "raise_exception", "range", "strftime_now"})
+METHODS = frozenset({
+    "append", "capitalize", "count", "cycle", "endswith", "find", "format", "get", "index", "isalnum", "isalpha", "isdecimal",
+    "isdigit", "islower", "isnumeric", "isspace", "isupper", "items", "join", "keys", "lower", "lstrip", "partition",
+    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines",
+    "startswith", "strip", "title", "upper", "values",
+})  # fmt: skip
+FILTERS = frozenset({
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "format", "indent", "int", "items",
+    "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe",
+    "select", "selectattr", "sort", "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount",
+})  # fmt: skip
+TESTS = frozenset({
+    "!=", "<", "<=", "==", ">", ">=", "boolean", "callable", "defined", "divisibleby", "eq", "equalto", "escaped", "even", "false",
+    "float", "ge", "greaterthan", "gt", "in", "integer", "iterable", "le", "lessthan", "lower", "lt", "mapping", "ne", "none",
+    "number", "odd", "sameas", "sequence", "string", "true", "undefined", "upper",
+})  # fmt: skip
+_MAPPED = FILTERS - {"format", "indent", "join", "map", "replace", "reject", "rejectattr", "select", "selectattr", "truncate"}
+"""Filters that ``map`` may be given by name."""
+_BY_NAME = {"reject": TESTS, "select": TESTS, "map": _MAPPED}
+_ATTRIBUTES = frozenset({"rejectattr", "selectattr"})
+"""Filters whose first argument is the name of an attribute, and the second that of a test."""
+_INTERNAL = frozenset({"mro", "format_map", "globals", "func_globals", "gi_frame", "gi_code", "cr_frame", "cr_code", "ag_frame", "ag_code",
+                       "f_globals", "f_builtins", "tb_frame"})
+_GLOBALS = frozenset({"self", "cycler", "joiner", "lipsum", "caller", "varargs", "kwargs"})
+_PLAIN_FORMAT = {"filter": re.compile(r"(?:[^%]|%[sd%])*"), "method": re.compile(r"(?:[^{}]|\{\{|\}\}|\{\w{0,40}\})*")}
+_SHORT = frozenset({"join", "max", "min", "sort", "sum", "unique"})
+"""Filters whose second argument would be the name of an attribute."""
+_FORMATS = "the template formats by a text that is no plain constant"
+_TIME = re.compile(r"(?:[^%]|%-?[A-Za-z%])*")
+
+
+class TooDeep(Exception):
+    """The template's statements or expressions are nested too deeply."""
+
+
+def nested(over: Callable[[Iterable[n.Node], str], Iterator[n.Node]], tree: n.Node) -> list[n.Node]:
+    """Every node of a template; ``over`` goes over them as long as there is time.
+
+    Raises:
+        TooDeep: they are nested too deeply.
+    """
+    left = [(tree, 0)]
+
+    def each() -> Iterator[n.Node]:
+        while left:
+            node, depth = left.pop()
+            if depth > MAX_DEPTH:
+                raise TooDeep(f"it is nested more than {MAX_DEPTH} levels deep")
+            left.extend((child, depth + 1) for child in node.iter_child_nodes())
+            yield node
+
+    return list(over(each(), "the chat template"))
+
+
+class Word(NamedTuple):
+    """What a template of a chat has no need of; ``inner`` if it may reach what lies behind the values, ``statement`` if it is one."""
+
+    line: int
+    message: str
+    inner: bool
+    statement: bool = False
+
+
+def word_problems(nodes: Iterable[Any]) -> Iterator[Word]:
+    """Every node that a template of a chat has no need of."""
+    nodes = list(nodes)
+    macros = {node.name for node in nodes if isinstance(node, n.Macro)}
+    for node in nodes:
+        if not isinstance(node, STATEMENTS + EXPRESSIONS):
+            kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(node).__name__).lower()
+            said = f"the template uses what chats do not need: {kind}"
+            yield Word(node.lineno, said, isinstance(node, _LOADING), statement=isinstance(node, n.Stmt))
+        elif message := _message(node, macros):
+            yield Word(node.lineno, message, isinstance(node, n.Getattr | n.Getitem | n.Const | n.Name) or "reaches" in message)
+
+
+def _message(node: Any, macros: set[str]) -> str | None:
+    look = next((look for kind, look in _LOOKS.items() if isinstance(node, kind)), None)
+    return None if look is None else look(node, macros)
+
+
+def _attribute(node: Any, _: set[str]) -> str | None:
+    return f"the template touches the attribute '{node.attr:.80}'" if _is_internal(node.attr) else None
+
+
+def _constant(node: Any, _: set[str]) -> str | None:
+    internal = isinstance(node.value, str) and re.search(r"__[a-z]{1,40}__", node.value)
+    return "the template holds the name of an internal attribute" if internal else None
+
+
+def _name(node: Any, _: set[str]) -> str | None:
+    return f"the template uses '{node.name}'" if node.name in _GLOBALS else None
+
+
+def _loop(node: Any, _: set[str]) -> str | None:
+    return "the template has a loop that calls itself" if node.recursive else None
+
+
+def _test(node: Any, _: set[str]) -> str | None:
+    return None if node.name in TESTS else f"the template uses the test '{node.name:.80}'"
+
+
+def _is_internal(name: Any) -> bool:
+    return not isinstance(name, str) or name.startswith("_") or name in _INTERNAL
+
+
+def _item(node: Any, _: set[str]) -> str | None:
+    argument = node.arg
+    if isinstance(argument, n.Const) and str(argument.value).startswith("__"):
+        return f"the template touches the item '{argument.value!s:.80}'"
+    left: list[Any] = [argument] if isinstance(argument, n.Add | n.Concat) else []
+    while left:
+        part = left.pop()
+        if isinstance(part, n.Concat) or (isinstance(part, n.Const) and isinstance(part.value, str)):
+            return "the template puts the name of an item together"
+        left.extend(part.iter_child_nodes() if isinstance(part, n.Add) else ())
+    return None
+
+
+def constant(node: Any) -> Any:
+    """The value of a node that is a constant, None for any other."""
+    return node.value if isinstance(node, n.Const) else None
+
+
+def _filter(node: Any, _: set[str]) -> str | None:
+    name, arguments = node.name, [constant(argument) for argument in node.args]
+    attributes = [constant(keyword.value) for keyword in node.kwargs if keyword.key == "attribute"]
+    attributes += arguments[:1] if name in _ATTRIBUTES | {"sum"} else []
+    reaches = any(not isinstance(one, str) or any(map(_is_internal, one.split("."))) for one in attributes)
+    if name not in FILTERS or reaches:
+        return f"the template reaches attributes through the filter '{name}'" if reaches or name == "attr" else (
+            f"the template uses the filter '{name:.80}'")
+    by_name = arguments[1:2] if name in _ATTRIBUTES else arguments[:1] if name in _BY_NAME else []
+    if any(one not in _BY_NAME.get(name, TESTS) for one in by_name):
+        return f"the filter '{name}' is told another by a name that chats do not need: {by_name[0]!r:.80}"
+    if _spread(node) or (name in _SHORT and len(arguments) > 1):
+        return f"the filter '{name}' has more arguments than chats need"
+    if name == "format" and not _fits(_PLAIN_FORMAT["filter"], constant(node.node)):
+        return _FORMATS
+    return None
+
+
+def _call(node: Any, macros: set[str]) -> str | None:
+    called = node.node
+    if isinstance(called, n.Name):
+        wrong = called.name not in FUNCTIONS | macros
+        plain = called.name != "strftime_now" or (len(node.args) == 1 and _fits(_TIME, constant(node.args[0])))
+    else:
+        wrong = not isinstance(called, n.Getattr) or called.attr not in METHODS
+        plain = wrong or called.attr != "format" or _fits(_PLAIN_FORMAT["method"], constant(called.node))
+    if wrong or _spread(node):
+        return f"the template calls '{getattr(called, 'attr', getattr(called, 'name', '?'))!s:.80}'"
+    return None if plain else _FORMATS
+
+
+_LOOKS: dict[type, Callable[[Any, set[str]], str | None]] = {
+    n.Getattr: _attribute, n.Getitem: _item, n.Const: _constant, n.Name: _name, n.For: _loop, n.Filter: _filter, n.Test: _test,
+    n.Call: _call,
+}  # fmt: skip
+
+
+def _spread(node: Any) -> bool:
+    return node.dyn_args is not None or node.dyn_kwargs is not None
+
+
+def _fits(pattern: re.Pattern[str], text: Any) -> bool:
+    return isinstance(text, str) and pattern.fullmatch(text) is not None

@@ -1,0 +1,100 @@
+"""What is fuzzed from: good inputs of every kind, made in a folder of their own."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+
+from adapterpack.adapter_methods import Site, methods, settled
+from adapterpack.io.safe_open import TENSORS
+from adapterpack.io.safetensors import write
+from adapterpack.manifest import manifest as m
+from adapterpack.pack.pack import build
+from adapterpack.peft import layout
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "packs"))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import make_bad as bad
+from test_templates import SHAPES
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz-"))
+FOLDER, PEFT, METHODS = SCRATCH / "pack", SCRATCH / "peft", SCRATCH / "methods"
+
+
+def tensor_files() -> tuple[bytes, ...]:
+    rng = np.random.default_rng(0)
+    kinds: list[dict[str, Any]] = [
+        {"a.weight": rng.random((2, 3), np.float32), "b": rng.random(5).astype(np.float16), "c": np.array(3, np.int64)},
+        {"w": rng.random((3, 2)).astype(ml_dtypes.bfloat16), "e": np.zeros((0, 4), np.uint8), "mask": np.array([True, False])},
+        {"q": rng.random(4).astype(ml_dtypes.float8_e4m3fn), "r": rng.random(4).astype(ml_dtypes.float8_e5m2)},
+        {},
+    ]
+    found = []
+    for tensors, metadata in zip(kinds, ({"format": "pt"}, None, {"\u00e9": "\u4e2d"}, {"a": "b"}), strict=True):
+        buffer = io.BytesIO()
+        write(buffer, tensors, metadata)
+        found.append(buffer.getvalue())
+    return (*found, (GOLDEN / "pack-1.1" / TENSORS).read_bytes())
+
+
+def gguf_file() -> bytes:
+    writer = gguf.GGUFWriter(SCRATCH / "seed.gguf", "llama")
+    writer.add_string("general.type", "adapter")
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    writer.add_array("words", ["a", "b"])
+    for name, shape in (("lora_a", (2, 32)), ("lora_b", (16, 2))):
+        writer.add_tensor(f"blk.0.attn_v.weight.{name}", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return (SCRATCH / "seed.gguf").read_bytes()
+
+
+def onnx_adapter() -> bytes:
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(1)
+    values = {"a.down": np.ones((3, 2), np.float32), "a.up": np.ones((2, 5), np.float16), "b.head": np.ones((0, 4), np.float32)}
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
+    adapter.export_adapter(str(SCRATCH / "seed.onnx_adapter"))
+    return (SCRATCH / "seed.onnx_adapter").read_bytes()
+
+
+def packs_of_methods() -> tuple[bytes, ...]:
+    """A pack of each method, and a composed one; its manifest behind the name of its folder."""
+    for name, made_by in methods().items():
+        prompt = made_by.kind == "prompt"
+        site, cfg = Site("@prompt" if prompt else "net.q", 12, 0 if prompt else 6, made_by.traits.layers[0]), made_by.examples[0]
+        if hasattr(cfg, "head_dim"):
+            cfg = replace(cfg, num_layers=1, num_heads=2, head_dim=3)
+        cfg = replace(cfg, baked=True) if hasattr(cfg, "baked") else cfg  # as packs hold it
+        cfg = settled(made_by, [cfg], [site])[0]
+        own, shared = made_by.shapes(cfg, site), made_by.shared.shapes(cfg, [site]) if made_by.shared else {}
+        params, common = ({key: np.zeros(shape, np.int32) if "indices" in key else np.ones(shape, np.float32)
+                           for key, shape in shapes.items()} for shapes in (own, shared))
+        pack = build(name, made_by, {site: (cfg, params)}, shared=common, task=m.Task("text-generation"), base=m.Base("org/base"))
+        pack.write(METHODS / name)
+    bad.good(METHODS / "tree")
+    bad.composed(METHODS / "tree")
+    return tuple(folder.name.encode() + b"\n" + (folder / m.FILE_NAME).read_bytes() for folder in sorted(METHODS.iterdir()))
+
+
+bad.good(FOLDER, bad.GOOD_TEMPLATE)
+bad.good(PEFT)
+(PEFT / m.FILE_NAME).unlink()
+METHODS.mkdir()
+MANIFEST, CONFIG = (FOLDER / m.FILE_NAME).read_bytes(), (PEFT / layout.CONFIG).read_bytes()
+_VERSIONS = ("1.0", "1.1", "1.2", "1.3", "1.3-canary", "1.4-canary", "1.4-composition")
+MANIFESTS = (MANIFEST, *((GOLDEN / f"pack-{version}" / m.FILE_NAME).read_bytes() for version in _VERSIONS))
+TEMPLATES = tuple(text.encode() for text, _ in SHAPES.values())
