@@ -43,8 +43,6 @@ FAULTS = {
               "    return real(value)\nsafetensors._naturals = _naturals",
     "memory of numpy": "import numpy\nreal = safetensors._naturals\ndef _naturals(value):\n    if value == [0]: numpy.ones(1 << 24, 'f8')\n"
                        "    return real(value)\nsafetensors._naturals = _naturals",
-    "a little more time for each": "real = manifest._count\ndef _count(value):\n    if isinstance(value, dict) and value: "
-                                   "sum(range(1 << 26))\n    return real(value)\nmanifest._count = _count",
 }
 
 
