@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from adapterpack import Session
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, UnknownAdapter, Unsupported
 from adapterpack.runtime.generate import Sampling, _choose
 from adapterpack.runtime.session import pad
@@ -69,6 +70,7 @@ def test_the_end_token_ends_a_row(bundle_of: Make, dense_of: Make, tmp_path: Pat
     end = plain[0][4]
     folder = Path(shutil.copytree(bundle_of("llama", "bank"), tmp_path / "bundle"))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, 3]}))
+    read_bundle(folder).write(folder)
     found = Session(folder, "cpu").generate(PROMPTS, "alpha", max_new_tokens=TOKENS)
     assert [answer.ids for answer in found] == greedy(dense_of("llama", "alpha"), PROMPTS, [end, 3])
     assert found[0].ids == plain[0][: plain[0].index(end)]
@@ -197,6 +199,7 @@ def test_a_bundle_takes_its_template_along(bundle_of: Make, tmp_path: Path) -> N
     """A prompt given as text goes through the bundle's template; ids do not."""
     folder = Path(shutil.copytree(bundle_of("llama", "bank"), tmp_path / "bundle"))
     (folder / "chat_template.jinja").write_text("{% for m in messages %}w9 {{ m.content }} w10{% endfor %}", "utf-8")
+    read_bundle(folder).write(folder)
     session = Session(folder, "cpu")
     text, ids, raw = session.generate(["w1", [13, 5, 14], [5]], "alpha", max_new_tokens=4)
     assert text == ids

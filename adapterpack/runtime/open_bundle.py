@@ -37,9 +37,9 @@ class OpenBundle:
                  mapped: bool = False, verify: str = "cached") -> None:
         self.folder = Path(bundle)
         self.bundle: Bundle = read_bundle(bundle)
-        require_files(self.folder, self.bundle, verify)
         self.task = task_named(self.bundle.task)
         wanted = providers.choose(provider)
+        require_files(self.folder, self.bundle, verify)
         self._open = partial(Graph, self.folder, wanted=wanted, threads=threads, mapped=mapped)
         self.graphs = {part: self._open(part) for part in self.bundle.parts}
         main = self.graphs[MAIN]
