@@ -11,6 +11,7 @@ from torch import nn
 
 from ..adapter_methods import LAYOUTS, Seen, Site
 from ..errors import AdapterpackError, ConfigError, Unsupported
+from .layers.weights import device_of
 from .layers.wrapper import input_of, module_at
 
 MEASURED = frozenset({"moment", "gradient", "fisher"})
@@ -41,7 +42,7 @@ def measure(
             raise Unsupported("what goes into a site is measured at linear layers only", where=site.path, found=site.kind,
                               remedy="choose an initialisation that looks at no sample data, or other targets")
     sums = {site.path: _Sums(module_at(model, site.path), wanted) for site in sites}
-    device, modes = next(model.parameters()).device, {module: module.training for module in model.modules()}
+    device, modes = device_of(model, type(model).__name__), {module: module.training for module in model.modules()}
     model.eval()
     try:
         with ExitStack() as stack, torch.set_grad_enabled(bool(wanted & _BACKWARD)):

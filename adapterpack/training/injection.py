@@ -19,8 +19,9 @@ from .layers.embedding_rows import AdaptedTable
 from .layers.layer import Adapted
 from .layers.position_tracking import forget, tell
 from .layers.tensors import as_numpy, as_parameter
+from .layers.weights import device_of, tensor_of
 from .layers.whole import SavedModule
-from .layers.wrapper import Wrapper, module_at
+from .layers.wrapper import Wrapper, innermost, module_at
 
 
 class Work:
@@ -35,7 +36,7 @@ class Work:
 
     def share(self, method: Method, shared: Mapping[str, np.ndarray]) -> None:
         """Says what the sites of a method have in common; before the first of them."""
-        device = next(self.model.parameters()).device
+        device = device_of(self.model, type(self.model).__name__) if shared else torch.device("cpu")
         self._shared[method.name] = {key: as_parameter(value, device) for key, value in shared.items()}
 
     def adapter(self, path: str, method: Method, cfg: Any, params: Callable[[Site], Mapping[str, np.ndarray]], weight: bool = False,
@@ -49,7 +50,7 @@ class Work:
         known = _with_weight(wrapper) if weight or method.traits.reads_weight else wrapper._site
         own = params(known)
         made = method.constants(cfg, known) if method.constants is not None else {}
-        device = next(wrapper._base.parameters()).device
+        device = device_of(wrapper._base, path)
         constants = {key: self._constant(value, device) for key, value in made.items()}
         wrapper._add(self.name, method, cfg, own, constants, self._shared.get(method.name, {}))
         if beside:
@@ -125,7 +126,15 @@ def _tied(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     head = head._base if isinstance(head, Adapted) else head
     others = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not table._base]
-    return [module for module in (head, *others) if module is not None and getattr(module, "weight", None) is table.weight]
+    return [module for module in (head, *others) if module is not None and _is_tied(module, innermost(table))]
+
+
+def _is_tied(module: nn.Module, table: nn.Module) -> bool:
+    """Whether two modules have one weight. Accelerate unties what it offloads: there it is told by the numbers."""
+    one, other = getattr(module, "weight", None), table.weight
+    if one is None or one is other or one.shape != other.shape or not (one.is_meta or other.is_meta):
+        return bool(one is other)
+    return bool(torch.equal(*(tensor_of(each, "weight", "the output head").to("cpu") for each in (module, table))))
 
 
 def swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:

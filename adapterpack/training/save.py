@@ -29,6 +29,7 @@ from ..version import VERSION
 from .active import adapter_names
 from .canaries.canary import make_canary
 from .checkpoint_names import stored_names
+from .layers.weights import tensor_of
 from .layers.wrapper import own_modules
 from .parts import Parts, labels_of, parts_of
 
@@ -171,6 +172,7 @@ def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
             if value is None or id(value) in seen:
                 continue
             seen.add(id(value))
+            value = tensor_of(module, leaf, f"{path}.{leaf}")  # noqa: PLW2901 - the same one, in memory
             raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             name = str(value.dtype).removeprefix("torch.")
             tensors.append((f"{path}.{leaf}".lstrip("."), DTYPE_NAMES.get(name, name), tuple(value.shape), memoryview(raw)))

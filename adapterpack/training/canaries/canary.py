@@ -15,6 +15,7 @@ from ...pack import canary
 from ...pack.pack import Pack
 from ..active import only
 from ..layers.layer import Adapted
+from ..layers.weights import device_of, is_loaded
 from ..layers.wrapper import own_modules
 from .inputs import image_of, inputs_of, misfit, texts_alone
 
@@ -107,7 +108,7 @@ def _not_replayable(model: nn.Module, pack: Pack) -> str | None:
         return "the pack carries none"
     if architecture is not None and architecture not in {kind.__name__ for kind in type(model).__mro__}:
         return f"it was recorded on {architecture}, this is {type(model).__name__}"
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if not is_loaded(model):
         return "the model's weights are not loaded"
     return misfit(model, recorded)
 
@@ -137,8 +138,8 @@ def _draws(model: nn.Module, name: str, inputs: Canary, adapted: Outputs) -> boo
 
 def _run(model: nn.Module, inputs: Canary) -> Outputs:
     """The model's outputs by name for each row of the inputs, run one by one, as float32."""
-    parameters = list(model.parameters())
-    device, dtype = parameters[0].device, next((one.dtype for one in parameters if one.is_floating_point()), torch.float32)
+    dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
+    device = device_of(model, type(model).__name__)
     found = []
     for feed in canary.feeds(inputs, image_of(model, inputs)):
         given = {key: torch.from_numpy(value).to(device) for key, value in feed.items()}

@@ -15,6 +15,7 @@ from ...adapter_methods.forms.attention import TRAITS, attend
 from ...errors import Unsupported
 from ..block_targets import WORDS, select_blocks
 from .layer import Adapted
+from .weights import tensor_of
 from .wrapper import innermost, module_at
 
 _PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -50,7 +51,7 @@ class AdaptedAttention(Adapted):
         added = attend(form, queries.to(dtype), keys, values, scale)
         out = innermost(module_at(attention, "o_proj"))
         y: torch.Tensor = out(added.to(hidden.dtype))
-        bias = getattr(out, "bias", None)
+        bias = tensor_of(out, "bias", self._site.path)
         return y if bias is None else y - bias  # the layer's own output has it
 
     def _heads(self, leaf: str, prompt: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

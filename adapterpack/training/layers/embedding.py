@@ -33,7 +33,8 @@ class AdaptedEmbedding(AdaptedLayer):
             base: torch.Tensor = self._base(*args, **kwargs)
             return base
         x, _ = self._entered(args, kwargs)
-        result: LookUp = lambda ids: nn.Embedding.forward(self._base, ids)  # type: ignore[arg-type]  # noqa: E731
+        weight, _ = self._stored
+        result: LookUp = lambda ids: nn.functional.embedding(ids, weight)  # noqa: E731
         for name in self._active:
             result = self._looked_up(name, result)
         y, scale = result(x), getattr(self._base, "embed_scale", None)  # which also scales what an adapter adds to the weight

@@ -33,7 +33,7 @@ class AdaptedTable(AdaptedLayer):
         return self._looked_up(x, self._base)
 
     def _looked_up(self, x: torch.Tensor, owner: nn.Module) -> torch.Tensor:
-        flat, stored = x.reshape(-1), self.weight.detach()
+        flat, stored = x.reshape(-1), self._stored[0].detach()
         rows: torch.Tensor = stored[flat].float()
         for name in self._active:
             method, cfg = self._methods[name]
@@ -63,7 +63,7 @@ class AdaptedTable(AdaptedLayer):
         for name in self._active:
             method, cfg = self._methods[name]
             tensors = {key: value.to(y.dtype) if value.is_floating_point() else value for key, value in self._every(name).items()}
-            site = dataclasses.replace(self._site, weight=self.weight.detach())
+            site = dataclasses.replace(self._site, weight=self._stored[0].detach())
             before = y
             y = run(method, cfg, tensors, site, lambda _, before=before: before, x)  # type: ignore[misc]
         return y

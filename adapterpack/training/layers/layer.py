@@ -15,7 +15,8 @@ from ...adapter_methods import Method, Site, evaluate, frozen, run, to_matrix
 from ...errors import Unsupported
 from ..kernels import low_rank
 from .tensors import as_parameter
-from .wrapper import Wrapper, child, key_of
+from .weights import device_of, tensor_of, weight_of
+from .wrapper import Wrapper, child, innermost, key_of
 
 Tensors = Mapping[str, nn.Parameter]
 
@@ -43,7 +44,7 @@ class Adapted(Wrapper):
 
         ``constants`` and ``shared`` may belong to other sites, too.
         """
-        device = next(self._base.parameters()).device
+        device = device_of(self._base, self._site.path)
         self._adapters[key_of(name)] = nn.ParameterDict({key: as_parameter(value, device) for key, value in params.items()})
         self._common[key_of(name)] = nn.ParameterDict(dict(shared))
         self._fixed[key_of(name)] = nn.ParameterDict(dict(constants))
@@ -85,9 +86,9 @@ class Adapted(Wrapper):
 
     @property
     def _stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The frozen weight as the module stores it, and its bias."""
-        weight: torch.Tensor = self._base.weight  # type: ignore[assignment]
-        return weight, getattr(self._base, "bias", None)
+        """The frozen weight in the shape in which the module stores it, and its bias; as floats, see :func:`~.weights.weight_of`."""
+        own = innermost(self)
+        return weight_of(own, "weight", self._site), tensor_of(own, "bias", self._site.path)
 
     def _tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """As :meth:`_every`, floats in ``dtype``."""
@@ -98,6 +99,9 @@ class Adapted(Wrapper):
         pass of the model gave for this one."""
         key = key_of(name)
         own = {leaf: value for part in (self._adapters, self._common, self._fixed) for leaf, value in part[key].items()}
+        if any(value.is_meta for value in own.values()):
+            raise Unsupported("the adapter's own tensors are not in memory", where=f"{self._site.path}, '{name}'", found="the meta device",
+                              remedy="let accelerate offload the base first, and put the adapter into it then")
         return {**own, **self._given[name]} if name in self._given else own
 
     def _own(self, name: str) -> Iterator[torch.Tensor]:

@@ -9,8 +9,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from ...adapter_methods import fold
-from .layer import AdaptedLayer
+from ...adapter_methods import Method, fold
+from .layer import AdaptedLayer, Tensors
+from .weights import require_in_memory
+from .wrapper import innermost
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -30,6 +32,15 @@ class AdaptedNorm(AdaptedLayer):
 
     For a method its weight is a column ``[n, 1]``. What is folded is rounded to the base's precision, as a merge would.
     """
+
+    def _add(self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors) -> None:
+        """See :meth:`Adapted._add`.
+
+        Raises:
+            Unsupported: the layer is offloaded.
+        """
+        require_in_memory(innermost(self), self._site.path)
+        super()._add(name, method, cfg, params, constants, shared)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's output with the active adapters applied."""

@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 from ...adapter_methods import Method, Site, fold, from_matrix, is_stacked, to_matrix
 from ...errors import Unsupported
 from .layer import Adapted, Tensors
+from .weights import require_in_memory, weight_of
 from .wrapper import innermost
 
 
@@ -31,14 +32,16 @@ class AdaptedParameter(Adapted):
     @property
     def _stored(self) -> tuple[torch.Tensor, None]:
         """The frozen parameter; what may be its bias is no part of it."""
-        return innermost(self).get_parameter(self._leaf), None
+        owner, _, leaf = self._leaf.rpartition(".")
+        return weight_of(innermost(self).get_submodule(owner), leaf, self._site), None
 
     def _add(self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors) -> None:
         """See :meth:`Adapted._add`.
 
         Raises:
-            Unsupported: dropout, which has no input to act on.
+            Unsupported: dropout, which has no input to act on; or a module that is offloaded.
         """
+        require_in_memory(innermost(self), self._site.path)
         if cfg.dropout:
             raise Unsupported("a parameter is changed in itself, where dropout on the input has no place", where=self._site.path,
                               found=f"dropout {cfg.dropout}", remedy="set dropout to 0")

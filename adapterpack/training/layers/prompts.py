@@ -25,6 +25,7 @@ from ..active import only
 from ..loading import load_tokenizer
 from .layer import Adapted, Tensors
 from .tensors import as_numpy
+from .weights import device_of
 from .wrapper import own_modules
 
 _CACHES = ("cache", "past_key_values")
@@ -202,7 +203,7 @@ class Prompts(Adapted):
     def _embed(self, ids: Sequence[int]) -> np.ndarray:
         """The embeddings of ids by the model itself, ``[n, width]``."""
         with torch.no_grad():
-            return as_numpy(self._trunk.get_input_embeddings()(torch.tensor(ids, device=self._base.weight.device)))
+            return as_numpy(self._trunk.get_input_embeddings()(torch.tensor(ids, device=device_of(self._base, PROMPT))))
 
     def _prefill(self, ids: Sequence[int]) -> np.ndarray:
         """What the base, without any adapter, puts into its cache for ids: ``[layers, 2, heads, n, head_dim]``."""
@@ -210,7 +211,8 @@ class Prompts(Adapted):
             raise Unsupported("this model has no cache to take keys and values from", where=PROMPT, found=type(self._trunk).__name__)
         cache = DynamicCache(config=self._trunk.config)
         with only(self._trunk, None), torch.no_grad():
-            self._inner(input_ids=torch.tensor([list(ids)], device=self._base.weight.device), **{self._cache_name: cache}, use_cache=True)
+            given = torch.tensor([list(ids)], device=device_of(self._base, PROMPT))
+            self._inner(input_ids=given, **{self._cache_name: cache}, use_cache=True)
         return np.stack([np.stack([as_numpy(layer.keys[0]), as_numpy(layer.values[0])]) for layer in cache.layers])
 
 

@@ -6,11 +6,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...errors import Unsupported
 from ...io.safetensors import FLOATS, dtype_name
 
 
 def as_numpy(value: torch.Tensor) -> np.ndarray:
-    """A tensor as a numpy array: floats as float32, the rest as it is."""
+    """A tensor as a numpy array: floats as float32, the rest as it is.
+
+    Raises:
+        Unsupported: it has no data.
+    """
+    if value.is_meta:
+        raise Unsupported("a tensor is not in memory", found=f"{tuple(value.shape)} on the meta device",
+                          remedy="load the model without offloading, or let accelerate offload the base before the adapter is put into it")
     array: np.ndarray = (value.detach().float() if value.is_floating_point() else value.detach()).cpu().numpy()
     return array
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...errors import SiteNotFound, nearest
 from .tensors import as_numpy, as_tensor
+from .weights import require_floats, require_in_memory
 from .wrapper import Wrapper, bare, child, key_of
 
 
@@ -39,7 +40,10 @@ class SavedModule(Wrapper):
 
         Raises:
             SiteNotFound: the module has no tensor of that name.
+            Unsupported: the module is quantized, or offloaded.
         """
+        require_in_memory(self._base, self._path)
+        require_floats(self._base, self._path)
         twin = bare(copy.deepcopy(self._base)).float().requires_grad_(True)
         own = twin.state_dict()
         for key, value in (params or {}).items():

@@ -1,0 +1,165 @@
+"""The weight of a layer as floats: as it is, as its library dequantizes it, or as accelerate loads it for a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ...adapter_methods import Site, matrix_shape
+from ...errors import Unsupported
+
+
+class Quantized(NamedTuple):
+    """How a library's layers hold a weight that is no plain tensor of floats.
+
+    ``holds`` recognizes it by what a layer and its weight have; ``read`` gives the floats that it stands for, by a public function of the
+    library.
+    """
+
+    library: str
+    holds: Callable[[nn.Module, Any], bool]
+    read: Callable[[nn.Module, Any], torch.Tensor]
+
+
+def _read_4bit(module: nn.Module, weight: Any) -> torch.Tensor:
+    from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - only where there is such a layer
+
+    floats: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
+    return floats
+
+
+def _scales_8bit(module: nn.Module, weight: Any) -> Any:
+    """One number for each row: the weight's own until the layer is first called, its state's from then on."""
+    own = getattr(weight, "SCB", None)
+    return getattr(getattr(module, "state", None), "SCB", None) if own is None else own
+
+
+def _read_8bit(module: nn.Module, weight: Any) -> torch.Tensor:
+    from bitsandbytes.functional import int8_vectorwise_dequant  # noqa: PLC0415 - only where there is such a layer
+
+    floats: torch.Tensor = int8_vectorwise_dequant(weight.data, _scales_8bit(module, weight))
+    return floats
+
+
+FORMATS = (
+    Quantized("bitsandbytes", lambda module, weight: getattr(weight, "quant_state", None) is not None, _read_4bit),
+    Quantized("bitsandbytes", lambda module, weight: weight.dtype == torch.int8 and _scales_8bit(module, weight) is not None, _read_8bit),
+    Quantized("torchao", lambda module, weight: type(weight).dequantize is not torch.Tensor.dequantize,
+              lambda module, weight: weight.dequantize()),
+)
+"""The formats that are read; whatever else is neither floats nor of the layer's shape is refused."""
+
+
+def weight_of(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
+    """The parameter ``leaf`` of ``module``, the weight of ``site``, as floats of the shape that the site's kind stores.
+
+    Raises:
+        Unsupported: it is stored in a form that is not known, or it is not in memory.
+    """
+    if (offloaded := _offloaded(module, leaf, site.path)) is not None:
+        with offloaded:
+            return _floats(module, leaf, site)
+    return _floats(module, leaf, site)
+
+
+def tensor_of(module: nn.Module, leaf: str, where: str) -> Any:
+    """A parameter or a buffer of ``module`` in memory, None where it has none; such as a bias, which nobody quantizes.
+
+    Raises:
+        Unsupported: it is not in memory.
+    """
+    if (offloaded := _offloaded(module, leaf, where)) is not None:
+        with offloaded:
+            return getattr(module, leaf)
+    return getattr(module, leaf, None)
+
+
+def device_of(module: nn.Module, where: str) -> torch.device:
+    """Where a module computes: the device of its first parameter, or the one to which accelerate loads it for a call.
+
+    Raises:
+        Unsupported: the parameter is not in memory, and nothing loads it.
+    """
+    for owner in module.modules():
+        for value in owner.parameters(recurse=False):
+            if not value.is_meta:
+                return value.device
+            _require_loaded(owner, where)
+            return torch.device(owner._hf_hook.execution_device)  # type: ignore[union-attr]
+    return torch.device("cpu")
+
+
+def is_loaded(model: nn.Module) -> bool:
+    """Whether each tensor of a model is in memory, or loaded by accelerate when its module is called."""
+    owners = {owner for owner in model.modules() if any(value.is_meta for value in owner.parameters(recurse=False))}
+    return all(map(_is_offloaded, owners))
+
+
+def require_in_memory(module: nn.Module, where: str) -> None:
+    """Checks that no parameter of a module is offloaded or without data, for what copies them or calls the module with others.
+
+    Raises:
+        Unsupported: one is.
+    """
+    found = next((name for name, value in module.named_parameters() if value.is_meta), None)
+    if found is not None:
+        raise Unsupported("this module is changed as a whole, and its tensors are not all in memory", where=where,
+                          found=f"{found} on the meta device", remedy="load the base without offloading, or name other targets")
+
+
+def require_floats(module: nn.Module, where: str) -> None:
+    """Checks that no parameter of a module is quantized, for what trains copies of them.
+
+    Raises:
+        Unsupported: one is.
+    """
+    for owner in module.modules():
+        for leaf, value in owner.named_parameters(recurse=False):
+            if not _is_plain(value) or any(one.holds(owner, value) for one in FORMATS):
+                raise Unsupported("a quantized module cannot be trained whole", where=where, found=f"{type(owner).__name__}.{leaf}",
+                                  remedy="leave it out when the base is quantized, or take it out of modules_to_save")
+
+
+def _is_plain(value: torch.Tensor) -> bool:
+    return value.is_floating_point() and bool(value.dtype.itemsize >= torch.half.itemsize)
+
+
+def _offloaded(module: nn.Module, leaf: str, where: str) -> Any:
+    """The context in which accelerate loads the tensors of a module that it offloads; None where the tensor is in memory, or missing."""
+    value = getattr(module, leaf, None)
+    if value is None or not value.is_meta:
+        return None
+    _require_loaded(module, where)
+    from accelerate.utils import align_module_device  # noqa: PLC0415 - only where it offloads
+
+    return align_module_device(module)
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    from accelerate.utils import has_offloaded_params  # noqa: PLC0415 - only where a tensor has no data
+
+    return bool(has_offloaded_params(module))
+
+
+def _require_loaded(module: nn.Module, where: str) -> None:
+    if not _is_offloaded(module):
+        raise Unsupported("the base's weights are not in memory", where=where, found="a tensor on the meta device, which nothing loads",
+                          expected="a base that is loaded, or that accelerate offloads module by module",
+                          remedy="load the base with its weights before the adapter")
+
+
+def _floats(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
+    stored = getattr(module, leaf, None)
+    form = None if stored is None else next((one for one in FORMATS if one.holds(module, stored)), None)
+    weight = stored if form is None else form.read(module, stored)
+    if weight is None or not _is_plain(weight) or matrix_shape(site.kind, weight.shape) != (site.out_features, site.in_features):
+        found = "no weight" if weight is None else f"{weight.dtype} {tuple(weight.shape)}"
+        raise Unsupported("what reads the weight cannot adapt this layer, which stores it in a form that is not known", where=site.path,
+                          expected=f"floats of 16 bits or more, or layers of {', '.join(sorted({one.library for one in FORMATS}))}",
+                          found=f"{type(module).__name__} with {found}",
+                          remedy="load the base without quantization, or use a method that does not read the weight, such as lora")
+    result: torch.Tensor = weight
+    return result
