@@ -82,7 +82,7 @@ def tied_to_a_head(base: Checkpoint, pack: Pack, name: str) -> bool:
     """
     task = pack.manifest.task.type
     if task == NO_TASK:
-        task = type_of(next(iter(base.config.get("architectures") or ()), None), base.config)
+        task = type_of(base.architecture, base.config)
     headless = task == "feature-extraction" or task.endswith("classification")
     words = base.tensors[name].shape[0]
     others = [other for other, info in base.tensors.items() if other != name and len(info.shape) == 2 and info.shape[0] == words]

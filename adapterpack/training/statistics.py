@@ -91,8 +91,8 @@ def _task(pack: Pack, folder: Path) -> Task:
     """The pack's task, or that of the base's class where it names none."""
     if pack.manifest.task.type != NO_TASK:
         return task_named(pack.manifest.task.type)
-    config = Checkpoint(folder).config
-    return task_of(next(iter(config.get("architectures") or ()), ""), config)
+    base = Checkpoint(folder)
+    return task_of(base.architecture or "", base.config)
 
 
 def _encoded(
