@@ -9,20 +9,6 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from adapterpack.methods import (
-    IA3,
-    Bottleneck,
-    DoRA,
-    HiRA,
-    KaSA,
-    LLaMAAdapter,
-    LNTuning,
-    PrefixTuning,
-    PromptTuning,
-    SiteConfig,
-    TrainableTokens,
-    VeRA,
-)
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 

@@ -18,10 +18,10 @@ import adapterpack
 from adapterpack.errors import FormatError
 from adapterpack.io import threads
 from adapterpack.io.streamed_tensors import Streamed, Unread
+from adapterpack.pack import from_peft
 from adapterpack.pack.pack import Pack
 from adapterpack.pack.validate import validation
 from adapterpack.pack.validate.checks import folder
-from adapterpack.peft import layout
 
 pytestmark = pytest.mark.fast
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.fast
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor file is large."""
-    for module in (layout, validation, folder):
+    for module in (from_peft, validation, folder):
         monkeypatch.setattr(module, "LARGE", 8)
 
 
@@ -55,7 +55,7 @@ def test_a_large_pack_is_the_same_pack(tmp_path: Path, monkeypatch: pytest.Monke
     """Held or read piece by piece: the same identity, the same tensors, and the same composition to the bit."""
     paths = written(tmp_path, kind)
     held = [adapterpack.load(path) for path in paths]
-    for module in (layout, validation, folder):
+    for module in (from_peft, validation, folder):
         monkeypatch.setattr(module, "LARGE", 8)
     read = [adapterpack.load(path) for path in paths]
     for one, two in zip(held, read, strict=True):

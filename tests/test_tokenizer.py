@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Core
 from tokenizers import models, normalizers
 
 from adapterpack import Session, run
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError, FormatError, StorageError
 from adapterpack.runtime.decoder import start_ids
@@ -49,6 +50,12 @@ def copied(bundle_of: Make, tmp_path: Path) -> Path:
     return folder
 
 
+def listed_anew(folder: Path) -> Path:
+    """The bundle with a manifest that lists its files as they are now: what a stranger could ship."""
+    read_bundle(folder).write(folder)
+    return folder
+
+
 def cli(*args: object) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in args])
 
@@ -73,7 +80,7 @@ def test_the_command_names_it_too(name: str, copied: Path) -> None:
     if name == "config.json":
         (copied / "generation_config.json").unlink()
     (copied / name).write_bytes(b'{"model": 1, ')
-    done = cli("run", copied, "--prompt", "w1", "--provider", "cpu", "--max-new-tokens", 2)
+    done = cli("run", listed_anew(copied), "--prompt", "w1", "--provider", "cpu", "--max-new-tokens", 2)
     assert done.exit_code == 1
     assert name in done.stderr
     assert "bug" not in done.stderr
@@ -119,7 +126,7 @@ WRONG: list[tuple[str, dict[str, Any], Callable[[Session], Any]]] = [
 def test_values_of_wrong_types_are_named(name: str, content: dict[str, Any], use: Callable[[Session], Any], copied: Path) -> None:
     """The file and the key, where it is used."""
     (copied / name).write_text(json.dumps(content))
-    session = Session(copied, "cpu")
+    session = Session(listed_anew(copied), "cpu")
     with pytest.raises(FormatError, match=name):
         use(session)
 
@@ -247,4 +254,4 @@ def test_a_bundle_without_a_tokenizer(copied: Path) -> None:
     (copied / "tokenizer.json").unlink()
     for prompt in ("w1", [5]):
         with pytest.raises(StorageError, match=r"no tokenizer.*tokenizer\.json"):
-            Session(copied, "cpu").generate([prompt])
+            Session(listed_anew(copied), "cpu").generate([prompt])

@@ -15,7 +15,7 @@ from ..adapter_methods import LAYOUTS
 from ..base.checkpoint import Checkpoint
 from ..errors import Unsupported
 from ..pack.pack import Pack
-from ..tasks.task import NO_TASK, type_of
+from ..tasks.task import NO_TASK, task_of
 from .fold.fold import Contribution, slice_of
 
 Contributions = dict[str, list[Contribution]]
@@ -82,7 +82,7 @@ def tied_to_a_head(base: Checkpoint, pack: Pack, name: str) -> bool:
     """
     task = pack.manifest.task.type
     if task == NO_TASK:
-        task = type_of(base.architecture, base.config)
+        task = task_of(base.architecture or "", base.config).name
     headless = task == "feature-extraction" or task.endswith("classification")
     words = base.tensors[name].shape[0]
     others = [other for other, info in base.tensors.items() if other != name and len(info.shape) == 2 and info.shape[0] == words]

@@ -1,0 +1,190 @@
+"""Methods that read the weight on quantized bases: they are given what the layer computes with, or are refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from adapterpack import OFT, DoRA, HiRA, KaSA, LoRA, adapt, attach, save
+from adapterpack.adapter_methods import Site, SiteConfig
+from adapterpack.errors import Unsupported
+from adapterpack.training.layers.weights import weight_of
+from adapterpack.training.layers.wrapper import innermost, own_modules
+
+pytestmark = pytest.mark.fast
+
+IDS = torch.tensor([[5, 17, 40, 8, 61, 33, 7], [9, 9, 50, 2, 11, 72, 90]])
+TARGETS = ("q_proj", "up_proj", "down_proj")
+CONFIGS: dict[str, SiteConfig] = {
+    "dora": DoRA(r=3, targets=TARGETS), "hira": HiRA(r=3, targets=TARGETS), "kasa": KaSA(r=2, targets=TARGETS),
+    "pissa": LoRA(r=3, init="pissa", targets=TARGETS), "lora": LoRA(r=3, targets=TARGETS), "oft": OFT(block_size=4, targets=TARGETS),
+}
+
+
+def loaded(folder: Path, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+
+
+def by_bitsandbytes(**options: Any) -> Callable[[Path], Any]:
+    return lambda folder: loaded(folder, device_map="cpu", quantization_config=BitsAndBytesConfig(**options))
+
+
+def by_torchao(name: str, *options: Any) -> Callable[[Path], Any]:
+    def load(folder: Path) -> Any:
+        import torchao.quantization as torchao
+
+        model = loaded(folder)
+        torchao.quantize_(model.model, getattr(torchao, name)(*options))
+        return model
+
+    return load
+
+
+BASES: dict[str, tuple[Callable[[Path], Any], bool]] = {
+    "int8": (by_bitsandbytes(load_in_8bit=True), False),
+    "nf4": (by_bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32), True),
+    "fp4, nested": (by_bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True,
+                                    bnb_4bit_compute_dtype=torch.float32), True),
+    "torchao int8": (by_torchao("Int8WeightOnlyConfig"), True),
+    "torchao int4": (by_torchao("IntxWeightOnlyConfig", torch.int4), True),
+    "torchao float8": (by_torchao("Float8WeightOnlyConfig"), True),
+    "torchao int8, inputs too": (by_torchao("Int8DynamicActivationInt8WeightConfig"), False),
+}
+"""A quantized base, and whether it computes with its dequantized weights exactly: some round a layer's inputs, too."""
+NO_GRADIENT = "torchao int8, inputs too"
+"""torchao computes no gradient of a layer whose inputs it rounds, with or without an adapter."""
+
+
+def dequantized(layer: Any) -> torch.Tensor:
+    """The weight of a quantized layer by the formula of its format, or by torchao."""
+    weight = layer.weight
+    if (state := getattr(weight, "quant_state", None)) is not None:
+        absmax = state.absmax
+        if state.nested:
+            from bitsandbytes.functional import dequantize_blockwise
+
+            absmax = dequantize_blockwise(absmax, state.state2) + state.offset
+        packed = weight.data.flatten().long()
+        codes = state.code[torch.stack([packed >> 4, packed & 15], dim=1).flatten()]
+        return (codes.reshape(-1, state.blocksize) * absmax[:, None]).reshape(state.shape)
+    if weight.dtype == torch.int8 and hasattr(weight, "SCB"):
+        scales = layer.state.SCB if weight.SCB is None else weight.SCB
+        return weight.data.float() * scales[:, None] / 127
+    return weight.dequantize()
+
+
+def judge(quantized: nn.Module, folder: Path) -> nn.Module:
+    """The float model with the weights that the quantized layers stand for."""
+    model = loaded(folder)
+    for path, module in own_modules(quantized):
+        if isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter:
+            model.get_submodule(path).weight.data = dequantized(module).detach().clone()
+    return model
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that inputs are rounded
+        return model(input_ids=IDS).logits
+
+
+def shaken(model: nn.Module, size: float = 0.1) -> nn.Module:
+    """What is trained, moved by noise."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("label", BASES)
+@pytest.mark.parametrize("method", CONFIGS)
+def test_it_is_the_adapter_on_the_dequantized_weights(method: str, label: str, tiny_llama: Path) -> None:
+    """Attached to a fresh base and to one that has been called, and trained there and packed: the logits of the float model with the
+    dequantized weights, within 1e-5 of the largest; where the base rounds its inputs, within twice the base's own distance from it."""
+    load, exact = BASES[label]
+    size = 0.3 if method == "hira" else 0.1  # of a change that is multiplied by the weight
+    pack = save(shaken(adapt(loaded(tiny_llama), CONFIGS[method]), size), None, name="one")
+    quantized = load(tiny_llama)
+    before, plain = logits(quantized), logits(judge(quantized, tiny_llama))
+    right = logits(attach(judge(quantized, tiny_llama), pack, check_base=False))
+    within = 1e-5 * float(right.abs().max()) if exact else 2 * float((before - plain).abs().max())
+    assert (right - plain).abs().max() > 2 * within, "the change can be told from the base"
+    for base in (load(tiny_llama), quantized):
+        found = attach(base, pack, check_base=False)
+        assert (logits(found) - right).abs().max() <= within
+        assert type(base.model.layers[0].self_attn.q_proj.weight) is type(load(tiny_llama).model.layers[0].self_attn.q_proj.weight)
+    if label == NO_GRADIENT:
+        return
+    trained = shaken(adapt(load(tiny_llama), CONFIGS[method]), size).train()
+    trained(input_ids=IDS).logits.square().mean().backward()
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in trained.parameters() if value.requires_grad)
+    right = logits(attach(judge(quantized, tiny_llama), save(trained.eval(), None, name="two"), check_base=False))
+    assert (logits(trained) - right).abs().max() <= within
+
+
+@pytest.mark.parametrize("label", BASES)
+def test_the_weight_that_is_read_is_the_formats_own(label: str, tiny_llama: Path) -> None:
+    """In each layer, before it was called and after: code times scale, to the last bit of float32 or the next."""
+    model = BASES[label][0](tiny_llama)
+    for _ in range(2):
+        layers = [module for _, module in own_modules(model) if isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter]
+        assert len(layers) == 14
+        for layer in layers:
+            found = weight_of(layer, "weight", Site("layer", layer.in_features, layer.out_features))
+            torch.testing.assert_close(found, dequantized(layer), rtol=2**-22, atol=1e-9)
+        logits(model)
+
+
+class Packed(nn.Linear):
+    """A layer of some library that stores its weight in a form of its own."""
+
+    def __init__(self, stored: torch.Tensor | None) -> None:
+        super().__init__(6, 4)
+        del self.weight
+        if stored is not None:
+            self.weight = nn.Parameter(stored, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., :4]
+
+
+STORED = {"float8": torch.zeros(4, 6).to(torch.float8_e4m3fn), "int8": torch.zeros(4, 6, dtype=torch.int8), "cut": torch.zeros(2, 6),
+          "packed": torch.zeros(12, dtype=torch.uint8), "none": None}
+
+
+@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+@pytest.mark.parametrize("config", [DoRA(r=2), HiRA(r=2), LoRA(r=2, init="pissa")], ids=lambda config: type(config).__name__)
+def test_a_form_that_is_not_known_is_refused_by_name(config: SiteConfig, stored: torch.Tensor | None) -> None:
+    """Codes without their scales are never taken for weights; a method that does not read them adapts the layer all the same."""
+    model = nn.Sequential(Packed(stored), nn.Tanh())
+    modules = set(model.modules())
+    with pytest.raises(Unsupported, match="form that is not known") as error:
+        adapt(model, config)
+    assert error.value.where == "0" and "Packed" in str(error.value.found) and "lora" in str(error.value.remedy)
+    assert set(model.modules()) == modules
+    if stored is not None:
+        x = torch.randn(3, 6)
+        adapted = shaken(adapt(model, LoRA(r=2)))
+        params = innermost(adapted[0]), adapted[0]._params("default")
+        change = 1.0 * x.numpy() @ params[1]["lora_A"].T @ params[1]["lora_B"].T * adapted[0]._methods["default"][1].scale
+        np.testing.assert_allclose(adapted(x).detach(), np.tanh(x[:, :4].numpy() + change), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("label", ["int8", "nf4", "torchao int8"])
+def test_a_quantized_layer_is_not_trained_whole(label: str, tiny_llama: Path) -> None:
+    """A float copy of codes would be a layer of codes."""
+    model = BASES[label][0](tiny_llama)
+    with pytest.raises(Unsupported, match="quantized module cannot be trained whole") as error:
+        adapt(model, LoRA(r=2, targets=("q_proj",), modules_to_save=("layers.1.mlp",)))
+    assert (error.value.where, error.value.found) == ("model.layers.1.mlp", f"{type(model.model.layers[1].mlp.gate_proj).__name__}.weight")
