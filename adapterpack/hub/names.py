@@ -14,6 +14,8 @@ _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REPO = re.compile(f"{_PART}/{_PART}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
+_LONGEST_REVISION = 200
+"""Characters, so that with its slashes as %2F it can be the name of a file."""
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10))})
 MAIN = "main"
 
@@ -65,7 +67,8 @@ def is_revision(text: str) -> bool:
         >>> is_revision("v1.0"), is_revision("refs/pr/1"), is_revision("a..b")
         (True, True, False)
     """
-    return _REVISION.fullmatch(text) is not None and ".." not in text and not text.endswith((".lock", "."))
+    plain = _REVISION.fullmatch(text) is not None and ".." not in text
+    return plain and len(text) <= _LONGEST_REVISION and not text.endswith((".lock", "."))
 
 
 def is_folder(text: str) -> bool:

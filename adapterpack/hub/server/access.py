@@ -16,6 +16,8 @@ from ...errors import ConfigError, storage_errors
 from .storage import Refused, Settings
 
 _LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,95})\s+(read|write)\s+(\S{16,256})")
+_NUMBER = re.compile(r"[0-9]{1,15}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _VALID_SECONDS = 6 * 3600
 
 
@@ -72,6 +74,18 @@ class Access:
         return found
 
     @staticmethod
+    def require_writer(account: Account | None) -> None:
+        """Lets by who may write.
+
+        Raises:
+            Refused: nobody, or one who may only read.
+        """
+        if account is None:
+            raise Refused(401, "Unauthorized", "A token is needed")
+        if not account.write:
+            raise Refused(403, "Forbidden", "This token may only read")
+
+    @staticmethod
     def require_granted(account: Account | None, settings: Settings) -> None:
         """Lets by who may have the files of a gated repository.
 
@@ -93,7 +107,8 @@ class Access:
         Raises:
             Refused: the address is not one that was given out, or its time is over.
         """
-        if not (size.isdecimal() and until.isdecimal() and hmac.compare_digest(self._signature(what, int(size), int(until)), signature)):
+        if not (_NUMBER.fullmatch(size) and _NUMBER.fullmatch(until) and _SHA256.fullmatch(signature)
+                and hmac.compare_digest(self._signature(what, int(size), int(until)), signature)):
             raise Refused(403, "Forbidden", "The address was not given out by this hub")
         if int(until) < time.time():
             raise Refused(403, "Forbidden", "The address has expired")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Awaitable, Callable
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, NamedTuple
+from urllib.parse import unquote, unquote_to_bytes
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -16,36 +17,55 @@ from starlette.routing import Route
 from ...errors import AdapterpackError, FormatError
 from . import large, reading, writing
 from .access import Access
+from .bodies import require_size
 from .parts import PART, Parts
 from .storage import Refused, Storage
 
 Handler = Callable[[Request], Awaitable[Response]]
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_FORM = 1 << 20
+_TEXT = 4 << 20
+_COMMIT = 64 << 20
 
-ROUTES: tuple[tuple[str, str, Handler], ...] = (
-    ("GET", "/api/whoami-v2", reading.whoami),
-    ("GET", "/api/models", reading.models),
-    ("GET", "/api/models/{org}/{name}", reading.info),
-    ("GET", "/api/models/{org}/{name}/revision/{rev}", reading.info),
-    ("GET", "/api/models/{org}/{name}/tree/{rev}", reading.tree),
-    ("GET", "/api/models/{org}/{name}/tree/{rev}/{path:path}", reading.tree),
-    ("POST", "/api/models/{org}/{name}/paths-info/{rev}", reading.paths_info),
-    ("GET", "/api/models/{org}/{name}/refs", reading.refs),
-    ("GET", "/{org}/{name}/resolve/{rev}/{path:path}", reading.resolve),  # HEAD comes with it
-    ("POST", "/api/repos/create", writing.create),
-    ("PUT", "/api/models/{org}/{name}/settings", writing.settings),
-    ("POST", "/api/models/{org}/{name}/user-access-request/grant", writing.grant),
-    ("POST", "/api/validate-yaml", writing.validate_yaml),
-    ("POST", "/api/models/{org}/{name}/preupload/{rev}", writing.preupload),
-    ("POST", "/{org}/{name}/info/lfs/objects/batch", large.batch),
-    ("PUT", "/lfs/{sha256}", large.upload),
-    ("PUT", "/lfs/{sha256}/{number:int}", large.upload_part),
-    ("POST", "/lfs/{sha256}", large.complete),
-    ("POST", "/api/models/{org}/{name}/commit/{rev}", writing.commit),
-    ("POST", "/api/models/{org}/{name}/tag/{rev}", writing.tag),
-    ("DELETE", "/api/models/{org}/{name}/tag/{rev}", writing.drop_tag),
-    ("POST", "/api/models/{org}/{name}/branch/{rev}", writing.branch),
+
+class Rule(NamedTuple):
+    """What a client can ask: a method at a path. ``writes``: it takes a token that may write; ``most``: the bytes that its body may have.
+
+    Uploads are bounded by their address instead, which was signed for so many bytes.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    writes: bool = False
+    most: int | None = 0
+
+
+ROUTES: tuple[Rule, ...] = (
+    Rule("GET", "/api/whoami-v2", reading.whoami),
+    Rule("GET", "/api/models", reading.models),
+    Rule("GET", "/api/models/{org}/{name}", reading.info),
+    Rule("GET", "/api/models/{org}/{name}/revision/{rev}", reading.info),
+    Rule("GET", "/api/models/{org}/{name}/tree/{rev}", reading.tree),
+    Rule("GET", "/api/models/{org}/{name}/tree/{rev}/{path:path}", reading.tree),
+    Rule("POST", "/api/models/{org}/{name}/paths-info/{rev}", reading.paths_info, most=_FORM),
+    Rule("GET", "/api/models/{org}/{name}/refs", reading.refs),
+    Rule("GET", "/{org}/{name}/resolve/{rev}/{path:path}", reading.resolve),  # HEAD comes with it
+    Rule("POST", "/api/repos/create", writing.create, writes=True, most=_FORM),
+    Rule("PUT", "/api/models/{org}/{name}/settings", writing.settings, writes=True, most=_FORM),
+    Rule("POST", "/api/models/{org}/{name}/user-access-request/grant", writing.grant, writes=True, most=_FORM),
+    Rule("POST", "/api/validate-yaml", writing.validate_yaml, writes=True, most=_TEXT),
+    Rule("POST", "/api/models/{org}/{name}/preupload/{rev}", writing.preupload, writes=True, most=_TEXT),
+    Rule("POST", "/{org}/{name}/info/lfs/objects/batch", large.batch, writes=True, most=_FORM),
+    Rule("PUT", "/lfs/{sha256}", large.upload, most=None),
+    Rule("PUT", "/lfs/{sha256}/{number}", large.upload_part, most=None),
+    Rule("POST", "/lfs/{sha256}", large.complete, most=_FORM),
+    Rule("POST", "/api/models/{org}/{name}/commit/{rev}", writing.commit, writes=True, most=_COMMIT),
+    Rule("POST", "/api/models/{org}/{name}/tag/{rev}", writing.tag, writes=True, most=_FORM),
+    Rule("DELETE", "/api/models/{org}/{name}/tag/{rev}", writing.drop_tag, writes=True),
+    Rule("POST", "/api/models/{org}/{name}/branch/{rev}", writing.branch, writes=True, most=_FORM),
 )
-"""Method, path, handler: what a client of this hub can ask."""
+"""What a client of this hub can ask."""
 
 
 def build(folder: str | os.PathLike[str], access: Access | None = None, part: int = PART) -> Starlette:
@@ -56,7 +76,7 @@ def build(folder: str | os.PathLike[str], access: Access | None = None, part: in
         >>> [route.path for route in build(tempfile.mkdtemp()).routes][0]
         '/api/whoami-v2'
     """
-    app = Starlette(routes=[Route(path, _answering(handler), methods=[method]) for method, path, handler in ROUTES])
+    app = Starlette(routes=[Route(rule.path, _answering(rule), methods=[rule.method]) for rule in ROUTES])
     app.state.storage, app.state.access, app.state.part = Storage(folder), access or Access(), part
     app.state.parts = Parts(app.state.storage)
     app.add_middleware(WholeSegments)
@@ -64,44 +84,64 @@ def build(folder: str | os.PathLike[str], access: Access | None = None, part: in
 
 
 class WholeSegments:
-    """A revision may hold a slash, which clients write as %2F: it stays one segment of the path until a handler asks for it."""
+    """Splits paths where the client split them, and keeps control characters out of headers, both ways.
+
+    A revision may hold a slash, which clients write as %2F: it stays one segment of the path until a handler asks for it.
+    """
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Passes the request on with its path split where the client split it."""
+        """Passes the request on, unless its address holds a control character."""
+        async def plainly(message: Any) -> None:
+            if message["type"] == "http.response.start":  # whatever an answer repeats: it may not end a header and begin another
+                message = {**message, "headers": [(key, _CONTROL.sub(b"?", value).strip()) for key, value in message["headers"]]}
+            await send(message)
+
         raw = scope.get("raw_path")
         if scope["type"] == "http" and raw is not None:
             segments = [unquote(part).replace("/", "%2F") for part in raw.partition(b"?")[0].decode("latin-1").split("/")]
             scope = {**scope, "path": "/".join(segments)}
-        await self.app(scope, receive, send)
+            if _CONTROL.search(unquote_to_bytes(raw + b"?" + scope["query_string"])):
+                await _refusal(Refused(400, "BadRequest", "No address holds a control character"))(scope, receive, plainly)
+                return
+        await self.app(scope, receive, plainly)
 
 
-def _answering(handler: Handler) -> Handler:
+def _answering(rule: Rule) -> Handler:
     async def answer(request: Request) -> Response:
         try:
-            request.scope["account"] = request.app.state.access.account(request.headers.get("authorization"))
+            access: Access = request.app.state.access
+            request.scope["account"] = access.account(request.headers.get("authorization"))
             if "org" in request.path_params:
                 await run_in_threadpool(_require_visible, request)
-            return await handler(request)
+            if rule.writes:
+                access.require_writer(request.scope["account"])
+            if rule.most is not None:
+                require_size(request, rule.most)
+            return await rule.handler(request)
         except Refused as refused:
-            return _refusal(refused.status, refused.name, refused.what)
+            return _refusal(refused)
         except FormatError as error:
-            return _refusal(400, "BadRequest", error.what)
+            return _refusal(Refused(400, "BadRequest", error.what))
         except AdapterpackError as error:
-            return _refusal(500, "ServerError", error.what)
+            return _refusal(Refused(500, "ServerError", error.what))
 
     return answer
 
 
 def _require_visible(request: Request) -> None:
-    """A private repository is to strangers one that does not exist."""
-    repo = reading.repo_of(request)
-    if request.app.state.storage.private(repo) and request.scope["account"] is None:
+    """Without a token a private repository cannot be told from one that does not exist."""
+    storage: Storage = request.app.state.storage
+    try:
+        hidden = storage.private(reading.repo_of(request))
+    except Refused:
+        hidden = True
+    if hidden and request.scope["account"] is None:
         raise Refused(401, "RepoNotFound", "Repository not found")
 
 
-def _refusal(status: int, name: str, what: str) -> Response:
-    message = what.encode("ascii", "replace").decode("ascii").replace("\n", " ")
-    return JSONResponse({"error": message}, status, {"X-Error-Code": name, "X-Error-Message": message})
+def _refusal(refused: Refused) -> Response:
+    message = refused.what.encode("ascii", "replace").decode("ascii")
+    return JSONResponse({"error": message, **refused.more}, refused.status, {"X-Error-Code": refused.name, "X-Error-Message": message})

@@ -11,10 +11,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from .bodies import json_of
 from .parts import Parts, cut
-from .reading import storage_of
+from .reading import origin_of, storage_of
 from .storage import Refused
-from .writing import body_of, object_in, origin_of, require_writer
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_OBJECT = 1 << 40
@@ -25,8 +25,7 @@ _SPARE = 64 << 20
 
 async def batch(request: Request) -> Response:
     """Where to put large files; none for those that are there. Of parts that are there already ``held`` names the sha256."""
-    require_writer(request)
-    value, storage = object_in(await body_of(request)), storage_of(request)
+    value, storage = await json_of(request), storage_of(request)
     wanted, in_parts = value.get("objects") or (), "multipart" in (value.get("transfers") or ())
     if not isinstance(wanted, list) or len(wanted) > _MAX_OBJECTS or not all(isinstance(one, dict) for one in wanted):
         raise Refused(400, "BadRequest", f"objects is a list of at most {_MAX_OBJECTS}")
@@ -68,10 +67,10 @@ async def upload(request: Request) -> Response:
 async def upload_part(request: Request) -> Response:
     """Takes one part of a large file; its sha256 is its ETag."""
     sha256, number = request.path_params["sha256"], request.path_params["number"]
-    size = _require_signed(request, f"{sha256}/{number}")
+    size = _require_signed(request, f"{sha256}/{number}")  # which is a number, as it was signed
     with storage_of(request).incoming() as path:
         etag = await _arrived(request, path, size)
-        await run_in_threadpool(_parts(request).keep, sha256, number, path, etag)
+        await run_in_threadpool(_parts(request).keep, sha256, int(number), path, etag)
     return Response(headers={"ETag": f'"{etag}"'})
 
 
@@ -79,7 +78,7 @@ async def complete(request: Request) -> Response:
     """Puts the parts of a large file together."""
     sha256 = request.path_params["sha256"]
     size = _require_signed(request, f"{sha256}/all")
-    told = object_in(await body_of(request)).get("parts")
+    told = (await json_of(request)).get("parts")
     if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
         raise Refused(400, "BadRequest", "parts is a list")
     etags = [str(one.get("etag")).strip('"') for one in told]

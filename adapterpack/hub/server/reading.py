@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qs, quote, urlencode
+from urllib.parse import quote, urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from .bodies import form_of
 from .storage import Commit, Entry, Refused, Storage
 
 PAGE = 1000
-_MAX_FORM = 4 << 20
 
 
 def repo_of(request: Request) -> str:
@@ -29,6 +29,16 @@ def storage_of(request: Request) -> Storage:
     """The storage that the application serves."""
     found: Storage = request.app.state.storage
     return found
+
+
+def author_of(request: Request) -> str:
+    """The name of whose token the request has."""
+    return str(request.scope["account"].name)
+
+
+def origin_of(request: Request) -> str:
+    """The hub's own address, as this client writes it."""
+    return str(request.base_url).rstrip("/")
 
 
 async def whoami(request: Request) -> Response:
@@ -82,10 +92,7 @@ async def tree(request: Request) -> Response:
 async def paths_info(request: Request) -> Response:
     """Some files of a revision, as the tree tells of them."""
     _, _, found = await _commit(request)
-    body = await request.body()
-    if len(body) > _MAX_FORM:
-        raise Refused(413, "TooLarge", "too many paths")
-    wanted = set(parse_qs(body.decode("utf-8", "replace")).get("paths", ()))
+    wanted = set((await form_of(request)).get("paths", ()))
     return JSONResponse([_described(path, entry) for path, entry in found.files.items() if path in wanted])
 
 

@@ -26,18 +26,19 @@ from ...io import blobs, strict_json
 from ...io.atomic import output_file, output_folder, own_folder
 from ...io.locks import locked
 from .. import names
+from ..transport.client import MAX_LISTED
 
 KINDS = ("heads", "tags", "pr")
 
 
 class Refused(AdapterpackError):
-    """What a hub answers instead: an HTTP status and the name that clients know the error by."""
+    """What a hub answers instead: an HTTP status, the name that clients know the error by, and ``more`` fields of the answer."""
 
     code = "refused"
 
-    def __init__(self, status: int, name: str, what: str) -> None:
+    def __init__(self, status: int, name: str, what: str, **more: Any) -> None:
         super().__init__(what)
-        self.status, self.name = status, name
+        self.status, self.name, self.more = status, name, more
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class Storage:
         Raises:
             Refused: the name is taken, or is none.
         """
-        if not names.is_repo(repo):
-            raise Refused(400, "BadRequest", "A repository is OWNER/NAME")
+        if not names.is_repo(repo) or names.unsafe(repo):
+            raise Refused(400, "BadRequest", "A repository is OWNER/NAME, and neither is a device on any system")
         first = Commit(None, "initial commit", "", author, _now())
         try:
             with output_folder(self.root / "repos" / repo) as folder:
@@ -174,11 +175,11 @@ class Storage:
     def commit(self, repo: str, oid: str) -> Commit:
         """A commit by its id, which its bytes must have."""
         path = self.folder(repo) / "commits" / f"{oid}.json"
-        value = _read(path)
-        found = Commit(**{**value, "files": {name: Entry(**entry) for name, entry in value["files"].items()}})
-        if found.oid != oid:
+        data = path.read_bytes()
+        if hashlib.sha1(data, usedforsecurity=False).hexdigest() != oid:
             raise StorageError("a commit was altered on the hub's disk", where=path, remedy="restore it from a copy")
-        return found
+        value = _loaded(data, path)
+        return Commit(**{**value, "files": {name: Entry(**entry) for name, entry in value["files"].items()}})
 
     def change(self, repo: str, revision: str, author: str, summary: str, description: str, *, parent: str | None,
                change: Callable[[dict[str, Entry]], None], as_pr: bool) -> tuple[str, int | None]:
@@ -195,6 +196,8 @@ class Storage:
             before = self.commit(repo, head)
             files = dict(before.files)
             change(files)
+            if len(files) > MAX_LISTED:
+                raise Refused(413, "TooLarge", f"A commit has at most {MAX_LISTED} files")
             if not as_pr and files == before.files:
                 return head, None
             made = Commit(head, summary[:500], description[:10_000], author, _now(), dict(sorted(files.items())))
@@ -214,7 +217,7 @@ class Storage:
         Raises:
             Refused: there is one of that name, or it is no name.
         """
-        if not names.is_revision(name) or names.COMMIT.fullmatch(name) or name.startswith("refs/"):
+        if not names.is_revision(name) or names.unsafe(name) or names.COMMIT.fullmatch(name) or name.startswith("refs/"):
             raise Refused(400, "BadRequest", "Not the name of a ref")
         folder = self.folder(repo)
         with locked(folder / ".lock", alone=True):
@@ -293,7 +296,11 @@ def git_oid(parts: Iterable[bytes], size: int) -> str:
 
 
 def _read(path: Path) -> Any:
-    return strict_json.loads(path.read_bytes(), path, 64 << 20)
+    return _loaded(path.read_bytes(), path)
+
+
+def _loaded(data: bytes, path: Path) -> Any:
+    return strict_json.loads(data, path, 64 << 20)
 
 
 def _now() -> str:

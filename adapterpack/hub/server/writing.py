@@ -1,4 +1,4 @@
-"""What changes a hub: repositories, uploads, commits, tags. Each asks for a token that may write."""
+"""What changes a hub: repositories, uploads, commits, tags. All of it takes a token that may write."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ...errors import FormatError
-from ...io import strict_json
 from .. import names
-from .reading import repo_of, revision_of, storage_of
+from ..transport.client import MAX_LISTED
+from .bodies import json_object, json_of, parsed
+from .front_matter import problem
+from .reading import author_of, origin_of, repo_of, revision_of, storage_of
 from .storage import Entry, Refused
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGE = frozenset({".safetensors", ".onnx", ".onnx_adapter", ".data", ".bin", ".model", ".gguf"})
 _MAX_REGULAR = 10 << 20
-_MAX_BODY = 64 << 20
 
 
 async def create(request: Request) -> Response:
-    """A new repository; one that is there already is told with its address."""
-    name, value = require_writer(request), object_in(await body_of(request))
-    repo = f"{value.get('organization') or name}/{value.get('name')}"
+    """A new repository; the refusal of one that is there already holds its address."""
+    value, name = await json_of(request), author_of(request)
+    owner, title = name if value.get("organization") is None else value["organization"], value.get("name")
+    if not (isinstance(owner, str) and isinstance(title, str)):
+        raise Refused(400, "BadRequest", "name and organization are text")
+    repo = f"{owner}/{title}"
     address = {"url": f"{origin_of(request)}/{repo}", "id": repo}
     if value.get("type") not in {None, "model"}:
         raise Refused(400, "BadRequest", "This hub keeps models only")
@@ -35,16 +38,15 @@ async def create(request: Request) -> Response:
     try:
         await run_in_threadpool(storage_of(request).create, repo, private=private, author=name)
     except Refused as refused:
-        if refused.status != 409:
-            raise
-        return JSONResponse({"error": refused.what, **address}, 409, {"X-Error-Code": "Conflict", "X-Error-Message": refused.what})
+        if refused.status == 409:
+            refused.more = address
+        raise
     return JSONResponse(address)
 
 
 async def settings(request: Request) -> Response:
     """Who may see a repository (``visibility``), and whether its files are for those alone that were let in (``gated``)."""
-    require_writer(request)
-    value = object_in(await body_of(request))
+    value = await json_of(request)
     told: dict[str, Any] = {}
     if "gated" in value:
         told["gated"] = value["gated"]
@@ -58,8 +60,7 @@ async def settings(request: Request) -> Response:
 
 async def grant(request: Request) -> Response:
     """Lets somebody have the files of a gated repository."""
-    require_writer(request)
-    user = object_in(await body_of(request)).get("user")
+    user = (await json_of(request)).get("user")
     if not isinstance(user, str) or not 0 < len(user) <= 96:
         raise Refused(400, "BadRequest", "user is a name")
     await run_in_threadpool(storage_of(request).set, repo_of(request),
@@ -68,24 +69,18 @@ async def grant(request: Request) -> Response:
 
 
 async def validate_yaml(request: Request) -> Response:
-    """Whether the header of a README is YAML."""
-    import yaml  # noqa: PLC0415 - asked for by few
+    """Whether the header of a README is YAML, and a mapping."""
+    def look(body: bytes) -> str | None:
+        text = str(json_object(body).get("content", ""))
+        return problem(text[4:].partition("\n---")[0]) if text.startswith("---\n") else None
 
-    text = str(object_in(await body_of(request)).get("content", ""))
-    errors = []
-    if text.startswith("---\n"):
-        try:
-            if not isinstance(yaml.safe_load(text[4:].partition("\n---")[0]), dict):
-                errors = [{"message": "the header is no mapping"}]
-        except yaml.YAMLError:
-            errors = [{"message": "the header is not YAML"}]
-    return JSONResponse({"errors": errors, "warnings": []}, 400 if errors else 200)
+    message = await parsed(request, look)
+    return JSONResponse({"errors": [{"message": message}] if message else [], "warnings": []}, 400 if message else 200)
 
 
 async def preupload(request: Request) -> Response:
     """How each file is to be sent: in the commit, or apart as a large one; files that are there already are told by their id."""
-    require_writer(request)
-    repo, storage, wanted = repo_of(request), storage_of(request), object_in(await body_of(request)).get("files")
+    repo, storage, wanted = repo_of(request), storage_of(request), (await json_of(request)).get("files")
     held = (await run_in_threadpool(lambda: storage.commit(repo, storage.resolve(repo, revision_of(request))))).files
     if not isinstance(wanted, list) or not all(isinstance(file, dict) for file in wanted):
         raise Refused(400, "BadRequest", "files is a list")
@@ -103,12 +98,13 @@ async def preupload(request: Request) -> Response:
 
 async def commit(request: Request) -> Response:
     """One commit from lines of JSON; with ``create_pr=1`` on a new pull request."""
-    author, repo, storage = require_writer(request), repo_of(request), storage_of(request)
-    lines = [object_in(line) for line in (await body_of(request)).split(b"\n") if line.strip()]
-    header, *operations = lines or [{}]
+    author, repo, storage = author_of(request), repo_of(request), storage_of(request)
+    header, *operations = await parsed(request, _lines) or [{}]
     told = header.get("value")
     if header.get("key") != "header" or not isinstance(told, dict) or not all(isinstance(one.get("value"), dict) for one in operations):
         raise Refused(400, "BadRequest", "A commit is a header and operations")
+    if len(operations) > MAX_LISTED:
+        raise Refused(413, "TooLarge", f"A commit has at most {MAX_LISTED} operations")
     as_pr = request.query_params.get("create_pr") == "1"
 
     def change(files: dict[str, Entry]) -> None:
@@ -130,26 +126,27 @@ async def commit(request: Request) -> Response:
 
 async def tag(request: Request) -> Response:
     """A tag on a revision."""
-    return await _ref(request, "tags", str(object_in(await body_of(request)).get("tag")), revision_of(request))
+    return await _ref(request, "tags", str((await json_of(request)).get("tag")), revision_of(request))
 
 
 async def branch(request: Request) -> Response:
     """A branch, by default from the main one."""
-    value = object_in(await body_of(request) or b"{}")
-    return await _ref(request, "heads", revision_of(request), str(value.get("startingPoint") or names.MAIN))
+    return await _ref(request, "heads", revision_of(request), str((await json_of(request)).get("startingPoint") or names.MAIN))
 
 
 async def drop_tag(request: Request) -> Response:
     """Removes a tag."""
-    require_writer(request)
     await run_in_threadpool(storage_of(request).drop_ref, repo_of(request), "tags", revision_of(request))
     return Response()
 
 
 async def _ref(request: Request, kind: str, name: str, revision: str) -> Response:
-    require_writer(request)
     await run_in_threadpool(storage_of(request).add_ref, repo_of(request), kind, name, revision)
     return Response()
+
+
+def _lines(body: bytes) -> list[dict[str, Any]]:
+    return [json_object(line) for line in body.split(b"\n") if line.strip()]
 
 
 def _add(storage: Any, files: dict[str, Entry], value: dict[str, Any]) -> None:
@@ -179,54 +176,8 @@ def _path(value: dict[str, Any]) -> str:
     return path
 
 
-def require_writer(request: Request) -> str:
-    """The name of who may write.
-
-    Raises:
-        Refused: nobody, or one who may only read.
-    """
-    account = request.scope["account"]
-    if account is None:
-        raise Refused(401, "Unauthorized", "A token is needed")
-    if not account.write:
-        raise Refused(403, "Forbidden", "This token may only read")
-    return str(account.name)
-
-
-async def body_of(request: Request) -> bytes:
-    """The body of a request that is no file.
-
-    Raises:
-        Refused: it is larger than such a thing can be.
-    """
-    parts, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > _MAX_BODY:
-            raise Refused(413, "TooLarge", "The request is too large")
-        parts.append(chunk)
-    return b"".join(parts)
-
-
-def object_in(data: bytes) -> dict[str, Any]:
-    """The JSON object in a body.
-
-    Raises:
-        FormatError: it is something else.
-    """
-    value = strict_json.loads(data, "request", _MAX_BODY)
-    if not isinstance(value, dict):
-        raise FormatError("the request must be a JSON object")
-    return value
-
-
 def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Refused(400, "BadRequest", "This is not base64") from error
-
-
-def origin_of(request: Request) -> str:
-    """The hub's own address, as this client writes it."""
-    return str(request.base_url).rstrip("/")

@@ -1,0 +1,318 @@
+"""What strangers send to a hub: nothing without a token is taken into memory, parsed for long or answered by an error of the server."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import pytest
+from hubs import READ, WRITE, Hub
+
+from adapterpack.errors import StorageError
+from adapterpack.hub.server.front_matter import problem
+from adapterpack.hub.server.parts import Parts
+from adapterpack.hub.server.storage import Refused, Storage
+from adapterpack.hub.transport import client
+
+pytestmark = pytest.mark.fast
+
+MIB = 1 << 20
+
+
+class Reply:
+    """Status, headers and body of one answer."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status, self.headers, self.body = response.status, response.headers, response.read()
+
+    @property
+    def code(self) -> str:
+        """The name that clients know the error by."""
+        return str(self.headers.get("X-Error-Code"))
+
+
+def send(hub: Hub, method: str, path: str, body: Any = None, token: str | None = WRITE, **headers: str) -> Reply:
+    """One request on a connection of its own, its path as it is written here."""
+    connection = http.client.HTTPConnection(urlsplit(hub.address).netloc, timeout=30)
+    own = {"Authorization": f"Bearer {token}"} if token else {}
+    data = json.dumps(body) if isinstance(body, dict) else body
+    connection.request(method, path, data, {**own, **headers})
+    reply = Reply(connection.getresponse())
+    connection.close()
+    return reply
+
+
+def announced(hub: Hub, method: str, path: str, length: int | None, token: str | None, pieces: Iterable[bytes] = ()) -> tuple[int, int]:
+    """Announces a body of ``length`` bytes, or one in chunks, and sends its pieces until the hub answers; the status and the bytes sent."""
+    there = urlsplit(hub.address)
+    with socket.create_connection((str(there.hostname), int(there.port or 0)), timeout=30) as connection:
+        size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+        own = f"Authorization: Bearer {token}\r\n" if token else ""
+        connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: hub\r\n{own}{size}\r\n\r\n".encode())
+        sent, answer = 0, bytearray()
+
+        def listen() -> None:
+            while not answer.endswith(b"}") and (more := connection.recv(1 << 16)):
+                answer.extend(more)
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        for piece in pieces:
+            if answer:
+                break
+            try:
+                connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece) if length is None else piece)
+            except OSError:  # hung up: it has said why before
+                break
+            sent += len(piece)
+        listener.join(30)
+    return int(answer.split()[1]), sent
+
+
+def endless(piece: bytes, most: int = 64) -> Iterator[bytes]:
+    for _ in range(most):
+        yield piece
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def public(hub: Hub) -> str:
+    client.api().create_repo("org/limits", exist_ok=True)
+    return "/api/models/org/limits"
+
+
+BODIES = {
+    "paths": ("POST", "{repo}/paths-info/main", None),
+    "yaml": ("POST", "/api/validate-yaml", WRITE),
+    "create": ("POST", "/api/repos/create", WRITE),
+    "settings": ("PUT", "{repo}/settings", WRITE),
+    "grant": ("POST", "{repo}/user-access-request/grant", WRITE),
+    "preupload": ("POST", "{repo}/preupload/main", WRITE),
+    "tag": ("POST", "{repo}/tag/main", WRITE),
+    "branch": ("POST", "{repo}/branch/new", WRITE),
+    "large": ("POST", "/org/limits.git/info/lfs/objects/batch", WRITE),
+    "commit": ("POST", "{repo}/commit/main", WRITE),
+}
+"""Every request with a body that is no file -> its method, its path, and whose token it needs."""
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(name: str, hub: Hub, public: str) -> None:
+    """By what it announces, before a byte of it is sent; and in chunks, without an announcement, soon after it is too much."""
+    method, path, token = BODIES[name]
+    assert announced(hub, method, path.format(repo=public), 700 * MIB, token) == (413, 0)
+    if name != "commit":  # which may have 64 MiB
+        status, sent = announced(hub, method, path.format(repo=public), None, token, endless(b"x" * MIB))
+        assert status == 413
+        assert sent < 24 * MIB, "what lies in the buffers of two sockets, beside the limit"
+
+
+@pytest.mark.parametrize("name", sorted(BODIES.keys() - {"paths"}))
+@pytest.mark.parametrize("token", [None, READ], ids=["nobody", "reader"])
+def test_who_may_not_write_is_refused_before_a_body_is_read(name: str, token: str | None, hub: Hub, public: str) -> None:
+    method, path, _ = BODIES[name]
+    assert announced(hub, method, path.format(repo=public), 100, token) == (403 if token else 401, 0)
+
+
+def test_paths_are_looked_up_in_a_form_of_any_sensible_size(hub: Hub, public: str) -> None:
+    """As the official client asks; and a form of very many fields is refused by name."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    asked = urlencode([("paths", f"file{number}") for number in range(2000)])
+    assert json.loads(send(hub, "POST", f"{public}/paths-info/main", asked, None, **form).body) == []
+    reply = send(hub, "POST", f"{public}/paths-info/main", "&".join(["a=b"] * 100_000), None, **form)
+    assert (reply.status, reply.code) == (413, "TooLarge")
+
+
+BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" if n else "a0: &a0 [x]\n" for n in range(12))
+MERGES = "".join(f"a{n}: &a{n}\n  <<: [*a{n - 1}, *a{n - 1}]\n" if n else "a0: &a0 {x: 1}\n" for n in range(40))
+YAML = {
+    "deep flows": ("tags: " + "[" * 180_000, "flow level"),
+    "flows": ("tags: " + "[" * 40 + "]" * 40, "nested"),
+    "deep blocks": ("- " * 60_000 + "x", "nested"),
+    "deep keys": ("? " * 60_000 + "x", "nested"),
+    "a bomb of aliases": (BOMB, "aliases"),
+    "a bomb of merges": (MERGES, "aliases"),
+    "an alias of nothing": ("a: *b", "not YAML"),
+    "too long": ("a: " + "x" * 300_000, "longer"),
+    "a date that never was": ("a: 2020-13-40", "not YAML"),
+    "a number of 5,000 digits": ("a: " + "9" * 5000, "not YAML"),
+    "a tag that does not fit": ("a: !!timestamp yesterday", "not YAML"),
+    "a boolean that is none": ("a: !!bool perhaps", "not YAML"),
+    "a key that is a list": ("[a]: b", "not YAML"),
+    "a Python object": ("a: !!python/object/apply:os.system [ls]", "not YAML"),
+    "no mapping": ("- a", "no mapping"),
+    "nothing": ("", "no mapping"),
+    "an unfinished text": ('a: "x', "not YAML"),
+}
+"""The header of a README -> what is said of it."""
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_a_header_that_is_none_is_named_soon(name: str, hub: Hub) -> None:
+    """A 400 with a sentence, as the public hub answers, and no standstill."""
+    text, said = YAML[name]
+    started = time.monotonic()
+    reply = send(hub, "POST", "/api/validate-yaml", {"content": f"---\n{text}\n---\n# Title\n"})
+    assert time.monotonic() - started < 5
+    assert reply.status == 400
+    [error] = json.loads(reply.body)["errors"]
+    assert said in error["message"]
+
+
+@pytest.mark.parametrize("text", ["license: mit", "a: &a [1]\nb: *a", "a: &a {x: 1}\nb: {<<: *a, y: 2}", "model-index: [{a: [{b: c}]}]",
+                                  "tags:\n" + "- x\n" * 20_000, "a: 2020-01-01"])
+def test_a_header_that_is_one_is_taken(text: str, hub: Hub) -> None:
+    reply = send(hub, "POST", "/api/validate-yaml", {"content": f"---\n{text}\n---\n# Title\n"})
+    assert (reply.status, json.loads(reply.body)) == (200, {"errors": [], "warnings": []})
+    assert problem(text) is None
+
+
+def test_others_are_answered_while_a_header_is_looked_at(hub: Hub) -> None:
+    """It is parsed in a thread: a second request does not wait for the first."""
+    done, answered = threading.Event(), 0
+
+    def validate() -> None:
+        for _ in range(3):
+            assert send(hub, "POST", "/api/validate-yaml", {"content": f"---\na: [{'1, ' * 80_000}1]\n---\n"}).status == 200
+        done.set()
+
+    thread = threading.Thread(target=validate)
+    thread.start()
+    while not done.is_set():
+        assert send(hub, "GET", "/api/whoami-v2").status == 200
+        answered += 1
+    thread.join()
+    assert answered > 8, "in the event loop it would be one for each"
+
+
+@pytest.mark.parametrize("path", ["/api/models/org/limits/revision/a%0d%0aX-Injected%3a%20yes", "/api/models/org/limits/tree/main/a%0db",
+                                  "/org/limits/resolve/main/a%0ab", "/org/limits/resolve/a%00b/c", "/api/models/org/li%1bmits",
+                                  "/api/models/org/limits/tree/%7f", "/api/models/org/limits/tree/main?cursor=1%0d%0aX-Injected:%20yes"])
+def test_no_control_character_comes_back_in_a_header(path: str, hub: Hub, public: str) -> None:
+    """Refused by name where it stands in the address."""
+    reply = send(hub, "GET", path)
+    assert reply.status == 400
+    assert reply.code == "BadRequest"
+    assert reply.headers.get("X-Injected") is None
+    assert not any(ord(c) < 32 or ord(c) == 127 for value in reply.headers.values() for c in value)
+
+
+@pytest.mark.parametrize("value", ["\r\nX-Injected: yes", "\x00", " x ", "é\x1b[2J", "\u202e", "\ud800"])
+def test_no_control_character_of_a_body_comes_back_in_a_header(value: str, hub: Hub, public: str) -> None:
+    """Whatever field of whatever request it stands in: an answer arrives, and what it repeats is plain."""
+    commit = "\n".join(map(json.dumps, [{"key": "header", "value": {"summary": value}}, {"key": "file", "value": {"path": value}}]))
+    for reply in (send(hub, "POST", f"{public}/commit/main", commit),
+                  send(hub, "POST", f"{public}/tag/main", {"tag": value}),
+                  send(hub, "POST", "/api/repos/create", {"name": value}),
+                  send(hub, "PUT", f"{public}/settings", {"gated": value}),
+                  send(hub, "POST", f"{public}/branch/new", {"startingPoint": value}),
+                  send(hub, "POST", "/org/limits.git/info/lfs/objects/batch", {"objects": [{"oid": value, "size": 1}]}),
+                  send(hub, "POST", f"{public}/preupload/main", {"files": [{"path": value, "size": 1}]})):
+        assert 400 <= reply.status < 500
+        assert reply.headers.get("X-Injected") is None
+        assert all(31 < ord(c) < 127 for value in reply.headers.values() for c in value)
+
+
+ADDRESSES = {
+    "digits": f"size={'9' * 5000}&until={'9' * 5000}&signature=0",
+    "other digits": "size=%D9%A1&until=%D9%A1&signature=0",
+    "other letters": "size=1&until=9999999999&signature=%C3%A9",
+    "nothing": "",
+    "half a character": "size=1&until=1&signature=%ff%fe",
+    "control characters": "size=1&until=9999999999&signature=%0d%0a",
+}
+
+
+@pytest.mark.parametrize("kind", ADDRESSES)
+@pytest.mark.parametrize("place", ["PUT /lfs/" + "0" * 64, "PUT /lfs/" + "0" * 64 + "/1", "POST /lfs/" + "0" * 64, "PUT /lfs/%E9%ff",
+                                   "PUT /lfs/" + "0" * 64 + "/" + "9" * 5000, "PUT /lfs/..%2f..%2fx", "PUT /lfs/" + "0" * 64 + "/x"])
+def test_an_address_that_was_never_given_out_is_refused(place: str, kind: str, hub: Hub) -> None:
+    """Made up, it is a 403 (or no address at all), and never an error of the server."""
+    method, _, path = place.partition(" ")
+    assert send(hub, method, f"{path}?{ADDRESSES[kind]}", b"x", None).status in {400, 403, 404}
+
+
+def test_strangers_cannot_tell_a_private_repository_from_none(hub: Hub, public: str) -> None:
+    """Byte by byte the same answer, on every route that names a repository; who has a token is told the truth."""
+    client.api().create_repo("org/hidden", private=True, exist_ok=True)
+    routes = ["GET /api/models/{}", "GET /api/models/{}/revision/main", "GET /api/models/{}/tree/main", "GET /api/models/{}/refs",
+              "GET /{}/resolve/main/README.md", "HEAD /{}/resolve/main/x", "POST /api/models/{}/paths-info/main",
+              "POST /api/models/{}/commit/main", "POST /api/models/{}/tag/main", "PUT /api/models/{}/settings",
+              "POST /{}/info/lfs/objects/batch"]
+    for route in routes:
+        method, _, path = route.partition(" ")
+        replies = [send(hub, method, path.format(repo), token=None) for repo in ("org/hidden", "org/nowhere", "..%2fx/y", "org/hidden.git")]
+        assert {(reply.status, reply.code, reply.body) for reply in replies} == {(401, "RepoNotFound", replies[0].body)}
+    assert send(hub, "GET", "/api/models/org/hidden", token=READ).status == 200
+    assert send(hub, "GET", "/api/models/org/nowhere", token=READ).status == 404
+    assert send(hub, "GET", "/api/models/org/limits", token=None).status == 200
+
+
+@pytest.mark.parametrize("name", ["con", "nul", "AUX", "com1", "con.txt", "lpt9.x"])
+def test_a_name_that_is_a_device_elsewhere_is_given_to_nothing(name: str, hub: Hub, public: str) -> None:
+    """A folder of that name could not be copied to every system."""
+    for value in ({"name": name, "organization": "org"}, {"name": "fine", "organization": name}):
+        assert send(hub, "POST", "/api/repos/create", value).status == 400
+    assert send(hub, "POST", f"{public}/tag/main", {"tag": name}).status == 400
+    assert send(hub, "POST", f"{public}/branch/{name}", {}).status == 400
+    assert send(hub, "POST", f"{public}/branch/{quote(f'a/{name}', safe='')}", {}).status == 400
+
+
+@pytest.mark.parametrize("value", [{"name": None}, {"name": 7}, {"name": ["x"]}, {"name": "x", "organization": {}}, {}])
+def test_a_repository_is_named_by_text(value: dict[str, Any], hub: Hub) -> None:
+    assert send(hub, "POST", "/api/repos/create", value).status == 400
+
+
+def test_a_revision_of_any_length_is_answered(hub: Hub, public: str) -> None:
+    """Longer than the name of a file may be, it is no revision."""
+    long = quote("/".join(["x" * 100] * 5), safe="")
+    assert send(hub, "GET", f"{public}/revision/{long}").status == 404
+    assert send(hub, "POST", f"{public}/branch/{long}", {}).status == 400
+
+
+def test_a_commit_has_no_more_files_than_a_client_takes(tmp_path: Path) -> None:
+    """Else one commit makes every later question about the repository dear; one of that size is answered soon."""
+    storage = Storage(tmp_path)
+    storage.create("org/name", private=False, author="me")
+    entry = storage.keep_bytes(b"")
+
+    def change(count: int) -> Callable[[dict[str, Any]], None]:
+        return lambda files: files.update({f"f{number}": entry for number in range(count)})
+
+    with pytest.raises(Refused, match="files") as caught:
+        storage.change("org/name", "main", "me", "", "", parent=None, change=change(client.MAX_LISTED + 1), as_pr=False)
+    assert caught.value.status == 413
+    oid, _ = storage.change("org/name", "main", "me", "", "", parent=None, change=change(client.MAX_LISTED), as_pr=False)
+    started = time.process_time()
+    assert len(storage.commit("org/name", oid).files) == client.MAX_LISTED
+    assert time.process_time() - started < 3
+
+
+def test_an_altered_commit_is_not_served(tmp_path: Path) -> None:
+    """Its bytes have its id, or it is none."""
+    storage = Storage(tmp_path)
+    storage.create("org/name", private=False, author="me")
+    oid = storage.resolve("org/name", "main")
+    file = tmp_path / "repos" / "org" / "name" / "commits" / f"{oid}.json"
+    file.write_bytes(file.read_bytes().replace(b"initial", b"altered"))
+    with pytest.raises(StorageError, match="altered on the hub's disk"):
+        storage.commit("org/name", oid)
+
+
+def test_leftovers_are_removed_from_the_hubs_own_folders_only(tmp_path: Path) -> None:
+    """Parts of uploads that nobody finished go after a day: never through a link."""
+    storage, old = Storage(tmp_path / "hub"), tmp_path / "mine" / "thesis"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    (tmp_path / "hub" / "tmp" / "parts").symlink_to(tmp_path / "mine")
+    with pytest.raises(StorageError, match="is a link"):
+        Parts(storage)
+    assert old.is_dir()
