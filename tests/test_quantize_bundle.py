@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from adapterpack import Session, export, quantize, validate
 from adapterpack.bundle.manifest import GRAPH, read_bundle
-from adapterpack.errors import FormatError, NothingToDo, OutputExists, ParityError, UnknownName
-from adapterpack.exporting.quantization import graphs
-from adapterpack.exporting.quantization.graphs import SCHEMES
+from adapterpack.errors import FormatError, NothingToDo, OutputExists, UnknownName
+from adapterpack.exporting.quantization import weights
+from adapterpack.exporting.quantization.schemes import SCHEMES
 from adapterpack.io.hashing import sha256_of
 from adapterpack.pack import canary
 from adapterpack.runtime.session import pad
@@ -168,7 +169,12 @@ def test_what_is_refused(bundle_of: Make, quantized: Make, tmp_path: Path) -> No
     with (altered / f"{GRAPH}.data").open("r+b") as file:
         file.seek(100)
         file.write(b"\x01\x02")
-    with pytest.raises(FormatError, match="validate"):
+    with pytest.raises(FormatError, match=rf"{GRAPH}\.data"):
+        quantize(altered, out, scheme="int8")
+    shutil.rmtree(altered)
+    shutil.copytree(source, altered)
+    (altered / "notes.txt").write_text("mine")
+    with pytest.raises(FormatError, match=r"notes\.txt"):
         quantize(altered, out, scheme="int8")
     shutil.rmtree(altered)
     assert list(tmp_path.iterdir()) == []
@@ -177,12 +183,80 @@ def test_what_is_refused(bundle_of: Make, quantized: Make, tmp_path: Path) -> No
         quantize(source, out, scheme="int8")
 
 
-def test_a_lost_slot_is_found(bundle_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were the adapters' nodes not excluded, the quantizer would eat their slots without a word: then nothing is published."""
-    monkeypatch.setattr(graphs, "PREFIX", "no such prefix")
-    with pytest.raises(ParityError, match="removed slots"):
-        quantize(bundle_of("llama", "inputs"), tmp_path / "out", scheme="int8")
-    assert list(tmp_path.iterdir()) == []
+def test_a_slot_is_never_taken_for_a_weight(bundle_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be fed has no numbers to quantize, whatever the nodes that read it are called: the graph's inputs stay, with their bytes."""
+    monkeypatch.setattr(weights, "PREFIX", "no such prefix")
+    quantize(bundle_of("llama", "inputs"), tmp_path / "out", scheme="int8")
+    before, after = (ir.load(folder / GRAPH).graph for folder in (bundle_of("llama", "inputs"), tmp_path / "out"))
+    assert [value.name for value in after.inputs] == [value.name for value in before.inputs]
+    slots = [value.name for value in before.inputs if value.name in before.initializers]
+    assert slots and all(np.array_equal(after.initializers[name].const_value.numpy(), before.initializers[name].const_value.numpy())
+                         for name in slots)
+
+
+def products(folder: Path, count: int, width: int) -> Path:
+    """A graph of ``count`` products in a row, the second of which shares its weight with the first, then one with a stack of matrices."""
+    rng = np.random.default_rng(0)
+    x = ir.Value(name="x", shape=ir.Shape(["batch", width]), type=ir.TensorType(ir.DataType.FLOAT))
+    nodes, constants, last = [], [], x
+    for number in range(count + 1):
+        if number != 1:
+            shape = (2, width, width) if number == count else (width, width)
+            tensor = ir.tensor(rng.standard_normal(shape, np.float32) / width, name=f"w{number}")
+            constants.append(ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor))
+        nodes.append(ir.node("MatMul", [last, constants[-1]], name=f"product{number}"))
+        last = nodes[-1].outputs[0]
+        last.name, last.type = f"y{number}", x.type
+    graph = ir.Graph([x], [last], nodes=nodes, initializers=constants, opset_imports={"": 21}, name="products")
+    ir.save(ir.Model(graph, ir_version=10), folder / GRAPH, external_data=f"{GRAPH}.data")
+    return folder / GRAPH
+
+
+def test_a_shared_weight_is_quantized_once_and_a_stack_is_left(tmp_path: Path) -> None:
+    """Both products read the same initializers; a stack of matrices stays float; the graph runs, near the float one; no file is left."""
+    path = products(tmp_path, 3, 64)
+    batch = {"x": np.random.default_rng(1).standard_normal((5, 64), np.float32)}
+    (exact,) = ort.InferenceSession(path).run(None, batch)
+    assert weights.quantize_file(path, SCHEMES["int8"]) == 3
+    graph = ir.load(path).graph
+    assert [node.op_type for node in graph] == ["MatMulNBits"] * 3 + ["MatMul"]
+    assert [value.name for value in graph[0].inputs[1:]] == [value.name for value in graph[1].inputs[1:]]
+    assert sorted(graph.initializers) == sorted({value.name for node in graph for value in node.inputs[1:]})
+    (quantized,) = ort.InferenceSession(path).run(None, batch)
+    assert 0 < np.abs(quantized - exact).max() < 0.02 * np.abs(exact).max()
+    assert sorted(file.name for file in tmp_path.iterdir()) == [GRAPH, f"{GRAPH}.data"]
+
+
+PEAK_MEMORY = """
+import sys, threading, time
+from pathlib import Path
+
+def private_memory():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
+
+import onnxruntime.quantization.matmul_nbits_quantizer
+from adapterpack.exporting.quantization.schemes import SCHEMES
+from adapterpack.exporting.quantization.weights import quantize_file
+peak = before = private_memory()
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, private_memory())
+        time.sleep(0.001)
+
+threading.Thread(target=watch, daemon=True).start()
+quantize_file(Path(sys.argv[1]), SCHEMES["int4"])
+print(peak - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_graph(tmp_path: Path) -> None:
+    """48 weights of 4 MB are quantized in less memory than a quarter of them takes: one after another, in a few copies each."""
+    done = subprocess.run([sys.executable, "-c", PEAK_MEMORY, products(tmp_path, 48, 1024)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 48 << 20
 
 
 def test_the_log_stays_as_it_was(bundle_of: Make, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from adapterpack import Session, export, quantize, run
 from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
-from adapterpack.exporting.quantization.graphs import SCHEMES
 from adapterpack.exporting.quantization.measure import inputs_of
+from adapterpack.exporting.quantization.schemes import SCHEMES
 from adapterpack.manifest.parts import Recipe
 from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images

@@ -41,6 +41,7 @@ from .graph.passes import checked, slots_of
 from .limits import require_readable
 from .modes import MODES, Attached, Plan
 from .proof.parity import prove
+from .quantization.schemes import require_scheme
 from .targets import TARGETS, Target
 
 if TYPE_CHECKING:
@@ -110,8 +111,6 @@ def export(
         raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --in-place out")
     capacity = _capacity(mode, loaded, slots, max_rank)
     if quantize is not None:
-        from .quantization.graphs import require_scheme  # noqa: PLC0415 - only where it is asked for
-
         require_scheme(quantize)
     with contextlib.ExitStack() as stack:
         source, origin = folder, [] if file is None else [str(identity(each)) for each in GraphFile(file).files]
@@ -218,7 +217,7 @@ def _publish(
         if quantize is None:
             bundle.write(folder, known=grown.digests())
         else:
-            from .quantization.graphs import quantize_in_place  # noqa: PLC0415 - see above
+            from .quantization.graphs import quantize_in_place  # noqa: PLC0415 - only where it is asked for
 
             say(f"quantize to {quantize}")
             bundle.write(folder, draft=True)

@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import onnx
 import onnx_ir as ir
 
 from ...bundle.files import require_files, unlisted
 from ...bundle.manifest import Bundle, MappedSite, graph_file, read_bundle
-from ...errors import FormatError, NothingToDo, ParityError, UnknownName, nearest
+from ...errors import FormatError, NothingToDo, ParityError
 from ...io.atomic import output_folder
 from ...runtime import canary as replay
 from ...runtime.session import Session
-from ..graph.emit import PREFIX
 from ..proof.cache_parity import with_steps
 from . import measure
-
-
-class Scheme(NamedTuple):
-    """A weight-only scheme of MatMulNBits.
-
-    ``accuracy`` is the op's accuracy_level: 4 (int8 activations) can flip tokens, so it is explicit. ``tolerance`` is the largest change
-    of an output, as a share of the largest, with which a graph is still written. That of a wrong graph is larger;
-    four bits may move the outputs of a model as far as that, so their change is recorded and not judged.
-    """
-
-    bits: int
-    block_size: int
-    symmetric: bool
-    accuracy: int
-    tolerance: float
-
+from .schemes import require_scheme
+from .weights import quantize_file
 
 _SUFFIXES = ("_Q4", "_Q8")
 """What the quantizer puts behind a node's name."""
-
-SCHEMES = {"int4": Scheme(4, 32, False, 0, math.inf), "int8": Scheme(8, 32, False, 0, 0.1)}
-
-
-def require_scheme(name: str) -> Scheme:
-    """The scheme of that name.
-
-    Raises:
-        UnknownName: there is none.
-    """
-    if name not in SCHEMES:
-        raise UnknownName("unknown quantization scheme for a bundle", found=repr(name), remedy=nearest(name, SCHEMES))
-    return SCHEMES[name]
 
 
 def quantize_bundle(source: Path, out: Path, scheme: str) -> Bundle:
@@ -62,7 +31,7 @@ def quantize_bundle(source: Path, out: Path, scheme: str) -> Bundle:
     Raises:
         NothingToDo: it is quantized already, or has no MatMul to quantize.
         FormatError: a file of the bundle was altered, is missing, or is not in its manifest.
-        ParityError: a slot was lost on the way, or a pack's canary fails on the quantized graph.
+        ParityError: a site was lost on the way, or a pack's canary fails on the quantized graph.
     """
     require_scheme(scheme)
     bundle = read_bundle(source)
@@ -84,17 +53,12 @@ def quantize_in_place(folder: Path, name: str) -> None:
     count, sites = 0, dict(bundle.sites)
     for part in bundle.parts:
         path = folder / graph_file(part)
-        slots = {value.name for value in ir.load(path).graph.inputs}
-        count += _rewrite(path, scheme)
-        quantized = ir.load(path)
-        lost = sorted(slots - {value.name for value in quantized.graph.inputs})
-        if lost:
-            raise ParityError("quantization removed slots of the graph", where=folder.name, found=", ".join(lost[:5]))
-        sites |= _relocated({key: site for key, site in sites.items() if site.part == part}, quantized)
+        count += quantize_file(path, scheme)
+        sites |= _relocated({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
     if count == 0:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
     moved = dataclasses.replace(bundle, sites=sites)
-    moved.write(folder)
+    moved.write(folder, draft=True)
     if bundle.in_place:
         steps = with_steps(folder, lambda text: None)
         moved = dataclasses.replace(moved, parity={**moved.parity, "in_place": steps})
@@ -108,33 +72,9 @@ def quantize_in_place(folder: Path, name: str) -> None:
 
 
 def _rows(folder: Path) -> tuple[dict[str, measure.Answer], dict[str, replay.Replay]]:
-    """What is measured of a graph; the session that did is gone afterwards, so that its file can be replaced."""
-    session = Session(folder, provider="cpu", verify="off")
+    """What is measured of a float graph; the session that did is gone afterwards, so that its file can be replaced."""
+    session = Session(folder, provider="cpu", mapped=True, verify="off")  # its weights stay in their file
     return measure.answers(session), replay.replay(session)
-
-
-def _rewrite(path: Path, scheme: Scheme) -> int:
-    """Quantizes one graph in place; how many of its nodes."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # noqa: PLC0415 - imports onnx tooling
-
-    root.handlers[:] = handlers  # its import makes the whole process log everything
-    root.setLevel(level)
-    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
-    model = onnx.load(path)
-    mine = [node.name for node in model.graph.node if node.name.startswith(PREFIX)]
-    quantizer = MatMulNBitsQuantizer(
-        model, bits=scheme.bits, block_size=scheme.block_size, is_symmetric=scheme.symmetric, accuracy_level=scheme.accuracy,
-        nodes_to_exclude=mine, op_types_to_quantize=("MatMul",),
-    )
-    quantizer.process()
-    done: Any = quantizer.model.model
-    data = path.with_name(f"{path.name}.data")
-    for file in (path, data):
-        file.unlink(missing_ok=True)
-    ir.save(ir.from_proto(done), path, external_data=data.name)
-    return sum(node.op_type == "MatMulNBits" for node in done.graph.node)
 
 
 def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedSite]:
