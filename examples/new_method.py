@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapterpack.adapter_methods import AttachForm, Diagonal, Method, SiteConfig, Traits, register
+from adapterpack.adapter_methods import Diagonal, Method, NormalForm, SiteConfig, Traits, register
 from adapterpack.testing import prove
 
 
@@ -31,9 +31,9 @@ def init(cfg, site, rng):
     return {name: (np.zeros if name == "shift" else np.ones)(shape, np.float32) for name, shape in shapes(cfg, site).items()}
 
 
-def attach(cfg, params, site):
+def normal_form(cfg, params, site):
     """The mathematics, once: torch runs these lines in training, numpy everywhere else. Forward and fold follow from them."""
-    return AttachForm(pre=Diagonal(params["input_scale"]), scale=params["output_scale"], shift=params.get("shift"))
+    return NormalForm(pre=Diagonal(params["input_scale"]), scale=params["output_scale"], shift=params.get("shift"))
 
 
 scaling = Method(
@@ -42,7 +42,7 @@ scaling = Method(
     paper="https://arxiv.org/abs/2205.05638",
     config=Scaling,
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False),
-    shapes=shapes, init=init, attach=attach,
+    shapes=shapes, init=init, normal_form=normal_form,
     examples=(Scaling(), Scaling(shifted=False)),
 )
 

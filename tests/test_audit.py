@@ -21,7 +21,7 @@ from test_report import HOSTILE, Document, assert_harmless
 
 import adapterpack
 from adapterpack import LoRA
-from adapterpack.adapter_methods import Site, complete, fold, get, settled
+from adapterpack.adapter_methods import Site, complete, fold, get, resolve_configs
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.composing.auditing import scan as entries
 from adapterpack.composing.auditing.audit import Audit, audit
@@ -260,7 +260,7 @@ def test_cross_terms() -> None:
 def test_other_methods_by_what_the_fold_makes_of_the_weight(base: Path, name: str) -> None:
     """The norm is that of fold(W) - W, whatever the method, where the change has full rank too (within the energy that is kept)."""
     method = get(name)
-    cfg = settled(method, [method.config()], [Site("layers.0.q", 7, 33)])[0] if name != "oft" else method.config(block_size=7)
+    cfg = resolve_configs(method, [method.config()], [Site("layers.0.q", 7, 33)])[0] if name != "oft" else method.config(block_size=7)
     weight = Checkpoint(base).read("layers.0.q.weight").astype(np.float32)
     site = Site("layers.0.q", 7, 33, weight=weight)
     rng = np.random.default_rng(4)

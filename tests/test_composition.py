@@ -177,7 +177,7 @@ def test_folding_a_tree_is_running_it(text: str, rows: slice, layer: Any) -> Non
     folded, moved = fold(pack.method, adapter.config, params, site, weight[rows], bias[rows], rows)
     wanted = evaluated(pack, weight, bias, x)
     np.testing.assert_allclose(x @ folded.T + moved, wanted[..., rows], atol=1e-12 * np.abs(wanted).max() * 100)
-    form = pack.method.attach(adapter.config, params, site)
+    form = pack.method.normal_form(adapter.config, params, site)
     np.testing.assert_allclose(evaluate(form, lambda value: value @ weight.T + bias, x), wanted, atol=1e-10 * np.abs(wanted).max())
 
 
@@ -578,7 +578,7 @@ def test_what_a_node_begins_with_is_drawn_by_seed_and_site() -> None:
 def test_members_of_other_kinds_are_refused() -> None:
     """A member behind a block, and one whose sites share tensors."""
     bottleneck = get("bottleneck")
-    assert isinstance(bottleneck.examples[0], Bottleneck) and get("vblora").shared is not None
+    assert isinstance(bottleneck.examples[0], Bottleneck) and get("vblora").storage.shared is not None
     from adapterpack.adapter_methods.nodes.composed import composed
 
     for name, message in (("bottleneck", "act on layers"), ("vblora", "cannot be part of a tree")):

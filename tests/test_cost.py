@@ -203,8 +203,8 @@ def test_a_whole_number_of_a_config_has_a_bound(name: str, field: str) -> None:
         with within(0.5, 32):
             method.shapes(cfg, site)
             _ = cfg.scale, cfg.rank, amount(method, cfg, site)
-            if method.shared is not None:
-                method.shared.shapes(cfg, [site])
+            if method.storage.shared is not None:
+                method.storage.shared.shapes(cfg, [site])
 
 
 def test_random_numbers_are_drawn_in_little_more_memory_than_they_take() -> None:
@@ -242,8 +242,8 @@ def test_a_method_makes_as_many_numbers_as_it_says(name: str) -> None:
         if method.kind == "prompt":
             plain = PromptSite("@prompt", wide, 0, "prompt", layers=3, heads=2, head_dim=4)
         for variant in variants(method):
-            (cfg,) = method.settle([variant], [plain]) if method.settle else [variant]
-            shapes = {**method.shapes(cfg, plain), **(method.shared.shapes(cfg, [plain]) if method.shared else {})}
+            (cfg,) = method.storage.resolve([variant], [plain]) if method.storage.resolve else [variant]
+            shapes = {**method.shapes(cfg, plain), **(method.storage.shared.shapes(cfg, [plain]) if method.storage.shared else {})}
             stored = sum(map(math.prod, shapes.values()))
             if stored > 1 << 20 or max(getattr(cfg, "token_indices", ()), default=0) >= tall:
                 continue
@@ -253,9 +253,9 @@ def test_a_method_makes_as_many_numbers_as_it_says(name: str) -> None:
             site = dataclasses.replace(plain, weight=weight, base_bias=np.zeros(tall, np.float32))
             numbers = stored + wide * tall + amount(method, cfg, plain)
             try:
-                method.attach(cfg, complete(method, cfg, params, site), site)  # what is imported is imported
+                method.normal_form(cfg, complete(method, cfg, params, site), site)  # what is imported is imported
                 with within(10, (64 * numbers + (1 << 18)) / 2**20):
-                    method.attach(cfg, complete(method, cfg, params, site), site)
+                    method.normal_form(cfg, complete(method, cfg, params, site), site)
             except (np.linalg.LinAlgError, ValueError, IndexError):
                 continue  # a site that the method cannot adapt
 

@@ -21,13 +21,13 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 import adapterpack
 from adapterpack import LoRA, Session, adapt, export, load, save
 from adapterpack.adapter_methods import (
-    AttachForm,
     BlockDiagonal,
     Dense,
     Deviation,
     Diagonal,
     Kronecker,
     Method,
+    NormalForm,
     Pairs,
     Site,
     SiteConfig,
@@ -274,7 +274,7 @@ everything = Method(
     traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False),
     shapes=everything_shapes,
     init=lambda cfg, site, rng: {name: rng.normal(size=shape).astype(np.float32) for name, shape in everything_shapes(cfg, site).items()},
-    attach=lambda cfg, p, site: AttachForm(Diagonal(p["pre"]), Dense(p["down"]), Dense(p["up"]), p["scale"], p["shift"]),
+    normal_form=lambda cfg, p, site: NormalForm(Diagonal(p["pre"]), Dense(p["down"]), Dense(p["up"]), p["scale"], p["shift"]),
     examples=(Everything(),),
 )
 
@@ -327,7 +327,7 @@ def test_every_field_of_the_normal_form(op: str, rank: int, biased: bool, mode: 
     bias = rng.normal(size=5).astype(np.float32) if biased else None
     site = Site("layer", 7, 5, "linear", biased)
     params = [everything.init(Everything(r=r), site, rng) for r in (2, 3)]
-    values = [{f"layer.{field}": array for field, array in form_arrays(everything.attach(Everything(), p, site), 5).items()}
+    values = [{f"layer.{field}": array for field, array in form_arrays(everything.normal_form(Everything(), p, site), 5).items()}
               for p in params]
     model = one_layer(op, rank, weight, bias)
     sites = find_sites(model, lambda node: "layer")
@@ -430,17 +430,17 @@ def test_rows_must_be_batches() -> None:
 @pytest.mark.fast
 
 
-def structures(rng: np.random.Generator) -> list[AttachForm]:
+def structures(rng: np.random.Generator) -> list[NormalForm]:
     """One form for every structure that a slot can carry, on a layer of 6 inputs and 5 outputs."""
     some = lambda *shape: rng.normal(size=shape)  # noqa: E731 - a short name for a short thing
     return [
-        AttachForm(pre=Dense(some(6, 6))),
-        AttachForm(pre=Deviation(some(2, 6), some(6, 2)), scale=some(5)),
-        AttachForm(pre=BlockDiagonal(some(3, 2, 2)), shift=some(5)),
-        AttachForm(pre=Diagonal(some(6)), post=Pairs(some(6), some(6), 3, 5), shift=some(5)),
-        AttachForm(pre=Diagonal(some(6)), down=Dense(some(5, 6))),
-        AttachForm(down=Kronecker(some(5, 2), some(1, 3)), scale=some(1)),
-        AttachForm(down=Dense(some(3, 6)), up=Dense(some(5, 3))),
+        NormalForm(pre=Dense(some(6, 6))),
+        NormalForm(pre=Deviation(some(2, 6), some(6, 2)), scale=some(5)),
+        NormalForm(pre=BlockDiagonal(some(3, 2, 2)), shift=some(5)),
+        NormalForm(pre=Diagonal(some(6)), post=Pairs(some(6), some(6), 3, 5), shift=some(5)),
+        NormalForm(pre=Diagonal(some(6)), down=Dense(some(5, 6))),
+        NormalForm(down=Kronecker(some(5, 2), some(1, 3)), scale=some(1)),
+        NormalForm(down=Dense(some(3, 6)), up=Dense(some(5, 3))),
     ]
 
 

@@ -313,7 +313,7 @@ def test_resize_makes_a_lora_of_other_methods() -> None:
     cfg = adapterpack.LoKr(r=8)
     params = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in lokr.shapes(cfg, site).items()}
     pack = build("kron", lokr, {site: (cfg, params)}, task=m.Task("text-generation"), base=m.Base("acme/base"))
-    exact = lokr.attach(cfg, params, site).down.dense()
+    exact = lokr.normal_form(cfg, params, site).down.dense()
     small = adapterpack.resize(pack, rank=3)
     assert small.manifest.lineage is not None
     error = np.linalg.norm(deltas(small)["layers.0"] - exact) / np.linalg.norm(exact)

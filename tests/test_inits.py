@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from adapterpack import LoRA, adapt, attach, detach, load, save
-from adapterpack.adapter_methods import INITS, Seen, Site
+from adapterpack.adapter_methods import INITS, Calibration, Site
 from adapterpack.adapter_methods.inits import init_named
 from adapterpack.adapter_methods.inits.loftq import nf4
 from adapterpack.errors import AdapterpackError, ConfigError
@@ -27,7 +27,7 @@ WEIGHT = RNG.normal(size=(OUT, WIDE))
 INPUTS = RNG.normal(size=(200, WIDE)) @ np.diag(np.linspace(3, 0.1, WIDE))
 MOMENT = INPUTS.T @ INPUTS / len(INPUTS)
 GRADIENT = RNG.normal(size=(OUT, WIDE))
-SITE = Site("layer", WIDE, OUT, weight=WEIGHT, seen=Seen(MOMENT, GRADIENT))
+SITE = Site("layer", WIDE, OUT, weight=WEIGHT, calibration=Calibration(MOMENT, GRADIENT))
 
 
 def start(name: str, r: int, scale: float = 1.5, **options: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -102,11 +102,11 @@ def test_eva_shares_ranks_out() -> None:
     """The sum stays; a layer whose inputs lie on a line gets one, one with many equal directions more, at most rho times as many."""
     line, many = np.zeros((WIDE, WIDE)), np.eye(WIDE)
     line[0, 0] = 1
-    sites = [Site("line", WIDE, OUT, seen=Seen(line)), Site("many", WIDE, OUT, seen=Seen(many))]
+    sites = [Site("line", WIDE, OUT, calibration=Calibration(line)), Site("many", WIDE, OUT, calibration=Calibration(many))]
     cfg = LoRA(r=4, init="eva", init_options={"rho": 1.75})
     from adapterpack.adapter_methods import get
 
-    plan = get("lora").plan
+    plan = get("lora").training.allocate
     assert plan is not None
     planned = plan(cfg, sites)
     ranks = {site.path: planned.at(site.path).r for site in sites}
@@ -148,7 +148,7 @@ def test_plain_inits() -> None:
 
 def test_a_rank_wider_than_the_layer() -> None:
     """Directions that a narrow layer does not have are zeros."""
-    narrow = Site("narrow", 3, 5, weight=RNG.normal(size=(5, 3)), seen=Seen(np.eye(3), RNG.normal(size=(5, 3))))
+    narrow = Site("narrow", 3, 5, weight=RNG.normal(size=(5, 3)), calibration=Calibration(np.eye(3), RNG.normal(size=(5, 3))))
     for name, init in INITS.items():
         A, B = init.make(8, 1.0, narrow, init.options, np.random.default_rng(0))
         assert (A.shape, B.shape) == ((8, 3), (5, 8)), name

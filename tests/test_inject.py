@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 import adapterpack
 from adapterpack import LoRA, active, adapt, attach, detach, load, save
-from adapterpack.adapter_methods import AttachForm, Dense, Diagonal, Method, Site, Traits, evaluate, registry
+from adapterpack.adapter_methods import Dense, Diagonal, Method, NormalForm, Site, Traits, evaluate, registry
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import (
     AdapterpackError,
@@ -495,9 +495,9 @@ def test_what_a_layer_says_of_itself_can_still_be_read() -> None:
 def test_a_method_that_reads_the_weight_is_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trait ``reads_weight``: ``init`` and ``attach`` see the base weight; here y = base(x) + x (0.5 W)^T = 1.5 W x + b."""
 
-    def _attach(cfg: Any, params: Any, site: Site) -> AttachForm:
+    def _attach(cfg: Any, params: Any, site: Site) -> NormalForm:
         assert site.weight is not None
-        return AttachForm(down=Dense(params["g"] * site.weight), up=Dense(torch.eye(site.out_features)))
+        return NormalForm(down=Dense(params["g"] * site.weight), up=Dense(torch.eye(site.out_features)))
 
     @dataclasses.dataclass(frozen=True)
     class Half(LoRA):
@@ -529,7 +529,7 @@ def test_the_kernel_has_the_right_gradients(shape: tuple[int, ...], wants: tuple
     A, B = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((3, 7), (4, 3)))
 
     def f(y: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-        return add_low_rank(AttachForm(down=Dense(A), up=Dense(B)), y, x)
+        return add_low_rank(NormalForm(down=Dense(A), up=Dense(B)), y, x)
 
     before = y.detach().clone()
     torch.testing.assert_close(f(y, x, A, B), y + torch.einsum("...i,ri,or->...o", x, A, B), atol=1e-12, rtol=1e-12)
@@ -550,7 +550,7 @@ def test_the_kernel_equals_the_generic_path() -> None:
         generator = torch.Generator().manual_seed(2)
         sizes = ((2, 5, 7), (3, 7), (4, 3), (4, 7))
         x, A, B, W = (torch.randn(size, dtype=torch.float64, generator=generator).requires_grad_() for size in sizes)
-        form = AttachForm(down=Dense(A), up=Dense(B))
+        form = NormalForm(down=Dense(A), up=Dense(B))
         y = add_low_rank(form, x @ W.T, x) if quick else evaluate(form, lambda value, W=W: value @ W.T, x)
         (y**3).sum().backward()
         results.append([y.detach(), x.grad, A.grad, B.grad, W.grad])
@@ -563,13 +563,13 @@ def test_only_a_dense_low_rank_branch_takes_the_kernel() -> None:
     A, B = torch.randn(2, 3), torch.randn(4, 2)
     y, x = torch.randn(5, 4), torch.randn(5, 3)
     for other in ({}, {"scale": torch.randn(4)}, {"shift": torch.randn(4)}, {"scale": torch.randn(1), "shift": torch.randn(4)}):
-        form = AttachForm(down=Dense(A), up=Dense(B), **other)
+        form = NormalForm(down=Dense(A), up=Dense(B), **other)
         assert is_low_rank(form)
         expected = (y.double() + x.double() @ A.double().T @ B.double().T) * other.get("scale", 1) + other.get("shift", 0)
         torch.testing.assert_close(add_low_rank(form, y, x).double(), expected, rtol=1e-5, atol=1e-5)
-    assert not is_low_rank(AttachForm(down=Dense(A), up=Dense(B), pre=Dense(torch.eye(3))))
-    assert not is_low_rank(AttachForm(scale=torch.ones(4)))
-    assert not is_low_rank(AttachForm(down=Dense(A), up=Diagonal(torch.ones(2))))
+    assert not is_low_rank(NormalForm(down=Dense(A), up=Dense(B), pre=Dense(torch.eye(3))))
+    assert not is_low_rank(NormalForm(scale=torch.ones(4)))
+    assert not is_low_rank(NormalForm(down=Dense(A), up=Diagonal(torch.ones(2))))
 
 
 def test_a_half_precision_base_keeps_its_inputs_as_they_are() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from adapterpack import LoRA, adapt
-from adapterpack.adapter_methods import AttachForm, BlockCirculant, Chain, Dense, Diagonal, Kronecker, Pairs, Repeat, Scaled, Sums, evaluate
+from adapterpack.adapter_methods import BlockCirculant, Chain, Dense, Diagonal, Kronecker, NormalForm, Pairs, Repeat, Scaled, Sums, evaluate
 from adapterpack.adapter_methods.core.base import fold_form
 from adapterpack.adapter_methods.core.sparse import Sparse
 from adapterpack.training.kernels import low_rank
@@ -22,21 +22,21 @@ pytestmark = pytest.mark.fast
 
 FROZEN = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
 PLACES = torch.tensor([[0, 8, 3, 8], [6, 0, 2, 5]])
-FORMS: dict[str, Callable[..., AttachForm]] = {
-    "low rank": lambda A, B, C, s: AttachForm(down=Dense(A), up=Dense(B)),
-    "shifted": lambda A, B, C, s: AttachForm(down=Dense(A), up=Dense(B), shift=s),
-    "scaled": lambda A, B, C, s: AttachForm(down=Dense(A), up=Dense(B), scale=s, shift=2 * s),
-    "three": lambda A, B, C, s: AttachForm(down=Chain(Dense(A), Dense(C)), up=Dense(B)),
-    "down kept": lambda A, B, C, s: AttachForm(down=Dense(FROZEN), up=Dense(B)),
-    "sums": lambda A, B, C, s: AttachForm(down=Sums(7, 3, A), up=Dense(B)),
-    "repeat": lambda A, B, C, s: AttachForm(down=Chain(Dense(A), Dense(C[:2])), up=Repeat(2, 9, A)),  # 2 do not divide 9
-    "cut off": lambda A, B, C, s: AttachForm(down=Chain(Repeat(7, 11, A), Sums(11, 4, A)), up=Chain(Sums(4, 3, A), Dense(B))),
-    "shift alone": lambda A, B, C, s: AttachForm(shift=s),
-    "wide": lambda A, B, C, s: AttachForm(down=Dense(B @ A), scale=s),
-    "sparse": lambda A, B, C, s: AttachForm(down=Sparse(C[0, :1] * s[:4], PLACES, (9, 7))),
-    "circulant": lambda A, B, C, s: AttachForm(down=BlockCirculant((B @ A)[:, :, None]), shift=s),
-    "kronecker": lambda A, B, C, s: AttachForm(down=Kronecker(C[:, :1], A), scale=s),
-    "scaled factor": lambda A, B, C, s: AttachForm(down=Dense(A), up=Scaled(B, s, C[0])),
+FORMS: dict[str, Callable[..., NormalForm]] = {
+    "low rank": lambda A, B, C, s: NormalForm(down=Dense(A), up=Dense(B)),
+    "shifted": lambda A, B, C, s: NormalForm(down=Dense(A), up=Dense(B), shift=s),
+    "scaled": lambda A, B, C, s: NormalForm(down=Dense(A), up=Dense(B), scale=s, shift=2 * s),
+    "three": lambda A, B, C, s: NormalForm(down=Chain(Dense(A), Dense(C)), up=Dense(B)),
+    "down kept": lambda A, B, C, s: NormalForm(down=Dense(FROZEN), up=Dense(B)),
+    "sums": lambda A, B, C, s: NormalForm(down=Sums(7, 3, A), up=Dense(B)),
+    "repeat": lambda A, B, C, s: NormalForm(down=Chain(Dense(A), Dense(C[:2])), up=Repeat(2, 9, A)),  # 2 do not divide 9
+    "cut off": lambda A, B, C, s: NormalForm(down=Chain(Repeat(7, 11, A), Sums(11, 4, A)), up=Chain(Sums(4, 3, A), Dense(B))),
+    "shift alone": lambda A, B, C, s: NormalForm(shift=s),
+    "wide": lambda A, B, C, s: NormalForm(down=Dense(B @ A), scale=s),
+    "sparse": lambda A, B, C, s: NormalForm(down=Sparse(C[0, :1] * s[:4], PLACES, (9, 7))),
+    "circulant": lambda A, B, C, s: NormalForm(down=BlockCirculant((B @ A)[:, :, None]), shift=s),
+    "kronecker": lambda A, B, C, s: NormalForm(down=Kronecker(C[:, :1], A), scale=s),
+    "scaled factor": lambda A, B, C, s: NormalForm(down=Dense(A), up=Scaled(B, s, C[0])),
 }
 
 
@@ -44,7 +44,7 @@ def numbers(*shape: int, wanted: bool = True) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64).requires_grad_(wanted)
 
 
-def dense(form: AttachForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
+def dense(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
     """The normal form, by dense matrices."""
     change = 0 if form.down is None else form.down.dense() if form.up is None else form.up.dense() @ form.down.dense()
     y = x @ layer.weight.T + (0 if layer.bias is None else layer.bias) + (0 if form.down is None else entry @ change.T)
@@ -86,8 +86,8 @@ def test_what_comes_after_a_layer_is_one_step_with_it(half: int, inputs: int, sh
     rows than inputs and of fewer, where the gradient of x goes another way."""
     torch.manual_seed(0)
 
-    def form(own: torch.Tensor, other: torch.Tensor) -> AttachForm:
-        after = AttachForm(post=Pairs(own, other, half, 8)) if half else AttachForm(scale=own + 0 * other)
+    def form(own: torch.Tensor, other: torch.Tensor) -> NormalForm:
+        after = NormalForm(post=Pairs(own, other, half, 8)) if half else NormalForm(scale=own + 0 * other)
         return after._replace(shift=own if shift else None)
 
     for shape, bias in (((2, 2, inputs), None), ((5, inputs), numbers(8, wanted=False)), ((1, inputs), None)):
@@ -108,24 +108,24 @@ def test_other_forms_are_evaluated() -> None:
     """What changes the input, mixes outputs, is none of the known maps, or is one number, has no fast way."""
     layer, x = Frozen(torch.randn(4, 3), None), torch.randn(5, 3)
     A, B = Dense(torch.randn(2, 3)), Dense(torch.randn(4, 2))
-    for form in (AttachForm(pre=Dense(torch.eye(3)), down=A, up=B), AttachForm(down=A, up=B, post=Diagonal(torch.ones(4))),
-                 AttachForm(down=A, up=Chain(Diagonal(torch.ones(2)), B)), AttachForm(post=Diagonal(torch.ones(4))),
-                     AttachForm(scale=torch.ones(1)), AttachForm()):
+    for form in (NormalForm(pre=Dense(torch.eye(3)), down=A, up=B), NormalForm(down=A, up=B, post=Diagonal(torch.ones(4))),
+                 NormalForm(down=A, up=Chain(Diagonal(torch.ones(2)), B)), NormalForm(post=Diagonal(torch.ones(4))),
+                     NormalForm(scale=torch.ones(1)), NormalForm()):
         assert fused(form, layer, x) is None
 
 
 def test_the_place_of_a_change_follows_from_its_sizes() -> None:
     """A low rank stays beside the layer; one as high as the width goes into the weight, if there are many rows; a wide change always."""
 
-    def form(rank: int, trained: bool = True) -> AttachForm:
-        return AttachForm(down=Dense(torch.randn(rank, 64, requires_grad=trained)), up=Dense(torch.randn(64, rank)))
+    def form(rank: int, trained: bool = True) -> NormalForm:
+        return NormalForm(down=Dense(torch.randn(rank, 64, requires_grad=trained)), up=Dense(torch.randn(64, rank)))
 
     assert not belongs_within(form(4), 10**6)
     assert belongs_within(form(64), 512)
     assert not belongs_within(form(64), 8)
     assert not belongs_within(form(64, trained=False), 8)
     assert belongs_within(form(64, trained=False), 512)
-    assert belongs_within(AttachForm(down=Dense(torch.randn(64, 64))), 1)
+    assert belongs_within(NormalForm(down=Dense(torch.randn(64, 64))), 1)
 
 
 def test_what_is_not_needed_is_not_kept() -> None:
@@ -136,7 +136,7 @@ def test_what_is_not_needed_is_not_kept() -> None:
         kept: list[torch.Tensor] = []
         up = Dense(torch.randn(40, 2, requires_grad=True))
         with torch.autograd.graph.saved_tensors_hooks(lambda value, kept=kept: kept.append(value) or value, lambda value: value):
-            fused(AttachForm(down=down, up=up), layer, x)
+            fused(NormalForm(down=down, up=up), layer, x)
         assert {value.shape for value in kept if len(value) == 50} == {(50, 2), *sizes}
 
 
@@ -147,7 +147,7 @@ def test_structures_that_are_wide_inside_keep_their_input_alone() -> None:
                  Kronecker(torch.randn(6, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True))):
         kept: list[torch.Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda value, kept=kept: kept.append(value) or value, lambda value: value):
-            y = fused(AttachForm(down=down), layer, x)
+            y = fused(NormalForm(down=down), layer, x)
         assert y is not None
         assert {value.data_ptr() for value in kept} <= {value.data_ptr() for value in (x, *down)}
         torch.testing.assert_close(y, x @ (layer.weight + down.dense()).T, atol=1e-4, rtol=1e-4)
@@ -211,7 +211,7 @@ def test_evaluating_agrees_in_single_precision() -> None:
     torch.manual_seed(0)
     layer, x = Frozen(torch.randn(384, 384), torch.randn(384)), torch.randn(64, 384)
     for rank in (8, 384):
-        form = AttachForm(down=Dense(torch.randn(rank, 384) / 20), up=Dense(torch.randn(384, rank) / 20))
+        form = NormalForm(down=Dense(torch.randn(rank, 384) / 20), up=Dense(torch.randn(384, rank) / 20))
         y, expected = fused(form, layer, x), evaluate(form, lambda value: functional.linear(value, layer.weight, layer.bias), x)
         assert y is not None
         torch.testing.assert_close(y, expected, atol=2e-4, rtol=1e-5)

@@ -33,7 +33,7 @@ from transformers import (
 
 import adapterpack
 from adapterpack import LoRA
-from adapterpack.adapter_methods import AttachForm, Method, Site, SiteConfig, Traits, fold, get, register, registry
+from adapterpack.adapter_methods import Method, NormalForm, Site, SiteConfig, Traits, fold, get, register, registry
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import (
     AdapterpackError,
@@ -284,7 +284,7 @@ def rescale() -> Any:
     method = register(Method(
         name="test_rescale", summary="", paper="", config=Rescale, traits=Traits(False, True, True, False), shapes=rescale_shapes,
         init=lambda cfg, site, rng: {name: np.ones(shape, np.float32) for name, shape in rescale_shapes(cfg, site).items()},
-        attach=lambda cfg, params, site: AttachForm(scale=params["s"], shift=params.get("t")), examples=(Rescale(),),
+        normal_form=lambda cfg, params, site: NormalForm(scale=params["s"], shift=params.get("t")), examples=(Rescale(),),
     ))
     yield method
     registry.METHODS._values.pop(method.name)

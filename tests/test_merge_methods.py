@@ -24,7 +24,7 @@ from adapterpack.adapter_methods import Method, get, methods
 from adapterpack.errors import Unsupported
 
 FOLDABLE = [method for method in methods().values() if method.kind == "weight" and method.examples[0].acts is None
-            and not method.unfoldable]
+            and not method.limits.unfoldable]
 EVERY_METHOD = ("llama", "gpt2", "bert")
 """Families on which the suite runs every method: a decoder with biases, layers that are stored turned, an encoder with a head."""
 CLASSES = ("lora", "dora", "oft")

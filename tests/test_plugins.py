@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from adapterpack import ALoRA
-from adapterpack.adapter_methods import AttachForm, Dense, Diagonal, Method, broken_plugins, get, methods, register, registry
+from adapterpack.adapter_methods import Dense, Diagonal, Method, NormalForm, broken_plugins, get, methods, register, registry
 from adapterpack.adapter_methods.alora import alora
 from adapterpack.adapter_methods.core.site import Site
 from adapterpack.adapter_methods.core.token_positions import Invoked
@@ -200,17 +200,17 @@ class UnderstatedRank(LoRA):
         return max(1, self.r // 2)
 
 
-def numpy_only(cfg: Any, params: Any, site: Any) -> AttachForm:
+def numpy_only(cfg: Any, params: Any, site: Any) -> NormalForm:
     """Another formula for arrays that are not numpy's."""
     factor = cfg.scale if isinstance(params["lora_A"], np.ndarray) else 2 * cfg.scale
-    return AttachForm(down=Dense(params["lora_A"]), up=Dense(factor * params["lora_B"]))
+    return NormalForm(down=Dense(params["lora_A"]), up=Dense(factor * params["lora_B"]))
 
 
-def uphill(cfg: Any, params: Any, site: Any) -> AttachForm:
+def uphill(cfg: Any, params: Any, site: Any) -> NormalForm:
     """The right values, with gradients of the wrong sign."""
     B = params["lora_B"]
     B = 2 * B.detach() - B if hasattr(B, "detach") else B
-    return AttachForm(down=Dense(params["lora_A"]), up=Dense(cfg.scale * B))
+    return NormalForm(down=Dense(params["lora_A"]), up=Dense(cfg.scale * B))
 
 
 def in_place(cfg: Any, params: Any, site: Any, weight: Any, bias: Any, rows: slice) -> Any:
@@ -229,19 +229,19 @@ def without_bias(cfg: Any, params: Any, site: Any, weight: Any, bias: Any, rows:
     return weight * (1 + params["lora_B"][rows, :1]), bias
 
 
-def scaled(cfg: Any, params: Any, site: Any) -> AttachForm:
+def scaled(cfg: Any, params: Any, site: Any) -> NormalForm:
     """A change that depends on the weight: not additive."""
-    return AttachForm(pre=Diagonal(1 + params["lora_A"][0]), scale=1 + params["lora_B"][:, 0])
+    return NormalForm(pre=Diagonal(1 + params["lora_A"][0]), scale=1 + params["lora_B"][:, 0])
 
 
-def affine(cfg: Any, params: Any, site: Any) -> AttachForm:
+def affine(cfg: Any, params: Any, site: Any) -> NormalForm:
     """A scale and a shift, whose order matters."""
-    return AttachForm(scale=1 + params["lora_B"][:, 0], shift=0 * params["lora_B"][:, 0] + 1)
+    return NormalForm(scale=1 + params["lora_B"][:, 0], shift=0 * params["lora_B"][:, 0] + 1)
 
 
-def wider(cfg: Any, params: Any, site: Any) -> AttachForm:
+def wider(cfg: Any, params: Any, site: Any) -> NormalForm:
     """A scale that is a numpy scalar, which widens float32 to float64."""
-    return AttachForm(down=Dense(params["lora_A"]), up=Dense(np.float64(cfg.scale) * params["lora_B"]))
+    return NormalForm(down=Dense(params["lora_A"]), up=Dense(np.float64(cfg.scale) * params["lora_B"]))
 
 
 def noisy(cfg: Any, site: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -269,21 +269,21 @@ def doubled(cfg: Any, params: Any, site: Any, base: Any, x: Any, drop: Any) -> A
     return base(x) + 2 * cfg.scale * (x @ params["lora_A"].T) @ params["lora_B"].T
 
 
-def greedy(cfg: Any, params: Any, site: Any) -> AttachForm:
+def greedy(cfg: Any, params: Any, site: Any) -> NormalForm:
     """Changes the base's own weight, which it was only lent."""
     site.weight[:] += 0.01
-    return lora.attach(cfg, params, site)
+    return lora.normal_form(cfg, params, site)
 
 
-def forgetful(cfg: Any, params: Any, site: Any) -> AttachForm:
+def forgetful(cfg: Any, params: Any, site: Any) -> NormalForm:
     """Another factor at every call."""
-    return AttachForm(down=Dense(params["lora_A"]), up=Dense((cfg.scale + next(CALLS)) * params["lora_B"]))
+    return NormalForm(down=Dense(params["lora_A"]), up=Dense((cfg.scale + next(CALLS)) * params["lora_B"]))
 
 
-def looking(cfg: Any, params: Any, site: Any) -> AttachForm:
+def looking(cfg: Any, params: Any, site: Any) -> NormalForm:
     """Decides by a value, which no compiler can trace."""
     factor = 2 if float(params["lora_A"].sum()) > 0 else 3
-    return AttachForm(down=Dense(params["lora_A"]), up=Dense(factor * params["lora_B"]))
+    return NormalForm(down=Dense(params["lora_A"]), up=Dense(factor * params["lora_B"]))
 
 
 CALLS = itertools.count()
@@ -347,31 +347,33 @@ assert prefix.peft is not None
 LOOKS = itertools.count(1)
 FAULTS: dict[str, Method] = {
     "identity_at_init": lora._replace(init=noisy),
-    "trained_adapter_changes_the_output": lora._replace(attach=lambda cfg, params, site: AttachForm()),
-    "fold_equals_forward": lora._replace(attach=scaled, fold=without_bias),
+    "trained_adapter_changes_the_output": lora._replace(normal_form=lambda cfg, params, site: NormalForm()),
+    "fold_equals_forward": lora._replace(normal_form=scaled, fold=without_bias),
     "fold_in_row_blocks": lora._replace(fold=block_norm),
-    "torch_equals_numpy": lora._replace(attach=numpy_only),
+    "torch_equals_numpy": lora._replace(normal_form=numpy_only),
     "gradients_reach_every_parameter": lora._replace(init=unused),
-    "loss_falls": lora._replace(attach=uphill),
+    "loss_falls": lora._replace(normal_form=uphill),
     "shapes_declared": lora._replace(shapes=lambda cfg, site: {name: shape[::-1] for name, shape in lora.shapes(cfg, site).items()}),
     "inputs_unchanged": lora._replace(fold=in_place),
-    "dtype_kept": lora._replace(attach=wider),
-    "additive_law": lora._replace(attach=scaled),
+    "dtype_kept": lora._replace(normal_form=wider),
+    "additive_law": lora._replace(normal_form=scaled),
     "low_rank_law": lora._replace(config=UnderstatedRank, examples=renamed(UnderstatedRank)),
     "config_schema": lora._replace(config=Loose, examples=renamed(Loose)),
     "rows_do_not_mix": lora._replace(forward=mixing),
-    "in_order": lora._replace(attach=affine),
-    "only_the_adapter_trains": lora._replace(attach=greedy, traits=LENT),
-    "disabled_is_the_base": lora._replace(attach=greedy, traits=LENT),
-    "layer_agrees": lora._replace(attach=numpy_only),
-    "checkpointed_gradients": lora._replace(attach=forgetful),
-    "every_kind_agrees": lora._replace(attach=numpy_only),
-    "trained_and_packed": lora._replace(bake=lambda cfg, params, site: (cfg, {**params, "lora_B": 2 * params["lora_B"]})),
-    "compiled_gradients": lora._replace(attach=looking),
+    "in_order": lora._replace(normal_form=affine),
+    "only_the_adapter_trains": lora._replace(normal_form=greedy, traits=LENT),
+    "disabled_is_the_base": lora._replace(normal_form=greedy, traits=LENT),
+    "layer_agrees": lora._replace(normal_form=numpy_only),
+    "checkpointed_gradients": lora._replace(normal_form=forgetful),
+    "every_kind_agrees": lora._replace(normal_form=numpy_only),
+    "trained_and_packed": lora._replace(storage=lora.storage._replace(
+        to_stored=lambda cfg, params, site: (cfg, {**params, "lora_B": 2 * params["lora_B"]}))),
+    "compiled_gradients": lora._replace(normal_form=looking),
     "onnx_agrees": lora._replace(forward=doubled),
-    "file_size": lora._replace(init=with_junk, bake=None, peft=None, traits=dataclasses.replace(lora.traits, frozen=("basis",))),
+    "file_size": lora._replace(init=with_junk, peft=None, storage=lora.storage._replace(to_stored=None),
+                               traits=dataclasses.replace(lora.traits, frozen=("basis",))),
     "peft_parity": lora._replace(peft=lora.peft._replace(to_config=lambda sites: {**lora.peft.to_config(sites), "lora_alpha": 1})),
-    "pack_round_trip": lora._replace(init=unused, bake=None),
+    "pack_round_trip": lora._replace(init=unused, storage=lora.storage._replace(to_stored=None)),
     "scale_recomputed": lora._replace(config=IntegerScale, examples=renamed(IntegerScale)),
     "peft_round_trip": lora._replace(peft=lora.peft._replace(from_config=lambda config: LoRA(r=config["r"], alpha=1))),
     "acts_where_told": alora._replace(config=Counted, examples=renamed(Counted, alora)),
@@ -379,27 +381,28 @@ FAULTS: dict[str, Method] = {
     "disabled_attention_is_the_base": llama_adapter._replace(
         init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "adaption_gate": np.ones(1, np.float32)}),
     "attended_rows_never_mix": llama_adapter._replace(
-        attach=lambda cfg, params, site: AttentionForm(params["adaption_prompt"][0], params["adaption_gate"] * next(LOOKS))),
-    "attended_onnx_agrees": llama_adapter._replace(attach=lambda cfg, params, site: AttentionForm(
+        normal_form=lambda cfg, params, site: AttentionForm(params["adaption_prompt"][0], params["adaption_gate"] * next(LOOKS))),
+    "attended_onnx_agrees": llama_adapter._replace(normal_form=lambda cfg, params, site: AttentionForm(
         params["adaption_prompt"][0], params["adaption_gate"] * (1 if isinstance(params["adaption_gate"], np.ndarray) else 2))),
     "decoder_gradients": llama_adapter._replace(
         init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
     "only_the_adapter_trains_there": llama_adapter._replace(
         init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
-    "active_together": lora._replace(attach=numpy_only),
+    "active_together": lora._replace(normal_form=numpy_only),
     "folded_onnx_agrees": lora._replace(fold=block_norm),
-    "form_as_declared": prompt._replace(attach=lambda cfg, params, site: PromptForm(embeds=params[STORED][1:])),
+    "form_as_declared": prompt._replace(normal_form=lambda cfg, params, site: PromptForm(embeds=params[STORED][1:])),
     "form_torch_equals_numpy": prompt._replace(
-        attach=lambda cfg, params, site: PromptForm(embeds=params[STORED] * (1 if isinstance(params[STORED], np.ndarray) else 2))),
+        normal_form=lambda cfg, params, site: PromptForm(embeds=params[STORED] * (1 if isinstance(params[STORED], np.ndarray) else 2))),
     "form_gradients_reach_every_parameter": prompt._replace(
         init=lambda cfg, site, rng: {**prompt.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
-    "form_loss_falls": prompt._replace(attach=uphill_prompt),
-    "form_dtype_kept": prompt._replace(attach=lambda cfg, params, site: PromptForm(embeds=params[STORED] * np.float64(1))),
-    "form_kept_by_packing": prompt._replace(bake=lambda cfg, params, site: (cfg, {STORED: params[STORED] + 1})),
+    "form_loss_falls": prompt._replace(normal_form=uphill_prompt),
+    "form_dtype_kept": prompt._replace(normal_form=lambda cfg, params, site: PromptForm(embeds=params[STORED] * np.float64(1))),
+    "form_kept_by_packing": prompt._replace(storage=prompt.storage._replace(
+        to_stored=lambda cfg, params, site: (cfg, {STORED: params[STORED] + 1}))),
     "form_kept_by_peft": prefix._replace(peft=prefix.peft._replace(from_config=turned)),
     "disabled_prompt_is_the_base": prefix._replace(
-        attach=lambda cfg, params, site: PromptForm(cache=prefix.attach(cfg, params, site).cache[:, :, :, :0])),
-    "prompted_rows_never_mix": prompt._replace(attach=restless),
+        normal_form=lambda cfg, params, site: PromptForm(cache=prefix.normal_form(cfg, params, site).cache[:, :, :, :0])),
+    "prompted_rows_never_mix": prompt._replace(normal_form=restless),
 }
 
 

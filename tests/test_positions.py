@@ -136,7 +136,7 @@ def test_loreft_changes_the_ends_of_each_row(llama: Any, tiny_llama: Path, left:
     loreft = get("loreft")
     ends: list[int] = []
     for layer, mine in zip(plain.model.layers, model.model.layers, strict=True):
-        form = loreft.attach(CONFIGS["ends"], {key: np.float64(value) for key, value in mine._params("a").items()}, mine._site)
+        form = loreft.normal_form(CONFIGS["ends"], {key: np.float64(value) for key, value in mine._params("a").items()}, mine._site)
         down, up, shift = (torch.from_numpy(np.array(value)) for value in (form.down.dense(), form.up.dense(), form.down_bias))
 
         def change(module: Any, args: Any, h: torch.Tensor, down: Any = down, up: Any = up, shift: Any = shift) -> torch.Tensor:

@@ -81,8 +81,8 @@ def form_of(model: Any) -> Any:
     holder = model.get_input_embeddings()
     method, cfg = holder._methods["p"]
     params = {key: np.float64(value) for key, value in holder._params("p").items()}
-    constants = method.constants(cfg, holder._site) if method.constants else {}
-    return method.attach(cfg, {**constants, **params}, holder._site)
+    constants = method.storage.constants(cfg, holder._site) if method.storage.constants else {}
+    return method.normal_form(cfg, {**constants, **params}, holder._site)
 
 
 # --- against dense references
@@ -150,7 +150,7 @@ def test_networks_are_torchs_own() -> None:
         for number, layer in enumerate(layers):
             weight, bias = (torch.tensor(params[f"{layer}_{leaf}"]) for leaf in ("weight", "bias"))
             x = torch.nn.functional.linear(x if number == 0 else act(x), weight, bias)
-        form = method.attach(config, params, site)
+        form = method.normal_form(config, params, site)
         found = form.embeds if form.cache is None else np.transpose(form.cache, (3, 0, 1, 2, 4)).reshape(5, -1)
         np.testing.assert_allclose(found, x.detach(), rtol=0, atol=1e-12)
 

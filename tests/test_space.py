@@ -13,7 +13,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import adapterpack
-from adapterpack.adapter_methods import Method, Site, fold, get, methods, settled
+from adapterpack.adapter_methods import Method, Site, fold, get, methods, resolve_configs
 from adapterpack.composing.represent import represent
 from adapterpack.errors import ConfigError, Unsupported
 from adapterpack.lowrank import space
@@ -290,10 +290,10 @@ def adapter_of(method: Method, cfg: Any, weight: np.ndarray, bias: np.ndarray | 
     """A random adapter of a method at one linear site; every floating parameter is moved, so that nothing is at its start."""
     rng = np.random.default_rng(4)
     known = Site("layer", *WIDTHS, bias=bias is not None, weight=weight, base_bias=bias)
-    (cfg,) = settled(method, [cfg], [known])
+    (cfg,) = resolve_configs(method, [cfg], [known])
     params = dict(method.init(cfg, known, rng))
-    if method.shared is not None:
-        params |= method.shared.init(cfg, [known], rng)
+    if method.storage.shared is not None:
+        params |= method.storage.shared.init(cfg, [known], rng)
     frozen = method.traits.frozen
     moved = {name: (value + 0.3 * rng.standard_normal(value.shape)).astype(value.dtype)
              if np.issubdtype(value.dtype, np.floating) and name not in frozen else value for name, value in params.items()}
@@ -357,5 +357,5 @@ def test_a_kronecker_product_of_low_rank_is_exact() -> None:
     adapter = adapter_of(lokr, cfg, np.zeros((WIDTHS[1], WIDTHS[0]), np.float32), None)
     found = represent(adapter)
     assert found.exact
-    wanted = lokr.attach(adapter.config, adapter.params, adapter.site).down.dense()
+    wanted = lokr.normal_form(adapter.config, adapter.params, adapter.site).down.dense()
     np.testing.assert_allclose(found.factors.dense(), wanted, atol=1e-5)

@@ -1,11 +1,14 @@
 """Adapter methods, one small file each; here is what they are made of, and the registry that lists them."""
 
 from .core.base import (
-    AttachForm,
+    Limits,
     Method,
+    NormalForm,
     Progress,
     Shared,
+    Storage,
     Trained,
+    Training,
     Traits,
     amount,
     complete,
@@ -13,9 +16,9 @@ from .core.base import (
     fold,
     frozen,
     look_up,
+    resolve_configs,
     row_blocks,
     run,
-    settled,
 )
 from .core.columns import columns
 from .core.config import SiteConfig
@@ -35,9 +38,9 @@ from .core.operators import (
     Scaled,
     Sums,
 )
-from .core.peft_form import Completed, Factorise, PeftBeside, PeftContent, PeftForm, PeftLayer
+from .core.peft_form import Completed, Factorise, PeftContent, PeftForm, PeftLayer, PeftSecondary
 from .core.site import PROMPT, Params, Site
-from .inits import INITS, Init, Seen
+from .inits import INITS, Calibration, Init
 from .registry import METHODS, broken_plugins, get, method_of, methods, register
 
 __all__ = [
@@ -45,9 +48,9 @@ __all__ = [
     "LAYOUTS",
     "METHODS",
     "PROMPT",
-    "AttachForm",
     "BlockCirculant",
     "BlockDiagonal",
+    "Calibration",
     "Chain",
     "Completed",
     "Dense",
@@ -57,24 +60,27 @@ __all__ = [
     "Init",
     "Kronecker",
     "Layout",
+    "Limits",
     "Method",
+    "NormalForm",
     "Operator",
     "Pairs",
     "Params",
-    "PeftBeside",
     "PeftContent",
     "PeftForm",
     "PeftLayer",
+    "PeftSecondary",
     "Permutation",
     "Progress",
     "Repeat",
     "Scaled",
-    "Seen",
     "Shared",
     "Site",
     "SiteConfig",
+    "Storage",
     "Sums",
     "Trained",
+    "Training",
     "Traits",
     "amount",
     "broken_plugins",
@@ -93,9 +99,9 @@ __all__ = [
     "method_of",
     "methods",
     "register",
+    "resolve_configs",
     "row_blocks",
     "run",
-    "settled",
     "takes_ids",
     "to_matrix",
 ]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Progress, Trained, Traits
+from .core.base import Method, NormalForm, Progress, Storage, Trained, Training, Traits
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
@@ -97,8 +97,8 @@ def _init(cfg: AdaLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.nd
     return {**made, "lora_E": np.zeros(shapes["lora_E"], np.float32)}
 
 
-def _attach(cfg: AdaLoRA, params: Params, site: Site) -> AttachForm:
-    return AttachForm(down=Dense(params["lora_A"] * params["lora_E"]), up=Dense(cfg.scale * params["lora_B"]))
+def _normal_form(cfg: AdaLoRA, params: Params, site: Site) -> NormalForm:
+    return NormalForm(down=Dense(params["lora_A"] * params["lora_E"]), up=Dense(cfg.scale * params["lora_B"]))
 
 
 def _penalty(cfg: AdaLoRA, params: Params, sites: int) -> Array:
@@ -116,7 +116,7 @@ class _State(NamedTuple):
     gone: Mapping[str, Array] | None
 
 
-def _budget(progress: Progress, state: _State | None, sites: Mapping[str, Trained]) -> tuple[_State, dict[str, dict[str, Array]]]:
+def _after_step(progress: Progress, state: _State | None, sites: Mapping[str, Trained]) -> tuple[_State, dict[str, dict[str, Array]]]:
     """The importance of all triplets after one step, and the values E with those of the least important ones set to zero."""
     cfg: AdaLoRA = next(iter(sites.values())).config
     last = (cfg.total_step or progress.total) - cfg.tfinal
@@ -167,7 +167,7 @@ def _least(state: _State, sites: Mapping[str, Trained], count: int) -> dict[str,
     return {path: xp.astype(score <= threshold, score.dtype)[:, None] for path, score in scores.items()}
 
 
-def _bake(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, dict[str, np.ndarray]]:
+def _to_stored(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, dict[str, np.ndarray]]:
     """Without the triplets whose value is zero; one stays in any case, since a site has a rank.
 
     A stack has one rank: as many as its matrix with the most has left. A matrix with fewer has some of its zeros for the rest.
@@ -228,11 +228,10 @@ adalora = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    penalty=_penalty,
-    budget=_budget,
-    bake=_bake,
+    normal_form=_normal_form,
     examples=(AdaLoRA(init_r=1, target_r=1), AdaLoRA(init_r=3, target_r=2, alpha=5), AdaLoRA(init_r=5, alpha=4, tinit=3, dropout=0.1)),
+    training=Training(penalty=_penalty, after_step=_after_step),
+    storage=Storage(to_stored=_to_stored),
     peft=PeftForm(
         peft_type="ADALORA",
         suffixes={"lora_A": "lora_A", "lora_B": "lora_B", "lora_E": "lora_E"},

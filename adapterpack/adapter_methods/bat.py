@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Traits
 from .core.config import RankConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
@@ -45,7 +45,7 @@ def _init(cfg: Bat, site: Site, rng: np.random.Generator) -> dict[str, np.ndarra
     return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
 
 
-def _attach(cfg: Bat, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: Bat, params: Params, site: Site) -> NormalForm:
     M: Array = params["miss_block"]
     weight: Array = site.weight
     xp = array_namespace(M, weight)
@@ -56,7 +56,7 @@ def _attach(cfg: Bat, params: Params, site: Site) -> AttachForm:
         weight = xp.concat([weight, xp.zeros((out, wide * r - width), dtype=weight.dtype, device=weight.device)], axis=1)
     blocks = xp.reshape(weight, (count, r * wide, r))  # the rows of all blocks of one i below each other
     turned = xp.reshape(xp.matmul(blocks, M), (count, r, wide, r)) + M[:, :, None, :]
-    return AttachForm(down=Dense(xp.reshape(turned, (out, wide * r))[:, :width]))
+    return NormalForm(down=Dense(xp.reshape(turned, (out, wide * r))[:, :width]))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ bat = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(Bat(r=1), Bat(r=4), Bat(r=5)),
     peft=PeftForm(
         peft_type="MISS",

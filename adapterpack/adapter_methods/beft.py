@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Traits
 from .core.config import NoBranch
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
@@ -37,8 +37,8 @@ def _init(cfg: BEFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
     return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
 
 
-def _attach(cfg: BEFT, params: Params, site: Site) -> AttachForm:
-    return AttachForm(shift=params["beft_bias"][0, :])
+def _normal_form(cfg: BEFT, params: Params, site: Site) -> NormalForm:
+    return NormalForm(shift=params["beft_bias"][0, :])
 
 
 beft = METHODS.register(Method(
@@ -50,10 +50,10 @@ beft = METHODS.register(Method(
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(BEFT(), BEFT(targets=("proj",))),
     peft=PeftForm(
-        accepts=lambda cfg, site: site.bias,  # it loads one for a layer without a bias, and cannot merge it
+        peft_supports=lambda cfg, site: site.bias,  # it loads one for a layer without a bias, and cannot merge it
         peft_type="BEFT",
         suffixes={"beft_bias": "beft_bias"},
         to_config=lambda sites: {"init_weights": True},

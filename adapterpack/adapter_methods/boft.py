@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, require_whole
 from .core.operators import BlockDiagonal, Chain, Operator, Permutation
 from .core.orthogonal import block_size, cayley
@@ -99,7 +99,7 @@ def _constants(cfg: BOFT, site: Site) -> dict[str, np.ndarray]:
     return {"orders": _orders(layout)} if layout.factors > 1 else {}
 
 
-def _attach(cfg: BOFT, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: BOFT, params: Params, site: Site) -> NormalForm:
     given, scale = params["boft_R"], params["boft_s"][:, 0]
     xp = array_namespace(given)
     factors, blocks, size = _layout(cfg, site.in_features)
@@ -109,7 +109,7 @@ def _attach(cfg: BOFT, params: Params, site: Site) -> AttachForm:
     if factors > 1:
         steps = [Chain(Permutation(params["orders"][number, :]), step) for number, step in enumerate(steps)]
     shift = None if site.base_bias is None else site.base_bias * (1 - scale)  # the bias is not scaled
-    return AttachForm(pre=reduce(Chain, steps), scale=scale, shift=shift)
+    return NormalForm(pre=reduce(Chain, steps), scale=scale, shift=shift)
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,15 +136,14 @@ boft = METHODS.register(Method(
     paper="https://arxiv.org/abs/2311.06243",
     formula="y' = s * (W R x) + b,  R = B_1 ... B_m, butterflies of Cayley rotations",
     config=BOFT,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True, least=(1, 2)),
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True, min_features=(1, 2)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    constants=_constants,
-    makes=lambda cfg, site: _layout(cfg, site.in_features).factors * site.in_features,
+    normal_form=_normal_form,
     examples=(BOFT(), BOFT(block_size=2, n_butterfly_factor=2), BOFT(block_num=3), BOFT(block_num=6, n_butterfly_factor=4)),
+    storage=Storage(constants=_constants, makes=lambda cfg, site: _layout(cfg, site.in_features).factors * site.in_features),
     peft=PeftForm(
-        accepts=lambda cfg, site: _layout(cfg, site.in_features).factors == 1,  # more needs PEFT's CUDA extension
+        peft_supports=lambda cfg, site: _layout(cfg, site.in_features).factors == 1,  # more needs PEFT's CUDA extension
         peft_type="BOFT",
         suffixes={"boft_R": "boft_R", "boft_s": "boft_s"},
         to_config=_to_peft,

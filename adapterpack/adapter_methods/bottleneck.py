@@ -69,7 +69,7 @@ def _init(cfg: Bottleneck, site: Site, rng: np.random.Generator) -> dict[str, np
     return {name: np.ones_like(value) if name == "norm_weight" else value for name, value in made.items()}
 
 
-def _attach(cfg: Bottleneck, params: Params, site: Site) -> BlockForm:
+def _normal_form(cfg: Bottleneck, params: Params, site: Site) -> BlockForm:
     return BlockForm(
         down=Dense(params["down"]),
         up=Dense(cfg.scale * params["up"]),
@@ -85,11 +85,13 @@ bottleneck = METHODS.register(Method(
     name="bottleneck",
     summary="a narrow layer with an activation behind a block (Houlsby, Pfeiffer) or beside it (parallel)",
     paper="https://arxiv.org/abs/1902.00751",
+    formula="h + scaling (up act(down norm(z)) + b), z = h or x",
+    kind="activation",
     config=Bottleneck,
     traits=TRAITS,
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(
         Bottleneck.houlsby(reduction=2),
         Bottleneck.pfeiffer(reduction=3, bias=False),
@@ -98,6 +100,4 @@ bottleneck = METHODS.register(Method(
         Bottleneck(act="gelu_tanh", source="input", norm=True, bias=False, reduction=1, dropout=0.1),
         Bottleneck(act="tanh", reduction=2),
     ),
-    formula="h + scaling (up act(down norm(z)) + b), z = h or x",
-    kind="activation",
 ))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import SiteConfig, by_suffix, require_whole
 from .core.operators import BlockCirculant
 from .core.peft_form import PeftForm
@@ -50,14 +50,14 @@ def _shapes(cfg: C3A, site: Site) -> dict[str, tuple[int, ...]]:
     return {"c3a_kernel": (site.out_features // size, site.in_features // size, size)}
 
 
-def _settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """PEFT refuses a size that does not divide a layer: its config says the size that does."""
     return [replace(cfg, block_size=math.gcd(cfg.block_size, site.in_features, site.out_features))
             for cfg, site in zip(configs, sites, strict=True)]
 
 
-def _attach(cfg: C3A, params: Params, site: Site) -> AttachForm:
-    return AttachForm(down=BlockCirculant(params["c3a_kernel"] / site.in_features))
+def _normal_form(cfg: C3A, params: Params, site: Site) -> NormalForm:
+    return NormalForm(down=BlockCirculant(params["c3a_kernel"] / site.in_features))
 
 
 def _features(params: Params) -> tuple[int, int]:
@@ -83,8 +83,9 @@ c3a = METHODS.register(Method(
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,
     init=lambda cfg, site, rng: {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()},
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(C3A(block_size=1), C3A(block_size=35), C3A(block_size=36)),
+    storage=Storage(resolve=_resolve),
     peft=PeftForm(
         peft_type="C3A",
         suffixes={"c3a_kernel": "c3a_kernel"},
@@ -92,5 +93,4 @@ c3a = METHODS.register(Method(
         from_config=_from_peft,
         features=_features,
     ),
-    settle=_settle,
 ))

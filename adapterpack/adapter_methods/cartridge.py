@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method
+from .core.base import Method, Storage
 from .core.config import require_choice, require_flag, require_whole
 from .core.operators import Array
 from .core.site import Params, Site
@@ -68,7 +68,7 @@ def _init(cfg: Cartridge, site: Site, rng: np.random.Generator) -> dict[str, np.
     return {_SINK: whole[:sink], STORED: whole[sink:]} if sink else {STORED: whole}
 
 
-def _attach(cfg: Cartridge, params: Params, site: Site) -> PromptForm:
+def _normal_form(cfg: Cartridge, params: Params, site: Site) -> PromptForm:
     rest, sink = params[STORED], params.get(_SINK)
     if sink is None and cfg.num_frozen_tokens:
         sink, rest = _still(rest[: cfg.num_frozen_tokens, ...]), rest[cfg.num_frozen_tokens :, ...]
@@ -81,7 +81,7 @@ def _still(value: Array) -> Array:
     return value.detach() if hasattr(value, "detach") else value
 
 
-def _bake(cfg: Cartridge, params: Params, site: Site) -> tuple[Cartridge, dict[str, np.ndarray]]:
+def _to_stored(cfg: Cartridge, params: Params, site: Site) -> tuple[Cartridge, dict[str, np.ndarray]]:
     layers, heads, head_dim = cfg.sizes(site)
     parts = [params[name] for name in (_SINK, STORED) if name in params]
     final = replace(cfg, baked=True, num_layers=layers, num_heads=heads, head_dim=head_dim)
@@ -98,14 +98,14 @@ cartridge = METHODS.register(Method(
     summary="the trained cache of a text, whose first tokens stay frozen",
     paper="https://arxiv.org/abs/2506.06266",
     formula="K' = [S; P; K],  V' = [S; P; V],  S frozen",
+    kind="prompt",
     config=Cartridge,
     traits=traits((_SINK,)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(Cartridge(num_virtual_tokens=3, token_ids=(4, 5, 6, 7)), Cartridge(num_virtual_tokens=4, num_frozen_tokens=2, init="random"),
               Cartridge(num_virtual_tokens=2, num_frozen_tokens=0, init="random")),
+    storage=Storage(to_stored=_to_stored),
     peft=peft_form("CARTRIDGE", lambda cfg: {"num_frozen_tokens": cfg.num_frozen_tokens}, _from_peft, wide=False),
-    bake=_bake,
-    kind="prompt",
 ))

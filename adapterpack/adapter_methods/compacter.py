@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method, Shared
+from .core.base import Method, Shared, Storage
 from .core.config import FOR_TRAINING, require_flag, require_whole
 from .core.operators import Array, Dense
 from .core.site import Params, Site
@@ -110,7 +110,7 @@ def kronecker_sum(rules: Array, factors: Array, rows: int, columns: int) -> Arra
     return xp.reshape(grid, (p * a, q * b))[:rows, :columns]
 
 
-def _attach(cfg: Compacter, params: Params, site: Site) -> BlockForm:
+def _normal_form(cfg: Compacter, params: Params, site: Site) -> BlockForm:
     xp = array_namespace(params["down_left"])
     rules = xp.matmul(params["rule_left"], params["rule_right"]) if cfg.factorized_rule else params["rule"]
     r, width = cfg.width(site), site.out_features
@@ -137,14 +137,13 @@ compacter = METHODS.register(Method(
     name="compacter",
     summary="a bottleneck of Kronecker products, whose rules all sites may share",
     paper="https://arxiv.org/abs/2106.04647",
+    formula="h + scaling (U act(D z)), U and D sums of Kronecker products",
+    kind="activation",
     config=Compacter,
     traits=TRAITS,
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    makes=_makes,
+    normal_form=_normal_form,
     examples=_EXAMPLES,
-    shared=Shared(_shared_shapes, _shared_init),
-    formula="h + scaling (U act(D z)), U and D sums of Kronecker products",
-    kind="activation",
+    storage=Storage(makes=_makes, shared=Shared(_shared_shapes, _shared_init)),
 ))

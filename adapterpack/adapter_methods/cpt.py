@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method
+from .core.base import Method, Storage
 from .core.config import require_choice, require_flag, require_number, require_whole
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, traits
@@ -93,7 +93,7 @@ def _init(cfg: CPT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarra
     return {STORED: context, _DELTA: np.zeros_like(context)}
 
 
-def _attach(cfg: CPT, params: Params, site: Site) -> PromptForm:
+def _normal_form(cfg: CPT, params: Params, site: Site) -> PromptForm:
     context = params[STORED]
     if cfg.baked:
         return PromptForm(embeds=context)
@@ -105,9 +105,9 @@ def _attach(cfg: CPT, params: Params, site: Site) -> PromptForm:
     return PromptForm(embeds=context + delta * xp.where(inside, xp.astype(radii > 0, delta.dtype), radii / norm))
 
 
-def _bake(cfg: CPT, params: Params, site: Site) -> tuple[CPT, dict[str, np.ndarray]]:
+def _to_stored(cfg: CPT, params: Params, site: Site) -> tuple[CPT, dict[str, np.ndarray]]:
     known = {name: value.astype(params[_DELTA].dtype) for name, value in _constants(cfg, site).items()} if _DELTA in params else {}
-    return replace(cfg, baked=True), {STORED: np.asarray(_attach(cfg, {**params, **known}, site).embeds, np.float32)}
+    return replace(cfg, baked=True), {STORED: np.asarray(_normal_form(cfg, {**params, **known}, site).embeds, np.float32)}
 
 
 def _to_peft(cfg: CPT) -> dict[str, Any]:
@@ -131,16 +131,15 @@ cpt = METHODS.register(Method(
     summary="examples as a prompt whose embeddings move within a ball around their words",
     paper="https://arxiv.org/abs/2410.17222",
     formula="P_i = E(x_i) + D_i min(1, e_i / |D_i|) before the first token",
+    kind="prompt",
     config=CPT,
     traits=traits((STORED,)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(CPT(token_ids=(4, 5, 6), token_types=(1, 2, 3), input_epsilon=40.0, format_epsilon=30.0),
               CPT(token_ids=(7, 5), token_types=(1, 1)),
               CPT(token_ids=(9, 4, 5, 6), token_types=(4, 1, 4, 8), opt_weighted_loss_type="decay", opt_loss_decay_factor=0.5)),
+    storage=Storage(constants=_constants, to_stored=_to_stored),
     peft=peft_form("CPT", _to_peft, _from_peft),
-    constants=_constants,
-    bake=_bake,
-    kind="prompt",
 ))

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Traits
 from .core.config import RankConfig, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
@@ -76,10 +76,10 @@ def _sides(cfg: DEFT, P: Array) -> tuple[Array, Array]:
     return Q, Q
 
 
-def _attach(cfg: DEFT, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: DEFT, params: Params, site: Site) -> NormalForm:
     Q, Z = _sides(cfg, params["deft_P"])
     xp = array_namespace(Q, Z)
-    return AttachForm(down=Dense(cfg.scale * params["deft_R"] - xp.matmul(Z.T, site.weight)), up=Dense(Q))
+    return NormalForm(down=Dense(cfg.scale * params["deft_R"] - xp.matmul(Z.T, site.weight)), up=Dense(Q))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ deft = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(DEFT(r=1), DEFT(r=3, alpha=2), DEFT(r=4, dropout=0.1)),
     peft=PeftForm(
         peft_type="DEFT",

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Training, Traits
 from .core.config import RanksConfig, by_suffix, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
@@ -66,10 +66,10 @@ def _init(cfg: DeLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.nda
     }
 
 
-def _attach(cfg: DeLoRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: DeLoRA, params: Params, site: Site) -> NormalForm:
     A, B = params["delora_A"], params["delora_B"]
     share = params["delora_lambda"] / cfg.r / (_length(A, 1) * _length(B, 0))
-    return AttachForm(down=Dense(A * params["delora_w_norm"]), up=Dense(B * share))
+    return NormalForm(down=Dense(A * params["delora_w_norm"]), up=Dense(B * share))
 
 
 def _length(matrix: Array, axis: int) -> Array:
@@ -109,9 +109,9 @@ delora = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    needs=lambda cfg: frozenset({"weight"}),
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(DeLoRA(r=2, bound=6), DeLoRA(r=3, bound=3), DeLoRA(r=5, bound=2.5, dropout=0.1)),
+    training=Training(needs=lambda cfg: frozenset({"weight"})),
     peft=PeftForm(
         peft_type="DELORA",
         suffixes={name: name for name in ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")},

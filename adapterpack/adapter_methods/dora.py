@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits, constant, factors
+from .core.base import Method, NormalForm, Storage, Training, Traits, constant, factors
 from .core.layouts import WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
@@ -55,10 +55,10 @@ def _lengths(site: Site) -> np.ndarray:
     return lengths
 
 
-def _attach(cfg: DoRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: DoRA, params: Params, site: Site) -> NormalForm:
     A, B = params["lora_A"], cfg.scale * params["lora_B"]
     ratio = params["lora_magnitude_vector"] / _norm(params["lengths"], site.weight, constant(A), constant(B))
-    return AttachForm(down=Dense(A), up=Dense(B), scale=ratio, shift=None if site.base_bias is None else (1 - ratio) * site.base_bias)
+    return NormalForm(down=Dense(A), up=Dense(B), scale=ratio, shift=None if site.base_bias is None else (1 - ratio) * site.base_bias)
 
 
 def _norm(lengths: Array, weight: Array, A: Array, B: Array) -> Array:
@@ -95,11 +95,10 @@ dora = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding")),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    makes=factors,
-    constants=lambda cfg, site: {"lengths": _lengths(site)},
-    rates=lora.rates,
+    normal_form=_normal_form,
     examples=(DoRA(r=1), DoRA(r=3, alpha=5), DoRA(r=5, alpha=4, use_rslora=True, dropout=0.1)),
+    training=Training(rates=lora.training.rates),
+    storage=Storage(makes=factors, constants=lambda cfg, site: {"lengths": _lengths(site)}),
     peft=PeftForm(
         peft_type="LORA",
         suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude_vector": "lora_magnitude_vector"},

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits, require_widths
+from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
@@ -61,7 +61,7 @@ def _count(cfg: FourierFT, site: Site) -> int:
     return min(cfg.n_frequency, site.in_features * site.out_features)
 
 
-def _settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """PEFT refuses more coefficients than weights: a small layer's config says its own number."""
     known = [site.in_features and site.out_features for site in sites]
     return [replace(cfg, n_frequency=_count(cfg, site)) if yes else cfg for cfg, site, yes in zip(configs, sites, known, strict=True)]
@@ -92,7 +92,7 @@ def _constants(cfg: FourierFT, site: Site) -> dict[str, np.ndarray]:
     return {"fourierft_places": cells, "fourierft_numbers": numbers}
 
 
-def _attach(cfg: FourierFT, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: FourierFT, params: Params, site: Site) -> NormalForm:
     values, numbers, (rows, columns) = params["fourierft_spectrum"], params["fourierft_numbers"], (site.out_features, site.in_features)
     xp = array_namespace(values)
     exact, pairs = (xp.float64, xp.complex128) if values.dtype == xp.float64 else (xp.float32, xp.complex64)  # none of half precision
@@ -100,7 +100,7 @@ def _attach(cfg: FourierFT, params: Params, site: Site) -> AttachForm:
     met = xp.sum(xp.reshape(xp.take(padded, xp.reshape(numbers, (-1,)), axis=0), numbers.shape), axis=0)
     half = scattered(xp, xp.astype(met, pairs), params["fourierft_places"], (rows, columns // 2 + 1))
     change = xp.fft.irfft(xp.fft.ifft(half, axis=0), n=columns, axis=1)
-    return AttachForm(down=Dense(xp.astype(change, values.dtype, copy=False)))
+    return NormalForm(down=Dense(xp.astype(change, values.dtype, copy=False)))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,8 +135,9 @@ fourierft = METHODS.register(Method(
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=lambda cfg, site: {"fourierft_spectrum": (_count(cfg, site),)},
     init=lambda cfg, site, rng: {"fourierft_spectrum": np.zeros(_count(cfg, site), np.float32)},
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(FourierFT(n_frequency=3), FourierFT(n_frequency=40, scaling=30, random_loc_seed=5)),
+    storage=Storage(constants=_constants, resolve=_resolve),
     peft=PeftForm(
         peft_type="FOURIERFT",
         suffixes={"fourierft_spectrum": "fourierft_spectrum"},
@@ -145,6 +146,4 @@ fourierft = METHODS.register(Method(
         from_config=_from_peft,
         features=lambda params: (None, None),
     ),
-    constants=_constants,
-    settle=_settle,
 ))

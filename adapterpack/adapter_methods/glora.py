@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, require_choice, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
@@ -87,7 +87,7 @@ def _path(params: Params, path: str) -> Array | None:
     return params.get(f"glora_{path}_X")
 
 
-def _attach(cfg: GLoRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: GLoRA, params: Params, site: Site) -> NormalForm:
     A, B, C, D, E = (_path(params, path) for path in _PATHS)
     W, b = site.weight, site.base_bias
     assert W is not None
@@ -99,10 +99,10 @@ def _attach(cfg: GLoRA, params: Params, site: Site) -> AttachForm:
     if shift is not None and shift.shape[0] != W.shape[0]:
         xp = array_namespace(W)
         shift = shift + xp.zeros(W.shape[0], dtype=shift.dtype, device=shift.device)
-    return AttachForm(down=Dense(change), shift=shift)
+    return NormalForm(down=Dense(change), shift=shift)
 
 
-def _settle(configs: Sequence[GLoRA], sites: Sequence[Site]) -> list[GLoRA]:
+def _resolve(configs: Sequence[GLoRA], sites: Sequence[Site]) -> list[GLoRA]:
     return [replace(cfg, biased=site.bias) if cfg.biased is None else cfg for cfg, site in zip(configs, sites, strict=True)]
 
 
@@ -116,7 +116,7 @@ def _from_peft(config: Mapping[str, Any]) -> GLoRA:
                  config_D_E=config.get("config_D_E", "constant"))
 
 
-def _adopt(content: PeftContent) -> PeftContent:
+def _from_peft_file(content: PeftContent) -> PeftContent:
     """Without the zeros that PEFT stores for what is not there; sites without a bias have nothing else of C, D and E."""
     sites = {path: {name: value for name, value in params.items() if not name.startswith("zeros_")}
              for path, params in content.sites.items()}
@@ -140,10 +140,10 @@ glora = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    settle=_settle,
+    normal_form=_normal_form,
     examples=(GLoRA(r=2), GLoRA(r=3, config_C="vector", config_D_E="vector"), GLoRA(config_A_B="vector", config_C="none"),
               GLoRA(r=1, config_A_B="constant", config_D_E="none")),
+    storage=Storage(resolve=_resolve),
     peft=PeftForm(
         peft_type="GLORA",
         suffixes={f"glora_{path}_{leaf}": f"glora_{path}.{leaf}" for path in _PATHS for leaf in ("Xd", "Xu", "X")},
@@ -151,6 +151,6 @@ glora = METHODS.register(Method(
         from_config=_from_peft,
         features=_features,
         aliases={f"glora_{path}.zeros": f"zeros_{path}" for path in _PATHS},
-        adopt=_adopt,
+        from_peft_file=_from_peft_file,
     ),
 ))

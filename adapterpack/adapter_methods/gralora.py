@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Traits
 from .core.config import RankConfig, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, BlockDiagonal, Dense
@@ -81,14 +81,14 @@ def _init(cfg: GraLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.nd
     return made
 
 
-def _attach(cfg: GraLoRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: GraLoRA, params: Params, site: Site) -> NormalForm:
     A, B = params["gralora_A"], params["gralora_B"]
     xp = array_namespace(A, B)
     down, up = BlockDiagonal(xp.permute_dims(A, (0, 2, 1))).dense(), _spread(B)
     if cfg.hybrid_r:
         down = xp.concat([down, params["gralora_A_general"]], axis=0)
         up = xp.concat([up, params["gralora_B_general"]], axis=1)
-    return AttachForm(down=Dense(down), up=Dense(cfg.scale * up))
+    return NormalForm(down=Dense(down), up=Dense(cfg.scale * up))
 
 
 def _spread(B: Array) -> Array:
@@ -117,14 +117,14 @@ gralora = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(GraLoRA(r=2), GraLoRA(r=3, k=3, alpha=5), GraLoRA(r=4, k=2, alpha=5, hybrid_r=3, dropout=0.1), GraLoRA(r=3, k=1)),
     peft=PeftForm(
         peft_type="GRALORA",
         suffixes={"gralora_A": "gralora_A", "gralora_B": "gralora_B", "gralora_A_general": "gralora_A_general.weight",
                   "gralora_B_general": "gralora_B_general.weight"},
         layers=TRANSPOSED,
-        accepts=lambda cfg, site: site.in_features % cfg.k == 0 == site.out_features % cfg.k,
+        peft_supports=lambda cfg, site: site.in_features % cfg.k == 0 == site.out_features % cfg.k,
         to_config=_to_peft,
         from_config=lambda config: GraLoRA(r=config.get("r", 32), alpha=config.get("alpha", 64), k=config.get("gralora_k", 2),
                                            hybrid_r=config.get("hybrid_r", 0), dropout=config.get("gralora_dropout", 0.0)),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Traits
 from .core.config import RankConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
@@ -43,9 +43,9 @@ def _init(cfg: HiRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
     return {"hira_A": kaiming(rng, (cfg.r, site.in_features)), "hira_B": np.zeros((site.out_features, cfg.r), np.float32)}
 
 
-def _attach(cfg: HiRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: HiRA, params: Params, site: Site) -> NormalForm:
     A, B = params["hira_A"], params["hira_B"]
-    return AttachForm(down=Dense(site.weight * array_namespace(A, B).matmul(B, A)))
+    return NormalForm(down=Dense(site.weight * array_namespace(A, B).matmul(B, A)))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ hira = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(HiRA(r=1), HiRA(r=3), HiRA(r=4, dropout=0.1)),
     peft=PeftForm(
         peft_type="HIRA",

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, require_flag, require_whole
 from .core.operators import Array, Deviation
 from .core.orthogonal import linear
@@ -69,15 +69,15 @@ def _constants(cfg: HRA, site: Site) -> dict[str, np.ndarray]:
     return {} if cfg.apply_gs else {"later": _later(cfg.r)}
 
 
-def _attach(cfg: HRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: HRA, params: Params, site: Site) -> NormalForm:
     given = params["hra_u"]
     xp = array_namespace(given)
     unit = given / xp.sqrt(xp.sum(given * given, axis=0, keepdims=True))
     if cfg.apply_gs:  # orthogonal or not, the vectors span the same space, and I - 2 U (U^T U)^-1 U^T mirrors it
-        return AttachForm(pre=Deviation(linear(xp.linalg.solve, xp.matmul(unit.T, unit), -2 * unit.T), unit))
+        return NormalForm(pre=Deviation(linear(xp.linalg.solve, xp.matmul(unit.T, unit), -2 * unit.T), unit))
     up, down = _steps(unit)
     mixing = xp.eye(cfg.r, dtype=unit.dtype, device=unit.device) - params["later"] * xp.matmul(down, up)
-    return AttachForm(pre=Deviation(linear(xp.linalg.solve, mixing, down), up))
+    return NormalForm(pre=Deviation(linear(xp.linalg.solve, mixing, down), up))
 
 
 def _steps(unit: Array) -> tuple[Array, Array]:
@@ -108,18 +108,17 @@ hra = METHODS.register(Method(
     paper="https://arxiv.org/abs/2405.17484",
     formula="y' = W (H_1 ... H_r x) + b,  H_i = I - 2 u_i u_i^T / |u_i|^2",
     config=HRA,
-    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, least=(1, 2)),
+    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, min_features=(1, 2)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    constants=_constants,
-    makes=lambda cfg, site: cfg.r * cfg.r,
+    normal_form=_normal_form,
     examples=(HRA(r=2), HRA(r=3), HRA(r=6), HRA(r=4, apply_gs=True)),
+    storage=Storage(constants=_constants, makes=lambda cfg, site: cfg.r * cfg.r),
     peft=PeftForm(
         peft_type="HRA",
         suffixes={"hra_u": "hra_u"},
         layers={"conv": PeftLayer()},
-        accepts=lambda cfg, site: len(site.kernel) in (0, 2) and len(set(site.kernel)) < 2,  # no others than square kernels
+        peft_supports=lambda cfg, site: len(site.kernel) in (0, 2) and len(set(site.kernel)) < 2,  # no others than square kernels
         to_config=_to_peft,
         from_config=lambda config: HRA(r=config.get("r", 8), apply_gs=config.get("apply_GS", False)),
         features=lambda params: (params["hra_u"].shape[0], None),

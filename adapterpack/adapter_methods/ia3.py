@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Unsupported
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Traits
 from .core.config import NoBranch, by_suffix
 from .core.operators import Diagonal
 from .core.peft_form import TRANSPOSED, PeftForm
@@ -60,9 +60,9 @@ def _init(cfg: IA3, site: Site, rng: np.random.Generator) -> dict[str, np.ndarra
     return {name: np.ones(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
 
 
-def _attach(cfg: IA3, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: IA3, params: Params, site: Site) -> NormalForm:
     factors = params["ia3_l"]
-    return AttachForm(pre=Diagonal(factors[0, :])) if cfg.feedforward else AttachForm(scale=factors[:, 0])
+    return NormalForm(pre=Diagonal(factors[0, :])) if cfg.feedforward else NormalForm(scale=factors[:, 0])
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ ia3 = METHODS.register(Method(
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(IA3(), IA3(feedforward=True), IA3(feedforward=("other", "0.proj"))),
     peft=PeftForm(
         peft_type="IA3",

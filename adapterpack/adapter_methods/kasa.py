@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Training, Traits
 from .core.config import require_number
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
@@ -62,10 +62,10 @@ def _cut(cfg: KaSA, site: Site) -> dict[str, np.ndarray]:
     return {"cut_up": -u[:, kept:] * values[kept:], "cut_down": vt[kept:]}
 
 
-def _attach(cfg: KaSA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: KaSA, params: Params, site: Site) -> NormalForm:
     A, B = params["lora_A"], cfg.scale * params["lora_B"] * params["lora_diag"]
     xp = array_namespace(A, B)
-    return AttachForm(down=Dense(xp.concat([A, params["cut_down"]], axis=0)), up=Dense(xp.concat([B, params["cut_up"]], axis=1)))
+    return NormalForm(down=Dense(xp.concat([A, params["cut_down"]], axis=0)), up=Dense(xp.concat([B, params["cut_up"]], axis=1)))
 
 
 def _penalty(cfg: KaSA, params: Params, sites: int) -> Array:
@@ -105,11 +105,10 @@ kasa = METHODS.register(Method(
     traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    constants=_cut,
-    penalty=_penalty,
-    rates=lora.rates,
+    normal_form=_normal_form,
     examples=(KaSA(r=1), KaSA(r=3, alpha=5), KaSA(r=4, alpha=4, use_rslora=True, dropout=0.1, beta=1e-3)),
+    training=Training(penalty=_penalty, rates=lora.training.rates),
+    storage=Storage(constants=_cut),
     peft=PeftForm(
         peft_type="LORA",
         suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_diag": "lora_diag"},

@@ -55,7 +55,7 @@ def _init(cfg: LLaMAAdapter, site: Site, rng: np.random.Generator) -> dict[str, 
     return {_PROMPT: prompt.astype(np.float32), _GATE: np.zeros(1, np.float32)}
 
 
-def _attach(cfg: LLaMAAdapter, params: Params, site: Site) -> AttentionForm:
+def _normal_form(cfg: LLaMAAdapter, params: Params, site: Site) -> AttentionForm:
     return AttentionForm(params[_PROMPT][0, ...], params[_GATE])
 
 
@@ -80,12 +80,12 @@ llama_adapter = METHODS.register(Method(
     summary="prompts that the last layers attend to, through gates that begin at zero",
     paper="https://arxiv.org/abs/2303.16199",
     formula="h_t + W_o concat_i(g softmax(q_t,i (W_k P)_i^T / sqrt(d)) (W_v P)_i)",
+    kind="attention",
     config=LLaMAAdapter,
     traits=TRAITS,
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(LLaMAAdapter(adapter_len=1), LLaMAAdapter(adapter_len=3, adapter_layers=1), LLaMAAdapter(adapter_len=5, adapter_layers=2)),
     peft=PeftForm("ADAPTION_PROMPT", {_PROMPT: _PROMPT, _GATE: _GATE}, _to_peft, _from_peft, _features, names_sites=False),
-    kind="attention",
 ))

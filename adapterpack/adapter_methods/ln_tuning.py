@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Traits
 from .core.config import NoBranch
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
@@ -41,9 +41,9 @@ def _init(cfg: LNTuning, site: Site, rng: np.random.Generator) -> dict[str, np.n
     return {**weight, "bias": np.array(site.base_bias)} if site.bias else weight
 
 
-def _attach(cfg: LNTuning, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: LNTuning, params: Params, site: Site) -> NormalForm:
     down = Dense(params["weight"][:, None] - site.weight)
-    return AttachForm(down=down, shift=params["bias"] - site.base_bias if site.bias else None)
+    return NormalForm(down=down, shift=params["bias"] - site.base_bias if site.bias else None)
 
 
 def _fold(cfg: LNTuning, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
@@ -60,7 +60,7 @@ ln_tuning = METHODS.register(Method(
                   quantizable=False, batchable=False, layers=("norm",)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     fold=_fold,
     examples=(LNTuning(), LNTuning(targets=("proj",))),
     peft=PeftForm(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import AlphaConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
@@ -57,12 +57,12 @@ def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
-def _attach(cfg: LoHa, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: LoHa, params: Params, site: Site) -> NormalForm:
     up1, down1, up2, down2 = (params[name] for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
     if cfg.rank < min(up1.shape[0], down1.shape[1]):
-        return AttachForm(down=Dense(_products(down1.T, down2.T).T), up=Dense(_products(cfg.scale * up1, up2)))
+        return NormalForm(down=Dense(_products(down1.T, down2.T).T), up=Dense(_products(cfg.scale * up1, up2)))
     xp = array_namespace(up1, down1, up2, down2)
-    return AttachForm(down=Dense(cfg.scale * xp.matmul(up1, down1) * xp.matmul(up2, down2)))
+    return NormalForm(down=Dense(cfg.scale * xp.matmul(up1, down1) * xp.matmul(up2, down2)))
 
 
 def _products(left: Array, right: Array) -> Array:
@@ -99,9 +99,11 @@ loha = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    makes=lambda cfg, site: min(cfg.rank * (site.in_features + site.out_features), site.in_features * site.out_features),
+    normal_form=_normal_form,
     examples=(LoHa(r=1), LoHa(r=2, alpha=3), LoHa(r=3, alpha=5)),
+    storage=Storage(
+        makes=lambda cfg, site: min(cfg.rank * (site.in_features + site.out_features), site.in_features * site.out_features),
+    ),
     peft=PeftForm(
         peft_type="LOHA",
         suffixes={name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Traits
 from .core.config import AlphaConfig, require_flag, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Kronecker
@@ -79,8 +79,8 @@ def _factor(params: Params, name: str) -> Array:
     return array_namespace(left, right).matmul(left, right)
 
 
-def _attach(cfg: LoKr, params: Params, site: Site) -> AttachForm:
-    return AttachForm(down=Kronecker(cfg.scale * _factor(params, "lokr_w1"), _factor(params, "lokr_w2")))
+def _normal_form(cfg: LoKr, params: Params, site: Site) -> NormalForm:
+    return NormalForm(down=Kronecker(cfg.scale * _factor(params, "lokr_w1"), _factor(params, "lokr_w2")))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ lokr = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(LoKr(r=8), LoKr(r=1, alpha=3), LoKr(r=1, alpha=2, decompose_both=True, decompose_factor=4), LoKr(r=2, decompose_factor=3)),
     peft=PeftForm(
         peft_type="LOKR",

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Training, Traits
 from .core.config import FOR_TRAINING, AlphaConfig, require_flag, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
@@ -100,12 +100,12 @@ def _factors(params: Params) -> tuple[Array, Array]:
     return xp.concat([A, A - A0], axis=-2), xp.concat([B - B0, B0], axis=-1)
 
 
-def _attach(cfg: LoRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: LoRA, params: Params, site: Site) -> NormalForm:
     down, up = _factors(params)
-    return AttachForm(down=Dense(down), up=Dense(up, cfg.scale))
+    return NormalForm(down=Dense(down), up=Dense(up, cfg.scale))
 
 
-def _bake(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:
+def _to_stored(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:
     """A plain LoRA: of rank 2 r where a start is taken off, with the alpha that keeps the scale."""
     A, B = _factors(params)
     r = A.shape[-2]
@@ -118,7 +118,7 @@ def _needs(cfg: LoRA) -> frozenset[str]:
     return init_named(cfg.init).needs
 
 
-def _plan(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
+def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
     """The ranks that the init shares out, with the scale of each site kept."""
     init = init_named(cfg.init)
     if init.ranks is None:
@@ -197,14 +197,12 @@ lora = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    needs=_needs,
-    plan=_plan,
-    bake=_bake,
-    rates=lambda cfg: {} if cfg.lr_ratio is None else {"lora_B": cfg.lr_ratio},
+    normal_form=_normal_form,
     examples=(LoRA(r=1), LoRA(r=3, alpha=5), LoRA(r=4, alpha=4, use_rslora=True), LoRA(r=5, alpha=10, dropout=0.1),
               LoRA(r=3, init="gaussian"), LoRA(r=2, init="zeros"), LoRA(r=2, init="orthogonal"), LoRA(r=3, alpha=2, init="pissa"),
               LoRA(r=3, init="olora", use_rslora=True), LoRA(r=2, init="loftq"), LoRA(r=2, init="mica")),
+    training=Training(needs=_needs, allocate=_allocate, rates=lambda cfg: {} if cfg.lr_ratio is None else {"lora_B": cfg.lr_ratio}),
+    storage=Storage(to_stored=_to_stored),
     peft=PeftForm(
         peft_type="LORA",
         suffixes=_SUFFIXES,

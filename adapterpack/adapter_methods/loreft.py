@@ -85,7 +85,7 @@ def orthonormal(V: Array) -> Array:
     return xp.astype(xp.linalg.solve(xp.linalg.cholesky(xp.matmul(wide, wide.T)), wide), V.dtype)
 
 
-def _attach(cfg: LoReFT, params: Params, site: Site) -> BlockForm:
+def _normal_form(cfg: LoReFT, params: Params, site: Site) -> BlockForm:
     R = orthonormal(params["rotation"]) if cfg.orthogonal else params["rotation"]
     return BlockForm(down=Dense(params["source"]), up=Dense(R.T), down_bias=params["bias"])
 
@@ -94,13 +94,13 @@ loreft = METHODS.register(Method(
     name="loreft",
     summary="a change of hidden states within a learned subspace; DiReFT by orthogonal=False",
     paper="https://arxiv.org/abs/2404.03592",
+    formula="h + R^T (W h + b - R h), R R^T = I",
+    kind="activation",
     config=LoReFT,
     traits=replace(TRAITS, positional=True),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(LoReFT(r=1), LoReFT(r=3), LoReFT(r=2, orthogonal=False), LoReFT(r=5, dropout=0.1),
               LoReFT(r=3, positions="f2+l1"), LoReFT(r=2, positions="l2")),
-    formula="h + R^T (W h + b - R h), R R^T = I",
-    kind="activation",
 ))

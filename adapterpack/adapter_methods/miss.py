@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Unsupported
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Traits
 from .core.config import RankConfig
 from .core.operators import Dense, Sums
 from .core.peft_form import PeftForm
@@ -41,9 +41,9 @@ def _init(cfg: MiSS, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
     return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
 
 
-def _attach(cfg: MiSS, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: MiSS, params: Params, site: Site) -> NormalForm:
     block = params["miss_block"]
-    return AttachForm(down=Sums(known(site).in_features, cfg.r, block), up=Dense(block.T))
+    return NormalForm(down=Sums(known(site).in_features, cfg.r, block), up=Dense(block.T))
 
 
 def known(site: Site) -> Site:
@@ -84,7 +84,7 @@ miss = METHODS.register(Method(
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(MiSS(r=2), MiSS(r=5, dropout=0.1)),
     peft=PeftForm(
         peft_type="MISS",

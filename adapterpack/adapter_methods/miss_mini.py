@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import RankConfig, require_whole
 from .core.operators import Chain, Dense, Repeat, Sums
 from .core.peft_form import PeftForm
@@ -47,9 +47,9 @@ def _init(cfg: MiSSMini, site: Site, rng: np.random.Generator) -> dict[str, np.n
     return {"miss_block": np.zeros((cfg.r, cfg.mini_r), np.float32)}
 
 
-def _attach(cfg: MiSSMini, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: MiSSMini, params: Params, site: Site) -> NormalForm:
     block, out = params["miss_block"], known(site).out_features
-    return AttachForm(down=Chain(Sums(site.in_features, cfg.r, block), Dense(block.T)), up=Repeat(cfg.mini_r, out, block))
+    return NormalForm(down=Chain(Sums(site.in_features, cfg.r, block), Dense(block.T)), up=Repeat(cfg.mini_r, out, block))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,9 +65,9 @@ miss_mini = METHODS.register(Method(
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    makes=lambda cfg, site: (cfg.r + cfg.mini_r) * (site.in_features + site.out_features),
+    normal_form=_normal_form,
     examples=(MiSSMini(r=2), MiSSMini(r=5, mini_r=3, dropout=0.1)),
+    storage=Storage(makes=lambda cfg, site: (cfg.r + cfg.mini_r) * (site.in_features + site.out_features)),
     peft=PeftForm(
         peft_type="MISS",
         suffixes={"miss_block": "miss_block"},

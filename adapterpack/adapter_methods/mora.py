@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import RankConfig
 from .core.operators import Array, BlockDiagonal, Chain, Dense, Repeat, Sums
 from .core.site import Params, Site
@@ -75,15 +75,15 @@ def _makes(cfg: MoRA, site: Site) -> int:
     return -(-site.in_features // n) * n * n
 
 
-def _attach(cfg: MoRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: MoRA, params: Params, site: Site) -> NormalForm:
     M = params["mora_M"]
     n, out = M.shape[0], site.out_features
     wide = -(-site.in_features // n) * n
     blocks = Repeat(site.in_features, wide, M)
     if cfg.form == "sharing":
-        return AttachForm(down=Chain(Chain(blocks, Sums(wide, n, M)), Dense(M)), up=Repeat(n, out, M))
+        return NormalForm(down=Chain(Chain(blocks, Sums(wide, n, M)), Dense(M)), up=Repeat(n, out, M))
     turned = BlockDiagonal(_turned(M, params["cos"], params["sin"]))
-    return AttachForm(down=Chain(blocks, turned), up=Repeat(wide, out, M))
+    return NormalForm(down=Chain(blocks, turned), up=Repeat(wide, out, M))
 
 
 def _turned(M: Array, cos: Array, sin: Array) -> Array:
@@ -102,8 +102,7 @@ mora = METHODS.register(Method(
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    constants=_constants,
-    makes=_makes,
+    normal_form=_normal_form,
     examples=(MoRA(r=1), MoRA(r=3), MoRA(r=1, form="sharing"), MoRA(r=2, form="sharing", dropout=0.1)),
+    storage=Storage(constants=_constants, makes=_makes),
 ))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import Method
+from .core.base import Method, Storage
 from .core.config import require_whole
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embedding_fields, peft_form, traits
@@ -54,7 +54,7 @@ def _init(cfg: MultitaskPromptTuning, site: Site, rng: np.random.Generator) -> d
     return {STORED: start(cfg, site, rng), **small}
 
 
-def _attach(cfg: MultitaskPromptTuning, params: Params, site: Site) -> PromptForm:
+def _normal_form(cfg: MultitaskPromptTuning, params: Params, site: Site) -> PromptForm:
     return PromptForm(embeds=params[STORED] * (params[_COLS] @ params[_ROWS]), task=cfg.default_task)
 
 
@@ -73,13 +73,13 @@ multitask_prompt_tuning = METHODS.register(Method(
     summary="a prompt that tasks share, times a low-rank matrix of each task",
     paper="https://arxiv.org/abs/2303.02861",
     formula="P_t = P * (u_t v_t) before the first token",
+    kind="prompt",
     config=MultitaskPromptTuning,
     traits=traits(),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    makes=lambda cfg, site: cfg.num_tasks * cfg.num_virtual_tokens * site.in_features,
+    normal_form=_normal_form,
     examples=(MultitaskPromptTuning(num_virtual_tokens=3), MultitaskPromptTuning(num_virtual_tokens=2, num_tasks=3, num_ranks=2)),
+    storage=Storage(makes=lambda cfg, site: cfg.num_tasks * cfg.num_virtual_tokens * site.in_features),
     peft=peft_form("MULTITASK_PROMPT_TUNING", _to_peft, _from_peft, (STORED, _COLS, _ROWS)),
-    kind="prompt",
 ))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, require_flag, require_number, require_whole
 from .core.operators import BlockDiagonal
 from .core.orthogonal import MOST_TERMS, block_size, cayley, skew, triangle, within
@@ -78,13 +78,13 @@ def _makes(cfg: OFT, site: Site) -> int:
     return site.in_features * size + size * size
 
 
-def _attach(cfg: OFT, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: OFT, params: Params, site: Site) -> NormalForm:
     values, size = params["oft_R"], block_size(site.in_features, cfg.block_size, cfg.r)
     generator = skew(within(values, cfg.eps / math.sqrt(values.shape[0])) if cfg.coft else values, params["triangle"], params["sign"], size)
     blocks = cayley(-generator, cfg.num_cayley_neumann_terms) if cfg.use_cayley_neumann else cayley(generator)
     if cfg.block_share:
         blocks = array_namespace(blocks).broadcast_to(blocks, (site.in_features // size, size, size))
-    return AttachForm(pre=BlockDiagonal(blocks))
+    return NormalForm(pre=BlockDiagonal(blocks))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,14 +128,13 @@ oft = METHODS.register(Method(
     paper="https://arxiv.org/abs/2306.07280",
     formula="y' = W (R x) + b,  R = diag of (I - Q_i)^-1 (I + Q_i)",
     config=OFT,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, least=(1, 2)),
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, min_features=(1, 2)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    constants=_constants,
-    makes=_makes,
+    normal_form=_normal_form,
     examples=(OFT(), OFT(block_size=3), OFT(r=2, use_cayley_neumann=True), OFT(block_size=4, block_share=True),
               OFT(block_size=3, coft=True, eps=0.4), OFT(block_size=6, use_cayley_neumann=True, num_cayley_neumann_terms=3)),
+    storage=Storage(constants=_constants, makes=_makes),
     peft=PeftForm(
         peft_type="OFT",
         suffixes={"oft_R": "oft_R.weight"},

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method
+from .core.base import Method, Storage
 from .core.config import require_choice, require_flag, require_whole
 from .core.operators import Array
 from .core.site import Params, Site
@@ -79,7 +79,7 @@ def _init(cfg: PTuning, site: Site, rng: np.random.Generator) -> dict[str, np.nd
     return {STORED: start, **{name: uniform(rng, fan_in, shape) for name, (shape, fan_in) in _layers(cfg, site).items()}}
 
 
-def _attach(cfg: PTuning, params: Params, site: Site) -> PromptForm:
+def _normal_form(cfg: PTuning, params: Params, site: Site) -> PromptForm:
     x = params[STORED]
     if cfg.baked:
         return PromptForm(embeds=x)
@@ -117,8 +117,8 @@ def _both_ways(x: Array, params: Params, layer: str) -> Array:
     return xp.concat([found[0, ...], xp.flip(found[1, ...], axis=0)], axis=1)
 
 
-def _bake(cfg: PTuning, params: Params, site: Site) -> tuple[PTuning, dict[str, np.ndarray]]:
-    return replace(cfg, baked=True), {STORED: np.asarray(_attach(cfg, params, site).embeds, np.float32)}
+def _to_stored(cfg: PTuning, params: Params, site: Site) -> tuple[PTuning, dict[str, np.ndarray]]:
+    return replace(cfg, baked=True), {STORED: np.asarray(_normal_form(cfg, params, site).embeds, np.float32)}
 
 
 def _to_peft(cfg: PTuning) -> dict[str, Any]:
@@ -136,14 +136,14 @@ p_tuning = METHODS.register(Method(
     summary="embeddings before the first token, trained through an MLP or an LSTM that is gone afterwards",
     paper="https://arxiv.org/abs/2103.10385",
     formula="P = f(E) before the first token,  f an MLP or an LSTM",
+    kind="prompt",
     config=PTuning,
     traits=traits(),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(PTuning(num_virtual_tokens=3), PTuning(num_virtual_tokens=4, encoder_hidden=5),
               PTuning(num_virtual_tokens=3, encoder="lstm", encoder_hidden=5)),
+    storage=Storage(to_stored=_to_stored),
     peft=peft_form("P_TUNING", _to_peft, _from_peft),
-    bake=_bake,
-    kind="prompt",
 ))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method
+from .core.base import Method, Storage
 from .core.config import require_choice, require_flag, require_whole
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, as_cache, as_flat, cache_fields, linear, peft_form, prefilled, traits, uniform
@@ -76,17 +76,17 @@ def _init(cfg: PrefixTuning, site: Site, rng: np.random.Generator) -> dict[str, 
     return {**first, "up_weight": 0 * first["up_weight"], "up_bias": 0 * first["up_bias"]} if cfg.init == "zero" else first
 
 
-def _attach(cfg: PrefixTuning, params: Params, site: Site) -> PromptForm:
+def _normal_form(cfg: PrefixTuning, params: Params, site: Site) -> PromptForm:
     flat = params[STORED]
     if cfg.projects:
         flat = linear(array_namespace(flat).tanh(linear(flat, params, "down")), params, "up")
     return PromptForm(cache=as_cache(flat, cfg.sizes(site)))
 
 
-def _bake(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTuning, dict[str, np.ndarray]]:
+def _to_stored(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTuning, dict[str, np.ndarray]]:
     layers, heads, head_dim = cfg.sizes(site)
     final = replace(cfg, baked=True, num_layers=layers, num_heads=heads, head_dim=head_dim)
-    return final, {STORED: np.asarray(as_flat(np.asarray(_attach(cfg, params, site).cache)), np.float32)}
+    return final, {STORED: np.asarray(as_flat(np.asarray(_normal_form(cfg, params, site).cache)), np.float32)}
 
 
 def _to_peft(cfg: PrefixTuning) -> dict[str, Any]:
@@ -104,15 +104,14 @@ prefix_tuning = METHODS.register(Method(
     summary="trained keys and values before those of the first token, in every layer",
     paper="https://arxiv.org/abs/2101.00190",
     formula="K' = [P_K; K],  V' = [P_V; V] in every layer",
+    kind="prompt",
     config=PrefixTuning,
     traits=traits(),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    makes=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site),
+    normal_form=_normal_form,
     examples=(PrefixTuning(num_virtual_tokens=3), PrefixTuning(num_virtual_tokens=1, init="text", token_ids=(5, 3)),
               PrefixTuning(num_virtual_tokens=2, projection=True, encoder_hidden=5)),
+    storage=Storage(makes=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site), to_stored=_to_stored),
     peft=peft_form("PREFIX_TUNING", _to_peft, _from_peft, wide=False),
-    bake=_bake,
-    kind="prompt",
 ))

@@ -60,7 +60,7 @@ def _init(cfg: PromptTuning, site: Site, rng: np.random.Generator) -> dict[str, 
     return {STORED: start(cfg, site, rng)}
 
 
-def _attach(cfg: PromptTuning, params: Params, site: Site) -> PromptForm:
+def _normal_form(cfg: PromptTuning, params: Params, site: Site) -> PromptForm:
     return PromptForm(embeds=params[STORED])
 
 
@@ -76,13 +76,13 @@ prompt_tuning = METHODS.register(Method(
     summary="trained embeddings before the first token",
     paper="https://arxiv.org/abs/2104.08691",
     formula="x' = [P; E(x)]",
+    kind="prompt",
     config=PromptTuning,
     traits=traits(),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(PromptTuning(num_virtual_tokens=3), PromptTuning(num_virtual_tokens=1, init="random"),
               PromptTuning(num_virtual_tokens=5, init="text", token_ids=(4, 7))),
     peft=peft_form("PROMPT_TUNING", lambda cfg: dict(_PEFT_INIT), _from_peft),
-    kind="prompt",
 ))

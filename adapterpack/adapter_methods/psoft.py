@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import SiteConfig, is_number, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
 from .core.orthogonal import MOST_TERMS, cayley, skew, triangle, within
@@ -94,7 +94,7 @@ def _constants(cfg: PSOFT, site: Site) -> dict[str, np.ndarray]:
     return {"A": inner * V[:r], "B": U[:, :r] * (S[:r] / inner[:, 0]), **turning}
 
 
-def _attach(cfg: PSOFT, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: PSOFT, params: Params, site: Site) -> NormalForm:
     R = _rotation(cfg, params) if cfg.orth else params["psoft_R"]
     xp = array_namespace(R)
     if cfg.mag_b:
@@ -102,7 +102,7 @@ def _attach(cfg: PSOFT, params: Params, site: Site) -> AttachForm:
     if cfg.mag_a:
         R = R * params["vector_a"]
     change = R - xp.eye(R.shape[0], dtype=R.dtype, device=R.device)
-    return AttachForm(down=Dense(params["A"]), up=Dense(xp.matmul(params["B"], change)))
+    return NormalForm(down=Dense(params["A"]), up=Dense(xp.matmul(params["B"], change)))
 
 
 def _rotation(cfg: PSOFT, params: Params) -> Array:
@@ -174,20 +174,20 @@ psoft = METHODS.register(Method(
     paper="https://arxiv.org/abs/2505.11235",
     formula="y' = W x + b + U_r S_r (R - I) V_r^T x",
     config=PSOFT,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, reads_weight=True, least=(2, 2)),
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, reads_weight=True, min_features=(2, 2)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    constants=_constants,
+    normal_form=_normal_form,
+    examples=(PSOFT(r=3), PSOFT(r=2, ab_svd_init="pissa_init", mag_a=False), PSOFT(r=5, orth=False, mag_b=False, dropout=0.1),
+              PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.9)),
+    storage=Storage(constants=_constants),
     peft=PeftForm(
         peft_type="PSOFT",
         suffixes={"psoft_R": "psoft_R.weight", "vector_a": "psoft_R.vector_a", "vector_b": "psoft_R.vector_b"},
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (None, None),
-        to_base=_turned,
-        from_base=_turned,
+        to_peft_with_base=_turned,
+        from_peft_with_base=_turned,
     ),
-    examples=(PSOFT(r=3), PSOFT(r=2, ab_svd_init="pissa_init", mag_a=False), PSOFT(r=5, orth=False, mag_b=False, dropout=0.1),
-              PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.9)),
 ))

@@ -19,12 +19,12 @@ import ml_dtypes
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import require_flag, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
-from .core.projection import Projected, Projection, settle
+from .core.projection import Projected, Projection, resolve
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
 from .registry import METHODS
@@ -130,14 +130,14 @@ def _init(cfg: RandLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.n
     return {"randlora_lambda": np.zeros(shapes["randlora_lambda"], np.float32), "randlora_gamma": gamma}
 
 
-def _attach(cfg: RandLoRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: RandLoRA, params: Params, site: Site) -> NormalForm:
     weights, gamma = cfg.scale * params["randlora_lambda"], params["randlora_gamma"]
     xp = array_namespace(weights)
     narrow, wide, bases = _sizes(cfg, site.in_features, site.out_features)
     A = xp.reshape(weights[:, :, None] * params["randlora_A"][:, :, :narrow] * gamma, (cfg.r * bases, narrow))
     B = xp.reshape(params["randlora_B"][:wide, :bases], (wide, bases * cfg.r))
     down, up = (A, B) if narrow == site.in_features else (B.T, A.T)
-    return AttachForm(down=Dense(down), up=Dense(up))
+    return NormalForm(down=Dense(down), up=Dense(up))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,9 +178,10 @@ randlora = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(RandLoRA(r=3), RandLoRA(r=5, alpha=10, projection_prng_key=7, dropout=0.1), RandLoRA(r=2, sparse=True, projection_prng_key=3),
               RandLoRA(r=4, very_sparse=True)),
+    storage=Storage(constants=_PROJECTION.constants, makes=_PROJECTION.makes, shared=_PROJECTION.shared, resolve=resolve),
     peft=PeftForm(
         peft_type="RANDLORA",
         suffixes={name: name for name in ("randlora_lambda", "randlora_gamma", *_PROJECTION.names)},
@@ -189,10 +190,6 @@ randlora = METHODS.register(Method(
         from_config=_from_peft,
         features=lambda params: (None, None),
         shared={"randlora_A": "base_model.randlora_A", "randlora_B": "base_model.randlora_B"},
-        adopt=_PROJECTION.adopt,
+        from_peft_file=_PROJECTION.from_peft_file,
     ),
-    constants=_PROJECTION.constants,
-    makes=_PROJECTION.makes,
-    shared=_PROJECTION.shared,
-    settle=settle,
 ))

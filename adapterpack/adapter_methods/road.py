@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Traits
 from .core.config import NoBranch, require_whole
 from .core.operators import Array, Pairs
 from .core.orthogonal import nearest_divisor
@@ -83,13 +83,13 @@ def _init(cfg: RoAd, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
     return {"road_theta": np.zeros(shapes["road_theta"], np.float32), "road_alpha": np.ones(shapes["road_alpha"], np.float32)}
 
 
-def _attach(cfg: RoAd, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: RoAd, params: Params, site: Site) -> NormalForm:
     theta, alpha = params["road_theta"], params["road_alpha"]
     xp = array_namespace(theta)
     half = nearest_divisor((site.out_features + 1) // 2, cfg.group_size // 2)
     spread = VARIANTS[cfg.variant].spread
     own, other = spread(alpha * xp.cos(theta), half, 0), spread(alpha * xp.sin(theta), half, 1)
-    return AttachForm(post=Pairs(own, other, half, site.out_features))
+    return NormalForm(post=Pairs(own, other, half, site.out_features))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,13 +103,13 @@ road = METHODS.register(Method(
     paper="https://arxiv.org/abs/2409.00119",
     formula="y' = alpha cos(theta) * y + alpha sin(theta) * turned(y)",
     config=RoAd,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, least=(2, 1)),
+    traits=Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, min_features=(2, 1)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(RoAd(), RoAd(variant="road_2", group_size=4), RoAd(variant="road_4", group_size=6), RoAd(group_size=2)),
     peft=PeftForm(
-        accepts=lambda cfg, site: site.out_features % cfg.group_size == 0,
+        peft_supports=lambda cfg, site: site.out_features % cfg.group_size == 0,
         peft_type="ROAD",
         suffixes={"road_theta": "road_theta", "road_alpha": "road_alpha"},
         to_config=_to_peft,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Traits, require_widths
+from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, require_whole
 from .core.peft_form import PeftContent, PeftForm
 from .core.seeded_indices import places
@@ -78,8 +78,8 @@ def _constants(cfg: SHiRA, site: Site) -> dict[str, np.ndarray]:
     return {"shira_indices": _mask(cfg.random_seed, site.out_features, site.in_features, _count(cfg, site))}
 
 
-def _attach(cfg: SHiRA, params: Params, site: Site) -> AttachForm:
-    return AttachForm(down=Sparse(params["shira_weight"], params["shira_indices"], (site.out_features, site.in_features)))
+def _normal_form(cfg: SHiRA, params: Params, site: Site) -> NormalForm:
+    return NormalForm(down=Sparse(params["shira_weight"], params["shira_indices"], (site.out_features, site.in_features)))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {"r": first.r, "mask_type": "random", "random_seed": first.random_seed, "fan_in_fan_out": False, "init_weights": True}
 
 
-def _adopt(found: PeftContent) -> PeftContent:
+def _from_peft_file(found: PeftContent) -> PeftContent:
     """PEFT stores the places even where it has a seed for them."""
     stored = any("shira_indices" in params for params in found.sites.values())
     return found._replace(config=replace(found.config, random_seed=None)) if stored else found
@@ -102,15 +102,15 @@ shira = METHODS.register(Method(
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(SHiRA(r=1), SHiRA(r=2, random_seed=5), SHiRA(r=1, random_seed=None)),
+    storage=Storage(constants=_constants),
     peft=PeftForm(
         peft_type="SHIRA",
         suffixes={"shira_weight": "shira_weight", "shira_indices": "shira_indices"},
         to_config=_to_peft,
         from_config=lambda config: SHiRA(r=config.get("r", 32), random_seed=config.get("random_seed")),
         features=lambda params: (None, None),
-        adopt=_adopt,
+        from_peft_file=_from_peft_file,
     ),
-    constants=_constants,
 ))

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Shared, Traits
+from .core.base import Method, NormalForm, Shared, Storage, Traits
 from .core.config import LARGEST_WHOLE, MOST_SITES, SiteConfig, is_number, require_flag, require_whole
 from .core.operators import Chain, Dense
 from .core.peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm
@@ -91,7 +91,7 @@ def _vector(cfg: TinyLoRA) -> str:
     return f"tinylora_v_{min((cfg.index or 0) // max(1, count // _groups(cfg, count)), _groups(cfg, count) - 1)}"
 
 
-def _settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """Sites are numbered in the order of the model's modules."""
     if any(cfg.count is not None for cfg in configs):
         return list(configs)
@@ -126,11 +126,11 @@ def _constants(cfg: TinyLoRA, site: Site) -> dict[str, np.ndarray]:
     return P if cfg.save_factors else {**P, **_factors(cfg, site)}
 
 
-def _attach(cfg: TinyLoRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: TinyLoRA, params: Params, site: Site) -> NormalForm:
     v, P = params[_vector(cfg)], params["tinylora_P"]
     xp = array_namespace(v)
     R = xp.reshape(v @ xp.reshape(P, (P.shape[0], -1)), P.shape[1:])
-    return AttachForm(down=Chain(Dense(params["tinylora_A"]), Dense(R)), up=Dense(params["tinylora_B"]))
+    return NormalForm(down=Chain(Dense(params["tinylora_A"]), Dense(R)), up=Dense(params["tinylora_B"]))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -158,7 +158,7 @@ def _from_peft(config: Mapping[str, Any]) -> TinyLoRA:
     )
 
 
-def _adopt(found: PeftContent) -> PeftContent:
+def _from_peft_file(found: PeftContent) -> PeftContent:
     """The sites' numbers, which PEFT's file tells by the P that belong to them.
 
     Raises:
@@ -194,8 +194,16 @@ tinylora = METHODS.register(Method(
                   frozen=("tinylora_A", "tinylora_B")),
     shapes=_shapes,
     init=lambda cfg, site, rng: _factors(cfg, site) if cfg.save_factors else {},
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(TinyLoRA(r=1, u=3), TinyLoRA(r=3, u=17, projection_seed=5, dropout=0.1), TinyLoRA(r=2, u=4, save_factors=True)),
+    storage=Storage(
+        constants=_constants,
+        makes=lambda cfg, site: cfg.u * _rank(cfg, site) ** 2,
+        shared=Shared(
+            _vectors, lambda cfg, sites, rng: {name: np.zeros(shape, np.float32) for name, shape in _vectors(cfg, sites).items()},
+        ),
+        resolve=_resolve,
+    ),
     peft=PeftForm(
         peft_type="TINYLORA",
         suffixes={name: name for name in ("tinylora_A", "tinylora_B", "tinylora_P")},
@@ -204,11 +212,7 @@ tinylora = METHODS.register(Method(
         from_config=_from_peft,
         features=lambda params: (params["tinylora_A"].shape[1], params["tinylora_B"].shape[0]) if params else (None, None),
         shared={"tinylora_v": "base_model.tinylora_v"},
-        adopt=_adopt,
-        to_base=_stored,
+        from_peft_file=_from_peft_file,
+        to_peft_with_base=_stored,
     ),
-    constants=_constants,
-    makes=lambda cfg, site: cfg.u * _rank(cfg, site) ** 2,
-    shared=Shared(_vectors, lambda cfg, sites, rng: {name: np.zeros(shape, np.float32) for name, shape in _vectors(cfg, sites).items()}),
-    settle=_settle,
 ))

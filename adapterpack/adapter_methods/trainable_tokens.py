@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Forward, Method, Traits
+from .core.base import Forward, Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, by_suffix, require_whole
 from .core.operators import Array, Dense
-from .core.peft_form import PeftBeside, PeftForm
+from .core.peft_form import PeftForm, PeftSecondary
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -68,11 +68,11 @@ def _change(params: Params, site: Site) -> Array:
     return rows - xp.astype(xp.take(weight, params["ids"], axis=0), rows.dtype)
 
 
-def _attach(cfg: TrainableTokens, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: TrainableTokens, params: Params, site: Site) -> NormalForm:
     change, place = _change(params, site), params["place"]
     xp = array_namespace(change)
     chosen = place[:, None] == 1 + xp.arange(change.shape[0], device=change.device)[None, :]
-    return AttachForm(down=Dense(change), up=Dense(xp.astype(chosen, change.dtype)))
+    return NormalForm(down=Dense(change), up=Dense(xp.astype(chosen, change.dtype)))
 
 
 def _forward(cfg: TrainableTokens, params: Params, site: Site, base: Forward, x: Array, drop: Forward) -> Array:
@@ -90,7 +90,7 @@ def _fold(cfg: TrainableTokens, params: Params, site: Site, weight: Array, bias:
     return xp.take(xp.concat([weight, params["trainable_tokens_delta"]], axis=0), source, axis=0), bias
 
 
-def _beyond(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray | None:
+def _appended_rows(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray | None:
     """Raises ValueError where a word between the last row and the last trained one is not trained itself, so that nobody knows its row."""
     new = range(rows, max(cfg.token_indices, default=-1) + 1)
     place = {index: number for number, index in enumerate(cfg.token_indices)}
@@ -123,13 +123,15 @@ trainable_tokens = METHODS.register(Method(
                   quantizable=False, batchable=False, layers=("table",)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     forward=_forward,
     fold=_fold,
-    constants=_constants,
-    makes=lambda cfg, site: site.out_features * (len(cfg.token_indices) + 1),
-    beyond=_beyond,
     examples=(TrainableTokens(token_indices=(3,)), TrainableTokens(token_indices=(4, 0, 2))),
+    storage=Storage(
+        constants=_constants,
+        makes=lambda cfg, site: site.out_features * (len(cfg.token_indices) + 1),
+        appended_rows=_appended_rows,
+    ),
     peft=PeftForm(
         peft_type="TRAINABLE_TOKENS",
         suffixes={"trainable_tokens_delta": "trainable_tokens_delta"},
@@ -137,7 +139,7 @@ trainable_tokens = METHODS.register(Method(
         from_config=lambda config: TrainableTokens(token_indices=tuple(config.get("token_indices") or ())),
         features=lambda params: (params["trainable_tokens_delta"].shape[1], None),
         tied=True,
-        beside=PeftBeside(
+        secondary=PeftSecondary(
             hosts=("LORA",),
             key="trainable_token_indices",
             suffixes={"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"},

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Shared, Traits, require_widths
+from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
@@ -90,7 +90,7 @@ def _places(cfg: UniLoRA, site: Site) -> int:
     return cfg.r * (site.in_features + site.out_features)
 
 
-def _settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """Places are numbered site by site, in the order of the model's modules."""
     if any(cfg.total is not None for cfg in configs) or not all(site.in_features and site.out_features for site in sites):
         return list(configs)
@@ -109,11 +109,11 @@ def _constants(cfg: UniLoRA, site: Site) -> dict[str, np.ndarray]:
     return {"unilora_indices_A": indices[start:middle], "unilora_indices_B": indices[middle:end], "unilora_norms": norms}
 
 
-def _attach(cfg: UniLoRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: UniLoRA, params: Params, site: Site) -> NormalForm:
     theta = params["unilora_theta_d"] * params["unilora_norms"]
     xp = array_namespace(theta)
     down, up = (xp.take(theta, params[name], axis=0) for name in _INDICES)
-    return AttachForm(down=Dense(xp.reshape(down, (cfg.r, -1))), up=Dense(xp.reshape(up, (-1, cfg.r))))
+    return NormalForm(down=Dense(xp.reshape(down, (cfg.r, -1))), up=Dense(xp.reshape(up, (-1, cfg.r))))
 
 
 def _theta(cfg: UniLoRA, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -142,7 +142,7 @@ def _from_peft(config: Mapping[str, Any]) -> UniLoRA:
     )
 
 
-def _adopt(found: PeftContent) -> PeftContent:
+def _from_peft_file(found: PeftContent) -> PeftContent:
     """The sites and their places: by PEFT's stored indices, or by the one target that a file without them may have.
 
     Raises:
@@ -185,9 +185,15 @@ unilora = METHODS.register(Method(
     traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
     shapes=lambda cfg, site: {},
     init=lambda cfg, site, rng: {},
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(UniLoRA(r=2, theta_d_length=5, init_theta_d_bound=0.5),
               UniLoRA(r=3, theta_d_length=70, proj_seed=7, init_theta_d_bound=1.0, dropout=0.1)),
+    storage=Storage(
+        constants=_constants,
+        makes=lambda cfg, site: (cfg.total or 0) + cfg.theta_d_length + _places(cfg, site),
+        shared=Shared(lambda cfg, sites: {"unilora_theta_d": (cfg.theta_d_length,)}, _theta),
+        resolve=_resolve,
+    ),
     peft=PeftForm(
         peft_type="UNILORA",
         suffixes={name: name for name in (*_INDICES, "unilora_scales_A", "unilora_scales_B")},
@@ -196,10 +202,6 @@ unilora = METHODS.register(Method(
         from_config=_from_peft,
         features=lambda params: (None, None),
         shared={"unilora_theta_d": "base_model.unilora_theta_d"},
-        adopt=_adopt,
+        from_peft_file=_from_peft_file,
     ),
-    constants=_constants,
-    makes=lambda cfg, site: (cfg.total or 0) + cfg.theta_d_length + _places(cfg, site),
-    shared=Shared(lambda cfg, sites: {"unilora_theta_d": (cfg.theta_d_length,)}, _theta),
-    settle=_settle,
 ))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Shared, Traits
+from .core.base import Method, NormalForm, Shared, Storage, Traits
 from .core.config import SiteConfig, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
@@ -105,7 +105,7 @@ def _rows(xp: Any, params: Params, leaf: str = "") -> Array:
     return xp.concat([xp.reshape(each, (-1, each.shape[2])) for each in both], axis=0)
 
 
-def _attach(cfg: VBLoRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: VBLoRA, params: Params, site: Site) -> NormalForm:
     bank, wide = params["vblora_vector_bank"], -(-site.in_features // cfg.vector_length)
     xp = array_namespace(bank)
     if cfg.save_only_topk_weights:
@@ -118,7 +118,7 @@ def _attach(cfg: VBLoRA, params: Params, site: Site) -> AttachForm:
     A, B = pieces[: cfg.r * wide], xp.reshape(pieces[cfg.r * wide :], (-1, cfg.r, cfg.vector_length))
     down = xp.reshape(A, (cfg.r, -1))[:, : site.in_features]
     up = xp.reshape(xp.permute_dims(B, (0, 2, 1)), (-1, cfg.r))[: site.out_features]
-    return AttachForm(down=Dense(down), up=Dense(up))
+    return NormalForm(down=Dense(down), up=Dense(up))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,19 +149,21 @@ vblora = METHODS.register(Method(
     traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
-    makes=lambda cfg, site: cfg.topk * cfg.r * cfg.vector_length * sum(_pieces(cfg, site)),
+    normal_form=_normal_form,
     examples=(VBLoRA(r=2, num_vectors=5, vector_length=3, init_vector_bank_bound=0.5),
               VBLoRA(r=3, num_vectors=7, vector_length=1, topk=3, init_vector_bank_bound=1.0, dropout=0.1)),
+    storage=Storage(
+        makes=lambda cfg, site: cfg.topk * cfg.r * cfg.vector_length * sum(_pieces(cfg, site)),
+        shared=Shared(lambda cfg, sites: {"vblora_vector_bank": (cfg.num_vectors, cfg.vector_length)}, _bank),
+    ),
     peft=PeftForm(
         peft_type="VBLORA",
         suffixes={name: name for side in _SIDES for name in (f"{side}_topk_indices", f"{side}_topk_weights", side)},
         layers=TRANSPOSED,
-        accepts=lambda cfg, site: site.in_features % cfg.vector_length == 0 == site.out_features % cfg.vector_length,
+        peft_supports=lambda cfg, site: site.in_features % cfg.vector_length == 0 == site.out_features % cfg.vector_length,
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (None, None),
         shared={"vblora_vector_bank": "base_model.vblora_vector_bank"},
     ),
-    shared=Shared(lambda cfg, sites: {"vblora_vector_bank": (cfg.num_vectors, cfg.vector_length)}, _bank),
 ))

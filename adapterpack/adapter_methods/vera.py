@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import AttachForm, Method, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense, Scaled
 from .core.peft_form import TRANSPOSED, PeftForm
-from .core.projection import Projected, Projection, settle
+from .core.projection import Projected, Projection, resolve
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
 from .registry import METHODS
@@ -78,9 +78,9 @@ def _init(cfg: VeRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
     return {"vera_lambda_b": np.zeros(site.out_features, np.float32), "vera_lambda_d": np.full(cfg.r, cfg.d_initial, np.float32)}
 
 
-def _attach(cfg: VeRA, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: VeRA, params: Params, site: Site) -> NormalForm:
     A, B = params["vera_A"][:, : site.in_features], params["vera_B"][: site.out_features]
-    return AttachForm(down=Dense(A), up=Scaled(B, params["vera_lambda_b"], params["vera_lambda_d"]))
+    return NormalForm(down=Dense(A), up=Scaled(B, params["vera_lambda_b"], params["vera_lambda_d"]))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,8 +117,9 @@ vera = METHODS.register(Method(
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(VeRA(r=3), VeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1)),
+    storage=Storage(constants=_PROJECTION.constants, makes=_PROJECTION.makes, shared=_PROJECTION.shared, resolve=resolve),
     peft=PeftForm(
         peft_type="VERA",
         suffixes={name: name for name in ("vera_lambda_b", "vera_lambda_d")},
@@ -127,10 +128,6 @@ vera = METHODS.register(Method(
         from_config=_from_peft,
         features=lambda params: (None, params["vera_lambda_b"].shape[0]),
         shared={"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"},
-        adopt=_PROJECTION.adopt,
+        from_peft_file=_PROJECTION.from_peft_file,
     ),
-    constants=_PROJECTION.constants,
-    makes=_PROJECTION.makes,
-    shared=_PROJECTION.shared,
-    settle=settle,
 ))

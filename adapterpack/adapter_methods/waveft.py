@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import AttachForm, Method, Traits, require_widths
+from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_flag, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
@@ -71,7 +71,7 @@ def _count(cfg: WaveFT, site: Site) -> int:
     return min(cfg.n_frequency, site.in_features * site.out_features)
 
 
-def _settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """The number of coefficients at each site: its part of all, and no more than the layer has weights."""
     sizes = [site.in_features * site.out_features for site in sites]
     if not all(sizes):
@@ -102,15 +102,15 @@ def _constants(cfg: WaveFT, site: Site) -> dict[str, np.ndarray]:
     return {"waveft_places": _quarters(*drawn, len(filters(cfg.wavelet_family)[0])) if cfg.use_idwt else places(*drawn)}
 
 
-def _attach(cfg: WaveFT, params: Params, site: Site) -> AttachForm:
+def _normal_form(cfg: WaveFT, params: Params, site: Site) -> NormalForm:
     values, at, shape = cfg.scale * params["waveft_spectrum"], params["waveft_places"], (site.out_features, site.in_features)
     xp = array_namespace(values)
     if not cfg.use_idwt:
-        return AttachForm(down=Dense(scattered(xp, values, at, shape)))
+        return NormalForm(down=Dense(scattered(xp, values, at, shape)))
     low, high = filters(cfg.wavelet_family)
     sizes = [-(-(width + len(low) - 2) // 2) * 2 for width in shape]
     rows = inverse(xp, scattered(xp, values, at, (sizes[0], sizes[1])), low, high)
-    return AttachForm(down=Dense(inverse(xp, rows.T, low, high).T[: shape[0], : shape[1]]))
+    return NormalForm(down=Dense(inverse(xp, rows.T, low, high).T[: shape[0], : shape[1]]))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _from_peft(config: Mapping[str, Any]) -> WaveFT:
     )
 
 
-def _adopt(found: PeftContent) -> PeftContent:
+def _from_peft_file(found: PeftContent) -> PeftContent:
     """What was dealt out by size is read off the tensors."""
     if not found.config.proportional_parameters:
         return found
@@ -159,9 +159,10 @@ waveft = METHODS.register(Method(
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=lambda cfg, site: {"waveft_spectrum": (_count(cfg, site),)},
     init=lambda cfg, site, rng: {"waveft_spectrum": np.zeros(_count(cfg, site), np.float32)},
-    attach=_attach,
+    normal_form=_normal_form,
     examples=(WaveFT(n_frequency=4), WaveFT(n_frequency=30, scaling=3, wavelet_family="db3"), WaveFT(n_frequency=5, use_idwt=False),
               WaveFT(n_frequency=7, proportional_parameters=True)),
+    storage=Storage(constants=_constants, resolve=_resolve),
     peft=PeftForm(
         peft_type="WAVEFT",
         suffixes={"waveft_spectrum": "waveft_spectrum"},
@@ -169,8 +170,6 @@ waveft = METHODS.register(Method(
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (None, None),
-        adopt=_adopt,
+        from_peft_file=_from_peft_file,
     ),
-    constants=_constants,
-    settle=_settle,
 ))

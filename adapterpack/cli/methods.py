@@ -12,6 +12,9 @@ from ..adapter_methods.nodes import NODES, traits
 from .options import shared
 from .output import emit, facts, one_line, table
 
+_KEYS = {"min_features": "least"}
+"""Traits whose key in the JSON differs from their name, since scripts read it."""
+
 
 @click.command("methods", short_help="the catalogue of adapter methods")
 @click.argument("name", required=False)
@@ -70,9 +73,10 @@ def _described(method: Any) -> dict[str, Any]:
         "paper": method.paper,
         "formula": method.formula,
         "kind": method.kind,
-        "spec_version": method.spec_version,
+        "spec_version": method.storage.spec_version,
         "peft": method.peft.peft_type if method.peft else None,
-        "traits": {field.name: _plain(getattr(method.traits, field.name)) for field in dataclasses.fields(method.traits)},
+        "traits": {_KEYS.get(field.name, field.name): _plain(getattr(method.traits, field.name))
+                   for field in dataclasses.fields(method.traits)},
         "hyperparameters": [{"name": field.name, "type": str(field.type), "default": _default(field)}
                             for field in dataclasses.fields(method.config)],
     }

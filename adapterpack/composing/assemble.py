@@ -40,7 +40,7 @@ def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) 
     base, task = common_base(parents), common_task(parents)
     chosen = _settled(read_tree(tree), base)
     by_name = _members(parents, chosen)
-    members = tuple(Member(name, pack.id, pack.method.name, pack.method.spec_version) for name, pack in by_name.items())
+    members = tuple(Member(name, pack.id, pack.method.name, pack.method.storage.spec_version) for name, pack in by_name.items())
     method = composed(chosen, {name: pack.method for name, pack in by_name.items()}, Composition(encode(chosen), members))
     found: dict[str, dict[str, tuple[m.Group, Adapter]]] = {}
     for member, pack in by_name.items():
@@ -99,7 +99,7 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
         if pack.acts is not None:
             raise Unsupported("this pack acts at some positions of a row only, which a tree does not divide", where=f"pack '{name}'",
                               found=str(pack.acts)[:200], remedy="make it active beside the composed pack")
-        if pack.method.composition is not None:
+        if pack.method.storage.composition is not None:
             raise Unsupported("this pack is composed itself", where=f"pack '{name}'",
                               remedy="write one tree over the packs that it was made of")
         if len(pack.methods) > 1:

@@ -1,6 +1,6 @@
 """Any adapter of one site as factors: exactly where its form has a low rank, else by the best approximation, with the loss.
 
-What decides is the form that the method attaches (:class:`~adapterpack.adapter_methods.AttachForm`) and its traits, never its name:
+What decides is the form that the method attaches (:class:`~adapterpack.adapter_methods.NormalForm`) and its traits, never its name:
 
 - two factors and nothing else: they are the change;
 - a Kronecker product: its factors are the products of those of its two parts;
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import AttachForm, Dense, Kronecker, Method, Params, Site, complete, fold, is_stacked, to_matrix
+from ..adapter_methods import Dense, Kronecker, Method, NormalForm, Params, Site, complete, fold, is_stacked, to_matrix
 from ..adapter_methods.core.base import require_widths
 from ..errors import Unsupported
 from ..lowrank.range_finder import Held, largest
@@ -115,15 +115,15 @@ def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bi
 
 def own_factors(method: Method, cfg: Any, params: Params, site: Site) -> Represented | None:
     """The factors that a method's form has itself, if they are narrow or the method says that they are."""
-    return _exact(method.attach(cfg, params, site), method.traits.low_rank)
+    return _exact(method.normal_form(cfg, params, site), method.traits.low_rank)
 
 
-def _exact(form: AttachForm, low_rank: bool) -> Represented | None:
+def _exact(form: NormalForm, low_rank: bool) -> Represented | None:
     if form.is_branch and form.down is not None and form.up is not None:
         up, factor = form.up if isinstance(form.up, Dense) else Dense(form.up.dense())
         A, B = np.asarray(form.down.dense()), np.asarray(up)
         return Represented(A, B, factor) if low_rank or 2 * len(A) <= min(len(B), A.shape[1]) else None
-    if isinstance(form.down, Kronecker) and form == AttachForm(down=form.down):
+    if isinstance(form.down, Kronecker) and form == NormalForm(down=form.down):
         (B1, A1), (B2, A2) = _split(np.asarray(form.down.left)), _split(np.asarray(form.down.right))
         if 2 * len(A1) * len(A2) <= min(len(B1) * len(B2), A1.shape[1] * A2.shape[1]):
             return Represented(np.kron(A1, A2), np.kron(B1, B2))

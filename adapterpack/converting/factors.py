@@ -57,7 +57,7 @@ def site_factors(pack: Pack, form: str) -> Iterator[SiteFactors]:
 
 def _factors(adapter: Adapter) -> SiteFactors:
     wide = {name: value.astype(np.float32) if _narrow(value) else value for name, value in adapter.params.items()}
-    form = adapter.method.attach(adapter.config, complete(adapter.method, adapter.config, wide, adapter.site), adapter.site)
+    form = adapter.method.normal_form(adapter.config, complete(adapter.method, adapter.config, wide, adapter.site), adapter.site)
     if form.down is None or form.up is None or not form.is_branch:
         raise Unsupported("the change at a site is more than a product of two factors", where=adapter.site.path, found=adapter.method.name)
     down, up = np.asarray(form.down.dense()), np.asarray(form.up.dense())

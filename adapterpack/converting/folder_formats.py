@@ -69,7 +69,7 @@ def _read_peft(source: Source) -> Reading:
     notes = (unknown_sentence(unknown),) if unknown else ()
     if source.base is None:
         return Reading(pack, notes)
-    if pack.method.peft is None or pack.method.peft.from_base is None:
+    if pack.method.peft is None or pack.method.peft.from_peft_with_base is None:
         return Reading(bind_to_base(pack, source.base), notes)
     return Reading(bind_to_base(from_peft(pack, source.base), source.base), (*notes, ON_BASE))
 
@@ -81,7 +81,7 @@ def _write_peft(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
     if layout.CONFIG not in files and (on_base := to_peft(plain, base)) is not None:
         config = layout.config_bytes(on_base.manifest, on_base=True)
         files = {**encode_files(on_base.manifest, on_base.tensors), **({} if config is None else {layout.CONFIG: config})}
-        notes += (ON_BASE,) if on_base.method.peft is not None and on_base.method.peft.from_base is not None else ()
+        notes += (ON_BASE,) if on_base.method.peft is not None and on_base.method.peft.from_peft_with_base is not None else ()
     if layout.CONFIG not in files:
         kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")
         raise Unsupported("PEFT has no such method, or another form of it at a kind of layer", where=f"pack '{pack.name}'",

@@ -20,7 +20,7 @@ def from_peft(pack: Pack, base: BaseModel) -> Pack:
     Raises:
         Unsupported: the decomposition of a weight is not unique, so the file is ambiguous.
     """
-    return _transform(pack, base, lambda method: method.peft and method.peft.from_base)
+    return _transform(pack, base, lambda method: method.peft and method.peft.from_peft_with_base)
 
 
 def to_peft(pack: Pack, base: BaseModel | None) -> Pack | None:
@@ -31,12 +31,12 @@ def to_peft(pack: Pack, base: BaseModel | None) -> Pack | None:
         Unsupported: see :func:`from_peft`; or PEFT has no such adapter at a site.
     """
     peft_form = pack.method.peft
-    if peft_form is None or peft_form.to_base is None or len(pack.methods) > 1:
+    if peft_form is None or peft_form.to_peft_with_base is None or len(pack.methods) > 1:
         return None
     if base is None:
         raise ConfigError(f"what PEFT's file of '{pack.method.name}' holds depends on the weights of the base", where=f"pack '{pack.name}'",
                           expected="the base", remedy="name it with --base")
-    return _transform(pack, base, lambda method: method.peft and method.peft.to_base)
+    return _transform(pack, base, lambda method: method.peft and method.peft.to_peft_with_base)
 
 
 def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed | None]) -> Pack:

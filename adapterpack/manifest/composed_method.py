@@ -45,8 +45,8 @@ def _composed(text: str) -> Method:
     methods = {}
     for member in composition.members:
         methods[member.name] = found = get(member.method)
-        if member.spec_version > found.spec_version:
+        if member.spec_version > found.storage.spec_version:
             raise UnknownMethod(f"a member was made by a newer version of the method {found.name}", where=f"member '{member.name}'",
-                                expected=f"spec_version {found.spec_version}", found=member.spec_version,
+                                expected=f"spec_version {found.storage.spec_version}", found=member.spec_version,
                                 remedy=f"update the package that brings {found.name}")
     return composed(tree, methods, composition)

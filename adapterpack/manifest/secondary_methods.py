@@ -25,7 +25,7 @@ class Beside(NamedTuple):
 
 def features(method: Method, groups: Iterable[m.Group]) -> tuple[str, ...]:
     """What a reader must understand of a float pack of this method with these groups."""
-    found = {FEATURE: method.composition is not None, m.METHODS: any(group.method is not None for group in groups)}
+    found = {FEATURE: method.storage.composition is not None, m.METHODS: any(group.method is not None for group in groups)}
     return tuple(sorted(feature for feature, has in found.items() if has))
 
 
@@ -40,10 +40,10 @@ def require_beside(name: str, own: Beside, other: Beside, taken: set[str]) -> No
     if twice or other.method.name == method.name:
         raise Unsupported("two methods of one pack cannot be at one site", where=f"pack '{name}', {', '.join(twice)}",
                           found=f"{method.name} and {other.method.name}", remedy="choose other targets, or make two packs")
-    if method.composition is not None or other.method.composition is not None:
+    if method.storage.composition is not None or other.method.storage.composition is not None:
         raise Unsupported("a composed pack has no sites of other methods", where=f"pack '{name}'",
                           found=f"{method.name} and {other.method.name}", remedy="make two packs")
-    if other.method.shared is not None or other.method.kind != method.kind:
+    if other.method.storage.shared is not None or other.method.kind != method.kind:
         raise Unsupported("this method cannot stand beside another in one pack", where=f"pack '{name}'", found=other.method.name,
                           expected=f"a {method.kind} method that shares nothing between sites", remedy="make two packs")
     if len(acts := {cfg.acts for sites in (own.adapters, other.adapters) for cfg, _ in sites.values()}) > 1:

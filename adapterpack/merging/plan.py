@@ -128,8 +128,8 @@ def _contributions(base: MergeBase, pack: Pack, weight: float) -> Iterator[tuple
         if method.kind != "weight":
             raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
                               remedy="keep the adapter unmerged")
-        if method.unfoldable:
-            raise Unsupported(method.unfoldable, where=owner,
+        if method.limits.unfoldable:
+            raise Unsupported(method.limits.unfoldable, where=owner,
                               remedy="keep the adapter unmerged: attach it, or export with --mode bank")
     if pack.acts is not None:
         raise Unsupported("this adapter acts at some positions of a row only, which no weight can tell apart", where=owner,

@@ -123,7 +123,7 @@ def _transposed_pair(table: Contribution, head: Contribution) -> bool:
         if one.method.traits.reads_weight or not one.method.traits.additive:
             return False
         adapter = slice_of(one, 0).adapter
-        forms.append(one.method.attach(adapter.config, adapter.params, adapter.site))
+        forms.append(one.method.normal_form(adapter.config, adapter.params, adapter.site))
     a, b = forms
     if not (a.is_branch and b.is_branch) or None in (a.up, a.down, b.up, b.down):
         return False

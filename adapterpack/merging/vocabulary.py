@@ -33,10 +33,10 @@ def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np
     """
     method, adapter = contribution.method, contribution.adapter
     table = base.tensors[name]
-    if method.beyond is None or method.fold is None:
+    if method.storage.appended_rows is None or method.fold is None:
         return None
     try:
-        appended = method.beyond(adapter.config, adapter.params, table.shape[0])
+        appended = method.storage.appended_rows(adapter.config, adapter.params, table.shape[0])
     except ValueError as error:
         raise Unsupported("the vocabulary grew by words that this adapter did not train", where=f"pack '{contribution.pack}', {name}",
                           found=str(error), remedy="train all new words, or save the whole table with the adapter: modules_to_save"

@@ -50,7 +50,7 @@ def imported(folder: Path, name: str | None = None, on_base: bool = False, tenso
     path = folder / TENSORS
     large = SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
     content = layout.content_of(folder, config, (), tensors or large)
-    if content.method.peft is not None and content.method.peft.from_base is not None and not on_base:
+    if content.method.peft is not None and content.method.peft.from_peft_with_base is not None and not on_base:
         raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
                           found=config.get("peft_type"),
                           remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")

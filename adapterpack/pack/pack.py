@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import PROMPT, Method, Site, is_stacked, settled
+from ..adapter_methods import PROMPT, Method, Site, is_stacked, resolve_configs
 from ..adapter_methods.core.shapes import check_shapes
 from ..base import compatibility
 from ..base.compatibility import Verdict
@@ -141,7 +141,7 @@ class Pack(Described):
                      for site, shape in zip(sites, shapes, strict=True)]
             for method in self.methods:
                 own = [number for number, group in enumerate(groups) if self.method_of(group).name == method.name]
-                found = settled(method, [configs[number] for number in own], [sites[number] for number in own])
+                found = resolve_configs(method, [configs[number] for number in own], [sites[number] for number in own])
                 for number, cfg in zip(own, found, strict=True):
                     configs[number] = cfg
         require_bounded(zip(map(self.method_of, groups), configs, sites, strict=True), self.manifest.tensors, f"pack '{self.name}'")
@@ -254,7 +254,7 @@ def build(
     """
     if not adapters and not full:
         raise NothingToDo("a pack needs at least one adapter or one module that was trained whole", where=f"pack '{name}'")
-    configs = settled(method, [cfg for cfg, _ in adapters.values()], list(adapters))
+    configs = resolve_configs(method, [cfg for cfg, _ in adapters.values()], list(adapters))
     common, differing = _shared_config(configs)
     groups, adapted, tensors, places = [], [], {}, {}
 
@@ -264,7 +264,7 @@ def build(
 
     def adapt(method: Method, site: Site, cfg: Any, params: Mapping[str, np.ndarray], config: dict[str, Any], host: Method | None) -> None:
         adapted.append((method, cfg, site))
-        own = None if host is None else m.MethodRef(method.name, method.spec_version)
+        own = None if host is None else m.MethodRef(method.name, method.storage.spec_version)
         groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
                               site.out_features or None, site.bias, cfg.rank, cfg.scale, config, own))
         for param, value in names.stored(method, site, params).items():
@@ -274,7 +274,7 @@ def build(
         adapt(method, site, cfg, params, overrides, None)
     for other in beside:
         require_beside(name, Beside(method, adapters), other, {group.path for group in groups})
-        configs = settled(other.method, [cfg for cfg, _ in other.adapters.values()], list(other.adapters))
+        configs = resolve_configs(other.method, [cfg for cfg, _ in other.adapters.values()], list(other.adapters))
         for (site, (_, params)), cfg in zip(other.adapters.items(), configs, strict=True):
             adapt(other.method, site, cfg, params, _shared_config([cfg])[0], method)
     if shared:
@@ -290,7 +290,7 @@ def build(
     require_bounded(adapted, described, f"pack '{name}'")
     draft = m.Manifest(
         pack=m.PackInfo(name),
-        method=m.MethodRef(method.name, method.spec_version),
+        method=m.MethodRef(method.name, method.storage.spec_version),
         config=common,
         task=task,
         base=base,
@@ -298,7 +298,7 @@ def build(
         tensors=described,
         files=(),
         must_understand=features(method, groups),
-        composition=method.composition,
+        composition=method.storage.composition,
         **rest,
     )
     return sealed(draft, tensors, tensor_file=file)

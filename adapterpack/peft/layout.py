@@ -45,7 +45,7 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
     """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of layer, quantized tensors,
     tensors left out. ``on_base``: they are those that PEFT needs on the pack's base."""
     pack, method = Described(manifest), method_of(manifest)
-    if method.peft is None or manifest.quantization is not None or (method.peft.from_base is not None and not on_base):
+    if method.peft is None or manifest.quantization is not None or (method.peft.from_peft_with_base is not None and not on_base):
         return None
     adapters = [group for group in manifest.groups if group.role == "adapter"]
     forms = [form_of(pack.method_of(group), group.kind, None if group.method is None else method) for group in adapters]
@@ -54,13 +54,13 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
     saved = [group.path for group in manifest.groups if group.role == "full"]
     task, own = PEFT_TASKS.get(manifest.task.type), method.peft.to_config(sites) if sites else {}
-    if own is None or not method.peft.same(sites, task):
+    if own is None or not method.peft.equivalent(sites, task):
         return None
     others = {}
     for other in pack.methods[1:]:
         assert other.peft is not None
-        assert other.peft.beside is not None
-        others[other.peft.beside.key] = other.peft.beside.to_config(
+        assert other.peft.secondary is not None
+        others[other.peft.secondary.key] = other.peft.secondary.to_config(
             {group.path: pack.config_at(group) for group in adapters if group.method is not None and group.method.type == other.name})
     config = {
         "peft_type": method.peft.peft_type,
@@ -91,8 +91,8 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
     if method is None or method.peft is None:
         raise Unsupported("this PEFT method is not supported", where=folder / CONFIG, found=config.get("peft_type"),
                           expected=", ".join(sorted({method.peft.peft_type for method in known if method.peft})))
-    beside = {other.peft.beside.key: other for other in known if other.peft is not None and other.peft.beside is not None
-              and method.peft.peft_type in other.peft.beside.hosts and config.get(other.peft.beside.key)}
+    beside = {other.peft.secondary.key: other for other in known if other.peft is not None and other.peft.secondary is not None
+              and method.peft.peft_type in other.peft.secondary.hosts and config.get(other.peft.secondary.key)}
     file = folder / TENSORS
     config, tensors = _expanded(method, config, tensors, folder)
     try:
@@ -130,9 +130,9 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted
     shared = found.shared
     if method.peft.tied:
         params = untied(params, config.get("target_modules"), file)
-    if method.peft.adopt is not None:
+    if method.peft.from_peft_file is not None:
         try:
-            adopted = method.peft.adopt(PeftContent(cfg, shared, params, packed))
+            adopted = method.peft.from_peft_file(PeftContent(cfg, shared, params, packed))
             cfg, shared, params = adopted.config, dict(adopted.shared), {path: dict(each) for path, each in adopted.sites.items()}
         except (TypeError, ValueError, IndexError) as error:
             raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error
@@ -150,7 +150,7 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
     shapes = {name: value.shape for name, value in shared.items()}
-    wanted = {} if method.shared is None else method.shared.shapes(next(iter(adapters.values()))[0], list(adapters))
+    wanted = {} if method.storage.shared is None else method.storage.shared.shapes(next(iter(adapters.values()))[0], list(adapters))
     if shapes != wanted:
         raise FormatError("the tensors that all sites share are not those of the method", where=file, expected=wanted, found=shapes)
     return adapters, shared
@@ -159,12 +159,12 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted
 def _beside(method: Method, key: str, value: Any, found: Mapping[str, dict[str, np.ndarray]], folder: Path) -> Adapters:
     """The sites of a method that another's folder holds, too, by the config's ``value`` and path -> tensors."""
     assert method.peft is not None
-    assert method.peft.beside is not None
-    names = {suffix: param for param, suffix in method.peft.beside.suffixes.items()}
+    assert method.peft.secondary is not None
+    names = {suffix: param for param, suffix in method.peft.secondary.suffixes.items()}
     adapters = {}
     for path, tensors in sorted(found.items()):
         try:
-            cfg = method.peft.beside.from_config(value, path)
+            cfg = method.peft.secondary.from_config(value, path)
         except (TypeError, ValueError) as error:
             raise FormatError(f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}#/{key}") from error
         params = {names[suffix]: tensor for suffix, tensor in tensors.items()}
@@ -215,6 +215,7 @@ def _said(method: Method, beside: bool, sites: Mapping[str, Any]) -> dict[str, A
     """What PEFT's config says of a method with these configs by path, as JSON values; ``beside``: in the folder of another method."""
     if method.peft is None or not sites:
         return {}
-    written: dict[str, Any] = m.plain({method.peft.beside.key: method.peft.beside.to_config(sites)} if beside and method.peft.beside
-                                      else method.peft.to_config(sites) or {})
+    secondary = method.peft.secondary if beside else None
+    config = method.peft.to_config(sites) or {} if secondary is None else {secondary.key: secondary.to_config(sites)}
+    written: dict[str, Any] = m.plain(config)
     return written

@@ -18,7 +18,7 @@ def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer 
     if method.peft is None:
         return None
     if host is not None:
-        beside = method.peft.beside if host.peft is not None else None
+        beside = method.peft.secondary if host.peft is not None else None
         known = beside is not None and host.peft is not None and host.peft.peft_type in beside.hosts and kind == method.traits.layers[0]
         return PeftLayer(beside.suffixes) if known and beside is not None else None
     if kind == method.traits.layers[0]:

@@ -59,7 +59,7 @@ def sort(method: Method, beside: Mapping[str, Method], tensors: SafetensorsFile,
     forms = [method.peft.suffixes, *(form.suffixes or {} for form in method.peft.layers.values())]
     endings: dict[str, str | None] = dict.fromkeys([*(end for suffixes in forms for end in suffixes.values()), *method.peft.aliases])
     for key, other in beside.items():
-        endings |= dict.fromkeys(other.peft.beside.suffixes.values() if other.peft and other.peft.beside else (), key)
+        endings |= dict.fromkeys(other.peft.secondary.suffixes.values() if other.peft and other.peft.secondary else (), key)
     prefix, bare = prefix_of(method), set(method.peft.suffixes.values()) if method.peft.site else set()
     for name in tensors.tensors:
         if (common := shared_param(method, name)) is not None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import LAYOUTS, AttachForm, Deviation, Diagonal, Site, complete
+from ..adapter_methods import LAYOUTS, Deviation, Diagonal, NormalForm, Site, complete
 from ..bundle.manifest import MappedSite
 from ..errors import BaseMismatch, Unsupported
 from ..pack.pack import Adapter, Pack
@@ -45,7 +45,7 @@ Weights = Callable[[Adapter], "tuple[np.ndarray, np.ndarray | None]"]
 """Where the base's weight ``[out, in]`` and bias ``[out]`` behind an adapted site come from."""
 
 
-def form_arrays(form: AttachForm, out_features: int) -> Values:
+def form_arrays(form: NormalForm, out_features: int) -> Values:
     """The fields of one normal form, as float32 arrays; a low-rank ``up`` already holds the scale."""
     fields: Values = {}
     if form.down is not None and form.up is not None:
@@ -87,8 +87,8 @@ def require_slots(pack: Pack) -> None:
     if pack.method.kind == "prompt":  # it is in the cache that a row begins with, not in the graph
         return
     for method in pack.methods:
-        if method.torch_only:
-            raise Unsupported(method.torch_only, where=pack.name, remedy="attach it to a torch model")
+        if method.limits.torch_only:
+            raise Unsupported(method.limits.torch_only, where=pack.name, remedy="attach it to a torch model")
         if not method.traits.batchable or method.kind not in ARRAYS:
             raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=method.name,
                               remedy="export with --mode folded" if method.kind == "weight" else "run this adapter under torch")
@@ -126,7 +126,7 @@ def pack_values(
             if method.traits.reads_weight:
                 wide = None if bias is None else bias.astype(np.float32)
                 site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=wide)
-        form = method.attach(adapter.config, complete(method, adapter.config, adapter.wide, site), site)
+        form = method.normal_form(adapter.config, complete(method, adapter.config, adapter.wide, site), site)
         values.update({f"{site.path}.{field}": array for field, array in ARRAYS[method.kind](form, site, project).items()})
     for path, params in pack.full().items():
         values.update(head_values(path, params))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import PROMPT, Method, Params, Site, complete, fold, frozen, run, settled
+from ..adapter_methods import PROMPT, Method, Params, Site, complete, fold, frozen, resolve_configs, run
 from ..adapter_methods.forms.attention import attend
 from ..adapter_methods.forms.blocks import run_block
 from ..adapter_methods.forms.prompt_config import PromptSite
@@ -116,13 +116,13 @@ class Case(NamedTuple):
 
     def own(self) -> dict[str, np.ndarray]:
         """The site's own parameters as ``init`` makes them."""
-        needs = frozenset() if self.method.needs is None else self.method.needs(self.config)
+        needs = frozenset() if self.method.training.needs is None else self.method.training.needs(self.config)
         site = dataclasses.replace(self.site, weight=self.weight, base_bias=self.bias) if "weight" in needs else self.site
         return self.method.init(self.config, site, np.random.default_rng(4))
 
     def shared(self) -> dict[str, np.ndarray]:
         """The parameters that would be shared with other sites."""
-        shared = self.method.shared
+        shared = self.method.storage.shared
         return {} if shared is None else shared.init(self.config, [self.site], np.random.default_rng(7))
 
     def fresh(self) -> dict[str, np.ndarray]:
@@ -178,7 +178,7 @@ def _on_block(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any
 
 def _on_attention(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
     """With the layer for every projection, of one head, and for what the attention gives."""
-    layer, form = layer_of(weight, bias), case.method.attach(case.config, params, case.site)
+    layer, form = layer_of(weight, bias), case.method.normal_form(case.config, params, case.site)
     keys = layer(form.prompt)[None]
     queries = layer(x.reshape(1, -1, x.shape[-1]))[:, None]
     return layer(x) + attend(form, queries, keys, keys, x.shape[-1] ** -0.5).reshape(x.shape)
@@ -236,12 +236,13 @@ def leaves(case: Case, params: Params) -> dict[str, Any]:
 def resolved(case: Case) -> Any:
     """The config at the site without the fields that only select sites: a manifest holds what was selected instead."""
     selecting = {field.name: field.default for field in dataclasses.fields(case.config) if field.name in {"targets", "modules_to_save"}}
-    return settled(case.method, [dataclasses.replace(case.config.at(case.site.path), **selecting)], [case.site])[0]
+    return resolve_configs(case.method, [dataclasses.replace(case.config.at(case.site.path), **selecting)], [case.site])[0]
 
 
 def pack_of(case: Case) -> Pack:
     """A pack of the trained adapter."""
     trained = case.trained(np.float32)
     own, shared = ({name: trained[name] for name in made} for made in (case.own(), case.shared()))
-    baked = (resolved(case), own) if case.method.bake is None else case.method.bake(resolved(case), own, case.site)
-    return build("example", case.method, {case.site: baked}, shared=shared, task=m.Task("image-classification"), base=m.Base("org/base"))
+    to_stored = case.method.storage.to_stored
+    stored = (resolved(case), own) if to_stored is None else to_stored(resolved(case), own, case.site)
+    return build("example", case.method, {case.site: stored}, shared=shared, task=m.Task("image-classification"), base=m.Base("org/base"))

@@ -65,7 +65,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _peft(method: Method) -> str:
     if method.peft is None:
         return "-"
-    return method.peft.peft_type if method.peft.from_base is None else f"{method.peft.peft_type}, by `convert --base`"
+    return method.peft.peft_type if method.peft.from_peft_with_base is None else f"{method.peft.peft_type}, by `convert --base`"
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -66,7 +66,7 @@ def decoder_gradients(case: Case) -> None:
             error = float(np.abs(value - compiled[name]).max())
             require(error <= 1e-5 * (np.abs(value).max() + 1), f"the gradient of {name} differs when compiled")
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    if case.method.kind == "prompt" and case.method.attach(case.config, case.trained(), case.site).cache is not None:
+    if case.method.kind == "prompt" and case.method.normal_form(case.config, case.trained(), case.site).cache is not None:
         try:
             gradients(model, model)
         except Unsupported:

@@ -48,7 +48,7 @@ def fold_in_row_blocks(case: Case) -> None:
 def shapes_declared(case: Case) -> None:
     """``shapes(cfg, site)`` are the names and shapes that ``init(cfg, site)`` gives; the same seed gives the same bytes again."""
     found = [{name: value.shape for name, value in made.items()} for made in (case.own(), case.shared())]
-    shared = case.method.shared
+    shared = case.method.storage.shared
     declared = [case.method.shapes(case.config, case.site), {} if shared is None else shared.shapes(case.config, [case.site])]
     require(found == declared, f"init gives {found}, shapes says {declared}")
     require(digests(case.fresh()) == digests(case.fresh()), "init is not a function of its seed")
@@ -59,7 +59,7 @@ def inputs_unchanged(case: Case) -> None:
     params, weight, bias, x = case.trained(), case.weight, case.bias, case.x
     everything = {**{f"parameter {name}": value for name, value in params.items()}, "the weight": weight, "the bias": bias, "x": x}
     before = digests(everything)
-    case.method.attach(case.config, params, site_of(case, weight, bias))
+    case.method.normal_form(case.config, params, site_of(case, weight, bias))
     results(case, params, weight, bias, x)
     after = digests(everything)
     changed = [name for name, digest in before.items() if after[name] != digest]

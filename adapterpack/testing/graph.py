@@ -31,7 +31,7 @@ def onnx_agrees(case: Case) -> None:
     bias = None if case.bias is None else case.bias.astype(np.float32)
     trained = {name: value for name, value in case.trained(np.float32).items() if name in {**case.shared(), **case.own()}}
     params = complete(case.method, case.config, trained, site_of(case, weight, bias))
-    form = case.method.attach(case.config, params, site_of(case, weight, bias))
+    form = case.method.normal_form(case.config, params, site_of(case, weight, bias))
     arrays = {f"{NAME}.{field}": value for field, value in ARRAYS[case.method.kind](form, case.site, None).items()}
     model, positional = _layer(ir, weight, bias), case.config.acts is not None
     found = find_sites(model, lambda node: NAME)

@@ -180,13 +180,13 @@ def _folded(case: Case, site: Site, params: dict[str, np.ndarray], weight: np.nd
 def _round(case: Case, site: Site, own: dict[str, np.ndarray], shared: dict[str, np.ndarray], base: tuple[Any, np.ndarray]) -> None:
     """A pack of the adapter on a ``base``, a model and the adapter's outputs on it, read by this package and by PEFT."""
     cfg = dataclasses.replace(case.config.at(site.path), targets="all-linear", modules_to_save=())
-    if case.method.bake is not None:
-        cfg, own = case.method.bake(cfg, own, site)
+    if case.method.storage.to_stored is not None:
+        cfg, own = case.method.storage.to_stored(cfg, own, site)
     pack = build("example", case.method, {site: (cfg, own)}, shared=shared, task=m.Task("image-classification"), base=m.Base("org/base"))
     with tempfile.TemporaryDirectory() as folder:
         pack.write(Path(folder) / "pack")
         (back,) = load(Path(folder) / "pack").adapters()
-        if layout.config_bytes(pack.manifest) is not None and case.method.peft is not None and case.method.peft.accepts(cfg, site):
+        if layout.config_bytes(pack.manifest) is not None and case.method.peft is not None and case.method.peft.peft_supports(cfg, site):
             _peft_agrees(folder, site.kind, *base)
     require(back.site == site, f"{site} came back as {back.site}")
     require(digests({name: back.params[name] for name in own}) == digests(own), "tensors came back with other bytes")

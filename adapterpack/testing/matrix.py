@@ -51,7 +51,7 @@ def _always(method: Method) -> bool:
 
 def _alone(method: Method) -> bool:
     """Whether PEFT has the method, and its file means something without the base."""
-    return method.peft is not None and method.peft.from_base is None
+    return method.peft is not None and method.peft.from_peft_with_base is None
 
 
 def _layered(method: Method) -> bool:
@@ -146,7 +146,7 @@ INVARIANTS = (
 
 def cases(method: Method) -> Iterator[Case]:
     """Every row of the matrix for one method: its example configs on every layer that is wide enough for it, or on every model."""
-    rows, columns = method.traits.least
+    rows, columns = method.traits.min_features
     every = SUBJECTS[method.traits.layers[0]]
     fitting = [one for one in every if not isinstance(one, Layer) or (one.out_features >= rows and one.in_features >= columns)]
     return (Case(method, config, one) for config in method.examples for one in fitting)
@@ -173,7 +173,7 @@ def render(known: Iterable[Method]) -> str:
     listed = sorted(known, key=lambda method: method.name)
     head = ["invariant", *(method.name for method in listed)]
     body = [[f"`{i.name}`", *("promised" if i.needs(method) else f"n/a ({i.trait})" for method in listed)] for i in INVARIANTS]
-    body.append(["layers", *("{} from {}x{}".format(m.traits.layers[0], *m.traits.least) for m in listed)])
+    body.append(["layers", *("{} from {}x{}".format(m.traits.layers[0], *m.traits.min_features) for m in listed)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
     configs = "\n".join(f"- {method.name}: `{config}`" for method in listed for config in method.examples)
     meanings = "\n".join(f"- `{i.name}`: {(i.check.__doc__ or '').strip().splitlines()[0]}" for i in INVARIANTS)

@@ -30,7 +30,7 @@ def pack_round_trip(case: Case) -> None:
     require(digests(adapter.params) == digests(stored.params), "tensors came back with other bytes")
     require(all(adapter.params[name].dtype == value.dtype for name, value in stored.params.items()), "tensors changed their dtype")
     require((adapter.site, adapter.config) == (stored.site, stored.config), "site or config changed")
-    require(case.method.bake is not None or adapter.config == resolved(case), "the config is not the one that was packed")
+    require(case.method.storage.to_stored is not None or adapter.config == resolved(case), "the config is not the one that was packed")
 
 
 def scale_recomputed(case: Case) -> None:
@@ -87,7 +87,7 @@ def peft_parity(case: Case) -> None:
 
     pack = pack_of(case)
     assert case.method.peft is not None
-    if layout.config_bytes(pack.manifest) is None or not case.method.peft.accepts(resolved(case), case.site):
+    if layout.config_bytes(pack.manifest) is None or not case.method.peft.peft_supports(resolved(case), case.site):
         return
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -18,7 +18,7 @@ ROWS = ((5, 6, 7, 30, 31), (8, 9), (10, 11, 12, 13, 14, 15, 16))
 
 
 def _form(case: Case, params: Params) -> PromptForm:
-    form: PromptForm = case.method.attach(case.config, params, case.site)
+    form: PromptForm = case.method.normal_form(case.config, params, case.site)
     return form
 
 
@@ -104,7 +104,7 @@ def form_kept_by_peft(case: Case) -> None:
 def _packed(pack: Pack) -> np.ndarray:
     (adapter,) = pack.adapters()
     params = complete(pack.method, adapter.config, adapter.params, adapter.site)
-    return np.asarray(_array(pack.method.attach(adapter.config, params, adapter.site)))
+    return np.asarray(_array(pack.method.normal_form(adapter.config, params, adapter.site)))
 
 
 def disabled_prompt_is_the_base(case: Case) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter_methods import LAYOUTS, Seen, Site
+from ..adapter_methods import LAYOUTS, Calibration, Site
 from ..errors import AdapterpackError, ConfigError, Unsupported
 from .layers.weights import device_of
 from .layers.wrapper import input_of, module_at
@@ -20,7 +20,7 @@ _BACKWARD = frozenset({"gradient", "fisher"})
 
 def measure(
     model: nn.Module, sites: Sequence[Site], needs: frozenset[str], data: Iterable[Mapping[str, Any]] | None
-) -> dict[str, Seen]:
+) -> dict[str, Calibration]:
     """Runs ``model`` over ``data``, batches of keyword arguments, and gives what was seen at each site by path; nothing without a need.
 
     The Fisher information is empirical: the square of each batch's gradient, so that batches of one row give that of the rows. The moment
@@ -127,7 +127,7 @@ class _Sums:
                 self.fisher = self.fisher + self.batch**2
         self.batch = None
 
-    def seen(self, path: str, batches: int) -> Seen:
+    def seen(self, path: str, batches: int) -> Calibration:
         """The means."""
         moment = self.moment / self.rows if self.rows else None
         gradient, fisher = (total / batches if isinstance(total, torch.Tensor) else None for total in (self.gradient, self.fisher))
@@ -135,4 +135,4 @@ class _Sums:
         if missing := [name for name, value in found.items() if name in self.wanted and value is None]:
             raise AdapterpackError("the sample data did not reach a site", where=path, found=f"no {missing[0]}",
                                    remedy="give batches that run through it, or leave it out of the targets")
-        return Seen(**{name: None if value is None or name not in self.wanted else value.numpy() for name, value in found.items()})
+        return Calibration(**{name: None if value is None or name not in self.wanted else value.numpy() for name, value in found.items()})

@@ -59,7 +59,7 @@ def parts(model: nn.Module) -> Iterator[Part]:
 
 def penalty(model: nn.Module) -> torch.Tensor | None:
     """The sum of the methods' penalties over all sites in training, or None where no method has one."""
-    every = [part for part in parts(model) if part.method.penalty is not None]
+    every = [part for part in parts(model) if part.method.training.penalty is not None]
     sites = Counter((part.name, part.method.name) for part in every for _ in part.matrices)
     terms = [_penalty(part, sites[part.name, part.method.name]) for part in every]
     return torch.stack(terms).sum() if terms else None
@@ -67,7 +67,7 @@ def penalty(model: nn.Module) -> torch.Tensor | None:
 
 def _penalty(part: Part, sites: int) -> torch.Tensor:
     """The penalty at one site, over all matrices where they are stacked."""
-    term = part.method.penalty
+    term = part.method.training.penalty
     assert term is not None
 
     def of_matrix(own: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -105,7 +105,7 @@ def with_context(loss: torch.Tensor, labels: torch.Tensor, items: int | None, mo
 
 def rates(model: nn.Module) -> dict[nn.Parameter, float]:
     """The parameters whose learning rate is a multiple of the others', and that multiple."""
-    factors = ((part, part.method.rates(part.config)) for part in parts(model) if part.method.rates is not None)
+    factors = ((part, part.method.training.rates(part.config)) for part in parts(model) if part.method.training.rates is not None)
     return {part.params[key]: factor for part, own in factors for key, factor in own.items() if key in part.params and factor != 1}
 
 
@@ -129,9 +129,9 @@ def spend(model: nn.Module, progress: Progress, states: Mapping[tuple[str, str],
     sites: dict[tuple[str, str], dict[str, Trained]] = {}
     budgets: dict[tuple[str, str], Any] = {}
     for part in parts(model):
-        if part.method.budget is not None:
+        if part.method.training.after_step is not None:
             key = part.name, part.method.name
-            budgets[key] = part.method.budget
+            budgets[key] = part.method.training.after_step
             values = {leaf: value.detach() for leaf, value in part.params.items()}
             gradients = {leaf: _gradient(value) for leaf, value in part.params.items()}
             sites.setdefault(key, {}).update({

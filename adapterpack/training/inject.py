@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ..adapter_methods import Method, Seen, Site, SiteConfig, is_stacked, method_of, settled
+from ..adapter_methods import Calibration, Method, Site, SiteConfig, is_stacked, method_of, resolve_configs
 from ..adapter_methods.core.shapes import check_shapes
 from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
 from ..manifest.secondary_methods import Beside, require_beside
@@ -78,7 +78,7 @@ class _Plan(NamedTuple):
     configs: list[Any]
     shared: Mapping[str, np.ndarray]
     needs: frozenset[str]
-    seen: Mapping[str, Seen]
+    seen: Mapping[str, Calibration]
 
 
 def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random.Generator, data: Any) -> _Plan:
@@ -86,12 +86,12 @@ def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random
     kind = KINDS[method.kind]
     config = kind.ready(model, config)
     sites = kind.select(model, config.targets, method.traits, tuple(whole))
-    needs = method.needs(config) if method.needs is not None else frozenset()
+    needs = method.training.needs(config) if method.training.needs is not None else frozenset()
     seen = measure(model, sites, needs, data)
-    if method.plan is not None:
-        config = method.plan(config, [dataclasses.replace(site, seen=seen.get(site.path)) for site in sites])
-    configs = settled(method, [config.at(site.path) for site in sites], sites)
-    shared = method.shared.init(configs[0], sites, rng) if method.shared is not None else {}
+    if method.training.allocate is not None:
+        config = method.training.allocate(config, [dataclasses.replace(site, calibration=seen.get(site.path)) for site in sites])
+    configs = resolve_configs(method, [config.at(site.path) for site in sites], sites)
+    shared = method.storage.shared.init(configs[0], sites, rng) if method.storage.shared is not None else {}
     return _Plan(method, sites, configs, shared, needs, seen)
 
 
@@ -141,7 +141,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
             check_shapes(adapter.method, adapter.config, layer._site, own, pack.name)
         for path, params in pack.full().items():
             work.saved(path)._add(name, params, pack.manifest.task.labels)
-    if pack.method.one_pass:
+    if pack.method.limits.one_pass:
         lead(model, name, pack.method.first_pass)
     if check_base and check_canary and (known is None or known.name != "variant"):  # whose other bytes give other logits
         try:
@@ -179,10 +179,10 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     return model
 
 
-def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Seen | None, site: Site) -> Mapping[str, np.ndarray]:
+def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Calibration | None, site: Site) -> Mapping[str, np.ndarray]:
     """What a site begins with; at a stack of matrices, what each of them begins with."""
     if not is_stacked(site.kind):
-        return method.init(cfg, dataclasses.replace(site, seen=seen), rng)
+        return method.init(cfg, dataclasses.replace(site, calibration=seen), rng)
     weights = [None] * site.stack if site.weight is None else site.weight
     each = [method.init(cfg, dataclasses.replace(site, weight=weight), rng) for weight in weights]
     return {name: np.stack([one[name] for one in each]) for name in each[0]}

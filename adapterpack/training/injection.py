@@ -49,7 +49,7 @@ class Work:
         self.touched.append(wrapper)
         known = _with_weight(wrapper) if weight or method.traits.reads_weight else wrapper._site
         own = params(known)
-        made = method.constants(cfg, known) if method.constants is not None else {}
+        made = method.storage.constants(cfg, known) if method.storage.constants is not None else {}
         device = device_of(wrapper._base, path)
         constants = {key: self._constant(value, device) for key, value in made.items()}
         wrapper._add(self.name, method, cfg, own, constants, self._shared.get(method.name, {}))

@@ -50,7 +50,7 @@ def parts_of(model: nn.Module, name: str) -> Parts:
         own, cfg = module._methods[name]
         methods[own.name] = own
         part = (cfg, module._params(name))
-        found.setdefault(own.name, {})[module._site] = part if own.bake is None else own.bake(*part, module._site)
+        found.setdefault(own.name, {})[module._site] = part if own.storage.to_stored is None else own.storage.to_stored(*part, module._site)
     shared = {key: as_numpy(value) for module in adapted for key, value in module._shared(name).items()}
     beside = [Beside(methods[other], sites) for other, sites in found.items() if other != method.name]
     full = {module._path: module._params(name) for module in wrappers if isinstance(module, SavedModule)}

@@ -140,7 +140,7 @@ def holder_at(model: nn.Module, path: str) -> nn.Module:
 
 
 def _wide_enough(site: Site, traits: Traits) -> bool:
-    return site.out_features >= traits.least[0] and site.in_features >= traits.least[1]
+    return site.out_features >= traits.min_features[0] and site.in_features >= traits.min_features[1]
 
 
 def _input_embedding(model: nn.Module) -> str:
@@ -198,7 +198,7 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
                                   found=type(modules[path]).__name__ if path in modules else sites[0].kind, remedy="name other targets")
             if not all(_wide_enough(site, traits) for site in sites):
                 raise Unsupported("the layer is too narrow: the method would change nothing there", where=path, remedy="name other targets",
-                                  expected="at least {} outputs and {} inputs".format(*traits.least),
+                                  expected="at least {} outputs and {} inputs".format(*traits.min_features),
                                   found=" and ".join(f"{site.out_features} x {site.in_features}" for site in sites))
             if path in skipped:
                 raise Unsupported("a module can be adapted or trained whole, not both", where=path,

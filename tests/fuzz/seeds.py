@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
-from adapterpack.adapter_methods import Site, methods, settled
+from adapterpack.adapter_methods import Site, methods, resolve_configs
 from adapterpack.io.safe_open import TENSORS
 from adapterpack.io.safetensors import write
 from adapterpack.manifest import manifest as m
@@ -79,8 +79,8 @@ def packs_of_methods() -> tuple[bytes, ...]:
         if hasattr(cfg, "head_dim"):
             cfg = replace(cfg, num_layers=1, num_heads=2, head_dim=3)
         cfg = replace(cfg, baked=True) if hasattr(cfg, "baked") else cfg  # as packs hold it
-        cfg = settled(made_by, [cfg], [site])[0]
-        own, shared = made_by.shapes(cfg, site), made_by.shared.shapes(cfg, [site]) if made_by.shared else {}
+        cfg = resolve_configs(made_by, [cfg], [site])[0]
+        own, shared = made_by.shapes(cfg, site), made_by.storage.shared.shapes(cfg, [site]) if made_by.storage.shared else {}
         params, common = ({key: np.zeros(shape, np.int32) if "indices" in key else np.ones(shape, np.float32)
                            for key, shape in shapes.items()} for shapes in (own, shared))
         pack = build(name, made_by, {site: (cfg, params)}, shared=common, task=m.Task("text-generation"), base=m.Base("org/base"))

@@ -47,9 +47,9 @@ def test_every_method_is_proved_on_several_configs() -> None:
     for method in methods().values():
         assert len(set(map(repr, method.examples))) == len(method.examples) >= 2, method.name
         subjects = SUBJECTS[method.traits.layers[0]]
-        narrow = {(1, 5), (5, 1)} if method.traits.least != (1, 1) else set()
+        narrow = {(1, 5), (5, 1)} if method.traits.min_features != (1, 1) else set()
         left_out = [one for one in subjects if tuple(one)[:2] in narrow
-                    and (one.out_features < method.traits.least[0] or one.in_features < method.traits.least[1])]
+                    and (one.out_features < method.traits.min_features[0] or one.in_features < method.traits.min_features[1])]
         assert len(list(cases(method))) == len(method.examples) * (len(subjects) - len(left_out))
 
 

@@ -60,7 +60,7 @@ def test_every_option_of_this_peft_is_known(method: Method) -> None:
     """No option that PEFT itself writes for a method is one that would be named as unknown: its folders load without a word."""
     assert method.peft is not None
     ours = next(config for config in (method.peft.to_config({"": example}) for example in method.examples) if config is not None)
-    beside = {other.peft.beside.key for other in methods().values() if other.peft and other.peft.beside}
+    beside = {other.peft.secondary.key for other in methods().values() if other.peft and other.peft.secondary}
     unknown: list[str] = []
     for option in {field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[method.peft.peft_type])} - beside:
         with contextlib.suppress(Unsupported):  # known, and this is no value of it

@@ -340,7 +340,7 @@ def test_mora_is_its_formula(form: str, widths: tuple[int, int]) -> None:
     turned = [part @ rotated(n, b).T @ M.T for b, part in enumerate(parts)]
     inner = np.concatenate(turned, axis=1) if form == "rope" else sum(parts) @ M.T
     expected = np.stack([inner[:, o % inner.shape[1]] for o in range(out)], axis=1)
-    constants = {name: value.astype(np.float64) for name, value in method.constants(cfg, site).items()}
+    constants = {name: value.astype(np.float64) for name, value in method.storage.constants(cfg, site).items()}
     if form == "rope":  # constants are stored as float32, which is not what is tested here
         angles = np.outer(np.arange(blocks), 10000.0 ** (-np.arange(0, n, 2) / n))
         for name, function in (("cos", np.cos), ("sin", np.sin)):

@@ -364,7 +364,7 @@ def test_rotations_are_orthogonal(config: Any, net: Net) -> None:
     layer = ours.get_submodule("wide")
     method, cfg = layer._methods["default"]
     tensors = {key: value.double() if value.is_floating_point() else value for key, value in layer._every("default").items()}
-    form = method.attach(cfg, tensors, layer._site)
+    form = method.normal_form(cfg, tensors, layer._site)
     matrix = form.pre.apply(torch.eye(12, dtype=torch.float64)).T
     assert_close((matrix @ matrix.T).detach(), np.eye(12), 1e-12)
     assert np.abs(matrix.detach().numpy() - np.eye(12)).max() > 0.1

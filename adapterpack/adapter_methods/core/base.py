@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Forward = Callable[[Array], Array]
 
 
-class AttachForm(NamedTuple):
+class NormalForm(NamedTuple):
     """The normal form of one adapter at one site; ``None`` means identity (``pre``, ``up``, ``post``), absent (``down``), one, or zero.
 
     Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``scale`` ``[out]`` or ``[1]``, ``shift`` ``[out]``, ``post``
@@ -46,12 +46,12 @@ class AttachForm(NamedTuple):
 
     @property
     def is_branch(self) -> bool:
-        """Whether a pair of factors is all that there is: a change of low rank beside the layer."""
-        return self.is_beside and self.down is not None and self.up is not None and self.scale is None and self.shift is None
+        """Whether a pair of factors is all that there is: a change of low rank, parallel to the layer."""
+        return self.is_parallel and self.down is not None and self.up is not None and self.scale is None and self.shift is None
 
     @property
-    def is_beside(self) -> bool:
-        """Whether it leaves the input alone, mixes no outputs and asks no router: a change beside the layer, a scale and a shift."""
+    def is_parallel(self) -> bool:
+        """Whether it leaves the input alone, mixes no outputs and has no router: a branch parallel to the layer, a scale and a shift."""
         return self.pre is None and self.post is None and len(self.routes) == 0
 
 
@@ -68,17 +68,17 @@ class Traits:
     low_rank: bool
     """The change is ``up @ down`` of a small rank: composing in factor space is exact."""
     reads_weight: bool = False
-    """``init`` and ``attach`` need the base weight."""
+    """``init`` and ``normal_form`` need the base weight."""
     quantizable: bool = True
     """Its tensors may be stored as int8."""
     batchable: bool = True
     """Rows of one batch may carry different adapters of this method."""
     layers: tuple[str, ...] = WEIGHTS
     """The kinds of site it supports."""
-    least: tuple[int, int] = (1, 1)
-    """The least numbers of outputs and inputs of a layer that it can change: a single number cannot be turned."""
+    min_features: tuple[int, int] = (1, 1)
+    """The smallest numbers of outputs and inputs of a layer that it can change: a single number cannot be rotated."""
     frozen: tuple[str, ...] = ()
-    """Its parameters that are stored and not trained, beside those that are not of a floating type."""
+    """Its parameters that are stored and not trained, besides those that are not of a floating type."""
     exclusive: bool = False
     """At most one adapter of such a method is active at a time."""
     positional: bool = False
@@ -86,7 +86,7 @@ class Traits:
 
 
 class Shared(NamedTuple):
-    """Parameters that all sites of one adapter have in common, stored once; ``attach`` finds them among its parameters."""
+    """Parameters that all sites of one adapter have in common, stored once; ``normal_form`` gets them among its parameters."""
 
     shapes: Callable[[Any, Sequence[Site]], dict[str, tuple[int, ...]]]
     init: Callable[[Any, Sequence[Site], np.random.Generator], dict[str, np.ndarray]]
@@ -107,10 +107,59 @@ class Trained(NamedTuple):
     gradients: Params
 
 
-class Method(NamedTuple):
-    """An adapter method: what :mod:`adapterpack.adapter_methods.registry` holds.
+class Training(NamedTuple):
+    """What a method adds to an ordinary training."""
 
-    ``examples`` are the configs under which the test matrix proves it. The parameters that ``attach``, ``forward`` and ``fold`` are given
+    needs: Callable[[Any], frozenset[str]] | None = None
+    """config -> what ``init`` reads of a site: of ``weight``, ``moment``, ``gradient`` (:class:`~.site.Calibration`)."""
+    allocate: Callable[[Any, Sequence[Site]], Any] | None = None
+    """The config, adapted to the calibration of all sites: ranks that are shared out among them, for instance."""
+    rates: Callable[[Any], Mapping[str, float]] | None = None
+    """config -> parameter name -> what multiplies its learning rate."""
+    penalty: Callable[[Any, Params, int], Array] | None = None
+    """A term of one site that is added to the loss; the number of all sites is for those that are an average."""
+    after_step: Callable[[Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]] | None = None
+    """Runs after each optimizer step, over all sites of an adapter at once: (progress, state, path -> site) -> (state, path -> new values
+    of some parameters). The state is the method's own, None at first."""
+
+
+class Storage(NamedTuple):
+    """What a pack holds of a method besides the parameters of each site, and what follows from it when the pack is read."""
+
+    shared: Shared | None = None
+    constants: Callable[[Any, Site], dict[str, np.ndarray]] | None = None
+    """What follows from the config, the site and (by trait) its weight, and is neither trained nor stored: random bases from a seed, ..."""
+    makes: Callable[[Any, Site], int] | None = None
+    """How many numbers ``constants`` and ``normal_form`` make at a site, within a small factor, where the stored parameters and the site's
+    weight have fewer. The config comes from the pack: what it may have its reader make is limited by this (pack/bounds.py)."""
+    resolve: Callable[[Sequence[Any], Sequence[Site]], Sequence[Any]] | None = None
+    """The configs of all sites -> the same with what follows from the sites together (their largest width, a site's number), as a pack
+    stores them. Resolving them again changes nothing, and what an unknown width leaves open stays open."""
+    to_stored: Callable[[Any, Params, Site], tuple[Any, dict[str, np.ndarray]]] | None = None
+    """The config and the parameters of a trained site in the form that a pack stores, where that differs. Those of a stack come all at
+    once, its matrices along their first axis."""
+    appended_rows: Callable[[Any, Params, int], np.ndarray | None] | None = None
+    """The rows that an adapter of a table of so many rows puts after the last of them (words added before training), or None."""
+    spec_version: int = 1
+    composition: Any = None
+    """What a manifest says of a method that is made of the methods of several packs."""
+
+
+class Limits(NamedTuple):
+    """What a method cannot do, each with the reason that an error gives."""
+
+    unfoldable: str = ""
+    """Why no weight can hold it; empty where one can."""
+    torch_only: str = ""
+    """Why no graph can hold it; empty where one can."""
+    one_pass: bool = False
+    """Whether the model must see a sequence whole: a cache holds tokens that a layer then does not count."""
+
+
+class Method(NamedTuple):
+    """An adapter method: a core of plain functions and data, and a group each for training, storage, limits and PEFT's files.
+
+    ``examples`` are the configs under which the test matrix proves it. The parameters that ``normal_form``, ``forward`` and ``fold`` take
     are complete: the site's own, the shared ones, and the constants.
     """
 
@@ -121,52 +170,23 @@ class Method(NamedTuple):
     traits: Traits
     shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]]
     init: Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]
-    attach: Callable[[Any, Params, Site], Any]
-    """The normal form of the method's kind: :class:`AttachForm`, a block's form, or a prompt's."""
+    normal_form: Callable[[Any, Params, Site], Any]
+    """The normal form of the method's kind: :class:`NormalForm`, a block's form, or a prompt's."""
     examples: tuple[Any, ...]
-    forward: Callable[[Any, Params, Site, Forward, Array, Forward], Array] | None = None
-    fold: Callable[[Any, Params, Site, Array, Array | None, slice], tuple[Array, Array | None]] | None = None
-    peft: PeftForm | None = None
-    constants: Callable[[Any, Site], dict[str, np.ndarray]] | None = None
-    """What follows from the config, the site and (by trait) its weight, and is neither trained nor stored: random bases from a seed, ..."""
-    makes: Callable[[Any, Site], int] | None = None
-    """How many numbers ``constants`` and ``attach`` make at a site, within a small factor, where the stored parameters and the site's
-    weight have fewer. A pack says the config: what it may have its reader make is limited by this (pack/bounds.py)."""
-    shared: Shared | None = None
-    needs: Callable[[Any], frozenset[str]] | None = None
-    """What ``init`` wants to be told of a site under a config: of ``weight``, ``moment``, ``gradient`` (:class:`~.inits.Seen`)."""
-    plan: Callable[[Any, Sequence[Site]], Any] | None = None
-    """The config, changed by what was seen of all sites."""
-    bake: Callable[[Any, Params, Site], tuple[Any, dict[str, np.ndarray]]] | None = None
-    """What a pack stores of a trained site, where that is not what is trained: the config and the parameters in their final form. Those of
-    a stack come all at once, its matrices along their first axis."""
-    rates: Callable[[Any], Mapping[str, float]] | None = None
-    """Parameter name -> what multiplies its learning rate."""
-    penalty: Callable[[Any, Params, int], Array] | None = None
-    """A term of one site that is added to the loss; the number of all sites is for those that are an average."""
-    budget: Callable[[Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]] | None = None
-    """What follows each optimizer step, over all sites of an adapter at once: (progress, state, path -> site) -> (state, path -> what
-    some of its parameters become). The state is the method's own, None at first."""
-    settle: Callable[[Sequence[Any], Sequence[Site]], Sequence[Any]] | None = None
-    """The configs of all sites -> the same with what follows from the sites together (their largest width, a site's number): a pack
-    then holds it. What is settled stays, and so does what an unknown width leaves open."""
-    beyond: Callable[[Any, Params, int], np.ndarray | None] | None = None
-    """The rows that an adapter of a table puts after the last of so many, None where it has none: words that were added before training."""
     formula: str = ""
     """What it computes, in one line; ``W x + b`` is the layer."""
     kind: str = "weight"
-    spec_version: int = 1
-    unfoldable: str = ""
-    """Why no weight can hold it; empty where one can."""
-    torch_only: str = ""
-    """Why no graph can hold it; empty where one can."""
-    composition: Any = None
-    """What a manifest says of a method that is made of the methods of several packs."""
+    forward: Callable[[Any, Params, Site, Forward, Array, Forward], Array] | None = None
+    """A forward pass of its own, where that of the normal form is slower or holds less."""
+    fold: Callable[[Any, Params, Site, Array, Array | None, slice], tuple[Array, Array | None]] | None = None
+    """A fold of its own: weight and bias of a block of rows -> the adapted ones."""
     first_pass: Callable[[Params, Array, int, int], dict[str, Array]] | None = None
-    """What a layer is given beside its parameters, from a pass of the model without the adapter: (the shared parameters, the last hidden
-    states, the number of the layer, the number of layers) -> further parameters."""
-    one_pass: bool = False
-    """Whether the model must see a sequence whole: a cache holds tokens that a layer then does not count."""
+    """Further parameters of a layer from a pass of the model without the adapter: (the shared parameters, the last hidden states, the
+    number of the layer, the number of layers) -> parameters."""
+    training: Training = Training()
+    storage: Storage = Storage()
+    limits: Limits = Limits()
+    peft: PeftForm | None = None
 
 
 def constant(value: Array) -> Array:
@@ -174,7 +194,7 @@ def constant(value: Array) -> Array:
     return value.detach() if hasattr(value, "detach") else value
 
 
-def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = None) -> Array:
+def evaluate(form: NormalForm, base: Forward, x: Array, drop: Forward | None = None) -> Array:
     """``post(scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift`` for ``x`` of shape ``[..., in]``.
 
     ``drop`` is the dropout on the branch's input while training.
@@ -192,7 +212,7 @@ def evaluate(form: AttachForm, base: Forward, x: Array, drop: Forward | None = N
     return y if form.shift is None else y + form.shift
 
 
-def look_up(form: AttachForm, base: Forward, ids: Array, keep: Array | None = None) -> Array:
+def look_up(form: NormalForm, base: Forward, ids: Array, keep: Array | None = None) -> Array:
     """:func:`evaluate` for a layer whose inputs are one-hot vectors, given as their numbers ``ids``: ``[...]`` to ``[..., out]``.
 
     ``keep`` (``[...]``) multiplies the branch: dropout on a one-hot vector leaves all of it or nothing.
@@ -212,7 +232,7 @@ def look_up(form: AttachForm, base: Forward, ids: Array, keep: Array | None = No
     return y if form.shift is None else y + form.shift
 
 
-def fold_form(form: AttachForm, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
+def fold_form(form: NormalForm, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
     """The normal form folded into a block of rows: ``W' = post scale (W pre + up down)``, ``b' = post scale b + shift``.
 
     ``weight`` is the block ``[len(rows), in]`` and ``bias`` its part ``[len(rows)]`` or None; both are left as they are. A shift where
@@ -264,17 +284,17 @@ def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, 
         >>> sorted(complete(get("lora"), LoRA(r=1), {"lora_A": np.ones((1, 2)), "lora_B": np.ones((3, 1))}, Site("layer", 2, 3)))
         ['lora_A', 'lora_B']
     """
-    if method.constants is None:
+    if method.storage.constants is None:
         return dict(params)
     dtype = next((value.dtype for value in params.values() if np.issubdtype(value.dtype, np.floating)), np.dtype(np.float32))
-    made = method.constants(cfg, site)
+    made = method.storage.constants(cfg, site)
     return {**{name: value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value for name, value in made.items()}, **params}
 
 
 def amount(method: Method, cfg: Any, site: Site) -> int:
-    """How many numbers an adapter makes of its parameters at a site beside those that it stores.
+    """How many numbers an adapter computes at a site in addition to those that it stores.
 
-    The two factors and the product of one with itself, or as the method says.
+    The two factors and the product of one with itself, or what ``makes`` gives.
 
     Example:
         >>> from adapterpack import LoRA, VeRA
@@ -282,8 +302,8 @@ def amount(method: Method, cfg: Any, site: Site) -> int:
         >>> amount(get("lora"), LoRA(r=2), Site("layer", 3, 5)), amount(get("vera"), VeRA(r=2, width=30, height=50), Site("layer", 3, 5))
         (20, 160)
     """
-    if method.makes is not None:
-        return method.makes(cfg, site)
+    if method.storage.makes is not None:
+        return method.storage.makes(cfg, site)
     return factors(cfg, site) if method.traits.low_rank else 0
 
 
@@ -293,9 +313,9 @@ def factors(cfg: Any, site: Site) -> int:
     return rank * (site.in_features + site.out_features + rank)
 
 
-def settled(method: Method, configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """The configs of all ``sites`` of one adapter, each with what follows from the others."""
-    return list(configs if method.settle is None else method.settle(configs, sites))
+def resolve_configs(method: Method, configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+    """The configs of all ``sites`` of one adapter, each with what follows from the others (:class:`Storage`)."""
+    return list(configs if method.storage.resolve is None else method.storage.resolve(configs, sites))
 
 
 def require_widths(site: Site) -> None:
@@ -315,7 +335,7 @@ def run(
     """The adapted output ``[..., out]`` of ``base`` at ``x`` (``[..., in]``): the method's own ``forward``, or the normal form."""
     if method.forward is not None:
         return method.forward(cfg, params, site, base, x, drop or (lambda value: value))
-    return evaluate(method.attach(cfg, params, site), base, x, drop)
+    return evaluate(method.normal_form(cfg, params, site), base, x, drop)
 
 
 def fold(
@@ -338,7 +358,7 @@ def fold(
     block = slice(0, site.out_features) if rows is None else rows
     if method.fold is not None:
         return method.fold(cfg, params, site, weight, bias, block)
-    return fold_form(method.attach(cfg, params, site), weight, bias, block)
+    return fold_form(method.normal_form(cfg, params, site), weight, bias, block)
 
 
 def row_blocks(rows: int, columns: int, elements: int = 1 << 18) -> Iterator[slice]:

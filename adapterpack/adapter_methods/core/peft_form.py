@@ -39,16 +39,17 @@ class PeftLayer(NamedTuple):
 
     def is_of(self, config: Mapping[str, Any], axes: set[int]) -> bool:
         """Whether PEFT's config, or the numbers of axes that the matrices of a site have, say that it is of this kind."""
-        told = self.suffixes is not None or bool(self.config) or bool(self.axes)
-        return told and (not self.axes or axes <= set(self.axes)) and all(config.get(key) == value for key, value in self.config.items())
+        if self.suffixes is None and not self.config and not self.axes:
+            return False
+        return (not self.axes or axes <= set(self.axes)) and all(config.get(key) == value for key, value in self.config.items())
 
 
 TRANSPOSED: Mapping[str, PeftLayer] = {"transposed": PeftLayer(config={"fan_in_fan_out": True})}
-"""Of a method that PEFT has for transposed linear layers, too, with the same tensors."""
+"""For a method that PEFT also has for transposed linear layers, with the same tensors."""
 
 
-class PeftBeside(NamedTuple):
-    """How PEFT keeps a method's tensors in a folder that is another method's.
+class PeftSecondary(NamedTuple):
+    """How PEFT stores a method's tensors in a folder of another method, as trainable tokens in a folder of LoRA.
 
     ``hosts`` are the types of PEFT whose config has the ``key`` for it; ``suffixes`` are as in :class:`PeftForm`. ``to_config`` makes the
     key's value of site path -> config, ``from_config`` the config at a path of the key's value.
@@ -64,7 +65,7 @@ class PeftBeside(NamedTuple):
 Factorise = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 """A float32 weight [out, in] -> U, S and V^T, in the signs of another library."""
 Completed: TypeAlias = "Callable[[Any, Mapping[str, np.ndarray], Site, Factorise], tuple[Any, dict[str, np.ndarray]]]"
-"""A site's config and own parameters, the site with its weight, how PEFT decomposes it -> the config and the parameters to have instead."""
+"""A site's config and own parameters, the site with its weight, how PEFT decomposes it -> the config and parameters that replace them."""
 
 
 class PeftForm(NamedTuple):
@@ -87,25 +88,25 @@ class PeftForm(NamedTuple):
     """what older versions of PEFT wrote after the module path -> parameter name."""
     site: str | None = None
     """The one site of a method that acts on the model as a whole: PEFT names its tensors without a path, and modules without ``model.``."""
-    same: Callable[[Mapping[str, Any], str | None], bool] = lambda sites, task: True
+    equivalent: Callable[[Mapping[str, Any], str | None], bool] = lambda sites, task: True
     """Whether PEFT computes the same, by the configs of the sites and PEFT's name of the task; if not, its config is not written."""
-    accepts: Callable[[Any, Site], bool] = lambda cfg, site: True
+    peft_supports: Callable[[Any, Site], bool] = lambda cfg, site: True
     """Whether PEFT itself loads and merges this at such a site; it refuses some of what its files can hold."""
     tied: bool = False
     """Whether PEFT writes the tensors of a tied table a second time, for the head."""
-    beside: PeftBeside | None = None
-    """How PEFT has the method beside others, if it does."""
+    secondary: PeftSecondary | None = None
+    """How PEFT stores the method in another method's folder, if it does."""
     names_sites: bool = True
     """Whether PEFT's config names the modules, and does not count them from the last."""
-    adopt: Callable[[PeftContent], PeftContent] | None = None
-    """PEFT's file as it is -> as a pack has it: for a method whose tensors say more than the config, or that stores less than PEFT."""
-    to_base: Completed | None = None
-    """What PEFT's file has to hold on a base, of a pack that offers it none without."""
-    from_base: Completed | None = None
-    """The reverse, where PEFT's file means nothing without its base: a pack's folder is then never PEFT's."""
+    from_peft_file: Callable[[PeftContent], PeftContent] | None = None
+    """A PEFT file's content -> the pack's: for a method whose tensors say more than the config, or that stores less than PEFT."""
+    to_peft_with_base: Completed | None = None
+    """Computes, from the base's weights, the config and tensors that PEFT's file needs and the pack does not store."""
+    from_peft_with_base: Completed | None = None
+    """The reverse, where PEFT's tensors mean nothing without their base: such a pack's folder is never a folder of PEFT's."""
+    layers: Mapping[str, PeftLayer] = {}
+    """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not here PEFT has no such form."""
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Whether a PEFT config is of this method."""
         return config.get("peft_type") == self.peft_type if self.matches is None else self.matches(config)
-    layers: Mapping[str, PeftLayer] = {}
-    """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not here PEFT has no such form."""

@@ -41,7 +41,7 @@ class Projected(SiteConfig):
                 require_whole(name, getattr(self, name))
 
 
-def settle(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+def resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """The configs with the largest widths, unless they have them already, or a site's is not known."""
     wide, tall = [site.in_features for site in sites], [site.out_features for site in sites]
     width, height = (max(sizes) if all(sizes) else None for sizes in (wide, tall))
@@ -61,11 +61,11 @@ class Projection(NamedTuple):
         if cfg.save_projection:
             return {}
         require_widths(site)
-        return dict(zip(self.names, self.make(settle([cfg], [site])[0]), strict=True))
+        return dict(zip(self.names, self.make(resolve([cfg], [site])[0]), strict=True))
 
     def makes(self, cfg: Any, site: Site) -> int:
         """How many numbers the pair has."""
-        known = settle([cfg], [site])[0]
+        known = resolve([cfg], [site])[0]
         return sum(map(math.prod, self.shapes(replace(known, width=known.width or 0, height=known.height or 0))))
 
     @property
@@ -73,11 +73,11 @@ class Projection(NamedTuple):
         """The pair as parameters, where it is stored."""
 
         def stored(values: Callable[[Any], tuple[Any, ...]], cfg: Any, sites: Sequence[Site]) -> dict[str, Any]:
-            return dict(zip(self.names, values(settle([cfg], sites)[0]), strict=True)) if cfg.save_projection else {}
+            return dict(zip(self.names, values(resolve([cfg], sites)[0]), strict=True)) if cfg.save_projection else {}
 
         return Shared(lambda cfg, sites: stored(self.shapes, cfg, sites), lambda cfg, sites, rng: stored(self.make, cfg, sites))
 
-    def adopt(self, found: PeftContent) -> PeftContent:
+    def from_peft_file(self, found: PeftContent) -> PeftContent:
         """A pair that PEFT stored: it is left out where the seed gives the same bits, and so are copies of it at the sites.
 
         Raises:

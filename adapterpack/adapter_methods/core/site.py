@@ -15,7 +15,7 @@ PROMPT = "@prompt"
 """The path of the one site that a prompt has: no module can have it."""
 
 
-class Seen(NamedTuple):
+class Calibration(NamedTuple):
     """What was measured at a site while the base ran over sample data.
 
     ``moment``: ``X^T X / rows`` of the inputs, ``[in, in]``; ``gradient``: the mean gradient of the loss by the weight, ``[out, in]``;
@@ -37,7 +37,7 @@ class Site:
     several of them.
 
     ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
-    trait ``reads_weight`` is set, and with ``seen`` to an ``init`` that asks for them. A width is 0 where it is not known: a file of
+    trait ``reads_weight`` is set, and with ``calibration`` to an ``init`` that needs them. A width is 0 where it is not known: a file of
     another library need not say both.
     """
 
@@ -50,4 +50,4 @@ class Site:
     stack: int = 1
     weight: Array | None = field(default=None, compare=False, repr=False)
     base_bias: Array | None = field(default=None, compare=False, repr=False)
-    seen: Seen | None = field(default=None, compare=False, repr=False)
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)

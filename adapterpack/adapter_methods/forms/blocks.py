@@ -82,7 +82,7 @@ def run_block(
     method: Method, cfg: Any, params: Params, site: Site, h: Array, x: Array | None = None, drop: Callable[[Array], Array] | None = None
 ) -> Array:
     """The adapted output of a block that gave ``h`` ``[..., width]`` for the input ``x``."""
-    return evaluate_block(method.attach(cfg, params, site), h, x, drop)
+    return evaluate_block(method.normal_form(cfg, params, site), h, x, drop)
 
 
 def _relu(x: Array) -> Array:

@@ -139,14 +139,14 @@ def peft_form(
                               found=repr(config["num_transformer_submodules"])[:80])
         return from_config(config)
 
-    def same(sites: Mapping[str, Any], task: str | None) -> bool:
+    def equivalent(sites: Mapping[str, Any], task: str | None) -> bool:
         """PEFT pools a classifier's first virtual token."""
         return task != "SEQ_CLS" or all(getattr(cfg, "pooled", "prompt") == "prompt" for cfg in sites.values())
 
     def features(params: Params) -> tuple[int | None, None]:
         return params[STORED].shape[1] if wide else None, None
 
-    return PeftForm(peft_type, {name: name for name in names}, written, read, features, site=PROMPT, same=same)
+    return PeftForm(peft_type, {name: name for name in names}, written, read, features, site=PROMPT, equivalent=equivalent)
 
 
 def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ changes nothing, and with the adapter off the model is its original base, always
 from __future__ import annotations
 
 from ...errors import UnknownName, nearest
-from ..core.site import Seen
+from ..core.site import Calibration
 from .base import Init
 from .corda import corda
 from .eva import eva
@@ -37,4 +37,4 @@ def init_named(name: str) -> Init:
     return INITS[name]
 
 
-__all__ = ["INITS", "Init", "Seen", "init_named"]
+__all__ = ["INITS", "Calibration", "Init", "init_named"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
     if options["mode"] not in {"ipm", "kpm"}:
         raise ValueError(f"the mode of CorDA must be ipm or kpm, not {options['mode']!r}")
-    moment = np.asarray(site.seen.moment, np.float64)  # type: ignore[union-attr]
+    moment = np.asarray(site.calibration.moment, np.float64)  # type: ignore[union-attr]
     damped = moment + 0.01 * np.trace(moment) / len(moment) * np.eye(len(moment))  # few rows leave it singular
     u, s, vt = np.linalg.svd(np.asarray(site.weight, np.float64) @ damped, full_matrices=False)
     chosen = slice(0, r) if options["mode"] == "ipm" else slice(max(0, len(s) - r), len(s))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import Unsupported
 from ..core.arrays import array_namespace
-from ..core.base import AttachForm, Forward
+from ..core.base import Forward, NormalForm
 from ..core.config import is_number
 from ..core.operators import Array, Dense
 from ..core.site import Site
@@ -101,7 +101,7 @@ def as_float(value: Any) -> Any:
     return float(value) if is_number(value) else value
 
 
-def part_of(form: AttachForm, where: str) -> Part:
+def part_of(form: NormalForm, where: str) -> Part:
     """The part that one member adds.
 
     Raises:
@@ -146,16 +146,16 @@ def _total(values: Sequence[Array | None]) -> Array | None:
     return total
 
 
-def as_form(part: Part | None) -> AttachForm:
+def as_form(part: Part | None) -> NormalForm:
     """The normal form of a part."""
     if part is None:
-        return AttachForm()
+        return NormalForm()
     down = None if part.down is None else Dense(part.down)
     up = None if part.up is None else Dense(part.up)
     if part.delta is not None:
         whole = part.delta if down is None or up is None else part.delta + up.matrix @ down.matrix
         down, up = Dense(whole), None
-    return AttachForm(down=down, up=up, shift=part.shift, routes=part.routes)
+    return NormalForm(down=down, up=up, shift=part.shift, routes=part.routes)
 
 
 def experts(parts: Sequence[Part | None], absent: bool = False) -> tuple[list[Part], tuple[int, ...]]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ...errors import Unsupported
-from ..core.base import AttachForm, Forward, Method, Shared, Traits, amount, fold, run, settled
+from ..core.base import Forward, Limits, Method, NormalForm, Shared, Storage, Traits, amount, fold, resolve_configs, run
 from ..core.config import SiteConfig
 from ..core.layouts import LINEAR
 from ..core.operators import Array, Dense
@@ -116,21 +116,25 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
         ),
         shapes=partial(_shapes, spots, methods),
         init=_no_init,
-        attach=partial(_attached if linear else _densely, spot, methods),
+        normal_form=partial(_attached if linear else _densely, spot, methods),
         forward=None if linear else partial(_forward, spot, methods),
         fold=None if linear else partial(_fold, spot, methods),
-        makes=partial(_makes, methods),
-        constants=partial(_constants, methods) if any(method.constants for method in methods.values()) else None,
-        settle=partial(_settled, methods) if any(method.settle for method in methods.values()) else None,
-        shared=Shared(partial(_shared_shapes, given), _no_init) if given else None,
-        examples=(),
-        unfoldable="; ".join(dict.fromkeys(f"the node '{one.kind.name}' cannot be folded: {one.kind.unfoldable}"
-                                           for one in routers if one.kind is not None)),
-        torch_only="; ".join(dict.fromkeys(f"the node '{one.kind.name}' has no form in a graph: {one.kind.torch_only}"
-                                           for one in routers if one.kind is not None and one.kind.torch_only)),
-        composition=composition,
         first_pass=partial(_first_pass, given) if given else None,
-        one_pass=any(one.kind is not None and one.kind.one_pass for one in routers),
+        examples=(),
+        storage=Storage(
+            makes=partial(_makes, methods),
+            constants=partial(_constants, methods) if any(method.storage.constants for method in methods.values()) else None,
+            resolve=partial(_resolved, methods) if any(method.storage.resolve for method in methods.values()) else None,
+            shared=Shared(partial(_shared_shapes, given), _no_init) if given else None,
+            composition=composition,
+        ),
+        limits=Limits(
+            unfoldable="; ".join(dict.fromkeys(f"the node '{one.kind.name}' cannot be folded: {one.kind.unfoldable}"
+                                               for one in routers if one.kind is not None)),
+            torch_only="; ".join(dict.fromkeys(f"the node '{one.kind.name}' has no form in a graph: {one.kind.torch_only}"
+                                               for one in routers if one.kind is not None and one.kind.torch_only)),
+            one_pass=any(one.kind is not None and one.kind.one_pass for one in routers),
+        ),
     )
 
 
@@ -151,7 +155,7 @@ def made(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) ->
 
 def drawn(method: Method) -> bool:
     """Whether a node begins with random numbers, or may: it is trained."""
-    return bool(method.shared) or any(spot.kind.trained for spot in method.config.spots)
+    return bool(method.storage.shared) or any(spot.kind.trained for spot in method.config.spots)
 
 
 def derived(method: Method) -> frozenset[str]:
@@ -188,9 +192,9 @@ def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> 
         if method.kind != "weight":
             raise Unsupported(f"members act on layers, and one of the method '{method.name}' does not", where=name, found=method.kind,
                               expected="weight", remedy="leave it out of the tree, and make it active beside the composed pack")
-        if method.shared is not None or method.traits.exclusive or not set(method.traits.layers) & set(_LINEAR):
+        if method.storage.shared is not None or method.traits.exclusive or not set(method.traits.layers) & set(_LINEAR):
             raise Unsupported(f"a member of the method '{method.name}' cannot be part of a tree", where=name,
-                              found="its sites share tensors" if method.shared is not None else "it acts alone",
+                              found="its sites share tensors" if method.storage.shared is not None else "it acts alone",
                               remedy="leave it out of the tree, or merge it")
     added = {name: method.traits.additive and not method.traits.reads_weight for name, method in methods.items()}
     if routers and (wrong := [name for name, method in methods.items() if not (added[name] and method.traits.low_rank)]):
@@ -223,22 +227,22 @@ def _part(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Para
         return None
     if spot.member is not None or spot.kind is None:
         name = str(spot.member)
-        form = methods[name].attach(cfg.configs[name], _own(params, f"{name}/"), site)
+        form = methods[name].normal_form(cfg.configs[name], _own(params, f"{name}/"), site)
         return part_of(form, f"{site.path}, member '{name}'")
     parts = [_part(child, methods, cfg, params, site) for child in spot.children]
     return spot.kind.join(spot.settings, parts, _own(params, spot.prefix))
 
 
-def _attached(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> AttachForm:
+def _attached(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> NormalForm:
     return as_form(_part(spot, methods, cfg, params, site))
 
 
-def _densely(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> AttachForm:
+def _densely(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> NormalForm:
     """Members that are not additive have no normal form together: their folded change has."""
     weight, bias = site.weight, site.base_bias
     folded, moved = _fold(spot, methods, cfg, params, site, weight, bias, slice(0, site.out_features))
     shift = None if moved is bias or moved is None else moved if bias is None else moved - bias
-    return AttachForm(down=Dense(folded - weight), shift=shift)
+    return NormalForm(down=Dense(folded - weight), shift=shift)
 
 
 def _forward(
@@ -274,7 +278,7 @@ def _fold(
 def _constants(methods: Mapping[str, Method], cfg: Composed, site: Site) -> dict[str, np.ndarray]:
     values: dict[str, np.ndarray] = {}
     for name, one in cfg.configs.items():
-        if (constants := methods[name].constants) is not None:
+        if (constants := methods[name].storage.constants) is not None:
             values |= {f"{name}/{key}": value for key, value in constants(one, site).items()}
     return values
 
@@ -283,13 +287,13 @@ def _makes(methods: Mapping[str, Method], cfg: Composed, site: Site) -> int:
     return sum(amount(methods[name], one, site) for name, one in cfg.configs.items())
 
 
-def _settled(methods: Mapping[str, Method], configs: Sequence[Composed], sites: Sequence[Site]) -> list[Composed]:
-    """Each member's configs, settled over the sites that it changes."""
+def _resolved(methods: Mapping[str, Method], configs: Sequence[Composed], sites: Sequence[Site]) -> list[Composed]:
+    """Each member's configs, resolved over the sites that it changes."""
     found: list[dict[str, Any]] = [dict(cfg.members) for cfg in configs]
     for name, method in methods.items():
-        if method.settle is not None:
+        if method.storage.resolve is not None:
             there = [number for number, cfg in enumerate(configs) if name in cfg.configs]
-            own = settled(method, [configs[number].configs[name] for number in there], [sites[number] for number in there])
+            own = resolve_configs(method, [configs[number].configs[name] for number in there], [sites[number] for number in there])
             for number, one in zip(there, own, strict=True):
                 found[number][name] = packed(one)
     return [type(cfg)(members=members) for cfg, members in zip(configs, found, strict=True)]

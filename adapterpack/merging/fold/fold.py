@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..._native import lowrank
-from ...adapter_methods import AttachForm, Dense, Method, complete, is_stacked
+from ...adapter_methods import Dense, Method, NormalForm, complete, is_stacked
 from ...adapter_methods.core.arrays import array_namespace
 from ...adapter_methods.core.base import fold_form
 from ...base.codecs.quantized_storage import Matrix
@@ -43,7 +43,7 @@ class Bound(NamedTuple):
     """A contribution ready to be applied: the function that folds a block of rows, and the normal form if the function uses it."""
 
     fold: Fold
-    form: AttachForm | None
+    form: NormalForm | None
 
 
 def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None,
@@ -65,7 +65,7 @@ def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray | 
     if method.fold is not None:
         fold = method.fold
         return Bound(lambda block, bias, rows: fold(adapter.config, params, site, block, bias, rows), None)
-    form = method.attach(adapter.config, params, site)
+    form = method.normal_form(adapter.config, params, site)
     return Bound(lambda block, bias, rows: fold_form(form, block, bias, rows), form)
 
 
@@ -206,7 +206,7 @@ def _joined(parts: list[Any], axis: int) -> Any:
     return parts[0] if len(parts) == 1 else array_namespace(*parts).concat(parts, axis=axis)
 
 
-def _dense_factors(form: AttachForm) -> tuple[np.ndarray, np.ndarray] | None:
+def _dense_factors(form: NormalForm) -> tuple[np.ndarray, np.ndarray] | None:
     if form.is_branch and isinstance(form.up, Dense) and isinstance(form.down, Dense):
         return form.up.matrix, form.down.matrix
     return None

@@ -85,7 +85,8 @@ def cache_of(pack: Pack, graph: Graph) -> np.ndarray | None:
         raise Unsupported("a prompt goes into a decoder's cache, and this graph has none", where=pack.name, found=pack.method.name,
                           remedy="run this adapter under torch")
     (adapter,) = pack.adapters()
-    form: PromptForm = pack.method.attach(adapter.config, complete(pack.method, adapter.config, adapter.wide, adapter.site), adapter.site)
+    params = complete(pack.method, adapter.config, adapter.wide, adapter.site)
+    form: PromptForm = pack.method.normal_form(adapter.config, params, adapter.site)
     if form.cache is not None:
         cache = np.asarray(form.cache, np.float32)
     else:

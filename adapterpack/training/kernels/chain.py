@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from ...adapter_methods import AttachForm, Chain, Dense, Repeat, Sums
+from ...adapter_methods import Chain, Dense, NormalForm, Repeat, Sums
 
 Fixed = tuple[bool, int, int]
 """A map without numbers of its own: whether it sums (:class:`Sums`) or repeats (:class:`Repeat`), from which width, to which."""
@@ -17,9 +17,9 @@ Matrices = Sequence[torch.Tensor | None]
 """What belongs to each step: None for a fixed one."""
 
 
-def chain_of(form: AttachForm) -> tuple[Steps, tuple[torch.Tensor, ...]] | None:
+def chain_of(form: NormalForm) -> tuple[Steps, tuple[torch.Tensor, ...]] | None:
     """``up down`` as a chain and its matrices; None where it is none, or the form does more than that."""
-    if not form.is_beside:
+    if not form.is_parallel:
         return None
     steps: list[Fixed | None] = []
     matrices: list[torch.Tensor] = []

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ...adapter_methods import AttachForm, BlockCirculant, Dense, Kronecker, Scaled
+from ...adapter_methods import BlockCirculant, Dense, Kronecker, NormalForm, Scaled
 from ...adapter_methods.core.sparse import Sparse
 from .chain import Steps, add, add_back, back, by_step, chain_of, entering, of_matrix, through
 from .output_transform import after, turn_of
@@ -28,18 +28,18 @@ class Frozen(NamedTuple):
     bias: torch.Tensor | None
 
 
-def is_low_rank(form: AttachForm) -> bool:
+def is_low_rank(form: NormalForm) -> bool:
     """Whether a form has a dense low-rank branch and nothing more than a scale and a shift after it."""
-    return form.is_beside and isinstance(form.down, Dense) and isinstance(form.up, Dense)
+    return form.is_parallel and isinstance(form.down, Dense) and isinstance(form.up, Dense)
 
 
-def belongs_within(form: AttachForm, rows: int) -> bool:
+def belongs_within(form: NormalForm, rows: int) -> bool:
     """Whether it costs less to add the change to the weight than to compute it beside the layer for ``rows`` inputs.
 
     Counted are multiplications, forward and backward: beside the layer two products of the rank for each input and direction, and one for
     each factor that is trained; within it one product for the weight's gradient, and one of the two factors for each of those.
     """
-    if not form.is_beside:
+    if not form.is_parallel:
         return False
     if form.up is None:
         return isinstance(form.down, Dense | Sparse)
@@ -54,7 +54,7 @@ def belongs_within(form: AttachForm, rows: int) -> bool:
     return bool(wide * tall * (rows + rank * (1 + of_down + of_up)) < beside)
 
 
-def fused(form: AttachForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor | None = None) -> torch.Tensor | None:
+def fused(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor | None = None) -> torch.Tensor | None:
     """``scale * (layer(x) + up(down(entry))) + shift``, all of one precision, or None where there is no better way than to evaluate it.
 
     ``x`` is ``[..., in]``; ``entry`` is what enters the branch if it is something else, as after dropout.
@@ -64,8 +64,8 @@ def fused(form: AttachForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor 
         return _finished(rest, functional.linear(x, _changed(form, layer.weight), bias))
     turn = turn_of(form, len(layer.weight))
     if turn is not None:
-        return _finished(AttachForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
-    if form.is_beside and form.up is None and isinstance(form.down, _WIDE_INSIDE):
+        return _finished(NormalForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
+    if form.is_parallel and form.up is None and isinstance(form.down, _WIDE_INSIDE):
         bias, rest = _bias(form, layer)
         return _finished(rest, functional.linear(x, layer.weight, bias) + _again(form.down, x if entry is None else entry))
     chain = chain_of(form)
@@ -89,7 +89,7 @@ def _again(operator: Any, x: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _changed(form: AttachForm, weight: torch.Tensor) -> torch.Tensor:
+def _changed(form: NormalForm, weight: torch.Tensor) -> torch.Tensor:
     """``weight + up down``."""
     down: Any = form.down
     result: torch.Tensor = weight + down.after(form.up.dense()) if form.up is not None else (
@@ -97,7 +97,7 @@ def _changed(form: AttachForm, weight: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def add_low_rank(form: AttachForm, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def add_low_rank(form: NormalForm, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """``scale * (y + up(down(x))) + shift`` for a form of which :func:`is_low_rank` holds; ``x`` ``[..., in]``, ``y`` ``[..., out]``.
 
     The result is of the wider precision of ``y`` and the form.
@@ -105,14 +105,14 @@ def add_low_rank(form: AttachForm, y: torch.Tensor, x: torch.Tensor) -> torch.Te
     return _finished(form, _LowRank.apply(y, x, form.down.matrix, form.up.matrix))  # type: ignore[union-attr]
 
 
-def _bias(form: AttachForm, layer: Frozen) -> tuple[torch.Tensor | None, AttachForm]:
+def _bias(form: NormalForm, layer: Frozen) -> tuple[torch.Tensor | None, NormalForm]:
     """The bias with the shift, where no scale comes between them, and the form without what that did."""
     if form.shift is None or form.scale is not None:
         return layer.bias, form
     return form.shift if layer.bias is None else layer.bias + form.shift, form._replace(shift=None)
 
 
-def _finished(form: AttachForm, y: torch.Tensor) -> torch.Tensor:
+def _finished(form: NormalForm, y: torch.Tensor) -> torch.Tensor:
     """``scale * y + shift``."""
     if form.scale is None:
         return y if form.shift is None else y + form.shift

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from ...adapter_methods import AttachForm, Pairs
+from ...adapter_methods import NormalForm, Pairs
 
 
 class Turn(NamedTuple):
@@ -24,7 +24,7 @@ class Turn(NamedTuple):
     half: int
 
 
-def turn_of(form: AttachForm, width: int) -> Turn | None:
+def turn_of(form: NormalForm, width: int) -> Turn | None:
     """What a form does to ``width`` outputs if that is all it does, but for a shift; None where it does something else."""
     if form.pre is not None or form.down is not None or form.routes:
         return None

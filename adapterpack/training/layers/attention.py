@@ -43,7 +43,7 @@ class AdaptedAttention(Adapted):
         attention = innermost(self)
         queries = _queries(attention, hidden, places)
         dtype = torch.promote_types(queries.dtype, torch.float32)  # the softmax wants it
-        form = method.attach(cfg, self._tensors(name, dtype), self._site)
+        form = method.normal_form(cfg, self._tensors(name, dtype), self._site)
         keys, values = (self._heads(leaf, form.prompt, hidden.dtype) for leaf in ("k_proj", "v_proj"))
         keys = _normed(attention, "k_norm", keys)
         scale = float(getattr(attention, "scaling", None) or queries.shape[-1] ** -0.5)

@@ -76,7 +76,7 @@ class AdaptedConv(AdaptedLayer):
         for name in self._active:
             method, cfg = self._methods[name]
             inner = nn.functional.dropout(x.to(dtype), cfg.dropout, self.training)
-            form = method.attach(cfg, self._tensors(name, dtype), self._site) if _is_thin(method) else None
+            form = method.normal_form(cfg, self._tensors(name, dtype), self._site) if _is_thin(method) else None
             thin = form is not None and low_rank.is_low_rank(form) and form.scale is None and form.shift is None
             result = result + (self._narrow(inner, form) if thin else self._whole(name, inner, dtype))
         return result.to(y.dtype)

@@ -53,7 +53,7 @@ class AdaptedEmbedding(AdaptedLayer):
             if self.training and cfg.dropout:
                 keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), cfg.dropout)
             site = self._with_weight(dtype) if method.traits.reads_weight else self._site
-            adapted: torch.Tensor = look_up(method.attach(cfg, self._tensors(name, dtype), site), lambda _: y, ids, keep)
+            adapted: torch.Tensor = look_up(method.normal_form(cfg, self._tensors(name, dtype), site), lambda _: y, ids, keep)
             return adapted.to(y.dtype)
 
         return result

@@ -152,7 +152,7 @@ class AdaptedLayer(Adapted):
 
             inner = x if autocast else x.to(dtype)
             site = self._with_weight(dtype) if method.traits.reads_weight else self._site
-            form = None if method.forward is not None else method.attach(cfg, tensors, site)
+            form = None if method.forward is not None else method.normal_form(cfg, tensors, site)
             # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its way.
             quick = form is not None and not autocast
             layer = self._bare(dtype) if quick and first and x.dtype == dtype and name not in self._where else None

@@ -89,7 +89,7 @@ class Prompts(Adapted):
     def _form(self, name: str) -> PromptForm:
         """The normal form of a prompt, in float32 and with gradients."""
         method, cfg = self._methods[name]
-        form: PromptForm = method.attach(cfg, self._tensors(name, torch.float32), self._site)
+        form: PromptForm = method.normal_form(cfg, self._tensors(name, torch.float32), self._site)
         return form
 
     def _require_fit(self, name: str) -> None:

@@ -69,7 +69,7 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
 def follows(s: Subject) -> Iterator[Finding]:
     """AP917."""
     method = s.pack.method
-    if method.composition is None:
+    if method.storage.composition is None:
         return
     from ....adapter_methods.nodes.composed import derived, made  # noqa: PLC0415 - as above
 

@@ -70,12 +70,12 @@ def _feature(s: Subject) -> Iterator[Finding]:
         elif m.METHODS not in s.pack.manifest.must_understand:
             yield KIND.at(group.path, f"a site has a method of its own, and must_understand does not name '{m.METHODS}'",
                           pointer=group_pointer(number))
-        elif s.pack.method.composition is not None:
+        elif s.pack.method.storage.composition is not None:
             yield KIND.at(group.path, "a site of a composed pack has a method of its own, which is no part of the tree",
                           pointer=group_pointer(number))
         elif s.pack.method_of(group).kind != s.pack.method.kind:
             yield KIND.at(group.path, f"the method {group.method.type} is of another kind than the pack's", pointer=group_pointer(number))
-        elif s.pack.method_of(group).shared is not None:
+        elif s.pack.method_of(group).storage.shared is not None:
             yield KIND.at(group.path, f"the method {group.method.type} shares tensors between sites, which only a pack's own method can",
                           pointer=group_pointer(number))
 
@@ -112,10 +112,10 @@ def _own(s: Subject) -> list[m.Group]:
 def _shared_missing(s: Subject) -> Iterator[Finding]:
     """What all sites share has a group, if there is any such thing."""
     sites = _own(s)
-    if s.pack.method.shared is None or not sites:
+    if s.pack.method.storage.shared is None or not sites:
         return
     try:
-        missing = s.pack.method.shared.shapes(s.pack.config_at(sites[0]), [site_of(group) for group in sites])
+        missing = s.pack.method.storage.shared.shapes(s.pack.config_at(sites[0]), [site_of(group) for group in sites])
     except AdapterpackError:  # the config is not usable, which its own finding says
         return
     if missing:
@@ -125,11 +125,11 @@ def _shared_missing(s: Subject) -> Iterator[Finding]:
 def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
     """What all sites share is what the method says of them together."""
     adapters = _own(s)
-    if group.path != SHARED or s.pack.method.shared is None or not adapters:
+    if group.path != SHARED or s.pack.method.storage.shared is None or not adapters:
         yield EXTRA.at(group.path, "the method shares nothing between sites", pointer=pointer)
         return
     try:
-        expected = s.pack.method.shared.shapes(s.pack.config_at(adapters[0]), [site_of(one) for one in adapters])
+        expected = s.pack.method.storage.shared.shapes(s.pack.config_at(adapters[0]), [site_of(one) for one in adapters])
     except AdapterpackError as error:
         yield SHAPES.at(group.path, error.what, pointer=pointer)
         return
