@@ -23,8 +23,8 @@ What a rule looks at decides what it costs and what comes out:
 - **G**: the inner products of the changes alone. The result is a sum of the changes.
 - **C**: the changes in their joint bases. The result is an adapter as it stands, of the rank of all packs together or less.
 - **S**: rows or columns of the changes, scaled; or a small system of equations. The result is an adapter as it stands.
-- **D**: every entry of the dense changes, a block of rows at a time. The result has no low rank: give a rank or an energy. What that cuts
-  off is written into the pack's lineage and shown by the command.
+- **D**: every entry of the dense changes, a block of rows at a time. The result has no low rank: give a rank or an energy, or the
+  largest rank of the packs is kept. What that cuts off is written into the pack's lineage and shown by the command.
 - **F**: the factors one by one. LoRA-LEGO and RobustMerge get the changes' singular units here, which no training accident decides; PEFT's
   modes get the factors as they are stored, and warn.
 

@@ -310,6 +310,19 @@ def test_inspect(world: World, bank: Path) -> None:
     assert "delivery returns product" in process("inspect", world.pack("tickets")).stdout
 
 
+@pytest.mark.parametrize("kind", ["pack", "bundle", "base"])
+def test_inspect_shortens_digests(world: World, bank: Path, kind: str) -> None:
+    """People see the first digits of a digest, and with --full all of them; JSON always holds them whole."""
+    path = {"pack": world.pack("tickets"), "bundle": bank, "base": world.bert}[kind]
+    digests = set(re.findall(r"[a-z0-9]+:[0-9a-f]{64}", json.dumps(report(process("inspect", path, "--json")))))
+    short, full = (process("inspect", path, *options).stdout for options in ([], ["--full"]))
+    assert digests
+    for digest in digests:
+        scheme, _, digits = digest.partition(":")
+        assert f"{scheme}:{digits[:12]}..." in short and digits[:13] not in short
+        assert digits in full.replace("\n", "")
+
+
 def test_resize_and_extract(world: World) -> None:
     """A pack is made smaller, and comes back out of the checkpoint into which it was merged; both say the error."""
     small = world.folder / "resized"
@@ -353,6 +366,11 @@ def test_compose(world: World) -> None:
     small = world.folder / "small"
     assert "relative error" in process("compose", out, "--rank", 1, "-o", small).stdout
     assert adapterpack.load(small).manifest.groups[0].rank == 1
+    ties = process("compose", *packs, "--rule", "ties", "-o", world.folder / "ties", "--json")
+    rank = report(ties)["default_rank"]
+    assert (rank["rank"], adapterpack.load(world.folder / "ties").manifest.groups[0].rank) == (4, 4)
+    assert "warning: the result of the rule ties has no low rank" in ties.stderr
+    assert f"{100 * rank['energy_lost']:.1f} %" in ties.stderr
     stored = process("compose", packs[0], f"again={packs[0]}", "--rule", "peft_linear", "-o", world.folder / "stored")
     assert "\nwarning: peft_linear combines the factors" in "\n" + stored.stderr and stored.stderr.count("warning: ") == 1
 

@@ -12,13 +12,18 @@ import peft
 import pytest
 from peft_rules import TYPES, Peft, changes, loaded
 from rule_catalogue import page, peft_page
-from rule_laws import EQUAL, LAWS, SITES, Combiner, Ours, close, deltas, made, verdict
+from rule_laws import EQUAL, LAWS, SITES, Combiner, Ours, close, deltas, made, measured, verdict
 
 import adapterpack
 from adapterpack import LoRA
+from adapterpack.adapter_methods import get as method
+from adapterpack.adapter_methods.ia3 import IA3
 from adapterpack.composing.rules.registry import Laws, get, rules
+from adapterpack.composing.work import RankChosen
 from adapterpack.errors import AdapterpackError, ConfigError, Unsupported
 from adapterpack.lowrank.space import Term
+from adapterpack.manifest.manifest import Task
+from adapterpack.pack.pack import build
 from adapterpack.pack.validate.validation import load, validate
 
 pytestmark = pytest.mark.fast
@@ -95,6 +100,32 @@ def test_a_written_pack_says_how_it_was_made(tmp_path: Path) -> None:
     assert min(lost.values()) > 0.1
 
 
+@pytest.mark.parametrize("rule", [rule for rule in rules() if get(rule).cut])
+def test_without_a_rank_the_largest_of_the_packs_is_kept(rule: str) -> None:
+    """It is the same pack as with that rank, and the share of the energy that is lost is told; a pack of weight 0 has no say."""
+    packs, weights = [made(1, LoRA(r=2, alpha=2)), made(2, LoRA(r=5, alpha=4)), made(3, LoRA(r=9, alpha=9))], [0.7, 0.4, 0.0]
+    kind = get(rule).statistics
+    options: dict[str, Any] = {"rule": rule, "weights": weights, "statistics": [measured(pack, kind) for pack in packs] if kind else None}
+    with pytest.warns(RankChosen, match="rank=5, was taken.*--rank") as said:
+        pack = adapterpack.compose(packs, **options)
+    assert pack.id == adapterpack.compose(packs, **options, rank=5).id
+    whole, kept = deltas(Ours(rule).pack(packs, weights)), deltas(pack)
+    lost = sum(np.sum((whole[path] - kept[path]) ** 2) for path in PATHS) / sum(np.sum(whole[path] ** 2) for path in PATHS)
+    chosen = said[0].message
+    assert isinstance(chosen, RankChosen)
+    assert chosen.rank == 5
+    assert 0 < chosen.energy_lost == pytest.approx(lost, rel=1e-3)
+    assert f"{100 * chosen.energy_lost:.1f} %" in str(chosen)
+
+
+def test_packs_without_a_rank_give_none() -> None:
+    """Where no method has a rank of its own, the rank has to be given."""
+    scales = {site: (IA3(), {"ia3_l": np.full((site.out_features or 0, 1), 1.1, np.float32)}) for site in SITES}
+    pack = build("scales", method("ia3"), scales, task=Task("text-generation"), base=made(1).manifest.base)
+    with pytest.raises(ConfigError, match="a rank or an energy"):
+        adapterpack.compose([pack], rule="ties")
+
+
 # PEFT.
 
 
@@ -136,7 +167,6 @@ def test_wrong_requests_are_refused() -> None:
     """Each says what would do."""
     packs = [made(1), made(2), made(3, LoRA(r=4, alpha=4))]
     for rule, params, error, words, options in (
-        ("ties", {}, ConfigError, "a rank or an energy", {}),
         ("ties", {"density": 0}, ConfigError, "density", {"rank": 4}),
         ("ties", {"density": "half"}, ConfigError, "expected float", {"rank": 4}),
         ("ties", {"normalize": 1}, ConfigError, "expected bool", {"rank": 4}),

@@ -27,7 +27,8 @@ _MAX_FILE = 1 << 18
 @click.option("--rule", default="linear", show_default=True, metavar="RULE", help='How; "adapterpack rules" lists what there is.')
 @weight_option
 @click.option("--param", "params", multiple=True, callback=pairs, metavar="K=V", help="A parameter of the rule; may be repeated.")
-@click.option("--rank", type=int, metavar="R", help="Keep this rank at every site.")
+@click.option("--rank", type=int, metavar="R", help="Keep this rank at every site. Rules whose result has no low rank, such "
+              "as ties, take the largest rank of the packs without it, and say what that loses.")
 @click.option("--energy", type=float, metavar="Q", help="Keep the smallest rank that holds this share of the squared singular values.")
 @click.option("--budget", type=float, metavar="N", help="As many numbers in all factors together, shared out over the sites with the "
               "least total error; below 1, that share of those of all packs.")
@@ -66,6 +67,7 @@ def command(
       adapterpack compose packs/a packs/b packs/c --tree "arrow(a, b, c, top_k=2)" -o packs/routed
     """
     from ..composing.pipeline import compose  # noqa: PLC0415 - the help must not pay for it
+    from ..composing.work import RankChosen  # noqa: PLC0415
 
     loaded = [pack_at(pack) for pack in packs]
     options = {"rule": rule, "weights": weights or None, "params": params or None, **asked,
@@ -87,6 +89,9 @@ def command(
     from ..pack.inspect import described  # noqa: PLC0415 - the help must not pay for it
 
     found = described(made, out)
+    for warning in said:
+        if isinstance(warning.message, RankChosen):
+            found["default_rank"] = {"rank": warning.message.rank, "energy_lost": warning.message.energy_lost}
     if as_json:
         emit({"command": "compose", **found})
         return

@@ -8,13 +8,14 @@ import adapterpack
 
 from ..io.readable import size
 from .options import shared
-from .output import emit, facts
+from .output import emit, facts, shortened
 
 
 @click.command("inspect", short_help="what it is, for whom, how big, what it changes")
 @click.argument("path", metavar="PACK|BUNDLE|BASE|FILE")
+@click.option("--full", is_flag=True, help="Show digests whole; without it people see their first digits. JSON always holds them whole.")
 @shared
-def command(path: str, as_json: bool) -> None:
+def command(path: str, full: bool, as_json: bool) -> None:
     """What an artifact is, for whom, how big, and what it changes, as JSON values; packs are verified on the way.
 
     A FILE is an adapter of another tool (GGUF, kohya's or diffusers' safetensors, .onnx_adapter), or a model in GGUF.
@@ -22,6 +23,7 @@ def command(path: str, as_json: bool) -> None:
     \b
     Example:
       adapterpack inspect packs/tickets
+      adapterpack inspect packs/tickets --full
     """
     found = adapterpack.inspect(path)
     if as_json:
@@ -30,4 +32,5 @@ def command(path: str, as_json: bool) -> None:
     if base := found.get("base"):  # digests of variants have a line of their own
         variants = [f"{one['relation']} {one['content']}" for one in base["variants"]]
         found = {**found, "base": {key: value for key, value in base.items() if key != "variants"}, "base_variants": variants}
-    facts({key: size(value) if key.endswith("bytes") else value for key, value in found.items()})
+    found = {key: size(value) if key.endswith("bytes") else value for key, value in found.items()}
+    facts(found if full else shortened(found))

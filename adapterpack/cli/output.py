@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import click
 from ..errors import printable
 
 _PLAIN_WIDTH = 160
+_DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 def emit(value: Mapping[str, Any], compact: bool = False) -> None:
@@ -32,6 +34,20 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def shortened(value: Any) -> Any:
+    """The value with the first 12 digits of every digest, which tell any two apart that a person looks at.
+
+    Example:
+        >>> shortened({"pack": ["sha256:" + "0123456789abcdef" * 4]})
+        {'pack': ['sha256:0123456789ab...']}
+    """
+    if isinstance(value, Mapping):
+        return {key: shortened(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [shortened(item) for item in value]
+    return _DIGEST.sub(r"\1...", value) if isinstance(value, str) else value
 
 
 def one_line(text: str) -> str:

@@ -56,7 +56,8 @@ def compose(
         rule: how the changes are combined; ``linear`` is the weighted sum of the changes ``s_i B_i A_i``.
         weights: one number a pack, of any sign; by default equal, of sum 1 or, for rules of sums such as ``task_arithmetic``, 1 each.
         params: the rule's own parameters.
-        rank: keeps at most this rank at every site, by the best approximation of the combined change.
+        rank: keeps at most this rank at every site, by the best approximation of the combined change. A rule whose result has no low rank,
+            such as ``ties``, takes the largest rank of the packs if neither rank, energy nor budget is given, and warns of what that loses.
         energy: keeps at every site the smallest rank that holds this share (0 to 1) of the squared singular values.
         budget: the numbers that all factors together may have, or below 1 that share of those of all packs. Ranks are shared out over all
             sites so that the total error is least; a site that gets none is left out, and listed.

@@ -21,6 +21,7 @@ from .compatibility import common_base
 from .finish import HOLD
 from .pipeline import Packs, opened, requested
 from .represent import own_factors
+from .rules.registry import get
 from .rules.rule import Rule
 from .work import BATCH, FULL_RANK, Request
 
@@ -128,10 +129,11 @@ def plan(
         'dense entries, held'
     """
     request = requested(rule, weights, params, rank, energy, budget, whole, seed)
-    chosen = request.chosen
+    chosen = get(rule)
     chosen.arguments(request.params)
     parents = opened(packs)
     factors = checked_weights(parents, weights, unit=chosen.unit)
+    request = request.with_rank(parents, factors)
     common_base(parents)
     present = [pack for pack, weight in zip(parents, factors, strict=True) if weight] or parents
     found: dict[str, list[tuple[Adapter, int, bool]]] = {}
@@ -175,6 +177,8 @@ def _group(rule: Rule, request: Request, paths: list[str], m: int, n: int, ranks
     notes = []
     if not own:
         notes.append("a change without a low rank is approximated first" + ("" if based else "; methods that scale or turn need the base"))
+    if request.rank_is_default:
+        notes.append(f"no rank was given, so the packs' largest is taken: --rank {request.rank}")
     if loses:
         notes.append("the cut leaves something out; how much is measured and written into the lineage")
     flops, held = path.flops(sized), path.bytes(sized)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,16 @@ FULL_RANK = 256
 """The rank up to which a change without a low rank takes part in a budget."""
 
 
+class RankChosen(UserWarning):
+    """Says which rank was taken where a rule's result has no low rank and none was given, and what that leaves out."""
+
+    def __init__(self, rule: str, rank: int, energy_lost: float) -> None:
+        super().__init__(f"the result of the rule {rule} has no low rank of its own, and no rank was given: the largest of the packs, "
+                         f"rank={rank}, was taken, which leaves out {100 * energy_lost:.1f} % of the change's energy; --rank (or --energy, "
+                         "--budget) says what to keep")
+        self.rank, self.energy_lost = rank, energy_lost
+
+
 class Combined(NamedTuple):
     """What came out at every site: the change, and what was cut off; a site that got no rank under a budget has None."""
 
@@ -60,6 +71,7 @@ class Request:
     energy: float | None = None
     budget: float | None = None
     whole: str = "average"
+    rank_is_default: bool = False
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.energy is not None:
@@ -73,20 +85,23 @@ class Request:
         """How much of every site is kept, but for a budget."""
         return Cut(self.rank, self.energy)
 
-    @property
-    def chosen(self) -> Rule:
-        """The rule.
+    def with_rank(self, packs: Sequence[Pack], weights: Sequence[float]) -> Request:
+        """The request with the largest rank of the packs, if its rule makes changes of no low rank and nothing says how much is kept.
 
         Raises:
-            UnknownName: there is none of that name.
-            ConfigError: it wants to be told how much is kept.
+            UnknownName: there is no such rule.
+            ConfigError: none of the packs has a rank.
         """
-        rule = registry.get(self.rule)
-        if rule.cut and not self.cut.asked and self.budget is None:
-            raise ConfigError("the result of this rule has no low rank of its own", where=f"rule {self.rule}",
-                              expected="a rank or an energy, or a budget", remedy="give the rank that the new pack may have, such as "
-                              "rank=16, the share of the energy that it must hold, or the numbers that it may have in all")
-        return rule
+        if not registry.get(self.rule).cut or self.cut.asked or self.budget is not None:
+            return self
+        present = [pack for pack, weight in zip(packs, weights, strict=True) if weight] or packs
+        rank = max((group.rank or 0 for pack in present for group in pack.manifest.groups), default=0)
+        if not rank:
+            raise ConfigError("the result of this rule has no low rank of its own, and the packs have none either",
+                              where=f"rule {self.rule}", expected="a rank or an energy, or a budget",
+                              remedy="give the rank that the pack may have, such as rank=16, the share of the energy that it must hold, or "
+                                     "the numbers that it may have in all")
+        return replace(self, rank=rank, rank_is_default=True)
 
 
 class Work(NamedTuple):
@@ -119,9 +134,10 @@ def prepared(
     Raises:
         NothingToDo, ConfigError, UnknownName, BaseMismatch, Unsupported, FormatError: see :func:`~adapterpack.composing.pipeline.compose`.
     """
-    rule = request.chosen
+    rule = registry.get(request.rule)
     arguments = rule.arguments(request.params)
     weights = checked_weights(parents, request.weights, unit=rule.unit)
+    request = request.with_rank(parents, weights)
     measured = None
     if statistics or rule.statistics:
         from .statistics import of_packs  # noqa: PLC0415 - few rules look at data
@@ -201,6 +217,9 @@ def numbers(work: Work) -> int:
 def packed(work: Work, found: Combined, name: str) -> Pack:
     """The pack of what came out, with its lineage.
 
+    Warns:
+        RankChosen: the rank is the packs' largest, because none was given.
+
     Raises:
         NothingToDo: nothing is left.
         Unsupported: the policy for modules trained whole cannot be followed.
@@ -211,6 +230,9 @@ def packed(work: Work, found: Combined, name: str) -> Pack:
         raise NothingToDo("the combined change is zero at every site", where=", ".join(parent.name for parent in work.parents),
                           found=f"weights {', '.join(f'{weight:g}' for weight in work.weights)}",
                           remedy="choose weights under which something is left")
+    details = _details(work, found)
+    if work.request.rank_is_default:
+        warnings.warn(RankChosen(work.request.rule, work.request.rank or 0, details["truncation"]["total"] ** 2), stacklevel=3)
     licenses = {parent.manifest.license for parent in work.parents}
     kept = [(place, change) for place, change in zip(work.places, found.changes, strict=True) if change is not None]
     return build(
@@ -221,7 +243,7 @@ def packed(work: Work, found: Combined, name: str) -> Pack:
         base=work.base,
         full=whole.modules,
         weights=base_tensors([place for place, _ in kept], work.parents),
-        lineage=descended(work.request.rule, work.parents, _details(work, found), work.weights),
+        lineage=descended(work.request.rule, work.parents, details, work.weights),
         license=licenses.pop() if len(licenses) == 1 else None,
     )
 
