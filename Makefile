@@ -23,7 +23,7 @@ fuzz:
 golden:
 	python -m adapterpack.testing > tests/golden/matrix.md
 	python -m adapterpack.testing.architectures > tests/golden/architectures.md
-	python -m adapterpack.testing.catalogue > docs/methods.md
+	python tests/method_catalogue.py > docs/methods.md
 	python tests/test_catalogue.py > docs/methods-proofs.md
 	python tests/rule_catalogue.py > docs/rules.md
 	python -m adapterpack.training.config.schema > train.v1.json.new && mv train.v1.json.new schemas/train.v1.json

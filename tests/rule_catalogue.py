@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+from method_catalogue import table
 from rule_laws import LAWS, verdict
 
 from adapterpack.composing.rules.registry import rules
 from adapterpack.composing.rules.rule import Laws, Rule
-from adapterpack.testing.catalogue import table
 
 INTRO = """# Rules of combination
 

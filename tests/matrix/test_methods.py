@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from method_catalogue import page
 
 from adapterpack.adapter_methods import INITS, methods
 from adapterpack.testing import INVARIANTS, SUBJECTS, Case, Invariant, cases, render
-from adapterpack.testing.catalogue import page
 
 pytestmark = pytest.mark.fast
 

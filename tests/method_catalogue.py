@@ -1,4 +1,4 @@
-"""The catalogue of methods as a page, read off the registry: ``python -m adapterpack.testing.catalogue > docs/methods.md``."""
+"""The catalogue of methods as a page, read off the registry: ``python tests/method_catalogue.py > docs/methods.md``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..adapter_methods import INITS, Method, methods
-from ..adapter_methods.nodes import NODES, traits
+from adapterpack.adapter_methods import INITS, Method, methods
+from adapterpack.adapter_methods.nodes import NODES, traits
 
 INTRO = """# Adapter methods
 
