@@ -49,7 +49,7 @@ from .artifacts import validate as validate
 from .composing.auditing.audit import audit as audit
 from .composing.pipeline import compose as compose
 from .composing.resize import resize as resize
-from .composing.rules.registry import rules as rules
+from .composing.rules.rule import rules as rules
 from .converting.pipeline import convert as convert
 from .demos.pipeline import demo as demo
 from .errors import AdapterpackError as AdapterpackError

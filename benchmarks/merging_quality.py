@@ -38,7 +38,7 @@ from merging_tasks import SUITES, Split, Suite, Task
 from torch.nn import functional
 
 import adapterpack
-from adapterpack.composing.rules.registry import rules
+from adapterpack.composing.rules.rule import rules
 from adapterpack.composing.statistics import Statistics
 from adapterpack.errors import AdapterpackError, ConfigError
 from adapterpack.pack.pack import Pack

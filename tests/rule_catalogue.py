@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from method_catalogue import table
 from rule_laws import LAWS, verdict
 
-from adapterpack.composing.rules.registry import rules
-from adapterpack.composing.rules.rule import Laws, Rule
+from adapterpack.composing.rules.rule import Laws, Rule, rules
 
 INTRO = """# Rules of combination
 

@@ -18,7 +18,7 @@ import numpy as np
 from adapterpack.adapter_methods import Site
 from adapterpack.adapter_methods.lora import LoRA, lora
 from adapterpack.composing.pipeline import compose
-from adapterpack.composing.rules.registry import get
+from adapterpack.composing.rules.rule import RULES
 from adapterpack.composing.statistics import Statistics
 from adapterpack.errors import AdapterpackError, NothingToDo
 from adapterpack.manifest import manifest as m
@@ -52,7 +52,7 @@ class Ours:
     """A rule of adapterpack."""
 
     def __init__(self, rule: str) -> None:
-        self.rule = get(rule)
+        self.rule = RULES[rule]
         special = {"slerp": [0.7, 0.4], "nuslerp": [0.7, 0.4], "model_stock": [0.7, 0.4, 1.1]}  # rules of two; of directions that agree
         self.weights = special.get(rule, [0.7, -0.4, 1.1])
 

@@ -25,7 +25,7 @@ from adapterpack.adapter_methods import Site, complete, fold, get, resolve_confi
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.composing.auditing import scan as entries
 from adapterpack.composing.auditing.audit import Audit, audit
-from adapterpack.composing.rules.registry import rules
+from adapterpack.composing.rules.rule import rules
 from adapterpack.errors import BaseMismatch, ConfigError, NothingToDo
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site
 from adapterpack.adapter_methods.lora import lora
-from adapterpack.composing.rules.registry import get, rules
+from adapterpack.composing.rules.rule import RULES, rules
 from adapterpack.io import safetensors
 from adapterpack.io.threads import one_thread_each
 from adapterpack.manifest import manifest as m
@@ -58,7 +58,7 @@ def packs_of(rule: str, sites: tuple[Site, ...] = SITES) -> tuple[list[Pack], li
 
 def composed(rule: str, packs: list[Pack], weights: list[float], **params: str) -> dict[str, str]:
     """Tensor name to sha256."""
-    rank = 20 if get(rule).cut else None
+    rank = 20 if RULES[rule].cut else None
     made = Ours(rule).pack(packs, weights, params or None, rank=rank)
     return {name: entry.sha256 for name, entry in made.manifest.tensors.items()}
 
@@ -86,7 +86,7 @@ def test_order_and_company_do_not_show(rule: str) -> None:
     packs, weights = packs_of(rule)
     whole = composed(rule, packs, weights)
     assert composed(rule, packs[::-1], weights[::-1]) == whole
-    params = {"scope": "tensor"} if "scope" in get(rule).parameters else {}
+    params = {"scope": "tensor"} if "scope" in RULES[rule].parameters else {}
     among = composed(rule, packs, weights, **params)
     for site in (SITES[0], SITES[1], SITES[2]):
         alone = composed(rule, *packs_of(rule, (site,)), **params)

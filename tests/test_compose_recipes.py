@@ -24,7 +24,7 @@ from adapterpack.composing.mergekit import EQUALS, to_mergekit
 from adapterpack.composing.plan import plan
 from adapterpack.composing.recipe import Recipe, read, recipe_of
 from adapterpack.composing.rules.lorahub import searched
-from adapterpack.composing.rules.registry import get, rules
+from adapterpack.composing.rules.rule import RULES, rules
 from adapterpack.composing.statistics import Statistics
 from adapterpack.composing.statistics import read as read_statistics
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, NothingToDo, Unsupported
@@ -113,7 +113,7 @@ def test_mergekit_gets_what_it_has_the_formula_of(tmp_path: Path) -> None:
     packs = [made(1), made(2)]
 
     def of(rule: str, weights: list[float], **params: Any) -> dict[str, Any]:
-        pack = compose(packs, rule=rule, weights=weights, params=params, rank=6 if get(rule).cut else None)
+        pack = compose(packs, rule=rule, weights=weights, params=params, rank=6 if RULES[rule].cut else None)
         return to_mergekit(recipe_of(pack), "org/base", ["one", "two"])
 
     found = of("ties", [0.4, 0.6], density=0.5, scope="tensor", lam=0.8)

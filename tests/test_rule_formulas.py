@@ -15,7 +15,7 @@ from adapterpack import LoRA
 from adapterpack.adapter_methods import Site
 from adapterpack.composing import finish
 from adapterpack.composing.rules import entries, trim
-from adapterpack.composing.rules.registry import rules
+from adapterpack.composing.rules.rule import rules
 from adapterpack.lowrank.seeded_random import uniform
 
 pytestmark = pytest.mark.fast

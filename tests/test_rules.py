@@ -18,7 +18,7 @@ import adapterpack
 from adapterpack import LoRA
 from adapterpack.adapter_methods import get as method
 from adapterpack.adapter_methods.ia3 import IA3
-from adapterpack.composing.rules.registry import Laws, get, rules
+from adapterpack.composing.rules.rule import RULES, Laws, rules
 from adapterpack.composing.work import RankChosen
 from adapterpack.errors import AdapterpackError, ConfigError, Unsupported
 from adapterpack.lowrank.space import Term
@@ -48,7 +48,7 @@ def test_every_trait_is_a_law() -> None:
 @pytest.mark.parametrize("rule", rules())
 def test_law(rule: str, law: Callable[[Combiner], None]) -> None:
     """The law holds where the rule says so, and is broken or refused where it does not: no rule can excuse itself from a law it keeps."""
-    if getattr(get(rule).laws, law.__name__, True):
+    if getattr(RULES[rule].laws, law.__name__, True):
         law(Ours(rule))
     else:
         with pytest.raises((AssertionError, AdapterpackError)):
@@ -63,7 +63,7 @@ def test_bytes_depend_on_nothing_else(rule: str) -> None:
     assert ours.pack(packs, ours.weights).id == ours.pack(packs, ours.weights).id
     with_it, without = ours.pack([*packs, made(9)], [*ours.weights, 0.0]), ours.pack(packs, ours.weights)
     assert all(np.array_equal(value, without.tensors[name]) for name, value in with_it.tensors.items())
-    params = {"scope": "tensor"} if "scope" in get(rule).parameters else {}
+    params = {"scope": "tensor"} if "scope" in RULES[rule].parameters else {}
     alone = ours.pack([made(seed, sites=SITES[:1]) for seed in range(1, 1 + len(ours.weights))], ours.weights, params)
     among = ours.pack(packs, ours.weights, params)
     assert all(np.array_equal(value, among.tensors[name]) for name, value in alone.tensors.items())
@@ -100,11 +100,11 @@ def test_a_written_pack_says_how_it_was_made(tmp_path: Path) -> None:
     assert min(lost.values()) > 0.1
 
 
-@pytest.mark.parametrize("rule", [rule for rule in rules() if get(rule).cut])
+@pytest.mark.parametrize("rule", [rule for rule in rules() if RULES[rule].cut])
 def test_without_a_rank_the_largest_of_the_packs_is_kept(rule: str) -> None:
     """It is the same pack as with that rank, and the share of the energy that is lost is told; a pack of weight 0 has no say."""
     packs, weights = [made(1, LoRA(r=2, alpha=2)), made(2, LoRA(r=5, alpha=4)), made(3, LoRA(r=9, alpha=9))], [0.7, 0.4, 0.0]
-    kind = get(rule).statistics
+    kind = RULES[rule].statistics
     options: dict[str, Any] = {"rule": rule, "weights": weights, "statistics": [measured(pack, kind) for pack in packs] if kind else None}
     with pytest.warns(RankChosen, match="rank=5, was taken.*--rank") as said:
         pack = adapterpack.compose(packs, **options)
@@ -192,7 +192,7 @@ def test_model_stock_says_that_little_is_left() -> None:
     """Adapters that have nothing in common are orthogonal, and their stock is next to nothing."""
     terms = [Term(np.eye(40, dtype=np.float32)[[i]], np.eye(40, dtype=np.float32)[:, [i]], 0.5) for i in range(2)]
     with pytest.warns(UserWarning, match="almost nothing"):
-        get("model_stock").prepared([terms], get("model_stock").arguments({}))(terms)
+        RULES["model_stock"].prepared([terms], RULES["model_stock"].arguments({}))(terms)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adapterpack.compose([made(1, EQUAL), made(2, EQUAL)], rule="model_stock")

@@ -48,9 +48,9 @@ def measured(
     packs: list[Any], rule: str, data: tuple[str, ...], statistics: tuple[str, ...], base: str | None, out: str
 ) -> tuple[str, ...]:
     """The statistics of every pack on its own data, beside the output."""
-    from ..composing.rules.registry import get  # noqa: PLC0415 - the help must not pay for it
+    from ..composing.rules.rule import RULES  # noqa: PLC0415 - the help must not pay for it
 
-    kind = get(rule).statistics
+    kind = RULES[rule].statistics
     if statistics or base is None or len(data) != len(packs) or not kind:
         raise ConfigError("packs are measured on one data file each, for a rule that looks at data", where="--data",
                           expected="--base, one file a pack, no --statistics, and the rule regmean or fisher",

@@ -25,9 +25,9 @@ def command(name: str | None, as_json: bool) -> None:
       adapterpack rules
       adapterpack rules linear
     """
-    from ..composing.rules.registry import get  # noqa: PLC0415 - imports numpy
+    from ..composing.rules.rule import RULES  # noqa: PLC0415 - imports numpy
 
-    chosen = adapterpack.rules().values() if name is None else [get(name)]
+    chosen = adapterpack.rules().values() if name is None else [RULES[name]]
     found = [_described(rule) for rule in chosen]
     if as_json:
         emit({"command": "rules", "rules": found})

@@ -14,7 +14,7 @@ from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from .arguments import checked_weights, chosen_name
-from .rules import registry
+from .rules.rule import RULES
 from .work import Progress, Request, Work, combined, packed, prepared
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def requested(
 ) -> Request:
     """The request of :func:`compose`'s arguments; a rule that draws has its seed among its parameters."""
     given = dict(params or {})
-    if "seed" in registry.get(rule).parameters:
+    if "seed" in RULES[rule].parameters:
         given = {"seed": seed, **given}
     return Request(rule, None if weights is None else tuple(weights), given, rank, energy, budget, whole)
 

@@ -21,8 +21,7 @@ from .compatibility import common_base
 from .finish import HOLD
 from .pipeline import Packs, opened, requested
 from .represent import own_factors
-from .rules.registry import get
-from .rules.rule import Rule
+from .rules.rule import RULES, Rule
 from .work import BATCH, FULL_RANK, Request
 
 _BLOCKS = 64 << 20
@@ -129,7 +128,7 @@ def plan(
         'dense entries, held'
     """
     request = requested(rule, weights, params, rank, energy, budget, whole, seed)
-    chosen = get(rule)
+    chosen = RULES[rule]
     chosen.arguments(request.params)
     parents = opened(packs)
     factors = checked_weights(parents, weights, unit=chosen.unit)

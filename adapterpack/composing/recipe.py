@@ -20,7 +20,7 @@ from ..io.strict_json import canonical, loads
 from ..manifest.manifest import Parent
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
-from .rules import registry
+from .rules.rule import RULES
 from .statistics import Statistics
 from .statistics import read as read_statistics
 from .work import Progress, Request, combined, packed, prepared
@@ -71,14 +71,14 @@ def recipe_of(pack: Pack) -> Recipe:
         ConfigError: it was not composed, or of statistics that are in no file.
     """
     lineage = pack.manifest.lineage
-    if lineage is None or (lineage.operation not in registry.rules() and pack.manifest.composition is None):
+    if lineage is None or (lineage.operation not in RULES and pack.manifest.composition is None):
         raise ConfigError("this pack was not composed, so there is no recipe for it", where=f"pack '{pack.name}'",
                           found="no lineage" if lineage is None else lineage.operation, remedy="name a recipe, or a pack that compose made")
     result, params = pack.id, dict(lineage.params)
     if pack.manifest.composition is not None:
         return Recipe(pack.manifest.pack.name, lineage.parents, tree=pack.manifest.composition.tree, seed=int(params.get("seed", 0)),
                       result=result)
-    known = registry.get(lineage.operation).parameters
+    known = RULES[lineage.operation].parameters
     statistics = params.get("statistics") or ()
     if not all(isinstance(digest, str) for digest in statistics):
         raise ConfigError("the statistics of this pack are in no file", where=f"pack '{pack.name}'", remedy="write them to files first")

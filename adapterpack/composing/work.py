@@ -25,8 +25,7 @@ from .compatibility import common_base
 from .finish import decomposed, finished, finite
 from .full_modules import decided
 from .result import as_lora, base_tensors, truncation
-from .rules import registry
-from .rules.rule import Rule
+from .rules.rule import RULES, Rule
 from .sites import Place, gather
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class Request:
             UnknownName: there is no such rule.
             ConfigError: none of the packs has a rank.
         """
-        if not registry.get(self.rule).cut or self.cut.asked or self.budget is not None:
+        if not RULES[self.rule].cut or self.cut.asked or self.budget is not None:
             return self
         present = [pack for pack, weight in zip(packs, weights, strict=True) if weight] or packs
         rank = max((group.rank or 0 for pack in present for group in pack.manifest.groups), default=0)
@@ -134,7 +133,7 @@ def prepared(
     Raises:
         NothingToDo, ConfigError, UnknownName, BaseMismatch, Unsupported, FormatError: see :func:`~adapterpack.composing.pipeline.compose`.
     """
-    rule = registry.get(request.rule)
+    rule = RULES[request.rule]
     arguments = rule.arguments(request.params)
     weights = checked_weights(parents, request.weights, unit=rule.unit)
     request = request.with_rank(parents, weights)

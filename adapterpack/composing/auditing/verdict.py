@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..rules.registry import rules
+from ..rules.rule import rules
 from .audit_report import Audit, Verdict
 from .measures import Measures
 

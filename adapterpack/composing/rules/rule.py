@@ -123,6 +123,17 @@ class Rule(NamedTuple):
 RULES: Registry[Rule] = Registry("composition rule", Rule, "adapterpack.rules", "adapterpack.composing.rules")
 """The rules by name; a file of this folder registers those that it defines."""
 
+
+def rules() -> dict[str, Rule]:
+    """Every rule by name, those of other packages (entry points ``adapterpack.rules``) included.
+
+    Example:
+        >>> sorted(rules())[:2]
+        ['average', 'breadcrumbs']
+    """
+    return dict(RULES)
+
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
