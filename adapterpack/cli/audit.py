@@ -21,14 +21,14 @@ from .progress import byte_bar
 _SITES = 10
 
 
-@click.command("audit", short_help="what packs do to the base and to each other, with a verdict")
+@click.command("audit")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @weight_option
-@click.option("--base", metavar="BASE", help="The packs' base: shows the size of a change beside its weight and the loss of a fold, and is "
-              "needed for methods whose change depends on the weight (DoRA, OFT, ...).")
-@click.option("--rank", "ranks", type=int, multiple=True, metavar="R", help="Tell the loss of a cut to this rank; may be repeated.")
-@click.option("--dtype", "dtypes", multiple=True, metavar="D", help="Tell the loss of a fold in this dtype; may be repeated. Default: bf16 "
-              "and fp16.")
+@click.option("--base", metavar="BASE", help="The packs' base: shows the size of a change relative to its weight and the loss of a fold; "
+              "methods whose change depends on the weight (DoRA, OFT, ...) need it.")
+@click.option("--rank", "ranks", type=int, multiple=True, metavar="R", help="Report the loss of a cut to this rank; may be repeated.")
+@click.option("--dtype", "dtypes", multiple=True, metavar="D", help="Report the loss of a fold in this dtype; may be repeated. Default: "
+              "bf16 and fp16.")
 @click.option("--exact", is_flag=True, help="Look at all entries for conflicts of sign and for folds, not at a sample of rows.")
 @click.option("--html", "html", metavar="F", help="Write a page with maps, spectra and pairs to this file; it is replaced if it exists.")
 @shared
@@ -44,11 +44,11 @@ def command(
       adapterpack audit packs/a packs/b
       adapterpack audit packs/a packs/b --base models/base --html audit.html
     """
-    given: dict[str, Any] = {**({"ranks": ranks} if ranks else {}), **({"dtypes": dtypes} if dtypes else {})}
+    options: dict[str, Any] = {**({"ranks": ranks} if ranks else {}), **({"dtypes": dtypes} if dtypes else {})}
     with byte_bar("audit") as progress:
-        found = adapterpack.audit([pack_at(pack) for pack in packs], weights=weights or None,
-                                  base=None if base is None else folder_of(base), exact=exact, progress=progress, **given)
-    result = {"command": "audit", **found.to_json()}
+        audit = adapterpack.audit([pack_at(pack) for pack in packs], weights=weights or None,
+                                  base=None if base is None else folder_of(base), exact=exact, progress=progress, **options)
+    result = {"command": "audit", **audit.to_json()}
     if html is not None:
         with output_file(html) as temporary:
             temporary.write_text(audit_report(result), "utf-8")
@@ -69,8 +69,8 @@ def _print(result: dict[str, Any]) -> None:
         lost = ", ".join(f"{percent(loss)} at {rank}" for rank, loss in total["truncation"].items())
         if lost:
             line(f"cut to a rank, the change loses: {lost}")
-    for each in result["whole"]:
-        line(f"{each['path']} is trained whole in {', '.join(each['packs'])}: {each['treatment']}")
+    for module in result["whole"]:
+        line(f"{module['path']} is trained whole in {', '.join(module['packs'])}: {module['treatment']}")
     line(f"verdict: {verdict['summary']}")
     for reason in verdict["reasons"]:
         line(f"- {reason}")

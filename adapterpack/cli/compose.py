@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..composing.pipeline import compose
+from ..composing.work import RankChosen
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
 from ..io.readable import size
-from .composing import measured, say, tell_plan, write
+from ..pack.inspect import described
+from .composing import measure_each, print_plan, say, write_recipes
 from .options import pack_at, pairs, shared, weight_option
 from .output import emit, line, shown
 from .progress import byte_bar
+from .score import scored_by
 
 _MAX_FILE = 1 << 18
 
 
-@click.command("compose", short_help="packs combined into one pack")
+@click.command("compose")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @click.option("-o", "--output", "out", metavar="OUT", help="The folder of the new pack; it must not exist.")
 @click.option("--rule", default="linear", show_default=True, metavar="RULE", help='How; "adapterpack rules" lists what there is.')
@@ -36,7 +40,7 @@ _MAX_FILE = 1 << 18
               "union, heads of different labels side by side; or pick:NAME, those of one pack.")
 @click.option("--statistics", multiple=True, metavar="FILE", help='What "adapterpack measure" wrote of each pack, in their order.')
 @click.option("--data", multiple=True, metavar="FILE", help="Or data of each pack, in their order, to measure it on; needs --base. The "
-              "statistics are kept beside OUT.")
+              "statistics are kept next to OUT.")
 @click.option("--score", metavar="PROGRAM", help="For lorahub: a program that takes a pack's folder and prints a number last; more "
               "is better.")
 @click.option("--base", metavar="BASE", help="The packs' base, for --data, and for methods whose change depends on it (DoRA, OFT, ...).")
@@ -44,7 +48,7 @@ _MAX_FILE = 1 << 18
               'or a .json or .yaml file; "adapterpack methods" lists the nodes.')
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of a rule's random choices, and of what a node that is "
               "trained begins with.")
-@click.option("--plan", "planned", is_flag=True, help="Tell what would be done, and at what cost, and do nothing.")
+@click.option("--plan", "planned", is_flag=True, help="Say what would be done, and at what cost, and do nothing.")
 @click.option("--recipe", metavar="FILE", help="Make the pack of a recipe, or of a composed pack, again, byte for byte, from its packs.")
 @click.option("--write-recipe", metavar="FILE", help="Write the recipe of the new pack.")
 @click.option("--to-mergekit", metavar="FILE", help="Write the same merge as a configuration of mergekit, where it has the same formula.")
@@ -52,7 +56,7 @@ _MAX_FILE = 1 << 18
 def command(
     *, packs: tuple[str, ...], out: str | None, rule: str, weights: tuple[float, ...], params: Mapping[str, Any], tree: str | None,
     statistics: tuple[str, ...], data: tuple[str, ...], score: str | None, base: str | None, planned: bool, recipe: str | None,
-    write_recipe: str | None, to_mergekit: str | None, as_json: bool, **asked: Any,
+    write_recipe: str | None, to_mergekit: str | None, as_json: bool, **cuts: Any,
 ) -> None:
     """One LoRA pack whose change is that of several packs, combined by a rule (adapterpack.rules); or, with a tree, one pack that holds
     them all and combines them when it runs.
@@ -66,56 +70,44 @@ def command(
       adapterpack compose packs/a packs/b --recipe both.json -o packs/again
       adapterpack compose packs/a packs/b packs/c --tree "arrow(a, b, c, top_k=2)" -o packs/routed
     """
-    from ..composing.pipeline import compose  # noqa: PLC0415 - the help must not pay for it
-    from ..composing.work import RankChosen  # noqa: PLC0415
-
     loaded = [pack_at(pack) for pack in packs]
-    options = {"rule": rule, "weights": weights or None, "params": params or None, **asked,
+    options = {"rule": rule, "weights": weights or None, "params": params or None, **cuts,
                "base": None if base is None else folder_of(base)}
     if planned:
-        tell_plan(loaded, options, tree, as_json)
+        print_plan(loaded, options, tree, as_json)
         return
     if out is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
     if data:
-        statistics = measured(loaded, rule, data, statistics, base, out)
-    with warnings.catch_warnings(record=True) as said, byte_bar("compose") if score is None else nullcontext() as progress:
+        statistics = measure_each(loaded, rule, data, statistics, base, out)
+    with warnings.catch_warnings(record=True) as caught, byte_bar("compose") if score is None else nullcontext() as progress:
         warnings.simplefilter("always", UserWarning)
-        made = compose(loaded, **options, out=out, statistics=statistics or None, tree=None if tree is None else _tree(tree),
-                       score=None if score is None else _scored_by(score), recipe=recipe, progress=progress)
-    for text in dict.fromkeys(str(each.message) for each in said):
+        pack = compose(loaded, **options, out=out, statistics=statistics or None, tree=None if tree is None else _tree(tree),
+                       score=None if score is None else scored_by(score, say), recipe=recipe, progress=progress)
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
         say(f"warning: {text}")
-    write(made, packs, write_recipe, to_mergekit)
-    from ..pack.inspect import described  # noqa: PLC0415 - the help must not pay for it
-
-    found = described(made, out)
-    for warning in said:
+    write_recipes(pack, packs, write_recipe, to_mergekit)
+    summary = described(pack, out)
+    for warning in caught:
         if isinstance(warning.message, RankChosen):
-            found["default_rank"] = {"rank": warning.message.rank, "energy_lost": warning.message.energy_lost}
+            summary["default_rank"] = {"rank": warning.message.rank, "energy_lost": warning.message.energy_lost}
     if as_json:
-        emit({"command": "compose", **found})
+        emit({"command": "compose", **summary})
         return
-    lineage = found["lineage"]
-    if found.get("composition"):
+    lineage = summary["lineage"]
+    if summary.get("composition"):
         names = ", ".join(parent["name"] for parent in lineage["parents"])
-        line(f"composed {names} under {found['composition']} into {out}: {found['sites']} sites, {size(found['bytes'])}")
+        line(f"composed {names} under {summary['composition']} into {out}: {summary['sites']} sites, {size(summary['bytes'])}")
         return
     parents = ", ".join(f"{parent['weight']:g} of {parent['name']}" for parent in lineage["parents"])
-    ranks = ", ".join(found["ranks"])
-    line(f"composed {parents} by the rule {lineage['operation']} into {out}: {found['sites']} sites of rank {ranks}, "
-         f"{size(found['bytes'])}")
+    ranks = ", ".join(summary["ranks"])
+    line(f"composed {parents} by the rule {lineage['operation']} into {out}: {summary['sites']} sites of rank {ranks}, "
+         f"{size(summary['bytes'])}")
     if "truncation" in lineage["params"]:
         line(f"the cut of the rank makes a relative error of {shown(lineage['params']['truncation']['total'])} in the change")
     if left_out := lineage["params"].get("left_out"):
         line(f"{len(left_out)} sites got no rank under the budget and are left out: {', '.join(left_out[:5])}"
              + (" ..." if len(left_out) > 5 else ""))
-
-
-def _scored_by(program: str) -> Callable[[Any], float]:
-    """The function of a pack that runs the program."""
-    from .score import scored_by  # noqa: PLC0415 - few compositions are scored
-
-    return scored_by(program, say)
 
 
 def _tree(text: str) -> Any:

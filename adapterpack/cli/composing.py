@@ -1,4 +1,4 @@
-"""What ``adapterpack compose`` does beside composing: it tells plans, measures packs on data, and writes recipes."""
+"""Parts of ``adapterpack compose``: it prints plans, measures packs on data, and writes recipes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import click
 
 import adapterpack
 
+from ..composing.mergekit import write as write_mergekit
+from ..composing.plan import plan
+from ..composing.recipe import recipe_of
+from ..composing.rules.rule import RULES
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
 from ..io.readable import size
@@ -21,35 +25,31 @@ def say(text: str) -> None:
     click.echo(one_line(text), err=True)
 
 
-def tell_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_json: bool) -> None:
+def print_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_json: bool) -> None:
     """Prints what would be done."""
-    from ..composing.plan import plan  # noqa: PLC0415 - the help must not pay for it
-
     if tree is not None:
         raise click.UsageError("A tree combines nothing before it runs, so there is no plan for it.")
-    found = plan(packs, **options)
+    made = plan(packs, **options)
     if as_json:
-        emit({"command": "compose", "plan": found.to_json()})
+        emit({"command": "compose", "plan": made.to_json()})
         return
     table(["sites", "shape", "ranks", "path", "exact", "to rank", "flops", "holds"],
           [[f"{group.sites} such as {group.example}", " x ".join(map(str, group.shape)), " ".join(map(str, group.ranks)), group.path,
-            group.exact, group.rank, f"{group.flops:.2g}", size(group.bytes)] for group in found.groups])
-    for text in dict.fromkeys(f"{group.path}: {group.why}" for group in found.groups):
+            group.exact, group.rank, f"{group.flops:.2g}", size(group.bytes)] for group in made.groups])
+    for text in dict.fromkeys(f"{group.path}: {group.why}" for group in made.groups):
         line(text)
-    for text in dict.fromkeys(note for group in found.groups for note in group.notes):
+    for text in dict.fromkeys(note for group in made.groups for note in group.notes):
         line(text)
-    if found.whole["modules"]:
-        line(f"modules trained whole ({', '.join(found.whole['modules'])}): {found.whole['policy']}")
-    line(f"rule {found.rule}, class {found.needs}: {'exact' if found.exact else 'not exact'}, {found.flops:.2g} operations on "
-         f"{found.threads} threads, at most {size(found.memory_bound)} of memory beside the packs")
+    if made.whole["modules"]:
+        line(f"modules trained whole ({', '.join(made.whole['modules'])}): {made.whole['policy']}")
+    line(f"rule {made.rule}, class {made.needs}: {'exact' if made.exact else 'not exact'}, {made.flops:.2g} operations on "
+         f"{made.threads} threads, at most {size(made.memory_bound)} of memory besides the packs")
 
 
-def measured(
+def measure_each(
     packs: list[Any], rule: str, data: tuple[str, ...], statistics: tuple[str, ...], base: str | None, out: str
 ) -> tuple[str, ...]:
-    """The statistics of every pack on its own data, beside the output."""
-    from ..composing.rules.rule import RULES  # noqa: PLC0415 - the help must not pay for it
-
+    """The statistics of every pack on its own data, in files next to the output."""
     kind = RULES[rule].statistics
     if statistics or base is None or len(data) != len(packs) or not kind:
         raise ConfigError("packs are measured on one data file each, for a rule that looks at data", where="--data",
@@ -63,16 +63,13 @@ def measured(
     return files
 
 
-def write(made: Any, packs: tuple[str, ...], recipe: str | None, mergekit: str | None) -> None:
+def write_recipes(pack: Any, packs: tuple[str, ...], recipe: str | None, mergekit: str | None) -> None:
     """The files that say how the pack was made."""
     if recipe is None and mergekit is None:
         return
-    from ..composing.mergekit import write as write_mergekit  # noqa: PLC0415 - the help must not pay for it
-    from ..composing.recipe import recipe_of  # noqa: PLC0415
-
-    found = recipe_of(made)
+    described = recipe_of(pack)
     if recipe is not None:
-        found.write(recipe)
+        described.write(recipe)
     if mergekit is not None:
-        by_digest = {pack_at(each).id: each.rpartition("=")[2] for each in packs}
-        write_mergekit(found, made.manifest.base.name or "BASE", [by_digest[parent.digest] for parent in found.parents], mergekit)
+        by_digest = {pack_at(reference).id: reference.rpartition("=")[2] for reference in packs}
+        write_mergekit(described, pack.manifest.base.name or "BASE", [by_digest[parent.digest] for parent in described.parents], mergekit)

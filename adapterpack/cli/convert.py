@@ -12,7 +12,7 @@ from .output import emit, line
 from .progress import apart
 
 
-@click.command("convert", short_help="a pack or an adapter of another tool in another format")
+@click.command("convert")
 @click.argument("source", metavar="SRC")
 @out_option("The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft) to write")
 @click.option("--to", "form", required=True, metavar="F", help="pack, peft, gguf, kohya, diffusers or onnx_adapter.")

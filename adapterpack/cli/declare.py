@@ -12,7 +12,7 @@ from .output import emit, line
 from .progress import apart
 
 
-@click.command("declare", short_help="another form of the base that the pack may be used on")
+@click.command("declare")
 @click.argument("pack", metavar="PACK")
 @click.argument("base", metavar="BASE")
 @click.argument("other", metavar="OTHER")

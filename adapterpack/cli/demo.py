@@ -11,7 +11,7 @@ from .output import draw, emit, facts, line
 from .progress import steps
 
 
-@click.command("demo", short_help="the whole line on a real model")
+@click.command("demo")
 @click.option("--causal-lm", is_flag=True, help="A small language model in place of an encoder.")
 @click.option("--model", metavar="BASE", help="A checkpoint folder or hub id in place of the demo's own model.")
 @click.option("-o", "--output", "out", metavar="DIR", help="The folder for everything that is made; it must not exist.")

@@ -18,7 +18,7 @@ from .output import emit, line
 from .progress import steps
 
 
-@click.command("export", short_help="base and packs into a bundle for ONNX Runtime")
+@click.command("export")
 @click.argument("base", metavar="BASE")
 @click.argument("packs", nargs=-1, metavar="[PACK...]")
 @out_option("The folder of the bundle")
@@ -71,8 +71,8 @@ def command(
          f"{size(found['bytes'])}")
     if found["slots"]:
         line(f"the bank has {found['slots']} slots, the base's included, of rank at most {found['max_rank']}")
-    for told in proof(found["parity"], found["quantization"] is not None):
-        line(told)
+    for sentence in proof(found["parity"], found["quantization"] is not None):
+        line(sentence)
     for name, reason in found["parity"]["canary"]["not_replayed"].items():
         line(f"the canary of {name} was not replayed: {reason}")
 

@@ -13,7 +13,7 @@ from .output import emit, line, shown
 from .progress import byte_bar
 
 
-@click.command("extract", short_help="an adapter from a fine-tuned checkpoint and its base")
+@click.command("extract")
 @click.argument("tuned", metavar="TUNED")
 @click.argument("base", metavar="BASE")
 @out_option("The folder of the new pack")

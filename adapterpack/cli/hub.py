@@ -9,6 +9,9 @@ import click
 import adapterpack
 
 from ..errors import EXIT_FAILED, EXIT_INCOMPLETE
+from ..hub.auditing import audit_sarif
+from ..io import strict_json
+from ..io.atomic import output_file
 from ..version import VERSION
 from .options import shared
 from .output import emit, line, table
@@ -16,7 +19,7 @@ from .output import emit, line, table
 _EXIT = {"valid": 0, "not fully checked": EXIT_INCOMPLETE}
 
 
-@click.group("hub", short_help="a hub of your own; adapters on a hub looked through")
+@click.group("hub")
 def command() -> None:
     """A hub of your own, and a look through the adapters on any hub.
 
@@ -36,7 +39,7 @@ def command() -> None:
 def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: bool) -> None:
     """Serves the hub in a folder until it is interrupted.
 
-    Clients are told of it with HF_ENDPOINT. It has no TLS of its own: where others can listen, put a proxy before it.
+    Clients find it by HF_ENDPOINT. It has no TLS of its own: where others can listen, put a proxy before it.
 
     \b
     Example:
@@ -76,10 +79,6 @@ def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, fu
         raise click.BadParameter(f"there is no file {lock!r}.", ctx, param_hint="--lock")
     found = adapterpack.hub.audit(repos, lock=lock, full=full)
     if sarif_file is not None:
-        from ..hub.auditing import audit_sarif  # noqa: PLC0415
-        from ..io import strict_json  # noqa: PLC0415
-        from ..io.atomic import output_file  # noqa: PLC0415
-
         with output_file(Path(sarif_file)) as path:
             path.write_bytes(strict_json.canonical(audit_sarif(found, VERSION)))
     if as_json:

@@ -11,7 +11,7 @@ from .options import shared
 from .output import emit, facts, shortened
 
 
-@click.command("inspect", short_help="what it is, for whom, how big, what it changes")
+@click.command("inspect")
 @click.argument("path", metavar="PACK|BUNDLE|BASE|FILE")
 @click.option("--full", is_flag=True, help="Show digests whole; without it people see their first digits. JSON always holds them whole.")
 @shared

@@ -1,4 +1,4 @@
-"""The command group: commands by name, imported when they run, and the one place where errors become sentences and exit codes."""
+"""The command group: commands by name, imported when they are called, and the one place where errors become sentences and exit codes."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from .output import emit, one_line
 EXIT_INTERRUPTED = 130
 
 COMMANDS = {
-    "demo": "adapterpack.cli.demo:command",
-    "train": "adapterpack.cli.train:command",
-    "validate": "adapterpack.cli.validate:command",
-    "inspect": "adapterpack.cli.inspect:command",
-    "sign": "adapterpack.cli.sign:command",
-    "verify": "adapterpack.cli.verify:command",
-    "merge": "adapterpack.cli.merge:command",
-    "unmerge": "adapterpack.cli.unmerge:command",
-    "declare": "adapterpack.cli.declare:command",
-    "audit": "adapterpack.cli.audit:command",
-    "compose": "adapterpack.cli.compose:command",
-    "measure": "adapterpack.cli.measure:command",
-    "resize": "adapterpack.cli.resize:command",
-    "extract": "adapterpack.cli.extract:command",
-    "quantize": "adapterpack.cli.quantize:command",
-    "convert": "adapterpack.cli.convert:command",
-    "export": "adapterpack.cli.export:command",
-    "run": "adapterpack.cli.run:command",
-    "push": "adapterpack.cli.push:command",
-    "pull": "adapterpack.cli.pull:command",
-    "hub": "adapterpack.cli.hub:command",
-    "methods": "adapterpack.cli.methods:command",
-    "rules": "adapterpack.cli.rules:command",
+    "demo": "the whole line on a real model",
+    "train": "a configuration and data into packs",
+    "validate": "every check that applies; names what was not checked",
+    "inspect": "what it is, for whom, how big, what it changes",
+    "sign": "a detached signature over a pack",
+    "verify": "whether a pack is signed, and by which key",
+    "merge": "packs folded into a checkpoint, a GGUF file or an ONNX graph",
+    "unmerge": "the base of a merged checkpoint",
+    "declare": "another form of the base that the pack may be used on",
+    "audit": "what packs do to the base and to each other, with a verdict",
+    "compose": "packs combined into one pack",
+    "measure": "what a pack sees on data, for rules that need it",
+    "resize": "a pack of smaller rank, with the error that this makes",
+    "extract": "an adapter from a fine-tuned checkpoint and its base",
+    "quantize": "a smaller pack or bundle, and the measured error",
+    "convert": "a pack or an adapter of another tool in another format",
+    "export": "base and packs into a bundle for ONNX Runtime",
+    "run": "inference from the terminal, an adapter for every row",
+    "push": "a pack or a bundle into a repository of a hub",
+    "pull": "a pack or a bundle from a repository of a hub",
+    "hub": "a hub of your own; adapters on a hub looked through",
+    "methods": "the catalogue of adapter methods",
+    "rules": "the catalogue of composition rules",
 }
-"""Command -> where it is, in the order of a piece of work, which is the order of the listing."""
+"""Command -> what it is about, in the order of a piece of work, which is that of the listing; a file of its name holds ``command``."""
 
 
 class Commands(click.Group):
-    """A group that imports a command when it is asked for, and tells errors in one way for all of them."""
+    """A group that imports a command when it is called, and reports errors in one way for all of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -56,33 +56,36 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
-        found: click.Command = getattr(import_module(module), attribute)
-        return found
+        command: click.Command = import_module(f"adapterpack.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))  # without importing any of them
 
     def invoke(self, ctx: click.Context) -> Any:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of other libraries, before they are imported
-        with _told(ctx):
+        with _reported(ctx):
             return super().invoke(ctx)
 
 
 @contextmanager
-def _told(ctx: click.Context) -> Iterator[None]:
+def _reported(ctx: click.Context) -> Iterator[None]:
     """What the command raises, as text on stderr (and with ``--json`` as an object on stdout) and an exit code."""
     try:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise  # click's own, and a reader that went away
-    except KeyboardInterrupt as interrupt:  # whoever keeps something for the next try says so in a note
+    except KeyboardInterrupt as interrupt:  # what keeps something for the next try says so in a note
         left = dict.fromkeys(getattr(interrupt, "__notes__", ()))
         click.echo(f"interrupted; {'; '.join(left) or 'nothing was left behind'}", err=True)
         ctx.exit(EXIT_INTERRUPTED)
     except AdapterpackError as error:
         _fail(ctx, one_line(str(error)), error.to_json(), error.exit_code)
     except Exception as error:
-        known = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        sentence = f"this is a bug in adapterpack, please report it ({TRACEBACK} shows where): {known}"
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        sentence = f"this is a bug in adapterpack, please report it ({TRACEBACK} shows where): {reason}"
         _fail(ctx, one_line(sentence), AdapterpackError(sentence).to_json() | {"code": "bug"}, EXIT_FAILED)
 
 

@@ -15,7 +15,7 @@ from .output import emit, line
 from .progress import steps
 
 
-@click.command("measure", short_help="what a pack sees on data, for rules that need it")
+@click.command("measure")
 @click.argument("base", metavar="BASE")
 @click.argument("pack", metavar="PACK")
 @click.option("--data", "source", required=True, metavar="FILE", help="Rows in the form in which adapters are trained.")
@@ -35,19 +35,20 @@ def command(*, base: str, pack: str, source: str, kind: str, rows: int, max_leng
     """
     with steps() as step:
         step("load the base and the adapter")
-        told = 0
+        tenths = 0
 
-        def tell(done: int, total: int) -> None:
-            nonlocal told
-            if 10 * done // total > told:
-                told = 10 * done // total
+        def say(done: int, total: int) -> None:
+            nonlocal tenths
+            if 10 * done // total > tenths:
+                tenths = 10 * done // total
                 step(f"measure: {done} of {total} rows")
 
-        found = adapterpack.measure(folder_of(base), pack_at(pack), source, kind=kind, out=out, rows=rows, max_length=max_length,
-                                    progress=tell)
+        statistics = adapterpack.measure(folder_of(base), pack_at(pack), source, kind=kind, out=out, rows=rows, max_length=max_length,
+                                    progress=say)
     written = Path(out).stat().st_size
     if as_json:
-        emit({"command": "measure", "kind": found.kind, "pack": found.pack, "rows": found.rows, "sites": len(found.matrices),
-              "bytes": written, "digest": found.digest})
+        emit({"command": "measure", "kind": statistics.kind, "pack": statistics.pack, "rows": statistics.rows,
+              "sites": len(statistics.matrices), "bytes": written, "digest": statistics.digest})
         return
-    line(f"measured {pack} on {found.rows} rows of {source}: {found.kind} of {len(found.matrices)} sites into {out}, {size(written)}")
+    line(f"measured {pack} on {statistics.rows} rows of {source}: {statistics.kind} of {len(statistics.matrices)} sites into {out}, "
+         f"{size(written)}")

@@ -9,12 +9,13 @@ import click
 from ..hub.resolve import folder_of
 from ..io.readable import size
 from ..merging.onnx.report import GraphReport
+from ..merging.pipeline import merge
 from .options import out_option, pack_at, shared, structural_option, weight_option
 from .output import emit, line
 from .progress import byte_bar
 
 
-@click.command("merge", short_help="packs folded into a checkpoint, a GGUF file or an ONNX graph")
+@click.command("merge")
 @click.argument("base", metavar="BASE")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @out_option("The folder of the merged checkpoint or graph, or the GGUF file")
@@ -46,8 +47,6 @@ def command(
       adapterpack merge onnx/model.onnx packs/tickets --base models/base -o onnx-tickets
       adapterpack merge model-Q4_K_M.gguf packs/tickets --base models/base -o tickets-Q4_K_M.gguf
     """
-    from ..merging.pipeline import merge  # noqa: PLC0415 - the help must not pay for it
-
     loaded = [pack_at(pack) for pack in packs]
     with byte_bar("merge") as progress:
         report = merge(folder_of(base), loaded, out, weights=weights or None, progress=progress,

@@ -16,7 +16,7 @@ _KEYS = {"min_features": "least"}
 """Traits whose key in the JSON differs from their name, since scripts read it."""
 
 
-@click.command("methods", short_help="the catalogue of adapter methods")
+@click.command("methods")
 @click.argument("name", required=False)
 @shared
 def command(name: str | None, as_json: bool) -> None:

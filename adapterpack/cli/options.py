@@ -16,8 +16,6 @@ from ..hub.resolve import folder_of
 
 TRACEBACK = "--traceback"
 _RENAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})=(.+)", re.DOTALL)
-_NUMBER, _WORD = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?"), re.compile(r"(?!(yes|no|true|false|on|off|null)$)[a-z]+")
-"""Values that YAML reads as they stand."""
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -83,11 +81,7 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 
 def _value(key: str, text: str) -> Any:
-    if _NUMBER.fullmatch(text):
-        return float(text) if "." in text else int(text)
-    if _WORD.fullmatch(text):
-        return text
-    import yaml  # noqa: PLC0415 - the listing of commands must not pay for it, nor plain values
+    import yaml  # noqa: PLC0415 - the listing of commands must not pay for it
 
     try:
         return yaml.safe_load(text)

@@ -49,7 +49,7 @@ def steps() -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that is told (bytes done, bytes in all)."""
+    """A function that shows (bytes done, bytes in all)."""
     with apart():
         if not sys.stderr.isatty():
             yield _lines(label)
@@ -64,17 +64,17 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _lines(label: str) -> Callable[[int, int], None]:
-    said = started = time.monotonic()
+    shown = started = time.monotonic()
     first: int | None = None
 
-    def tell(done: int, total: int) -> None:
-        nonlocal said, first
+    def show(done: int, total: int) -> None:
+        nonlocal shown, first
         now = time.monotonic()
         first = done if first is None else first  # what an earlier try did is no speed of this one
-        if done == total or now - said >= _SECONDS_BETWEEN_LINES:
-            said = now
+        if done == total or now - shown >= _SECONDS_BETWEEN_LINES:
+            shown = now
             speed = (done - first) / max(now - started, 1e-9)
             left = f", {(total - done) / speed:.0f} s left" if speed and done < total else ""
             click.echo(f"{label}: {size(done)} of {size(total)}, {size(speed)}/s{left}", err=True)
 
-    return tell
+    return show

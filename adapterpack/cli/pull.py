@@ -13,7 +13,7 @@ from .output import emit, line
 from .progress import byte_bar
 
 
-@click.command("pull", short_help="a pack or a bundle from a repository of a hub")
+@click.command("pull")
 @click.argument("source", metavar="hf://ORG/NAME[/FOLDER][@REV]")
 @click.option("-o", "--output", "out", metavar="OUT", help="Also put it into this folder; it must not exist.")
 @click.option("--update", is_flag=True, help="Take what the revision means now, whatever the lock file pins, and say what changed.")

@@ -12,7 +12,7 @@ from .output import emit, line
 from .progress import byte_bar
 
 
-@click.command("push", short_help="a pack or a bundle into a repository of a hub")
+@click.command("push")
 @click.argument("pack", metavar="PACK|BUNDLE")
 @click.argument("target", metavar="hf://ORG/NAME[/FOLDER]")
 @click.option("--pr", is_flag=True, help="Open a pull request instead of committing to the branch.")
@@ -28,7 +28,7 @@ def command(*, pack: str, target: str, pr: bool, tag: str | None, private: bool,
     """Publishes a pack or a bundle in a repository of a hub as one commit, after checking it, and reads back what arrived.
 
     The token is the one of "hf auth login", or HF_TOKEN; HF_ENDPOINT names another hub than the public one. Equal content is left alone.
-    With FOLDER the artifact goes into that folder of the repository, and what lies beside it stays.
+    With FOLDER the artifact goes into that folder of the repository, and everything else there stays.
 
     \b
     Example:

@@ -13,7 +13,7 @@ from .output import emit, facts, line
 from .progress import apart
 
 
-@click.command("quantize", short_help="a smaller pack or bundle, and the measured error")
+@click.command("quantize")
 @click.argument("source", metavar="PACK|BUNDLE")
 @out_option("The folder of the smaller copy")
 @click.option("--scheme", default="int8", show_default=True, metavar="S", help="int8 for packs; int8 or int4 for bundles.")

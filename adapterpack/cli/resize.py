@@ -8,11 +8,12 @@ import adapterpack
 
 from ..hub.resolve import folder_of
 from ..io.readable import size
+from ..pack.inspect import described
 from .options import out_option, pack_at, shared
 from .output import emit, line, shown
 
 
-@click.command("resize", short_help="a pack of smaller rank, with the error that this makes")
+@click.command("resize")
 @click.argument("pack", metavar="PACK")
 @out_option("The folder of the new pack")
 @click.option("--rank", type=int, metavar="R", help="The most that any site keeps.")
@@ -40,8 +41,6 @@ def command(
     made = adapterpack.resize(
         loaded, rank=rank, energy=energy, sv_ratio=sv_ratio, sv_cumulative=sv_cumulative, sv_fro=sv_fro, budget=budget,
         base=None if base is None else folder_of(base), out=out)
-    from ..pack.inspect import described  # noqa: PLC0415 - the help must not pay for it
-
     found = described(made, out)
     if as_json:
         emit({"command": "resize", **found, "bytes_before": before})

@@ -8,11 +8,12 @@ import click
 
 import adapterpack
 
+from ..composing.rules.rule import RULES
 from .options import shared
 from .output import emit, facts, table
 
 
-@click.command("rules", short_help="the catalogue of composition rules")
+@click.command("rules")
 @click.argument("name", required=False)
 @shared
 def command(name: str | None, as_json: bool) -> None:
@@ -25,8 +26,6 @@ def command(name: str | None, as_json: bool) -> None:
       adapterpack rules
       adapterpack rules linear
     """
-    from ..composing.rules.rule import RULES  # noqa: PLC0415 - imports numpy
-
     chosen = adapterpack.rules().values() if name is None else [RULES[name]]
     found = [_described(rule) for rule in chosen]
     if as_json:

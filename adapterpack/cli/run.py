@@ -26,7 +26,7 @@ MAX_LINE = 64 << 20
 MAX_DEPTH = 100
 
 
-@click.command("run", short_help="inference from the terminal, an adapter for every row")
+@click.command("run")
 @click.argument("bundle", metavar="BUNDLE")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME",
               help="An adapter for rows that name none; may be repeated, then each such row is run with each. Without it: the base.")
@@ -57,15 +57,15 @@ def command(
       adapterpack run bundle --adapter accents --audio call.wav
       adapterpack run bundle --adapter manuals --prompt "How long does it last?" --context "The battery lasts nine hours."
     """
-    told = _told(prompts, contexts, images, sounds)
-    if bool(told) == (source is not None):
+    typed = _typed_rows(prompts, contexts, images, sounds)
+    if bool(typed) == (source is not None):
         raise click.UsageError("Give either --input, or --prompt, --image or --audio.")
     if out is not None:
         refuse_existing(Path(out))
     lines: list[int] = []
-    rows = _rows(source, lines, reserved=as_json and out is None) if source is not None else iter(told)
-    asked = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    sampling = {key: value for key, value in asked.items() if value is not None}
+    rows = _rows(source, lines, reserved=as_json and out is None) if source is not None else iter(typed)
+    limits = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    sampling = {key: value for key, value in limits.items() if value is not None}
     running = adapterpack.run(folder_of(bundle), rows, adapters=adapters, provider=provider, batch_size=batch_size, **sampling)
     results = _apart(running if source is None else _placed(running, _name(source), lines))
     if out is None:
@@ -78,16 +78,16 @@ def command(
         line(f"wrote {count} rows to {out}")
 
 
-def _told(
+def _typed_rows(
     prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...], sounds: tuple[str, ...]
 ) -> list[dict[str, str]]:
     """The rows of the options: a prompt and what goes with it are one row."""
     every = (("prompt", prompts), ("context", contexts), ("image", images), ("audio", sounds))
-    given = {key: values for key, values in every if values}
-    if len({len(values) for values in given.values()}) > 1:
-        counts = ", ".join(f"{len(values)} --{key}" for key, values in given.items())
+    columns = {key: values for key, values in every if values}
+    if len({len(values) for values in columns.values()}) > 1:
+        counts = ", ".join(f"{len(values)} --{key}" for key, values in columns.items())
         raise click.UsageError(f"Options that go together must be as many: {counts}.")
-    return [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _name(source: str) -> str:
@@ -172,7 +172,7 @@ def _print(results: Iterable[Mapping[str, Any]], source: str | None, as_json: bo
         if as_json:
             emit({"command": "run", **row}, compact=True)
         else:
-            line(f"{row['adapter'] or 'base'} | {_asked(row)} | {_answer(row)}")
+            line(f"{row['adapter'] or 'base'} | {_question(row)} | {_answer(row)}")
     _require_rows(count, source)
 
 
@@ -181,12 +181,12 @@ def _require_rows(count: int, source: str | None) -> None:
         raise NothingToDo("there are no rows to run", where=source)
 
 
-def _asked(row: Mapping[str, Any]) -> str:
+def _question(row: Mapping[str, Any]) -> str:
     messages = row.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else messages
     content = last.get("content") if isinstance(last, Mapping) else last
-    told = [row.get("prompt"), row.get("text"), row.get("question"), content, row.get("image"), row.get("audio")]
-    text = str(next(filter(None, told), None))
+    candidates = [row.get("prompt"), row.get("text"), row.get("question"), content, row.get("image"), row.get("audio")]
+    text = str(next(filter(None, candidates), None))
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..errors import ConfigError
 _SHOWN = 400
 
 
-def scored_by(executable: str, told: Callable[[str], None]) -> Callable[[Any], float]:
+def scored_by(executable: str, say: Callable[[str], None]) -> Callable[[Any], float]:
     """A function of a pack: the pack is written to a folder of its own, ``executable FOLDER`` is run, and the last line that it prints is
     the number. No shell is involved, and nothing in any file can name an executable.
 
@@ -28,7 +29,6 @@ def scored_by(executable: str, told: Callable[[str], None]) -> Callable[[Any], f
         raise ConfigError("this is no executable file", where="--score", found=executable,
                           remedy="give the path of a program that takes a pack's folder and prints a number; more is better")
     count = 0
-    import subprocess  # noqa: PLC0415 - few compositions are scored
 
     def score(pack: Any) -> float:
         nonlocal count
@@ -55,7 +55,7 @@ def scored_by(executable: str, told: Callable[[str], None]) -> Callable[[Any], f
         if not math.isfinite(value):
             raise ConfigError("the scorer printed no number", where=executable, expected="a number in the last line", found=repr(last[:80]),
                               remedy="print the score last; more is better")
-        told(f"evaluation {count}: {value:g}")
+        say(f"evaluation {count}: {value:g}")
         return value
 
     return score

@@ -14,7 +14,7 @@ from .output import emit, line
 PASSWORD = "ADAPTERPACK_KEY_PASSWORD"
 
 
-@click.command("sign", short_help="a detached signature over a pack")
+@click.command("sign")
 @click.argument("pack", metavar="PACK")
 @click.option("--key", required=True, metavar="K", help="A PEM file with your private elliptic-curve key.")
 @click.option("--identity", metavar="TEXT", help="Who signs, in your words; it becomes part of what is signed.")

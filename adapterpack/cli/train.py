@@ -11,7 +11,7 @@ from .output import emit, line
 from .progress import apart
 
 
-@click.command("train", short_help="a configuration and data into packs")
+@click.command("train")
 @click.argument("config", metavar="CONFIG.yaml")
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
 @shared
@@ -31,6 +31,6 @@ def command(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
         return
     for pack in found:
         scores = [("final loss", pack["training"]["final_loss"]), *((metric["name"], metric["value"]) for metric in pack["metrics"])]
-        told = ", ".join(f"{name} {value:.4g}" for name, value in scores)
+        values = ", ".join(f"{name} {value:.4g}" for name, value in scores)
         line(f"trained '{pack['name']}' into {pack['path']}: {pack['sites']} sites, {pack['parameters']:,} numbers, "
-             f"{pack['training']['steps']} steps; {told}")
+             f"{pack['training']['steps']} steps; {values}")

@@ -11,7 +11,7 @@ from .options import out_option, pack_at, shared
 from .output import emit, line
 
 
-@click.command("unmerge", short_help="the base of a merged checkpoint")
+@click.command("unmerge")
 @click.argument("merged", metavar="MERGED")
 @out_option("The folder of the base")
 @click.option("--base", metavar="BASE", help="The base, which is proven to be the one that was merged into, and copied.")

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 import adapterpack
 
 from ..errors import EXIT_FAILED, EXIT_INCOMPLETE
+from ..io import strict_json
+from ..io.atomic import output_file
+from ..pack.validate.budget import Budget
+from ..pack.validate.sarif import sarif
 from ..version import VERSION
 from .options import shared, structural_option
 from .output import emit, line
 
-if TYPE_CHECKING:
-    from ..pack.validate.validation import Report
-
 _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLETE}
 
 
-@click.command("validate", short_help="every check that applies; names what was not checked")
+@click.command("validate")
 @click.argument("path", metavar="PACK|BUNDLE|FILE")
 @click.option("--base", metavar="BASE", help="The base that the pack or bundle must belong to.")
 @click.option("--full", is_flag=True, help="Make the costly checks too; whatever cannot be checked then gives exit code 3.")
@@ -40,13 +40,12 @@ def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, s
     Example:
       adapterpack validate packs/tickets --base models/base
     """
-    from ..pack.validate.budget import Budget  # noqa: PLC0415 - imports numpy
-
     limits = {"seconds": max_seconds, "memory": max_bytes}
     budget = Budget(**{key: value for key, value in limits.items() if value is not None})  # type: ignore[arg-type]
     report = adapterpack.validate(path, base, full=full, budget=budget, allow_structural=allow_structural)
     if sarif_file is not None:
-        _write_sarif(report, Path(sarif_file))
+        with output_file(Path(sarif_file)) as file:
+            file.write_bytes(strict_json.canonical(sarif(report, VERSION)))
     if as_json:
         emit({"command": "validate", **report.to_json()})
     else:
@@ -63,12 +62,3 @@ def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, s
         line(f"{report.path} is {'not valid' if report.state == 'invalid' else report.state}")
     if code := _EXIT[report.state]:
         ctx.exit(code)
-
-
-def _write_sarif(report: Report, out: Path) -> None:
-    from ..io import strict_json  # noqa: PLC0415
-    from ..io.atomic import output_file  # noqa: PLC0415
-    from ..pack.validate.sarif import sarif  # noqa: PLC0415
-
-    with output_file(out) as path:
-        path.write_bytes(strict_json.canonical(sarif(report, VERSION)))

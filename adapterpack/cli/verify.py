@@ -11,7 +11,7 @@ from .options import shared
 from .output import emit, line
 
 
-@click.command("verify", short_help="whether a pack is signed, and by which key")
+@click.command("verify")
 @click.argument("pack", metavar="PACK")
 @click.option("--key", required=True, metavar="K", help="A PEM file with the signer's public key.")
 @click.option("--identity", metavar="TEXT", help="The identity that must have been signed.")
