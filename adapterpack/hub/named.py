@@ -61,9 +61,11 @@ def _base(wanted: names.Reference) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a named hub pays for it
 
     from .transport.client import endpoint  # noqa: PLC0415
+    from .transport.official import guarded_downloads  # noqa: PLC0415
 
     patterns = [f"{wanted.prefix}{pattern}" for pattern in ("*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model")]
-    return Path(snapshot_download(wanted.repo, revision=wanted.revision, endpoint=endpoint(), allow_patterns=patterns)) / wanted.folder
+    with guarded_downloads(endpoint()):
+        return Path(snapshot_download(wanted.repo, revision=wanted.revision, endpoint=endpoint(), allow_patterns=patterns)) / wanted.folder
 
 
 def _unreachable(reference: object, reason: str) -> StorageError:

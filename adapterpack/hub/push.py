@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, RevisionNotFound
 from ..manifest import manifest as m
 from ..pack.pack import MUTABLE, SIGNATURE, Pack
 from . import names
 from .artifact import CLOSED, KINDS, open_remote
-from .local_files import Local
 from .prepare import README, Prepared, prepared
-from .transport.client import Listed, Remote, again, api, below, connect, endpoint, hub_errors, tree
+from .transport.client import Listed, Remote, again, below, connect, endpoint, hub_errors, tree
+from .transport.commit import NewCommit, commit
+from .transport.http import Endpoint, post_json
 from .transport.transfer import fetch
-from .transport.upload import send_large
 
-_PUBLIC = "huggingface.co"
 _MAX_CARD = 4 << 20
-_SAMPLE = 512
-"""Bytes by which a hub tells text from the rest."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +106,9 @@ class _Push:
             return result
         if not send and not delete:  # equal content
             return dataclasses.replace(result, tag=self._tagged(tag, remote.commit))
-        info = self._commit(remote, send, delete, pr, message)
-        self._prove(dataclasses.replace(remote, commit=info.oid), whole, kept=README in there and README not in send)
-        return dataclasses.replace(result, commit=info.oid, pull_request=info.pr_url, tag=self._tagged(tag, info.oid))
+        made = self._commit(remote, send, delete, pr, message)
+        self._prove(dataclasses.replace(remote, commit=made.oid), whole, kept=README in there and README not in send)
+        return dataclasses.replace(result, commit=made.oid, pull_request=made.pull_request, tag=self._tagged(tag, made.oid))
 
     def _remote(self, private: bool, pr: bool, dry_run: bool) -> tuple[Remote | None, bool]:
         """The head of the branch, and whether the repository had to be made."""
@@ -125,8 +119,8 @@ class _Push:
                 raise
             if dry_run:
                 return None, True
-        with hub_errors(self.reference):
-            again(lambda: api(self.token).create_repo(self.reference.repo, private=private, exist_ok=False))
+        owner, _, name = self.reference.repo.partition("/")
+        self._post("repos/create", {"organization": owner, "name": name, "visibility": "private" if private else "public"})
         return connect(self.reference.at(names.MAIN), self.token), True
 
     def _full(self, files: list[str]) -> tuple[str, ...]:
@@ -170,31 +164,16 @@ class _Push:
                               remedy="push to another repository, or remove them there first")
         return extra
 
-    def _commit(self, remote: Remote, send: list[str], delete: list[str], pr: bool, message: str | None) -> Any:
-        from huggingface_hub import CommitOperationDelete  # noqa: PLC0415
-
+    def _commit(self, remote: Remote, send: list[str], delete: list[str], pr: bool, message: str | None) -> NewCommit:
         if names.COMMIT.fullmatch(remote.reference.revision):
             raise ConfigError("a push goes to a branch", where=self.reference, remedy="name a branch, or none")
-        # Open files go as large files of git, in parts; paths would go to a service that only the public hub has.
-        elsewhere = urlsplit(endpoint()).hostname != _PUBLIC
-        if elsewhere:
-            self._send_large(send)
-        with ExitStack() as opened, hub_errors(self.reference), _without_remarks(elsewhere):
-            operations: list[Any] = [CommitOperationDelete(remote.path(name)) for name in delete]
-            operations += [_addition(remote.path(name), self.files[name], opened if elsewhere else None) for name in send]
-            return api(self.token).create_commit(
-                self.reference.repo, operations, revision=remote.reference.revision, create_pr=pr or None, parent_commit=remote.commit,
-                commit_message=message or f"{self.ours.kind} {self.ours.label}", commit_description=self.ours.id)
+        return commit(remote, {remote.path(name): self.files[name] for name in send}, map(remote.path, delete),
+                      message or f"{self.ours.kind} {self.ours.label}", self.ours.id, pr, self.progress)
 
-    def _send_large(self, send: list[str]) -> None:
-        total, done = sum(self.files[name].size for name in send), 0
-
-        def tell(more: int) -> None:
-            nonlocal done
-            done += more
-            self.progress(done, total)
-
-        send_large(self.reference.repo, [self.files[name] for name in send], self.token, tell)
+    def _post(self, path: str, value: dict[str, Any]) -> None:
+        hub = Endpoint(endpoint(), self.token)
+        with hub_errors(self.reference):
+            again(lambda: post_json(f"{hub.url}/api/{path}", hub, self.reference, value))
 
     def _prove(self, remote: Remote, before: Mapping[str, Listed], kept: bool) -> None:
         """What the hub lists now is what was sent, and nothing else; what lies beside the folder is as it was ``before``."""
@@ -218,52 +197,20 @@ class _Push:
             raise HubConflict("the tag is taken, and tags do not move", where=f"{self.reference.repo}@{tag}", found=found,
                               remedy="choose another tag; nothing was sent")
 
-    def _tagged(self, tag: str | None, commit: str) -> str | None:
+    def _tagged(self, tag: str | None, oid: str) -> str | None:
         """Sets the tag; one that is there already must be on this very commit, for a tag never moves."""
         if tag is None:
             return None
         try:
             found = connect(names.Reference(self.reference.repo, tag), self.token).commit
         except RevisionNotFound:
-            with hub_errors(self.reference):
-                again(lambda: api(self.token).create_tag(self.reference.repo, tag=tag, revision=commit))
+            self._post(f"models/{self.reference.repo}/tag/{oid}", {"tag": tag})
             return tag
-        if found != commit:
-            raise HubConflict("the tag is on another commit, and tags do not move", where=f"{self.reference.repo}@{tag}", expected=commit,
+        if found != oid:
+            raise HubConflict("the tag is on another commit, and tags do not move", where=f"{self.reference.repo}@{tag}", expected=oid,
                               found=found, remedy="choose another tag; the commit itself is there")
         return tag
 
 
 def _ignore(done: int, total: int) -> None:
     """Nobody asked."""
-
-
-def _addition(name: str, file: Local, opened: ExitStack | None) -> Any:
-    """A file as the official client adds it; what is known of it is not read again to be known."""
-    from huggingface_hub import CommitOperationAdd  # noqa: PLC0415
-    from huggingface_hub.lfs import UploadInfo  # noqa: PLC0415
-
-    if opened is None or isinstance(file.content, bytes):
-        return CommitOperationAdd(name, file.content)
-    operation = CommitOperationAdd(name, b"")
-    operation.path_or_fileobj = opened.enter_context(file.opened())
-    operation.upload_info = UploadInfo(size=file.size, sample=file.text(_SAMPLE), sha256=bytes.fromhex(file.sha256))
-    return operation
-
-
-@contextmanager
-def _without_remarks(elsewhere: bool) -> Iterator[None]:
-    """The client warns of the way that it is deliberately made to take, and shows bars for no bytes."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars  # noqa: PLC0415
-
-    log = logging.getLogger("huggingface_hub._commit_api")
-    level, shown = log.level, elsewhere and not are_progress_bars_disabled()
-    log.setLevel(logging.ERROR)
-    if shown:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        if shown:
-            enable_progress_bars()

@@ -9,16 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+from urllib.parse import quote, urljoin, urlsplit
 
 from ...errors import AdapterpackError, FormatError, GatedRepo, HubConflict, HubError, HubOffline, RepoNotFound, RevisionNotFound
 from .. import names
+from .http import MAX_ANSWER, ByteLimit, Endpoint, ErrorResponse, request_json, same_origin, too_slow
 
 _T = TypeVar("_T")
 MAX_LISTED = 20_000
 _TRIES = 4
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 60.0
+_LISTING_SECONDS = 600.0
+"""For all pages of a listing, of which there may be as many as files."""
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=://)[^/\s@]+@|(?<=[Bb]earer )\S+")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _AGAIN = frozenset({429, 500, 502, 503, 504})
 
 
@@ -45,6 +50,11 @@ class Remote:
     def repo(self) -> str:
         """OWNER/NAME."""
         return self.reference.repo
+
+    @property
+    def hub(self) -> Endpoint:
+        """The address and the token of the hub."""
+        return Endpoint(self.endpoint, self.token)
 
     @property
     def pinned(self) -> names.Reference:
@@ -90,17 +100,19 @@ def connect(reference: names.Reference, token: str | None = None) -> Remote:
         RepoNotFound, GatedRepo, RevisionNotFound: by name.
         HubError: anything else that the hub does or fails to do.
     """
+    hub = Endpoint(endpoint(), token)
+    url = f"{hub.url}/api/models/{reference.repo}/revision/{quote(reference.revision, safe='')}"
     with hub_errors(reference):
-        info = again(lambda: api(token).model_info(reference.repo, revision=reference.revision))
-    commit = info.sha
+        _, info = again(lambda: request_json("GET", url, hub, reference))
+    commit, repo = (info.get("sha"), info.get("id")) if isinstance(info, dict) else (None, None)
     if not isinstance(commit, str) or not names.COMMIT.fullmatch(commit):
         raise HubError("the hub does not say which commit this is", where=reference, expected="40 hex digits", found=str(commit)[:80])
     if names.COMMIT.fullmatch(reference.revision) and commit != reference.revision:
         raise HubError("the hub answers with another commit than was asked for", where=reference, found=commit)
-    if info.id.casefold() != reference.repo.casefold():
-        raise HubError("the repository has moved, and its old name may belong to somebody else by now", where=reference, found=info.id,
-                       remedy=f"if that is the one you mean, name {info.id}")
-    return Remote(reference, commit, endpoint(), token)
+    if str(repo).casefold() != reference.repo.casefold():
+        raise HubError("the repository has moved, and its old name may belong to somebody else by now", where=reference,
+                       found=str(repo)[:200], remedy=f"if that is the one you mean, name {str(repo)[:200]}")
+    return Remote(reference, commit, hub.url, token)
 
 
 def tree(remote: Remote) -> dict[str, Listed]:
@@ -112,34 +124,54 @@ def tree(remote: Remote) -> dict[str, Listed]:
         FormatError: too many, a path that leads out of its folder, or an entry that says nothing.
         HubError: the hub does not answer as it should.
     """
-    def pages() -> list[Any]:
-        found: list[Any] = []
-        try:
-            for item in api(remote.token).list_repo_tree(remote.repo, folder, recursive=True, revision=remote.commit):
-                found.append(item)
-                if len(found) > MAX_LISTED:
-                    raise FormatError("the repository lists too many files", where=remote, expected=f"at most {MAX_LISTED}")
-        except Exception as error:
-            if folder is None or "entry" not in _kinds(error):
-                raise
-        return found
-
-    folder, prefix = remote.reference.folder or None, remote.reference.prefix
+    folder, prefix = remote.reference.folder, remote.reference.prefix
     with hub_errors(remote):
-        items = [item for item in again(pages) if hasattr(item, "blob_id")]
-    names.require_safe([str(item.path) for item in items], remote)
+        try:
+            entries = list(_entries(remote))
+        except ErrorResponse as error:
+            if not folder or error.kind != "entry":
+                raise
+            entries = []
+    files = [entry for entry in entries if entry.get("type") == "file"]
+    names.require_safe([str(entry.get("path")) for entry in files], remote)
     found: dict[str, Listed] = {}
-    for item in items:
-        if not item.path.startswith(prefix):
-            raise FormatError("the hub lists a file of another folder than was asked for", where=remote, found=item.path[:80])
-        large, name = item.lfs, item.path.removeprefix(prefix)
-        one = Listed(name, item.size, large.sha256 if large else None, None if large else item.blob_id)
-        digest = one.sha256 or one.git
-        if type(one.size) is not int or one.size < 0 or (large and large.size != one.size) or \
-                not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", str(digest)):
-            raise FormatError("the hub lists a file without its size and digest", where=f"{remote}, {item.path}")
-        found[name] = one
+    for entry in files:
+        path, size, lfs = str(entry.get("path")), entry.get("size"), entry.get("lfs")
+        if not path.startswith(prefix):
+            raise FormatError("the hub lists a file of another folder than was asked for", where=remote, found=path[:80])
+        pointer = lfs if isinstance(lfs, dict) else {}
+        sha256, git = (str(pointer.get("oid")), None) if pointer else (None, str(entry.get("oid")))
+        if type(size) is not int or size < 0 or (pointer and pointer.get("size") != size) or not _DIGEST.fullmatch(sha256 or git or ""):
+            raise FormatError("the hub lists a file without its size and digest", where=f"{remote}, {path}")
+        name = path.removeprefix(prefix)
+        found[name] = Listed(name, size, sha256, git)
     return found
+
+
+def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
+    """The entries of a listing, page by page: no page is empty but the last, all of them come from the hub itself, and in time."""
+    folder = f"/{quote(remote.reference.folder, safe='')}" if remote.reference.folder else ""
+    url = f"{remote.endpoint}/api/models/{remote.repo}/tree/{remote.commit}{folder}?recursive=true&expand=false"
+    limit, started, count = ByteLimit(remote, MAX_ANSWER), time.monotonic(), 0
+    while True:
+        response, page = again(lambda url=url: request_json("GET", url, remote.hub, remote, limit))  # type: ignore[misc]
+        if not isinstance(page, list) or not all(isinstance(entry, dict) for entry in page):
+            raise HubError("the hub does not answer as it should", where=remote, expected="a list of files")
+        yield from page
+        count += len(page)
+        if count > MAX_LISTED:
+            raise FormatError("the repository lists too many files", where=remote, expected=f"at most {MAX_LISTED}")
+        following = response.links.get("next", {}).get("url")
+        if following is None:
+            return
+        url = urljoin(url, following)
+        if not same_origin(url, remote.endpoint):
+            raise HubError("the hub's listing goes on at another host", where=remote, found=urlsplit(url).hostname,
+                           remedy="do not use this hub")
+        if not page:
+            raise HubError("the hub's listing has no end: a page is empty, and not the last", where=remote, remedy="do not use this hub")
+        if time.monotonic() - started > _LISTING_SECONDS:
+            raise too_slow(remote, f"{count} files in {_LISTING_SECONDS:.0f} s")
 
 
 def below(listed: Mapping[str, Listed], prefix: str) -> dict[str, Listed]:
@@ -174,6 +206,8 @@ def _status(error: BaseException) -> tuple[int | None, Any]:
 
 def _kinds(error: BaseException) -> set[str]:
     """By the names of its classes, since the client changed its HTTP library between two of its versions."""
+    if isinstance(error, ErrorResponse):
+        return set() if error.kind is None else {error.kind}
     classes = {kind.__name__ for kind in type(error).__mro__}
     found = {"TransportError": "transport", "OfflineModeIsEnabled": "offline", "GatedRepoError": "gated",
              "RepositoryNotFoundError": "repo", "RevisionNotFoundError": "revision", "EntryNotFoundError": "entry"}

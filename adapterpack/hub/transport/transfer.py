@@ -1,23 +1,19 @@
-"""Bytes from a hub: never more than was asked for, redirect by redirect, in time, and hashed while they arrive."""
+"""Files from a hub: never more bytes than were asked for, and hashed while they arrive."""
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote
 
 from ...errors import FormatError, HubError, storage_errors
 from .client import Listed, Remote, again, hub_errors
+from .http import body_chunks, open_response
 from .partial import arriving
 
-_REDIRECTS = 5
-_SLOWEST = 16 << 10
-"""Bytes a second, after a minute of grace, below which a body is given up: else a hub could hold a client for ever."""
-_GRACE = 60.0
 _CHUNK = 1 << 20
 Progress = Callable[[int], None]
 """Is told of more bytes that are here."""
@@ -35,7 +31,7 @@ def read(remote: Remote, path: str, start: int, length: int) -> bytes:
         with _opened(remote, path, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
             if not _goes_on(response, start, f"{remote}, {path}") and start:
                 raise HubError("the hub does not send ranges", where=f"{remote}, {path}", remedy="pull it, or validate with --full")
-            for chunk in _chunks(response, length, f"{remote}, {path}"):
+            for chunk in body_chunks(response, f"{remote}, {path}"):
                 parts.append(chunk[:left])
                 left -= len(parts[-1])
                 if not left:
@@ -108,7 +104,7 @@ class _Coming:
                 start = 0
             with storage_errors(self.place), self.place.open("r+b" if start else "wb") as file:
                 file.seek(start)
-                for chunk in _chunks(response, self.listed.size, self.where):
+                for chunk in body_chunks(response, self.where):
                     self._take(chunk)
                     if self.left < 0:
                         return
@@ -145,50 +141,17 @@ def _goes_on(response: Any, start: int, where: str) -> bool:
 
 @contextmanager
 def _opened(remote: Remote, path: str, headers: dict[str, str]) -> Iterator[Any]:
-    """The response with the bytes: redirects are followed here, so that the token stays with the hub that it is for."""
-    from huggingface_hub import constants  # noqa: PLC0415
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # noqa: PLC0415
+    """The response with the bytes of a file at the remote's commit."""
+    from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
+
+    where, pause = f"{remote}, {path}", constants.HF_HUB_DOWNLOAD_TIMEOUT
+
+    def of_the_commit(response: Any) -> None:
+        found = response.headers.get("X-Repo-Commit", "no X-Repo-Commit")
+        if response.status_code < 400 and found != remote.commit:
+            raise HubError("the hub does not say that these bytes are of the commit that was asked for", where=where,
+                           expected=remote.commit, found=found[:80])
 
     url = f"{remote.endpoint}/{remote.repo}/resolve/{remote.commit}/{quote(remote.path(path))}"
-    own, sent = urlsplit(url), {**build_hf_headers(token=remote.token), "Accept-Encoding": "identity", **headers}
-    for hop in range(_REDIRECTS + 1):
-        here = urlsplit(url)
-        if same := (here.scheme, here.netloc) == (own.scheme, own.netloc):
-            allowed = sent
-        else:
-            allowed = {key: value for key, value in sent.items() if key.lower() not in {"authorization", "cookie"}}
-        options = {"headers": allowed, "follow_redirects": False, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT}
-        with get_session().stream("GET", url, **options) as response:
-            if hop == 0 and response.status_code < 400 and response.headers.get("X-Repo-Commit") != remote.commit:
-                raise HubError("the hub does not say that these bytes are of the commit that was asked for", where=f"{remote}, {path}",
-                               expected=remote.commit, found=response.headers.get("X-Repo-Commit", "no X-Repo-Commit")[:80])
-            if response.status_code in {301, 302, 303, 307, 308}:
-                url = urljoin(url, response.headers.get("Location", ""))
-                if urlsplit(url)[:2] != own[:2] and urlsplit(url).scheme != "https":
-                    raise HubError("the hub sends its clients to an address that is neither its own nor https", where=f"{remote}, {path}",
-                                   found=urlsplit(url).hostname, remedy="do not use this hub")
-                continue
-            if response.status_code >= 400:
-                response.read()
-                if "X-Xet-Hash" in response.headers:
-                    raise HubError("the hub gives this file through the Xet service only", where=f"{remote}, {path}",
-                                   remedy="fetch the folder with the hub's own client (hf download), and name the folder")
-                if not same:
-                    raise HubError(f"the host that keeps the hub's files answers {response.status_code}", where=f"{remote}, {path}",
-                                   found=here.hostname)
-            hf_raise_for_status(response)
-            yield response
-            return
-    raise HubError("the hub sends its clients in circles", where=f"{remote}, {path}", expected=f"at most {_REDIRECTS} redirects")
-
-
-def _chunks(response: Any, size: int, where: str) -> Iterator[bytes]:
-    """The body, as long as it comes in time: a client's own timeout only looks at the pause between two bytes."""
-    from huggingface_hub import constants  # noqa: PLC0415
-
-    started, limit = time.monotonic(), min(_GRACE, 6.0 * constants.HF_HUB_DOWNLOAD_TIMEOUT) + size / _SLOWEST
-    for chunk in response.iter_raw():
-        if time.monotonic() - started > limit:
-            raise HubError("the hub sends too slowly", where=where, expected=f"{size} bytes within {limit:.0f} s",
-                           remedy="try again, or raise HF_HUB_DOWNLOAD_TIMEOUT")
-        yield chunk
+    with open_response("GET", url, remote.hub, where, headers=headers, pause=pause, check=of_the_commit) as response:
+        yield response

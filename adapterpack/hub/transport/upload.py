@@ -1,4 +1,4 @@
-"""Large files to a hub in numbered parts: those that are there already, sent by a try that broke off, are not sent again."""
+"""Large files to a hub, by git's protocol: in one piece or in numbered parts, of which those that are there already are not sent again."""
 
 from __future__ import annotations
 
@@ -6,90 +6,105 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 from ...errors import HubError
 from ..local_files import Local
-from .client import again, endpoint, hub_errors
+from .client import again, hub_errors
+from .http import ByteLimit, Endpoint, allowed_seconds, open_response, post_json, request_json
 
-LARGE = 8 << 20
-"""Bytes from which a file is asked about here; smaller ones go as the official client sends them."""
 _LFS = {"Accept": "application/vnd.git-lfs+json", "Content-Type": "application/vnd.git-lfs+json"}
 _MOST = 100
+_ADDRESSES = 64 << 20
+"""Bytes of an answer with the addresses of 100 files, each with up to a thousand signed ones."""
 _DONE_WITHIN = 600.0
 """Seconds for a hub to put the parts of one file together."""
 
 
-def send_large(repo: str, files: Iterable[Local], token: str | None, progress: Callable[[int], None]) -> None:
-    """Uploads those large files that the hub wants in parts and does not have; ``progress`` is told the bytes of each part that is there.
+def send_large(hub: Endpoint, repo: str, files: Iterable[Local], progress: Callable[[int], None]) -> None:
+    """Uploads those files that the hub does not have; ``progress`` is told the bytes of each file or part that is there.
 
-    Files that it has, or wants in one piece, are left to the commit. Parts go out without the token, to addresses that the hub gave.
+    They go out without the token, to addresses that the hub gave.
 
     Raises:
         HubError: the hub refuses, or answers what is no such address.
     """
-    wanted = {file.sha256: file for file in files if file.size >= LARGE}
+    wanted = {file.sha256: file for file in files}
     with hub_errors(f"{repo}, large files"):
         for start in range(0, len(wanted), _MOST):
             some = list(wanted.values())[start : start + _MOST]
-            for told in again(lambda some=some: _asked(repo, some, token)):  # type: ignore[misc]
-                action = (told.get("actions") or {}).get("upload") or {}
-                if told.get("oid") in wanted and "chunk_size" in (action.get("header") or {}):
-                    _send(wanted[told["oid"]], action, progress)
+            told = {str(one.get("oid")): one for one in again(lambda some=some: _addresses(hub, repo, some))}  # type: ignore[misc]
+            for file in some:
+                if file.sha256 in told:
+                    _send(hub, file, told[file.sha256].get("actions") or {}, progress)
 
 
-def _asked(repo: str, files: list[Local], token: str | None) -> list[dict[str, Any]]:
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # noqa: PLC0415 - only a named hub pays for it
-
+def _addresses(hub: Endpoint, repo: str, files: list[Local]) -> list[dict[str, Any]]:
+    where, url = f"{repo}, large files", f"{hub.url}/{repo}.git/info/lfs/objects/batch"
     value = {"operation": "upload", "transfers": ["basic", "multipart"], "hash_algo": "sha256",
              "objects": [{"oid": file.sha256, "size": file.size} for file in files]}
-    response = get_session().post(f"{endpoint()}/{repo}.git/info/lfs/objects/batch", json=value,
-                                  headers={**build_hf_headers(token=token), **_LFS})
-    hf_raise_for_status(response)
-    found: list[dict[str, Any]] = response.json()["objects"]
-    return found
+    _, told = request_json("POST", url, hub, where, ByteLimit(where, _ADDRESSES), json=value, headers=_LFS)
+    objects = told.get("objects") if isinstance(told, dict) else None
+    if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
+        raise HubError("the hub does not say where large files go", where=where, expected="a list of objects")
+    if failed := next((one["error"] for one in objects if one.get("error")), None):
+        raise HubError("the hub does not take a large file", where=where, found=str(failed)[:200])
+    return objects
 
 
-def _send(file: Local, action: dict[str, Any], progress: Callable[[int], None]) -> None:
-    header, held = action["header"], action.get("held") or {}
+def _send(hub: Endpoint, file: Local, actions: dict[str, Any], progress: Callable[[int], None]) -> None:
+    upload, verify = actions.get("upload"), actions.get("verify")
+    if upload is None:  # it is there
+        progress(file.size)
+        return
+    header = upload.get("header") or {}
+    if "chunk_size" in header:
+        _send_parts(hub, file, upload["href"], header, upload.get("held") or {}, progress)
+    else:
+        again(lambda: _put(hub, upload["href"], file, 0, file.size))
+        progress(file.size)
+    if verify is not None:  # the hub's own address, or one that hears nothing of the token
+        again(lambda: post_json(verify["href"], hub, _name(file), {"oid": file.sha256, "size": file.size}, headers=_LFS))
+
+
+def _send_parts(hub: Endpoint, file: Local, href: str, header: dict[str, Any], held: dict[str, Any],
+                progress: Callable[[int], None]) -> None:
     each = int(header["chunk_size"])
     addresses = [header[key] for key in sorted((key for key in header if key.isdecimal()), key=int)]
     if each <= 0 or len(addresses) != -(-file.size // each):
-        raise HubError("the hub does not say where each part of a file goes", where=file.content, found=f"{len(addresses)} parts of {each}")
+        raise HubError("the hub does not say where each part of a file goes", where=_name(file), found=f"{len(addresses)} parts of {each}")
     etags: list[str] = []
     try:
         for number, address in enumerate(addresses):
             start, length = number * each, min(each, file.size - number * each)
             there = str(held.get(str(number + 1)))
             same = re.fullmatch(r"[0-9a-f]{64}", there) and there == _sha256(file, start, length)
-            etags.append(there if same else again(lambda where=address, at=start, size=length: _put(where, file, at, size)))  # type: ignore[misc]
+            etags.append(there if same else _part(hub, address, file, start, length))
             progress(length)
     except KeyboardInterrupt as interrupt:
         if etags:
             interrupt.add_note(f"the hub may keep what it has of a file, {len(etags)} of {len(addresses)} parts, for the next push")
         raise
     parts = [{"partNumber": number, "etag": etag} for number, etag in enumerate(etags, 1)]
-    again(lambda: _request("POST", action["href"], json={"oid": file.sha256, "parts": parts}, headers=_LFS, timeout=_DONE_WITHIN))
+    again(lambda: post_json(href, hub.anonymous, _name(file), {"oid": file.sha256, "parts": parts}, headers=_LFS,
+                         seconds=_DONE_WITHIN))
 
 
-def _put(address: str, file: Local, start: int, length: int) -> str:
-    response = _request("PUT", address, content=file.part(start, length), headers={"Content-Length": str(length)})
-    etag = response.headers.get("ETag", "")
+def _part(hub: Endpoint, address: str, file: Local, start: int, length: int) -> str:
+    etag = str(again(lambda: _put(hub, address, file, start, length)).get("ETag", ""))
     if not etag:
-        raise HubError("the hub does not confirm a part of a file", where=file.content, expected="an ETag")
-    return str(etag)
+        raise HubError("the hub does not confirm a part of a file", where=_name(file), expected="an ETag")
+    return etag
 
 
-def _request(method: str, address: str, **options: Any) -> Any:
-    from huggingface_hub.utils import get_session, hf_raise_for_status  # noqa: PLC0415
+def _put(hub: Endpoint, address: str, file: Local, start: int, length: int) -> Any:
+    """The headers of the answer to some bytes of a file."""
+    with open_response("PUT", address, hub.anonymous, _name(file), headers={"Content-Length": str(length)},
+                content=file.part(start, length), seconds=allowed_seconds(length)) as response:
+        return response.headers
 
-    own, there = urlsplit(endpoint()), urlsplit(address)
-    if there[:2] != own[:2] and there.scheme != "https":
-        raise HubError("the hub sends its clients to an address that is neither its own nor https", found=there.hostname,
-                       remedy="do not use this hub")
-    response = get_session().request(method, address, follow_redirects=False, **options)
-    hf_raise_for_status(response)
-    return response
+
+def _name(file: Local) -> str:
+    return f"the file of sha256 {file.sha256}"
 
 
 def _sha256(file: Local, start: int, length: int) -> str:

@@ -1,0 +1,239 @@
+"""Sends requests to a hub: its token stays with it, and no answer is larger or slower than it may be.
+
+The official client reads every answer to its end and unpacks it, follows a listing wherever its next page lies, takes the token along, and
+waits as long as the hub asks for. Here it lends its session, its headers and its settings.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urljoin
+
+from ...errors import HubError
+
+MAX_ANSWER = 16 << 20
+"""Bytes of the largest answer that is no file: a listing of 20,000 files is half of that."""
+_MAX_REASON = 64 << 10
+_MAX_REDIRECTS = 5
+_MIN_RATE = 16 << 10
+"""Bytes a second, after a minute of grace, below which an exchange is given up: else a hub could hold a client for ever."""
+_GRACE = 60.0
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_CODES = {"GatedRepo": "gated", "RepoNotFound": "repo", "RevisionNotFound": "revision", "EntryNotFound": "entry"}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The address of a hub and the token for it; None is the user's own, False none."""
+
+    url: str
+    token: str | bool | None = field(default=None, repr=False)
+
+    @property
+    def anonymous(self) -> Endpoint:
+        """The same without a token."""
+        return replace(self, token=False)
+
+
+class ErrorResponse(Exception):
+    """An answer with an error status; ``kind`` is gated, repo, revision or entry where the hub says so, else None."""
+
+    def __init__(self, response: Any, reason: str) -> None:
+        super().__init__(f"{response.status_code} {reason}".strip())
+        self.response = response
+        code = str(response.headers.get("X-Error-Code", ""))
+        self.kind = _CODES.get(code)
+        if response.status_code == 401 and not code and "Invalid credentials" not in reason:  # private or not there: it does not say which
+            self.kind = "repo"
+
+
+class ByteLimit:
+    """Counts the bytes of one answer, or of several together, against a maximum."""
+
+    def __init__(self, where: object, maximum: int) -> None:
+        self.where, self.maximum, self._left = where, maximum, maximum
+
+    def add(self, count: int) -> None:
+        """Counts bytes that have arrived.
+
+        Raises:
+            HubError: they are too many.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise HubError("the hub's answer is too large", where=self.where, expected=f"at most {self.maximum} bytes",
+                           remedy="do not use this hub")
+
+
+def allowed_seconds(count: int) -> float:
+    """The time that ``count`` bytes may take: the client's own timeout only limits the pause between two of them."""
+    from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
+
+    return min(_GRACE, 6 * float(constants.HF_HUB_DOWNLOAD_TIMEOUT)) + count / _MIN_RATE
+
+
+@contextmanager
+def open_response(method: str, url: str, endpoint: Endpoint, where: object, *, headers: Mapping[str, str] | None = None,
+                  seconds: float | None = None, pause: float | None = None, check: Callable[[Any], None] | None = None,
+                  **content: Any) -> Iterator[Any]:
+    """The response to one request, its body not read yet; redirects of a GET are followed, each as a request of its own.
+
+    ``seconds`` is how long its head may take to come, by default a minute, and ``pause`` how long the hub may be silent, by default as
+    long. ``check`` looks at the first response, before a redirect is followed. ``content`` is the body, as json= or content=.
+
+    Raises:
+        HubError: the address is neither the hub's nor https, or the head does not come in time.
+        ErrorResponse: the hub answers with an error.
+    """
+    from huggingface_hub.utils import build_hf_headers, get_session  # noqa: PLC0415
+
+    seconds, session = allowed_seconds(0) if seconds is None else seconds, get_session()
+    home = origin(session.build_request("GET", endpoint.url))
+    for_all = {**build_hf_headers(token=False), "Accept-Encoding": "identity", **(headers or {})}
+    for_home = {**build_hf_headers(token=endpoint.token), **for_all}
+    for _ in range(_MAX_REDIRECTS + 1):
+        request = session.build_request(method, url, headers=for_all, timeout=pause or seconds, **content)
+        at_home = origin(request) == home
+        if at_home:
+            request.headers.update(for_home)
+        elif request.url.scheme != "https":
+            raise HubError("the hub sends its clients to an address that is neither its own nor https", where=where,
+                           found=request.url.host, remedy="do not use this hub")
+        response = _send(session, request, where, seconds)
+        try:
+            if check is not None:
+                check(response)
+                check = None
+            if response.status_code in _REDIRECTS and method == "GET":
+                url = urljoin(url, response.headers.get("Location", ""))
+                continue
+            if response.status_code >= 300:
+                raise _error(response, where, None if at_home else request.url.host)
+            require_identity(response, where)
+            yield response
+            return
+        finally:
+            response.close()
+    raise HubError("the hub sends its clients in circles", where=where, expected=f"at most {_MAX_REDIRECTS} redirects")
+
+
+def require_identity(response: Any, where: object) -> None:
+    """Goes on only if the body comes as it is: a compressed one could unpack to any size.
+
+    Raises:
+        HubError: it is compressed.
+    """
+    encoding = str(response.headers.get("Content-Encoding", "identity"))
+    if encoding != "identity":
+        raise HubError("the hub compresses what was to come as it is", where=where, found=encoding[:40])
+
+
+def body_chunks(response: Any, where: object) -> Iterator[bytes]:
+    """The body of a response as it arrives, not unpacked; the caller counts its bytes.
+
+    Raises:
+        HubError: it comes too slowly.
+    """
+    started, count = time.monotonic(), 0
+    for chunk in response.iter_raw():
+        count += len(chunk)
+        if time.monotonic() - started > allowed_seconds(count):
+            raise too_slow(where, f"{count} bytes in {time.monotonic() - started:.0f} s")
+        yield chunk
+
+
+def request_json(method: str, url: str, endpoint: Endpoint, where: object, limit: ByteLimit | None = None,
+                 **content: Any) -> tuple[Any, Any]:
+    """The response and the JSON value in it, None for an empty one; ``limit`` may be shared by several requests.
+
+    Raises:
+        HubError: it is no JSON, or too large, or as for :func:`open_response` and :func:`body_chunks`.
+        ErrorResponse: the hub answers with an error.
+    """
+    limit, data = limit or ByteLimit(where, MAX_ANSWER), bytearray()
+    with open_response(method, url, endpoint, where, **content) as response:
+        for chunk in body_chunks(response, where):
+            limit.add(len(chunk))
+            data += chunk
+    try:
+        return response, json.loads(data) if data else None
+    except (ValueError, RecursionError):
+        raise HubError("the hub does not answer as it should", where=where, expected="JSON", found=repr(bytes(data[:40]))) from None
+
+
+def post_json(url: str, endpoint: Endpoint, where: object, value: dict[str, Any], **options: Any) -> None:
+    """Posts a JSON value to which no answer but success is expected.
+
+    Raises:
+        HubError, ErrorResponse: as for :func:`open_response`.
+    """
+    with open_response("POST", url, endpoint, where, json=value, **options):
+        pass
+
+
+def origin(request: Any) -> tuple[str, str, int | None]:
+    """Scheme, host and port of a request, as the client that sends it reads them."""
+    return request.url.scheme, request.url.host, request.url.port
+
+
+def same_origin(url: str, other: str) -> bool:
+    """Whether two addresses have the same scheme, host and port, as the client reads them."""
+    from huggingface_hub.utils import get_session  # noqa: PLC0415
+
+    return origin(get_session().build_request("GET", url)) == origin(get_session().build_request("GET", other))
+
+
+def too_slow(where: object, found: str) -> HubError:
+    """The error for a hub that holds its clients up."""
+    return HubError("the hub sends too slowly", where=where, expected=f"{_MIN_RATE} bytes a second after the first minute", found=found,
+                    remedy="try again, or raise HF_HUB_DOWNLOAD_TIMEOUT")
+
+
+def _send(session: Any, request: Any, where: object, seconds: float) -> Any:
+    """The response once its head is here. The client waits for that in a thread, which is left behind where it trickles for too long."""
+    future: Future[Any] = Future()
+
+    def send() -> None:
+        try:
+            future.set_result(session.send(request, stream=True, follow_redirects=False))
+        except BaseException as error:  # for the thread that waits to raise
+            future.set_exception(error)
+
+    threading.Thread(target=send, daemon=True, name="adapterpack-hub").start()
+    try:
+        return future.result(seconds)
+    except BaseException as error:
+        in_time = future.done()
+        future.add_done_callback(_close)
+        if isinstance(error, TimeoutError) and not in_time:
+            raise too_slow(where, f"no answer within {seconds:.0f} s") from None
+        raise
+
+
+def _close(future: Future[Any]) -> None:
+    with suppress(BaseException):
+        future.result().close()
+
+
+def _error(response: Any, where: object, host: str | None) -> Exception:
+    """The error that an answer is; ``host`` is the one that gave it, if that is not the hub's own."""
+    if "X-Xet-Hash" in response.headers:
+        return HubError("the hub gives this file through the Xet service only", where=where,
+                        remedy="fetch the folder with the hub's own client (hf download), and name the folder")
+    if host is not None:
+        return HubError(f"the host that keeps the hub's files answers {response.status_code}", where=where, found=host)
+    reason, data = response.headers.get("X-Error-Message", ""), b""
+    if not reason and "Content-Encoding" not in response.headers:
+        for chunk in body_chunks(response, where):
+            data += chunk
+            if len(data) > _MAX_REASON:
+                break
+        reason = data.decode("utf-8", "replace")
+    return ErrorResponse(response, reason)
