@@ -20,6 +20,7 @@ import transformers
 from adapterpack import adapt, save
 from adapterpack.adapter_methods import Method
 from adapterpack.demos.models import MINILM, fetch
+from adapterpack.tasks import text_classification
 from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.loading import load_model
@@ -86,7 +87,7 @@ class Task:
             self.base = Path(self._scratch.name)
         train, test = (data.load_rows(str(DATA / f"tickets.{part}.jsonl")) for part in ("train", "test"))
         self.labels = data.labels_in(train, "tickets")
-        self.train, self.test = (data.encode_classification(rows, tokenizer, self.labels, tokens, "tickets") for rows in (train, test))
+        self.train, self.test = (text_classification.encode(rows, tokenizer, tokens, "tickets", self.labels) for rows in (train, test))
         self.collate = data.Collator(tokenizer.pad_token_id)
 
     def model(self) -> Any:

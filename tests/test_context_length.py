@@ -15,9 +15,9 @@ from families import FAMILIES, WORDS
 
 from adapterpack import Session, export
 from adapterpack.errors import ConfigError
-from adapterpack.runtime.rows import RowError
 from adapterpack.runtime.session import pad
 from adapterpack.runtime.text.context_length import context_length
+from adapterpack.tasks.rows import RowError
 from adapterpack.testing.architectures import ARCHITECTURES
 from adapterpack.testing.exports import make_base
 

@@ -1,4 +1,4 @@
-"""Rules, nodes and targets of other packages: found by entry point, listed and used; one that fails hurts nobody else."""
+"""Rules, nodes, targets and tasks of other packages: found by entry point, listed and used; one that fails hurts nobody else."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoTokenizer, BertForSequenceClassification
 
 import adapterpack
-from adapterpack import LoRA
+from adapterpack import LoRA, Session
 from adapterpack.adapter_methods import Site, get
+from adapterpack.errors import UnknownName
 from adapterpack.manifest.manifest import Base, Task
 from adapterpack.pack.pack import build
 
 ROOT = Path(__file__).parents[1]
-ENTRIES = {"rules": "clipped = new_rule:clipped", "nodes": "loudest = new_node:loudest", "targets": "docker = new_target:docker"}
+ENTRIES = {"rules": "clipped = new_rule:clipped", "nodes": "loudest = new_node:loudest", "targets": "docker = new_target:docker",
+           "tasks": "text-ranking = new_task:ranking"}
 SITE = Site("layers.0.fc", 9, 7)
 
 
@@ -40,7 +44,7 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     install(site, "good", ENTRIES)
     install(site, "broken", dict.fromkeys(ENTRIES, "broken = broken_module:value"))
     (site / "broken_module.py").write_text("raise OSError('no driver here')\n")
-    for example in ("new_rule", "new_node", "new_target"):
+    for example in ("new_rule", "new_node", "new_target", "new_task"):
         shutil.copy(ROOT / "examples" / f"{example}.py", site)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
 
@@ -97,6 +101,43 @@ def test_a_target_of_another_package_gets_its_files(cli: Callable[..., Any], tin
     """The folder of a bundle exported for it holds what its ``write`` adds."""
     cli("export", tiny_llama, pack_of("llama", "alpha"), "-o", tmp_path / "bundle", "--target", "docker")
     assert "text-generation: alpha" in (tmp_path / "bundle" / "Dockerfile").read_text()
+
+
+def test_a_task_of_another_package_is_trained_exported_and_run(cli: Callable[..., Any], tiny_bert: Path, tmp_path: Path) -> None:
+    """Ranking, the whole line: a pack of that task, a bundle of two graphs' proofs, and scores that are the sigmoid of torch's logits.
+
+    Where the package is not installed, the bundle's task is unknown.
+    """
+    rng = np.random.default_rng(0)
+    rows = [{"query": f"w{first}", "document": f"w{second} w{second + 1}", "score": float(first == second)}
+            for first, second in rng.integers(1, 4, (16, 2)).tolist()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "train.yaml").write_text(json.dumps({
+        "model_name_or_path": str(tiny_bert), "task": "text-ranking", "train_file": str(tmp_path / "rows.jsonl"), "method": "lora", "r": 2,
+        "output_dir": str(tmp_path / "ranks"), "max_steps": 2, "learning_rate": 0.1}))
+    cli("train", tmp_path / "train.yaml")
+    pack = adapterpack.load(tmp_path / "ranks")
+    assert (pack.manifest.task.type, pack.manifest.task.labels) == ("text-ranking", None)
+    assert json.loads((tmp_path / "ranks" / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+    cli("export", tiny_bert, tmp_path / "ranks", "-o", tmp_path / "bundle")
+    cli("run", tmp_path / "bundle", "--input", tmp_path / "rows.jsonl", "--adapter", "ranks", "--output", tmp_path / "scores.jsonl")
+    scores = [json.loads(line)["score"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    model = BertForSequenceClassification.from_pretrained(tiny_bert, num_labels=1).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    adapterpack.attach(model, pack, check_canary=False)
+    with torch.no_grad():
+        expected = [float(model(**_pair(tokenizer, row)).logits.double().sigmoid()) for row in rows]
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+    assert len({round(score, 4) for score in scores}) > 1
+    error = cli("run", tmp_path / "bundle", "--prompt", "w1", code=1)["error"]
+    assert "needs query and document" in error["what"]
+    with pytest.raises(UnknownName, match="text-ranking"):
+        Session(tmp_path / "bundle")
+
+
+def _pair(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
+    pair: dict[str, Any] = tokenizer(row["query"], row["document"], return_tensors="pt", return_token_type_ids=True)
+    return pair
 
 
 @pytest.mark.fast

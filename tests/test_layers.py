@@ -31,8 +31,8 @@ ON_REQUEST = {"merging/fold/in_torch.py"}
 """Files of light packages that are torch's: imported only where a device of torch is chosen."""
 MAX_LINES = 400
 MAX_MODULES = 20
-ONE_FILE_AN_ITEM = {"adapter_methods", "cli"}
-"""Folders that grow by one file a method, or a command."""
+ONE_FILE_AN_ITEM = {"adapter_methods", "tasks", "cli"}
+"""Folders that grow by one file a method, a task, or a command."""
 
 
 def modules(*packages: str) -> list[str]:

@@ -18,7 +18,8 @@ from adapterpack import Session, attach, export, load, run, train, validate
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError
-from adapterpack.runtime.postprocess import LONGEST, best_span
+from adapterpack.tasks import question_answering
+from adapterpack.tasks.question_answering import LONGEST, best_span
 from adapterpack.tasks.task import task_named, task_of
 from adapterpack.training import data
 from adapterpack.training.loading import load_model
@@ -188,7 +189,7 @@ def test_rows_of_another_form_are_refused(base: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
 
     def encoded(rows: list[dict[str, Any]], length: int = 64) -> list[dict[str, Any]]:
-        return data.encode_spans(data.load_rows(str(written(tmp_path / "rows.jsonl", rows))), tokenizer, length, "rows", True)
+        return question_answering.encode(data.load_rows(str(written(tmp_path / "rows.jsonl", rows))), tokenizer, length, "rows")
 
     good = rows_of(2, 0)
     found = encoded(good)

@@ -28,7 +28,7 @@ from adapterpack.manifest.parts import Recipe
 from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
 from adapterpack.runtime.media.inputs import array_of, speech_of
-from adapterpack.runtime.postprocess import POOLING
+from adapterpack.tasks.feature_extraction import POOLING
 from adapterpack.tasks.task import TASKS, task_named, task_of
 from adapterpack.testing.architectures import ARCHITECTURES, KINDS, MODES
 from adapterpack.testing.exports import make_base, make_pack

@@ -34,6 +34,7 @@ import adapterpack
 from adapterpack import LoRA, Pack, adapt, attach, load, save, train
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import AdapterpackError, ConfigError, NonFinite, OutputExists, StorageError, UnknownName, Unsupported
+from adapterpack.tasks import text_classification, text_generation
 from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.canaries.canary import verify_canary
@@ -228,7 +229,7 @@ def test_csv_and_parquet_and_json_are_the_same_rows(tiny_bert: Path, tmp_path: P
     for kind in ("jsonl", "json", "csv", "parquet"):
         loaded = data.load_rows(str(tmp_path / f"r.{kind}"))
         assert data.labels_in(loaded, kind) == ["no", "yes"]
-        encoded = data.encode_classification(loaded, tokenizer, ["no", "yes"], 32, kind)
+        encoded = text_classification.encode(loaded, tokenizer, 32, kind, ["no", "yes"])
         assert [row["labels"] for row in encoded] == [0, 1]
         assert encoded[1]["input_ids"] == [48]
     for kind in ("csv", "parquet"):
@@ -243,7 +244,7 @@ def test_labels_and_pairs(tiny_bert: Path) -> None:
     rows = Dataset.from_list([{"sentence1": "w1", "sentence2": "w2 w3", "label": label} for label in (10, 2, 1)])
     labels = data.labels_in(rows, "here")
     assert labels == ["1", "2", "10"]
-    encoded = data.encode_classification(rows, tokenizer, labels, 2, "here")
+    encoded = text_classification.encode(rows, tokenizer, 2, "here", labels)
     assert [row["labels"] for row in encoded] == [2, 1, 0]
     assert [len(row["input_ids"]) for row in encoded] == [2, 2, 2]
 
@@ -323,7 +324,7 @@ TEMPLATE = ("{% for m in messages %}w90 {{ m.content }} {% endfor %}{% if add_ge
 def test_labels_are_masked_on_the_prompt(tiny_llama: Path, row: dict[str, Any], ids: list[int], labels: list[int]) -> None:
     """The loss is on the completion and the end token alone, in every form of data."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    assert data.encode_causal(Dataset.from_list([row]), tokenizer, 32, "here") == [{"input_ids": ids, "labels": labels}]
+    assert text_generation.encode(Dataset.from_list([row]), tokenizer, 32, "here") == [{"input_ids": ids, "labels": labels}]
 
 
 def test_a_chat_template_renders_the_prompt(tiny_llama: Path) -> None:
@@ -331,9 +332,9 @@ def test_a_chat_template_renders_the_prompt(tiny_llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     tokenizer.chat_template = TEMPLATE
     rows = Dataset.from_list([{"prompt": "w1", "completion": "w3"}])
-    assert data.encode_causal(rows, tokenizer, 32, "here") == [{"input_ids": [94, 5, 95, 7, E], "labels": [X, X, X, 7, E]}]
+    assert text_generation.encode(rows, tokenizer, 32, "here") == [{"input_ids": [94, 5, 95, 7, E], "labels": [X, X, X, 7, E]}]
     text = Dataset.from_list([{"text": "w1"}])
-    assert data.encode_causal(text, tokenizer, 32, "here") == [{"input_ids": [5, E], "labels": [5, E]}]
+    assert text_generation.encode(text, tokenizer, 32, "here") == [{"input_ids": [5, E], "labels": [5, E]}]
 
 
 @pytest.mark.parametrize(("single", "begins"), [("[BOS] $A", [1]), ("[BOS] $A [EOS]", [1]), ("$A [EOS]", []), ("[EOS] $A", [2])])
@@ -345,7 +346,7 @@ def test_tokens_that_the_tokenizer_adds(tiny_llama: Path, single: str, begins: l
         tokenizer.bos_token = tokenizer.eos_token
     mask = [X] * len(begins)
     for row, prompt in (({"prompt": "w1", "completion": "w3"}, [5]), ({"text": "w3"}, [])):
-        (found,) = data.encode_causal(Dataset.from_list([row]), tokenizer, 32, "here")
+        (found,) = text_generation.encode(Dataset.from_list([row]), tokenizer, 32, "here")
         assert found == {"input_ids": [*begins, *prompt, 7, E], "labels": [*mask, *[X] * len(prompt), 7, E]}
 
 
@@ -354,7 +355,7 @@ def test_long_rows(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     rows = Dataset.from_list([{"prompt": "w1 w2", "completion": "w3 w4"}, {"prompt": "w1 w2 w3", "completion": "w4"}])
     with caplog.at_level(logging.WARNING):
-        assert data.encode_causal(rows, tokenizer, 3, "here") == [{"input_ids": [5, 6, 7], "labels": [X, X, 7]}]
+        assert text_generation.encode(rows, tokenizer, 3, "here") == [{"input_ids": [5, 6, 7], "labels": [X, X, 7]}]
     assert "here: 1 of 2 rows are left out" in caplog.text
 
 
@@ -363,7 +364,7 @@ def test_a_tokenizer_without_an_end_token(tiny_llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="no end token"):
-        data.encode_causal(Dataset.from_list([{"text": "w1"}]), tokenizer, 3, "here")
+        text_generation.encode(Dataset.from_list([{"text": "w1"}]), tokenizer, 3, "here")
 
 
 def test_collation() -> None:

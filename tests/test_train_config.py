@@ -16,10 +16,10 @@ from shipped_schemas import fits
 from adapterpack import LoRA
 from adapterpack.adapter_methods import methods
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, UnknownMethod
+from adapterpack.tasks.task import TASKS
 from adapterpack.training.config.aliases import ALIASES, translate
 from adapterpack.training.config.config import LEAST, NAME, POSITIVE, TrainConfig, read_config
 from adapterpack.training.config.schema import schema
-from adapterpack.training.pipeline import PREPARE
 
 pytestmark = pytest.mark.fast
 
@@ -262,7 +262,7 @@ def test_the_schema_is_one_and_has_every_setting() -> None:
     own = {f.name for f in dataclasses.fields(TrainConfig)}
     limits = {key: value.get("exclusiveMinimum" if key in POSITIVE else "minimum") for key, value in properties.items() if key in own}
     assert {key: value for key, value in limits.items() if value is not None} == LEAST
-    assert sorted(properties["task"]["enum"]) == sorted(PREPARE)
+    assert sorted(properties["task"]["enum"]) == [name for name, task in TASKS.items() if task.training]
     assert properties["name"]["pattern"] == NAME == MANIFEST["properties"]["pack"]["properties"]["name"]["pattern"]
 
 

@@ -17,7 +17,7 @@ import adapterpack
 from ..errors import ConfigError, NothingToDo, storage_errors
 from ..hub.resolve import folder_of
 from ..io.atomic import output_file, refuse_existing
-from ..runtime.rows import RowError
+from ..tasks.rows import RowError
 from .options import shared
 from .output import emit, finite, line
 from .progress import apart

@@ -19,6 +19,6 @@ def default_sites(task: Task, base: Path) -> frozenset[str]:
     the task's heads, which are trained whole. The model is built without its weights.
     """
     with torch.device("meta"), quiet_transformers():
-        model = getattr(transformers, task.auto_class).from_config(transformers.AutoConfig.from_pretrained(base))
+        model = getattr(transformers, task.auto_class).from_config(transformers.AutoConfig.from_pretrained(base, **task.config))
     heads = tuple(head for head in task.heads if hasattr(model, head))
     return frozenset(site.path for site in select(model, LoRA().targets, get("lora").traits, heads))

@@ -55,7 +55,7 @@ def example(
         start = getattr(config, "decoder_start_token_id", None)
         found["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), 5))
         found["decoder_input_ids"][:, 0] = 0 if start is None else start
-    return found
+    return found if task.example is None else {**found, **task.example(config, found, rng)}
 
 
 def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list[int]:

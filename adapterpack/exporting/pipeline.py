@@ -28,9 +28,9 @@ from ..onnx_graph.graph_file import GraphFile
 from ..pack.on_base import on
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
-from ..runtime.postprocess import POOLING
 from ..slots.precision import DEFAULT, precision
 from ..slots.values import require_slots
+from ..tasks.feature_extraction import POOLING
 from ..tasks.task import MAIN, NO_TASK, Task, require_encoder, task_named, task_of
 from .attach_plan import plans_of, sites_of
 from .bundle_writer import growing

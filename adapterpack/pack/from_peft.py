@@ -16,7 +16,7 @@ from ..manifest import manifest as m
 from ..manifest.secondary_methods import Beside
 from ..peft import layout
 from ..peft.options import base_hint, read_config, refuse_pickle, unknown_sentence
-from ..tasks.task import NO_TASK
+from ..tasks.task import task_of_peft
 from .pack import Pack, build
 
 
@@ -54,7 +54,7 @@ def imported(folder: Path, name: str | None = None, on_base: bool = False, tenso
         raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
                           found=config.get("peft_type"),
                           remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")
-    task = {value: key for key, value in layout.PEFT_TASKS.items()}.get(str(config.get("task_type")), NO_TASK)
+    task = task_of_peft(config.get("task_type"))
     version = config.get("peft_version")
     pack = build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
                  beside=[Beside(*each) for each in content.beside], task=m.Task(task), base=base_hint(config),

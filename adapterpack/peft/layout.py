@@ -16,15 +16,13 @@ from ..io.safetensors import SafetensorsFile
 from ..manifest import manifest as m
 from ..manifest.composed_method import method_of
 from ..manifest.described import Described
+from ..tasks.task import peft_type_of
 from . import patterns
 from .names import form_of
 from .options import likely, parsed, unknown_options
 from .tensors import Sorted, kind_of, named, site_of, sort, untied
 
 CONFIG = "adapter_config.json"
-PEFT_TASKS = {"text-classification": "SEQ_CLS", "text-generation": "CAUSAL_LM", "token-classification": "TOKEN_CLS",
-               "text2text-generation": "SEQ_2_SEQ_LM", "feature-extraction": "FEATURE_EXTRACTION",
-               "question-answering": "QUESTION_ANS"}
 Adapters = dict[Site, tuple[Any, dict[str, np.ndarray]]]
 """Site -> its config and its parameters."""
 
@@ -53,7 +51,7 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
         return None
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
     saved = [group.path for group in manifest.groups if group.role == "full"]
-    task, own = PEFT_TASKS.get(manifest.task.type), method.peft.to_config(sites) if sites else {}
+    task, own = peft_type_of(manifest.task.type), method.peft.to_config(sites) if sites else {}
     if own is None or not method.peft.equivalent(sites, task):
         return None
     others = {}

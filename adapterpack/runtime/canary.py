@@ -13,9 +13,8 @@ from ..pack import canary
 from ..pack.pack import Pack
 from ..slots.precision import DEFAULT, PRECISIONS
 from ..slots.values import head_values, in_slots, padded, stacked
+from ..tasks.session import Arrays
 from ..tasks.task import MAIN, task_named
-from .media.image_rows import image_positions, image_token
-from .model_inputs import Arrays
 from .pipeline import flow, values
 from .session import Session
 
@@ -84,7 +83,7 @@ def rows(session: Session, recorded: Canary, name: str | None) -> Rows:
 def _feeds(session: Session, recorded: Canary) -> Iterator[Arrays]:
     """The rows as the session takes them: an image's token as often as the image has positions."""
     beside = recorded.pixels is not None and "image_features" in session.task.main.inputs
-    return canary.feeds(recorded, (image_token(session.config), image_positions(session)) if beside else None)
+    return canary.feeds(recorded, (session.image_token, session.image_positions) if beside else None)
 
 
 def _replay(session: Session, pack: Pack, recorded: Canary) -> Replay:

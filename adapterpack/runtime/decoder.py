@@ -11,9 +11,10 @@ import numpy as np
 from ..adapter_methods.core.token_positions import acted
 from ..bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT, STEP
 from ..errors import ConfigError, FormatError
+from ..tasks.session import Arrays
 from ..tasks.task import MAIN
 from .kv_cache import Buffers
-from .model_inputs import ENCODED, Arrays, complete, last_places, pad, positions
+from .model_inputs import ENCODED, complete, last_places, pad, positions
 from .open_bundle import OpenBundle
 from .pipeline import flow, values
 from .text.context_length import context_of
@@ -110,8 +111,9 @@ class Translating:
         return self.run({**values({"decoder_input_ids": tokens[:, None]}), **self.kept, **grown(outputs)}, MAIN)
 
 
-DECODING: dict[str, type[Causal | Translating]] = {"decoder": Causal, "seeing_decoder": Causal, "cross_decoder": Translating}
-"""Form of a task's last part -> how rows go on."""
+def decoder_of(session: OpenBundle) -> type[Causal | Translating]:
+    """How the rows of a bundle that generates go on."""
+    return Translating if "encoder" in session.task.main.inputs else Causal
 
 
 def grown(outputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from functools import partial
 import numpy as np
 
 from ..errors import ConfigError, Unsupported
+from ..tasks.rows import each
+from ..tasks.session import Arrays
 from ..tasks.task import TASKS
 from .adapters.pinned import Names
-from .decoder import DECODING
-from .model_inputs import Arrays
+from .decoder import decoder_of
 from .open_bundle import OpenBundle
-from .rows import each
 from .text.context_length import context_of, require_context, text_part
 from .text.model_files import MAX_ID
 from .text.text_stream import TextStream
@@ -72,8 +72,7 @@ def generate(
         UnknownAdapter: a name that the bundle does not hold.
         ConfigError: a prompt without a token, or for which the model has no positions; the error names the row.
     """
-    decoding = DECODING.get(session.task.main.form)
-    if decoding is None:
+    if not session.task.generates:
         raise Unsupported("the bundle does not generate text", found=session.bundle.task,
                           expected=", ".join(task.name for task in TASKS.values() if task.generates))
     beside = dict(given or {})
@@ -83,7 +82,7 @@ def generate(
         return []
     options = sampling or Sampling()
     names = session.names(adapters, count)
-    going = decoding(session, rows, names, beside)
+    going = decoder_of(session)(session, rows, names, beside)
     draws = [np.random.default_rng([options.seed, row]) for row in range(count)]  # a row's draws do not depend on the others
     require_context(session, going.lengths, going.virtual)
     state = _Rows(session, options, emit, _room(session, going.lengths, options.max_new_tokens))

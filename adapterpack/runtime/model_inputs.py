@@ -1,22 +1,20 @@
-"""What each part of a task is fed beside what a caller gives: masks, positions, empty caches, prompts; one function a form of part."""
+"""Completes the inputs of a graph: masks, positions, empty caches and the prompts of adapters, where a caller does not give them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, PAST
 from ..errors import ConfigError
+from ..tasks.session import Arrays
 from ..tasks.task import Part
 from .adapters.pinned import Pinned
 from .adapters.prefix_cache import Before
 from .open_bundle import OpenBundle
 from .ort_model import Graph
 from .text.context_length import require_context
-
-Arrays = dict[str, np.ndarray]
 
 ENCODED = "encoder."
 """What the names of an encoder's keys and values begin with; ``<layer>.key`` or ``<layer>.value`` follows."""
@@ -53,7 +51,8 @@ def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], r
     """
     graph = session.graphs[part.name]
     wanted = set(graph.inputs) - {ADAPTER_IDS}
-    feeds = FEEDS[part.form](session, graph, {name: array for name, array in known.items() if name in wanted}, rows)
+    fill = _plain if "past_key_values" not in part.inputs else _cross if "encoder" in part.inputs else _decoder
+    feeds = fill(session, graph, {name: array for name, array in known.items() if name in wanted}, rows)
     missing = sorted(wanted - set(feeds))
     if missing:
         raise ConfigError("inputs are missing", expected=", ".join(missing), found=", ".join(known) or "nothing")
@@ -74,6 +73,8 @@ def _plain(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Ar
 def _decoder(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
     """Position ids and a cache, which begins with the prompts of the rows' adapters."""
     batch, length = given["input_ids"].shape
+    if "image_features" in graph.inputs:  # rows may have images
+        given.setdefault("image_features", np.zeros((batch, 0, graph.inputs["image_features"].shape[2]), np.float32))
     first = rows.before(session.inputs)
     for name, array in first.cache.items():
         given.setdefault(name, array)
@@ -87,14 +88,6 @@ def _decoder(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> 
     given["position_ids"] = positions(covered)[:, -length:] if counted is None else counted + first.lengths
     require_context(session, given["position_ids"].max(axis=1) + 1, first.lengths[:, 0])
     return _acting(session, graph, given, rows, past, first)
-
-
-def _seeing(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
-    """A decoder whose rows may have images."""
-    if "image_features" not in given:
-        width = graph.inputs["image_features"].shape[2]
-        given["image_features"] = np.zeros((given["input_ids"].shape[0], 0, width), np.float32)
-    return _decoder(session, graph, given, rows)
 
 
 def _cross(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
@@ -137,10 +130,3 @@ def _require_window(session: OpenBundle, covered: np.ndarray, first: Before) -> 
 def _require_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:
     if mask.shape != shape:
         raise ConfigError("attention_mask must cover every token, those in the cache too", expected=shape, found=mask.shape)
-
-
-FEEDS: dict[str, Callable[[Any, Graph, Arrays, Pinned], Arrays]] = {
-    "plain": _plain, "decoder": _decoder, "encoder": _plain, "cross_decoder": _cross, "vision": _plain, "seeing_decoder": _seeing,
-    "text_tower": _plain, "image_tower": _plain,
-}
-"""Form of a part -> what completes its feeds."""

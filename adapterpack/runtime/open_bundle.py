@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bundle.files import require_files
 from ..bundle.manifest import STEP, Bundle, read_bundle
-from ..errors import ConfigError, FormatError, UnknownAdapter, nearest
+from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.task import MAIN, task_named
@@ -103,6 +103,31 @@ class OpenBundle:
         return read_object(self.folder / "generation_config.json")
 
     @property
+    def image_token(self) -> int:
+        """The id that stands for one position of an image.
+
+        Raises:
+            ConfigError: the config names none.
+        """
+        for key in ("image_token_id", "image_token_index"):
+            if type(self.config.get(key)) is int:
+                return int(self.config[key])
+        raise ConfigError("the model's config names no token for images", expected="image_token_id",
+                          found=", ".join(sorted(self.config))[:200])
+
+    @property
+    def image_positions(self) -> int:
+        """How many positions one image takes in a decoder, which the graph that looks at images says.
+
+        Raises:
+            Unsupported: it does not.
+        """
+        positions = next(graph.shapes["image_features"][1] for graph in self.graphs.values() if "image_features" in graph.shapes)
+        if not isinstance(positions, int):
+            raise Unsupported("the number of positions of an image is not known", where=self.folder, found=positions)
+        return positions
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
         if self._tokenizer is None:
@@ -161,6 +186,15 @@ class OpenBundle:
         """The labels of a row's logits, in order, or None for a task without labels; an adapter without a head has the base's."""
         own = None if adapter is None else self.packs[adapter].manifest.task.labels
         return own or self.bundle.base_labels
+
+    def head_trained(self, adapter: str | None) -> bool:
+        """Whether a row's head was trained, by its adapter or with the base."""
+        return self.bundle.base_head_trained or (adapter is not None and bool(self.packs[adapter].full()))
+
+    def trained_labels(self, adapter: str | None) -> tuple[str, ...] | None:
+        """The labels of a row's logits, in order; None where nobody trained its head."""
+        known = self.bundle.base_head_trained or (adapter is not None and self.packs[adapter].manifest.task.labels)
+        return self.labels(adapter) if known else None
 
     def shape(self, name: str) -> list[Any]:
         """The shape of one row of an input, whichever graph has it; an extent that is not fixed has a name."""

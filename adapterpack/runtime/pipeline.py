@@ -10,10 +10,11 @@ import onnxruntime as ort
 
 from ..bundle.manifest import ADAPTER_IDS
 from ..errors import ConfigError
+from ..tasks.session import Arrays
 from ..tasks.task import Part
 from .adapters.pinned import Names, Pinned
-from .media.image_rows import features_of_rows, image_token, rows_of_images
-from .model_inputs import Arrays, complete
+from .media.image_rows import features_of_rows, rows_of_images
+from .model_inputs import complete
 from .open_bundle import OpenBundle
 
 
@@ -34,13 +35,13 @@ def flow(
     if not running:
         raise ConfigError("inputs are missing", expected=" or ".join(part.inputs[0] for part in session.task.parts),
                           found=", ".join(inputs) or "nothing")
-    batch = pinned or session.pin(session.names(adapters, max(_rows(part, known) for part in running)))
+    batch = pinned or session.pin(session.names(adapters, max(_rows(session, part, known) for part in running)))
     found = Arrays()
     for part in running:
         rows = _places(session, part, known)
         own = batch.of(rows)
         outputs = {name: wide(value.numpy()) for name, value in own(values(complete(session, part, known, own)), part.name).items()}
-        if part.form == "vision":
+        if "image_features" in outputs:
             outputs = {name: features_of_rows(array, rows, len(batch.names)) for name, array in outputs.items()}
         known |= outputs
         found |= outputs
@@ -75,15 +76,18 @@ def _axes(session: OpenBundle, name: str) -> int:
     return next(len(graph.inputs[name].shape) for graph in session.graphs.values() if name in graph.inputs)
 
 
-def _rows(part: Part, known: Mapping[str, np.ndarray]) -> int:
-    """How many rows of the batch a part has; images beside ids have the rows of the ids."""
-    first = "input_ids" if part.form == "vision" and "input_ids" in known else part.inputs[0]
-    return len(known[first])
+def _has_images_of_texts(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray]) -> bool:
+    return "image_features" in session.graphs[part.name].outputs and "input_ids" in known
+
+
+def _rows(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray]) -> int:
+    """How many rows of the batch a part has; images of texts have the rows of the texts."""
+    return len(known["input_ids" if _has_images_of_texts(session, part, known) else part.inputs[0]])
 
 
 def _places(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray]) -> list[int]:
     """Which of the batch's rows each row of a part is: images are those of the rows that have their tokens."""
     rows = known[part.inputs[0]].shape[0]
-    if part.form == "vision" and "input_ids" in known:
-        return rows_of_images(known["input_ids"], image_token(session.config), rows)
+    if _has_images_of_texts(session, part, known):
+        return rows_of_images(known["input_ids"], session.image_token, rows)
     return list(range(rows))

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .postprocess import ANSWERS, ASKED, MEDIA, Row
-from .rows import RowError, among
+from ..tasks.rows import COLUMNS, Row, RowError, among
 from .session import Session
 
 
@@ -29,7 +28,7 @@ def run(
     ``adapters`` in turn; if there are none, with the base, or with what is folded into the bundle.
 
     Raises:
-        ConfigError: a row of no known form, or one that cannot be run, with its number (:class:`~adapterpack.runtime.rows.RowError`); or
+        ConfigError: a row of no known form, or one that cannot be run, with its number (:class:`~adapterpack.tasks.rows.RowError`); or
             sampling parameters that do not exist or that this task does not have.
         UnknownAdapter: a name that the bundle does not hold; found before the row is run.
 
@@ -46,7 +45,7 @@ def run(
     for name in adapters:
         session.bundle_adapter(name)
     batch: list[tuple[int, Row]] = []
-    for numbered in _expanded(rows, adapters or [session.default]):
+    for numbered in _expanded(rows, adapters or [session.default], {**COLUMNS, **session.task.columns}):
         batch.append(numbered)
         if len(batch) == batch_size:
             yield from _run_batch(session, batch, sampling)
@@ -55,13 +54,13 @@ def run(
         yield from _run_batch(session, batch, sampling)
 
 
-def _expanded(rows: Iterable[Row], adapters: Sequence[str | None]) -> Iterator[tuple[int, Row]]:
-    """The rows with their numbers, each with an adapter."""
+def _expanded(rows: Iterable[Row], adapters: Sequence[str | None], columns: Mapping[str, Any]) -> Iterator[tuple[int, Row]]:
+    """The rows with their numbers, each with an adapter; every row has one of the ``columns``."""
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
-            raise RowError("a row is a mapping", row=number, expected=", ".join(ASKED), found=type(row).__name__)
-        if not any(isinstance(row.get(key), MEDIA.get(key, str | list)) for key in ASKED):
-            raise RowError("a row needs text, prompt, messages, image, audio or question", row=number,
+            raise RowError("a row is a mapping", row=number, expected=", ".join(columns), found=type(row).__name__)
+        if not any(isinstance(row.get(column), kind) for column, kind in columns.items()):
+            raise RowError(f"a row needs {', '.join((*columns,)[:-1])} or {[*columns][-1]}", row=number,
                            found=", ".join(map(str, row)) or "an empty row")
         if "adapter" in row:
             yield number, row
@@ -73,6 +72,6 @@ def _run_batch(session: Session, numbered: list[tuple[int, Row]], sampling: Mapp
     rows = [row for _, row in numbered]
     names = session.names([row["adapter"] for row in rows], len(rows))
     with among([number for number, _ in numbered]):
-        results = ANSWERS[session.task.name](session, rows, names, sampling)
-    for row, name, found in zip(rows, names, results, strict=True):
-        yield {**row, "adapter": name, "pack": None if name is None else session.packs[name].id, **found}
+        results = session.task.answer(session, rows, names, sampling)
+    for row, name, result in zip(rows, names, results, strict=True):
+        yield {**row, "adapter": name, "pack": None if name is None else session.packs[name].id, **result}

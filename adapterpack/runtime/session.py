@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError, nearest
+from ..tasks.rows import Picture, each
+from ..tasks.session import Arrays
 from .adapters.pinned import Names
 from .generate import Sampling, generate
-from .media.inputs import Picture, image_of
-from .model_inputs import Arrays, last_places, pad, positions
+from .media.inputs import image_of, speech_of
+from .media.processor_config import section
+from .model_inputs import last_places, pad, positions
 from .open_bundle import OpenBundle
 from .pipeline import flow
-from .rows import each
 
 __all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 
@@ -59,6 +62,21 @@ class Session(OpenBundle):
         """
         shape = self.shape("pixel_values")
         return np.stack([image_of(image, shape, self.folder) for image in images])
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Arrays, list[list[tuple[int, int] | None]]]:
+        """Pairs of texts as a padded batch, as :meth:`encode`, with ``token_type_ids`` where the graph reads them; and of each token of a
+        row where in the second text its characters are.
+        """
+        rows = each(pairs, lambda pair: self.tokenizer.pair(*pair))
+        inputs = pad([ids for ids, _, _ in rows], self.tokenizer.pad_id, left=False)
+        if "token_type_ids" in self.inputs:
+            inputs["token_type_ids"] = pad([types for _, types, _ in rows], 0, left=False)["input_ids"]
+        return inputs, [spans for _, _, spans in rows]
+
+    def speech(self, files: Sequence[str | Path]) -> np.ndarray:
+        """Files of speech as ``input_features`` ``[files, mel, frames]``: see :func:`adapterpack.runtime.media.inputs.speech_of`."""
+        config, shape = section(self.folder, "feature_extractor")[0], self.shape("input_features")
+        return np.stack(each(files, lambda file: speech_of(Path(file), shape, config)))
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Names = None) -> Arrays:
         """One pass. ``inputs`` are numpy arrays; ``adapters`` names one for each row, None for the base; one name holds for all rows.

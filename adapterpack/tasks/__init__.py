@@ -1,1 +1,1 @@
-"""The tasks that models are adapted for: model class, inputs, example inputs and post-processing of each."""
+"""The tasks that models are adapted for, one file a task: model class, graphs, inputs, answers and training data, without torch."""

@@ -1,20 +1,32 @@
-"""The tasks by their Hugging Face pipeline names, as values: model class, heads, and the graphs with their inputs. No heavy import here.
+"""What a task is, and the tasks by their Hugging Face pipeline names: a file of this folder registers the one that it defines.
 
-Every stage asks the task: training for the class and its heads, frontends for the graphs, parity and sessions for what goes in and in
-which order, canaries for the outputs.
+Every stage asks the task: training for the class, its heads and its data, frontends for the graphs, parity for example inputs, sessions
+for what goes in and what a row's answer is made of. Another package brings a task by an entry point of the group ``adapterpack.tasks``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import UnknownName, Unsupported, nearest
+from ..registry import Registry
+from .rows import Row
+from .session import Arrays, Session
 
 MAIN = "model"
 """The graph that gives a task's answer."""
+
+TEXT = ("input_ids", "attention_mask")
+DECODER = (*TEXT, "position_ids", "past_key_values")
+HEADS = ("classifier", "score")
+"""What transformers calls the head of a classifier."""
+IGNORED = -100
+"""The label of a position that is not learned."""
 
 AXES: dict[str, tuple[str | None, ...]] = {
     "input_ids": ("batch", "sequence"),
@@ -30,37 +42,80 @@ AXES: dict[str, tuple[str | None, ...]] = {
 }
 """Input -> the names of its axes; those without one are as wide as the model says. The last two are families: ``<layer>.key`` follows."""
 
-
 SPANS = ("start_logits", "end_logits")
 """Outputs with one number for each position: how well a span begins, and how well it ends there."""
+
+_SUPPLIED = frozenset({"position_ids", "image_features", "past_key_values", "encoder"})
+"""Inputs that a session makes, or that an earlier part gives."""
+
+Answer = Callable[[Session, Sequence[Row], Sequence[str | None], Mapping[str, Any]], list[dict[str, Any]]]
+"""(session, rows, the adapter of each row, sampling parameters) -> what a result says of each row."""
+Encode = Callable[[Any, Any, int, object, Sequence[str]], list[dict[str, Any]]]
+"""(rows of data, tokenizer, most tokens, where the rows are from, labels) -> token ids and targets of each row that can be learned."""
+Example = Callable[[Any, Arrays, np.random.Generator], Arrays]
+"""(the model's config, the example so far, random numbers) -> inputs that are no other task's."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One graph of a task: ``form`` says which part of the model it computes, ``inputs`` what it takes, from a caller or earlier parts."""
+    """One graph of a task.
+
+    ``form`` is the torch module that computes it: a name in ``exporting/frontends/torch_parts.py``, or ``module:class`` of another package.
+    ``inputs`` are what it takes, from a caller or earlier parts; ``axes`` those of inputs that :data:`AXES` does not have.
+    """
 
     name: str
     form: str
     inputs: tuple[str, ...]
+    axes: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+
+    def axes_of(self, name: str) -> tuple[str | None, ...]:
+        """The names of an input's axes."""
+        return self.axes.get(name) or AXES[name]
 
 
-@dataclass(frozen=True)
+class Training(NamedTuple):
+    """How a task is trained: ``encode`` makes token ids and ``targets`` of data; ``accuracy`` compares outputs with targets."""
+
+    encode: Encode
+    targets: tuple[str, ...] = ("labels",)
+    accuracy: Callable[[Any, Any], float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
-    """One task. ``heads`` are the module names that a task model adds to its base; they are trained whole.
+    """One task: its graphs, and what each stage needs of it.
 
-    ``parts`` are its graphs in the order in which they run. ``told_by`` are keys of a config, one of which tells the task's models from
-    others whose class names end in the same way. ``pooled`` tasks give one vector for each row.
+    Args:
+        name: as the Hugging Face Hub calls it, or another name of that form.
+        auto_class: the class of transformers that loads its models.
+        answer: makes results of rows.
+        suffixes: how the names of its model classes end; a task without any is used where it is named.
+        recognizes: tells by a model's config whether a class with such a name is the task's; None: any is that no narrower task takes.
+        parts: its graphs in the order in which they run; the last one gives the answer.
+        heads: the names of modules that its models add to a base; they are trained whole.
+        labelled: its outputs are one logit for each of a set of labels.
+        config: settings of its models' config, in place of the base's.
+        columns: what its rows may have that no other task's have: column -> the types of its values.
+        training: how it is trained; None where it cannot be.
+        example: random inputs that are no other task's, for tracing and proving its graphs.
+        peft_type: PEFT's ``task_type``.
+        aliases: other names of it.
     """
 
     name: str
     auto_class: str
-    suffixes: tuple[str, ...]
+    answer: Answer
+    suffixes: tuple[str, ...] = ()
+    recognizes: Callable[[Mapping[str, Any]], bool] | None = None
+    parts: tuple[Part, ...] = (Part(MAIN, "plain", TEXT),)
     heads: tuple[str, ...] = ()
     labelled: bool = False
-    generates: bool = False
-    parts: tuple[Part, ...] = (Part(MAIN, "plain", ("input_ids", "attention_mask")),)
-    told_by: tuple[str, ...] = ()
-    pooled: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    training: Training | None = None
+    example: Example | None = None
+    peft_type: str | None = None
     aliases: tuple[str, ...] = ()
 
     @property
@@ -70,9 +125,13 @@ class Task:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What a caller gives, in order: every part's inputs but those that an earlier part gives and those that a session knows."""
-        named = dict.fromkeys(name for part in self.parts for name in part.inputs)
-        return tuple(name for name in named if name not in _SUPPLIED)
+        """What a caller gives, in order: every part's inputs but those that an earlier part gives and those that a session makes."""
+        return tuple(name for name in dict.fromkeys(name for part in self.parts for name in part.inputs) if name not in _SUPPLIED)
+
+    @property
+    def generates(self) -> bool:
+        """Whether its answers are made token by token, on a cache."""
+        return "past_key_values" in self.main.inputs
 
     @property
     def left(self) -> bool:
@@ -81,50 +140,14 @@ class Task:
 
     def fits(self, architecture: str, config: Mapping[str, Any]) -> bool:
         """Whether a model class with this config is the task's."""
-        return architecture.endswith(self.suffixes) and (not self.told_by or any(config.get(key) for key in self.told_by))
+        return architecture.endswith(self.suffixes) and (self.recognizes is None or self.recognizes(config))
 
 
-_SUPPLIED = frozenset({"position_ids", "image_features", "past_key_values", "encoder"})
-_TEXT = ("input_ids", "attention_mask")
-_DECODER = (*_TEXT, "position_ids", "past_key_values")
-_IMAGE = (Part(MAIN, "plain", ("pixel_values",)),)
-_HEADS = ("classifier", "score")
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task("text-classification", "AutoModelForSequenceClassification", ("ForSequenceClassification",), _HEADS, labelled=True),
-        Task("token-classification", "AutoModelForTokenClassification", ("ForTokenClassification",), _HEADS, labelled=True),
-        Task("question-answering", "AutoModelForQuestionAnswering", ("ForQuestionAnswering",), ("qa_outputs",),
-             parts=(Part(MAIN, "plain", (*_TEXT, "token_type_ids")),)),
-        Task("fill-mask", "AutoModelForMaskedLM", ("ForMaskedLM",)),
-        Task("text-generation", "AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel"), generates=True,
-             parts=(Part(MAIN, "decoder", _DECODER),)),
-        Task("automatic-speech-recognition", "AutoModelForSpeechSeq2Seq", ("ForConditionalGeneration",), generates=True,
-             parts=(Part("encoder", "encoder", ("input_features",)),
-                    Part(MAIN, "cross_decoder", ("decoder_input_ids", "past_key_values", "encoder"))),
-             told_by=("num_mel_bins",)),
-        Task("text2text-generation", "AutoModelForSeq2SeqLM", ("ForConditionalGeneration",), generates=True,
-             parts=(Part("encoder", "encoder", _TEXT),
-                    Part(MAIN, "cross_decoder", ("decoder_input_ids", "attention_mask", "past_key_values", "encoder"))),
-             told_by=("is_encoder_decoder",), aliases=("translation", "summarization")),
-        Task("image-text-to-text", "AutoModelForImageTextToText", ("ForConditionalGeneration",), generates=True,
-             parts=(Part("vision", "vision", ("pixel_values",)), Part(MAIN, "seeing_decoder", (*_DECODER, "image_features"))),
-             told_by=("vision_config",)),
-        Task("image-classification", "AutoModelForImageClassification", ("ForImageClassification",), ("classifier",), labelled=True,
-             parts=_IMAGE),
-        Task("zero-shot-image-classification", "AutoModelForZeroShotImageClassification", ("Model",), pooled=True,
-             parts=(Part("text", "text_tower", _TEXT), Part(MAIN, "image_tower", ("pixel_values",))), told_by=("logit_scale_init_value",)),
-        Task("image-feature-extraction", "AutoModel", ("Model",), parts=_IMAGE, told_by=("image_size", "patch_size")),
-        Task("feature-extraction", "AutoModel", ("Model",)),
-    )
-}
+TASKS: Registry[Task] = Registry("task", Task, "adapterpack.tasks", "adapterpack.tasks")
+"""Name -> the task."""
 
 NO_TASK = "other"
 """The type of a pack that names no task, as the Hub calls it: one of a plain module, or a folder of PEFT's without a ``task_type``."""
-
-_ALIASES = {alias: task.name for task in TASKS.values() for alias in task.aliases}
-_NARROW_FIRST = sorted(TASKS.values(), key=lambda task: not task.told_by)
 
 
 def takes_ids(model: Any) -> bool:
@@ -138,7 +161,7 @@ def reads_types(model: Any) -> bool:
 
 
 def task_named(name: str) -> Task:
-    """The task of that name, or of that other name of it.
+    """The task of that name, or of that alias.
 
     Raises:
         UnknownName: there is none.
@@ -147,14 +170,17 @@ def task_named(name: str) -> Task:
         >>> task_named("text-generation").auto_class, task_named("translation").name
         ('AutoModelForCausalLM', 'text2text-generation')
     """
-    known = _ALIASES.get(name, name)
-    if known not in TASKS:
-        raise UnknownName("unknown task", found=repr(name), remedy=nearest(name, {**TASKS, **_ALIASES}))
-    return TASKS[known]
+    task = TASKS.find(name)
+    if task is None:
+        aliases = {alias: task for task in TASKS.values() for alias in task.aliases}
+        if name not in aliases:
+            raise UnknownName("unknown task", found=repr(name), remedy=nearest(name, [*TASKS, *aliases]))
+        task = aliases[name]
+    return task
 
 
 def task_of(architecture: str, config: Mapping[str, Any] | None = None) -> Task:
-    """The task of a model class, told by the end of its name and by its config; feature extraction where nothing else fits.
+    """The task of a model class, by the end of its name and by its config; feature extraction where nothing else fits.
 
     Example:
         >>> task_of("LlamaForCausalLM").name, task_of("GPT2LMHeadModel").name, task_of("BertModel").name
@@ -172,12 +198,30 @@ def type_of(architecture: str | None, config: Mapping[str, Any] | None = None) -
         >>> type_of("BertModel"), type_of("CLIPEncoder"), type_of(None)
         ('feature-extraction', 'other', 'other')
     """
-    found = _fitting(architecture or "", config)
-    return NO_TASK if found is None else found.name
+    task = _fitting(architecture or "", config)
+    return NO_TASK if task is None else task.name
 
 
 def _fitting(architecture: str, config: Mapping[str, Any] | None) -> Task | None:
-    return next((task for task in _NARROW_FIRST if task.fits(architecture, config or {})), None)
+    narrow_first = sorted(TASKS.values(), key=lambda task: task.recognizes is None)
+    return next((task for task in narrow_first if task.fits(architecture, config or {})), None)
+
+
+def peft_type_of(name: str) -> str | None:
+    """PEFT's ``task_type`` for a task by its name; None where PEFT has none."""
+    task = None if name == NO_TASK else TASKS.find(name)
+    return None if task is None else task.peft_type
+
+
+def task_of_peft(task_type: object) -> str:
+    """The name of the task that PEFT calls so; ``NO_TASK`` where there is none.
+
+    Example:
+        >>> task_of_peft("SEQ_CLS"), task_of_peft(None)
+        ('text-classification', 'other')
+    """
+    general_first = sorted(TASKS.values(), key=lambda task: task.recognizes is not None)
+    return next((task.name for task in general_first if task.peft_type and task.peft_type == task_type), NO_TASK)
 
 
 def require_encoder(task: Task, architecture: str, config: Mapping[str, Any]) -> None:
@@ -189,7 +233,9 @@ def require_encoder(task: Task, architecture: str, config: Mapping[str, Any]) ->
     Example:
         >>> require_encoder(TASKS["text-generation"], "LlamaForCausalLM", {"is_encoder_decoder": False})
     """
-    told = next((one for one in TASKS.values() if one.generates and any(config.get(key) for key in one.told_by)), task)
-    if task.generates and config.get("is_encoder_decoder") and told is not task:
-        raise Unsupported(f"an encoder and decoder is exported for {told.name}, not for {task.name}", found=architecture,
-                          remedy=f"export it with --task {told.name}")
+    if not (task.generates and config.get("is_encoder_decoder")):
+        return
+    right = next((other for other in TASKS.values() if other.generates and other.recognizes and other.recognizes(config)), task)
+    if right is not task:
+        raise Unsupported(f"an encoder and decoder is exported for {right.name}, not for {task.name}", found=architecture,
+                          remedy=f"export it with --task {right.name}")

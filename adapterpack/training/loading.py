@@ -22,11 +22,11 @@ def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: 
 
 def loaded(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32") -> tuple[Any, list[str]]:
     """The model, and the paths of the modules whose parameters the checkpoint does not hold."""
-    kwargs: dict[str, Any] = {}
+    kwargs = dict(task.config)
     if labels:
-        kwargs = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        kwargs |= {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     torch.manual_seed(seed)
-    if task.labelled:
+    if task.heads:
         kwargs["ignore_mismatched_sizes"] = True  # a base that came with a head for other labels gets a new one
     with quiet_transformers(), _loading_errors("model", folder):  # that a head is new is the point, not news
         auto_class = getattr(transformers, task.auto_class)

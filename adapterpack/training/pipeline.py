@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,11 @@ from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
 from ..io.hashing import sha256_of
 from ..pack.pack import Pack
-from ..tasks.task import Task, reads_types, task_named
+from ..tasks.task import IGNORED, TASKS, Task, Training, reads_types, task_named
 from . import data
 from .config.config import TrainConfig, read_config
 from .inject import adapt
-from .loading import load_model, load_tokenizer, loaded
+from .loading import load_tokenizer, loaded
 from .save import save
 from .trainer import AdapterTrainer
 
@@ -38,14 +39,12 @@ SAMPLES = 256
 
 
 class Prepared(NamedTuple):
-    """What a task makes of a config: the model, encoded rows, metrics, the modules that are trained whole, and what is learnt of rows."""
+    """What a config says to train: the model, the modules of it that are trained whole, and encoded rows."""
 
     model: Any
+    heads: tuple[str, ...]
     train: list[dict[str, Any]]
     evaluation: list[dict[str, Any]] | None
-    metrics: Callable[[EvalPrediction], dict[str, float]] | None
-    heads: tuple[str, ...]
-    targets: tuple[str, ...] = ("labels",)
 
 
 def train(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = ()) -> list[Pack]:
@@ -68,7 +67,7 @@ def train(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, over
         log.info("%s", note)
     for one in configs:
         refuse_existing(Path(one.output_dir))
-        _require_trainable(task_named(one.task))
+        _training(task_named(one.task))
         folder_of(one.model_name_or_path)
         for source in filter(None, (one.train_file, one.eval_file)):
             data.require_file(source)
@@ -78,11 +77,12 @@ def train(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, over
 def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     """Trains one adapter and writes its pack; returns the pack and the model with the adapter active in it."""
     started = time.perf_counter()
-    task = _require_trainable(task_named(config.task))
+    task = task_named(config.task)
+    learned = _training(task)
     refuse_existing(Path(config.output_dir))
     folder = folder_of(config.model_name_or_path)
     tokenizer = load_tokenizer(folder)
-    prepared = PREPARE[task.name](config, task, folder, tokenizer)
+    prepared = _prepared(config, task, learned, folder, tokenizer)
     model = prepared.model
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if task.labelled and getattr(model.config, "pad_token_id", padding) is None:
@@ -97,11 +97,11 @@ def train_one(config: TrainConfig) -> tuple[Pack, Any]:
     with tempfile.TemporaryDirectory(prefix="adapterpack-train-") as scratch:
         trainer = AdapterTrainer(
             model=model,
-            args=_arguments(config, scratch, prepared.evaluation is not None, prepared.targets),
+            args=_arguments(config, scratch, prepared.evaluation is not None, learned.targets),
             train_dataset=prepared.train,
             eval_dataset=prepared.evaluation,
             data_collator=collator,
-            compute_metrics=prepared.metrics,
+            compute_metrics=None if learned.accuracy is None else partial(_metrics, learned.accuracy),
         )
         if not sys.stderr.isatty():
             trainer.remove_callback(transformers.PrinterCallback)
@@ -140,7 +140,7 @@ def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: str) -> None:
     acting = 0
     for row in rows:
         ids, labels = np.array([row["input_ids"]]), row.get("labels")
-        prompt = np.cumsum(np.array([labels]) != data.IGNORED, axis=1) == 0 if isinstance(labels, list) else np.ones_like(ids, bool)
+        prompt = np.cumsum(np.array([labels]) != IGNORED, axis=1) == 0 if isinstance(labels, list) else np.ones_like(ids, bool)
         acting += bool(acts.mask(ids, np.ones_like(prompt), prompt, None).any())
     if not acting:
         raise NothingToDo("the adapter acts in no row of the training data", where=where, expected=str(acts)[:80],
@@ -155,10 +155,11 @@ def _samples(rows: list[dict[str, Any]], config: TrainConfig) -> Iterator[list[d
     return (rows[start : start + size] for start in range(0, min(len(rows), SAMPLES), size))
 
 
-def _require_trainable(task: Task) -> Task:
-    if task.name not in PREPARE:
-        raise Unsupported("this task cannot be trained yet", found=task.name, expected=", ".join(PREPARE))
-    return task
+def _training(task: Task) -> Training:
+    if task.training is None:
+        raise Unsupported("this task cannot be trained yet", found=task.name,
+                          expected=", ".join(name for name, other in TASKS.items() if other.training is not None))
+    return task.training
 
 
 def _arguments(config: TrainConfig, scratch: str, evaluates: bool, targets: tuple[str, ...]) -> TrainingArguments:
@@ -187,15 +188,18 @@ def _arguments(config: TrainConfig, scratch: str, evaluates: bool, targets: tupl
         raise ConfigError(f"the trainer refuses a setting: {str(error).partition(chr(10))[0].rstrip('.')}") from error
 
 
-def _classification(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
+def _prepared(config: TrainConfig, task: Task, training: Training, folder: Path, tokenizer: Any) -> Prepared:
     rows = data.load_rows(config.train_file)
-    labels = data.labels_in(rows, config.train_file)
-    encoded = data.encode_classification(_chosen(rows, config), tokenizer, labels, config.max_length, config.train_file)
+    labels = data.labels_in(rows, config.train_file) if task.labelled else []
+    encoded = training.encode(_chosen(rows, config), tokenizer, config.max_length, config.train_file, labels)
     evaluation = None
     if config.eval_file:
-        evaluation = data.encode_classification(data.load_rows(config.eval_file), tokenizer, labels, config.max_length, config.eval_file)
+        evaluation = training.encode(data.load_rows(config.eval_file), tokenizer, config.max_length, config.eval_file, labels)
     model, new = loaded(task, folder, labels)
-    return Prepared(model, encoded, evaluation, _accuracy, _heads(task, model, new))
+    if not reads_types(model):
+        for row in (*encoded, *(evaluation or ())):
+            row.pop("token_type_ids", None)
+    return Prepared(model, _heads(task, model, new) if task.heads else (), encoded, evaluation)
 
 
 def _heads(task: Task, model: Any, new: list[str]) -> tuple[str, ...]:
@@ -203,32 +207,6 @@ def _heads(task: Task, model: Any, new: list[str]) -> tuple[str, ...]:
     heads = dict.fromkeys([name for name in task.heads if hasattr(model, name)])
     heads.update(dict.fromkeys(path for path in new if path.partition(".")[0] not in heads))
     return tuple(heads)
-
-
-def _spans(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
-    model, new = loaded(task, folder)
-    types = reads_types(model)
-    encoded = data.encode_spans(_chosen(data.load_rows(config.train_file), config), tokenizer, config.max_length, config.train_file, types)
-    evaluation = None
-    if config.eval_file:
-        evaluation = data.encode_spans(data.load_rows(config.eval_file), tokenizer, config.max_length, config.eval_file, types)
-    return Prepared(model, encoded, evaluation, _exact, _heads(task, model, new), ("start_positions", "end_positions"))
-
-
-def _causal(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
-    encoded = data.encode_causal(_chosen(data.load_rows(config.train_file), config), tokenizer, config.max_length, config.train_file)
-    evaluation = None
-    if config.eval_file:
-        evaluation = data.encode_causal(data.load_rows(config.eval_file), tokenizer, config.max_length, config.eval_file)
-    return Prepared(load_model(task, folder), encoded, evaluation, None, ())
-
-
-PREPARE: dict[str, Callable[[TrainConfig, Task, Path, Any], Prepared]] = {
-    "text-classification": _classification,
-    "text-generation": _causal,
-    "question-answering": _spans,
-}
-"""Task -> how its data and model are prepared."""
 
 
 def _chosen(rows: Any, config: TrainConfig) -> Any:
@@ -239,12 +217,5 @@ def _chosen(rows: Any, config: TrainConfig) -> Any:
     return rows.select(range(config.skip_train_samples, stop))
 
 
-def _exact(prediction: EvalPrediction) -> dict[str, float]:
-    """How many answers begin and end where they should."""
-    right = [np.argmax(logits, -1) == places for logits, places in zip(prediction.predictions[:2], prediction.label_ids, strict=True)]
-    return {"accuracy": float(np.logical_and(*right).mean())}
-
-
-def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return {"accuracy": float((np.argmax(logits, -1) == prediction.label_ids).mean())}
+def _metrics(accuracy: Callable[[Any, Any], float], prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": accuracy(prediction.predictions, prediction.label_ids)}

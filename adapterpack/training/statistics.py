@@ -67,7 +67,7 @@ def measure(
     task = _task(chosen, folder)
     tokenizer = load_tokenizer(folder)
     labels = None if chosen.manifest.task.labels is None else list(chosen.manifest.task.labels)
-    encoded = _encoded(source, task.name, tokenizer, labels, kind, rows, max_length)
+    encoded = _encoded(source, task, tokenizer, labels, kind, rows, max_length)
     model = attach(load_model(task, folder, labels), chosen, check_canary=False)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if getattr(model.config, "pad_token_id", padding) is None:
@@ -96,17 +96,15 @@ def _task(pack: Pack, folder: Path) -> Task:
 
 
 def _encoded(
-    source: str, task: str, tokenizer: Any, labels: list[str] | None, kind: str, rows: int, max_length: int
+    source: str, task: Task, tokenizer: Any, labels: list[str] | None, kind: str, rows: int, max_length: int
 ) -> list[dict[str, Any]]:
-    found = data.load_rows(source)
-    found = found.select(range(min(rows, len(found))))
-    if task == "text-generation":
-        return data.encode_causal(found, tokenizer, max_length, source)[:rows]
-    if task == "text-classification" and labels:
-        if kind == "moment" and "label" not in found.column_names:  # nobody looks at it
-            found = found.add_column("label", [labels[0]] * len(found))
-        return data.encode_classification(found, tokenizer, labels, max_length, source)
-    raise Unsupported("packs of this task are not measured", where=f"task {task}", expected="text-generation, or text-classification with "
-                      "labels", remedy="use a rule that looks at no data")
+    if task.training is None or task.training.targets != ("labels",) or (task.labelled and not labels):
+        raise Unsupported("packs of this task are not measured", where=f"task {task.name}",
+                          expected="text-generation, or text-classification with labels", remedy="use a rule that looks at no data")
+    table = data.load_rows(source)
+    table = table.select(range(min(rows, len(table))))
+    if labels and kind == "moment" and "label" not in table.column_names:  # nobody looks at it
+        table = table.add_column("label", [labels[0]] * len(table))
+    return task.training.encode(table, tokenizer, max_length, source, labels or ())
 
 

@@ -6,6 +6,7 @@ not need, the exporter leaves out of its graph. Caches go in as lists of pairs `
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any
@@ -139,6 +140,12 @@ FORMS: dict[str, type[Form]] = {
     "seeing_decoder": SeeingDecoder, "text_tower": TextTower, "image_tower": ImageTower,
 }
 """The ``form`` of a task's part -> the module."""
+
+
+def part_class(form: str) -> type[Form]:
+    """The module of a part's ``form``: one of :data:`FORMS`, or another package's as ``module:class``."""
+    module, _, name = form.partition(":")
+    return getattr(importlib.import_module(module), name) if name else FORMS[form]  # type: ignore[no-any-return]
 
 
 def _pairs(name: str, cache: Any) -> Named:

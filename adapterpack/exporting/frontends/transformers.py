@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...tasks.task import AXES, MAIN, Part, Task, task_named
+from ...tasks.task import MAIN, Part, Task, task_named
 from ..graph.sitemap import torch_scope
 from .base import BaseGraph, Frontend
 
@@ -50,14 +50,14 @@ def _graphs(task: Task, model: Any) -> dict[str, Any]:
 
     from ...runtime.session import positions  # noqa: PLC0415
     from ..example_inputs import example  # noqa: PLC0415
-    from .torch_parts import FORMS  # noqa: PLC0415
+    from .torch_parts import part_class  # noqa: PLC0415
 
     batch = example(task, model.config, _LENGTHS, model=lambda: model)
     known: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
     known = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in known.items()}
     graphs = {}
     for part in task.parts:
-        form = FORMS[part.form](model)
+        form = part_class(part.form)(model)
         if "position_ids" in part.inputs:
             known["position_ids"] = torch.from_numpy(positions(known["attention_mask"].numpy()))
         given = {name: known[name] for name in part.inputs if name in known}
@@ -104,7 +104,7 @@ def _axes(part: Part, name: str) -> tuple[str | None, ...]:
     """The names of an input's axes: a mask covers what a decoder has in its cache, or what an encoder has read."""
     if name == "attention_mask" and "past_key_values" in part.inputs:
         return ("batch", "total" if "position_ids" in part.inputs else "source")
-    return AXES[name]
+    return part.axes_of(name)
 
 
 def _dynamic(part: Part, name: str, value: Any) -> Any:

@@ -11,10 +11,10 @@ import numpy as np
 from ...base.checkpoint import read_json
 from ...errors import AdapterpackError, ParityError
 from ...pack import canary
-from ...runtime.media.image_rows import image_positions, image_token
 from ...runtime.session import Arrays, Session, last_places, pad
 from ...slots.precision import NONE_BELOW
 from ...tasks.task import MAIN
+from ..example_inputs import config_of
 
 _SAMPLE = 65521
 """Of how many numbers of an output of a graph before the last one a change is measured: an encoder's keys and values can be gigabytes."""
@@ -92,17 +92,17 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
             found |= pad(_texts(session), 0, left=session.left)
         elif name == "decoder_input_ids":
             found[name] = rng.integers(1, _vocabulary(session.folder), (rows, 4))
-        elif name not in {"attention_mask", "token_type_ids"}:
+        elif name in {"pixel_values", "input_features"}:
             found[name] = rng.standard_normal((rows, *shapes[name][1:])).astype(np.float32)
-    return found
+    return found if session.task.example is None else {**found, **session.task.example(config_of(session.folder), found, rng)}
 
 
 def _texts(session: Session) -> list[tuple[int, ...]]:
     rows = [*canary.inputs(_vocabulary(session.folder))]
     if "image_features" not in session.task.main.inputs:
         return rows
-    token, positions = image_token(session.config), image_positions(session)
-    return [((token,) * positions) + tuple(each for each in row if each != token) for row in rows]
+    token = session.image_token
+    return [((token,) * session.image_positions) + tuple(each for each in row if each != token) for row in rows]
 
 
 def _last(session: Session, batch: Arrays, outputs: Arrays) -> np.ndarray:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
-from ...errors import ConfigError, Unsupported
-from ..open_bundle import OpenBundle
+from ...errors import ConfigError
 
 
 def rows_of_images(ids: np.ndarray, token: int, images: int) -> list[int]:
@@ -45,27 +41,3 @@ def features_of_rows(features: np.ndarray, rows: list[int], batch: int) -> np.nd
         found[row, seen[row] : seen[row] + positions] = features[image]
         seen[row] += positions
     return found
-
-
-def image_token(config: Mapping[str, Any]) -> int:
-    """The id that stands for one position of an image.
-
-    Raises:
-        ConfigError: the config names none.
-    """
-    for key in ("image_token_id", "image_token_index"):
-        if type(config.get(key)) is int:
-            return int(config[key])
-    raise ConfigError("the model's config names no token for images", expected="image_token_id", found=", ".join(sorted(config))[:200])
-
-
-def image_positions(session: OpenBundle) -> int:
-    """How many positions one image takes in a decoder, which the graph that looks at images says.
-
-    Raises:
-        Unsupported: it does not.
-    """
-    positions = session.graphs["vision"].shapes["image_features"][1]
-    if not isinstance(positions, int):
-        raise Unsupported("the number of positions of an image is not known", where=session.folder, found=positions)
-    return positions

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, FormatError, Unsupported, storage_errors
+from ...tasks.rows import Picture
 from .image_processing import DATA, bytes_in, bytes_of, picture
 from .processor_config import preparation
 
@@ -37,10 +38,6 @@ def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
     except (ValueError, EOFError, OSError) as error:
         raise FormatError(f"the file holds no array: {error}", where=path, remedy=_PREPARE) from error
     return _fitting(np.asarray(found), shape, what, path)
-
-
-Picture = str | Path | bytes | bytearray | memoryview | np.ndarray
-"""How an image is given: a path of a picture or a ``.npy`` file, ``data:image/...``, the bytes of a picture, or what a processor made."""
 
 
 def image_of(given: Picture, shape: Sequence[Any], folder: Path) -> np.ndarray:

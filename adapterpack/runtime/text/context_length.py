@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import FormatError
+from ...tasks.rows import RowError
 from ..open_bundle import OpenBundle
-from ..rows import RowError
 
 _KEYS = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len")
 """What families call it; an encoder and decoder with two numbers is asked for that of the decoder."""

@@ -1,12 +1,26 @@
-"""Errors of one row among several: they name the row, so that whoever gave it finds it."""
+"""The rows of a request: the columns that they may have, how tasks read them, and errors that name the row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
 
 from ..errors import ConfigError
+
+Row = Mapping[str, Any]
+
+Picture = str | Path | bytes | bytearray | memoryview | np.ndarray
+"""How an image is given: a path of a picture or a ``.npy`` file, ``data:image/...``, the bytes of a picture, or what a processor made."""
+
+PROMPTS = ("messages", "prompt", "text")
+"""The columns of a prompt; of several the first counts."""
+COLUMNS: Mapping[str, Any] = {"text": str | list, "prompt": str | list, "messages": str | list, "image": Picture, "audio": str | Path,
+                              "question": str | list}
+"""Column -> the types of its values; every row has at least one of these, or of those that its task adds."""
 
 _Row = TypeVar("_Row")
 _Result = TypeVar("_Result")
@@ -58,3 +72,39 @@ def each(rows: Iterable[_Row], function: Callable[[_Row], _Result]) -> list[_Res
         with row_errors(number):
             results.append(function(row))
     return results
+
+
+def text_of(row: Row) -> str:
+    """The text of a row.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    text = row.get("text", row.get("prompt"))
+    if not isinstance(text, str):
+        raise ConfigError("a row of this task needs text", found=", ".join(map(str, row)))
+    return text
+
+
+def prompt_of(row: Row) -> Any:
+    """The prompt of a row: a text, or a list of messages.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    for column in PROMPTS:
+        if isinstance(row.get(column), str | list):
+            return row[column]
+    raise ConfigError("a row of this task needs prompt, text or messages", found=", ".join(map(str, row)))
+
+
+def file_of(row: Row, column: str) -> Any:
+    """The ``image`` or ``audio`` of a row.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    value = row.get(column)
+    if not isinstance(value, COLUMNS[column]):
+        raise ConfigError(f"a row of this task needs {column}", found=", ".join(map(str, row)), expected="the path of a file")
+    return value

@@ -1,0 +1,128 @@
+"""Extractive question answering: the span of a context that answers a question."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from .rows import Row, each
+from .scores import no_head, probabilities
+from .session import Session
+from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, Training
+
+log = logging.getLogger(__name__)
+
+LONGEST = 30
+"""Tokens that an answer has at most."""
+
+
+def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The likeliest span of each row's context, and where its characters are; an empty one where no answer is likelier."""
+    pairs = each(rows, _question)
+    inputs, places = session.encode_pairs(pairs)
+    outputs = session.run(inputs, adapters)
+    results: list[dict[str, Any]] = []
+    for number, (adapter, (_, context), spans) in enumerate(zip(adapters, pairs, places, strict=True)):
+        if not session.head_trained(adapter):
+            results.append(no_head("answer"))
+            continue
+        starts, ends = (outputs[side][number][: len(spans)] for side in SPANS)
+        start, end, score = best_span(starts, ends, [span is not None for span in spans])
+        (first, _), (_, last) = (spans[at] or (0, 0) for at in (start, end))
+        results.append({"answer": context[first:last], "start": first, "end": last, "score": round(score, 6)})
+    return results
+
+
+def _question(row: Row) -> tuple[str, str]:
+    question, context = row.get("question", row.get("prompt")), row.get("context")
+    if not isinstance(question, str) or not isinstance(context, str):
+        raise ConfigError("a row of this task needs question and context", found=", ".join(map(str, row)))
+    return question, context
+
+
+def best_span(starts: np.ndarray, ends: np.ndarray, inside: Sequence[bool]) -> tuple[int, int, float]:
+    """The span of at most :data:`LONGEST` tokens, all ``inside``, with the largest sum of logits, and its probability; the first token
+    stands for no answer (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.3).
+
+    Example:
+        >>> best_span(np.array([0.0, 1, 9, 0]), np.array([0.0, 0, 1, 9]), [False, True, True, True])[:2]
+        (2, 3)
+    """
+    allowed = np.triu(np.ones((len(starts), len(starts)), bool)) & ~np.triu(np.ones((len(starts), len(starts)), bool), LONGEST)
+    allowed &= np.outer(inside, inside)
+    allowed[0, 0] = True
+    chances = [probabilities(np.where([True, *inside[1:]], side, -np.inf)) for side in (starts, ends)]
+    spans = np.where(allowed, np.outer(*chances), -1.0)
+    start, end = np.unravel_index(int(spans.argmax()), spans.shape)
+    return int(start), int(end), float(spans[start, end])
+
+
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Token ids of question and context, and where in them the answer begins and ends; columns ``question``, ``context`` and ``answers``
+    (``text`` and ``answer_start``, lists of which the first counts), as those of SQuAD.
+
+    A question without an answer has both at the first token. Contexts are cut at ``max_length``; rows whose answer is cut off are left out,
+    with a warning.
+
+    Raises:
+        ConfigError: other columns, an answer that is not in its context, or no row is left.
+    """
+    if not {"question", "context", "answers"} <= set(rows.column_names):
+        raise ConfigError("question answering needs the columns question, context and answers", where=where,
+                          found=", ".join(rows.column_names))
+    encoded = []
+    for number, row in enumerate(rows):
+        place = f"{where}, row {number + 1}"
+        try:
+            question, context, (start, stop) = _text(row["question"]), _text(row["context"]), _answer(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"a row is not of the form of SQuAD: {error}", where=place) from error
+        tokens = tokenizer(question, context, truncation="only_second", max_length=max_length, return_offsets_mapping=True)
+        spans = tokens["offset_mapping"]
+        inside = [at for at, side in enumerate(tokens.sequence_ids()) if side == 1 and spans[at][0] < stop and spans[at][1] > start]
+        if stop and (not inside or spans[inside[-1]][1] < stop):
+            continue
+        first, last = (inside[0], inside[-1]) if stop else (0, 0)
+        types = {"token_type_ids": tokens["token_type_ids"]} if "token_type_ids" in tokens else {}
+        encoded.append({"input_ids": tokens["input_ids"], "start_positions": first, "end_positions": last, **types})
+    if not encoded:
+        raise ConfigError("every answer lies beyond max_length, so there is nothing to learn", where=where,
+                          found=f"max_length {max_length}", remedy="raise max_length")
+    if len(encoded) < len(rows):
+        log.warning("%s: %d of %d rows are left out, their answers lie beyond max_length (%d)", where, len(rows) - len(encoded), len(rows),
+                    max_length)
+    return encoded
+
+
+def _answer(row: Row) -> tuple[int, int]:
+    """Where the first answer of a row is in its context; ``(0, 0)`` where there is none."""
+    texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
+    if not texts:
+        return 0, 0
+    start, text = int(starts[0]), _text(texts[0])
+    if not text or row["context"][start : start + len(text)] != text:
+        raise ValueError(f"the answer {text!r} is not at {start} of its context")
+    return start, start + len(text)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"text was expected, found {value!r}")  # becomes a ConfigError that names the row
+    return value
+
+
+def accuracy(outputs: Any, labels: Any) -> float:
+    """The share of answers that begin and end where they should."""
+    right = [np.argmax(logits, -1) == places for logits, places in zip(outputs[:2], labels, strict=True)]
+    return float(np.logical_and(*right).mean())
+
+
+TASKS.register(Task(
+    "question-answering", "AutoModelForQuestionAnswering", answer, ("ForQuestionAnswering",),
+    parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids")),), heads=("qa_outputs",),
+    training=Training(encode, ("start_positions", "end_positions"), accuracy), peft_type="QUESTION_ANS",
+))

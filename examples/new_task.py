@@ -1,0 +1,49 @@
+"""A task in one file: how well documents answer a query, by a cross-encoder (`text-ranking` on the Hugging Face Hub).
+
+Its models are sequence classifiers with one output. A package of yours brings its task by an entry point:
+[project.entry-points."adapterpack.tasks"] text-ranking = "new_task:ranking"; then `adapterpack train`, `export` and `run` know it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from adapterpack.errors import ConfigError
+from adapterpack.tasks.rows import Row, each
+from adapterpack.tasks.scores import no_head
+from adapterpack.tasks.session import Session
+from adapterpack.tasks.task import HEADS, MAIN, TASKS, TEXT, Part, Task, Training
+
+
+def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``score``, from 0 to 1."""
+    inputs, _ = session.encode_pairs(each(rows, pair))
+    logits = session.run(inputs, adapters)["logits"][:, 0]
+    scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return [{"score": float(score)} if session.head_trained(adapter) else no_head("score")
+            for score, adapter in zip(scores, adapters, strict=True)]
+
+
+def pair(row: Row) -> tuple[str, str]:
+    """The query and the document of a row."""
+    if not isinstance(row.get("query"), str) or not isinstance(row.get("document"), str):
+        raise ConfigError("a row of this task needs query and document", found=", ".join(map(str, row)))
+    return row["query"], row["document"]
+
+
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Data for training, columns ``query``, ``document`` and ``score``; what is learned is the cross-entropy of the score."""
+    if not {"query", "document", "score"} <= set(rows.column_names):
+        raise ConfigError("ranking needs the columns query, document and score", where=where, found=", ".join(rows.column_names))
+    return [{**tokenizer(*pair(row), truncation="only_second", max_length=max_length, return_attention_mask=False),
+             "labels": (float(row["score"]),)} for row in rows]
+
+
+ranking = TASKS.register(Task(
+    "text-ranking", "AutoModelForSequenceClassification", answer, ("ForSequenceClassification",),
+    recognizes=lambda config: len(config.get("id2label") or {}) == 1,
+    parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids")),), heads=HEADS,
+    config={"num_labels": 1, "problem_type": "multi_label_classification"},  # one output, and the loss of a yes or no
+    columns={"query": str, "document": str}, training=Training(encode), peft_type="SEQ_CLS",
+))
