@@ -38,18 +38,23 @@ def install(site: Path, name: str, entries: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def cli(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """The command line of a process that has the examples installed, and another package whose module does not import."""
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that has the examples installed, and another package whose module does not import."""
     site = tmp_path_factory.mktemp("site")
     install(site, "good", ENTRIES)
     install(site, "broken", dict.fromkeys(ENTRIES, "broken = broken_module:value"))
     (site / "broken_module.py").write_text("raise OSError('no driver here')\n")
     for example in ("new_rule", "new_node", "new_target", "new_task"):
         shutil.copy(ROOT / "examples" / f"{example}.py", site)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+
+
+@pytest.fixture(scope="module")
+def cli(installed: dict[str, str]) -> Callable[..., Any]:
+    """The command line of such a process."""
 
     def call(*arguments: Any, code: int = 0) -> Any:
-        done = subprocess.run([sys.executable, "-m", "adapterpack", *map(str, arguments), "--json"], env=environment, capture_output=True,
+        done = subprocess.run([sys.executable, "-m", "adapterpack", *map(str, arguments), "--json"], env=installed, capture_output=True,
                               text=True, check=False, timeout=300)
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout)
@@ -103,8 +108,21 @@ def test_a_target_of_another_package_gets_its_files(cli: Callable[..., Any], tin
     assert "text-generation: alpha" in (tmp_path / "bundle" / "Dockerfile").read_text()
 
 
-def test_a_task_of_another_package_is_trained_exported_and_run(cli: Callable[..., Any], tiny_bert: Path, tmp_path: Path) -> None:
-    """Ranking, the whole line: a pack of that task, a bundle of two graphs' proofs, and scores that are the sigmoid of torch's logits.
+WHOLE_LINE = """
+import json, sys, adapterpack
+folder, base, config, rows = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
+adapterpack.train(config)
+adapterpack.export(base, [f"{folder}/ranks"], f"{folder}/bundle")
+scores = [row["score"] for row in adapterpack.run(f"{folder}/bundle", rows, adapters=["ranks"])]
+try:
+    list(adapterpack.run(f"{folder}/bundle", [{"text": "w1"}]))
+except adapterpack.errors.ConfigError as error:
+    print(json.dumps({"scores": scores, "error": error.what}))
+"""
+
+
+def test_a_task_of_another_package_is_trained_exported_and_run(installed: dict[str, str], tiny_bert: Path, tmp_path: Path) -> None:
+    """Ranking, the whole line: a pack of that task, a bundle whose graph was proved, and scores that are the sigmoid of torch's logits.
 
     Where the package is not installed, the bundle's task is unknown.
     """
@@ -112,25 +130,22 @@ def test_a_task_of_another_package_is_trained_exported_and_run(cli: Callable[...
     rows = [{"query": f"w{first}", "document": f"w{second} w{second + 1}", "score": float(first == second)}
             for first, second in rng.integers(1, 4, (16, 2)).tolist()]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "train.yaml").write_text(json.dumps({
-        "model_name_or_path": str(tiny_bert), "task": "text-ranking", "train_file": str(tmp_path / "rows.jsonl"), "method": "lora", "r": 2,
-        "output_dir": str(tmp_path / "ranks"), "max_steps": 2, "learning_rate": 0.1}))
-    cli("train", tmp_path / "train.yaml")
-    pack = adapterpack.load(tmp_path / "ranks")
+    config = {"model_name_or_path": str(tiny_bert), "task": "text-ranking", "train_file": str(tmp_path / "rows.jsonl"), "method": "lora",
+              "r": 2, "output_dir": str(tmp_path / "ranks"), "max_steps": 2, "learning_rate": 0.1}
+    done = subprocess.run([sys.executable, "-c", WHOLE_LINE, str(tmp_path), str(tiny_bert), json.dumps(config), json.dumps(rows)],
+                          env=installed, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    result, pack = json.loads(done.stdout.splitlines()[-1]), adapterpack.load(tmp_path / "ranks")
     assert (pack.manifest.task.type, pack.manifest.task.labels) == ("text-ranking", None)
     assert json.loads((tmp_path / "ranks" / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
-    cli("export", tiny_bert, tmp_path / "ranks", "-o", tmp_path / "bundle")
-    cli("run", tmp_path / "bundle", "--input", tmp_path / "rows.jsonl", "--adapter", "ranks", "--output", tmp_path / "scores.jsonl")
-    scores = [json.loads(line)["score"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     model = BertForSequenceClassification.from_pretrained(tiny_bert, num_labels=1).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     adapterpack.attach(model, pack, check_canary=False)
     with torch.no_grad():
         expected = [float(model(**_pair(tokenizer, row)).logits.double().sigmoid()) for row in rows]
-    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
-    assert len({round(score, 4) for score in scores}) > 1
-    error = cli("run", tmp_path / "bundle", "--prompt", "w1", code=1)["error"]
-    assert "needs query and document" in error["what"]
+    np.testing.assert_allclose(result["scores"], expected, rtol=0, atol=1e-5)
+    assert len({round(score, 4) for score in result["scores"]}) > 1
+    assert "needs query and document" in result["error"]
     with pytest.raises(UnknownName, match="text-ranking"):
         Session(tmp_path / "bundle")
 
