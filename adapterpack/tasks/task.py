@@ -203,8 +203,11 @@ def type_of(architecture: str | None, config: Mapping[str, Any] | None = None) -
 
 
 def _fitting(architecture: str, config: Mapping[str, Any] | None) -> Task | None:
-    narrow_first = sorted(TASKS.values(), key=lambda task: task.recognizes is None)
-    return next((task for task in narrow_first if task.fits(architecture, config or {})), None)
+    """The narrowest task that a model class fits: one that knows its config, else the one whose suffix says most of its name."""
+    def breadth(task: Task) -> tuple[bool, int]:
+        return task.recognizes is None, -max(len(suffix) for suffix in task.suffixes if architecture.endswith(suffix))
+
+    return min((task for task in TASKS.values() if task.fits(architecture, config or {})), key=breadth, default=None)
 
 
 def peft_type_of(name: str) -> str | None:
