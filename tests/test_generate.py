@@ -15,7 +15,7 @@ import torch
 from adapterpack import Session
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, UnknownAdapter, Unsupported
-from adapterpack.runtime.generate import Sampling, _choose
+from adapterpack.runtime.generation.generate import Sampling, _choose
 from adapterpack.runtime.session import pad
 from adapterpack.runtime.text.tokenizer import Tokenizer
 from adapterpack.tasks.task import MAIN

@@ -17,9 +17,9 @@ from adapterpack.bundle.manifest import GRAPH, STEP, graph_file, read_bundle
 from adapterpack.errors import ParityError, Unsupported
 from adapterpack.exporting.graph import static_cache
 from adapterpack.exporting.proof import cache_parity
-from adapterpack.runtime.decoder import Causal
-from adapterpack.runtime.kv_cache import Buffers
-from adapterpack.runtime.ort_model import Graph
+from adapterpack.runtime.generation.decoder import DecoderOnly
+from adapterpack.runtime.generation.kv_cache import StaticCache
+from adapterpack.runtime.ort_model import OrtModel
 from adapterpack.tasks.task import MAIN
 from adapterpack.testing.architectures import ARCHITECTURES, KINDS
 from adapterpack.testing.exports import make_base, make_pack
@@ -67,13 +67,13 @@ def test_a_pack_is_loaded_and_rows_go_on_in_place(placed: Make, bundle_of: Make,
 def test_the_memory_of_a_cache_stays_where_it_is(placed: Make) -> None:
     """A step writes one position of each row into the buffer, and touches no other byte."""
     session = Session(placed("bank"), "cpu")
-    going = Causal(session, PROMPTS, ["alpha", None, "beta", "alpha"], {})
-    outputs = going.then(np.full(4, 3), going.first())
+    going = DecoderOnly(session, PROMPTS, ["alpha", None, "beta", "alpha"], {})
+    outputs = going.step(np.full(4, 3), going.prefill())
     assert going.buffers is not None
     name, value = next(iter(going.buffers.caches.items()))
     before, where = value.numpy().copy(), value.data_ptr()
     lengths = going.buffers.lengths.copy()
-    outputs = going.then(np.full(4, 4), outputs)
+    outputs = going.step(np.full(4, 4), outputs)
     after = going.buffers.caches[name]
     assert after.data_ptr() == where
     changed = (after.numpy() != before).any(axis=(1, 3))
@@ -81,7 +81,7 @@ def test_the_memory_of_a_cache_stays_where_it_is(placed: Make) -> None:
         assert np.flatnonzero(changed[row]).tolist() == [length]
 
 
-def unpacked(graph: Graph) -> bool:
+def unpacked(graph: OrtModel) -> bool:
     """Whether a graph was opened without laying its weights out for its kernels."""
     try:
         return graph._ort.get_session_options().get_session_config_entry("session.disable_prepacking") == "1"
@@ -149,11 +149,11 @@ def test_a_quantized_bundle_goes_on_in_place(placed: Make, tmp_path: Path) -> No
     quantize(placed("bank"), tmp_path / "int8", scheme="int8")
     session = Session(tmp_path / "int8", "cpu")
     names: list[str | None] = ["alpha", None, "beta", "alpha"]
-    ordinary = Causal(session, PROMPTS, names, {}, in_place=False)
-    going = Causal(session, PROMPTS, names, {})
-    one, two = ordinary.first(), going.first()
+    ordinary = DecoderOnly(session, PROMPTS, names, {}, in_place=False)
+    going = DecoderOnly(session, PROMPTS, names, {})
+    one, two = ordinary.prefill(), going.prefill()
     for token in range(3, 9):
-        one, two = ordinary.then(np.full(4, token), one), going.then(np.full(4, token), two)
+        one, two = ordinary.step(np.full(4, token), one), going.step(np.full(4, token), two)
         assert np.abs(one["logits"].numpy() - two["logits"].numpy()).max() < 1e-4
     assert {"MatMulNBits", "GroupQueryAttention"} <= {node.op_type for node in ir.load(tmp_path / "int8" / graph_file(STEP)).graph}
     assert not validate(tmp_path / "int8", full=True).findings
@@ -193,7 +193,7 @@ def test_rows_lie_at_the_beginning_of_their_buffers() -> None:
     """Padding of either side is left out, order is kept, and a buffer that is full is made anew with everything in it."""
     cache = np.arange(2 * 1 * 5 * 1, dtype=np.float32).reshape(2, 1, 5, 1)
     mask = np.array([[0, 0, 1, 1, 1], [1, 0, 0, 1, 0]])
-    found = Buffers({"present.0.key": ort.OrtValue.ortvalue_from_numpy(cache), "logits": None}, mask, "cpu")
+    found = StaticCache({"present.0.key": ort.OrtValue.ortvalue_from_numpy(cache), "logits": None}, mask, "cpu")
     ((name, value),) = found.caches.items()
     assert name == "past_key_values.0.key"
     assert value.numpy()[0, 0, :3, 0].tolist() == [2, 3, 4]

@@ -17,7 +17,7 @@ import adapterpack as ap
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.runtime.adapters import soft_prompt
-from adapterpack.runtime.decoder import Causal
+from adapterpack.runtime.generation.decoder import DecoderOnly
 from adapterpack.runtime.session import pad
 
 Make = Callable[..., Any]
@@ -160,11 +160,11 @@ def test_a_batch_keeps_its_prompts(bundle_in: Make, packs: dict[str, Path], mode
     the batch's rows."""
     for mode in ("bank", "inputs"):
         session = ap.Session(bundle_in(mode), "cpu")
-        going = Causal(session, [ROWS[0]], ["prefix"], {})
+        going = DecoderOnly(session, [ROWS[0]], ["prefix"], {})
         session.unload("prefix")
         if mode == "bank":
             session.load(packs["soft"], "prefix")
-        found = going.first()["logits"].numpy()[0]
+        found = going.prefill()["logits"].numpy()[0]
         np.testing.assert_allclose(found, torch_logits(models["prefix"], ROWS[0]), rtol=0, atol=CLOSE)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ..exporting.pipeline import export
 from ..pack.validate.validation import load
-from ..runtime.generate import Generation
+from ..runtime.generation.generate import Generation
 from ..runtime.session import Session, pad
 from ..training.active import active
 from ..training.config.config import read_config

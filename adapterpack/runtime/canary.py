@@ -15,7 +15,7 @@ from ..slots.precision import DEFAULT, PRECISIONS
 from ..slots.values import head_values, in_slots, padded, stacked
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN, task_named
-from .pipeline import flow, values
+from .pipeline import run_parts, values
 from .session import Session
 
 Rows = list[np.ndarray]
@@ -103,7 +103,7 @@ def _bare(session: Session, pack: Pack, recorded: Canary) -> Rows | None:
         return session.graphs[part].call({**feeds, **values(fixed)})
 
     row = session.pin([None])._replace(run=run)
-    return [canary.row_of(flow(session, inputs, pinned=row)) for inputs in _feeds(session, recorded)]
+    return [canary.row_of(run_parts(session, inputs, pinned=row)) for inputs in _feeds(session, recorded)]
 
 
 def _own_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:

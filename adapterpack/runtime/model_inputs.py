@@ -11,9 +11,9 @@ from ..errors import ConfigError
 from ..tasks.session import Arrays
 from ..tasks.task import Part
 from .adapters.pinned import Pinned
-from .adapters.prefix_cache import Before
+from .adapters.prefix_cache import PrefixCache
 from .open_bundle import OpenBundle
-from .ort_model import Graph
+from .ort_model import OrtModel
 from .text.context_length import require_context
 
 ENCODED = "encoder."
@@ -59,7 +59,7 @@ def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], r
     return {name: graph.fitting(name, array) for name, array in feeds.items() if name in wanted}
 
 
-def _plain(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
+def _plain(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) -> Arrays:
     """Tokens with their mask, or whatever else a model reads at once."""
     if "attention_mask" in graph.inputs:
         shape = given["input_ids"].shape
@@ -70,27 +70,27 @@ def _plain(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Ar
     return _acting(session, graph, given, rows)
 
 
-def _decoder(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
+def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) -> Arrays:
     """Position ids and a cache, which begins with the prompts of the rows' adapters."""
     batch, length = given["input_ids"].shape
     if "image_features" in graph.inputs:  # rows may have images
         given.setdefault("image_features", np.zeros((batch, 0, graph.inputs["image_features"].shape[2]), np.float32))
-    first = rows.before(session.inputs)
-    for name, array in first.cache.items():
+    prefix = rows.prefix(session.inputs)
+    for name, array in prefix.cache.items():
         given.setdefault(name, array)
     past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
-    own = past + length - first.width
+    own = past + length - prefix.width
     mask = given.get("attention_mask", np.ones((batch, own), np.int64))
     _require_mask(mask, (batch, own))
-    given["attention_mask"] = covered = first.covering(mask)
-    _require_window(session, covered, first)
+    given["attention_mask"] = covered = prefix.covering(mask)
+    _require_window(session, covered, prefix)
     counted = given.get("position_ids")
-    given["position_ids"] = positions(covered)[:, -length:] if counted is None else counted + first.lengths
-    require_context(session, given["position_ids"].max(axis=1) + 1, first.lengths[:, 0])
-    return _acting(session, graph, given, rows, past, first)
+    given["position_ids"] = positions(covered)[:, -length:] if counted is None else counted + prefix.lengths
+    require_context(session, given["position_ids"].max(axis=1) + 1, prefix.lengths[:, 0])
+    return _acting(session, graph, given, rows, past, prefix)
 
 
-def _cross(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Arrays:
+def _cross(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) -> Arrays:
     """A decoder beside an encoder, whose mask is that of the encoder's tokens."""
     count, length = given["decoder_input_ids"].shape
     past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
@@ -104,13 +104,13 @@ def _cross(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned) -> Ar
     return given
 
 
-def _acting(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned, past: int = 0, first: Before | None = None) -> Arrays:
+def _acting(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned, past: int = 0, prefix: PrefixCache | None = None) -> Arrays:
     """Where adapters act, if the graph asks for it."""
     if ADAPTER_POSITIONS not in graph.inputs:
         return given
     if ADAPTER_POSITIONS in given:
         return {**given, ADAPTER_POSITIONS: given[ADAPTER_POSITIONS].astype(bool)}
-    if past > (first.width if first else 0) and rows.acts_in_parts():
+    if past > (prefix.width if prefix else 0) and rows.acts_in_parts():
         raise ConfigError("where the adapter acts in a pass on a cache is told by what the cache was filled with", where=session.folder,
                           expected=ADAPTER_POSITIONS, remedy="give it: session.acting says it for every pass in turn")
     ids = given["input_ids"]
@@ -118,10 +118,10 @@ def _acting(session: OpenBundle, graph: Graph, given: Arrays, rows: Pinned, past
     return {**given, ADAPTER_POSITIONS: rows.acting({"input_ids": ids, "attention_mask": mask})}
 
 
-def _require_window(session: OpenBundle, covered: np.ndarray, first: Before) -> None:
+def _require_window(session: OpenBundle, covered: np.ndarray, prefix: PrefixCache) -> None:
     """Padding between a prompt and its row counts in a sliding window, which would leave the prompt sooner than without padding."""
     window, used = session.config.get("sliding_window"), session.config.get("use_sliding_window", True)
-    if first.width and used and isinstance(window, int) and covered.shape[1] > window and not covered.all():
+    if prefix.width and used and isinstance(window, int) and covered.shape[1] > window and not covered.all():
         raise ConfigError("padding comes between a row's prompt and its tokens, beyond the model's sliding window",
                           where=session.folder, expected=f"at most {window} positions, or rows of one length", found=covered.shape[1],
                           remedy="run these rows apart")

@@ -18,11 +18,10 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.task import MAIN, task_named
 from . import providers
-from .adapters import soft_prompt
-from .adapters.modes import ATTACH
+from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, Names, Pinned
-from .adapters.prefix_cache import cache_of
-from .ort_model import Graph
+from .adapters.prefix_cache import prompt_kv
+from .ort_model import OrtModel
 from .text.model_files import read_object
 from .text.tokenizer import Tokenizer
 
@@ -40,18 +39,18 @@ class OpenBundle:
         self.task = task_named(self.bundle.task)
         wanted = providers.choose(provider)
         require_files(self.folder, self.bundle, verify)
-        self._open = partial(Graph, self.folder, wanted=wanted, threads=threads, mapped=mapped)
+        self._open = partial(OrtModel, self.folder, wanted=wanted, threads=threads, mapped=mapped)
         self.graphs = {part: self._open(part) for part in self.bundle.parts}
         main = self.graphs[MAIN]
         self.provider, self.device = main.provider, main.device
         self.inputs, self.outputs = main.inputs, main.outputs
-        packs, self._mode = _packs(self.folder, self.bundle), ATTACH[self.bundle.mode](self)
+        packs, self._mode = _packs(self.folder, self.bundle), ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
         self._adapters = Adapters(packs, prompts, self._mode.opened())
         self._changing = threading.Lock()
         """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
         self._tokenizer: Tokenizer | None = None
-        self._step: Graph | None = None
+        self._step: OrtModel | None = None
         self._opening = threading.Lock()
 
     @property
@@ -75,7 +74,7 @@ class OpenBundle:
         """What rows have when no adapter is named at all: the base, or the one adapter that is folded into the weights."""
         return self.adapters[0] if self.bundle.mode == "folded" and self.adapters else None
 
-    def graph(self, part: str) -> Graph:
+    def graph(self, part: str) -> OrtModel:
         """The graph of that part; the one for steps is opened when it is first asked for."""
         if part != STEP:
             return self.graphs[part]
@@ -159,13 +158,13 @@ class OpenBundle:
             UnknownAdapter: there is none of that name.
         """
         with self._changing:
-            self.bundle_adapter(name)
+            self.require_adapter(name)
             packs, prompts, attached = self._adapters
             self._adapters = Adapters({other: pack for other, pack in packs.items() if other != name},
                                       {other: cache for other, cache in prompts.items() if other != name},
                                       self._mode.unload(attached, name))
 
-    def bundle_adapter(self, name: str) -> None:
+    def require_adapter(self, name: str) -> None:
         """Checks that there is an adapter of that name.
 
         Raises:
@@ -229,7 +228,7 @@ class OpenBundle:
         return self.pin(names).acting(inputs, before)
 
     def _prompt(self, pack: Pack) -> np.ndarray | None:
-        return cache_of(pack, soft_prompt.Graph(self.folder, self.inputs))
+        return prompt_kv(pack, self.folder, self.inputs)
 
 
 def _packs(folder: Path, bundle: Bundle) -> dict[str, Pack]:

@@ -19,7 +19,7 @@ TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64
 """What ONNX Runtime calls a type -> what numpy calls it."""
 
 
-class Graph:
+class OrtModel:
     """A running graph: its inputs (without those that have defaults) and its outputs by name.
 
     ``mapped`` leaves weights where they lie in the mapped file, which costs neither time nor memory at the beginning, and some of each run:

@@ -18,7 +18,7 @@ from .model_inputs import complete
 from .open_bundle import OpenBundle
 
 
-def flow(
+def run_parts(
     session: OpenBundle, inputs: Mapping[str, np.ndarray], adapters: Names = None, pinned: Pinned | None = None,
     parts: Sequence[Part] | None = None,
 ) -> Arrays:

@@ -43,7 +43,7 @@ def run(
         raise ConfigError("this bundle does not generate text, so it takes no sampling parameters", found=", ".join(sampling),
                           where=session.bundle.task)
     for name in adapters:
-        session.bundle_adapter(name)
+        session.require_adapter(name)
     batch: list[tuple[int, Row]] = []
     for numbered in _expanded(rows, adapters or [session.default], {**COLUMNS, **session.task.columns}):
         batch.append(numbered)

@@ -13,12 +13,12 @@ from ..errors import ConfigError, nearest
 from ..tasks.rows import Picture, each
 from ..tasks.session import Arrays
 from .adapters.pinned import Names
-from .generate import Sampling, generate
+from .generation.generate import Sampling, generate
 from .media.inputs import image_of, speech_of
 from .media.processor_config import section
 from .model_inputs import last_places, pad, positions
 from .open_bundle import OpenBundle
-from .pipeline import flow
+from .pipeline import run_parts
 
 __all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 
@@ -92,7 +92,7 @@ class Session(OpenBundle):
             UnknownAdapter: a name that the bundle does not hold.
             ConfigError: a missing or unknown input.
         """
-        return flow(self, inputs, adapters)
+        return run_parts(self, inputs, adapters)
 
     def generate(
         self, prompts: Sequence[Any] = (), adapters: Names = None, *, given: Mapping[str, np.ndarray] | None = None, **sampling: Any

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...bundle.manifest import STEP, graph_file
 from ...errors import ParityError
-from ...runtime.decoder import Causal
+from ...runtime.generation.decoder import DecoderOnly
 from ...runtime.session import Session
 from ...slots.precision import precision
 from ..example_inputs import LENGTHS
@@ -62,10 +62,10 @@ def _logits(
     session: Session, rows: Sequence[Sequence[int]], names: list[str | None], tokens: np.ndarray, in_place: bool
 ) -> tuple[np.ndarray, float]:
     """The logits of every step, and the seconds that the steps took."""
-    going = Causal(session, rows, names, {}, in_place)
-    outputs = going.first()
+    going = DecoderOnly(session, rows, names, {}, in_place)
+    outputs = going.prefill()
     started, found = time.perf_counter(), list[np.ndarray]()
     for each in tokens:
-        outputs = going.then(each, outputs)
+        outputs = going.step(each, outputs)
         found.append(outputs["logits"].numpy().astype(np.float32))
     return np.stack(found), time.perf_counter() - started

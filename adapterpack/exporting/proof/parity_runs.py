@@ -11,7 +11,7 @@ import numpy as np
 from ...adapter_methods.core.token_positions import acted
 from ...bundle.manifest import ADAPTER_POSITIONS
 from ...pack.pack import Pack
-from ...runtime.decoder import grown
+from ...runtime.generation.decoder import grown
 from ...runtime.model_inputs import ENCODED
 from ...runtime.session import Arrays, Session, positions
 from ...tasks.task import Task

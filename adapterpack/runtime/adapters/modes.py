@@ -15,24 +15,24 @@ from ...io.hashing import Identity, identity
 from ...pack.pack import Pack
 from ...slots.precision import ABSENT, held
 from ...tasks.task import MAIN
-from ..ort_model import Graph
+from ..ort_model import OrtModel
 from .bank import AdapterBank, BankState
 from .pinned import Adapters, Run
 
 
-class Opened(Protocol):
+class OpenGraphs(Protocol):
     """What a mode needs of an open bundle."""
 
     folder: Path
     bundle: Bundle
     device: str
 
-    def graph(self, part: str) -> Graph:
+    def graph(self, part: str) -> OrtModel:
         """The graph of that part."""
         ...
 
 
-class Attached(Protocol):
+class AdapterMode(Protocol):
     """What a session asks of a mode. What the mode needs to run adapters is a value, :attr:`Adapters.attached`: loading and unloading make
     another one of it and leave the old one to the rows that have begun with it."""
 
@@ -53,17 +53,17 @@ class Attached(Protocol):
         ...
 
 
-class Folded:
+class FoldedMode:
     """The adapters are in the weights: rows have what was folded, and cannot choose."""
 
-    def __init__(self, session: Opened) -> None:
+    def __init__(self, session: OpenGraphs) -> None:
         self.session = session
 
     def opened(self) -> None:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
         packs = adapters.packs
         if len(packs) == 1 and None in names:
             raise Unsupported("a folded bundle has no base to run rows on", where=self.session.folder, remedy="export with --mode bank")
@@ -73,24 +73,24 @@ class Folded:
         return lambda feeds, part=MAIN, rows=None: self.session.graph(part).call(feeds)
 
     def load(self, attached: None, pack: Pack, allow_structural: bool = False) -> None:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
         raise Unsupported("a folded bundle takes no further adapters", found=pack.name, remedy="export with --mode bank")
 
     def unload(self, attached: None, name: str) -> None:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
         raise Unsupported("the adapter is folded into the weights", found=name, remedy="export with --mode bank")
 
 
-class Inputs:
+class InputsMode:
     """ONNX Runtime's own adapters, one a run: a mixed batch runs once for each adapter in it."""
 
-    def __init__(self, session: Opened) -> None:
+    def __init__(self, session: OpenGraphs) -> None:
         self.session = session
         self._fed: dict[str, dict[str, Any]] = {}
         self._identities: dict[str, dict[Path, Identity]] = {}
 
     def opened(self) -> dict[str, dict[str, Any]]:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
         session, files = self.session, dict[str, dict[str, Any]]()
         slotted = {site.part for site in session.bundle.sites.values() if site.fields} | {MAIN}
         for adapter in session.bundle.adapters:
@@ -105,7 +105,7 @@ class Inputs:
         return files
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
         files: Mapping[str, Mapping[str, Any]] = adapters.attached
         for name in {name for name in names if name is not None}:
             self._require_unchanged(name)
@@ -145,27 +145,27 @@ class Inputs:
         return self._fed[name]
 
     def load(self, attached: Any, pack: Pack, allow_structural: bool = False) -> Any:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
         raise Unsupported("this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank")
 
     def unload(self, attached: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
         return {other: files for other, files in attached.items() if other != name}
 
 
-class Bank:
+class BankMode:
     """Stacked slots on the device; ``adapter_ids`` chooses one for each row."""
 
-    def __init__(self, session: Opened) -> None:
+    def __init__(self, session: OpenGraphs) -> None:
         self.session = session
         self.bank = AdapterBank(session.bundle, session.folder, session.device)
 
     def opened(self) -> BankState:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
         return self.bank.opened()
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
         slots, overrides = adapters.attached.slots, adapters.attached.overrides
         ids = np.array([0 if name is None else slots[name] for name in names], np.int64)
 
@@ -179,11 +179,11 @@ class Bank:
         return run
 
     def load(self, attached: BankState, pack: Pack, allow_structural: bool = False) -> BankState:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
         return self.bank.filled(attached, pack, self.session.bundle.base, allow_structural)
 
     def unload(self, attached: BankState, name: str) -> BankState:
-        """See :class:`Attached`."""
+        """See :class:`AdapterMode`."""
         return attached.without(name)
 
 
@@ -212,5 +212,5 @@ def _owning(array: np.ndarray) -> Any:
     return value
 
 
-ATTACH: dict[str, Callable[[Any], Attached]] = {"folded": Folded, "inputs": Inputs, "bank": Bank}
+ADAPTER_MODES: dict[str, Callable[[Any], AdapterMode]] = {"folded": FoldedMode, "inputs": InputsMode, "bank": BankMode}
 """Mode -> how a session attaches."""

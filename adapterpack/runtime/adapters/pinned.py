@@ -9,8 +9,8 @@ import numpy as np
 
 from ...pack.pack import Pack
 from ...tasks.task import MAIN
-from .positions import where
-from .prefix_cache import Before, Caches, before
+from .positions import acting
+from .prefix_cache import PrefixCache, Prompts, prefix_cache
 
 Names = Sequence[str | None] | str | None
 """Which adapter each row has: a name or None (the base) for each, or one for all."""
@@ -22,7 +22,7 @@ class Adapters(NamedTuple):
     """
 
     packs: Mapping[str, Pack]
-    prompts: Caches
+    prompts: Prompts
     attached: Any
 
 
@@ -52,18 +52,18 @@ class Pinned(NamedTuple):
 
         return Pinned([self.names[place] for place in places], self.adapters, run)
 
-    def before(self, inputs: Mapping[str, Any]) -> Before:
+    def prefix(self, inputs: Mapping[str, Any]) -> PrefixCache:
         """The cache that the rows begin with in a graph with these inputs: their prompts, or nothing; and the mask that covers it."""
-        return before(inputs, self.adapters.prompts, self.names)
+        return prefix_cache(inputs, self.adapters.prompts, self.names)
 
     def acting(self, inputs: Mapping[str, np.ndarray], before: np.ndarray | None = None) -> np.ndarray:
-        """Where each row's adapter acts in a pass: ``[batch, tokens]`` bool, which is True for adapters that act everywhere.
+        """At which positions each row's adapter acts in a pass: ``[batch, tokens]`` bool, True everywhere for most adapters.
 
         ``inputs`` are the pass's ``input_ids`` and the ``attention_mask`` of these tokens; ``before`` ``[batch]`` says, of a pass on a
         cache, in which rows the adapter has acted so far.
         """
         rules = {name: pack.acts for name, pack in self.adapters.packs.items()}
-        return where(rules, self.names, inputs["input_ids"], inputs["attention_mask"], before)
+        return acting(rules, self.names, inputs["input_ids"], inputs["attention_mask"], before)
 
     def acts_in_parts(self) -> bool:
         """Whether the adapter of a row acts at some of its positions only."""

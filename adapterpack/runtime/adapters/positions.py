@@ -1,4 +1,4 @@
-"""Where the adapters of a running session act: the input of a graph in which not every adapter acts at every position."""
+"""The positions at which the adapters of a batch act, as the input of a graph in which not every adapter acts everywhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...errors import Unsupported
 from ...pack.pack import Pack
 
 
-def where(
+def acting(
     rules: Mapping[str, Acts | None], names: Sequence[str | None], ids: np.ndarray, mask: np.ndarray, before: np.ndarray | None
 ) -> np.ndarray:
     """``[batch, tokens]`` bool for one pass: each row by the rule of its adapter, everywhere for one without; see :class:`~.Acts`.
@@ -21,17 +21,17 @@ def where(
 
     Example:
         >>> from adapterpack.adapter_methods.core.token_positions import Invoked
-        >>> where({"a": Invoked((7,))}, ["a", None], np.array([[5, 7, 6]] * 2), np.ones((2, 3)), None).astype(int).tolist()
+        >>> acting({"a": Invoked((7,))}, ["a", None], np.array([[5, 7, 6]] * 2), np.ones((2, 3)), None).astype(int).tolist()
         [[0, 1, 1], [1, 1, 1]]
     """
-    found = np.ones(ids.shape, bool)
+    positions = np.ones(ids.shape, bool)
     for name in {name for name in names if name is not None}:
         acts = rules.get(name)
         if acts is not None:
             rows = np.array([row for row, other in enumerate(names) if other == name])
             real = mask[rows] > 0
-            found[rows] = acts.mask(ids[rows], real, real, None if before is None else before[rows])
-    return found
+            positions[rows] = acts.mask(ids[rows], real, real, None if before is None else before[rows])
+    return positions
 
 
 def require_positions(pack: Pack, sites: Mapping[str, MappedSite]) -> None:

@@ -1,12 +1,13 @@
-"""Prompts of a running session: the keys and values that a row's cache begins with.
+"""The keys and values that a row's cache begins with: those of its adapter's prompt.
 
-A graph needs nothing for them: what stands before a row's tokens comes in through the inputs of its cache. Rows with shorter prompts, or
-with none, are filled up on the left with positions that the attention mask hides, and positions are counted without those.
+A graph needs nothing for them: they come in through the inputs of its cache. Rows with shorter prompts, or with none, are filled up on the
+left with positions that the attention mask hides and that position ids do not count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +17,13 @@ from ...adapter_methods.forms.prompt import PromptForm
 from ...bundle.manifest import PAST
 from ...errors import BaseMismatch, Unsupported
 from ...pack.pack import Pack
-from .soft_prompt import Graph, prefill
+from .soft_prompt import prefill
 
-Caches = Mapping[str, np.ndarray]
+Prompts = Mapping[str, np.ndarray]
 """Adapter name -> ``[layers, 2, heads, n, head_dim]`` float32."""
 
 
-class Before(NamedTuple):
+class PrefixCache(NamedTuple):
     """What a batch begins with: ``cache``, input name -> ``[rows, heads, width, head_dim]``, and ``mask`` ``[rows, width]`` int64."""
 
     cache: dict[str, np.ndarray]
@@ -44,33 +45,33 @@ class Before(NamedTuple):
         return np.concatenate([self.mask, mask], axis=1)
 
 
-def before(inputs: Mapping[str, Any], caches: Caches, names: Sequence[str | None]) -> Before:
-    """What rows with these adapters begin with, for a graph with these inputs; an empty cache where no row has a prompt.
+def prefix_cache(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]) -> PrefixCache:
+    """The cache that rows with these adapters begin with, for a graph with these inputs; an empty one where no row has a prompt.
 
     Example:
         >>> from types import SimpleNamespace
         >>> inputs = {f"past_key_values.0.{part}": SimpleNamespace(shape=["b", 1, "p", 2]) for part in ("key", "value")}
-        >>> found = before(inputs, {"a": np.ones((1, 2, 1, 3, 2), np.float32)}, ["a", None])
-        >>> found.mask.tolist(), found.cache["past_key_values.0.key"].shape
+        >>> prefix = prefix_cache(inputs, {"a": np.ones((1, 2, 1, 3, 2), np.float32)}, ["a", None])
+        >>> prefix.mask.tolist(), prefix.cache["past_key_values.0.key"].shape
         ([[1, 1, 1], [0, 0, 0]], (2, 1, 3, 2))
     """
-    own = [caches.get(name) if name is not None else None for name in names]
-    width = max((cache.shape[3] for cache in own if cache is not None), default=0)
+    by_row = [prompts.get(name) if name is not None else None for name in names]
+    width = max((prompt.shape[3] for prompt in by_row if prompt is not None), default=0)
     mask = np.zeros((len(names), width), np.int64)
-    filled = {name: np.zeros((len(names), value.shape[1], width, value.shape[3]), np.float32)
+    cache = {name: np.zeros((len(names), value.shape[1], width, value.shape[3]), np.float32)
               for name, value in inputs.items() if name.startswith(PAST)}
-    for row, cache in enumerate(own):
-        if cache is not None:
-            start = width - cache.shape[3]
+    for row, prompt in enumerate(by_row):
+        if prompt is not None:
+            start = width - prompt.shape[3]
             mask[row, start:] = 1
-            for name, array in filled.items():
-                layer, part = _place(name)
-                array[row, :, start:] = cache[layer, part]
-    return Before(filled, mask)
+            for name, array in cache.items():
+                layer, side = _layer_and_side(name)
+                array[row, :, start:] = prompt[layer, side]
+    return PrefixCache(cache, mask)
 
 
-def cache_of(pack: Pack, graph: Graph) -> np.ndarray | None:
-    """The keys and values of a pack's prompt, or None for a pack of another kind.
+def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray | None:
+    """The keys and values of a pack's prompt for a bundle's graph with these inputs; None for a pack of another kind.
 
     Virtual embeddings are run through the graph once, as what stands before everything else.
 
@@ -80,7 +81,7 @@ def cache_of(pack: Pack, graph: Graph) -> np.ndarray | None:
     """
     if pack.method.kind != "prompt":
         return None
-    sizes = {_place(name): (value.shape[1], value.shape[3]) for name, value in graph.inputs.items() if name.startswith(PAST)}
+    sizes = {_layer_and_side(name): (value.shape[1], value.shape[3]) for name, value in inputs.items() if name.startswith(PAST)}
     if not sizes:
         raise Unsupported("a prompt goes into a decoder's cache, and this graph has none", where=pack.name, found=pack.method.name,
                           remedy="run this adapter under torch")
@@ -91,14 +92,14 @@ def cache_of(pack: Pack, graph: Graph) -> np.ndarray | None:
         cache = np.asarray(form.cache, np.float32)
     else:
         embeds = np.asarray(form.embeds, np.float32)
-        cache = prefill(graph, embeds[form.task] if embeds.ndim == 3 else embeds, PAST)
-    wanted = dict.fromkeys(np.ndindex(*cache.shape[:2]), (cache.shape[2], cache.shape[4]))
-    if wanted != sizes:
+        cache = prefill(folder, inputs, embeds[form.task] if embeds.ndim == 3 else embeds)
+    made_for = dict.fromkeys(np.ndindex(*cache.shape[:2]), (cache.shape[2], cache.shape[4]))
+    if made_for != sizes:
         raise BaseMismatch("the prompt was made for a model of other sizes", where=pack.name, expected=sorted(set(sizes.values())),
-                           found=sorted(set(wanted.values())), remedy="export a bundle of the base that the adapter was made for")
+                           found=sorted(set(made_for.values())), remedy="export a bundle of the base that the adapter was made for")
     return np.ascontiguousarray(cache)
 
 
-def _place(name: str) -> tuple[int, int]:
-    layer, part = name.removeprefix(PAST).split(".")
-    return int(layer), ("key", "value").index(part)
+def _layer_and_side(name: str) -> tuple[int, int]:
+    layer, side = name.removeprefix(PAST).split(".")
+    return int(layer), ("key", "value").index(side)

@@ -1,4 +1,4 @@
-"""Virtual embeddings as keys and values: a decoder's graph, cut behind its embedding table, run on them once.
+"""Runs virtual embeddings through a decoder's graph, cut behind its embedding table, and keeps the keys and values.
 
 What a causal model makes of its first tokens does not depend on those that follow, so the result can stand in the cache for good.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH
+from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, PAST, PRESENT
 from ...errors import BaseMismatch, Unsupported
 from ..ort_model import TYPES
 
@@ -21,28 +21,20 @@ _LOOKUPS = frozenset({"Gather", "GatherBlockQuantized"})
 _EMBEDS = "adapterpack/virtual_embeddings"
 
 
-class Graph(NamedTuple):
-    """A bundle's graph: the folder it lies in, and its inputs by name."""
-
-    folder: Path
-    inputs: Mapping[str, Any]
-
-
-def prefill(graph: Graph, embeds: np.ndarray, past: str) -> np.ndarray:
-    """Keys and values ``[layers, 2, heads, n, head_dim]`` of virtual embeddings ``[n, in]``, by the base that the graph is.
-
-    ``past`` is what the names of the cache's inputs begin with.
+def prefill(folder: Path, inputs: Mapping[str, Any], embeds: np.ndarray) -> np.ndarray:
+    """Keys and values ``[layers, 2, heads, n, head_dim]`` of virtual embeddings ``[n, in]``, by the base of the graph in ``folder``, whose
+    ``inputs`` these are.
 
     Raises:
         BaseMismatch: the embeddings are of another width than the graph's.
-        Unsupported: it cannot be told where the graph looks its tokens up.
+        Unsupported: the graph looks its tokens up at several places.
     """
-    model = ir.load(graph.folder / GRAPH)
-    _cut(model, embeds.shape[1], graph.folder)
+    model = ir.load(folder / GRAPH)
+    _cut(model, embeds.shape[1], folder)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it runs once
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.folder))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     count = embeds.shape[0]
     row = np.arange(count, dtype=np.int64)[None]
@@ -50,28 +42,28 @@ def prefill(graph: Graph, embeds: np.ndarray, past: str) -> np.ndarray:
     feeds[ADAPTER_POSITIONS] = np.ones((1, count), bool)
     feeds[_EMBEDS] = embeds[None]
     feeds |= {name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-              for name, value in graph.inputs.items() if name.startswith(past)}
+              for name, value in inputs.items() if name.startswith(PAST)}
     types = {value.name: TYPES[value.type] for value in session.get_inputs() if value.type in TYPES}
     fed = {name: array.astype(types[name]) for name, array in feeds.items() if name in types}
-    names = [value.name for value in session.get_outputs() if value.name.startswith("present.")]
-    found = dict(zip(names, session.run(names, fed), strict=True))
+    names = [value.name for value in session.get_outputs() if value.name.startswith(PRESENT)]
+    cache = dict(zip(names, session.run(names, fed), strict=True))
     layers = range(len(names) // 2)
-    return np.stack([np.stack([found[f"present.{layer}.{part}"][0] for part in ("key", "value")]) for layer in layers]).astype(np.float32)
+    return np.stack([np.stack([cache[f"{PRESENT}{layer}.{side}"][0] for side in ("key", "value")]) for layer in layers]).astype(np.float32)
 
 
 def _cut(model: Any, width: int, where: Path) -> None:
-    """Puts an input in the place of what the graph looks up for its tokens."""
+    """Replaces what the graph looks up for its tokens by an input."""
     ids = next(value for value in model.graph.inputs if value.name == "input_ids")
     lookups = [node for node, index in ids.uses() if node.op_type in _LOOKUPS and index == 1]
     if len(lookups) != 1:
         raise Unsupported("virtual embeddings need a graph that looks its tokens up at one place", where=where, found=len(lookups),
                           expected="one Gather of input_ids", remedy="use prefix_tuning, whose keys and values need no graph")
-    (found,) = lookups[0].outputs
+    (looked_up,) = lookups[0].outputs
     table = lookups[0].inputs[0].shape
     if lookups[0].op_type == "Gather" and table is not None and table[-1] != width:
         raise BaseMismatch("the embeddings are of another width than the model's", where=where, expected=table[-1], found=width,
                            remedy="use the base that the pack names")
-    put = ir.Value(name=_EMBEDS, shape=ir.Shape([1, "virtual", width]), type=ir.TensorType(found.dtype or ir.DataType.FLOAT))
-    for node, index in list(found.uses()):
-        node.replace_input_with(index, put)
-    model.graph.inputs.append(put)
+    embeds = ir.Value(name=_EMBEDS, shape=ir.Shape([1, "virtual", width]), type=ir.TensorType(looked_up.dtype or ir.DataType.FLOAT))
+    for node, index in list(looked_up.uses()):
+        node.replace_input_with(index, embeds)
+    model.graph.inputs.append(embeds)

@@ -9,16 +9,16 @@ from functools import partial
 
 import numpy as np
 
-from ..errors import ConfigError, Unsupported
-from ..tasks.rows import each
-from ..tasks.session import Arrays
-from ..tasks.task import TASKS
-from .adapters.pinned import Names
+from ...errors import ConfigError, Unsupported
+from ...tasks.rows import each
+from ...tasks.session import Arrays
+from ...tasks.task import TASKS
+from ..adapters.pinned import Names
+from ..open_bundle import OpenBundle
+from ..text.context_length import context_of, require_context, text_part
+from ..text.model_files import MAX_ID
+from ..text.text_stream import TextStream
 from .decoder import decoder_of
-from .open_bundle import OpenBundle
-from .text.context_length import context_of, require_context, text_part
-from .text.model_files import MAX_ID
-from .text.text_stream import TextStream
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 Emit = Callable[[int, int, str], None]
@@ -86,13 +86,13 @@ def generate(
     draws = [np.random.default_rng([options.seed, row]) for row in range(count)]  # a row's draws do not depend on the others
     require_context(session, going.lengths, going.virtual)
     state = _Rows(session, options, emit, _room(session, going.lengths, options.max_new_tokens))
-    outputs, last = going.first(), going.last
+    outputs, last = going.prefill(), going.last
     while True:
         tokens = _choose(outputs["logits"].numpy()[range(count), last], options, draws)
         state.take(tokens)
         if state.finished:
             break
-        outputs, last = going.then(tokens, outputs), np.zeros_like(last)
+        outputs, last = going.step(tokens, outputs), np.zeros_like(last)
     lengths = [len(row) for row in rows] or [0] * count
     return [Generation(stream.text, tuple(stream.ids), reason or "length", name, length)
             for stream, reason, name, length in zip(state.streams, state.reasons, names, lengths, strict=True)]

@@ -8,20 +8,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..adapter_methods.core.token_positions import acted
-from ..bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT, STEP
-from ..errors import ConfigError, FormatError
-from ..tasks.session import Arrays
-from ..tasks.task import MAIN
-from .kv_cache import Buffers
-from .model_inputs import ENCODED, complete, last_places, pad, positions
-from .open_bundle import OpenBundle
-from .pipeline import flow, values
-from .text.context_length import context_of
-from .text.model_files import token_ids
+from ...adapter_methods.core.token_positions import acted
+from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT, STEP
+from ...errors import ConfigError, FormatError
+from ...tasks.session import Arrays
+from ...tasks.task import MAIN
+from ..model_inputs import ENCODED, complete, last_places, pad, positions
+from ..open_bundle import OpenBundle
+from ..pipeline import run_parts, values
+from ..text.context_length import context_of
+from ..text.model_files import token_ids
+from .kv_cache import StaticCache
 
 
-class Decoding(Protocol):
+class Decoder(Protocol):
     """A batch of rows that are being gone on with. ``names`` are their adapters; ``last`` ``[rows]`` says where the first pass has
     the logits of each row's next token. ``lengths`` ``[rows]`` are the positions that the rows begin with, ``virtual`` how many of them
     are those of adapters' prompts."""
@@ -30,16 +30,16 @@ class Decoding(Protocol):
     lengths: np.ndarray
     virtual: np.ndarray | int
 
-    def first(self) -> dict[str, Any]:
+    def prefill(self) -> dict[str, Any]:
         """The pass over what the rows begin with; its outputs."""
         ...
 
-    def then(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """The pass over one new token for each row, ``[rows]``, after the one with these outputs."""
         ...
 
 
-class Causal:
+class DecoderOnly:
     """A causal language model; with images, where its graph takes some. ``in_place``: on caches that stay where they are, if it can."""
 
     def __init__(
@@ -48,26 +48,26 @@ class Causal:
         self.session, self.names, self.run = session, names, session.pin(names)
         self.batch = pad(rows, session.pad_id, left=session.left)
         self.in_place = in_place and session.steps_in_place(names)
-        self.buffers: Buffers | None = None
+        self.buffers: StaticCache | None = None
         self.last = last_places(self.batch["attention_mask"])
         self.given = given
-        self.opened = self.run.before(session.inputs)
+        self.opened = self.run.prefix(session.inputs)
         self.virtual = self.opened.lengths[:, 0]
         self.lengths = self.virtual + self.batch["attention_mask"].sum(axis=1)
         self.context = context_of(session)
 
-    def first(self) -> dict[str, Any]:
-        """See :class:`Decoding`."""
+    def prefill(self) -> dict[str, Any]:
+        """See :class:`Decoder`."""
         session = self.session
         self.mask = self.opened.covering(self.batch["attention_mask"])
         acting = self.run.acting(self.batch)
         self.before = acted(acting, None)
-        seen = {} if not self.given else flow(session, {**self.given, **self.batch}, self.names, self.run, session.task.parts[:-1])
+        seen = {} if not self.given else run_parts(session, {**self.given, **self.batch}, self.names, self.run, session.task.parts[:-1])
         known = {**self.batch, **seen, **({ADAPTER_POSITIONS: acting} if ADAPTER_POSITIONS in session.inputs else {})}
         return self.run(values(complete(session, session.task.main, known, self.run)))
 
-    def then(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`Decoding`."""
+    def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`Decoder`."""
         ones = np.ones((len(self.names), 1), np.int64)
         self.mask = np.concatenate([self.mask, ones], axis=1)
         places = positions(self.mask)[:, -1:]
@@ -76,7 +76,7 @@ class Causal:
         step: Arrays = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": places}
         part, cache = MAIN, grown(outputs)
         if self.in_place:
-            part, self.buffers = STEP, self.buffers or Buffers(outputs, self.mask[:, :-1], self.session.device)
+            part, self.buffers = STEP, self.buffers or StaticCache(outputs, self.mask[:, :-1], self.session.device)
             step["attention_mask"], cache = self.buffers.step()
         acting = self.run.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.before)
         self.before = acted(acting, self.before)
@@ -88,7 +88,7 @@ class Causal:
         return self.run({**values(known), **cache}, part)
 
 
-class Translating:
+class EncoderDecoder:
     """A decoder beside an encoder that reads each row once."""
 
     def __init__(self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays) -> None:
@@ -98,22 +98,22 @@ class Translating:
         self.last = np.full(len(names), len(self.start) - 1)
         self.lengths, self.virtual = self.last + 1, 0
 
-    def first(self) -> dict[str, Any]:
-        """See :class:`Decoding`."""
+    def prefill(self) -> dict[str, Any]:
+        """See :class:`Decoder`."""
         begun = {"decoder_input_ids": np.tile(np.array(self.start, np.int64), (len(self.names), 1))}
-        encoded = flow(self.session, self.read, self.names, self.run)
+        encoded = run_parts(self.session, self.read, self.names, self.run)
         feeds = values(complete(self.session, self.session.task.main, {**self.read, **encoded, **begun}, self.run))
         self.kept = {name: value for name, value in feeds.items() if name.startswith(ENCODED) or name == "attention_mask"}
         return self.run(feeds, MAIN)
 
-    def then(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`Decoding`."""
+    def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`Decoder`."""
         return self.run({**values({"decoder_input_ids": tokens[:, None]}), **self.kept, **grown(outputs)}, MAIN)
 
 
-def decoder_of(session: OpenBundle) -> type[Causal | Translating]:
+def decoder_of(session: OpenBundle) -> type[DecoderOnly | EncoderDecoder]:
     """How the rows of a bundle that generates go on."""
-    return Translating if "encoder" in session.task.main.inputs else Causal
+    return EncoderDecoder if "encoder" in session.task.main.inputs else DecoderOnly
 
 
 def grown(outputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ..bundle.manifest import PAST, PRESENT
+from ...bundle.manifest import PAST, PRESENT
 
 ROOM = 256
 """The most tokens that a buffer has room for beyond those that are there when it is made; then it is made anew."""
 
 
-class Buffers:
+class StaticCache:
     """The keys and values of a batch, each row from the beginning of its buffer, without padding.
 
     ``outputs`` has the cache of a pass, ``[batch, heads, total, head_dim]`` by the names of the graph, ``mask`` ``[batch, total]`` says

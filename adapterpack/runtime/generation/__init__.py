@@ -1,0 +1,1 @@
+"""Text generation: the loop, how a decoder goes on, sampling, caches."""
