@@ -15,7 +15,7 @@ import torch
 from adapterpack import Session
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, UnknownAdapter, Unsupported
-from adapterpack.runtime.generation.generate import Sampling, _choose
+from adapterpack.runtime.generation.sampling import Sampling, choose
 from adapterpack.runtime.session import pad
 from adapterpack.runtime.text.tokenizer import Tokenizer
 from adapterpack.tasks.task import MAIN
@@ -154,7 +154,7 @@ def test_draws_follow_the_distribution(top_k: int, top_p: float) -> None:
     expected = np.zeros(6)
     expected[kept] = weights[kept] / weights[kept].sum()
     options, draws = Sampling(temperature=0.8, top_k=top_k, top_p=top_p), [np.random.default_rng([0, row]) for row in range(200)]
-    found = np.concatenate([_choose(np.tile(logits, (200, 1)), options, draws) for _ in range(100)])
+    found = np.concatenate([choose(np.tile(logits, (200, 1)), options, draws) for _ in range(100)])
     counts = np.bincount(found, minlength=6) / len(found)
     assert (counts[expected == 0] == 0).all()
     np.testing.assert_allclose(counts, expected, rtol=0, atol=0.02)  # five standard deviations are 0.018

@@ -69,12 +69,12 @@ def test_the_memory_of_a_cache_stays_where_it_is(placed: Make) -> None:
     session = Session(placed("bank"), "cpu")
     going = DecoderOnly(session, PROMPTS, ["alpha", None, "beta", "alpha"], {})
     outputs = going.step(np.full(4, 3), going.prefill())
-    assert going.buffers is not None
-    name, value = next(iter(going.buffers.caches.items()))
+    assert going.cache is not None
+    name, value = next(iter(going.cache.caches.items()))
     before, where = value.numpy().copy(), value.data_ptr()
-    lengths = going.buffers.lengths.copy()
+    lengths = going.cache.lengths.copy()
     outputs = going.step(np.full(4, 4), outputs)
-    after = going.buffers.caches[name]
+    after = going.cache.caches[name]
     assert after.data_ptr() == where
     changed = (after.numpy() != before).any(axis=(1, 3))
     for row, length in enumerate(lengths):

@@ -13,7 +13,8 @@ from ..errors import ConfigError, nearest
 from ..tasks.rows import Picture, each
 from ..tasks.session import Arrays
 from .adapters.pinned import Names
-from .generation.generate import Sampling, generate
+from .generation.generate import generate
+from .generation.sampling import Sampling
 from .media.inputs import image_of, speech_of
 from .media.processor_config import section
 from .model_inputs import last_places, pad, positions

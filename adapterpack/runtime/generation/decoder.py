@@ -1,4 +1,4 @@
-"""How the graphs of each kind of generating task go on: what the first pass is fed, and what every later one; one class a form of part."""
+"""The passes of a decoder over a batch: prefill over the prompts, then one step for each new token; one class a kind of model."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from .kv_cache import StaticCache
 
 
 class Decoder(Protocol):
-    """A batch of rows that are being gone on with. ``names`` are their adapters; ``last`` ``[rows]`` says where the first pass has
-    the logits of each row's next token. ``lengths`` ``[rows]`` are the positions that the rows begin with, ``virtual`` how many of them
-    are those of adapters' prompts."""
+    """A batch that text is generated for. ``last`` ``[rows]`` says where prefill has the logits of each row's next token; ``lengths``
+    ``[rows]`` are the positions that prefill takes, of which ``virtual`` are those of adapters' prompts.
+    """
 
     last: np.ndarray
     lengths: np.ndarray
     virtual: np.ndarray | int
 
     def prefill(self) -> dict[str, Any]:
-        """The pass over what the rows begin with; its outputs."""
+        """The pass over the prompts; its outputs."""
         ...
 
     def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The pass over one new token for each row, ``[rows]``, after the one with these outputs."""
+        """The pass over one new token for each row, ``[rows]``, after the one that gave these outputs."""
         ...
 
 
 class DecoderOnly:
-    """A causal language model; with images, where its graph takes some. ``in_place``: on caches that stay where they are, if it can."""
+    """A causal language model, with images where its graph takes some. ``in_place``: on a static cache, where the bundle can."""
 
     def __init__(
         self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays, in_place: bool = True
@@ -48,23 +48,23 @@ class DecoderOnly:
         self.session, self.names, self.run = session, names, session.pin(names)
         self.batch = pad(rows, session.pad_id, left=session.left)
         self.in_place = in_place and session.steps_in_place(names)
-        self.buffers: StaticCache | None = None
+        self.cache: StaticCache | None = None
         self.last = last_places(self.batch["attention_mask"])
         self.given = given
-        self.opened = self.run.prefix(session.inputs)
-        self.virtual = self.opened.lengths[:, 0]
+        self.prefix = self.run.prefix(session.inputs)
+        self.virtual = self.prefix.lengths[:, 0]
         self.lengths = self.virtual + self.batch["attention_mask"].sum(axis=1)
         self.context = context_of(session)
 
     def prefill(self) -> dict[str, Any]:
         """See :class:`Decoder`."""
         session = self.session
-        self.mask = self.opened.covering(self.batch["attention_mask"])
+        self.mask = self.prefix.covering(self.batch["attention_mask"])
         acting = self.run.acting(self.batch)
-        self.before = acted(acting, None)
-        seen = {} if not self.given else run_parts(session, {**self.given, **self.batch}, self.names, self.run, session.task.parts[:-1])
-        known = {**self.batch, **seen, **({ADAPTER_POSITIONS: acting} if ADAPTER_POSITIONS in session.inputs else {})}
-        return self.run(values(complete(session, session.task.main, known, self.run)))
+        self.acted = acted(acting, None)
+        images = {} if not self.given else run_parts(session, {**self.given, **self.batch}, self.names, self.run, session.task.parts[:-1])
+        inputs = {**self.batch, **images, **({ADAPTER_POSITIONS: acting} if ADAPTER_POSITIONS in session.inputs else {})}
+        return self.run(values(complete(session, session.task.main, inputs, self.run)))
 
     def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """See :class:`Decoder`."""
@@ -76,57 +76,57 @@ class DecoderOnly:
         step: Arrays = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": places}
         part, cache = MAIN, grown(outputs)
         if self.in_place:
-            part, self.buffers = STEP, self.buffers or StaticCache(outputs, self.mask[:, :-1], self.session.device)
-            step["attention_mask"], cache = self.buffers.step()
-        acting = self.run.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.before)
-        self.before = acted(acting, self.before)
+            part, self.cache = STEP, self.cache or StaticCache(outputs, self.mask[:, :-1], self.session.device)
+            step["attention_mask"], cache = self.cache.step()
+        acting = self.run.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.acted)
+        self.acted = acted(acting, self.acted)
         if "image_features" in self.session.inputs:
             width = self.session.inputs["image_features"].shape[2]
             step["image_features"] = np.zeros((len(self.names), 0, width), np.float32)
         graph = self.session.graph(part)
-        known = {name: graph.fitting(name, array) for name, array in {**step, ADAPTER_POSITIONS: acting}.items() if name in graph.inputs}
-        return self.run({**values(known), **cache}, part)
+        feeds = {name: graph.fitting(name, array) for name, array in {**step, ADAPTER_POSITIONS: acting}.items() if name in graph.inputs}
+        return self.run({**values(feeds), **cache}, part)
 
 
 class EncoderDecoder:
-    """A decoder beside an encoder that reads each row once."""
+    """A decoder on the keys and values of an encoder, which reads each row once."""
 
     def __init__(self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays) -> None:
         self.session, self.names, self.run = session, names, session.pin(names)
-        self.read = given or pad(rows, session.tokenizer.pad_id, left=False)
+        self.inputs = given or pad(rows, session.tokenizer.pad_id, left=False)
         self.start = start_ids(session)
         self.last = np.full(len(names), len(self.start) - 1)
         self.lengths, self.virtual = self.last + 1, 0
 
     def prefill(self) -> dict[str, Any]:
         """See :class:`Decoder`."""
-        begun = {"decoder_input_ids": np.tile(np.array(self.start, np.int64), (len(self.names), 1))}
-        encoded = run_parts(self.session, self.read, self.names, self.run)
-        feeds = values(complete(self.session, self.session.task.main, {**self.read, **encoded, **begun}, self.run))
-        self.kept = {name: value for name, value in feeds.items() if name.startswith(ENCODED) or name == "attention_mask"}
+        start = {"decoder_input_ids": np.tile(np.array(self.start, np.int64), (len(self.names), 1))}
+        encoded = run_parts(self.session, self.inputs, self.names, self.run)
+        feeds = values(complete(self.session, self.session.task.main, {**self.inputs, **encoded, **start}, self.run))
+        self.encoded = {name: value for name, value in feeds.items() if name.startswith(ENCODED) or name == "attention_mask"}
         return self.run(feeds, MAIN)
 
     def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """See :class:`Decoder`."""
-        return self.run({**values({"decoder_input_ids": tokens[:, None]}), **self.kept, **grown(outputs)}, MAIN)
+        return self.run({**values({"decoder_input_ids": tokens[:, None]}), **self.encoded, **grown(outputs)}, MAIN)
 
 
 def decoder_of(session: OpenBundle) -> type[DecoderOnly | EncoderDecoder]:
-    """How the rows of a bundle that generates go on."""
+    """The class of a bundle's decoder."""
     return EncoderDecoder if "encoder" in session.task.main.inputs else DecoderOnly
 
 
 def grown(outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The cache that a pass gave, as the next one takes it."""
+    """The cache among a pass's outputs, as the next pass takes it."""
     return {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}
 
 
 def start_ids(session: OpenBundle) -> list[int]:
-    """What a decoder's rows begin with: the start token, and what the generation config forces behind it.
+    """The tokens that a decoder's rows begin with: the start token, and those that the generation config forces after it.
 
     Raises:
         ConfigError: no file of the bundle names a start token.
-        FormatError: what one names is none.
+        FormatError: one names something else there.
     """
     for name, config in (("generation_config.json", session.generation_config), ("config.json", session.config)):
         path = session.folder / name
@@ -138,10 +138,10 @@ def start_ids(session: OpenBundle) -> list[int]:
 
 
 def _forced(pairs: Any, where: Path) -> list[int]:
-    """The tokens that stand behind the start, from ``[place, token]``; a place without a token is left to the model."""
-    known = pairs or []
-    if not isinstance(known, list) or not all(isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int for pair in known):
+    """The tokens after the start, from ``[place, token]``; a place without a token is left to the model."""
+    forced = pairs or []
+    if not isinstance(forced, list) or not all(isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int for pair in forced):
         raise FormatError("these are no forced tokens", where=f"{where}#forced_decoder_ids", expected="a list of [place, token]",
                           found=repr(pairs)[:80])
-    tokens = {place: token_ids({"token": token}, "token", where) for place, token in known}
+    tokens = {place: token_ids({"token": token}, "token", where) for place, token in forced}
     return [token for place in sorted(tokens) for token in tokens[place]]

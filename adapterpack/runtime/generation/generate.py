@@ -1,8 +1,7 @@
-"""Text generation on a decoder bundle: batched prefill, then one step a token on a cache that stays where it is."""
+"""Generates text: one pass over the prompts of a batch, then one step a token, each row with its own adapter."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,32 +18,12 @@ from ..text.context_length import context_of, require_context, text_part
 from ..text.model_files import MAX_ID
 from ..text.text_stream import TextStream
 from .decoder import decoder_of
+from .sampling import Sampling, choose
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 Emit = Callable[[int, int, str], None]
 """Called with (row, token id, text so far) for every new token. The text is final: the next one begins with it, and the last one is the
 answer's. The end token of a row is passed on, too, if there is text that was kept back until then."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; ``temperature`` 0 is greedy. ``stop`` texts end a row and are cut off."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if isinstance(self.stop, str):  # else each of its characters would be a stop text
-            object.__setattr__(self, "stop", (self.stop,))
-        if not all(isinstance(text, str) for text in self.stop):
-            raise ConfigError("a stop text is a text", where="stop", found=repr(self.stop)[:80])
-        if self.max_new_tokens < 1 or not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("sampling parameters out of range", found=self,
-                              expected="max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1")
 
 
 @dataclass(frozen=True)
@@ -64,8 +43,8 @@ def generate(
 ) -> list[Generation]:
     """Answers to ``prompts``, all in one batch, each row with its own adapter.
 
-    A prompt is a text (of a decoder: one user message), a list of messages, or a list of token ids. ``given`` is what comes beside them:
-    ``pixel_values`` of the rows' images, or in place of prompts ``input_features`` of what the rows hear.
+    A prompt is a text (of a decoder: one user message), a list of messages, or a list of token ids. ``given`` are other inputs:
+    ``pixel_values`` of the rows' images, or in place of prompts ``input_features`` of speech.
 
     Raises:
         Unsupported: the bundle does not generate.
@@ -75,27 +54,27 @@ def generate(
     if not session.task.generates:
         raise Unsupported("the bundle does not generate text", found=session.bundle.task,
                           expected=", ".join(task.name for task in TASKS.values() if task.generates))
-    beside = dict(given or {})
-    rows = each(prompts, partial(_ids, session))
-    count = len(rows) or next((array.shape[0] for array in beside.values()), 0)
+    others = dict(given or {})
+    rows = each(prompts, partial(_prompt_ids, session))
+    count = len(rows) or next((array.shape[0] for array in others.values()), 0)
     if not count:
         return []
     options = sampling or Sampling()
     names = session.names(adapters, count)
-    going = decoder_of(session)(session, rows, names, beside)
+    decoder = decoder_of(session)(session, rows, names, others)
     draws = [np.random.default_rng([options.seed, row]) for row in range(count)]  # a row's draws do not depend on the others
-    require_context(session, going.lengths, going.virtual)
-    state = _Rows(session, options, emit, _room(session, going.lengths, options.max_new_tokens))
-    outputs, last = going.prefill(), going.last
+    require_context(session, decoder.lengths, decoder.virtual)
+    batch = _Batch(session, options, emit, _room(session, decoder.lengths, options.max_new_tokens))
+    outputs, last = decoder.prefill(), decoder.last
     while True:
-        tokens = _choose(outputs["logits"].numpy()[range(count), last], options, draws)
-        state.take(tokens)
-        if state.finished:
+        tokens = choose(outputs["logits"].numpy()[range(count), last], options, draws)
+        batch.take(tokens)
+        if batch.finished:
             break
-        outputs, last = going.step(tokens, outputs), np.zeros_like(last)
+        outputs, last = decoder.step(tokens, outputs), np.zeros_like(last)
     lengths = [len(row) for row in rows] or [0] * count
     return [Generation(stream.text, tuple(stream.ids), reason or "length", name, length)
-            for stream, reason, name, length in zip(state.streams, state.reasons, names, lengths, strict=True)]
+            for stream, reason, name, length in zip(batch.streams, batch.reasons, names, lengths, strict=True)]
 
 
 def _room(session: OpenBundle, lengths: np.ndarray, most: int) -> list[int]:
@@ -104,8 +83,8 @@ def _room(session: OpenBundle, lengths: np.ndarray, most: int) -> list[int]:
     return [most if context is None else min(most, context - int(length) + 1) for length in lengths]
 
 
-class _Rows:
-    """What the rows of a batch have said so far; row ``i`` says at most ``room[i]`` tokens."""
+class _Batch:
+    """The answers of a batch so far; that of row ``i`` has at most ``room[i]`` tokens."""
 
     def __init__(self, session: OpenBundle, options: Sampling, emit: Emit | None, room: Sequence[int]) -> None:
         self.eos, self.emit, self.room = session.tokenizer.eos_ids, emit, room
@@ -117,13 +96,13 @@ class _Rows:
         return all(self.reasons)
 
     def take(self, tokens: np.ndarray) -> None:
-        """One new token for every row; rows that have ended take no notice."""
+        """Adds one new token to every row that has not ended."""
         for row, token in enumerate(map(int, tokens)):
             if not self.reasons[row]:
                 self._take(row, token)
 
     def _take(self, row: int, token: int) -> None:
-        stream, known = self.streams[row], self.streams[row].text
+        stream, text_before = self.streams[row], self.streams[row].text
         ends = token in self.eos
         if not ends:
             stream.push(token)
@@ -132,14 +111,14 @@ class _Rows:
             self.reasons[row] = "stop" if ends else "length"
         if stream.stopped:
             self.reasons[row] = "stop"
-        if self.emit and (not ends or stream.text != known):
+        if self.emit and (not ends or stream.text != text_before):
             self.emit(row, token, stream.text)
 
 
-def _ids(session: OpenBundle, prompt: Prompt) -> list[int]:
+def _prompt_ids(session: OpenBundle, prompt: Prompt) -> list[int]:
     items = [prompt] if isinstance(prompt, str) else list(prompt)
     if items and all(type(item) is int for item in items):
-        return _known(session, items)  # type: ignore[arg-type]
+        return _checked_ids(session, items)  # type: ignore[arg-type]
     if not isinstance(prompt, str) and not all(isinstance(item, Mapping) and "content" in item for item in items):
         raise ConfigError("a prompt is a text, a list of messages with role and content, or a list of token ids", found=repr(prompt)[:80])
     if isinstance(prompt, str) and not session.task.left:  # an encoder reads the text as it is
@@ -151,28 +130,11 @@ def _ids(session: OpenBundle, prompt: Prompt) -> list[int]:
     return ids
 
 
-def _known(session: OpenBundle, ids: list[int]) -> list[int]:
-    """Ids that a caller gave, if the model has them."""
-    words = text_part(session.config, "vocab_size").get("vocab_size")
-    most = words - 1 if type(words) is int else MAX_ID
-    wrong = next((one for one in ids if not 0 <= one <= most), None)
+def _checked_ids(session: OpenBundle, ids: list[int]) -> list[int]:
+    """Ids of a caller, if the model has them."""
+    vocabulary = text_part(session.config, "vocab_size").get("vocab_size")
+    most = vocabulary - 1 if type(vocabulary) is int else MAX_ID
+    wrong = next((token for token in ids if not 0 <= token <= most), None)
     if wrong is not None:
         raise ConfigError("a prompt has a token that the model does not have", expected=f"0 to {most}", found=str(wrong)[:40])
     return ids
-
-
-def _choose(logits: np.ndarray, options: Sampling, draws: Sequence[np.random.Generator]) -> np.ndarray:
-    """The next token of each row from its logits ``[rows, vocabulary]``: the largest, or drawn after top-k and top-p."""
-    if options.temperature == 0:
-        greedy: np.ndarray = np.argmax(logits, axis=-1).astype(np.int64)
-        return greedy
-    chosen = []
-    for row, rng in zip(logits.astype(np.float64) / options.temperature, draws, strict=True):
-        order = np.argsort(-row, kind="stable")
-        order = order[: options.top_k] if options.top_k else order
-        weights = np.exp(row[order] - row[order[0]])
-        weights /= weights.sum()
-        kept = int(np.searchsorted(np.cumsum(weights), options.top_p)) + 1
-        order, weights = order[:kept], weights[:kept] / weights[:kept].sum()
-        chosen.append(int(rng.choice(order, p=weights)))
-    return np.array(chosen, np.int64)

@@ -1,4 +1,4 @@
-"""Caches that stay where they are: rows go on token by token, and the graph writes into the memory that it reads."""
+"""A key-value cache in fixed memory: the graph of one step writes into the buffers that it reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnxruntime as ort
 from ...bundle.manifest import PAST, PRESENT
 
 ROOM = 256
-"""The most tokens that a buffer has room for beyond those that are there when it is made; then it is made anew."""
+"""The most free positions of a new buffer; when they are full, a larger one is made."""
 
 
 class StaticCache:
@@ -37,7 +37,7 @@ class StaticCache:
         return (np.arange(longest)[None] < self.lengths[:, None]).astype(np.int64), self.caches
 
     def _wider(self, array: np.ndarray) -> Any:
-        """A buffer with what is there of the rows, and as much room again, within limits."""
+        """A buffer with the rows of an array and as much room again, within limits."""
         longest = int(self.lengths.max())
         room = list(array.shape)
         room[2] = longest + min(max(longest, 16), ROOM)
