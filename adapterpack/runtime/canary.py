@@ -1,4 +1,4 @@
-"""Canaries replayed on a running bundle, without torch: each pack's own proof that the graph holds its base and its adapter."""
+"""Replays the canaries of a bundle's packs on its graphs: that they hold the right base and each adapter. Without torch."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def rows(session: Session, recorded: Canary, name: str | None) -> Rows:
 
 def _feeds(session: Session, recorded: Canary) -> Iterator[Arrays]:
     """The rows as the session takes them: an image's token as often as the image has positions."""
-    beside = recorded.pixels is not None and "image_features" in session.task.main.inputs
-    return canary.feeds(recorded, (session.image_token, session.image_positions) if beside else None)
+    with_text = recorded.pixels is not None and "image_features" in session.task.main.inputs
+    return canary.feeds(recorded, (session.image_token, session.image_positions) if with_text else None)
 
 
 def _replay(session: Session, pack: Pack, recorded: Canary) -> Replay:
@@ -94,10 +94,10 @@ def _bare(session: Session, pack: Pack, recorded: Canary) -> Rows | None:
     """The rows with the pack's trained modules on and its adapters off: what its canary calls the base."""
     if session.bundle.mode == "folded":
         return None
-    own, sites = _own_modules(session.bundle, pack), session.bundle.sites
+    modules, sites = _trained_modules(session.bundle, pack), session.bundle.sites
 
     def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
-        fixed = {name: array for name, array in own.items() if sites[name.rpartition(".")[0]].part == part}
+        fixed = {name: array for name, array in modules.items() if sites[name.rpartition(".")[0]].part == part}
         if ADAPTER_IDS in session.graphs[part].inputs:
             fixed[ADAPTER_IDS] = np.zeros(1 if rows is None else len(rows), np.int64)
         return session.graphs[part].call({**feeds, **values(fixed)})
@@ -106,7 +106,7 @@ def _bare(session: Session, pack: Pack, recorded: Canary) -> Rows | None:
     return [canary.row_of(run_parts(session, inputs, pinned=row)) for inputs in _feeds(session, recorded)]
 
 
-def _own_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
+def _trained_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
     """The slots of the modules that the pack trained whole, filled with these; in a bank, slot 0 like every other."""
     values = {name: array for path, params in pack.full().items() for name, array in head_values(path, params).items()}
     if bundle.mode != "bank" or not values:
@@ -135,15 +135,15 @@ def _reasons(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
 
 
 def _other_shapes(bundle: Bundle, recorded: Canary) -> Iterator[str]:
-    """Images or speech of another shape than the graphs take; told before any of them are made."""
+    """Images or speech of another shape than the graphs take, before any of them are made."""
     ports = {port.name: port.shape for io in (*bundle.io_before.values(), bundle.io) for port in io.inputs}
     for name, recipe in (("pixel_values", recorded.pixels), ("input_features", recorded.features)):
-        own, told = ports.get(name, ())[1:], recipe.shape[1:] if recipe is not None else ()
-        if recipe and (len(own) != len(told) or any(isinstance(one, int) and one != two for one, two in zip(own, told, strict=True))):
-            yield f"its {name} are of {told}, the graph's of {own}"
+        taken, made = ports.get(name, ())[1:], recipe.shape[1:] if recipe is not None else ()
+        if recipe and (len(taken) != len(made) or any(isinstance(one, int) and one != two for one, two in zip(taken, made, strict=True))):
+            yield f"its {name} are of {made}, the graph's of {taken}"
 
 
 def _compared(one: Replay) -> Rows:
-    """The components that were recorded; of one that a row does not have, which :func:`adapterpack.pack.canary.check` tells, the last."""
+    """The components that were recorded; the last one of a row in place of one that it does not have, which ``canary.check`` refuses."""
     pairs = [*zip(one.recorded.base, one.base or (), strict=False), *zip(one.recorded.adapter, one.adapter, strict=True)]
     return [np.take(row, kept["ids"], mode="clip") for kept, row in pairs]

@@ -91,7 +91,7 @@ def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) 
 
 
 def _cross(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) -> Arrays:
-    """A decoder beside an encoder, whose mask is that of the encoder's tokens."""
+    """A decoder on an encoder's keys and values; the mask is that of the encoder's tokens."""
     count, length = given["decoder_input_ids"].shape
     past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
     require_context(session, np.full(count, past + length))

@@ -1,4 +1,4 @@
-"""A bundle opened under ONNX Runtime: its graphs, and the adapters that its rows may have, loaded and unloaded while others run."""
+"""Opens a bundle under ONNX Runtime: its graphs, and its adapters, which are loaded and unloaded while rows run."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class OpenBundle:
 
     @property
     def packs(self) -> Mapping[str, Pack]:
-        """The packs at this moment, by the names that rows ask for them."""
+        """The packs at this moment, by the names that rows name them by."""
         return self._adapters.packs
 
     @property
     def adapters(self) -> list[str]:
-        """The names of the adapters that rows may ask for."""
+        """The names of the adapters that rows may name."""
         packs = self.packs
         return [] if self.bundle.mode == "folded" and len(packs) > 1 else list(packs)
 
@@ -75,7 +75,7 @@ class OpenBundle:
         return self.adapters[0] if self.bundle.mode == "folded" and self.adapters else None
 
     def graph(self, part: str) -> OrtModel:
-        """The graph of that part; the one for steps is opened when it is first asked for."""
+        """The graph of that part; the one for steps is opened when it is first used."""
         if part != STEP:
             return self.graphs[part]
         with self._opening:
@@ -145,10 +145,10 @@ class OpenBundle:
         loaded = pack if isinstance(pack, Pack) else load(pack)
         loaded = loaded if name is None else loaded.called(name)
         with self._changing:
-            known = self._adapters
-            attached, prompt = self._mode.load(known.attached, loaded, allow_structural), self._prompt(loaded)
-            prompts = known.prompts if prompt is None else {**known.prompts, loaded.name: prompt}
-            self._adapters = Adapters({**known.packs, loaded.name: loaded}, prompts, attached)
+            before = self._adapters
+            attached, prompt = self._mode.load(before.attached, loaded, allow_structural), self._prompt(loaded)
+            prompts = before.prompts if prompt is None else {**before.prompts, loaded.name: prompt}
+            self._adapters = Adapters({**before.packs, loaded.name: loaded}, prompts, attached)
         return loaded.name
 
     def unload(self, name: str) -> None:
@@ -218,13 +218,13 @@ class OpenBundle:
             UnknownAdapter: one was unloaded.
             Unsupported: the rows of a folded bundle cannot choose.
         """
-        adapters = self._adapters  # one look: what changes meanwhile must not be mixed with what was
+        adapters = self._adapters  # read once: another thread may exchange it
         for name in names:
             self.require(name, adapters.packs)
         return Pinned(names, adapters, self._mode.run(adapters, names))
 
     def acting(self, inputs: Mapping[str, np.ndarray], names: Sequence[str | None], before: np.ndarray | None = None) -> np.ndarray:
-        """Where the adapter of each row acts in a pass: see :meth:`.Pinned.acting`."""
+        """At which positions the adapter of each row acts in a pass: see :meth:`.Pinned.acting`."""
         return self.pin(names).acting(inputs, before)
 
     def _prompt(self, pack: Pack) -> np.ndarray | None:

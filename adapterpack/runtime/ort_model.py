@@ -1,4 +1,4 @@
-"""One graph of a bundle opened under ONNX Runtime."""
+"""Opens one graph of a bundle under ONNX Runtime, and runs it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from . import providers
 
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32",
          "tensor(bool)": "bool"}
-"""What ONNX Runtime calls a type -> what numpy calls it."""
+"""ONNX Runtime's name of a type -> numpy's."""
 
 
 class OrtModel:
     """A running graph: its inputs (without those that have defaults) and its outputs by name.
 
-    ``mapped`` leaves weights where they lie in the mapped file, which costs neither time nor memory at the beginning, and some of each run:
-    a float product is a little slower, one on quantized weights 20 to 80 times.
+    ``mapped`` leaves weights in the mapped file, which costs neither time nor memory to open, but makes each run slower: a float product a
+    little, one on quantized weights 20 to 80 times.
     ``in_place``: the cache that a run gives is written into the one that it was fed.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A pass through the graphs of a task: each reads what the caller and those before it gave."""
+"""Runs the graphs of a task one after another: each reads inputs of the caller and outputs of those before it."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ def run_parts(
     Raises:
         ConfigError: a missing or unknown input.
     """
-    known = _checked(session, inputs)
+    arrays = _checked(session, inputs)
     running = [part for part in (session.task.parts if parts is None else parts)
-               if part.inputs[0] in known and not known.keys() >= set(session.graphs[part.name].outputs)]
+               if part.inputs[0] in arrays and not arrays.keys() >= set(session.graphs[part.name].outputs)]
     if not running:
         raise ConfigError("inputs are missing", expected=" or ".join(part.inputs[0] for part in session.task.parts),
                           found=", ".join(inputs) or "nothing")
-    batch = pinned or session.pin(session.names(adapters, max(_rows(session, part, known) for part in running)))
-    found = Arrays()
+    batch = pinned or session.pin(session.names(adapters, max(_rows(session, part, arrays) for part in running)))
+    results = Arrays()
     for part in running:
-        rows = _places(session, part, known)
-        own = batch.of(rows)
-        outputs = {name: wide(value.numpy()) for name, value in own(values(complete(session, part, known, own)), part.name).items()}
+        rows = _places(session, part, arrays)
+        run = batch.of(rows)
+        feeds = values(complete(session, part, arrays, run))
+        outputs = {name: wide(value.numpy()) for name, value in run(feeds, part.name).items()}
         if "image_features" in outputs:
             outputs = {name: features_of_rows(array, rows, len(batch.names)) for name, array in outputs.items()}
-        known |= outputs
-        found |= outputs
-    return found
+        arrays |= outputs
+        results |= outputs
+    return results
 
 
 def values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -76,18 +77,18 @@ def _axes(session: OpenBundle, name: str) -> int:
     return next(len(graph.inputs[name].shape) for graph in session.graphs.values() if name in graph.inputs)
 
 
-def _has_images_of_texts(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray]) -> bool:
-    return "image_features" in session.graphs[part.name].outputs and "input_ids" in known
+def _has_images_of_texts(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> bool:
+    return "image_features" in session.graphs[part.name].outputs and "input_ids" in arrays
 
 
-def _rows(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray]) -> int:
+def _rows(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> int:
     """How many rows of the batch a part has; images of texts have the rows of the texts."""
-    return len(known["input_ids" if _has_images_of_texts(session, part, known) else part.inputs[0]])
+    return len(arrays["input_ids" if _has_images_of_texts(session, part, arrays) else part.inputs[0]])
 
 
-def _places(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray]) -> list[int]:
+def _places(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> list[int]:
     """Which of the batch's rows each row of a part is: images are those of the rows that have their tokens."""
-    rows = known[part.inputs[0]].shape[0]
-    if _has_images_of_texts(session, part, known):
-        return rows_of_images(known["input_ids"], session.image_token, rows)
+    rows = arrays[part.inputs[0]].shape[0]
+    if _has_images_of_texts(session, part, arrays):
+        return rows_of_images(arrays["input_ids"], session.image_token, rows)
     return list(range(rows))

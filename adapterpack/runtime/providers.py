@@ -52,7 +52,7 @@ def require(session: ort.InferenceSession, wanted: list[str]) -> str:
 
 
 def has_device() -> bool:
-    """Whether the CUDA driver is here and sees a device; asked of the driver itself, since ONNX Runtime lists what it was built with."""
+    """Whether the CUDA driver is here and has a device: ONNX Runtime itself lists what it was built with."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""Inference from the terminal: rows in, rows out, an adapter for each row."""
+"""Runs rows through a bundle in batches, each row with its own adapter, and yields a result for each."""
 
 from __future__ import annotations
 

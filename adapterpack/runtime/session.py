@@ -1,4 +1,4 @@
-"""Rows of one batch through their adapters: one pass, or an answer generated token by token."""
+"""Runs batches through a bundle, each row with its own adapter: one pass, or answers generated token by token."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ __all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 class Session(OpenBundle):
     """A running bundle. ``provider`` is ``cuda``, ``cpu`` or None for the best there is; ``session.provider`` says which runs.
 
-    ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they lie there, and not laid out anew in memory,
-    without which a run on a quantized graph takes many times longer. ``verify``: graphs, weights, adapters, tokenizer and templates are
-    compared with the digests in the manifest, ``full`` or, where a file has not changed since it was hashed before, by what was found then
+    ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they are, and not laid out anew in memory, without
+    which a run on a quantized graph takes many times longer. ``verify``: graphs, weights, adapters, tokenizer and templates are
+    compared with the digests in the manifest: all are hashed (``full``), or only those that have changed since they were hashed before
     (``cached``); ``off`` is for a bundle that was verified just now.
 
     Raises:
@@ -100,15 +100,15 @@ class Session(OpenBundle):
     ) -> list[Any]:
         """Answers to ``prompts``, one batch, each row with its own adapter; ``sampling`` are the fields of ``Sampling`` and ``emit``.
 
-        ``given`` is what comes beside prompts, or in their place: ``pixel_values`` of images, ``input_features`` of speech.
+        ``given`` are inputs besides prompts, or in their place: ``pixel_values`` of images, ``input_features`` of speech.
 
         Example:
             >>> session.generate(["Order 12 mugs for Lisbon"], adapters=["orders"], max_new_tokens=40)[0].text  # doctest: +SKIP
             '{"item": "mugs", "quantity": 12, "city": "Lisbon"}'
         """
         emit = sampling.pop("emit", None)
-        known = [field.name for field in dataclasses.fields(Sampling)]
+        parameters = [field.name for field in dataclasses.fields(Sampling)]
         for name in sampling:
-            if name not in known:
-                raise ConfigError("unknown sampling parameter", found=repr(name), remedy=nearest(name, known))
+            if name not in parameters:
+                raise ConfigError("unknown sampling parameter", found=repr(name), remedy=nearest(name, parameters))
         return list(generate(self, prompts, adapters, Sampling(**sampling), emit, dict(given or {})))

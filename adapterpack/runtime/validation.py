@@ -1,4 +1,4 @@
-"""Checks of a bundle: its closed file list, every pack in it, its base."""
+"""Validates a bundle: its closed file list, every pack in it, its base, and with ``full`` the canaries on its graphs."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _confined(folder: Path) -> Iterator[Finding]:
     """AB105."""
     for path in sorted(folder.glob("*.onnx")):
         try:
-            require_confined(path, must_exist=False)  # what is missing has been told
+            require_confined(path, must_exist=False)  # a missing file is AB103
         except AdapterpackError as error:
             yield Finding("AB105", "error", path.name, error.told, error.remedy or "do not use this bundle")
 

@@ -1,4 +1,4 @@
-"""The adapter bank of a running session: which adapter is in which slot, and what the slots hold."""
+"""The adapter bank of a running session: loads packs into the slots of its graphs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from .positions import require_positions
 
 
 class BankState(NamedTuple):
-    """What a bank holds at one moment: adapter name -> slot; slot name -> what is in all slots, and of each part the same on the device.
-    Without arrays the graph's own defaults hold. Never changed in place: a run keeps the state that it began with."""
+    """The bank at one moment: ``slots``, adapter -> number of its slot; ``arrays``, input of a graph -> contents of all slots;
+    ``overrides``, the same on the device, by part. Without arrays the graph's own defaults are used. Never changed in place: a run keeps the state that
+    it began with.
+    """
 
     slots: Mapping[str, int]
     arrays: Mapping[str, np.ndarray]
@@ -35,7 +37,7 @@ class BankState(NamedTuple):
 
 
 class AdapterBank:
-    """The slots of one bundle. What the graph was exported with needs no feed; once a slot was filled the bank is fed whole."""
+    """The slots of one bundle. Until one is filled the graph uses what it was exported with; from then on the whole bank is fed."""
 
     def __init__(self, bundle: Bundle, folder: Path, device: str) -> None:
         self.bundle, self.folder, self.device = bundle, folder, device
@@ -45,7 +47,7 @@ class AdapterBank:
         """The bank as it was exported."""
         return BankState({adapter.name: int(adapter.slot or 0) for adapter in self.bundle.adapters}, {}, {})
 
-    def filled(self, state: BankState, pack: Pack, base: Base, allow_structural: bool = False) -> BankState:
+    def load(self, state: BankState, pack: Pack, base: Base, allow_structural: bool = False) -> BankState:
         """The state with a pack in a free slot. A pack without a head of its own has the base's.
 
         Raises:
@@ -78,11 +80,11 @@ class AdapterBank:
         if site is None:
             raise Unsupported("the graph has no slot for a part of this adapter", found=adapter.site.path,
                               remedy="export the bundle again with this adapter among the packs")
-        known = self._graph(site.part).graph.initializers
-        weight = np.array(known[site.weight].const_value.numpy())
-        bias = None if site.bias is None else np.array(known[site.bias].const_value.numpy())
-        own = slice(site.at, site.at + site.out_features)
-        return (weight if site.layout == "out_in" else weight.T)[own], bias
+        initializers = self._graph(site.part).graph.initializers
+        weight = np.array(initializers[site.weight].const_value.numpy())
+        bias = None if site.bias is None else np.array(initializers[site.bias].const_value.numpy())
+        rows = slice(site.at, site.at + site.out_features)
+        return (weight if site.layout == "out_in" else weight.T)[rows], bias
 
     def _projected(self, prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
         """What the graph's own projections make of a prompt."""
@@ -98,9 +100,9 @@ class AdapterBank:
 
     def _exported(self) -> Values:
         """The bank as the graph was exported with it."""
-        found: Values = {}
+        arrays: Values = {}
         for part in self.bundle.parts:
             graph = self._graph(part).graph
             names = [f"{path}.{field}" for path, site in self.bundle.sites.items() if site.part == part for field in site.fields]
-            found |= {name: np.array(graph.initializers[name].const_value.numpy()) for name in names}
-        return found
+            arrays |= {name: np.array(graph.initializers[name].const_value.numpy()) for name in names}
+        return arrays

@@ -1,4 +1,4 @@
-"""How the adapters of each mode get to a running graph: in the weights, as ONNX Runtime's own adapters, or from a bank."""
+"""Runs a graph with adapters, one class a mode: in the weights, as ONNX Runtime's own adapters, or from a bank."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class OpenGraphs(Protocol):
 
 
 class AdapterMode(Protocol):
-    """What a session asks of a mode. What the mode needs to run adapters is a value, :attr:`Adapters.attached`: loading and unloading make
-    another one of it and leave the old one to the rows that have begun with it."""
+    """How a session runs adapters. What the mode needs to run them is a value, :attr:`Adapters.attached`: loading and unloading make
+    another one and leave the old one to the rows that have begun with it.
+    """
 
     def opened(self) -> Any:
         """The value of the bundle's own adapters."""
@@ -54,7 +55,7 @@ class AdapterMode(Protocol):
 
 
 class FoldedMode:
-    """The adapters are in the weights: rows have what was folded, and cannot choose."""
+    """The adapters are folded into the weights: every row has them, and none can choose."""
 
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
@@ -111,15 +112,15 @@ class InputsMode:
             self._require_unchanged(name)
 
         def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
-            own = names if rows is None else [names[row] for row in rows]
+            chosen = names if rows is None else [names[row] for row in rows]
             graph = self.session.graph(part)
             if part == STEP:  # its outputs are bound, and bindings take no adapters
-                return graph.call({**feeds, **self._slots(next(iter(own), None))})
-            if len(set(own)) <= 1:
-                return graph.call(feeds, _options(files, next(iter(own), None), part))
+                return graph.call({**feeds, **self._slots(next(iter(chosen), None))})
+            if len(set(chosen)) <= 1:
+                return graph.call(feeds, _options(files, next(iter(chosen), None), part))
             parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-            for name in dict.fromkeys(own):
-                mine = np.array([row for row, other in enumerate(own) if other == name])
+            for name in dict.fromkeys(chosen):
+                mine = np.array([row for row, other in enumerate(chosen) if other == name])
                 some = {key: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[mine])) for key, value in feeds.items()}
                 for key, value in graph.call(some, _options(files, name, part)).items():
                     parts.setdefault(key, []).append((mine, value.numpy()))
@@ -173,14 +174,14 @@ class BankMode:
             graph = self.session.graph(part)
             if ADAPTER_IDS not in graph.inputs:  # no adapter reaches this graph
                 return graph.call(feeds)
-            chosen = ort.OrtValue.ortvalue_from_numpy(ids if rows is None else ids[list(rows)], graph.device, 0)
-            return graph.call({**feeds, ADAPTER_IDS: chosen, **overrides.get(MAIN if part == STEP else part, {})})
+            batch_ids = ort.OrtValue.ortvalue_from_numpy(ids if rows is None else ids[list(rows)], graph.device, 0)
+            return graph.call({**feeds, ADAPTER_IDS: batch_ids, **overrides.get(MAIN if part == STEP else part, {})})
 
         return run
 
     def load(self, attached: BankState, pack: Pack, allow_structural: bool = False) -> BankState:
         """See :class:`AdapterMode`."""
-        return self.bank.filled(attached, pack, self.session.bundle.base, allow_structural)
+        return self.bank.load(attached, pack, self.session.bundle.base, allow_structural)
 
     def unload(self, attached: BankState, name: str) -> BankState:
         """See :class:`AdapterMode`."""
@@ -213,4 +214,4 @@ def _owning(array: np.ndarray) -> Any:
 
 
 ADAPTER_MODES: dict[str, Callable[[Any], AdapterMode]] = {"folded": FoldedMode, "inputs": InputsMode, "bank": BankMode}
-"""Mode -> how a session attaches."""
+"""Mode -> how a session runs adapters."""

@@ -1,4 +1,4 @@
-"""The rows of a batch with the adapters that they began with, whatever a session loads or unloads meanwhile."""
+"""Rows of a batch with the adapters that they began with, whatever a session loads or unloads meanwhile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .positions import acting
 from .prefix_cache import PrefixCache, Prompts, prefix_cache
 
 Names = Sequence[str | None] | str | None
-"""Which adapter each row has: a name or None (the base) for each, or one for all."""
+"""The adapter of each row: a name, or None for the base; or one for all rows."""
 
 
 class Adapters(NamedTuple):

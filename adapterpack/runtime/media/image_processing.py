@@ -117,17 +117,17 @@ def _undecodable(error: Exception, where: object) -> FormatError:
 
 def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """The middle of a picture ``[height, width, 3]``; where it is smaller, black around it."""
-    own = pixels.shape[:2]
-    whole = np.zeros((max(height, own[0]), max(width, own[1]), 3), pixels.dtype)
-    before = [-((edge - full) // 2) for edge, full in zip(own, whole.shape[:2], strict=True)]  # rounded up
-    whole[before[0] : before[0] + own[0], before[1] : before[1] + own[1]] = pixels
-    top, left = (max((edge - wanted) // 2, 0) for edge, wanted in zip(own, (height, width), strict=True))
+    extent = pixels.shape[:2]
+    whole = np.zeros((max(height, extent[0]), max(width, extent[1]), 3), pixels.dtype)
+    before = [-((edge - full) // 2) for edge, full in zip(extent, whole.shape[:2], strict=True)]  # rounded up
+    whole[before[0] : before[0] + extent[0], before[1] : before[1] + extent[1]] = pixels
+    top, left = (max((edge - wanted) // 2, 0) for edge, wanted in zip(extent, (height, width), strict=True))
     return whole[top : top + height, left : left + width]
 
 
 def _normalised(pixels: np.ndarray, how: Preparation) -> np.ndarray:
     """Bytes ``[height, width, 3]`` as numbers ``[3, height, width]``, rounded where the processors of transformers round."""
-    found: np.ndarray = (pixels.astype(np.float64) * how.factor).astype(np.float32)
+    scaled: np.ndarray = (pixels.astype(np.float64) * how.factor).astype(np.float32)
     if how.mean is not None and how.std is not None:
-        found = (found - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
-    return np.ascontiguousarray(found.transpose(2, 0, 1))
+        scaled = (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1))

@@ -1,4 +1,4 @@
-"""Which rows of a batch the images belong to, and what a decoder sees of them."""
+"""Sorts the images of a batch into its rows, by their image tokens."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def rows_of_images(ids: np.ndarray, token: int, images: int) -> list[int]:
     """
     counts = (ids == token).sum(1)
     total = int(counts.sum())
-    each = total // images if images else 0
-    if images and (each == 0 or (counts % each).any() or total != each * images):
+    per_image = total // images if images else 0
+    if images and (per_image == 0 or (counts % per_image).any() or total != per_image * images):
         raise ConfigError("the rows' image tokens do not fit the images", expected=f"as many tokens for each of {images} images",
                           found=counts.tolist(), remedy=f"put the tokens of an image ({token}) where it belongs in its row")
-    return [row for row, count in enumerate(counts) for _ in range(int(count) // each if each else 0)]
+    return [row for row, count in enumerate(counts) for _ in range(int(count) // per_image if per_image else 0)]
 
 
 def features_of_rows(features: np.ndarray, rows: list[int], batch: int) -> np.ndarray:
@@ -35,9 +35,9 @@ def features_of_rows(features: np.ndarray, rows: list[int], batch: int) -> np.nd
     """
     _, positions, hidden = features.shape
     most = max((rows.count(row) for row in set(rows)), default=0)
-    found = np.zeros((batch, most * positions, hidden), features.dtype)
-    seen = [0] * batch
+    by_row = np.zeros((batch, most * positions, hidden), features.dtype)
+    filled = [0] * batch
     for image, row in enumerate(rows):
-        found[row, seen[row] : seen[row] + positions] = features[image]
-        seen[row] += positions
-    return found
+        by_row[row, filled[row] : filled[row] + positions] = features[image]
+        filled[row] += positions
+    return by_row

@@ -1,5 +1,4 @@
-"""Images and speech of rows, as the arrays that graphs take: prepared ones as they are or from ``.npy`` files, pictures from PNG and JPEG,
-speech from ``.wav`` files too."""
+"""Makes the arrays that graphs take of images and speech: pictures (PNG, JPEG), ``.wav`` files, and prepared arrays (``.npy``)."""
 
 from __future__ import annotations
 
@@ -34,10 +33,10 @@ def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
     if size > _MOST:
         raise FormatError("the file is too large", where=path, expected=f"at most {_MOST} bytes", found=size)
     try:
-        found = np.load(path, allow_pickle=False, mmap_mode="r")
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
     except (ValueError, EOFError, OSError) as error:
         raise FormatError(f"the file holds no array: {error}", where=path, remedy=_PREPARE) from error
-    return _fitting(np.asarray(found), shape, what, path)
+    return _fitting(np.asarray(array), shape, what, path)
 
 
 def image_of(given: Picture, shape: Sequence[Any], folder: Path) -> np.ndarray:
@@ -83,14 +82,14 @@ def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np
     mels, frames = shape
     if not isinstance(mels, int) or not isinstance(frames, int):
         raise Unsupported("this graph takes speech of any length, whose features only its own processor knows", where=path, remedy=_PREPARE)
-    heard = _samples(path, rate)[: frames * step]
-    padded = np.pad(np.pad(heard, (0, frames * step - len(heard))), size // 2, mode="reflect")
+    samples = _samples(path, rate)[: frames * step]
+    padded = np.pad(np.pad(samples, (0, frames * step - len(samples))), size // 2, mode="reflect")
     window = np.hanning(size + 1)[:-1]
     places = np.arange(frames)[:, None] * step + np.arange(size)
     power = np.abs(np.fft.rfft(padded[places] * window)) ** 2
     loud = np.log10(np.maximum(mel_bands(mels, size, rate) @ power.T, 1e-10))
-    found: np.ndarray = ((np.maximum(loud, loud.max() - 8) + 4) / 4).astype(np.float32)
-    return found
+    features: np.ndarray = ((np.maximum(loud, loud.max() - 8) + 4) / 4).astype(np.float32)
+    return features
 
 
 def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
@@ -106,8 +105,8 @@ def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
     bins = np.linspace(0, rate / 2, size // 2 + 1)
     rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
     falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
-    found: np.ndarray = np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))[:, None]
-    return found
+    bands: np.ndarray = np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))[:, None]
+    return bands
 
 
 def _samples(path: Path, rate: int) -> np.ndarray:
@@ -118,13 +117,13 @@ def _samples(path: Path, rate: int) -> np.ndarray:
         raise FormatError("the file is too large", where=path, expected=f"at most {_MOST} bytes", found=size)
     try:
         with wave.open(str(path), "rb") as file:
-            told = (file.getframerate(), file.getsampwidth(), file.getnchannels())
+            form = (file.getframerate(), file.getsampwidth(), file.getnchannels())
             data = file.readframes(file.getnframes())
     except (wave.Error, EOFError) as error:
         raise FormatError(f"the file is no wave file: {error}", where=path) from error
-    if told != (rate, 2, 1):
+    if form != (rate, 2, 1):
         raise Unsupported("speech must be one channel of 16 bits at the model's rate", where=path,
-                          expected=f"{rate} Hz, 2 bytes, 1 channels", found="{} Hz, {} bytes, {} channels".format(*told),
+                          expected=f"{rate} Hz, 2 bytes, 1 channels", found="{} Hz, {} bytes, {} channels".format(*form),
                           remedy="convert it")
     samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float64) / 32768
     if not len(samples):
@@ -132,12 +131,12 @@ def _samples(path: Path, rate: int) -> np.ndarray:
     return samples
 
 
-def _fitting(found: np.ndarray, shape: Sequence[Any], what: str, path: object) -> np.ndarray:
-    if found.ndim == len(shape) + 1 and found.shape[0] == 1:  # a processor's batch of one
-        found = found[0]
-    if found.ndim != len(shape) or any(isinstance(wide, int) and wide != own for wide, own in zip(shape, found.shape, strict=True)):
-        raise FormatError(f"{what} of another form than the graph takes", where=path, expected=tuple(shape), found=found.shape,
+def _fitting(array: np.ndarray, shape: Sequence[Any], what: str, path: object) -> np.ndarray:
+    if array.ndim == len(shape) + 1 and array.shape[0] == 1:  # a processor's batch of one
+        array = array[0]
+    if array.ndim != len(shape) or any(isinstance(wide, int) and wide != own for wide, own in zip(shape, array.shape, strict=True)):
+        raise FormatError(f"{what} of another form than the graph takes", where=path, expected=tuple(shape), found=array.shape,
                           remedy=_PREPARE)
-    if found.dtype.kind != "f" or not np.isfinite(found).all():
-        raise FormatError(f"{what} is not of finite floats", where=path, found=found.dtype, remedy=_PREPARE)
-    return np.ascontiguousarray(found, np.float32)
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise FormatError(f"{what} is not of finite floats", where=path, found=array.dtype, remedy=_PREPARE)
+    return np.ascontiguousarray(array, np.float32)

@@ -1,4 +1,4 @@
-"""How the base's own processor prepares images, read from the files that it leaves beside a model; no library of processors is needed."""
+"""Reads how the base's own processor prepares images from its configuration files; no library of processors is needed."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ class Preparation(NamedTuple):
 
 
 def section(folder: Path, name: str) -> tuple[dict[str, Any], Path]:
-    """What the files of a folder say of ``image_processor`` or ``feature_extractor``, and the file that says it; nothing where none does.
+    """The configuration of an ``image_processor`` or ``feature_extractor`` in a folder, and its file; an empty one where there is none.
 
     Raises:
         FormatError: one is no JSON object.
     """
     newer, older = (read_object(folder / file) for file in FILES)
-    own = newer.get(name)
-    return (own, folder / FILES[0]) if isinstance(own, dict) else (older, folder / FILES[1])
+    part = newer.get(name)
+    return (part, folder / FILES[0]) if isinstance(part, dict) else (older, folder / FILES[1])
 
 
 def preparation(folder: Path) -> Preparation:
@@ -100,14 +100,14 @@ def preparation(folder: Path) -> Preparation:
         >>> preparation(Path("bundle")).crop  # doctest: +SKIP
         (224, 224)
     """
-    told, where = section(folder, "image_processor")
-    found = told.get("image_processor_type", told.get("feature_extractor_type", ""))
-    name = str(found).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
-    if name not in _KINDS or told.get("do_pad"):
+    written, where = section(folder, "image_processor")
+    kind = written.get("image_processor_type", written.get("feature_extractor_type", ""))
+    name = str(kind).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if name not in _KINDS or written.get("do_pad"):
         raise Unsupported("how the model's pictures are prepared is not known", where=where, expected=", ".join(_KINDS),
-                          found="do_pad" if name in _KINDS else str(found) or "no image_processor_type",
+                          found="do_pad" if name in _KINDS else str(kind) or "no image_processor_type",
                           remedy="give what the model's own processor makes of the picture, as an array or a .npy file")
-    config = {**_KINDS[name], **{key: value for key, value in told.items() if value is not None}}
+    config = {**_KINDS[name], **{key: value for key, value in written.items() if value is not None}}
     read = _Reader(config, where)
     size, crop = read.size("size") if config["do_resize"] else {}, read.size("crop_size") if config["do_center_crop"] else {}
     moments = [read.moments(key) if config["do_normalize"] else None for key in ("image_mean", "image_std")]
@@ -126,22 +126,22 @@ class _Reader:
 
     def size(self, key: str) -> dict[str, int]:
         """``height`` and ``width``, or ``shortest_edge``."""
-        told = self.config[key]
-        if type(told) is int:
-            whole = self.config["square"] or key == "crop_size"
-            told = {"height": told, "width": told} if whole else {"shortest_edge": told}
+        size = self.config[key]
+        if type(size) is int:
+            both = self.config["square"] or key == "crop_size"
+            size = {"height": size, "width": size} if both else {"shortest_edge": size}
         allowed = [{"height", "width"}, *([{"shortest_edge"}] if key == "size" else [])]
-        known = isinstance(told, dict) and set(told) in allowed
-        if not known or not all(type(edge) is int and 0 < edge <= _LARGEST for edge in told.values()):
+        complete = isinstance(size, dict) and set(size) in allowed
+        if not complete or not all(type(edge) is int and 0 < edge <= _LARGEST for edge in size.values()):
             raise self.wrong(key, f"{' or '.join(' and '.join(sorted(keys)) for keys in allowed)}, at most {_LARGEST}")
-        return dict(told)
+        return dict(size)
 
     def moments(self, key: str) -> tuple[float, ...]:
         """One number for each channel."""
-        told = self.config[key]
-        if not isinstance(told, list | tuple) or len(told) != 3 or not all(_finite(one) for one in told):
+        channels = self.config[key]
+        if not isinstance(channels, list | tuple) or len(channels) != 3 or not all(map(_finite, channels)):
             raise self.wrong(key, "3 numbers")
-        return tuple(map(float, told))
+        return tuple(map(float, channels))
 
     def number(self, key: str) -> float:
         """A number."""
@@ -151,10 +151,10 @@ class _Reader:
 
     def filter(self) -> int:
         """The number of a filter."""
-        told = self.config["resample"]
-        if type(told) is not int or told not in _FILTERS:
+        number = self.config["resample"]
+        if type(number) is not int or number not in _FILTERS:
             raise self.wrong("resample", f"{_FILTERS.start} to {_FILTERS.stop - 1}")
-        return int(told)
+        return number
 
     def wrong(self, key: str, expected: str) -> ConfigError:
         """The error."""

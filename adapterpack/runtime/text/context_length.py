@@ -1,4 +1,4 @@
-"""How many positions a row may have: what a model has positions for, by its configuration."""
+"""Checks that rows fit a model's context, whose length its configuration says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...tasks.rows import RowError
 from ..open_bundle import OpenBundle
 
 _KEYS = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len")
-"""What families call it; an encoder and decoder with two numbers is asked for that of the decoder."""
+"""What families call it; of an encoder and decoder with two numbers that of the decoder counts."""
 _AFTER_PADDING = frozenset({
     "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
     "xlm-roberta-xl", "xmod",

@@ -18,7 +18,7 @@ from .tokenizer_growth import require_bounded_growth
 
 MAX_TOKENIZER = 64 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""What a template knows beside the messages, as under transformers."""
+"""What a template knows besides the messages, as under transformers."""
 _HALF = re.compile("[\ud800-\udfff]")
 
 
