@@ -19,7 +19,7 @@ from adapterpack.errors import ParityError, UnknownName, Unsupported
 from adapterpack.exporting.frontends import FRONTENDS, Frontend, mobius
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate.validation import load
-from adapterpack.slots.precision import ABSENT, NONE_BELOW, PRECISIONS, balanced, held
+from adapterpack.slots.precision import ABSENT, NONE_BELOW, PRECISIONS, balanced, converted
 from adapterpack.testing.architectures import ARCHITECTURES
 from adapterpack.testing.exports import kept, prove
 
@@ -114,14 +114,14 @@ def test_balanced_factors_have_the_same_product() -> None:
 @pytest.mark.fast
 def test_numbers_in_another_type() -> None:
     """What is absent stays so; a number that does not fit is refused by name; what is no number was none before."""
-    found = held(np.array([ABSENT, 1.5, -3.0], np.float32), "float16", "a.head_bias")
+    found = converted(np.array([ABSENT, 1.5, -3.0], np.float32), "float16", "a.head_bias")
     assert found.dtype == np.float16
     assert found.tolist() == [PRECISIONS["float16"].absent, 1.5, -3.0]
     assert found[0] < NONE_BELOW < found[2]
     with pytest.raises(Unsupported, match="too large for float16") as caught:
-        held(np.array([7e4], np.float32), "float16", "a.up")
+        converted(np.array([7e4], np.float32), "float16", "a.up")
     assert "a.up" in str(caught.value)
-    assert held(np.array([np.nan], np.float32), "float16", "a.up").dtype == np.float16
+    assert converted(np.array([np.nan], np.float32), "float16", "a.up").dtype == np.float16
 
 
 def test_a_pack_is_loaded_into_a_bank_of_halves(tiny_llama: Path, pack_of: Make, tmp_path: Path, half: Make) -> None:

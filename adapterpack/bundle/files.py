@@ -1,4 +1,4 @@
-"""The files of a bundle against the list in its manifest: the same bytes, and nothing beside them that a session would read."""
+"""Compares the files of a bundle with the list in its manifest: the same bytes, and no other file that a session would read."""
 
 from __future__ import annotations
 

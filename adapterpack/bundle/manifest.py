@@ -55,14 +55,14 @@ class MappedSite:
 
     ``layout`` says how ``weight`` lies: ``in_out`` or ``out_in``. ``rank`` is the number of axes of the site's input, whose first is
     the batch. ``fields`` are the slots that the graph has for it (none in folded mode). ``labels`` is the width of the widest head that
-    the slots of a module take that was trained whole. ``entry`` is the value that a branch beside a block reads. A block that is no linear
+    the slots of a module take that was trained whole. ``entry`` is the value that a branch around a block reads. A block that is no linear
     module has no weight, and its node is the one that gives its output. ``ranks`` are the ranks of its slots in a bank, by branch.
     ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so. ``part`` is the graph that it is in.
     ``flat``: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the experts of a model.
     ``kind``: ``linear``, ``lookup`` (an embedding, whose input is ids) or ``patches`` (a convolution whose kernels lie side by side).
     ``at`` is where its outputs begin in a weight that is packed with those of others. ``members`` are
     the sites whose ``down`` factors lie side by side in this one's slot: it is no module. ``heads`` is the attention that the site is the
-    output projection of, if prompts are put beside it. ``dtype`` is what the graph computes in there, and its slots hold.
+    output projection of, if prompts are added to it. ``dtype`` is what the graph computes in there, and its slots hold.
     """
 
     path: str
@@ -173,7 +173,7 @@ def graph_file(part: str) -> str:
 
 
 def adapter_file(path: str, part: str) -> str:
-    """The file with what an adapter at ``path`` puts into the slots of one graph, in ONNX Runtime's own format."""
+    """The file of the values with which an adapter at ``path`` fills the slots of one graph, in ONNX Runtime's own format."""
     return f"{path}.onnx_adapter" if part == MAIN else f"{path}.{part}.onnx_adapter"
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from ..adapter_methods.forms.blocks import ACTIVATIONS, BlockForm
 
 LEAVES: dict[str, str] = {"norm_weight": "n", "norm_bias": "n", "down": "nr", "down_bias": "r", "up": "rn", "up_bias": "n"}
-"""What a branch holds, and the axes: ``n`` is the width of the block, ``r`` the rank, which is an adapter's own."""
+"""Leaf of a branch -> its axes: ``n`` is the width of the block, ``r`` the rank of the adapter."""
 
 
 class Branch(NamedTuple):
@@ -35,11 +35,11 @@ class Branch(NamedTuple):
         return f"{'input' if self.reads_input else 'output'}_{self.act}{'_normed' if self.normed else ''}"
 
 
-BRANCHES = {branch.name: branch for branch in (Branch(*each) for each in product(ACTIVATIONS, (False, True), (False, True)))}
-"""Every branch that there can be, by name."""
+BRANCHES = {branch.name: branch for branch in (Branch(*way) for way in product(ACTIVATIONS, (False, True), (False, True)))}
+"""Every possible branch, by name."""
 
 FIELDS = {f"{branch}_{leaf}": (branch, leaf) for branch in BRANCHES for leaf in LEAVES}
-"""Field -> its branch and what it holds of it."""
+"""Field -> its branch and its leaf."""
 
 
 def block_arrays(form: BlockForm) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Every field that a site of a graph may have a slot for: its axes by name, and what it holds where it changes nothing.
+"""Every field that a site of a graph may have a slot for: its axes by name, and its neutral value.
 
 An axis is either as wide as the site is (:func:`widths`), or free: an adapter's own rank, number of experts, length or labels, of which a
 slot has room for the largest.
@@ -13,21 +13,21 @@ import numpy as np
 
 from ..bundle.manifest import MappedSite
 from . import blocks, prompt_kv, routes
-from .precision import ABSENT, held
+from .precision import ABSENT, converted
 
 RANK, TURN, LABELS = "rank", "turn", "labels"
 """The free axes of layers."""
 
 
 class Field(NamedTuple):
-    """``axes`` by name, and what is in the slot of an adapter that has no such part."""
+    """``axes`` by name, and the value in the slot of an adapter that has no such part."""
 
     axes: tuple[str, ...]
     neutral: float = 0.0
 
     @property
     def free(self) -> tuple[int, ...]:
-        """The places of the axes at which an adapter may be narrower than its slot."""
+        """The axes, by number, along which an adapter may be shorter than its slot."""
         return tuple(place for place, axis in enumerate(self.axes) if axis not in FIXED)
 
 
@@ -54,32 +54,32 @@ FIELDS: dict[str, Field] = {
     **_of_blocks(), **_of_routes(),
     **{field: Field(axes, float(ABSENT) if field == "attended_absent" else 0.0) for field, axes in prompt_kv.LEAVES.items()},
 }
-"""Field -> its axes and what is neutral in it."""
+"""Field -> its axes and its neutral value."""
 LEAST: dict[str, int] = {prompt_kv.LENGTH: 1, **{route.experts: 1 for route in routes.BRANCHES.values()}}
-"""Free axes that no slot has none of, since a softmax goes along them."""
+"""Free axes whose length must be at least 1, since a softmax goes along them."""
 ROUTED = frozenset(name for route in routes.BRANCHES.values() for name in (route.name, route.experts))
 """Free axes that are as long as the packs of an export need, whatever the largest rank of a bank is."""
 
 
 def widths(site: MappedSite) -> dict[str, int]:
     """The axes that are as wide as the site is."""
-    own = {"in": site.in_features, "out": site.out_features}
+    fixed = {"in": site.in_features, "out": site.out_features}
     heads = site.heads
-    return own if heads is None else {**own, "heads": heads.count, "key_heads": heads.key_heads, "head_dim": heads.width}
+    return fixed if heads is None else {**fixed, "heads": heads.count, "key_heads": heads.key_heads, "head_dim": heads.width}
 
 
 def extents(field: str, site: MappedSite, free: Callable[[str], int | str]) -> list[Any]:
-    """The shape of a slot: the site's own widths, and of every free axis what ``free`` says."""
-    own = widths(site)
-    return [own[axis] if axis in FIXED else free(axis) for axis in FIELDS[field].axes]
+    """The shape of a slot: the widths of the site, and the length that ``free`` gives of every free axis."""
+    fixed = widths(site)
+    return [fixed[axis] if axis in FIXED else free(axis) for axis in FIELDS[field].axes]
 
 
 def nothing(field: str, site: MappedSite) -> np.ndarray:
-    """What a slot holds without an adapter: as little of every free axis as there can be; of a head, as many labels as the base's."""
+    """A slot without an adapter: every free axis as short as it can be; of a head, as many labels as the base's."""
     shape = extents(field, site, lambda axis: site.out_features if axis == LABELS else LEAST.get(axis, 0))
     return np.full(shape, neutral(field, site.dtype), site.dtype)
 
 
 def neutral(field: str, dtype: str) -> np.ndarray:
-    """What is in the slot of an adapter that has no such part, in the type of the graph there."""
-    return held(np.array(FIELDS[field].neutral, np.float32), dtype, field)
+    """The neutral value of a field, in the float type of the graph."""
+    return converted(np.array(FIELDS[field].neutral, np.float32), dtype, field)

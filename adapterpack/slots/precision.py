@@ -1,4 +1,4 @@
-"""The float types that graphs compute in: what slots hold in each, and how near a graph in it comes to the model in float32."""
+"""The float types that graphs compute in, and how near a graph in each comes to the model in float32."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from ..errors import UnknownName, Unsupported, nearest
 
 ABSENT = np.float32(-1e9)
-"""A score or a logit of what is not there: its weight is zero, and it survives conversion to JSON."""
+"""The score or logit of an absent token or label: its weight is zero, and it survives conversion to JSON."""
 NONE_BELOW = -2e4
-"""What is smaller is :data:`ABSENT`, in every float type."""
+"""A smaller number stands for :data:`ABSENT`, in every float type."""
 DEFAULT = "float32"
 
 
@@ -28,7 +28,7 @@ class Precision(NamedTuple):
 
 
 PRECISIONS = {one.name: one for one in (Precision("float32", float(ABSENT), 1e-4), Precision("float16", -3e4, 1e-2))}
-"""float32 on two runtimes differs by about 1e-6 of the largest logit, and every wrong graph seen so far by 1e-3 of it or more. float16
+"""float32 on two runtimes differs by about 1e-6 of the largest logit, and every wrong graph so far by 1e-3 of it or more. float16
 rounds each value by 5e-4 of itself, and a model of many layers by several times that."""
 
 
@@ -47,24 +47,24 @@ def precision(name: str) -> Precision:
     return PRECISIONS[name]
 
 
-def held(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
-    """Numbers in the type of a graph; what is absent stays so.
+def converted(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
+    """Numbers in the float type of a graph; an absent score stays absent.
 
     Raises:
         Unsupported: a number is too large for the type.
 
     Example:
-        >>> held(np.array([0.5, -1e9], np.float32), "float16", "head_bias").tolist()
+        >>> converted(np.array([0.5, -1e9], np.float32), "float16", "head_bias").tolist()
         [0.5, -30000.0]
     """
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
-        found: np.ndarray = np.where(array <= ABSENT, PRECISIONS[dtype].absent, array).astype(dtype)
-    if not np.isfinite(found).all() and np.isfinite(array).all():
+        result: np.ndarray = np.where(array <= ABSENT, PRECISIONS[dtype].absent, array).astype(dtype)
+    if not np.isfinite(result).all() and np.isfinite(array).all():
         raise Unsupported(f"a number of this adapter is too large for {dtype}", where=where, found=f"{np.abs(array).max():.3g}",
                           expected=f"at most {np.finfo(dtype).max}", remedy="export with --dtype float32")
-    return found
+    return result
 
 
 def balanced(values: Mapping[str, np.ndarray], down: str, up: str) -> dict[str, np.ndarray]:
@@ -73,11 +73,11 @@ def balanced(values: Mapping[str, np.ndarray], down: str, up: str) -> dict[str, 
     ``up`` holds an adapter's whole scale. In float16 one factor could be too small for its digits, and the other too large.
 
     Example:
-        >>> found = balanced({"a.down": np.full((2, 1), 2.0**-12), "a.up": np.ones((1, 2))}, "down", "up")
-        >>> [float(array.max()) for array in found.values()]
+        >>> factors = balanced({"a.down": np.full((2, 1), 2.0**-12), "a.up": np.ones((1, 2))}, "down", "up")
+        >>> [float(array.max()) for array in factors.values()]
         [0.015625, 0.015625]
     """
-    found = dict(values)
+    result = dict(values)
     for name in values:
         path, _, field = name.rpartition(".")
         other = f"{path}.{up}"
@@ -85,5 +85,5 @@ def balanced(values: Mapping[str, np.ndarray], down: str, up: str) -> dict[str, 
             sizes = [float(np.abs(values[one]).max(initial=0.0)) for one in (name, other)]
             if all(sizes) and all(map(np.isfinite, sizes)):
                 factor = np.float32(2.0 ** round(float(np.log2(sizes[1] / sizes[0])) / 2))
-                found[name], found[other] = values[name] * factor, values[other] / factor
-    return found
+                result[name], result[other] = values[name] * factor, values[other] / factor
+    return result

@@ -1,4 +1,4 @@
-"""What the projections of a graph make of a prompt: the part of it from one value to another, run by itself."""
+"""Runs the key and value projections of a graph on a prompt: the part of the graph from one value to another, by itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def heads_at(sites: Mapping[str, MappedSite], path: str) -> Heads:
     """The attention of that path.
 
     Raises:
-        Unsupported: the graph has no place for prompts there.
+        Unsupported: the graph has no slots for prompts there.
     """
     site = sites.get(f"{path}.{PROJECTION}")
     if site is None or site.heads is None:
@@ -36,19 +36,20 @@ def projected(model: Any, heads: Heads, prompt: np.ndarray) -> tuple[np.ndarray,
     Raises:
         FormatError: the graph has no such values.
     """
-    known = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
-    if missing := sorted({heads.keys, heads.values, *(heads.norm or ())} - known.keys()):
+    by_name = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    if missing := sorted({heads.keys, heads.values, *(heads.norm or ())} - by_name.keys()):
         raise FormatError("the graph has not what its site map says", found=", ".join(missing), remedy="export again")
     shape = (1, len(prompt), heads.key_heads, heads.width)
-    keys, values = (_between(model, _read(known[name]), known[name], prompt[None]).reshape(shape) for name in (heads.keys, heads.values))
+    keys, values = (_between(model, _read(by_name[name]), by_name[name], prompt[None]).reshape(shape)
+                    for name in (heads.keys, heads.values))
     if heads.norm is not None:
-        into, out = (known[name] for name in heads.norm)
+        into, out = (by_name[name] for name in heads.norm)
         keys = _between(model, into, out, keys)
     return keys[0], values[0]
 
 
 def _read(product: Any) -> Any:
-    """What the linear layer reads that gives this value, itself or through a sum and a split."""
+    """The input of the linear layer that gives this value, itself or through a sum and a split."""
     node = product.producer()
     while node is not None and node.op_type not in _PRODUCTS:
         node = next((value.producer() for value in node.inputs if value is not None and value.producer() is not None), None)
@@ -58,19 +59,19 @@ def _read(product: Any) -> Any:
 
 
 def _between(model: Any, start: Any, end: Any, array: np.ndarray) -> np.ndarray:
-    """What ``end`` is where ``start`` is ``array``; in float32, whatever the graph computes in."""
+    """The value of ``end`` where that of ``start`` is ``array``; in float32, whatever the graph computes in."""
     array = array.astype(np.float32 if start.dtype is None else start.dtype.numpy())
     graph = ir.convenience.extract(model.graph, [start], [end])
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
         value.shape = None
-    (given,) = graph.inputs
-    given.shape, given.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
-    for value in graph.initializers.values():  # a model of bytes alone has no file beside it
+    (entry,) = graph.inputs
+    entry.shape, entry.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    for value in graph.initializers.values():  # a model of bytes alone has no file of weights
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
     alone = ir.Model(graph, ir_version=model.ir_version)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(ir.to_proto(alone).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found: np.ndarray = session.run(None, {given.name: np.ascontiguousarray(array)})[0]
-    return found.astype(np.float32)
+    result: np.ndarray = session.run(None, {entry.name: np.ascontiguousarray(array)})[0]
+    return result.astype(np.float32)

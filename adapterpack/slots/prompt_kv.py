@@ -1,4 +1,4 @@
-"""The slots of prompts that an attention looks at beside its tokens: their keys and values, made once of the base's own projections.
+"""The slots of prompts that an attention attends to besides its tokens: keys and values, computed once by the base's projections.
 
 Fields at the output projection of an attention of h heads, of which k have keys of their own::
 
@@ -22,7 +22,7 @@ from ..errors import Unsupported
 PROJECTION = "o_proj"
 """The module of an attention whose input the prompt is added to."""
 LENGTH = "attended"
-"""What the length of a prompt is called among the ranks of a site."""
+"""The name of the length of a prompt among the ranks of a site."""
 LEAVES: dict[str, tuple[str, ...]] = {
     "attended_keys": ("key_heads", "head_dim", LENGTH), "attended_values": ("key_heads", LENGTH, "head_dim"),
     "attended_absent": (LENGTH,), "attended_gate": ("heads",),
@@ -30,8 +30,8 @@ LEAVES: dict[str, tuple[str, ...]] = {
 """Field -> its axes."""
 
 Project = Callable[[np.ndarray, str], tuple[np.ndarray, np.ndarray, Heads]]
-"""What the base makes of a prompt ``[n, width]`` at the attention of that path: keys, which are not turned by any position, and values
-``[n, key heads, head_dim]``; and the heads of that attention."""
+"""(prompt ``[n, width]``, path of an attention) -> the keys, without positions, and values ``[n, key heads, head_dim]`` that the base
+computes of it there, and the heads of that attention."""
 
 
 def attended_arrays(form: AttentionForm, path: str, project: Project | None) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from ..errors import Unsupported
 MOST = 4
 """The routers that one site may have."""
 LEAVES: dict[str, str] = {"keys": "ie", "query": "ir", "bias": "e", "pick": "e", "down": "ir", "up": "ro", "spread": "er"}
-"""What a route holds, and the axes: ``i`` and ``o`` are the layer's, ``e`` the experts, ``r`` the sum of their ranks."""
+"""Leaf of a route -> its axes: ``i`` and ``o`` are the layer's, ``e`` the experts, ``r`` the sum of their ranks."""
 SCORES = {"abs": "keys", "dot": "keys", "fuse": "query"}
 """How a route scores, and the leaf that only such a route has: magnitudes, plain products, or attention to the experts' answers."""
 
@@ -43,24 +43,24 @@ class Branch(NamedTuple):
 
     @property
     def leaf(self) -> str:
-        """What it scores by."""
+        """The leaf by which it scores."""
         return SCORES[self.scores]
 
     @property
     def leaves(self) -> list[str]:
-        """What it holds."""
+        """The leaves that it has."""
         return [leaf for leaf in LEAVES if leaf == self.leaf or leaf not in SCORES.values()]
 
     @property
     def experts(self) -> str:
-        """What the number of its experts is called among the ranks of a site."""
+        """The name of its number of experts among the ranks of a site."""
         return f"{self.name}_experts"
 
 
 BRANCHES = {branch.name: branch for branch in (Branch(number, scores) for number in range(MOST) for scores in SCORES)}
-"""Every route that there can be, by name."""
+"""Every possible route, by name."""
 FIELDS = {f"{name}_{leaf}": (branch, leaf) for name, branch in BRANCHES.items() for leaf in branch.leaves}
-"""Field -> its route and what it holds of it."""
+"""Field -> its route and its leaf."""
 
 
 def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
@@ -77,14 +77,14 @@ def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
         gate = route.gate
         if isinstance(gate, Attention):
             branch, count = Branch(number, "fuse"), len(gate.widths)
-            own = {"query": np.asarray(gate.query).T, "bias": np.zeros(count)}
+            scoring = {"query": np.asarray(gate.query).T, "bias": np.zeros(count)}
         elif isinstance(gate, Gate):
             branch, count = Branch(number, "abs" if gate.magnitude else "dot"), gate.keys.shape[0]
-            own = {"keys": np.asarray(gate.keys).T, "bias": np.zeros(count) if gate.bias is None else np.asarray(gate.bias)}
+            scoring = {"keys": np.asarray(gate.keys).T, "bias": np.zeros(count) if gate.bias is None else np.asarray(gate.bias)}
         else:
             raise Unsupported("the weights of this router come from outside of the layer", remedy="attach it to a torch model")
         leaves = {
-            **own,
+            **scoring,
             "pick": np.eye(count)[gate.top_k - 1],
             "down": np.asarray(route.down).T,
             "up": np.asarray(route.up).T,

@@ -1,4 +1,4 @@
-"""What a graph's slots are filled with: the normal form of each adapter as arrays, padded for a bank or as they are for inputs.
+"""Fills the slots of a graph: the normal form of each adapter as arrays, padded for a bank or as they are for inputs.
 
 Slot names are ``<module path>.<field>``. Fields of an adapted site::
 
@@ -7,7 +7,7 @@ Slot names are ``<module path>.<field>``. Fields of an adapted site::
 ``pre`` [in], ``turn`` [in, in], ``turn_down`` [in, t], ``turn_up`` [t, in], ``down`` [in, r], ``up`` [r, out], ``delta`` [in, out],
 ``scale`` [out], ``mix`` [out, out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels].
 A bank puts the slots in front. Apart from ``pre`` and ``scale``, zeros change nothing. The fields of an adapted block are in
-:mod:`~adapterpack.slots.blocks`, those of routers in :mod:`~adapterpack.slots.routes`, those of prompts beside an attention in
+:mod:`~adapterpack.slots.blocks`, those of routers in :mod:`~adapterpack.slots.routes`, those of prompts in
 :mod:`~adapterpack.slots.prompt_kv`; :mod:`~adapterpack.slots.fields` has the axes of all.
 """
 
@@ -25,7 +25,7 @@ from ..errors import BaseMismatch, Unsupported
 from ..pack.pack import Adapter, Pack
 from .blocks import block_arrays
 from .fields import FIELDS, FIXED, LABELS, extents, neutral
-from .precision import DEFAULT, balanced, held
+from .precision import DEFAULT, balanced, converted
 from .prompt_kv import Project, attended_arrays
 from .routes import route_arrays
 
@@ -33,16 +33,16 @@ HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 """Parameter of a linear layer that was trained whole -> its slot field."""
 
 _THIN = frozenset({"embedding", "conv"})
-"""Kinds of layers beside linear ones that a graph has slots at, for changes of low rank."""
+"""Kinds of layers, besides linear ones, that a graph has slots at for changes of low rank."""
 
 PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
 """Slot field -> its name in adapter files for onnxruntime-genai, those of ``olive convert-adapters``."""
 
 Values = dict[str, np.ndarray]
-
+"""Slot name -> array."""
 
 Weights = Callable[[Adapter], "tuple[np.ndarray, np.ndarray | None]"]
-"""Where the base's weight ``[out, in]`` and bias ``[out]`` behind an adapted site come from."""
+"""Adapter -> the base's weight ``[out, in]`` and bias ``[out]`` at its site."""
 
 
 def form_arrays(form: NormalForm, out_features: int) -> Values:
@@ -79,7 +79,7 @@ ARRAYS: dict[str, Callable[[Any, Site, Project | None], Values]] = {
 
 
 def require_slots(pack: Pack) -> None:
-    """Checks that what the pack changes are things that a graph can have slots for; a prompt needs none.
+    """Checks that a graph can have slots for every change of the pack; a prompt needs none.
 
     Raises:
         Unsupported: the method cannot be attached, or a site of a weight method is no linear layer.
@@ -105,7 +105,7 @@ def require_slots(pack: Pack) -> None:
 def pack_values(
     pack: Pack, weights: Weights | None = None, sites: Mapping[str, MappedSite] | None = None, project: Project | None = None
 ) -> Values:
-    """Every slot value of one pack, by slot name, unpadded; ``weights`` and ``project`` are asked for a method that reads the base.
+    """Every slot value of one pack, by slot name, unpadded; ``weights`` and ``project`` are called for methods that read the base.
 
     ``sites`` are those of the graph: they know the widths that a file of another library left out.
 
@@ -119,7 +119,7 @@ def pack_values(
         raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
                           found=readers[0], remedy="export the bundle again with this adapter among the packs")
     for adapter in adapters:
-        site, method = _measured(adapter.site, sites or {}), adapter.method
+        site, method = _with_widths(adapter.site, sites or {}), adapter.method
         if weights is not None and (method.traits.reads_weight or not (site.in_features and site.out_features)):
             weight, bias = weights(adapter)
             site = dataclasses.replace(site, out_features=weight.shape[0], in_features=weight.shape[1])
@@ -143,14 +143,14 @@ def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:
     narrow = {name: array for name, array in values.items() if types[name] != DEFAULT}
     for down, up in _FACTORS:
         narrow = balanced(narrow, down, up)
-    return {**values, **{name: held(array, types[name], name) for name, array in narrow.items()}}
+    return {**values, **{name: converted(array, types[name], name) for name, array in narrow.items()}}
 
 
 _FACTORS = (("down", "up"), ("turn_down", "turn_up"))
-"""Fields whose product alone counts."""
+"""Pairs of fields of which only the product matters."""
 
 
-def _measured(site: Site, sites: Mapping[str, MappedSite]) -> Site:
+def _with_widths(site: Site, sites: Mapping[str, MappedSite]) -> Site:
     """The site with the graph's widths where its own are not known."""
     if site.path not in sites:
         return site
@@ -199,7 +199,7 @@ def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], ma
         result[name] = np.full(shape, neutral(field, dtype), dtype)
         if value is not None:
             _require_fit(name, value.shape, shape, FIELDS[field].free)
-            result[name][tuple(slice(0, extent) for extent in value.shape)] = held(value, dtype, name)
+            result[name][tuple(slice(0, extent) for extent in value.shape)] = converted(value, dtype, name)
     return result
 
 
@@ -268,7 +268,7 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
 
 
 def largest_ranks(values: Iterable[Values]) -> dict[str, int]:
-    """The longest of every free axis but the labels, by its name: ranks, and numbers of experts and tokens."""
+    """The largest extent of every free axis but the labels, by name: ranks, and numbers of experts and tokens."""
     ranks: dict[str, int] = {}
     for name, array in ((name, array) for one in values for name, array in one.items()):
         field = FIELDS[name.rpartition(".")[2]]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ...adapter_methods.forms.blocks import EPSILON
 from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
 from ...slots.blocks import BRANCHES, Branch
-from ...slots.precision import ABSENT, held
+from ...slots.precision import ABSENT, converted
 from ...slots.routes import BRANCHES as ROUTES
 from ...slots.routes import Branch as RouteBranch
 from ...tasks.task import AXES
@@ -268,7 +268,7 @@ class Emitter:
         full = f"{PREFIX}{site.path}/{name}"
         if full not in self.values:
             array = np.asarray(numbers)
-            tensor = ir.tensor(held(array, site.dtype, full) if array.dtype == np.float32 else array, name=full)
+            tensor = ir.tensor(converted(array, site.dtype, full) if array.dtype == np.float32 else array, name=full)
             value = ir.Value(name=full, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
             self.graph.register_initializer(value)
             self.values[full] = value

@@ -23,8 +23,8 @@ from .positions import require_positions
 
 class BankState(NamedTuple):
     """The bank at one moment: ``slots``, adapter -> number of its slot; ``arrays``, input of a graph -> contents of all slots;
-    ``overrides``, the same on the device, by part. Without arrays the graph's own defaults are used. Never changed in place: a run keeps the state that
-    it began with.
+    ``overrides``, the same on the device, by part. Without arrays the graph's own defaults are used. Never changed in place: a run keeps
+    the state that it began with.
     """
 
     slots: Mapping[str, int]

@@ -13,7 +13,7 @@ from ...bundle.manifest import ADAPTER_IDS, STEP, Bundle, adapter_file
 from ...errors import FormatError, Unsupported
 from ...io.hashing import Identity, identity
 from ...pack.pack import Pack
-from ...slots.precision import ABSENT, held
+from ...slots.precision import ABSENT, converted
 from ...tasks.task import MAIN
 from ..ort_model import OrtModel
 from .bank import AdapterBank, BankState
@@ -200,7 +200,7 @@ def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     first = pieces[0][1]
     width = max(array.shape[-1] for _, array in pieces)
     total = sum(len(rows) for rows, _ in pieces)
-    joined = np.full((total, *first.shape[1:-1], width), held(np.array(ABSENT), first.dtype.name, "logits"), first.dtype)
+    joined = np.full((total, *first.shape[1:-1], width), converted(np.array(ABSENT), first.dtype.name, "logits"), first.dtype)
     for rows, array in pieces:
         joined[rows, ..., : array.shape[-1]] = array
     return joined
