@@ -1,4 +1,4 @@
-"""What a user asked for, checked: weights, a name, the base."""
+"""Checks the arguments of a composition: weights, a name, the base."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..base.checkpoint import Checkpoint
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..pack.on_base import on
 from ..pack.pack import Pack
-
-if TYPE_CHECKING:
-    from ..base.checkpoint import Checkpoint
 
 MAX_PARENTS = 64
 """As many parents as a manifest can name."""
@@ -66,8 +64,6 @@ def opened_base(base: str | os.PathLike[str] | None, packs: Sequence[Pack]) -> t
     """
     if base is None:
         return None, list(packs)
-    from ..base.checkpoint import Checkpoint  # noqa: PLC0415 - most compositions do without the base
-
     checkpoint = Checkpoint(base)
     for pack in packs:
         pack.require_base(checkpoint, content=False)

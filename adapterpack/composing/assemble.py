@@ -1,4 +1,4 @@
-"""Packs put together under a tree, each kept whole: what is combined when the model runs, not before."""
+"""Builds a pack that holds several packs whole, and a tree that says how they are combined when the model runs."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) 
     if seed < 0:
         raise ConfigError("a seed is a whole number", where="seed", expected="from 0 on", found=seed, remedy="give another")
     base, task = common_base(parents), common_task(parents)
-    chosen = _settled(read_tree(tree), base)
+    chosen = _with_base_width(read_tree(tree), base)
     by_name = _members(parents, chosen)
     members = tuple(Member(name, pack.id, pack.method.name, pack.method.storage.spec_version) for name, pack in by_name.items())
     method = composed(chosen, {name: pack.method for name, pack in by_name.items()}, Composition(encode(chosen), members))
-    found: dict[str, dict[str, tuple[m.Group, Adapter]]] = {}
+    by_path: dict[str, dict[str, tuple[m.Group, Adapter]]] = {}
     for member, pack in by_name.items():
         for group, adapter in zip((one for one in pack.manifest.groups if one.role == "adapter"), pack.adapters(), strict=True):
-            found.setdefault(adapter.site.path, {})[member] = (group, adapter)
-    sites = [_site(method, parts, by_name) for parts in found.values()]
-    adapters = {site: _adapter(method, site, parts, by_name, seed) for site, parts in zip(sites, found.values(), strict=True)}
+            by_path.setdefault(adapter.site.path, {})[member] = (group, adapter)
+    sites = [_site(method, parts, by_name) for parts in by_path.values()]
+    adapters = {site: _adapter(method, site, parts, by_name, seed) for site, parts in zip(sites, by_path.values(), strict=True)}
     part = shares(chosen)
-    weights = {group.path: group.weight for parts in found.values() for group, _ in parts.values() if group.weight is not None}
+    weights = {group.path: group.weight for parts in by_path.values() for group, _ in parts.values() if group.weight is not None}
     weights |= {group.path: group.weight for pack in parents for group in pack.manifest.groups if group.role == "full" and group.weight}
     licenses = {pack.manifest.license for pack in parents}
     return build(
@@ -73,7 +73,7 @@ def read_tree(tree: TreeLike) -> Tree:
     return parse(tree) if isinstance(tree, str) else decode(tree)
 
 
-def _settled(tree: Tree, base: m.Base) -> Tree:
+def _with_base_width(tree: Tree, base: m.Base) -> Tree:
     """The tree with the settings that follow from the base: how wide its hidden states are."""
     if isinstance(tree, Leaf):
         return tree
@@ -84,7 +84,7 @@ def _settled(tree: Tree, base: m.Base) -> Tree:
                               remedy=f"say it: {tree.kind}(..., hidden=768)")
         settings = dataclasses.replace(settings, hidden=base.dims.hidden)
     written = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    return node(NODES[tree.kind], tuple(_settled(child, base) for child in tree.children), written, "")
+    return node(NODES[tree.kind], tuple(_with_base_width(child, base) for child in tree.children), written, "")
 
 
 def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
@@ -98,14 +98,14 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
                               remedy="rename it: NAME=PATH")
         if pack.acts is not None:
             raise Unsupported("this pack acts at some positions of a row only, which a tree does not divide", where=f"pack '{name}'",
-                              found=str(pack.acts)[:200], remedy="make it active beside the composed pack")
+                              found=str(pack.acts)[:200], remedy="make it active together with the composed pack")
         if pack.method.storage.composition is not None:
             raise Unsupported("this pack is composed itself", where=f"pack '{name}'",
                               remedy="write one tree over the packs that it was made of")
         if len(pack.methods) > 1:
             raise Unsupported("this pack has several methods, and a member of a tree has one", where=f"pack '{name}'",
                               found=", ".join(method.name for method in pack.methods),
-                              remedy="make it active beside the composed pack, or train its parts as two packs")
+                              remedy="make it active together with the composed pack, or train its parts as two packs")
     named = list(dict.fromkeys(leaves(tree)))
     for name in named:
         if name not in by_name:
@@ -145,11 +145,11 @@ def _adapter(
 
 
 def _shared(method: Method, sites: int, seed: int) -> dict[str, np.ndarray]:
-    """What nodes hold for all sites together, as it is before training."""
+    """The parameters that nodes have once for all sites, as they are before training."""
     rng = np.random.default_rng(seed)
     values: dict[str, np.ndarray] = {}
     for spot in method.config.spots:
         if spot.kind.made_shared is not None:
-            own = spot.kind.made_shared(spot.settings, len(spot.children), sites, rng)
-            values |= {f"{spot.prefix}{key}": value for key, value in own.items()}
+            tensors = spot.kind.made_shared(spot.settings, len(spot.children), sites, rng)
+            values |= {f"{spot.prefix}{key}": value for key, value in tensors.items()}
     return values

@@ -1,4 +1,4 @@
-"""What packs must share before they can be combined: the base, the task and the meaning of the outputs."""
+"""Checks that packs can be combined: one base, one task, and outputs of the same meaning."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def common_base(packs: Sequence[Pack]) -> m.Base:
         pairs = [(one, other) for one in packs for other in packs if not compatibility.agrees(one.manifest.base, other.manifest.base)
                  or len({one.manifest.base.model_type, other.manifest.base.model_type} - {None}) > 1]
         one, other = next((pair for pair in pairs if _differ(*(pack.manifest.base for pack in pair))), pairs[0])
-        field = next((field for field in ("structure", "content", "files", "probe", "model_type") if _known(field, one, other)), "content")
+        fields = ("structure", "content", "files", "probe", "model_type")
+        field = next((field for field in fields if _both_differ(field, one, other)), "content")
         raise BaseMismatch("the packs were made for different bases", where=f"{field} of '{one.name}' and '{other.name}'",
                            expected=_described(one.manifest.base, field), found=_described(other.manifest.base, field),
                            remedy="compose packs that were trained on one base, or declare one base a variant of the other "
@@ -42,9 +43,9 @@ def _differ(one: m.Base, other: m.Base) -> bool:
     return len(types) > 1 or not (compatibility.agrees(one, other) or compatibility.agrees(other, one))
 
 
-def _known(field: str, one: Pack, other: Pack) -> bool:
-    mine, its = getattr(one.manifest.base, field), getattr(other.manifest.base, field)
-    return mine is not None and its is not None and mine != its
+def _both_differ(field: str, one: Pack, other: Pack) -> bool:
+    values = getattr(one.manifest.base, field), getattr(other.manifest.base, field)
+    return None not in values and values[0] != values[1]
 
 
 def _described(base: m.Base, field: str) -> str:

@@ -1,4 +1,4 @@
-"""Modules that packs carry whole, such as a classification head, an embedding or a norm: what becomes of them is a policy, never chance."""
+"""Combines the modules that packs carry whole, such as a classification head, an embedding or a norm, by a named policy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .compatibility import SIDE_BY_SIDE, common_task, common_type, listed
 Modules = dict[str, dict[str, np.ndarray]]
 
 
-class Whole(NamedTuple):
+class FullModules(NamedTuple):
     """The task of the new pack, with its labels, and the modules that it carries whole."""
 
     task: m.Task
@@ -28,11 +28,11 @@ class Policy(NamedTuple):
     """What becomes of the modules: ``decide`` takes the packs, their weights, and what the user named behind a colon."""
 
     summary: str
-    decide: Callable[[Sequence[Pack], Sequence[float], str], Whole]
+    decide: Callable[[Sequence[Pack], Sequence[float], str], FullModules]
     named: bool = False
 
 
-def decided(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -> Whole:
+def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -> FullModules:
     """What a policy, ``average``, ``union`` or ``pick:NAME``, makes of the packs' tasks and of the modules that they trained whole.
 
     Raises:
@@ -41,26 +41,26 @@ def decided(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -> Who
     """
     name, _, of = policy.partition(":")
     if name not in POLICIES or POLICIES[name].named != bool(of):
-        known = [f"{each}:NAME" if one.named else each for each, one in POLICIES.items()]
-        raise ConfigError("unknown policy for modules trained whole", where="whole", expected=" or ".join(known), found=repr(policy),
+        spellings = [f"{known}:NAME" if entry.named else known for known, entry in POLICIES.items()]
+        raise ConfigError("unknown policy for modules trained whole", where="whole", expected=" or ".join(spellings), found=repr(policy),
                           remedy="give one of them")
     return POLICIES[name].decide(packs, weights, of)
 
 
-def _averaged(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Whole:
-    return Whole(common_task(packs), average(packs, weights))
+def _averaged(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
+    return FullModules(common_task(packs), average(packs, weights))
 
 
-def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Whole:
+def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
     """Those of one pack, with its labels."""
     by_name = {pack.name: pack for pack in packs}
     if of not in by_name:
         raise ConfigError("no pack of that name takes part", where="whole", expected=" or ".join(by_name), found=repr(of),
                           remedy=nearest(of, by_name))
-    return Whole(dataclasses.replace(common_type(packs), labels=by_name[of].manifest.task.labels), by_name[of].full())
+    return FullModules(dataclasses.replace(common_type(packs), labels=by_name[of].manifest.task.labels), by_name[of].full())
 
 
-def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Whole:
+def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
     """Those of all label sets: heads of one set are averaged, those of several become one head with the outputs of each, in order."""
     sets: dict[tuple[str, ...] | None, list[int]] = {}
     for index, pack in enumerate(packs):
@@ -82,31 +82,31 @@ def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Whole:
     sizes = [len(labels or ()) for labels in sets]
     paths = list(dict.fromkeys(path for part in parts for path in part))
     modules = {path: _joined(path, [part.get(path) for part in parts], sizes, [name for _, name in named]) for path in paths}
-    return Whole(dataclasses.replace(common_type(packs), labels=tuple(together)), modules)
+    return FullModules(dataclasses.replace(common_type(packs), labels=tuple(together)), modules)
 
 
 def _joined(path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Sequence[int], names: Sequence[str]) -> dict[str, np.ndarray]:
     """One module of those that the label sets have there."""
-    found: dict[str, np.ndarray] = {}
+    there = [part for part in parts if part is not None]
     for name, part in zip(names, parts, strict=True):
-        if part is None or part.keys() != next(each for each in parts if each is not None).keys():
+        if part is None or part.keys() != there[0].keys():
             raise Unsupported("a module that another pack trained whole is missing, or has other tensors", where=f"{path} in '{name}'",
                               remedy="pick one: whole='pick:NAME'")
-    there = [part for part in parts if part is not None]
+    joined: dict[str, np.ndarray] = {}
     for key in there[0]:
         values = [part[key] for part in there]
         if all(len(value.shape) and len(value) == size and value.shape[1:] == values[0].shape[1:]
                for value, size in zip(values, sizes, strict=True)):
-            found[key] = np.concatenate(values, axis=0)
+            joined[key] = np.concatenate(values, axis=0)
         elif all(np.array_equal(value, values[0]) for value in values):
-            found[key] = values[0]
+            joined[key] = values[0]
         else:
             raise Unsupported("only outputs of labels can stand side by side; this part of the heads, which comes before them, differs",
                               where=f"{path}.{key} in " + " and ".join(f"'{name}'" for name in names),
                               expected="one tensor in all packs, or a row for each label",
                               found=" and ".join(str(list(value.shape)) for value in values),
                               remedy="pick one head: whole='pick:NAME', or serve the packs side by side in a bank bundle")
-    return found
+    return joined
 
 
 POLICIES = {

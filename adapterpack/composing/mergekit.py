@@ -1,4 +1,4 @@
-"""Compositions as configurations of mergekit, where its formula is the same; refused by name, with the reason, where it is not.
+"""Writes compositions as configurations of mergekit, where its formula is the same; where it is not, says why.
 
 mergekit merges whole models: ``base+adapter`` less ``base`` is the change, and the result a full checkpoint without a cut.
 """

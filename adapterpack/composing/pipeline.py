@@ -1,26 +1,26 @@
-"""Several packs combined into one, exactly where the rule allows it, and with the loss written down where a rank is asked for."""
+"""Combines several packs into one: exactly where the rule allows it, and with the loss in the lineage where a rank is given."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..adapter_methods.nodes.composed import NAME as COMPOSED
 from ..errors import ConfigError
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from .arguments import checked_weights, chosen_name
+from .assemble import TreeLike, assemble
+from .recipe import Recipe, repeat
+from .rules.lorahub import searched
 from .rules.rule import RULES
-from .work import Progress, Request, Work, combined, packed, prepared
-
-if TYPE_CHECKING:
-    from .assemble import TreeLike
-    from .recipe import Recipe
-    from .statistics import Statistics
+from .statistics import Statistics
+from .work import Progress, Request, Work, build_pack, combine_sites, prepare
 
 Packs = Sequence[Pack | str | os.PathLike[str]]
 Score = Callable[[Pack], float]
@@ -73,7 +73,7 @@ def compose(
         seed: of what a node that is trained begins with, and of a rule's random choices.
         recipe: instead of all these, a recipe (:mod:`adapterpack.composing.recipe`), or a composed pack: the same pack is made again, byte
             for byte, from the same packs, which are known by their digests and may come in any order.
-        progress: is told (bytes of factors combined, bytes in all) while a rule works; under a search for the result alone.
+        progress: called with (bytes of factors combined, bytes in all) while a rule works; in a search, for the result alone.
 
     Returns:
         The pack: float32, ``alpha = r`` at every site, so the scale is 1. With ``rank``, ``energy`` or ``budget`` its
@@ -95,13 +95,11 @@ def compose(
     if out is not None:
         refuse_existing(Path(out))
     if recipe is not None:
-        from .recipe import repeated  # noqa: PLC0415 - most compositions are none
-
         others: tuple[Any, ...] = (weights, params, rank, energy, budget, tree, score)
         if (rule, whole, seed) != ("linear", "average", 0) or any(other is not None for other in others):
             raise ConfigError("a recipe says itself how the packs are combined", where="recipe", expected="the packs, and where they go",
                               remedy="leave the other options out, or the recipe")
-        pack = repeated(recipe, opened(packs), base=base, statistics=statistics, name=name or (Path(out).name if out is not None else None),
+        pack = repeat(recipe, load_all(packs), base=base, statistics=statistics, name=name or (Path(out).name if out is not None else None),
                         progress=progress)
         return pack if out is None else pack.write(out)
     if tree is not None:
@@ -110,38 +108,41 @@ def compose(
             raise ConfigError("a tree says itself how the packs are combined", where="tree",
                               expected="no rule, weights, parameters, rank, energy or budget",
                               remedy="write weights into the tree: sum(0.7*a, 0.3*b)")
-        return _assembled(packs, tree, name, out, seed)
-    request = requested(rule, weights, params, rank, energy, budget, whole, seed)
+        checked_weights(packs, None)
+        parents = load_all(packs)
+        pack = assemble(parents, tree, chosen_name(name, out, COMPOSED, parents), seed)
+        return pack if out is None else pack.write(out)
+    request = request_of(rule, weights, params, rank, energy, budget, whole, seed)
     checked_weights(packs, weights)
-    parents = opened(packs)
+    parents = load_all(packs)
     called = chosen_name(name, out, rule, parents)
-    work = prepared(parents, request, base, statistics)
+    work = prepare(parents, request, base, statistics)
     if work.rule.search:
-        work = _weighed(work, score, called)
+        work = _search_weights(work, score, called)
     elif score is not None:
         raise ConfigError("this rule searches for nothing", where=f"rule {rule}", expected="lorahub, if weights are to be searched for",
                           remedy="leave the score out")
-    pack = packed(work, combined(work, progress), called)
+    pack = build_pack(work, combine_sites(work, progress), called)
     return pack if out is None else pack.write(out)
 
 
-def requested(
+def request_of(
     rule: str, weights: Sequence[float] | None, params: Mapping[str, Any] | None, rank: int | None, energy: float | None,
     budget: float | None, whole: str, seed: int,
 ) -> Request:
     """The request of :func:`compose`'s arguments; a rule that draws has its seed among its parameters."""
-    given = dict(params or {})
+    values = dict(params or {})
     if "seed" in RULES[rule].parameters:
-        given = {"seed": seed, **given}
-    return Request(rule, None if weights is None else tuple(weights), given, rank, energy, budget, whole)
+        values = {"seed": seed, **values}
+    return Request(rule, None if weights is None else tuple(weights), values, rank, energy, budget, whole)
 
 
-def opened(packs: Packs) -> list[Pack]:
+def load_all(packs: Packs) -> list[Pack]:
     """The packs, read from disk where they are folders."""
     return [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
 
 
-def _weighed(work: Work, score: Score | None, name: str) -> Work:
+def _search_weights(work: Work, score: Score | None, name: str) -> Work:
     """The work under the weights that score best; or under those that were given, which is what a recipe does."""
     if score is None:
         if work.request.weights is None:
@@ -155,18 +156,7 @@ def _weighed(work: Work, score: Score | None, name: str) -> Work:
 
     def judged(weights: np.ndarray) -> float:
         tried = work.weighing(list(weights))
-        return score(packed(tried, combined(tried), name))
-
-    from .rules.lorahub import searched  # noqa: PLC0415 - most rules search for nothing
+        return score(build_pack(tried, combine_sites(tried), name))
 
     return work.weighing(searched(judged, len(work.parents), **work.arguments))
 
-
-def _assembled(packs: Packs, tree: TreeLike, name: str | None, out: str | os.PathLike[str] | None, seed: int) -> Pack:
-    from ..adapter_methods.nodes.composed import NAME  # noqa: PLC0415 - the rules do without it
-    from .assemble import assemble  # noqa: PLC0415 - as above
-
-    checked_weights(packs, None)
-    parents = opened(packs)
-    pack = assemble(parents, tree, chosen_name(name, out, NAME, parents), seed)
-    return pack if out is None else pack.write(out)

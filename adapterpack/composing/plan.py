@@ -1,7 +1,7 @@
-"""What a composition will do, told before it is done: the path that each group of sites takes, why, at what cost, and whether it is exact.
+"""Says what a composition would do, without doing it: the path of each group of sites, why, at what cost, and whether it is exact.
 
-Sites of one shape and the same ranks take one path. Costs are of floating-point operations and of bytes held while a site is worked on;
-the bound on memory adds up what all steps hold at the most, beside the packs as they were read.
+Sites of one shape and the same ranks take one path. Costs are floating-point operations, and bytes in memory while a site is worked on;
+the bound on memory adds up what all steps need at the most, without the packs as they were read.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from ..errors import Unsupported
 from ..io.threads import workers
 from ..pack.pack import Adapter, Pack
 from .arguments import checked_weights
+from .budget import FULL_RANK
 from .compatibility import common_base
-from .finish import HOLD
-from .pipeline import Packs, opened, requested
+from .finish import MAX_IN_MEMORY
+from .pipeline import Packs, load_all, request_of
 from .represent import own_factors
 from .rules.rule import RULES, Rule
-from .work import BATCH, FULL_RANK, Request
+from .work import BATCH, Request
 
 _BLOCKS = 64 << 20
-"""Bytes of blocks of rows, orthogonal directions and the like that one thread has beside what it holds: an upper bound."""
+"""Bytes of blocks of rows, orthogonal directions and the like that one thread needs on top of the site itself: an upper bound."""
 
 
 class Sized(NamedTuple):
@@ -48,7 +49,7 @@ class Sized(NamedTuple):
 
 
 class Path(NamedTuple):
-    """A way through a site: what it is, why it is taken, its operations and the bytes that it holds."""
+    """A way to compute a site: what it is, why it is taken, its operations and the bytes that it needs."""
 
     name: str
     why: str
@@ -97,7 +98,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """All groups, and together: operations, the bound on memory, the threads, and what becomes of modules trained whole."""
+    """All groups, and in total: operations, the bound on memory, the threads, and what becomes of modules trained whole."""
 
     rule: str
     needs: str
@@ -127,20 +128,20 @@ def plan(
         >>> plan(["packs/a", "packs/b"], rule="ties", rank=16).groups[0].path  # doctest: +SKIP
         'dense entries, held'
     """
-    request = requested(rule, weights, params, rank, energy, budget, whole, seed)
+    request = request_of(rule, weights, params, rank, energy, budget, whole, seed)
     chosen = RULES[rule]
     chosen.arguments(request.params)
-    parents = opened(packs)
+    parents = load_all(packs)
     factors = checked_weights(parents, weights, unit=chosen.unit)
     request = request.with_rank(parents, factors)
     common_base(parents)
     present = [pack for pack, weight in zip(parents, factors, strict=True) if weight] or parents
-    found: dict[str, list[tuple[Adapter, int, bool]]] = {}
+    by_path: dict[str, list[tuple[Adapter, int, bool]]] = {}
     for pack in present:
         for adapter in pack.adapters():
-            found.setdefault(adapter.site.path, []).append((adapter, *_rank(adapter, request)))
+            by_path.setdefault(adapter.site.path, []).append((adapter, *_rank(adapter, request)))
     grouped: dict[tuple[int, int, tuple[int, ...], bool], list[str]] = {}
-    for path, parts in found.items():
+    for path, parts in by_path.items():
         site = parts[0][0].site
         key = (site.out_features or 0, site.in_features or 0, tuple(part[1] for part in parts), all(part[2] for part in parts))
         grouped.setdefault(key, []).append(path)
@@ -164,34 +165,33 @@ def _rank(adapter: Adapter, request: Request) -> tuple[int, bool]:
     return min(side, FULL_RANK if request.rank is None else 2 * request.rank), False
 
 
-def _group(rule: Rule, request: Request, paths: list[str], m: int, n: int, ranks: tuple[int, ...], own: bool, based: bool) -> Group:
+def _group(rule: Rule, request: Request, paths: list[str], m: int, n: int, ranks: tuple[int, ...], low_rank: bool, based: bool) -> Group:
     side = min(m, n)
     most = side if rule.needs == "D" else min(side, sum(ranks))
     k = min(most, request.rank or most)
-    dense = "held" if m * n <= HOLD else "streamed"
+    dense = "held" if m * n <= MAX_IN_MEMORY else "streamed"
     path = PATHS[dense if rule.needs == "D" else "moment" if rule.statistics == "moment" else rule.needs]
     sized = Sized(m, n, ranks, k)
-    cut = request.cut.asked or request.budget is not None
-    loses = rule.needs == "D" or (bool(cut) and (k < most or request.energy is not None or request.budget is not None))
+    loses = rule.needs == "D" or (request.cuts and (k < most or request.energy is not None or request.budget is not None))
     notes = []
-    if not own:
+    if not low_rank:
         notes.append("a change without a low rank is approximated first" + ("" if based else "; methods that scale or turn need the base"))
     if request.rank_is_default:
         notes.append(f"no rank was given, so the packs' largest is taken: --rank {request.rank}")
     if loses:
         notes.append("the cut leaves something out; how much is measured and written into the lineage")
     flops, held = path.flops(sized), path.bytes(sized)
-    if rule.needs != "D" and (rule.reduce or cut):
+    if rule.needs != "D" and (rule.reduce or request.cuts):
         notes.append("brought to its rank by the singular values of a core")
         flops += 8 * (m + n) * sized.total**2 + 22 * sized.total**3
         held += 8 * 4 * (m + n) * sized.total
-    if not own:
+    if not low_rank:
         flops += 8 * m * n * max(ranks)
-    return Group(len(paths), paths[0], (m, n), ranks, path.name, path.why, own and not loses, k, int(flops), int(held), tuple(notes))
+    return Group(len(paths), paths[0], (m, n), ranks, path.name, path.why, low_rank and not loses, k, int(flops), int(held), tuple(notes))
 
 
 def _bound(groups: Sequence[Group], modules: Sequence[str], parents: Sequence[Pack], request: Request) -> int:
-    """Bytes at the most: all factors widened and scaled, all results twice, the batch that is worked on, and what each thread holds."""
+    """Bytes at the most: all factors widened and scaled, all results twice, the batch that is worked on, and what each thread needs."""
     def numbers(rank: int, group: Group) -> int:
         return group.sites * rank * sum(group.shape)
 

@@ -1,7 +1,7 @@
-"""Recipes: what a composed pack was made of and how, so that it can be made again byte for byte from the same packs.
+"""Reads and writes recipes, which say how a pack was composed, and repeats them: the same packs give the same bytes.
 
 A recipe is read off the lineage of a composed pack, which holds all of it. It names packs by digest and files of statistics by sha256,
-and no path, so it can be published beside the pack.
+and no path, so it can be published with the pack.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from ..io.strict_json import canonical, loads
 from ..manifest.manifest import Parent
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
+from .assemble import assemble
 from .rules.rule import RULES
 from .statistics import Statistics
 from .statistics import read as read_statistics
-from .work import Progress, Request, combined, packed, prepared
+from .work import Progress, Request, build_pack, combine_sites, prepare
 
 FORMAT = "adapterpack-recipe-1"
 _LIMIT = 1 << 20
-_ASKED = ("rank", "energy", "budget", "whole")
+_OPTIONS = ("rank", "energy", "budget", "whole")
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ def recipe_of(pack: Pack) -> Recipe:
     if pack.manifest.composition is not None:
         return Recipe(pack.manifest.pack.name, lineage.parents, tree=pack.manifest.composition.tree, seed=int(params.get("seed", 0)),
                       result=result)
-    known = RULES[lineage.operation].parameters
+    parameters = RULES[lineage.operation].parameters
     statistics = params.get("statistics") or ()
     if not all(isinstance(digest, str) for digest in statistics):
         raise ConfigError("the statistics of this pack are in no file", where=f"pack '{pack.name}'", remedy="write them to files first")
     return Recipe(pack.manifest.pack.name, lineage.parents, lineage.operation, None,
-                  {name: value for name, value in params.items() if name in known},
-                  {name: params[name] for name in _ASKED if name in params}, 0, tuple(statistics), result)
+                  {name: value for name, value in params.items() if name in parameters},
+                  {name: params[name] for name in _OPTIONS if name in params}, 0, tuple(statistics), result)
 
 
 def read(source: str | os.PathLike[str]) -> Recipe:
@@ -112,8 +113,8 @@ def read(source: str | os.PathLike[str]) -> Recipe:
 
 
 def _decoded(value: dict[str, Any]) -> Recipe:
-    options = {name: value[name] for name in _ASKED if value.get(name) is not None}
-    if unknown := value.keys() - {"format", "name", "rule", "tree", "params", "seed", "parents", "statistics", "result", *_ASKED}:
+    options = {name: value[name] for name in _OPTIONS if value.get(name) is not None}
+    if unknown := value.keys() - {"format", "name", "rule", "tree", "params", "seed", "parents", "statistics", "result", *_OPTIONS}:
         raise ValueError(f"unknown key {min(unknown)!r}")
     parents = tuple(Parent(_text(one["digest"]), _text(one["name"]), None if one.get("weight") is None else float(one["weight"]))
                     for one in value["parents"])
@@ -132,7 +133,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def repeated(
+def repeat(
     recipe: Recipe | str | os.PathLike[str], packs: Sequence[Pack], *, base: str | os.PathLike[str] | None = None,
     statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None, name: str | None = None, progress: Progress | None = None,
 ) -> Pack:
@@ -143,23 +144,21 @@ def repeated(
     Raises:
         FormatError: a parent is missing, a pack is none of the parents, statistics are others; or the pack that comes out is another one.
     """
-    known = recipe if isinstance(recipe, Recipe) else read(recipe)
-    parents = _matched(known, packs)
-    if known.tree is not None:
-        from .assemble import assemble  # noqa: PLC0415 - as in compose
-
-        made = assemble(parents, known.tree, known.name, known.seed)
+    recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
+    parents = _matched(recipe, packs)
+    if recipe.tree is not None:
+        made = assemble(parents, recipe.tree, recipe.name, recipe.seed)
     else:
-        weights = tuple(parent.weight for parent in known.parents if parent.weight is not None)
-        request = Request(known.rule or TREE, weights or None, known.params, **known.options)
-        work = prepared(parents, request, base, _measured(known, statistics))
-        made = packed(work, combined(work, progress), known.name)
-    if known.result is not None and made.id != known.result:
-        raise FormatError("the same packs gave another result than the recipe says", where=f"recipe of '{known.name}'",
-                          expected=known.result, found=made.id,
+        weights = tuple(parent.weight for parent in recipe.parents if parent.weight is not None)
+        request = Request(recipe.rule or TREE, weights or None, recipe.params, **recipe.options)
+        work = prepare(parents, request, base, _measured(recipe, statistics))
+        made = build_pack(work, combine_sites(work, progress), recipe.name)
+    if recipe.result is not None and made.id != recipe.result:
+        raise FormatError("the same packs gave another result than the recipe says", where=f"recipe of '{recipe.name}'",
+                          expected=recipe.result, found=made.id,
                           remedy="on another kind of processor, or with another numpy, the last bits may differ: set result to null in the "
                                  "recipe to accept that")
-    return made if name is None or name == known.name else made.renamed(name)
+    return made if name is None or name == recipe.name else made.renamed(name)
 
 
 def _matched(recipe: Recipe, packs: Sequence[Pack]) -> list[Pack]:
@@ -178,11 +177,12 @@ def _matched(recipe: Recipe, packs: Sequence[Pack]) -> list[Pack]:
     return [by_digest[parent.digest].called(parent.name) for parent in recipe.parents]
 
 
-def _measured(recipe: Recipe, given: Sequence[Statistics | str | os.PathLike[str]] | None) -> list[Statistics] | None:
+def _measured(recipe: Recipe, statistics: Sequence[Statistics | str | os.PathLike[str]] | None) -> list[Statistics] | None:
     """The statistics in the order of the recipe, known by their digests."""
-    found = {one.digest: one for one in (each if isinstance(each, Statistics) else read_statistics(each) for each in given or ())}
+    loaded = [item if isinstance(item, Statistics) else read_statistics(item) for item in statistics or ()]
+    by_digest = {item.digest: item for item in loaded}
     for digest in recipe.statistics:
-        if digest not in found:
+        if digest not in by_digest:
             raise FormatError("statistics of the recipe are not among those given", expected=digest,
-                              found=", ".join(str(each) for each in found) or "none", remedy="give the very files that the recipe names")
-    return [found[digest] for digest in recipe.statistics] or None
+                              found=", ".join(map(str, by_digest)) or "none", remedy="give the very files that the recipe names")
+    return [by_digest[digest] for digest in recipe.statistics] or None

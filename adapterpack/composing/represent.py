@@ -1,4 +1,4 @@
-"""Any adapter of one site as factors: exactly where its form has a low rank, else by the best approximation, with the loss.
+"""Writes the change of any adapter at one site as two factors: exactly where its form has a low rank, else approximately, with the loss.
 
 What decides is the form that the method attaches (:class:`~adapterpack.adapter_methods.NormalForm`) and its traits, never its name:
 
@@ -11,12 +11,13 @@ What decides is the form that the method attaches (:class:`~adapterpack.adapter_
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..adapter_methods import Dense, Kronecker, Method, NormalForm, Params, Site, complete, fold, is_stacked, to_matrix
 from ..adapter_methods.core.base import require_widths
+from ..base.checkpoint import Checkpoint
 from ..errors import Unsupported
 from ..lowrank.range_finder import Held, largest
 from ..lowrank.space import Factors, times
@@ -24,13 +25,10 @@ from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..pack.pack import Adapter
 
-if TYPE_CHECKING:
-    from ..base.checkpoint import Checkpoint
-
-BESIDE = "merge this pack into the base, or serve the packs side by side in a bank bundle"
+KEEP_APART = "merge this pack into the base, or serve the packs side by side in a bank bundle"
 
 
-class Represented(NamedTuple):
+class FactoredChange(NamedTuple):
     """A change ``factor up A``, ``A`` ``[r, n]`` and ``up`` ``[m, r]``, and what it leaves out: nothing (``tail`` 0) where it is exact."""
 
     A: np.ndarray
@@ -54,7 +52,7 @@ class Represented(NamedTuple):
         return not self.loss.tail
 
 
-def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | None = None) -> Represented:
+def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | None = None) -> FactoredChange:
     """The change that an adapter makes to the weight of its site, as factors with its own scale inside; float32 or wider.
 
     Args:
@@ -69,8 +67,8 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
         >>> from adapterpack import LoRA
         >>> from adapterpack.adapter_methods import Site, get
         >>> params = {"lora_A": np.ones((1, 3), np.float32), "lora_B": np.ones((2, 1), np.float32)}
-        >>> found = represent(Adapter(Site("layer", 3, 2), LoRA(r=1, alpha=2), params, None, get("lora")))
-        >>> found.exact, found.factors.dense()[0]
+        >>> change = represent(Adapter(Site("layer", 3, 2), LoRA(r=1, alpha=2), params, None, get("lora")))
+        >>> change.exact, change.factors.dense()[0]
         (True, array([2., 2., 2.], dtype=float32))
     """
     method, site = adapter.method, adapter.site
@@ -83,7 +81,7 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
                           expected="a change that is the same at every position", found="not the same at every position",
                           remedy="serve the packs side by side in a bank bundle")
     if is_stacked(site.kind):
-        raise Unsupported("the matrices of a stack are not composed", where=site.path, found=site.kind, remedy=BESIDE)
+        raise Unsupported("the matrices of a stack are not composed", where=site.path, found=site.kind, remedy=KEEP_APART)
     weight = bias = None
     if method.traits.reads_weight or not method.traits.additive:
         weight, bias = _of_base(adapter, base)
@@ -93,14 +91,14 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
         exact = own_factors(method, adapter.config, params, site)
         if exact is not None:
             return exact
-    if cut is None or not cut.asked:
+    if cut is None or not cut.settings:
         raise Unsupported(f"changes of the method {method.name} have no low rank, so factors only approximate them", where=site.path,
-                          expected="a rank or an energy to approximate them by", found="not low-rank", remedy=f"give one; or {BESIDE}")
+                          expected="a rank or an energy to approximate them by", found="not low-rank", remedy=f"give one; or {KEEP_APART}")
     if weight is None:
         require_widths(site)
         weight = np.zeros((site.out_features, site.in_features), np.float32)
     factors, loss = largest(Held(_change(adapter, params, site, weight, bias)), cut).cut(cut)
-    return Represented(*factors, loss=loss)
+    return FactoredChange(*factors, loss=loss)
 
 
 def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -109,24 +107,24 @@ def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bi
     folded, moved = fold(adapter.method, adapter.config, params, site, weight, before)
     if moved is not None and not np.allclose(moved, before, rtol=1e-4, atol=1e-6):
         raise Unsupported(f"the method {adapter.method.name} changes a bias, which the factors of a weight cannot hold", where=site.path,
-                          remedy=BESIDE)
+                          remedy=KEEP_APART)
     return np.asarray(folded - weight)
 
 
-def own_factors(method: Method, cfg: Any, params: Params, site: Site) -> Represented | None:
+def own_factors(method: Method, cfg: Any, params: Params, site: Site) -> FactoredChange | None:
     """The factors that a method's form has itself, if they are narrow or the method says that they are."""
     return _exact(method.normal_form(cfg, params, site), method.traits.low_rank)
 
 
-def _exact(form: NormalForm, low_rank: bool) -> Represented | None:
+def _exact(form: NormalForm, low_rank: bool) -> FactoredChange | None:
     if form.is_branch and form.down is not None and form.up is not None:
         up, factor = form.up if isinstance(form.up, Dense) else Dense(form.up.dense())
         A, B = np.asarray(form.down.dense()), np.asarray(up)
-        return Represented(A, B, factor) if low_rank or 2 * len(A) <= min(len(B), A.shape[1]) else None
+        return FactoredChange(A, B, factor) if low_rank or 2 * len(A) <= min(len(B), A.shape[1]) else None
     if isinstance(form.down, Kronecker) and form == NormalForm(down=form.down):
         (B1, A1), (B2, A2) = _split(np.asarray(form.down.left)), _split(np.asarray(form.down.right))
         if 2 * len(A1) * len(A2) <= min(len(B1) * len(B2), A1.shape[1] * A2.shape[1]):
-            return Represented(np.kron(A1, A2), np.kron(B1, B2))
+            return FactoredChange(np.kron(A1, A2), np.kron(B1, B2))
     return None
 
 
@@ -143,7 +141,7 @@ def _of_base(adapter: Adapter, base: Checkpoint | None) -> tuple[np.ndarray, np.
     if base is None:
         raise Unsupported(f"a change of the method {adapter.method.name} depends on the weight that it changes", where=site.path,
                           expected="the base", found="not independent of the base weight, or not additive",
-                          remedy=f"give the base; or {BESIDE}")
+                          remedy=f"give the base; or {KEEP_APART}")
     name = base.require_weight(site.path, adapter.weight)
     stored = to_matrix(site.kind, base.read(name))
     weight = stored.astype(np.float64 if stored.dtype == np.float64 else np.float32)

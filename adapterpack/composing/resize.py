@@ -1,4 +1,4 @@
-"""A pack of another rank: the best approximation of its change, site by site or under one budget for all."""
+"""Reduces the rank of a pack: the best approximation of its change, site by site or under one budget for all."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from ..io.safetensors import FLOATS, dtype_name
 from ..io.threads import one_thread_each
 from ..lowrank.space import Factors, Term, stack, summed
 from ..lowrank.spectra import Loss, Spectrum, spectra
-from ..lowrank.truncation import Cut, energy_of, shared_out
+from ..lowrank.truncation import Cut, energy_of
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build
 from ..pack.validate.validation import load
 from .arguments import chosen_name, opened_base
+from .budget import FULL_RANK, check_budget, parameters, ranks_within
 from .result import as_lora, base_tensors, truncation
-from .sites import Place, gather
-
-_FULL_RANK = 256
-"""The rank up to which a change without a low rank takes part in a budget."""
+from .sites import JointSite, gather
 
 
 def resize(
@@ -46,7 +44,7 @@ def resize(
 
     Args:
         pack: a pack or its folder. Any method whose change can be held by factors; what has no low rank is approximated, and says so.
-        rank: the most that any site keeps, beside any of the criteria.
+        rank: the most that any site keeps, with any of the criteria or alone.
         energy: the fewest singular values S that hold this share of sum S^2; the relative error is then at most sqrt(1 - energy).
         sv_ratio: the values above S_1 / sv_ratio.
         sv_cumulative: the fewest values that hold this share of sum S.
@@ -58,12 +56,12 @@ def resize(
         out: a new folder to write the pack to.
 
     Returns:
-        The pack, of scale 1, its tensors in the dtype that they had. ``manifest.lineage.params`` hold what was asked for and
+        The pack, of scale 1, its tensors in the dtype that they had. ``manifest.lineage.params`` hold the criteria and
         ``truncation``: the relative Frobenius error of the stored change at each site and in total; ``left_out`` and ``approximation``
         where there is something to list. Modules that were trained whole stay as they are.
 
     Raises:
-        ConfigError: nothing was asked for, or something that cannot be.
+        ConfigError: no criterion is given, or one is out of range.
         NothingToDo: the change is zero, or the budget holds no rank at all.
         Unsupported: a change that no factors hold; the message says which and why.
 
@@ -72,40 +70,44 @@ def resize(
         0.083
     """
     cut = Cut(rank, energy, sv_ratio, sv_cumulative, sv_fro)
-    _check(cut, budget)
+    if not cut.settings and budget is None:
+        raise ConfigError("nothing says how small the pack should become", where="resize",
+                          expected="rank, energy, sv_ratio, sv_cumulative, sv_fro or budget", remedy="give one, such as energy 0.99")
+    check_budget(budget, cut)
     if out is not None:
         refuse_existing(Path(out))
     parent = pack if isinstance(pack, Pack) else load(pack)
     called = chosen_name(name or (None if out is not None else f"{parent.name[:120]}-resized"), out, "resize", [parent])
     with one_thread_each():
         checkpoint, on_base = opened_base(base, [parent])
-        places = gather(on_base, [1.0], base=checkpoint, cut=_approximating(cut))
-        found = spectra([summed(place.terms) for place in places])
-    if not places or not any(len(each.S) for each in found):
+        sites = gather(on_base, [1.0], base=checkpoint, cut=cut if cut.settings else Cut(FULL_RANK))
+        decompositions = spectra([summed(joint.terms) for joint in sites])
+    if not sites or not any(len(spectrum.S) for spectrum in decompositions):
         raise NothingToDo("the change is zero at every site", where=f"pack '{parent.name}'", remedy="resize a pack that changes something")
-    ranks = _ranks(parent, places, found, cut, budget)
+    ranks = _ranks(parent, sites, decompositions, cut, budget)
     dtype = _dtype(parent)
-    kept = [(place, each, rank) for place, each, rank in zip(places, found, ranks, strict=True) if rank]
-    changes = [_stored(each.cut(rank)[0], dtype) for _, each, rank in kept]
+    kept = [(joint, spectrum, rank) for joint, spectrum, rank in zip(sites, decompositions, ranks, strict=True) if rank]
+    changes = [Factors(*(factor.astype(dtype) for factor in spectrum.cut(rank)[0])) for _, spectrum, rank in kept]
     losses = dict(_losses(kept, changes, dtype))
-    left_out = [place.site.path for place, rank in zip(places, ranks, strict=True) if not rank]
-    for place, each in zip(places, found, strict=True):
-        if place.site.path in left_out:
-            losses[place.site.path] = Loss(energy_of(each.S) + place.loss.tail, energy_of(each.S) + place.loss.tail)
-    details: dict[str, Any] = {**cut.asked, **({} if budget is None else {"budget": budget}), "truncation": truncation(losses)}
+    left_out = [joint.site.path for joint, rank in zip(sites, ranks, strict=True) if not rank]
+    for joint, spectrum in zip(sites, decompositions, strict=True):
+        if joint.site.path in left_out:
+            whole = energy_of(spectrum.S) + joint.loss.tail
+            losses[joint.site.path] = Loss(whole, whole)
+    details: dict[str, Any] = {**cut.settings, **({} if budget is None else {"budget": budget}), "truncation": truncation(losses)}
     if left_out:
         details["left_out"] = left_out
-    if approximated := {place.site.path: place.loss for place in places if place.loss.tail}:
+    if approximated := {joint.site.path: joint.loss for joint in sites if joint.loss.tail}:
         details["approximation"] = truncation(approximated)
     manifest = parent.manifest
     made = build(
         called,
         lora,
-        {place.site: as_lora(change, dtype) for (place, _, _), change in zip(kept, changes, strict=True)},
+        {joint.site: as_lora(change, dtype) for (joint, _, _), change in zip(kept, changes, strict=True)},
         task=manifest.task,
         base=manifest.base,
         full=parent.full(),
-        weights=base_tensors([place for place, _, _ in kept], [parent]),
+        weights=base_tensors([joint for joint, _, _ in kept], [parent]),
         lineage=descended("resize", [parent], details),
         license=manifest.license,
     )
@@ -113,58 +115,34 @@ def resize(
     return made if out is None else made.write(out)
 
 
-def _check(cut: Cut, budget: float | None) -> None:
-    if not cut.asked and budget is None:
-        raise ConfigError("nothing says how small the pack should become", where="resize",
-                          expected="rank, energy, sv_ratio, sv_cumulative, sv_fro or budget", remedy="give one, such as energy 0.99")
-    if budget is not None and cut.criteria:
-        raise ConfigError(f"budget and {next(iter(cut.criteria))} both say where to cut", where="budget", expected="one of them",
-                          remedy="give one of them")
-    if budget is not None and not (np.isfinite(budget) and budget > 0):
-        raise ConfigError("a budget is a number of parameters, or below 1 a share of today's", where="budget", expected="above 0",
-                          found=budget, remedy="give a number such as 500000, or 0.5")
-
-
-def _approximating(cut: Cut) -> Cut:
-    """How a change without a low rank is taken as factors before it is cut: by more than what is kept."""
-    return cut if cut.asked else Cut(_FULL_RANK)
-
-
-def _ranks(parent: Pack, places: Sequence[Place], found: Sequence[Spectrum], cut: Cut, budget: float | None) -> list[int]:
+def _ranks(parent: Pack, sites: Sequence[JointSite], decompositions: Sequence[Spectrum], cut: Cut, budget: float | None) -> list[int]:
     """What every site keeps; without a budget at least 1, since a pack should change the sites that it changed."""
     if budget is None:
-        return [max(1, cut.kept(each.S, energy_of(each.S) + place.loss.tail)) for place, each in zip(places, found, strict=True)]
-    costs = [sum(place.shape) for place in places]
-    now = sum(value.size for place in places for value in parent.params(place.site.path).values())
-    numbers = int(budget * now) if budget < 1 else int(budget)
-    ranks = shared_out([each.S for each in found], costs, numbers, cut.rank)
-    if not any(ranks):
-        raise NothingToDo("the budget does not hold one rank at one site", where="budget", expected=f"at least {min(costs)} numbers",
-                          found=numbers, remedy="give a larger budget")
-    return ranks
+        return [max(1, cut.kept(spectrum.S, energy_of(spectrum.S) + joint.loss.tail))
+                for joint, spectrum in zip(sites, decompositions, strict=True)]
+    costs = [sum(joint.shape) for joint in sites]
+    now = sum(value.size for joint in sites for value in parent.params(joint.site.path).values())
+    return ranks_within(parameters(budget, now), [spectrum.S for spectrum in decompositions], costs, cut.rank)
 
 
 def _dtype(pack: Pack) -> np.dtype[Any]:
     """The dtype that all of the adapters' floating tensors have, or float32 where they differ or are integers."""
     groups = {group.path for group in pack.manifest.groups if group.role == "adapter"}
-    names = {entry.dtype for entry in pack.manifest.tensors.values() if entry.group in groups}
-    found = {value.dtype for path in sorted(groups)[:1] for value in pack.params(path).values()}
-    return found.pop() if len(names) == 1 and len(found) == 1 and names <= FLOATS and pack.manifest.quantization is None else np.dtype("f4")
-
-
-def _stored(change: Factors, dtype: np.dtype[Any]) -> Factors:
-    return Factors(change.A.astype(dtype), change.B.astype(dtype))
+    stored_names = {entry.dtype for entry in pack.manifest.tensors.values() if entry.group in groups}
+    dtypes = {value.dtype for path in sorted(groups)[:1] for value in pack.params(path).values()}
+    one = len(stored_names) == len(dtypes) == 1 and stored_names <= FLOATS and pack.manifest.quantization is None
+    return dtypes.pop() if one else np.dtype("f4")
 
 
 def _losses(
-    kept: Sequence[tuple[Place, Spectrum, int]], changes: Sequence[Factors], dtype: np.dtype[Any]
+    kept: Sequence[tuple[JointSite, Spectrum, int]], changes: Sequence[Factors], dtype: np.dtype[Any]
 ) -> list[tuple[str, Loss]]:
     """What is lost at every site: the singular values beyond the cut, or where the dtype is narrow, all that the stored factors miss."""
     if dtype_name(dtype) in {"F32", "F64"}:
-        tails = [energy_of(each.S[rank:]) for _, each, rank in kept]
+        tails = [energy_of(spectrum.S[rank:]) for _, spectrum, rank in kept]
     else:
-        missed = [stack([Term(change.A.astype(np.float32), change.B.astype(np.float32), 1.0), place.terms[0]._replace(weight=-1.0)])
-                  for (place, _, _), change in zip(kept, changes, strict=True)]
-        tails = [energy_of(each.S) for each in spectra(missed)]
-    return [(place.site.path, Loss(tail + place.loss.tail, energy_of(each.S) + place.loss.tail))
-            for (place, each, _), tail in zip(kept, tails, strict=True)]
+        missed = [stack([Term(change.A.astype(np.float32), change.B.astype(np.float32), 1.0), joint.terms[0]._replace(weight=-1.0)])
+                  for (joint, _, _), change in zip(kept, changes, strict=True)]
+        tails = [energy_of(spectrum.S) for spectrum in spectra(missed)]
+    return [(joint.site.path, Loss(tail + joint.loss.tail, energy_of(spectrum.S) + joint.loss.tail))
+            for (joint, spectrum, _), tail in zip(kept, tails, strict=True)]

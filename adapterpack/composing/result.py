@@ -1,4 +1,4 @@
-"""What a combined change becomes in a pack: a LoRA of scale 1, the base tensors behind it, and what a cut left out."""
+"""Turns a combined change into a LoRA of scale 1, with the base tensors behind it and what a cut left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..adapter_methods.lora import LoRA
 from ..lowrank.space import Factors
 from ..lowrank.spectra import Loss
 from ..pack.pack import Pack
-from .sites import Place
+from .sites import JointSite
 
 
 def as_lora(change: Factors, dtype: Any = np.float32) -> tuple[LoRA, dict[str, np.ndarray]]:
@@ -28,10 +28,10 @@ def _of_rank(rank: int) -> LoRA:
     return LoRA(r=rank, alpha=float(rank))
 
 
-def base_tensors(places: Sequence[Place], parents: Sequence[Pack]) -> dict[str, str | None]:
+def base_tensors(sites: Sequence[JointSite], parents: Sequence[Pack]) -> dict[str, str | None]:
     """The base tensor behind every path of the result."""
     whole = {group.path: group.weight for parent in parents for group in parent.manifest.groups if group.role == "full" and group.weight}
-    return {**whole, **{place.site.path: place.weight for place in places}}
+    return {**whole, **{joint.site.path: joint.weight for joint in sites}}
 
 
 def truncation(losses: Mapping[str, Loss]) -> dict[str, Any]:

@@ -1,16 +1,17 @@
-"""The sites that packs change, brought together: at every site one term a pack."""
+"""Collects the sites that several packs change, with one term a pack at each."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..adapter_methods import Site
 from ..adapter_methods.lora import lora
+from ..base.checkpoint import Checkpoint
 from ..errors import Unsupported
 from ..io.streamed_tensors import Unread
 from ..io.threads import one_thread_each
@@ -19,18 +20,15 @@ from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..pack.pack import Adapter, Pack
 from .compatibility import SIDE_BY_SIDE
-from .represent import Represented, represent
-
-if TYPE_CHECKING:
-    from ..base.checkpoint import Checkpoint
-    from .statistics import Statistics
+from .represent import FactoredChange, represent
+from .statistics import Statistics
 
 
-class Place(NamedTuple):
-    """One site of the union: the site, the base tensor behind it, and the terms in the order of the packs.
+class JointSite(NamedTuple):
+    """A site that one pack or more changes: the site, the base tensor behind it, and the terms in the order of the packs.
 
     ``ranks`` are the terms' ranks. ``loss`` is what the factors of the terms leave out of the changes that have no low rank, weighted and
-    added up; nothing where all are exact. The terms of packs that are too large to hold are read each time that they are looked at.
+    added up; nothing where all are exact. The terms of packs that are too large for the memory are read at each use.
     """
 
     site: Site
@@ -50,8 +48,8 @@ class Place(NamedTuple):
         return sum(self.ranks) * sum(self.shape)
 
 
-class _Terms(Sequence[Term]):
-    """Terms that are made when they are looked at."""
+class _LazyTerms(Sequence[Term]):
+    """Terms that are read at each use."""
 
     def __init__(self, makers: Sequence[Callable[[], Term]]) -> None:
         self._makers = makers
@@ -66,72 +64,68 @@ class _Terms(Sequence[Term]):
 def gather(
     packs: Sequence[Pack], weights: Sequence[float], *, base: Checkpoint | None = None, cut: Cut | None = None,
     statistics: Sequence[Statistics] | None = None,
-) -> list[Place]:
+) -> list[JointSite]:
     """The union of the packs' sites, in the order in which they first appear.
 
     ``base`` is for methods whose change depends on the weight that it changes, ``cut`` for changes that factors only approximate,
-    ``statistics`` what was measured of each pack.
+    ``statistics`` what was measured of each pack on data.
 
     Raises:
         Unsupported: a change that has no factors, or a site that two packs describe differently.
     """
-    found: dict[str, list[Adapter | None]] = {}
+    by_path: dict[str, list[Adapter | None]] = {}
     for index, pack in enumerate(packs):
         for adapter in pack.adapters():
-            found.setdefault(adapter.site.path, [None] * len(packs))[index] = adapter
-    known: Sequence[Statistics | None] = statistics or [None] * len(packs)
+            by_path.setdefault(adapter.site.path, [None] * len(packs))[index] = adapter
     with one_thread_each():
-        return [_place(packs, adapters, weights, base, cut, [None if one is None else one.at(path) for one in known])
-                for path, adapters in found.items()]
+        return [_joint_site(packs, adapters, weights, base, cut,
+                            [None] * len(packs) if statistics is None else [measured.at(path) for measured in statistics])
+                for path, adapters in by_path.items()]
 
 
-def _place(
+def _joint_site(
     packs: Sequence[Pack], adapters: Sequence[Adapter | None], weights: Sequence[float], base: Checkpoint | None, cut: Cut | None,
     measured: Sequence[np.ndarray | None],
-) -> Place:
+) -> JointSite:
     present = [(pack, adapter) for pack, adapter in zip(packs, adapters, strict=True) if adapter is not None]
     first, site = present[0][0], present[0][1].site
     for pack, adapter in present:
         if adapter.method.kind == "weight" and site.kind not in lora.traits.layers:
             raise Unsupported("a composed pack is a LoRA, which has no such kind of site", where=f"{site.path} in '{first.name}'",
                               expected=" or ".join(lora.traits.layers), found=f"{site.kind}, by {adapter.method.name}", remedy=SIDE_BY_SIDE)
-        if _form(adapter.site) != _form(site):
+        if _layout(adapter.site) != _layout(site):
             raise Unsupported("two packs describe a site differently", where=f"{site.path} in '{first.name}' and '{pack.name}'",
                               expected=_shape(site), found=_shape(adapter.site), remedy="compose packs that were trained on one base")
-    made = [None if adapter is None or _later(adapter) else represent(adapter, base=base, cut=cut) for adapter in adapters]
-    m, n = next((each.shape for each in made if each is not None), (site.out_features, site.in_features))
+    changes = [None if adapter is None or _on_disk(adapter) else represent(adapter, base=base, cut=cut) for adapter in adapters]
+    m, n = next((change.shape for change in changes if change is not None), (site.out_features, site.in_features))
 
     def term(index: int) -> Term:
-        pack, adapter, each = packs[index], adapters[index], made[index]
-        found = Represented(*zero(m, n)) if adapter is None else each or represent(adapter)
-        return Term(found.A, found.up, weights[index], f"{pack.name}:{site.path}", _scale(adapter), measured[index], found.factor)
+        adapter = adapters[index]
+        change = FactoredChange(*zero(m, n)) if adapter is None else changes[index] or represent(adapter)
+        scale = float(getattr(adapter.config, "scale", 1.0)) if adapter is not None else 1.0
+        return Term(change.A, change.up, weights[index], f"{packs[index].name}:{site.path}", scale, measured[index], change.factor)
 
     makers = [partial(term, index) for index in range(len(packs))]
-    terms: Sequence[Term] = tuple(make() for make in makers) if any(made) else _Terms(makers)
-    ranks = tuple(0 if adapter is None else adapter.config.rank if each is None else len(each.A)
-                  for adapter, each in zip(adapters, made, strict=True))
-    losses = [(weight * weight, each.loss) for each, weight in zip(made, weights, strict=True) if each is not None]
-    loss = Loss(sum(share * each.tail for share, each in losses), sum(share * each.total for share, each in losses))
+    terms: Sequence[Term] = tuple(make() for make in makers) if any(changes) else _LazyTerms(makers)
+    ranks = tuple(0 if adapter is None else adapter.config.rank if change is None else len(change.A)
+                  for adapter, change in zip(adapters, changes, strict=True))
+    losses = [(weight * weight, change.loss) for change, weight in zip(changes, weights, strict=True) if change is not None]
+    loss = Loss(sum(share * loss.tail for share, loss in losses), sum(share * loss.total for share, loss in losses))
     biased = any(adapter.site.bias for _, adapter in present)
-    named = next((adapter.weight for _, adapter in present if adapter.weight is not None), None)
+    weight_name = next((adapter.weight for _, adapter in present if adapter.weight is not None), None)
     if (site.bias, site.in_features, site.out_features) != (biased, n, m):
         site = dataclasses.replace(site, bias=biased, in_features=n, out_features=m)
-    return Place(site, named, terms, ranks, loss)
+    return JointSite(site, weight_name, terms, ranks, loss)
 
 
-def _later(adapter: Adapter) -> bool:
-    """Whether an adapter is read when it is looked at: its tensors are not in memory, and its factors are what it stores."""
+def _on_disk(adapter: Adapter) -> bool:
+    """Whether an adapter stays on disk until it is used: its tensors are not in memory, and its factors are what it stores."""
     method = adapter.method
     plain = method.traits.low_rank and method.traits.additive and not method.traits.reads_weight and method.fold is None
     return plain and isinstance(adapter.params, Unread)
 
 
-def _scale(adapter: Adapter | None) -> float:
-    """The scale of the adapter's branch; 1 where its method has none."""
-    return 1.0 if adapter is None else float(getattr(adapter.config, "scale", 1.0))
-
-
-def _form(site: Site) -> tuple[object, ...]:
+def _layout(site: Site) -> tuple[object, ...]:
     return site.kind, site.out_features, site.in_features, site.kernel
 
 

@@ -1,4 +1,4 @@
-"""What was measured of an adapter on data, as a file beside the packs: a matrix for every site, read by the rules that need data.
+"""Reads and writes statistics of an adapter on data: a matrix for every site, for the rules that need data.
 
 The file is safetensors, one float32 tensor for each site under its path; the metadata says what it is:
 
@@ -29,7 +29,7 @@ KINDS = {"moment": "the second moments of every site's inputs", "fisher": "the s
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was measured of one pack. ``matrices`` are by site path; of a file, views of it that are read when they are looked at.
+    """What was measured of one pack. ``matrices`` are by site path; of a file, views of it that are read at each use.
 
     ``digest`` is that of the file, by which a recipe knows it again.
     """
@@ -85,7 +85,7 @@ def read(path: str | os.PathLike[str]) -> Statistics:
 
 
 def of_packs(
-    given: Sequence[Statistics | str | os.PathLike[str]] | None, packs: Sequence[Pack], wanted: str, rule: str
+    statistics: Sequence[Statistics | str | os.PathLike[str]] | None, packs: Sequence[Pack], wanted: str, rule: str
 ) -> list[Statistics] | None:
     """The statistics of all packs in their order, for a rule that wants some (``wanted``, "" for none).
 
@@ -94,19 +94,21 @@ def of_packs(
         FormatError: a file is none of statistics, or was measured of another pack.
     """
     if not wanted:
-        if given:
-            raise ConfigError("this rule looks at no data", where=f"rule {rule}", found=f"{len(given)} statistics", remedy="leave them out")
+        if statistics:
+            raise ConfigError("this rule looks at no data", where=f"rule {rule}", found=f"{len(statistics)} statistics",
+                              remedy="leave them out")
         return None
-    if given is None or len(given) != len(packs):
+    if statistics is None or len(statistics) != len(packs):
         raise ConfigError(f"this rule needs {KINDS[wanted]}, measured for every pack", where=f"rule {rule}", expected=f"{len(packs)} files",
-                          found=len(given or ()), remedy=f"adapterpack measure BASE PACK --data FILE --kind {wanted} -o FILE for each, and "
-                                                         "give them in the order of the packs")
-    found = [one if isinstance(one, Statistics) else read(one) for one in given]
-    for one, pack in zip(found, packs, strict=True):
+                          found=len(statistics or ()),
+                          remedy=f"adapterpack measure BASE PACK --data FILE --kind {wanted} -o FILE for each, and give them in the "
+                                 "order of the packs")
+    loaded = [one if isinstance(one, Statistics) else read(one) for one in statistics]
+    for one, pack in zip(loaded, packs, strict=True):
         if one.kind != wanted:
             raise ConfigError("these statistics are of another kind", where=f"rule {rule}, pack '{pack.name}'", expected=wanted,
                               found=one.kind, remedy=f"measure with --kind {wanted}")
         if one.pack != pack.id:
             raise FormatError("these statistics were measured of another pack", where=f"pack '{pack.name}'", expected=pack.id[:23],
                               found=one.pack[:23] or "none", remedy="give the files in the order of the packs, or measure again")
-    return found
+    return loaded

@@ -1,4 +1,4 @@
-"""Trees of composition as text: ``sum(0.7*a, stack(b, c))``, ``arrow(a, b, top_k=1)``.
+"""Parses trees of composition from text: ``sum(0.7*a, stack(b, c))``, ``arrow(a, b, top_k=1)``.
 
     tree   := [number "*"] (name | kind "(" item {"," item} ")")
     item   := tree | setting "=" value

@@ -17,7 +17,7 @@ _SHARES = {"energy": "the squared singular values", "sv_cumulative": "the sum of
 
 @dataclass(frozen=True)
 class Cut:
-    """How much of a change is kept. ``rank`` caps whatever else is asked for; of the other criteria there can be one.
+    """How much of a change is kept. ``rank`` caps whatever else is set; of the other criteria there can be one.
 
     With ``S`` the singular values, largest first: ``energy`` q keeps the fewest with ``sum S_j^2 >= q sum S^2``; ``sv_ratio`` p those
     with ``S_j > S_1 / p``; ``sv_cumulative`` p the fewest with ``sum S_j >= p sum S``; ``sv_fro`` p the fewest with
@@ -55,13 +55,13 @@ class Cut:
 
     @property
     def criteria(self) -> dict[str, float]:
-        """What was asked for beside the rank."""
-        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rank"}
-        return {name: value for name, value in given.items() if value is not None}
+        """Those that are set, without the rank."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rank"}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
-    def asked(self) -> dict[str, float]:
-        """All that was asked for."""
+    def settings(self) -> dict[str, float]:
+        """All criteria that are set, the rank included."""
         return {**({} if self.rank is None else {"rank": self.rank}), **self.criteria}
 
     def kept(self, S: np.ndarray, total: float | None = None) -> int:

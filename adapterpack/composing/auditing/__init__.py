@@ -1,1 +1,1 @@
-"""Audits: what packs do to the base and to each other, with a verdict."""
+"""Audits packs before they are combined: what they do to the base and to each other, with a verdict."""

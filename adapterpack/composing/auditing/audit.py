@@ -1,4 +1,4 @@
-"""What packs do to the base and to each other, before they are combined: figures for every site and all together, with a verdict."""
+"""Measures what packs do to the base and to each other, site by site and in total, and gives a verdict."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ...pack.validate.validation import load
 from ..arguments import checked_weights, opened_base
 from ..compatibility import SIDE_BY_SIDE, common_base, common_task
 from ..full_modules import comparable
-from ..represent import Represented, represent
+from ..represent import FactoredChange, represent
 from . import verdict
-from .audit_report import Audit, Audited, Skipped, Whole
+from .audit_report import Audit, AuditedModule, AuditedSite, Skipped
 from .measures import measure
 from .scan import SAMPLE, fold_losses, norm_of, rows_of, scan
 
 RANKS = (1, 2, 4, 8, 16, 32)
-"""Where the loss of a truncation is told, if nothing else is asked for."""
+"""The ranks for which the loss of a truncation is reported by default."""
 _APPROXIMATED = Cut(rank=256, energy=0.999)
 """How a change without a low rank is taken as factors."""
 
@@ -63,12 +63,12 @@ def audit(
     Args:
         packs: the packs, or their folders; all of one base, of any methods that change weights.
         weights: one number a pack, of any sign, under which the sum is judged; equal and of sum 1 by default.
-        base: the checkpoint behind the packs: for the size of a change beside its weight, for the loss of a fold, and for methods whose
-            change depends on the weight (DoRA, OFT, ...).
-        ranks: where the loss of a truncation of the weighted sum is told.
+        base: the checkpoint behind the packs: for the size of a change relative to its weight, for the loss of a fold, and for methods
+            whose change depends on the weight (DoRA, OFT, ...).
+        ranks: for which the loss of a truncation of the weighted sum is reported.
         dtypes: in which the weighted sum is folded into the base, to see what rounding leaves of it; needs ``base``.
         exact: looks at all entries for conflicts of sign and for the loss of a fold; else at about a million at a site, drawn by its path.
-        progress: is told (bytes done, bytes in all).
+        progress: called with (bytes done, bytes in all).
 
     Returns:
         The figures by site, all together, and in words. ``to_json()`` is what the command prints.
@@ -91,7 +91,7 @@ def audit(
     union = _union(loaded)
     costs = {path: _bytes(parts, checkpoint) for path, parts in union.items()}
     done, total = 0, max(1, sum(costs.values()))
-    sites: list[Audited] = []
+    sites: list[AuditedSite] = []
     skipped: list[Skipped] = []
     for path, parts in union.items():
         site = _site(path, parts, factors, checkpoint, sorted(set(ranks)), codes, exact, skipped)
@@ -104,10 +104,10 @@ def audit(
         reason = f": {skipped[0].reason}" if skipped else ""
         raise NothingToDo(f"no change of these packs can be measured{reason}", where=", ".join(pack.name for pack in loaded),
                           remedy="audit packs that change weights")
-    named, folded = (None, ()) if checkpoint is None else (checkpoint.name, tuple(codes))
-    found = Audit(tuple(loaded), tuple(factors), named, tuple(sorted(set(ranks))), folded, tuple(sites), tuple(skipped), tuple(whole),
-                  tuple(_obstacles(loaded)))
-    return dataclasses.replace(found, verdict=verdict.of(found))
+    base_name, folded = (None, ()) if checkpoint is None else (checkpoint.name, tuple(codes))
+    figures = Audit(tuple(loaded), tuple(factors), base_name, tuple(sorted(set(ranks))), folded, tuple(sites), tuple(skipped), tuple(whole),
+                    tuple(_obstacles(loaded)))
+    return dataclasses.replace(figures, verdict=verdict.of(figures))
 
 
 def _check_ranks(ranks: Sequence[int]) -> None:
@@ -119,54 +119,56 @@ def _check_ranks(ranks: Sequence[int]) -> None:
 
 def _union(packs: Sequence[Pack]) -> dict[str, list[_Part | None]]:
     """Every path that a pack adapts, with the groups of the packs there; in the order in which they first appear."""
-    found: dict[str, list[_Part | None]] = {}
+    by_path: dict[str, list[_Part | None]] = {}
     for index, pack in enumerate(packs):
         shared = pack.shared()
         for group in pack.groups:
             if group.role == "adapter":
-                found.setdefault(group.path, [None] * len(packs))[index] = _Part(pack, group, shared)
-    return found
+                by_path.setdefault(group.path, [None] * len(packs))[index] = _Part(pack, group, shared)
+    return by_path
 
 
 def _bytes(parts: Sequence[_Part | None], base: Checkpoint | None) -> int:
     """About what a site costs: the bytes of its tensors and of its base weight."""
-    own = sum(value.nbytes for part in parts if part is not None for value in part.pack.params(part.group.path).values())
-    named = next(part.group for part in parts if part is not None)
-    weight = None if base is None else base.weight_name(named.path, named.weight)
-    return own + (base.tensors[weight].nbytes if base is not None and weight is not None else 0)
+    tensors = sum(value.nbytes for part in parts if part is not None for value in part.pack.params(part.group.path).values())
+    group = next(part.group for part in parts if part is not None)
+    weight = None if base is None else base.weight_name(group.path, group.weight)
+    return tensors + (base.tensors[weight].nbytes if base is not None and weight is not None else 0)
 
 
 def _site(
     path: str, parts: Sequence[_Part | None], weights: Sequence[float], base: Checkpoint | None, ranks: Sequence[int],
     dtypes: Sequence[str], exact: bool, skipped: list[Skipped],
-) -> Audited | None:
-    made: list[Represented | None] = []
+) -> AuditedSite | None:
+    changes: list[FactoredChange | None] = []
     first: tuple[str, Site] | None = None
-    named = None
+    weight_name = None
     for part in parts:
-        made.append(None)
+        changes.append(None)
         if part is None:
             continue
         try:
             adapter = _adapter(part)
             if first is not None:
                 _require_same(path, first, (part.pack.name, adapter.site))
-            made[-1] = represent(adapter, base=base, cut=_APPROXIMATED)
+            changes[-1] = represent(adapter, base=base, cut=_APPROXIMATED)
         except Unsupported as error:
             skipped.append(Skipped(part.pack.name, path, str(error)))
             continue
-        first, named = first or (part.pack.name, adapter.site), named or adapter.weight
+        first, weight_name = first or (part.pack.name, adapter.site), weight_name or adapter.weight
     if first is None:
         return None
-    m_, n = next(each.factors.shape for each in made if each is not None)
-    terms = [Term(*(zero(m_, n) if each is None else each.factors), weight) for each, weight in zip(made, weights, strict=True)]
-    rows = rows_of(path, m_, n, None if exact else SAMPLE)
-    measures, found = measure(terms, scan(terms, rows), ranks)
-    weight = None if base is None else _weight(base, path, named, first[1], (m_, n))
+    height, n = next(change.shape for change in changes if change is not None)
+    terms = [Term(*(zero(height, n) if change is None else change.factors), weight)
+             for change, weight in zip(changes, weights, strict=True)]
+    rows = rows_of(path, height, n, None if exact else SAMPLE)
+    measures, spectra = measure(terms, scan(terms, rows), ranks)
+    weight = None if base is None else _weight(base, path, weight_name, first[1], (height, n))
     if weight is not None:
         measures = dataclasses.replace(measures, base=norm_of(weight), folds=fold_losses(terms, weight, rows, dtypes))
-    loss = Loss(sum(each.loss.tail for each in made if each), sum(each.loss.total for each in made if each))
-    return Audited(path, (m_, n), len(rows), measures, tuple(each.S for each in found), loss.relative)
+    present = [change for change in changes if change is not None]
+    loss = Loss(sum(change.loss.tail for change in present), sum(change.loss.total for change in present))
+    return AuditedSite(path, (height, n), len(rows), measures, tuple(spectrum.S for spectrum in spectra), loss.relative)
 
 
 def _adapter(part: _Part) -> Adapter:
@@ -183,16 +185,16 @@ def _require_same(path: str, one: tuple[str, Site], two: tuple[str, Site]) -> No
                           found=found, remedy="audit packs that were trained on one base")
 
 
-def _weight(base: Checkpoint, path: str, named: str | None, site: Site, shape: tuple[int, int]) -> np.ndarray | None:
+def _weight(base: Checkpoint, path: str, weight_name: str | None, site: Site, shape: tuple[int, int]) -> np.ndarray | None:
     """The base weight as ``[out, in]``, a view of the mapped file; None where it is not in numbers of this shape."""
-    name = base.weight_name(path, named)
+    name = base.weight_name(path, weight_name)
     if name is None or base.tensors[name].dtype not in FLOATS or base.tensors[name].dtype not in DTYPES:
         return None
     weight = to_matrix(site.kind, base.read(name))
     return weight if weight.shape == shape else None
 
 
-def _whole(packs: Sequence[Pack]) -> Iterator[Whole]:
+def _whole(packs: Sequence[Pack]) -> Iterator[AuditedModule]:
     """The modules trained whole, and what compose would do with each."""
     modules = [(pack, pack.full()) for pack in packs]
     paths = list(dict.fromkeys(path for _, module in modules for path in module))
@@ -207,7 +209,7 @@ def _whole(packs: Sequence[Pack]) -> Iterator[Whole]:
     for path in paths:
         holders = [(pack.name, module[path]) for pack, module in modules if path in module]
         numbers = max(sum(value.size for value in module.values()) for _, module in holders)
-        yield Whole(path, tuple(name for name, _ in holders), numbers, refusal)
+        yield AuditedModule(path, tuple(name for name, _ in holders), numbers, refusal)
 
 
 def _obstacles(packs: Sequence[Pack]) -> Iterator[str]:

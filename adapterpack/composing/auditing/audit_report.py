@@ -1,4 +1,4 @@
-"""What an audit found, and the object that ``--json`` prints of it: matrices as lists of rows, null for what does not exist."""
+"""The result of an audit, and the object that ``--json`` prints of it: matrices as lists of rows, null for what does not exist."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class Whole(NamedTuple):
+class AuditedModule(NamedTuple):
     """A module that packs hold whole, how many numbers it has, and why compose would refuse it; None: it is averaged."""
 
     path: str
@@ -57,7 +57,7 @@ class Whole(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Audited:
+class AuditedSite:
     """One site: ``rows`` of its ``shape[0]`` were looked at entry by entry; ``spectra`` are the singular values of each pack's change;
     ``approximation`` is the relative error of taking changes without a low rank as factors.
     """
@@ -72,18 +72,18 @@ class Audited:
     @property
     def layer(self) -> int | None:
         """The number of the layer that the path names, or None."""
-        found = _LAYER.search(self.path)
-        return int(found[1]) if found else None
+        match = _LAYER.search(self.path)
+        return int(match[1]) if match else None
 
     @property
     def module(self) -> str:
-        """What the path names beside the layer."""
-        found = _LAYER.search(self.path)
-        return self.path[found.end() :] if found else self.path
+        """The path below the layer."""
+        match = _LAYER.search(self.path)
+        return self.path[match.end() :] if match else self.path
 
     @property
     def concern(self) -> float:
-        """How much is to be looked at here: interference relative to the norm; of a lone pack its energy."""
+        """How much attention the site needs: interference relative to the norm; of a lone pack its energy."""
         if len(self.spectra) > 1:
             return self.measures.relative_interference
         relative = float(self.measures.relative[0])
@@ -92,7 +92,7 @@ class Audited:
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything that was found. ``ranks`` and ``dtypes`` are those for which losses are told; ``obstacles`` are the reasons for which
+    """All figures of an audit. ``ranks`` and ``dtypes`` are those for which losses are reported; ``obstacles`` are the reasons for which
     compose would refuse the packs whatever the figures say.
     """
 
@@ -101,9 +101,9 @@ class Audit:
     base: str | None
     ranks: tuple[int, ...]
     dtypes: tuple[str, ...]
-    sites: tuple[Audited, ...]
+    sites: tuple[AuditedSite, ...]
     skipped: tuple[Skipped, ...]
-    whole: tuple[Whole, ...]
+    whole: tuple[AuditedModule, ...]
     obstacles: tuple[str, ...]
     verdict: Verdict = NOT_YET
 
@@ -112,7 +112,7 @@ class Audit:
         """The measures of all sites together; None where there are none."""
         return pooled([site.measures for site in self.sites]) if self.sites else None
 
-    def worst(self, count: int = 10) -> list[Audited]:
+    def worst(self, count: int = 10) -> list[AuditedSite]:
         """The sites of the greatest concern, first."""
         return sorted(self.sites, key=lambda site: (-site.concern, site.path))[:count]
 
@@ -133,12 +133,12 @@ class Audit:
             "total": None if self.total is None else self._figures(self.total),
             "sites": [self._site(site) for site in self.sites],
             "skipped": [skipped._asdict() for skipped in self.skipped],
-            "whole": [{"path": each.path, "packs": list(each.packs), "numbers": each.numbers, "averaged": each.refusal is None,
-                       "treatment": each.treatment} for each in self.whole],
+            "whole": [{"path": module.path, "packs": list(module.packs), "numbers": module.numbers, "averaged": module.refusal is None,
+                       "treatment": module.treatment} for module in self.whole],
             "obstacles": list(self.obstacles),
         }
 
-    def _site(self, site: Audited) -> dict[str, Any]:
+    def _site(self, site: AuditedSite) -> dict[str, Any]:
         return {
             "path": site.path,
             "layer": site.layer,
@@ -151,24 +151,24 @@ class Audit:
             **self._figures(site.measures),
         }
 
-    def _figures(self, found: Measures) -> dict[str, Any]:
-        overlap, entries = found.overlap, found.entries
-        base = found.base and math.sqrt(found.base)
+    def _figures(self, measures: Measures) -> dict[str, Any]:
+        overlap, entries = measures.overlap, measures.entries
+        base = measures.base and math.sqrt(measures.base)
         return {
-            "norms": _list(found.norms),
+            "norms": _list(measures.norms),
             "base_norm": None if base is None else _number(base),
-            "relative_norms": _list(found.relative),
-            "combined": {"norm": _number(found.combined), "relative_norm": _number(found.combined / base) if base else None},
-            "cosine": _list(found.cosine),
+            "relative_norms": _list(measures.relative),
+            "combined": {"norm": _number(measures.combined), "relative_norm": _number(measures.combined / base) if base else None},
+            "cosine": _list(measures.cosine),
             "overlap": {"outputs": _list(overlap[0]), "inputs": _list(overlap[1])},
-            "interference": {"total": _number(found.interference), "relative": _number(found.relative_interference)},
+            "interference": {"total": _number(measures.interference), "relative": _number(measures.relative_interference)},
             "conflict": {"share": _number(entries.conflict), "large": _number(entries.large_conflict),
                          "cancelled": _number(entries.cancelled), "pairs": _list(entries.pairs)},
-            "retained": _list(found.retained),
-            "cross_terms": _number(found.relative_cross),
-            "truncation": {str(rank): _number(loss) for rank, loss in zip(self.ranks, found.truncation, strict=True)},
+            "retained": _list(measures.retained),
+            "cross_terms": _number(measures.relative_cross),
+            "truncation": {str(rank): _number(loss) for rank, loss in zip(self.ranks, measures.truncation, strict=True)},
             "fold": {dtype: {"relative_error": _number(loss.relative_error), "kept": _number(loss.kept)}
-                     for dtype, sums in found.folds.items() for loss in [sums.loss("", dtype)]},
+                     for dtype, sums in measures.folds.items() for loss in [sums.loss("", dtype)]},
         }
 
 

@@ -1,4 +1,4 @@
-"""What several changes do to each other at one site, and over all sites: sums that add up, and the figures that follow from them.
+"""Measures what several changes do to each other at one site, and over all sites, by sums that add up.
 
 ========================  ============================================================================================================
 cosine                    ``<D_i, D_j> / (|D_i| |D_j|)``
@@ -36,7 +36,7 @@ class Measures:
 
     ``gram`` ``[T, T]`` of the changes without weights; ``shared`` ``[2, T, T]`` the squared cosines of the principal angles of outputs and
     of inputs, ``angles`` ``[T, T]`` how many there are; ``interference`` and the ``nuclear`` norm it is measured by; ``tails`` the squared
-    norms that the weighted sum loses at each of the ranks asked for; ``cross`` a squared norm, None where factors do not go together;
+    norms that the weighted sum loses at each of the given ranks; ``cross`` a squared norm, None where factors do not go together;
     ``base`` the squared norm of the base weights, None where unknown; ``folds`` what rounding to a dtype does to the weighted sum.
     """
 
@@ -74,22 +74,22 @@ class Measures:
     def cosine(self) -> np.ndarray:
         """``[T, T]``; NaN for a change that is zero."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            found: np.ndarray = np.clip(self.gram / np.outer(self.norms, self.norms), -1, 1)
-        return found
+            cosine: np.ndarray = np.clip(self.gram / np.outer(self.norms, self.norms), -1, 1)
+        return cosine
 
     @property
     def retained(self) -> np.ndarray:
         """``[T]``; NaN for a change that is zero."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            found: np.ndarray = self.gram @ self.weights / np.diag(self.gram)
-        return found
+            retained: np.ndarray = self.gram @ self.weights / np.diag(self.gram)
+        return retained
 
     @property
     def overlap(self) -> np.ndarray:
         """``[2, T, T]``: outputs, inputs; NaN where there are no angles."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            found: np.ndarray = self.shared / self.angles
-        return found
+            overlap: np.ndarray = self.shared / self.angles
+        return overlap
 
     @property
     def relative(self) -> np.ndarray:
@@ -103,7 +103,7 @@ class Measures:
 
     @property
     def relative_cross(self) -> float:
-        """NaN where it cannot be told."""
+        """The norm of the cross terms by that of the weighted sum; NaN where it is unknown."""
         return math.sqrt(max(0.0, self.cross)) / self.combined if self.cross is not None and self.combined else math.nan
 
     @property
@@ -115,16 +115,16 @@ class Measures:
 
 def measure(terms: Sequence[Term], entries: Entries, ranks: Sequence[int] = ()) -> tuple[Measures, list[Spectrum]]:
     """The measures of one site that need factors alone, and the spectrum of every change without its weight."""
-    found = spectra([term.change for term in terms])
+    decompositions = spectra([term.change for term in terms])
     total = stack(terms)
     values = spectrum(total).S
-    shared, angles = _angles(found)
-    interference, nuclear = _interference(found)
+    shared, angles = _angles(decompositions)
+    interference, nuclear = _interference(decompositions)
     measures = Measures(
         np.array([term.weight for term in terms]), gram(terms), shared, angles, interference, nuclear,
         np.array([energy_of(values[rank:]) for rank in ranks]), _cross(terms, total), entries,
     )
-    return measures, found
+    return measures, decompositions
 
 
 def pooled(parts: Sequence[Measures]) -> Measures:
@@ -157,24 +157,24 @@ def _both(one: float | None, two: float | None) -> float | None:
     return None if one is None or two is None else one + two
 
 
-def _angles(found: Sequence[Spectrum]) -> tuple[np.ndarray, np.ndarray]:
+def _angles(decompositions: Sequence[Spectrum]) -> tuple[np.ndarray, np.ndarray]:
     """The squared cosines of the principal angles, added up: those between subspaces are ``|Q_i^T Q_j|_F^2``."""
-    count = len(found)
+    count = len(decompositions)
     shared, angles = np.zeros((2, count, count)), np.zeros((count, count))
-    sides = [[each.U.astype(np.float64) for each in found], [each.V.astype(np.float64) for each in found]]
+    sides = [[one.U.astype(np.float64) for one in decompositions], [one.V.astype(np.float64) for one in decompositions]]
     for i in range(count):
         for j in range(i, count):
-            angles[i, j] = angles[j, i] = min(len(found[i].S), len(found[j].S))
+            angles[i, j] = angles[j, i] = min(len(decompositions[i].S), len(decompositions[j].S))
             for side, bases in enumerate(sides):
                 shared[side, i, j] = shared[side, j, i] = min(float(np.sum((bases[i].T @ bases[j]) ** 2)), angles[i, j])
     return shared, angles
 
 
-def _interference(found: Sequence[Spectrum]) -> tuple[float, float]:
-    S = np.concatenate([each.S for each in found])
-    ends = np.cumsum([len(each.S) for each in found])
+def _interference(decompositions: Sequence[Spectrum]) -> tuple[float, float]:
+    S = np.concatenate([one.S for one in decompositions])
+    ends = np.cumsum([len(one.S) for one in decompositions])
     others = []
-    for vectors in ([each.U for each in found], [each.V for each in found]):
+    for vectors in ([one.U for one in decompositions], [one.V for one in decompositions]):
         wide = np.concatenate(vectors, axis=1).astype(np.float64)
         products = wide.T @ wide
         for start, end in zip([0, *ends[:-1]], ends, strict=True):

@@ -1,6 +1,6 @@
-"""What only the entries of the dense changes show: signs that conflict, and what rounding leaves of a change; by blocks of rows.
+"""Scans the entries of dense changes, by blocks of rows, for signs that conflict and for what rounding leaves of a change.
 
-All rows are looked at where that is cheap or asked for, else rows drawn by a generator that is a function of the site's path (Philox4x64,
+All rows are scanned where that is cheap or wanted, else rows drawn by a generator that is a function of the site's path (Philox4x64,
 Salmon et al., SC 2011): the same rows in every run and on every machine.
 """
 
@@ -20,7 +20,7 @@ from ...lowrank.space import Term, gram
 from ...merging.fold.loss import Sums, sums_of
 
 SAMPLE = 1 << 20
-"""Entries of a site that are looked at, unless all are asked for."""
+"""Entries of a site that are scanned, unless all are wanted."""
 _BLOCK = 1 << 18
 
 
@@ -70,8 +70,8 @@ class Entries:
         unrelated; NaN where two changes never meet.
         """
         with np.errstate(invalid="ignore", divide="ignore"):
-            found: np.ndarray = np.clip((1 - self.signed / self.absolute) / 2, 0, 1)
-        return found
+            shares: np.ndarray = np.clip((1 - self.signed / self.absolute) / 2, 0, 1)
+        return shares
 
 
 def rows_of(path: str, m: int, n: int, entries: int | None = SAMPLE) -> np.ndarray:
@@ -125,18 +125,18 @@ def norm_of(weight: np.ndarray) -> float:
 
 def fold_losses(terms: Sequence[Term], weight: np.ndarray, rows: np.ndarray, dtypes: Sequence[str]) -> Mapping[str, Sums]:
     """What storing ``W + sum w_i D_i`` in each dtype (by its safetensors name) does to the change, brought to the size of all rows."""
-    found = {dtype: Sums() for dtype in dtypes}
+    losses = {dtype: Sums() for dtype in dtypes}
     kind, changes = np.float64 if weight.dtype == np.float64 else np.float32, [(term.weight, term.change) for term in terms]
     for block in _blocks(rows, weight.shape[1]) if dtypes else ():
         W = weight[block].astype(kind)
-        change = sum((share * each.rows(block) for share, each in changes), np.zeros(W.shape)).astype(kind)
+        change = sum((share * factors.rows(block) for share, factors in changes), np.zeros(W.shape)).astype(kind)
         for dtype in dtypes:
             with np.errstate(over="ignore"):
                 stored = (W + change).astype(DTYPES[dtype]).astype(kind)
             error, moved = stored.astype(np.float64) - W - change, bool((stored != W).any())
-            found[dtype] += sums_of(change, error.astype(kind), moved)
+            losses[dtype] += sums_of(change, error.astype(kind), moved)
     factor = weight.shape[0] / max(1, len(rows))
-    return {dtype: Sums(factor * sums.change, factor * sums.error, factor * sums.inner, sums.moved) for dtype, sums in found.items()}
+    return {dtype: Sums(factor * sums.change, factor * sums.error, factor * sums.inner, sums.moved) for dtype, sums in losses.items()}
 
 
 def _blocks(rows: np.ndarray, columns: int) -> Iterator[np.ndarray[Any, Any]]:

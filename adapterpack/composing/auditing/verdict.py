@@ -1,4 +1,4 @@
-"""An audit in words: what the packs are to each other, which rule that speaks for, and why.
+"""Words the verdict of an audit: what the packs are to each other, which rule that speaks for, and why.
 
 The thresholds are judgements, written down here once. Unrelated changes of rank ``r`` in ``n`` dimensions overlap by about ``r / n`` and
 differ in sign at a half of their common energy, so these are what overlap and conflict are measured against.
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..rules.rule import rules
+from ..rules.rule import RULES
 from .audit_report import Audit, Verdict
 from .measures import Measures
 
@@ -75,11 +75,11 @@ _KINDS = (
           lambda f: f"Cosines reach {f.highest[0]:.2f} ({f.highest[1]}): nothing dominates, so a weighted sum is the first thing to try.",
           ("linear", "cat")),
 )
-"""In the order in which they are asked; the last always holds."""
+"""In the order in which they are tried; the last always holds."""
 
 
 def of(audit: Audit) -> Verdict:
-    """The verdict on what an audit found."""
+    """The verdict on the figures of an audit."""
     total = audit.total
     if total is None:
         return Verdict("nothing", "No change of a weight could be measured; only modules trained whole.", (), tuple(_limits(audit)))
@@ -88,8 +88,7 @@ def of(audit: Audit) -> Verdict:
         return Verdict("single", _lone(total, names[0]), (), (*_compressible(audit, total), *_folds(total), *_limits(audit)))
     facts = _facts(total, names)
     kind = next(kind for kind in _KINDS if kind.holds(facts))
-    known = rules()
-    chosen = tuple(name for name in kind.rules if name in known)
+    chosen = tuple(name for name in kind.rules if name in RULES)
     reasons = [kind.why(facts)]
     if kind.rules and not chosen:
         reasons.append("None of the rules made for this is installed (see adapterpack rules); keep the packs apart in a bank bundle or "
@@ -167,5 +166,5 @@ def _limits(audit: Audit) -> Iterator[str]:
     if audit.skipped:
         first = audit.skipped[0]
         yield f"{len(audit.skipped)} changes could not be measured and are not in these figures, such as {first.path}: {first.reason}"
-    if refused := [each.path for each in audit.whole if each.refusal]:
+    if refused := [module.path for module in audit.whole if module.refusal]:
         yield f"Modules trained whole that do not go together: {', '.join(refused[:5])}."

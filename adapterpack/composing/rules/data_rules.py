@@ -1,4 +1,4 @@
-"""Rules that look at data, by what was measured of each adapter (:mod:`.statistics`): RegMean on the factors, and Fisher averaging."""
+"""Rules that need statistics of each adapter on data: RegMean on the factors, and Fisher averaging."""
 
 from __future__ import annotations
 

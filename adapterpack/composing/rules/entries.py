@@ -1,7 +1,7 @@
 """Entrywise rules (class D) in any coordinates: of the dense change by blocks of rows, or of the small joint bases, where they are exact.
 
 An entrywise rule looks at ``[T, rows, columns]``, the entries of all changes in some coordinates. In the coordinates of the weight the
-result has no low rank and is seen by blocks of rows only; in the coordinates of the changes' joint bases it is an adapter as it stands.
+result has no low rank and is made in blocks of rows; in the coordinates of the changes' joint bases it is an adapter as it stands.
 The coordinates depend on the changes alone, up to signs, and every rule here treats ``x`` and ``-x`` alike.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from ..._native import lowrank
 from ...adapter_methods import row_blocks
 from ...lowrank.space import Core, Factors, Term, core
-from .rule import RULES, Combined, Function, Rule, with_scope
+from .rule import RULES, Combination, Function, Rule, with_scope
 
 _BLOCK = 1 << 21
 """Numbers of a block of all changes together: 8 MB. A core's own cache holds fewer, but between short calls threads wait for the
@@ -72,7 +72,7 @@ class View:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of one site or of all, as often as they are asked for."""
+    """The blocks of one site or of all, as often as they are needed."""
 
     views: Callable[[], Iterator[View]]
 
@@ -89,7 +89,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Merged:
-    """A dense change that is made when it is looked at, as :class:`~adapterpack.lowrank.range_finder.Rows`."""
+    """A dense change that is made at each use, as :class:`~adapterpack.lowrank.range_finder.Rows`."""
 
     view: View
     fuse: Callable[[Block], np.ndarray]
@@ -165,13 +165,13 @@ def _directions(parts: np.ndarray) -> np.ndarray:
 
 def entrywise(
     coordinates: Callable[[Sequence[Term]], View], fuse: Callable[..., np.ndarray], measure: Callable[..., Any], scope: str = "adapter"
-) -> tuple[Callable[..., Combined], Callable[..., Any]]:
+) -> tuple[Callable[..., Combination], Callable[..., Any]]:
     """The function and the survey of a rule: ``measure(blocks, *, ...)`` sees all entries, then ``fuse(block, found, *, ...)`` merges them.
 
     ``fuse`` names the parameters; ``measure`` gets the same.
     """
 
-    def function(terms: Sequence[Term], found: Any, **params: Any) -> Combined:
+    def function(terms: Sequence[Term], found: Any, **params: Any) -> Combination:
         params.pop("scope")
         view = coordinates(terms)
         made = Merged(view, lambda block: fuse(block, found, **params))

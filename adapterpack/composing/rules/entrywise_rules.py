@@ -1,4 +1,4 @@
-"""Entrywise rules: what becomes of the entries ``[T, b, n]`` of all changes at one place."""
+"""Entrywise rules such as TIES, DARE and DELLA: they merge the entries ``[T, b, n]`` of all changes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def nothing(blocks: Blocks, **_: Any) -> None:
 
 def _scaled(lam: float, merged: np.ndarray) -> np.ndarray:
     """``lam`` times the change; no pass where it is 1."""
-    found: np.ndarray = merged if lam == 1 else lam * merged
-    return found
+    return merged if lam == 1 else np.asarray(lam * merged)
 
 
 def magnitude_level(blocks: Blocks, *, density: float, **_: Any) -> np.ndarray:
@@ -125,8 +124,7 @@ def magmax(block: Block, _: None, *, alpha: float = 1.0) -> np.ndarray:
 
 
 def _variance(block: Block) -> np.ndarray:
-    found: np.ndarray = np.var(weighted(np.sign(block.weights), block.values), axis=0, keepdims=True).astype(np.float32)
-    return found
+    return np.asarray(np.var(weighted(np.sign(block.weights), block.values), axis=0, keepdims=True).astype(np.float32))
 
 
 class Selected(NamedTuple):
@@ -147,13 +145,13 @@ def sce_survey(blocks: Blocks, *, density: float, **_: Any) -> Selected:
 @entry_rule("sce", "the places where the changes differ most, weights by the energy there, minority signs erased",
             formula="lam sum_{agree} e_i D_i / sum_{agree} |e_i|, e_i = w_i mean(D_i^2)", paper=f"{ARXIV}2408.07990", needs="D",
             exact=False, over=dense, survey=sce_survey, scope="tensor", cut=True, neutral=THINNED, laws=MEAN)
-def sce(block: Block, found: Selected, *, density: float = 0.5, lam: float = 1.0) -> np.ndarray:
+def sce(block: Block, selected: Selected, *, density: float = 0.5, lam: float = 1.0) -> np.ndarray:
     """Selected positions of high variance, weights by energy there, minority signs erased; a mean over what stays."""
-    shares = np.abs(block.weights) * found.energy
+    shares = np.abs(block.weights) * selected.energy
     if not shares.any():
         return np.zeros(block.values.shape[1:], block.values.dtype)
     signed = np.sign(block.weights) * shares / shares.sum()
-    chosen = np.where(_variance(block) >= found.least, block.values, 0)
+    chosen = np.where(_variance(block) >= selected.least, block.values, 0)
     return _scaled(lam, elected(chosen, signed, True))
 
 
@@ -187,10 +185,10 @@ def pcb_survey(blocks: Blocks, *, density: float, **_: Any) -> Balance:
 @entry_rule("pcb", "entries weighed by their size in their change and by their agreement with the others; not free of scale",
             formula="lam sum w_i s_i D_i / sum |w_i| s_i, s_i = exp(T norm(|D_i|)^2) tanh(D_i sum D)", paper=f"{ARXIV}2410.02396",
             needs="D", exact=False, over=dense, survey=pcb_survey, cut=True, neutral=THINNED, laws=MEAN._replace(homogeneous=False))
-def pcb(block: Block, found: Balance, *, density: float = 0.1, lam: float = 1.0) -> np.ndarray:
+def pcb(block: Block, balance: Balance, *, density: float = 0.1, lam: float = 1.0) -> np.ndarray:
     """``lam sum_t w_t x_t score_t / sum_t |w_t| score_t``, of the entries whose score is among the ``density`` largest."""
-    least, most = (ends[:, None, None] for ends in (found.least, found.most))
-    scores = (_scores(block, found.lower, found.upper) - least).clip(0) / np.where(most > least, most - least, 1)
+    least, most = (ends[:, None, None] for ends in (balance.least, balance.most))
+    scores = (_scores(block, balance.lower, balance.upper) - least).clip(0) / np.where(most > least, most - least, 1)
     scores = np.where(most > least, scores, most > 0).astype(np.float64)
     total = weighted(np.abs(block.weights), scores).sum(axis=0)
     merged = (weighted(block.weights, scores) * block.values).sum(axis=0)
@@ -211,8 +209,7 @@ def _masked(block: Block) -> np.ndarray:
 
 
 def _size(values: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.abs(values).sum(axis=(1, 2), dtype=np.float64)
-    return found
+    return np.asarray(np.abs(values).sum(axis=(1, 2), dtype=np.float64))
 
 
 def emr_survey(blocks: Blocks, **_: Any) -> np.ndarray:
@@ -224,7 +221,7 @@ def emr_survey(blocks: Blocks, **_: Any) -> np.ndarray:
 @entry_rule("emr", "the elected sign with the largest entry that has it; or, for one task, with that pack's mask and scale",
             formula="sgn(sum w_i D_i) max_{agree} |D_i|", paper=f"{ARXIV}2405.17461", needs="D", exact=False, over=dense,
             survey=emr_survey, cut=True, laws=MEAN)
-def emr(block: Block, found: np.ndarray, *, task: str = "") -> np.ndarray:
+def emr(block: Block, scales: np.ndarray, *, task: str = "") -> np.ndarray:
     """The unified change; with ``task``, a pack's name, that pack's mask and scale on it, by which it is served.
 
     Raises:
@@ -237,7 +234,7 @@ def emr(block: Block, found: np.ndarray, *, task: str = "") -> np.ndarray:
         raise ConfigError("no pack of that name takes part", where="task", expected=" or ".join(names), found=repr(task),
                           remedy="give the name of one of the packs")
     index = names.index(task)
-    return np.asarray(np.sign(block.weights[index]) * found[index] * _masked(block)[index])
+    return np.asarray(np.sign(block.weights[index]) * scales[index] * _masked(block)[index])
 
 
 @entry_rule("consensus", "the sum, where enough packs find it important for themselves (TALL masks)",

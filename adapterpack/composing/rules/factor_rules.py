@@ -1,4 +1,4 @@
-"""Rules that look at the factors one by one (class F): in units that depend on the change alone, and, named so, as PEFT does it.
+"""Rules that combine the factors one by one (class F): LoRA-LEGO and RobustMerge in canonical units, and PEFT's modes under its names.
 
 A unit is one row of ``A`` with one column of ``B``. Which units an adapter has is an accident of its training: ``B M^-1`` and ``M A`` are
 the same adapter. LoRA-LEGO and RobustMerge get the canonical units here, the singular triplets ``u_j sqrt(S_j)``, ``sqrt(S_j) v_j``. PEFT's

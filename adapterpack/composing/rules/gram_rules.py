@@ -1,4 +1,4 @@
-"""Rules whose result is ``sum c_i D_i``: the coefficients come from the inner products of the changes alone (class G).
+"""Rules such as SLERP and Model Stock (class G): ``sum c_i D_i``, with coefficients from the inner products of the changes alone.
 
 A change is a vector of the inner-product space of matrices. ``x_i = sgn(w_i) D_i`` with the share ``a_i = |w_i|`` is what the rules of
 spherical geometry interpolate, so a negative weight is the opposite direction. A vector ``sum c_i x_i`` is held as ``c``, and its products
@@ -81,8 +81,7 @@ def by_gram(coefficients: Callable[..., np.ndarray]) -> Callable[..., Sum]:
 
 def products(sites: Sequence[Sequence[Term]], **_: Any) -> np.ndarray:
     """``[T, T]``: the inner products of the changes, summed over the sites."""
-    found: np.ndarray = np.sum([gram(terms) for terms in sites], axis=0)
-    return found
+    return np.asarray(np.sum([gram(terms) for terms in sites], axis=0))
 
 
 def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Function], Function]:

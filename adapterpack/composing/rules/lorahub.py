@@ -1,4 +1,4 @@
-"""LoRAHub: the weights of a sum, searched for by a score of what they make; no gradients, no rebuilding of a model.
+"""LoRAHub: searches for the weights of a sum by a score of the result, without gradients and without rebuilding a model.
 
 The published code adds ``w_i`` to A and to B, so that a weight enters squared, with cross terms. Here the sum is that of the changes.
 """

@@ -1,4 +1,4 @@
-"""What a rule of combination is: a value that says what it computes, from what, with which parameters, and which laws it keeps."""
+"""Defines and registers a rule of combination: what it computes, from what, with which parameters, and which laws it keeps."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ...lowrank.range_finder import Rows
 from ...lowrank.space import Factors, Sum, Term, zero
 from ...registry import Registry
 
-Combined = Factors | Sum | Rows
-"""What a rule makes of a site: factors, a sum of those that it was given, or a dense change that is seen by blocks of rows."""
+Combination = Factors | Sum | Rows
+"""What a rule makes of a site: factors, a sum of those that it was given, or a dense change in blocks of rows."""
 
 
 class Laws(NamedTuple):
-    """Which laws a rule keeps; each is tested for every rule, and shown to be broken where it says False.
+    """Which laws a rule keeps; each is tested for every rule, and shown to be broken where it is False.
 
     That a weight of 0 is the same as being absent, and that the same packs give the same bytes, hold for all.
     """
@@ -54,7 +54,7 @@ class Rule(NamedTuple):
     ``needs`` says what the rule looks at: ``G`` inner products of the changes, ``C`` the joint column and row spaces, ``S`` scalings of one
     side, ``D`` every entry of the dense change, ``F`` the factors one by one. ``exact``: the result is what the formula says, without
     truncation. ``function`` takes the site's terms, then what ``survey`` found if there is one, and the rule's parameters by keyword.
-    ``survey`` looks at many sites first: at all of them where the parameter ``scope`` is ``adapter``, else at each one alone.
+    ``survey`` sees many sites first: all of them where the parameter ``scope`` is ``adapter``, else at each one alone.
     ``reduce``: the result is brought to its numerical rank. ``cut``: the rule wants a rank or an energy. ``unit``: without weights every
     pack counts 1, not 1/T. ``neutral``: parameters under which the rule changes a lone pack least. ``statistics``: which kind of them the
     rule needs of every pack. ``search``: the weights are searched for, by a score of what they make; the function has the search's
@@ -67,7 +67,7 @@ class Rule(NamedTuple):
     paper: str
     needs: str
     exact: bool
-    function: Callable[..., Combined]
+    function: Callable[..., Combination]
     survey: Callable[..., Any] | None = None
     reduce: bool = True
     cut: bool = False
@@ -80,8 +80,8 @@ class Rule(NamedTuple):
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The rule's parameters by name, read off its function: whatever is taken by keyword only."""
-        found = inspect.signature(self.function).parameters
-        return {name: parameter for name, parameter in found.items() if parameter.kind is parameter.KEYWORD_ONLY}
+        parameters = inspect.signature(self.function).parameters
+        return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
     def arguments(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
         """Every parameter with its given or default value; a whole number is taken where a fraction is meant.
@@ -89,27 +89,27 @@ class Rule(NamedTuple):
         Raises:
             ConfigError: a parameter that the rule does not have, one of another type, or one that it needs is missing.
         """
-        known, given = self.parameters, dict(params or {})
+        parameters, given = self.parameters, dict(params or {})
         for name in given:
-            if name not in known:
+            if name not in parameters:
                 raise ConfigError("the rule has no such parameter", where=f"rule {self.name}", found=repr(name),
-                                  remedy=nearest(name, known) if known else "leave it out: the rule takes no parameters")
-        values = {name: given.get(name, parameter.default) for name, parameter in known.items()}
+                                  remedy=nearest(name, parameters) if parameters else "leave it out: the rule takes no parameters")
+        values = {name: given.get(name, parameter.default) for name, parameter in parameters.items()}
         for name, value in values.items():
             if value is inspect.Parameter.empty:
                 raise ConfigError("the rule needs a parameter", where=f"rule {self.name}", expected=name, remedy=f"give {name}")
-            values[name] = _typed(self.name, name, value, known[name].default)
+            values[name] = _typed(self.name, name, value, parameters[name].default)
         if "scope" in values:
             choice(f"rule {self.name}", "scope", values["scope"], "adapter", "tensor")
         return values
 
-    def prepared(self, sites: Sequence[Sequence[Term]], arguments: Mapping[str, Any]) -> Callable[[Sequence[Term]], Combined]:
+    def prepared(self, sites: Sequence[Sequence[Term]], arguments: Mapping[str, Any]) -> Callable[[Sequence[Term]], Combination]:
         """The rule for these sites: what combines the terms of one of them. A term of weight 0 is absent."""
         whole = None
         if self.survey is not None and arguments["scope"] == "adapter":
             whole = self.survey([_present(terms) for terms in sites if any(term.weight for term in terms)], **arguments)
 
-        def combine(terms: Sequence[Term]) -> Combined:
+        def combine(terms: Sequence[Term]) -> Combination:
             kept = _present(terms)
             if not any(len(term.A) for term in kept):
                 return zero(*terms[0].change.shape)
@@ -151,7 +151,8 @@ def rule(name: str, summary: str, **fields: Any) -> Callable[[Function], Functio
 
 def with_scope(function: Callable[..., Any], default: str) -> inspect.Signature:
     """The keywords of a function and ``scope``, as the signature of a rule that is made of it."""
-    keywords = [each for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    parameters = inspect.signature(function).parameters.values()
+    keywords = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     scope = inspect.Parameter("scope", inspect.Parameter.KEYWORD_ONLY, default=default, annotation="str")
     return inspect.Signature([*keywords, scope])
 

@@ -1,4 +1,4 @@
-"""Rules of singular values and directions (class C): done in the joint bases of the changes, so the result is an adapter as it stands.
+"""Spectral rules such as TSV-M, Iso-C and WUDI (class C), computed in the joint bases of the changes; the result is an adapter itself.
 
 All directions that have no singular value are left out: giving them weight, as dense code does with the null space of a sum of low-rank
 changes, is giving weight to rounding.
@@ -88,7 +88,7 @@ def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: str = "support") -
       formula="alpha mean(S*) polar(U*) polar(V*)^T, U* = [U_k, U_1 .. U_T]", paper=f"{ARXIV}2502.04959", needs="C", exact=True,
       unit=True, laws=Laws(identity=False))
 def iso_cts(terms: Sequence[Term], *, alpha: float = 1.0, common: float = 0.8, mean: str = "support") -> Factors:
-    """Iso-C of the ``common`` share of the sum's directions, and of the first directions of each change beside them."""
+    """Iso-C of the ``common`` share of the sum's directions, and of the first further directions of each change."""
     share("common", common)
     choice("rule iso_cts", "mean", mean, "support", "site")
     space, changes = _weighted(terms)
@@ -96,9 +96,9 @@ def iso_cts(terms: Sequence[Term], *, alpha: float = 1.0, common: float = 0.8, m
     if not len(total.S):
         return _zero(terms)
     k = max(1, round(common * len(total.S)))
-    shared, own = total.first(k), (len(total.S) - k) // len(terms)
-    beside = [decomposed(change - shared.U @ (shared.U.T @ change), _least(changes)).first(own) for change in changes]
-    found = joined([shared, *beside])
+    shared, further = total.first(k), (len(total.S) - k) // len(terms)
+    rest = [decomposed(change - shared.U @ (shared.U.T @ change), _least(changes)).first(further) for change in changes]
+    found = joined([shared, *rest])
     return space.change(alpha * _flat(Parts(polar(found.U), found.S, polar(found.V)), found.S, terms, mean).matrix)
 
 
@@ -147,7 +147,7 @@ def _weighted(terms: Sequence[Term]) -> tuple[Core, np.ndarray]:
 
 
 def _least(changes: np.ndarray) -> float:
-    """The singular value that is rounding beside changes of this size."""
+    """The singular value below which there is only rounding, for changes of this size."""
     return _NULL * float(np.linalg.norm(changes, axis=(1, 2)).max())
 
 

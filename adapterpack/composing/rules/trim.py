@@ -1,4 +1,4 @@
-"""How single changes are thinned out before they are merged: by size, at random, or both."""
+"""Thins out single changes before they are merged: by size, at random, or both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ZipLoRA: a number for every column of every adapter, so that they get in each other's way as little as may be."""
+"""ZipLoRA: scales every column of every adapter so that they interfere as little as possible."""
 
 from __future__ import annotations
 

@@ -1,0 +1,43 @@
+"""Checks a budget of parameters, and shares it out as ranks over all sites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import ConfigError, NothingToDo
+from ..lowrank.truncation import Cut, shared_out
+
+FULL_RANK = 256
+"""The rank up to which a change without a low rank takes part in a budget."""
+
+
+def check_budget(budget: float | None, cut: Cut) -> None:
+    """Raises:
+    ConfigError: the budget is out of range, or another criterion says how much is kept.
+    """
+    if budget is not None and cut.criteria:
+        raise ConfigError(f"budget and {next(iter(cut.criteria))} both say where to cut", where="budget", expected="one of them",
+                          remedy="give one of them")
+    if budget is not None and not (np.isfinite(budget) and budget > 0):
+        raise ConfigError("a budget is a number of parameters, or below 1 a share of those that there are", where="budget",
+                          expected="above 0", found=budget, remedy="give a number such as 500000, or 0.5")
+
+
+def parameters(budget: float, present: int) -> int:
+    """The number of parameters that a budget allows, where there are ``present`` now."""
+    return int(budget * present) if budget < 1 else int(budget)
+
+
+def ranks_within(limit: int, spectra: Sequence[np.ndarray], costs: Sequence[int], cap: int | None) -> list[int]:
+    """The rank of every site for the least total error (:func:`~adapterpack.lowrank.truncation.shared_out`).
+
+    Raises:
+        NothingToDo: there is no room for one rank at one site.
+    """
+    ranks = shared_out(spectra, costs, limit, cap)
+    if any(map(len, spectra)) and not any(ranks):
+        raise NothingToDo("the budget does not hold one rank at one site", where="budget", expected=f"at least {min(costs)} numbers",
+                          found=limit, remedy="give a larger budget")
+    return ranks
