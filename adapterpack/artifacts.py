@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StorageError
-from .hub.named import is_remote
-from .hub.resolve import folder_of
+from .hub.resolve import folder_of, is_remote
 from .manifest import manifest as m
 from .pack.validate.budget import Budget
 from .pack.validate.validation import Report

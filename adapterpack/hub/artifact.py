@@ -1,4 +1,4 @@
-"""What a repository holds, by the file that says so, and what of it belongs to the artifact."""
+"""Recognizes the pack, bundle or PEFT adapter in a repository, reads its manifest, and compares the listing with it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..bundle.manifest import FILE_NAME as BUNDLE
+from ..bundle.manifest import parse_bundle
 from ..errors import FormatError, HubError
 from ..io.safe_open import TENSORS
 from ..manifest import manifest as m
@@ -16,12 +18,11 @@ from ..pack.pack import MUTABLE, SIGNATURE
 from ..pack.validate.checks import folder as files
 from ..pack.validate.finding import Finding
 from ..peft import layout
-from .transport.client import Listed, Remote
+from .transport.client import ListedFile, Remote
 from .transport.transfer import fetch
 
-BUNDLE = "adapterpack.bundle.json"
 KINDS = {m.FILE_NAME: "pack", BUNDLE: "bundle", layout.CONFIG: "peft"}
-"""The file that marks an artifact -> its kind, the first that is there."""
+"""The file that marks an artifact -> its kind; the first that a repository has decides."""
 CLOSED = (m.FILE_NAME, BUNDLE)
 """Those that list every file of their folder."""
 MAX_BYTES = 64 << 30
@@ -34,33 +35,33 @@ _PEFT_LIMIT = 8 << 30
 class Artifact:
     """A pack, a bundle or a PEFT adapter in a repository.
 
-    ``mark`` are the bytes of its manifest (PEFT: its config), ``files`` everything to download beside it, ``id`` the digest of the mark.
+    ``manifest_bytes`` are those of its manifest file (PEFT: its config), ``files`` what else to download, ``id`` the digest of those bytes.
     """
 
     kind: str
-    mark_name: str
-    mark: bytes
+    manifest_name: str
+    manifest_bytes: bytes
     files: tuple[FileEntry, ...]
     manifest: Any
 
     @property
     def id(self) -> str:
         """``sha256:`` and the digest of the manifest's bytes."""
-        return f"sha256:{hashlib.sha256(self.mark).hexdigest()}"
+        return f"sha256:{hashlib.sha256(self.manifest_bytes).hexdigest()}"
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return len(self.mark) + sum(entry.size for entry in self.files)
+        return len(self.manifest_bytes) + sum(entry.size for entry in self.files)
 
 
-def kind_in(listed: Mapping[str, Listed]) -> str | None:
+def kind_in(listed: Mapping[str, ListedFile]) -> str | None:
     """The kind of artifact that a tree holds, None for what is none, such as a base."""
     return next((kind for mark, kind in KINDS.items() if mark in listed), None)
 
 
-def open_remote(remote: Remote, listed: Mapping[str, Listed], scratch: Path, max_bytes: int = MAX_BYTES) -> Artifact:
-    """Reads the manifest alone; nothing else is downloaded. Whether the tree is its closed list is for the caller to ask.
+def open_remote(remote: Remote, listed: Mapping[str, ListedFile], scratch: Path, max_bytes: int = MAX_BYTES) -> Artifact:
+    """Reads the manifest alone; nothing else is downloaded, and the listing is not compared with it yet.
 
     Raises:
         FormatError: the manifest cannot be read; too large.
@@ -68,9 +69,8 @@ def open_remote(remote: Remote, listed: Mapping[str, Listed], scratch: Path, max
     """
     mark = next((name for name in KINDS if name in listed), None)
     if mark is None:
-        found = ", ".join(sorted(listed)[:5]) or "nothing"
-        raise HubError("the repository holds neither a pack nor a bundle nor a PEFT adapter", where=remote, found=found,
-                       expected=" or ".join(KINDS), remedy="name the repository of an adapter")
+        raise HubError("the repository holds neither a pack nor a bundle nor a PEFT adapter", where=remote, expected=" or ".join(KINDS),
+                       found=", ".join(sorted(listed)[:5]) or "nothing", remedy="name the repository of an adapter")
     if listed[mark].size > _MAX_MARK:
         raise FormatError("the manifest is too large", where=f"{remote}, {mark}", expected=f"at most {_MAX_MARK} bytes",
                           found=listed[mark].size)
@@ -83,19 +83,17 @@ def open_remote(remote: Remote, listed: Mapping[str, Listed], scratch: Path, max
     return artifact
 
 
-def _pack(remote: Remote, mark: str, data: bytes, listed: Mapping[str, Listed]) -> Artifact:
+def _pack(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFile]) -> Artifact:
     manifest = m.parse(data, f"{remote}, {mark}")
     return _closed(remote, Artifact("pack", mark, data, manifest.files, manifest), listed)
 
 
-def _bundle(remote: Remote, mark: str, data: bytes, listed: Mapping[str, Listed]) -> Artifact:
-    from ..bundle.manifest import parse_bundle  # noqa: PLC0415 - packs do not need what bundles need
-
+def _bundle(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFile]) -> Artifact:
     bundle = parse_bundle(data, f"{remote}, {mark}")
     return _closed(remote, Artifact("bundle", mark, data, bundle.files, bundle), listed)
 
 
-def _peft(remote: Remote, mark: str, data: bytes, listed: Mapping[str, Listed]) -> Artifact:
+def _peft(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFile]) -> Artifact:
     tensors = listed.get(TENSORS)
     if tensors is None:
         pickled = [name for name in listed if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
@@ -109,7 +107,7 @@ def _peft(remote: Remote, mark: str, data: bytes, listed: Mapping[str, Listed]) 
 _READERS = {"pack": _pack, "bundle": _bundle, "peft": _peft}
 
 
-def _closed(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed]) -> Artifact:
+def _closed(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile]) -> Artifact:
     signature = listed.get(SIGNATURE)
     if signature is not None and signature.size > _MAX_SIGNATURE:
         raise FormatError("the signature is too large", where=f"{remote}, {SIGNATURE}", expected=f"at most {_MAX_SIGNATURE} bytes",
@@ -117,7 +115,7 @@ def _closed(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed]) ->
     return artifact
 
 
-def require_closed(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed]) -> None:
+def require_closed(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile]) -> None:
     """Goes on only if the tree is the manifest's closed list.
 
     Raises:
@@ -132,7 +130,7 @@ _RULES = {"pack": (files.FORBIDDEN.id, files.UNLISTED.id, files.MISSING.id, file
           "bundle": ("AB102", "AB102", "AB103", "AB104", "AB104")}
 
 
-def differences(artifact: Artifact, listed: Mapping[str, Listed]) -> Iterator[Finding]:
+def differences(artifact: Artifact, listed: Mapping[str, ListedFile]) -> Iterator[Finding]:
     """Where the tree is not the manifest's closed list; nothing for a PEFT adapter, which has none."""
     if artifact.kind not in _RULES:
         return
@@ -142,16 +140,16 @@ def differences(artifact: Artifact, listed: Mapping[str, Listed]) -> Iterator[Fi
         return Finding(rule, "error", path, message, "push the artifact again", file=path)
 
     entries = {entry.path: entry for entry in artifact.files}
-    for path in sorted(listed.keys() - entries.keys() - MUTABLE - {artifact.mark_name}):
+    for path in sorted(listed.keys() - entries.keys() - MUTABLE - {artifact.manifest_name}):
         if PurePosixPath(path).suffix.casefold() in files.FORBIDDEN_SUFFIXES:
             yield at(forbidden, path, "a file of a kind that may not lie there")
         else:
             yield at(unlisted, path, "a file that the manifest does not list")
     for path, entry in sorted(entries.items()):
-        there = listed.get(path)
-        if there is None:
+        file = listed.get(path)
+        if file is None:
             yield at(missing, path, "a listed file is missing")
-        elif there.size != entry.size:
-            yield at(size, path, f"the file has {there.size} bytes, the manifest says {entry.size}")
-        elif there.sha256 not in {None, entry.sha256}:
+        elif file.size != entry.size:
+            yield at(size, path, f"the file has {file.size} bytes, the manifest says {entry.size}")
+        elif file.sha256 not in {None, entry.sha256}:
             yield at(digest, path, "the file's sha256 is not the manifest's: it was altered")

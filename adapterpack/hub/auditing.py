@@ -1,4 +1,4 @@
-"""Many repositories of a hub looked at in a row; what is wrong with one does not hide the others."""
+"""Validates many repositories of a hub one after another; an error in one does not hide the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .remote import validate_remote
 
 @dataclass(frozen=True)
 class Audited:
-    """One repository, or a folder in one: the report on it, or the error by name that kept it from being looked at."""
+    """One repository, or a folder in one: the report on it, or the error that prevented one."""
 
     repo: str
     report: Report | None
@@ -67,12 +67,13 @@ def _one(reference: names.Reference, pinned: Pinned | None, full: bool, budget: 
     return Audited(reference.address, report)
 
 
-def audit_sarif(found: Iterable[Audited], version: str) -> dict[str, Any]:
+def audit_sarif(results: Iterable[Audited], version: str) -> dict[str, Any]:
     """All reports as one SARIF log with a run each; a repository that could not be looked at is a run that failed."""
     runs = []
-    for one in found:
-        log = sarif(one.report or Report("pack", one.repo, None, (), (f"{one.repo}: {one.error}",), incomplete=True), version)
+    for result in results:
+        failed = Report("pack", result.repo, None, (), (f"{result.repo}: {result.error}",), incomplete=True)
+        log = sarif(result.report or failed, version)
         [run] = log["runs"]
-        runs.append({**run, "automationDetails": {"id": f"{one.repo}/"}})
+        runs.append({**run, "automationDetails": {"id": f"{result.repo}/"}})
     empty = sarif(Report("pack", "", None, ()), version)
     return {**empty, "runs": runs}

@@ -1,4 +1,4 @@
-"""A base on a hub by what costs next to nothing: the listing, the headers of its shards, and its small files. No weight is read."""
+"""Identifies a base on a hub from its listing, the headers of its shards, and its small files; no weight is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..base import fingerprint as fp
 from ..base.checkpoint import INDEX, SINGLE, Checkpoint
 from ..errors import FormatError, StorageError
 from . import names
-from .transport.client import Listed, Remote, connect, tree
+from .transport.client import ListedFile, Remote, connect, tree
 from .transport.headers import HeaderFile, read_header
 from .transport.transfer import fetch
 
@@ -31,7 +31,7 @@ _TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
 class RemoteBase(Checkpoint):
     """A checkpoint on a hub: names, dtypes, shapes, and the sha256 of its files as the hub lists them.
 
-    ``folder`` holds its index, its ``config.json`` and its templates; ``unread`` names files that nobody looked into.
+    ``folder`` holds its index, its ``config.json`` and its templates; ``unread`` names files that were not looked into.
 
     Raises:
         FormatError: a header is malformed, the index does not fit, or it is larger than such a thing can be.
@@ -41,7 +41,7 @@ class RemoteBase(Checkpoint):
 
     has_weights = False
 
-    def __init__(self, remote: Remote, listed: dict[str, Listed], scratch: Path) -> None:
+    def __init__(self, remote: Remote, listed: dict[str, ListedFile], scratch: Path) -> None:
         self.remote, self.listed, self.unread = remote, listed, list[str]()
         for name, limit in ((INDEX, _MAX_INDEX), ("config.json", _MAX_SMALL), *((template, _MAX_SMALL) for template in _TEMPLATES)):
             if name in listed and not (name == INDEX and SINGLE in listed):
@@ -108,14 +108,14 @@ class RemoteBase(Checkpoint):
 
     def has_file(self, name: str, sha256: str) -> bool | None:
         """Whether its file has this sha256; None if the hub does not list that and the file is not small enough to fetch."""
-        there = self.listed.get(name)
-        if there is None or there.sha256 is not None:
-            return there is not None and there.sha256 == sha256
-        if there.size > _MAX_HASHED:
+        file = self.listed.get(name)
+        if file is None or file.sha256 is not None:
+            return file is not None and file.sha256 == sha256
+        if file.size > _MAX_HASHED:
             self.unread.append(name)
             return None
         if not (self.folder / name).is_file():
-            fetch(self.remote, there, self.folder / name)
+            fetch(self.remote, file, self.folder / name)
         return super().has_file(name, sha256)
 
 

@@ -1,4 +1,4 @@
-"""Where pulled artifacts lie on this machine: packs in the store, bundles beside it by the digest of their manifest."""
+"""Keeps pulled artifacts on this machine: packs in the store, bundles in a folder named by the digest of their manifest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from ..io.atomic import publish
 from ..io.cache import cache_folder
 from ..pack.pack import Pack
 from ..pack.store import Store
+from ..runtime.validation import validate_bundle
 
 
-def kept(kind: str, identity: str) -> Path | None:
+def cached(kind: str, identity: str) -> Path | None:
     """The folder of an artifact that was pulled before, every byte hashed again; None if it is not there or was altered."""
     if kind != "bundle":
         try:
@@ -31,7 +32,7 @@ def kept(kind: str, identity: str) -> Path | None:
     return None
 
 
-def keep(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
+def store(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
     """Takes a staged artifact over, validated; its id, which for an imported one is that of the pack made of it, and its folder.
 
     Raises:
@@ -49,7 +50,7 @@ def keep(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
     return identity, target
 
 
-def copy(source: Path, target: Path) -> None:
+def copy_files(source: Path, target: Path) -> None:
     """The files of a folder into an empty one, without links and with write permission."""
     for path in sorted(source.rglob("*")):
         place = target / path.relative_to(source)
@@ -64,8 +65,6 @@ def _bundles() -> Path:
 
 
 def _require_bundle(folder: Path) -> None:
-    from ..runtime.validation import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
-
     report = validate_bundle(folder)
     for finding in report.findings:
         if finding.severity == "error":

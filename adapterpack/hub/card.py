@@ -1,4 +1,4 @@
-"""The model card of a pack or a bundle, rendered from its manifest and the report of its checks, and from nothing else.
+"""Renders the model card of a pack or a bundle from its manifest and its validation report, and from nothing else.
 
 Names from strangers stay text: the templates' environment escapes every value for Markdown.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from markupsafe import Markup
 
 from ..errors import printable
@@ -79,13 +80,11 @@ def _model_index(manifest: m.Manifest) -> list[dict[str, Any]] | None:
 
 
 def _render(template: str, header: Mapping[str, Any], at: names.Reference, report: Report, **values: Any) -> str:
-    import yaml  # noqa: PLC0415 - only a push needs it
-
-    known = {key: value for key, value in header.items() if value not in (None, [], "")}
-    # Of a question that was left open the topic alone: its words may name a place on a disk.
+    fields = {key: value for key, value in header.items() if value not in (None, [], "")}
+    # Only the topic of what was not checked: its words may name a place on a disk.
     topics = dict.fromkeys(text.partition(":")[0] for text in report.not_checked)
     return _environment().get_template(template).render(
-        header=Markup(yaml.safe_dump(known, sort_keys=True, allow_unicode=True, width=120)), mark=Markup(MARK), at=at,
+        header=Markup(yaml.safe_dump(fields, sort_keys=True, allow_unicode=True, width=120)), mark=Markup(MARK), at=at,
         state=report.state if report.valid else "not valid", open=", ".join(topics),
         warnings="; ".join(f"{finding.rule}: {finding.message}" for finding in report.findings), **values)
 

@@ -1,4 +1,4 @@
-"""A PEFT adapter of a hub as a pack that knows its base: the one that it names, by the listing and the headers of that one's repository."""
+"""Imports a PEFT adapter as a pack, and identifies the base that it names from the listing and the headers of its repository."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from . import names
 from .base import RemoteBase, remote_base
 
 
-def imported(folder: Path, token: str | None = None) -> tuple[Pack, tuple[str, ...]]:
-    """The pack made of a PEFT folder, its base identified if it can be read on the hub, and what there is to know about that.
+def import_peft(folder: Path, token: str | None = None) -> tuple[Pack, tuple[str, ...]]:
+    """The pack made of a PEFT folder, its base identified if it can be read on the hub, and notes on that.
 
     Raises:
         FormatError, Unsupported: the folder cannot be imported.
@@ -27,13 +27,13 @@ def imported(folder: Path, token: str | None = None) -> tuple[Pack, tuple[str, .
         with tempfile.TemporaryDirectory() as scratch:
             base = remote_base(names.Reference(hint.name, hint.commit or names.MAIN), Path(scratch), token)
             pack.require_base(base, allow_structural=True)
-            return _bound(pack, base), (f"its base was identified by the listing and the headers of {base.remote}",)
+            return _with_base(pack, base), (f"its base was identified by the listing and the headers of {base.remote}",)
     except AdapterpackError as error:
         return pack, (f"its base {hint.name} is known by name only: {error.what}",)
 
 
-def _bound(pack: Pack, base: RemoteBase) -> Pack:
-    known, model_type = base.fingerprint(), base.config.get("model_type")
-    told = dataclasses.replace(pack.manifest.base, commit=base.commit, structure=known.structure, files=known.files,
-                               model_type=model_type if isinstance(model_type, str) else None)
-    return sealed(dataclasses.replace(pack.manifest, base=told), pack.tensors, pack.extra)
+def _with_base(pack: Pack, base: RemoteBase) -> Pack:
+    fingerprint, model_type = base.fingerprint(), base.config.get("model_type")
+    identified = dataclasses.replace(pack.manifest.base, commit=base.commit, structure=fingerprint.structure, files=fingerprint.files,
+                                     model_type=model_type if isinstance(model_type, str) else None)
+    return sealed(dataclasses.replace(pack.manifest, base=identified), pack.tensors, pack.extra)

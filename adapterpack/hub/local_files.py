@@ -1,4 +1,4 @@
-"""Files that are about to be published: what a hub will call them, without reading again what was just checked."""
+"""Files to publish, with the digests by which a hub lists them; what was just validated is not read again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalFile:
     """One file by its size in bytes and its sha256 (hex); its bytes lie at a path, or are here."""
 
     content: Path | bytes
@@ -28,7 +28,7 @@ class Local:
     sha256: str
 
     @classmethod
-    def of(cls, content: Path | bytes) -> Local:
+    def of(cls, content: Path | bytes) -> LocalFile:
         """A file that no manifest lists: it is read and hashed."""
         if isinstance(content, bytes):
             return cls(content, len(content), hashlib.sha256(content).hexdigest())
@@ -36,13 +36,13 @@ class Local:
             return cls(content, content.stat().st_size, sha256_of(content))
 
     @classmethod
-    def listed(cls, folder: Path, entry: FileEntry) -> Local:
-        """A file as a manifest lists it, which was held against its bytes before."""
+    def listed(cls, folder: Path, entry: FileEntry) -> LocalFile:
+        """A file as a manifest lists it, whose digest was verified before."""
         return cls(folder / entry.path, entry.size, entry.sha256)
 
     @cached_property
     def git(self) -> str:
-        """Git's id of it, which hubs tell of small files; reads it."""
+        """Git's blob id, by which hubs list small files; reads the file."""
         hasher = hashlib.sha1(b"blob %d\x00" % self.size, usedforsecurity=False)
         with self.opened() as file:
             while chunk := file.read(_CHUNK):

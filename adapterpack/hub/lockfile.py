@@ -1,4 +1,4 @@
-"""What was pulled, by reference: repository, commit and digest, in a small file that a project keeps beside its code."""
+"""Pins what was pulled - reference, commit and digest - in a small file that a project keeps with its code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Lockfile:
         self.path = Path(path)
 
     def get(self, reference: names.Reference) -> Pinned | None:
-        """What the reference is pinned to.
+        """What the reference is pinned to, or None.
 
         Raises:
             FormatError: the file is something else.
@@ -95,6 +95,6 @@ def _pinned(entry: Any, where: str) -> Pinned:
     return Pinned(**entry)
 
 
-def known(reference: names.Reference) -> Lockfile:
+def machine_lockfile(reference: names.Reference) -> Lockfile:
     """What this machine pulled of a repository before, for when there is no network."""
     return Lockfile(cache_folder() / "hub" / f"{reference.repo.replace('/', '--')}.json")

@@ -1,4 +1,4 @@
-"""Names from strangers: repositories, folders in them, revisions, and paths inside a repository."""
+"""Checks names that strangers choose: repositories, folders in them, revisions, and paths inside a repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a push would publish: a checked pack or bundle, and its card; everything that must not leave this machine is refused here."""
+"""Prepares what a push publishes: a validated pack or bundle and its card; what must not leave this machine is refused here."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..bundle.manifest import FILE_NAME, read_bundle
 from ..errors import ConfigError, FormatError, StorageError
 from ..io.hashing import sha256_of
 from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack, sealed
 from ..pack.validate.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
 from ..pack.validate.validation import checked, load
+from ..runtime.validation import validate_bundle
 from . import names
 from .artifact import KINDS
 from .card import bundle_card, pack_card
-from .local_files import Local
+from .local_files import LocalFile
 from .transport.secret import refuse_secrets
 
 README = "README.md"
@@ -34,8 +36,8 @@ class Prepared:
     kind: str
     id: str
     label: str
-    files: dict[str, Local]
-    card: Local
+    files: dict[str, LocalFile]
+    card: LocalFile
 
 
 @contextmanager
@@ -52,15 +54,15 @@ def prepared(source: Pack | str | os.PathLike[str], to: names.Reference, base_mo
     kind = "pack" if isinstance(source, Pack) else _kind(Path(source))
     with tempfile.TemporaryDirectory() as scratch:
         if kind in {"pack", "peft"}:
-            found = _pack(source, Path(scratch), to, base_model, license_name)
+            ready = _pack(source, Path(scratch), to, base_model, license_name)
         elif kind == "bundle" and not isinstance(source, Pack):
-            found = _bundle(Path(source), to, base_model, license_name)
+            ready = _bundle(Path(source), to, base_model, license_name)
         else:
             raise FormatError("only packs, PEFT adapters and bundles are pushed", where=source, expected=" or ".join(KINDS),
                               remedy="convert it first (adapterpack convert --to pack)")
-        refuse_secrets({README: found.card.text(_MAX_TEXT), **{name: file.text(_MAX_TEXT) for name, file in found.files.items()
+        refuse_secrets({README: ready.card.text(_MAX_TEXT), **{name: file.text(_MAX_TEXT) for name, file in ready.files.items()
                                                                if PurePosixPath(name).suffix in _TEXT}})
-        yield found
+        yield ready
 
 
 def _kind(folder: Path) -> str | None:
@@ -86,16 +88,14 @@ def _pack(source: Pack | str | os.PathLike[str], scratch: Path, to: names.Refere
         folder, report = pack.write(scratch / "pack").path or scratch, None
     if report is None:  # what is sent was validated, whatever it was made from
         pack, report = checked(folder)
-    files = {m.FILE_NAME: Local.of(folder / m.FILE_NAME), **{entry.path: Local.listed(folder, entry) for entry in pack.manifest.files}}
+    listed = {entry.path: LocalFile.listed(folder, entry) for entry in pack.manifest.files}
+    files = {m.FILE_NAME: LocalFile.of(folder / m.FILE_NAME), **listed}
     if (folder / SIGNATURE).is_file():
-        files[SIGNATURE] = Local.of(folder / SIGNATURE)
-    return Prepared("pack", pack.id, pack.manifest.pack.name, files, Local.of(pack_card(pack, to, report).encode("utf-8")))
+        files[SIGNATURE] = LocalFile.of(folder / SIGNATURE)
+    return Prepared("pack", pack.id, pack.manifest.pack.name, files, LocalFile.of(pack_card(pack, to, report).encode("utf-8")))
 
 
 def _bundle(folder: Path, to: names.Reference, base_model: str | None, license_name: str | None) -> Prepared:
-    from ..bundle.manifest import FILE_NAME, read_bundle  # noqa: PLC0415 - packs do not need what bundles need
-    from ..runtime.validation import validate_bundle  # noqa: PLC0415
-
     report = validate_bundle(folder)
     if bad := next((finding for finding in report.findings if finding.severity == "error"), None):
         raise bad.error(f"the bundle is not valid, {bad.rule}: {bad.message}".rstrip("."), where=f"{folder}, {bad.where}",
@@ -108,10 +108,10 @@ def _bundle(folder: Path, to: names.Reference, base_model: str | None, license_n
     agreed = license_name or (licenses.pop() if len(licenses) == 1 else None)
     base = base_model or bundle.base.name
     _require_named(base, agreed, folder.name)
-    mark = Local.of(folder / FILE_NAME)
-    files = {FILE_NAME: mark, **{entry.path: Local.listed(folder, entry) for entry in bundle.files}}
+    mark = LocalFile.of(folder / FILE_NAME)
+    files = {FILE_NAME: mark, **{entry.path: LocalFile.listed(folder, entry) for entry in bundle.files}}
     card = bundle_card(bundle, to, str(base), str(agreed).lower(), report)
-    return Prepared("bundle", f"sha256:{mark.sha256}", folder.name, files, Local.of(card.encode("utf-8")))
+    return Prepared("bundle", f"sha256:{mark.sha256}", folder.name, files, LocalFile.of(card.encode("utf-8")))
 
 
 def _require_named(base: str | None, license_name: str | None, name: str) -> None:

@@ -1,4 +1,4 @@
-"""From a hub to this machine: a commit first, then its manifest, then only what that lists, hashed on the way."""
+"""Pulls an artifact from a hub: its commit first, then its manifest, then only what that lists, hashed while it arrives."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..io.cache import cache_folder
 from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack
 from . import bundle_cache, names
-from .artifact import MAX_BYTES, Artifact, open_remote, require_closed
+from .artifact import MAX_BYTES, Artifact, kind_in, open_remote, require_closed
 from .compare import changes
-from .importing import imported
-from .lockfile import Lockfile, Pinned, known
-from .transport.client import Listed, Remote, connect, offline, tree
-from .transport.partial import sweep
+from .importing import import_peft
+from .lockfile import Lockfile, Pinned, machine_lockfile
+from .transport.client import ListedFile, Remote, connect, offline, tree
+from .transport.partial import remove_old
 from .transport.transfer import fetch
 
 _SPARE = 256 << 20
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 class Pulled:
     """An artifact that lies on this machine, validated: from where, which, and at which ``path``.
 
-    ``folder`` is that of the repository, "" where the artifact is the whole of it.
+    ``folder`` is the one in the repository, "" where the artifact is the whole of it.
     ``changed`` says in words what an update changed, ``before`` what the lock file named until then; ``notes`` what else there is to know.
     """
 
@@ -61,7 +61,7 @@ def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool
 
     With a ``lock`` file what it pins is fetched, whatever the revision means by now; ``update`` pins what it means now. A PEFT adapter
     becomes a pack. Without network (``HF_HUB_OFFLINE``) what was pulled before is hashed again and used. A large file that breaks off goes
-    on where it was, also in a later pull. ``progress`` is told (bytes done, bytes in all).
+    on where it was, also in a later pull. ``progress`` is called with (bytes done, bytes in all).
 
     Raises:
         FormatError: larger than ``max_bytes``, not what its manifest lists, or not valid.
@@ -77,73 +77,74 @@ def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool
         refuse_existing(Path(out))
     file = None if lock is None else Lockfile(lock)
     before = None if file is None else file.get(reference)
-    found = _offline(reference, before, update) if offline() else _online(reference, before, update, max_bytes, token, progress)
-    pinned = Pinned(found.commit, found.kind, found.id)
+    pulled = _offline(reference, before, update) if offline() else _online(reference, before, update, max_bytes, token, progress)
+    pinned = Pinned(pulled.commit, pulled.kind, pulled.id)
     if file is not None and pinned != before:
         file.put(reference, pinned)
     if out is None:
-        return found
+        return pulled
     with output_folder(out) as folder:
-        bundle_cache.copy(found.path, folder)
-        _add_signature(found, folder, token)
-    return replace(found, path=Path(out))
+        bundle_cache.copy_files(pulled.path, folder)
+        _add_signature(pulled, folder, token)
+    return replace(pulled, path=Path(out))
 
 
-def fetched(remote: Remote, listed: dict[str, Listed], max_bytes: int = MAX_BYTES, progress: Progress | None = None) -> Pulled:
+def fetch_artifact(remote: Remote, listed: dict[str, ListedFile], max_bytes: int = MAX_BYTES,
+                   progress: Progress | None = None) -> Pulled:
     """The artifact of one commit, from the store or from the hub; remembered for when there is no network."""
     with scratch_folder() as name:
         scratch = Path(name) / remote.reference.name  # an imported adapter is called by its folder
         scratch.mkdir()
         artifact = open_remote(remote, listed, scratch, max_bytes)
         require_closed(remote, artifact, listed)
-        identity, path = artifact.id, None if artifact.kind == "peft" else bundle_cache.kept(artifact.kind, artifact.id)
+        identity, path = artifact.id, None if artifact.kind == "peft" else bundle_cache.cached(artifact.kind, artifact.id)
         notes: tuple[str, ...] = ()
         if path is None:
             download(remote, artifact, listed, scratch, progress)
             staged: Path | Pack = scratch
             if artifact.kind == "peft":
-                staged, told = imported(scratch, remote.token)
-                notes = ("a PEFT adapter: imported as a pack", *told)
-            identity, path = bundle_cache.keep(artifact.kind, artifact.id, staged)
-    for one in {remote.reference, remote.pinned}:
-        known(one).put(one, Pinned(remote.commit, artifact.kind, identity))
-    return _pulled(remote.reference, Pinned(remote.commit, artifact.kind, identity), path, notes)
+                staged, about_base = import_peft(scratch, remote.token)
+                notes = ("a PEFT adapter: imported as a pack", *about_base)
+            identity, path = bundle_cache.store(artifact.kind, artifact.id, staged)
+    pinned = Pinned(remote.commit, artifact.kind, identity)
+    for reference in {remote.reference, remote.pinned}:
+        machine_lockfile(reference).put(reference, pinned)
+    return _pulled(remote.reference, pinned, path, notes)
 
 
 def _online(reference: names.Reference, before: Pinned | None, update: bool, max_bytes: int, token: str | None,
             progress: Progress | None) -> Pulled:
     pinned = before is not None and not update
     remote = connect(reference.at(before.commit) if before and pinned else reference, token)
-    found = fetched(remote, tree(remote), max_bytes, progress)
-    found = replace(found, revision=reference.revision)
+    pulled = replace(fetch_artifact(remote, tree(remote), max_bytes, progress), revision=reference.revision)
     if before is None:
-        return found
+        return pulled
     if update:
-        return replace(found, before=before, changed=changes(before, found.kind, found.id, found.path))
-    if found.kind != "peft" and found.id != before.id:
-        raise FormatError("the commit holds another artifact than the lock file pins", where=remote, expected=before.id, found=found.id,
+        return replace(pulled, before=before, changed=changes(before, pulled.kind, pulled.id, pulled.path))
+    if pulled.kind != "peft" and pulled.id != before.id:
+        raise FormatError("the commit holds another artifact than the lock file pins", where=remote, expected=before.id, found=pulled.id,
                           remedy="ask who owns the repository; --update accepts it")
     now = connect(reference, token).commit
     moved = () if now == before.commit else (f"{reference.revision} is at {now} by now; the lock file pins {before.commit} (--update)",)
-    return replace(found, notes=(*found.notes, *moved))
+    return replace(pulled, notes=(*pulled.notes, *moved))
 
 
 def _offline(reference: names.Reference, before: Pinned | None, update: bool) -> Pulled:
     """What was pulled before, by the lock file or by what this machine remembers."""
-    pinned = before or known(reference).get(reference)
+    pinned = before or machine_lockfile(reference).get(reference)
     if update or pinned is None:
         raise HubOffline("the network may not be used, and this was not pulled before", where=reference,
                          remedy="unset HF_HUB_OFFLINE and pull it once")
-    path = bundle_cache.kept(pinned.kind, pinned.id)
+    path = bundle_cache.cached(pinned.kind, pinned.id)
     if path is None:
         raise HubOffline("the network may not be used, and what was pulled is not in the store any more", where=reference,
                          expected=pinned.id, remedy="unset HF_HUB_OFFLINE and pull it again")
     return _pulled(reference, pinned, path, ("from the store: no network",))
 
 
-def download(remote: Remote, artifact: Artifact, listed: Mapping[str, Listed], scratch: Path,
+def download(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile], scratch: Path,
              progress: Progress | None = None) -> None:
-    """Every file beside the manifest, into the folder where the manifest is, each hashed on the way.
+    """Downloads every file but the manifest into the folder where that is, each hashed while it arrives.
 
     Raises:
         FormatError: another file than is listed.
@@ -173,15 +174,15 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
     """A folder for what comes in, on the disk where it will lie."""
     place = own_folder(cache_folder() / "incoming")
     with storage_errors(place):
-        sweep(place, _KEPT_SECONDS)
+        remove_old(place, _KEPT_SECONDS)
         return tempfile.TemporaryDirectory(dir=place)
 
 
-def _add_signature(found: Pulled, folder: Path, token: str | None) -> None:
+def _add_signature(pulled: Pulled, folder: Path, token: str | None) -> None:
     """The detached signature, which the store does not keep: it is no part of the pack."""
-    if found.kind != "pack" or offline():
+    if pulled.kind != "pack" or offline():
         return
-    remote = connect(names.Reference(found.repo, found.commit, found.folder), token)
+    remote = connect(names.Reference(pulled.repo, pulled.commit, pulled.folder), token)
     if signature := tree(remote).get(SIGNATURE):
         fetch(remote, signature, folder / SIGNATURE)
 
@@ -197,14 +198,12 @@ def local_copy(reference: names.Reference) -> Path | None:
         HubError: by name.
     """
     if offline():
-        pinned = known(reference).get(reference)
+        pinned = machine_lockfile(reference).get(reference)
         if pinned is None:
             return None
-        if path := bundle_cache.kept(pinned.kind, pinned.id):
+        if path := bundle_cache.cached(pinned.kind, pinned.id):
             return path
         raise HubError("what was pulled is not in the store any more", where=reference, remedy="unset HF_HUB_OFFLINE and pull it again")
-    from .artifact import kind_in  # noqa: PLC0415
-
     remote = connect(reference)
     listed = tree(remote)
-    return None if kind_in(listed) is None else fetched(remote, listed).path
+    return None if kind_in(listed) is None else fetch_artifact(remote, listed).path

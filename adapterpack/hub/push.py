@@ -1,4 +1,4 @@
-"""From this machine to a hub: one commit on the head that was seen, and a second look at what arrived."""
+"""Pushes an artifact to a hub: one commit on top of the head that was read, and then a comparison with what arrived."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from ..manifest import manifest as m
 from ..pack.pack import MUTABLE, SIGNATURE, Pack
 from . import names
 from .artifact import CLOSED, KINDS, open_remote
+from .card import MARK
 from .prepare import README, Prepared, prepared
-from .transport.client import Listed, Remote, again, below, connect, endpoint, hub_errors, tree
+from .transport.client import ListedFile, Remote, connect, endpoint, hub_errors, in_folder, tree, with_retries
 from .transport.commit import NewCommit, commit
 from .transport.http import Endpoint, post_json
 from .transport.transfer import fetch
@@ -55,10 +56,10 @@ def push(pack: Pack | str | os.PathLike[str], target: str, *, pr: bool = False, 
          token: str | None = None, progress: Callable[[int, int], None] | None = None) -> Pushed:
     """Publishes a pack or a bundle in a repository of a hub as one commit, after checking it, and reads back what arrived.
 
-    A folder in the repository is as good as a whole one: what lies beside it stays. Equal content is left alone. ``pr`` opens a pull
+    A folder in the repository is as good as a whole one: files outside of it stay. Equal content is left alone. ``pr`` opens a pull
     request; ``tag`` names the commit; ``private`` is for a repository that is made anew. ``base_model`` (OWNER/NAME) and ``license`` say
     what a pack does not; such a pack has another id. Large files go in parts where the hub takes them so: a push that was interrupted goes
-    on with the part that is missing. ``progress`` is told (bytes done, bytes in all).
+    on with the part that is missing. ``progress`` is called with (bytes done, bytes in all).
 
     Raises:
         ConfigError: no usable name of the base, no license, a secret, or files in the repository that belong to something else.
@@ -75,24 +76,25 @@ def push(pack: Pack | str | os.PathLike[str], target: str, *, pr: bool = False, 
         raise ConfigError("this cannot be a tag", where="tag", found=tag,
                           remedy="a pull request has none; else use letters, digits and . _ -")
     with prepared(pack, reference, base_model, license) as ours:
-        return _Push(reference, ours, token, progress or _ignore).run(pr=pr, tag=tag, private=private, dry_run=dry_run, message=message)
+        push = _Push(reference, ours, token, progress or (lambda done, total: None))
+        return push.run(pr=pr, tag=tag, private=private, dry_run=dry_run, message=message)
 
 
 class _Push:
-    """One push: what is there, what is missing, the commit, the proof."""
+    """One push: what the repository has, what is missing, the commit, the comparison with what arrived."""
 
     def __init__(self, reference: names.Reference, ours: Prepared, token: str | None, progress: Callable[[int, int], None]) -> None:
         self.reference, self.ours, self.token, self.progress = reference, ours, token, progress
         self.files = {**ours.files, README: ours.card}
 
     def run(self, *, pr: bool, tag: str | None, private: bool, dry_run: bool, message: str | None) -> Pushed:
-        """Goes through with it."""
+        """Makes the push."""
         remote, created = self._remote(private, pr, dry_run)
-        whole = {} if remote is None else tree(remote.above)
-        there = below(whole, self.reference.prefix)
+        whole = {} if remote is None else tree(remote.whole_repo)
+        there = in_folder(whole, self.reference.prefix)
         if strange := next((path for path in self._enclosing() if path in whole), None):
             raise ConfigError("the folder lies in that of another artifact, whose list of files is closed", where=self.reference,
-                              found=strange, remedy="push to a folder beside it, or to another repository")
+                              found=strange, remedy="push to a folder outside of it, or to another repository")
         send = [name for name in sorted(self.files) if not self._equal(name, there.get(name))]
         if README in send and remote is not None and README in there and not self._is_ours(remote, there[README]):
             send.remove(README)
@@ -105,10 +107,10 @@ class _Push:
         if dry_run or remote is None:
             return result
         if not send and not delete:  # equal content
-            return dataclasses.replace(result, tag=self._tagged(tag, remote.commit))
+            return dataclasses.replace(result, tag=self._set_tag(tag, remote.commit))
         made = self._commit(remote, send, delete, pr, message)
-        self._prove(dataclasses.replace(remote, commit=made.oid), whole, kept=README in there and README not in send)
-        return dataclasses.replace(result, commit=made.oid, pull_request=made.pull_request, tag=self._tagged(tag, made.oid))
+        self._verify(dataclasses.replace(remote, commit=made.oid), whole, kept=README in there and README not in send)
+        return dataclasses.replace(result, commit=made.oid, pull_request=made.pull_request, tag=self._set_tag(tag, made.oid))
 
     def _remote(self, private: bool, pr: bool, dry_run: bool) -> tuple[Remote | None, bool]:
         """The head of the branch, and whether the repository had to be made."""
@@ -131,22 +133,20 @@ class _Push:
         parents = PurePosixPath(self.reference.folder).parents if self.reference.folder else ()
         return ((parent / mark).as_posix() for parent in parents for mark in CLOSED)
 
-    def _equal(self, name: str, listed: Listed | None) -> bool:
+    def _equal(self, name: str, listed: ListedFile | None) -> bool:
         ours = self.files[name]
         if listed is None or listed.size != ours.size:
             return False
         return listed.sha256 == ours.sha256 if listed.sha256 else listed.git == ours.git
 
-    def _is_ours(self, remote: Remote, card: Listed) -> bool:
-        from .card import MARK  # noqa: PLC0415
-
+    def _is_ours(self, remote: Remote, card: ListedFile) -> bool:
         if card.size > _MAX_CARD:
             return False
         with tempfile.TemporaryDirectory() as scratch:
             fetch(remote, card, Path(scratch) / README)
             return MARK.encode() in (Path(scratch) / README).read_bytes()
 
-    def _stale(self, remote: Remote, there: Mapping[str, Listed]) -> list[str]:
+    def _stale(self, remote: Remote, there: Mapping[str, ListedFile]) -> list[str]:
         """Files of what was there before; anything else that lies in the repository stops the push."""
         extra = sorted(there.keys() - self.files.keys() - (MUTABLE - {SIGNATURE}))
         if not extra:
@@ -155,8 +155,7 @@ class _Push:
         if mark := next((name for name in KINDS if name in there), None):
             with tempfile.TemporaryDirectory() as scratch:
                 try:
-                    found = open_remote(remote, there, Path(scratch))
-                    before |= {mark, *(entry.path for entry in found.files)}
+                    before |= {mark, *(entry.path for entry in open_remote(remote, there, Path(scratch)).files)}
                 except FormatError:
                     before |= {mark}  # a broken one: only what it surely was is replaced
         if strange := [name for name in extra if name not in before]:
@@ -173,16 +172,16 @@ class _Push:
     def _post(self, path: str, value: dict[str, Any]) -> None:
         hub = Endpoint(endpoint(), self.token)
         with hub_errors(self.reference):
-            again(lambda: post_json(f"{hub.url}/api/{path}", hub, self.reference, value))
+            with_retries(lambda: post_json(f"{hub.url}/api/{path}", hub, self.reference, value))
 
-    def _prove(self, remote: Remote, before: Mapping[str, Listed], kept: bool) -> None:
-        """What the hub lists now is what was sent, and nothing else; what lies beside the folder is as it was ``before``."""
-        whole, prefix = tree(remote.above), self.reference.prefix
-        there = below(whole, prefix)
+    def _verify(self, remote: Remote, before: Mapping[str, ListedFile], kept: bool) -> None:
+        """What the hub lists now is what was sent, and nothing else; files outside of the folder are as they were ``before``."""
+        whole, prefix = tree(remote.whole_repo), self.reference.prefix
+        there = in_folder(whole, prefix)
         wrong = [name for name in self.files if not (kept and name == README) and not self._equal(name, there.get(name))]
         wrong += sorted(there.keys() - self.files.keys() - MUTABLE)
-        beside = [path for path in before.keys() | whole.keys() if not path.startswith(prefix)]
-        wrong += sorted(path for path in beside if whole.get(path) != before.get(path))
+        outside = [path for path in before.keys() | whole.keys() if not path.startswith(prefix)]
+        wrong += sorted(path for path in outside if whole.get(path) != before.get(path))
         if wrong:
             raise FormatError("what arrived at the hub is not what was sent", where=remote, found=", ".join(wrong[:5]),
                               remedy="push again; do not use that commit")
@@ -190,27 +189,24 @@ class _Push:
     def _require_free(self, tag: str, head: str, changes: bool) -> None:
         """A tag that is there may only be met again by a push that changes nothing."""
         try:
-            found = connect(names.Reference(self.reference.repo, tag), self.token).commit
+            tagged = connect(names.Reference(self.reference.repo, tag), self.token).commit
         except RevisionNotFound:
             return
-        if changes or found != head:
-            raise HubConflict("the tag is taken, and tags do not move", where=f"{self.reference.repo}@{tag}", found=found,
+        if changes or tagged != head:
+            raise HubConflict("the tag is taken, and tags do not move", where=f"{self.reference.repo}@{tag}", found=tagged,
                               remedy="choose another tag; nothing was sent")
 
-    def _tagged(self, tag: str | None, oid: str) -> str | None:
+    def _set_tag(self, tag: str | None, oid: str) -> str | None:
         """Sets the tag; one that is there already must be on this very commit, for a tag never moves."""
         if tag is None:
             return None
         try:
-            found = connect(names.Reference(self.reference.repo, tag), self.token).commit
+            tagged = connect(names.Reference(self.reference.repo, tag), self.token).commit
         except RevisionNotFound:
             self._post(f"models/{self.reference.repo}/tag/{oid}", {"tag": tag})
             return tag
-        if found != oid:
+        if tagged != oid:
             raise HubConflict("the tag is on another commit, and tags do not move", where=f"{self.reference.repo}@{tag}", expected=oid,
-                              found=found, remedy="choose another tag; the commit itself is there")
+                              found=tagged, remedy="choose another tag; the commit itself is there")
         return tag
 
-
-def _ignore(done: int, total: int) -> None:
-    """Nobody asked."""

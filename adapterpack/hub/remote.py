@@ -1,4 +1,4 @@
-"""Validation of what lies on a hub: the listing, the manifest and, unless everything is asked for, no more than headers."""
+"""Validates an artifact on a hub from its listing, its manifest and headers, or with ``full`` from all of its bytes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ..pack.validate.checks import reading
 from ..pack.validate.finding import Report
 from ..pack.validate.open_questions import NO_BASE
 from ..pack.validate.validation import examine
+from ..runtime.validation import validate_bundle
 from . import names
 from .artifact import differences, open_remote
-from .outline import OUTLINES, Look
+from .header_checks import HEADER_REPORTS, RemoteContext
 from .pull import download, scratch_folder
 from .transport.client import connect, tree
 
@@ -38,12 +39,11 @@ def validate_remote(reference: str, base: Path | str | None = None, *, full: boo
             raise
         except AdapterpackError as error:
             return Report("pack", str(remote), None, (reading.unreadable(error, Path(str(remote))),))
-        found = list(differences(artifact, listed))
-        if found:
-            return Report(artifact.kind, str(remote), artifact.id, tuple(found))
-        look = Look(remote, artifact, listed, folder, Path(scratch) / "base", base, budget, allow_structural, token)
+        if findings := tuple(differences(artifact, listed)):
+            return Report(artifact.kind, str(remote), artifact.id, findings)
+        context = RemoteContext(remote, artifact, listed, folder, Path(scratch) / "base", base, budget, allow_structural, token)
         try:
-            report = _whole(look) if full else OUTLINES[artifact.kind](look)
+            report = _whole(context) if full else HEADER_REPORTS[artifact.kind](context)
         except Spent as spent:
             return Report(artifact.kind, str(remote), artifact.id, (), (str(spent),), incomplete=True)
         except HubError:
@@ -53,16 +53,14 @@ def validate_remote(reference: str, base: Path | str | None = None, *, full: boo
     return report._replace(path=str(remote))
 
 
-def _whole(look: Look) -> Report:
+def _whole(context: RemoteContext) -> Report:
     """Everything downloaded and checked; of a base on a hub the headers."""
-    download(look.remote, look.artifact, look.listed, look.folder)
-    base, why = look.known_base()
-    if look.artifact.kind == "bundle":
-        from ..runtime.validation import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
-
-        report = validate_bundle(look.folder, base, full=True, budget=look.budget, allow_structural=look.allow_structural)
+    download(context.remote, context.artifact, context.listed, context.folder)
+    base, why = context.readable_base()
+    if context.artifact.kind == "bundle":
+        report = validate_bundle(context.folder, base, full=True, budget=context.budget, allow_structural=context.allow_structural)
     else:
-        report = examine(look.folder, base, True, look.budget, look.allow_structural)[0]
-    left = look.left_open(base, report.base)
-    told = (*(text for text in report.not_checked if text != NO_BASE), *why, *left)
-    return report._replace(not_checked=told, incomplete=report.incomplete or bool(left))
+        report = examine(context.folder, base, True, context.budget, context.allow_structural)[0]
+    left = context.open_questions(base, report.base)
+    not_checked = (*(text for text in report.not_checked if text != NO_BASE), *why, *left)
+    return report._replace(not_checked=not_checked, incomplete=report.incomplete or bool(left))

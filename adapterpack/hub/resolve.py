@@ -1,9 +1,18 @@
-"""A base or a pack by what the user typed: a folder, a hub id, or an ``hf://`` reference."""
+"""Finds the folder behind what the user typed: a local folder, a hub id, or an ``hf://`` reference, which is downloaded."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+from ..errors import AdapterpackError, ConfigError, HubError, StorageError
+from . import names
+from .transport.client import endpoint, redacted
+from .transport.official import guarded_downloads
+
+_WITHOUT_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+"""The oldest bases on the public hub have no owner."""
 
 
 def folder_of(reference: str | os.PathLike[str]) -> Path:
@@ -20,8 +29,56 @@ def folder_of(reference: str | os.PathLike[str]) -> Path:
         True
     """
     path = Path(reference)
-    if path.exists():
-        return path
-    from .named import fetched  # noqa: PLC0415 - only a named hub pays for it
+    return path if path.exists() else _download(str(reference))
 
-    return fetched(reference)
+
+def is_remote(reference: object) -> bool:
+    """Whether a reference names a hub beyond doubt."""
+    return str(reference).startswith(names.SCHEME)
+
+
+def _download(text: str) -> Path:
+    remote = is_remote(text)
+    reference = _parsed(text, remote)
+    if reference is None:
+        raise StorageError("there is no such folder", where=text, remedy="name a folder, or a hub model as hf://org/name")
+    from .pull import local_copy  # noqa: PLC0415 - every command imports this module, and few of them a hub
+
+    try:
+        artifact = local_copy(reference) if names.is_repo(reference.repo) else None
+        return artifact or _base(reference)
+    except HubError as error:
+        if remote:
+            raise
+        raise _unreachable(text, str(error)) from error
+    except AdapterpackError:
+        raise
+    except Exception as error:
+        raise _unreachable(text, f"{type(error).__name__}: {error}") from error
+
+
+def _parsed(text: str, remote: bool) -> names.Reference | None:
+    """What a hub could mean by it. A folder in a repository has to be written with hf://, for it looks like one on this disk."""
+    address, _, revision = text.removeprefix(names.SCHEME).partition("@")
+    if remote and _WITHOUT_OWNER.fullmatch(address):
+        return names.Reference(address, revision or names.MAIN) if names.is_revision(revision or names.MAIN) else None
+    try:
+        reference = names.parse(text)
+    except ConfigError:
+        return None
+    return reference if remote or not reference.folder else None
+
+
+def _base(reference: names.Reference) -> Path:
+    """A base model's files: the official client keeps them, and they are checked by what they contain."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a named hub pays for it
+
+    patterns = [f"{reference.prefix}{pattern}" for pattern in ("*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model")]
+    with guarded_downloads(endpoint()):
+        folder = snapshot_download(reference.repo, revision=reference.revision, endpoint=endpoint(), allow_patterns=patterns)
+    return Path(folder) / reference.folder
+
+
+def _unreachable(reference: str, reason: str) -> StorageError:
+    return StorageError(f"neither a folder nor reachable on the hub: {redacted(reason.partition(chr(10))[0])[:200]}", where=reference,
+                        remedy="check the name, the network and HF_ENDPOINT, or name a local folder")

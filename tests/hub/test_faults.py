@@ -121,7 +121,7 @@ def test_a_hub_without_ranges_is_read_from_its_beginning_only(hub: Hub, there: s
     assert adapterpack.validate("hf://org/tickets").findings == ()
     remote = client.connect(client.names.parse("hf://org/tickets"))
     with pytest.raises(HubError, match="does not send ranges"):
-        transfer.read(remote, "adapter_model.safetensors", 8, 4)
+        transfer.read_range(remote, "adapter_model.safetensors", 8, 4)
 
 
 def test_a_stale_parent_is_a_conflict_and_a_second_push_goes_on_top(hub: Hub) -> None:

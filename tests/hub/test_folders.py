@@ -19,7 +19,7 @@ from adapterpack.hub.transport import client
 pytestmark = pytest.mark.fast
 
 
-def listing(address: str) -> dict[str, client.Listed]:
+def listing(address: str) -> dict[str, client.ListedFile]:
     return client.tree(client.connect(names.parse(address)))
 
 

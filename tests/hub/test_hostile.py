@@ -172,7 +172,7 @@ def serves(host: Host, **more: Callable[[Asked], None]) -> None:
     host.answers = answers
 
 
-def listed() -> dict[str, client.Listed]:
+def listed() -> dict[str, client.ListedFile]:
     return client.tree(client.connect(names.parse("org/name")))
 
 
@@ -210,7 +210,7 @@ def test_bytes_from_another_host_come_without_the_token(hub: Host, other: Host) 
     """A download link: the hub hears the token, the host that keeps its files does not."""
     serves(hub, resolve=lambda asked: asked.say(302, Location=f"{other.address}/bytes", X_Repo_Commit=COMMIT))
     other.answers = lambda asked: asked.say(data=b"bytes")
-    assert transfer.read(remote(), "a.bin", 0, 5) == b"bytes"
+    assert transfer.read_range(remote(), "a.bin", 0, 5) == b"bytes"
     assert hub.seen == [(f"GET /org/name/resolve/{COMMIT}/a.bin", f"Bearer {WRITE}")]
     assert other.seen == [("GET /bytes", None)]
 
@@ -454,6 +454,6 @@ def test_the_bytes_of_a_file_are_bounded(name: str, hub: Host, tmp_path: Path) -
         act(asked)
 
     serves(hub, resolve=resolve)
-    file = client.Listed("a.bin", 4 << 30, "0" * 64, None)
+    file = client.ListedFile("a.bin", 4 << 30, "0" * 64, None)
     bounded(hub, lambda: transfer.fetch(remote(), file, tmp_path / "a.bin"), says)
     assert not (tmp_path / "a.bin").exists()

@@ -18,7 +18,7 @@ import adapterpack
 from adapterpack.bundle.manifest import FILE_NAME, Bundle, BundledAdapter
 from adapterpack.hub import names
 from adapterpack.hub.transport import transfer
-from adapterpack.hub.transport.client import Listed, connect, tree
+from adapterpack.hub.transport.client import ListedFile, connect, tree
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 
@@ -98,7 +98,7 @@ def test_what_was_kept_of_another_file_is_not_built_upon(hub: Hub, tmp_path: Pat
     """A partial file whose bytes are others, shorter or longer, costs a second download and never a wrong result."""
     adapterpack.push(make_bundle(tmp_path / "bundle"), "hf://org/tampered", license="mit")
     remote = connect(names.parse("hf://org/tampered"))
-    listed: Listed = tree(remote)["model.onnx.data"]
+    listed: ListedFile = tree(remote)["model.onnx.data"]
     partial = tmp_path / "cache" / "partial"
     partial.mkdir(parents=True)
     for kept in (b"x" * 1000, b"x" * (SIZE + 5), b"x" * SIZE):

@@ -1,4 +1,4 @@
-"""Who may read and write: tokens from a file, kept as digests, and signed addresses for uploads, which carry no token."""
+"""Decides who may read and write: by tokens from a file, kept as digests, and by signed addresses for uploads, which carry no token."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ class Access:
         scheme, _, token = (authorization or "").partition(" ")
         if not token:
             return None
-        found = self.accounts.get(_digest(token.strip())) if scheme.lower() == "bearer" else None
-        if found is None:
+        account = self.accounts.get(_digest(token.strip())) if scheme.lower() == "bearer" else None
+        if account is None:
             raise Refused(401, "Unauthorized", "Invalid credentials in Authorization header")
-        return found
+        return account
 
     @staticmethod
     def require_writer(account: Account | None) -> None:

@@ -28,8 +28,8 @@ _TEXT = 4 << 20
 _COMMIT = 64 << 20
 
 
-class Rule(NamedTuple):
-    """What a client can ask: a method at a path. ``writes``: it takes a token that may write; ``most``: the bytes that its body may have.
+class RouteSpec(NamedTuple):
+    """What a client can ask: a method at a path. ``writes``: it takes a token that may write; ``max_bytes``: those that its body may have.
 
     Uploads are bounded by their address instead, which was signed for so many bytes.
     """
@@ -38,32 +38,32 @@ class Rule(NamedTuple):
     path: str
     handler: Handler
     writes: bool = False
-    most: int | None = 0
+    max_bytes: int | None = 0
 
 
-ROUTES: tuple[Rule, ...] = (
-    Rule("GET", "/api/whoami-v2", reading.whoami),
-    Rule("GET", "/api/models", reading.models),
-    Rule("GET", "/api/models/{org}/{name}", reading.info),
-    Rule("GET", "/api/models/{org}/{name}/revision/{rev}", reading.info),
-    Rule("GET", "/api/models/{org}/{name}/tree/{rev}", reading.tree),
-    Rule("GET", "/api/models/{org}/{name}/tree/{rev}/{path:path}", reading.tree),
-    Rule("POST", "/api/models/{org}/{name}/paths-info/{rev}", reading.paths_info, most=_FORM),
-    Rule("GET", "/api/models/{org}/{name}/refs", reading.refs),
-    Rule("GET", "/{org}/{name}/resolve/{rev}/{path:path}", reading.resolve),  # HEAD comes with it
-    Rule("POST", "/api/repos/create", writing.create, writes=True, most=_FORM),
-    Rule("PUT", "/api/models/{org}/{name}/settings", writing.settings, writes=True, most=_FORM),
-    Rule("POST", "/api/models/{org}/{name}/user-access-request/grant", writing.grant, writes=True, most=_FORM),
-    Rule("POST", "/api/validate-yaml", writing.validate_yaml, writes=True, most=_TEXT),
-    Rule("POST", "/api/models/{org}/{name}/preupload/{rev}", writing.preupload, writes=True, most=_TEXT),
-    Rule("POST", "/{org}/{name}/info/lfs/objects/batch", large.batch, writes=True, most=_FORM),
-    Rule("PUT", "/lfs/{sha256}", large.upload, most=None),
-    Rule("PUT", "/lfs/{sha256}/{number}", large.upload_part, most=None),
-    Rule("POST", "/lfs/{sha256}", large.complete, most=_FORM),
-    Rule("POST", "/api/models/{org}/{name}/commit/{rev}", writing.commit, writes=True, most=_COMMIT),
-    Rule("POST", "/api/models/{org}/{name}/tag/{rev}", writing.tag, writes=True, most=_FORM),
-    Rule("DELETE", "/api/models/{org}/{name}/tag/{rev}", writing.drop_tag, writes=True),
-    Rule("POST", "/api/models/{org}/{name}/branch/{rev}", writing.branch, writes=True, most=_FORM),
+ROUTES: tuple[RouteSpec, ...] = (
+    RouteSpec("GET", "/api/whoami-v2", reading.whoami),
+    RouteSpec("GET", "/api/models", reading.models),
+    RouteSpec("GET", "/api/models/{org}/{name}", reading.info),
+    RouteSpec("GET", "/api/models/{org}/{name}/revision/{rev}", reading.info),
+    RouteSpec("GET", "/api/models/{org}/{name}/tree/{rev}", reading.tree),
+    RouteSpec("GET", "/api/models/{org}/{name}/tree/{rev}/{path:path}", reading.tree),
+    RouteSpec("POST", "/api/models/{org}/{name}/paths-info/{rev}", reading.paths_info, max_bytes=_FORM),
+    RouteSpec("GET", "/api/models/{org}/{name}/refs", reading.refs),
+    RouteSpec("GET", "/{org}/{name}/resolve/{rev}/{path:path}", reading.resolve),  # HEAD comes with it
+    RouteSpec("POST", "/api/repos/create", writing.create, writes=True, max_bytes=_FORM),
+    RouteSpec("PUT", "/api/models/{org}/{name}/settings", writing.settings, writes=True, max_bytes=_FORM),
+    RouteSpec("POST", "/api/models/{org}/{name}/user-access-request/grant", writing.grant, writes=True, max_bytes=_FORM),
+    RouteSpec("POST", "/api/validate-yaml", writing.validate_yaml, writes=True, max_bytes=_TEXT),
+    RouteSpec("POST", "/api/models/{org}/{name}/preupload/{rev}", writing.preupload, writes=True, max_bytes=_TEXT),
+    RouteSpec("POST", "/{org}/{name}/info/lfs/objects/batch", large.batch, writes=True, max_bytes=_FORM),
+    RouteSpec("PUT", "/lfs/{sha256}", large.upload, max_bytes=None),
+    RouteSpec("PUT", "/lfs/{sha256}/{number}", large.upload_part, max_bytes=None),
+    RouteSpec("POST", "/lfs/{sha256}", large.complete, max_bytes=_FORM),
+    RouteSpec("POST", "/api/models/{org}/{name}/commit/{rev}", writing.commit, writes=True, max_bytes=_COMMIT),
+    RouteSpec("POST", "/api/models/{org}/{name}/tag/{rev}", writing.tag, writes=True, max_bytes=_FORM),
+    RouteSpec("DELETE", "/api/models/{org}/{name}/tag/{rev}", writing.drop_tag, writes=True),
+    RouteSpec("POST", "/api/models/{org}/{name}/branch/{rev}", writing.branch, writes=True, max_bytes=_FORM),
 )
 """What a client of this hub can ask."""
 
@@ -76,14 +76,14 @@ def build(folder: str | os.PathLike[str], access: Access | None = None, part: in
         >>> [route.path for route in build(tempfile.mkdtemp()).routes][0]
         '/api/whoami-v2'
     """
-    app = Starlette(routes=[Route(rule.path, _answering(rule), methods=[rule.method]) for rule in ROUTES])
+    app = Starlette(routes=[Route(route.path, _handler(route), methods=[route.method]) for route in ROUTES])
     app.state.storage, app.state.access, app.state.part = Storage(folder), access or Access(), part
     app.state.parts = Parts(app.state.storage)
-    app.add_middleware(WholeSegments)
+    app.add_middleware(AddressMiddleware)
     return app
 
 
-class WholeSegments:
+class AddressMiddleware:
     """Splits paths where the client split them, and keeps control characters out of headers, both ways.
 
     A revision may hold a slash, which clients write as %2F: it stays one segment of the path until a handler asks for it.
@@ -94,7 +94,7 @@ class WholeSegments:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes the request on, unless its address holds a control character."""
-        async def plainly(message: Any) -> None:
+        async def send_clean(message: Any) -> None:
             if message["type"] == "http.response.start":  # whatever an answer repeats: it may not end a header and begin another
                 message = {**message, "headers": [(key, _CONTROL.sub(b"?", value).strip()) for key, value in message["headers"]]}
             await send(message)
@@ -104,23 +104,23 @@ class WholeSegments:
             segments = [unquote(part).replace("/", "%2F") for part in raw.partition(b"?")[0].decode("latin-1").split("/")]
             scope = {**scope, "path": "/".join(segments)}
             if _CONTROL.search(unquote_to_bytes(raw + b"?" + scope["query_string"])):
-                await _refusal(Refused(400, "BadRequest", "No address holds a control character"))(scope, receive, plainly)
+                await _refusal(Refused(400, "BadRequest", "No address holds a control character"))(scope, receive, send_clean)
                 return
-        await self.app(scope, receive, plainly)
+        await self.app(scope, receive, send_clean)
 
 
-def _answering(rule: Rule) -> Handler:
+def _handler(route: RouteSpec) -> Handler:
     async def answer(request: Request) -> Response:
         try:
             access: Access = request.app.state.access
             request.scope["account"] = access.account(request.headers.get("authorization"))
             if "org" in request.path_params:
                 await run_in_threadpool(_require_visible, request)
-            if rule.writes:
+            if route.writes:
                 access.require_writer(request.scope["account"])
-            if rule.most is not None:
-                require_size(request, rule.most)
-            return await rule.handler(request)
+            if route.max_bytes is not None:
+                require_size(request, route.max_bytes)
+            return await route.handler(request)
         except Refused as refused:
             return _refusal(refused)
         except FormatError as error:
@@ -132,7 +132,7 @@ def _answering(rule: Rule) -> Handler:
 
 
 def _require_visible(request: Request) -> None:
-    """Without a token a private repository cannot be told from one that does not exist."""
+    """Without a token a private repository looks like one that does not exist."""
     storage: Storage = request.app.state.storage
     try:
         hidden = storage.private(reading.repo_of(request))

@@ -1,4 +1,4 @@
-"""Reads the bodies of requests: never more of one than its route takes, and parsed in a thread, so that nobody else waits."""
+"""Reads and parses the bodies of requests: never more than the route takes, and in a thread, so that nobody else waits."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .storage import Refused
 _T = TypeVar("_T")
 
 
-def require_size(request: Request, most: int) -> None:
+def require_size(request: Request, max_bytes: int) -> None:
     """Notes how large the body may be, and looks at what is announced before a byte of it is read.
 
     Raises:
         Refused: a larger one is announced.
     """
-    request.scope["most"] = most
+    request.scope["max_bytes"] = max_bytes
     length = request.headers.get("content-length", "0")
     if not (length.isascii() and length.isdecimal() and len(length) < 16):
         raise Refused(400, "BadRequest", "Content-Length is a number of bytes")
-    if int(length) > most:
-        raise _too_large(most)
+    if int(length) > max_bytes:
+        raise _too_large(max_bytes)
 
 
 async def body_of(request: Request) -> bytes:
@@ -37,11 +37,11 @@ async def body_of(request: Request) -> bytes:
     Raises:
         Refused: it is larger than its route takes.
     """
-    parts, size, most = [], 0, int(request.scope["most"])
+    parts, size, max_bytes = [], 0, int(request.scope["max_bytes"])
     async for chunk in request.stream():
         size += len(chunk)
-        if size > most:
-            raise _too_large(most)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
         parts.append(chunk)
     return b"".join(parts)
 
@@ -88,5 +88,5 @@ async def form_of(request: Request) -> dict[str, list[str]]:
     return await parsed(request, fields)
 
 
-def _too_large(most: int) -> Refused:
-    return Refused(413, "TooLarge", f"The request is too large: this one may have {most} bytes")
+def _too_large(max_bytes: int) -> Refused:
+    return Refused(413, "TooLarge", f"The request is too large: this one may have {max_bytes} bytes")

@@ -1,8 +1,10 @@
-"""Looks at the YAML at the head of a README, which strangers write: it takes no more than it is long, whatever it says."""
+"""Checks the YAML at the head of a README, which strangers write, in time that grows with its length alone."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import yaml
 
 _LONGEST = 256 << 10
 _DEEPEST = 32
@@ -18,13 +20,11 @@ def problem(text: str) -> str | None:
         >>> problem("license: mit"), problem("- mit")
         (None, 'the header is no mapping')
     """
-    import yaml  # noqa: PLC0415 - few requests need it
-
     if len(text) > _LONGEST:
         return f"the header is longer than {_LONGEST} characters"
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        if too_much := _too_much(yaml.parse(text, Loader=loader), yaml):
+        if too_much := _too_much(yaml.parse(text, Loader=loader)):
             return too_much
         value = yaml.load(text, Loader=loader)
     except Exception as error:  # dates, numbers and tags have errors of their own
@@ -32,9 +32,9 @@ def problem(text: str) -> str | None:
     return None if isinstance(value, dict) else "the header is no mapping"
 
 
-def _too_much(events: Any, yaml: Any) -> str | None:
+def _too_much(events: Any) -> str | None:
     """Counts levels and nodes before anything is made of them, each alias as often as it stands for a node."""
-    sizes: dict[str, int] = {}
+    sizes: dict[str | None, int] = {}
     open_nodes: list[tuple[str | None, int]] = []
     total = 0
     for event in events:

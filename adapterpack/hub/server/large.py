@@ -1,4 +1,4 @@
-"""Large files: where to put them, their bytes in one piece or in parts, and the end of those that came in parts (the LFS protocol)."""
+"""Receives large files by git's LFS protocol: their addresses, their bytes whole or in parts, and the joining of parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from .bodies import json_of
-from .parts import Parts, cut
+from .parts import Parts, part_sizes
 from .reading import origin_of, storage_of
 from .storage import Refused
 
@@ -34,22 +34,22 @@ async def batch(request: Request) -> Response:
         sha256, size = str(one.get("oid")), one.get("size")
         if not _SHA256.fullmatch(sha256) or type(size) is not int or not 0 <= size <= _MAX_OBJECT:
             raise Refused(400, "BadRequest", "an object has a sha256 and a size")
-        there = await run_in_threadpool(storage.blob(sha256).is_file)
-        action = {} if there else {"actions": {"upload": await run_in_threadpool(_action, request, sha256, size, in_parts)}}
+        stored = await run_in_threadpool(storage.blob(sha256).is_file)
+        action = {} if stored else {"actions": {"upload": await run_in_threadpool(_action, request, sha256, size, in_parts)}}
         answer.append({"oid": sha256, "size": size, **action})
     return JSONResponse({"transfer": "basic", "objects": answer}, media_type="application/vnd.git-lfs+json")
 
 
 def _action(request: Request, sha256: str, size: int, in_parts: bool) -> dict[str, Any]:
     access, place = request.app.state.access, f"{origin_of(request)}/lfs/{sha256}"
-    pieces = cut(size, request.app.state.part) if in_parts else None
-    if pieces is None:
+    sizes = part_sizes(size, request.app.state.part) if in_parts else None
+    if sizes is None:
         return {"href": f"{place}?{access.signed(sha256, size)}"}
-    addresses = {str(number): f"{place}/{number}?{access.signed(f'{sha256}/{number}', pieces.length(number))}"
-                 for number in range(1, pieces.parts + 1)}
-    held = {str(number): etag for number, etag in _parts(request).held(sha256).items()}
-    header = {"chunk_size": str(pieces.each), **addresses}
-    return {"href": f"{place}?{access.signed(f'{sha256}/all', size)}", "header": header, "held": held}
+    addresses = {str(number): f"{place}/{number}?{access.signed(f'{sha256}/{number}', sizes.length(number))}"
+                 for number in range(1, sizes.parts + 1)}
+    received = {str(number): etag for number, etag in _parts(request).received(sha256).items()}
+    header = {"chunk_size": str(sizes.part_size), **addresses}
+    return {"href": f"{place}?{access.signed(f'{sha256}/all', size)}", "header": header, "held": received}
 
 
 async def upload(request: Request) -> Response:
@@ -58,7 +58,7 @@ async def upload(request: Request) -> Response:
     size = _require_signed(request, sha256)
     storage = storage_of(request)
     with storage.incoming() as path:
-        if await _arrived(request, path, size) != sha256:
+        if await _receive(request, path, size) != sha256:
             raise Refused(400, "BadRequest", "These are not the announced bytes")
         await run_in_threadpool(storage.adopt, path, sha256)
     return Response()
@@ -69,7 +69,7 @@ async def upload_part(request: Request) -> Response:
     sha256, number = request.path_params["sha256"], request.path_params["number"]
     size = _require_signed(request, f"{sha256}/{number}")  # which is a number, as it was signed
     with storage_of(request).incoming() as path:
-        etag = await _arrived(request, path, size)
+        etag = await _receive(request, path, size)
         await run_in_threadpool(_parts(request).keep, sha256, int(number), path, etag)
     return Response(headers={"ETag": f'"{etag}"'})
 
@@ -78,29 +78,29 @@ async def complete(request: Request) -> Response:
     """Puts the parts of a large file together."""
     sha256 = request.path_params["sha256"]
     size = _require_signed(request, f"{sha256}/all")
-    told = (await json_of(request)).get("parts")
-    if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
+    parts = (await json_of(request)).get("parts")
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise Refused(400, "BadRequest", "parts is a list")
-    etags = [str(one.get("etag")).strip('"') for one in told]
-    if [one.get("partNumber") for one in told] != list(range(1, len(told) + 1)) or not all(map(_SHA256.fullmatch, etags)):
+    etags = [str(part.get("etag")).strip('"') for part in parts]
+    if [part.get("partNumber") for part in parts] != list(range(1, len(parts) + 1)) or not all(map(_SHA256.fullmatch, etags)):
         raise Refused(400, "BadRequest", "parts are numbered from 1, and have an etag")
     if not await run_in_threadpool(storage_of(request).blob(sha256).is_file):
         await run_in_threadpool(_parts(request).join, sha256, size, etags)
     return JSONResponse({"success": True})
 
 
-async def _arrived(request: Request, path: Path, size: int) -> str:
+async def _receive(request: Request, path: Path, size: int) -> str:
     """The sha256 of exactly ``size`` bytes that were written to ``path``."""
-    found, hasher = 0, hashlib.sha256()
+    count, hasher = 0, hashlib.sha256()
     if size + _SPARE > storage_of(request).free():
         raise Refused(507, "NoSpace", "The hub's disk is full")
     with path.open("wb") as file:
         async for chunk in request.stream():
-            found += len(chunk)
-            if found > size:
+            count += len(chunk)
+            if count > size:
                 break
             await run_in_threadpool(_take, chunk, hasher, file)
-    if found != size:
+    if count != size:
         raise Refused(400, "BadRequest", "These are not the announced bytes")
     return hasher.hexdigest()
 
@@ -117,5 +117,5 @@ def _require_signed(request: Request, what: str) -> int:
 
 
 def _parts(request: Request) -> Parts:
-    found: Parts = request.app.state.parts
-    return found
+    parts: Parts = request.app.state.parts
+    return parts

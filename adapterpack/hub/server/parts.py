@@ -1,9 +1,9 @@
-"""Large files that arrive in parts, so that an upload that broke off goes on where it was.
+"""Receives large files in parts, so that an upload that broke off goes on where it was.
 
     tmp/parts/SHA256/NUMBER-ETAG      one part; ETAG is the sha256 of its bytes
 
-Parts are whole or absent, and whoever sends the file again is told which are here. When all are, they become one blob, if it is the one
-that was announced. What nobody finished within a day goes.
+Parts are whole or absent, and a client that sends the file again learns which are here. When all are, they become one blob, if it is
+the one that was announced. What nobody finished within a day goes.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ _NAME = re.compile(r"(\d{1,5})-([0-9a-f]{64})")
 _CHUNK = 1 << 20
 
 
-class Cut(NamedTuple):
+class PartSizes(NamedTuple):
     """How a file of ``size`` bytes is cut: every part has ``each`` bytes, the last one what is left."""
 
     size: int
-    each: int
+    part_size: int
 
     @property
     def parts(self) -> int:
         """The number of parts, which count from 1."""
-        return math.ceil(self.size / self.each)
+        return math.ceil(self.size / self.part_size)
 
     def length(self, number: int) -> int:
         """The bytes of one part."""
-        return min(self.each, self.size - self.each * (number - 1))
+        return min(self.part_size, self.size - self.part_size * (number - 1))
 
 
-def cut(size: int, part: int = PART) -> Cut | None:
+def part_sizes(size: int, part: int = PART) -> PartSizes | None:
     """How a file is cut; None for one that is sent as a whole.
 
     Example:
-        >>> cut(100, part=40), cut(40, part=40)
-        (Cut(size=100, each=40), None)
+        >>> part_sizes(100, part=40), part_sizes(40, part=40)
+        (PartSizes(size=100, part_size=40), None)
     """
-    return Cut(size, max(part, math.ceil(size / _MOST))) if size > part else None
+    return PartSizes(size, max(part, math.ceil(size / _MOST))) if size > part else None
 
 
 class Parts:
@@ -63,7 +63,7 @@ class Parts:
                 if time.time() - folder.stat().st_mtime > _KEPT_SECONDS:
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def held(self, sha256: str) -> dict[int, str]:
+    def received(self, sha256: str) -> dict[int, str]:
         """Number -> sha256 of the parts that are here."""
         folder = self.root / sha256
         names = [_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
@@ -84,7 +84,7 @@ class Parts:
         paths = [self.root / sha256 / f"{number}-{etag}" for number, etag in enumerate(etags, 1)]
         if not all(path.is_file() for path in paths):
             raise Refused(400, "BadRequest", "A part is missing: send the file again")
-        hasher, found = hashlib.sha256(), 0
+        hasher, count = hashlib.sha256(), 0
         with storage_errors(self.root), self.storage.incoming() as whole:
             with whole.open("wb") as target:
                 for path in paths:
@@ -92,8 +92,8 @@ class Parts:
                         while chunk := file.read(_CHUNK):
                             hasher.update(chunk)
                             target.write(chunk)
-                            found += len(chunk)
+                            count += len(chunk)
             shutil.rmtree(self.root / sha256, ignore_errors=True)
-            if found != size or hasher.hexdigest() != sha256:
+            if count != size or hasher.hexdigest() != sha256:
                 raise Refused(400, "BadRequest", "These are not the announced bytes")
             self.storage.adopt(whole, sha256)

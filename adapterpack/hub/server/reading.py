@@ -1,4 +1,4 @@
-"""What a client asks of a hub without changing it."""
+"""Answers the requests that only read: listings, metadata, bytes of files."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def revision_of(request: Request) -> str:
 
 def storage_of(request: Request) -> Storage:
     """The storage that the application serves."""
-    found: Storage = request.app.state.storage
-    return found
+    storage: Storage = request.app.state.storage
+    return storage
 
 
 def author_of(request: Request) -> str:
@@ -52,32 +52,32 @@ async def whoami(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
-    """Every repository that the asker may see; ``author`` keeps those of one owner."""
+    """Every repository that the client may see; ``author`` keeps those of one owner."""
     storage, author = storage_of(request), request.query_params.get("author")
 
     def listed() -> list[dict[str, Any]]:
-        seen = (repo for repo in storage.repos() if author in {None, repo.partition("/")[0]})
+        repos = (repo for repo in storage.repos() if author in {None, repo.partition("/")[0]})
         return [{"id": repo, "modelId": repo, "private": storage.private(repo), "sha": storage.resolve(repo, "main"), "tags": []}
-                for repo in seen if request.scope["account"] is not None or not storage.private(repo)]
+                for repo in repos if request.scope["account"] is not None or not storage.private(repo)]
 
     return JSONResponse(await run_in_threadpool(listed))
 
 
 async def info(request: Request) -> Response:
     """A repository at a revision: its commit and the names of its files."""
-    repo, oid, found = await _commit(request)
+    repo, oid, commit = await _commit(request)
     blobs = request.query_params.get("blobs") is not None
-    siblings = [{"rfilename": path, **(_described(path, entry) if blobs else {})} for path, entry in found.files.items()]
+    siblings = [{"rfilename": path, **(_described(path, entry) if blobs else {})} for path, entry in commit.files.items()]
     return JSONResponse({"_id": oid, "id": repo, "modelId": repo, "sha": oid, **_settings(request, repo),
-                         "disabled": False, "lastModified": found.time, "createdAt": found.time, "tags": [], "downloads": 0, "likes": 0,
+                         "disabled": False, "lastModified": commit.time, "createdAt": commit.time, "tags": [], "downloads": 0, "likes": 0,
                          "siblings": siblings})
 
 
 async def tree(request: Request) -> Response:
     """Files and folders below a path, in pages that the header Link leads through."""
-    _, _, found = await _commit(request)
+    _, _, commit = await _commit(request)
     query = request.query_params
-    entries = _listing(found, request.path_params.get("path", "").replace("%2F", "/"), query.get("recursive", "").lower() in {"true", "1"})
+    entries = _listing(commit, request.path_params.get("path", "").replace("%2F", "/"), query.get("recursive", "").lower() in {"true", "1"})
     try:
         start, limit = int(query.get("cursor", "0")), min(max(int(query.get("limit", PAGE)), 1), PAGE)
     except ValueError as error:
@@ -90,10 +90,10 @@ async def tree(request: Request) -> Response:
 
 
 async def paths_info(request: Request) -> Response:
-    """Some files of a revision, as the tree tells of them."""
-    _, _, found = await _commit(request)
+    """Some files of a revision, as the tree describes them."""
+    _, _, commit = await _commit(request)
     wanted = set((await form_of(request)).get("paths", ()))
-    return JSONResponse([_described(path, entry) for path, entry in found.files.items() if path in wanted])
+    return JSONResponse([_described(path, entry) for path, entry in commit.files.items() if path in wanted])
 
 
 async def refs(request: Request) -> Response:
@@ -111,32 +111,32 @@ async def refs(request: Request) -> Response:
 
 async def resolve(request: Request) -> Response:
     """The bytes of a file, or a range of them; with HEAD what is known about them."""
-    repo, oid, found = await _commit(request)
+    repo, oid, commit = await _commit(request)
     request.app.state.access.require_granted(request.scope["account"], storage_of(request).settings(repo))
     path = request.path_params["path"].replace("%2F", "/")
-    entry, commit = found.files.get(path), {"X-Repo-Commit": oid}
+    entry, of_commit = commit.files.get(path), {"X-Repo-Commit": oid}
     if entry is None:
-        missing = {**commit, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
+        missing = {**of_commit, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
         return JSONResponse({"error": "Entry not found"}, 404, missing)
     linked = {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size)} if entry.lfs else {}
-    headers = {**commit, **linked, "ETag": f'"{entry.sha256 if entry.lfs else entry.git}"', "X-Content-Type-Options": "nosniff",
+    headers = {**of_commit, **linked, "ETag": f'"{entry.sha256 if entry.lfs else entry.git}"', "X-Content-Type-Options": "nosniff",
                "Content-Disposition": "attachment", "Cache-Control": "private, no-transform"}
     return FileResponse(storage_of(request).blob(entry.sha256), headers=headers, media_type="application/octet-stream")
 
 
 def _settings(request: Request, repo: str) -> dict[str, Any]:
-    found = storage_of(request).settings(repo)
-    return {"private": found.private, "gated": found.gated}
+    settings = storage_of(request).settings(repo)
+    return {"private": settings.private, "gated": settings.gated}
 
 
 async def _commit(request: Request) -> tuple[str, str, Commit]:
     repo, storage = repo_of(request), storage_of(request)
 
-    def found() -> tuple[str, str, Commit]:
+    def resolved() -> tuple[str, str, Commit]:
         oid = storage.resolve(repo, revision_of(request))
         return repo, oid, storage.commit(repo, oid)
 
-    result: tuple[str, str, Commit] = await run_in_threadpool(found)
+    result: tuple[str, str, Commit] = await run_in_threadpool(resolved)
     return result
 
 

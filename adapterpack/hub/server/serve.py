@@ -1,4 +1,4 @@
-"""The hub as a process: an address, a folder, and tokens."""
+"""Runs the hub as a process at an address, for a folder and a file of tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8
     """Serves the hub in a folder until it is interrupted.
 
     ``tokens`` is a file of lines ``NAME read|write TOKEN``; without one everybody may read and nobody may write. ``port`` 0 takes a free
-    one. ``ready`` is told the address once requests are taken. Put a proxy with TLS before it where others can listen.
+    one. ``ready`` is called with the address once requests are taken. Put a proxy with TLS before it where others can listen.
 
     Raises:
         ConfigError: the file of tokens is malformed, or others may read it.

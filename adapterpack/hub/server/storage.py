@@ -1,4 +1,4 @@
-"""What a hub keeps on disk: blobs by sha256, commits that never change, refs that move by a rename under a lock.
+"""Keeps a hub on disk: blobs by sha256, commits that never change, refs that move by a rename under a lock.
 
     blobs/ab/abcd...                      files by sha256
     repos/ORG/NAME/repo.json              visibility, gate; its presence is the repository's
@@ -43,7 +43,7 @@ class Refused(AdapterpackError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a tree: bytes, sha256 and git's blob id (hex), and whether it is told of as a large file."""
+    """One file of a tree: bytes, sha256 and git's blob id (hex), and whether it is listed as a large file."""
 
     size: int
     sha256: str
@@ -109,8 +109,8 @@ class Storage:
 
     def repos(self) -> tuple[str, ...]:
         """All repositories, sorted."""
-        found = (path.parent.relative_to(self.root / "repos").as_posix() for path in self.root.glob("repos/*/*/repo.json"))
-        return tuple(sorted(repo for repo in found if names.is_repo(repo)))
+        repos = (path.parent.relative_to(self.root / "repos").as_posix() for path in self.root.glob("repos/*/*/repo.json"))
+        return tuple(sorted(repo for repo in repos if names.is_repo(repo)))
 
     def create(self, repo: str, *, private: bool, author: str) -> None:
         """A new repository with one empty commit.
@@ -128,7 +128,7 @@ class Storage:
                 (folder / "commits" / f"{first.oid}.json").write_bytes(first.to_bytes())
                 (folder / "refs" / "heads" / names.MAIN).write_text(first.oid, "ascii")
                 (folder / "repo.json").write_bytes(strict_json.canonical({"private": private, "created": first.time}))
-        except (OutputExists, StorageError) as error:  # found out before, or at the rename
+        except (OutputExists, StorageError) as error:  # before, or at the rename
             if (self.root / "repos" / repo / "repo.json").is_file():
                 raise Refused(409, "Conflict", "You already created this model repo") from error
             raise
@@ -152,9 +152,9 @@ class Storage:
 
     def refs(self, repo: str, kind: str) -> dict[str, str]:
         """Name -> commit of the refs of one kind."""
-        found = {unquote(path.name): path.read_text("ascii") for path in (self.folder(repo) / "refs" / kind).iterdir()
-                 if not path.name.startswith(".")}
-        return dict(sorted(found.items()))
+        commits = {unquote(path.name): path.read_text("ascii") for path in (self.folder(repo) / "refs" / kind).iterdir()
+                   if not path.name.startswith(".")}
+        return dict(sorted(commits.items()))
 
     def resolve(self, repo: str, revision: str) -> str:
         """The commit behind a branch, a tag, a pull request's ref or a commit.
@@ -283,7 +283,7 @@ class Storage:
 
 
 def git_oid(parts: Iterable[bytes], size: int) -> str:
-    """Git's id of a file of ``size`` bytes, as hex: what a hub tells of files that it does not keep as large ones.
+    """Git's id of a file of ``size`` bytes, as hex: by which a hub lists files that it does not keep as large ones.
 
     Example:
         >>> git_oid([b""], 0)

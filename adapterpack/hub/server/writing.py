@@ -1,4 +1,4 @@
-"""What changes a hub: repositories, uploads, commits, tags. All of it takes a token that may write."""
+"""Answers the requests that change a hub: repositories, commits, tags, branches. All of them need a token that may write."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ async def create(request: Request) -> Response:
 async def settings(request: Request) -> Response:
     """Who may see a repository (``visibility``), and whether its files are for those alone that were let in (``gated``)."""
     value = await json_of(request)
-    told: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     if "gated" in value:
-        told["gated"] = value["gated"]
+        changes["gated"] = value["gated"]
     if "visibility" in value or "private" in value:
-        told["private"] = value.get("visibility") == "private" or value.get("private") is True
-    if told.get("gated", False) not in ("auto", "manual", False) or not told:
+        changes["private"] = value.get("visibility") == "private" or value.get("private") is True
+    if changes.get("gated", False) not in ("auto", "manual", False) or not changes:
         raise Refused(400, "BadRequest", "gated is auto, manual or false; visibility is public or private")
-    await run_in_threadpool(storage_of(request).set, repo_of(request), lambda before: dataclasses.replace(before, **told))
-    return JSONResponse(told)
+    await run_in_threadpool(storage_of(request).set, repo_of(request), lambda before: dataclasses.replace(before, **changes))
+    return JSONResponse(changes)
 
 
 async def grant(request: Request) -> Response:
@@ -79,9 +79,9 @@ async def validate_yaml(request: Request) -> Response:
 
 
 async def preupload(request: Request) -> Response:
-    """How each file is to be sent: in the commit, or apart as a large one; files that are there already are told by their id."""
+    """How each file is to be sent: in the commit, or apart as a large one; files that are there already come with their id."""
     repo, storage, wanted = repo_of(request), storage_of(request), (await json_of(request)).get("files")
-    held = (await run_in_threadpool(lambda: storage.commit(repo, storage.resolve(repo, revision_of(request))))).files
+    present = (await run_in_threadpool(lambda: storage.commit(repo, storage.resolve(repo, revision_of(request))))).files
     if not isinstance(wanted, list) or not all(isinstance(file, dict) for file in wanted):
         raise Refused(400, "BadRequest", "files is a list")
     answer = []
@@ -91,8 +91,8 @@ async def preupload(request: Request) -> Response:
             raise Refused(400, "BadRequest", "a file has a path and a size")
         sample = _decoded(str(file.get("sample", "")))
         large = size > _MAX_REGULAR or b"\0" in sample or f".{path.rpartition('.')[2].lower()}" in _LARGE
-        told = {"oid": held[path].sha256 if held[path].lfs else held[path].git} if path in held else {}
-        answer.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, **told})
+        oid = {"oid": present[path].sha256 if present[path].lfs else present[path].git} if path in present else {}
+        answer.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, **oid})
     return JSONResponse({"files": answer})
 
 
@@ -100,8 +100,8 @@ async def commit(request: Request) -> Response:
     """One commit from lines of JSON; with ``create_pr=1`` on a new pull request."""
     author, repo, storage = author_of(request), repo_of(request), storage_of(request)
     header, *operations = await parsed(request, _lines) or [{}]
-    told = header.get("value")
-    if header.get("key") != "header" or not isinstance(told, dict) or not all(isinstance(one.get("value"), dict) for one in operations):
+    value = header.get("value")
+    if header.get("key") != "header" or not isinstance(value, dict) or not all(isinstance(one.get("value"), dict) for one in operations):
         raise Refused(400, "BadRequest", "A commit is a header and operations")
     if len(operations) > MAX_LISTED:
         raise Refused(413, "TooLarge", f"A commit has at most {MAX_LISTED} operations")
@@ -117,8 +117,8 @@ async def commit(request: Request) -> Response:
             raise Refused(400, "BadRequest", "Two paths that are one file on some systems")
 
     oid, number = await run_in_threadpool(
-        storage.change, repo, revision_of(request), author, str(told.get("summary", "")), str(told.get("description", "")),
-        parent=told.get("parentCommit"), change=change, as_pr=as_pr)
+        storage.change, repo, revision_of(request), author, str(value.get("summary", "")), str(value.get("description", "")),
+        parent=value.get("parentCommit"), change=change, as_pr=as_pr)
     origin = origin_of(request)
     request_url = {"pullRequestUrl": f"{origin}/{repo}/discussions/{number}"} if number is not None else {}
     return JSONResponse({"success": True, "commitOid": oid, "commitUrl": f"{origin}/{repo}/commit/{oid}", "hookOutput": "", **request_url})

@@ -1,4 +1,4 @@
-"""A repository at one commit, as a hub tells of it, and one place where what hubs do wrong gets its name."""
+"""Resolves a reference to a commit, lists its files, and turns the errors of hubs and of the official client into named ones."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _LISTING_SECONDS = 600.0
 """For all pages of a listing, of which there may be as many as files."""
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=://)[^/\s@]+@|(?<=[Bb]earer )\S+")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_AGAIN = frozenset({429, 500, 502, 503, 504})
+_RETRIED = frozenset({429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedFile:
     """One file of a tree: its path there, its size in bytes, and its sha256 (large files) or git's blob id, as hex."""
 
     path: str
@@ -62,7 +62,7 @@ class Remote:
         return self.reference.at(self.commit)
 
     @property
-    def above(self) -> Remote:
+    def whole_repo(self) -> Remote:
         """The whole repository at the commit."""
         return replace(self, reference=self.reference._replace(folder=""))
 
@@ -75,7 +75,7 @@ class Remote:
 
 
 def endpoint() -> str:
-    """The hub that is asked: ``HF_ENDPOINT``, or the public one."""
+    """The address of the hub: ``HF_ENDPOINT``, or the public one."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
@@ -103,7 +103,7 @@ def connect(reference: names.Reference, token: str | None = None) -> Remote:
     hub = Endpoint(endpoint(), token)
     url = f"{hub.url}/api/models/{reference.repo}/revision/{quote(reference.revision, safe='')}"
     with hub_errors(reference):
-        _, info = again(lambda: request_json("GET", url, hub, reference))
+        _, info = with_retries(lambda: request_json("GET", url, hub, reference))
     commit, repo = (info.get("sha"), info.get("id")) if isinstance(info, dict) else (None, None)
     if not isinstance(commit, str) or not names.COMMIT.fullmatch(commit):
         raise HubError("the hub does not say which commit this is", where=reference, expected="40 hex digits", found=str(commit)[:80])
@@ -115,8 +115,8 @@ def connect(reference: names.Reference, token: str | None = None) -> Remote:
     return Remote(reference, commit, hub.url, token)
 
 
-def tree(remote: Remote) -> dict[str, Listed]:
-    """Every file of the commit in the reference's folder, by its path there, all pages; each is one that may become a file here.
+def tree(remote: Remote) -> dict[str, ListedFile]:
+    """Every file of the commit in the reference's folder, by its path there; each path is safe to become a file here.
 
     A folder that is not there holds nothing, for git knows no empty ones.
 
@@ -134,7 +134,7 @@ def tree(remote: Remote) -> dict[str, Listed]:
             entries = []
     files = [entry for entry in entries if entry.get("type") == "file"]
     names.require_safe([str(entry.get("path")) for entry in files], remote)
-    found: dict[str, Listed] = {}
+    listed: dict[str, ListedFile] = {}
     for entry in files:
         path, size, lfs = str(entry.get("path")), entry.get("size"), entry.get("lfs")
         if not path.startswith(prefix):
@@ -144,8 +144,8 @@ def tree(remote: Remote) -> dict[str, Listed]:
         if type(size) is not int or size < 0 or (pointer and pointer.get("size") != size) or not _DIGEST.fullmatch(sha256 or git or ""):
             raise FormatError("the hub lists a file without its size and digest", where=f"{remote}, {path}")
         name = path.removeprefix(prefix)
-        found[name] = Listed(name, size, sha256, git)
-    return found
+        listed[name] = ListedFile(name, size, sha256, git)
+    return listed
 
 
 def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
@@ -154,7 +154,7 @@ def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
     url = f"{remote.endpoint}/api/models/{remote.repo}/tree/{remote.commit}{folder}?recursive=true&expand=false"
     limit, started, count = ByteLimit(remote, MAX_ANSWER), time.monotonic(), 0
     while True:
-        response, page = again(lambda url=url: request_json("GET", url, remote.hub, remote, limit))  # type: ignore[misc]
+        response, page = with_retries(lambda url=url: request_json("GET", url, remote.hub, remote, limit))  # type: ignore[misc]
         if not isinstance(page, list) or not all(isinstance(entry, dict) for entry in page):
             raise HubError("the hub does not answer as it should", where=remote, expected="a list of files")
         yield from page
@@ -174,27 +174,27 @@ def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
             raise too_slow(remote, f"{count} files in {_LISTING_SECONDS:.0f} s")
 
 
-def below(listed: Mapping[str, Listed], prefix: str) -> dict[str, Listed]:
-    """Of a whole tree the files in the folder whose paths begin so, as :func:`tree` would list that folder."""
+def in_folder(listed: Mapping[str, ListedFile], prefix: str) -> dict[str, ListedFile]:
+    """The files of a whole repository whose paths begin with the prefix of a folder, as :func:`tree` lists that folder."""
     inside = {path.removeprefix(prefix): one for path, one in listed.items() if path.startswith(prefix)}
     return {path: replace(one, path=path) for path, one in inside.items()}
 
 
-def again(ask: Callable[[], _T]) -> _T:
-    """What ``ask`` gives, asked up to four times while the hub is busy, fails or breaks off; it says itself how long to wait."""
+def with_retries(request: Callable[[], _T]) -> _T:
+    """Calls ``request`` up to four times while the hub is busy, fails or breaks off; waits as long as it says, but a minute at most."""
     wait = _FIRST_WAIT
     for tries in range(_TRIES):
         try:
-            return ask()
+            return request()
         except AdapterpackError:
             raise
         except Exception as error:
             status, headers = _status(error)
-            passing = status in _AGAIN if status else "transport" in _kinds(error)
+            passing = status in _RETRIED if status else "transport" in _kinds(error)
             if not passing or tries == _TRIES - 1:
                 raise
-            told = headers.get("Retry-After", "")
-            time.sleep(min(float(told), _LONGEST_WAIT) if told.isdecimal() else wait)
+            seconds = headers.get("Retry-After", "")
+            time.sleep(min(float(seconds), _LONGEST_WAIT) if seconds.isdecimal() else wait)
             wait *= 2
     raise AssertionError("the last try returns or raises")
 
@@ -205,13 +205,13 @@ def _status(error: BaseException) -> tuple[int | None, Any]:
 
 
 def _kinds(error: BaseException) -> set[str]:
-    """By the names of its classes, since the client changed its HTTP library between two of its versions."""
+    """What an error is, by the names of its classes, since the client changed its HTTP library between two of its versions."""
     if isinstance(error, ErrorResponse):
         return set() if error.kind is None else {error.kind}
     classes = {kind.__name__ for kind in type(error).__mro__}
-    found = {"TransportError": "transport", "OfflineModeIsEnabled": "offline", "GatedRepoError": "gated",
+    kinds = {"TransportError": "transport", "OfflineModeIsEnabled": "offline", "GatedRepoError": "gated",
              "RepositoryNotFoundError": "repo", "RevisionNotFoundError": "revision", "EntryNotFoundError": "entry"}
-    return {kind for name, kind in found.items() if name in classes}
+    return {kind for name, kind in kinds.items() if name in classes}
 
 
 @contextmanager
@@ -238,12 +238,12 @@ _ERRORS: dict[str | int, tuple[type[HubError], str, str]] = {
     403: (HubError, "the hub refuses the token, or asks for one", "log in with a token that may do this (hf auth login, or HF_TOKEN)"),
     "transport": (HubError, "the hub cannot be reached, or breaks off", "check the network and HF_ENDPOINT"),
 }
-"""What went wrong, by the client's class or the status, the first that fits: the error, its words, the way out."""
+"""The kind of an error or its status -> the error by name, its words and the remedy; the first that fits."""
 
 
 def _named(error: Exception, where: object) -> HubError:
-    known = {*_kinds(error), _status(error)[0]}
-    kind, what, remedy = next((told for mark, told in _ERRORS.items() if mark in known),
+    marks = {*_kinds(error), _status(error)[0]}
+    kind, what, remedy = next((named for mark, named in _ERRORS.items() if mark in marks),
                               (HubError, "the hub does not answer as it should", ""))
     reason = None if kind is not HubError else redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
     return kind(what, where=where, found=reason, remedy=remedy or None)

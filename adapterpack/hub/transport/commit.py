@@ -10,8 +10,8 @@ from urllib.parse import quote, urlsplit
 
 from ...errors import HubError
 from .. import names
-from ..local_files import Local
-from .client import Remote, again, api, hub_errors
+from ..local_files import LocalFile
+from .client import Remote, api, hub_errors, with_retries
 from .http import request_json
 from .upload import send_large
 
@@ -31,7 +31,7 @@ class NewCommit(NamedTuple):
     pull_request: str | None = None
 
 
-def commit(remote: Remote, files: Mapping[str, Local], deleted: Iterable[str], message: str, description: str, pr: bool,
+def commit(remote: Remote, files: Mapping[str, LocalFile], deleted: Iterable[str], message: str, description: str, pr: bool,
            progress: Callable[[int, int], None]) -> NewCommit:
     """Puts files at paths of the repository, and removes others, in one commit on the remote's branch, whose head is the remote's commit.
 
@@ -49,8 +49,8 @@ def commit(remote: Remote, files: Mapping[str, Local], deleted: Iterable[str], m
     return NewCommit(oid, None if pull_request is None else str(pull_request))
 
 
-def _by_the_official_client(remote: Remote, files: Mapping[str, Local], deleted: Iterable[str], message: str, description: str, pr: bool,
-                            progress: Callable[[int, int], None]) -> tuple[Any, Any]:
+def _by_the_official_client(remote: Remote, files: Mapping[str, LocalFile], deleted: Iterable[str], message: str, description: str,
+                            pr: bool, progress: Callable[[int, int], None]) -> tuple[Any, Any]:
     """Large files go to the public hub's Xet service, which only the official client speaks to; it shows the progress itself."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete  # noqa: PLC0415 - only a push pays for it
 
@@ -60,7 +60,7 @@ def _by_the_official_client(remote: Remote, files: Mapping[str, Local], deleted:
     return info.oid, info.pr_url
 
 
-def _by_requests(remote: Remote, files: Mapping[str, Local], deleted: Iterable[str], message: str, description: str, pr: bool,
+def _by_requests(remote: Remote, files: Mapping[str, LocalFile], deleted: Iterable[str], message: str, description: str, pr: bool,
                  progress: Callable[[int, int], None]) -> tuple[Any, Any]:
     url, branch = f"{remote.endpoint}/api/models/{remote.repo}", quote(remote.reference.revision, safe="")
     query, total, done = "?create_pr=1" if pr else "", sum(file.size for file in files.values()), 0
@@ -83,13 +83,13 @@ def _by_requests(remote: Remote, files: Mapping[str, Local], deleted: Iterable[s
     return (value.get("commitOid"), value.get("pullRequestUrl")) if isinstance(value, dict) else (None, None)
 
 
-def _large(remote: Remote, url: str, files: Mapping[str, Local]) -> set[str]:
+def _large(remote: Remote, url: str, files: Mapping[str, LocalFile]) -> set[str]:
     """The paths of the files that the hub wants sent apart, as large files of git."""
     large, paths = set[str](), list(files)
     for start in range(0, len(paths), _BATCH):
         value = {"files": [{"path": path, "size": files[path].size, "sample": base64.b64encode(files[path].text(_SAMPLE)).decode()}
                            for path in paths[start : start + _BATCH]]}
-        _, reply = again(lambda value=value: request_json("POST", url, remote.hub, remote, json=value))  # type: ignore[misc]
+        _, reply = with_retries(lambda value=value: request_json("POST", url, remote.hub, remote, json=value))  # type: ignore[misc]
         modes = reply.get("files") if isinstance(reply, dict) else None
         if not isinstance(modes, list) or not all(isinstance(mode, dict) for mode in modes):
             raise HubError("the hub does not say how each file goes", where=remote, expected="a list of files")
@@ -97,7 +97,7 @@ def _large(remote: Remote, url: str, files: Mapping[str, Local]) -> set[str]:
     return large
 
 
-def _operation(path: str, file: Local, large: bool) -> dict[str, Any]:
+def _operation(path: str, file: LocalFile, large: bool) -> dict[str, Any]:
     if large:
         return {"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": file.sha256, "size": file.size}}
     return {"key": "file", "value": {"path": path, "encoding": "base64", "content": base64.b64encode(file.text(file.size)).decode()}}

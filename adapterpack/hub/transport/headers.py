@@ -1,4 +1,4 @@
-"""Tensor files of a hub by their headers alone: a range request or two a file, whatever the file weighs."""
+"""Reads the headers of tensor files on a hub: a range request or two a file, however large it is."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from ...io import safetensors
 from .client import Remote
-from .transfer import read
+from .transfer import read_range
 
 
 class HeaderFile(safetensors.SafetensorsFile):
-    """A tensor file of which only the header is here: its tensors have names, dtypes and shapes, and read as zeros that take no memory.
+    """A tensor file of which only the header was read: its tensors have names, dtypes and shapes, and read as zeros that take no memory.
 
     Raises:
         FormatError: the header breaks a rule of the format.
@@ -36,8 +36,8 @@ def read_header(remote: Remote, path: str, size: int, first: int) -> HeaderFile:
         FormatError: it is not a tensor file, or the hub sends fewer bytes.
         HubError: the hub does not send that range.
     """
-    head = read(remote, path, 0, min(size, first))
+    head = read_range(remote, path, 0, min(size, first))
     length = 8 + int.from_bytes(head[:8], "little")
     if len(head) < length <= min(size, 8 + safetensors.MAX_HEADER):
-        head += read(remote, path, len(head), length - len(head))
+        head += read_range(remote, path, len(head), length - len(head))
     return HeaderFile(head, size, f"{remote}, {path}")

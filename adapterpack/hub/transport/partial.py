@@ -1,4 +1,4 @@
-"""Large files that did not arrive whole stay for the next try, by their sha256; nothing else ever looks at them."""
+"""Keeps what has arrived of a large file for the next try, under its sha256; nothing else reads it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ...io.atomic import own_folder
 from ...io.cache import cache_folder
 
 LARGE = 8 << 20
-"""Bytes from which it is worth while."""
+"""Bytes from which a file is worth keeping."""
 _KEPT_SECONDS = 7 * 86_400
 
 
 @contextmanager
-def arriving(target: Path, sha256: str | None, size: int) -> Iterator[Path]:
-    """Where to write a file that arrives, with what is there of it already; when the block ends well it is at ``target``.
+def partial_file(target: Path, sha256: str | None, size: int) -> Iterator[Path]:
+    """Where to write a file that arrives, after what is there of it already; when the block ends well it is moved to ``target``.
 
     A large file whose sha256 is known is kept if the block ends otherwise, unless its bytes are wrong; every other is removed.
 
@@ -28,7 +28,7 @@ def arriving(target: Path, sha256: str | None, size: int) -> Iterator[Path]:
         StorageError: the file system refuses.
     """
     if sha256 is not None and size >= LARGE:
-        with _alone(sha256) as place:
+        with _locked(sha256) as place:
             if place is not None:
                 try:
                     yield place
@@ -50,8 +50,8 @@ def arriving(target: Path, sha256: str | None, size: int) -> Iterator[Path]:
         raise
 
 
-def sweep(folder: Path, seconds: float) -> None:
-    """Removes what lies in a folder and was not touched for so long."""
+def remove_old(folder: Path, seconds: float) -> None:
+    """Removes the entries of a folder that were not changed for so long."""
     for path in folder.iterdir():
         with suppress(OSError):
             if time.time() - path.lstat().st_mtime > seconds:
@@ -62,19 +62,19 @@ def sweep(folder: Path, seconds: float) -> None:
 
 
 @contextmanager
-def _alone(sha256: str) -> Iterator[Path | None]:
+def _locked(sha256: str) -> Iterator[Path | None]:
     """The place of a partial file, while no other process writes to it; else None."""
     folder = own_folder(cache_folder() / "partial")
     with storage_errors(folder):
-        sweep(folder, _KEPT_SECONDS)
+        remove_old(folder, _KEPT_SECONDS)
         descriptor = os.open(folder / f"{sha256}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:
-        yield folder / sha256 if _taken(descriptor) else None
+        yield folder / sha256 if _lock_acquired(descriptor) else None
     finally:
         os.close(descriptor)
 
 
-def _taken(descriptor: int) -> bool:
+def _lock_acquired(descriptor: int) -> bool:
     try:
         import fcntl  # noqa: PLC0415 - not on every system
 

@@ -1,4 +1,4 @@
-"""Secrets in what is about to be published: their kind and their place are told, they themselves never."""
+"""Refuses to publish text that holds secrets; the error names their kind and place, never their characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files from a hub: never more bytes than were asked for, and hashed while they arrive."""
+"""Downloads files from a hub: never more bytes than expected, and hashed while they arrive."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from urllib.parse import quote
 
 from ...errors import FormatError, HubError, storage_errors
-from .client import Listed, Remote, again, hub_errors
+from .client import ListedFile, Remote, hub_errors, with_retries
 from .http import body_chunks, open_response
-from .partial import arriving
+from .partial import partial_file
 
 _CHUNK = 1 << 20
 Progress = Callable[[int], None]
-"""Is told of more bytes that are here."""
+"""Is called with the number of bytes that have arrived since the last call."""
 
 
-def read(remote: Remote, path: str, start: int, length: int) -> bytes:
+def read_range(remote: Remote, path: str, start: int, length: int) -> bytes:
     """``length`` bytes of a file from ``start`` on, by a range request.
 
     Raises:
@@ -28,8 +28,8 @@ def read(remote: Remote, path: str, start: int, length: int) -> bytes:
     """
     def once() -> bytes:
         parts, left = [], length
-        with _opened(remote, path, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
-            if not _goes_on(response, start, f"{remote}, {path}") and start:
+        with _open_file(remote, path, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
+            if not _is_rest(response, start, f"{remote}, {path}") and start:
                 raise HubError("the hub does not send ranges", where=f"{remote}, {path}", remedy="pull it, or validate with --full")
             for chunk in body_chunks(response, f"{remote}, {path}"):
                 parts.append(chunk[:left])
@@ -42,10 +42,10 @@ def read(remote: Remote, path: str, start: int, length: int) -> bytes:
         return b"".join(parts)
 
     with hub_errors(remote):
-        return again(once) if length else b""
+        return with_retries(once) if length else b""
 
 
-def fetch(remote: Remote, listed: Listed, target: Path, sha256: str | None = None, progress: Progress | None = None) -> None:
+def fetch(remote: Remote, listed: ListedFile, target: Path, sha256: str | None = None, progress: Progress | None = None) -> None:
     """Downloads one file into a new one, hashed on the way against ``sha256`` or what the tree lists; never more than it lists.
 
     What breaks off goes on where it was: within this call, and of large files also in a later one, by the sha256.
@@ -54,21 +54,21 @@ def fetch(remote: Remote, listed: Listed, target: Path, sha256: str | None = Non
         FormatError: the bytes are others; nothing is left.
         HubError: the hub does not send them.
     """
-    with arriving(target, sha256 or listed.sha256, listed.size) as place:
-        coming = _Coming(remote, listed, place, sha256, progress)
-        resumed = coming.left < listed.size
+    with partial_file(target, sha256 or listed.sha256, listed.size) as place:
+        download = _Download(remote, listed, place, sha256, progress)
+        resumed = download.left < listed.size
         with hub_errors(remote):
-            again(coming.more)
-            if resumed and not coming.whole:  # what was kept is not the beginning of this file
-                coming.restart()
-                again(coming.more)
-        coming.require_whole()
+            with_retries(download.more)
+            if resumed and not download.whole:  # what was kept is not the beginning of this file
+                download.restart()
+                with_retries(download.more)
+        download.require_complete()
 
 
-class _Coming:
-    """A file on its way: how much of it is here, and the digests of that."""
+class _Download:
+    """One file: how much of it has arrived, and the digests of that."""
 
-    def __init__(self, remote: Remote, listed: Listed, place: Path, sha256: str | None, progress: Progress | None) -> None:
+    def __init__(self, remote: Remote, listed: ListedFile, place: Path, sha256: str | None, progress: Progress | None) -> None:
         self.remote, self.listed, self.place, self.progress = remote, listed, place, progress
         self.where, self.wanted = f"{remote}, {listed.path}", sha256
         self.restart()
@@ -78,7 +78,7 @@ class _Coming:
                     self._take(chunk)
 
     def restart(self) -> None:
-        """Forgets what is here."""
+        """Begins anew."""
         self.left = self.listed.size
         self.content = hashlib.sha256()
         self.git = hashlib.sha1(b"blob %d\x00" % self.listed.size, usedforsecurity=False) if self.listed.git else None
@@ -94,12 +94,12 @@ class _Coming:
             self.progress(len(chunk))
 
     def more(self) -> None:
-        """The rest of it, from where it broke off; from its beginning where the hub does not send ranges."""
+        """Downloads the rest, from where it broke off; from its beginning where the hub does not send ranges."""
         start = self.listed.size - self.left
         if self.left <= 0 and start:
             return
-        with _opened(self.remote, self.listed.path, {"Range": f"bytes={start}-"} if start else {}) as response:
-            if start and not _goes_on(response, start, self.where):
+        with _open_file(self.remote, self.listed.path, {"Range": f"bytes={start}-"} if start else {}) as response:
+            if start and not _is_rest(response, start, self.where):
                 self.restart()
                 start = 0
             with storage_errors(self.place), self.place.open("r+b" if start else "wb") as file:
@@ -112,12 +112,12 @@ class _Coming:
 
     @property
     def whole(self) -> bool:
-        """Whether it is all here, and what was listed."""
+        """Whether all of it has arrived, and is what was listed."""
         wanted = [(self.content.hexdigest(), self.wanted), (self.content.hexdigest(), self.listed.sha256),
                   (self.git and self.git.hexdigest(), self.listed.git)]
         return not self.left and all(known in {None, found} for found, known in wanted)
 
-    def require_whole(self) -> None:
+    def require_complete(self) -> None:
         """Goes on only if what arrived is what was listed."""
         if not self.whole:
             what = "truncated" if self.left > 0 else "longer than listed" if self.left else "altered"
@@ -126,32 +126,32 @@ class _Coming:
                               remedy="try again; if it stays so, do not use this hub")
 
 
-def _goes_on(response: Any, start: int, where: str) -> bool:
+def _is_rest(response: Any, start: int, where: str) -> bool:
     """Whether a response is the rest from ``start`` on; False if it is the whole.
 
     Raises:
         HubError: it is another range.
     """
-    told = response.headers.get("Content-Range", "")
-    if response.status_code == 206 and not told.startswith(f"bytes {start}-"):
+    sent = response.headers.get("Content-Range", "")
+    if response.status_code == 206 and not sent.startswith(f"bytes {start}-"):
         raise HubError("the hub sends another range than was asked for", where=where, expected=f"bytes {start}-",
-                       found=told[:80] or "no Content-Range")
+                       found=sent[:80] or "no Content-Range")
     return bool(response.status_code == 206)
 
 
 @contextmanager
-def _opened(remote: Remote, path: str, headers: dict[str, str]) -> Iterator[Any]:
+def _open_file(remote: Remote, path: str, headers: dict[str, str]) -> Iterator[Any]:
     """The response with the bytes of a file at the remote's commit."""
     from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
 
     where, pause = f"{remote}, {path}", constants.HF_HUB_DOWNLOAD_TIMEOUT
 
-    def of_the_commit(response: Any) -> None:
-        found = response.headers.get("X-Repo-Commit", "no X-Repo-Commit")
-        if response.status_code < 400 and found != remote.commit:
+    def require_commit(response: Any) -> None:
+        commit = response.headers.get("X-Repo-Commit", "no X-Repo-Commit")
+        if response.status_code < 400 and commit != remote.commit:
             raise HubError("the hub does not say that these bytes are of the commit that was asked for", where=where,
-                           expected=remote.commit, found=found[:80])
+                           expected=remote.commit, found=commit[:80])
 
     url = f"{remote.endpoint}/{remote.repo}/resolve/{remote.commit}/{quote(remote.path(path))}"
-    with open_response("GET", url, remote.hub, where, headers=headers, pause=pause, check=of_the_commit) as response:
+    with open_response("GET", url, remote.hub, where, headers=headers, pause=pause, check=require_commit) as response:
         yield response

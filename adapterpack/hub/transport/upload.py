@@ -1,4 +1,4 @@
-"""Large files to a hub, by git's protocol: in one piece or in numbered parts, of which those that are there already are not sent again."""
+"""Uploads large files by git's LFS protocol, whole or in numbered parts; parts that the hub has already are not sent again."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...errors import HubError
-from ..local_files import Local
-from .client import again, hub_errors
+from ..local_files import LocalFile
+from .client import hub_errors, with_retries
 from .http import ByteLimit, Endpoint, allowed_seconds, open_response, post_json, request_json
 
 _LFS = {"Accept": "application/vnd.git-lfs+json", "Content-Type": "application/vnd.git-lfs+json"}
-_MOST = 100
-_ADDRESSES = 64 << 20
+_BATCH = 100
+_MAX_ADDRESSES = 64 << 20
 """Bytes of an answer with the addresses of 100 files, each with up to a thousand signed ones."""
-_DONE_WITHIN = 600.0
-"""Seconds for a hub to put the parts of one file together."""
+_JOIN_SECONDS = 600.0
+"""For a hub to put the parts of one file together."""
 
 
-def send_large(hub: Endpoint, repo: str, files: Iterable[Local], progress: Callable[[int], None]) -> None:
-    """Uploads those files that the hub does not have; ``progress`` is told the bytes of each file or part that is there.
+def send_large(hub: Endpoint, repo: str, files: Iterable[LocalFile], progress: Callable[[int], None]) -> None:
+    """Uploads those files that the hub does not have; ``progress`` is called with the bytes of each file or part that is there.
 
     They go out without the token, to addresses that the hub gave.
 
@@ -30,20 +30,20 @@ def send_large(hub: Endpoint, repo: str, files: Iterable[Local], progress: Calla
     """
     wanted = {file.sha256: file for file in files}
     with hub_errors(f"{repo}, large files"):
-        for start in range(0, len(wanted), _MOST):
-            some = list(wanted.values())[start : start + _MOST]
-            told = {str(one.get("oid")): one for one in again(lambda some=some: _addresses(hub, repo, some))}  # type: ignore[misc]
+        for start in range(0, len(wanted), _BATCH):
+            some = list(wanted.values())[start : start + _BATCH]
+            objects = {str(one.get("oid")): one for one in with_retries(lambda some=some: _addresses(hub, repo, some))}  # type: ignore[misc]
             for file in some:
-                if file.sha256 in told:
-                    _send(hub, file, told[file.sha256].get("actions") or {}, progress)
+                if file.sha256 in objects:
+                    _send(hub, file, objects[file.sha256].get("actions") or {}, progress)
 
 
-def _addresses(hub: Endpoint, repo: str, files: list[Local]) -> list[dict[str, Any]]:
+def _addresses(hub: Endpoint, repo: str, files: list[LocalFile]) -> list[dict[str, Any]]:
     where, url = f"{repo}, large files", f"{hub.url}/{repo}.git/info/lfs/objects/batch"
     value = {"operation": "upload", "transfers": ["basic", "multipart"], "hash_algo": "sha256",
              "objects": [{"oid": file.sha256, "size": file.size} for file in files]}
-    _, told = request_json("POST", url, hub, where, ByteLimit(where, _ADDRESSES), json=value, headers=_LFS)
-    objects = told.get("objects") if isinstance(told, dict) else None
+    _, reply = request_json("POST", url, hub, where, ByteLimit(where, _MAX_ADDRESSES), json=value, headers=_LFS)
+    objects = reply.get("objects") if isinstance(reply, dict) else None
     if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
         raise HubError("the hub does not say where large files go", where=where, expected="a list of objects")
     if failed := next((one["error"] for one in objects if one.get("error")), None):
@@ -51,7 +51,7 @@ def _addresses(hub: Endpoint, repo: str, files: list[Local]) -> list[dict[str, A
     return objects
 
 
-def _send(hub: Endpoint, file: Local, actions: dict[str, Any], progress: Callable[[int], None]) -> None:
+def _send(hub: Endpoint, file: LocalFile, actions: dict[str, Any], progress: Callable[[int], None]) -> None:
     upload, verify = actions.get("upload"), actions.get("verify")
     if upload is None:  # it is there
         progress(file.size)
@@ -60,54 +60,55 @@ def _send(hub: Endpoint, file: Local, actions: dict[str, Any], progress: Callabl
     if "chunk_size" in header:
         _send_parts(hub, file, upload["href"], header, upload.get("held") or {}, progress)
     else:
-        again(lambda: _put(hub, upload["href"], file, 0, file.size))
+        with_retries(lambda: _put(hub, upload["href"], file, 0, file.size))
         progress(file.size)
     if verify is not None:  # the hub's own address, or one that hears nothing of the token
-        again(lambda: post_json(verify["href"], hub, _name(file), {"oid": file.sha256, "size": file.size}, headers=_LFS))
+        with_retries(lambda: post_json(verify["href"], hub, _name(file), {"oid": file.sha256, "size": file.size}, headers=_LFS))
 
 
-def _send_parts(hub: Endpoint, file: Local, href: str, header: dict[str, Any], held: dict[str, Any],
+def _send_parts(hub: Endpoint, file: LocalFile, href: str, header: dict[str, Any], received: dict[str, Any],
                 progress: Callable[[int], None]) -> None:
-    each = int(header["chunk_size"])
+    part_size = int(header["chunk_size"])
     addresses = [header[key] for key in sorted((key for key in header if key.isdecimal()), key=int)]
-    if each <= 0 or len(addresses) != -(-file.size // each):
-        raise HubError("the hub does not say where each part of a file goes", where=_name(file), found=f"{len(addresses)} parts of {each}")
+    if part_size <= 0 or len(addresses) != -(-file.size // part_size):
+        raise HubError("the hub does not say where each part of a file goes", where=_name(file),
+                       found=f"{len(addresses)} parts of {part_size}")
     etags: list[str] = []
     try:
         for number, address in enumerate(addresses):
-            start, length = number * each, min(each, file.size - number * each)
-            there = str(held.get(str(number + 1)))
-            same = re.fullmatch(r"[0-9a-f]{64}", there) and there == _sha256(file, start, length)
-            etags.append(there if same else _part(hub, address, file, start, length))
+            start, length = number * part_size, min(part_size, file.size - number * part_size)
+            etag = str(received.get(str(number + 1)))
+            same = re.fullmatch(r"[0-9a-f]{64}", etag) and etag == _sha256(file, start, length)
+            etags.append(etag if same else _part(hub, address, file, start, length))
             progress(length)
     except KeyboardInterrupt as interrupt:
         if etags:
             interrupt.add_note(f"the hub may keep what it has of a file, {len(etags)} of {len(addresses)} parts, for the next push")
         raise
     parts = [{"partNumber": number, "etag": etag} for number, etag in enumerate(etags, 1)]
-    again(lambda: post_json(href, hub.anonymous, _name(file), {"oid": file.sha256, "parts": parts}, headers=_LFS,
-                         seconds=_DONE_WITHIN))
+    with_retries(lambda: post_json(href, hub.anonymous, _name(file), {"oid": file.sha256, "parts": parts}, headers=_LFS,
+                         seconds=_JOIN_SECONDS))
 
 
-def _part(hub: Endpoint, address: str, file: Local, start: int, length: int) -> str:
-    etag = str(again(lambda: _put(hub, address, file, start, length)).get("ETag", ""))
+def _part(hub: Endpoint, address: str, file: LocalFile, start: int, length: int) -> str:
+    etag = str(with_retries(lambda: _put(hub, address, file, start, length)).get("ETag", ""))
     if not etag:
         raise HubError("the hub does not confirm a part of a file", where=_name(file), expected="an ETag")
     return etag
 
 
-def _put(hub: Endpoint, address: str, file: Local, start: int, length: int) -> Any:
+def _put(hub: Endpoint, address: str, file: LocalFile, start: int, length: int) -> Any:
     """The headers of the answer to some bytes of a file."""
     with open_response("PUT", address, hub.anonymous, _name(file), headers={"Content-Length": str(length)},
                 content=file.part(start, length), seconds=allowed_seconds(length)) as response:
         return response.headers
 
 
-def _name(file: Local) -> str:
+def _name(file: LocalFile) -> str:
     return f"the file of sha256 {file.sha256}"
 
 
-def _sha256(file: Local, start: int, length: int) -> str:
+def _sha256(file: LocalFile, start: int, length: int) -> str:
     hasher = hashlib.sha256()
     for chunk in file.part(start, length):
         hasher.update(chunk)

@@ -1,0 +1,183 @@
+"""Validates an adapter on a hub without its weights: every check that needs only headers and small files, for each kind of artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base.checkpoint import Checkpoint
+from ..base.compatibility import Verdict
+from ..errors import AdapterpackError, FormatError
+from ..io import strict_json
+from ..io.safe_open import TENSORS
+from ..manifest import manifest as m
+from ..pack import from_peft
+from ..pack.pack import SIGNATURE, Pack
+from ..pack.validate.budget import Budget
+from ..pack.validate.checks.base import base_verdict
+from ..pack.validate.checks.composition import composition
+from ..pack.validate.checks.peft_agreement import options
+from ..pack.validate.checks.remote import remote_code
+from ..pack.validate.context import Subject
+from ..pack.validate.finding import Finding, Report
+from ..pack.validate.open_questions import NO_BASE, SHAPES_ONLY, unchecked
+from ..pack.validate.registry import HEADER_CHECKS
+from ..pack.validate.validation import require_known, run_checks
+from ..peft.options import base_hint, parsed
+from ..runtime.validation import about_base
+from . import names
+from .artifact import Artifact
+from .base import RemoteBase, remote_base
+from .transport.client import ListedFile, Remote
+from .transport.headers import HeaderFile, read_header
+from .transport.transfer import fetch
+
+_FIRST = 100_000
+"""Bytes of the first range: the headers of most adapters are shorter."""
+_VALUES = "values: only the header of the tensor file was read (--full reads everything)"
+_DIGESTS = "digests: sizes and sha256 are the hub's word, and not all files have one there (--full)"
+_SIGNATURE = "signature: not verified (adapterpack pull it to a folder, then adapterpack verify)"
+_NO_MANIFEST = ("no manifest: one would add the sha256 of every file and tensor, the base's identity by content, the resolved config "
+                "and scale of every site, the tokenizer, a canary, the license and the lineage (adapterpack pull, then push)")
+_OF_FOLDERS = frozenset({NO_BASE, SHAPES_ONLY})
+"""Questions that are open where no base, or a folder, was named; a base on a hub answers them."""
+
+
+@dataclass(frozen=True)
+class RemoteContext:
+    """The artifact to validate: ``folder`` holds its manifest, ``base_folder`` takes what is fetched of a base, and ``base`` is the one
+    that the user named (a folder or a reference)."""
+
+    remote: Remote
+    artifact: Artifact
+    listed: Mapping[str, ListedFile]
+    folder: Path
+    base_folder: Path
+    base: Path | str | None
+    budget: Budget
+    allow_structural: bool
+    token: str | None
+
+    @property
+    def named_base(self) -> m.Base:
+        """The base that the artifact names."""
+        if self.artifact.kind == "peft":
+            return base_hint(parsed(self.artifact.manifest_bytes, Path(self.artifact.manifest_name)))
+        base: m.Base = self.artifact.manifest.base
+        return base
+
+    def readable_base(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
+        """The base to compare with: the named one, else the artifact's own on the same hub; or None, and why.
+
+        Raises:
+            AdapterpackError: the one that the user named cannot be read.
+        """
+        if isinstance(self.base, Path):
+            return Checkpoint(self.base), ()
+        self.base_folder.mkdir()
+        if self.base is not None:
+            return remote_base(names.parse(self.base), self.base_folder, self.token), ()
+        name, commit = self.named_base.name, self.named_base.commit
+        if name is None or not names.is_repo(name):
+            return None, (f"base: {name or 'none is named'}, which is not ORG/NAME on a hub (--base)",)
+        try:
+            return remote_base(names.Reference(name, commit or names.MAIN), self.base_folder, self.token), ()
+        except AdapterpackError as error:
+            return None, (f"base: {name} was not compared: {error.what} (--base)",)
+
+    def open_questions(self, base: Checkpoint | None, verdict: Verdict | None) -> tuple[str, ...]:
+        """What the headers of a base on a hub do not show."""
+        if not isinstance(base, RemoteBase):
+            return ()
+        same_commit = ", at the commit that is named" if base.commit == self.named_base.commit else ""
+        weights = f"base: only the listing and the headers of {base.remote} were read{same_commit}; its weights were not (--base FOLDER)"
+        unread = tuple(f"tokenizer: {name} of the base is large, and the hub lists no sha256 of it (--base FOLDER)" for name in base.unread)
+        return (*(() if verdict is not None and verdict.accepted else (weights,)), *unread)
+
+
+def _checked(context: RemoteContext, pack: Pack, file: HeaderFile, small_files: Mapping[str, bytes]) -> Report:
+    """The checks of a pack by its headers, with the base if one can be read."""
+    base, why = context.readable_base()
+    subject = Subject(Path(context.remote.reference.address), pack, file, small_files, base, False, context.budget,
+                      context.allow_structural)
+    findings, spent = run_checks(subject, HEADER_CHECKS)
+    verdict = None if spent else base_verdict(pack, base, findings)
+    answered = frozenset[str]() if isinstance(context.base, Path) else _OF_FOLDERS
+    not_checked = (*spent, *(text for text in unchecked(subject) if text not in answered), *why, *context.open_questions(base, verdict))
+    return Report("pack", "", pack.id, tuple(findings), not_checked, True, verdict)
+
+
+def _pack(context: RemoteContext) -> Report:
+    manifest, artifact = context.artifact.manifest, context.artifact
+    require_known(manifest, f"{context.remote}, {artifact.manifest_name}")
+    if refused := [*remote_code(_json(artifact), artifact.manifest_name)] or [*composition(manifest)]:
+        return Report("pack", "", manifest.id, tuple(refused))
+    context.budget.require_memory(artifact.size)  # some methods put int8 tensors and their scales together
+    file, small_files = _header(context), {}
+    for entry in manifest.files:
+        if entry.path != TENSORS:
+            fetch(context.remote, ListedFile(entry.path, entry.size, entry.sha256, None), context.folder / entry.path)
+            small_files[entry.path] = (context.folder / entry.path).read_bytes()
+    pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, None, small_files)
+    return _incomplete(context, _checked(context, pack, file, small_files), "PEFT's reading of it (--full)")
+
+
+def _peft(context: RemoteContext) -> Report:
+    """Imported with zeros in place of its weights: names, shapes, pairs, options and sites are those of the real ones."""
+    artifact = context.artifact
+    code = tuple(remote_code(_json(artifact), artifact.manifest_name, foreign=True))
+    if any(finding.severity == "error" for finding in code):
+        return Report("peft", "", None, code)
+    context.budget.require_memory(artifact.size)
+    file = _header(context)
+    pack, unknown = from_peft.imported(context.folder, tensors=file)
+    report = _checked(context, pack, file, {})
+    return _incomplete(context, report._replace(kind="peft", id=None, findings=(*code, *options(unknown), *report.findings)), _NO_MANIFEST)
+
+
+def _bundle(context: RemoteContext) -> Report:
+    findings, verdict = [*_bundled(context)], None
+    base, why = context.readable_base()
+    for result in () if base is None else about_base(context.artifact.manifest, base, context.budget, context.allow_structural):
+        if isinstance(result, Finding):
+            findings.append(result)
+        else:
+            verdict = result
+    report = Report("bundle", "", context.artifact.id, tuple(findings), (*why, *context.open_questions(base, verdict)), True, verdict)
+    return _incomplete(context, report, "the graph, and the tensors of the packs in it (--full)")
+
+
+def _bundled(context: RemoteContext) -> Iterator[Finding]:
+    """AB201: the manifests of the packs in a bundle are those that it names."""
+    entries = {entry.path: entry for entry in context.artifact.files}
+    for number, adapter in enumerate(context.artifact.manifest.adapters):
+        path = f"{adapter.path}/{m.FILE_NAME}"
+        if path not in entries or context.listed[path].size > m.MAX_BYTES:
+            yield Finding("AB103", "error", adapter.path, "a pack without a manifest", "export again", file=path)
+            continue
+        place = context.folder / f"pack{number}.json"
+        fetch(context.remote, context.listed[path], place, entries[path].sha256)
+        if m.parse(place.read_bytes(), f"{context.remote}, {path}").id != adapter.pack:
+            yield Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again", file=path)
+
+
+def _json(artifact: Artifact) -> Any:
+    return strict_json.loads(artifact.manifest_bytes, artifact.manifest_name, len(artifact.manifest_bytes))
+
+
+def _header(context: RemoteContext) -> HeaderFile:
+    size = next((entry.size for entry in context.artifact.files if entry.path == TENSORS), None)
+    if size is None:
+        raise FormatError("the manifest lists no tensor file", where=f"{context.remote}, {TENSORS}")
+    return read_header(context.remote, TENSORS, size, _FIRST)
+
+
+def _incomplete(context: RemoteContext, report: Report, more: str) -> Report:
+    signature = (_SIGNATURE,) if SIGNATURE in context.listed else ()
+    return report._replace(not_checked=(_VALUES, _DIGESTS, *signature, more, *report.not_checked), incomplete=True)
+
+
+HEADER_REPORTS: dict[str, Callable[[RemoteContext], Report]] = {"pack": _pack, "peft": _peft, "bundle": _bundle}
+"""Kind of artifact -> its validation by headers."""
