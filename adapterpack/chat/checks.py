@@ -1,4 +1,4 @@
-"""Which filters and methods a template has, and what is checked of those whose result can be much larger than what they are given."""
+"""The filters and methods that a template may use, and checks of those whose result can be much larger than their arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .meter import Meter
 Arguments = dict[str, Any]
 
 MOST = 10_000
-"""The largest width or count that may be asked for in one place."""
+"""The largest width or count in one place."""
 _NARROW = 100
 """The largest indent and the most digits after a point."""
 
@@ -40,7 +40,7 @@ _NESTED = re.compile(r"%\([^()]*\(")
 
 def percent(meter: Meter, text: str, values: Any) -> None:
     """Pays for ``text % values``."""
-    widths = [width for found in _PERCENT.finditer(text) for width in found.groups() if width]
+    widths = [width for match in _PERCENT.finditer(text) for width in match.groups() if width]
     if "*" in widths or _NESTED.search(text):
         raise TemplateRuntimeError("it writes a value with a width that is computed")
     _formatted(meter, text, widths, text.count("%"), values)
@@ -126,8 +126,8 @@ def _all_counts(*names: str, most: int = MOST) -> Callable[[Meter, Arguments], N
 FILTERS: dict[str, Callable[[Meter, Arguments], None]] = {
     "center": _all_counts("width"), "batch": _all_counts("linecount"), "slice": _all_counts("slices"),
     "round": _all_counts("precision", most=_NARROW), "indent": _indent, "join": _join, "sum": _sum,
-    "replace": lambda meter, given: _replaced(meter, given["s"], given["old"], given["new"], given["count"]),
-    "format": lambda meter, given: percent(meter, str(given["value"]), given["kwargs"] or given["args"]),
+    "replace": lambda meter, values: _replaced(meter, values["s"], values["old"], values["new"], values["count"]),
+    "format": lambda meter, values: percent(meter, str(values["value"]), values["kwargs"] or values["args"]),
 }
 """Filter -> what is checked: with its arguments by name, which it may change."""
 

@@ -78,8 +78,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may have that attribute: of data, only methods that are known."""
-        known = next((methods for kind, methods in checks.METHODS if isinstance(obj, kind)), None)
-        return super().is_safe_attribute(obj, attr, value) and (known is None or attr in known or not callable(value))
+        allowed = next((methods for kind, methods in checks.METHODS if isinstance(obj, kind)), None)
+        return super().is_safe_attribute(obj, attr, value) and (allowed is None or attr in allowed or not callable(value))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """The result of an operation, unless it would be large."""

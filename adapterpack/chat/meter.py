@@ -1,4 +1,4 @@
-"""What one rendering of a template may still do: time and characters, paid for before they are made."""
+"""Meters one rendering of a template: time and characters, paid for before they are made."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ SECONDS = 5.0
 ROOM = 8 << 20
 """How much one rendering may do, in characters that it makes; a step costs as much as :data:`STEP` of them, a value :data:`COST`."""
 FOR_EACH = 64
-"""How much more it may do for each character that it is given."""
+"""How much more it may do for each character of its values."""
 STEP, COST = 64, 16
 _BITS = 1 << 14
 
 
 class Meter:
-    """What one rendering may still do. ``given`` is what it is given: values that it uses, but does not make."""
+    """What one rendering may still do. ``values`` are those that it is given, and does not make."""
 
-    def __init__(self, given: Any, seconds: float = SECONDS, room: int = ROOM) -> None:
+    def __init__(self, values: Any, seconds: float = SECONDS, room: int = ROOM) -> None:
         self._until = time.thread_time() + seconds
         self._sizes: dict[int, tuple[Any, int]] = {}
         self._seconds, self._most = seconds, 1 << 62
-        self._most = self._left = room + FOR_EACH * self.size(given)
+        self._most = self._left = room + FOR_EACH * self.size(values)
 
     def step(self) -> None:
         """Pays for one step.

@@ -45,11 +45,11 @@ class ChatTemplate:
         Raises:
             FormatError: the template cannot be compiled, does not render, or takes more time or space than a template needs.
         """
-        given = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True, **(special or {})}
+        values = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True, **(special or {})}
         try:
             compiled = self._compiled
-            with metered(Meter(given, self._seconds, self._room)):
-                text: str = compiled.render(given)
+            with metered(Meter(values, self._seconds, self._room)):
+                text: str = compiled.render(values)
         except Exception as error:  # whatever a template can raise
             reason = (str(error) or type(error).__name__)[:300].rstrip(".")
             raise FormatError(f"the chat template does not render: {reason}", where=self.where,

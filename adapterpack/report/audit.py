@@ -149,8 +149,8 @@ def _cells(
     shown: Callable[[float], str] = decimal, **options: Any,
 ) -> Chart:
     values = [[None if site is None else number(value(site)) for site in line] for line in layers.cells]
-    known = [abs(cell) for line in values for cell in line if cell is not None]
-    top = high if high is not None else max(known, default=1.0) or 1.0
+    sizes = [abs(cell) for line in values for cell in line if cell is not None]
+    top = high if high is not None else max(sizes, default=1.0) or 1.0
     scale = "" if high is not None else f" The strongest colour is {shown(top)}."
     return (heat_map(title, layers.rows, layers.columns, values, high=top, shown=shown, **options), caption + scale)
 

@@ -49,8 +49,8 @@ def effective_rank(result: Result, index: int) -> float | None:
 
 def decimal(value: object, digits: int = 2) -> str:
     """A number with a few decimals, or that it is missing."""
-    known = number(value)
-    return MISSING if known is None else f"{known:z.{digits}f}"
+    figure = number(value)
+    return MISSING if figure is None else f"{figure:z.{digits}f}"
 
 
 def _row(name: str, figures: Result, ranks: Sequence[float], pairs: bool, based: bool, dtypes: Sequence[str]) -> list[str]:
@@ -68,11 +68,11 @@ def _row(name: str, figures: Result, ranks: Sequence[float], pairs: bool, based:
 
 def short(value: object) -> str:
     """A number in three digits, or that it is missing."""
-    known = number(value)
-    return MISSING if known is None else f"{known:.3g}"
+    figure = number(value)
+    return MISSING if figure is None else f"{figure:.3g}"
 
 
 def share(value: object) -> str:
     """A share that may be far below one percent."""
-    known = number(value)
-    return MISSING if known is None else f"{100 * known:.2g} %" if known < 0.1 else percent(known)
+    figure = number(value)
+    return MISSING if figure is None else f"{100 * figure:.2g} %" if figure < 0.1 else percent(figure)

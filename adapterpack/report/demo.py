@@ -67,8 +67,8 @@ def _model(result: Result) -> str:
     parameters, taken = number(model.get("parameters")), number(model.get("bytes"))
     facts = [f"{count(parameters)} parameters" if parameters else "", size(taken) if taken else "",
              f"from {model['source']}" if model.get("source") else ""]
-    known = ", ".join(filter(None, facts))
-    return str(model.get("name") or "a pretrained model") + (f" ({known})" if known else "")
+    listed = ", ".join(filter(None, facts))
+    return str(model.get("name") or "a pretrained model") + (f" ({listed})" if listed else "")
 
 
 def _training(result: Result) -> Part:

@@ -61,10 +61,10 @@ def heat_map(
                 css = "on" if strength > 0.55 else "off"
                 parts.append(text_at(shown(value), y + _ROW / 2 + 4.5, (at + 0.5) * width, "middle", css=css))
     marks = [Mark((at + 0.5) * width, column) for at, column in enumerate(columns)]
-    known = thinned(marks, WIDE - left - right)
-    always = thinned(known, MIN_WIDTH - left - right)
+    shown_marks = thinned(marks, WIDE - left - right)
+    always = thinned(shown_marks, MIN_WIDTH - left - right)
     bottom = len(rows) * _ROW
-    axis = [text_at(mark.label, bottom + 16, mark.at, "middle", css="" if mark in always else "wide") for mark in known]
+    axis = [text_at(mark.label, bottom + 16, mark.at, "middle", css="" if mark in always else "wide") for mark in shown_marks]
     return framed(title, _described(rows, columns, values, shown), bottom + _AXIS, (left, right), [*parts, *axis])
 
 
@@ -118,8 +118,8 @@ def _described(rows: Sequence[str], columns: Sequence[str], values: Matrix, show
     """The range of each row in words: a map of hundreds of cells is no text."""
     ranges = []
     for row, line in zip(rows, values, strict=True):
-        known = [(value, column) for value, column in zip(line, columns, strict=True) if value is not None and math.isfinite(value)]
-        if known:
-            (low, first), (high, last) = min(known), max(known)
+        finite = [(value, column) for value, column in zip(line, columns, strict=True) if value is not None and math.isfinite(value)]
+        if finite:
+            (low, first), (high, last) = min(finite), max(finite)
             ranges.append(f"{row}: from {shown(low)} ({first}) to {shown(high)} ({last})")
     return ". ".join(ranges)

@@ -1,4 +1,4 @@
-"""Pages rendered from the jinja2 templates in ``templates/``, in which every value is escaped by the environment."""
+"""Renders pages from the jinja2 templates in ``templates/``; the environment escapes every value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the result of a demo run: whatever is missing is an empty mapping or None, so that a partial run can still be reported."""
+"""Reads the result of a demo run: whatever is missing is an empty mapping or None, so that a partial run can still be reported."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def tone(key: str) -> str:
 
 def measured(values: Mapping[str, Any]) -> dict[str, float]:
     """The entries that are numbers, in order."""
-    return {str(key): known for key, value in values.items() if (known := number(value)) is not None}
+    return {str(key): figure for key, value in values.items() if (figure := number(value)) is not None}
 
 
 def accuracy(result: Result) -> dict[str, dict[str, float]]:

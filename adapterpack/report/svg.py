@@ -198,9 +198,9 @@ def element(name: str, attributes: Mapping[str, object], *children: object) -> M
         >>> print(element("text", {"x": 0.5, "class": 'a"b'}, "1 < 2"))
         <text x="0.5" class="a&#34;b">1 &lt; 2</text>
     """
-    given = "".join(f' {key}="{f"{value:g}" if isinstance(value, float) else escaped(value)}"' for key, value in attributes.items())
+    written = "".join(f' {key}="{f"{value:g}" if isinstance(value, float) else escaped(value)}"' for key, value in attributes.items())
     inner = "".join(map(escaped, children))
-    return Markup(f"<{name}{given}>{inner}</{name}>" if children else f"<{name}{given}/>")
+    return Markup(f"<{name}{written}>{inner}</{name}>" if children else f"<{name}{written}/>")
 
 
 def _block(block: _Block, y: float, left: int, right: int) -> tuple[list[Markup], float]:

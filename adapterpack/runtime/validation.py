@@ -16,6 +16,8 @@ from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks.folder import entries
 from ..pack.validate.open_questions import NO_BASE
 from ..pack.validate.validation import Finding, Report, examine
+from . import canary
+from .session import Session
 
 _NOT_RUN = "graph and canaries: replayed with full, where there is no error"
 
@@ -29,15 +31,15 @@ def validate_bundle(
     """
     findings: list[Finding] = []
     left_open: list[str] = []
-    known: Verdict | None = None
+    verdict: Verdict | None = None
     try:
-        for found in _findings(folder, base, budget or Budget(), allow_structural):
-            if isinstance(found, Finding):
-                findings.append(found)
-            elif isinstance(found, Verdict):
-                known = found
+        for result in _findings(folder, base, budget or Budget(), allow_structural):
+            if isinstance(result, Finding):
+                findings.append(result)
+            elif isinstance(result, Verdict):
+                verdict = result
             else:
-                left_open.append(found)
+                left_open.append(result)
     except Spent as spent:
         left_open.append(str(spent))
     except AdapterpackError as error:
@@ -47,7 +49,7 @@ def validate_bundle(
     sound = not left_open and not any(finding.severity == "error" for finding in findings)
     broken, about_graph = _replayed(folder) if full and sound else ([], (_NOT_RUN,))
     open_questions = (*left_open, *([] if base else [NO_BASE]), *about_graph)
-    return Report("bundle", str(folder), None, (*findings, *broken), open_questions, incomplete, known)
+    return Report("bundle", str(folder), None, (*findings, *broken), open_questions, incomplete, verdict)
 
 
 def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allow_structural: bool) -> Iterator[Finding | Verdict | str]:
@@ -79,32 +81,29 @@ def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_str
     """AB301, and the verdict on the base; of one whose weights are elsewhere, what its headers say."""
     remedy = "name the base that it was exported from"
     with checkpoint.watched(lambda: budget.require_time("the bytes of the base")):
-        found = compatibility.deciding_fingerprint(checkpoint, bundle.base)
+        fingerprint = compatibility.deciding_fingerprint(checkpoint, bundle.base)
     try:
-        known = compatibility.require("the bundle", bundle.base, found, name=checkpoint.name, where=checkpoint.where,
+        verdict = compatibility.require("the bundle", bundle.base, fingerprint, name=checkpoint.name, where=checkpoint.where,
                                  allow_structural=allow_structural or not checkpoint.has_weights)
     except BaseMismatch as error:
         yield Finding("AB301", "error", "base", error.told, error.remedy or remedy)
-        yield compatibility.compare(bundle.base, found)
+        yield compatibility.compare(bundle.base, fingerprint)
         return
-    if known.name == "structural" and checkpoint.has_weights:
-        yield Finding("AB301", "warning", "base", known.means, remedy)
-    yield known
+    if verdict.name == "structural" and checkpoint.has_weights:
+        yield Finding("AB301", "warning", "base", verdict.means, remedy)
+    yield verdict
 
 
 def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
     """AB401, and which canaries say nothing of this graph."""
-    from . import canary  # noqa: PLC0415 - only what runs the graph needs ONNX Runtime
-    from .session import Session  # noqa: PLC0415
-
     try:
-        found = canary.verify(Session(folder, provider="cpu"))
+        replayed = canary.verify(Session(folder, provider="cpu"))
     except AdapterpackError as error:
         return [Finding("AB401", "error", error.where or GRAPH, error.told, error.remedy or "export again", type(error))], ()
     except Exception as error:  # whatever ONNX Runtime says of a graph from a stranger
         reason = str(error).partition("\n")[0][:300]
         return [Finding("AB401", "error", GRAPH, f"the graph cannot be run: {reason}", "export again")], ()
-    return [], tuple(f"canary of {name}: {reason}" for name, reason in found["not_replayed"].items())
+    return [], tuple(f"canary of {name}: {reason}" for name, reason in replayed["not_replayed"].items())
 
 
 def _file_list(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from ...errors import StorageError
 
@@ -16,8 +17,6 @@ def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:
     Raises:
         StorageError: the disk is full, or the file system refuses.
     """
-    import onnxruntime as ort  # noqa: PLC0415 - only who writes such a file pays for it
-
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(1)
     adapter.set_model_version(1)
