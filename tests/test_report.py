@@ -425,7 +425,7 @@ def test_the_terminal_is_not_repainted() -> None:
     assert not re.search("\u202e|\x1b\\[31m", stream.getvalue())
 
 
-@pytest.mark.parametrize("name", ["audit_map", "demo", "heat", "key_figures", "rendering", "result", "svg", "tables", "text", "values"])
+@pytest.mark.parametrize("name", ["audit_map", "demo", "heat", "key_figures", "rendering", "result", "svg", "tables", "text"])
 def test_the_examples_in_docstrings_run(name: str) -> None:
     """What the functions of the report show in their docstrings is what they give."""
     ran = doctest.testmod(importlib.import_module(f"adapterpack.report.{name}"))
