@@ -539,7 +539,7 @@ def test_the_runtime_needs_no_torch(bundle_of: Make) -> None:
     """Opening, running, generating and loading a pack import neither torch nor transformers."""
     program = (
         "import sys, numpy as np, adapterpack\n"
-        "from adapterpack.runtime import generate, validate\n"
+        "import adapterpack.runtime.generation.generate, adapterpack.runtime.validation\n"
         "session = adapterpack.Session(sys.argv[1], 'cpu')\n"
         "session.generate(['w1 w2'], ['alpha'], max_new_tokens=2)\n"
         "session.load(sys.argv[2], 'more')\n"
