@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 import adapterpack
 from adapterpack.io.safetensors import dtype_name
-from adapterpack.runtime.session import Session, pad
+from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.session import Session
 
 pytestmark = pytest.mark.fast
 

@@ -28,7 +28,7 @@ from adapterpack.errors import SiteNotFound, Unsupported
 from adapterpack.exporting.graph.activations import NODES
 from adapterpack.exporting.graph.blocks import wanted_blocks
 from adapterpack.quantizing.packs import quantize_pack
-from adapterpack.runtime.session import pad
+from adapterpack.runtime.model_inputs import pad
 from adapterpack.slots.blocks import FIELDS
 from adapterpack.tasks.task import task_named
 from adapterpack.training.block_targets import select_blocks

@@ -15,7 +15,7 @@ from families import FAMILIES, WORDS
 
 from adapterpack import Session, export
 from adapterpack.errors import ConfigError
-from adapterpack.runtime.session import pad
+from adapterpack.runtime.model_inputs import pad
 from adapterpack.runtime.text.context_length import context_length
 from adapterpack.tasks.rows import RowError
 from adapterpack.testing.architectures import ARCHITECTURES

@@ -55,7 +55,7 @@ from adapterpack.exporting.modes import MODES, Plan, base_head, with_fields
 from adapterpack.exporting.proof import parity
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
-from adapterpack.runtime.session import pad
+from adapterpack.runtime.model_inputs import pad
 from adapterpack.slots.precision import ABSENT
 from adapterpack.slots.values import form_arrays, head_values
 from adapterpack.tasks.task import task_named

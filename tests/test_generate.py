@@ -16,7 +16,7 @@ from adapterpack import Session
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, UnknownAdapter, Unsupported
 from adapterpack.runtime.generation.sampling import Sampling, choose
-from adapterpack.runtime.session import pad
+from adapterpack.runtime.model_inputs import pad
 from adapterpack.runtime.text.tokenizer import Tokenizer
 from adapterpack.tasks.task import MAIN
 

@@ -18,7 +18,7 @@ from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, Unsu
 from adapterpack.manifest import manifest as m
 from adapterpack.runtime.adapters import soft_prompt
 from adapterpack.runtime.generation.decoder import DecoderOnly
-from adapterpack.runtime.session import pad
+from adapterpack.runtime.model_inputs import pad
 
 Make = Callable[..., Any]
 ROWS: list[list[int]] = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16], [60], [20, 21, 22], [33, 34, 35, 36]]

@@ -21,7 +21,7 @@ from adapterpack.exporting.quantization import weights
 from adapterpack.exporting.quantization.schemes import SCHEMES
 from adapterpack.io.hashing import sha256_of
 from adapterpack.pack import canary
-from adapterpack.runtime.session import pad
+from adapterpack.runtime.model_inputs import pad
 
 Make = Callable[..., Any]
 BUNDLES = [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("bert", "bank"), ("bert", "inputs")]

@@ -42,7 +42,7 @@ from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate.budget import Budget
 from adapterpack.runtime import providers
-from adapterpack.runtime.session import pad
+from adapterpack.runtime.model_inputs import pad
 from adapterpack.slots.precision import ABSENT
 from adapterpack.slots.values import pack_values
 

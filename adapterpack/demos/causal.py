@@ -12,7 +12,8 @@ import torch
 from ..exporting.pipeline import export
 from ..pack.validate.validation import load
 from ..runtime.generation.generate import Generation
-from ..runtime.session import Session, pad
+from ..runtime.model_inputs import pad
+from ..runtime.session import Session
 from ..training.active import active
 from ..training.config.config import read_config
 from ..training.pipeline import train_one

@@ -17,7 +17,8 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..quantizing.pipeline import quantize
 from ..resources import resource
-from ..runtime.session import Session, pad
+from ..runtime.model_inputs import pad
+from ..runtime.session import Session
 from ..runtime.text.tokenizer import Tokenizer
 from ..tasks.task import task_named
 from ..training.config.config import TrainConfig, read_config

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..adapter_methods.core.token_positions import Acts
 from ..errors import Unsupported
-from ..runtime.session import Arrays, pad
+from ..runtime.model_inputs import pad
+from ..tasks.session import Arrays
 from ..tasks.task import Task, reads_types
 
 LENGTHS = (11, 4, 7)

@@ -17,11 +17,9 @@ from .generation.generate import generate
 from .generation.sampling import Sampling
 from .media.inputs import image_of, speech_of
 from .media.processor_config import section
-from .model_inputs import last_places, pad, positions
+from .model_inputs import pad
 from .open_bundle import OpenBundle
 from .pipeline import run_parts
-
-__all__ = ["Arrays", "Names", "Session", "last_places", "pad", "positions"]
 
 
 class Session(OpenBundle):

@@ -48,7 +48,7 @@ def _graphs(task: Task, model: Any) -> dict[str, Any]:
     """The graph of every part; what one gives, the next is traced with."""
     import torch  # noqa: PLC0415 - see above
 
-    from ...runtime.session import positions  # noqa: PLC0415
+    from ...runtime.model_inputs import positions  # noqa: PLC0415
     from ..example_inputs import example  # noqa: PLC0415
     from .torch_parts import part_class  # noqa: PLC0415
 

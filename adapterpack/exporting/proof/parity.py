@@ -13,8 +13,9 @@ from ...bundle.manifest import PRESENT, read_bundle
 from ...errors import ParityError
 from ...pack.pack import Pack
 from ...runtime import canary
-from ...runtime.session import Arrays, Session
+from ...runtime.session import Session
 from ...slots.precision import NONE_BELOW, precision
+from ...tasks.session import Arrays
 from ...tasks.task import SPANS, Task
 from ..example_inputs import LENGTHS, config_of, example
 from .parity_runs import Asked, ask_graph, ask_torch

@@ -12,8 +12,9 @@ from ...adapter_methods.core.token_positions import acted
 from ...bundle.manifest import ADAPTER_POSITIONS
 from ...pack.pack import Pack
 from ...runtime.generation.decoder import grown
-from ...runtime.model_inputs import ENCODED
-from ...runtime.session import Arrays, Session, positions
+from ...runtime.model_inputs import ENCODED, positions
+from ...runtime.session import Session
+from ...tasks.session import Arrays
 from ...tasks.task import Task
 
 _STEP = 5

@@ -11,8 +11,10 @@ import numpy as np
 from ...base.checkpoint import read_json
 from ...errors import AdapterpackError, ParityError
 from ...pack import canary
-from ...runtime.session import Arrays, Session, last_places, pad
+from ...runtime.model_inputs import last_places, pad
+from ...runtime.session import Session
 from ...slots.precision import NONE_BELOW
+from ...tasks.session import Arrays
 from ...tasks.task import MAIN
 from ..example_inputs import config_of
 
