@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
@@ -15,6 +16,8 @@ from ..transport.client import MAX_LISTED
 from .storage import Refused
 
 _T = TypeVar("_T")
+PAUSE_SECONDS = 60.0
+"""Between two pieces of a body."""
 
 
 def require_size(request: Request, max_bytes: int) -> None:
@@ -31,6 +34,24 @@ def require_size(request: Request, max_bytes: int) -> None:
         raise _too_large(max_bytes)
 
 
+async def chunks_of(request: Request) -> AsyncIterator[bytes]:
+    """The body as it arrives.
+
+    Raises:
+        Refused: it does not go on.
+    """
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(PAUSE_SECONDS):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Refused(408, "Timeout", f"Nothing arrived for {PAUSE_SECONDS:.0f} s") from None
+        yield chunk
+
+
 async def body_of(request: Request) -> bytes:
     """The whole body.
 
@@ -38,7 +59,7 @@ async def body_of(request: Request) -> bytes:
         Refused: it is larger than its route takes.
     """
     parts, size, max_bytes = [], 0, int(request.scope["max_bytes"])
-    async for chunk in request.stream():
+    async for chunk in chunks_of(request):
         size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)

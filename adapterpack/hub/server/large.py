@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .bodies import json_of
+from .bodies import chunks_of, json_of
 from .parts import Parts, part_sizes
 from .reading import origin_of, storage_of
 from .storage import Refused
@@ -95,7 +95,7 @@ async def _receive(request: Request, path: Path, size: int) -> str:
     if size + _SPARE > storage_of(request).free():
         raise Refused(507, "NoSpace", "The hub's disk is full")
     with path.open("wb") as file:
-        async for chunk in request.stream():
+        async for chunk in chunks_of(request):
             count += len(chunk)
             if count > size:
                 break

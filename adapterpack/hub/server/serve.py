@@ -30,11 +30,12 @@ def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8
         import uvicorn  # noqa: PLC0415 - an extra
 
         from .app import build  # noqa: PLC0415 - needs the same extra
+        from .protocol import Protocol  # noqa: PLC0415
     access = Access() if tokens is None else Access.from_file(Path(tokens))
     app = build(folder, access)
     with storage_errors(f"{host}:{port}"), socket.create_server((host, port)) as listening:
         address = f"http://{host}:{listening.getsockname()[1]}"
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, date_header=True)
+        config = uvicorn.Config(app, http=Protocol, log_level="warning", access_log=False, server_header=False, date_header=True)
         if ready is not None:
             ready(address)
         uvicorn.Server(config).run(sockets=[listening])
