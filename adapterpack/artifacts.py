@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import StorageError
 from .hub.resolve import folder_of, is_remote
+from .io import strict_json
 from .manifest import manifest as m
 from .pack.validate.budget import Budget
 from .pack.validate.validation import Report
@@ -103,7 +104,7 @@ def _inspect_bundle(folder: Path) -> dict[str, Any]:
         "mode": bundle.mode,
         "task": bundle.task,
         "frontend": bundle.frontend,
-        "base": m.plain(bundle.base),
+        "base": strict_json.plain(bundle.base),
         "adapters": [{"name": a.name, "slot": a.slot, "pack": a.pack, "labels": list(a.labels or ())} for a in bundle.adapters],
         "slots": bundle.slots,
         "max_rank": bundle.max_rank,

@@ -17,6 +17,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from click.testing import CliRunner
+from msgspec.structs import replace
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -397,14 +398,14 @@ def test_export_publishes_nothing_whose_canary_fails(tiny_llama: Path, pack_for:
     recorded = right.manifest.canary
 
     def holding(changed: Any) -> Pack:
-        return dataclasses.replace(right, manifest=dataclasses.replace(right.manifest, canary=changed))
+        return dataclasses.replace(right, manifest=replace(right.manifest, canary=changed))
 
     def moved(rows: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple({**row, "logits": [value + 1 for value in row["logits"]]} for row in rows)
 
     for rows, error in (({"base": moved(recorded.base)}, BaseMismatch), ({"adapter": moved(recorded.adapter)}, ParityError)):
         with pytest.raises(error, match="canary"):
-            export(tiny_llama, [holding(dataclasses.replace(recorded, **rows))], tmp_path / "out", mode="bank", frontend="mobius")
+            export(tiny_llama, [holding(replace(recorded, **rows))], tmp_path / "out", mode="bank", frontend="mobius")
         assert not (tmp_path / "out").exists()
     export(tiny_llama, [holding(None)], tmp_path / "out", mode="bank")
     assert read_bundle(tmp_path / "out").parity["canary"] == {"replayed": {}, "not_replayed": {"p": "the pack carries none"}}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -54,7 +55,7 @@ from adapterpack import LoRA, Pack, adapt, attach, load, save, validate
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
 from adapterpack.manifest import manifest as m
-from adapterpack.manifest.parts import Canary, Recipe
+from adapterpack.manifest.parts import Canary, Features, Pixels
 from adapterpack.manifest.synthetic_inputs import made
 from adapterpack.pack import canary
 from adapterpack.runtime.canary import _not_replayable
@@ -161,7 +162,7 @@ def test_what_is_recorded_of_an_image_classifier_and_a_decoder() -> None:
     """Logits that the bare model gives for the very inputs that the recipe and the ids stand for."""
     recorded = packed("vit").manifest.canary
     assert recorded is not None
-    assert recorded.pixels == Recipe(canary.SEED, (2, 3, 8, 12))
+    assert recorded.pixels == Pixels(canary.SEED, (2, 3, 8, 12))
     pixels = torch.from_numpy(np.concatenate([made(recorded.pixels, number) for number in range(2)]))
     with torch.no_grad():
         logits = fresh("vit").eval()(pixel_values=pixels).logits.numpy()
@@ -185,7 +186,7 @@ def test_what_is_recorded_of_speech_and_of_images_beside_texts() -> None:
     as many image tokens as the model has positions, of which the manifest holds one."""
     whisper, clip, llava = (packed(kind).manifest.canary for kind in ("whisper", "clip", "llava"))
     assert whisper is not None and clip is not None and llava is not None
-    assert whisper.features == Recipe(canary.SEED, (2, 6, 20))
+    assert whisper.features == Features(canary.SEED, (2, 6, 20))
     assert whisper.decoder_input_ids is not None and [row[0] for row in whisper.decoder_input_ids] == [3, 3], "Whisper's start"
     assert [row[-1] for row in clip.input_ids] == [2, 2], "CLIP's end, where its text is read off"
     assert [row.count(7) for row in llava.input_ids] == [1, 1]
@@ -210,9 +211,9 @@ def test_what_is_recorded_of_speech_and_of_images_beside_texts() -> None:
 @pytest.mark.fast
 def test_foreign_canaries_of_speech_and_of_images_beside_texts_are_not_run() -> None:
     """What such a model does not take is named before anything is made; a text alone is a canary of a model that may see, too."""
-    large = Recipe(1, (2, 65536, 65536))
+    large = Features(1, (2, 65536, 65536))
     for kind, change, reason in (
-        ("whisper", {"features": Recipe(1, (2, 6, 3000))}, "speech of (6, 3000)"),
+        ("whisper", {"features": Features(1, (2, 6, 3000))}, "speech of (6, 3000)"),
         ("whisper", {"features": large}, "more than 16777216 numbers"),
         ("whisper", {"features": None, "input_ids": ((1,), (2,))}, "it has no speech"),
         ("whisper", {"decoder_input_ids": None}, "no ids for a decoder"),
@@ -221,14 +222,14 @@ def test_foreign_canaries_of_speech_and_of_images_beside_texts_are_not_run() -> 
         ("clip", {"input_ids": ((1,), (53,))}, "does not take its token ids"),
         ("llava", {"input_ids": ((7, 7), (7,))}, "one image token (7) each"),
         ("llava", {"input_ids": ((1,), (7,))}, "one image token (7) each"),
-        ("llava", {"pixels": Recipe(1, (2, 3, 12, 12))}, "images of (3, 12, 12)"),
-        ("bart", {"features": Recipe(1, (2, 6, 20))}, "speech of (6, 20)"),
+        ("llava", {"pixels": Pixels(1, (2, 3, 12, 12))}, "images of (3, 12, 12)"),
+        ("bart", {"features": Features(1, (2, 6, 20))}, "speech of (6, 20)"),
     ):
         pack = packed(kind)
         assert pack.manifest.canary is not None
-        foreign = dataclasses.replace(pack.manifest.canary, **change)
+        foreign = replace(pack.manifest.canary, **change)
         with pytest.raises(NothingToDo, match=re.escape(reason)):
-            verify_canary(fresh(kind), dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, canary=foreign)))
+            verify_canary(fresh(kind), dataclasses.replace(pack, manifest=replace(pack.manifest, canary=foreign)))
     assert misfit(fresh("llava"), Canary(((1, 2),), ({},), ({},), 1.0)) is None
 
 
@@ -271,7 +272,7 @@ def test_half_precision(kind: str, tmp_path: Path) -> None:
 @pytest.mark.fast
 def test_pixels_are_the_same_numbers_everywhere() -> None:
     """Against the generator written out with Python's own whole numbers; exact in float32, uniform, and other for every seed."""
-    recipe, word = Recipe(2**32 - 1, (3, 2, 5, 7)), 2**64 - 1
+    recipe, word = Pixels(2**32 - 1, (3, 2, 5, 7)), 2**64 - 1
 
     def expected(state: int) -> float:
         mixed = (state + 1) * 0x9E3779B97F4A7C15 & word
@@ -283,11 +284,11 @@ def test_pixels_are_the_same_numbers_everywhere() -> None:
         row = made(recipe, number)
         assert (row.shape, row.dtype) == ((1, 2, 5, 7), np.float32)
         assert row.ravel().tolist() == [expected((recipe.seed << 32) + number * 70 + i) for i in range(70)]
-    many = made(Recipe(1, (1, 3, 100, 100)), 0)
+    many = made(Pixels(1, (1, 3, 100, 100)), 0)
     assert -1 <= many.min() < -0.999 < 0.999 < many.max() < 1
     assert abs(many.mean()) < 0.02, "of 30000 numbers of variance 1/3 the mean strays by 0.0033"
     assert abs(many.var() - 1 / 3) < 0.01
-    assert not np.array_equal(many, made(Recipe(2, (1, 3, 100, 100)), 0))
+    assert not np.array_equal(many, made(Pixels(2, (1, 3, 100, 100)), 0))
 
 
 @pytest.mark.fast
@@ -298,12 +299,12 @@ def test_a_model_that_takes_other_inputs_is_not_asked(caplog: pytest.LogCaptureF
     assert recorded is not None
 
     def holding(**change: Any) -> Pack:
-        return dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, canary=dataclasses.replace(recorded, **change)))
+        return dataclasses.replace(pack, manifest=replace(pack.manifest, canary=replace(recorded, **change)))
 
-    for change, reason in (({"pixels": Recipe(1, (2, 3, 2048, 2048))}, "images of (3, 2048, 2048)"),
-                           ({"pixels": Recipe(1, (2048, 3, 8, 12))}, "not one to one"),
-                           ({"pixels": Recipe(1, (2, 3, 2048, 4096))}, "more than 16777216 numbers"),
-                           ({"features": Recipe(1, (2, 80, 3000))}, "speech of (80, 3000)"),
+    for change, reason in (({"pixels": Pixels(1, (2, 3, 2048, 2048))}, "images of (3, 2048, 2048)"),
+                           ({"pixels": Pixels(1, (2048, 3, 8, 12))}, "not one to one"),
+                           ({"pixels": Pixels(1, (2, 3, 2048, 4096))}, "more than 16777216 numbers"),
+                           ({"features": Features(1, (2, 80, 3000))}, "speech of (80, 3000)"),
                            ({"input_ids": ((1,), (2,))}, "does not take its token ids"),
                            ({"pixels": None}, "not one to one"),
                            ({"pixels": None, "input_ids": ((1,), (2,))}, "it has no images"),
@@ -317,9 +318,9 @@ def test_a_model_that_takes_other_inputs_is_not_asked(caplog: pytest.LogCaptureF
     ids = packed("bart").manifest.canary
     assert ids is not None
     pack = packed("t5")
-    for canary_of, reason in ((dataclasses.replace(ids, decoder_input_ids=None), "no ids for a decoder"),
-                              (dataclasses.replace(ids, decoder_input_ids=((1, 53), (1,))), "decoder does not take")):
-        foreign = dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, canary=canary_of))
+    for canary_of, reason in ((replace(ids, decoder_input_ids=None), "no ids for a decoder"),
+                              (replace(ids, decoder_input_ids=((1, 53), (1,))), "decoder does not take")):
+        foreign = dataclasses.replace(pack, manifest=replace(pack.manifest, canary=canary_of))
         with pytest.raises(AdapterpackError, match=reason):
             verify_canary(attach(fresh("t5"), foreign), foreign)
 

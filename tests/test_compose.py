@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import adapterpack
 from adapterpack import LoRA
@@ -363,7 +363,7 @@ def refused(packs: list[Made], error: type[Exception], *words: str, **options: A
 
 
 def other_base(**fields: Any) -> Made:
-    return made(2, base=dataclasses.replace(BASE, name="acme/other", **fields))
+    return made(2, base=replace(BASE, name="acme/other", **fields))
 
 
 def test_packs_that_do_not_go_together_are_refused() -> None:

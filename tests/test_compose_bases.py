@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from adapterpack import LoRA, compose
 from adapterpack.adapter_methods import Site, get
@@ -16,7 +15,7 @@ from adapterpack.pack.pack import Pack, build
 
 FP32 = m.Base("org/base", None, "llama", "bfp1:" + "1" * 64, "bfp1:" + "a" * 64)
 BF16 = m.Base("org/base-bf16", None, "llama", "bfp1:" + "2" * 64, "bfp1:" + "b" * 64)
-DECLARING = dataclasses.replace(FP32, variants=(Variant("dtype_cast", BF16.structure, BF16.content),))
+DECLARING = replace(FP32, variants=(Variant("dtype_cast", BF16.structure, BF16.content),))
 
 
 def pack(name: str, base: m.Base) -> Pack:
@@ -36,9 +35,9 @@ def test_a_declared_variant_is_the_same_base(turned: bool) -> None:
 
 @pytest.mark.parametrize("bases", [
     (FP32, BF16),  # nobody says that one is the other
-    (DECLARING, dataclasses.replace(BF16, content="bfp1:" + "c" * 64)),  # of the variant's shapes, with other weights
-    (DECLARING, dataclasses.replace(BF16, content=None)),  # of the variant's shapes, and nothing shows its weights
-    (FP32, dataclasses.replace(FP32, content="bfp1:" + "c" * 64)),
+    (DECLARING, replace(BF16, content="bfp1:" + "c" * 64)),  # of the variant's shapes, with other weights
+    (DECLARING, replace(BF16, content=None)),  # of the variant's shapes, and nothing shows its weights
+    (FP32, replace(FP32, content="bfp1:" + "c" * 64)),
     (m.Base(model_type="llama"), m.Base(model_type="bert")),
 ], ids=["undeclared", "other weights", "unknown weights", "fine-tune", "model types"])
 def test_other_bases_are_refused(bases: tuple[m.Base, m.Base]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from adapterpack import CPT, HRA, IA3, LoRA
 from adapterpack.adapter_methods import Site, amount, complete, get, methods
@@ -331,8 +332,8 @@ def test_the_memory_holds_inside_a_check(check: str, needs: int, subject: Subjec
     """A check that copies tensors asks before it does; with all that the files take and no more, it is not made."""
     (made,) = [one for one in CHECKS if one.__name__ == check]
     files = sum(map(len, subject.held.values()))
-    quantized = {name: dataclasses.replace(entry, scales="x") for name, entry in subject.pack.manifest.tensors.items()}
-    int8 = dataclasses.replace(subject.pack, manifest=dataclasses.replace(subject.pack.manifest, tensors=quantized))
+    quantized = {name: replace(entry, scales="x") for name, entry in subject.pack.manifest.tensors.items()}
+    int8 = dataclasses.replace(subject.pack, manifest=replace(subject.pack.manifest, tensors=quantized))
     tight = subject._replace(pack=subject.pack if check == "second_reader" else int8, budget=Budget(memory=files + needs))
     with pytest.raises(Spent, match="bytes are more than"):
         list(made(tight))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 from shipped_schemas import fits
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -148,7 +149,7 @@ def knowing(pack: Pack, base: Path, *levels: str) -> Pack:
     """The pack with these levels of its base's fingerprint and no other."""
     found = Checkpoint(base).fingerprint(files=True)._asdict()
     known = {level: value if level in levels else None for level, value in found.items()}
-    manifest = dataclasses.replace(pack.manifest, base=dataclasses.replace(pack.manifest.base, **known))
+    manifest = replace(pack.manifest, base=replace(pack.manifest.base, **known))
     return dataclasses.replace(pack, manifest=manifest)
 
 
@@ -213,9 +214,9 @@ def test_a_pack_that_names_no_digest_is_not_held_to_one(pack: Pack, bases: dict[
     """unknown, and used if its sites fit; a pack that knows another version of the scheme is refused."""
     assert knowing(pack, bases["same"]).require_base(Checkpoint(bases["cast"])).name == "unknown"
     newer = knowing(pack, bases["same"])
-    base = dataclasses.replace(newer.manifest.base, content=f"bfp2:{'0' * 64}")
+    base = replace(newer.manifest.base, content=f"bfp2:{'0' * 64}")
     with pytest.raises(BaseMismatch, match=r"nothing shows that.*no level in common"):
-        dataclasses.replace(newer, manifest=dataclasses.replace(newer.manifest, base=base)).require_base(Checkpoint(bases["same"]))
+        dataclasses.replace(newer, manifest=replace(newer.manifest, base=base)).require_base(Checkpoint(bases["same"]))
 
 
 # --- a model in memory, a running bank
@@ -269,7 +270,7 @@ def test_a_declaration_is_a_new_pack_with_its_lineage(pack: Pack, bases: dict[st
     one, two = (declare(pack, bases["same"], bases["cast"], tmp_path / name) for name in "ab")
     found, made = Checkpoint(bases["cast"]), load(tmp_path / "a")
     assert made.manifest.base.variants == (Variant("dtype_cast", found.structure, found.content, False),)
-    assert dataclasses.replace(made.manifest.base, variants=()) == pack.manifest.base
+    assert replace(made.manifest.base, variants=()) == pack.manifest.base
     lineage = made.manifest.lineage
     assert lineage is not None
     assert (lineage.operation, lineage.parents) == ("declare", (m.Parent(pack.id, pack.name),))
@@ -438,8 +439,8 @@ def test_a_quantized_variant_may_store_its_weights_in_any_form(pack: Pack, bases
 def test_a_renamed_variant_that_others_declared(pack: Pack, bases: dict[str, Path], tmp_path: Path) -> None:
     """Every stage refuses by name what it cannot find: the first tensor that the pack changes and that has another name."""
     found = Checkpoint(bases["renamed"])
-    base = dataclasses.replace(pack.manifest.base, variants=(Variant("renamed_keys", found.structure, found.content),))
-    known = dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, base=base))
+    base = replace(pack.manifest.base, variants=(Variant("renamed_keys", found.structure, found.content),))
+    known = dataclasses.replace(pack, manifest=replace(pack.manifest, base=base))
     model = AutoModelForCausalLM.from_pretrained(bases["same"])
     model.config._name_or_path = str(bases["renamed"])
     for use in (lambda: adapterpack.merge(bases["renamed"], [known], tmp_path / "out"), lambda: attach(model, known),

@@ -17,6 +17,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -533,7 +534,7 @@ def test_an_embedding_that_is_the_head_too_is_not_merged(tied: bool, says: bool,
     config = {"vocab_size": WORDS, **({"tie_word_embeddings": tied} if says else {})}
     base = stored(subject, tmp_path / "base", json.dumps(config))
     pack = save(trained(subject, base_of(subject, torch.float32)), None, name="a", base=base)
-    generating = dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, task=Task("text-generation")))
+    generating = dataclasses.replace(pack, manifest=replace(pack.manifest, task=Task("text-generation")))
     if tied:
         with pytest.raises(Unsupported, match="input embedding and the output head at once"):
             merge(base, [generating], tmp_path / "merged")

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
@@ -437,7 +438,7 @@ def test_token_classification_head(tmp_path: Path) -> None:
 
 
 def other_base(folder: Path, **keys: Any) -> m.Base:
-    return dataclasses.replace(m.Base("elsewhere", structure=Checkpoint(folder).structure), **keys)
+    return replace(m.Base("elsewhere", structure=Checkpoint(folder).structure), **keys)
 
 
 LORA_SITE = "model.layers.0.self_attn.q_proj"

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import adapterpack as ap
@@ -185,7 +186,7 @@ def test_what_cannot_be_exported_or_loaded_is_said(
     for name, config in (("wide", ap.PromptTuning(num_virtual_tokens=2)), ("tall", ap.PrefixTuning(num_virtual_tokens=2))):
         ap.adapt(other, config, name)
         stranger = ap.save(other, None, adapter=name)
-        anonymous = dataclasses.replace(stranger, manifest=dataclasses.replace(stranger.manifest, base=m.Base()))
+        anonymous = dataclasses.replace(stranger, manifest=replace(stranger.manifest, base=m.Base()))
         with pytest.raises(BaseMismatch):
             session.load(anonymous)
     monkeypatch.setattr(soft_prompt, "_LOOKUPS", frozenset({"NoSuchOperator"}))

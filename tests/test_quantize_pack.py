@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, fold, get
@@ -195,5 +195,5 @@ def test_a_scale_that_overflows_is_invalid(tmp_path: Path) -> None:
     entries = {**quantized.manifest.tensors}
     old = entries[f"{Q}.scales"]
     entries[f"{Q}.scales"] = entry_of(quantized.tensors[f"{Q}.scales"], old.group, old.param)
-    sealed(dataclasses.replace(quantized.manifest, tensors=entries), quantized.tensors).write(tmp_path / "small")
+    sealed(replace(quantized.manifest, tensors=entries), quantized.tensors).write(tmp_path / "small")
     assert [finding.rule for finding in validate(tmp_path / "small").findings] == ["AP301"]

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 import adapterpack
 from adapterpack import Session, export, quantize, run
@@ -24,7 +25,7 @@ from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
 from adapterpack.exporting.quantization.measure import inputs_of
 from adapterpack.exporting.quantization.schemes import SCHEMES
-from adapterpack.manifest.parts import Recipe
+from adapterpack.manifest.parts import Pixels
 from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
 from adapterpack.runtime.media.inputs import array_of, speech_of
@@ -107,8 +108,8 @@ def test_images_of_another_shape_than_the_graphs_are_not_made(made: Make, monkey
                                                                for port in session.bundle.io.inputs))
     for shape, io, reason in (((2, 3, 14, 12), session.bundle.io, "are of (3, 14, 12), the graph's of (3, 12, 12)"),
                               ((2, 3, 2048, 2048 * 2), free, "more than 16777216 numbers")):
-        canary = dataclasses.replace(pack.manifest.canary, pixels=Recipe(1, shape))
-        other = dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, canary=canary))
+        canary = replace(pack.manifest.canary, pixels=Pixels(1, shape))
+        other = dataclasses.replace(pack, manifest=replace(pack.manifest, canary=canary))
         session._adapters = session._adapters._replace(packs={pack.name: other})
         session.bundle = dataclasses.replace(session.bundle, io=io)
         (told,) = replay.verify(session)["not_replayed"].values()

@@ -13,8 +13,8 @@ from ..errors import FormatError, UnknownAdapter, nearest, storage_errors
 from ..io import strict_json
 from ..io.hashing import sha256_of
 from ..io.schema_check import schema_problem
-from ..manifest import manifest as m
 from ..manifest.manifest import Base, FileEntry
+from ..manifest.parts import Dims, Variant
 from ..tasks.task import MAIN, task_named
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
 from .signature import Signature, decode_signature
@@ -144,7 +144,7 @@ class Bundle:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
-        encoded: dict[str, Any] = m.plain(self)
+        encoded: dict[str, Any] = strict_json.plain(self)
         return encoded
 
     def write(self, folder: Path, draft: bool = False, known: Mapping[str, str] | None = None) -> None:
@@ -231,7 +231,7 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
         **{
             **value,
             **tuples,
-            "base": m.decode_base(value["base"]),
+            "base": _base(value["base"]),
             "sites": {key: _site(site) for key, site in value["sites"].items()},
             "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
@@ -239,6 +239,11 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
             "io_before": {part: decode_signature(io) for part, io in value.get("io_before", {}).items()},
         }
     )
+
+
+def _base(value: Mapping[str, Any]) -> Base:
+    dims = value.get("dims")
+    return Base(**{**value, "dims": dims and Dims(**dims), "variants": tuple(Variant(**one) for one in value.get("variants", ()))})
 
 
 def _site(value: Mapping[str, Any]) -> MappedSite:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+
+from msgspec.structs import replace
 
 from ..base import compatibility
 from ..errors import BaseMismatch, Unsupported
@@ -35,7 +36,7 @@ def common_base(packs: Sequence[Pack]) -> m.Base:
                                   "(adapterpack declare)")
     best = max(fitting, key=lambda base: (base.content is not None, base.structure is not None, base.name is not None))
     declared = (variant for base in bases if base.content == best.content for variant in base.variants)
-    return dataclasses.replace(best, variants=tuple(dict.fromkeys(declared)))
+    return replace(best, variants=tuple(dict.fromkeys(declared)))
 
 
 def _differ(one: m.Base, other: m.Base) -> bool:
@@ -68,7 +69,7 @@ def common_task(packs: Sequence[Pack]) -> m.Task:
             raise Unsupported("the packs have different labels, so their outputs do not mean the same",
                               where=f"'{labelled[0][0]}' and '{name}'", expected=listed(labelled[0][1]), found=listed(labels),
                               remedy=f"{SIDE_BY_SIDE}; or say what becomes of modules trained whole: whole='union', or 'pick:NAME'")
-    return dataclasses.replace(common_type(packs), labels=labelled[0][1] if labelled else None)
+    return replace(common_type(packs), labels=labelled[0][1] if labelled else None)
 
 
 def common_type(packs: Sequence[Pack]) -> m.Task:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..errors import ConfigError, Unsupported, nearest
 from ..io.safetensors import FLOATS, dtype_name
@@ -57,7 +57,7 @@ def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullMod
     if of not in by_name:
         raise ConfigError("no pack of that name takes part", where="whole", expected=" or ".join(by_name), found=repr(of),
                           remedy=nearest(of, by_name))
-    return FullModules(dataclasses.replace(common_type(packs), labels=by_name[of].manifest.task.labels), by_name[of].full())
+    return FullModules(replace(common_type(packs), labels=by_name[of].manifest.task.labels), by_name[of].full())
 
 
 def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
@@ -82,7 +82,7 @@ def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullMod
     sizes = [len(labels or ()) for labels in sets]
     paths = list(dict.fromkeys(path for part in parts for path in part))
     modules = {path: _joined(path, [part.get(path) for part in parts], sizes, [name for _, name in named]) for path in paths}
-    return FullModules(dataclasses.replace(common_type(packs), labels=tuple(together)), modules)
+    return FullModules(replace(common_type(packs), labels=tuple(together)), modules)
 
 
 def _joined(path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Sequence[int], names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -6,12 +6,13 @@ and no path, so it can be published with the pack.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ..adapter_methods.nodes.composed import NAME as TREE
 from ..errors import ConfigError, FormatError, storage_errors
@@ -55,7 +56,7 @@ class Recipe:
         """The recipe as a JSON value."""
         return {
             "format": FORMAT, "name": self.name, "rule": self.rule, "tree": self.tree, "params": dict(self.params), **self.options,
-            "seed": self.seed, "parents": [dataclasses.asdict(parent) for parent in self.parents], "statistics": list(self.statistics),
+            "seed": self.seed, "parents": [msgspec.structs.asdict(parent) for parent in self.parents], "statistics": list(self.statistics),
             "result": self.result,
         }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from ..base.checkpoint import SINGLE, Checkpoint, read_json
 from ..errors import SiteNotFound, nearest
@@ -108,8 +109,8 @@ def bind_to_base(pack: Pack, base: BaseModel) -> Pack:
             continue
         weight = base.weight_name(group.path, group.weight)
         require_shape(pack, group, base.shapes[weight], base.folder)
-        groups.append(dataclasses.replace(group, weight=weight, bias=f"{weight.removesuffix('weight')}bias" in base.shapes))
+        groups.append(replace(group, weight=weight, bias=f"{weight.removesuffix('weight')}bias" in base.shapes))
     if pack.manifest.base.content is not None:
         return pack
-    draft = dataclasses.replace(pack.manifest, base=base.identity(), groups=tuple(groups), files=())
+    draft = replace(pack.manifest, base=base.identity(), groups=tuple(groups), files=())
     return sealed(draft, pack.tensors)

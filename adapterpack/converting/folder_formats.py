@@ -6,6 +6,8 @@ import dataclasses
 import os
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from ..errors import Unsupported
 from ..io.hashing import sha256_of
 from ..io.safe_open import TENSORS
@@ -105,7 +107,7 @@ def with_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:
     digest, name = parent
     shown = "".join(c if c.isprintable() else "_" for c in name)[:512] or "source"
     lineage = m.Lineage("convert", (m.Parent(digest, shown),), {"from": form})
-    return dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, lineage=lineage))
+    return dataclasses.replace(pack, manifest=replace(pack.manifest, lineage=lineage))
 
 
 PACK = Format("pack", "a pack: manifest and tensors", True, lambda path: os.path.lexists(path / m.FILE_NAME), _read_pack, _write_pack,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..base.gguf import MAGIC
 from ..base.gguf.names import FAMILIES, Family, rope_row_order
@@ -203,7 +204,7 @@ def _read_without_base(source: Source) -> Reading:
     pack = lora_pack(source, {name.removesuffix(".weight"): pair for name, pair in pairs.items()}, "gguf")
     stated = [file.values.get(key) for key in ("general.base_model.0.name", "general.architecture")]
     name, family = (value if isinstance(value, str) else None for value in stated)
-    return Reading(dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, base=m.Base(name, model_type=family))), notes)
+    return Reading(dataclasses.replace(pack, manifest=replace(pack.manifest, base=m.Base(name, model_type=family))), notes)
 
 
 def _pairs(file: GGUFAdapter, source: Source) -> tuple[dict[str, SiteFactors], tuple[str, ...]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from ..errors import AdapterpackError
 from ..pack.pack import Pack, sealed
@@ -34,6 +35,6 @@ def import_peft(folder: Path, token: str | None = None) -> tuple[Pack, tuple[str
 
 def _with_base(pack: Pack, base: RemoteBase) -> Pack:
     fingerprint, model_type = base.fingerprint(), base.config.get("model_type")
-    identified = dataclasses.replace(pack.manifest.base, commit=base.commit, structure=fingerprint.structure, files=fingerprint.files,
-                                     model_type=model_type if isinstance(model_type, str) else None)
-    return sealed(dataclasses.replace(pack.manifest, base=identified), pack.tensors, pack.extra)
+    identified = replace(pack.manifest.base, commit=base.commit, structure=fingerprint.structure, files=fingerprint.files,
+                         model_type=model_type if isinstance(model_type, str) else None)
+    return sealed(replace(pack.manifest, base=identified), pack.tensors, pack.extra)

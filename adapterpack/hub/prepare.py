@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from msgspec.structs import replace
 
 from ..bundle.manifest import FILE_NAME, read_bundle
 from ..errors import ConfigError, FormatError, StorageError
@@ -79,8 +80,8 @@ def _pack(source: Pack | str | os.PathLike[str], scratch: Path, to: names.Refere
                           remedy=strange.fix)
     pack, report = (source, None) if isinstance(source, Pack) else checked(source)
     manifest = pack.manifest
-    changed = dataclasses.replace(manifest, license=license_name or manifest.license,
-                                  base=dataclasses.replace(manifest.base, name=base_model or manifest.base.name))
+    changed = replace(manifest, license=license_name or manifest.license,
+                                  base=replace(manifest.base, name=base_model or manifest.base.name))
     _require_named(changed.base.name, changed.license, pack.name)
     if changed != manifest:
         pack = sealed(changed, pack.tensors, pack.extra)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, HubError, HubOffline, StorageError, storage_errors
+from ..io import strict_json
 from ..io.atomic import output_folder, own_folder, refuse_existing
 from ..io.cache import cache_folder
-from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack
 from . import bundle_cache, names
 from .artifact import MAX_BYTES, Artifact, kind_in, open_remote, require_closed
@@ -52,7 +52,7 @@ class Pulled:
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""
-        return {**m.plain(self), "path": str(self.path)}
+        return dict(strict_json.plain({**vars(self), "path": str(self.path)}))
 
 
 def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool = False, lock: str | os.PathLike[str] | None = None,

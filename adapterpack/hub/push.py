@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, RevisionNotFound
-from ..manifest import manifest as m
+from ..io import strict_json
 from ..pack.pack import MUTABLE, SIGNATURE, Pack
 from . import names
 from .artifact import CLOSED, KINDS, open_remote
@@ -48,7 +48,7 @@ class Pushed:
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""
-        return dict(m.plain(self))
+        return dict(strict_json.plain(self))
 
 
 def push(pack: Pack | str | os.PathLike[str], target: str, *, pr: bool = False, tag: str | None = None, private: bool = False,

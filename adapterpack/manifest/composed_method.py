@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
+
+import msgspec
 
 from ..adapter_methods import Method, get
 from ..errors import FormatError, UnknownMethod
 from . import manifest as m
+from .parts import Composition
 
 FEATURE = "composition"
 """What ``must_understand`` says of a composed pack."""
@@ -27,16 +29,15 @@ def method_of(manifest: m.Manifest) -> Method:
 
     if manifest.method.type != NAME:
         raise FormatError("a pack with a composition has another method", where="/method/type", expected=NAME, found=manifest.method.type)
-    return _composed(json.dumps(m.plain(manifest.composition), sort_keys=True))
+    return _composed(msgspec.json.encode(manifest.composition, order="sorted"))
 
 
 @lru_cache(maxsize=64)
-def _composed(text: str) -> Method:
+def _composed(text: bytes) -> Method:
     from ..adapter_methods.nodes import decode, leaves  # noqa: PLC0415 - as above
     from ..adapter_methods.nodes.composed import composed  # noqa: PLC0415 - as above
-    from .parts import composition_of  # noqa: PLC0415 - as above
 
-    composition = composition_of(json.loads(text))
+    composition = msgspec.json.decode(text, type=Composition)
     tree, names = decode(composition.tree), [member.name for member in composition.members]
     named = set(leaves(tree))
     if len(set(names)) != len(names) or set(names) != named:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from msgspec.structs import replace
+
 from ..adapter_methods import Method, get
 from ..adapter_methods.core.token_positions import Acts
 from ..errors import FormatError
@@ -37,7 +39,7 @@ class Described:
     @cached_property
     def groups(self) -> tuple[m.Group, ...]:
         """The modules that it changes, of the kinds that they have in the base at hand."""
-        return tuple(dataclasses.replace(group, kind=self.kinds[group.path]) if group.path in self.kinds else group
+        return tuple(replace(group, kind=self.kinds[group.path]) if group.path in self.kinds else group
                      for group in self.manifest.groups)
 
     def method_of(self, group: m.Group) -> Method:

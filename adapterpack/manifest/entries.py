@@ -27,16 +27,16 @@ def tensor_digest(value: np.ndarray) -> str:
     return hashlib.sha256(safetensors.raw(value)).hexdigest()
 
 
-def file_entry(name: str, parts: Iterable[bytes | memoryview], role: str) -> m.FileEntry:
+def file_entry(name: str, parts: Iterable[bytes | memoryview], role: str) -> m.PackFile:
     """The manifest's entry for a file of these parts."""
     hasher, size = hashlib.sha256(), 0
     for part in parts:
         hasher.update(part)
         size += len(part)
-    return m.FileEntry(name, size, hasher.hexdigest(), role)
+    return m.PackFile(name, size, hasher.hexdigest(), role)
 
 
-def digested(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[dict[str, str], m.FileEntry]:
+def digested(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[dict[str, str], m.PackFile]:
     """The sha256 (hex) of every tensor, and the entry of the file that holds them all.
 
     The same bytes are hashed twice, and together: while one thread hashes a file of gigabytes the others hash its tensors.
@@ -52,7 +52,7 @@ def digested(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
     parts = list(safetensors.pieces(whole, metadata))
     sources: dict[str | None, hashing.Parts] = {None: parts, **{name: [safetensors.raw(value)] for name, value in whole.items()}}
     hashes = {name: digest.hex() for name, digest in hashing.digests(sources).items()}
-    entry = m.FileEntry(TENSORS, sum(map(len, parts)), hashes[None], "tensors")
+    entry = m.PackFile(TENSORS, sum(map(len, parts)), hashes[None], "tensors")
     return {name: hashes[name] for name in tensors}, entry
 
 

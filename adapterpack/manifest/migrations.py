@@ -89,17 +89,3 @@ def upgraded(value: dict[str, Any]) -> dict[str, Any]:
     while (step := STEPS.get(str(value.get("format_version")))) is not None:
         value = {**step.apply(dict(value)), "format_version": step.to}
     return value
-
-
-def pruned(value: Any, schema: Mapping[str, Any]) -> Any:
-    """``value`` without the fields that a closed object of ``schema`` does not have."""
-    if isinstance(value, list):
-        return [pruned(item, schema["items"]) for item in value] if "items" in schema else value
-    if not isinstance(value, dict):
-        return value
-    for choice in schema.get("anyOf", ()):
-        if choice.get("type") == "object":
-            return pruned(value, choice)
-    known, rest = schema.get("properties", {}), schema.get("additionalProperties", True)
-    return {key: pruned(item, known[key] if key in known else rest if isinstance(rest, dict) else {})
-            for key, item in value.items() if key in known or rest is not False}

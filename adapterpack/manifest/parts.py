@@ -1,116 +1,330 @@
-"""The rarer parts of a manifest, which most packs do without: of the base, of its tokenizer, of composed packs, and the canary."""
+"""The parts of a manifest, each with the limits that its JSON keeps to; ``schemas/manifest.v1.json`` is made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypedDict
+
+from msgspec import Meta, field
+
+from ..io.safetensors import DTYPES
+from ..io.typed_json import Misfit, Part, repeated
+from .limits import (
+    LARGEST_CLAIM,
+    LARGEST_SETTING,
+    OF_SETTINGS,
+    Architecture,
+    Claims,
+    Commit,
+    Count,
+    Fingerprint,
+    Hex,
+    Identifier,
+    Key,
+    Line,
+    Number,
+    PackName,
+    Path,
+    Positive,
+    Repo,
+    Settings,
+    Sha256,
+    ShortText,
+    SpecVersion,
+    TokenId,
+    TokenIds,
+    Width,
+    too_large,
+)
 
 
-@dataclass(frozen=True)
-class Dims:
+class PackInfo(Part, frozen=True):
+    """Names and claims about the pack itself; ``created`` is RFC 3339."""
+
+    name: PackName
+    version: Annotated[str, Meta(max_length=128, pattern=r"^[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]{1,64})?\Z")] = "0.1.0"
+    description: Annotated[str, Meta(max_length=4000)] = ""
+    authors: Annotated[tuple[Line, ...], Meta(max_length=64)] = ()
+    created: Annotated[str, Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})\Z")] | None = None
+
+
+class MethodRef(Part, frozen=True):
+    """Which method made the tensors."""
+
+    type: Identifier
+    spec_version: SpecVersion = 1
+
+
+class Task(Part, frozen=True):
+    """What the adapted model does: the Hugging Face pipeline name, the model class, and the labels in order."""
+
+    type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,63}\Z")]
+    architecture: Architecture | None = None
+    labels: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(
+        min_length=1, max_length=10_000, extra_json_schema={"uniqueItems": True})] | None = None
+
+    def breaches(self) -> Iterator[Misfit]:
+        """A label that stands twice."""
+        return repeated(self.labels, "/labels")
+
+
+class Dims(Part, frozen=True):
     """The sizes of a base: width of the hidden state, number of layers and of attention heads, entries of the vocabulary."""
 
-    hidden: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-    vocab: int | None = None
+    hidden: Width | None = None
+    layers: Annotated[int, Meta(ge=1, le=65_536)] | None = None
+    heads: Annotated[int, Meta(ge=1, le=65_536)] | None = None
+    vocab: Width | None = None
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(Part, frozen=True):
     """Another form of the same base for which the pack is meant: how it differs, its digests, and whether it was tried."""
 
-    relation: str
-    structure: str | None = None
-    content: str | None = None
+    relation: Annotated[str, Meta(pattern=r"^(dtype_cast|quantized|reshard|renamed_keys)\Z")]
+    structure: Fingerprint | None = None
+    content: Fingerprint | None = None
     tested: bool = False
 
 
-@dataclass(frozen=True)
-class Tokenizer:
+class Base(Part, frozen=True):
+    """The model that the pack belongs to: name, commit, architecture and sizes are hints, the digests are its identity.
+
+    ``structure``, ``files``, ``content`` and ``probe`` are the four levels of the fingerprint, each may be unknown.
+    """
+
+    name: Repo | None = None
+    commit: Commit | None = None
+    model_type: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")] | None = None
+    structure: Fingerprint | None = None
+    content: Fingerprint | None = None
+    architecture: Architecture | None = None
+    dims: Dims | None = None
+    files: Fingerprint | None = None
+    probe: Fingerprint | None = None
+    variants: Annotated[tuple[Variant, ...], Meta(max_length=64)] = ()
+
+
+class Group(Part, frozen=True):
+    """One module that the pack changes. ``role`` is ``adapter``, or ``full`` for a module that was trained whole; the one group of role
+    ``shared`` is no module and holds what all adapters of the pack have in common. A width may be unknown (None).
+
+    ``weight`` is the literal name of the tensor in the base checkpoint; ``config`` holds the hyper-parameters that differ here from
+    the manifest's ``config``; ``scale`` is the number that multiplies the branch. A ``method`` of its own stands where it is not the
+    pack's; the group's ``config`` is then the whole.
+    """
+
+    path: Path
+    role: Literal["adapter", "full", "shared"] = "adapter"
+    kind: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}\Z")] = "linear"
+    weight: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
+    in_features: Width | None = None
+    out_features: Width | None = None
+    bias: bool = False
+    rank: Width | None = None
+    scale: Number | None = None
+    config: Settings = field(default_factory=dict)
+    method: MethodRef | None = None
+
+    def breaches(self) -> Iterator[Misfit]:
+        """A hyper-parameter beyond its bounds."""
+        return too_large(self.config, "/config", LARGEST_SETTING)
+
+
+class TensorEntry(Part, frozen=True):
+    """One tensor: where it is, what it is, and the proof of its bytes. ``scales`` names the int8 tensor's scales."""
+
+    file: Path
+    dtype: Annotated[str, Meta(pattern=rf"^({'|'.join(DTYPES)})\Z")]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 40)], ...], Meta(max_length=8)]
+    sha256: Hex
+    group: Path
+    param: Path
+    scales: Path | None = None
+
+
+class FileEntry(Part, frozen=True):
+    """One file of a closed list."""
+
+    path: str
+    size: Annotated[int, Meta(ge=0, le=1 << 44)]
+    sha256: Hex
+    role: str
+
+
+class PackFile(FileEntry, frozen=True):
+    """One file of a pack."""
+
+    path: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")]
+    role: Annotated[str, Meta(pattern=r"^(tensors|peft_config|chat_template)\Z")]
+
+
+class Parent(Part, frozen=True):
+    """A pack that this one was made from, by digest; ``repo`` and ``commit`` say where it was found."""
+
+    digest: Sha256
+    name: Path
+    weight: Number | None = None
+    repo: Repo | None = None
+    commit: Commit | None = None
+
+
+class Lineage(Part, frozen=True):
+    """The operation that made this pack from its parents, with every parameter.
+
+    ``tool`` is name and version; ``source_format`` what a converted pack was before; ``ancestors`` the parents of the parents, pack
+    digest to pack digests, as far as they are known.
+    """
+
+    operation: Identifier
+    parents: Annotated[tuple[Parent, ...], Meta(max_length=64)]
+    params: Claims = field(default_factory=dict)
+    tool: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+ -]{0,127}\Z")] | None = None
+    seed: Count | None = None
+    source_format: Literal["peft", "kohya", "diffusers", "gguf", "onnx_adapter", "checkpoint"] | None = None
+    ancestors: Annotated[Mapping[Sha256, Annotated[tuple[Sha256, ...], Meta(max_length=64, extra_json_schema={"uniqueItems": True})]], Meta(
+        max_length=256)] = field(default_factory=dict)
+
+    def breaches(self) -> Iterator[Misfit]:
+        """A parameter beyond its bounds, an ancestor that has one parent twice."""
+        yield from too_large(self.params, "/params", LARGEST_CLAIM)
+        for digest, parents in self.ancestors.items():
+            yield from repeated(parents, f"/ancestors/{digest}")
+
+
+class Tokenizer(Part, frozen=True):
     """The tokenizer in training: sha256 of ``tokenizer.json``, of ``added_tokens.json`` and of the chat template, as hex.
 
     ``same-as-base`` says that the base's own was used; None that nothing is known, or that there is none.
     """
 
-    tokenizer_json: str | None = None
-    added_tokens: str | None = None
-    chat_template: str | None = None
+    tokenizer_json: Annotated[str, Meta(pattern=r"^(same-as-base|[0-9a-f]{64})\Z")] | None = None
+    added_tokens: Annotated[str, Meta(pattern=r"^(same-as-base|[0-9a-f]{64})\Z")] | None = None
+    chat_template: Annotated[str, Meta(pattern=r"^(same-as-base|[0-9a-f]{64})\Z")] | None = None
 
 
-@dataclass(frozen=True)
-class BaseQuantization:
+class BaseQuantization(Part, frozen=True):
     """How the base was quantized while the adapter was trained on it, for instance ``nf4`` and its parameters."""
 
-    scheme: str
-    params: Mapping[str, Any] = field(default_factory=dict)
+    scheme: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]
+    params: Claims = field(default_factory=dict)
+
+    def breaches(self) -> Iterator[Misfit]:
+        """A parameter beyond its bounds."""
+        return too_large(self.params, "/params", LARGEST_CLAIM)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Inputs by recipe: the seed of their numbers and their shape, ``(images, channels, height, width)`` or ``(rows, bands, frames)``."""
+class Quantization(TypedDict):
+    """How the tensors of the pack are stored, and the error in the change: its largest entry, and in proportion to the change."""
 
-    seed: int
+    scheme: Annotated[str, Meta(pattern=r"^int8\Z")]
+    max_error: Positive
+    relative_error: Positive
+
+
+class Safety(TypedDict):
+    """What a pack promises to do without; both are false in every pack."""
+
+    contains_code: Annotated[bool, Meta(extra_json_schema={"const": False})]
+    requires_remote_code: Annotated[bool, Meta(extra_json_schema={"const": False})]
+
+
+class Recipe(Part, frozen=True):
+    """Inputs by recipe: the seed of their numbers and their shape."""
+
+    seed: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Member:
+class Pixels(Recipe, frozen=True):
+    """Images by recipe: ``(images, channels, height, width)``."""
+
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=2048)], ...], Meta(min_length=4, max_length=4)]
+
+
+class Features(Recipe, frozen=True):
+    """Speech by recipe: ``(rows, bands, frames)``."""
+
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=65_536)], ...], Meta(min_length=3, max_length=3)]
+
+
+class Member(Part, frozen=True):
     """An adapter that a composed pack holds: its name there, the digest of the pack that it came from, and its method."""
 
-    name: str
-    digest: str
-    method: str
-    spec_version: int = 1
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
+    digest: Sha256
+    method: Identifier
+    spec_version: SpecVersion = 1
 
 
-@dataclass(frozen=True)
-class Composition:
-    """How the adapters in a composed pack work together: a tree over their names (``methods/nodes``), as JSON values."""
+class Composition(Part, frozen=True):
+    """How the adapters in a composed pack work together: a tree over their names (``adapter_methods/nodes``), as JSON values.
 
-    tree: Mapping[str, Any]
-    members: tuple[Member, ...]
+    ``tree`` is a member, or a node with its kind, what it is made of, and its settings; at most 6 levels and 64 leaves.
+    """
+
+    tree: Annotated[Mapping[Key, Any], Meta(min_length=1, max_length=32, extra_json_schema=OF_SETTINGS)]
+    members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=64)]
+
+    def breaches(self) -> Iterator[Misfit]:
+        """A setting of a node beyond its bounds."""
+        return too_large(self.tree, "/tree", LARGEST_SETTING)
 
 
-@dataclass(frozen=True)
-class Canary:
+class TopLogits(TypedDict):
+    """The largest logits of a row and whose they are: ids of tokens or labels, or places in a hidden state."""
+
+    ids: Annotated[list[TokenId], Meta(min_length=1, max_length=64)]
+    logits: Annotated[list[Annotated[float, Meta(ge=-3.4028234663852886e38, le=3.4028234663852886e38)]], Meta(min_length=1, max_length=64)]
+
+
+class Canary(Part, frozen=True):
     """An executable proof: these inputs must give these logits, without and with the adapter.
 
-    ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and ``logits`` beside them; for a
+    ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and their ``logits``; for a
     model without logits, components of its last hidden state, or of both embeddings of two towers. In ``base`` the pack's trained head is
-    on and its adapters are off. ``input_ids`` is empty where ``pixels`` or ``features`` (of speech) take their place. Beside images, a
+    on and its adapters are off. ``input_ids`` is empty where ``pixels`` or ``features`` (of speech) take their place. With images, a
     row's one image token stands for all positions of its image. ``decoder_input_ids`` go into a decoder, where there is an encoder too.
     """
 
-    input_ids: tuple[tuple[int, ...], ...]
-    base: tuple[Mapping[str, Any], ...]
-    adapter: tuple[Mapping[str, Any], ...]
-    tolerance: float
-    dtype: str = "float32"
-    decoder_input_ids: tuple[tuple[int, ...], ...] | None = None
-    pixels: Recipe | None = None
-    features: Recipe | None = None
+    input_ids: Annotated[tuple[TokenIds, ...], Meta(max_length=16)]
+    base: Annotated[tuple[TopLogits, ...], Meta(max_length=16)]
+    adapter: Annotated[tuple[TopLogits, ...], Meta(min_length=1, max_length=16)]
+    tolerance: Annotated[float, Meta(gt=0, le=1e38)]
+    dtype: Annotated[str, Meta(pattern=r"^(float32|float16|bfloat16)\Z")] = "float32"
+    decoder_input_ids: Annotated[tuple[TokenIds, ...], Meta(min_length=1, max_length=16)] | None = None
+    pixels: Pixels | None = None
+    features: Features | None = None
 
 
-def decoded(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a manifest that these classes are, from its JSON; what is not there stays so."""
-    return {
-        "tokenizer": value["tokenizer"] and Tokenizer(**value["tokenizer"]),
-        "base_quantization": value["base_quantization"] and BaseQuantization(**value["base_quantization"]),
-        "canary": value["canary"] and _canary(value["canary"]),
-        "composition": value["composition"] and composition_of(value["composition"]),
-    }
+class Dataset(TypedDict):
+    """A data set that an adapter was trained on."""
+
+    id: Line
+    revision: ShortText | None
+    digest: Sha256 | None
 
 
-def composition_of(value: Mapping[str, Any]) -> Composition:
-    """A composition from its JSON."""
-    return Composition(value["tree"], tuple(Member(**one) for one in value["members"]))
+class TrainingClaims(TypedDict, total=False):
+    """What a pack may say of its training, among other claims."""
+
+    datasets: Annotated[list[Dataset], Meta(max_length=256)]
+    objective: ShortText
+    steps: Count
+    seed: Count
+    precision: Annotated[str, Meta(max_length=64)]
+    framework_versions: Annotated[Mapping[Annotated[str, Meta(max_length=512)], Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
+    code_commit: Annotated[str, Meta(pattern=r"^[0-9a-f]{7,64}\Z")]
 
 
-def _canary(value: Mapping[str, Any]) -> Canary:
-    decoder = value["decoder_input_ids"]
-    recipes = {key: value[key] and Recipe(value[key]["seed"], tuple(value[key]["shape"])) for key in ("pixels", "features")}
-    return Canary(**{**value, "input_ids": tuple(map(tuple, value["input_ids"])), "base": tuple(value["base"]),
-                     "adapter": tuple(value["adapter"]), "decoder_input_ids": None if decoder is None else tuple(map(tuple, decoder)),
-                     **recipes})
+class Metric(TypedDict, total=False):
+    """What a pack may say of how good it is, among other claims."""
+
+    name: Line
+    value: Annotated[float, Meta(ge=-LARGEST_CLAIM, le=LARGEST_CLAIM)] | None
+    base_value: Annotated[float, Meta(ge=-LARGEST_CLAIM, le=LARGEST_CLAIM)] | None
+    task: ShortText
+    dataset: ShortText
+    revision: ShortText
+    n: Count
+    harness: ShortText

@@ -17,7 +17,8 @@ def made(recipe: Recipe, row: int) -> np.ndarray:
     of them can be made without those before it, by unsigned 64-bit arithmetic alone.
 
     Example:
-        >>> made(Recipe(7, (2, 1, 1, 3)), 1).ravel()
+        >>> from adapterpack.manifest.parts import Pixels
+        >>> made(Pixels(7, (2, 1, 1, 3)), 1).ravel()
         array([-0.12730932,  0.3798833 ,  0.7858412 ], dtype=float32)
     """
     _, *shape = recipe.shape

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..adapter_methods import LAYOUTS, is_stacked, to_matrix
 from ..base.checkpoint import INDEX, Checkpoint, carried_files
@@ -133,7 +134,7 @@ def _compute_base(record: dict[str, Any], merged: Checkpoint, packs: list[Pack],
         raise Unsupported("codes of a quantized weight were chosen anew, and forgot the ones before", where=merged.folder,
                           found=next(iter(source.quantized.values())).codec, remedy=_NO_BASE)
     # The merged checkpoint has the base's names and shapes, but not its digests.
-    unbound = [dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, base=m.Base())) for pack in packs]
+    unbound = [dataclasses.replace(pack, manifest=replace(pack.manifest, base=m.Base())) for pack in packs]
     todo = plan.make(source, unbound, [weights[pack.id] for pack in packs], True)
     with output_folder(out) as folder:
         for shard, file in merged.files.items():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..adapter_methods.core.token_positions import Acts
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
-from ..manifest.parts import Canary
+from ..manifest.parts import Canary, TopLogits
 from ..manifest.synthetic_inputs import made
 
 TOP = 8
@@ -133,7 +133,7 @@ def record(inputs: Canary, base: list[np.ndarray], adapter: list[np.ndarray], *,
     kept, adapted = (tuple(_kept(row, _largest(row) if places is None else places) for row in rows) for rows in (base, adapter))
     size = max(float(np.abs(row).max()) for row in [*base, *adapter])
     tolerance = max(min(RELATIVE_TOLERANCE * size, _worst(kept, adapter) / 4), SMALLEST_TOLERANCE * size, coarse * size)
-    return dataclasses.replace(inputs, base=kept, adapter=adapted, tolerance=max(tolerance, float(np.finfo(np.float32).tiny)), dtype=dtype)
+    return replace(inputs, base=kept, adapter=adapted, tolerance=max(tolerance, float(np.finfo(np.float32).tiny)), dtype=dtype)
 
 
 def places(outputs: Mapping[str, np.ndarray], base: list[np.ndarray], adapter: list[np.ndarray]) -> np.ndarray | None:
@@ -168,7 +168,7 @@ def widened(canary: Canary, *, coarse: float = 0.0, moved: float = 0.0) -> Canar
 
     ``moved`` is by how much the model that replays it is known to differ from the one that it was recorded on.
     """
-    return dataclasses.replace(canary, tolerance=max(canary.tolerance, coarse * size(canary)) + moved)
+    return replace(canary, tolerance=max(canary.tolerance, coarse * size(canary)) + moved)
 
 
 def size(canary: Canary) -> float:
@@ -210,7 +210,7 @@ def _largest(row: np.ndarray) -> np.ndarray:
     return np.argsort(-row, kind="stable")[:TOP]
 
 
-def _kept(row: np.ndarray, ids: Iterable[Any]) -> dict[str, Any]:
+def _kept(row: np.ndarray, ids: Iterable[Any]) -> TopLogits:
     return {"ids": [int(i) for i in ids], "logits": [float(np.float32(row[i])) for i in ids]}
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint
@@ -59,7 +60,7 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
     before = source.manifest.lineage
     lineage = m.Lineage("declare", (m.Parent(source.id, source.name),), {"relation": declared.relation, "variant": declared.content},
                         ancestors={} if before is None else {**before.ancestors, source.id: tuple(p.digest for p in before.parents)})
-    draft = dataclasses.replace(source.manifest, base=dataclasses.replace(named, variants=(*named.variants, declared)), lineage=lineage,
+    draft = replace(source.manifest, base=replace(named, variants=(*named.variants, declared)), lineage=lineage,
                                 files=())
     made = sealed(draft, source.tensors, source.extra)
     made.require_base(second)

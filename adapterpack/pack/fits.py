@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+from msgspec.structs import replace
 
 from ..adapter_methods import PROMPT, matrix_shape
 from ..base import compatibility
@@ -43,7 +44,7 @@ def require_shapes(pack: Described, base: Checkpoint, renamed: bool) -> None:
             raise SiteNotFound("a tensor that the pack changes has another name in this variant of the base, and no path leads to it",
                                where=f"{base.where}, {group.path}", found=group.weight or f"{group.path}.weight",
                                remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
-        require_shape(pack, dataclasses.replace(group, kind=kinds.get(group.path) or group.kind),
+        require_shape(pack, replace(group, kind=kinds.get(group.path) or group.kind),
                       base.weight_shape(group.path, group.weight), base.where)
 
 

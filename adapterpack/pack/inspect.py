@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ..base import compatibility
-from ..manifest import manifest as m
+from ..io import strict_json
 from .pack import Pack
 from .validate.validation import load
 
@@ -31,7 +31,7 @@ def described(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
         **summary(pack),
         "task": {"type": manifest.task.type, "labels": list(manifest.task.labels or ())},
         "quantization": manifest.quantization,
-        "lineage": m.plain(manifest.lineage),
+        "lineage": strict_json.plain(manifest.lineage),
         "canary": manifest.canary is not None,
         "metrics": [dict(metric) for metric in manifest.metrics],
     }
@@ -49,7 +49,7 @@ def summary(pack: Pack) -> dict[str, Any]:
         "config": dict(manifest.config),
         "composition": None if manifest.composition is None else _tree(manifest.composition),
         "base": {"name": manifest.base.name, "model_type": manifest.base.model_type,
-                 **compatibility.recorded_fingerprint(manifest.base)._asdict(), "variants": m.plain(manifest.base.variants)},
+                 **compatibility.recorded_fingerprint(manifest.base)._asdict(), "variants": strict_json.plain(manifest.base.variants)},
         "sites": len(adapters),
         "sites_by_module": dict(Counter(group.path.rpartition(".")[2] for group in adapters)),
         "ranks": dict(Counter(str(group.rank) for group in adapters)),

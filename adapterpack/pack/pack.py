@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..adapter_methods import PROMPT, Method, Site, is_stacked, resolve_configs
 from ..adapter_methods.core.shapes import check_shapes
@@ -93,8 +94,8 @@ class Pack(Described):
 
     def renamed(self, name: str) -> Pack:
         """Another pack that differs in its own name alone; the name is in the manifest, so it has another id."""
-        info = dataclasses.replace(self.manifest.pack, name=name)
-        return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, pack=info), alias=None)
+        info = replace(self.manifest.pack, name=name)
+        return dataclasses.replace(self, manifest=replace(self.manifest, pack=info), alias=None)
 
     @cached_property
     def _by_group(self) -> dict[str, list[tuple[str, m.TensorEntry]]]:
@@ -182,7 +183,7 @@ class Pack(Described):
     def write_into(self, folder: Path) -> None:
         """Writes the pack's files into an existing empty folder that the caller publishes."""
         manifest = self.manifest.to_bytes()
-        m.require_readable(manifest, f"pack '{self.name}'")
+        m.parse(manifest, f"pack '{self.name}'")
         write_files(folder, contents(self.manifest, self.tensors, self.extra))
         (folder / m.FILE_NAME).write_bytes(manifest)
 
@@ -306,7 +307,7 @@ def build(
 
 def sealed(
     draft: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None,
-    tensor_file: m.FileEntry | None = None,
+    tensor_file: m.PackFile | None = None,
 ) -> Pack:
     """The pack whose closed file list is computed from the draft, its tensors, and the other files that it carries; ``tensor_file`` is the
     entry of the tensors' file, if it is known."""
@@ -314,7 +315,7 @@ def sealed(
              if tensor_file is None or name != TENSORS}
     if tensor_file is not None:
         files[TENSORS] = tensor_file
-    return Pack(dataclasses.replace(draft, files=tuple(files[name] for name in sorted(files))), tensors, extra=dict(extra or {}))
+    return Pack(replace(draft, files=tuple(files[name] for name in sorted(files))), tensors, extra=dict(extra or {}))
 
 
 def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -215,5 +215,5 @@ def _said(method: Method, beside: bool, sites: Mapping[str, Any]) -> dict[str, A
         return {}
     secondary = method.peft.secondary if beside else None
     config = method.peft.to_config(sites) or {} if secondary is None else {secondary.key: secondary.to_config(sites)}
-    written: dict[str, Any] = m.plain(config)
+    written: dict[str, Any] = strict_json.plain(config)
     return written

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..adapter_methods import fold, is_stacked, row_blocks
 from ..errors import NothingToDo, UnknownName, Unsupported, nearest
@@ -97,9 +97,9 @@ def quantize_pack(pack: Pack, *, scheme: str = "int8", name: str | None = None) 
             entries[f"{key}.scales"] = entry_of(scales, entry.group, f"{entry.param}.scales")
     if len(entries) == len(manifest.tensors):
         raise NothingToDo("the pack holds no matrix to quantize", where=f"pack '{pack.name}'", remedy="keep this pack as it is")
-    draft = dataclasses.replace(
+    draft = replace(
         manifest,
-        pack=dataclasses.replace(manifest.pack, name=name or f"{pack.name[: 127 - len(scheme)]}-{scheme}"),
+        pack=replace(manifest.pack, name=name or f"{pack.name[: 127 - len(scheme)]}-{scheme}"),
         tensors=dict(sorted(entries.items())),
         files=(),
         lineage=descended("quantize", [pack], {"scheme": scheme}),
@@ -109,7 +109,7 @@ def quantize_pack(pack: Pack, *, scheme: str = "int8", name: str | None = None) 
     )
     largest, relative = change_error(pack, Pack(draft, tensors))
     quantization = {"scheme": scheme, "max_error": largest, "relative_error": relative}
-    return sealed(dataclasses.replace(draft, quantization=quantization), tensors)
+    return sealed(replace(draft, quantization=quantization), tensors)
 
 
 def change_error(exact: Pack, other: Pack) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -12,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hubs import Hub, make_pack
+from msgspec.structs import replace
 
 import adapterpack
 from adapterpack import LoRA
@@ -61,7 +61,7 @@ def put(hub: Hub, repo: str, folder: Path) -> str:
 
 def made_for(base: m.Base, **claims: Any) -> Pack:
     pack = make_pack(**claims)
-    return sealed(dataclasses.replace(pack.manifest, base=base), pack.tensors)
+    return sealed(replace(pack.manifest, base=base), pack.tensors)
 
 
 def knows(folder: Path, name: str, **more: Any) -> m.Base:

@@ -12,6 +12,7 @@ import yaml
 from hubs import make_pack
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from msgspec.structs import replace
 
 from adapterpack.errors import printable
 from adapterpack.hub import card as cards
@@ -38,8 +39,8 @@ def card(text: str) -> str:
     line = " ".join(text.split())
     metric = {"name": line, "value": 0.5, "dataset": text, "harness": text, f"about {text}": text}
     pack = make_pack("tickets", metrics=(metric,), training={f"note {text}": text, "nested": {text: [text]}})
-    manifest = dataclasses.replace(pack.manifest, pack=dataclasses.replace(pack.manifest.pack, description=text),
-                                   task=dataclasses.replace(pack.manifest.task, labels=(text, "b")))
+    manifest = replace(pack.manifest, pack=replace(pack.manifest.pack, description=text),
+                                   task=replace(pack.manifest.task, labels=(text, "b")))
     pack = dataclasses.replace(pack, manifest=manifest)
     report = Report("pack", "here", pack.id, (Finding("AP000", "warning", "here", text),), (f"{line}, the rest: why",))
     return pack_card(pack, AT, report)

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from hubs import READ, WRITE, Hub, left, make_pack
 from jsonschema import Draft202012Validator
+from msgspec.structs import replace
 
 import adapterpack
 from adapterpack.errors import ConfigError, FormatError, HubConflict, HubError, HubOffline, OutputExists, RepoNotFound, RevisionNotFound
@@ -199,8 +200,8 @@ def test_what_must_not_leave_this_machine_does_not(claims: dict[str, Any], optio
     pack = make_pack()
     manifest = pack.manifest
     if "base" in claims:
-        manifest = dataclasses.replace(manifest, base=dataclasses.replace(manifest.base, name=claims["base"]))
-    manifest = dataclasses.replace(manifest, **{key: value for key, value in claims.items() if key != "base"})
+        manifest = replace(manifest, base=replace(manifest.base, name=claims["base"]))
+    manifest = replace(manifest, **{key: value for key, value in claims.items() if key != "base"})
     with pytest.raises(ConfigError, match=says) as caught:
         adapterpack.push(dataclasses.replace(pack, manifest=manifest), "hf://org/refused", **options)
     assert "hf_aaa" not in str(caught.value)

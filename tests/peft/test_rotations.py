@@ -16,6 +16,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import nn
@@ -404,7 +405,7 @@ def test_beft_gives_a_bias_to_a_layer_without_one(net: Net, x: torch.Tensor, tmp
     (tmp_path / "base").mkdir()
     save_file({key: value.contiguous() for key, value in net.state_dict().items()}, tmp_path / "base" / "model.safetensors")
     with pytest.raises(Unsupported, match="gives this site a bias, and the base has none"):
-        merge(tmp_path / "base", [dataclasses.replace(pack, manifest=dataclasses.replace(pack.manifest, base=Base()))], tmp_path / "merged")
+        merge(tmp_path / "base", [dataclasses.replace(pack, manifest=replace(pack.manifest, base=Base()))], tmp_path / "merged")
 
 
 def psoft_dense(R: np.ndarray, W: np.ndarray, root: bool) -> np.ndarray:

@@ -101,11 +101,14 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
     def refused(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
         return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
 
-    findings = few(files.regular_files(folder, budget))
-    data = b"" if findings else files.read_manifest(folder / m.FILE_NAME)
-    if findings := findings or few(_code_keys(data, budget)):
+    findings, data, value = few(files.regular_files(folder, budget)), b"", None
+    if not findings:
+        data = files.read_manifest(folder / m.FILE_NAME)
+        value = strict_json.loads(data, folder / m.FILE_NAME, m.MAX_BYTES)
+        findings = few(remote_code(value, m.FILE_NAME, budget=budget))  # before the manifest's reader calls such keys unknown fields
+    if findings:
         return refused(findings)
-    manifest = m.parse(data, folder / m.FILE_NAME)
+    manifest = m.parse(data, folder / m.FILE_NAME, value)
     if findings := [*composition(manifest)]:
         return refused(findings, manifest)
     require_known(manifest, folder / m.FILE_NAME)
@@ -251,15 +254,6 @@ def _foreign_json(folder: Path, budget: Budget) -> Iterator[Finding]:
                 yield from template_findings(text.encode("utf-8", "surrogatepass"), name, budget, foreign=True)
     if (folder / TEMPLATE).is_file():
         yield from template_findings(read_file(folder / TEMPLATE, 1 << 20), TEMPLATE, budget, foreign=True)
-
-
-def _code_keys(data: bytes, budget: Budget) -> Iterator[Finding]:
-    """Keys that load code, told before the schema calls them unknown fields; malformed JSON is the parser's to report."""
-    try:
-        value = strict_json.loads(data, m.FILE_NAME, m.MAX_BYTES)
-    except FormatError:
-        return
-    yield from remote_code(value, m.FILE_NAME, budget=budget)
 
 
 def require_known(manifest: m.Manifest, where: object) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ...adapter_methods.core.token_positions import Acts
-from ...manifest.parts import Canary, Recipe
+from ...manifest.parts import Canary, Features, Pixels, Recipe
 from ...pack import canary
 from .images import positions_of
 
 _ROWS = len(canary.LENGTHS)
+R = TypeVar("R", bound=Recipe)
 
 
 def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
@@ -118,29 +119,29 @@ def _decoder(model: nn.Module) -> int | None:
     return found if type(found) is int else 0
 
 
-def _image(model: nn.Module) -> Recipe | None:
+def _image(model: nn.Module) -> Pixels | None:
     """The recipe of the images of a model that these are enough for, or that reads them beside ids for a decoder or beside a text."""
     config = _part(model, "vision_config" if _beside(model) else "encoder")
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
     shape = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
     if not (_beside(model) or _main(model) == "pixel_values") or len(shape) != len("chw"):
         return None
-    return _recipe(shape, canary.LARGEST_IMAGE)
+    return _recipe(Pixels, shape, canary.LARGEST_IMAGE)
 
 
-def _speech(model: nn.Module) -> Recipe | None:
+def _speech(model: nn.Module) -> Features | None:
     """The recipe of the features of speech that the encoder of a model reads: two frames for each of its positions."""
     config = getattr(model, "config", None)
     shape = [getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions")]
     if _main(model) != "input_features" or not _takes(model, "input_features", "decoder_input_ids"):
         return None
-    return _recipe([shape[0], 2 * shape[1]] if type(shape[1]) is int else shape, canary.LARGEST_SPEECH)
+    return _recipe(Features, [shape[0], 2 * shape[1]] if type(shape[1]) is int else shape, canary.LARGEST_SPEECH)
 
 
-def _recipe(shape: Sequence[Any], largest: int) -> Recipe | None:
+def _recipe(kind: type[R], shape: Sequence[Any], largest: int) -> R | None:
     """The recipe of rows of a shape, or None for one that cannot be, or that no manifest may hold."""
     possible = all(type(number) is int and 0 < number <= largest for number in shape) and math.prod(shape) <= canary.MOST
-    return Recipe(canary.SEED, (_ROWS, *shape)) if possible else None
+    return kind(canary.SEED, (_ROWS, *shape)) if possible else None
 
 
 def _token(model: nn.Module, name: str) -> int | None:

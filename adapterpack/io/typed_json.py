@@ -1,0 +1,149 @@
+"""Reads a JSON value into a struct whose fields have types and limits, names the value that breaks one, and makes the JSON Schema of it."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+class Misfit(NamedTuple):
+    """A value that is not what its place takes: its JSON pointer (RFC 6901), and what is wrong."""
+
+    pointer: str
+    message: str
+
+
+class Part(msgspec.Struct, frozen=True):
+    """An object of a file format. Reading one takes every field and no other, whatever has a default in Python."""
+
+    def breaches(self) -> Iterator[Misfit]:
+        """What types cannot say of the values, with pointers that start at this object."""
+        return iter(())
+
+
+def read(value: Any, kind: type[T], *, newer: bool = False) -> T | Misfit:
+    """The struct that a value of a strict JSON reader is, or the first thing that is wrong with the value.
+
+    ``newer`` ignores fields that the struct does not have: a later version of the format may have brought them.
+
+    Example:
+        >>> class Size(Part, frozen=True):
+        ...     width: typing.Annotated[int, msgspec.Meta(ge=1)] = 1
+        >>> read({"width": 3}, Size), read({"width": 0}, Size)
+        (Size(width=3), Misfit(pointer='/width', message='expected `int` >= 1, found 0'))
+        >>> read({}, Size).message
+        "'width' is missing"
+    """
+    try:
+        struct = msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return misfit(value, kind) or Misfit("", "does not fit")  # which it cannot
+    return _other_fields(value, struct, newer) or struct
+
+
+def misfit(value: Any, kind: Any) -> Misfit | None:
+    """The innermost value that is not what its annotation says, and None where all are."""
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        for key, item, annotation in _inside(value, kind):
+            if inner := misfit(item, annotation):
+                return Misfit(f"/{escaped(key)}{inner.pointer}", inner.message)
+        if typing.get_origin(choices := _annotated(kind)) is typing.Literal:
+            return Misfit("", f"expected one of {', '.join(map(repr, typing.get_args(choices)))}, found {value!r:.100}")
+        what = str(error).rpartition(" - at ")[0] or str(error)
+        return Misfit("", f"{what[:1].lower()}{what[1:]}, found {value!r:.100}")
+    return None
+
+
+def _annotated(kind: Any) -> Any:
+    """What an annotation says without its limits, and without None where that is one of two choices."""
+    while typing.get_origin(kind) in (typing.Annotated, typing.Union, types.UnionType):
+        kind = next(one for one in typing.get_args(kind) if one is not type(None))
+    return kind
+
+
+def escaped(key: object) -> str:
+    """A key as a part of a JSON pointer.
+
+    Example:
+        >>> escaped("a/b~c")
+        'a~1b~0c'
+    """
+    return str(key).replace("~", "~0").replace("/", "~1")
+
+
+def _inside(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Key, item and annotation of all that a value holds, where the annotation is of such a kind of value."""
+    kind = _annotated(kind)
+    arguments, origin = typing.get_args(kind), typing.get_origin(kind) or kind
+    if isinstance(value, list) and origin in (tuple, list):
+        yield from ((number, item, arguments[0]) for number, item in enumerate(value))
+    elif isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, Mapping):
+        fields = typing.get_type_hints(kind, include_extras=True) if not arguments else {}
+        yield from ((key, item, arguments[1] if arguments else fields[key]) for key, item in value.items() if arguments or key in fields)
+    elif isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, msgspec.Struct):
+        yield from ((field.name, value[field.name], field.type) for field in msgspec.structs.fields(origin) if field.name in value)
+
+
+def _other_fields(value: Any, read: Any, newer: bool) -> Misfit | None:
+    """Where a value has other fields than what was read from it, or the first breach; what is the value itself is not looked into."""
+    if isinstance(read, tuple | list):
+        pairs: list[tuple[Any, tuple[Any, Any]]] = list(enumerate(zip(read, value, strict=True)))
+    elif isinstance(read, dict | Part):
+        if isinstance(read, Part) and (breach := next(read.breaches(), None)):
+            return breach
+        items = read if isinstance(read, dict) else {name: getattr(read, name) for name in read.__struct_fields__}
+        if value.keys() != items.keys():
+            if missing := [key for key in items if key not in value]:
+                return Misfit("", f"{missing[0]!r:.100} is missing")
+            if not newer:
+                return Misfit("", f"{min(value.keys() - items.keys())!r:.100} is no field that is known here")
+        pairs = [(key, (item, value[key])) for key, item in items.items()]
+    else:
+        return None
+    for key, (item, one) in pairs:
+        if item is not one and type(item) not in _SCALARS and (inner := _other_fields(one, item, newer)):
+            return Misfit(f"/{escaped(key)}{inner.pointer}", inner.message)
+    return None
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+
+def repeated(items: Sequence[Any] | None, pointer: str) -> Iterator[Misfit]:
+    """A breach if an item stands twice in a list of texts."""
+    if items is not None and len(set(items)) < len(items):
+        yield Misfit(pointer, "an item stands there twice")
+
+
+def schema_of(kind: type[Part], others: Mapping[str, Any], more: Sequence[Any] = ()) -> dict[str, Any]:
+    """The JSON Schema of a struct, 2020-12, with definitions of its parts, of the kinds in ``more``, and ``others``."""
+    (schema, *_), parts = msgspec.json.schema_components([kind, *more], ref_template="#/$defs/{name}")
+    root = parts.pop(schema["$ref"].rpartition("/")[2])
+    written: dict[str, Any] = _written({**root, "$defs": {**{name: parts[name] for name in sorted(parts)}, **others}})
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **written}
+
+
+def _written(schema: Any) -> Any:
+    """A generated schema as files have to be: with every field, no other, and patterns as ECMAScript writes them."""
+    if isinstance(schema, list):
+        return [_written(item) for item in schema]
+    if isinstance(schema, str):
+        return f"{schema[:-2]}$" if schema.endswith("\\Z") else schema
+    if not isinstance(schema, dict):
+        return schema
+    written = {key: _written(item) for key, item in schema.items() if key != "default"}
+    if isinstance(described := written.get("description"), str):
+        written["description"] = " ".join(described.split())
+    if isinstance(names := written.get("propertyNames"), dict):
+        written["propertyNames"] = {"type": "string", **names}
+    if isinstance(written.get("properties"), dict) and "additionalProperties" not in written:
+        written |= {"required": list(written["properties"]), "additionalProperties": False}
+    return written
