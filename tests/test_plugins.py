@@ -376,7 +376,7 @@ FAULTS: dict[str, Method] = {
     "pack_round_trip": lora._replace(init=unused, storage=lora.storage._replace(to_stored=None)),
     "scale_recomputed": lora._replace(config=IntegerScale, examples=renamed(IntegerScale)),
     "peft_round_trip": lora._replace(peft=lora.peft._replace(from_config=lambda config: LoRA(r=config["r"], alpha=1))),
-    "acts_where_told": alora._replace(config=Counted, examples=renamed(Counted, alora)),
+    "acts_at_its_positions": alora._replace(config=Counted, examples=renamed(Counted, alora)),
     "positions_on_a_cache": alora._replace(config=Answered, examples=renamed(Answered, alora)),
     "disabled_attention_is_the_base": llama_adapter._replace(
         init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "adaption_gate": np.ones(1, np.float32)}),

@@ -1,4 +1,4 @@
-"""Imports a compiled module, and refuses one that does not belong to the C sources beside it."""
+"""Imports a compiled module, and refuses one that was not compiled from the C sources next to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load(name: str) -> ModuleType | None:
     else:
         if getattr(module, "SOURCE_HASH", None) == build.source_hash():
             return module if module.sets() else None
-        problem = "was compiled from other sources than those beside it"
+        problem = "was compiled from other sources than those next to it"
     warnings.warn(f"adapterpack's compiled module {name} {problem}; numpy does its work, more slowly. To fix it: install adapterpack "
                   f"again, or run python {build.__file__}", UnusedKernel, stacklevel=2)
     return None

@@ -62,7 +62,7 @@ def _read(source: Source) -> Reading:
     for name, value in read_parameters(source.path).items():
         path, dot, field = _slot_name(name).rpartition(".")
         if field in _NOT_LORA and path:
-            raise Unsupported("a slot of a method that cannot be told from its slots", where=source.path, found=name,
+            raise Unsupported("a slot of a method that its slots do not identify", where=source.path, found=name,
                               expected="down and up, or head and head_bias", remedy="convert the pack that the file was made from")
         if not dot or not path or field not in (*_PAIR, *HEAD_FIELDS.values()):
             raise Unsupported("the file is for a graph of another tool: its parameters are no slots", where=source.path, found=name,

@@ -1,1 +1,1 @@
-"""The whole line on a real model: ``adapterpack demo``."""
+"""Runs every stage on a real model: ``adapterpack demo``."""

@@ -1,4 +1,4 @@
-"""The demo on a language model: an adapter that answers as strict JSON, generated through ONNX Runtime, beside torch."""
+"""The demo on a language model: an adapter that answers as strict JSON, generated through ONNX Runtime and compared with torch."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _agreement(session: Session, model: Any, prompts: list[str]) -> dict[str, An
         for answer, reference in zip(ours, theirs, strict=True):
             total += max(len(answer.ids), len(reference))
             same += sum(a == b for a, b in zip(answer.ids, reference, strict=False))
-        speed = {  # the last round, with the adapter, is the one that is told
+        speed = {  # the last round, with the adapter, is the one that is reported
             "onnx": {"tokens_per_second": round(sum(len(answer.ids) for answer in ours) / (middle - started), 2), "batch": len(prompts)},
             "torch": {"tokens_per_second": round(sum(map(len, theirs)) / (ended - middle), 2), "batch": len(prompts)},
         }

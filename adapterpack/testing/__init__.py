@@ -1,4 +1,4 @@
-"""The promises of a method as plain functions, for our own tests and for those who write a method of their own.
+"""Proves what an adapter method promises, for our own tests and for those who write a method of their own.
 
     from adapterpack.testing import prove
     prove(my_method)          # raises AssertionError and names the config, the layer and the broken promise

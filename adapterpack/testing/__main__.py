@@ -1,4 +1,4 @@
-"""Prints the table of promises."""
+"""Prints which invariants each method promises, as Markdown."""
 
 import sys
 

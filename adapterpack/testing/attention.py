@@ -1,4 +1,4 @@
-"""The laws of prompts that a layer's attention looks at, in a small decoder."""
+"""Proves methods whose prompt is looked at by a layer's attention, in a small decoder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def attended_rows_never_mix(case: Case) -> None:
 
 def attended_onnx_agrees(case: Case) -> None:
     """A graph of the decoder with the adapter in it, as inputs and in a bank, gives the torch model's logits in float64, within 1e-4 of
-    the largest: ragged rows padded on both sides, with the adapter beside others without, whole and piece by piece on a cache."""
+    the largest: ragged rows padded on both sides, some with the adapter and some without, whole and piece by piece on a cache."""
     from ..exporting.pipeline import export  # noqa: PLC0415 - see the package's docstring
     from ..runtime.session import Session  # noqa: PLC0415
     from ..tasks.task import task_named  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""A row of the test matrix, a method under one config on one layer, and what its invariants are computed with."""
+"""Defines a case, a method under one config on one layer, and computes what invariants compare."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DIVISIBLE = (Layer(60, 120, True), Layer(120, 60, False))
 """What PEFT is asked for: widths that its block methods can divide."""
 
 BLOCKS = (Layer(7, 7, True), Layer(12, 12, False), Layer(5, 5, True), Layer(3, 3, False))
-"""What stands for a block: a layer as wide as its input, since an adapter beside it reads that."""
+"""What stands for a block: a layer as wide as its input, since an adapter parallel to it reads that."""
 
 
 class Model(NamedTuple):

@@ -1,4 +1,4 @@
-"""The laws of a method's functions: forward, fold and their traits, in float64 on numpy arrays."""
+"""Proves a method's forward pass and fold, and the traits that follow from them, in float64 on numpy arrays."""
 
 from __future__ import annotations
 

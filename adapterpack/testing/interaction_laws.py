@@ -1,4 +1,4 @@
-"""The laws of a method in company: other rows of a batch, other adapters on the same layer."""
+"""Proves that a method does not mix the rows of a batch, and works with other adapters on the same layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands for a layer of each kind that a method may be proved on: in torch, in numpy and in an ONNX graph."""
+"""Makes a small layer of each kind on which methods are proved: in torch, in numpy and in an ONNX graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from .case import Case, layer_of
 
 EPSILON = 1e-5
-"""What a normalisation adds to the variance, in torch and in ONNX unless told otherwise."""
+"""What a normalisation adds to the variance, in torch and in ONNX by default."""
 
 
 class Stand(NamedTuple):

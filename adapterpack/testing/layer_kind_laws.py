@@ -1,4 +1,4 @@
-"""The laws of a method at every kind of layer that it declares beside ``linear``."""
+"""Proves a method at every kind of layer that it declares, other than ``linear``."""
 
 from __future__ import annotations
 

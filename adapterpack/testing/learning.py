@@ -1,4 +1,4 @@
-"""The laws of a method under torch, where it is trained."""
+"""Proves that a method trains under torch, and computes there what it does under numpy."""
 
 from __future__ import annotations
 

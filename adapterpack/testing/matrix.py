@@ -1,4 +1,4 @@
-"""The invariants in a table, crossed with the methods: which cells are promised, and the proof of them."""
+"""Lists all invariants, tells by traits which of them a method promises, and proves these."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _layered(method: Method) -> bool:
 
 
 def _everywhere(method: Method) -> bool:
-    """Whether it acts on whatever a layer is given: PEFT, which has to be told positions, is asked about others on whole models."""
+    """Whether it acts on whatever a layer is given: PEFT, which needs positions as an input, is compared with others on whole models."""
     return _layered(method) and not method.traits.positional
 
 
@@ -123,7 +123,8 @@ INVARIANTS = (
     Invariant("file_size", packing.file_size, _any, "kind", FEW),
     Invariant("peft_round_trip", packing.peft_round_trip, lambda method: _layered(method) and _alone(method), "peft", DIVISIBLE),
     Invariant("peft_parity", packing.peft_parity, lambda method: _everywhere(method) and _alone(method), "peft", DIVISIBLE),
-    Invariant("acts_where_told", positions.acts_where_told, lambda method: method.traits.positional, "positional", FEW[:1] + BLOCKS[:1]),
+    Invariant("acts_at_its_positions", positions.acts_at_its_positions, lambda method: method.traits.positional, "positional",
+              FEW[:1] + BLOCKS[:1]),
     Invariant("positions_on_a_cache", positions.positions_on_a_cache, lambda method: method.traits.positional, "positional",
               FEW[:1] + BLOCKS[:1]),
     Invariant("disabled_attention_is_the_base", attention.disabled_attention_is_the_base, _attention, "kind", BLOCKS[:1]),

@@ -1,4 +1,4 @@
-"""The laws of a method in a torch model: what trains, what stays, and that it is the same mathematics there."""
+"""Proves a method in a torch model: what trains, what stays, and that the mathematics is the same there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .layer_fixtures import stand_of
 
 
 def inputs_of(case: Case) -> Any:
-    """What goes into :func:`module_of`: the case's inputs in float32, or the ids that stand for them where positions are told by ids."""
+    """What goes into :func:`module_of`: the case's inputs in float32, or the ids that stand for them where positions follow from ids."""
     if case.config.acts is not None:
         return tensor(_ids(case))
     x = tensor(stand_of(case).x(case))
@@ -38,7 +38,7 @@ def _where(case: Case) -> np.ndarray | bool:
 
 
 def module_of(case: Case) -> Any:
-    """A float32 torch module with the case's layer at its path; of ids, where the adapter's positions are told by them."""
+    """A float32 torch module with the case's layer at its path; it takes ids where the adapter's positions follow from them."""
     import torch  # noqa: PLC0415 - see the package's docstring
     from torch import nn  # noqa: PLC0415
 
@@ -96,7 +96,7 @@ def _set(model: Any, adapter: str, values: dict[str, np.ndarray]) -> None:
 def in_single(case: Case, everywhere: bool = False) -> tuple[np.ndarray, float]:
     """``run(x)`` from float32 values, computed in float64, and the size of its sums: what a float32 computation is compared with.
 
-    Where the adapter does not act it is ``base(x)``, unless it is asked to act ``everywhere``, as folded.
+    Where the adapter does not act it is ``base(x)``, unless it is to act ``everywhere``, as folded.
     """
     wide = {name: v.astype(np.float64) if is_float(v) else v for name, v in case.trained(np.float32).items()}
     weight = case.weight.astype(np.float32).astype(np.float64)

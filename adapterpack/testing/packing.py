@@ -1,4 +1,4 @@
-"""The laws of a method's packs, PEFT's form among them."""
+"""Proves that packs of a method are read as they were written, and that PEFT reads and computes the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The laws of adapters that act at some positions of a row only, on a small decoder: padding on both sides, and a cache."""
+"""Proves adapters that act at some positions of a row only, on a small decoder: padded on both sides, and on a cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .prompts import decoder, padded
 ROWS = ((5, 6, 7, 30, 31, 9), (8, 9), (10, 11, 12, 13, 14, 15, 16))
 
 
-def acts_where_told(case: Case) -> None:
+def acts_at_its_positions(case: Case) -> None:
     """``logits[t] == base[t]``, bit for bit, before the first position of a row at which the adapter acts, and from there on they differ.
 
     Padding on either side moves a real position's logits by 1e-5 at most. A row that it does not act in is the base's throughout.
@@ -38,7 +38,7 @@ def acts_where_told(case: Case) -> None:
 
 
 def positions_on_a_cache(case: Case) -> None:
-    """A row's logits at three more tokens, one by one on the cache, are those of one pass with the same positions told.
+    """A row's logits at three more tokens, one by one on the cache, are those of one pass at the same positions.
 
     Within 1e-5 of the largest: the products of one token and of a row are summed in other orders.
     What comes after the pass that began a row is acted on if the rule says so, whatever the later tokens are.
@@ -52,20 +52,20 @@ def positions_on_a_cache(case: Case) -> None:
     ids, mask = padded(rows, left=True)
     with torch.no_grad():
         output = model(input_ids=ids, attention_mask=mask, position_ids=_places(mask), use_cache=True)
-        found = []
+        steps = []
         for token in more:
             cache = next(name for name in ("cache", "past_key_values") if name in output)  # its name in newer and older transformers
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             output = model(torch.full((len(rows), 1), token), attention_mask=mask, position_ids=_places(mask)[:, -1:],
                            **{cache: output[cache]})
-            found.append(output.logits[:, 0].numpy())
+            steps.append(output.logits[:, 0].numpy())
     goes_on = case.config.acts.mask(np.zeros((1, 1)), np.ones((1, 1), bool), np.ones((1, 1), bool), np.ones(1, bool)).item()
-    for row, own in enumerate(rows):
-        whole = np.array([[*own, *more]])
-        acts = _mask(case, np.array([own]), np.ones((1, len(own)), bool))
+    for row, tokens in enumerate(rows):
+        whole = np.array([[*tokens, *more]])
+        acts = _mask(case, np.array([tokens]), np.ones((1, len(tokens)), bool))
         later = np.full((1, len(more)), bool(goes_on and acts.any()))
-        right = _told(model, whole, np.concatenate([acts, later], axis=1))[0, -len(more) :]
-        error = float(np.abs(np.stack([one[row] for one in found]) - right).max())
+        right = _logits_at(model, whole, np.concatenate([acts, later], axis=1))[0, -len(more) :]
+        error = float(np.abs(np.stack([step[row] for step in steps]) - right).max())
         require(error < 1e-5 * float(np.abs(right).max()), f"row {row} is off by {error:.1e} on a cache")
 
 
@@ -95,8 +95,8 @@ def _adapted(case: Case) -> Any:
     return model.eval()
 
 
-def _told(model: Any, ids: np.ndarray, acts: np.ndarray) -> np.ndarray:
-    """The logits of one pass in which the layers are told these positions, whatever the rule says."""
+def _logits_at(model: Any, ids: np.ndarray, acts: np.ndarray) -> np.ndarray:
+    """The logits of one pass in which the layers act at these positions, whatever the rule says."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
     from ..training.layers.layer import Adapted  # noqa: PLC0415
@@ -121,5 +121,5 @@ def _logits(model: Any, ids: Any, mask: Any) -> np.ndarray:
     import torch  # noqa: PLC0415 - see the package's docstring
 
     with torch.no_grad():
-        found: np.ndarray = model(input_ids=ids, attention_mask=mask, position_ids=_places(mask)).logits.numpy()
-    return found
+        logits: np.ndarray = model(input_ids=ids, attention_mask=mask, position_ids=_places(mask)).logits.numpy()
+    return logits

@@ -1,4 +1,4 @@
-"""The laws of prompts: their normal form on arrays, and a small decoder that carries one. Some need torch and transformers."""
+"""Proves prompt methods: their normal form on arrays, and in a small decoder. Some proofs need torch and transformers."""
 
 from __future__ import annotations
 

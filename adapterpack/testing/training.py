@@ -1,4 +1,4 @@
-"""The law of a whole training: what a trainer does for a method in a few steps, and the pack of what comes of it."""
+"""Proves a whole training: a few steps as the trainer takes them, and the pack of their result."""
 
 from __future__ import annotations
 
