@@ -30,10 +30,10 @@ def command(pack: str, base: str, other: str, out: str, as_json: bool) -> None:
     """
     with apart():
         made = adapterpack.declare(pack_at(pack), folder_of(base), folder_of(other), out)
-    found = adapterpack.inspect(out)
+    summary = adapterpack.inspect(out)
     if as_json:
-        emit({"command": "declare", **found})
+        emit({"command": "declare", **summary})
         return
     variant = made.manifest.base.variants[-1]
     proof = "as its config or its names say" if variant.relation == "quantized" else "every byte compared"
-    line(f"declared {other} as a variant of {found['base']['name']} ({variant.relation}, {proof}) in {out}")
+    line(f"declared {other} as a variant of {summary['base']['name']} ({variant.relation}, {proof}) in {out}")

@@ -62,18 +62,18 @@ def command(
                            in_place=in_place, frontend=frontend, target=target, pooling=pooling,
                            checkpoint=None if checkpoint is None else folder_of(checkpoint), allow_structural=allow_structural,
                            progress=say)
-    found = adapterpack.inspect(bundle_in(out))
+    bundle = adapterpack.inspect(bundle_in(out))
     if as_json:
-        emit({"command": "export", **found})
+        emit({"command": "export", **bundle})
         return
-    names = ", ".join(adapter["name"] for adapter in found["adapters"]) or "no adapters"
-    line(f"exported {found['base']['name']} with {names} to {found['path']}: {found['task']}, mode {mode}, {found['sites']} sites, "
-         f"{size(found['bytes'])}")
-    if found["slots"]:
-        line(f"the bank has {found['slots']} slots, the base's included, of rank at most {found['max_rank']}")
-    for sentence in proof(found["parity"], found["quantization"] is not None):
+    names = ", ".join(adapter["name"] for adapter in bundle["adapters"]) or "no adapters"
+    line(f"exported {bundle['base']['name']} with {names} to {bundle['path']}: {bundle['task']}, mode {mode}, {bundle['sites']} sites, "
+         f"{size(bundle['bytes'])}")
+    if bundle["slots"]:
+        line(f"the bank has {bundle['slots']} slots, the base's included, of rank at most {bundle['max_rank']}")
+    for sentence in proof(bundle["parity"], bundle["quantization"] is not None):
         line(sentence)
-    for name, reason in found["parity"]["canary"]["not_replayed"].items():
+    for name, reason in bundle["parity"]["canary"]["not_replayed"].items():
         line(f"the canary of {name} was not replayed: {reason}")
 
 

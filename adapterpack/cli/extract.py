@@ -38,12 +38,12 @@ def command(
     with byte_bar("extract") as progress:
         pack = adapterpack.extract(folder_of(tuned), folder_of(base), rank=rank, energy=energy, modules=wanted, rest=rest, out=out,
                                    progress=progress)
-    found, story = adapterpack.inspect(out), pack.manifest.extensions["x_extract"]
+    summary, story = adapterpack.inspect(out), pack.manifest.extensions["x_extract"]
     if as_json:
-        emit({"command": "extract", **found, "extract": story})
+        emit({"command": "extract", **summary, "extract": story})
         return
-    line(f"extracted {out} from {tuned}: {found['sites']} sites" + (f" of rank {', '.join(found['ranks'])}" if found["ranks"] else "")
-         + f", {size(found['bytes'])}")
+    line(f"extracted {out} from {tuned}: {summary['sites']} sites" + (f" of rank {', '.join(summary['ranks'])}" if summary["ranks"] else "")
+         + f", {size(summary['bytes'])}")
     ranks = sorted(set(story["detected"].values()))
     if ranks:
         line(f"at {len(story['detected'])} of {len(story['ranks'])} sites the change ends in the rounding of the checkpoint: its rank is "

@@ -77,15 +77,15 @@ def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, fu
         raise click.UsageError("Name a repository, or a lock file with --lock.", ctx)
     if lock is not None and not Path(lock).is_file():
         raise click.BadParameter(f"there is no file {lock!r}.", ctx, param_hint="--lock")
-    found = adapterpack.hub.audit(repos, lock=lock, full=full)
+    audits = adapterpack.hub.audit(repos, lock=lock, full=full)
     if sarif_file is not None:
         with output_file(Path(sarif_file)) as path:
-            path.write_bytes(strict_json.canonical(audit_sarif(found, VERSION)))
+            path.write_bytes(strict_json.canonical(audit_sarif(audits, VERSION)))
     if as_json:
-        emit({"command": "hub audit", "repos": [one.to_json() for one in found]})
+        emit({"command": "hub audit", "repos": [one.to_json() for one in audits]})
     else:
-        table(["repository", "kind", "state", "errors", "warnings", "first"], [_row(one) for one in found])
-    codes = [_EXIT.get(one.state, EXIT_FAILED) for one in found]
+        table(["repository", "kind", "state", "errors", "warnings", "first"], [_row(one) for one in audits])
+    codes = [_EXIT.get(one.state, EXIT_FAILED) for one in audits]
     code = EXIT_FAILED if EXIT_FAILED in codes else max(codes, default=0)
     if code and not (accept_incomplete and code == EXIT_INCOMPLETE):
         ctx.exit(code)

@@ -25,12 +25,12 @@ def command(path: str, full: bool, as_json: bool) -> None:
       adapterpack inspect packs/tickets
       adapterpack inspect packs/tickets --full
     """
-    found = adapterpack.inspect(path)
+    summary = adapterpack.inspect(path)
     if as_json:
-        emit({"command": "inspect", **found})
+        emit({"command": "inspect", **summary})
         return
-    if base := found.get("base"):  # digests of variants have a line of their own
+    if base := summary.get("base"):  # digests of variants have a line of their own
         variants = [f"{one['relation']} {one['content']}" for one in base["variants"]]
-        found = {**found, "base": {key: value for key, value in base.items() if key != "variants"}, "base_variants": variants}
-    found = {key: size(value) if key.endswith("bytes") else value for key, value in found.items()}
-    facts(found if full else shortened(found))
+        summary = {**summary, "base": {key: value for key, value in base.items() if key != "variants"}, "base_variants": variants}
+    summary = {key: size(value) if key.endswith("bytes") else value for key, value in summary.items()}
+    facts(summary if full else shortened(summary))

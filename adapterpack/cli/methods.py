@@ -31,11 +31,11 @@ def command(name: str | None, as_json: bool) -> None:
       adapterpack methods lora
     """
     if name is not None and name in NODES:
-        found = _node(NODES[name])
+        node = _node(NODES[name])
         if as_json:
-            emit({"command": "methods", "methods": [], "inits": [], "nodes": [found]})
+            emit({"command": "methods", "methods": [], "inits": [], "nodes": [node]})
         else:
-            facts(found)
+            facts(node)
         return
     for error in broken_plugins() if name is None else ():
         click.echo(f"warning: {one_line(error.told)}", err=True)

@@ -69,15 +69,15 @@ def pack_at(reference: str) -> Any:
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, Any]:
     """``key=value`` texts as a mapping; values are read as YAML, as in a training configuration."""
-    found: dict[str, Any] = {}
+    values_by_key: dict[str, Any] = {}
     for text in values:
         key, equals, value = text.partition("=")
         if not equals:
             raise click.BadParameter(f"{text!r} is not key=value.", ctx, param)
-        if key in found:
+        if key in values_by_key:
             raise click.BadParameter(f"{key!r} is given twice.", ctx, param)
-        found[key] = _value(key, value)
-    return found
+        values_by_key[key] = _value(key, value)
+    return values_by_key
 
 
 def _value(key: str, text: str) -> Any:

@@ -38,16 +38,16 @@ def command(
     """
     loaded = pack_at(pack)
     before = sum(entry.size for entry in loaded.manifest.files)
-    made = adapterpack.resize(
+    resized = adapterpack.resize(
         loaded, rank=rank, energy=energy, sv_ratio=sv_ratio, sv_cumulative=sv_cumulative, sv_fro=sv_fro, budget=budget,
         base=None if base is None else folder_of(base), out=out)
-    found = described(made, out)
+    summary = described(resized, out)
     if as_json:
-        emit({"command": "resize", **found, "bytes_before": before})
+        emit({"command": "resize", **summary, "bytes_before": before})
         return
-    params = found["lineage"]["params"]
-    line(f"resized {pack} into {out}: {found['sites']} sites of rank {', '.join(found['ranks'])}, {size(before)} became "
-         f"{size(found['bytes'])}")
+    params = summary["lineage"]["params"]
+    line(f"resized {pack} into {out}: {summary['sites']} sites of rank {', '.join(summary['ranks'])}, {size(before)} became "
+         f"{size(summary['bytes'])}")
     errors = params["truncation"]["sites"]
     worst = max(errors, key=errors.get)
     line(f"relative error of the change: {shown(params['truncation']['total'])} in total, {shown(errors[worst])} at most (at {worst})")

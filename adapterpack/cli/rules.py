@@ -27,13 +27,14 @@ def command(name: str | None, as_json: bool) -> None:
       adapterpack rules linear
     """
     chosen = adapterpack.rules().values() if name is None else [RULES[name]]
-    found = [_described(rule) for rule in chosen]
+    described = [_described(rule) for rule in chosen]
     if as_json:
-        emit({"command": "rules", "rules": found})
+        emit({"command": "rules", "rules": described})
     elif name is None:
-        table(["name", "class", "exact", "what it does"], [[rule["name"], rule["needs"], rule["exact"], rule["summary"]] for rule in found])
+        table(["name", "class", "exact", "what it does"],
+              [[rule["name"], rule["needs"], rule["exact"], rule["summary"]] for rule in described])
     else:
-        facts(found[0])
+        facts(described[0])
 
 
 def _described(rule: Any) -> dict[str, Any]:
@@ -49,6 +50,6 @@ def _described(rule: Any) -> dict[str, Any]:
         "searches_weights": rule.search,
         "default_weights": "1" if rule.unit else "1/T",
         "laws": rule.laws._asdict(),
-        "parameters": {name: {"required": known.default is known.empty, "default": None if known.default is known.empty else known.default}
-                       for name, known in rule.parameters.items()},
+        "parameters": {name: {"required": required, "default": None if required else parameter.default}
+                       for name, parameter in rule.parameters.items() for required in [parameter.default is parameter.empty]},
     }

@@ -38,6 +38,6 @@ def command(pack: str, key: str, identity: str | None, expires: str | None, as_j
     if as_json:
         emit({"command": "sign", **signature.to_json()})
         return
-    found = signature.to_json()
-    line(f"signed {signature.name} ({signature.pack}) with the key {signature.key}: {found['signature']}")
-    line(f"it holds {'until ' + found['expires'] if signature.expires else 'without a limit in time'}")
+    details = signature.to_json()
+    line(f"signed {signature.name} ({signature.pack}) with the key {signature.key}: {details['signature']}")
+    line(f"it holds {'until ' + details['expires'] if signature.expires else 'without a limit in time'}")

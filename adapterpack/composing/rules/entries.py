@@ -83,8 +83,8 @@ class Blocks:
 
     def sample(self) -> np.ndarray | None:
         """``[T, S]``: entries from all over, if they are to be had for little."""
-        found = [view.sample().reshape(len(view.terms), -1) for view in self.views() if view.sample is not None]
-        return np.concatenate(found, axis=1) if found else None
+        parts = [view.sample().reshape(len(view.terms), -1) for view in self.views() if view.sample is not None]
+        return np.concatenate(parts, axis=1) if parts else None
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ def knots(terms: Sequence[Term]) -> View:
 
     Source: arXiv 2410.19735, section 4.
     """
-    found = core(terms)
-    left = _directions(found.cores)
-    X = (left.T @ found.cores @ found.right.T.astype(np.float64)).astype(found.left.dtype)
-    basis = (found.left @ left).astype(found.left.dtype)
+    joint = core(terms)
+    left = _directions(joint.cores)
+    X = (left.T @ joint.cores @ joint.right.T.astype(np.float64)).astype(joint.left.dtype)
+    basis = (joint.left @ left).astype(joint.left.dtype)
     return View(tuple(terms), X.shape[1:], lambda rows: X[:, rows], lambda merged: Factors(merged, basis))
 
 
@@ -147,20 +147,20 @@ def core_space(terms: Sequence[Term]) -> View:
     Source: arXiv 2509.17786, section 3. The bases are singular vectors of the stacked factors, so the factors are balanced first:
     ``U sqrt(S)`` and ``sqrt(S) V^T`` are the same whichever way a change was written.
     """
-    found = core(terms)
-    u, s, vt = np.linalg.svd(found.cores, full_matrices=False)
+    joint = core(terms)
+    u, s, vt = np.linalg.svd(joint.cores, full_matrices=False)
     halves = np.sqrt(s)[:, None, :]
     left, right = _directions(u * halves), _directions(vt.transpose(0, 2, 1) * halves)
-    M = (left.T @ found.cores @ right).astype(found.left.dtype)
-    bases = (found.left @ left).astype(found.left.dtype), (found.right @ right).astype(found.right.dtype)
+    M = (left.T @ joint.cores @ right).astype(joint.left.dtype)
+    bases = (joint.left @ left).astype(joint.left.dtype), (joint.right @ right).astype(joint.right.dtype)
     return View(tuple(terms), M.shape[1:], lambda rows: M[:, rows], Core(*bases, M).change)
 
 
 def _directions(parts: np.ndarray) -> np.ndarray:
     """``[K, k]``: the left singular vectors of ``[T, K, L]`` side by side, but for those that are rounding."""
     u, s, _ = np.linalg.svd(np.concatenate(list(parts), axis=1), full_matrices=False)
-    found: np.ndarray = u[:, s > 16 * np.finfo(np.float32).eps * s[0]]
-    return found
+    directions: np.ndarray = u[:, s > 16 * np.finfo(np.float32).eps * s[0]]
+    return directions
 
 
 def entrywise(
@@ -171,11 +171,11 @@ def entrywise(
     ``fuse`` names the parameters; ``measure`` gets the same.
     """
 
-    def function(terms: Sequence[Term], found: Any, **params: Any) -> Combination:
+    def function(terms: Sequence[Term], survey: Any, **params: Any) -> Combination:
         params.pop("scope")
         view = coordinates(terms)
-        made = Merged(view, lambda block: fuse(block, found, **params))
-        return made if view.back is None else view.back(np.concatenate([values for _, values in made.blocks()], axis=0))
+        merged = Merged(view, lambda block: fuse(block, survey, **params))
+        return merged if view.back is None else view.back(np.concatenate([values for _, values in merged.blocks()], axis=0))
 
     def survey(sites: Sequence[Sequence[Term]], **params: Any) -> Any:
         params.pop("scope")

@@ -24,10 +24,10 @@ _ROUNDS = 100
 
 def canonical(terms: Sequence[Term]) -> list[Factors]:
     """Each change times its weight in balanced singular units, strongest first; the sign of the weight lies in ``B``."""
-    found = spectra([term.change for term in terms])
-    halves = [np.sqrt(each.S * abs(term.weight)) for each, term in zip(found, terms, strict=True)]
-    return [Factors(each.V.T * half[:, None], each.U * (half * np.sign(term.weight)))
-            for each, half, term in zip(found, halves, terms, strict=True)]
+    decompositions = spectra([term.change for term in terms])
+    halves = [np.sqrt(spectrum.S * abs(term.weight)) for spectrum, term in zip(decompositions, terms, strict=True)]
+    return [Factors(spectrum.V.T * half[:, None], spectrum.U * (half * np.sign(term.weight)))
+            for spectrum, half, term in zip(decompositions, halves, terms, strict=True)]
 
 
 @rule("lora_lego", "singular units of all adapters in clusters, each its centroid at the mean length",
@@ -37,15 +37,15 @@ def lego(terms: Sequence[Term], *, clusters: int = 0) -> Factors:
 
     k-means from the longest unit and, each time, the unit that is farthest from those chosen: no random start.
     """
-    each = canonical(terms)
-    units = np.concatenate([np.concatenate([change.A, change.B.T], axis=1) for change in each], axis=0)
-    n, largest_rank = each[0].shape[1], max(change.rank for change in each)
+    changes = canonical(terms)
+    units = np.concatenate([np.concatenate([change.A, change.B.T], axis=1) for change in changes], axis=0)
+    n, largest_rank = changes[0].shape[1], max(change.rank for change in changes)
     if clusters < 0:
         raise ConfigError("there are as many clusters as the result has ranks", where="clusters", expected="at least 1", found=clusters,
                           remedy="give a number such as 8")
     k = min(clusters or largest_rank, len(units))
     if not k:
-        return zero(*each[0].shape)
+        return zero(*changes[0].shape)
     lengths = np.linalg.norm(units, axis=1)
     member = _clustered(units, k)
     centroids = []
@@ -53,8 +53,8 @@ def lego(terms: Sequence[Term], *, clusters: int = 0) -> Factors:
         mean = units[member == cluster].mean(axis=0)
         size = np.linalg.norm(mean)
         centroids.append(mean * (lengths[member == cluster].mean() / size) if size > 1e-6 * lengths.max() else 0 * mean)
-    found = np.array(centroids) * (largest_rank / k) ** 0.25  # sqrt(r / k) of the product
-    return Factors(found[:, :n].astype(terms[0].A.dtype), np.ascontiguousarray(found[:, n:].T, terms[0].B.dtype))
+    scaled = np.array(centroids) * (largest_rank / k) ** 0.25  # sqrt(r / k) of the product
+    return Factors(scaled[:, :n].astype(terms[0].A.dtype), np.ascontiguousarray(scaled[:, n:].T, terms[0].B.dtype))
 
 
 def _clustered(units: np.ndarray, k: int) -> np.ndarray:
@@ -90,10 +90,10 @@ def robust_merge(terms: Sequence[Term], *, density: float = 0.2, quantile: float
     share("density", density)
     if not 0 <= quantile <= 1:
         raise ConfigError("quantile is a share", where="quantile", expected="0 to 1", found=quantile, remedy="give a number such as 0.8")
-    each = canonical(terms)
-    rank = max(change.rank for change in each)
-    A, B, S = (np.zeros((len(each), *shape)) for shape in ((rank, each[0].shape[1]), (each[0].shape[0], rank), (rank,)))
-    for t, change in enumerate(each):
+    changes = canonical(terms)
+    rank = max(change.rank for change in changes)
+    A, B, S = (np.zeros((len(changes), *shape)) for shape in ((rank, changes[0].shape[1]), (changes[0].shape[0], rank), (rank,)))
+    for t, change in enumerate(changes):
         if not change.rank:
             continue
         kept = _trimmed(change.A, density)

@@ -46,7 +46,7 @@ def decomposed(matrix: np.ndarray, least: float = 0.0) -> Parts:
 
 def joined(parts: Sequence[Parts]) -> Parts:
     """Directions and values side by side."""
-    return Parts(*(np.concatenate(each, axis=-1) for each in zip(*parts, strict=True)))
+    return Parts(*(np.concatenate(field, axis=-1) for field in zip(*parts, strict=True)))
 
 
 def polar(X: np.ndarray) -> np.ndarray:
@@ -64,11 +64,11 @@ def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: float = 1.0) -
     """``lam U^ S V^T^``: singular triplets of all changes side by side, ``U`` and ``V`` made orthogonal by their polar factors."""
     share("share_kept", share_kept)
     space, changes = _weighted(terms)
-    each = [found.first(max(1, round(share_kept * len(found.S)))) for found in map(decomposed, changes)]
-    found = joined(each)
-    if not len(found.S):
+    kept = [triplets.first(max(1, round(share_kept * len(triplets.S)))) for triplets in map(decomposed, changes)]
+    triplets = joined(kept)
+    if not len(triplets.S):
         return _zero(terms)
-    return space.change(lam * Parts(polar(found.U), found.S, polar(found.V)).matrix)
+    return space.change(lam * Parts(polar(triplets.U), triplets.S, polar(triplets.V)).matrix)
 
 
 @rule("iso_c", "the sum with all its singular values made equal, on its support alone",
@@ -78,10 +78,10 @@ def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: str = "support") -
     """``alpha mean(S) U V^T`` of the weighted sum, on its support: R directions. ``mean="site"`` takes the mean over all ``min(m, n)``."""
     choice("rule iso_c", "mean", mean, "support", "site")
     space, changes = _weighted(terms)
-    found = decomposed(changes.sum(axis=0), _least(changes))
-    if not len(found.S):
+    total = decomposed(changes.sum(axis=0), _least(changes))
+    if not len(total.S):
         return _zero(terms)
-    return space.change(alpha * _flat(found, found.S, terms, mean).matrix)
+    return space.change(alpha * _flat(total, total.S, terms, mean).matrix)
 
 
 @rule("iso_cts", "Iso-C of the common directions and of the first own directions of each change, on their support alone",
@@ -98,8 +98,8 @@ def iso_cts(terms: Sequence[Term], *, alpha: float = 1.0, common: float = 0.8, m
     k = max(1, round(common * len(total.S)))
     shared, further = total.first(k), (len(total.S) - k) // len(terms)
     rest = [decomposed(change - shared.U @ (shared.U.T @ change), _least(changes)).first(further) for change in changes]
-    found = joined([shared, *rest])
-    return space.change(alpha * _flat(Parts(polar(found.U), found.S, polar(found.V)), found.S, terms, mean).matrix)
+    directions = joined([shared, *rest])
+    return space.change(alpha * _flat(Parts(polar(directions.U), directions.S, polar(directions.V)), directions.S, terms, mean).matrix)
 
 
 @rule("cart", "the mean, and of each change's way from it the first directions",
