@@ -393,10 +393,10 @@ def test_blocks_of_rows_do_not_show(rule: str, monkeypatch: pytest.MonkeyPatch) 
     close(Ours(rule).run([made(1), made(2)], [0.7, 0.4]), whole)
 
 
-@pytest.mark.parametrize("hold", [0, 1 << 26])
-def test_a_large_site_is_cut_by_blocks_or_held(hold: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a site of 300 x 260, of many blocks and beyond the small SVD, the rank that is asked for comes out, with its loss."""
-    monkeypatch.setattr(finish, "HOLD", hold)
+@pytest.mark.parametrize("limit", [0, 1 << 26])
+def test_a_large_site_is_cut_by_blocks_or_in_memory(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a site of 300 x 260, of many blocks and beyond the small SVD, the wanted rank comes out, with its loss."""
+    monkeypatch.setattr(finish, "MAX_IN_MEMORY", limit)
     packs = [made(seed, LoRA(r=8, alpha=8), sites=[Site("big", 260, 300)]) for seed in (1, 2)]
     pack = adapterpack.compose(packs, rule="ties", weights=[0.5, 0.5], rank=12)
     D = np.array([deltas(one)["big"] for one in packs])

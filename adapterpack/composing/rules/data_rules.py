@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import ConfigError, FormatError
 from ...lowrank.space import Factors, Term, stack, zero
-from .entries import Block, Blocks, dense, entry_rule, weighted
+from .entries import Block, Blocks, entry_rule, weighted
 from .rule import ARXIV, MEAN, rule, share
 
 
@@ -69,8 +69,8 @@ def fisher_survey(blocks: Blocks, **_: Any) -> np.ndarray:
 
 
 @entry_rule("fisher", "at every entry the mean, by how much each adapter's loss depends on that entry; needs squared gradients",
-            formula="sum w_i F_i D_i / sum |w_i| F_i, F_i = mean (dL/dW)^2", paper=f"{ARXIV}2111.09832", needs="D", exact=False,
-            over=dense, survey=fisher_survey, scope="tensor", cut=True, laws=MEAN, statistics="fisher")
+            formula="sum w_i F_i D_i / sum |w_i| F_i, F_i = mean (dL/dW)^2", paper=f"{ARXIV}2111.09832", survey=fisher_survey,
+            scope="tensor", laws=MEAN, statistics="fisher")
 def fisher(block: Block, means: np.ndarray, *, floor: float = 1e-3, normalize: bool = False) -> np.ndarray:
     """``sum w_t F_t x_t / sum |w_t| F_t``: at every entry the mean, by how much each adapter's loss depends on that entry.
 

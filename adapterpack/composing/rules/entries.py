@@ -163,36 +163,31 @@ def _directions(parts: np.ndarray) -> np.ndarray:
     return directions
 
 
-def entrywise(
-    coordinates: Callable[[Sequence[Term]], View], fuse: Callable[..., np.ndarray], measure: Callable[..., Any], scope: str = "adapter"
-) -> tuple[Callable[..., Combination], Callable[..., Any]]:
-    """The function and the survey of a rule: ``measure(blocks, *, ...)`` sees all entries, then ``fuse(block, found, *, ...)`` merges them.
-
-    ``fuse`` names the parameters; ``measure`` gets the same.
-    """
-
-    def function(terms: Sequence[Term], survey: Any, **params: Any) -> Combination:
-        params.pop("scope")
-        view = coordinates(terms)
-        merged = Merged(view, lambda block: fuse(block, survey, **params))
-        return merged if view.back is None else view.back(np.concatenate([values for _, values in merged.blocks()], axis=0))
-
-    def survey(sites: Sequence[Sequence[Term]], **params: Any) -> Any:
-        params.pop("scope")
-        changed = [terms for terms in sites if any(len(term.A) for term in terms)]
-        return measure(Blocks(lambda: (coordinates(terms) for terms in changed)), **params)
-
-    function.__signature__ = with_scope(fuse, scope)  # type: ignore[attr-defined]
-    return function, survey
-
-
 def entry_rule(
-    name: str, summary: str, *, over: Callable[[Sequence[Term]], View], survey: Callable[..., Any], scope: str = "adapter", **fields: Any
+    name: str, summary: str, *, over: Callable[[Sequence[Term]], View] = dense, survey: Callable[..., Any] | None = None,
+    scope: str | None = None, **fields: Any,
 ) -> Callable[[Function], Function]:
-    """Registers a rule that merges entries: the decorated function is ``fuse`` of :func:`entrywise`, in the coordinates ``over``."""
+    """Registers a rule that merges entries, in the coordinates ``over``: ``survey(blocks, *, ...)`` sees all entries first, if there is
+    one, then the decorated ``fuse(block, surveyed, *, ...)`` merges them. ``fuse`` names the parameters; the survey gets the same.
+
+    In the coordinates of the weight the result has no low rank (class D); in others it is an adapter as it stands (class C).
+    """
+    classified: dict[str, Any] = {"needs": "D", "exact": False, "cut": True} if over is dense else {"needs": "C", "exact": True}
+
     def register(fuse: Function) -> Function:
-        function, measured = entrywise(over, fuse, survey, scope)
-        RULES.register(Rule(name, summary, function=function, survey=measured, **fields))
+        def function(terms: Sequence[Term], surveyed: Any, **params: Any) -> Combination:
+            params.pop("scope")
+            view = over(terms)
+            merged = Merged(view, lambda block: fuse(block, surveyed, **params))
+            return merged if view.back is None else view.back(np.concatenate([values for _, values in merged.blocks()], axis=0))
+
+        def survey_sites(sites: Sequence[Sequence[Term]], **params: Any) -> Any:
+            params.pop("scope")
+            changed = [terms for terms in sites if any(len(term.A) for term in terms)]
+            return None if survey is None else survey(Blocks(lambda: (over(terms) for terms in changed)), **params)
+
+        function.__signature__ = with_scope(fuse, scope or ("tensor" if survey is None else "adapter"))  # type: ignore[attr-defined]
+        RULES.register(Rule(name, summary, function=function, survey=survey_sites, **classified, **fields))
         return fuse
 
     return register

@@ -9,13 +9,9 @@ import numpy as np
 from ..._native.passes import elected, trimmed
 from ...errors import ConfigError
 from ...lowrank.quantiles import level, magnitudes
-from .entries import Block, Blocks, core_space, dense, entry_rule, knots, weighted
+from .entries import Block, Blocks, core_space, entry_rule, knots, weighted
 from .rule import ARXIV, MEAN, SUM, THINNED, Laws, share
 from .trim import band, band_levels, dropped, dropped_by_rank, largest_level
-
-
-def nothing(blocks: Blocks, **_: Any) -> None:
-    """The survey of a rule that needs none."""
 
 
 def _scaled(lam: float, merged: np.ndarray) -> np.ndarray:
@@ -23,48 +19,41 @@ def _scaled(lam: float, merged: np.ndarray) -> np.ndarray:
     return merged if lam == 1 else np.asarray(lam * merged)
 
 
-def magnitude_level(blocks: Blocks, *, density: float, **_: Any) -> np.ndarray:
-    """``[T]``: see :func:`~adapterpack.composing.rules.trim.largest_level`."""
-    return largest_level(blocks, density)
-
-
-@entry_rule("magnitude_prune", "the weighted sum of the largest entries of each change", formula="sum w_i trim(D_i)",
-            paper=f"{ARXIV}2306.01708", needs="D", exact=False, over=dense, survey=magnitude_level, cut=True, neutral=THINNED, laws=SUM)
+@entry_rule("magnitude_prune", "the weighted sum of the largest entries of each change",
+            formula="sum w_i trim(D_i)", paper=f"{ARXIV}2306.01708", survey=largest_level, neutral=THINNED, laws=SUM)
 def magnitude_prune(block: Block, least: np.ndarray, *, density: float = 0.5) -> np.ndarray:
     """``sum w_t trim(x_t)``."""
     return np.asarray(weighted(block.weights, trimmed(block.values, least)).sum(axis=0))
 
 
 @entry_rule("ties", "the largest entries of each change; at each place a vote on the sign, and the mean of those who agree",
-            formula="lam sum_{agree} w_i trim(D_i) / sum_{agree} |w_i|", paper=f"{ARXIV}2306.01708", needs="D", exact=False, over=dense,
-            survey=magnitude_level, cut=True, neutral=THINNED, laws=MEAN)
+            formula="lam sum_{agree} w_i trim(D_i) / sum_{agree} |w_i|", paper=f"{ARXIV}2306.01708", survey=largest_level,
+            neutral=THINNED, laws=MEAN)
 @entry_rule("knots_ties", "TIES on the columns' coordinates in the changes' joint singular vectors: an adapter as it stands",
-            formula="U ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]", paper=f"{ARXIV}2410.19735", needs="C", exact=True, over=knots,
-            survey=magnitude_level, neutral=THINNED, laws=MEAN)
-@entry_rule("core_ties", "TIES in the bases of all columns and all rows: an adapter as it stands", formula="U ties(U^T D_t V) V^T",
-            paper=f"{ARXIV}2509.17786", needs="C", exact=True, over=core_space, survey=magnitude_level, neutral=THINNED, laws=MEAN)
+            formula="U ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]", paper=f"{ARXIV}2410.19735", over=knots, survey=largest_level,
+            neutral=THINNED, laws=MEAN)
+@entry_rule("core_ties", "TIES in the bases of all columns and all rows: an adapter as it stands",
+            formula="U ties(U^T D_t V) V^T", paper=f"{ARXIV}2509.17786", over=core_space, survey=largest_level, neutral=THINNED,
+            laws=MEAN)
 def ties(block: Block, least: np.ndarray, *, density: float = 0.2, lam: float = 1.0, normalize: bool = True) -> np.ndarray:
     """``lam`` times the disjoint mean of the trimmed changes under the elected sign."""
     return _scaled(lam, elected(block.values, block.weights, normalize, least))
 
 
-@entry_rule("dare_linear", "entries dropped at random and the rest scaled up, then the weighted sum", formula="sum w_i m_i D_i / density",
-            paper=f"{ARXIV}2311.03099", needs="D", exact=False, over=dense, survey=nothing, scope="tensor", cut=True, neutral=THINNED,
-            laws=SUM)
+@entry_rule("dare_linear", "entries dropped at random and the rest scaled up, then the weighted sum",
+            formula="sum w_i m_i D_i / density", paper=f"{ARXIV}2311.03099", neutral=THINNED, laws=SUM)
 def dare_linear(block: Block, _: None, *, density: float = 0.5, seed: int = 0) -> np.ndarray:
     """``sum w_t m_t x_t / density``."""
     return np.asarray(weighted(block.weights, dropped(block, density, seed)).sum(axis=0))
 
 
 @entry_rule("dare_ties", "entries dropped at random and the rest scaled up, then TIES' vote and mean",
-            formula="lam sum_{agree} w_i m_i D_i / (density sum_{agree} |w_i|)", paper=f"{ARXIV}2311.03099", needs="D", exact=False,
-            over=dense, survey=nothing, scope="tensor", cut=True, neutral=THINNED, laws=MEAN)
+            formula="lam sum_{agree} w_i m_i D_i / (density sum_{agree} |w_i|)", paper=f"{ARXIV}2311.03099", neutral=THINNED, laws=MEAN)
 @entry_rule("knots_dare_ties", "DARE with TIES' vote in KnOTS' coordinates: an adapter as it stands",
-            formula="U dare_ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]", paper=f"{ARXIV}2410.19735", needs="C", exact=True,
-            over=knots, survey=nothing, scope="tensor", neutral=THINNED, laws=MEAN)
+            formula="U dare_ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]", paper=f"{ARXIV}2410.19735", over=knots, neutral=THINNED,
+            laws=MEAN)
 @entry_rule("core_dare_ties", "DARE with TIES' vote in the bases of all columns and all rows: an adapter as it stands",
-            formula="U dare_ties(U^T D_t V) V^T", paper=f"{ARXIV}2509.17786", needs="C", exact=True, over=core_space, survey=nothing,
-            scope="tensor", neutral=THINNED, laws=MEAN)
+            formula="U dare_ties(U^T D_t V) V^T", paper=f"{ARXIV}2509.17786", over=core_space, neutral=THINNED, laws=MEAN)
 def dare_ties(
     block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, normalize: bool = True, seed: int = 0
 ) -> np.ndarray:
@@ -73,8 +62,7 @@ def dare_ties(
 
 
 @entry_rule("della", "DARE with larger entries kept more often, each divided by its own probability; then TIES' vote and mean",
-            formula="lam sum_{agree} w_i m_i D_i / p_i / sum_{agree} |w_i|", paper=f"{ARXIV}2406.11617", needs="D", exact=False,
-            over=dense, survey=nothing, scope="tensor", cut=True, neutral=THINNED, laws=MEAN)
+            formula="lam sum_{agree} w_i m_i D_i / p_i / sum_{agree} |w_i|", paper=f"{ARXIV}2406.11617", neutral=THINNED, laws=MEAN)
 def della(
     block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, lam: float = 1.0, normalize: bool = True, seed: int = 0
 ) -> np.ndarray:
@@ -83,29 +71,22 @@ def della(
 
 
 @entry_rule("della_linear", "DARE with larger entries kept more often, each divided by its own probability; then the weighted sum",
-            formula="sum w_i m_i D_i / p_i", paper=f"{ARXIV}2406.11617", needs="D", exact=False, over=dense, survey=nothing,
-            scope="tensor", cut=True, neutral=THINNED, laws=SUM)
+            formula="sum w_i m_i D_i / p_i", paper=f"{ARXIV}2406.11617", neutral=THINNED, laws=SUM)
 def della_linear(block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, seed: int = 0) -> np.ndarray:
     """The weighted sum of changes whose larger entries are kept with a higher probability, each divided by its own."""
     return np.asarray(weighted(block.weights, dropped_by_rank(block, density, epsilon, seed)).sum(axis=0))
 
 
-def bands(blocks: Blocks, *, density: float, gamma: float, **_: Any) -> tuple[np.ndarray, np.ndarray]:
-    """See :func:`~adapterpack.composing.rules.trim.band_levels`."""
-    return band_levels(blocks, density, gamma)
-
-
-@entry_rule("breadcrumbs", "the weighted sum without the largest and without the smallest entries", formula="sum w_i band(D_i)",
-            paper=f"{ARXIV}2312.06795", needs="D", exact=False, over=dense, survey=bands, cut=True,
-            neutral={"density": 1.0, "gamma": 0.0}, laws=SUM)
+@entry_rule("breadcrumbs", "the weighted sum without the largest and without the smallest entries",
+            formula="sum w_i band(D_i)", paper=f"{ARXIV}2312.06795", survey=band_levels, neutral={"density": 1.0, "gamma": 0.0}, laws=SUM)
 def breadcrumbs(block: Block, levels: tuple[np.ndarray, np.ndarray], *, density: float = 0.9, gamma: float = 0.01) -> np.ndarray:
     """``sum w_t band(x_t)``."""
     return np.asarray(weighted(block.weights, band(block, levels)).sum(axis=0))
 
 
 @entry_rule("breadcrumbs_ties", "without the largest and without the smallest entries, TIES' vote and mean",
-            formula="lam sum_{agree} w_i band(D_i) / sum_{agree} |w_i|", paper=f"{ARXIV}2312.06795", needs="D", exact=False, over=dense,
-            survey=bands, cut=True, neutral={"density": 1.0, "gamma": 0.0}, laws=MEAN)
+            formula="lam sum_{agree} w_i band(D_i) / sum_{agree} |w_i|", paper=f"{ARXIV}2312.06795", survey=band_levels,
+            neutral={"density": 1.0, "gamma": 0.0}, laws=MEAN)
 def breadcrumbs_ties(
     block: Block, levels: tuple[np.ndarray, np.ndarray], *, density: float = 0.9, gamma: float = 0.01, lam: float = 1.0,
     normalize: bool = True,
@@ -114,8 +95,8 @@ def breadcrumbs_ties(
     return _scaled(lam, elected(band(block, levels), block.weights, normalize))
 
 
-@entry_rule("magmax", "at each place the entry of the largest size", formula="alpha w_j D_j, j = argmax |w_i D_i|",
-            paper=f"{ARXIV}2407.06322", needs="D", exact=False, over=dense, survey=nothing, scope="tensor", cut=True, unit=True)
+@entry_rule("magmax", "at each place the entry of the largest size",
+            formula="alpha w_j D_j, j = argmax |w_i D_i|", paper=f"{ARXIV}2407.06322", unit=True)
 def magmax(block: Block, _: None, *, alpha: float = 1.0) -> np.ndarray:
     """``alpha`` times the entry ``w_t x_t`` of largest magnitude; 0 where two of the largest are opposite."""
     parts = block.weighted
@@ -143,8 +124,8 @@ def sce_survey(blocks: Blocks, *, density: float, **_: Any) -> Selected:
 
 
 @entry_rule("sce", "the places where the changes differ most, weights by the energy there, minority signs erased",
-            formula="lam sum_{agree} e_i D_i / sum_{agree} |e_i|, e_i = w_i mean(D_i^2)", paper=f"{ARXIV}2408.07990", needs="D",
-            exact=False, over=dense, survey=sce_survey, scope="tensor", cut=True, neutral=THINNED, laws=MEAN)
+            formula="lam sum_{agree} e_i D_i / sum_{agree} |e_i|, e_i = w_i mean(D_i^2)", paper=f"{ARXIV}2408.07990", survey=sce_survey,
+            scope="tensor", neutral=THINNED, laws=MEAN)
 def sce(block: Block, selected: Selected, *, density: float = 0.5, lam: float = 1.0) -> np.ndarray:
     """Selected positions of high variance, weights by energy there, minority signs erased; a mean over what stays."""
     shares = np.abs(block.weights) * selected.energy
@@ -184,7 +165,7 @@ def pcb_survey(blocks: Blocks, *, density: float, **_: Any) -> Balance:
 
 @entry_rule("pcb", "entries weighed by their size in their change and by their agreement with the others; not free of scale",
             formula="lam sum w_i s_i D_i / sum |w_i| s_i, s_i = exp(T norm(|D_i|)^2) tanh(D_i sum D)", paper=f"{ARXIV}2410.02396",
-            needs="D", exact=False, over=dense, survey=pcb_survey, cut=True, neutral=THINNED, laws=MEAN._replace(homogeneous=False))
+            survey=pcb_survey, neutral=THINNED, laws=MEAN._replace(homogeneous=False))
 def pcb(block: Block, balance: Balance, *, density: float = 0.1, lam: float = 1.0) -> np.ndarray:
     """``lam sum_t w_t x_t score_t / sum_t |w_t| score_t``, of the entries whose score is among the ``density`` largest."""
     least, most = (ends[:, None, None] for ends in (balance.least, balance.most))
@@ -219,8 +200,7 @@ def emr_survey(blocks: Blocks, **_: Any) -> np.ndarray:
 
 
 @entry_rule("emr", "the elected sign with the largest entry that has it; or, for one task, with that pack's mask and scale",
-            formula="sgn(sum w_i D_i) max_{agree} |D_i|", paper=f"{ARXIV}2405.17461", needs="D", exact=False, over=dense,
-            survey=emr_survey, cut=True, laws=MEAN)
+            formula="sgn(sum w_i D_i) max_{agree} |D_i|", paper=f"{ARXIV}2405.17461", survey=emr_survey, laws=MEAN)
 def emr(block: Block, scales: np.ndarray, *, task: str = "") -> np.ndarray:
     """The unified change; with ``task``, a pack's name, that pack's mask and scale on it, by which it is served.
 
@@ -238,9 +218,8 @@ def emr(block: Block, scales: np.ndarray, *, task: str = "") -> np.ndarray:
 
 
 @entry_rule("consensus", "the sum, where enough packs find it important for themselves (TALL masks)",
-            formula="alpha [count(|w_i D_i| > threshold |sum - w_i D_i|) >= agreeing] sum w_i D_i", paper=f"{ARXIV}2405.07813", needs="D",
-            exact=False, over=dense, survey=nothing, scope="tensor", cut=True, unit=True, neutral={"agreeing": 1, "threshold": 0.0},
-            laws=Laws(sums=True))
+            formula="alpha [count(|w_i D_i| > threshold |sum - w_i D_i|) >= agreeing] sum w_i D_i", paper=f"{ARXIV}2405.07813", unit=True,
+            neutral={"agreeing": 1, "threshold": 0.0}, laws=Laws(sums=True))
 def consensus(block: Block, _: None, *, threshold: float = 0.4, agreeing: int = 2, alpha: float = 1.0) -> np.ndarray:
     """``alpha sum w_t x_t`` where at least ``agreeing`` of the masks ``|w_t x_t| > threshold |sum - w_t x_t|`` are on."""
     parts = block.weighted

@@ -62,32 +62,26 @@ def average(terms: Sequence[Term]) -> Sum:
     return reweighted(terms, np.array([term.weight for term in terms]) / sum(abs(term.weight) for term in terms))
 
 
-def by_gram(coefficients: Callable[..., np.ndarray]) -> Callable[..., Sum]:
-    """A rule of ``(terms, G, *, ...)`` from ``coefficients(G, a, *, ...)``, where ``G`` are the products of the ``x_i`` of length > 0."""
-
-    def combine(terms: Sequence[Term], products: np.ndarray, **params: Any) -> Sum:
-        signs, weights = _signed(terms)
-        alive = np.diag(products) > 0
-        c = np.zeros(len(terms))
-        if alive.any():
-            G = (products * np.outer(signs, signs))[np.ix_(alive, alive)]
-            params.pop("scope")
-            c[alive] = coefficients(G, weights[alive], **params)
-        return reweighted(terms, c * signs)
-
-    combine.__signature__ = with_scope(coefficients, "tensor")  # type: ignore[attr-defined]
-    return combine
-
-
 def products(sites: Sequence[Sequence[Term]], **_: Any) -> np.ndarray:
     """``[T, T]``: the inner products of the changes, summed over the sites."""
     return np.asarray(np.sum([gram(terms) for terms in sites], axis=0))
 
 
 def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Function], Function]:
-    """Registers a rule whose result is a weighted sum: the decorated function gives the weights, as :func:`by_gram` takes them."""
+    """Registers a rule whose result is a weighted sum: the decorated ``coefficients(G, a, *, ...)`` gives the weights of the ``x_i`` of
+    length > 0, whose inner products are ``G``."""
     def register(coefficients: Function) -> Function:
-        RULES.register(Rule(name, summary, function=by_gram(coefficients), survey=products, **fields))
+        def combine(terms: Sequence[Term], products: np.ndarray, **params: Any) -> Sum:
+            signs, weights = _signed(terms)
+            alive = np.diag(products) > 0
+            c = np.zeros(len(terms))
+            if alive.any():
+                params.pop("scope")
+                c[alive] = coefficients((products * np.outer(signs, signs))[np.ix_(alive, alive)], weights[alive], **params)
+            return reweighted(terms, c * signs)
+
+        combine.__signature__ = with_scope(coefficients, "tensor")  # type: ignore[attr-defined]
+        RULES.register(Rule(name, summary, function=combine, survey=products, **fields))
         return coefficients
 
     return register

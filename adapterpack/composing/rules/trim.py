@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ...errors import ConfigError
@@ -11,13 +13,13 @@ from .entries import Block, Blocks
 from .rule import share
 
 
-def largest_level(blocks: Blocks, density: float) -> np.ndarray:
+def largest_level(blocks: Blocks, *, density: float, **_: Any) -> np.ndarray:
     """``[T]``: the magnitude from which on the ``density`` largest entries of each change lie."""
     share("density", density)
     return level(lambda: (block.values for block in blocks()), density, blocks.sample)
 
 
-def band_levels(blocks: Blocks, density: float, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+def band_levels(blocks: Blocks, *, density: float, gamma: float, **_: Any) -> tuple[np.ndarray, np.ndarray]:
     """``[T]`` twice: between these magnitudes lie ``density`` of the entries, under the ``gamma`` largest ones; both ends belong to it.
 
     Raises:

@@ -59,7 +59,7 @@ def merge_graph(
     """Folds ``packs`` into the graph ``source`` and writes it, with its data and what belongs to it, to the new folder ``out``.
 
     ``source`` is an ``.onnx`` file that any tool made from ``checkpoint``, whose tensors are found in it by their content; or the folder
-    of a bundle, whose site map says where they are. Each fold is computed from the checkpoint's own numbers where to_device is one, and
+    of a bundle, whose site map says where they are. Each fold is computed from the checkpoint's own numbers where there is one, and
     rounded once to what the initializer stores; a quantized weight is rounded to its own bits and blocks. Files are copied and changed in
     place, weight by weight. The result is checked by ONNX and opened by ONNX Runtime before it gets its name.
 
