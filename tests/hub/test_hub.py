@@ -46,7 +46,7 @@ def command(environment: dict[str, str], folder: Path, *args: Any, code: int = 0
 
 
 def test_a_pack_goes_up_and_comes_down_and_its_canary_sings(
-    served: Hub, client_environment: dict[str, str], pack_of: Callable[[str, str], Path], base_of: Callable[[str], Path], tmp_path: Path,
+    hub: Hub, client_environment: dict[str, str], pack_of: Callable[[str, str], Path], base_of: Callable[[str], Path], tmp_path: Path,
 ) -> None:
     """push -> pull in a fresh store -> validate -> attach: the canary is replayed; transformers and PEFT load what lies on the hub."""
     import torch
@@ -57,16 +57,16 @@ def test_a_pack_goes_up_and_comes_down_and_its_canary_sings(
     args = ("push", source, "hf://org/alpha", "--base-model", "org/llama", "--license", "apache-2.0")
     pushed = command(client_environment, tmp_path, *args, "--tag", "v1")
     assert pushed["created"]
-    again = command(client_environment, tmp_path, *args, "--tag", "v1")
-    assert (again["sent"], again["deleted"], again["commit"]) == ([], [], pushed["commit"]), "equal content is left alone"
+    again = adapterpack.push(source, "hf://org/alpha", base_model="org/llama", license="apache-2.0", tag="v1")
+    assert (again.sent, again.deleted, again.commit) == ((), (), pushed["commit"]), "equal content is left alone"
 
     client_environment = elsewhere(client_environment, tmp_path)
     pulled = command(client_environment, tmp_path, "pull", "hf://org/alpha@v1", "-o", "alpha")
     assert (pulled["commit"], pulled["id"]) == (pushed["commit"], pushed["id"])
     seen = command(client_environment, tmp_path, "validate", "hf://org/alpha@v1", "--base", base_of("llama"), code=3)
     assert (seen["state"], seen["findings"], seen["base"]["verdict"]) == ("not fully checked", [], "same")
-    whole = command(client_environment, tmp_path, "validate", "hf://org/alpha@v1", "--base", base_of("llama"), "--full")
-    assert (whole["state"], whole["id"]) == ("valid", pushed["id"])
+    whole = adapterpack.validate("hf://org/alpha@v1", base_of("llama"), full=True)
+    assert (whole.state, whole.id) == ("valid", pushed["id"])
 
     pack = adapterpack.load(tmp_path / "alpha")
     assert pack.manifest.canary == adapterpack.load(source).manifest.canary is not None
@@ -103,13 +103,13 @@ def snapshot_in_another_process(environment: dict[str, str], repo: str, folder: 
 
 
 def test_a_bundle_goes_up_and_comes_down_and_answers_the_same(
-    served: Hub, client_environment: dict[str, str], bundle_of: Callable[[str, str], Path], tmp_path: Path,
+    hub: Hub, client_environment: dict[str, str], bundle_of: Callable[[str, str], Path], tmp_path: Path,
 ) -> None:
     """push -> pull -> validate --full replays the canaries in ONNX Runtime -> the same outputs; hf:// is a bundle too."""
     source = bundle_of("llama", "bank")
-    args = ("push", source, "hf://org/bundle", "--base-model", "org/llama", "--license", "apache-2.0")
-    pushed = command(client_environment, tmp_path, *args)
-    assert command(client_environment, tmp_path, *args)["sent"] == []
+    named = ("--base-model", "org/llama", "--license", "apache-2.0")
+    pushed = command(client_environment, tmp_path, "push", source, "hf://org/bundle", *named)
+    assert adapterpack.push(source, "hf://org/bundle", base_model="org/llama", license="apache-2.0").sent == ()
     fresh = elsewhere(client_environment, tmp_path)
     pulled = command(fresh, tmp_path, "pull", "hf://org/bundle", "-o", "bundle")
     assert (pulled["kind"], pulled["id"]) == ("bundle", pushed["id"])
@@ -120,12 +120,12 @@ def test_a_bundle_goes_up_and_comes_down_and_answers_the_same(
     report = adapterpack.validate(tmp_path / "bundle", full=True)
     assert report.findings == ()
     assert not any(text.startswith("canary of") for text in report.not_checked), "every canary was replayed"
-    assert command(client_environment, tmp_path, "validate", "hf://org/bundle", code=3)["findings"] == []
+    assert adapterpack.validate("hf://org/bundle").findings == ()
 
     inputs = adapterpack.Session(source).encode(["w1 w2 w3", "w5 w6"])
     one, other = (adapterpack.Session(folder).run(inputs, adapters=["alpha", None])["logits"] for folder in (source, tmp_path / "bundle"))
     np.testing.assert_array_equal(one, other)
-    assert command(client_environment, tmp_path, "inspect", "hf://org/bundle")["kind"] == "bundle"
+    assert adapterpack.inspect("hf://org/bundle")["kind"] == "bundle"
 
 
 def test_a_peft_repository_is_imported(hub: Hub, tmp_path: Path) -> None:

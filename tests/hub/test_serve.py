@@ -11,6 +11,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,32 @@ from adapterpack.errors import HubError, RepoNotFound, RevisionNotFound
 pytestmark = pytest.mark.fast
 
 
-@pytest.fixture
-def own(tmp_path: Path, client_environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """A hub started by its command, with its output kept, and the environment of its client."""
-    tokens = tmp_path / "tokens"
+def started(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A hub started by its command in an empty folder, with its output kept there, and its address."""
+    tokens = folder / "tokens"
     tokens.write_text(f"ann write {WRITE}\nbob read {READ}\n")
     tokens.chmod(0o600)
-    args = ["-m", "adapterpack", "hub", "serve", str(tmp_path / "data"), "--port", "0", "--tokens", str(tokens), "--json"]
-    with (tmp_path / "log").open("w") as log, subprocess.Popen([sys.executable, *args], stdout=subprocess.PIPE, stderr=log,
+    args = ["-m", "adapterpack", "hub", "serve", str(folder / "data"), "--port", "0", "--tokens", str(tokens), "--json"]
+    with (folder / "log").open("w") as log, subprocess.Popen([sys.executable, *args], stdout=subprocess.PIPE, stderr=log,
                                                                text=True) as process:
         assert process.stdout is not None
-        address = json.loads(process.stdout.readline())["address"]
-        yield process, {**client_environment, "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1"}
+        yield process, json.loads(process.stdout.readline())["address"]
         process.kill()
-    assert not any(token in (tmp_path / "log").read_text() for token in (WRITE, READ))
+    assert not any(token in (folder / "log").read_text() for token in (WRITE, READ))
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one for several tests."""
+    for _, address in started(tmp_path_factory.mktemp("served")):
+        yield address
+
+
+@pytest.fixture
+def client(hub: Hub, address: str, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """This process, as a client of that one."""
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    return monkeypatch
 
 
 def run(environment: dict[str, str], folder: Path, *command: str, code: int = 0) -> str:
@@ -50,28 +63,29 @@ def run(environment: dict[str, str], folder: Path, *command: str, code: int = 0)
 HF = ("-c", "import sys; from huggingface_hub.cli.hf import main; sys.argv[0] = 'hf'; main()")
 
 
-def test_the_plain_hf_command_and_a_clean_end(own: tuple[subprocess.Popen[str], dict[str, str]], tmp_path: Path) -> None:
-    """hf upload -> adapterpack pull; adapterpack push -> hf download; Ctrl-C ends the hub with nothing half-written."""
-    process, environment = own
+def test_the_plain_hf_command_and_a_clean_end(hub: Hub, client_environment: dict[str, str], tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """hf upload -> pull; push -> hf download; Ctrl-C ends the hub with nothing half-written."""
     pack = make_pack()
     pack.write(tmp_path / "pack")
-    run(environment, tmp_path, *HF, "upload", "ann/byhand", "pack", ".")
-    pulled = json.loads(run(environment, tmp_path, "-m", "adapterpack", "pull", "hf://ann/byhand", "--json"))
-    assert pulled["id"] == pack.id
-    pushed = json.loads(run(environment, tmp_path, "-m", "adapterpack", "push", "pack", "hf://ann/pushed", "--tag", "v1", "--json"))
-    run(environment, tmp_path, *HF, "download", "ann/pushed", "--revision", "v1", "--local-dir", "fetched")
-    assert (tmp_path / "fetched" / ".cache" / "huggingface").is_dir(), "the client's own notes"
-    assert adapterpack.load(tmp_path / "fetched").id == pushed["id"]
-    run({**environment, "HF_TOKEN": READ}, tmp_path, *HF, "upload", "ann/byhand", "pack", "more", code=1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) in {0, 130}
+    for process, address in started(tmp_path):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        environment = {**client_environment, "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1"}
+        run(environment, tmp_path, *HF, "upload", "ann/byhand", "pack", ".")
+        assert adapterpack.pull("hf://ann/byhand").id == pack.id
+        pushed = adapterpack.push(tmp_path / "pack", "hf://ann/pushed", tag="v1")
+        run(environment, tmp_path, *HF, "download", "ann/pushed", "--revision", "v1", "--local-dir", "fetched")
+        assert (tmp_path / "fetched" / ".cache" / "huggingface").is_dir(), "the client's own notes"
+        assert adapterpack.load(tmp_path / "fetched").id == pushed.id
+        run({**environment, "HF_TOKEN": READ}, tmp_path, *HF, "upload", "ann/byhand", "pack", "more", code=1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) in {0, 130}
     assert [*(tmp_path / "data" / "tmp").rglob("*")] == [tmp_path / "data" / "tmp" / "parts"]
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_bodies_have_limits(own: tuple[subprocess.Popen[str], dict[str, str]]) -> None:
-    _, environment = own
-    url = f"{environment['HF_ENDPOINT']}/api/repos/create"
+def test_bodies_have_limits(address: str) -> None:
+    url = f"{address}/api/repos/create"
 
     def endless() -> Iterator[bytes]:
         for _ in range(80):
@@ -115,34 +129,36 @@ class Proxy(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def test_a_proxy_is_used(own: tuple[subprocess.Popen[str], dict[str, str]], tmp_path: Path) -> None:
+def test_a_proxy_is_used(client: pytest.MonkeyPatch) -> None:
     """HTTP_PROXY: every request of push and pull goes through it, with the hub under a name that only the proxy knows to be reachable."""
-    _, environment = own
+    from huggingface_hub.utils import close_session
+
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        environment = {**{key: value for key, value in environment.items() if key.lower() != "no_proxy"},
-                       "HTTP_PROXY": f"http://127.0.0.1:{proxy.server_address[1]}", "http_proxy": f"http://127.0.0.1:{proxy.server_address[1]}"}
-        make_pack().write(tmp_path / "pack")
-        run(environment, tmp_path, "-m", "adapterpack", "push", "pack", "hf://ann/proxied", "--json")
-        pulled = json.loads(run(environment, tmp_path, "-m", "adapterpack", "pull", "hf://ann/proxied", "--json"))
+        threading.Thread(target=partial(proxy.serve_forever, poll_interval=0.05), daemon=True).start()
+        for name in ("no_proxy", "NO_PROXY"):
+            client.delenv(name, raising=False)
+        for name in ("http_proxy", "HTTP_PROXY"):
+            client.setenv(name, f"http://127.0.0.1:{proxy.server_address[1]}")
+        close_session()  # the next one reads the environment
+        adapterpack.push(make_pack(), "hf://ann/proxied")
+        pulled = adapterpack.pull("hf://ann/proxied")
+        close_session()
         proxy.shutdown()
-    assert pulled["id"] == make_pack().id
+    assert pulled.id == make_pack().id
     assert any("/commit/main" in line for line in Proxy.seen)
     assert any(line.startswith("GET ") and line.endswith("/adapter_model.safetensors") for line in Proxy.seen)
 
 
-def test_what_is_private_or_gone_is_told_by_name(own: tuple[subprocess.Popen[str], dict[str, str]], hub: Hub, tmp_path: Path,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", own[1]["HF_ENDPOINT"])  # the hub by its command; its client is this process
+def test_what_is_private_or_gone_has_an_error_of_its_name(client: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pushed, lock = adapterpack.push(make_pack(), "hf://ann/secret", private=True), tmp_path / "adapterpack.lock"
     for token in ("hf_" + "x" * 20, None):  # of nobody, and none
-        with monkeypatch.context() as stranger:
+        with client.context() as stranger:
             stranger.delenv("HF_TOKEN") if token is None else stranger.setenv("HF_TOKEN", token)
             with pytest.raises(HubError if token else RepoNotFound) as caught:
                 adapterpack.pull("hf://ann/secret", lock=lock)
             assert "hf_xxx" not in str(caught.value)
     assert not lock.exists()
-    monkeypatch.setenv("HF_TOKEN", READ)
+    client.setenv("HF_TOKEN", READ)
     assert adapterpack.pull("hf://ann/secret", lock=lock).id == pushed.id
     with pytest.raises(RevisionNotFound):
         adapterpack.pull("hf://ann/secret@v9", lock=lock)
